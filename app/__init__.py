@@ -1,0 +1,1 @@
+"""HTTP: requests in, responses out. Nothing in here imports torch."""

@@ -1,0 +1,63 @@
+"""The `gradless` command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.settings import SettingsError, load_settings
+from models.samples import Sample, draw, encode
+
+app = typer.Typer(
+    help="Serve image models without gradients.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def serve() -> None:
+    """Serve the models of GRADLESS_MODELS until SIGTERM. Settings are GRADLESS_* variables; see the README."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        for line in str(error).splitlines():
+            typer.echo(f"gradless: {line}", err=True)
+        raise typer.Exit(2) from None
+    # Here, not above: `gradless sample` and `gradless --help` need not wait for the web server's imports.
+    from app.server import serve as run  # noqa: PLC0415
+
+    run(settings)
+
+
+@app.command()
+def sample(
+    path: Annotated[str, typer.Argument(help="file to write, its ending the format; - writes PNG to stdout")],
+    picture: Annotated[Sample, typer.Option(help="what to draw")] = "clock",
+) -> None:
+    """Draw a picture that an ImageNet network names rightly: a first try needs no photograph."""
+    if path == "-":
+        sys.stdout.buffer.write(encode(draw(picture), "PNG"))
+        return
+    try:
+        draw(picture).save(Path(path))
+    except (OSError, ValueError) as error:
+        typer.echo(f"gradless: {path} cannot be written: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def models() -> None:
+    """List the names that GRADLESS_MODELS can have. Each but the default also as NAME:random, seeded weights."""
+    from models.catalog import names  # noqa: PLC0415
+
+    for name in names():
+        typer.echo(name)
+
+
+def main() -> None:
+    app()

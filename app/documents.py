@@ -1,0 +1,62 @@
+"""What OpenAPI is told beyond what FastAPI sees for itself: bodies that are images, and errors that are problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.problems import CONTENT_TYPE, INTERNAL_ERROR, INVALID_PARAMETER, TABLE, Row
+from app.schemas import Problem
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+# Of every route that takes images.
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One image file as it is (JPEG, PNG, WebP, GIF, BMP, TIFF), or several as multipart files.",
+        "content": {
+            "image/*": _BINARY,
+            "application/octet-stream": _BINARY,
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"images": {"type": "array", "items": _BINARY["schema"], "minItems": 1}},
+                    "required": ["images"],
+                }
+            },
+        },
+    }
+}
+
+
+def answers(*errors: type[Exception] | Row) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can answer with these problems, beside 422 and 500, which each can."""
+    rows = [error if isinstance(error, Row) else TABLE[error] for error in errors]
+    by_status: dict[int, list[Row]] = {}
+    for row in (*rows, INVALID_PARAMETER, INTERNAL_ERROR):
+        by_status.setdefault(row.status, []).append(row)
+    return {
+        status: {
+            "description": "; ".join(f"{row.title} (`{row.type}`)" for row in found),
+            "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status, found in sorted(by_status.items())
+    }
+
+
+def document_problems(app: FastAPI) -> None:
+    """Add the Problem schema, which no route declares as its own, and take out FastAPI's error schemas, which no
+    route answers with."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = generate()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["Problem"] = Problem.model_json_schema()
+        for replaced in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(replaced, None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema

@@ -1,0 +1,81 @@
+"""From an exception to its answer, in one place: every error that leaves the house leaves through here."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.metrics import Metrics
+from app.observation import observed
+from app.problems import (
+    CONTENT_TYPE,
+    INTERNAL_ERROR,
+    INVALID_PARAMETER,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    RequestError,
+    Row,
+    problem,
+    row_of,
+)
+from app.schemas import Problem
+from models.errors import GradlessError, ImageError, OverloadedError
+
+_log = logging.getLogger(__name__)
+
+# The rest of the body is unread after these: the connection cannot be used again.
+_UNREAD_BODY = frozenset({408, 413})
+
+
+def install(app: FastAPI, metrics: Metrics) -> None:
+    """Make `app` answer every exception with a problem, counted among the refusals where it is one."""
+
+    async def ours(request: Request, error: Exception) -> Response:
+        row = row_of(error)
+        if row.reason is not None:
+            metrics.rejected(row.reason)
+        if row.status == INTERNAL_ERROR.status:
+            _log.error("request %s failed: %s", observed(request.scope).request_id, error)
+        headers = {"Connection": "close"} if row.status in _UNREAD_BODY else {}
+        if isinstance(error, OverloadedError):
+            headers["Retry-After"] = str(error.retry_after_s)
+        return _answer(request, row, str(error), headers)
+
+    async def invalid(request: Request, error: Exception) -> Response:
+        return _answer(request, INVALID_PARAMETER, _faults(error))
+
+    async def http(request: Request, error: Exception) -> Response:
+        if not isinstance(error, HTTPException):  # pragma: no cover - registered for nothing else
+            raise error
+        row = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(
+            error.status_code, Row(error.status_code, "http-error", "The request cannot be answered")
+        )
+        return _answer(request, row, f"{request.method} {request.url.path}", dict(error.headers or {}))
+
+    app.add_exception_handler(GradlessError, ours)
+    app.add_exception_handler(RequestError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+
+
+def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
+    """The problem that stands in one image's place while the others have their answers."""
+    row = row_of(error)
+    if row.reason is not None:
+        metrics.rejected(row.reason)
+    return problem(row, str(error), None)
+
+
+def _answer(request: Request, row: Row, detail: str, headers: dict[str, str] | None = None) -> Response:
+    body = problem(row, detail, observed(request.scope).request_id)
+    return Response(body.model_dump_json(exclude_none=True), row.status, headers=headers, media_type=CONTENT_TYPE)
+
+
+def _faults(error: Exception) -> str:
+    if not isinstance(error, RequestValidationError):  # pragma: no cover - registered for nothing else
+        raise error
+    return "; ".join(f"{'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}" for fault in error.errors())

@@ -1,0 +1,93 @@
+"""create_app(): the only place where parts are wired. `uvicorn --factory app.main:create_app` serves it as well."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from starlette.responses import RedirectResponse
+
+from app import faults
+from app.dependencies import Parts
+from app.documents import document_problems
+from app.metrics import Metrics
+from app.observation import ObservationMiddleware
+from app.routers import classify, debug, features, health, models
+from app.runtime import Runtime, StartRuntime
+from app.settings import Settings, load_settings
+from models.errors import StartError
+from models.limits import ImageLimits
+from models.telemetry import Telemetry
+
+_DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.
+Errors are RFC 9457 problem details with a stable `type`."""
+
+
+def create_app(settings: Settings | None = None, start_runtime: StartRuntime | None = None) -> FastAPI:
+    """An application that loads its models when it starts. `start_runtime` stands in for models.serving.
+
+    Raises SettingsError; starting it raises StartError.
+    """
+    settings = settings or load_settings()
+    metrics = Metrics(settings.models)
+    parts = Parts(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            runtime = start_runtime(metrics) if start_runtime else _start(settings, metrics)
+        except StartError as error:
+            parts.start_error = error
+            raise
+        parts.runtime = runtime
+        metrics.watch(runtime)
+        try:
+            yield
+        finally:
+            # In a thread: a forward may still run, and the loop has answers to send.
+            await asyncio.to_thread(runtime.close, settings.drain_timeout_s)
+
+    app = FastAPIOffline(
+        title="gradless",
+        version=version("gradless"),
+        description=_DESCRIPTION,
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.parts = parts
+    app.add_middleware(ObservationMiddleware, metrics=metrics, timed_paths=frozenset({classify.PATH, features.PATH}))
+    faults.install(app, metrics)
+    for router in (classify.router, features.router, models.router, health.router, debug.router):
+        app.include_router(router)
+    app.add_api_route("/", _to_the_documents, include_in_schema=False)
+    document_problems(app)
+    return app
+
+
+async def _to_the_documents() -> RedirectResponse:
+    return RedirectResponse("/docs")
+
+
+def _start(settings: Settings, telemetry: Telemetry) -> Runtime:
+    # Here, not above: the HTTP side is imported and tested without torch.
+    from models.serving import Serving, ServingOptions  # noqa: PLC0415
+
+    return Serving(
+        ServingOptions(
+            models=settings.models,
+            device=settings.device,
+            precision=settings.precision,
+            max_batch_size=settings.max_batch_size,
+            max_wait_s=settings.max_wait_ms / 1e3,
+            queue_capacity=settings.queue_capacity,
+            decode_threads=settings.decode_threads,
+            limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
+            deadline_s=settings.deadline_s,
+        ),
+        telemetry,
+    )

@@ -1,0 +1,125 @@
+"""One table: which error is which answer. RFC 9457 problem details; `type` is stable, programs may decide by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from app.schemas import Problem
+from models import errors
+
+CONTENT_TYPE = "application/problem+json"
+
+# Nobody is there to read it; the status is for logs and metrics (nginx's number for the same).
+CLIENT_GONE_STATUS = 499
+
+Reason = Literal[
+    "queue_full",
+    "deadline",
+    "too_large",
+    "too_many_pixels",
+    "bad_image",
+    "unsupported_type",
+    "draining",
+    "slow_body",
+]
+
+
+class RequestError(Exception):
+    """The request itself is at fault, not an image in it."""
+
+
+class BodyTooLargeError(RequestError):
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The request's body is larger than {limit_bytes} bytes.")
+
+
+class SlowBodyError(RequestError):
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"The request's body had not arrived after {timeout_s:g} s.")
+
+
+class MalformedMultipartError(RequestError):
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The multipart body cannot be read: {reason}")
+
+
+class TooManyImagesError(RequestError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"The request has more than {limit} images.")
+
+
+class NoImagesError(RequestError):
+    def __init__(self) -> None:
+        super().__init__("The multipart body has no file in it.")
+
+
+class CallerGoneError(RequestError):
+    def __init__(self) -> None:
+        super().__init__("The caller has gone.")
+
+
+class DebugDisabledError(RequestError):
+    def __init__(self) -> None:
+        super().__init__("Debug endpoints are switched off (GRADLESS_DEBUG_ENDPOINTS).")
+
+
+class NotReadyError(RequestError):
+    def __init__(self) -> None:
+        super().__init__("The models are not warmed up, or the service is stopping.")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """How an error is answered, and as what it counts among refusals."""
+
+    status: int
+    slug: str
+    title: str
+    reason: Reason | None = None
+
+    @property
+    def type(self) -> str:
+        return f"urn:gradless:problem:{self.slug}"
+
+
+TABLE: dict[type[Exception], Row] = {
+    errors.EmptyImageError: Row(422, "empty-image", "The image is empty", "bad_image"),
+    errors.ImageTooLargeError: Row(413, "image-too-large", "The image file is too large", "too_large"),
+    errors.UnsupportedFormatError: Row(
+        415, "unsupported-format", "Not an image of a format read here", "unsupported_type"
+    ),
+    errors.UndecodableImageError: Row(422, "undecodable-image", "The image cannot be decoded", "bad_image"),
+    errors.TooManyPixelsError: Row(422, "too-many-pixels", "The image has too many pixels", "too_many_pixels"),
+    errors.TooElongatedError: Row(422, "too-elongated", "The image is too long and thin", "bad_image"),
+    errors.OverloadedError: Row(429, "overloaded", "The service is full", "queue_full"),
+    errors.DrainingError: Row(503, "draining", "The service is stopping", "draining"),
+    errors.DeadlineExceededError: Row(504, "deadline-exceeded", "No answer in time", "deadline"),
+    errors.UnknownModelError: Row(404, "unknown-model", "No such model is served"),
+    errors.ForwardError: Row(500, "internal-error", "Something went wrong here"),
+    errors.ComparisonRunningError: Row(409, "comparison-running", "A comparison is running"),
+    BodyTooLargeError: Row(413, "body-too-large", "The request is too large", "too_large"),
+    SlowBodyError: Row(408, "slow-body", "The request did not arrive in time", "slow_body"),
+    MalformedMultipartError: Row(400, "malformed-multipart", "The multipart body cannot be read"),
+    TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
+    NoImagesError: Row(422, "no-images", "The request has no image"),
+    CallerGoneError: Row(CLIENT_GONE_STATUS, "caller-gone", "The caller has gone"),
+    DebugDisabledError: Row(404, "debug-disabled", "Debug endpoints are off"),
+    NotReadyError: Row(503, "not-ready", "The service is not ready"),
+}
+
+INVALID_PARAMETER = Row(422, "invalid-parameter", "A parameter is not valid")
+NOT_FOUND = Row(404, "not-found", "There is nothing here")
+METHOD_NOT_ALLOWED = Row(405, "method-not-allowed", "This resource does not take that method")
+INTERNAL_ERROR = Row(500, "internal-error", "Something went wrong here")
+
+
+def row_of(error: Exception) -> Row:
+    """The table's row for `error`; an error of no row is ours, and its detail nobody's business."""
+    return TABLE.get(type(error), INTERNAL_ERROR)
+
+
+def problem(row: Row, detail: str | None, request_id: str | None) -> Problem:
+    """The body to answer with. Nothing of an internal error leaves the house but the request's id."""
+    public = detail if row.status != INTERNAL_ERROR.status else None
+    return Problem(type=row.type, title=row.title, status=row.status, detail=public, request_id=request_id)

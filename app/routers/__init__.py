@@ -1,0 +1,1 @@
+"""One resource each; routers never import one another."""

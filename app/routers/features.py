@@ -1,0 +1,92 @@
+"""POST /v1/features: images in, their feature vectors out, as JSON, base64 or a NumPy file."""
+
+from __future__ import annotations
+
+import base64
+from io import BytesIO
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from app.callers import unless_gone
+from app.dependencies import ChosenModel, ImageUploads, TheMetrics, TheRuntime
+from app.documents import IMAGE_BODY, answers
+from app.faults import fault_of_one
+from app.inference import PREDICTION_ERRORS, timed
+from app.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
+from models.errors import ImageError
+from models.predictions import Answer
+
+router = APIRouter(tags=["inference"])
+
+PATH = "/v1/features"
+NPY = "application/x-npy"
+
+Encoding = Literal["list", "base64"]
+
+_NPY_CONTENT = {"schema": {"type": "string", "format": "binary", "description": "float32, (N, D)"}}
+
+
+@router.post(
+    PATH,
+    response_model=FeatureVectors,
+    responses={200: {"content": {NPY: _NPY_CONTENT}}, **answers(*PREDICTION_ERRORS)},
+    openapi_extra=IMAGE_BODY,
+)
+async def features(
+    request: Request,
+    runtime: TheRuntime,
+    metrics: TheMetrics,
+    model: ChosenModel,
+    images: ImageUploads,
+    normalize: Annotated[bool, Query(description="scale each vector to length 1")] = False,
+    encoding: Annotated[
+        Encoding, Query(description="numbers, or base64 of little-endian float32; for JSON answers")
+    ] = "list",
+) -> FeatureVectors | Response:
+    """Give the vector that the network's last linear layer sees, for one image or several.
+
+    With `Accept: application/x-npy` the answer is a NumPy file of float32, (N, D): it has no place for a problem,
+    so a bad image among several fails the request.
+    """
+    answer = timed(request, await unless_gone(request, runtime.predict(model.name, images, task="features", top_k=0)))
+    if NPY in request.headers.get("accept", ""):
+        return _npy(answer, normalize=normalize)
+    return FeatureVectors(
+        model=answer.model,
+        fingerprint=answer.fingerprint,
+        dimensions=answer.dimensions,
+        results=[
+            Faulty(error=fault_of_one(metrics, result))
+            if isinstance(result, ImageError)
+            else _encoded(_scaled(result.features, normalize=normalize), encoding)
+            for result in answer.results
+        ],
+    )
+
+
+def _npy(answer: Answer, *, normalize: bool) -> Response:
+    vectors = []
+    for result in answer.results:
+        if isinstance(result, ImageError):
+            raise result
+        vectors.append(_scaled(result.features, normalize=normalize))
+    file = BytesIO()
+    np.save(file, np.stack(vectors), allow_pickle=False)
+    headers = {"X-Gradless-Model": answer.model, "X-Gradless-Fingerprint": answer.fingerprint}
+    return Response(file.getvalue(), headers=headers, media_type=NPY)
+
+
+def _scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
+    length = float(np.linalg.norm(vector)) if normalize else 1.0
+    # A vector of zeros has no direction to keep.
+    return vector / np.float32(length) if length else vector
+
+
+def _encoded(vector: NDArray[np.float32], encoding: Encoding) -> Features | EncodedFeatures:
+    if encoding == "base64":
+        return EncodedFeatures(features=base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii"))
+    return Features(features=vector.tolist())

@@ -1,0 +1,39 @@
+"""Is it alive, does it answer, and what does it measure: for orchestrators and Prometheus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.dependencies import TheMetrics, parts_of
+from app.documents import answers
+from app.problems import NotReadyError
+from app.schemas import Health
+
+router = APIRouter(tags=["operation"])
+
+_EXPOSITION: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+
+
+@router.get("/healthz", responses=answers())
+async def healthz() -> Health:
+    """The process lives."""
+    return Health(status="alive")
+
+
+@router.get("/readyz", responses=answers(NotReadyError))
+async def readyz(request: Request) -> Health:
+    """Models are warmed up, their threads are alive, and the service is not draining."""
+    runtime = parts_of(request).runtime
+    if runtime is None or not runtime.ready:
+        raise NotReadyError
+    return Health(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses=_EXPOSITION)
+def metrics(request: Request, metrics: TheMetrics) -> Response:
+    """All metrics, in the Prometheus text format or OpenMetrics, as the scraper asks."""
+    body, content_type = metrics.exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})

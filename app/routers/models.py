@@ -1,0 +1,34 @@
+"""GET /v1/models: what is served, and how."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from fastapi import APIRouter
+
+from app.dependencies import TheRuntime, card_named
+from app.documents import answers
+from app.schemas import ModelDescription, ModelList
+from models.errors import UnknownModelError
+from models.predictions import ModelCard
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+@router.get("", responses=answers())
+async def list_models(runtime: TheRuntime) -> ModelList:
+    """Every served model, the default first."""
+    return ModelList(models=[_description(card) for card in runtime.cards.values()])
+
+
+@router.get("/{name}", responses=answers(UnknownModelError))
+async def describe_model(runtime: TheRuntime, name: str) -> ModelDescription:
+    """One served model."""
+    return _description(card_named(runtime, name))
+
+
+def _description(card: ModelCard) -> ModelDescription:
+    described = asdict(card)
+    # A fact of this process's start, not of the model: it is a metric.
+    del described["load_seconds"]
+    return ModelDescription(**described)

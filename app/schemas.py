@@ -1,0 +1,105 @@
+"""Request and response bodies. Called schemas, so that "models" means one thing in this project."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Schema(BaseModel):
+    """The base of every body: immutable, and no field that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details. `type` is stable: programs may decide by it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    type: str = Field(examples=["urn:gradless:problem:undecodable-image"])
+    title: str = Field(examples=["The image cannot be decoded"])
+    status: int = Field(ge=400, le=599, examples=[422])
+    detail: str | None = None
+    request_id: str | None = None
+
+
+class Prediction(Schema):
+    index: int = Field(ge=0, description="class index of the model")
+    label: str
+    probability: Probability
+
+
+class Classification(Schema):
+    predictions: list[Prediction] = Field(description="the likeliest classes, most probable first")
+
+
+class Faulty(Schema):
+    """Stands in an image's place when that image has a fault of its own."""
+
+    error: Problem
+
+
+class Classifications(Schema):
+    model: str
+    fingerprint: str = Field(description="hash of weights, transform, precision and backend")
+    results: list[Classification | Faulty] = Field(description="one for each image, in order")
+
+
+class Features(Schema):
+    features: list[float] = Field(description="float32 numbers, as many as `dimensions`")
+
+
+class EncodedFeatures(Schema):
+    features: str = Field(description="base64 of little-endian float32, 4 bytes a dimension")
+
+
+class FeatureVectors(Schema):
+    model: str
+    fingerprint: str = Field(description="vectors of equal fingerprints can be compared")
+    dimensions: int = Field(ge=1)
+    results: list[Features | EncodedFeatures | Faulty] = Field(description="one for each image, in order")
+
+
+class ModelDescription(Schema):
+    name: str
+    architecture: str
+    parameters: int
+    weight_bytes: int
+    input_size: int = Field(description="side in pixels of what the network gets")
+    classes: int
+    feature_dimensions: int
+    device: str
+    dtype: str
+    backend: str
+    fingerprint: str
+    training: bool
+
+
+class ModelList(Schema):
+    models: list[ModelDescription] = Field(description="the default first")
+
+
+class Health(Schema):
+    status: str
+
+
+class ModeMeasurement(Schema):
+    mode: str
+    median_seconds: float
+    retained_bytes: int = Field(description="kept for a backward pass, beside parameters, buffers and input")
+    retained_tensors: int
+    output_requires_grad: bool
+    max_abs_difference: float = Field(description="largest difference of a logit to inference_mode's")
+
+
+class GradModes(Schema):
+    model: str
+    fingerprint: str
+    device: str
+    batch_size: int
+    iterations: int
+    modes: list[ModeMeasurement]

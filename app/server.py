@@ -1,0 +1,108 @@
+"""The process: uvicorn, told to drain on SIGTERM, to say in one line why it cannot start, and where it serves."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.dependencies import Parts
+from app.main import create_app
+from app.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+# Beyond it a caller's keep-alive connection is closed; load balancers commonly keep theirs for 60 s.
+_KEEP_ALIVE_S = 75
+
+
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot start."""
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    app = create_app(settings)
+    parts: Parts = app.state.parts
+    config = uvicorn.Config(
+        _PlainStartFailures(app, parts),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        # uvicorn takes whole seconds; rounded up, so that an accepted request has its whole time
+        timeout_graceful_shutdown=max(1, int(-(-settings.drain_timeout_s // 1))),
+    )
+    server = _Server(config, parts)
+    server.run()
+    if not server.started:
+        sys.exit(1)
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+        super().__init__(config)
+        self._parts = parts
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            print(_welcome(self._parts.settings, f"http://{_reachable(host)}:{port}"), flush=True)  # noqa: T201
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # Not uvicorn's own, which would end the process by the signal: having drained is a success, status 0.
+        del frame
+        _log.info("%s: answering what was accepted, then stopping", signal.Signals(sig).name)
+        if self._parts.runtime is not None:
+            # Before the socket closes: who comes now is told so.
+            self._parts.runtime.drain()
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+
+class _PlainStartFailures:
+    """Says why the models did not start in one line, where Starlette sends a traceback."""
+
+    def __init__(self, app: ASGIApp, parts: Parts) -> None:
+        self._app = app
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_plain(message: Message) -> None:
+            if message["type"] == "lifespan.startup.failed" and self._parts.start_error is not None:
+                message["message"] = f"cannot start: {self._parts.start_error}"
+            await send(message)
+
+        await self._app(scope, receive, send_plain)
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+
+
+def _welcome(settings: Settings, address: str) -> str:
+    # The command that is running: not everybody's shell finds it by its bare name.
+    gradless = shlex.quote(str(Path(sys.argv[0]).resolve()))
+    picture = f"{gradless} sample - | curl -sS --data-binary @- {address}"
+    last = f"curl -sSX POST '{address}/debug/grad-modes?batch_size=8'"
+    lines = [
+        "",
+        f"gradless serves {', '.join(settings.models)} at {address} (documentation at {address}/docs)",
+        "",
+        f"  {picture}/v1/classify",
+        f"  {picture}/v1/features",
+        f"  {last if settings.debug_endpoints else f'curl -sS {address}/metrics'}",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""The only reader of the environment: GRADLESS_* variables, checked before anything else happens."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+_PREFIX = "GRADLESS_"
+_MIB = 2**20
+
+
+class SettingsError(Exception):
+    """The settings are wrong. One line for each that is, naming the variable and what it may be."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__("\n".join(lines))
+
+
+def _comma_separated(value: object) -> object:
+    return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("each name may stand once")
+    return names
+
+
+class Settings(BaseSettings):
+    """How this process serves. Each field is the environment variable GRADLESS_<FIELD>."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_distinct)] = Field(
+        ("efficientnet_lite0",),
+        min_length=1,
+        description="models to serve, separated by commas; the first is the default",
+    )
+    device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="floating-point type of the forward")
+    max_batch_size: int = Field(32, ge=1, le=1024, description="images in one forward, at most")
+    max_wait_ms: float = Field(
+        0, ge=0, le=1000, description="ms an image may wait for company; 0 sends what is there at once"
+    )
+    queue_capacity: int = Field(256, ge=1, le=65536, description="images in the building per model; more get 429")
+    decode_threads: int | None = Field(
+        None, ge=1, le=256, description="threads that decode; unset: one for each core the process may use"
+    )
+    max_image_bytes: int = Field(20 * _MIB, ge=1, le=2**30, description="bytes of one image file")
+    max_request_bytes: int = Field(64 * _MIB, ge=1, le=2**32, description="bytes of one request's body")
+    max_images_per_request: int = Field(64, ge=1, le=1024, description="images in one multipart request")
+    max_image_pixels: int = Field(50_000_000, ge=1, le=2**31, description="pixels of one image, known from its header")
+    max_aspect_ratio: int = Field(50, ge=1, le=1000, description="longer side of an image over its shorter one")
+    read_timeout_s: float = Field(30, gt=0, le=3600, description="s a client may take to send its body")
+    deadline_s: float = Field(30, gt=0, le=3600, description="s from a body read to its answer")
+    drain_timeout_s: float = Field(30, ge=0, le=3600, description="s that accepted requests get after SIGTERM")
+    debug_endpoints: bool = Field(True, description="serve /debug/grad-modes")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+
+    @model_validator(mode="after")
+    def _one_request_fits(self) -> Self:
+        if self.max_images_per_request > self.queue_capacity:
+            raise ValueError(
+                f"{_PREFIX}QUEUE_CAPACITY ({self.queue_capacity}) must be at least "
+                f"{_PREFIX}MAX_IMAGES_PER_REQUEST ({self.max_images_per_request}): "
+                "a request of that many images would never be admitted"
+            )
+        return self
+
+
+def load_settings() -> Settings:
+    """The settings of the environment. Raises SettingsError, also for a GRADLESS_ variable that is none."""
+    lines = _unknown_variables()
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        lines += [_line(detail["loc"], detail["msg"], detail["input"]) for detail in error.errors()]
+    else:
+        if not lines:
+            return settings
+    raise SettingsError(lines)
+
+
+def _unknown_variables() -> list[str]:
+    known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    lines = []
+    for name in sorted(os.environ):
+        if name.upper().startswith(_PREFIX) and name.upper() not in known:
+            similar = difflib.get_close_matches(name.upper(), known, n=1)
+            lines.append(f"{name} is no setting" + (f"; did you mean {similar[0]}?" if similar else ""))
+    return lines
+
+
+def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
+    message = message.removeprefix("Value error, ")
+    if not location:
+        return message
+    return f"{_PREFIX}{str(location[0]).upper()}={value}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,43 @@
+"""Places in the building: an image has one from before its decode until its answer. Event loop only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from models.errors import DrainingError, OverloadedError
+
+
+class Admission:
+    """Admits at most `capacity` images at once; `expected_seconds(n)` says how long n images take to be done."""
+
+    def __init__(self, capacity: int, expected_seconds: Callable[[int], float]) -> None:
+        self._capacity = capacity
+        self._expected_seconds = expected_seconds
+        self._in_flight = 0
+        self._closed = False
+
+    @property
+    def in_flight(self) -> int:
+        return self._in_flight
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Admit nobody from now on. Those inside keep their places."""
+        self._closed = True
+
+    @contextmanager
+    def admit(self, images: int) -> Iterator[None]:
+        """Places for all images of a request, or for none. Raises DrainingError, OverloadedError."""
+        if self._closed:
+            raise DrainingError
+        if self._in_flight + images > self._capacity:
+            raise OverloadedError(self._capacity, self._expected_seconds(self._in_flight))
+        self._in_flight += images
+        try:
+            yield
+        finally:
+            self._in_flight -= images

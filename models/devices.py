@@ -1,0 +1,134 @@
+"""CUDA, MPS, CPU: which one, what it can do, its memory, its cores. No other file asks."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import psutil
+import torch
+
+from models.errors import DeviceUnavailableError
+from models.telemetry import MemoryKind
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a model lives and in which floating-point type it computes."""
+
+    device: torch.device
+    precision: Precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return _DTYPES[self.precision]
+
+
+def place(device: str, precision: Precision) -> Placement:
+    """The placement asked for. `auto` is CUDA, else MPS, else the CPU.
+
+    Raises DeviceUnavailableError for a device that is not there or does not compute in `precision`.
+    """
+    found = torch.device(_first_available() if device == "auto" else _checked(device))
+    if precision == "bf16" and found.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise DeviceUnavailableError(str(found), "it has no bf16 arithmetic; use fp16 or fp32")
+    if precision == "fp16" and found.type == "cpu":
+        raise DeviceUnavailableError(str(found), "fp16 is for GPUs; use bf16 or fp32")
+    return Placement(found, precision)
+
+
+def _first_available() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _checked(name: str) -> str:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceUnavailableError(name, "use auto, cpu, cuda, cuda:N or mps") from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise DeviceUnavailableError(name, "PyTorch does not find it on this machine")
+    return name
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity mask, cut to the quota of its control group (v2)."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affinity, _cgroup_quota() or affinity))
+
+
+def _cgroup_quota() -> int | None:
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123 - a kernel file
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return None
+    return None if quota == "max" else -(-int(quota) // int(period))
+
+
+def use_one_core_in_this_thread() -> None:
+    """For decode workers: they are as many as the cores already, and must not multiply by intra-op threads."""
+    torch.set_num_threads(1)
+
+
+def use_cores_in_this_thread(cores: int) -> None:
+    """For the thread that runs forwards. OpenMP keeps the count per thread, so it is set there."""
+    torch.set_num_threads(cores)
+
+
+def stack_on(device: torch.device, images: list[torch.Tensor]) -> torch.Tensor:
+    """Stack (C, H, W) uint8 CPU tensors into one (N, C, H, W) uint8 tensor on `device`."""
+    batch = torch.stack(images)
+    if device.type == "cuda":
+        # Only a copy from pinned memory is asynchronous; on the same stream, the forward waits for it.
+        return batch.pin_memory(device).to(device, non_blocking=True)
+    return batch.to(device)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all it was given. Nothing to wait for on the CPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def memory_bytes(device: torch.device) -> dict[MemoryKind, int]:
+    """Memory figures without synchronising. On the CPU `allocated` is the resident size of the process,
+    `free` what the system could give, `peak` and `reserved` are absent."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return {
+            "allocated": torch.cuda.memory_allocated(device),
+            "reserved": torch.cuda.memory_reserved(device),
+            "peak": torch.cuda.max_memory_allocated(device),
+            "free": free,
+            "total": total,
+        }
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        allocated = torch.mps.current_allocated_memory()
+        return {
+            "allocated": allocated,
+            "reserved": torch.mps.driver_allocated_memory(),
+            "free": total - allocated,
+            "total": total,
+        }
+    system = psutil.virtual_memory()
+    return {"allocated": psutil.Process().memory_info().rss, "free": system.available, "total": system.total}

@@ -1,0 +1,80 @@
+"""Owns one loaded model and its device. The only serving path that enters inference_mode, once per batch and in
+the thread that runs the forward: the mode is thread-local, entered anywhere else it does nothing here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models import devices
+from models.errors import WarmUpError
+from models.loading import LoadedModel
+from models.network import FeaturesAndLogits
+from models.turns import TurnLock
+
+
+class Item(NamedTuple):
+    """One image for the device: (3, H, W) uint8 of the model's input size, and how many classes are wanted (0:
+    features alone)."""
+
+    image: torch.Tensor
+    top_k: int
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One image's answer: features (D,) float32; the indices (top_k,) int64 and probabilities (top_k,) float32 of
+    the likeliest classes, most probable first, or None where none were asked for. Views into the batch's arrays."""
+
+    features: NDArray[np.float32]
+    indices: NDArray[np.int64] | None
+    probabilities: NDArray[np.float32] | None
+
+
+class Engine:
+    """Runs batches of one model. `turn` is held during every use of the model, by serving and by the lens."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.turn = TurnLock()
+
+    def run(self, items: Sequence[Item]) -> list[Output]:
+        """One forward for all `items`, answered in order."""
+        top_k = max(item.top_k for item in items)
+        with self.turn, torch.inference_mode():
+            features, logits = self._forward([item.image for item in items])
+            host_features = features.float().cpu().numpy()
+            if top_k == 0:
+                return [Output(row, None, None) for row in host_features]
+            # Once for the batch, not once an image; in float32, whatever the network computes in.
+            likeliest = logits.float().softmax(dim=1).topk(top_k, dim=1)
+            probabilities, indices = likeliest.values.cpu().numpy(), likeliest.indices.cpu().numpy()
+        return [
+            Output(host_features[row], indices[row, : item.top_k], probabilities[row, : item.top_k])
+            for row, item in enumerate(items)
+        ]
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """Run the smallest and the largest batch as requests will. Raises WarmUpError, also for a model that is
+        not in eval mode or whose outputs are not finite numbers."""
+        model = self.model
+        if any(module.training for module in model.network.modules()):
+            raise WarmUpError(model.name, "it is not in eval mode")
+        side = model.transform.crop
+        blank = Item(torch.zeros(3, side, side, dtype=torch.uint8), top_k=1)
+        try:
+            outputs = [output for size in {1, max_batch_size} for output in self.run([blank] * size)]
+        except Exception as error:
+            raise WarmUpError(model.name, f"{type(error).__name__}: {error}") from error
+        if not all(np.isfinite(output.features).all() for output in outputs):
+            raise WarmUpError(model.name, "its features are not finite numbers")
+
+    def _forward(self, images: list[torch.Tensor]) -> FeaturesAndLogits:
+        pixels = devices.stack_on(self.model.placement.device, images)
+        answer: FeaturesAndLogits = self.model.network(self.model.normalize(pixels))
+        return answer

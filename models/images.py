@@ -1,0 +1,146 @@
+"""Bytes to pixels: format, size and shape are known from the header and held to limits before any decode.
+
+What comes out is the RGB that a person sees: EXIF orientation applied, transparency over white, the first frame
+of an animation, 16 bits brought to 8. Colour profiles are not applied, as in the pipelines models are trained with.
+JPEG goes through libjpeg-turbo with the GIL released; all else through Pillow.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from io import BytesIO
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.errors import (
+    EmptyImageError,
+    TooElongatedError,
+    TooManyPixelsError,
+    UndecodableImageError,
+    UnsupportedFormatError,
+)
+from models.limits import ImageLimits
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+Pixels = NDArray[np.uint8]
+
+_ORIENTATION = 0x0112
+_LARGEST_16_BIT = 65535
+
+# What Pillow's readers raise on bytes that lie: they are not of one mind.
+_DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+# ImageLimits stands in for it: checked on the header, with an error that names width and height.
+Image.MAX_IMAGE_PIXELS = None
+
+# Pillow would import its readers at the first image that it does not know, in the middle of a request.
+Image.init()
+
+
+def decode_image(encoded: bytes, limits: ImageLimits) -> torch.Tensor:
+    """The picture in `encoded` as a (3, H, W) uint8 RGB tensor on the CPU.
+
+    Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError, UndecodableImageError.
+    """
+    if not encoded:
+        raise EmptyImageError
+    image = _open(encoded)
+    _check(image.width, image.height, limits)
+    try:
+        pixels = _decode(image, encoded)
+    except _DECODE_ERRORS as error:
+        raise UndecodableImageError(image.format or "", _reason(error)) from error
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+
+
+def _open(encoded: bytes) -> Image.Image:
+    try:
+        return Image.open(BytesIO(encoded), formats=FORMATS)
+    except _DECODE_ERRORS as error:
+        raise UnsupportedFormatError(FORMATS) from error
+
+
+def _check(width: int, height: int, limits: ImageLimits) -> None:
+    if width * height > limits.max_pixels:
+        raise TooManyPixelsError(width, height, limits.max_pixels)
+    if max(width, height) > limits.max_aspect_ratio * max(1, min(width, height)):
+        raise TooElongatedError(width, height, limits.max_aspect_ratio)
+
+
+def _decode(image: Image.Image, encoded: bytes) -> Pixels:
+    pixels = _decode_jpeg(encoded) if image.format == "JPEG" and image.mode in {"RGB", "L"} else None
+    if pixels is None:
+        pixels = _as_seen(image)
+    # Asked for after the decode: Pillow turns TIFFs by itself and then takes the tag away.
+    return _orient(pixels, _orientation(image))
+
+
+def _decode_jpeg(encoded: bytes) -> Pixels | None:
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(encoded, "RGB")
+    except ValueError:
+        # It stops at whatever libjpeg warns of; Pillow reads on where a person would still see the picture.
+        return None
+    return pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except _DECODE_ERRORS:
+        # A photograph with broken metadata is still a photograph.
+        return 1
+
+
+def _orient(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo the camera's rotation: the eight cases of EXIF tag 0x0112 (Exif 2.32, table 4.6.4 A)."""
+    if orientation in {5, 6, 7, 8}:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _as_seen(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I"):
+        return _from_16_bit(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def _from_16_bit(image: Image.Image) -> Pixels:
+    grey = np.asarray(image)
+    if grey.min() < 0 or grey.max() > _LARGEST_16_BIT:
+        raise ValueError("its pixels have more than 16 bits")
+    # The upper eight bits; Pillow's own conversion would clip everything over 255 to white.
+    eight_bit = (grey >> 8).astype(np.uint8)
+    return np.repeat(eight_bit[:, :, None], 3, axis=2)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__

@@ -1,0 +1,17 @@
+"""What is refused before it costs anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Checked on an image's header, before any decode.
+
+    `max_aspect_ratio` guards the resize, which brings the shorter side up to the model's size: a line of
+    1 x 65535 pixels would become 256 x 16 million.
+    """
+
+    max_pixels: int = 50_000_000
+    max_aspect_ratio: int = 50

@@ -1,0 +1,80 @@
+"""From a catalog entry to a network ready to serve: in eval mode, on its device, fingerprinted.
+
+Never under inference_mode: a parameter made there is an inference tensor for life, and the lens could not run a
+forward with gradients on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from time import perf_counter
+
+import torch
+
+from models.catalog import ModelSpec
+from models.devices import Placement
+from models.errors import StartError
+from models.network import Network, cut_at_head
+from models.transforms import Normalize, Transform
+
+BACKEND = "eager"
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device. `network` takes what `normalize` makes of uint8 pixels; its parameters keep
+    requires_grad=True, so that a forward with gradients is what a careless server would really run."""
+
+    name: str
+    architecture: str
+    network: Network
+    normalize: Normalize
+    transform: Transform
+    labels: tuple[str, ...]
+    placement: Placement
+    fingerprint: str
+    load_seconds: float
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.network.state_dict().values())
+
+
+def load(spec: ModelSpec, placement: Placement) -> LoadedModel:
+    """Build, load, cut at the head, move and cast. Raises StartError."""
+    if torch.is_inference_mode_enabled():
+        raise StartError("a model must be loaded outside inference_mode")
+    started_at = perf_counter()
+    classifier = spec.build()
+    network = cut_at_head(spec.name, classifier.module, classifier.transform.crop)
+    if len(classifier.labels) != network.classes:
+        raise StartError(f"{spec.name} has {network.classes} classes and {len(classifier.labels)} labels")
+    network.to(placement.device, placement.dtype)
+    normalize = Normalize(classifier.transform, placement.dtype).to(placement.device)
+    return LoadedModel(
+        name=spec.name,
+        architecture=spec.architecture,
+        network=network.eval(),
+        normalize=normalize.eval(),
+        transform=classifier.transform,
+        labels=classifier.labels,
+        placement=placement,
+        fingerprint=fingerprint(network, classifier.transform, placement),
+        load_seconds=perf_counter() - started_at,
+    )
+
+
+def fingerprint(network: Network, transform: Transform, placement: Placement) -> str:
+    """16 hex digits of a SHA-256 over weights, transform, precision and backend: vectors of equal fingerprints
+    can be compared with one another."""
+    digest = hashlib.sha256(repr((transform, placement.precision, BACKEND)).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        # as bytes, because NumPy has no bfloat16
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

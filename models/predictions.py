@@ -1,0 +1,60 @@
+"""What comes back for an image, and what is known of a model: plain records, readable without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.errors import ImageError
+from models.telemetry import StageSeconds
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredClass:
+    """A class, and the probability in 0..1 that the image shows it."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One image's answer: the asked-for classes, most probable first; features (D,) float32; where time went."""
+
+    classes: tuple[ScoredClass, ...]
+    features: NDArray[np.float32]
+    seconds: StageSeconds
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answers to one request in the order of its images; an image's own fault stands in its place."""
+
+    model: str
+    fingerprint: str
+    dimensions: int
+    results: Sequence[Prediction | ImageError]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """A served model as its users see it. `input_size` is the side in pixels of what the network gets."""
+
+    name: str
+    architecture: str
+    parameters: int
+    weight_bytes: int
+    input_size: int
+    classes: int
+    feature_dimensions: int
+    device: str
+    dtype: str
+    backend: str
+    fingerprint: str
+    training: bool
+    load_seconds: float
