@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from app.settings import SettingsError, load_settings
+from app.settings_table import settings_table
 from models.samples import Sample, draw, encode
 
 app = typer.Typer(
@@ -57,6 +58,12 @@ def models() -> None:
 
     for name in names():
         typer.echo(name)
+
+
+@app.command()
+def settings() -> None:
+    """List the GRADLESS_* variables as a Markdown table: default, bounds, meaning."""
+    typer.echo(settings_table())
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-_PREFIX = "GRADLESS_"
+PREFIX = "GRADLESS_"
 _MIB = 2**20
 
 
@@ -33,7 +33,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 class Settings(BaseSettings):
     """How this process serves. Each field is the environment variable GRADLESS_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -67,8 +67,8 @@ class Settings(BaseSettings):
     def _one_request_fits(self) -> Self:
         if self.max_images_per_request > self.queue_capacity:
             raise ValueError(
-                f"{_PREFIX}QUEUE_CAPACITY ({self.queue_capacity}) must be at least "
-                f"{_PREFIX}MAX_IMAGES_PER_REQUEST ({self.max_images_per_request}): "
+                f"{PREFIX}QUEUE_CAPACITY ({self.queue_capacity}) must be at least "
+                f"{PREFIX}MAX_IMAGES_PER_REQUEST ({self.max_images_per_request}): "
                 "a request of that many images would never be admitted"
             )
         return self
@@ -88,10 +88,10 @@ def load_settings() -> Settings:
 
 
 def _unknown_variables() -> list[str]:
-    known = {f"{_PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     lines = []
     for name in sorted(os.environ):
-        if name.upper().startswith(_PREFIX) and name.upper() not in known:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
             similar = difflib.get_close_matches(name.upper(), known, n=1)
             lines.append(f"{name} is no setting" + (f"; did you mean {similar[0]}?" if similar else ""))
     return lines
@@ -101,4 +101,4 @@ def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
     message = message.removeprefix("Value error, ")
     if not location:
         return message
-    return f"{_PREFIX}{str(location[0]).upper()}={value}: {message[:1].lower()}{message[1:]}"
+    return f"{PREFIX}{str(location[0]).upper()}={value}: {message[:1].lower()}{message[1:]}"
