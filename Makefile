@@ -6,6 +6,9 @@ READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
+# OpenVINO runs the default model about three times as fast as PyTorch does on these processors.
+EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
+
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format clean
 
@@ -42,7 +45,7 @@ $(BIN)/python:
 # PyTorch is over half of the wait: the registry's Linux build carries CUDA.
 $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing gradless and PyTorch into $(VENV): a few minutes the first time"
-	@$(PIP) --editable .
+	@$(PIP) --editable '.$(EXTRAS)'
 	@touch $@
 
 $(DEV): $(READY)

@@ -82,6 +82,8 @@ def _start(settings: Settings, telemetry: Telemetry) -> Runtime:
             models=settings.models,
             device=settings.device,
             precision=settings.precision,
+            backend=settings.backend,
+            cache_folder=settings.cache_folder,
             max_batch_size=settings.max_batch_size,
             max_wait_s=settings.max_wait_ms / 1e3,
             queue_capacity=settings.queue_capacity,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
@@ -44,6 +45,12 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="floating-point type of the forward")
+    backend: Literal["auto", "eager", "compiled", "openvino"] = Field(
+        "auto", description="way to run the forward; auto: openvino on a CPU that has it installed, else eager"
+    )
+    cache_folder: Path = Field(
+        Path("~/.cache/gradless"), description="folder for converted models, which later starts read"
+    )
     max_batch_size: int = Field(32, ge=1, le=1024, description="images in one forward, at most")
     max_wait_ms: float = Field(
         0, ge=0, le=1000, description="ms an image may wait for company; 0 sends what is there at once"

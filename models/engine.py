@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models import devices
+from models.backends import Backend
 from models.errors import WarmUpError
 from models.loading import LoadedModel
-from models.network import FeaturesAndLogits
 from models.turns import TurnLock
 
 
@@ -39,15 +38,16 @@ class Output:
 class Engine:
     """Runs batches of one model. `turn` is held during every use of the model, by serving and by the lens."""
 
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, backend: Backend) -> None:
         self.model = model
         self.turn = TurnLock()
+        self._backend = backend
 
     def run(self, items: Sequence[Item]) -> list[Output]:
         """One forward for all `items`, answered in order."""
         top_k = max(item.top_k for item in items)
         with self.turn, torch.inference_mode():
-            features, logits = self._forward([item.image for item in items])
+            features, logits = self._backend.run(_stacked([item.image for item in items]))
             host_features = features.float().cpu().numpy()
             if top_k == 0:
                 return [Output(row, None, None) for row in host_features]
@@ -59,22 +59,24 @@ class Engine:
             for row, item in enumerate(items)
         ]
 
-    def warm_up(self, max_batch_size: int) -> None:
-        """Run the smallest and the largest batch as requests will. Raises WarmUpError, also for a model that is
-        not in eval mode or whose outputs are not finite numbers."""
+    def warm_up(self) -> None:
+        """Run batches of the sizes that the backend wants to have run, as requests will.
+
+        Raises WarmUpError, also for a model that is not in eval mode or whose outputs are not finite numbers.
+        """
         model = self.model
         if any(module.training for module in model.network.modules()):
             raise WarmUpError(model.name, "it is not in eval mode")
         side = model.transform.crop
         blank = Item(torch.zeros(3, side, side, dtype=torch.uint8), top_k=1)
         try:
-            outputs = [output for size in {1, max_batch_size} for output in self.run([blank] * size)]
+            outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([blank] * size)]
         except Exception as error:
             raise WarmUpError(model.name, f"{type(error).__name__}: {error}") from error
         if not all(np.isfinite(output.features).all() for output in outputs):
             raise WarmUpError(model.name, "its features are not finite numbers")
 
-    def _forward(self, images: list[torch.Tensor]) -> FeaturesAndLogits:
-        pixels = devices.stack_on(self.model.placement.device, images)
-        answer: FeaturesAndLogits = self.model.network(self.model.normalize(pixels))
-        return answer
+
+def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
+    """(3, H, W) tensors, channels last in memory, as one (N, 3, H, W) tensor of the same kind."""
+    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)

@@ -18,13 +18,12 @@ from models.errors import StartError
 from models.network import Network, cut_at_head
 from models.transforms import Normalize, Transform
 
-BACKEND = "eager"
-
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model on its device. `network` takes what `normalize` makes of uint8 pixels; its parameters keep
-    requires_grad=True, so that a forward with gradients is what a careless server would really run."""
+    """A model on its device, as its makers wrote it, in float32. `network` takes what `normalize` makes of uint8
+    pixels; its parameters keep requires_grad=True, so that a forward with gradients is what a careless server would
+    really run. Backends serve it, each in its own form and in the placement's precision."""
 
     name: str
     architecture: str
@@ -46,7 +45,7 @@ class LoadedModel:
 
 
 def load(spec: ModelSpec, placement: Placement) -> LoadedModel:
-    """Build, load, cut at the head, move and cast. Raises StartError."""
+    """Build, load, cut at the head and move. Raises StartError."""
     if torch.is_inference_mode_enabled():
         raise StartError("a model must be loaded outside inference_mode")
     started_at = perf_counter()
@@ -54,8 +53,8 @@ def load(spec: ModelSpec, placement: Placement) -> LoadedModel:
     network = cut_at_head(spec.name, classifier.module, classifier.transform.crop)
     if len(classifier.labels) != network.classes:
         raise StartError(f"{spec.name} has {network.classes} classes and {len(classifier.labels)} labels")
-    network.to(placement.device, placement.dtype)
-    normalize = Normalize(classifier.transform, placement.dtype).to(placement.device)
+    network.to(placement.device)
+    normalize = Normalize(classifier.transform).to(placement.device)
     return LoadedModel(
         name=spec.name,
         architecture=spec.architecture,
@@ -64,17 +63,16 @@ def load(spec: ModelSpec, placement: Placement) -> LoadedModel:
         transform=classifier.transform,
         labels=classifier.labels,
         placement=placement,
-        fingerprint=fingerprint(network, classifier.transform, placement),
+        fingerprint=fingerprint(network, classifier.transform, placement.precision, placement.backend),
         load_seconds=perf_counter() - started_at,
     )
 
 
-def fingerprint(network: Network, transform: Transform, placement: Placement) -> str:
+def fingerprint(network: Network, transform: Transform, precision: str, backend: str) -> str:
     """16 hex digits of a SHA-256 over weights, transform, precision and backend: vectors of equal fingerprints
     can be compared with one another."""
-    digest = hashlib.sha256(repr((transform, placement.precision, BACKEND)).encode())
+    digest = hashlib.sha256(repr((transform, precision, backend)).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        # as bytes, because NumPy has no bfloat16
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()[:16]

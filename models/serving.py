@@ -7,19 +7,21 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
-from models import catalog, devices
+from models import backends, catalog, devices
 from models.admission import Admission
 from models.batching import Batcher
 from models.catalog import ModelSpec
 from models.comparison import Comparison
-from models.devices import Precision
+from models.devices import BackendName, Precision
 from models.engine import Engine, Item, Output
 from models.errors import ComparisonRunningError, UnknownModelError
 from models.gradmodes import compare
 from models.limits import ImageLimits
-from models.loading import BACKEND, load
+from models.loading import load
 from models.pipeline import Pipeline
 from models.predictions import Answer, ModelCard
 from models.telemetry import MemoryKind, QueueState, Task, Telemetry
@@ -34,6 +36,8 @@ class ServingOptions:
     models: Sequence[str | ModelSpec] = (catalog.DEFAULT_MODEL,)
     device: str = "auto"
     precision: Precision = "fp32"
+    backend: BackendName | Literal["auto"] = "auto"
+    cache_folder: Path = Path("~/.cache/gradless")
     max_batch_size: int = 32
     max_wait_s: float = 0.0
     queue_capacity: int = 256
@@ -58,7 +62,8 @@ class Serving:
     """
 
     def __init__(self, options: ServingOptions, telemetry: Telemetry) -> None:
-        self._placement = devices.place(options.device, options.precision)
+        self._placement = devices.place(options.device, options.precision, options.backend)
+        devices.keep_freed_memory()
         self._decode_pool = ThreadPoolExecutor(
             options.decode_threads or devices.available_cores(),
             thread_name_prefix="decode",
@@ -150,11 +155,14 @@ class Serving:
 
     def _serve(self, spec: ModelSpec, options: ServingOptions) -> _Served:
         model = load(spec, self._placement)
-        engine = Engine(model)
+        backend = backends.make(
+            model, max_batch_size=options.max_batch_size, cache_folder=options.cache_folder.expanduser()
+        )
+        engine = Engine(model, backend)
 
         def prepare() -> None:
             _use_all_cores()
-            engine.warm_up(options.max_batch_size)
+            engine.warm_up()
 
         batcher = Batcher(
             engine.run,
@@ -186,7 +194,7 @@ class Serving:
             feature_dimensions=model.network.dimensions,
             device=str(model.placement.device),
             dtype=str(model.placement.dtype).removeprefix("torch."),
-            backend=BACKEND,
+            backend=model.placement.backend,
             fingerprint=model.fingerprint,
             training=model.network.training,
             load_seconds=model.load_seconds,

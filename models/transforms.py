@@ -26,25 +26,24 @@ class Transform:
     std: tuple[float, float, float]
 
     def shape(self, image: torch.Tensor) -> torch.Tensor:
-        """(3, H, W) uint8 to a contiguous (3, crop, crop) uint8."""
+        """(3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory, as decoders write and devices like it."""
         resized = F.resize(image, [self.resize], interpolation=InterpolationMode(self.interpolation), antialias=True)
         cropped: torch.Tensor = F.center_crop(resized, [self.crop, self.crop])
-        return cropped.contiguous()
+        return cropped.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 class Normalize(nn.Module):
-    """(N, 3, H, W) uint8 to (N, 3, H, W) of the model's dtype: (x / 255 - mean) / std, computed in float32."""
+    """(N, 3, H, W) uint8 to (N, 3, H, W) float32: (x / 255 - mean) / std."""
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, transform: Transform, dtype: torch.dtype) -> None:
+    def __init__(self, transform: Transform) -> None:
         super().__init__()
         mean = torch.tensor(transform.mean, dtype=torch.float64).view(1, 3, 1, 1)
         std = torch.tensor(transform.std, dtype=torch.float64).view(1, 3, 1, 1)
-        self._dtype = dtype
         self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
         self.register_buffer("shift", (-mean / std).float(), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return (pixels.float() * self.scale + self.shift).to(self._dtype)
+        return pixels.float() * self.scale + self.shift

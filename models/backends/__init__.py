@@ -1,0 +1,42 @@
+"""The ways to run a forward. Each is made from a loaded model and maps a batch of pixels to features and logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from models.loading import LoadedModel
+from models.network import FeaturesAndLogits
+
+
+class Backend(Protocol):
+    """One way to run a model's forward. Everything is called in the thread that owns the model, under
+    inference_mode."""
+
+    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+        """(N, 3, side, side) uint8 on the CPU, channels last in memory, to features (N, D) and logits (N, C),
+        of a floating-point type and on a device of the backend's choice."""
+
+    @property
+    def sizes_to_warm_up(self) -> tuple[int, ...]:
+        """Batch sizes to run before the service is ready."""
+
+
+def make(model: LoadedModel, *, max_batch_size: int, cache_folder: Path) -> Backend:
+    """The backend that `model` is placed on, ready to be warmed up. Raises StartError."""
+    # Each is imported when it is asked for: torch's compiler and OpenVINO take seconds to import.
+    match model.placement.backend:
+        case "eager":
+            from models.backends.eager import EagerBackend  # noqa: PLC0415
+
+            return EagerBackend(model, max_batch_size=max_batch_size)
+        case "compiled":
+            from models.backends.compiled import CompiledBackend  # noqa: PLC0415
+
+            return CompiledBackend(model, max_batch_size=max_batch_size)
+        case "openvino":
+            from models.backends.openvino import OpenVinoBackend  # noqa: PLC0415
+
+            return OpenVinoBackend(model, max_batch_size=max_batch_size, cache_folder=cache_folder)

@@ -1,0 +1,40 @@
+"""torch.compile: one graph for each of a few batch sizes, all compiled before the service is ready."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F  # noqa: N812 - the field's name for it
+
+from models import devices
+from models.backends.eager import served_network
+from models.loading import LoadedModel
+from models.network import FeaturesAndLogits
+
+
+class CompiledBackend:
+    """Batches are padded to the next bucket, a power of two or the largest batch, so that no request compiles.
+
+    Compilation happens at a bucket's first run: warm-up runs each (`sizes_to_warm_up`).
+    """
+
+    def __init__(self, model: LoadedModel, *, max_batch_size: int) -> None:
+        self._device = model.placement.device
+        self._dtype = model.placement.dtype
+        self._normalize = model.normalize
+        self.sizes_to_warm_up = buckets(max_batch_size)
+        network = served_network(model)
+        self._network = torch.compile(network, dynamic=False, fullgraph=True, **devices.compile_options(self._device))
+
+    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+        size = len(pixels)
+        bucket = next(bucket for bucket in self.sizes_to_warm_up if bucket >= size)
+        padded = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, bucket - size)).contiguous(memory_format=torch.channels_last)
+        images = self._normalize(devices.to_device(padded, self._device)).to(self._dtype)
+        features, logits = self._network(images)
+        return FeaturesAndLogits(features[:size], logits[:size])
+
+
+def buckets(max_batch_size: int) -> tuple[int, ...]:
+    """1, 2, 4 … and `max_batch_size` itself."""
+    powers = [2**power for power in range(max_batch_size.bit_length()) if 2**power < max_batch_size]
+    return (*powers, max_batch_size)

@@ -1,0 +1,112 @@
+"""OpenVINO: the fastest way on CPUs. The exported network, normalisation inside, converted once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import openvino
+import torch
+from torch import nn
+
+from models import devices
+from models.devices import Precision
+from models.errors import DeviceUnavailableError
+from models.loading import LoadedModel, fingerprint
+from models.network import FeaturesAndLogits
+
+_log = logging.getLogger(__name__)
+
+_HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+_CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16"}
+
+# Above any batch that is served; torch.export wants a bound to prove shapes with.
+_MAX_BATCH = 1024
+
+
+class OpenVinoBackend:
+    """Weights stay float32 in the converted model; the precision is the one it computes in."""
+
+    def __init__(self, model: LoadedModel, *, max_batch_size: int, cache_folder: Path) -> None:
+        self.sizes_to_warm_up = (1, max_batch_size)
+        core = openvino.Core()
+        precision = model.placement.precision
+        if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise DeviceUnavailableError("cpu", f"OpenVINO does not compute in {precision} on this processor")
+        converted = _converted(core, model, cache_folder)
+        compiled = core.compile_model(
+            converted,
+            "CPU",
+            {
+                "INFERENCE_PRECISION_HINT": _HINTS[precision],
+                "INFERENCE_NUM_THREADS": devices.available_cores(),
+                "PERFORMANCE_HINT": "LATENCY",
+            },
+        )
+        self._request = compiled.create_infer_request()
+
+    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+        # Channels last in memory, so the permuted view is contiguous: nothing is copied on the way in.
+        batch = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+        self._request.infer([batch], share_inputs=True)
+        # The request writes its next answer into the same memory.
+        features, logits = (self._request.get_output_tensor(index).data.copy() for index in (0, 1))
+        return FeaturesAndLogits(torch.from_numpy(features), torch.from_numpy(logits))
+
+
+class _FromPixels(nn.Module):
+    """(N, side, side, 3) uint8 to (features, logits): what is exported."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__()
+        self.normalize = model.normalize
+        self.network = model.network
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        answer: FeaturesAndLogits = self.network(self.normalize(pixels.permute(0, 3, 1, 2)))
+        return answer.features, answer.logits
+
+
+def _converted(core: openvino.Core, model: LoadedModel, cache_folder: Path) -> openvino.Model:
+    path = cache_folder / f"openvino-{_key(model)}.xml"
+    if path.exists():
+        try:
+            return core.read_model(path)
+        except RuntimeError as error:
+            _log.warning("%s cannot be read and is made anew: %s", path, error)
+    converted = _convert(model)
+    try:
+        _keep(converted, path)
+    except OSError as error:
+        _log.warning("the converted %s is not kept, so the next start converts again: %s", model.name, error)
+    return converted
+
+
+def _key(model: LoadedModel) -> str:
+    """Of everything that the converted model depends on: one precision serves them all."""
+    weights = fingerprint(model.network, model.transform, "fp32", "openvino")
+    versions = [version(package) for package in ("openvino", "torch", "torchvision", "timm")]
+    return hashlib.sha256(repr((model.architecture, weights, versions)).encode()).hexdigest()[:16]
+
+
+def _convert(model: LoadedModel) -> openvino.Model:
+    side = model.transform.crop
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    with torch.no_grad():
+        exported = torch.export.export(_FromPixels(model).eval(), (example,), dynamic_shapes=({0: batch},))
+    return openvino.convert_model(exported)
+
+
+def _keep(converted: openvino.Model, path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        unfinished = Path(folder) / path.name
+        openvino.save_model(converted, unfinished, compress_to_fp16=False)
+        # The weights first: a reader that finds the description finds them too.
+        for suffix in (".bin", ".xml"):
+            unfinished.with_suffix(suffix).replace(path.with_suffix(suffix))
