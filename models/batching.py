@@ -1,21 +1,22 @@
 """Batch formation: between pipeline.py, whose callers wait for one item each, and engine.py, which runs batches.
 
 Work-conserving: an idle device takes what waits at once, be it one item; what arrives while it is busy is the
-next batch. One thread owns the consuming end, so a busy event loop never delays a batch.
+next batch. Fair: callers with many items take turns with callers of one. One thread owns the consuming end, so a
+busy event loop never delays a batch.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
 from models.errors import DrainingError, ForwardError, OverloadedError
+from models.fair_queue import FairQueue
 from models.telemetry import BatchReport, Trigger
 
 _log = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ class _Batch(NamedTuple, Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Turns single submissions into batches for `run_batch`, which gets 1 to `max_batch_size` items in order
-    of arrival and returns as many results in the same order.
+    """Turns single submissions into batches for `run_batch`, which gets 1 to `max_batch_size` items and returns as
+    many results in the same order. Items come in order of arrival, but a caller with several takes turns.
 
     `max_wait_s` (0: none) is how long the oldest item of a batch may wait for company.
     `prepare` runs first, in the thread that will run the batches; `wait_until_ready` raises what it raised.
@@ -78,7 +79,7 @@ class Batcher(Generic[Item, Result]):
         self._on_batch = on_batch
         self._prepared: Future[None] = Future()
         self._seconds_per_item = 0.0
-        self._queue: deque[_Waiting[Item, Result]] = deque()
+        self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
@@ -99,16 +100,17 @@ class Batcher(Generic[Item, Result]):
         return len(self._queue)
 
     def oldest_age_seconds(self) -> float:
-        """How long the item at the head has waited; 0 for an empty queue."""
+        """How long the item that came first has waited; 0 for an empty queue."""
         with self._changed:
-            return perf_counter() - self._queue[0].enqueued_at if self._queue else 0.0
+            return perf_counter() - self._oldest() if self._queue else 0.0
 
     def expected_seconds(self, items: int) -> float:
         """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
         return items * self._seconds_per_item
 
-    def submit(self, item: Item) -> Future[Completed[Result]]:
-        """Queue one item. Cancelling the future before its batch forms costs no forward.
+    def submit(self, item: Item, *, caller: Hashable | None = None) -> Future[Completed[Result]]:
+        """Queue one item. Cancelling the future before its batch forms costs no forward. Items of one `caller`
+        take turns with everybody else's; without one, an item is its own.
 
         Raises DrainingError once closed, OverloadedError when `queue_capacity` items wait.
         """
@@ -118,7 +120,7 @@ class Batcher(Generic[Item, Result]):
                 raise DrainingError
             if len(self._queue) >= self._queue_capacity:
                 raise OverloadedError(self._queue_capacity, self.expected_seconds(len(self._queue)))
-            self._queue.append(_Waiting(item, future, perf_counter()))
+            self._queue.append(_Waiting(item, future, perf_counter()), future if caller is None else caller)
             self._changed.notify()
         return future
 
@@ -172,13 +174,16 @@ class Batcher(Generic[Item, Result]):
     def _wait_for_company(self) -> Trigger:
         if self._max_wait_s:
             # The wait counts from the first item's arrival: a busy device has already made it wait.
-            remaining = self._queue[0].enqueued_at + self._max_wait_s - perf_counter()
+            remaining = self._oldest() + self._max_wait_s - perf_counter()
             self._changed.wait_for(
                 lambda: self._closed or len(self._queue) >= self._max_batch_size, timeout=max(remaining, 0.0)
             )
         if self._closed:
             return "drain"
         return "wait" if self._max_wait_s else "idle"
+
+    def _oldest(self) -> float:
+        return min(entry.enqueued_at for entry in self._queue.firsts())
 
     def _answer(self, batch: _Batch[Item, Result]) -> BatchReport:
         started_at = perf_counter()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Hashable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
-
-import torch
 
 from models.admission import Admission
 from models.batching import Batcher, Completed
@@ -17,20 +15,21 @@ from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel
 from models.predictions import Prediction, ScoredClass
-from models.telemetry import Outcome, StageSeconds, Task, Telemetry
+from models.telemetry import Outcome, Stage, StageSeconds, Task, Telemetry
 
 
 class Pipeline:
-    """The way of images through one model. Everything here runs on the event loop but `_decode`, which the pool
-    runs, and what is behind the batcher."""
+    """The way of images through one model. Everything here runs on the event loop but `_decode_and_queue`, which the
+    decode pool of `decode_threads` runs, and what is behind the batcher."""
 
     def __init__(
         self,
         model: LoadedModel,
         batcher: Batcher[Item, Output],
-        decode_pool: Executor,
+        decode_pool: ThreadPoolExecutor,
         admission: Admission,
         *,
+        decode_threads: int,
         limits: ImageLimits,
         deadline_s: float,
         telemetry: Telemetry,
@@ -39,6 +38,7 @@ class Pipeline:
         self._batcher = batcher
         self._decode_pool = decode_pool
         self._admission = admission
+        self._decode_threads = decode_threads
         self._limits = limits
         self._deadline_s = deadline_s
         self._telemetry = telemetry
@@ -69,36 +69,44 @@ class Pipeline:
         return results
 
     async def _predict_all(self, images: Sequence[bytes], top_k: int) -> list[Prediction | ImageError]:
+        # The request's share: no more of its images at once in the decode pool than the pool has threads.
+        share = asyncio.Semaphore(self._decode_threads)
         if len(images) == 1:
-            return [await self._predict_one(images[0], top_k)]
-        settled = await asyncio.gather(*(self._predict_one(image, top_k) for image in images), return_exceptions=True)
+            return [await self._predict_one(images[0], top_k, share)]
+        settled = await asyncio.gather(
+            *(self._predict_one(image, top_k, share) for image in images), return_exceptions=True
+        )
         # Whatever is not one image's fault is everybody's: the first of them answers the request.
         for result in settled:
             if isinstance(result, BaseException) and not isinstance(result, ImageError):
                 raise result
         return [result for result in settled if isinstance(result, Prediction | ImageError)]
 
-    async def _predict_one(self, encoded: bytes, top_k: int) -> Prediction | ImageError:
-        submitted_at = perf_counter()
+    async def _predict_one(self, encoded: bytes, top_k: int, share: asyncio.Semaphore) -> Prediction | ImageError:
+        passage = _Passage(encoded, top_k, share)
+        loop = asyncio.get_running_loop()
         try:
-            image = await asyncio.get_running_loop().run_in_executor(self._decode_pool, self._decode, encoded)
+            async with share:
+                queued = await loop.run_in_executor(self._decode_pool, self._decode_and_queue, passage)
+            completed = await asyncio.wrap_future(queued)
         except ImageError as error:
             return error
         except asyncio.CancelledError:
-            self._telemetry.image_cancelled(self._model.name, "decode")
+            self._telemetry.image_cancelled(self._model.name, passage.abandon())
             raise
-        decode_seconds = perf_counter() - submitted_at
-        future = self._batcher.submit(Item(image, top_k))
-        try:
-            completed = await asyncio.wrap_future(future)
-        except asyncio.CancelledError:
-            # Where the cancellation came too late to stop it, the forward ran in vain.
-            self._telemetry.image_cancelled(self._model.name, "queue" if future.cancelled() else "forward")
-            raise
-        return self._prediction(completed, decode_seconds)
+        return self._prediction(completed, passage.decode_seconds)
 
-    def _decode(self, encoded: bytes) -> torch.Tensor:
-        return self._model.transform.shape(decode_image(encoded, self._limits))
+    def _decode_and_queue(self, passage: _Passage) -> Future[Completed[Output]]:
+        transform = self._model.transform
+        # Twice the size is resized with antialiasing to the same picture, whatever was left out above it.
+        decoded = decode_image(passage.encoded, self._limits, enough=2 * transform.resize)
+        item = Item(transform.shape(decoded), passage.top_k)
+        passage.decode_seconds = perf_counter() - passage.started_at
+        # From this thread: the next batch must not wait for a busy event loop.
+        queued = passage.queued = self._batcher.submit(item, caller=passage.caller)
+        if passage.abandoned:
+            queued.cancel()
+        return queued
 
     def _prediction(self, completed: Completed[Output], decode_seconds: float) -> Prediction:
         output = completed.result
@@ -124,3 +132,29 @@ class Pipeline:
             self._telemetry.images_done(name, task, "ok", len(results) - bad)
         if images > len(results):
             self._telemetry.images_done(name, task, otherwise, images - len(results))
+
+
+class _Passage:
+    """One image on its way, between the event loop, which may abandon it, and the decode pool, which queues it."""
+
+    def __init__(self, encoded: bytes, top_k: int, caller: Hashable) -> None:
+        self.encoded = encoded
+        self.top_k = top_k
+        # Images of one request have one caller, and take turns with others in the batcher's queue.
+        self.caller = caller
+        self.started_at = perf_counter()
+        self.decode_seconds = 0.0
+        self.queued: Future[Completed[Output]] | None = None
+        self.abandoned = False
+
+    def abandon(self) -> Stage:
+        """Nobody waits any more: give the item up unless its forward has begun. Returns the stage it was in.
+
+        The flag is raised before the future is looked for, and the pool looks for the flag after it has made the
+        future: one of them finds the other.
+        """
+        self.abandoned = True
+        if self.queued is None:
+            return "decode"
+        self.queued.cancel()
+        return "queue" if self.queued.cancelled() else "forward"

@@ -64,8 +64,9 @@ class Serving:
     def __init__(self, options: ServingOptions, telemetry: Telemetry) -> None:
         self._placement = devices.place(options.device, options.precision, options.backend)
         devices.keep_freed_memory()
+        self._decode_threads = options.decode_threads or devices.available_cores()
         self._decode_pool = ThreadPoolExecutor(
-            options.decode_threads or devices.available_cores(),
+            self._decode_threads,
             thread_name_prefix="decode",
             initializer=devices.use_one_core_in_this_thread,
         )
@@ -180,6 +181,7 @@ class Serving:
             batcher,
             self._decode_pool,
             admission,
+            decode_threads=self._decode_threads,
             limits=options.limits,
             deadline_s=options.deadline_s,
             telemetry=self._telemetry,

@@ -11,7 +11,7 @@ import logging
 from typing import Any
 
 import torch
-from timm.layers import BatchNormAct2d
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
