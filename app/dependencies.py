@@ -1,4 +1,4 @@
-"""What handlers ask for by type: the settings, the runtime, the images of their request, a checked model name."""
+"""What handlers ask for by type: the runtime, the metrics, the images of their request."""
 
 from __future__ import annotations
 
@@ -30,22 +30,18 @@ def parts_of(request: Request) -> Parts:
     return cast(Parts, request.app.state.parts)
 
 
-def _settings(request: Request) -> Settings:
-    return parts_of(request).settings
-
-
-def _metrics(request: Request) -> Metrics:
-    return parts_of(request).metrics
-
-
-def _runtime(request: Request) -> Runtime:
+# Coroutines although they wait for nothing: FastAPI would send plain functions through a thread pool, one by one.
+async def _runtime(request: Request) -> Runtime:
     runtime = parts_of(request).runtime
     if runtime is None:
         raise DrainingError
     return runtime
 
 
-TheSettings = Annotated[Settings, Depends(_settings)]
+async def _metrics(request: Request) -> Metrics:
+    return parts_of(request).metrics
+
+
 TheMetrics = Annotated[Metrics, Depends(_metrics)]
 TheRuntime = Annotated[Runtime, Depends(_runtime)]
 
@@ -60,27 +56,35 @@ def card_named(runtime: Runtime, name: str | None) -> ModelCard:
     return cards[name]
 
 
-def _chosen_model(
-    runtime: TheRuntime,
-    model: Annotated[str | None, Query(description="a served model's name; the default without it")] = None,
-) -> ModelCard:
-    return card_named(runtime, model)
+ModelName = Annotated[str | None, Query(description="a served model's name; the default without it")]
 
 
-# Before the body is read: a caller who asks for a model that is not there need not send it.
-ChosenModel = Annotated[ModelCard, Depends(_chosen_model)]
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A request with images: all of it that has been checked and read before a handler begins."""
+
+    request: Request
+    runtime: Runtime
+    metrics: Metrics
+    model: ModelCard
+    images: list[bytes]
 
 
-async def _images(request: Request, settings: TheSettings, runtime: TheRuntime, _: ChosenModel) -> list[bytes]:
+async def _upload(request: Request, model: ModelName = None) -> Upload:
+    # One dependency and not five: FastAPI solves a tree of them at a cost that shows beside a fast forward.
+    parts = parts_of(request)
+    runtime = await _runtime(request)
+    # Before the body is read: a caller who asks for a model that is not there need not send it.
+    card = card_named(runtime, model)
     if not runtime.ready:
         raise DrainingError
-    return await read_images(request, settings)
+    return Upload(request, runtime, parts.metrics, card, await read_images(request, parts.settings))
 
 
-ImageUploads = Annotated[list[bytes], Depends(_images)]
+ImageUpload = Annotated[Upload, Depends(_upload)]
 
 
-def debug_enabled(settings: TheSettings) -> None:
+async def debug_enabled(request: Request) -> None:
     """For routes that exist only where GRADLESS_DEBUG_ENDPOINTS is on. Raises DebugDisabledError."""
-    if not settings.debug_endpoints:
+    if not parts_of(request).settings.debug_endpoints:
         raise DebugDisabledError

@@ -1,14 +1,15 @@
-"""What /v1/classify and /v1/features have in common: their errors, and what becomes of an answer before its body."""
+"""What /v1/classify and /v1/features have in common: their errors, and the way from images to an answer."""
 
 from __future__ import annotations
 
-from fastapi import Request
-
 from app import problems
+from app.callers import unless_gone
+from app.dependencies import Upload
 from app.observation import observed
 from models import errors
 from models.errors import ImageError
 from models.predictions import Answer, Prediction
+from models.telemetry import Task
 
 PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     problems.MalformedMultipartError,
@@ -29,10 +30,15 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
 )
 
 
-def timed(request: Request, answer: Answer) -> Answer:
-    """Note the answer's times for Server-Timing and the metrics. Raises the fault of an image sent alone."""
+async def answered(upload: Upload, *, task: Task, top_k: int) -> Answer:
+    """The answer to a request, its times noted for Server-Timing and the metrics; dropped if its caller leaves.
+
+    Raises the fault of an image that was sent alone, and what Runtime.predict raises.
+    """
+    work = upload.runtime.predict(upload.model.name, upload.images, task=task, top_k=top_k)
+    answer = await unless_gone(upload.request, work)
     predicted = [result.seconds for result in answer.results if isinstance(result, Prediction)]
-    observed(request.scope).answered(answer.model, predicted)
+    observed(upload.request.scope).answered(answer.model, predicted)
     if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
         raise answer.results[0]
     return answer

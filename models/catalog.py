@@ -1,4 +1,4 @@
-"""What can be served by name: the embedded default, and every classifier of torchvision.
+"""What can be served by name: the embedded default, every classifier of torchvision, and `null` for benchmarks.
 
 `resnet50` is the architecture with its published weights, `resnet50:random` the same with seeded random ones.
 """
@@ -21,6 +21,9 @@ from models.errors import UnknownCatalogNameError, UnsupportedArchitectureError,
 from models.transforms import Transform
 
 DEFAULT_MODEL = "efficientnet_lite0"
+
+# A forward that costs nothing: what is left is the server itself, to be tested and measured.
+NULL_MODEL = "null"
 
 _RANDOM = ":random"
 _SEED = 0
@@ -50,6 +53,8 @@ def find(name: str) -> ModelSpec:
     architecture = name.removesuffix(_RANDOM)
     if name == DEFAULT_MODEL:
         return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
+    if name == NULL_MODEL:
+        return ModelSpec(name, "null", _null)
     if architecture in torchvision_names():
         builder = _random if name.endswith(_RANDOM) else _published
         return ModelSpec(name, architecture, lambda: builder(architecture))
@@ -58,7 +63,7 @@ def find(name: str) -> ModelSpec:
 
 def names() -> list[str]:
     """Every name that can be served, the default first; each torchvision one also with `:random`."""
-    return [DEFAULT_MODEL, *torchvision_names()]
+    return [DEFAULT_MODEL, NULL_MODEL, *torchvision_names()]
 
 
 def torchvision_names() -> list[str]:
@@ -90,6 +95,18 @@ def _embedded() -> Classifier:
     module.load_state_dict(dict(zip(own_names, published.values(), strict=True)))
     transform = Transform(256, 224, "bicubic", mean=_each(127 / 255), std=_each(128 / 255))
     return Classifier(module, transform, imagenet_labels())
+
+
+class _FirstPixel(nn.Module):
+    """(N, 3, H, W) to (N, 3): as little as can be made of an image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :, 0, 0]
+
+
+def _null() -> Classifier:
+    transform = Transform(256, 224, "bicubic", mean=_each(0.0), std=_each(1.0))
+    return Classifier(nn.Sequential(_FirstPixel(), nn.Linear(3, 1000)), transform, imagenet_labels())
 
 
 def _published(architecture: str) -> Classifier:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 
-from app.callers import unless_gone
-from app.dependencies import ChosenModel, ImageUploads, TheMetrics, TheRuntime
+from app.dependencies import ImageUpload
 from app.documents import IMAGE_BODY, answers
 from app.faults import fault_of_one
-from app.inference import PREDICTION_ERRORS, timed
+from app.inference import PREDICTION_ERRORS, answered
 from app.schemas import Classification, Classifications, Faulty, Prediction
 from models.errors import ImageError
 from models.predictions import Prediction as Predicted
@@ -22,23 +21,18 @@ PATH = "/v1/classify"
 
 @router.post(PATH, responses=answers(*PREDICTION_ERRORS), openapi_extra=IMAGE_BODY)
 async def classify(
-    request: Request,
-    runtime: TheRuntime,
-    metrics: TheMetrics,
-    model: ChosenModel,
-    images: ImageUploads,
+    upload: ImageUpload,
     top_k: Annotated[int, Query(ge=1, le=1000, description="classes an image, at most")] = 5,
 ) -> Classifications:
     """Name what is in one image or several. A bad image among several has its problem in its place."""
-    answer = timed(
-        request,
-        await unless_gone(request, runtime.predict(model.name, images, task="classify", top_k=top_k)),
-    )
+    answer = await answered(upload, task="classify", top_k=top_k)
     return Classifications(
         model=answer.model,
         fingerprint=answer.fingerprint,
         results=[
-            Faulty(error=fault_of_one(metrics, result)) if isinstance(result, ImageError) else _classification(result)
+            Faulty(error=fault_of_one(upload.metrics, result))
+            if isinstance(result, ImageError)
+            else _classification(result)
             for result in answer.results
         ],
     )

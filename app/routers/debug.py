@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 
 from app.callers import unless_gone
-from app.dependencies import ChosenModel, TheRuntime, debug_enabled
+from app.dependencies import ModelName, TheRuntime, debug_enabled
 from app.documents import answers
 from app.problems import DebugDisabledError
 from app.schemas import GradModes, ModeMeasurement
@@ -20,14 +20,14 @@ router = APIRouter(prefix="/debug", tags=["debug"], dependencies=[Depends(debug_
 async def grad_modes(
     request: Request,
     runtime: TheRuntime,
-    model: ChosenModel,
+    model: ModelName = None,
     batch_size: Annotated[int, Query(ge=1, le=64, description="images in the forward")] = 32,
     iterations: Annotated[int, Query(ge=1, le=50, description="timed forwards a mode")] = 5,
 ) -> GradModes:
     """Run the served network on one batch under each autograd mode. Ends when its caller leaves."""
     # There is no body to read, but what a caller leaves unread would hide that it has gone.
     await request.body()
-    found = await unless_gone(request, runtime.compare(model.name, batch_size=batch_size, iterations=iterations))
+    found = await unless_gone(request, runtime.compare(model, batch_size=batch_size, iterations=iterations))
     return GradModes(
         model=found.model,
         fingerprint=found.fingerprint,

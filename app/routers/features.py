@@ -7,15 +7,14 @@ from io import BytesIO
 from typing import Annotated, Literal
 
 import numpy as np
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from app.callers import unless_gone
-from app.dependencies import ChosenModel, ImageUploads, TheMetrics, TheRuntime
+from app.dependencies import ImageUpload
 from app.documents import IMAGE_BODY, answers
 from app.faults import fault_of_one
-from app.inference import PREDICTION_ERRORS, timed
+from app.inference import PREDICTION_ERRORS, answered
 from app.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
 from models.errors import ImageError
 from models.predictions import Answer
@@ -37,11 +36,7 @@ _NPY_CONTENT = {"schema": {"type": "string", "format": "binary", "description": 
     openapi_extra=IMAGE_BODY,
 )
 async def features(
-    request: Request,
-    runtime: TheRuntime,
-    metrics: TheMetrics,
-    model: ChosenModel,
-    images: ImageUploads,
+    upload: ImageUpload,
     normalize: Annotated[bool, Query(description="scale each vector to length 1")] = False,
     encoding: Annotated[
         Encoding, Query(description="numbers, or base64 of little-endian float32; for JSON answers")
@@ -52,15 +47,15 @@ async def features(
     With `Accept: application/x-npy` the answer is a NumPy file of float32, (N, D): it has no place for a problem,
     so a bad image among several fails the request.
     """
-    answer = timed(request, await unless_gone(request, runtime.predict(model.name, images, task="features", top_k=0)))
-    if NPY in request.headers.get("accept", ""):
+    answer = await answered(upload, task="features", top_k=0)
+    if NPY in upload.request.headers.get("accept", ""):
         return _npy(answer, normalize=normalize)
     return FeatureVectors(
         model=answer.model,
         fingerprint=answer.fingerprint,
         dimensions=answer.dimensions,
         results=[
-            Faulty(error=fault_of_one(metrics, result))
+            Faulty(error=fault_of_one(upload.metrics, result))
             if isinstance(result, ImageError)
             else _encoded(_scaled(result.features, normalize=normalize), encoding)
             for result in answer.results
