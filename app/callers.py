@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 
 from app.problems import CallerGoneError
+from models.errors import DrainingError
 
 T = TypeVar("T")
 
@@ -24,6 +25,9 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise CallerGoneError
+        if working.cancelled():
+            # Not by its caller: the runtime was closed under it.
+            raise DrainingError
         return working.result()
     finally:
         # Also when this handler itself is cancelled. Both are waited for: nothing outlives the request.

@@ -24,6 +24,7 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     errors.UndecodableImageError,
     errors.TooManyPixelsError,
     errors.TooElongatedError,
+    errors.NotFiniteError,
     errors.OverloadedError,
     errors.DrainingError,
     errors.DeadlineExceededError,

@@ -1,7 +1,8 @@
 """The only importer of prometheus_client: what is counted, under which names, and the exposition.
 
-Label values come from the settings and from closed lists, never from a request: the number of time series is
-fixed by the configuration. Each is created at the start, so that rate() works from the first event on.
+Label values come from the settings, the routes and closed lists, never from a request: the number of time series
+is bounded by the configuration. Those of models and refusals exist from the start, so that rate() works from the first
+event on.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_STAGES = ("read", "respond")
-_UNMATCHED = "unmatched"
+# Whatever is no route of the API: its documentation, and paths that are nothing.
+_OTHER = "other"
 
 
 class Metrics:
@@ -100,7 +102,7 @@ class Metrics:
         return encode(self._registry), content_type
 
     def request_done(self, route: str | None, method: str, status: int, seconds: float) -> None:
-        labels = (route or _UNMATCHED, method if method in _METHODS else "other", str(status))
+        labels = (route or _OTHER, method if method in _METHODS else "other", str(status))
         self._requests.labels(*labels).inc()
         self._request_seconds.labels(*labels).observe(seconds)
 

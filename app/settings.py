@@ -25,7 +25,9 @@ def _comma_separated(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
-def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+def _some_and_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("at least one name is needed")
     if len(set(names)) < len(names):
         raise ValueError("each name may stand once")
     return names
@@ -38,9 +40,10 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_distinct)] = Field(
+    models: Annotated[
+        tuple[str, ...], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_some_and_distinct)
+    ] = Field(
         ("efficientnet_lite0",),
-        min_length=1,
         description="models to serve, separated by commas; the first is the default",
     )
     device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
@@ -95,12 +98,13 @@ def load_settings() -> Settings:
 
 
 def _unknown_variables() -> list[str]:
-    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    known = {name.upper() for name in Settings.model_fields}
     lines = []
     for name in sorted(os.environ):
-        if name.upper().startswith(PREFIX) and name.upper() not in known:
-            similar = difflib.get_close_matches(name.upper(), known, n=1)
-            lines.append(f"{name} is no setting" + (f"; did you mean {similar[0]}?" if similar else ""))
+        if name.upper().startswith(PREFIX) and name.upper().removeprefix(PREFIX) not in known:
+            # Without the prefix, which makes all of them alike.
+            similar = difflib.get_close_matches(name.upper().removeprefix(PREFIX), known, n=1)
+            lines.append(f"{name} is no setting" + (f"; did you mean {PREFIX}{similar[0]}?" if similar else ""))
     return lines
 
 
@@ -108,4 +112,5 @@ def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
     message = message.removeprefix("Value error, ")
     if not location:
         return message
-    return f"{PREFIX}{str(location[0]).upper()}={value}: {message[:1].lower()}{message[1:]}"
+    shown = ",".join(value) if isinstance(value, tuple) else " ".join(str(value).split())
+    return f"{PREFIX}{str(location[0]).upper()}={shown}: {message[:1].lower()}{message[1:]}"

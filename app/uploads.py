@@ -27,6 +27,9 @@ from models.errors import ImageTooLargeError
 # Form fields beside the files: none are needed, a few are forgiven.
 _MAX_FIELDS = 16
 
+# Digits of 2**64.
+_LONGEST_SIZE = 20
+
 
 async def read_images(request: Request, settings: Settings) -> list[bytes]:
     """The encoded images of `request`, one or more, in order.
@@ -67,7 +70,8 @@ async def _read(request: Request, settings: Settings) -> list[bytes]:
 
 async def _counted(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit_bytes:
+    # A number longer than any size is not worth converting, and int() refuses to beyond 4300 digits.
+    if declared.isdecimal() and (len(declared) > _LONGEST_SIZE or int(declared) > limit_bytes):
         raise BodyTooLargeError(limit_bytes)
     received = 0
     async for chunk in request.stream():
@@ -140,7 +144,7 @@ class FileParts:
 
     def _on_headers_finished(self) -> None:
         _, options = parse_options_header(self._disposition)
-        if b"filename" in options or b"filename*" in options:
+        if b"filename" in options:
             if len(self._files) == self._max_files:
                 raise TooManyImagesError(self._max_files)
             self._part = bytearray()

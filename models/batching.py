@@ -136,13 +136,21 @@ class Batcher(Generic[Item, Result]):
         try:
             self._prepare()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits in wait_until_ready
-            self._closed = True
+            self._refuse_all()
             self._prepared.set_exception(error)
             return
         self._prepared.set_result(None)
         # No local holds a batch while this thread waits: an idle service keeps no image alive.
         while self._run_next():
             pass
+
+    def _refuse_all(self) -> None:
+        with self._changed:
+            self._closed = True
+            while self._queue:
+                entry = self._queue.popleft()
+                if entry.future.set_running_or_notify_cancel():
+                    entry.future.set_exception(DrainingError())
 
     def _run_next(self) -> bool:
         batch = self._next_batch()
@@ -192,7 +200,7 @@ class Batcher(Generic[Item, Result]):
             results = self._run_batch([entry.item for entry in batch.entries])
             if len(results) != size:
                 raise RuntimeError(f"{size} items went in, {len(results)} results came out")  # noqa: TRY301
-        except Exception as error:  # noqa: BLE001 - whatever it was: every caller hears of it, the thread lives on
+        except BaseException as error:  # noqa: BLE001 - whatever it was: every caller hears, the thread lives on
             forward_seconds = perf_counter() - started_at
             self._fail(batch, error)
         else:
@@ -208,7 +216,7 @@ class Batcher(Generic[Item, Result]):
         recent = self._seconds_per_item or seconds_per_item
         self._seconds_per_item = (1 - _PACE_WEIGHT) * recent + _PACE_WEIGHT * seconds_per_item
 
-    def _fail(self, batch: _Batch[Item, Result], error: Exception) -> None:
+    def _fail(self, batch: _Batch[Item, Result], error: BaseException) -> None:
         _log.error("a batch of %d failed in %s", len(batch.entries), self._name, exc_info=error)
         for entry in batch.entries:
             # An exception of its own for each caller: a shared one would grow a traceback per caller.

@@ -52,7 +52,7 @@ class Engine:
             if top_k == 0:
                 return [Output(row, None, None) for row in host_features]
             # Once for the batch, not once an image; in float32, whatever the network computes in.
-            likeliest = logits.float().softmax(dim=1).topk(top_k, dim=1)
+            likeliest = logits.float().softmax(dim=1).clamp_(max=1).topk(top_k, dim=1)
             probabilities, indices = likeliest.values.cpu().numpy(), likeliest.indices.cpu().numpy()
         return [
             Output(host_features[row], indices[row, : item.top_k], probabilities[row, : item.top_k])

@@ -13,7 +13,8 @@ GradlessError
 │   ├── UnsupportedFormatError
 │   ├── UndecodableImageError
 │   ├── TooManyPixelsError
-│   └── TooElongatedError
+│   ├── TooElongatedError
+│   └── NotFiniteError
 ├── RefusedError                    no fault of the image: the service did not take it, or not in time
 │   ├── OverloadedError
 │   ├── DrainingError
@@ -105,6 +106,12 @@ class TooElongatedError(ImageError):
     def __init__(self, width: int, height: int, limit: int) -> None:
         super().__init__(f"The image is {width} x {height}: its sides differ more than {limit} to 1.")
         self.width, self.height, self.limit = width, height, limit
+
+
+class NotFiniteError(ImageError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} gave no finite numbers for this image")
+        self.model = model
 
 
 class RefusedError(GradlessError):

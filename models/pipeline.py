@@ -7,10 +7,12 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 
+import numpy as np
+
 from models.admission import Admission
 from models.batching import Batcher, Completed
 from models.engine import Item, Output
-from models.errors import DeadlineExceededError, ImageError, RefusedError
+from models.errors import DeadlineExceededError, ImageError, NotFiniteError, RefusedError
 from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel
@@ -108,8 +110,10 @@ class Pipeline:
             queued.cancel()
         return queued
 
-    def _prediction(self, completed: Completed[Output], decode_seconds: float) -> Prediction:
+    def _prediction(self, completed: Completed[Output], decode_seconds: float) -> Prediction | ImageError:
         output = completed.result
+        if not np.isfinite(output.features).all():
+            return NotFiniteError(self._model.name)
         labels = self._model.labels
         classes = (
             ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from io import BytesIO
 from typing import Annotated, Literal
 
@@ -48,7 +49,7 @@ async def features(
     so a bad image among several fails the request.
     """
     answer = await answered(upload, task="features", top_k=0)
-    if NPY in upload.request.headers.get("accept", ""):
+    if _accepts_npy(upload.request.headers.get("accept", "")):
         return _npy(answer, normalize=normalize)
     return FeatureVectors(
         model=answer.model,
@@ -61,6 +62,14 @@ async def features(
             for result in answer.results
         ],
     )
+
+
+def _accepts_npy(accept: str) -> bool:
+    for media_range in accept.lower().split(","):
+        media_type, *parameters = (part.strip() for part in media_range.split(";"))
+        if media_type == NPY:
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
 
 
 def _npy(answer: Answer, *, normalize: bool) -> Response:
@@ -76,9 +85,12 @@ def _npy(answer: Answer, *, normalize: bool) -> Response:
 
 
 def _scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
-    length = float(np.linalg.norm(vector)) if normalize else 1.0
+    if not normalize:
+        return vector
+    # In float64: squares of float32 numbers over- and underflow.
+    length = np.linalg.norm(vector.astype(np.float64))
     # A vector of zeros has no direction to keep.
-    return vector / np.float32(length) if length else vector
+    return (vector / length).astype(np.float32) if length else vector
 
 
 def _encoded(vector: NDArray[np.float32], encoding: Encoding) -> Features | EncodedFeatures:
