@@ -41,11 +41,12 @@ def sample(
     picture: Annotated[Sample, typer.Option(help="what to draw")] = "clock",
 ) -> None:
     """Draw a picture that an ImageNet network names rightly: a first try needs no photograph."""
-    if path == "-":
-        sys.stdout.buffer.write(encode(draw(picture), "PNG"))
-        return
     try:
-        draw(picture).save(Path(path))
+        if path == "-":
+            sys.stdout.buffer.write(encode(draw(picture), "PNG"))
+            sys.stdout.buffer.flush()
+        else:
+            draw(picture).save(Path(path))
     except (OSError, ValueError) as error:
         typer.echo(f"gradless: {path} cannot be written: {error}", err=True)
         raise typer.Exit(1) from None

@@ -27,9 +27,6 @@ from models.errors import GradlessError, ImageError, OverloadedError
 
 _log = logging.getLogger(__name__)
 
-# The rest of the body is unread after these: the connection cannot be used again.
-_UNREAD_BODY = frozenset({408, 413})
-
 
 def install(app: FastAPI, metrics: Metrics) -> None:
     """Make `app` answer every exception with a problem, counted among the refusals where it is one."""
@@ -40,9 +37,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
             metrics.rejected(row.reason)
         if row.status == INTERNAL_ERROR.status:
             _log.error("request %s failed: %s", observed(request.scope).request_id, error)
-        headers = {"Connection": "close"} if row.status in _UNREAD_BODY else {}
-        if isinstance(error, OverloadedError):
-            headers["Retry-After"] = str(error.retry_after_s)
+        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, OverloadedError) else {}
         return _answer(request, row, str(error), headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
@@ -71,8 +66,16 @@ def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
 
 
 def _answer(request: Request, row: Row, detail: str, headers: dict[str, str] | None = None) -> Response:
-    body = problem(row, detail, observed(request.scope).request_id)
+    seen = observed(request.scope)
+    if not seen.body_read and _has_body(request):
+        # The rest of it would have to be waited for, and thrown away, before the connection could be used again.
+        headers = {**(headers or {}), "Connection": "close"}
+    body = problem(row, detail, seen.request_id)
     return Response(body.model_dump_json(exclude_none=True), row.status, headers=headers, media_type=CONTENT_TYPE)
+
+
+def _has_body(request: Request) -> bool:
+    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
 def _faults(error: Exception) -> str:

@@ -98,7 +98,11 @@ class Metrics:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics as (body, content type): OpenMetrics where `accept` asks for it, else Prometheus text."""
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):
+            # A version that is no number.
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
     def request_done(self, route: str | None, method: str, status: int, seconds: float) -> None:

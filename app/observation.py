@@ -31,6 +31,7 @@ class Observed:
     started_at: float = field(default_factory=perf_counter)
     model: str | None = None
     read_seconds: float | None = None
+    body_read: bool = False
     stages: StageSeconds | None = None
     answered_at: float | None = None
     status: int | None = None

@@ -27,6 +27,9 @@ from models.errors import ImageTooLargeError
 # Form fields beside the files: none are needed, a few are forgiven.
 _MAX_FIELDS = 16
 
+# Where no body is wanted, one that a client library sends by habit is forgiven.
+_SMALL_BODY_BYTES = 64 * 1024
+
 # Digits of 2**64.
 _LONGEST_SIZE = 20
 
@@ -44,8 +47,26 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
         raise SlowBodyError(settings.read_timeout_s) from None
     except ClientDisconnect:
         raise CallerGoneError from None
-    observed(request.scope).read_seconds = perf_counter() - started_at
+    seen = observed(request.scope)
+    seen.read_seconds = perf_counter() - started_at
+    seen.body_read = True
     return images
+
+
+async def skip_body(request: Request, *, timeout_s: float) -> None:
+    """Read a body that should be empty: what is left unread would hide that the caller has gone.
+
+    Raises BodyTooLargeError, SlowBodyError, CallerGoneError.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for _ in _counted(request, _SMALL_BODY_BYTES):
+                pass
+    except TimeoutError:
+        raise SlowBodyError(timeout_s) from None
+    except ClientDisconnect:
+        raise CallerGoneError from None
+    observed(request.scope).body_read = True
 
 
 async def _read(request: Request, settings: Settings) -> list[bytes]:

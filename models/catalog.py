@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.error import URLError
 
 import timm
@@ -27,6 +28,13 @@ NULL_MODEL = "null"
 
 _RANDOM = ":random"
 _SEED = 0
+
+# What torchvision's own builders set where they load these two architectures' weights.
+_PUBLISHED_ARGUMENTS = {
+    "googlenet": {"transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
+}
+_RANDOM_ARGUMENTS = {name: {**arguments, "init_weights": True} for name, arguments in _PUBLISHED_ARGUMENTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +121,15 @@ def _published(architecture: str) -> Classifier:
     weights = torchvision.models.get_model_weights(architecture).DEFAULT
     transform = _preset(architecture, weights)
     try:
-        module = torchvision.models.get_model(architecture, weights=weights)
-    except (URLError, OSError, RuntimeError) as error:
+        # Not by the builder, which would unpickle whatever lies at the file's place.
+        state = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+        module = torchvision.models.get_model(architecture, weights=None, **_PUBLISHED_ARGUMENTS.get(architecture, {}))
+        module.load_state_dict(state)
+    except (URLError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise WeightsUnavailableError(
             architecture,
-            f"{type(error).__name__}: {error}",
+            f"{type(error).__name__}: {_first_line(error)}",
             f"On a closed network put {weights.url} at {file}, or serve {architecture}{_RANDOM}.",
         ) from error
     return Classifier(module, transform, tuple(weights.meta["categories"]))
@@ -128,11 +139,7 @@ def _random(architecture: str) -> Classifier:
     weights = torchvision.models.get_model_weights(architecture).DEFAULT
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(_SEED)
-        module = (
-            torchvision.models.get_model(architecture, weights=None, init_weights=True)
-            if architecture in {"googlenet", "inception_v3"}
-            else torchvision.models.get_model(architecture, weights=None)
-        )
+        module = torchvision.models.get_model(architecture, weights=None, **_RANDOM_ARGUMENTS.get(architecture, {}))
     return Classifier(module, _preset(architecture, weights), tuple(weights.meta["categories"]))
 
 
@@ -142,6 +149,10 @@ def _preset(architecture: str, weights: torchvision.models.WeightsEnum) -> Trans
     if interpolation not in {"bilinear", "bicubic"}:
         raise UnsupportedArchitectureError(architecture, f"its transform resizes by {interpolation}")
     return Transform(preset.resize_size[0], preset.crop_size[0], interpolation, tuple(preset.mean), tuple(preset.std))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def _each(value: float) -> tuple[float, float, float]:

@@ -73,8 +73,12 @@ class Engine:
             outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([blank] * size)]
         except Exception as error:
             raise WarmUpError(model.name, f"{type(error).__name__}: {error}") from error
-        if not all(np.isfinite(output.features).all() for output in outputs):
-            raise WarmUpError(model.name, "its features are not finite numbers")
+        if not all(_finite(output.features) and _finite(output.probabilities) for output in outputs):
+            raise WarmUpError(model.name, "its outputs are not finite numbers")
+
+
+def _finite(numbers: NDArray[np.float32] | None) -> bool:
+    return numbers is None or bool(np.isfinite(numbers).all())
 
 
 def _stacked(images: list[torch.Tensor]) -> torch.Tensor:

@@ -139,7 +139,8 @@ class DeadlineExceededError(RefusedError):
 
 class UnknownModelError(GradlessError):
     def __init__(self, name: str, known: Sequence[str]) -> None:
-        super().__init__(f"No model {name!r} is served here; there is {', '.join(known)}.")
+        # No more of it than a name would have: callers can send anything.
+        super().__init__(f"No model {name[:100]!r} is served here; there is {', '.join(known)}.")
         self.name, self.known = name, tuple(known)
 
 

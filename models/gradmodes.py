@@ -44,6 +44,12 @@ def compare(
     Takes the engine's turn for one forward at a time: serving goes on in between. `abandoned` is asked before
     each forward; ComparisonAbandonedError if it says so.
     """
+    # Under inference_mode, enable_grad alone records nothing: leave it, whoever has called this from within.
+    with torch.inference_mode(False):
+        return _compare(engine, batch_size, iterations, abandoned)
+
+
+def _compare(engine: Engine, batch_size: int, iterations: int, abandoned: Callable[[], bool]) -> Comparison:
     model = engine.model
     images = _random_batch(engine, batch_size)
     modes: tuple[Mode, ...] = get_args(Mode)
@@ -88,7 +94,9 @@ def retained_by(forward: Callable[[], object], *, ignoring: Iterable[torch.Tenso
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Detached: an operation that saves its own output would otherwise tie graph and output into a ring that
+        # neither reference counts nor the garbage collector can undo.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = forward()

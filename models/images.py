@@ -33,6 +33,9 @@ Pixels = NDArray[np.uint8]
 _ORIENTATION = 0x0112
 _LARGEST_16_BIT = 65535
 
+# Cameras append further pictures to a JPEG and call it MPO; the first is what a person sees.
+_JPEGS = frozenset({"JPEG", "MPO"})
+
 # Reduced decoding is slower than whole decoding for factors under 2 (simplejpeg's documentation).
 _LEAST_REDUCTION = 2
 
@@ -45,6 +48,7 @@ _DECODE_ERRORS = (
     LookupError,
     TypeError,
     AttributeError,
+    AssertionError,
     ArithmeticError,
     MemoryError,
     struct.error,
@@ -92,7 +96,7 @@ def _check(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def _decode(image: Image.Image, encoded: bytes, enough: int) -> Pixels:
-    pixels = _decode_jpeg(encoded, enough) if image.format == "JPEG" and image.mode in {"RGB", "L"} else None
+    pixels = _decode_jpeg(encoded, enough) if image.format in _JPEGS and image.mode in {"RGB", "L"} else None
     if pixels is None:
         pixels = _as_seen(image)
     # Asked for after the decode: Pillow turns TIFFs by itself and then takes the tag away.

@@ -13,7 +13,7 @@ from time import perf_counter
 import torch
 
 from models.catalog import ModelSpec
-from models.devices import Placement
+from models.devices import BackendName, Placement, Precision
 from models.errors import StartError
 from models.network import Network, cut_at_head
 from models.transforms import Normalize, Transform
@@ -63,15 +63,19 @@ def load(spec: ModelSpec, placement: Placement) -> LoadedModel:
         transform=classifier.transform,
         labels=classifier.labels,
         placement=placement,
-        fingerprint=fingerprint(network, classifier.transform, placement.precision, placement.backend),
+        fingerprint=fingerprint(
+            spec.architecture, network, classifier.transform, precision=placement.precision, backend=placement.backend
+        ),
         load_seconds=perf_counter() - started_at,
     )
 
 
-def fingerprint(network: Network, transform: Transform, precision: str, backend: str) -> str:
-    """16 hex digits of a SHA-256 over weights, transform, precision and backend: vectors of equal fingerprints
-    can be compared with one another."""
-    digest = hashlib.sha256(repr((transform, precision, backend)).encode())
+def fingerprint(
+    architecture: str, network: Network, transform: Transform, *, precision: Precision, backend: BackendName
+) -> str:
+    """16 hex digits of a SHA-256 over architecture, weights, transform, precision and backend: vectors of equal
+    fingerprints can be compared with one another."""
+    digest = hashlib.sha256(repr((architecture, transform, precision, backend)).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)

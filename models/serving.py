@@ -72,6 +72,7 @@ class Serving:
         )
         self._lens = ThreadPoolExecutor(1, thread_name_prefix="lens", initializer=_use_all_cores)
         self._comparing = False
+        self._closing = threading.Event()
         self._telemetry = telemetry
         self._served: dict[str, _Served] = {}
         try:
@@ -111,7 +112,11 @@ class Serving:
         self._comparing = True
         abandoned = threading.Event()
         running = self._lens.submit(
-            compare, engine, batch_size=batch_size, iterations=iterations, abandoned=abandoned.is_set
+            compare,
+            engine,
+            batch_size=batch_size,
+            iterations=iterations,
+            abandoned=lambda: abandoned.is_set() or self._closing.is_set(),
         )
         # Not when the caller leaves, but when the thread is free again.
         loop = asyncio.get_running_loop()
@@ -142,8 +147,10 @@ class Serving:
     def close(self, timeout_s: float) -> bool:
         """Drain, and end every thread. False if a forward was still running after `timeout_s`."""
         self.drain()
+        self._closing.set()
         self._lens.shutdown(wait=False, cancel_futures=True)
-        self._decode_pool.shutdown(wait=True, cancel_futures=True)
+        # What was accepted is decoded and queued before the batchers close; a caller who gave up has cancelled his.
+        self._decode_pool.shutdown(wait=True)
         closed = [served.batcher.close(timeout_s) for served in self._served.values()]
         return all(closed)
 

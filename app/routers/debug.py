@@ -7,16 +7,19 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Request
 
 from app.callers import unless_gone
-from app.dependencies import ModelName, TheRuntime, debug_enabled
+from app.dependencies import ModelName, TheRuntime, card_named, debug_enabled, parts_of
 from app.documents import answers
-from app.problems import DebugDisabledError
+from app.problems import BodyTooLargeError, DebugDisabledError, SlowBodyError
 from app.schemas import GradModes, ModeMeasurement
+from app.uploads import skip_body
 from models.errors import ComparisonRunningError, UnknownModelError
+
+_ERRORS = (DebugDisabledError, UnknownModelError, SlowBodyError, ComparisonRunningError, BodyTooLargeError)
 
 router = APIRouter(prefix="/debug", tags=["debug"], dependencies=[Depends(debug_enabled)])
 
 
-@router.post("/grad-modes", responses=answers(DebugDisabledError, UnknownModelError, ComparisonRunningError))
+@router.post("/grad-modes", responses=answers(*_ERRORS))
 async def grad_modes(
     request: Request,
     runtime: TheRuntime,
@@ -25,9 +28,9 @@ async def grad_modes(
     iterations: Annotated[int, Query(ge=1, le=50, description="timed forwards a mode")] = 5,
 ) -> GradModes:
     """Run the served network on one batch under each autograd mode. Ends when its caller leaves."""
-    # There is no body to read, but what a caller leaves unread would hide that it has gone.
-    await request.body()
-    found = await unless_gone(request, runtime.compare(model, batch_size=batch_size, iterations=iterations))
+    name = card_named(runtime, model).name
+    await skip_body(request, timeout_s=parts_of(request).settings.read_timeout_s)
+    found = await unless_gone(request, runtime.compare(name, batch_size=batch_size, iterations=iterations))
     return GradModes(
         model=found.model,
         fingerprint=found.fingerprint,

@@ -14,7 +14,13 @@ from app.schemas import Health
 
 router = APIRouter(tags=["operation"])
 
-_EXPOSITION: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+_TEXT = {"schema": {"type": "string"}}
+_EXPOSITION: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
+    },
+    **answers(),
+}
 
 
 @router.get("/healthz", responses=answers())

@@ -88,9 +88,9 @@ def _converted(core: openvino.Core, model: LoadedModel, cache_folder: Path) -> o
 
 def _key(model: LoadedModel) -> str:
     """Of everything that the converted model depends on: one precision serves them all."""
-    weights = fingerprint(model.network, model.transform, "fp32", "openvino")
+    weights = fingerprint(model.architecture, model.network, model.transform, precision="fp32", backend="openvino")
     versions = [version(package) for package in ("openvino", "torch", "torchvision", "timm")]
-    return hashlib.sha256(repr((model.architecture, weights, versions)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((weights, versions)).encode()).hexdigest()[:16]
 
 
 def _convert(model: LoadedModel) -> openvino.Model:
