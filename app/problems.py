@@ -92,7 +92,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.UndecodableImageError: Row(422, "undecodable-image", "The image cannot be decoded", "bad_image"),
     errors.TooManyPixelsError: Row(422, "too-many-pixels", "The image has too many pixels", "too_many_pixels"),
     errors.TooElongatedError: Row(422, "too-elongated", "The image is too long and thin", "bad_image"),
-    errors.NotFiniteError: Row(422, "not-finite", "The network gave no finite numbers for this image"),
+    errors.NotFiniteError: Row(422, "not-finite", "The network gave no finite numbers for this image", "bad_image"),
     errors.OverloadedError: Row(429, "overloaded", "The service is full", "queue_full"),
     errors.DrainingError: Row(503, "draining", "The service is stopping", "draining"),
     errors.DeadlineExceededError: Row(504, "deadline-exceeded", "No answer in time", "deadline"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import signal
 import socket
@@ -28,10 +29,10 @@ def serve(settings: Settings) -> None:
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     app = create_app(settings)
     parts: Parts = app.state.parts
+    # Before the models are loaded, so that a wrong address is known at once; open to callers only afterwards.
+    listener = _bind(settings)
     config = uvicorn.Config(
         _PlainStartFailures(app, parts),
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         server_header=False,
@@ -40,9 +41,21 @@ def serve(settings: Settings) -> None:
         timeout_graceful_shutdown=max(1, int(-(-settings.drain_timeout_s // 1))),
     )
     server = _Server(config, parts)
-    server.run()
+    server.run(sockets=[listener])
     if not server.started:
         sys.exit(1)
+
+
+def _bind(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        address = f"GRADLESS_HOST={settings.host}, GRADLESS_PORT={settings.port}"
+        sys.exit(f"gradless: cannot listen there: {error.strerror} ({address})")
+    return listener
 
 
 class _Server(uvicorn.Server):
@@ -60,9 +73,11 @@ class _Server(uvicorn.Server):
         # Not uvicorn's own, which would end the process by the signal: having drained is a success, status 0.
         del frame
         _log.info("%s: answering what was accepted, then stopping", signal.Signals(sig).name)
-        if self._parts.runtime is not None:
-            # Before the socket closes: who comes now is told so.
-            self._parts.runtime.drain()
+        if self._parts.runtime is None:
+            # Nothing has been accepted. An exception would be lost in the load that this has interrupted.
+            os._exit(0)
+        # Before the socket closes: who comes now is told so.
+        self._parts.runtime.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 

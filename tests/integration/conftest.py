@@ -1,8 +1,14 @@
-"""A real model of the real catalog type, small enough to load in no time."""
+"""A real model of the real catalog type, small enough to load in no time, and gates to hold its device and decoders."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import re
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import httpx2
 import pytest
@@ -12,10 +18,19 @@ from torch import nn
 
 from app.main import create_app
 from app.settings import Settings
+from models import catalog, devices
+from models.backends.eager import EagerBackend
 from models.catalog import Classifier, ModelSpec
+from models.engine import Engine
+from models.loading import LoadedModel, load
 from models.serving import Serving, ServingOptions
 from models.telemetry import Telemetry, Unheard
 from models.transforms import Transform
+
+# Far over what any forward here takes, so that only a real deadlock meets it.
+_PATIENCE_S = 30
+
+StartOverHttp = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
 def tiny_classifier() -> Classifier:
@@ -43,29 +58,144 @@ def tiny() -> ModelSpec:
     return ModelSpec("tiny", "tiny-convnet", tiny_classifier)
 
 
+def _engine(model: LoadedModel) -> Engine:
+    return Engine(model, EagerBackend(model, max_batch_size=8))
+
+
+@pytest.fixture(scope="session")
+def engine_for() -> Callable[[LoadedModel], Engine]:
+    """An engine that serves a loaded model by PyTorch itself, in batches of up to 8."""
+    return _engine
+
+
+@pytest.fixture
+def tiny_engine(tiny: ModelSpec) -> Engine:
+    """The tiny model loaded for this test alone: it may be taken apart."""
+    return _engine(load(tiny, devices.place("cpu", "fp32", "eager")))
+
+
+@pytest.fixture(scope="session")
+def default_model() -> LoadedModel:
+    """The embedded default, loaded once. Not to be changed."""
+    return load(catalog.find(catalog.DEFAULT_MODEL), devices.place("cpu", "fp32", "eager"))
+
+
+@pytest.fixture(scope="session")
+def default_engine(default_model: LoadedModel) -> Engine:
+    return _engine(default_model)
+
+
 @pytest.fixture
 def serving(tiny: ModelSpec) -> Iterator[Serving]:
-    runtime = Serving(ServingOptions(models=[tiny]), Unheard())
+    runtime = Serving(ServingOptions(backend="eager", models=[tiny]), Unheard())
     yield runtime
     runtime.close(timeout_s=10)
 
 
 @pytest.fixture
+def gate() -> Iterator[threading.Event]:
+    """Open at first, so that the model warms up; cleared, it holds every forward (or decode) of `gated` (or
+    `slow_to_decode`). Opened at the end: no thread outlives its test."""
+    opened = threading.Event()
+    opened.set()
+    yield opened
+    opened.set()
+
+
+@pytest.fixture
+def entered() -> threading.Event:
+    """Set by whoever has reached the gate. Warm-up sets it too: clear it first."""
+    return threading.Event()
+
+
+@pytest.fixture
+def gated(tiny: ModelSpec, gate: threading.Event, entered: threading.Event) -> ModelSpec:
+    """The tiny model with a gate before its first layer."""
+
+    class Gate(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            entered.set()
+            assert gate.wait(_PATIENCE_S)
+            return images
+
+    def build() -> Classifier:
+        classifier = tiny.build()
+        return Classifier(nn.Sequential(Gate(), classifier.module), classifier.transform, classifier.labels)
+
+    return ModelSpec("tiny", "tiny-convnet", build)
+
+
+@pytest.fixture
+def slow_to_decode(tiny: ModelSpec, gate: threading.Event, entered: threading.Event) -> ModelSpec:
+    """The tiny model with a gate at the end of each decode."""
+    reached = entered
+
+    @dataclass(frozen=True, slots=True)
+    class GatedTransform(Transform):
+        opened: ClassVar[threading.Event] = gate
+        arrived: ClassVar[threading.Event] = reached
+
+        def shape(self, image: torch.Tensor) -> torch.Tensor:
+            self.arrived.set()
+            assert self.opened.wait(_PATIENCE_S)
+            return Transform.shape(self, image)
+
+    def build() -> Classifier:
+        classifier = tiny.build()
+        return Classifier(classifier.module, GatedTransform(**asdict(classifier.transform)), classifier.labels)
+
+    return ModelSpec("tiny", "tiny-convnet", build)
+
+
+@pytest.fixture
 def application(tiny: ModelSpec) -> FastAPI:
     """The whole application over the tiny model, not yet started."""
-
-    def start(telemetry: Telemetry) -> Serving:
-        return Serving(ServingOptions(models=[tiny]), telemetry)
-
-    return create_app(Settings(models=("tiny",)), start)
+    return _application(tiny)
 
 
 @pytest.fixture
 async def client(application: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     """An HTTP client of the started application, in process."""
+    async with _started(application) as http:
+        yield http
+
+
+@pytest.fixture
+def over_http() -> StartOverHttp:
+    """Start an application over one spec, with ServingOptions of one's own; yields its client."""
+
+    def start(spec: ModelSpec, **options: Any) -> AbstractAsyncContextManager[httpx2.AsyncClient]:
+        return _started(_application(spec, **options))
+
+    return start
+
+
+@pytest.fixture
+def images_total() -> Callable[[str], Counter[str]]:
+    """Read gradless_images_total out of an exposition, by outcome; what is zero is left out."""
+
+    def read(exposition: str) -> Counter[str]:
+        found = re.findall(r'^gradless_images_total\{.*outcome="(\w+)".*\} (\S+)$', exposition, re.MULTILINE)
+        counted: Counter[str] = Counter()
+        for outcome, count in found:
+            counted[outcome] += int(float(count))
+        return +counted
+
+    return read
+
+
+def _application(spec: ModelSpec, **options: Any) -> FastAPI:
+    def start(telemetry: Telemetry) -> Serving:
+        return Serving(ServingOptions(models=[spec], **{"backend": "eager", **options}), telemetry)
+
+    return create_app(Settings(models=(spec.name,)), start)
+
+
+@asynccontextmanager
+async def _started(application: FastAPI) -> AsyncIterator[httpx2.AsyncClient]:
     transport = httpx2.ASGITransport(application, raise_app_exceptions=False)
     async with (
         application.router.lifespan_context(application),
-        httpx2.AsyncClient(transport=transport, base_url="http://gradless") as http,
+        httpx2.AsyncClient(transport=transport, base_url="http://gradless", timeout=60) as http,
     ):
         yield http

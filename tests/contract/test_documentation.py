@@ -1,0 +1,48 @@
+"""The documentation page works on a closed network: all that it loads comes from this server."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import httpx2
+import pytest
+
+
+class Loaded(HTMLParser):
+    """Collects what a browser would fetch for a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        source = named.get("href") if tag == "link" else named.get("src")
+        if source:
+            self.urls.append(source)
+
+
+@pytest.fixture
+def page(address: str) -> str:
+    return httpx2.get(f"{address}/docs").raise_for_status().text
+
+
+def test_the_documentation_loads_nothing_from_elsewhere(address: str, page: str) -> None:
+    loaded = Loaded()
+    loaded.feed(page)
+    kinds = {url.rpartition(".")[2] for url in loaded.urls}
+    assert {"js", "css"} <= kinds
+    for url in loaded.urls:
+        assert re.match(r"/(?!/)", url), f"{url} is not of this server"
+        assert httpx2.get(f"{address}{url}").status_code == 200
+
+
+def test_the_documentation_shows_this_servers_own_description(page: str, address: str) -> None:
+    found = re.search(r"url: '(/[^']+)'", page)
+    assert found
+    assert httpx2.get(f"{address}{found[1]}").json()["info"]["title"] == "gradless"
+
+
+def test_the_address_alone_leads_to_the_documentation(address: str, page: str) -> None:
+    assert httpx2.get(address, follow_redirects=True).text == page

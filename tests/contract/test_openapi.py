@@ -1,0 +1,143 @@
+"""What the OpenAPI document promises is what the server does, whatever is sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+EXAMPLES = 30
+PROBLEM = "application/problem+json"
+
+WITH_INPUT = [("POST", "/v1/classify"), ("POST", "/v1/features")]
+# Nothing that could be sent to these is invalid: there are no generated requests of that kind.
+NEVER_WRONG = [
+    ("GET", "/v1/models"),
+    ("GET", "/v1/models/{name}"),
+    ("GET", "/healthz"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+]
+# A valid request runs up to 51 rounds of 64 images: given values below, not generated ones.
+COSTLY = ("POST", "/debug/grad-modes")
+
+
+@pytest.fixture(scope="module")
+def document(address: str) -> dict[str, Any]:
+    found: dict[str, Any] = httpx2.get(f"{address}/openapi.json").raise_for_status().json()
+    return found
+
+
+@pytest.fixture(scope="module")
+def schema(address: str) -> Any:
+    return schemathesis.openapi.from_url(f"{address}/openapi.json")
+
+
+def test_every_documented_operation_is_put_to_the_test(document: dict[str, Any]) -> None:
+    documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    assert documented == {*WITH_INPUT, *NEVER_WRONG, COSTLY}
+
+
+def assert_answers_are_documented(cases: st.SearchStrategy[Any], examples: int) -> None:
+    @given(cases)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    def each(case: Any) -> None:
+        case.call_and_validate(checks=CHECKS)
+
+    each()
+
+
+@pytest.mark.parametrize(("method", "path"), WITH_INPUT)
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_whatever_is_sent_the_answer_is_a_documented_one(
+    schema: Any, method: str, path: str, mode: GenerationMode
+) -> None:
+    assert_answers_are_documented(schema[path][method].as_strategy(generation_mode=mode), EXAMPLES)
+
+
+@pytest.mark.parametrize(("method", "path"), NEVER_WRONG)
+def test_what_takes_anything_answers_as_documented(schema: Any, method: str, path: str) -> None:
+    assert_answers_are_documented(schema[path][method].as_strategy(), EXAMPLES)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"batch_size": 1, "iterations": 1},
+        {"batch_size": 0},
+        {"batch_size": 65},
+        {"iterations": 51},
+        {"iterations": "many"},
+        {"model": "none"},
+    ],
+)
+def test_the_lens_answers_as_documented(schema: Any, query: dict[str, Any]) -> None:
+    method, path = COSTLY
+    schema[path][method].Case(query=query).call_and_validate(checks=CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/v1/classify", {}),
+        ("/v1/classify", {"top_k": 1000}),
+        ("/v1/features", {}),
+        ("/v1/features", {"encoding": "base64"}),
+        ("/v1/features", {"normalize": "true"}),
+    ],
+)
+def test_the_answer_to_an_image_has_its_documented_form(
+    schema: Any, clock_png: bytes, path: str, query: dict[str, Any]
+) -> None:
+    # Generated bodies are hardly ever images: the answer that matters most is checked with a real one.
+    case = schema[path]["POST"].Case(query=query, body=clock_png, media_type="application/octet-stream")
+    assert case.call_and_validate(checks=CHECKS).status_code == 200
+
+
+def test_every_documented_error_is_a_problem(document: dict[str, Any]) -> None:
+    answers = {
+        (path, method, status): set(answer.get("content", {}))
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        for status, answer in operation["responses"].items()
+        if status >= "400"
+    }
+    assert answers
+    assert {kind for kinds in answers.values() for kind in kinds} == {PROBLEM}
+    assert all(answers.values())
+    assert document["components"]["schemas"]["Problem"]["required"] == ["type", "title", "status"]
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+def test_the_inference_routes_document_each_way_they_can_fail(document: dict[str, Any], path: str) -> None:
+    documented = set(document["paths"][path]["post"]["responses"])
+    assert documented == {"200", "400", "404", "408", "413", "415", "422", "429", "500", "503", "504"}
+
+
+@pytest.mark.parametrize(
+    "accept", ["text/plain", "application/openmetrics-text; version=1.0.0", "application/openmetrics-text;version=x"]
+)
+def test_the_metrics_answer_in_a_documented_type(address: str, document: dict[str, Any], accept: str) -> None:
+    answer = httpx2.get(f"{address}/metrics", headers={"Accept": accept})
+    documented = document["paths"]["/metrics"]["get"]["responses"]
+    assert answer.headers["content-type"].partition(";")[0] in documented[str(answer.status_code)]["content"]
+    assert answer.status_code == 200

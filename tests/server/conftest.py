@@ -1,0 +1,166 @@
+"""Real server processes: the installed command, a free port, its log at hand when something fails."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.client import parse_headers
+from io import BufferedReader
+from pathlib import Path
+from time import monotonic
+from typing import NamedTuple, Self
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+GRADLESS = Path(sys.executable).parent / "gradless"
+START_TIMEOUT_S = 90
+STOP_TIMEOUT_S = 60
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """This process's environment with these settings and no other GRADLESS_ ones, on a free port."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRADLESS_")}
+    return inherited | {"GRADLESS_PORT": "0", "PYTHONUNBUFFERED": "1"} | settings
+
+
+class Server:
+    """One `gradless serve`. Leaving the context kills it, if it has not ended by then."""
+
+    def __init__(self, **settings: str) -> None:
+        self.process = subprocess.Popen(
+            [GRADLESS, "serve"],
+            env=environment(**settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.log: list[str] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> Self:
+        try:
+            welcome = self.wait_for_line("gradless serves ", START_TIMEOUT_S)
+            self.wait_for_line("curl .*(metrics|grad-modes)", START_TIMEOUT_S)
+        except BaseException:
+            self._end()
+            raise
+        found = re.search(r"at http://([\d.]+):(\d+)", welcome)
+        assert found, welcome
+        self.host, self.port = found[1], int(found[2])
+        self.address = f"http://{self.host}:{self.port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def wait_for_line(self, pattern: str, timeout_s: float = 30) -> str:
+        """The next line of output in which `pattern` is found."""
+        deadline = monotonic() + timeout_s
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - monotonic()))
+            except queue.Empty:
+                line = None
+            if line is None:
+                pytest.fail(f"the server never said {pattern!r}; it said:\n{''.join(self.log)}")
+            if re.search(pattern, line):
+                return line
+
+    def exit_status(self) -> int:
+        """Wait for the end of the process."""
+        try:
+            return self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the server did not stop; it said:\n{''.join(self.log)}")
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=30)
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.log.append(line)
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class RawAnswer(NamedTuple):
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """The default model with default settings, shared: leave it as you found it."""
+    with Server() as running:
+        yield running
+
+
+@pytest.fixture
+def start_server() -> Iterator[Callable[..., Server]]:
+    """Start a server with settings of one's own, GRADLESS_ prefix included; it ends with the test."""
+    with contextlib.ExitStack() as running:
+        yield lambda **settings: running.enter_context(Server(**settings))
+
+
+@pytest.fixture
+def server_environment() -> Callable[..., dict[str, str]]:
+    return environment
+
+
+@pytest.fixture(scope="session")
+def gradless() -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run the installed command to its end."""
+
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [GRADLESS, *arguments], env=environment(**settings), capture_output=True, timeout=90, check=False
+        )
+
+    return run
+
+
+@pytest.fixture
+def read_answer() -> Callable[[BufferedReader], RawAnswer]:
+    """Read the next HTTP answer off a connection, whose file the caller keeps: pipelined ones come one by one."""
+
+    def read(file: BufferedReader) -> RawAnswer:
+        status_line = file.readline()
+        assert status_line.startswith(b"HTTP/1.1 "), status_line
+        headers = {name.lower(): value for name, value in parse_headers(file).items()}
+        return RawAnswer(int(status_line.split()[1]), headers, file.read(int(headers.get("content-length", 0))))
+
+    return read
+
+
+@pytest.fixture
+def metric_sum() -> Callable[..., float]:
+    """The sum of an exposition's samples of that name which carry these labels."""
+
+    def total(exposition: str, sample_name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(exposition)
+            for sample in family.samples
+            if sample.name == sample_name and labels.items() <= sample.labels.items()
+        )
+
+    return total

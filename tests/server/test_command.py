@@ -1,0 +1,55 @@
+"""The `gradless` command beside `serve`."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+
+@pytest.mark.parametrize(("ending", "image_format"), [("png", "PNG"), ("jpg", "JPEG")])
+def test_sample_writes_a_picture_in_the_format_of_the_ending(
+    gradless: Run, tmp_path: Path, ending: str, image_format: str
+) -> None:
+    file = tmp_path / f"clock.{ending}"
+    assert gradless("sample", str(file)).returncode == 0
+    with Image.open(file) as picture:
+        assert (picture.format, picture.size) == (image_format, (400, 400))
+
+
+def test_sample_dash_writes_png_to_stdout_and_nothing_else(gradless: Run, clock_png: bytes) -> None:
+    done = gradless("sample", "-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, clock_png, b"")
+
+
+def test_sample_draws_the_picture_that_was_asked_for(gradless: Run) -> None:
+    clock, crossword = gradless("sample", "-"), gradless("sample", "-", "--picture", "crossword")
+    assert clock.stdout != crossword.stdout
+    assert Image.open(BytesIO(crossword.stdout)).size == (400, 400)
+
+
+@pytest.mark.parametrize("name", ["no-such-folder/clock.png", "clock.nonsense"])
+def test_sample_says_in_one_line_why_it_cannot_write(gradless: Run, tmp_path: Path, name: str) -> None:
+    path = str(tmp_path / name)
+    done = gradless("sample", path)
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == 1
+    assert line.startswith(f"gradless: {path} cannot be written")
+
+
+def test_models_lists_the_default_first_and_the_classifiers_of_torchvision(gradless: Run) -> None:
+    names = gradless("models").stdout.decode().split()
+    assert names[0] == "efficientnet_lite0"
+    assert "resnet50" in names
+
+
+def test_help_names_every_command(gradless: Run) -> None:
+    done = gradless("--help")
+    assert done.returncode == 0
+    assert all(command in done.stdout.decode() for command in ("serve", "sample", "models"))

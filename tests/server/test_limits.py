@@ -1,0 +1,80 @@
+"""Bodies that never end, lie about their length, or take their time: each is ended with its own problem."""
+
+from __future__ import annotations
+
+import json
+import select
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import pytest
+
+ReadAnswer = Callable[..., Any]
+
+CHUNK = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+# Ends the test, not the body: far beyond what any route takes.
+ENOUGH_CHUNKS = 256
+
+
+def send_chunks_until_answered(connection: Any, target: str) -> None:
+    head = f"POST {target} HTTP/1.1\r\nHost: gradless\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection.sendall(head.encode())
+    for _ in range(ENOUGH_CHUNKS):
+        answered, _, _ = select.select([connection], [], [], 0)
+        if answered:
+            return
+        try:
+            connection.sendall(CHUNK)
+        except ConnectionError:
+            return
+    pytest.fail(f"{target} took {ENOUGH_CHUNKS} MiB without a word")
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+def test_a_body_without_end_is_ended_with_413(server: Any, read_answer: ReadAnswer, path: str) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        send_chunks_until_answered(connection, path)
+        answer = read_answer(file)
+    assert answer.status == 413
+    assert answer.headers["connection"] == "close"
+    assert json.loads(answer.body)["status"] == 413
+
+
+def test_the_lens_does_not_swallow_a_body_without_end(server: Any, read_answer: ReadAnswer) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        send_chunks_until_answered(connection, "/debug/grad-modes?batch_size=1&iterations=1")
+        # It needs no body: to answer without it is as good as to refuse it.
+        assert read_answer(file).status in {200, 413}
+
+
+def test_a_length_over_the_limit_is_refused_before_a_byte_of_the_body(server: Any, read_answer: ReadAnswer) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: 99999999999\r\n\r\n")
+        answer = read_answer(file)
+        assert file.read() == b""
+    assert answer.status == 413
+    assert json.loads(answer.body)["type"] == "urn:gradless:problem:body-too-large"
+
+
+def test_an_impatient_server_without_debug_endpoints(
+    start_server: Callable[..., Any], read_answer: ReadAnswer, clock_jpeg: bytes
+) -> None:
+    # One process for both settings: a start takes seconds.
+    server = start_server(GRADLESS_READ_TIMEOUT_S="0.5", GRADLESS_DEBUG_ENDPOINTS="false")
+
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: 100\r\n\r\nslow")
+        slow = read_answer(file)
+        assert file.read() == b""
+    assert slow.status == 408
+    assert slow.headers["connection"] == "close"
+    assert json.loads(slow.body)["type"] == "urn:gradless:problem:slow-body"
+
+    lens = httpx2.post(f"{server.address}/debug/grad-modes?batch_size=1&iterations=1", timeout=30)
+    assert lens.status_code == 404
+    assert lens.json()["type"] == "urn:gradless:problem:debug-disabled"
+    assert not any("grad-modes" in line for line in server.log)
+
+    answer = httpx2.post(f"{server.address}/v1/classify", content=clock_jpeg, timeout=30)
+    assert answer.status_code == 200

@@ -1,0 +1,38 @@
+"""A server that has warmed up stays the size it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+CALLERS = 8
+ALLOWED_GROWTH = 30 * 2**20
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_five_hundred_requests_cost_no_lasting_memory(
+    start_server: Callable[..., Any], clock_jpeg: bytes
+) -> None:
+    # The smallest network of the catalog: what could leak is on the way to it and back.
+    server = start_server(GRADLESS_MODELS="shufflenet_v2_x0_5:random")
+    process = psutil.Process(server.process.pid)
+
+    async def call(http: httpx2.AsyncClient, requests: int) -> None:
+        for _ in range(requests):
+            answer = await http.post("/v1/classify", content=clock_jpeg)
+            assert answer.status_code == 200
+
+    async def spread(http: httpx2.AsyncClient, requests: int) -> None:
+        await asyncio.gather(*(call(http, -(-requests // CALLERS)) for _ in range(CALLERS)))
+
+    async with httpx2.AsyncClient(base_url=server.address, timeout=60) as http:
+        await spread(http, 200)
+        before = process.memory_info().rss
+        await spread(http, 500)
+        assert process.memory_info().rss - before < ALLOWED_GROWTH

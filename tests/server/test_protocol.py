@@ -1,0 +1,94 @@
+"""HTTP as it is really spoken, byte by byte: pipelining, Expect, odd methods, connections that live on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+ReadAnswer = Callable[..., Any]
+
+
+def request(body: bytes, *headers: str, target: str = "/v1/classify") -> bytes:
+    lines = [f"POST {target} HTTP/1.1", "Host: gradless", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def test_two_pipelined_requests_are_answered_in_order(server: Any, clock_jpeg: bytes, read_answer: ReadAnswer) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(
+            request(clock_jpeg, target="/v1/classify?top_k=1") + request(clock_jpeg, target="/v1/classify?top_k=2")
+        )
+        answers = [read_answer(file), read_answer(file)]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert [len(json.loads(answer.body)["results"][0]["predictions"]) for answer in answers] == [1, 2]
+
+
+def test_header_names_may_be_written_in_lower_case(server: Any, clock_jpeg: bytes, read_answer: ReadAnswer) -> None:
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: gradless\r\ncontent-length: {len(clock_jpeg)}\r\n\r\n"
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head.encode() + clock_jpeg)
+        assert read_answer(file).status == 200
+
+
+@pytest.mark.parametrize("method", ["HEAD", "PUT", "GET", "DELETE", "PATCH"])
+def test_a_method_that_is_not_taken_is_answered_with_the_one_that_is(server: Any, method: str) -> None:
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
+    connection.request(method, "/v1/classify")
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    assert (response.status, response.headers["Allow"]) == (405, "POST")
+    assert response.headers["Content-Type"] == "application/problem+json"
+    # An answer to HEAD has none.
+    assert method == "HEAD" or json.loads(body)["type"] == "urn:gradless:problem:method-not-allowed"
+
+
+def test_a_client_that_expects_100_continue_is_told_to_go_on(
+    server: Any, clock_jpeg: bytes, read_answer: ReadAnswer
+) -> None:
+    head, _, _ = request(clock_jpeg, "Expect: 100-continue").partition(b"\r\n\r\n")
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head + b"\r\n\r\n")
+        assert read_answer(file).status == 100
+        connection.sendall(clock_jpeg)
+        assert read_answer(file).status == 200
+
+
+def test_a_client_that_expects_100_continue_for_too_much_need_not_send_it(server: Any, read_answer: ReadAnswer) -> None:
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: {2**40}\r\nExpect: 100-continue\r\n\r\n"
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head.encode())
+        assert read_answer(file).status == 413
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "body", "status"),
+    [
+        ("/v1/classify", {}, b"no image", 415),
+        ("/v1/classify", {}, b"", 422),
+        ("/v1/classify?top_k=0", {}, b"no image", 422),
+        ("/v1/classify?model=none", {}, b"no image", 404),
+        ("/v1/classify", {"Content-Type": "multipart/form-data"}, b"no boundary", 400),
+        ("/nowhere", {}, b"no image", 404),
+    ],
+)
+def test_a_connection_lives_on_after_an_error_whose_body_was_sent_whole(
+    server: Any, clock_jpeg: bytes, target: str, headers: dict[str, str], body: bytes, status: int
+) -> None:
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
+    connection.request("POST", target, body, headers)
+    response = connection.getresponse()
+    response.read()
+    assert response.status == status
+    socket_of_the_error = connection.sock
+    connection.request("POST", "/v1/classify", clock_jpeg)
+    response = connection.getresponse()
+    response.read()
+    assert response.status == 200
+    assert connection.sock is socket_of_the_error
+    assert socket_of_the_error is not None
+    connection.close()

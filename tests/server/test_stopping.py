@@ -1,0 +1,94 @@
+"""The end of a process: what was accepted is answered, what comes later is told so, and having drained is success."""
+
+from __future__ import annotations
+
+import http.client
+import signal
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+
+MULTIPART = list[tuple[str, tuple[str, bytes, str]]]
+
+
+@pytest.fixture
+def many_images(clock_jpeg: bytes) -> MULTIPART:
+    """As many pictures as one request may have: seconds of work."""
+    return [("images", (f"{index}.jpg", clock_jpeg, "image/jpeg")) for index in range(64)]
+
+
+def wait_until_admitted(server: Any, images: int, metric_sum: Callable[..., float]) -> None:
+    """Until the building holds them all; the test's own timeout is the deadline."""
+    while metric_sum(httpx2.get(f"{server.address}/metrics").text, "gradless_in_flight_images") < images:
+        pass
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopping_server_answers_what_it_accepted_and_exits_with_success(
+    start_server: Callable[..., Any],
+    metric_sum: Callable[..., float],
+    many_images: MULTIPART,
+    clock_png: bytes,
+    ending: signal.Signals,
+) -> None:
+    server = start_server()
+    late = http.client.HTTPConnection(server.host, server.port, timeout=30)
+    late.request("GET", "/healthz")
+    late.getresponse().read()
+    with ThreadPoolExecutor(2) as callers:
+        accepted = [
+            callers.submit(httpx2.post, f"{server.address}/v1/classify", files=many_images, timeout=60)
+            for _ in range(2)
+        ]
+        wait_until_admitted(server, 2 * 64, metric_sum)
+
+        server.process.send_signal(ending)
+        server.wait_for_line("answering what was accepted")
+        # On a connection that was open before, or on a fresh one: a clear no, or none there to say it.
+        assert answer_of(late, clock_png) in {503, None}
+        assert answer_of(http.client.HTTPConnection(server.host, server.port, timeout=30), clock_png) in {503, None}
+
+        answers = [request.result() for request in accepted]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert all(len(answer.json()["results"]) == 64 for answer in answers)
+    assert server.exit_status() == 0
+
+
+def answer_of(connection: http.client.HTTPConnection, image: bytes) -> int | None:
+    """The status, or None for a connection that is refused or closed."""
+    try:
+        connection.request("POST", "/v1/classify", image)
+        response = connection.getresponse()
+        if response.status == 503:
+            assert response.headers["Content-Type"] == "application/problem+json"
+            assert b"urn:gradless:problem:draining" in response.read()
+    except (ConnectionError, http.client.RemoteDisconnected):
+        return None
+    finally:
+        connection.close()
+    return response.status
+
+
+def test_a_slow_reader_gets_its_whole_answer_from_a_stopping_server(
+    start_server: Callable[..., Any],
+    metric_sum: Callable[..., float],
+    many_images: MULTIPART,
+    read_answer: Callable[..., Any],
+) -> None:
+    server = start_server()
+    request = httpx2.Request("POST", f"{server.address}/v1/classify?top_k=1000", files=many_images)
+    body = request.read()
+    with server.connect() as connection, connection.makefile("rb", buffering=1024) as file:
+        head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        connection.sendall(f"POST /v1/classify?top_k=1000 HTTP/1.1\r\n{head}\r\n".encode() + body)
+        wait_until_admitted(server, 64, metric_sum)
+        server.process.terminate()
+        # Not one byte is taken before the server waits for its callers alone.
+        server.wait_for_line("Waiting for connections to close")
+        answer = read_answer(file)
+    assert answer.status == 200
+    assert answer.body.count(b'"label"') == 64 * 1000
+    assert server.exit_status() == 0

@@ -1,0 +1,78 @@
+"""Clients that leave in the middle of a request leave nothing behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+
+CLIENTS = 200
+
+
+def test_two_hundred_vanished_clients_leave_no_image_in_flight(
+    server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
+    def scrape() -> str:
+        return httpx2.get(f"{server.address}/metrics", timeout=30).text
+
+    def requests_seen(exposition: str) -> float:
+        return metric_sum(exposition, "gradless_requests_total", route="/v1/classify")
+
+    def gone(exposition: str) -> float:
+        return metric_sum(exposition, "gradless_requests_total", route="/v1/classify", code="499")
+
+    before = scrape()
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n".encode()
+    for number in range(CLIENTS):
+        with server.connect() as connection:
+            sent = clock_jpeg if number % 2 else clock_jpeg[: len(clock_jpeg) // 2]
+            connection.sendall(head + sent)
+
+    # Each scrape is an answer of the same event loop; the test's own timeout is the deadline.
+    after = scrape()
+    while requests_seen(after) - requests_seen(before) < CLIENTS:
+        after = scrape()
+    while metric_sum(after, "gradless_in_flight_images"):
+        after = scrape()
+    assert requests_seen(after) - requests_seen(before) == CLIENTS
+    # Those that left in the middle of their body at the least.
+    assert gone(after) - gone(before) >= CLIENTS / 2
+
+    answer = httpx2.post(f"{server.address}/v1/classify", content=clock_jpeg, timeout=30)
+    assert answer.json()["results"][0]["predictions"][0]["label"] == "analog clock"
+
+
+def test_images_of_a_client_that_left_after_their_admission_are_given_up(
+    server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
+    def now(name: str, **labels: str) -> float:
+        return metric_sum(httpx2.get(f"{server.address}/metrics", timeout=30).text, name, **labels)
+
+    cancelled_before = now("gradless_images_total", outcome="cancelled")
+    files = [("images", (f"{number}.jpg", clock_jpeg, "image/jpeg")) for number in range(64)]
+    request = httpx2.Request("POST", f"{server.address}/v1/classify", files=files)
+    body = request.read()
+    head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+    with server.connect() as connection:
+        connection.sendall(f"POST /v1/classify HTTP/1.1\r\n{head}\r\n".encode() + body)
+        while now("gradless_in_flight_images") < len(files):
+            pass
+    while now("gradless_in_flight_images"):
+        pass
+    assert now("gradless_images_total", outcome="cancelled") - cancelled_before == len(files)
+
+
+def test_a_client_that_leaves_the_lens_in_its_body_is_no_internal_error(
+    server: Any, metric_sum: Callable[..., float]
+) -> None:
+    def seen(**labels: str) -> float:
+        exposition = httpx2.get(f"{server.address}/metrics", timeout=30).text
+        return metric_sum(exposition, "gradless_requests_total", route="/debug/grad-modes", **labels)
+
+    before, failed_before = seen(), seen(code="500")
+    with server.connect() as connection:
+        connection.sendall(b"POST /debug/grad-modes HTTP/1.1\r\nHost: gradless\r\nContent-Length: 9\r\n\r\nhalf")
+    while seen() == before:
+        pass
+    assert seen(code="500") == failed_before

@@ -1,0 +1,41 @@
+"""What a newcomer sees first: the printed commands work as printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def commands(server: Any) -> list[str]:
+    return [line.strip() for line in server.log if "curl" in line]
+
+
+def run_in_shell(command: str) -> Any:
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=90, check=True)
+    assert done.stderr == b""
+    return json.loads(done.stdout)
+
+
+def test_the_welcome_prints_three_commands(commands: list[str]) -> None:
+    assert len(commands) == 3
+
+
+def test_the_first_printed_command_names_an_analog_clock_first(commands: list[str]) -> None:
+    answer = run_in_shell(commands[0])
+    assert answer["results"][0]["predictions"][0]["label"] == "analog clock"
+
+
+def test_the_second_printed_command_answers_a_feature_vector(commands: list[str]) -> None:
+    answer = run_in_shell(commands[1])
+    assert len(answer["results"][0]["features"]) == answer["dimensions"] == 1280
+
+
+def test_the_third_printed_command_shows_that_only_the_grad_mode_retains_memory(commands: list[str]) -> None:
+    answer = run_in_shell(commands[2])
+    retained = {mode["mode"]: mode["retained_bytes"] for mode in answer["modes"]}
+    assert retained.pop("grad") > 0
+    assert set(retained.values()) == {0}

@@ -1,0 +1,242 @@
+"""What stands in for the inference side: a device that waits at a gate, and a runtime that does as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from app.main import create_app
+from app.settings import Settings
+from models.batching import Batcher
+from models.comparison import Comparison
+from models.predictions import Answer, ModelCard, Prediction, ScoredClass
+from models.telemetry import MemoryKind, QueueState, StageSeconds
+
+# Only a failing test waits this long.
+_PATIENCE_S = 30
+
+Predict = Callable[..., Awaitable[Answer]]
+Exchange = Callable[..., Awaitable[list[dict[str, Any]]]]
+
+
+class GatedDevice:
+    """A `run_batch` that notes each batch and stays busy until it is let go; an item's result is ten times it."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self._arrivals = threading.Semaphore(0)
+        self._gate = threading.Semaphore(0)
+        self._open = False
+
+    def run(self, items: Sequence[int]) -> list[int]:
+        self.batches.append(list(items))
+        self._arrivals.release()
+        if not self._open and not self._gate.acquire(timeout=_PATIENCE_S):
+            raise TimeoutError("nobody let the batch go")
+        return [item * 10 for item in items]
+
+    def wait_until_busy(self) -> None:
+        """Return once one more batch has arrived."""
+        assert self._arrivals.acquire(timeout=_PATIENCE_S), "no batch arrived"
+
+    def finish_one(self) -> None:
+        self._gate.release()
+
+    def open(self) -> None:
+        """Never be busy again."""
+        self._open = True
+        self._gate.release()
+
+
+@pytest.fixture
+def device() -> GatedDevice:
+    return GatedDevice()
+
+
+@pytest.fixture(scope="session")
+def new_device() -> Callable[[], GatedDevice]:
+    """For property tests, which need one for each example."""
+    return GatedDevice
+
+
+@pytest.fixture
+def new_batcher(device: GatedDevice) -> Iterator[Callable[..., Batcher[Any, Any]]]:
+    """Make a batcher, over the gated device or another `run_batch`; it ends with the test."""
+    made: list[Batcher[Any, Any]] = []
+
+    def make(run_batch: Callable[..., Any] = device.run, **options: Any) -> Batcher[Any, Any]:
+        made.append(Batcher(run_batch, name="m", **options))
+        return made[-1]
+
+    yield make
+    device.open()
+    closed = [batcher.close(_PATIENCE_S) for batcher in made]
+    assert all(closed)
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.upper().startswith("GRADLESS_")]:
+        monkeypatch.delenv(name)
+
+
+def card_of(name: str) -> ModelCard:
+    numbers = {"parameters": 7, "weight_bytes": 28, "input_size": 32, "classes": 10, "feature_dimensions": 3}
+    place = {"device": "cpu", "dtype": "float32", "backend": "eager", "fingerprint": "0123456789abcdef"}
+    return ModelCard(name=name, architecture="none", training=False, load_seconds=1.5, **numbers, **place)
+
+
+@pytest.fixture(scope="session")
+def prediction() -> Callable[..., Prediction]:
+    """Make the prediction of one image: `top_k` classes, and the features given."""
+
+    def make(
+        top_k: int = 2, features: Sequence[float] = (3.0, 0.0, 4.0), seconds: StageSeconds | None = None
+    ) -> Prediction:
+        classes = tuple(ScoredClass(index, f"class {index}", 0.5 / (index + 1)) for index in range(top_k))
+        spent = seconds or StageSeconds(decode=0.001, queue=0.002, forward=0.003)
+        return Prediction(classes, np.array(features, dtype=np.float32), spent, batch_size=1)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def answer(prediction: Callable[..., Prediction]) -> Callable[..., Answer]:
+    """Make an answer of the results given; of one image without any."""
+
+    def make(*results: Any) -> Answer:
+        return Answer("fake", "0123456789abcdef", 3, list(results) or [prediction()])
+
+    return make
+
+
+@dataclass
+class FakeRuntime:
+    """app.runtime.Runtime without a network: `predict` and `compare` are what the test says."""
+
+    predict: Predict
+    compare: Callable[..., Awaitable[Comparison]]
+    ready: bool = True
+    names: Sequence[str] = ("fake",)
+    closed_within_s: list[float] = field(default_factory=list)
+
+    @property
+    def cards(self) -> Mapping[str, ModelCard]:
+        return {name: card_of(name) for name in self.names}
+
+    def queues(self) -> Mapping[str, QueueState]:
+        return {name: QueueState(depth=2, oldest_age_seconds=0.25, in_flight=5) for name in self.names}
+
+    def memory_bytes(self) -> Mapping[MemoryKind, int]:
+        return {"allocated": 100, "free": 200, "total": 300}
+
+    def drain(self) -> None:
+        self.ready = False
+
+    def close(self, timeout_s: float) -> bool:
+        self.closed_within_s.append(timeout_s)
+        return True
+
+
+@pytest.fixture(scope="session")
+def new_runtime(prediction: Callable[..., Prediction], answer: Callable[..., Answer]) -> Callable[..., FakeRuntime]:
+    async def predict(model: str | None, images: Sequence[bytes], *, task: str, top_k: int) -> Answer:
+        del model, task
+        return answer(*[prediction(top_k) for _ in images])
+
+    async def compare(model: str | None, *, batch_size: int, iterations: int) -> Comparison:
+        return Comparison(model or "", "0123456789abcdef", "cpu", batch_size, iterations, modes=())
+
+    def make(**options: Any) -> FakeRuntime:
+        return FakeRuntime(**({"predict": predict, "compare": compare} | options))
+
+    return make
+
+
+@pytest.fixture
+def application(new_runtime: Callable[..., FakeRuntime]) -> Callable[..., FastAPI]:
+    """Make an application, not yet started, over a fake runtime: `runtime` has its options, the others are
+    settings."""
+
+    def make(runtime: Mapping[str, Any] | None = None, **settings: Any) -> FastAPI:
+        fake = new_runtime(**(runtime or {}))
+        return create_app(Settings(models=tuple(fake.names), **settings), lambda _telemetry: fake)
+
+    return make
+
+
+@pytest.fixture
+def serve(application: Callable[..., FastAPI]) -> Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]:
+    """Start an application, with the arguments of `application`, and give an HTTP client of it."""
+
+    @asynccontextmanager
+    async def start(runtime: Mapping[str, Any] | None = None, **settings: Any) -> AsyncIterator[httpx2.AsyncClient]:
+        app = application(runtime, **settings)
+        transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://gradless") as client,
+        ):
+            yield client
+
+    return start
+
+
+@pytest.fixture
+def exchange() -> Exchange:
+    """Drive a started application by hand, message by message, and give what it sent; in `sent`, also on failure."""
+
+    async def drive(
+        app: FastAPI,
+        receive: Callable[[], Awaitable[dict[str, Any]]],
+        path: str = "/v1/classify",
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        query: bytes = b"",
+        sent: list[dict[str, Any]] | None = None,
+    ) -> list[dict[str, Any]]:
+        messages: list[dict[str, Any]] = [] if sent is None else sent
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query,
+            "root_path": "",
+            "headers": list(headers),
+            "client": ("127.0.0.1", 1),
+            "server": ("gradless", 80),
+        }
+        async with asyncio.timeout(_PATIENCE_S):
+            await app(scope, receive, send)
+        return messages
+
+    return drive
+
+
+@pytest.fixture(scope="session")
+def multipart() -> Callable[..., tuple[dict[str, str], bytes]]:
+    """Make a multipart body of files, and the headers that go with it."""
+
+    def make(*files: bytes) -> tuple[dict[str, str], bytes]:
+        head = b'--cut\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        body = b"".join(head + file + b"\r\n" for file in files) + b"--cut--\r\n"
+        return {"Content-Type": "multipart/form-data; boundary=cut"}, body
+
+    return make

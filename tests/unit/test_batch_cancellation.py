@@ -1,0 +1,103 @@
+"""Callers who leave: before their batch they cost nothing, after it has begun they disturb nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from models.batching import Batcher
+from models.telemetry import BatchReport
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import GatedDevice
+
+_PATIENCE_S = 30
+
+NewBatcher = Callable[..., Batcher[int, int]]
+
+
+def test_an_item_cancelled_before_its_batch_costs_no_forward_and_is_counted(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    reports: list[BatchReport] = []
+    batcher = new_batcher(on_batch=reports.append)
+    batcher.submit(1)
+    device.wait_until_busy()
+    futures = [batcher.submit(item) for item in (2, 3, 4, 5)]
+
+    assert futures[0].cancel()
+    assert futures[2].cancel()
+    device.open()
+    assert batcher.close(_PATIENCE_S)
+
+    assert device.batches == [[1], [3, 5]]
+    assert [(report.size, report.dropped) for report in reports] == [(1, 0), (2, 2)]
+
+
+def test_a_cancelled_item_never_disturbs_its_batch_mates(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher()
+    batcher.submit(1)
+    device.wait_until_busy()
+    before, leaving, after = (batcher.submit(item) for item in (2, 3, 4))
+
+    leaving.cancel()
+    device.open()
+
+    assert before.result(_PATIENCE_S).result == 20
+    assert after.result(_PATIENCE_S).result == 40
+    assert leaving.cancelled()
+
+
+def test_a_cancelled_item_leaves_its_place_in_the_batch_to_the_next(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    batcher = new_batcher(max_batch_size=2)
+    batcher.submit(1)
+    device.wait_until_busy()
+    futures = [batcher.submit(item) for item in (2, 3, 4)]
+
+    futures[0].cancel()
+    device.finish_one()
+    device.wait_until_busy()
+
+    assert device.batches == [[1], [3, 4]]
+
+
+def test_an_item_in_a_running_batch_cannot_be_cancelled_and_gets_its_result(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    batcher = new_batcher()
+    running = batcher.submit(1)
+    device.wait_until_busy()
+
+    assert not running.cancel()
+    device.finish_one()
+
+    assert running.result(_PATIENCE_S).result == 10
+    assert batcher.alive
+
+
+def test_a_queue_of_nothing_but_cancelled_items_runs_no_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(max_batch_size=2)
+    batcher.submit(1)
+    device.wait_until_busy()
+
+    for future in [batcher.submit(item) for item in range(2, 7)]:
+        future.cancel()
+    device.open()
+    last = batcher.submit(8)
+
+    assert last.result(_PATIENCE_S).result == 80
+    assert device.batches == [[1], [8]]
+
+
+def test_a_batcher_closed_over_nothing_but_cancelled_items_ends(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher()
+    batcher.submit(1)
+    device.wait_until_busy()
+    batcher.submit(2).cancel()
+
+    device.open()
+
+    assert batcher.close(_PATIENCE_S)
+    assert device.batches == [[1]]

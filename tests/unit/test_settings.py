@@ -1,0 +1,145 @@
+"""Settings: the defaults, and one readable line for each variable that is wrong."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings, SettingsError, load_settings
+
+
+def _fault(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    return str(refused.value)
+
+
+def test_without_any_variable_the_embedded_model_is_served_locally() -> None:
+    settings = load_settings()
+
+    assert (settings.host, settings.port) == ("127.0.0.1", 8000)
+    assert settings.models == ("efficientnet_lite0",)
+    assert (settings.device, settings.precision) == ("auto", "fp32")
+    assert (settings.max_batch_size, settings.max_wait_ms, settings.queue_capacity) == (32, 0, 256)
+    assert settings.decode_threads is None
+    assert settings.debug_endpoints
+
+
+def test_each_field_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADLESS_PORT", "0")
+    monkeypatch.setenv("GRADLESS_MAX_WAIT_MS", "2.5")
+    monkeypatch.setenv("GRADLESS_DEBUG_ENDPOINTS", "off")
+    monkeypatch.setenv("GRADLESS_PRECISION", "bf16")
+
+    settings = load_settings()
+
+    assert (settings.port, settings.max_wait_ms) == (0, 2.5)
+    assert (settings.debug_endpoints, settings.precision) == (False, "bf16")
+
+
+@pytest.mark.parametrize(
+    ("value", "models"),
+    [("a", ("a",)), ("a,b", ("a", "b")), (" a , b ,", ("a", "b")), ("b,a:random", ("b", "a:random"))],
+)
+def test_models_are_separated_by_commas_and_keep_their_order(
+    monkeypatch: pytest.MonkeyPatch, value: str, models: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("GRADLESS_MODELS", value)
+
+    assert load_settings().models == models
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GRADLESS_PORT", "eighty"),
+        ("GRADLESS_PORT", "65536"),
+        ("GRADLESS_PORT", "-1"),
+        ("GRADLESS_PORT", "80\n81"),
+        ("GRADLESS_MODELS", ""),
+        ("GRADLESS_MODELS", " , "),
+        ("GRADLESS_MODELS", "a,b,a"),
+        ("GRADLESS_PRECISION", "int8"),
+        ("GRADLESS_MAX_BATCH_SIZE", "0"),
+        ("GRADLESS_MAX_BATCH_SIZE", "2.5"),
+        ("GRADLESS_MAX_WAIT_MS", "nan"),
+        ("GRADLESS_MAX_WAIT_MS", "-1"),
+        ("GRADLESS_DECODE_THREADS", "0"),
+        ("GRADLESS_MAX_IMAGE_BYTES", "20MB"),
+        ("GRADLESS_READ_TIMEOUT_S", "0"),
+        ("GRADLESS_DEADLINE_S", "inf"),
+        ("GRADLESS_DEBUG_ENDPOINTS", "perhaps"),
+        ("GRADLESS_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_wrong_value_gives_one_line_with_the_variable_and_the_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    line = _fault(monkeypatch, **{name: value})
+
+    assert line.startswith(f"{name}=")
+    assert len(line.splitlines()) == 1
+    assert len(line) < 160
+    assert all(part in line for part in value.split())
+
+
+def test_a_fault_in_the_list_of_models_speaks_of_names_and_not_of_tuples(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = _fault(monkeypatch, GRADLESS_MODELS="")
+
+    assert "tuple" not in line
+    assert "()" not in line
+
+
+def test_several_wrong_values_give_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = _fault(monkeypatch, GRADLESS_PORT="x", GRADLESS_DEVISE="cpu", GRADLESS_PRECISION="fp8").splitlines()
+
+    assert sorted(line.split("=")[0].split()[0] for line in lines) == [
+        "GRADLESS_DEVISE",
+        "GRADLESS_PORT",
+        "GRADLESS_PRECISION",
+    ]
+
+
+def test_a_misspelt_variable_is_refused_with_what_it_resembles(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = _fault(monkeypatch, GRADLESS_MAX_BATCHSIZE="8")
+
+    assert line == "GRADLESS_MAX_BATCHSIZE is no setting; did you mean GRADLESS_MAX_BATCH_SIZE?"
+
+
+def test_a_variable_that_resembles_none_is_refused_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _fault(monkeypatch, GRADLESS_XYZZY_9="1") == "GRADLESS_XYZZY_9 is no setting"
+
+
+def test_variables_of_others_are_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRAD_PORT", "x")
+    monkeypatch.setenv("PORT", "x")
+
+    assert load_settings().port == 8000
+
+
+def test_a_queue_in_which_a_whole_request_has_no_room_is_refused_with_both_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = _fault(monkeypatch, GRADLESS_QUEUE_CAPACITY="8", GRADLESS_MAX_IMAGES_PER_REQUEST="9")
+
+    assert "GRADLESS_QUEUE_CAPACITY (8)" in line
+    assert "GRADLESS_MAX_IMAGES_PER_REQUEST (9)" in line
+    assert len(line.splitlines()) == 1
+
+
+def test_a_queue_of_exactly_one_request_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADLESS_QUEUE_CAPACITY", "9")
+    monkeypatch.setenv("GRADLESS_MAX_IMAGES_PER_REQUEST", "9")
+
+    assert load_settings().queue_capacity == 9
+
+
+def test_settings_never_change() -> None:
+    with pytest.raises(ValidationError):
+        load_settings().port = 1  # type: ignore[misc]
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    assert all(field.description for field in Settings.model_fields.values())

@@ -1,0 +1,75 @@
+"""The HTTP side and the parts that need the standard library alone start without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+_MODULES = (
+    "app.main",
+    "app.metrics",
+    "models.batching",
+    "models.telemetry",
+    "models.errors",
+    "models.predictions",
+    "models.comparison",
+)
+
+_ANSWER_ONE_REQUEST = """
+import asyncio
+import sys
+
+import httpx2
+
+from app.main import create_app
+from app.settings import Settings
+from models.predictions import Answer, ModelCard
+
+
+class Fake:
+    ready = True
+    cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, "cpu", "float32", "eager", "0" * 16, False, 0.1)}
+
+    async def predict(self, model, images, *, task, top_k):
+        return Answer(model, "0" * 16, 2, [])
+
+    def queues(self):
+        return {}
+
+    def memory_bytes(self):
+        return {}
+
+    def close(self, timeout_s):
+        return True
+
+
+async def main():
+    app = create_app(Settings(models=("fake",)), lambda telemetry: Fake())
+    transport = httpx2.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx2.AsyncClient(transport=transport, base_url="http://g") as client:
+        assert (await client.post("/v1/classify", content=b"image")).json()["results"] == []
+        assert (await client.get("/metrics")).status_code == 200
+
+
+asyncio.run(main())
+"""
+
+_NO_TORCH = "\nimport sys; sys.exit(', '.join({'torch', 'torchvision', 'timm'} & set(sys.modules)) or None)"
+
+
+def _run(program: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program + _NO_TORCH], capture_output=True, text=True, timeout=100, check=False
+    )
+
+
+def test_importing_the_http_side_and_the_plain_records_leaves_torch_out() -> None:
+    ended = _run(f"import {', '.join(_MODULES)}")
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_an_application_over_another_runtime_answers_a_request_without_torch() -> None:
+    ended = _run(_ANSWER_ONE_REQUEST)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
