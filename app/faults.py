@@ -25,6 +25,12 @@ from app.problems import (
 from app.schemas import Problem
 from models.errors import GradlessError, ImageError, OverloadedError
 
+# Answers to a body that did not come, or came in excess: no more of it is waited for.
+_BROKEN_OFF = frozenset({408, 413})
+
+# Bodies under 100 kB are read and forgotten sooner than a new connection is made.
+_SHORT_BODY_DIGITS = 5
+
 _log = logging.getLogger(__name__)
 
 
@@ -67,15 +73,16 @@ def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
 
 def _answer(request: Request, row: Row, detail: str, headers: dict[str, str] | None = None) -> Response:
     seen = observed(request.scope)
-    if not seen.body_read and _has_body(request):
+    if not seen.body_read and (row.status in _BROKEN_OFF or not _has_short_body(request)):
         # The rest of it would have to be waited for, and thrown away, before the connection could be used again.
         headers = {**(headers or {}), "Connection": "close"}
     body = problem(row, detail, seen.request_id)
     return Response(body.model_dump_json(exclude_none=True), row.status, headers=headers, media_type=CONTENT_TYPE)
 
 
-def _has_body(request: Request) -> bool:
-    return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
+def _has_short_body(request: Request) -> bool:
+    declared = request.headers.get("content-length", "0")
+    return "transfer-encoding" not in request.headers and len(declared) <= _SHORT_BODY_DIGITS
 
 
 def _faults(error: Exception) -> str:
