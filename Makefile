@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
+TOOLS  := $(VENV)/.tools
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 # OpenVINO runs the default model about three times as fast as PyTorch does on these processors.
@@ -18,7 +19,7 @@ help: ## this list
 run: $(READY) ## serve the embedded default model on 127.0.0.1:8000
 	@$(BIN)/gradless serve
 
-test: lint ## lint, then every layer of tests
+test: lint $(TOOLS) ## lint, then every layer of tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(DEV) ## ruff, mypy --strict and the import rules
@@ -41,6 +42,20 @@ $(BIN)/python:
 		echo "python's venv module is missing: installing Debian's package"; \
 		test "$$(id -u)" = 0 || { echo "run as root: apt-get install python3-venv"; exit 1; }; \
 		apt-get update -qq && apt-get install -qq -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
+
+# Other people's clients, and what torch.compile compiles with.
+$(TOOLS): | $(BIN)/python
+	@missing=; \
+	command -v curl >/dev/null || missing="$$missing curl"; \
+	command -v g++ >/dev/null || missing="$$missing g++"; \
+	headers=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
+	test -f "$$headers/Python.h" || missing="$$missing python3-dev"; \
+	if [ -n "$$missing" ]; then \
+		echo "the tests need Debian's$$missing"; \
+		test "$$(id -u)" = 0 || { echo "run as root: apt-get install$$missing"; exit 1; }; \
+		apt-get update -qq && apt-get install -qq -y $$missing; \
+	fi
+	@touch $@
 
 # PyTorch is over half of the wait: the registry's Linux build carries CUDA.
 $(READY): pyproject.toml constraints.txt | $(BIN)/python

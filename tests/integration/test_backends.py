@@ -1,0 +1,209 @@
+"""Each way to run a forward is held to PyTorch's own float32 one on the network as its makers wrote it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models import backends, devices
+from models.backends.compiled import buckets
+from models.backends.folding import folded
+from models.backends.openvino import OpenVinoBackend
+from models.catalog import ModelSpec
+from models.devices import BackendName, Precision
+from models.errors import DeviceUnavailableError
+from models.images import decode_image
+from models.limits import ImageLimits
+from models.loading import LoadedModel, load
+from models.network import FeaturesAndLogits, Network
+from models.samples import draw, encode
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted models are kept for the whole session: converting takes seconds."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def pixels(default_model: LoadedModel) -> torch.Tensor:
+    """(5, 3, 224, 224) uint8, channels last: the drawn samples, and two of them upside down."""
+    drawn = [draw("clock"), draw("traffic-light"), draw("crossword")]
+    pictures = [*drawn, *(picture.rotate(180) for picture in drawn[:2])]
+    shaped = [
+        default_model.transform.shape(decode_image(encode(picture, "PNG"), ImageLimits())) for picture in pictures
+    ]
+    return torch.stack(shaped).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.fixture(scope="session")
+def run(default_model: LoadedModel, cache_folder: Path) -> Callable[..., FeaturesAndLogits]:
+    """Run pixels through the default model by a backend and precision, in float32 afterwards."""
+
+    def run(pixels: torch.Tensor, backend: BackendName, precision: Precision) -> FeaturesAndLogits:
+        placement = devices.place("cpu", precision, backend)
+        model = dataclasses.replace(default_model, placement=placement)
+        made = backends.make(model, max_batch_size=8, cache_folder=cache_folder)
+        with torch.inference_mode():
+            return FeaturesAndLogits(*(output.float() for output in made.run(pixels)))
+
+    return run
+
+
+def reference(model: LoadedModel, pixels: torch.Tensor) -> FeaturesAndLogits:
+    with torch.inference_mode():
+        answer: FeaturesAndLogits = model.network(model.normalize(pixels))
+    return answer
+
+
+def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative to the largest number expected."""
+    return ((found - expected).abs().max() / expected.abs().max()).item()
+
+
+# float32 differs by the order of additions alone; bfloat16 has 8 bits of mantissa, and errors of layers add up.
+@pytest.mark.parametrize(
+    ("backend", "precision", "tolerance"),
+    [("eager", "fp32", 1e-5), ("openvino", "fp32", 1e-5), ("eager", "bf16", 0.1), ("openvino", "bf16", 0.1)],
+)
+def test_a_backend_gives_what_the_network_gives(
+    run: Callable[..., FeaturesAndLogits],
+    default_model: LoadedModel,
+    pixels: torch.Tensor,
+    backend: BackendName,
+    precision: Precision,
+    tolerance: float,
+) -> None:
+    found, expected = run(pixels, backend, precision), reference(default_model, pixels)
+    assert largest_difference(found.features, expected.features) < tolerance
+    assert largest_difference(found.logits, expected.logits) < tolerance
+    assert found.logits.argmax(1)[:3].equal(expected.logits.argmax(1)[:3])
+
+
+@pytest.mark.parametrize("backend", ["eager", "openvino"])
+def test_batches_of_every_size_are_answered_row_by_row(
+    run: Callable[..., FeaturesAndLogits], pixels: torch.Tensor, backend: BackendName
+) -> None:
+    many = pixels.repeat(8, 1, 1, 1)[:37].contiguous(memory_format=torch.channels_last)
+    together = run(many, backend, "fp32")
+    assert together.features.shape == (37, 1280)
+    torch.testing.assert_close(together.features[35:], run(many[35:], backend, "fp32").features, atol=1e-4, rtol=1e-4)
+
+
+def test_answers_of_one_batch_are_not_overwritten_by_the_next(
+    default_model: LoadedModel, cache_folder: Path, pixels: torch.Tensor
+) -> None:
+    model = dataclasses.replace(default_model, placement=devices.place("cpu", "fp32", "openvino"))
+    backend = OpenVinoBackend(model, max_batch_size=8, cache_folder=cache_folder)
+    with torch.inference_mode():
+        first = backend.run(pixels[:1])
+        before = first.features.clone()
+        backend.run(pixels[1:2])
+    assert first.features.equal(before)
+
+
+def test_folding_leaves_no_batchnorm_and_the_same_answers(default_model: LoadedModel, pixels: torch.Tensor) -> None:
+    images = default_model.normalize(pixels)
+    fused = folded(default_model.network, images)
+    norms = [module for module in fused.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms == []
+    with torch.no_grad():
+        assert largest_difference(fused(images).logits, default_model.network(images).logits) < 1e-4
+
+
+def test_a_batchnorm_whose_convolution_is_used_elsewhere_too_is_not_folded() -> None:
+    class Shared(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
+            self.norm.running_mean += 3  # type: ignore[operator]  # a Tensor: statistics are tracked
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            convolved = self.conv(images)
+            return (convolved + self.norm(convolved)).mean((2, 3))
+
+    network, images = Network(Shared(), torch.nn.Linear(4, 2)).eval(), torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(network, images)(images), network(images), atol=1e-5, rtol=1e-5)
+
+
+def test_the_served_copy_is_folded_and_the_loaded_network_is_not(
+    default_model: LoadedModel, run: Callable[..., FeaturesAndLogits], pixels: torch.Tensor
+) -> None:
+    names = list(default_model.network.state_dict())
+    run(pixels, "eager", "bf16")
+    assert list(default_model.network.state_dict()) == names
+    assert all(parameter.dtype == torch.float32 for parameter in default_model.network.parameters())
+
+
+def test_the_second_start_reads_what_the_first_has_converted(
+    tiny: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(tiny, devices.place("cpu", "fp32", "openvino"))
+    conversions: list[Any] = []
+    convert = torch.export.export
+    monkeypatch.setattr(torch.export, "export", lambda *args, **kw: conversions.append(None) or convert(*args, **kw))
+    for _ in range(2):
+        OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "new")
+    assert len(conversions) == 1
+
+    # What is no model is made anew; what the fingerprint covers has a file of its own.
+    next((tmp_path / "new").glob("*.xml")).write_text("not a model")
+    OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "new")
+    assert len(conversions) == 2
+    with torch.no_grad():
+        model.network.head.bias += 1
+    OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "new")
+    assert len(conversions) == 3
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_the_start(tiny: ModelSpec, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    model = load(tiny, devices.place("cpu", "fp32", "openvino"))
+    backend = OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "file")
+    assert backend.run(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).features.shape == (1, 16)
+
+
+def test_compiled_pads_to_a_bucket_and_compiles_nothing_after_that_buckets_first_run(
+    tiny: ModelSpec, tmp_path: Path
+) -> None:
+    model = load(tiny, devices.place("cpu", "fp32", "compiled"))
+    backend = backends.make(model, max_batch_size=4, cache_folder=tmp_path)
+    assert backend.sizes_to_warm_up == (1, 2, 4)
+    pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        backend.run(pixels)
+        with torch.compiler.set_stance("fail_on_recompile"):
+            found = backend.run(pixels[:3])
+        expected = model.network(model.normalize(pixels[:3]))
+    assert largest_difference(found.features, expected.features) < 1e-4
+    assert largest_difference(found.logits, expected.logits) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("largest", "sizes"),
+    [(1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (32, (1, 2, 4, 8, 16, 32)), (33, (1, 2, 4, 8, 16, 32, 33))],
+)
+def test_buckets_are_the_powers_of_two_and_the_largest_batch(largest: int, sizes: tuple[int, ...]) -> None:
+    assert buckets(largest) == sizes
+
+
+def test_auto_is_openvino_on_a_cpu_that_has_it() -> None:
+    assert devices.place("cpu", "fp32", "auto").backend == "openvino"
+
+
+def test_auto_is_eager_where_openvino_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert devices.place("cpu", "fp32", "auto").backend == "eager"
+    with pytest.raises(DeviceUnavailableError, match=r"gradless\[openvino\]"):
+        devices.place("cpu", "fp32", "openvino")
+
+
+def test_what_a_cpu_does_not_compute_in_is_refused() -> None:
+    with pytest.raises(DeviceUnavailableError, match="fp16 is for GPUs"):
+        devices.place("cpu", "fp16", "eager")
