@@ -59,6 +59,10 @@ class Engine:
             for row, item in enumerate(items)
         ]
 
+    def close(self) -> None:
+        """End what threads the backend has. Nothing runs any more."""
+        self._backend.close()
+
     def warm_up(self) -> None:
         """Run batches of the sizes that the backend wants to have run, as requests will.
 

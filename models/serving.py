@@ -152,6 +152,8 @@ class Serving:
         # What was accepted is decoded and queued before the batchers close; a caller who gave up has cancelled his.
         self._decode_pool.shutdown(wait=True)
         closed = [served.batcher.close(timeout_s) for served in self._served.values()]
+        for served in self._served.values():
+            served.engine.close()
         return all(closed)
 
     def _find(self, model: str | None) -> _Served:

@@ -19,6 +19,9 @@ class Backend(Protocol):
         """(N, 3, side, side) uint8 on the CPU, channels last in memory, to features (N, D) and logits (N, C),
         of a floating-point type and on a device of the backend's choice."""
 
+    def close(self) -> None:
+        """End what threads it has. Nothing runs in it any more."""
+
     @property
     def sizes_to_warm_up(self) -> tuple[int, ...]:
         """Batch sizes to run before the service is ready."""

@@ -33,6 +33,9 @@ class CompiledBackend:
         features, logits = self._network(images)
         return FeaturesAndLogits(features[:size], logits[:size])
 
+    def close(self) -> None:
+        """It has no threads of its own."""
+
 
 def buckets(max_batch_size: int) -> tuple[int, ...]:
     """1, 2, 4 … and `max_batch_size` itself."""

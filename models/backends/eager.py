@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from models import devices
 from models.backends.folding import folded
+from models.devices import Split
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits, Network
 
@@ -13,8 +16,8 @@ from models.network import FeaturesAndLogits, Network
 class EagerBackend:
     """Runs a served copy of the network; the loaded one stays as it is, for the lens.
 
-    On the CPU a batch goes in pieces: beyond some 16 images the activations outgrow what the allocator keeps, and
-    the forward is bound by page faults.
+    On the CPU a batch is cut into pieces (devices.eager_split says why), which threads of its own run side by side
+    where the network is light: then each of them enters inference_mode, which is thread-local.
     """
 
     def __init__(self, model: LoadedModel, *, max_batch_size: int) -> None:
@@ -23,13 +26,25 @@ class EagerBackend:
         self._dtype = model.placement.dtype
         self._normalize = model.normalize
         self._network = served_network(model)
-        self._piece = devices.largest_eager_batch(self._device)
+        self._split = devices.eager_split(self._device, model.weight_bytes) or Split(max_batch_size, workers=1)
+        self._workers = ThreadPoolExecutor(
+            self._split.workers, "forward", initializer=devices.use_one_core_in_this_thread
+        )
 
     def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
-        pieces = [self._forward(piece) for piece in torch.split(pixels, self._piece or len(pixels))]
-        if len(pieces) == 1:
-            return pieces[0]
-        return FeaturesAndLogits(*(torch.cat(outputs) for outputs in zip(*pieces, strict=True)))
+        if self._split.workers == 1:
+            return _joined([self._forward(piece) for piece in torch.split(pixels, self._split.piece)])
+        # At least as many pieces as workers, as far as there are images: none of them idles.
+        size = min(self._split.piece, -(-len(pixels) // self._split.workers))
+        return _joined(list(self._workers.map(self._forward_in_worker, torch.split(pixels, size))))
+
+    def close(self) -> None:
+        # Not waited for: a forward that hangs must not hang the stop as well.
+        self._workers.shutdown(wait=False)
+
+    def _forward_in_worker(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+        with torch.inference_mode():
+            return self._forward(pixels)
 
     def _forward(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         images = self._normalize(devices.to_device(pixels, self._device))
@@ -43,3 +58,9 @@ def served_network(model: LoadedModel) -> Network:
     example = torch.rand(2, 3, side, side, device=model.placement.device)
     network = folded(model.network, example).to(model.placement.dtype)
     return network.to(memory_format=torch.channels_last).eval()
+
+
+def _joined(pieces: list[FeaturesAndLogits]) -> FeaturesAndLogits:
+    if len(pieces) == 1:
+        return pieces[0]
+    return FeaturesAndLogits(*(torch.cat(outputs) for outputs in zip(*pieces, strict=True)))
