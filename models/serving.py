@@ -151,10 +151,10 @@ class Serving:
         self._lens.shutdown(wait=False, cancel_futures=True)
         # What was accepted is decoded and queued before the batchers close; a caller who gave up has cancelled his.
         self._decode_pool.shutdown(wait=True)
-        closed = [served.batcher.close(timeout_s) for served in self._served.values()]
-        for served in self._served.values():
+        closed = [served for served in self._served.values() if served.batcher.close(timeout_s)]
+        for served in closed:
             served.engine.close()
-        return all(closed)
+        return len(closed) == len(self._served)
 
     def _find(self, model: str | None) -> _Served:
         if model is None:

@@ -39,8 +39,7 @@ class EagerBackend:
         return _joined(list(self._workers.map(self._forward_in_worker, torch.split(pixels, size))))
 
     def close(self) -> None:
-        # Not waited for: a forward that hangs must not hang the stop as well.
-        self._workers.shutdown(wait=False)
+        self._workers.shutdown()
 
     def _forward_in_worker(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         with torch.inference_mode():
