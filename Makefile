@@ -5,13 +5,15 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEV    := $(VENV)/.ready-dev
 TOOLS  := $(VENV)/.tools
+BENCH  ?= .venv-bench
+PEERS  := $(BENCH)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 # OpenVINO runs the default model about three times as fast as PyTorch does on these processors.
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format clean
+.PHONY: help run test lint format bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -28,12 +30,19 @@ lint: $(DEV) ## ruff, mypy --strict and the import rules
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+bench: $(PEERS) ## gradless beside other servers; BENCH_ARGS="--quick" tries it
+	@command -v wrk >/dev/null || { \
+		echo "wrk is missing: installing Debian's package"; \
+		test "$$(id -u)" = 0 || { echo "run as root: apt-get install wrk"; exit 1; }; \
+		apt-get update -qq && apt-get install -qq -y wrk; }
+	@$(BENCH)/bin/python -m benchmarks --python $(BIN)/python $(BENCH_ARGS)
+
 format: $(DEV) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+	rm -rf $(VENV) $(BENCH) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -66,4 +75,17 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): $(READY)
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt "pip>=25.1"
 	@$(PIP) --group dev
+	@touch $@
+
+# It sees the project's PyTorch through a path file. Of the constraints only PyTorch and what stands on it hold there:
+# the peers have their own ideas of the rest, which the project's environment keeps as it is.
+$(PEERS): benchmarks/requirements-peers.txt $(READY)
+	@echo "installing the servers to compare with into $(BENCH)"
+	@$(BIN)/python -m venv --clear $(BENCH)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(BENCH)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	@grep -E '^(torch|torchvision|triton|nvidia-[a-z0-9-]*|cuda-[a-z]*|timm|numpy|pillow)==' constraints.txt \
+		> $(BENCH)/constraints.txt
+	@$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install \
+		--constraint $(BENCH)/constraints.txt --requirement benchmarks/requirements-peers.txt
 	@touch $@

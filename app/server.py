@@ -36,6 +36,8 @@ def serve(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Nobody's X-Forwarded-For is believed, or looked for.
+        proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
         # uvicorn takes whole seconds; rounded up, so that an accepted request has its whole time
         timeout_graceful_shutdown=max(1, int(-(-settings.drain_timeout_s // 1))),

@@ -34,6 +34,12 @@ class Output:
     indices: NDArray[np.int64] | None
     probabilities: NDArray[np.float32] | None
 
+    @property
+    def finite(self) -> bool:
+        """Whether all its numbers are numbers: a network can overflow, and JSON has no way to say so."""
+        answers = (self.features, self.probabilities)
+        return all(bool(np.isfinite(numbers).all()) for numbers in answers if numbers is not None)
+
 
 class Engine:
     """Runs batches of one model. `turn` is held during every use of the model, by serving and by the lens."""
@@ -77,12 +83,8 @@ class Engine:
             outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([blank] * size)]
         except Exception as error:
             raise WarmUpError(model.name, f"{type(error).__name__}: {error}") from error
-        if not all(_finite(output.features) and _finite(output.probabilities) for output in outputs):
+        if not all(output.finite for output in outputs):
             raise WarmUpError(model.name, "its outputs are not finite numbers")
-
-
-def _finite(numbers: NDArray[np.float32] | None) -> bool:
-    return numbers is None or bool(np.isfinite(numbers).all())
 
 
 def _stacked(images: list[torch.Tensor]) -> torch.Tensor:

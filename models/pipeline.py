@@ -7,8 +7,6 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
 
-import numpy as np
-
 from models.admission import Admission
 from models.batching import Batcher, Completed
 from models.engine import Item, Output
@@ -112,7 +110,7 @@ class Pipeline:
 
     def _prediction(self, completed: Completed[Output], decode_seconds: float) -> Prediction | ImageError:
         output = completed.result
-        if not np.isfinite(output.features).all():
+        if not output.finite:
             return NotFiniteError(self._model.name)
         labels = self._model.labels
         classes = (

@@ -113,7 +113,7 @@ async def test_every_thread_of_serving_ends_with_it(tiny: ModelSpec, clock_png: 
     await serving.predict(None, [clock_png] * 4, task="classify", top_k=1)
     await serving.compare(None, batch_size=1, iterations=1)
     started = set(threading.enumerate()) - before
-    assert {thread.name.rsplit("_", 1)[0] for thread in started} == {"batcher-tiny", "decode", "lens"}
+    assert {thread.name.rsplit("_", 1)[0] for thread in started} == {"batcher-tiny", "decode", "forward", "lens"}
     assert serving.close(timeout_s=30)
     for thread in started:
         thread.join(30)

@@ -1,0 +1,99 @@
+"""`python -m benchmarks`: measure, keep, report. Run in the environment that `make bench` sets up."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks import machine, pictures, report
+from benchmarks.load import require_wrk
+from benchmarks.measurement import Measurement, Store
+from benchmarks.plan import CONNECTIONS, LOADS_PERCENT, Plan
+from benchmarks.processes import ROOT
+from benchmarks.rounds import measure
+from benchmarks.servers import MODELS, chosen
+
+_log = logging.getLogger("benchmarks")
+
+_RESULTS = Path("benchmarks/results")
+_QUICK_RESULTS = Path("build/bench-quick")
+
+
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    wanted = _parser().parse_args()
+    folder: Path = wanted.out or (_QUICK_RESULTS if wanted.quick else _RESULTS)
+    if not wanted.report_only:
+        try:
+            require_wrk()
+            plan = _plan(wanted)
+            folder.mkdir(parents=True, exist_ok=True)
+            _measure(plan, wanted, folder)
+        except (ValueError, RuntimeError) as error:
+            sys.exit(f"benchmarks: {error}")
+    _log.info("written: %s", report.write(folder))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="gradless beside other servers")
+    parser.add_argument("--images", type=Path, help="folder of JPEG files to send; without it, drawn pictures")
+    parser.add_argument("--servers", nargs="+", default=["default"], help="parts of names; also: default, all")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement, at least")
+    parser.add_argument("--quick", action="store_true", help="one short round at 32 connections: does it all work?")
+    parser.add_argument("--out", type=Path, help=f"folder for results (default {_RESULTS}; quick: {_QUICK_RESULTS})")
+    parser.add_argument("--python", type=Path, default=ROOT / ".venv/bin/python", help="that gradless is installed for")
+    parser.add_argument("--report-only", action="store_true", help="make page and figures from kept measurements")
+    return parser
+
+
+def _plan(wanted: argparse.Namespace) -> Plan:
+    return Plan(
+        servers=tuple(chosen(wanted.servers)),
+        models=tuple(wanted.models),
+        rounds=1 if wanted.quick else wanted.rounds,
+        seconds=min(wanted.seconds, 2.0) if wanted.quick else wanted.seconds,
+        connections=(32,) if wanted.quick else CONNECTIONS,
+        loads_percent=(80,) if wanted.quick else LOADS_PERCENT,
+    )
+
+
+def _measure(plan: Plan, wanted: argparse.Namespace, folder: Path) -> None:
+    _log.info("about %.0f minutes: %s", plan.expected_minutes(), ", ".join(spec.name for spec in plan.servers))
+    kept = folder / report.MEASUREMENTS
+    kept.unlink(missing_ok=True)
+    store = Store(kept)
+
+    def keep(measurement: Measurement) -> None:
+        store.add(measurement)
+        _log.info("%s", _line(measurement))
+
+    with tempfile.TemporaryDirectory(prefix="bench-pictures-") as drawn:
+        files = pictures.draw_all(Path(drawn))
+        source = f"drawn, {len(files['0.2 MP'])} of 500 x 375 pixels at quality {pictures.QUALITY}"
+        if wanted.images:
+            # Under the name of the usual size: what is in the folder takes the place of the drawn ones.
+            files["0.2 MP"] = pictures.jpegs(wanted.images.resolve())
+            source = f"{len(files['0.2 MP'])} files of a folder"
+        settings = {"rounds": plan.rounds, "seconds": plan.seconds, "pictures": source}
+        machine.save(folder / report.MACHINE, machine.describe(sys.argv[1:], settings))
+        measure(plan, files, wanted.python, folder.resolve() / "logs", keep)
+
+
+def _line(measurement: Measurement) -> str:
+    latency = measurement.latency_ms.get("p99")
+    return (
+        f"round {measurement.round} {measurement.model} {measurement.server} {measurement.kind} {measurement.load:g} "
+        f"{measurement.size}: {measurement.images_per_second:.1f}/s"
+        + (f", p99 {latency:.0f} ms" if latency is not None else "")
+        + (f", {measurement.refused} without a 200" if measurement.refused else "")
+    )
+
+
+if __name__ == "__main__":
+    main()

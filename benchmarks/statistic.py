@@ -1,0 +1,54 @@
+"""Percentiles of latencies, and medians with their spread over rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, least and largest over the rounds."""
+
+    median: float
+    least: float
+    largest: float
+
+    def text(self) -> str:
+        """The median, with least and largest in brackets."""
+        return f"{figure(self.median)} ({figure(self.least)}–{figure(self.largest)})"  # noqa: RUF001 - a range
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Of at least one value."""
+    return Spread(median(values), min(values), max(values))
+
+
+def latency_summary(latencies_ms: Sequence[float]) -> dict[str, float]:
+    """p50, p90, p99, mean and max in ms by name, the names wrk's script uses; all 0 where there is none."""
+    if not latencies_ms:
+        return dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "mean_ms", "max_ms"), 0.0)
+    ordered = sorted(latencies_ms)
+    return {
+        "p50_ms": percentile(ordered, 50),
+        "p90_ms": percentile(ordered, 90),
+        "p99_ms": percentile(ordered, 99),
+        "mean_ms": fmean(ordered),
+        "max_ms": ordered[-1],
+    }
+
+
+def percentile(ordered: Sequence[float], percent: float) -> float:
+    """The least value that `percent` of the sorted values do not exceed."""
+    rank = -(-len(ordered) * percent // 100)
+    return ordered[max(0, int(rank) - 1)]
+
+
+def figure(value: float) -> str:
+    """Three significant figures, never in exponents."""
+    if value == 0:
+        return "0"
+    magnitude = abs(value)
+    digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2  # noqa: PLR2004 - three figures
+    return f"{value:,.{digits}f}"
