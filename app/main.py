@@ -55,6 +55,8 @@ def create_app(settings: Settings | None = None, start_runtime: StartRuntime | N
         finally:
             # In a thread: a forward may still run, and the loop has answers to send.
             await asyncio.to_thread(runtime.close, settings.drain_timeout_s)
+            # What is frozen is not taken apart at the interpreter's end, and extension modules complain of it.
+            gc.unfreeze()
 
     app = FastAPIOffline(
         title="gradless",
