@@ -9,7 +9,7 @@ BENCH  ?= .venv-bench
 PEERS  := $(BENCH)/.ready
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
-# OpenVINO runs the default model about three times as fast as PyTorch does on these processors.
+# The fastest backend on these processors.
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from time import perf_counter
 
 from fastapi import Request
@@ -40,16 +41,9 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     Raises the request errors of app/problems.py, and ImageTooLargeError.
     """
     started_at = perf_counter()
-    try:
-        async with asyncio.timeout(settings.read_timeout_s):
-            images = await _read(request, settings)
-    except TimeoutError:
-        raise SlowBodyError(settings.read_timeout_s) from None
-    except ClientDisconnect:
-        raise CallerGoneError from None
-    seen = observed(request.scope)
-    seen.read_seconds = perf_counter() - started_at
-    seen.body_read = True
+    async with _in_time(request, settings.read_timeout_s):
+        images = await _read(request, settings)
+    observed(request.scope).read_seconds = perf_counter() - started_at
     return images
 
 
@@ -58,10 +52,17 @@ async def skip_body(request: Request, *, timeout_s: float) -> None:
 
     Raises BodyTooLargeError, SlowBodyError, CallerGoneError.
     """
+    async with _in_time(request, timeout_s):
+        async for _ in _counted(request, _SMALL_BODY_BYTES):
+            pass
+
+
+@asynccontextmanager
+async def _in_time(request: Request, timeout_s: float) -> AsyncIterator[None]:
+    """For reading a body to its end. Raises SlowBodyError, CallerGoneError."""
     try:
         async with asyncio.timeout(timeout_s):
-            async for _ in _counted(request, _SMALL_BODY_BYTES):
-                pass
+            yield
     except TimeoutError:
         raise SlowBodyError(timeout_s) from None
     except ClientDisconnect:

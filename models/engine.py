@@ -1,5 +1,6 @@
-"""Owns one loaded model and its device. The only serving path that enters inference_mode, once per batch and in
-the thread that runs the forward: the mode is thread-local, entered anywhere else it does nothing here."""
+"""Owns one loaded model and its device. Enters inference_mode once per batch, in the thread that runs it: the mode is
+thread-local, entered anywhere else it does nothing here. A backend that hands pieces to threads of its own enters it
+there as well; nothing else on the serving path does."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _LARGEST_16_BIT = 65535
 # Cameras append further pictures to a JPEG and call it MPO; the first is what a person sees.
 _JPEGS = frozenset({"JPEG", "MPO"})
 
-# Reduced decoding is slower than whole decoding for factors under 2 (simplejpeg's documentation).
+# Factors under 2 may take longer than decoding the whole (simplejpeg's documentation).
 _LEAST_REDUCTION = 2
 
 # What Pillow's readers raise on bytes that lie: they are not of one mind.
