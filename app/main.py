@@ -46,8 +46,8 @@ def create_app(settings: Settings | None = None, start_runtime: StartRuntime | N
             raise
         parts.runtime = runtime
         metrics.watch(runtime)
-        # What is loaded by now, some 440,000 objects, lives as long as the process. A full collection that looks through
-        # them took 0.24 s on two cores, in which nobody is answered, and is free without them.
+        # What is loaded by now, some 440,000 objects, lives as long as the process. A full collection that looks
+        # through them took 0.24 s on two cores, in which nobody is answered, and next to nothing without them.
         gc.collect()
         gc.freeze()
         try:
