@@ -15,9 +15,10 @@ from torch import nn
 
 from models import devices
 from models.catalog import Classifier, ModelSpec
+from models.comparison import ComparisonOptions
 from models.engine import Engine, Item
 from models.errors import StartError
-from models.gradmodes import compare
+from models.gradmodes import compare_served
 from models.loading import load
 from models.serving import Serving, ServingOptions
 from models.telemetry import Unheard
@@ -25,6 +26,8 @@ from models.telemetry import Unheard
 pytestmark = pytest.mark.anyio
 
 Seen = tuple[str, bool, bool]
+
+SMALL = ComparisonOptions(batch_size=2, iterations=1)
 
 
 def two_layers() -> nn.Module:
@@ -84,7 +87,7 @@ async def test_2_no_coroutine_holds_the_mode(
     with torch.inference_mode():
         assert await asyncio.create_task(enabled()), "the context leaks into other tasks"
 
-    for function in (Engine.run, Engine.warm_up, compare):
+    for function in (Engine.run, Engine.warm_up, compare_served):
         assert not inspect.iscoroutinefunction(function)
     serving = Serving(ServingOptions(backend="eager", models=[gated]), Unheard())
     gate.clear()
@@ -122,7 +125,7 @@ async def test_4_the_lens_makes_its_input_outside_inference_mode(tiny_engine: En
 
     inputs: list[bool] = []
     tiny_engine.model.network.register_forward_pre_hook(lambda _module, given: inputs.append(given[0].is_inference()))
-    compare(tiny_engine, batch_size=2, iterations=1)
+    compare_served(tiny_engine, SMALL)
     assert set(inputs) == {False}
 
 
@@ -131,8 +134,8 @@ async def test_5_the_lens_compares_with_parameters_that_require_gradients(tiny_e
     assert not frozen(torch.rand(1, 4)).requires_grad, "frozen parameters build no graph"
 
     assert all(parameter.requires_grad for parameter in tiny_engine.model.network.parameters())
-    grad = compare(tiny_engine, batch_size=2, iterations=1).modes[0]
-    assert (grad.mode, grad.output_requires_grad) == ("grad", True)
+    grad = compare_served(tiny_engine, SMALL).arms[0]
+    assert (grad.arm, grad.output.requires_grad) == ("grad", True)
 
 
 async def test_6_the_lens_measures_gradients_even_where_its_caller_is_in_inference_mode(tiny_engine: Engine) -> None:
@@ -142,9 +145,9 @@ async def test_6_the_lens_measures_gradients_even_where_its_caller_is_in_inferen
             assert not network(images).requires_grad, "enable_grad does not lift inference_mode"
         with torch.inference_mode(False):
             assert network(images).requires_grad
-        grad = compare(tiny_engine, batch_size=2, iterations=1).modes[0]
-    assert grad.output_requires_grad
-    assert grad.retained.bytes > 0
+        grad = compare_served(tiny_engine, SMALL).arms[0]
+    assert grad.output.requires_grad
+    assert grad.retained_bytes > 0
 
 
 async def test_7_neither_serving_nor_the_lens_moves_batchnorm_or_drops_anything(tiny_engine: Engine) -> None:
@@ -158,7 +161,7 @@ async def test_7_neither_serving_nor_the_lens_moves_batchnorm_or_drops_anything(
     before = state_hash(served)
     images = [Item(torch.full((3, 32, 32), 90, dtype=torch.uint8), 10)]
     first, second = tiny_engine.run(images)[0], tiny_engine.run(images)[0]
-    compare(tiny_engine, batch_size=4, iterations=1)
+    compare_served(tiny_engine, SMALL)
     assert (first.features == second.features).all()
     assert state_hash(served) == before
 

@@ -1,0 +1,148 @@
+"""The geometry of the report's charts: where bars, lines and ticks are. The template draws them as SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+# Small, so that text drawn beside them is still read when a phone shrinks the whole.
+_BAR_WIDTH = 290
+_ROW_HEIGHT = 46
+
+_PLOT_WIDTH, _PLOT_HEIGHT = 290, 210
+_TICKS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A mark at `at` pixels from the axis' origin."""
+
+    at: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A row of a bar chart, `y` pixels down. `width` None: there is no figure, and `label` says so. `low` and `high`
+    are the ends of its whisker."""
+
+    name: str
+    label: str
+    y: int
+    width: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    bars: list[Bar]
+    ticks: list[Tick]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a bar shows; with quartiles, where they are known."""
+
+    name: str
+    figure: float | None
+    lower: float | None = None
+    upper: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """`points` as SVG wants them; `marks` are the same one by one, with what to say of each."""
+
+    name: str
+    points: str
+    marks: list[tuple[float, float, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Lines:
+    lines: list[Line]
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    width: int
+    height: int
+
+
+def bars(values: Sequence[Value], label: Callable[[float], str]) -> Bars:
+    """Horizontal bars from zero, in the order given; `label` writes a figure."""
+    scale = _scale(max((value.upper or value.figure or 0 for value in values), default=0), _BAR_WIDTH)
+    rows = [
+        Bar(
+            value.name,
+            "not known" if value.figure is None else label(value.figure),
+            number * _ROW_HEIGHT,
+            None if value.figure is None else scale.of(value.figure),
+            None if value.lower is None else scale.of(value.lower),
+            None if value.upper is None else scale.of(value.upper),
+        )
+        for number, value in enumerate(values)
+    ]
+    return Bars(rows, scale.ticks(label), _BAR_WIDTH, len(rows) * _ROW_HEIGHT)
+
+
+def lines(series: dict[str, list[tuple[int, float]]], label: Callable[[float], str]) -> Lines:
+    """Lines over batch sizes, each of which has as much room as any other: they double from one to the next."""
+    sizes = sorted({size for points in series.values() for size, _ in points})
+    step = _PLOT_WIDTH / max(1, len(sizes) - 1)
+    across = {size: number * step for number, size in enumerate(sizes)}
+    scale = _scale(_highest(series.values()), _PLOT_HEIGHT)
+    return Lines(
+        [_line(name, points, across, scale, label) for name, points in series.items()],
+        [Tick(at, str(size)) for size, at in across.items()],
+        [Tick(_PLOT_HEIGHT - tick.at, tick.label) for tick in scale.ticks(label)],
+        _PLOT_WIDTH,
+        _PLOT_HEIGHT,
+    )
+
+
+def _line(
+    name: str,
+    points: list[tuple[int, float]],
+    across: dict[int, float],
+    scale: _Scale,
+    label: Callable[[float], str],
+) -> Line:
+    marks = [
+        (across[size], _PLOT_HEIGHT - scale.of(figure), f"{name}, batch of {size}: {label(figure)}")
+        for size, figure in points
+    ]
+    return Line(name, " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in marks), marks)
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """From 0 to `top`, a round number, over `length` pixels, in steps of `step`."""
+
+    top: float
+    step: float
+    length: int
+
+    def of(self, figure: float) -> float:
+        return round(figure / self.top * self.length, 1)
+
+    def ticks(self, label: Callable[[float], str]) -> list[Tick]:
+        count = round(self.top / self.step)
+        steps = [number * self.step for number in range(1, count + 1)]
+        return [Tick(0.0, "0"), *(Tick(self.of(figure), label(figure)) for figure in steps)]
+
+
+def _scale(highest: float, length: int) -> _Scale:
+    """Of three to six steps of 1, 2 or 5 times a power of ten that reach over `highest`."""
+    if highest <= 0:
+        return _Scale(1.0, 1.0, length)
+    rough = highest / _TICKS
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+    return _Scale(step * math.ceil(highest / step), step, length)
+
+
+def _highest(series: Iterable[list[tuple[int, float]]]) -> float:
+    return max((figure for points in series for _, figure in points), default=0)

@@ -1,0 +1,128 @@
+"""From what was measured to the records that the lens answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from models.comparison import (
+    ArmReport,
+    Backward,
+    Comparison,
+    ComparisonOptions,
+    LargestBatch,
+    LeftOut,
+    ModuleRetained,
+    SweepPoint,
+    SweptArm,
+    TrainFacts,
+)
+from models.engine import Engine
+from models.gradmodes.arms import Arm
+from models.gradmodes.measuring import Look, spread
+from models.gradmodes.outputs import max_abs_difference, top1_agreement
+from models.gradmodes.retained import Saved
+from models.gradmodes.sentences import Told, sentences
+from models.gradmodes.subject import Subject
+
+
+class Origin(NamedTuple):
+    """Whose network it is."""
+
+    model: str
+    fingerprint: str
+    architecture: str
+    device: str
+    dtype: str
+    backend: str
+
+
+@dataclass(slots=True)
+class Measured:
+    """What is known of an arm, which grows as the comparison goes on. `kept` is what is not known to be older than
+    the forward."""
+
+    arm: Arm
+    backward: Backward
+    look: Look
+    seconds: list[float] = field(default_factory=list)
+    kept: Saved = field(default_factory=Saved)
+    train: TrainFacts | None = None
+
+    def swept(self) -> SweptArm:
+        return SweptArm(self.arm.name, median(self.seconds), self.kept.retained.bytes, self.look.peak.bytes)
+
+    def reported(self, reference: torch.Tensor) -> ArmReport:
+        """`reference` are the logits under inference_mode."""
+        logits, retained = self.look.logits, self.kept.retained
+        return ArmReport(
+            arm=self.arm.name,
+            seconds=spread(self.seconds),
+            peak_bytes=self.look.peak.bytes,
+            peak_note=self.look.peak.note,
+            retained_bytes=retained.bytes,
+            retained_tensors=retained.tensors,
+            output=self.look.facts,
+            backward=self.backward,
+            max_abs_difference=max_abs_difference(logits, reference),
+            top1_agreement=top1_agreement(logits, reference),
+            train=self.train,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Findings:
+    """Of all arms. `reference` are the logits under inference_mode, `iterations` the rounds that were timed."""
+
+    measured: list[Measured]
+    reference: torch.Tensor
+    iterations: int
+    left_out: tuple[LeftOut, ...]
+    sweep: tuple[SweepPoint, ...]
+    largest_batch: LargestBatch | None
+
+
+def origin_of(engine: Engine) -> Origin:
+    model, placement = engine.model, engine.model.placement
+    dtype = placement.dtype_name
+    return Origin(model.name, model.fingerprint, model.architecture, str(placement.device), dtype, placement.backend)
+
+
+def report(origin: Origin, subject: Subject, options: ComparisonOptions, findings: Findings) -> Comparison:
+    arms = tuple(each.reported(findings.reference) for each in findings.measured)
+    modules = _modules(subject, findings.measured) if options.modules else ()
+    swept_sizes = {point.batch_size for point in findings.sweep}
+    return Comparison(
+        **origin._asdict(),
+        batch_size=options.batch_size,
+        iterations=findings.iterations,
+        input=subject.input,
+        torch=torch.__version__,
+        arms=arms,
+        left_out=findings.left_out,
+        modules=modules,
+        sweep=findings.sweep,
+        largest_batch=findings.largest_batch,
+        sentences=sentences(
+            Told(
+                arms={arm.arm: arm for arm in arms},
+                left_out=findings.left_out,
+                modules=modules,
+                largest_batch=findings.largest_batch,
+                asked=options.iterations,
+                iterations=findings.iterations,
+                sizes_left_out=tuple(sorted(set(options.sweep) - swept_sizes)),
+            )
+        ),
+    )
+
+
+def _modules(subject: Subject, measured: Iterable[Measured]) -> tuple[ModuleRetained, ...]:
+    for each in measured:
+        if each.arm.name == "grad":
+            return each.kept.by_module(subject.network, subject.original_name)
+    return ()

@@ -1,0 +1,55 @@
+"""The comparison again at other batch sizes, with fewer rounds: how time and memory grow with the batch."""
+
+from __future__ import annotations
+
+from statistics import median
+from time import perf_counter
+
+from models.comparison import ComparisonOptions, SweepPoint, SweptArm
+from models.gradmodes.arms import Arm
+from models.gradmodes.measuring import Measuring
+from models.gradmodes.subject import Inputs
+
+_ROUNDS = 3
+
+
+def sweep_forwards(arms: list[Arm], options: ComparisonOptions) -> int:
+    """How many a sweep has at least, if time allows."""
+    return len(set(options.sweep) - {options.batch_size}) * len(arms) * (_rounds(options) + 1)
+
+
+def swept(
+    measuring: Measuring, arms: list[Arm], options: ComparisonOptions, known: SweepPoint
+) -> tuple[SweepPoint, ...]:
+    """A point for each batch size of the sweep, the smallest first, as long as time is left for one; `known` is not
+    measured again."""
+    points: list[SweepPoint] = []
+    started_at, seconds_an_image = perf_counter(), 0.0
+    for size in sorted(set(options.sweep)):
+        if size == known.batch_size:
+            points.append(known)
+            continue
+        began_at = perf_counter()
+        if seconds_an_image and began_at - started_at + size * seconds_an_image > options.seconds:
+            break
+        points.append(SweepPoint(size, _measured(measuring, arms, measuring.subject.batch(size), _rounds(options))))
+        seconds_an_image = (perf_counter() - began_at) / size
+    return tuple(points)
+
+
+def _rounds(options: ComparisonOptions) -> int:
+    return min(_ROUNDS, options.iterations)
+
+
+def _measured(measuring: Measuring, arms: list[Arm], inputs: Inputs, rounds: int) -> tuple[SweptArm, ...]:
+    looks = {arm.name: measuring.look(arm, inputs, "sweep") for arm in arms}
+    timed = [measuring.round(arms, inputs, "sweep", number) for number in range(rounds)]
+    return tuple(
+        SweptArm(
+            arm.name,
+            median(seconds[arm.name] for seconds in timed),
+            measuring.retained(arm, inputs, looks[arm.name].saved, "sweep").retained.bytes,
+            looks[arm.name].peak.bytes,
+        )
+        for arm in arms
+    )

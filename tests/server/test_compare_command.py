@@ -1,0 +1,138 @@
+"""`gradless compare`: what it prints and writes, how it fails, and what its exit status says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.lens.schemas import GradModes
+from models.comparison import ARMS
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+SMALL = "shufflenet_v2_x0_5:random"
+QUICK = (SMALL, "--batch-size", "2", "--iterations", "1")
+EAGER = {"GRADLESS_BACKEND": "eager"}
+
+# The command, with a backend that records a graph and lets go of it before anybody sees.
+_LEAKY = """
+import torch
+from app.cli import main
+from models.backends.eager import EagerBackend
+from models.network import FeaturesAndLogits
+
+forward = EagerBackend._forward
+
+def leaky(self, pixels):
+    with torch.inference_mode(False), torch.enable_grad():
+        return FeaturesAndLogits(*(part.detach() for part in forward(self, pixels.clone())))
+
+EagerBackend._forward = leaky
+main()
+"""
+
+
+def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
+    """Of a command that failed, and said why."""
+    (line,) = done.stderr.decode().splitlines()
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert line.startswith("gradless: ")
+    return line
+
+
+def test_it_prints_the_experiment_first_then_every_arm_and_writes_both_reports(gradless: Run, tmp_path: Path) -> None:
+    json_file, html_file = tmp_path / "report.json", tmp_path / "report.html"
+    done = gradless("compare", *QUICK, "--sweep", "1", "--json", str(json_file), "--html", str(html_file), **EAGER)
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = done.stdout.decode().splitlines()
+    assert lines[0].startswith("With gradient calculation: ")
+    assert lines[1].startswith("Without: ")
+    assert all(any(line.split()[:1] == [arm] for line in lines) for arm in ARMS)
+    report = GradModes.model_validate_json(json_file.read_text())
+    assert (report.model, report.batch_size, report.iterations) == (SMALL, 2, 1)
+    assert [arm.arm for arm in report.arms] == list(ARMS)
+    assert [point.batch_size for point in report.sweep] == [1]
+    html = html_file.read_text()
+    assert html.startswith("<!doctype html>")
+    assert all(sentence.split(":")[0] in html for sentence in report.sentences[:2])
+
+
+def test_dash_is_stdout_for_json_alone(gradless: Run) -> None:
+    done = gradless("compare", *QUICK, "--arms", "grad,served", "--json", "-", **EAGER)
+    assert done.returncode == 0
+    assert [arm["arm"] for arm in json.loads(done.stdout)["arms"]] == ["grad", "served"]
+    assert b"kept nothing" in done.stderr
+
+
+def test_a_picture_is_compared_on(gradless: Run, tmp_path: Path, clock_png: bytes) -> None:
+    picture = tmp_path / "clock.png"
+    picture.write_bytes(clock_png)
+    done = gradless("compare", *QUICK, "--arms", "grad", "--image", str(picture), "--json", "-", **EAGER)
+    assert json.loads(done.stdout)["input"] == "the uploaded image"
+
+
+def test_the_gate_is_open_while_what_is_served_keeps_nothing(gradless: Run) -> None:
+    done = gradless("compare", *QUICK, "--arms", "served", "--fail-on-retained", **EAGER)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_the_gate_closes_when_what_is_served_keeps_a_byte(server_environment: Callable[..., dict[str, str]]) -> None:
+    command = [sys.executable, "-c", _LEAKY, "compare", *QUICK, "--arms", "served", "--fail-on-retained"]
+    done = subprocess.run(
+        command, env=server_environment(**EAGER), capture_output=True, timeout=90, check=False, text=True
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gradless: what is served keeps ")
+    assert "0 bytes" not in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("resnet5",), "no model is named 'resnet5'"),
+        (("--arms", "grad,nograd"), "--arms: there is no 'nograd'; there is grad, no_grad"),
+        (("--arms", ","), "--arms: at least one"),
+        (("--arms", "grad", "--fail-on-retained"), "judges the arm served"),
+        (("--sweep", "1,two"), "--sweep: 'two' is no batch size"),
+        (("--sweep", "0"), "--sweep: '0' is no batch size"),
+        (("--image", "no/such.png"), "no/such.png cannot be read: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(gradless: Run, arguments: tuple[str, ...], said: str) -> None:
+    assert said in one_line(gradless("compare", *arguments, **EAGER))
+
+
+def test_a_wrong_setting_is_said_as_it_is_at_a_start(gradless: Run) -> None:
+    assert "GRADLESS_BACKEND=fast" in one_line(gradless("compare", GRADLESS_BACKEND="fast"))
+
+
+def test_a_file_that_is_no_picture_is_said_to_be_none(gradless: Run, tmp_path: Path) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("no picture")
+    assert "not an image of a format read here" in one_line(gradless("compare", *QUICK, "--image", str(file), **EAGER))
+
+
+def test_a_comparison_beyond_memory_or_patience_is_refused_with_the_figure(gradless: Run) -> None:
+    # 1024 images keep 80 GB, and take minutes a forward where there is as much.
+    line = one_line(gradless("compare", "--batch-size", "1024", "--arms", "grad", **EAGER))
+    assert "A comparison at batch size 1024 would " in line
+    assert "are allowed" in line
+
+
+def test_a_report_that_cannot_be_written_is_told_all_the_same(gradless: Run, tmp_path: Path) -> None:
+    done = gradless("compare", *QUICK, "--arms", "grad", "--html", str(tmp_path / "no" / "folder.html"), **EAGER)
+    assert done.returncode == 2
+    assert b"cannot be written: No such file or directory" in done.stderr
+    assert b"kept" in done.stdout
+
+
+def test_help_says_what_an_exit_status_means(gradless: Run) -> None:
+    text = " ".join(gradless("compare", "--help").stdout.decode().split())
+    assert "Exit status" in text
+    assert "--fail-on-retained" in text

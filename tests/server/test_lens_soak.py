@@ -1,0 +1,62 @@
+"""Comparison after comparison on a server under load: it stays the size it is, and answers as it did."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+COMPARISONS = 20
+CONNECTIONS = 8
+SETTLED_AFTER = 5
+ALLOWED_GROWTH = 20e6
+
+# Graphs, copies, and what is served; on as few images as there can be.
+QUESTION = {"batch_size": 1, "iterations": 1, "arms": ["grad", "frozen", "train", "served"]}
+
+# Half a minute on two idle cores.
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(400)]
+
+
+async def test_twenty_comparisons_beside_eight_callers_change_no_answer_and_keep_no_memory(
+    start_server: Callable[..., Any], image_file: Callable[..., bytes]
+) -> None:
+    # The smallest network of the catalog, in batches of one: then no answer depends on who else asks.
+    server = start_server(
+        GRADLESS_MODELS="shufflenet_v2_x0_5:random", GRADLESS_BACKEND="eager", GRADLESS_MAX_BATCH_SIZE="1"
+    )
+    process = psutil.Process(server.process.pid)
+    image = image_file()
+    sizes: list[int] = []
+    over = asyncio.Event()
+
+    async with httpx2.AsyncClient(base_url=server.address, timeout=60) as http:
+        expected = (await http.post("/v1/classify", content=image)).raise_for_status().json()
+
+        async def classify() -> int:
+            answered = 0
+            while not over.is_set():
+                answer = await http.post("/v1/classify", content=image)
+                assert (answer.status_code, answer.json()) == (200, expected)
+                answered += 1
+            return answered
+
+        async def compare() -> None:
+            try:
+                for _ in range(COMPARISONS):
+                    report = (await http.post("/debug/grad-modes", json=QUESTION)).raise_for_status().json()
+                    assert report["left_out"] == []
+                    assert [arm["arm"] for arm in report["arms"] if arm["retained_bytes"]] == ["grad"]
+                    sizes.append(process.memory_info().rss)
+            finally:
+                over.set()
+
+        _, *answered = await asyncio.gather(compare(), *(classify() for _ in range(CONNECTIONS)))
+
+    assert len(sizes) == COMPARISONS
+    assert all(answered)
+    assert sizes[-1] - sizes[SETTLED_AFTER - 1] <= ALLOWED_GROWTH
