@@ -18,6 +18,10 @@ class Admission:
         self._closed = False
 
     @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
     def in_flight(self) -> int:
         return self._in_flight
 

@@ -52,7 +52,8 @@ class _Batch(NamedTuple, Generic[Item, Result]):
 
 class Batcher(Generic[Item, Result]):
     """Turns single submissions into batches for `run_batch`, which gets 1 to `max_batch_size` items and returns as
-    many results in the same order. Items come in order of arrival, but a caller with several takes turns.
+    many results in the same order, an exception where one item failed alone. Items come in order of arrival, but a
+    caller with several takes turns.
 
     `max_wait_s` (0: none) is how long the oldest item of a batch may wait for company.
     `prepare` runs first, in the thread that will run the batches; `wait_until_ready` raises what it raised.
@@ -61,7 +62,7 @@ class Batcher(Generic[Item, Result]):
 
     def __init__(
         self,
-        run_batch: Callable[[Sequence[Item]], Sequence[Result]],
+        run_batch: Callable[[Sequence[Item]], Sequence[Result | Exception]],
         *,
         name: str,
         max_batch_size: int = 32,
@@ -82,6 +83,9 @@ class Batcher(Generic[Item, Result]):
         self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
+        self._refusal: Callable[[], Exception] = DrainingError
+        self._running: _Batch[Item, Result] | None = None
+        self._running_since = 0.0
         self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
         self._thread.start()
 
@@ -95,6 +99,10 @@ class Batcher(Generic[Item, Result]):
         return self._thread.is_alive() and not self._closed
 
     @property
+    def max_batch_size(self) -> int:
+        return self._max_batch_size
+
+    @property
     def depth(self) -> int:
         """Items waiting for a batch."""
         return len(self._queue)
@@ -104,6 +112,11 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             return perf_counter() - self._oldest() if self._queue else 0.0
 
+    def running_seconds(self) -> float:
+        """How long the forward under way has taken so far; 0 while there is none."""
+        with self._changed:
+            return perf_counter() - self._running_since if self._running else 0.0
+
     def expected_seconds(self, items: int) -> float:
         """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
         return items * self._seconds_per_item
@@ -112,12 +125,12 @@ class Batcher(Generic[Item, Result]):
         """Queue one item. Cancelling the future before its batch forms costs no forward. Items of one `caller`
         take turns with everybody else's; without one, an item is its own.
 
-        Raises DrainingError once closed, OverloadedError when `queue_capacity` items wait.
+        Raises DrainingError once closed, after `abandon` its error; OverloadedError when `queue_capacity` items wait.
         """
         future: Future[Completed[Result]] = Future()
         with self._changed:
             if self._closed:
-                raise DrainingError
+                raise self._refusal()
             if len(self._queue) >= self._queue_capacity:
                 raise OverloadedError(self._queue_capacity, self.expected_seconds(len(self._queue)))
             self._queue.append(_Waiting(item, future, perf_counter()), future if caller is None else caller)
@@ -132,25 +145,32 @@ class Batcher(Generic[Item, Result]):
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def abandon(self, error: Callable[[], Exception]) -> None:
+        """Take nothing new, and give everybody who waits an error of his own, also for the forward under way: what
+        it gives, should it ever end, is for nobody."""
+        with self._changed:
+            self._closed = True
+            self._refusal = error
+            running, self._running = self._running, None
+            waiting = [self._queue.popleft() for _ in range(len(self._queue))]
+            self._changed.notify()
+        for entry in running.entries if running else ():
+            entry.future.set_exception(error())
+        for entry in waiting:
+            if entry.future.set_running_or_notify_cancel():
+                entry.future.set_exception(error())
+
     def _work(self) -> None:
         try:
             self._prepare()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits in wait_until_ready
-            self._refuse_all()
+            self.abandon(DrainingError)
             self._prepared.set_exception(error)
             return
         self._prepared.set_result(None)
         # No local holds a batch while this thread waits: an idle service keeps no image alive.
         while self._run_next():
             pass
-
-    def _refuse_all(self) -> None:
-        with self._changed:
-            self._closed = True
-            while self._queue:
-                entry = self._queue.popleft()
-                if entry.future.set_running_or_notify_cancel():
-                    entry.future.set_exception(DrainingError())
 
     def _run_next(self) -> bool:
         batch = self._next_batch()
@@ -177,7 +197,10 @@ class Batcher(Generic[Item, Result]):
                     else:
                         dropped += 1
                 if entries:
-                    return _Batch(entries, "full" if len(entries) == self._max_batch_size else trigger, dropped)
+                    full = len(entries) == self._max_batch_size
+                    self._running = _Batch(entries, "full" if full else trigger, dropped)
+                    self._running_since = perf_counter()
+                    return self._running
 
     def _wait_for_company(self) -> Trigger:
         if self._max_wait_s:
@@ -196,19 +219,23 @@ class Batcher(Generic[Item, Result]):
     def _answer(self, batch: _Batch[Item, Result]) -> BatchReport:
         started_at = perf_counter()
         size = len(batch.entries)
+        results: Sequence[Result | Exception]
         try:
             results = self._run_batch([entry.item for entry in batch.entries])
             if len(results) != size:
                 raise RuntimeError(f"{size} items went in, {len(results)} results came out")  # noqa: TRY301
         except BaseException as error:  # noqa: BLE001 - whatever it was: every caller hears, the thread lives on
-            forward_seconds = perf_counter() - started_at
-            self._fail(batch, error)
-        else:
-            forward_seconds = perf_counter() - started_at
-            for entry, result in zip(batch.entries, results, strict=True):
-                entry.future.set_result(
-                    Completed(result, started_at - entry.enqueued_at, forward_seconds, batch_size=size)
-                )
+            results = self._failures(batch, error)
+        forward_seconds = perf_counter() - started_at
+        with self._changed:
+            # None: abandoned meanwhile, and everybody has an answer.
+            answering, self._running = self._running, None
+        for entry, result in zip(answering.entries if answering else (), results, strict=False):
+            if isinstance(result, Exception):
+                entry.future.set_exception(result)
+            else:
+                queue_seconds = started_at - entry.enqueued_at
+                entry.future.set_result(Completed(result, queue_seconds, forward_seconds, batch_size=size))
         self._learn_pace(forward_seconds / size)
         return BatchReport(self._name, size, batch.trigger, forward_seconds, batch.dropped)
 
@@ -216,11 +243,10 @@ class Batcher(Generic[Item, Result]):
         recent = self._seconds_per_item or seconds_per_item
         self._seconds_per_item = (1 - _PACE_WEIGHT) * recent + _PACE_WEIGHT * seconds_per_item
 
-    def _fail(self, batch: _Batch[Item, Result], error: BaseException) -> None:
+    def _failures(self, batch: _Batch[Item, Result], error: BaseException) -> list[ForwardError]:
         _log.error("a batch of %d failed in %s", len(batch.entries), self._name, exc_info=error)
-        for entry in batch.entries:
-            # An exception of its own for each caller: a shared one would grow a traceback per caller.
-            entry.future.set_exception(ForwardError(self._name, f"{type(error).__name__}: {error}"))
+        # An exception of its own for each caller: a shared one would grow a traceback per caller.
+        return [ForwardError(self._name, f"{type(error).__name__}: {error}") for _ in batch.entries]
 
     def _report(self, report: BatchReport) -> None:
         try:

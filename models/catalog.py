@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Literal
 from urllib.error import URLError
 
 import timm
@@ -49,11 +50,12 @@ class Classifier:
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A name that can be served. `build` makes the classifier on the CPU, in float32; it may download weights
-    and raises StartError."""
+    and raises StartError. `backend`: the one that serves it, whatever was asked for."""
 
     name: str
     architecture: str
     build: Callable[[], Classifier]
+    backend: Literal["null"] | None = None
 
 
 def find(name: str) -> ModelSpec:
@@ -62,7 +64,7 @@ def find(name: str) -> ModelSpec:
     if name == DEFAULT_MODEL:
         return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
     if name == NULL_MODEL:
-        return ModelSpec(name, "null", _null)
+        return ModelSpec(name, "null", _null, backend="null")
     if architecture in torchvision_names():
         builder = _random if name.endswith(_RANDOM) else _published
         return ModelSpec(name, architecture, lambda: builder(architecture))

@@ -1,37 +1,31 @@
-"""CUDA, MPS, CPU: which one, what it can do, its memory, its cores. No other file asks."""
+"""CUDA, MPS, CPU: which one, what it can do, its cores. What differs between them in memory is in models/memory.py and,
+of a single forward, in models/gradmodes/peak.py."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import psutil
 import torch
 
 from models.errors import DeviceUnavailableError
-from models.telemetry import MemoryKind
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 BackendName = Literal["eager", "compiled", "openvino"]
 
 _DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    # What goes in and comes out; int8 is what it multiplies.
+    "int8": torch.float32,
 }
 
 
 # Last-level caches of current servers hold as much.
 _LIGHT_WEIGHTS_BYTES = 32 * 2**20
-
-# Parameters of mallopt(3), from glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_THRESHOLD = -3
-_M_ARENA_MAX = -8
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +34,16 @@ class Placement:
 
     device: torch.device
     precision: Precision
-    backend: BackendName
+    backend: BackendName | Literal["null"]
 
     @property
     def dtype(self) -> torch.dtype:
         return _DTYPES[self.precision]
+
+    @property
+    def dtype_name(self) -> str:
+        """As users see it: float32, bfloat16, float16 or int8."""
+        return "int8" if self.precision == "int8" else str(self.dtype).removeprefix("torch.")
 
 
 def place(device: str, precision: Precision, backend: BackendName | Literal["auto"]) -> Placement:
@@ -58,7 +57,17 @@ def place(device: str, precision: Precision, backend: BackendName | Literal["aut
         raise DeviceUnavailableError(str(found), "it has no bf16 arithmetic; use fp16 or fp32")
     if precision == "fp16" and found.type == "cpu":
         raise DeviceUnavailableError(str(found), "fp16 is for GPUs; use bf16 or fp32")
-    return Placement(found, precision, _backend(found, backend))
+    chosen = _backend(found, backend)
+    if precision == "int8":
+        _check_int8(found, chosen)
+    return Placement(found, precision, chosen)
+
+
+def _check_int8(device: torch.device, backend: BackendName) -> None:
+    if backend != "openvino":
+        raise DeviceUnavailableError(str(device), "int8 is for the openvino backend, on a CPU; use bf16 or fp32")
+    if importlib.util.find_spec("nncf") is None:
+        raise DeviceUnavailableError(str(device), "int8 needs NNCF; pip install 'gradless[int8]'")
 
 
 def _backend(device: torch.device, wanted: BackendName | Literal["auto"]) -> BackendName:
@@ -120,23 +129,6 @@ def use_cores_in_this_thread(cores: int) -> None:
     torch.set_num_threads(cores)
 
 
-def keep_freed_memory() -> None:
-    """Let glibc's allocator keep what is freed instead of giving it back to the kernel.
-
-    A forward frees and asks for the same hundreds of megabytes batch after batch; given back, each comes with a page
-    fault for every 4 KiB. Thresholds are at their largest (mallopt(3)); one arena, because only the main one grows
-    beyond 64 MiB. Does nothing where there is no glibc.
-    """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 32 * 2**20), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-        mallopt(parameter, value)
-
-
 @dataclass(frozen=True, slots=True)
 class Split:
     """How a batch is cut up for PyTorch's own forward: pieces of up to `piece` images, `workers` of them at a time on
@@ -180,26 +172,12 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def memory_bytes(device: torch.device) -> dict[MemoryKind, int]:
-    """Memory figures without synchronising. On the CPU `allocated` is the resident size of the process,
-    `free` what the system could give, `peak` and `reserved` are absent."""
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return {
-            "allocated": torch.cuda.memory_allocated(device),
-            "reserved": torch.cuda.memory_reserved(device),
-            "peak": torch.cuda.max_memory_allocated(device),
-            "free": free,
-            "total": total,
-        }
-    if device.type == "mps":
-        total = torch.mps.recommended_max_memory()
-        allocated = torch.mps.current_allocated_memory()
-        return {
-            "allocated": allocated,
-            "reserved": torch.mps.driver_allocated_memory(),
-            "free": total - allocated,
-            "total": total,
-        }
-    system = psutil.virtual_memory()
-    return {"allocated": psutil.Process().memory_info().rss, "free": system.available, "total": system.total}
+def utilization(device: torch.device) -> float | None:
+    """Share of the driver's last sample, 1 s or less, in which a kernel ran, 0..1: by NVML, without synchronising.
+    None where there is none, or nvidia-ml-py is not installed."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except Exception:  # noqa: BLE001 - NVML's errors share no root that is there without it; MIG slices have no figure
+        return None

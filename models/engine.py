@@ -11,10 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from models import devices
 from models.backends import Backend
 from models.errors import WarmUpError
 from models.loading import LoadedModel
+from models.network import FeaturesAndLogits
 from models.turns import TurnLock
 
 
@@ -29,17 +32,15 @@ class Item(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Output:
     """One image's answer: features (D,) float32; the indices (top_k,) int64 and probabilities (top_k,) float32 of
-    the likeliest classes, most probable first, or None where none were asked for. Views into the batch's arrays."""
+    the likeliest classes, most probable first, or None where none were asked for. Views into the batch's arrays.
+
+    `finite`: whether all its numbers are numbers. A network can overflow, and JSON has no way to say so.
+    """
 
     features: NDArray[np.float32]
     indices: NDArray[np.int64] | None
     probabilities: NDArray[np.float32] | None
-
-    @property
-    def finite(self) -> bool:
-        """Whether all its numbers are numbers: a network can overflow, and JSON has no way to say so."""
-        answers = (self.features, self.probabilities)
-        return all(bool(np.isfinite(numbers).all()) for numbers in answers if numbers is not None)
+    finite: bool
 
 
 class Engine:
@@ -50,21 +51,52 @@ class Engine:
         self.turn = TurnLock()
         self._backend = backend
 
+    @property
+    def max_batch_size(self) -> int:
+        """Of the batches that it serves."""
+        return max(self._backend.sizes_to_warm_up)
+
+    @property
+    def served_network(self) -> nn.Module | None:
+        """What the backend runs, where that is a module of PyTorch's: to be looked at with the turn held."""
+        return self._backend.network
+
+    @property
+    def memory_note(self) -> str | None:
+        """Why PyTorch cannot tell how much memory its forward takes; None where it can."""
+        return self._backend.memory_note
+
     def run(self, items: Sequence[Item]) -> list[Output]:
         """One forward for all `items`, answered in order."""
         top_k = max(item.top_k for item in items)
         with self.turn, torch.inference_mode():
-            features, logits = self._backend.run(_stacked([item.image for item in items]))
+            features, logits = self.forward(_stacked([item.image for item in items]))
             host_features = features.float().cpu().numpy()
+            finite = np.isfinite(host_features).all(axis=1)
             if top_k == 0:
-                return [Output(row, None, None) for row in host_features]
+                return [Output(row, None, None, finite=bool(ok)) for row, ok in zip(host_features, finite, strict=True)]
             # Once for the batch, not once an image; in float32, whatever the network computes in.
             likeliest = logits.float().softmax(dim=1).clamp_(max=1).topk(top_k, dim=1)
             probabilities, indices = likeliest.values.cpu().numpy(), likeliest.indices.cpu().numpy()
+            finite &= np.isfinite(probabilities).all(axis=1)
         return [
-            Output(host_features[row], indices[row, : item.top_k], probabilities[row, : item.top_k])
+            Output(
+                host_features[row],
+                indices[row, : item.top_k],
+                probabilities[row, : item.top_k],
+                finite=bool(finite[row]),
+            )
             for row, item in enumerate(items)
         ]
+
+    def prepare_thread(self) -> None:
+        """To be called once in the thread that will call `run`, before it does."""
+        devices.use_cores_in_this_thread(self._backend.intra_op_threads)
+
+    def forward(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+        """The forward of `run` alone, of a batch as a backend takes it. The turn is its caller's to hold."""
+        with torch.inference_mode():
+            return self._backend.run(pixels)
 
     def close(self) -> None:
         """End what threads the backend has. Nothing runs any more."""
@@ -90,4 +122,5 @@ class Engine:
 
 def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
     """(3, H, W) tensors, channels last in memory, as one (N, 3, H, W) tensor of the same kind."""
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    # By NumPy: PyTorch would share the copying out to threads, which then spin for cores that decoders need.
+    return torch.from_numpy(np.stack([image.permute(1, 2, 0).numpy() for image in images])).permute(0, 3, 1, 2)

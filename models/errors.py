@@ -18,16 +18,20 @@ GradlessError
 ├── RefusedError                    no fault of the image: the service did not take it, or not in time
 │   ├── OverloadedError
 │   ├── DrainingError
+│   ├── ModelDownError
+│   ├── OutOfMemoryError
 │   └── DeadlineExceededError
 ├── UnknownModelError
 ├── ForwardError                    the network failed for a whole batch
-└── ComparisonRunningError          the lens is at work for somebody else
+├── ComparisonRunningError          the lens is at work for somebody else
+└── ComparisonTooLargeError         it would take more memory or time than there is for it
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 
 class GradlessError(Exception):
@@ -91,8 +95,9 @@ class UnsupportedFormatError(ImageError):
 
 
 class UndecodableImageError(ImageError):
-    def __init__(self, image_format: str, reason: str) -> None:
-        super().__init__(f"The {image_format} image cannot be decoded: {reason}.")
+    def __init__(self, image_format: str | None, reason: str) -> None:
+        what = f"{image_format} image" if image_format else "image"
+        super().__init__(f"The {what} cannot be decoded: {reason}.")
         self.image_format = image_format
 
 
@@ -131,6 +136,20 @@ class DrainingError(RefusedError):
         super().__init__("The service is stopping: it answers what it has accepted and takes nothing new.")
 
 
+class ModelDownError(RefusedError):
+    """Its forward hung or its batcher died, and another takes its place."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} stopped working and is being started anew.")
+        self.model = model
+
+
+class OutOfMemoryError(RefusedError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"The device of {model} has no memory left, not even for one image.")
+        self.model = model
+
+
 class DeadlineExceededError(RefusedError):
     def __init__(self, deadline_s: float) -> None:
         super().__init__(f"There was no answer within {deadline_s:g} s.")
@@ -153,3 +172,19 @@ class ForwardError(GradlessError):
 class ComparisonRunningError(GradlessError):
     def __init__(self) -> None:
         super().__init__("A comparison is running; one at a time.")
+
+
+class ComparisonTooLargeError(GradlessError):
+    """`needed` was predicted, and is more than is `allowed`: bytes at once, seconds in all, or of one forward."""
+
+    def __init__(
+        self, batch_size: int, what: Literal["bytes", "seconds", "forward seconds"], needed: float, allowed: float
+    ) -> None:
+        self.batch_size, self.what, self.needed, self.allowed = batch_size, what, needed, allowed
+        figures = {
+            "bytes": f"need about {needed / 1e6:.0f} MB of memory; {allowed / 1e6:.0f} MB, three quarters of what is "
+            "free, are allowed",
+            "seconds": f"take about {needed:.0f} s; {allowed:.0f} s are allowed",
+            "forward seconds": f"keep others waiting for about {needed:.0f} s a forward; {allowed:.0f} s are allowed",
+        }
+        super().__init__(f"A comparison at batch size {batch_size} would {figures[what]}.")

@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from models.errors import (
     EmptyImageError,
@@ -77,15 +77,18 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
     try:
         pixels = _decode(image, encoded, enough or 0)
     except _DECODE_ERRORS as error:
-        raise UndecodableImageError(image.format or "", _reason(error)) from error
+        raise UndecodableImageError(image.format, _reason(error)) from error
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
 def _open(encoded: bytes) -> Image.Image:
     try:
         return Image.open(BytesIO(encoded), formats=FORMATS)
-    except _DECODE_ERRORS as error:
+    except UnidentifiedImageError as error:
         raise UnsupportedFormatError(FORMATS) from error
+    except _DECODE_ERRORS as error:
+        # A format read here, whose header is refused: a PNG with text that unpacks to megabytes, for one.
+        raise UndecodableImageError(None, _reason(error)) from error
 
 
 def _check(width: int, height: int, limits: ImageLimits) -> None:

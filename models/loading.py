@@ -7,13 +7,14 @@ forward with gradients on it.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 import torch
 
+from models.calibration import Calibration
 from models.catalog import ModelSpec
-from models.devices import BackendName, Placement, Precision
+from models.devices import Placement
 from models.errors import StartError
 from models.network import Network, cut_at_head
 from models.transforms import Normalize, Transform
@@ -32,6 +33,7 @@ class LoadedModel:
     transform: Transform
     labels: tuple[str, ...]
     placement: Placement
+    calibration: Calibration | None
     fingerprint: str
     load_seconds: float
 
@@ -44,11 +46,13 @@ class LoadedModel:
         return sum(tensor.nbytes for tensor in self.network.state_dict().values())
 
 
-def load(spec: ModelSpec, placement: Placement) -> LoadedModel:
-    """Build, load, cut at the head and move. Raises StartError."""
+def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None = None) -> LoadedModel:
+    """Build, load, cut at the head and move. `calibration` is for int8 alone. Raises StartError."""
     if torch.is_inference_mode_enabled():
         raise StartError("a model must be loaded outside inference_mode")
     started_at = perf_counter()
+    if spec.backend is not None:
+        placement = replace(placement, backend=spec.backend)
     classifier = spec.build()
     network = cut_at_head(spec.name, classifier.module, classifier.transform.crop)
     if len(classifier.labels) != network.classes:
@@ -63,16 +67,19 @@ def load(spec: ModelSpec, placement: Placement) -> LoadedModel:
         transform=classifier.transform,
         labels=classifier.labels,
         placement=placement,
+        calibration=calibration,
         fingerprint=fingerprint(
-            spec.architecture, network, classifier.transform, precision=placement.precision, backend=placement.backend
+            spec.architecture,
+            network,
+            classifier.transform,
+            precision=placement.precision if calibration is None else f"{placement.precision} {calibration.digest}",
+            backend=placement.backend,
         ),
         load_seconds=perf_counter() - started_at,
     )
 
 
-def fingerprint(
-    architecture: str, network: Network, transform: Transform, *, precision: Precision, backend: BackendName
-) -> str:
+def fingerprint(architecture: str, network: Network, transform: Transform, *, precision: str, backend: str) -> str:
     """16 hex digits of a SHA-256 over architecture, weights, transform, precision and backend: vectors of equal
     fingerprints can be compared with one another."""
     digest = hashlib.sha256(repr((architecture, transform, precision, backend)).encode())

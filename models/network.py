@@ -21,10 +21,11 @@ class Network(nn.Module):
     (N, 3, H, W) float in; features (N, D) and logits (N, C) of the same dtype out.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Linear) -> None:
+    def __init__(self, body: nn.Module, head: nn.Linear, head_name: str = "head") -> None:
         super().__init__()
         self.body = body
         self.head = head
+        self._head_name = head_name
 
     @property
     def dimensions(self) -> int:
@@ -33,6 +34,10 @@ class Network(nn.Module):
     @property
     def classes(self) -> int:
         return self.head.out_features
+
+    def original_name(self, name: str) -> str:
+        """What the classifier's makers call the module that is `name` in here; "" is the classifier itself."""
+        return self._head_name if name == "head" else name.removeprefix("body").removeprefix(".")
 
     def forward(self, images: torch.Tensor) -> FeaturesAndLogits:
         features = self.body(images)
@@ -56,7 +61,7 @@ def cut_at_head(name: str, classifier: nn.Module, input_size: int) -> Network:
     if not isinstance(head, nn.Linear):  # pragma: no cover - it was found as one
         raise UnsupportedArchitectureError(name, f"{linears[-1]} is not a linear layer")
     classifier.set_submodule(linears[-1], nn.Identity())
-    network = Network(classifier, head).eval()
+    network = Network(classifier, head, linears[-1]).eval()
     with torch.no_grad():
         cut = network(image)
     if cut.features.shape != (1, head.in_features) or not torch.equal(cut.logits, whole):

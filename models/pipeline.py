@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 
 from models.admission import Admission
 from models.batching import Batcher, Completed
 from models.engine import Item, Output
-from models.errors import DeadlineExceededError, ImageError, NotFiniteError, RefusedError
-from models.images import decode_image
+from models.errors import DeadlineExceededError, DrainingError, ImageError, NotFiniteError, RefusedError
 from models.limits import ImageLimits
 from models.loading import LoadedModel
+from models.loop_inbox import LoopInbox
+from models.passage import Passage
 from models.predictions import Prediction, ScoredClass
-from models.telemetry import Outcome, Stage, StageSeconds, Task, Telemetry
+from models.preprocessing import preprocess
+from models.telemetry import Outcome, StageSeconds, Task, Telemetry
 
 
 class Pipeline:
@@ -42,6 +46,7 @@ class Pipeline:
         self._limits = limits
         self._deadline_s = deadline_s
         self._telemetry = telemetry
+        self._inbox: LoopInbox | None = None
 
     async def predict(self, images: Sequence[bytes], *, task: Task, top_k: int) -> list[Prediction | ImageError]:
         """Answers in the order of `images`, an image's own fault in its place.
@@ -69,44 +74,71 @@ class Pipeline:
         return results
 
     async def _predict_all(self, images: Sequence[bytes], top_k: int) -> list[Prediction | ImageError]:
+        inbox = self._inbox_of(asyncio.get_running_loop())
+        # Images of one request have one caller, and take turns with others in the batcher's queue.
+        caller = object()
+        passages = [Passage(image, top_k, caller, inbox) for image in images]
+        undecoded = deque(passages)
         # The request's share: no more of its images at once in the decode pool than the pool has threads.
-        share = asyncio.Semaphore(self._decode_threads)
-        if len(images) == 1:
-            return [await self._predict_one(images[0], top_k, share)]
-        settled = await asyncio.gather(
-            *(self._predict_one(image, top_k, share) for image in images), return_exceptions=True
-        )
-        # Whatever is not one image's fault is everybody's: the first of them answers the request.
-        for result in settled:
-            if isinstance(result, BaseException) and not isinstance(result, ImageError):
-                raise result
-        return [result for result in settled if isinstance(result, Prediction | ImageError)]
-
-    async def _predict_one(self, encoded: bytes, top_k: int, share: asyncio.Semaphore) -> Prediction | ImageError:
-        passage = _Passage(encoded, top_k, share)
-        loop = asyncio.get_running_loop()
+        for _ in range(min(len(images), self._decode_threads)):
+            self._decode_next(undecoded)
         try:
-            async with share:
-                queued = await loop.run_in_executor(self._decode_pool, self._decode_and_queue, passage)
-            completed = await asyncio.wrap_future(queued)
-        except ImageError as error:
-            return error
+            if len(passages) == 1:
+                await passages[0].settled
+            else:
+                await asyncio.wait([passage.settled for passage in passages])
         except asyncio.CancelledError:
-            self._telemetry.image_cancelled(self._model.name, passage.abandon())
+            undecoded.clear()
+            for passage in passages:
+                if passage.outcome is None:
+                    self._telemetry.image_cancelled(self._model.name, passage.abandon())
             raise
-        return self._prediction(completed, passage.decode_seconds)
+        return [self._result(passage) for passage in passages]
 
-    def _decode_and_queue(self, passage: _Passage) -> Future[Completed[Output]]:
-        transform = self._model.transform
-        # Twice the size is resized with antialiasing to the same picture, whatever was left out above it.
-        decoded = decode_image(passage.encoded, self._limits, enough=2 * transform.resize)
-        item = Item(transform.shape(decoded), passage.top_k)
+    def _inbox_of(self, loop: asyncio.AbstractEventLoop) -> LoopInbox:
+        if self._inbox is None or self._inbox.loop is not loop:
+            self._inbox = LoopInbox(loop)
+        return self._inbox
+
+    def _decode_next(self, undecoded: deque[Passage]) -> None:
+        while undecoded:
+            try:
+                passage = undecoded.popleft()
+            except IndexError:
+                # Another thread of the pool was faster.
+                return
+            try:
+                self._decode_pool.submit(self._decode_and_queue, passage, undecoded)
+            except RuntimeError:
+                # The pool has been shut down: nobody will decode the others either.
+                passage.fail(DrainingError())
+            else:
+                return
+
+    def _decode_and_queue(self, passage: Passage, undecoded: deque[Passage]) -> None:
+        try:
+            if not passage.abandoned:
+                passage.queue(self._batcher, self._decoded(passage))
+        except Exception as error:  # noqa: BLE001 - whatever it was: the caller hears, the pool lives on
+            _let_go(error)
+            passage.fail(error)
+        # At the end of the pool's line, behind the images of others. From this thread, like the queueing: neither
+        # the next batch nor the next decode must wait for a busy event loop.
+        self._decode_next(undecoded)
+
+    def _decoded(self, passage: Passage) -> Item:
+        pixels = preprocess(passage.take_encoded(), self._model.transform, self._limits)
+        item = Item(pixels, passage.top_k)
         passage.decode_seconds = perf_counter() - passage.started_at
-        # From this thread: the next batch must not wait for a busy event loop.
-        queued = passage.queued = self._batcher.submit(item, caller=passage.caller)
-        if passage.abandoned:
-            queued.cancel()
-        return queued
+        return item
+
+    def _result(self, passage: Passage) -> Prediction | ImageError:
+        if isinstance(passage.outcome, Completed):
+            return self._prediction(passage.outcome, passage.decode_seconds)
+        if isinstance(passage.outcome, ImageError):
+            return passage.outcome
+        # Whatever is not one image's fault is everybody's: the first of them answers the request.
+        raise passage.outcome or DrainingError
 
     def _prediction(self, completed: Completed[Output], decode_seconds: float) -> Prediction | ImageError:
         output = completed.result
@@ -136,27 +168,9 @@ class Pipeline:
             self._telemetry.images_done(name, task, otherwise, images - len(results))
 
 
-class _Passage:
-    """One image on its way, between the event loop, which may abandon it, and the decode pool, which queues it."""
-
-    def __init__(self, encoded: bytes, top_k: int, caller: Hashable) -> None:
-        self.encoded = encoded
-        self.top_k = top_k
-        # Images of one request have one caller, and take turns with others in the batcher's queue.
-        self.caller = caller
-        self.started_at = perf_counter()
-        self.decode_seconds = 0.0
-        self.queued: Future[Completed[Output]] | None = None
-        self.abandoned = False
-
-    def abandon(self) -> Stage:
-        """Nobody waits any more: give the item up unless its forward has begun. Returns the stage it was in.
-
-        The flag is raised before the future is looked for, and the pool looks for the flag after it has made the
-        future: one of them finds the other.
-        """
-        self.abandoned = True
-        if self.queued is None:
-            return "decode"
-        self.queued.cancel()
-        return "queue" if self.queued.cancelled() else "forward"
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that `error` came through: with it they would keep the file and its pixels, until the garbage
+    collector finds the ring of error, frames and passage."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__

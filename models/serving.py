@@ -3,85 +3,66 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
 
-from models import backends, catalog, devices
-from models.admission import Admission
-from models.batching import Batcher
-from models.catalog import ModelSpec
-from models.comparison import Comparison
-from models.devices import BackendName, Precision
-from models.engine import Engine, Item, Output
-from models.errors import ComparisonRunningError, UnknownModelError
-from models.gradmodes import compare
-from models.limits import ImageLimits
-from models.loading import load
-from models.pipeline import Pipeline
+from models import catalog, devices, memory
+from models.calibration import Calibration
+from models.comparison import Comparison, ComparisonOptions, Progress
+from models.errors import ModelDownError, StartError, UnknownModelError
+from models.gradmodes import prepare_profiler
+from models.lens import Lens
 from models.predictions import Answer, ModelCard
-from models.telemetry import MemoryKind, QueueState, Task, Telemetry
+from models.served import ServedModel, ServingOptions, Surroundings, serve_model
+from models.supervision import Supervisor
+from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServingOptions:
-    """How to serve. `models` are names of the catalog, or entries of one's own; the first is the default.
-    `decode_threads` None: one for each core the process may use.
-    """
-
-    models: Sequence[str | ModelSpec] = (catalog.DEFAULT_MODEL,)
-    device: str = "auto"
-    precision: Precision = "fp32"
-    backend: BackendName | Literal["auto"] = "auto"
-    cache_folder: Path = Path("~/.cache/gradless")
-    max_batch_size: int = 32
-    max_wait_s: float = 0.0
-    queue_capacity: int = 256
-    decode_threads: int | None = None
-    limits: ImageLimits = field(default_factory=ImageLimits)
-    deadline_s: float = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    card: ModelCard
-    engine: Engine
-    batcher: Batcher[Item, Output]
-    admission: Admission
-    pipeline: Pipeline
+__all__ = ["Serving", "ServingOptions"]
 
 
 class Serving:
     """Loads and warms up on construction, which blocks; after that its coroutines belong to one event loop.
 
-    Raises StartError when a model cannot be served as asked.
+    A model that stops working is started anew; `give_up` is called, from another thread, with the reason why that
+    will not be tried any more, which is in the log as well. Raises StartError when a model cannot be served as asked.
     """
 
-    def __init__(self, options: ServingOptions, telemetry: Telemetry) -> None:
-        self._placement = devices.place(options.device, options.precision, options.backend)
-        devices.keep_freed_memory()
-        self._decode_threads = options.decode_threads or devices.available_cores()
+    def __init__(
+        self, options: ServingOptions, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
+    ) -> None:
+        placement = devices.place(options.device, options.precision, options.backend)
+        calibration = _calibration(options)
+        memory.keep_freed()
+        prepare_profiler()
+        decode_threads = options.decode_threads or devices.available_cores()
         self._decode_pool = ThreadPoolExecutor(
-            self._decode_threads,
+            decode_threads,
             thread_name_prefix="decode",
             initializer=devices.use_one_core_in_this_thread,
         )
-        self._lens = ThreadPoolExecutor(1, thread_name_prefix="lens", initializer=_use_all_cores)
-        self._comparing = False
-        self._closing = threading.Event()
-        self._telemetry = telemetry
-        self._served: dict[str, _Served] = {}
+        self._around = Surroundings(
+            options=options,
+            placement=placement,
+            calibration=calibration,
+            decode_pool=self._decode_pool,
+            decode_threads=decode_threads,
+            telemetry=telemetry,
+        )
+        self._lens = Lens()
+        self._supervisor: Supervisor | None = None
+        self._draining = False
+        self._served: dict[str, ServedModel] = {}
+        self._down: set[str] = set()
         try:
             for wanted in options.models:
                 spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
-                self._served[spec.name] = self._serve(spec, options)
+                self._served[spec.name] = serve_model(spec, self._around)
         except BaseException:
             self.close(timeout_s=0)
             raise
+        self._give_up = give_up
+        self._supervisor = Supervisor(self._ailments, self._start_anew, self._give_up_on_the_ill)
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
@@ -90,65 +71,70 @@ class Serving:
 
     @property
     def ready(self) -> bool:
-        """Warmed up, every batcher's thread alive, and not draining."""
-        return all(served.batcher.alive and not served.admission.closed for served in self._served.values())
+        """Every model is warmed up and works, and nobody drains."""
+        return not self._draining and not self._down and not self._ailments()
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken any more."""
+        return self._draining
 
     async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
         """Answer one request. `model` None is the default; `top_k` 0 asks for features alone and is cut to the
-        number of classes. Raises UnknownModelError, and what Pipeline.predict raises."""
+        number of classes. Raises UnknownModelError, ModelDownError, and what Pipeline.predict raises."""
         served = self._find(model)
         card = served.card
         results = await served.pipeline.predict(images, task=task, top_k=min(top_k, card.classes))
         return Answer(card.name, card.fingerprint, card.feature_dimensions, results)
 
-    async def compare(self, model: str | None, *, batch_size: int, iterations: int) -> Comparison:
-        """Run the lens on a served model. Cancelling it ends the comparison before its next forward.
+    async def compare(
+        self,
+        model: str | None,
+        options: ComparisonOptions,
+        image: bytes | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> Comparison:
+        """Run the lens on a served model, on the encoded `image` or on random pixels. `on_progress` hears of each
+        forward on the event loop. Cancelling it ends the comparison before its next forward.
 
-        Raises UnknownModelError, ComparisonRunningError.
+        Raises UnknownModelError, ModelDownError, ComparisonRunningError, ComparisonTooLargeError, the fault of an
+        image, and DrainingError when serving is closed meanwhile.
         """
-        engine = self._find(model).engine
-        if self._comparing:
-            raise ComparisonRunningError
-        self._comparing = True
-        abandoned = threading.Event()
-        running = self._lens.submit(
-            compare,
-            engine,
-            batch_size=batch_size,
-            iterations=iterations,
-            abandoned=lambda: abandoned.is_set() or self._closing.is_set(),
-        )
-        # Not when the caller leaves, but when the thread is free again.
+        served = self._find(model)
         loop = asyncio.get_running_loop()
-        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._comparison_ended))
-        try:
-            comparison = await asyncio.wrap_future(running)
-        finally:
-            abandoned.set()
-        self._telemetry.compared(comparison)
+        pixels = None if image is None else await loop.run_in_executor(self._decode_pool, served.pixels_of, image)
+        comparison = await self._lens.compare(served.engine, options, pixels, on_progress)
+        self._around.telemetry.compared(comparison)
         return comparison
 
     def queues(self) -> dict[str, QueueState]:
         """What each model has before it, by name."""
-        return {
-            name: QueueState(served.batcher.depth, served.batcher.oldest_age_seconds(), served.admission.in_flight)
-            for name, served in self._served.items()
-        }
+        return {name: served.queue_state() for name, served in self._served.items()}
+
+    def batchers(self) -> dict[str, BatcherState]:
+        """How the thread of each model does, by name."""
+        return {name: served.batcher_state() for name, served in self._served.items()}
 
     def memory_bytes(self) -> dict[MemoryKind, int]:
         """Memory figures of the device, without synchronising it."""
-        return devices.memory_bytes(self._placement.device)
+        return memory.figures(self._around.placement.device)
+
+    def utilization(self) -> float | None:
+        """Share of the last second or less in which the device computed, 0..1; None where nothing tells."""
+        return devices.utilization(self._around.placement.device)
 
     def drain(self) -> None:
         """Take nothing new from now on; what was accepted is answered. Safe to call from a signal handler."""
+        self._draining = True
         for served in self._served.values():
             served.admission.close()
 
     def close(self, timeout_s: float) -> bool:
         """Drain, and end every thread. False if a forward was still running after `timeout_s`."""
         self.drain()
-        self._closing.set()
-        self._lens.shutdown(wait=False, cancel_futures=True)
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        self._lens.close()
         # What was accepted is decoded and queued before the batchers close; a caller who gave up has cancelled his.
         self._decode_pool.shutdown(wait=True)
         closed = [served for served in self._served.values() if served.batcher.close(timeout_s)]
@@ -156,65 +142,50 @@ class Serving:
             served.engine.close()
         return len(closed) == len(self._served)
 
-    def _find(self, model: str | None) -> _Served:
-        if model is None:
-            return next(iter(self._served.values()))
-        if model not in self._served:
-            raise UnknownModelError(model, list(self._served))
-        return self._served[model]
+    def _find(self, model: str | None) -> ServedModel:
+        name = next(iter(self._served)) if model is None else model
+        if name not in self._served:
+            raise UnknownModelError(name, list(self._served))
+        if name in self._down:
+            raise ModelDownError(name)
+        return self._served[name]
 
-    def _serve(self, spec: ModelSpec, options: ServingOptions) -> _Served:
-        model = load(spec, self._placement)
-        backend = backends.make(
-            model, max_batch_size=options.max_batch_size, cache_folder=options.cache_folder.expanduser()
-        )
-        engine = Engine(model, backend)
+    def _ailments(self) -> dict[str, str]:
+        found = ((name, served.ailment()) for name, served in self._served.items())
+        ailments = {name: ailment for name, ailment in found if ailment is not None}
+        # Asked last: batchers that end because everything does are not ill, and nobody new comes to those that are.
+        return {} if self._draining else ailments
 
-        def prepare() -> None:
-            _use_all_cores()
-            engine.warm_up()
+    def _start_anew(self, name: str) -> None:
+        """Give those who wait their errors and put a new model in the old one's place. In the supervisor's thread."""
+        old = self._served[name]
+        self._take_down(name)
+        # A lens that waits for the turn on a device that hangs would wait for ever.
+        self._lens.close()
+        self._lens = Lens()
+        new = serve_model(old.spec, self._around)
+        # In one step: others look through it meanwhile.
+        self._served = {**self._served, name: new}
+        # Drained while it was loading.
+        if self._draining:
+            new.admission.close()
+        self._down.discard(name)
+        self._around.telemetry.model_replaced(name)
 
-        batcher = Batcher(
-            engine.run,
-            name=spec.name,
-            max_batch_size=options.max_batch_size,
-            max_wait_s=options.max_wait_s,
-            queue_capacity=options.queue_capacity,
-            prepare=prepare,
-            on_batch=self._telemetry.batch_ran,
-        )
-        batcher.wait_until_ready()
-        admission = Admission(options.queue_capacity, batcher.expected_seconds)
-        pipeline = Pipeline(
-            model,
-            batcher,
-            self._decode_pool,
-            admission,
-            decode_threads=self._decode_threads,
-            limits=options.limits,
-            deadline_s=options.deadline_s,
-            telemetry=self._telemetry,
-        )
-        card = ModelCard(
-            name=spec.name,
-            architecture=model.architecture,
-            parameters=model.parameters,
-            weight_bytes=model.weight_bytes,
-            input_size=model.transform.crop,
-            classes=model.network.classes,
-            feature_dimensions=model.network.dimensions,
-            device=str(model.placement.device),
-            dtype=str(model.placement.dtype).removeprefix("torch."),
-            backend=model.placement.backend,
-            fingerprint=model.fingerprint,
-            training=model.network.training,
-            load_seconds=model.load_seconds,
-        )
-        return _Served(card, engine, batcher, admission, pipeline)
+    def _take_down(self, name: str) -> None:
+        self._down.add(name)
+        self._served[name].batcher.abandon(lambda: ModelDownError(name))
 
-    def _comparison_ended(self) -> None:
-        self._comparing = False
+    def _give_up_on_the_ill(self, reason: str) -> None:
+        """Nobody will be answered by them any more, and nobody needs to wait for that."""
+        for name in self._ailments():
+            self._take_down(name)
+        self._give_up(reason)
 
 
-def _use_all_cores() -> None:
-    devices.use_cores_in_this_thread(devices.available_cores())
+def _calibration(options: ServingOptions) -> Calibration | None:
+    if options.precision != "int8":
+        return None
+    if options.calibration_folder is None:
+        raise StartError("int8 is calibrated on images of yours: it needs a calibration folder")
+    return Calibration.of(options.calibration_folder.expanduser())

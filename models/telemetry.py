@@ -36,12 +36,23 @@ class BatchReport:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What a model has before it: images waiting for a batch, the age of the oldest, and all images in the
-    building (in decode, queue or forward)."""
+    """What a model has before it: images waiting for a batch, the age of the oldest, all images in the building
+    (in decode, queue or forward), and how many it admits."""
 
     depth: int
     oldest_age_seconds: float
     in_flight: int
+    capacity: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatcherState:
+    """Whether the thread that runs a model's batches lives, how long the batch under way has been running (0 between
+    batches), and how many images a batch may have."""
+
+    alive: bool
+    running_seconds: float
+    max_batch_size: int
 
 
 class Telemetry(Protocol):
@@ -56,6 +67,15 @@ class Telemetry(Protocol):
 
     def image_cancelled(self, model: str, stage: Stage) -> None:
         """An image was given up, by its caller or its deadline, while in `stage`."""
+
+    def out_of_memory(self, model: str) -> None:
+        """A forward failed because the device had no memory for it."""
+
+    def batch_split(self, model: str) -> None:
+        """What did not fit is tried again in two halves, as all later batches of that size."""
+
+    def model_replaced(self, model: str) -> None:
+        """A model that had stopped working has been started anew."""
 
     def compared(self, comparison: Comparison) -> None: ...
 
@@ -76,4 +96,13 @@ class Unheard:
         pass
 
     def compared(self, comparison: Comparison) -> None:
+        pass
+
+    def out_of_memory(self, model: str) -> None:
+        pass
+
+    def batch_split(self, model: str) -> None:
+        pass
+
+    def model_replaced(self, model: str) -> None:
         pass

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
@@ -21,6 +22,19 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End what threads it has. Nothing runs in it any more."""
+
+    @property
+    def intra_op_threads(self) -> int:
+        """Threads that PyTorch may use for an operation in the thread that calls `run`. More than one only where the
+        forward itself is PyTorch's: those that wait for work spin, and take cores from the decoders."""
+
+    @property
+    def network(self) -> nn.Module | None:
+        """The module that `run` calls; None where PyTorch does not run it as a module."""
+
+    @property
+    def memory_note(self) -> str | None:
+        """Why PyTorch cannot tell how much memory `run` takes; None where it can."""
 
     @property
     def sizes_to_warm_up(self) -> tuple[int, ...]:
@@ -43,3 +57,7 @@ def make(model: LoadedModel, *, max_batch_size: int, cache_folder: Path) -> Back
             from models.backends.openvino import OpenVinoBackend  # noqa: PLC0415
 
             return OpenVinoBackend(model, max_batch_size=max_batch_size, cache_folder=cache_folder)
+        case "null":
+            from models.backends.null import NullBackend  # noqa: PLC0415
+
+            return NullBackend(model)

@@ -17,11 +17,16 @@ class CompiledBackend:
     Compilation happens at a bucket's first run: warm-up runs each (`sizes_to_warm_up`).
     """
 
+    # A hook of any kind on a compiled module would have it compiled again.
+    network = None
+    memory_note = None
+
     def __init__(self, model: LoadedModel, *, max_batch_size: int) -> None:
         self._device = model.placement.device
         self._dtype = model.placement.dtype
         self._normalize = model.normalize
         self.sizes_to_warm_up = buckets(max_batch_size)
+        self.intra_op_threads = devices.available_cores()
         network = served_network(model)
         self._network = torch.compile(network, dynamic=False, fullgraph=True, **devices.compile_options(self._device))
 

@@ -25,8 +25,12 @@ class EagerBackend:
         self._device = model.placement.device
         self._dtype = model.placement.dtype
         self._normalize = model.normalize
-        self._network = served_network(model)
+        self.network = served_network(model)
         self._split = devices.eager_split(self._device, model.weight_bytes) or Split(max_batch_size, workers=1)
+        self.intra_op_threads = devices.available_cores() if self._split.workers == 1 else 1
+        self.memory_note = (
+            "its forward runs in several threads, and the profiler sees one" if self._split.workers > 1 else None
+        )
         self._workers = ThreadPoolExecutor(
             self._split.workers, "forward", initializer=devices.use_one_core_in_this_thread
         )
@@ -47,7 +51,7 @@ class EagerBackend:
 
     def _forward(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         images = self._normalize(devices.to_device(pixels, self._device))
-        answer: FeaturesAndLogits = self._network(images.to(self._dtype))
+        answer: FeaturesAndLogits = self.network(images.to(self._dtype))
         return answer
 
 

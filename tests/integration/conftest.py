@@ -85,6 +85,15 @@ def default_engine(default_model: LoadedModel) -> Engine:
     return _engine(default_model)
 
 
+@pytest.fixture(scope="module")
+def one_core() -> Iterator[None]:
+    """PyTorch on one core in this thread: on a busy machine its threads wait for one another longer than they work."""
+    threads = torch.get_num_threads()
+    devices.use_one_core_in_this_thread()
+    yield
+    devices.use_cores_in_this_thread(threads)
+
+
 @pytest.fixture
 def serving(tiny: ModelSpec) -> Iterator[Serving]:
     runtime = Serving(ServingOptions(backend="eager", models=[tiny]), Unheard())

@@ -59,6 +59,19 @@ def test_what_is_no_image_is_of_an_unsupported_format(encoded: bytes) -> None:
     assert refused.value.formats == FORMATS
 
 
+def _png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_a_png_whose_text_unpacks_to_megabytes_is_refused_for_that_and_not_for_its_format() -> None:
+    header = _png_chunk(b"IHDR", struct.pack(">IIBBBBB", 10, 10, 8, 2, 0, 0, 0))
+    bomb = _png_chunk(b"zTXt", b"comment\0\0" + zlib.compress(b"x" * 100_000_000))
+    pixels = _png_chunk(b"IDAT", zlib.compress(bytes(310)))
+    encoded = b"\x89PNG\r\n\x1a\n" + header + bomb + pixels + _png_chunk(b"IEND", b"")
+    with pytest.raises(UndecodableImageError, match=r"The image cannot be decoded: .*too large"):
+        decode_image(encoded, LIMITS)
+
+
 @pytest.mark.parametrize("image_format", ["ICO", "PPM", "TGA", "EPS", "AVIF"])
 def test_an_image_of_another_format_is_not_read(image_file: ImageFile, image_format: str) -> None:
     with pytest.raises(UnsupportedFormatError):

@@ -1,0 +1,33 @@
+"""Next to nothing, in place of a forward: what is left is the server itself, as a very fast device would see it."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from models import devices
+from models.loading import LoadedModel
+from models.network import FeaturesAndLogits
+
+
+class NullBackend:
+    """The catalog's `null` model on one pixel of each image: the batch is stacked and moved, the rest left out."""
+
+    intra_op_threads = 1
+    memory_note = None
+    sizes_to_warm_up = (1,)
+
+    def __init__(self, model: LoadedModel) -> None:
+        self._device = model.placement.device
+        self._dtype = model.placement.dtype
+        self._normalize = model.normalize
+        self.network = copy.deepcopy(model.network).to(self._dtype)
+
+    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+        corners = devices.to_device(pixels, self._device)[:, :, :1, :1]
+        answer: FeaturesAndLogits = self.network(self._normalize(corners).to(self._dtype))
+        return answer
+
+    def close(self) -> None:
+        """It has no threads of its own."""

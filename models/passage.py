@@ -1,0 +1,71 @@
+"""One image between three threads: the event loop that waits for it, the decode pool, and the batcher."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+from concurrent.futures import Future
+from time import perf_counter
+
+from models.batching import Batcher, Completed
+from models.engine import Item, Output
+from models.loop_inbox import LoopInbox
+from models.telemetry import Stage
+
+
+class Passage:
+    """The event loop waits until it is `settled` and may abandon it, the decode pool queues it, the batcher answers.
+
+    `outcome` is what came of it: no exception is raised on the way, which would tie the request's images to it.
+    """
+
+    def __init__(self, encoded: bytes, top_k: int, caller: Hashable, inbox: LoopInbox) -> None:
+        self._encoded = encoded
+        self.top_k = top_k
+        self.started_at = perf_counter()
+        self.decode_seconds = 0.0
+        self.settled: asyncio.Future[None] = inbox.loop.create_future()
+        self.outcome: Completed[Output] | BaseException | None = None
+        self.abandoned = False
+        self._caller = caller
+        self._inbox = inbox
+        self._queued: Future[Completed[Output]] | None = None
+
+    def take_encoded(self) -> bytes:
+        """The file, once: what waits in the queue needs it no more."""
+        encoded, self._encoded = self._encoded, b""
+        return encoded
+
+    def queue(self, batcher: Batcher[Item, Output], item: Item) -> None:
+        """Hand the item to the batcher. Raises OverloadedError, DrainingError."""
+        queued = self._queued = batcher.submit(item, caller=self._caller)
+        queued.add_done_callback(self._hear)
+        if self.abandoned:
+            queued.cancel()
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, from any thread."""
+        self._inbox.post(lambda: self._settle(error))
+
+    def abandon(self) -> Stage:
+        """Nobody waits any more: give the item up unless its forward has begun. Returns the stage it was in.
+
+        The flag is raised before the future is looked for, and the pool looks for the flag after it has made the
+        future: one of them finds the other.
+        """
+        self.abandoned = True
+        self.settled.cancel()
+        if self._queued is None:
+            return "decode"
+        self._queued.cancel()
+        return "queue" if self._queued.cancelled() else "forward"
+
+    def _hear(self, queued: Future[Completed[Output]]) -> None:
+        if not queued.cancelled():
+            self._inbox.post(lambda: self._settle(queued.exception() or queued.result()))
+
+    def _settle(self, outcome: Completed[Output] | BaseException) -> None:
+        # Cancelled: nobody waits any more.
+        if not self.settled.done():
+            self.outcome = outcome
+            self.settled.set_result(None)

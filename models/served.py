@@ -1,0 +1,157 @@
+"""One model as it is served: loaded, warmed up, with its queue and its way for images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from models import backends, catalog, memory
+from models.admission import Admission
+from models.batching import Batcher
+from models.calibration import Calibration
+from models.catalog import ModelSpec
+from models.devices import BackendName, Placement, Precision
+from models.engine import Engine, Item, Output
+from models.limits import ImageLimits
+from models.loading import LoadedModel, load
+from models.pipeline import Pipeline
+from models.predictions import ModelCard
+from models.preprocessing import preprocess
+from models.splitting import SplittingRun
+from models.telemetry import BatcherState, QueueState, Telemetry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingOptions:
+    """How to serve. `models` are names of the catalog, or entries of one's own; the first is the default.
+    `decode_threads` None: one for each core the process may use. `calibration_folder`: images, for int8 alone.
+    `forward_timeout_s`: a forward that takes longer has hung, and its model is started anew.
+    """
+
+    models: Sequence[str | ModelSpec] = (catalog.DEFAULT_MODEL,)
+    device: str = "auto"
+    precision: Precision = "fp32"
+    backend: BackendName | Literal["auto"] = "auto"
+    cache_folder: Path = Path("~/.cache/gradless")
+    calibration_folder: Path | None = None
+    max_batch_size: int = 32
+    max_wait_s: float = 0.0
+    queue_capacity: int = 256
+    decode_threads: int | None = None
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    deadline_s: float = 30.0
+    forward_timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the models of a process have in common."""
+
+    options: ServingOptions
+    placement: Placement
+    calibration: Calibration | None
+    decode_pool: ThreadPoolExecutor
+    decode_threads: int
+    telemetry: Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """Everything of one model, and what it takes to start it anew."""
+
+    spec: ModelSpec
+    card: ModelCard
+    engine: Engine
+    batcher: Batcher[Item, Output]
+    admission: Admission
+    pipeline: Pipeline
+    options: ServingOptions
+
+    def pixels_of(self, encoded: bytes) -> torch.Tensor:
+        """(3, side, side) uint8 of the model's input size, as a request's image becomes. Raises ImageError."""
+        return preprocess(encoded, self.engine.model.transform, self.options.limits)
+
+    def queue_state(self) -> QueueState:
+        return QueueState(
+            self.batcher.depth, self.batcher.oldest_age_seconds(), self.admission.in_flight, self.admission.capacity
+        )
+
+    def batcher_state(self) -> BatcherState:
+        return BatcherState(self.batcher.alive, self.batcher.running_seconds(), self.batcher.max_batch_size)
+
+    def ailment(self) -> str | None:
+        """Why nobody will be answered any more, as the end of a sentence; None while all is well."""
+        if not self.batcher.alive:
+            return "has lost its batcher's thread"
+        running_s = self.batcher.running_seconds()
+        if running_s > self.options.forward_timeout_s:
+            return f"has run one forward for {running_s:.0f} s"
+        return None
+
+
+def serve_model(spec: ModelSpec, around: Surroundings) -> ServedModel:
+    """Load and warm up, which blocks. Raises StartError."""
+    options = around.options
+    model = load(spec, around.placement, around.calibration)
+    backend = backends.make(
+        model, max_batch_size=options.max_batch_size, cache_folder=options.cache_folder.expanduser()
+    )
+    engine = Engine(model, backend)
+
+    def prepare() -> None:
+        engine.prepare_thread()
+        engine.warm_up()
+
+    run = SplittingRun(
+        engine.run,
+        model=spec.name,
+        out_of_memory=memory.ran_out,
+        release_memory=partial(memory.give_back, model.placement.device),
+        telemetry=around.telemetry,
+    )
+    batcher: Batcher[Item, Output] = Batcher(
+        run,
+        name=spec.name,
+        max_batch_size=options.max_batch_size,
+        max_wait_s=options.max_wait_s,
+        queue_capacity=options.queue_capacity,
+        prepare=prepare,
+        on_batch=around.telemetry.batch_ran,
+    )
+    batcher.wait_until_ready()
+    admission = Admission(options.queue_capacity, batcher.expected_seconds)
+    pipeline = Pipeline(
+        model,
+        batcher,
+        around.decode_pool,
+        admission,
+        decode_threads=around.decode_threads,
+        limits=options.limits,
+        deadline_s=options.deadline_s,
+        telemetry=around.telemetry,
+    )
+    return ServedModel(spec, _card(spec, model), engine, batcher, admission, pipeline, options)
+
+
+def _card(spec: ModelSpec, model: LoadedModel) -> ModelCard:
+    return ModelCard(
+        name=spec.name,
+        architecture=model.architecture,
+        parameters=model.parameters,
+        weight_bytes=model.weight_bytes,
+        input_size=model.transform.crop,
+        classes=model.network.classes,
+        feature_dimensions=model.network.dimensions,
+        device=str(model.placement.device),
+        dtype=model.placement.dtype_name,
+        backend=model.placement.backend,
+        fingerprint=model.fingerprint,
+        training=model.network.training,
+        load_seconds=model.load_seconds,
+    )

@@ -1,0 +1,68 @@
+"""A batch that does not fit into the device's memory is split and tried again: no image fails for its company."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from models.errors import OutOfMemoryError
+from models.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class SplittingRun(Generic[Item, Result]):
+    """Runs batches by `run`, in pieces where the device has no memory for the whole. One thread.
+
+    What fits is learned: after a failure with n items no piece has more than half of n. `safe_size` is None until
+    then, and never grows again, since a device that was full once will be again.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Sequence[Result]],
+        *,
+        model: str,
+        out_of_memory: Callable[[BaseException], bool],
+        release_memory: Callable[[], None],
+        telemetry: Telemetry,
+    ) -> None:
+        self._run = run
+        self._model = model
+        self._out_of_memory = out_of_memory
+        self._release_memory = release_memory
+        self._telemetry = telemetry
+        self.safe_size: int | None = None
+
+    def __call__(self, items: Sequence[Item]) -> list[Result | OutOfMemoryError]:
+        """As many results as `items`, in their order; OutOfMemoryError for one that does not even fit alone. Raises
+        what `run` raises for any other reason."""
+        results: list[Result | OutOfMemoryError] = []
+        while len(results) < len(items):
+            piece = items[len(results) :][: self.safe_size]
+            done = self._try(piece)
+            if done is not None:
+                results += done
+            elif len(piece) == 1:
+                results.append(OutOfMemoryError(self._model))
+            else:
+                self.safe_size = len(piece) // 2
+                self._telemetry.batch_split(self._model)
+                _log.warning("%s runs at most %d images at a time from now on", self._model, self.safe_size)
+        return results
+
+    def _try(self, piece: Sequence[Item]) -> Sequence[Result] | None:
+        try:
+            return self._run(piece)
+        except Exception as error:
+            if not self._out_of_memory(error):
+                raise
+            _log.warning("%s: no memory for a forward of %d images: %s", self._model, len(piece), error)
+        # Outside the handler: the error's frames hold the very tensors that are in the way.
+        self._telemetry.out_of_memory(self._model)
+        self._release_memory()
+        return None
