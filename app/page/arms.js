@@ -1,0 +1,16 @@
+/* The ways to run a forward: what each is called in PyTorch, and what it is. */
+
+export const ARMS = {
+  grad: { name: "grad", what: "gradients on, as PyTorch starts" },
+  no_grad: { name: "no_grad()", what: "nothing recorded" },
+  set_grad_enabled_false: { name: "set_grad_enabled(False)", what: "the same, as a switch" },
+  inference_mode: { name: "inference_mode()", what: "no version counters either" },
+  frozen: { name: "frozen", what: "gradients on, for parameters that need none" },
+  train: { name: "train()", what: "a copy without eval(), under no_grad()" },
+  served: { name: "served", what: "what requests get: this backend and precision" },
+};
+
+/** What an arm is called on the page. */
+export function nameOf(arm) {
+  return ARMS[arm]?.name ?? arm;
+}

@@ -1,0 +1,54 @@
+/* The same request from a shell: commands that work as they stand, whatever a file is called. */
+
+import { address } from "./api.js";
+import { html } from "./drawing.js";
+
+/** One word of a POSIX shell, quoted where it must be. */
+function quoted(word) {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", String.raw`'\''`)}'`;
+}
+
+// A line each, as a person would break it.
+function lines(...parts) {
+  return parts.join(" \\\n  ");
+}
+
+/** The command that sends `pictures`, or nothing, to `path`. A sample is fetched from this server first. */
+export function curlOf(path, pictures) {
+  const target = quoted(address(path));
+  if (pictures.length === 0) return lines("curl -X POST", target);
+  if (pictures.length > 1) {
+    const fetched = pictures.filter(({ sample }) => sample).map(({ name }) => `curl -sO ${quoted(sampleAt(name))}\n`);
+    return fetched.join("") + lines("curl", ...pictures.map(({ name }) => `-F ${quoted(formOf(name))}`), target);
+  }
+  const [{ name, sample }] = pictures;
+  if (sample) return lines(`curl -s ${quoted(sampleAt(name))}`, "| curl --data-binary @-", target);
+  return lines(`curl --data-binary ${quoted(`@${name}`)}`, target);
+}
+
+function sampleAt(name) {
+  return address(`samples/${name}`);
+}
+
+// curl's own quotes, inside the shell's: a name may hold what separates the parts of -F.
+function formOf(name) {
+  return `images=@"${name.replaceAll(/["\\]/g, String.raw`\$&`)}"`;
+}
+
+/** A command on the page, with a button that copies it. */
+export function commandBox(label, command) {
+  const text = html("pre", {}, html("code", {}, command));
+  const button = html("button", { type: "button", class: "quiet", "aria-label": `Copy ${label}`, onclick: copy }, "Copy");
+  async function copy() {
+    try {
+      await navigator.clipboard.writeText(command);
+      button.textContent = "Copied";
+    } catch {
+      // Not a secure context, or not allowed: selected, it is one key away.
+      getSelection().selectAllChildren(text);
+      button.textContent = "Selected";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  }
+  return html("figure", { class: "command" }, html("figcaption", {}, label, button), text);
+}

@@ -1,0 +1,106 @@
+/* Live: what the service measures of itself, scraped from /metrics while somebody looks. */
+
+import { ask, Problem } from "./api.js";
+import { byId, html } from "./drawing.js";
+import { bucketGrowth, growth, quantile, read, sum } from "./exposition.js";
+import { frames, HISTORY_S, show, WINDOW_S } from "./gauges.js";
+import { tell } from "./notices.js";
+
+const EVERY_MS = 2000;
+const PATIENCE_MS = 10_000;
+const SLACK_S = 1;
+
+const STAGES = ["read", "decode", "queue", "forward", "respond"];
+
+const inference = ({ route = "" }) => route === "/v1/classify" || route === "/v1/features";
+
+let scrapes = [];
+let history = [];
+let open = false;
+let timer = null;
+
+/** Build the view in its panel. */
+export function build() {
+  byId("view-live").replaceChildren(html("div", { id: "live-notice" }), html("div", { class: "gauges" }, frames()));
+  document.addEventListener("visibilitychange", () => (document.hidden ? pause() : resume()));
+}
+
+/** Scrape from now on. */
+export function enter() {
+  open = true;
+  resume();
+}
+
+/** Scrape no more. */
+export function leave() {
+  open = false;
+  pause();
+}
+
+function resume() {
+  pause();
+  if (open && !document.hidden) look();
+}
+
+function pause() {
+  clearTimeout(timer);
+}
+
+async function look() {
+  try {
+    const answer = await ask("metrics", { headers: { Accept: "text/plain" }, patienceMs: PATIENCE_MS });
+    take(read(await answer.text()));
+    byId("live-notice").replaceChildren();
+  } catch (error) {
+    // Said once, not every two seconds.
+    if (byId("live-notice").childElementCount === 0) tell(byId("live-notice"), lost(error));
+  }
+  pause();
+  if (open && !document.hidden) timer = setTimeout(look, EVERY_MS);
+}
+
+function lost({ title, detail, message }) {
+  const again = `Asking again every ${EVERY_MS / 1000} s.`;
+  return new Problem({ title: title ?? "The metrics cannot be read", detail: `${detail ?? message} ${again}` });
+}
+
+function take(scrape) {
+  const at = performance.now() / 1e3;
+  scrapes = [...scrapes.filter((old) => at - old.at <= WINDOW_S + SLACK_S), { at, scrape }];
+  // Nobody looked for a while: no line crosses that time.
+  if (scrapes.length === 1) history.push({ at });
+  history = [...history.filter((old) => at - old.at <= HISTORY_S), { at, ...figures() }];
+  show(history);
+}
+
+/** What the last scrapes say: rates since the one before, distributions over the window. */
+function figures() {
+  const { at, scrape } = scrapes.at(-1);
+  const before = scrapes.at(-2);
+  const [earlier] = scrapes;
+  const rate = (name, wanted) => (before ? growth(before.scrape, scrape, name, wanted) / (at - before.at) : null);
+  const durations = bucketGrowth(earlier.scrape, scrape, "gradless_request_duration_seconds", inference);
+  const batches = growth(earlier.scrape, scrape, "gradless_batch_size_count");
+  return {
+    requests: rate("gradless_requests_total", inference),
+    images: rate("gradless_images_total"),
+    refused: rate("gradless_rejected_total"),
+    median: quantile(0.5, durations),
+    slow: quantile(0.99, durations),
+    batch: batches ? growth(earlier.scrape, scrape, "gradless_batch_size_sum") / batches : null,
+    batches: bucketGrowth(earlier.scrape, scrape, "gradless_batch_size"),
+    waiting: sum(scrape, "gradless_queue_depth"),
+    inside: sum(scrape, "gradless_in_flight_images"),
+    oldest: Math.max(0, ...(scrape.get("gradless_queue_oldest_age_seconds") ?? []).map(({ value }) => value)),
+    resident: sum(scrape, "process_resident_memory_bytes") || null,
+    device: sum(scrape, "gradless_device_memory_bytes", ({ device, kind }) => device !== "cpu" && kind === "allocated") || null,
+    free: sum(scrape, "gradless_device_memory_bytes", ({ kind }) => kind === "free"),
+    stages: STAGES.map((stage) => stageMean(earlier.scrape, scrape, stage)),
+  };
+}
+
+function stageMean(before, after, stage) {
+  const of = (part) => growth(before, after, `gradless_stage_duration_seconds_${part}`, (labels) => labels.stage === stage);
+  const count = of("count");
+  return { stage, mean: count ? of("sum") / count : null };
+}

@@ -1,0 +1,34 @@
+/* What went wrong, said where it went wrong; and what only needs saying. */
+
+import { Problem } from "./api.js";
+import { html } from "./drawing.js";
+
+/** Put the problem into `place`, in the server's own words. Nothing for a request that nobody wants any more. */
+export function tell(place, error, again) {
+  if (error.name === "AbortError") return;
+  if (!(error instanceof Problem)) {
+    // A fault of this page: seen by whoever looks into the console, and said to whoever does not.
+    console.error(error);
+  }
+  const box = problemBox(error);
+  if (again) box.append(html("button", { type: "button", class: "quiet", onclick: again }, "Try again"));
+  place.replaceChildren(box);
+}
+
+/** A problem's title and detail, and for a report of it its type and the request's id. */
+export function problemBox(error) {
+  const title = error.title ?? "This page has a fault";
+  const small = [error.type, error.requestId ?? error.request_id].filter(Boolean).join(" · ");
+  return html(
+    "div",
+    { class: "problem", role: "alert" },
+    html("strong", {}, title),
+    html("p", {}, error.detail ?? error.message ?? ""),
+    small && html("p", { class: "small" }, small),
+  );
+}
+
+/** Something to know that is no fault. */
+export function notice(title, detail) {
+  return html("div", { class: "notice", role: "status" }, html("strong", {}, title), html("p", {}, detail));
+}

@@ -1,0 +1,104 @@
+/* The page: which view is open, which model is asked, and whether the server answers. */
+
+import { askJson, onReached, Problem } from "./api.js";
+import { byId, html } from "./drawing.js";
+import { count, whole } from "./format.js";
+import { tell } from "./notices.js";
+import * as tryView from "./try.js";
+
+const NAMES = ["try", "lens", "live"];
+
+// Fetched when first opened: whoever only tries it need not wait for them.
+const LATER = { lens: () => import("./lens.js"), live: () => import("./live.js") };
+
+const views = {};
+let models = [];
+let begun = false;
+
+function open(name) {
+  for (const each of NAMES) {
+    const chosen = each === name;
+    byId(`view-${each}`).hidden = !chosen;
+    byId(`tab-${each}`).setAttribute("aria-selected", String(chosen));
+    byId(`tab-${each}`).tabIndex = chosen ? 0 : -1;
+    if (!chosen) views[each]?.leave();
+  }
+  if (name in LATER) enter(name);
+}
+
+async function enter(name) {
+  try {
+    if (!(name in views)) {
+      const view = await LATER[name]();
+      if (!(name in views)) view.build(() => byId("model").value);
+      views[name] = view;
+    }
+  } catch {
+    const lost = new Problem({ title: "This view did not come", detail: `There is no connection to ${location.host}.` });
+    tell(byId(`view-${name}`), lost, () => location.reload());
+    return;
+  }
+  if (!byId(`view-${name}`).hidden) views[name].enter();
+}
+
+function openAddressed() {
+  const name = location.hash.slice(1);
+  open(NAMES.includes(name) ? name : "try");
+}
+
+function watchTabs() {
+  NAMES.forEach((name, index) => {
+    const tab = byId(`tab-${name}`);
+    tab.addEventListener("click", () => (location.hash = name));
+    tab.addEventListener("keydown", (event) => {
+      const steps = { ArrowRight: index + 1, ArrowLeft: index - 1 + NAMES.length, Home: 0, End: NAMES.length - 1 };
+      if (!(event.key in steps)) return;
+      event.preventDefault();
+      const next = NAMES[steps[event.key] % NAMES.length];
+      byId(`tab-${next}`).focus();
+      location.hash = next;
+    });
+  });
+  addEventListener("hashchange", openAddressed);
+  openAddressed();
+}
+
+function showState(answers) {
+  const state = byId("state");
+  const text = answers ? "connected" : "not reachable";
+  if (state.textContent !== text) state.textContent = text;
+  state.classList.toggle("lost", !answers);
+  // It was not there when the page came.
+  if (answers && !begun) begin();
+}
+
+function describe() {
+  const { dtype, device, backend, parameters, classes, input_size: side } = models.find(({ name }) => name === byId("model").value);
+  byId("model-facts").textContent =
+    `${backend}, ${dtype} on ${device} · ${count(parameters)} parameters · ${side}\u00a0px · ${whole(classes)} classes`;
+}
+
+async function begin() {
+  const select = byId("model");
+  begun = true;
+  try {
+    ({ models } = (await askJson("v1/models")).json);
+  } catch (error) {
+    begun = false;
+    tell(byId("try-notice"), error, begin);
+    return;
+  }
+  byId("try-notice").replaceChildren();
+  select.replaceChildren(...models.map(({ name }) => html("option", {}, name)));
+  select.disabled = false;
+  select.addEventListener("change", () => {
+    describe();
+    tryView.choose(select.value);
+  });
+  describe();
+  tryView.start(select.value);
+}
+
+onReached(showState);
+watchTabs();
+begin();

@@ -1,0 +1,119 @@
+/* Try: pictures in; their classes, the time of the request, their vectors and how alike they are out. */
+
+import { askJson, serverTiming } from "./api.js";
+import { byId, html } from "./drawing.js";
+import { bytes, counted, seconds } from "./format.js";
+import { problemBox, tell } from "./notices.js";
+import { pictures, remove, watchBench } from "./pictures.js";
+import { classesOf, commands, features, similarity, waterfall } from "./findings.js";
+
+let model = null;
+let running = new AbortController();
+
+/** Begin, and ask about `name`'s model. */
+export function start(name) {
+  model = name;
+  watchBench(look, (error) => tell(byId("try-notice"), error));
+}
+
+/** Ask another model from now on, about the same pictures. */
+export function choose(name) {
+  model = name;
+  look();
+}
+
+async function look() {
+  running.abort();
+  running = new AbortController();
+  const shown = [...pictures];
+  byId("try-empty").hidden = shown.length > 0;
+  byId("clear").hidden = shown.length === 0;
+  byId("try-notice").replaceChildren();
+  byId("try-status").textContent = "";
+  if (shown.length === 0) {
+    show([]);
+    busy(false);
+    return;
+  }
+  busy(true);
+  let named = false;
+  try {
+    const sent = { method: "POST", body: bodyOf(shown), signal: running.signal };
+    const query = `?model=${encodeURIComponent(model)}`;
+    const timed = await name(shown, query, sent);
+    named = true;
+    await measure(shown, query, sent, timed);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    // What has been answered stays.
+    if (!named) show(shown.map((picture) => card(picture)));
+    byId("try-more").hidden = true;
+    tell(byId("try-notice"), error, look);
+  }
+  busy(false);
+}
+
+function busy(is) {
+  for (const place of [byId("answers"), byId("try-more")]) {
+    if (is) place.setAttribute("aria-busy", "true");
+    else place.removeAttribute("aria-busy");
+  }
+}
+
+function show(cards) {
+  byId("answers").replaceChildren(...cards);
+  byId("answers").classList.toggle("single", cards.length === 1);
+  if (cards.length === 0) byId("try-more").hidden = true;
+}
+
+// The classes, and where the time of that request went.
+async function name(shown, query, sent) {
+  const sentAt = performance.now();
+  const { answer, json } = await askJson(`v1/classify${query}`, sent);
+  const roundTrip = (performance.now() - sentAt) / 1e3;
+  show(json.results.map((result, index) => card(shown[index], result)));
+  byId("try-status").textContent = `${counted(shown.length, "picture")} answered in ${seconds(roundTrip)}.`;
+  return waterfall(serverTiming(answer), roundTrip, shown.length);
+}
+
+// The vectors, and everything else that goes below.
+async function measure(shown, query, sent, timed) {
+  const { json } = await askJson(`v1/features${query}&encoding=base64`, sent);
+  byId("try-more").replaceChildren(
+    column(timed, similarity(shown, json)),
+    column(features(shown, json), commands(query, shown)),
+  );
+  byId("try-more").hidden = false;
+}
+
+function column(...panels) {
+  return html("div", { class: "column" }, panels);
+}
+
+function bodyOf(shown) {
+  if (shown.length === 1) return shown[0].file;
+  const form = new FormData();
+  for (const { file, name } of shown) form.append("images", file, name);
+  return form;
+}
+
+function card(picture, result) {
+  const found = result?.error ? problemBox(result.error) : result && classesOf(result.predictions);
+  const away = html(
+    "button",
+    { type: "button", class: "away", "aria-label": `Remove ${picture.name}`, onclick: () => remove(picture) },
+    "×",
+  );
+  return html(
+    "article",
+    { class: "card", "aria-label": picture.name },
+    thumbnail(picture),
+    html("div", { class: "finding" }, html("h3", {}, html("span", {}, `${picture.name}, ${bytes(picture.file.size)}`), away), found),
+  );
+}
+
+/** The picture itself; a plain field for formats that browsers do not show. */
+export function thumbnail({ url, name }) {
+  const image = html("img", { src: url, alt: name, onerror: () => image.replaceWith(html("span", { class: "unseen" }, "no preview")) });
+  return html("div", { class: "thumbnail" }, image);
+}

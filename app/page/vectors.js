@@ -1,0 +1,27 @@
+/* Feature vectors: what they are sent as, and what can be said of them. */
+
+/** The float32 numbers behind base64, little-endian as the server sends them. */
+export function decoded(base64) {
+  const view = new DataView(Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)).buffer);
+  return Float32Array.from({ length: view.byteLength / 4 }, (_, index) => view.getFloat32(index * 4, true));
+}
+
+function dot(a, b) {
+  return a.reduce((sum, value, index) => sum + value * b[index], 0);
+}
+
+/** The Euclidean length. */
+export function norm(vector) {
+  return Math.sqrt(dot(vector, vector));
+}
+
+/** The cosine of the angle between two vectors; 0 where one of them has no direction. */
+export function cosine(a, b) {
+  const lengths = norm(a) * norm(b);
+  return lengths === 0 ? 0 : dot(a, b) / lengths;
+}
+
+/** The share of numbers that are exactly zero, as a ReLU leaves them. */
+export function zeros(vector) {
+  return vector.reduce((found, value) => found + (value === 0), 0) / vector.length;
+}

@@ -1,0 +1,32 @@
+"""The page of a server that has something switched off, and of one that goes away."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from playwright.sync_api import Page, expect
+
+
+def test_a_lens_that_is_switched_off_and_a_server_that_goes_away_are_said(
+    open_page: Callable[..., Page], start_server: Callable[..., Any]
+) -> None:
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_DEBUG_ENDPOINTS="false")
+    page = open_page("lens", server=server.address, refusals=True)
+
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_text("The lens is switched off here")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    expect(page.get_by_role("button", name="Compare")).to_be_enabled()
+
+    server.end()
+
+    page.get_by_role("button", name="Compare").click()
+    expect(page.get_by_role("alert")).to_contain_text("The server cannot be reached")
+    expect(page.get_by_role("progressbar")).to_be_hidden()
+    expect(page.locator("#state")).to_have_text("not reachable")
+    page.get_by_role("tab", name="Try").click()
+    page.get_by_role("button", name="clock", exact=True).click()
+    expect(page.get_by_role("tabpanel").get_by_role("alert")).to_contain_text("The server cannot be reached")
+    page.get_by_role("tab", name="Live").click()
+    expect(page.get_by_role("tabpanel").get_by_role("alert")).to_contain_text("This view did not come")
