@@ -1,0 +1,69 @@
+"""Every expression that somebody relies on: of the dashboards' panels and variables, of recording rules and alerts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from observe.places import DASHBOARDS, PROMETHEUS
+
+# What an alert compares with, at its expression's end.
+_COMPARISON = re.compile(r"\s*(==|>)\s*[\d.]+\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """PromQL as Prometheus takes it, and who asks for it."""
+
+    asker: str
+    text: str
+
+
+def all_expressions(window: str) -> list[Expression]:
+    """As they are for every instance and model, with rates over `window`, say 1m. Of alerts what they compare: an
+    alert's own expression is empty as long as nothing is wrong."""
+    return [*_of_dashboards(window), *_of_rules()]
+
+
+def _of_dashboards(window: str) -> Iterator[Expression]:
+    for path in sorted(DASHBOARDS.glob("*.json")):
+        dashboard = json.loads(path.read_text())
+        for variable in dashboard["templating"]["list"]:
+            yield Expression(f"{path.stem}: ${variable['name']}", _filled(_selector(variable), window))
+        for panel in dashboard["panels"]:
+            for target in panel.get("targets", ()):
+                yield Expression(f"{path.stem}: {panel['title']}", _filled(target["expr"], window))
+
+
+def _of_rules() -> Iterator[Expression]:
+    for path in sorted((PROMETHEUS / "rules").glob("*.yml")):
+        for group in yaml.safe_load(path.read_text())["groups"]:
+            for rule in group["rules"]:
+                if "record" in rule:
+                    yield Expression(rule["record"], rule["record"])
+                    yield Expression(f"{rule['record']}, as recorded", rule["expr"])
+                else:
+                    yield Expression(rule["alert"], _compared(rule["expr"]))
+
+
+def _compared(expression: str) -> str:
+    compared, count = _COMPARISON.subn("", expression)
+    if not count:
+        raise ValueError(f"an alert compares with a number, last of all: {expression}")
+    return compared
+
+
+def _selector(variable: dict[str, Any]) -> str:
+    found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
+    if found is None:
+        raise ValueError(f"a variable is the values of a label: {variable['query']}")
+    return f"count by ({found[2]}) ({found[1]})"
+
+
+def _filled(expression: str, window: str) -> str:
+    return expression.replace("$__rate_interval", window).replace("$instance", ".+").replace("$model", ".+")

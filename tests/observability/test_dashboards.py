@@ -1,0 +1,100 @@
+"""docker/grafana: what its code makes, complete, and on the data source that is provisioned."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from observe.dashboards import FILES
+from observe.places import DASHBOARDS, GRAFANA
+
+BOARDS: dict[str, dict[str, Any]] = {path.name: json.loads(path.read_text()) for path in DASHBOARDS.glob("*.json")}
+PANELS = [
+    pytest.param(panel, id=f"{name}: {panel['title']}")
+    for name, board in BOARDS.items()
+    for panel in board["panels"]
+    if panel["type"] != "row"
+]
+
+# Metrics of a model, but for those that are of the process or the device.
+NOT_OF_A_MODEL = ("gradless_requests", "gradless_request_", "gradless_rejected", "gradless_device", "process_")
+
+
+def test_the_committed_files_are_what_the_code_makes() -> None:
+    held = {path.name: path.read_text() for path in DASHBOARDS.iterdir()}
+    assert held == FILES, "run python -m observe.dashboards"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_every_panel_has_a_description_a_unit_and_a_query(panel: dict[str, Any]) -> None:
+    assert len(panel["description"]) > 40
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["targets"]
+    assert panel["gridPos"]["w"] <= 24
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_every_query_selects_by_instance_and_by_model_where_there_is_one(panel: dict[str, Any]) -> None:
+    for target in panel["targets"]:
+        assert 'instance=~"$instance"' in target["expr"]
+        whole_process = any(name in target["expr"] for name in NOT_OF_A_MODEL)
+        assert whole_process or 'model=~"$model"' in target["expr"]
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_no_panel_lies_upon_another(board: dict[str, Any]) -> None:
+    places = [panel["gridPos"] for panel in board["panels"]]
+    covered = [
+        (x, y)
+        for place in places
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(covered)) == len(covered)
+    assert {x for x, _ in covered} == set(range(24))
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_reader_chooses_instance_and_model(board: dict[str, Any]) -> None:
+    variables = {variable["name"]: variable for variable in board["templating"]["list"]}
+    assert list(variables) == ["instance", "model"]
+    assert all(variable["multi"] and variable["includeAll"] for variable in variables.values())
+
+
+def test_everything_asks_the_data_source_that_is_provisioned() -> None:
+    [provisioned] = loaded(GRAFANA / "provisioning/datasources/prometheus.yml")["datasources"]
+    expected = {"type": provisioned["type"], "uid": provisioned["uid"]}
+    asked = [found for board in BOARDS.values() for found in sources(board)]
+    assert len(asked) > len(PANELS)
+    assert all(source == expected for source in asked)
+
+
+def test_rates_look_back_over_the_pace_at_which_prometheus_scrapes() -> None:
+    [provisioned] = loaded(GRAFANA / "provisioning/datasources/prometheus.yml")["datasources"]
+    scraping = loaded(GRAFANA.parent / "prometheus/prometheus.yml")["global"]["scrape_interval"]
+    assert provisioned["jsonData"]["timeInterval"] == scraping
+
+
+def test_the_dashboards_are_provisioned_from_a_folder() -> None:
+    [provider] = loaded(GRAFANA / "provisioning/dashboards/gradless.yml")["providers"]
+    assert provider["type"] == "file"
+    assert provider["options"] == {"path": "/var/lib/grafana/dashboards"}
+    assert len({board["uid"] for board in BOARDS.values()}) == len(BOARDS) == 2
+
+
+def loaded(path: Path) -> Any:
+    return yaml.safe_load(path.read_text())
+
+
+def sources(part: Any) -> list[Any]:
+    """Every data source that is named anywhere in a dashboard."""
+    if isinstance(part, list):
+        return [source for element in part for source in sources(element)]
+    if not isinstance(part, dict):
+        return []
+    own = [part["datasource"]] if part.get("datasource") else []
+    return own + [source for element in part.values() for source in sources(element)]
