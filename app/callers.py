@@ -19,23 +19,37 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
 
     The request's body must have been read to its end. Raises CallerGoneError, and what `work` raises.
     """
-    working = asyncio.ensure_future(work)
-    listening = asyncio.ensure_future(_disconnected(request))
+    working = asyncio.current_task()
+    if working is None:  # pragma: no cover - a coroutine that runs is in a task
+        raise RuntimeError("only a task can be cancelled")
+    cancelled_before = working.cancelling()
+    listener = _Listener(request, working)
+    listening = asyncio.ensure_future(listener.listen())
     try:
-        await asyncio.wait({working, listening}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise CallerGoneError
-        if working.cancelled():
-            # Not by its caller: the runtime was closed under it.
-            raise DrainingError
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if listener.caller_gone and working.uncancel() <= cancelled_before:
+            raise CallerGoneError from None
+        if working.cancelling() <= cancelled_before:
+            # Not this task but what it waited for: the runtime was closed under it.
+            raise DrainingError from None
+        raise
     finally:
-        # Also when this handler itself is cancelled. Both are waited for: nothing outlives the request.
+        # Waited for, so that nothing outlives the request.
         listening.cancel()
-        working.cancel()
-        await asyncio.gather(working, listening, return_exceptions=True)
+        await asyncio.wait([listening])
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+class _Listener:
+    """Cancels a task when the caller of its request disconnects, and remembers to have done so."""
+
+    def __init__(self, request: Request, working: asyncio.Task[Any]) -> None:
+        self._request = request
+        self._working = working
+        self.caller_gone = False
+
+    async def listen(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+        self.caller_gone = True
+        self._working.cancel()

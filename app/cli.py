@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from app.lens.command import compare
 from app.settings import SettingsError, load_settings
 from app.settings_table import settings_table
 from models.samples import Sample, draw, encode
@@ -18,6 +19,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+app.command()(compare)
 
 
 @app.command()

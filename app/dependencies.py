@@ -18,12 +18,14 @@ from models.predictions import ModelCard
 
 @dataclass(slots=True)
 class Parts:
-    """What an application is made of: the one object on app.state. `runtime` is None until started."""
+    """What an application is made of: the one object on app.state. `runtime` is None until started; `failure` is why
+    the process ends without success."""
 
     settings: Settings
     metrics: Metrics
     runtime: Runtime | None = None
     start_error: StartError | None = None
+    failure: str | None = None
 
 
 def parts_of(request: Request) -> Parts:
@@ -70,18 +72,18 @@ class Upload:
     images: list[bytes]
 
 
-async def _upload(request: Request, model: ModelName = None) -> Upload:
-    # One dependency and not five: FastAPI solves a tree of them at a cost that shows beside a fast forward.
+async def upload_of(request: Request, model: ModelName = None) -> Upload:
+    """The images of `request`, read. Raises DrainingError, UnknownModelError, and what read_images raises."""
     parts = parts_of(request)
     runtime = await _runtime(request)
     # Before the body is read: a caller who asks for a model that is not there need not send it.
     card = card_named(runtime, model)
-    if not runtime.ready:
+    if runtime.draining:
         raise DrainingError
     return Upload(request, runtime, parts.metrics, card, await read_images(request, parts.settings))
 
 
-ImageUpload = Annotated[Upload, Depends(_upload)]
+ImageUpload = Annotated[Upload, Depends(upload_of)]
 
 
 async def debug_enabled(request: Request) -> None:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
 
-from app.problems import CONTENT_TYPE, INTERNAL_ERROR, INVALID_PARAMETER, TABLE, Row
+from app.problems import (
+    CLIENT_GONE_STATUS,
+    CONTENT_TYPE,
+    INTERNAL_ERROR,
+    INVALID_PARAMETER,
+    TABLE,
+    Row,
+    SlowBodyError,
+)
 from app.schemas import Problem
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -44,6 +54,17 @@ def answers(*errors: type[Exception] | Row) -> dict[int | str, dict[str, Any]]:
         }
         for status, found in sorted(by_status.items())
     }
+
+
+def documented_ends(router: APIRouter) -> Iterator[tuple[str, str, int]]:
+    """(path, method, status) of each way in which the documentation has requests to `router` end; where a body is
+    waited for, its caller may leave as well."""
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            statuses = {route.status_code or 200, *map(int, route.responses)}
+            if TABLE[SlowBodyError].status in statuses:
+                statuses.add(CLIENT_GONE_STATUS)
+            yield from ((route.path, method, status) for method in route.methods or () for status in sorted(statuses))
 
 
 def document_problems(app: FastAPI) -> None:

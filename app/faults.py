@@ -19,6 +19,7 @@ from app.problems import (
     NOT_FOUND,
     RequestError,
     Row,
+    TooMuchAtOnceError,
     problem,
     row_of,
 )
@@ -26,7 +27,7 @@ from app.schemas import Problem
 from models.errors import GradlessError, ImageError, OverloadedError
 
 # Answers to a body that did not come, or came in excess: no more of it is waited for.
-_BROKEN_OFF = frozenset({408, 413})
+_BROKEN_OFF = frozenset({408, 413, 429})
 
 # Bodies under 100 kB are read and forgotten sooner than a new connection is made.
 _SHORT_BODY_DIGITS = 5
@@ -38,12 +39,10 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     """Make `app` answer every exception with a problem, counted among the refusals where it is one."""
 
     async def ours(request: Request, error: Exception) -> Response:
-        row = row_of(error)
-        if row.reason is not None:
-            metrics.rejected(row.reason)
-        if row.status == INTERNAL_ERROR.status:
-            _log.error("request %s failed: %s", observed(request.scope).request_id, error)
-        headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, OverloadedError) else {}
+        row = _noted(request, metrics, error)
+        headers = {}
+        if isinstance(error, OverloadedError | TooMuchAtOnceError):
+            headers = {"Retry-After": str(error.retry_after_s)}
         return _answer(request, row, str(error), headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
@@ -63,12 +62,27 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     app.add_exception_handler(HTTPException, http)
 
 
+def problem_of(request: Request, metrics: Metrics, error: Exception) -> Problem:
+    """The problem to end an answer with that has begun, where no status can tell any more."""
+    return problem(_noted(request, metrics, error), str(error), observed(request.scope).request_id)
+
+
 def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
     """The problem that stands in one image's place while the others have their answers."""
     row = row_of(error)
     if row.reason is not None:
         metrics.rejected(row.reason)
     return problem(row, str(error), None)
+
+
+def _noted(request: Request, metrics: Metrics, error: Exception) -> Row:
+    """The row of `error`, counted among the refusals where it is one, and logged where it is ours."""
+    row = row_of(error)
+    if row.reason is not None:
+        metrics.rejected(row.reason)
+    if row.status == INTERNAL_ERROR.status:
+        _log.error("request %s failed: %s", observed(request.scope).request_id, error)
+    return row
 
 
 def _answer(request: Request, row: Row, detail: str, headers: dict[str, str] | None = None) -> Response:

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from app import problems
 from app.callers import unless_gone
 from app.dependencies import Upload
 from app.observation import observed
+from app.uploads import UPLOAD_ERRORS
 from models import errors
 from models.errors import ImageError
 from models.predictions import Answer, Prediction
 from models.telemetry import Task
 
 PREDICTION_ERRORS: tuple[type[Exception], ...] = (
-    problems.MalformedMultipartError,
+    *UPLOAD_ERRORS,
     errors.UnknownModelError,
-    problems.SlowBodyError,
-    problems.BodyTooLargeError,
-    problems.TooManyImagesError,
-    errors.ImageTooLargeError,
-    errors.UnsupportedFormatError,
-    problems.NoImagesError,
-    errors.EmptyImageError,
-    errors.UndecodableImageError,
-    errors.TooManyPixelsError,
-    errors.TooElongatedError,
     errors.NotFiniteError,
     errors.OverloadedError,
     errors.DrainingError,
+    errors.ModelDownError,
+    errors.OutOfMemoryError,
     errors.DeadlineExceededError,
 )
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.responses import RedirectResponse
 
 from app import faults
 from app.dependencies import Parts
-from app.documents import document_problems
+from app.documents import document_problems, documented_ends
+from app.held_bytes import HeldBytes
 from app.metrics import Metrics
 from app.observation import ObservationMiddleware
-from app.routers import classify, debug, features, health, models
+from app.routers import classify, debug, features, health, models, page
 from app.runtime import Runtime, StartRuntime
 from app.settings import Settings, load_settings
 from models.errors import StartError
@@ -37,10 +39,15 @@ def create_app(settings: Settings | None = None, start_runtime: StartRuntime | N
     metrics = Metrics(settings.models)
     parts = Parts(settings, metrics)
 
+    def give_up(reason: str) -> None:
+        parts.failure = reason
+        # As an operator would: what was accepted is still answered.
+        os.kill(os.getpid(), signal.SIGTERM)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            runtime = start_runtime(metrics) if start_runtime else _start(settings, metrics)
+            runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, give_up)
         except StartError as error:
             parts.start_error = error
             raise
@@ -54,7 +61,8 @@ def create_app(settings: Settings | None = None, start_runtime: StartRuntime | N
             yield
         finally:
             # In a thread: a forward may still run, and the loop has answers to send.
-            await asyncio.to_thread(runtime.close, settings.drain_timeout_s)
+            if not await asyncio.to_thread(runtime.close, settings.drain_timeout_s):
+                parts.failure = parts.failure or "a forward was still running when the time to drain was over"
             # What is frozen is not taken apart at the interpreter's end, and extension modules complain of it.
             gc.unfreeze()
 
@@ -67,20 +75,25 @@ def create_app(settings: Settings | None = None, start_runtime: StartRuntime | N
         redoc_url=None,
     )
     app.state.parts = parts
-    app.add_middleware(ObservationMiddleware, metrics=metrics, timed_paths=frozenset({classify.PATH, features.PATH}))
+    app.add_middleware(
+        ObservationMiddleware,
+        metrics=metrics,
+        held=HeldBytes(settings.max_held_bytes),
+        timed_paths=frozenset({classify.PATH, features.PATH}),
+    )
     faults.install(app, metrics)
-    for router in (classify.router, features.router, models.router, health.router, debug.router):
+    for router in (classify.router, features.router, models.router, health.router, debug.router, page.router):
         app.include_router(router)
-    app.add_api_route("/", _to_the_documents, include_in_schema=False)
+        for path, method, status in documented_ends(router):
+            metrics.expect(path, method, status)
     document_problems(app)
     return app
 
 
-async def _to_the_documents() -> RedirectResponse:
-    return RedirectResponse("/docs")
-
-
-def _start(settings: Settings, telemetry: Telemetry) -> Runtime:
+def start_serving(
+    settings: Settings, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
+) -> Runtime:
+    """Load and warm up what the settings say; `give_up` as in models.serving. Raises StartError."""
     # Here, not above: the HTTP side is imported and tested without torch.
     from models.serving import Serving, ServingOptions  # noqa: PLC0415
 
@@ -91,12 +104,15 @@ def _start(settings: Settings, telemetry: Telemetry) -> Runtime:
             precision=settings.precision,
             backend=settings.backend,
             cache_folder=settings.cache_folder,
+            calibration_folder=settings.calibration_folder,
             max_batch_size=settings.max_batch_size,
             max_wait_s=settings.max_wait_ms / 1e3,
             queue_capacity=settings.queue_capacity,
             decode_threads=settings.decode_threads,
             limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
             deadline_s=settings.deadline_s,
+            forward_timeout_s=settings.forward_timeout_s,
         ),
         telemetry,
+        give_up,
     )

@@ -13,6 +13,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.held_bytes import HeldBytes
 from app.metrics import Metrics
 from app.problems import CLIENT_GONE_STATUS, CONTENT_TYPE, INTERNAL_ERROR, problem
 from models.telemetry import StageSeconds
@@ -28,6 +29,8 @@ class Observed:
     """What is known of a request so far. `stages` holds the longest time any of its images spent in each."""
 
     request_id: str
+    held: HeldBytes
+    held_bytes: int = 0
     started_at: float = field(default_factory=perf_counter)
     model: str | None = None
     read_seconds: float | None = None
@@ -35,6 +38,11 @@ class Observed:
     stages: StageSeconds | None = None
     answered_at: float | None = None
     status: int | None = None
+
+    def hold(self, count: int) -> None:
+        """Count bytes of its body until its end. Raises TooMuchAtOnceError."""
+        self.held.take(count)
+        self.held_bytes += count
 
     def answered(self, model: str, images: Sequence[StageSeconds]) -> None:
         """Note that the inference side has answered, image by image."""
@@ -69,8 +77,9 @@ def observed(scope: Scope) -> Observed:
 class ObservationMiddleware:
     """Wraps the whole application. `timed_paths` are the routes whose answers carry Server-Timing."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, timed_paths: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, held: HeldBytes, timed_paths: frozenset[str]) -> None:
         self._app = app
+        self._held = held
         self._metrics = metrics
         self._timed_paths = timed_paths
 
@@ -78,7 +87,7 @@ class ObservationMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Observed(_request_id(scope))
+        request = Observed(_request_id(scope), self._held)
         scope.setdefault("state", {})[_KEY] = request
 
         async def send_observed(message: Message) -> None:
@@ -99,14 +108,14 @@ class ObservationMiddleware:
                 raise
             await _internal_error(request)(scope, receive, send_observed)
         finally:
+            self._held.give_back(request.held_bytes)
             self._record(scope, request)
 
     def _record(self, scope: Scope, request: Observed) -> None:
         ended_at = perf_counter()
         route = getattr(scope.get("route"), "path", None)
-        self._metrics.request_done(
-            route, scope["method"], request.status or CLIENT_GONE_STATUS, ended_at - request.started_at
-        )
+        status = request.status or CLIENT_GONE_STATUS
+        self._metrics.request_done(route, scope["method"], status, ended_at - request.started_at, request.request_id)
         if request.model is not None and request.read_seconds is not None and request.answered_at is not None:
             self._metrics.request_stages(request.model, request.read_seconds, ended_at - request.answered_at)
 

@@ -22,6 +22,9 @@ Reason = Literal[
     "unsupported_type",
     "draining",
     "slow_body",
+    "malformed",
+    "model_down",
+    "out_of_memory",
 ]
 
 
@@ -37,6 +40,15 @@ class BodyTooLargeError(RequestError):
 class SlowBodyError(RequestError):
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"The request's body had not arrived after {timeout_s:g} s.")
+
+
+class TooMuchAtOnceError(RequestError):
+    """All callers together send more than is kept; `retry_after_s` seconds later there may be room."""
+
+    retry_after_s = 1
+
+    def __init__(self, limit_bytes: int) -> None:
+        super().__init__(f"The bodies that are being received or waiting fill {limit_bytes} bytes.")
 
 
 class MalformedMultipartError(RequestError):
@@ -96,11 +108,15 @@ TABLE: dict[type[Exception], Row] = {
     errors.OverloadedError: Row(429, "overloaded", "The service is full", "queue_full"),
     errors.DrainingError: Row(503, "draining", "The service is stopping", "draining"),
     errors.DeadlineExceededError: Row(504, "deadline-exceeded", "No answer in time", "deadline"),
+    errors.ModelDownError: Row(503, "model-down", "The model is being started anew", "model_down"),
+    errors.OutOfMemoryError: Row(503, "out-of-memory", "The device has no memory left", "out_of_memory"),
     errors.UnknownModelError: Row(404, "unknown-model", "No such model is served"),
     errors.ForwardError: Row(500, "internal-error", "Something went wrong here"),
     errors.ComparisonRunningError: Row(409, "comparison-running", "A comparison is running"),
+    errors.ComparisonTooLargeError: Row(422, "comparison-too-large", "The comparison would need too much"),
     BodyTooLargeError: Row(413, "body-too-large", "The request is too large", "too_large"),
     SlowBodyError: Row(408, "slow-body", "The request did not arrive in time", "slow_body"),
+    TooMuchAtOnceError: Row(429, "too-much-at-once", "Too much is being sent at once", "queue_full"),
     MalformedMultipartError: Row(400, "malformed-multipart", "The multipart body cannot be read"),
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
@@ -109,6 +125,8 @@ TABLE: dict[type[Exception], Row] = {
     NotReadyError: Row(503, "not-ready", "The service is not ready"),
 }
 
+MALFORMED_REQUEST = Row(400, "malformed-request", "This is not an HTTP request", "malformed")
+HEADERS_TOO_LARGE = Row(431, "headers-too-large", "The request's headers are too large", "too_large")
 INVALID_PARAMETER = Row(422, "invalid-parameter", "A parameter is not valid")
 NOT_FOUND = Row(404, "not-found", "There is nothing here")
 METHOD_NOT_ALLOWED = Row(405, "method-not-allowed", "This resource does not take that method")

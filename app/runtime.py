@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from models.comparison import Comparison
+from models.comparison import Comparison, ComparisonOptions, Progress
 from models.predictions import Answer, ModelCard
-from models.telemetry import MemoryKind, QueueState, Task, Telemetry
+from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
 
 class Runtime(Protocol):
@@ -19,13 +19,26 @@ class Runtime(Protocol):
     @property
     def ready(self) -> bool: ...
 
+    @property
+    def draining(self) -> bool: ...
+
     async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer: ...
 
-    async def compare(self, model: str | None, *, batch_size: int, iterations: int) -> Comparison: ...
+    async def compare(
+        self,
+        model: str | None,
+        options: ComparisonOptions,
+        image: bytes | None,
+        on_progress: Callable[[Progress], None],
+    ) -> Comparison: ...
 
     def queues(self) -> Mapping[str, QueueState]: ...
 
+    def batchers(self) -> Mapping[str, BatcherState]: ...
+
     def memory_bytes(self) -> Mapping[MemoryKind, int]: ...
+
+    def utilization(self) -> float | None: ...
 
     def drain(self) -> None: ...
 

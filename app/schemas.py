@@ -85,21 +85,3 @@ class ModelList(Schema):
 
 class Health(Schema):
     status: str
-
-
-class ModeMeasurement(Schema):
-    mode: str
-    median_seconds: float
-    retained_bytes: int = Field(description="kept for a backward pass, beside parameters, buffers and input")
-    retained_tensors: int
-    output_requires_grad: bool
-    max_abs_difference: float = Field(description="largest difference of a logit to inference_mode's")
-
-
-class GradModes(Schema):
-    model: str
-    fingerprint: str
-    device: str
-    batch_size: int
-    iterations: int
-    modes: list[ModeMeasurement]

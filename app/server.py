@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -14,6 +15,7 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.connection import bounded_connection
 from app.dependencies import Parts
 from app.main import create_app
 from app.settings import Settings
@@ -23,6 +25,8 @@ _log = logging.getLogger(__name__)
 # Beyond it a caller's keep-alive connection is closed; load balancers commonly keep theirs for 60 s.
 _KEEP_ALIVE_S = 75
 
+_MANY_FILES = 65536
+
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot start."""
@@ -31,8 +35,10 @@ def serve(settings: Settings) -> None:
     parts: Parts = app.state.parts
     # Before the models are loaded, so that a wrong address is known at once; open to callers only afterwards.
     listener = _bind(settings)
+    _allow_many_connections()
     config = uvicorn.Config(
         _PlainStartFailures(app, parts),
+        http=bounded_connection(settings.read_timeout_s, parts.metrics.rejected),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -46,6 +52,11 @@ def serve(settings: Settings) -> None:
     server.run(sockets=[listener])
     if not server.started:
         sys.exit(1)
+    if parts.failure is not None:
+        _log.critical("ended: %s", parts.failure)
+        logging.shutdown()
+        # Not sys.exit: Python would wait for the very thread that hangs.
+        os._exit(1)
 
 
 def _bind(settings: Settings) -> socket.socket:
@@ -58,6 +69,15 @@ def _bind(settings: Settings) -> socket.socket:
         address = f"GRADLESS_HOST={settings.host}, GRADLESS_PORT={settings.port}"
         sys.exit(f"gradless: cannot listen there: {error.strerror} ({address})")
     return listener
+
+
+def _allow_many_connections() -> None:
+    """Each takes a file descriptor, and many systems start a process with 1024 of them although it may have more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where there is no least upper bound, some kernels refuse to set it to infinity.
+    wanted = _MANY_FILES if most == resource.RLIM_INFINITY else min(most, _MANY_FILES)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 class _Server(uvicorn.Server):
@@ -115,8 +135,9 @@ def _welcome(settings: Settings, address: str) -> str:
     last = f"curl -sSX POST '{address}/debug/grad-modes?batch_size=8'"
     lines = [
         "",
-        f"gradless serves {', '.join(settings.models)} at {address} (documentation at {address}/docs)",
+        f"gradless serves {', '.join(settings.models)} at {address}",
         "",
+        f"  {address}/ in a browser is a page to try it on, {address}/docs its documentation",
         f"  {picture}/v1/classify",
         f"  {picture}/v1/features",
         f"  {last if settings.debug_endpoints else f'curl -sS {address}/metrics'}",

@@ -47,12 +47,17 @@ class Settings(BaseSettings):
         description="models to serve, separated by commas; the first is the default",
     )
     device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="floating-point type of the forward")
+    precision: Literal["fp32", "bf16", "fp16", "int8"] = Field(
+        "fp32", description="numbers that the forward computes with; int8 needs openvino and a calibration folder"
+    )
     backend: Literal["auto", "eager", "compiled", "openvino"] = Field(
         "auto", description="way to run the forward; auto: openvino on a CPU that has it installed, else eager"
     )
     cache_folder: Path = Field(
         Path("~/.cache/gradless"), description="folder for converted models, which later starts read"
+    )
+    calibration_folder: Path | None = Field(
+        None, description="folder of some hundred images like those to be served, from which int8 takes its ranges"
     )
     max_batch_size: int = Field(32, ge=1, le=1024, description="images in one forward, at most")
     max_wait_ms: float = Field(
@@ -64,11 +69,17 @@ class Settings(BaseSettings):
     )
     max_image_bytes: int = Field(20 * _MIB, ge=1, le=2**30, description="bytes of one image file")
     max_request_bytes: int = Field(64 * _MIB, ge=1, le=2**32, description="bytes of one request's body")
+    max_held_bytes: int = Field(
+        2**30, ge=1, le=2**44, description="bytes of all bodies that are being received or answered; more get 429"
+    )
     max_images_per_request: int = Field(64, ge=1, le=1024, description="images in one multipart request")
     max_image_pixels: int = Field(50_000_000, ge=1, le=2**31, description="pixels of one image, known from its header")
     max_aspect_ratio: int = Field(50, ge=1, le=1000, description="longer side of an image over its shorter one")
     read_timeout_s: float = Field(30, gt=0, le=3600, description="s a client may take to send its body")
     deadline_s: float = Field(30, gt=0, le=3600, description="s from a body read to its answer")
+    forward_timeout_s: float = Field(
+        60, gt=0, le=3600, description="s a forward may take; a model that takes longer is started anew"
+    )
     drain_timeout_s: float = Field(30, ge=0, le=3600, description="s that accepted requests get after SIGTERM")
     debug_endpoints: bool = Field(True, description="serve /debug/grad-modes")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
@@ -81,6 +92,22 @@ class Settings(BaseSettings):
                 f"{PREFIX}MAX_IMAGES_PER_REQUEST ({self.max_images_per_request}): "
                 "a request of that many images would never be admitted"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_body_fits(self) -> Self:
+        if self.max_request_bytes > self.max_held_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_HELD_BYTES ({self.max_held_bytes}) must be at least "
+                f"{PREFIX}MAX_REQUEST_BYTES ({self.max_request_bytes}): "
+                "a body of that many bytes would never be taken"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _int8_is_calibrated(self) -> Self:
+        if self.precision == "int8" and self.calibration_folder is None:
+            raise ValueError(f"{PREFIX}PRECISION=int8 needs {PREFIX}CALIBRATION_FOLDER: a folder of images of yours")
         return self
 
 

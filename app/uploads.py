@@ -21,14 +21,32 @@ from app.problems import (
     NoImagesError,
     SlowBodyError,
     TooManyImagesError,
+    TooMuchAtOnceError,
 )
 from app.settings import Settings
+from models import errors
 from models.errors import ImageTooLargeError
+
+# What is wrong with a body, or with an image in it: of every route that takes images.
+UPLOAD_ERRORS: tuple[type[Exception], ...] = (
+    MalformedMultipartError,
+    SlowBodyError,
+    TooMuchAtOnceError,
+    BodyTooLargeError,
+    TooManyImagesError,
+    NoImagesError,
+    errors.ImageTooLargeError,
+    errors.UnsupportedFormatError,
+    errors.EmptyImageError,
+    errors.UndecodableImageError,
+    errors.TooManyPixelsError,
+    errors.TooElongatedError,
+)
 
 # Form fields beside the files: none are needed, a few are forgiven.
 _MAX_FIELDS = 16
 
-# Where no body is wanted, one that a client library sends by habit is forgiven.
+# Parameters as JSON, with room for whitespace.
 _SMALL_BODY_BYTES = 64 * 1024
 
 # Digits of 2**64.
@@ -47,14 +65,16 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     return images
 
 
-async def skip_body(request: Request, *, timeout_s: float) -> None:
-    """Read a body that should be empty: what is left unread would hide that the caller has gone.
+async def read_small(request: Request, *, timeout_s: float) -> bytes:
+    """A body that is no image and needs no more than a few lines.
 
     Raises BodyTooLargeError, SlowBodyError, CallerGoneError.
     """
+    body = bytearray()
     async with _in_time(request, timeout_s):
-        async for _ in _counted(request, _SMALL_BODY_BYTES):
-            pass
+        async for chunk in _counted(request, _SMALL_BODY_BYTES):
+            body += chunk
+    return bytes(body)
 
 
 @asynccontextmanager
@@ -96,10 +116,12 @@ async def _counted(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     if declared.isdecimal() and (len(declared) > _LONGEST_SIZE or int(declared) > limit_bytes):
         raise BodyTooLargeError(limit_bytes)
     received = 0
+    seen = observed(request.scope)
     async for chunk in request.stream():
         received += len(chunk)
         if received > limit_bytes:
             raise BodyTooLargeError(limit_bytes)
+        seen.hold(len(chunk))
         yield chunk
 
 

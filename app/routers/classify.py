@@ -9,12 +9,13 @@ from fastapi import APIRouter, Query
 from app.dependencies import ImageUpload
 from app.documents import IMAGE_BODY, answers
 from app.faults import fault_of_one
+from app.image_route import ImageRoute
 from app.inference import PREDICTION_ERRORS, answered
 from app.schemas import Classification, Classifications, Faulty, Prediction
 from models.errors import ImageError
 from models.predictions import Prediction as Predicted
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=ImageRoute)
 
 PATH = "/v1/classify"
 

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import Response
 
+from app.accept import accepts
 from app.callers import unless_gone
-from app.dependencies import ModelName, TheRuntime, card_named, debug_enabled, parts_of
+from app.dependencies import TheRuntime, debug_enabled
 from app.documents import answers
-from app.problems import BodyTooLargeError, DebugDisabledError, SlowBodyError
-from app.schemas import GradModes, ModeMeasurement
-from app.uploads import skip_body
-from models.errors import ComparisonRunningError, UnknownModelError
+from app.lens.asking import asked, body_document
+from app.lens.events import EVENT_STREAM, streamed
+from app.lens.schemas import GradModes, GradModesQuery
+from app.problems import DebugDisabledError
+from app.uploads import UPLOAD_ERRORS
+from models.errors import (
+    ComparisonRunningError,
+    ComparisonTooLargeError,
+    DrainingError,
+    ModelDownError,
+    UnknownModelError,
+)
 
-_ERRORS = (DebugDisabledError, UnknownModelError, SlowBodyError, ComparisonRunningError, BodyTooLargeError)
+_ERRORS: tuple[type[Exception], ...] = (
+    DebugDisabledError,
+    *UPLOAD_ERRORS,
+    UnknownModelError,
+    ComparisonRunningError,
+    ComparisonTooLargeError,
+    DrainingError,
+    ModelDownError,
+)
+
+_EVENTS = {"schema": {"type": "string", "description": "events `progress`, then one `report` or `problem`"}}
 
 router = APIRouter(prefix="/debug", tags=["debug"], dependencies=[Depends(debug_enabled)])
 
 
-@router.post("/grad-modes", responses=answers(*_ERRORS))
+@router.post(
+    "/grad-modes",
+    response_model=GradModes,
+    responses={200: {"content": {EVENT_STREAM: _EVENTS}}, **answers(*_ERRORS)},
+    openapi_extra=body_document(),
+)
 async def grad_modes(
-    request: Request,
-    runtime: TheRuntime,
-    model: ModelName = None,
-    batch_size: Annotated[int, Query(ge=1, le=64, description="images in the forward")] = 32,
-    iterations: Annotated[int, Query(ge=1, le=50, description="timed forwards a mode")] = 5,
-) -> GradModes:
-    """Run the served network on one batch under each autograd mode. Ends when its caller leaves."""
-    name = card_named(runtime, model).name
-    await skip_body(request, timeout_s=parts_of(request).settings.read_timeout_s)
-    found = await unless_gone(request, runtime.compare(name, batch_size=batch_size, iterations=iterations))
-    return GradModes(
-        model=found.model,
-        fingerprint=found.fingerprint,
-        device=found.device,
-        batch_size=found.batch_size,
-        iterations=found.iterations,
-        modes=[
-            ModeMeasurement(
-                mode=report.mode,
-                median_seconds=report.median_seconds,
-                retained_bytes=report.retained.bytes,
-                retained_tensors=report.retained.tensors,
-                output_requires_grad=report.output_requires_grad,
-                max_abs_difference=report.max_abs_difference,
-            )
-            for report in found.modes
-        ],
-    )
+    request: Request, runtime: TheRuntime, query: Annotated[GradModesQuery, Query()]
+) -> GradModes | Response:
+    """Run one batch through each arm: the autograd modes, frozen parameters, train mode, and what is served.
+
+    Parameters may come as a JSON body; any other body is an image to compare on. With `Accept: text/event-stream`
+    progress is told as it goes. Ends when its caller leaves.
+    """
+    question = await asked(request, runtime, query)
+    compare = partial(runtime.compare, question.model, question.options, question.image)
+    if accepts(request.headers.get("accept", ""), EVENT_STREAM):
+        return await streamed(request, compare)
+    return GradModes.model_validate(await unless_gone(request, compare(lambda _: None)))

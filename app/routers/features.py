@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import re
 from io import BytesIO
 from typing import Annotated, Literal
 
@@ -12,15 +11,17 @@ from fastapi import APIRouter, Query
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from app.accept import accepts
 from app.dependencies import ImageUpload
 from app.documents import IMAGE_BODY, answers
 from app.faults import fault_of_one
+from app.image_route import ImageRoute
 from app.inference import PREDICTION_ERRORS, answered
 from app.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
 from models.errors import ImageError
 from models.predictions import Answer
 
-router = APIRouter(tags=["inference"])
+router = APIRouter(tags=["inference"], route_class=ImageRoute)
 
 PATH = "/v1/features"
 NPY = "application/x-npy"
@@ -49,7 +50,7 @@ async def features(
     so a bad image among several fails the request.
     """
     answer = await answered(upload, task="features", top_k=0)
-    if _accepts_npy(upload.request.headers.get("accept", "")):
+    if accepts(upload.request.headers.get("accept", ""), NPY):
         return _npy(answer, normalize=normalize)
     return FeatureVectors(
         model=answer.model,
@@ -62,14 +63,6 @@ async def features(
             for result in answer.results
         ],
     )
-
-
-def _accepts_npy(accept: str) -> bool:
-    for media_range in accept.lower().split(","):
-        media_type, *parameters = (part.strip() for part in media_range.split(";"))
-        if media_type == NPY:
-            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
-    return False
 
 
 def _npy(answer: Answer, *, normalize: bool) -> Response:

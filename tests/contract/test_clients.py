@@ -105,3 +105,26 @@ def test_the_form_of_features_is_what_accept_asks_for(
     address: str, clock_jpeg: bytes, accept: str, content_type: str
 ) -> None:
     assert features(address, clock_jpeg, accept=accept).headers["content-type"] == content_type
+
+
+def test_curl_follows_a_comparison_event_by_event(address: str, clock_file: Path) -> None:
+    done = subprocess.run(
+        [
+            *("curl", "-sSN", "--fail-with-body", "-H", "Accept: text/event-stream", "-T", str(clock_file)),
+            *("-X", "POST", f"{address}/debug/grad-modes?batch_size=2&iterations=1&arms=grad,inference_mode"),
+        ],
+        capture_output=True,
+        timeout=60,
+        check=True,
+        text=True,
+    )
+    events = [dict(line.split(": ", 1) for line in block.splitlines()) for block in done.stdout.split("\n\n") if block]
+    *progress, report = events
+    assert {event["event"] for event in progress} == {"progress"}
+    steps = [json.loads(event["data"]) for event in progress]
+    assert [step["done"] for step in steps] == list(range(len(steps)))
+    assert report["event"] == "report"
+    told = json.loads(report["data"])
+    assert told["input"] == "the uploaded image"
+    # The drawn clock is what the network names rightly, gradients or not.
+    assert [arm["top1_agreement"] for arm in told["arms"]] == [1, 1]

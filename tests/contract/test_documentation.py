@@ -44,5 +44,6 @@ def test_the_documentation_shows_this_servers_own_description(page: str, address
     assert httpx2.get(f"{address}{found[1]}").json()["info"]["title"] == "gradless"
 
 
-def test_the_address_alone_leads_to_the_documentation(address: str, page: str) -> None:
-    assert httpx2.get(address, follow_redirects=True).text == page
+def test_the_page_at_the_address_alone_leads_to_the_documentation(address: str) -> None:
+    first = httpx2.get(address).raise_for_status().text
+    assert '<a class="documents" href="docs">' in first

@@ -88,11 +88,50 @@ def test_what_takes_anything_answers_as_documented(schema: Any, method: str, pat
         {"iterations": 51},
         {"iterations": "many"},
         {"model": "none"},
+        {"batch_size": 1, "iterations": 1, "arms": "grad,served", "sweep": "1,2"},
+        {"sweep": "0"},
+        {"arms": "all"},
     ],
 )
 def test_the_lens_answers_as_documented(schema: Any, query: dict[str, Any]) -> None:
     method, path = COSTLY
     schema[path][method].Case(query=query).call_and_validate(checks=CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"batch_size": 1, "iterations": 1, "arms": ["no_grad", "train"]}, 200),
+        ({"batch_size": 0}, 422),
+        ({"batch": 1}, 422),
+        ({"model": "none"}, 404),
+    ],
+    ids=str,
+)
+def test_the_lens_answers_to_json_as_documented(schema: Any, body: dict[str, Any], status: int) -> None:
+    method, path = COSTLY
+    case = schema[path][method].Case(body=body, media_type="application/json")
+    assert case.call_and_validate(checks=CHECKS).status_code == status
+
+
+def test_the_lens_refuses_a_second_comparison_as_documented(address: str, schema: Any) -> None:
+    method, path = COSTLY
+    url, body = f"{address}{path}", {"batch_size": 4, "iterations": 50}
+    case = schema[path][method].Case(body={"batch_size": 1, "iterations": 1}, media_type="application/json")
+    with httpx2.stream("POST", url, json=body, headers={"Accept": "text/event-stream"}, timeout=30) as running:
+        next(running.iter_lines())
+        assert case.call_and_validate(checks=CHECKS).status_code == 409
+    # Left as it was found: the first has ended with its caller.
+    while case.call_and_validate(checks=CHECKS).status_code == 409:
+        pass
+
+
+def test_the_lens_answers_to_an_image_as_documented(schema: Any, clock_png: bytes) -> None:
+    method, path = COSTLY
+    query = {"batch_size": 2, "iterations": 1, "arms": "grad"}
+    for image, status in ((clock_png, 200), (b"no image", 415)):
+        case = schema[path][method].Case(query=query, body=image, media_type="application/octet-stream")
+        assert case.call_and_validate(checks=CHECKS).status_code == status
 
 
 @pytest.mark.parametrize(

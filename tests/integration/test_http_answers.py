@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from models.catalog import ModelSpec
+from models.comparison import ComparisonOptions
 from models.serving import Serving, ServingOptions
 from models.telemetry import Unheard
 
@@ -90,7 +91,7 @@ async def test_the_answers_come_in_the_order_of_the_images(
 
 async def test_the_lens_answers_over_http(client: httpx2.AsyncClient) -> None:
     answer = await client.post("/debug/grad-modes", params={"batch_size": 2, "iterations": 1})
-    retained = {found["mode"]: found["retained_bytes"] for found in answer.json()["modes"]}
+    retained = {found["arm"]: found["retained_bytes"] for found in answer.json()["arms"]}
     assert retained.pop("grad") > 0
     assert set(retained.values()) == {0}
     assert 'gradless_forward_retained_bytes{mode="grad",model="tiny"}' in (await client.get("/metrics")).text
@@ -111,9 +112,10 @@ async def test_every_thread_of_serving_ends_with_it(tiny: ModelSpec, clock_png: 
     before = set(threading.enumerate())
     serving = Serving(ServingOptions(backend="eager", models=[tiny]), Unheard())
     await serving.predict(None, [clock_png] * 4, task="classify", top_k=1)
-    await serving.compare(None, batch_size=1, iterations=1)
+    await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
     started = set(threading.enumerate()) - before
-    assert {thread.name.rsplit("_", 1)[0] for thread in started} == {"batcher-tiny", "decode", "forward", "lens"}
+    names = {thread.name.rsplit("_", 1)[0] for thread in started}
+    assert names == {"batcher-tiny", "decode", "forward", "lens", "supervisor"}
     assert serving.close(timeout_s=30)
     for thread in started:
         thread.join(30)

@@ -201,3 +201,22 @@ async def test_images_of_a_mixed_run_are_counted_once_each(
         assert counted == {"ok": 3, "bad_image": 1, "cancelled": 3, "refused": 5}
         assert counted.total() == 3 + 1 + 3 + 5
         assert await gauge(client, "gradless_in_flight_images") == 0
+
+
+async def test_a_forward_that_hangs_shows_in_its_age_while_its_thread_lives(
+    over_http: OverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
+) -> None:
+    async with over_http(gated, max_batch_size=4, queue_capacity=7) as client:
+        assert await gauge(client, "gradless_batch_running_seconds") == 0
+        gate.clear()
+        entered.clear()
+        request = classify(client, clock_png)
+        await arrival(entered)
+        assert await gauge(client, "gradless_batch_running_seconds") > 0
+        assert await gauge(client, "gradless_batch_running_seconds") < PATIENCE_S
+        assert await gauge(client, "gradless_batcher_alive") == 1
+        assert await gauge(client, "gradless_batch_size_limit") == 4
+        assert await gauge(client, "gradless_queue_capacity_images") == 7
+        gate.set()
+        assert (await request).status_code == 200
+        await reaches(client, "gradless_batch_running_seconds", 0)

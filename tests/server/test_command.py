@@ -52,4 +52,4 @@ def test_models_lists_the_default_first_and_the_classifiers_of_torchvision(gradl
 def test_help_names_every_command(gradless: Run) -> None:
     done = gradless("--help")
     assert done.returncode == 0
-    assert all(command in done.stdout.decode() for command in ("serve", "sample", "models"))
+    assert all(command in done.stdout.decode() for command in ("serve", "compare", "sample", "models"))

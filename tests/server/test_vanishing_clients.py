@@ -76,3 +76,15 @@ def test_a_client_that_leaves_the_lens_in_its_body_is_no_internal_error(
     while seen() == before:
         pass
     assert seen(code="500") == failed_before
+
+
+def test_a_listener_who_leaves_makes_room_for_the_next_comparison(server: Any) -> None:
+    url = f"{server.address}/debug/grad-modes"
+    long, short = {"batch_size": 8, "iterations": 50}, {"batch_size": 1, "iterations": 1, "arms": ["no_grad"]}
+    with httpx2.stream("POST", url, json=long, headers={"Accept": "text/event-stream"}, timeout=60) as stream:
+        assert next(stream.iter_lines()) == "event: progress"
+        assert httpx2.post(url, json=short, timeout=60).status_code == 409
+    # Its forward ends first; the test's own timeout is the deadline.
+    while (answer := httpx2.post(url, json=short, timeout=60)).status_code == 409:
+        pass
+    assert answer.json()["iterations"] == 1

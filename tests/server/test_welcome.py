@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import urllib.request
 from typing import Any
 
 import pytest
@@ -24,6 +26,12 @@ def test_the_welcome_prints_three_commands(commands: list[str]) -> None:
     assert len(commands) == 3
 
 
+def test_the_welcome_says_where_the_page_is(server: Any) -> None:
+    (address,) = [found[1] for line in server.log if (found := re.search(r"(http://\S+) in a browser", line))]
+    with urllib.request.urlopen(address, timeout=30) as page:  # noqa: S310 - our own
+        assert b"<title>gradless</title>" in page.read()
+
+
 def test_the_first_printed_command_names_an_analog_clock_first(commands: list[str]) -> None:
     answer = run_in_shell(commands[0])
     assert answer["results"][0]["predictions"][0]["label"] == "analog clock"
@@ -36,6 +44,6 @@ def test_the_second_printed_command_answers_a_feature_vector(commands: list[str]
 
 def test_the_third_printed_command_shows_that_only_the_grad_mode_retains_memory(commands: list[str]) -> None:
     answer = run_in_shell(commands[2])
-    retained = {mode["mode"]: mode["retained_bytes"] for mode in answer["modes"]}
+    retained = {arm["arm"]: arm["retained_bytes"] for arm in answer["arms"]}
     assert retained.pop("grad") > 0
     assert set(retained.values()) == {0}

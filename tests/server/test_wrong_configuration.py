@@ -31,6 +31,7 @@ def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
         ("GRADLESS_PROT", "1", ["GRADLESS_PROT", "did you mean GRADLESS_PORT?"]),
         ("GRADLESS_QUEUE_CAPACITY", "1", ["GRADLESS_QUEUE_CAPACITY (1)", "GRADLESS_MAX_IMAGES_PER_REQUEST (64)"]),
         ("GRADLESS_MODELS", "resnet51", ["'resnet51'", "did you mean", "resnet50"]),
+        ("GRADLESS_PRECISION", "int8", ["GRADLESS_PRECISION=int8 needs GRADLESS_CALIBRATION_FOLDER"]),
         ("GRADLESS_DEVICE", "abacus", ["'abacus'", "auto, cpu, cuda"]),
     ],
 )

@@ -18,9 +18,21 @@ from fastapi import FastAPI
 from app.main import create_app
 from app.settings import Settings
 from models.batching import Batcher
-from models.comparison import Comparison
+from models.comparison import (
+    ArmReport,
+    Backward,
+    Comparison,
+    ComparisonOptions,
+    LargestBatch,
+    ModuleRetained,
+    OutputFacts,
+    Spread,
+    SweepPoint,
+    SweptArm,
+    TrainFacts,
+)
 from models.predictions import Answer, ModelCard, Prediction, ScoredClass
-from models.telemetry import MemoryKind, QueueState, StageSeconds
+from models.telemetry import BatcherState, MemoryKind, QueueState, StageSeconds
 
 # Only a failing test waits this long.
 _PATIENCE_S = 30
@@ -120,6 +132,55 @@ def answer(prediction: Callable[..., Prediction]) -> Callable[..., Answer]:
     return make
 
 
+def comparison_of(model: str, options: ComparisonOptions) -> Comparison:
+    """Of as many arms as asked for, each with figures of its own."""
+    arms = tuple(
+        ArmReport(
+            arm=arm,
+            seconds=Spread(0.5 + number, 0.25 + number, 0.75 + number),
+            peak_bytes=None if arm == "served" else 2000 + number,
+            peak_note="it has memory of its own" if arm == "served" else None,
+            retained_bytes=1000 * (arm == "grad"),
+            retained_tensors=3 * (arm == "grad"),
+            output=OutputFacts(
+                arm == "grad", "AddmmBackward0" if arm == "grad" else None, arm == "inference_mode", True
+            ),
+            backward=Backward(arm == "grad", None if arm == "grad" else "element 0 of tensors does not require grad"),
+            max_abs_difference=0.0,
+            top1_agreement=1.0,
+            train=TrainFacts(4, 4, runs_agree=False) if arm == "train" else None,
+        )
+        for number, arm in enumerate(options.arms)
+    )
+    return Comparison(
+        model=model,
+        fingerprint="0123456789abcdef",
+        architecture="none",
+        device="cpu",
+        dtype="float32",
+        backend="eager",
+        batch_size=options.batch_size,
+        iterations=options.iterations,
+        input="random pixels, seed 0",
+        torch="2.0",
+        arms=arms,
+        left_out=(),
+        modules=(ModuleRetained("layer.0", "Conv2d", 900, 2), ModuleRetained("", "Net", 100, 1)),
+        sweep=tuple(
+            SweepPoint(size, tuple(SweptArm(arm.arm, 0.1 * size, 10 * size, arm.peak_bytes) for arm in arms))
+            for size in options.sweep
+        ),
+        largest_batch=LargestBatch(10**9, 100, 400),
+        sentences=("With gradients on, this batch kept 1 kB for a backward pass nobody runs.",),
+    )
+
+
+@pytest.fixture(scope="session")
+def new_comparison() -> Callable[[str, ComparisonOptions], Comparison]:
+    """Make a report of figures that were never measured."""
+    return comparison_of
+
+
 @dataclass
 class FakeRuntime:
     """app.runtime.Runtime without a network: `predict` and `compare` are what the test says."""
@@ -127,18 +188,29 @@ class FakeRuntime:
     predict: Predict
     compare: Callable[..., Awaitable[Comparison]]
     ready: bool = True
+    busy: float | None = None
     names: Sequence[str] = ("fake",)
     closed_within_s: list[float] = field(default_factory=list)
+
+    @property
+    def draining(self) -> bool:
+        return not self.ready
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
         return {name: card_of(name) for name in self.names}
 
     def queues(self) -> Mapping[str, QueueState]:
-        return {name: QueueState(depth=2, oldest_age_seconds=0.25, in_flight=5) for name in self.names}
+        return {name: QueueState(depth=2, oldest_age_seconds=0.25, in_flight=5, capacity=20) for name in self.names}
+
+    def batchers(self) -> Mapping[str, BatcherState]:
+        return {name: BatcherState(self.ready, running_seconds=1.25, max_batch_size=8) for name in self.names}
 
     def memory_bytes(self) -> Mapping[MemoryKind, int]:
         return {"allocated": 100, "free": 200, "total": 300}
+
+    def utilization(self) -> float | None:
+        return self.busy
 
     def drain(self) -> None:
         self.ready = False
@@ -154,8 +226,8 @@ def new_runtime(prediction: Callable[..., Prediction], answer: Callable[..., Ans
         del model, task
         return answer(*[prediction(top_k) for _ in images])
 
-    async def compare(model: str | None, *, batch_size: int, iterations: int) -> Comparison:
-        return Comparison(model or "", "0123456789abcdef", "cpu", batch_size, iterations, modes=())
+    async def compare(model: str | None, options: ComparisonOptions, *_: object) -> Comparison:
+        return comparison_of(model or "", options)
 
     def make(**options: Any) -> FakeRuntime:
         return FakeRuntime(**({"predict": predict, "compare": compare} | options))

@@ -147,3 +147,9 @@ def test_a_long_header_is_refused_also_when_it_comes_byte_by_byte() -> None:
 
     with pytest.raises(MalformedMultipartError, match="eader"):
         _read(*(bytes([byte]) for byte in endless))
+
+
+@pytest.mark.parametrize("header", [b"X-Long: " + b"x" * 9000, b"\r\n".join([b"X-More: " + b"x" * 90] * 100)])
+def test_the_headers_of_a_part_have_a_bound(header: bytes) -> None:
+    with pytest.raises(MalformedMultipartError, match="Maximum header"):
+        _read(_body((_FILE + b"\r\n" + header, b"image")))

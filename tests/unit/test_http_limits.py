@@ -182,3 +182,39 @@ async def test_an_answer_keeps_the_connection_open(serve: Serve) -> None:
 
     assert "connection" not in answered.headers
     assert "connection" not in refused.headers
+
+
+async def test_all_bodies_together_have_a_limit_and_make_room_when_they_are_answered(
+    application: Callable[..., FastAPI], exchange: Exchange, answer: Callable[..., Answer]
+) -> None:
+    began, go_on = asyncio.Event(), asyncio.Event()
+
+    async def predict(*_arguments: object, **_options: object) -> Answer:
+        began.set()
+        await go_on.wait()
+        return answer()
+
+    def sender(size: int) -> Callable[[], Any]:
+        async def receive() -> dict[str, Any]:
+            if sent:
+                await asyncio.Event().wait()
+            sent.append(size)
+            return {"type": "http.request", "body": b"x" * size, "more_body": False}
+
+        sent: list[int] = []
+        return receive
+
+    limits = {"max_held_bytes": 1000, "max_request_bytes": 1000, "max_image_bytes": 1000}
+    app = application({"predict": predict}, **limits)
+    async with app.router.lifespan_context(app):
+        first = asyncio.create_task(exchange(app, sender(600)))
+        await began.wait()
+        refused = await exchange(app, sender(401))
+        beside = asyncio.create_task(exchange(app, sender(400)))
+        go_on.set()
+        answered = [await first, await beside, await exchange(app, sender(1000))]
+
+    assert refused[0]["status"] == 429
+    assert dict(refused[0]["headers"])[b"retry-after"] == b"1"
+    assert b"too-much-at-once" in refused[1]["body"]
+    assert [messages[0]["status"] for messages in answered] == [200, 200, 200]

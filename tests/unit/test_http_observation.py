@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from models.errors import DrainingError
@@ -21,13 +23,14 @@ Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
 async def _counted(client: httpx2.AsyncClient, name: str = "gradless_requests_total") -> dict[tuple[str, ...], float]:
-    """The series of a metric: its values by those of its labels, which are in alphabetical order of their names."""
+    """The series of a metric that have counted: their values by those of their labels, in alphabetical order of the
+    labels' names."""
     text = (await client.get("/metrics")).text
     return {
         tuple(value for _, value in sorted(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.name == name
+        if sample.name == name and sample.value
     }
 
 
@@ -138,7 +141,7 @@ async def test_a_failure_nobody_foresaw_is_counted_as_a_500(serve: Serve) -> Non
         durations = await _counted(client, "gradless_request_duration_seconds_count")
 
     assert counted == {("500", "POST", "/v1/classify"): 1}
-    assert durations["500", "POST", "/v1/classify"] == 1
+    assert durations["5xx", "POST", "/v1/classify"] == 1
 
 
 async def test_read_and_respond_are_timed_once_a_request_that_was_answered(serve: Serve) -> None:
@@ -160,4 +163,44 @@ async def test_a_refusal_is_counted_by_its_reason(serve: Serve) -> None:
         await client.post("/v1/classify", content=b"x" * 11)
         refused = await _counted(client, "gradless_rejected_total")
 
-    assert {reason: count for (reason,), count in refused.items() if count} == {"draining": 1, "too_large": 1}
+    assert refused == {("draining",): 1, ("too_large",): 1}
+
+
+async def test_a_slow_request_is_found_by_the_id_in_its_buckets_exemplar(serve: Serve) -> None:
+    async with serve() as client:
+        await client.post("/v1/classify", content=b"image", headers={"X-Request-ID": "mine"})
+        accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
+        text = (await client.get("/metrics", headers=accept)).text
+    exemplars = [
+        sample.exemplar.labels
+        for family in openmetrics_families(text)
+        for sample in family.samples
+        if sample.name == "gradless_request_duration_seconds_bucket" and sample.exemplar
+    ]
+
+    assert exemplars == [{"request_id": "mine"}]
+
+
+async def test_every_end_of_a_request_that_is_documented_has_its_series_before_the_first(
+    application: Callable[..., FastAPI],
+) -> None:
+    app = application()
+    documented = {
+        (status, method.upper(), path)
+        for path, operations in app.openapi()["paths"].items()
+        for method, operation in operations.items()
+        for status in operation["responses"]
+    }
+    text, _ = app.state.parts.metrics.exposition("")
+    families = {family.name: family for family in text_string_to_metric_families(text.decode())}
+
+    def ends(name: str) -> set[tuple[str, str, str]]:
+        samples = [sample for sample in families[name].samples if not sample.name.endswith(("_bucket", "_sum"))]
+        assert not any(sample.value for sample in samples)
+        return {(sample.labels["code"], sample.labels["method"], sample.labels["route"]) for sample in samples}
+
+    callers_who_leave = {end for end in ends("gradless_requests") if end[0] == "499"}
+    assert ends("gradless_requests") == documented | callers_who_leave
+    assert {route for _, _, route in callers_who_leave} == {"/v1/classify", "/v1/features", "/debug/grad-modes"}
+    by_class = {(f"{status[0]}xx", method, path) for status, method, path in documented}
+    assert ends("gradless_request_duration_seconds") == by_class

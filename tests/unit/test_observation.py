@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from app.held_bytes import HeldBytes
 from app.metrics import Metrics
 from app.observation import ObservationMiddleware
 
@@ -26,7 +27,7 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def observe(metrics: Metrics) -> Observe:
-    return lambda app: ObservationMiddleware(app, metrics, frozenset({"/v1/classify"}))
+    return lambda app: ObservationMiddleware(app, metrics, HeldBytes(1000), frozenset({"/v1/classify"}))
 
 
 async def _receive() -> dict[str, Any]:

@@ -6,16 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.problems import (
-    INTERNAL_ERROR,
-    INVALID_PARAMETER,
-    METHOD_NOT_ALLOWED,
-    NOT_FOUND,
-    TABLE,
-    RequestError,
-    problem,
-    row_of,
-)
+from app import problems
+from app.problems import INTERNAL_ERROR, TABLE, RequestError, Row, problem, row_of
 from models.errors import ForwardError, GradlessError, ImageError, StartError, UndecodableImageError
 
 
@@ -29,7 +21,8 @@ def _concrete(root: type[Exception]) -> Iterator[type[Exception]]:
 
 
 _ANSWERED = [error for error in _concrete(GradlessError) if not issubclass(error, StartError)]
-_ROWS = [*TABLE.values(), INVALID_PARAMETER, NOT_FOUND, METHOD_NOT_ALLOWED, INTERNAL_ERROR]
+# Those of the table, and those beside it that no exception stands for.
+_ROWS = [*TABLE.values(), *(row for row in vars(problems).values() if isinstance(row, Row))]
 
 
 @pytest.mark.parametrize("error", [*_ANSWERED, *_concrete(RequestError)])

@@ -28,6 +28,7 @@ from models.predictions import Answer, ModelCard
 
 class Fake:
     ready = True
+    draining = False
     cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, "cpu", "float32", "eager", "0" * 16, False, 0.1)}
 
     async def predict(self, model, images, *, task, top_k):
@@ -36,8 +37,14 @@ class Fake:
     def queues(self):
         return {}
 
+    def batchers(self):
+        return {}
+
     def memory_bytes(self):
         return {}
+
+    def utilization(self):
+        return None
 
     def close(self, timeout_s):
         return True

@@ -1,0 +1,105 @@
+"""One connection of a caller: uvicorn's, with bounds on what it reads before an application hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.problems import CONTENT_TYPE, HEADERS_TOO_LARGE, MALFORMED_REQUEST, Row, SlowBodyError, problem, row_of
+
+if TYPE_CHECKING:
+    from app.problems import Reason
+
+# As much as nginx and Apache take for a request line with its headers, and more than any client sends.
+_MOST_HEAD_BYTES = 32 * 1024
+
+
+def bounded_connection(head_timeout_s: float, on_refusal: Callable[[Reason], None]) -> type[HttpToolsProtocol]:
+    """The protocol class of a server whose callers have `head_timeout_s` for request line and headers.
+
+    uvicorn waits for them for ever and keeps any number: a connection that begins a request and does not end it
+    would cost its memory and its file descriptor as long as its caller likes.
+    """
+    bounds = {"head_timeout_s": head_timeout_s, "on_refusal": staticmethod(on_refusal)}
+    return type("BoundedConnection", (_BoundedConnection,), bounds)
+
+
+class _BoundedConnection(HttpToolsProtocol):
+    head_timeout_s: ClassVar[float]
+    on_refusal: Callable[[Reason], None]
+
+    # Between the end of a request and the end of the next one's headers.
+    _in_head = True
+    # Of a head that has not ended, counted in whole chunks.
+    _head_bytes = 0
+    _head_ended = False
+    _too_slow: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_of_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        began_in_head, self._head_ended = self._in_head, False
+        if began_in_head and self._too_slow is None:
+            # The next request of a connection that lives on; between requests uvicorn's own timer runs.
+            self._expect_head()
+        # What the parser has of an unfinished head it keeps, and tells of it only at the end of each header.
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if not began_in_head or self._head_ended:
+            self._head_bytes = 0
+        elif self._head_bytes > _MOST_HEAD_BYTES:
+            self._refuse(HEADERS_TOO_LARGE, f"Request line and headers are over {_MOST_HEAD_BYTES} bytes.")
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._head_ended = True
+        self._end_of_head()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(MALFORMED_REQUEST, msg)
+
+    def _expect_head(self) -> None:
+        self._too_slow = self.loop.call_later(self.head_timeout_s, self._give_up)
+
+    def _end_of_head(self) -> None:
+        if self._too_slow is not None:
+            self._too_slow.cancel()
+            self._too_slow = None
+
+    def _give_up(self) -> None:
+        if self._head_bytes:
+            self._refuse(row_of(SlowBodyError(0)), f"The headers had not arrived after {self.head_timeout_s:g} s.")
+        else:
+            # It has asked for nothing: there is nothing to answer.
+            self.transport.close()
+
+    def _refuse(self, row: Row, detail: str) -> None:
+        self._end_of_head()
+        self._in_head = False
+        if row.reason is not None:
+            self.on_refusal(row.reason)
+        if not self.transport.is_closing():
+            self.transport.write(_answer(row, detail))
+            self.transport.close()
+
+
+def _answer(row: Row, detail: str) -> bytes:
+    body = problem(row, detail, None).model_dump_json(exclude_none=True).encode()
+    head: dict[str, Any] = {"content-type": CONTENT_TYPE, "content-length": len(body), "connection": "close"}
+    lines = [f"HTTP/1.1 {row.status} {HTTPStatus(row.status).phrase}", *(f"{name}: {head[name]}" for name in head)]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body

@@ -1,0 +1,103 @@
+"""Every event that is counted or timed: names, labels, buckets."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+# A second series beside each counter and histogram, which nothing here asks for.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+Family = TypeVar("Family", Counter, Gauge, Histogram)
+
+
+class Series(dict[tuple[str, ...], Family], Generic[Family]):
+    """The time series of a family by the values of their labels, made when they are first asked for. Looking one up
+    here costs a tenth of `labels()`, which every request would pay several times."""
+
+    def __init__(self, family: Family) -> None:
+        super().__init__()
+        self._family: Family = family
+
+    def __missing__(self, labels: tuple[str, ...]) -> Family:
+        series = self[labels] = self._family.labels(*labels)
+        return series
+
+    def create(self, *labels: str) -> None:
+        """Have the series from now on, at zero."""
+        self.setdefault(labels, self._family.labels(*labels))
+
+
+class Families:
+    """Of one application. Gauges that are read from the runtime at each scrape are in gauges.py."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+        request = ("route", "method", "code")
+        self.requests = self._counter("gradless_requests_total", "Requests by outcome.", *request)
+        # By the class of the status, 2xx: by the status itself there would be twice as many series in all.
+        self.request_seconds = self._histogram(
+            "gradless_request_duration_seconds", "Time from a request's first byte to its answer's last.", *request
+        )
+        self.images = self._counter(
+            "gradless_images_total",
+            "Images read whole, each once, by what became of them.",
+            "model",
+            "task",
+            "outcome",
+        )
+        self.stage_seconds = self._histogram(
+            "gradless_stage_duration_seconds",
+            "Time in a stage: read and respond by request, the others by image.",
+            "model",
+            "stage",
+        )
+        self.batch_size = self._histogram("gradless_batch_size", "Images in a forward.", "model", buckets=_SIZES)
+        self.batches = self._counter("gradless_batches_total", "Batches by what let them go.", "model", "trigger")
+        self.busy_seconds = self._counter(
+            "gradless_forward_busy_seconds_total", "Time in which a forward was under way.", "model"
+        )
+        self.out_of_memory = self._counter(
+            "gradless_out_of_memory_total", "Forwards that the device had no memory for.", "model"
+        )
+        self.splits = self._counter("gradless_batch_splits_total", "Batches halved for want of memory.", "model")
+        self.replacements = self._counter(
+            "gradless_model_replacements_total", "Models started anew because they stopped.", "model"
+        )
+        self.cancelled = self._counter(
+            "gradless_cancelled_total",
+            "Images given up, by their caller or their deadline, by the stage they were in.",
+            "model",
+            "stage",
+        )
+        self.rejected = self._counter("gradless_rejected_total", "Refusals of requests and images.", "reason")
+        self.arm_seconds = self._gauge(
+            "gradless_forward_seconds", "Median forward in the last comparison, by its arm.", "model", "mode"
+        )
+        self.arm_peak = self._gauge(
+            "gradless_forward_peak_bytes",
+            "Bytes a forward had allocated at most in the last comparison, by its arm.",
+            "model",
+            "mode",
+        )
+        self.arm_retained = self._gauge(
+            "gradless_forward_retained_bytes",
+            "Bytes a forward kept for a backward pass in the last comparison, by its arm.",
+            "model",
+            "mode",
+        )
+
+    def _counter(self, name: str, help_text: str, *labels: str) -> Series[Counter]:
+        return Series(Counter(name, help_text, labels, registry=self._registry))
+
+    def _gauge(self, name: str, help_text: str, *labels: str) -> Series[Gauge]:
+        return Series(Gauge(name, help_text, labels, registry=self._registry))
+
+    def _histogram(
+        self, name: str, help_text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
+    ) -> Series[Histogram]:
+        return Series(Histogram(name, help_text, labels, registry=self._registry, buckets=buckets))

@@ -1,0 +1,128 @@
+"""Metrics: what the middleware and the inference side report to, and what /metrics shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+
+from app.metrics.exposition import Exposition
+from app.metrics.families import Families
+from app.metrics.gauges import RuntimeCollector
+from app.problems import Reason
+from app.runtime import Runtime
+from models.comparison import ARMS, Comparison
+from models.telemetry import BatchReport, Outcome, Stage, StageSeconds, Task, Trigger
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_REQUEST_STAGES = ("read", "respond")
+# Whatever is no route of the API: its documentation, and paths that are nothing.
+_OTHER = "other"
+
+
+class Metrics:
+    """The telemetry sink of one application, with a registry of its own. Thread-safe."""
+
+    def __init__(self, models: Sequence[str]) -> None:
+        self._registry = CollectorRegistry()
+        ProcessCollector(registry=self._registry)
+        self._families = Families(self._registry)
+        self._exposition = Exposition(self._registry)
+        self._create_series(models)
+
+    def expect(self, route: str, method: str, status: int) -> None:
+        """From now on there is a series, zero if need be, of requests that end so."""
+        place = _place(route, method)
+        self._families.requests.create(*place, str(status))
+        self._families.request_seconds.create(*place, _class_of(status))
+
+    def watch(self, runtime: Runtime) -> None:
+        """Read the gauges of `runtime` at each scrape from now on."""
+        self._registry.register(RuntimeCollector(runtime))
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """All metrics as (body, content type): OpenMetrics where `accept` asks for it, else Prometheus text."""
+        return self._exposition.encode(accept)
+
+    def request_done(self, route: str | None, method: str, status: int, seconds: float, request_id: str) -> None:
+        place = _place(route, method)
+        self._families.requests[*place, str(status)].inc()
+        # By the exemplar a scraper leads from a slow request's bucket to its log line.
+        self._families.request_seconds[*place, _class_of(status)].observe(seconds, {"request_id": request_id})
+
+    def request_stages(self, model: str, read_seconds: float, respond_seconds: float) -> None:
+        self._families.stage_seconds[model, "read"].observe(read_seconds)
+        self._families.stage_seconds[model, "respond"].observe(respond_seconds)
+
+    def rejected(self, reason: Reason) -> None:
+        self._families.rejected[reason,].inc()
+
+    def batch_ran(self, report: BatchReport) -> None:
+        self._families.batch_size[report.model,].observe(report.size)
+        self._families.batches[report.model, report.trigger].inc()
+        self._families.busy_seconds[report.model,].inc(report.forward_seconds)
+
+    def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:
+        self._families.images[model, task, outcome].inc(count)
+
+    def image_took(self, model: str, seconds: StageSeconds) -> None:
+        stages = self._families.stage_seconds
+        stages[model, "decode"].observe(seconds.decode)
+        stages[model, "queue"].observe(seconds.queue)
+        stages[model, "forward"].observe(seconds.forward)
+
+    def image_cancelled(self, model: str, stage: Stage) -> None:
+        self._families.cancelled[model, stage].inc()
+
+    def out_of_memory(self, model: str) -> None:
+        self._families.out_of_memory[model,].inc()
+
+    def batch_split(self, model: str) -> None:
+        self._families.splits[model,].inc()
+
+    def model_replaced(self, model: str) -> None:
+        self._families.replacements[model,].inc()
+
+    def compared(self, comparison: Comparison) -> None:
+        self._forget_comparison(comparison.model)
+        families = self._families
+        for report in comparison.arms:
+            families.arm_seconds[comparison.model, report.arm].set(report.seconds.median)
+            families.arm_retained[comparison.model, report.arm].set(report.retained_bytes)
+            if report.peak_bytes is not None:
+                families.arm_peak[comparison.model, report.arm].set(report.peak_bytes)
+
+    def _forget_comparison(self, model: str) -> None:
+        """What the last comparison did not measure is no number."""
+        for arm in ARMS:
+            for family in (self._families.arm_seconds, self._families.arm_peak, self._families.arm_retained):
+                family[model, arm].set(float("nan"))
+
+    def _create_series(self, models: Sequence[str]) -> None:
+        families = self._families
+        for reason in get_args(Reason):
+            families.rejected.create(reason)
+        for model in models:
+            families.batch_size.create(model)
+            for family in (families.busy_seconds, families.out_of_memory, families.splits, families.replacements):
+                family.create(model)
+            for trigger in get_args(Trigger):
+                families.batches.create(model, trigger)
+            for stage in get_args(Stage):
+                families.stage_seconds.create(model, stage)
+                families.cancelled.create(model, stage)
+            for stage in _REQUEST_STAGES:
+                families.stage_seconds.create(model, stage)
+            for task in get_args(Task):
+                for outcome in get_args(Outcome):
+                    families.images.create(model, task, outcome)
+            self._forget_comparison(model)
+
+
+def _place(route: str | None, method: str) -> tuple[str, str]:
+    return route or _OTHER, method if method in _METHODS else _OTHER
+
+
+def _class_of(status: int) -> str:
+    return f"{status // 100}xx"

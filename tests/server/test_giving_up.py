@@ -1,0 +1,34 @@
+"""A model that stops again and again ends the process, which then says so: its orchestrator's turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+
+
+def test_after_three_replacements_the_process_ends_with_status_1_and_its_reason(
+    start_server: Callable[..., Any], clock_jpeg: bytes
+) -> None:
+    # With so little time every batch of this network has hung, whenever somebody looks.
+    server = start_server(
+        GRADLESS_MODELS="mobilenet_v3_large:random",
+        GRADLESS_BACKEND="eager",
+        GRADLESS_FORWARD_TIMEOUT_S="0.01",
+    )
+    pictures = [("images", ("clock.jpg", clock_jpeg))] * 64
+    statuses = set()
+    with httpx2.Client(base_url=server.address, timeout=60) as client:
+        try:
+            while server.process.poll() is None:
+                statuses.add(client.post("/v1/features?encoding=base64", files=pictures).status_code)
+        except httpx2.TransportError:
+            # It has closed its door.
+            pass
+    assert server.exit_status() == 1
+    assert statuses <= {200, 503}
+    log = "".join(server.log)
+    assert "it is started anew (3 of 3)" in log
+    assert "giving up: mobilenet_v3_large:random has run one forward for" in log
+    assert "ended: mobilenet_v3_large:random" in log

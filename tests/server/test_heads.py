@@ -1,0 +1,126 @@
+"""Before a request is one: heads without end, heads that never come, bytes that are no HTTP, and many who wait."""
+
+from __future__ import annotations
+
+import json
+import resource
+import select
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx2
+import pytest
+
+ReadAnswer = Callable[..., Any]
+
+# Files that many systems allow a process at first, and callers who are more.
+FEW = 1024
+MANY = 1500
+
+
+def problem_of(answer: Any) -> tuple[int, str]:
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["connection"] == "close"
+    body = json.loads(answer.body)
+    assert body["status"] == answer.status
+    return answer.status, body["type"].removeprefix("urn:gradless:problem:")
+
+
+def send_until_answered(connection: socket.socket, piece: bytes, most: int = 2**24) -> None:
+    for _ in range(most // len(piece)):
+        answered, _, _ = select.select([connection], [], [], 0)
+        if answered:
+            return
+        try:
+            connection.sendall(piece)
+        except ConnectionError:
+            return
+    pytest.fail(f"{most} bytes were taken without a word")
+
+
+@pytest.mark.parametrize(
+    ("head", "piece"),
+    [
+        (b"GET /healthz HTTP/1.1\r\n", b"X-More: and more\r\n" * 100),
+        (b"GET /healthz HTTP/1.1\r\nX-Long: ", b"x" * 2000),
+        (b"GET /", b"x" * 2000),
+    ],
+    ids=["headers without end", "one header without end", "a path without end"],
+)
+def test_a_head_without_end_is_ended_with_431(server: Any, read_answer: ReadAnswer, head: bytes, piece: bytes) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head)
+        send_until_answered(connection, piece)
+        assert problem_of(read_answer(file)) == (431, "headers-too-large")
+
+
+def test_bytes_that_are_no_http_are_answered_with_a_problem(server: Any, read_answer: ReadAnswer) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"\x16\x03\x01 is how TLS begins\r\n\r\n")
+        assert problem_of(read_answer(file)) == (400, "malformed-request")
+        assert file.read() == b""
+
+
+def test_many_large_requests_on_one_connection_are_no_large_head(server: Any, clock_jpeg: bytes) -> None:
+    with httpx2.Client(base_url=server.address, timeout=60) as client:
+        for _ in range(4):
+            # Multipart, so that the end of one body and the next head come in odd chunks.
+            answer = client.post("/v1/classify", files=[("images", ("a.jpg", clock_jpeg))] * 8)
+            assert answer.status_code == 200
+
+
+def test_an_impatient_server(
+    start_server: Callable[..., Any],
+    read_answer: ReadAnswer,
+    metric_sum: Callable[..., float],
+) -> None:
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_READ_TIMEOUT_S="1")
+
+    # A head that is begun and not ended gets 408, one that is not begun only an end.
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: gradl")
+        assert problem_of(read_answer(file)) == (408, "slow-body")
+    with server.connect() as connection, connection.makefile("rb") as file:
+        assert file.read() == b""
+
+    # A connection that has had an answer may rest, begins its next request in time, or gets 408 as well.
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: gradless\r\n\r\n")
+        assert read_answer(file).status == 200
+        rested, _, _ = select.select([connection], [], [], 2)
+        assert not rested
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: gradless\r\n\r\n")
+        assert read_answer(file).status == 200
+        connection.sendall(b"GET /heal")
+        assert problem_of(read_answer(file)) == (408, "slow-body")
+
+    exposition = httpx2.get(f"{server.address}/metrics").text
+    assert metric_sum(exposition, "gradless_rejected_total", reason="slow_body") == 2
+
+
+@pytest.fixture
+def few_files() -> Iterator[None]:
+    """A process that is started now may open as few files as many systems allow at first."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < MANY + FEW:
+        pytest.skip(f"this process may open {soft} files only: too few for the callers")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_many_who_say_nothing_keep_nobody_out(
+    few_files: None, start_server: Callable[..., Any], clock_jpeg: bytes
+) -> None:
+    del few_files
+    server = start_server(GRADLESS_MODELS="null")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (2 * MANY, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    with ExitStack() as waiting:
+        for number in range(MANY):
+            connection = waiting.enter_context(server.connect())
+            if number % 2:
+                connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\n")
+        answer = httpx2.post(f"{server.address}/v1/classify", content=clock_jpeg, timeout=30)
+        assert answer.status_code == 200
