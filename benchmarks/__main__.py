@@ -8,11 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks import machine, pictures, report
+from benchmarks import machine, pictures, plots, report
+from benchmarks.bench import ROOT, Bench
 from benchmarks.load import require_wrk
 from benchmarks.measurement import Measurement, Store
 from benchmarks.plan import CONNECTIONS, LOADS_PERCENT, Plan
-from benchmarks.processes import ROOT
 from benchmarks.rounds import measure
 from benchmarks.servers import MODELS, chosen
 
@@ -35,7 +35,9 @@ def main() -> None:
             _measure(plan, wanted, folder)
         except (ValueError, RuntimeError) as error:
             sys.exit(f"benchmarks: {error}")
-    _log.info("written: %s", report.write(folder))
+    measurements = Store(folder / report.MEASUREMENTS).read()
+    figures = {model: plots.draw_all(measurements, model, folder) for model in report.models_of(measurements)}
+    _log.info("written: %s", report.write(folder, measurements, figures))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement, at least")
+    parser.add_argument("--soak", type=int, default=0, help="requests to the null model, for the memory they leave")
     parser.add_argument("--quick", action="store_true", help="one short round at 32 connections: does it all work?")
     parser.add_argument("--out", type=Path, help=f"folder for results (default {_RESULTS}; quick: {_QUICK_RESULTS})")
     parser.add_argument("--python", type=Path, default=ROOT / ".venv/bin/python", help="that gradless is installed for")
@@ -60,6 +63,8 @@ def _plan(wanted: argparse.Namespace) -> Plan:
         seconds=min(wanted.seconds, 2.0) if wanted.quick else wanted.seconds,
         connections=(32,) if wanted.quick else CONNECTIONS,
         loads_percent=(80,) if wanted.quick else LOADS_PERCENT,
+        soak_requests=wanted.soak,
+        all_engines=not wanted.quick,
     )
 
 
@@ -82,17 +87,17 @@ def _measure(plan: Plan, wanted: argparse.Namespace, folder: Path) -> None:
             source = f"{len(files['0.2 MP'])} files of a folder"
         settings = {"rounds": plan.rounds, "seconds": plan.seconds, "pictures": source}
         machine.save(folder / report.MACHINE, machine.describe(sys.argv[1:], settings))
-        measure(plan, files, wanted.python, folder.resolve() / "logs", keep)
+        measure(plan, Bench(files, wanted.python, folder.resolve() / "logs"), keep)
 
 
 def _line(measurement: Measurement) -> str:
     latency = measurement.latency_ms.get("p99")
-    return (
-        f"round {measurement.round} {measurement.model} {measurement.server} {measurement.kind} {measurement.load:g} "
-        f"{measurement.size}: {measurement.images_per_second:.1f}/s"
-        + (f", p99 {latency:.0f} ms" if latency is not None else "")
-        + (f", {measurement.refused} without a 200" if measurement.refused else "")
-    )
+    found = [f"{measurement.images_per_second:.1f}/s"] if measurement.images_per_second else []
+    found += [f"p99 {latency:.0f} ms"] if latency is not None else []
+    found += [f"{measurement.refused} without a 200"] if measurement.refused else []
+    found += [f"{name} {value:.4g}" for name, value in measurement.figures.items()]
+    subject = f"{measurement.model} {measurement.server} {measurement.kind} {measurement.load:g} {measurement.size}"
+    return f"round {measurement.round} {subject}: {', '.join(found)}"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What this machine gives without HTTP, in a process of its own for each row: decoding alone; decode and forward
-together on all cores; one image after another. Prints one line of JSON for each."""
+"""What this machine gives without HTTP, in a process of its own for each engine: decoding alone; decode and forward
+together on all cores; one image after another. Prints one line of JSON."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from itertools import cycle
 from pathlib import Path
 from time import perf_counter
 
-import torch
-
+from benchmarks.preprocessing import by_gradless
 from benchmarks.statistic import latency_summary
-from models import backends, catalog, devices
+from models import backends, catalog, devices, memory
 from models.batching import Batcher
+from models.calibration import Calibration
 from models.engine import Engine, Item, Output
-from models.images import decode_image
-from models.limits import ImageLimits
 from models.loading import load
 from models.transforms import Transform
 
@@ -29,36 +27,33 @@ _MAX_BATCH_SIZE = 32
 # Twice the largest batch: one in the forward, one being decoded.
 _IN_FLIGHT = 64
 
+# Decoding before it counts.
+_WARM_UP_S = 0.5
+
 _LEAST_ANSWERS = 4 * _MAX_BATCH_SIZE
 
-_LIMITS = ImageLimits()
-
 # gradless's own: converting for OpenVINO takes seconds, and the servers have done it already.
-_CACHE = Path("~/.cache/gradless")
-
-
-def decode(encoded: bytes, transform: Transform) -> torch.Tensor:
-    """As the service does it: reduced where the file is much larger than what is needed."""
-    return transform.shape(decode_image(encoded, _LIMITS, enough=2 * transform.resize))
+CACHE = Path("~/.cache/gradless").expanduser()
 
 
 def decoding_alone(bodies: Sequence[bytes], transform: Transform, seconds: float) -> float:
-    """Images a second that all cores decode."""
+    """Images a second that all cores decode, once they have begun."""
     cores = devices.available_cores()
-    deadline = perf_counter() + seconds
 
-    def work() -> int:
+    def rate(for_seconds: float) -> float:
         done = 0
+        started_at = perf_counter()
         for body in cycle(bodies):
-            decode(body, transform)
+            by_gradless(body, transform)
             done += 1
-            if perf_counter() > deadline:
+            elapsed = perf_counter() - started_at
+            if elapsed > for_seconds:
                 break
-        return done
+        return done / elapsed
 
     with ThreadPoolExecutor(cores, initializer=devices.use_one_core_in_this_thread) as pool:
-        workers = [pool.submit(work) for _ in range(cores)]
-        return sum(worker.result() for worker in workers) / seconds
+        list(pool.map(rate, [_WARM_UP_S] * cores))
+        return sum(pool.map(rate, [seconds] * cores))
 
 
 def one_at_a_time(bodies: Sequence[bytes], engine: Engine, seconds: float) -> list[float]:
@@ -66,12 +61,12 @@ def one_at_a_time(bodies: Sequence[bytes], engine: Engine, seconds: float) -> li
     latencies_ms: list[float] = []
 
     def work() -> None:
-        devices.use_cores_in_this_thread(devices.available_cores())
+        engine.prepare_thread()
         engine.warm_up()
         deadline = perf_counter() + seconds
         for body in cycle(bodies):
             started_at = perf_counter()
-            engine.run([Item(decode(body, engine.model.transform), 5)])
+            engine.run([Item(by_gradless(body, engine.model.transform), 5)])
             latencies_ms.append((perf_counter() - started_at) * 1e3)
             if perf_counter() > deadline:
                 break
@@ -87,7 +82,7 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
     done_at: list[float] = []
 
     def prepare() -> None:
-        devices.use_cores_in_this_thread(cores)
+        engine.prepare_thread()
         engine.warm_up()
 
     def answered(_: object) -> None:
@@ -100,7 +95,7 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
     batcher.wait_until_ready()
 
     def decode_and_queue(body: bytes) -> None:
-        batcher.submit(Item(decode(body, engine.model.transform), 5)).add_done_callback(answered)
+        batcher.submit(Item(by_gradless(body, engine.model.transform), 5)).add_done_callback(answered)
 
     started_at = ended_at = perf_counter()
     with ThreadPoolExecutor(cores, initializer=devices.use_one_core_in_this_thread) as pool:
@@ -124,20 +119,23 @@ def _in_a_thread(work: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    """The command line, as benchmarks.rounds composes it."""
+    """The command line, as benchmarks.in_process composes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a name of gradless's catalog")
     parser.add_argument("--backend", choices=["eager", "compiled", "openvino"], required=True)
-    parser.add_argument("--precision", choices=["fp32", "bf16"], required=True)
+    parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], required=True)
+    parser.add_argument("--calibration-folder", type=Path, required=True, help="images, for int8 alone")
+    parser.add_argument("--decoding", action="store_true", help="decoding alone as well")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("bodies", type=Path, nargs="+", help="JPEG files")
     wanted = parser.parse_args()
     bodies = [path.read_bytes() for path in wanted.bodies]
-    devices.keep_freed_memory()
-    model = load(catalog.find(wanted.model), devices.place("cpu", wanted.precision, wanted.backend))
-    engine = Engine(model, backends.make(model, max_batch_size=_MAX_BATCH_SIZE, cache_folder=_CACHE.expanduser()))
+    memory.keep_freed()
+    calibration = Calibration.of(wanted.calibration_folder) if wanted.precision == "int8" else None
+    model = load(catalog.find(wanted.model), devices.place("cpu", wanted.precision, wanted.backend), calibration)
+    engine = Engine(model, backends.make(model, max_batch_size=_MAX_BATCH_SIZE, cache_folder=CACHE))
     report = {
-        "decoding_per_second": decoding_alone(bodies, model.transform, wanted.seconds),
+        "decoding_per_second": decoding_alone(bodies, model.transform, wanted.seconds) if wanted.decoding else None,
         "together_per_second": together(bodies, engine, wanted.seconds),
         "alone": latency_summary(one_at_a_time(bodies, engine, wanted.seconds)),
     }

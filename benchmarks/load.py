@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import ROOT, RunningServer
+from benchmarks.bench import ROOT
+from benchmarks.processes import RunningServer
 
 _SCRIPT = Path(__file__).with_name("rotate.lua")
 
@@ -54,10 +55,21 @@ def closed_loop(
         return _run(command, server, BENCH_BODIES=listing.name, BENCH_WARM_S=str(warm_s))
 
 
-def open_loop(server: RunningServer, bodies: Sequence[Path], *, rate: float, seconds: float, seed: int) -> Loaded:
-    """Requests at `rate` a second on average, at random moments that do not wait for answers (Poisson)."""
+def open_loop(
+    server: RunningServer,
+    bodies: Sequence[Path],
+    *,
+    rate: float,
+    seconds: float,
+    seed: int,
+    filling: int = 0,
+    filling_s: float = 0.0,
+) -> Loaded:
+    """Requests at `rate` a second on average, at random moments that do not wait for answers (Poisson). Before them,
+    and not counted, `filling` requests within `filling_s`."""
     command = [sys.executable, "-m", "benchmarks.open_loop", "--url", server.url, "--rate", str(rate)]
-    command += ["--seconds", str(seconds), "--seed", str(seed), "--timeout", str(TIMEOUT_S), *map(str, bodies)]
+    command += ["--seconds", str(seconds), "--seed", str(seed), "--timeout", str(TIMEOUT_S)]
+    command += ["--filling", str(filling), "--filling-seconds", str(filling_s), *map(str, bodies)]
     return _run(command, server)
 
 

@@ -21,6 +21,8 @@ _PACKAGES = (
     "torchvision",
     "timm",
     "openvino",
+    "nncf",
+    "pillow",
     "simplejpeg",
     "fastapi",
     "uvicorn",

@@ -8,26 +8,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Kind = Literal["closed", "open", "size", "ceiling"]
+Kind = Literal["closed", "open", "size", "overload", "ceiling", "preprocessing", "start", "agreement", "soak"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """`load`: connections (closed, size), percent of the capacity (open), 0 (ceiling). `offered_per_second` is for
-    open loops. Latencies are of answers with status 200, in ms by name: p50, p90, p99, mean, max; in open loops from
-    the scheduled moment. CPU shares are of all cores: 1 is every core busy. `stages_ms` are means, from the
-    Server-Timing header where a server sends one."""
+    """`load`: connections (closed, size), percent of the capacity (open, overload), 0 (the others).
+    `offered_per_second` is for open loops. Latencies are of answers with status 200, in ms by name: p50, p90, p99,
+    mean, max; in open loops from the scheduled moment. `refusal_latency_ms`: the same of answers with status 429,
+    from the moment of sending. CPU shares are of all cores: 1 is every core busy. `stages_ms` are means, from the
+    Server-Timing header where a server sends one. `figures` are what has no field of its own, each with its unit in
+    its name."""
 
     kind: Kind
     server: str
     model: str
     round: int
-    load: float
+    load: float = 0.0
     size: str = "0.2 MP"
     seconds: float = 0.0
-    images_per_second: float
+    images_per_second: float = 0.0
     offered_per_second: float | None = None
     latency_ms: Mapping[str, float] = field(default_factory=dict)
+    refusal_latency_ms: Mapping[str, float] = field(default_factory=dict)
     statuses: Mapping[str, int] = field(default_factory=dict)
     failed: int = 0
     client_cpu_share: float = 0.0
@@ -36,11 +39,22 @@ class Measurement:
     server_bytes: int = 0
     start_seconds: float = 0.0
     stages_ms: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def refused(self) -> int:
         """Requests that got no 200: other statuses, broken connections, no answer in time."""
         return self.failed + sum(count for status, count in self.statuses.items() if status != "200")
+
+
+def together_ceiling(engine: str) -> str:
+    """`server` of the ceiling with all cores busy with decoding and forwards."""
+    return f"decode + forward, {engine}"
+
+
+def alone_ceiling(engine: str) -> str:
+    """`server` of the ceiling with one image after another and nothing else going on."""
+    return f"one image at a time, {engine}"
 
 
 class Store:

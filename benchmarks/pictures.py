@@ -34,10 +34,12 @@ def jpegs(folder: Path) -> list[Path]:
 
 
 def draw_all(folder: Path) -> dict[str, list[Path]]:
-    """Files of every size in SIZES under `folder`, the same pixels every time."""
+    """Files of every size in SIZES, each in a folder of its own under `folder`; the same pixels every time."""
     drawn: dict[str, list[Path]] = {}
     for size, (width, height, count) in SIZES.items():
-        paths = [folder / f"{width}x{height}-{number:02}.jpg" for number in range(count)]
+        of_size = folder / f"{width}x{height}"
+        of_size.mkdir()
+        paths = [of_size / f"{number:02}.jpg" for number in range(count)]
         for number, path in enumerate(paths):
             draw(width, height, seed=number).save(path, "JPEG", quality=QUALITY)
         drawn[size] = paths

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.servers import ServerSpec
+from benchmarks.servers import DEFAULT, NULL, ServerSpec
 
 CONNECTIONS = (1, 8, 32, 128)
 LOADS_PERCENT = (50, 80, 95, 120)
+
+# More than a server can do, from the first moment on.
+OVERLOAD_PERCENT = 120
+
+# Before an overload counts, the places in the building (GRADLESS_QUEUE_CAPACITY) are taken within so many seconds.
+QUEUE_CAPACITY = 256
+FILLING_S = 1.0
 
 # Connections of the measurements by image size: enough to keep two cores busy.
 SIZE_CONNECTIONS = 4
@@ -15,14 +22,42 @@ SIZE_CONNECTIONS = 4
 # Seconds under load before the first measurement: caches fill, batch sizes and threads settle.
 WARM_UP_S = 2.0
 
-# What a server takes from its start to its first answer, and to end, on two cores; and a ceiling's process.
-_START_S = 8.0
+# A second model shows whether the picture is the same where the forward is heavier: by one load, with gradless as it
+# starts and on the others' engine, and with the two that were the fastest of the others with the first model.
+_SECOND_MODEL_SERVERS = frozenset({DEFAULT, "gradless eager fp32", "LitServe", "mosec"})
+_SECOND_MODEL_CONNECTIONS = (32,)
+
+# Neither the cost of larger pictures nor the shape of latency against load is a matter of precision: they are measured
+# without these two.
+_RATES_ONLY = frozenset({"gradless openvino int8", "gradless eager bf16"})
+
+# The server alone is compared with decoding alone, at one load.
+_NULL_CONNECTIONS = (32,)
+
+# What a server takes from its start to its first answer, and to end, on two cores; a ceiling's process; what loads
+# take to start and answers to drain.
+_START_S = 9.0
 _CEILING_START_S = 6.0
+_CEILING_ANSWERS = 128
+_LOAD_START_S = 0.5
+_DRAIN_S = 0.5
+
+# Preprocessing in its process; the first start, a later one, and the imports.
+_PREPROCESSING_S = 4.0
+_STARTS_S = 25.0
+
+# Agreement, compiled backends included, on some hundred pictures.
+_AGREEMENT_S = 90.0
+
+# Images a second to expect of most servers on two cores.
+_PACE = {"efficientnet_lite0": 60.0, "resnet50": 16.0, NULL: 800.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`seconds` is for one measurement; a closed loop takes longer where `seconds` see too few answers."""
+    """`seconds` is for one measurement; a closed loop takes longer where `seconds` see too few answers.
+    `soak_requests`: sent to the null model at the end, for the memory they leave behind; 0: none. `all_engines`:
+    agreement of every backend and precision, not only of those that are served."""
 
     servers: tuple[ServerSpec, ...]
     models: tuple[str, ...]
@@ -30,33 +65,88 @@ class Plan:
     seconds: float
     connections: tuple[int, ...] = CONNECTIONS
     loads_percent: tuple[int, ...] = LOADS_PERCENT
-    sizes: bool = True
+    soak_requests: int = 0
+    all_engines: bool = True
 
-    def open_loads(self, model: str) -> tuple[int, ...]:
+    @property
+    def visited_models(self) -> tuple[str, ...]:
+        """`models`, and the null model where its server is among `servers`."""
+        return (*self.models, NULL) if any(NULL in spec.models for spec in self.servers) else self.models
+
+    @property
+    def gradless_engines(self) -> tuple[ServerSpec, ...]:
+        """gradless with a network behind it, each way that it is measured."""
+        return tuple(spec for spec in self.servers if spec.backend and NULL not in spec.models)
+
+    def servers_of(self, model: str) -> list[ServerSpec]:
+        """All of them for the first model, a few for others."""
+        return [
+            spec
+            for spec in self.servers
+            if model in spec.models and (not self._is_second(model) or spec.name in _SECOND_MODEL_SERVERS)
+        ]
+
+    def connections_of(self, model: str) -> tuple[int, ...]:
+        """Of the closed loops."""
+        if model == NULL:
+            return _NULL_CONNECTIONS
+        return _SECOND_MODEL_CONNECTIONS if self._is_second(model) else self.connections
+
+    def open_loads(self, spec: ServerSpec, model: str) -> tuple[int, ...]:
         """Percent of the capacity: for the first model alone, the other's shape is the same at other figures."""
-        return self.loads_percent if model == self.models[0] else ()
+        return self.loads_percent if model == self.models[0] and spec.name not in _RATES_ONLY else ()
 
-    def with_sizes(self, model: str) -> bool:
+    def with_overload(self, spec: ServerSpec, model: str) -> bool:
+        """Of gradless, which is to refuse what is too much; the other servers have limits of their own, or none."""
+        return model == self.models[0] and spec.backend is not None
+
+    def with_sizes(self, spec: ServerSpec, model: str) -> bool:
         """Sizes are about decoding: once is enough, with the model whose forward is the smaller part."""
-        return self.sizes and model == self.models[0]
+        return model == self.models[0] and spec.name not in _RATES_ONLY
+
+    def with_decoding(self, spec: ServerSpec, model: str) -> bool:
+        """Decoding alone is the same whatever comes after it: once for each model."""
+        return spec == next(found for found in self.servers_of(model) if found.backend)
 
     def expected_minutes(self) -> float:
         """A little more in practice: slow servers are measured longer."""
-        a_round = 0.0
-        for model in self.models:
-            measured = len(self.connections) + len(self.open_loads(model)) + 3 * self.with_sizes(model)
-            a_round += len(self.servers) * (_START_S + WARM_UP_S + measured * (self.seconds + 0.5))
-            a_round += self._ceilings() * (_CEILING_START_S + 3 * self.seconds)
-        return self.rounds * a_round / 60
+        a_round = sum(
+            self._visit_s(spec, model) + self._ceiling_s(spec, model)
+            for model in self.visited_models
+            for spec in self.servers_of(model)
+        )
+        if not self.gradless_engines:
+            return self.rounds * a_round / 60
+        once = _AGREEMENT_S + self.soak_requests / _PACE[NULL]
+        return (self.rounds * (a_round + _PREPROCESSING_S + _STARTS_S) + once) / 60
 
-    def _ceilings(self) -> int:
-        return sum(spec.name.startswith("gradless ") for spec in self.servers)
+    def _is_second(self, model: str) -> bool:
+        return model in self.models[1:]
+
+    def _visit_s(self, spec: ServerSpec, model: str) -> float:
+        loads = [closed_loop_seconds(count, _PACE[model], self.seconds) for count in self.connections_of(model)]
+        loads += [self.seconds + _DRAIN_S for _ in self.open_loads(spec, model)]
+        loads += [self.seconds] * 3 * self.with_sizes(spec, model)
+        if self.with_overload(spec, model):
+            loads.append(FILLING_S + overload_seconds(self.seconds) + QUEUE_CAPACITY / _PACE[model])
+        return _START_S + WARM_UP_S + sum(seconds + _LOAD_START_S for seconds in loads)
+
+    def _ceiling_s(self, spec: ServerSpec, model: str) -> float:
+        if spec.backend is None:
+            return 0.0
+        together_s = max(self.seconds, _CEILING_ANSWERS / _PACE[model])
+        return _CEILING_START_S + together_s + (1 + self.with_decoding(spec, model)) * self.seconds
 
 
 def closed_loop_seconds(connections: int, images_per_second: float, least: float) -> float:
     """Long enough for four answers on each connection, warm-up not counted: with fewer, where the batches happen to
     end decides the rate."""
     return max(least, 4 * connections / max(images_per_second, 1.0))
+
+
+def overload_seconds(seconds: float) -> float:
+    """Twice as long as others: of a rate at its limit, a few percent are asked for."""
+    return 2 * seconds
 
 
 def expected_pace(images_per_second: float, megapixels: float) -> float:

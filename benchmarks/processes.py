@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -14,13 +14,16 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from benchmarks.bench import ROOT, Bench
 from benchmarks.servers import ServerSpec
-
-ROOT = Path(__file__).resolve().parent.parent
 
 # compiled: one graph for each batch size, each some 20 s the first time
 _START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 5.0
+
+# Between two questions whether it answers.
+_PAUSE_S = 0.1
+_SHORT_PAUSE_S = 0.02
 
 
 class ServerFailedError(Exception):
@@ -46,23 +49,44 @@ class RunningServer:
         """Memory of all its processes; what they share counts once, in proportion (Linux's PSS)."""
         return sum(_resident_bytes(process) for process in tree(self._root))
 
+    def rss_bytes(self) -> int:
+        """Resident memory of its first process."""
+        return int(self._root.memory_info().rss)
+
 
 @contextmanager
-def running(
-    spec: ServerSpec, model: str, *, body: bytes, project_python: Path, log_folder: Path
-) -> Iterator[RunningServer]:
-    """`spec` serving `model` on a free port until the block ends. `body` is a JPEG to see it answer with.
+def running(spec: ServerSpec, model: str, bench: Bench) -> Iterator[RunningServer]:
+    """`spec` serving `model` on a free port until the block ends, having answered with a picture once.
 
     Raises ServerFailedError.
     """
+    body = bench.usual[0].read_bytes()
+    started_at = time.perf_counter()
+    with _started(spec, model, bench) as (process, address, log):
+        url = f"{address}{spec.path}"
+        _wait_until(lambda: post(url, body), spec.name, process, log, pause_s=_PAUSE_S)
+        yield RunningServer(process, url, time.perf_counter() - started_at)
+
+
+def seconds_to_ready(spec: ServerSpec, model: str, bench: Bench) -> float:
+    """From the start of the process to the first 200 of gradless's /readyz. Raises ServerFailedError."""
+    started_at = time.perf_counter()
+    with _started(spec, model, bench) as (process, address, log):
+        _wait_until(lambda: get(f"{address}/readyz"), spec.name, process, log, pause_s=_SHORT_PAUSE_S)
+        return time.perf_counter() - started_at
+
+
+@contextmanager
+def _started(spec: ServerSpec, model: str, bench: Bench) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
+    """The process, its address and its log; the process and all its children have ended after the block."""
     port = free_port()
-    log = log_folder / f"{spec.name} {model}.log".replace(" ", "-")
+    log = bench.log_folder / f"{spec.name} {model}.log".replace(" ", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **spec.variables(model, port)}
+    further = spec.variables(model, port, bench.usual_folder)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **further}
     with log.open("wb") as output:
-        started_at = time.perf_counter()
         process = subprocess.Popen(  # noqa: S603 - one of servers.SERVERS
-            spec.arguments(project_python, port),
+            spec.arguments(bench.project_python, port),
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -72,9 +96,7 @@ def running(
             start_new_session=True,
         )
         try:
-            url = f"http://127.0.0.1:{port}{spec.path}"
-            _wait_until_it_answers(spec.name, process, url, body, log)
-            yield RunningServer(process, url, time.perf_counter() - started_at)
+            yield process, f"http://127.0.0.1:{port}", log
         finally:
             _end(process)
 
@@ -103,13 +125,22 @@ def post(url: str, body: bytes, timeout_s: float = 60.0) -> bytes:
         return content
 
 
-def _wait_until_it_answers(name: str, process: subprocess.Popen[bytes], url: str, body: bytes, log: Path) -> None:
+def get(url: str, timeout_s: float = 60.0) -> bytes:
+    """Raises URLError or OSError unless the answer is a success."""
+    with urlopen(url, timeout=timeout_s) as answer:  # noqa: S310 - http of our own making
+        content: bytes = answer.read()
+        return content
+
+
+def _wait_until(
+    answers: Callable[[], object], name: str, process: subprocess.Popen[bytes], log: Path, *, pause_s: float
+) -> None:
     deadline = time.perf_counter() + _START_TIMEOUT_S
     while process.poll() is None and time.perf_counter() < deadline:
         try:
-            post(url, body)
+            answers()
         except (URLError, OSError):
-            time.sleep(0.1)
+            time.sleep(pause_s)
         else:
             return
     raise ServerFailedError(name, log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,16 +10,20 @@ from pathlib import Path
 
 MODELS = ("efficientnet_lite0", "resnet50")
 
-# resnet50's published weights are a download; speed is the same with random ones.
-_GRADLESS_MODELS = {"efficientnet_lite0": "efficientnet_lite0", "resnet50": "resnet50:random"}
+# A forward that costs nothing: what is measured then is the server.
+NULL = "null"
+
+# In gradless's catalog. resnet50's published weights are a download; speed is the same with random ones.
+CATALOG_NAMES = {"efficientnet_lite0": "efficientnet_lite0", "resnet50": "resnet50:random", NULL: "null"}
 
 _MODULE = "benchmarks.peers."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
-    """`command` has {port} in place of the port; `path` takes raw JPEG bodies by POST; `project` runs in the
-    project's own environment, the others in the benchmark's."""
+    """`command` has {port} in place of the port; `environment` may have {pictures} in place of the folder of the
+    pictures that are sent. `path` takes raw JPEG bodies by POST; `project` runs in the project's own environment, the
+    others in the benchmark's. `backend` is one of gradless's; None: not gradless."""
 
     name: str
     engine: str
@@ -26,27 +31,33 @@ class ServerSpec:
     path: str = "/"
     project: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    backend: str | None = None
+    precision: str = "fp32"
+    models: tuple[str, ...] = MODELS
 
     def arguments(self, project_python: Path, port: int) -> list[str]:
         """The command line."""
         python = str(project_python) if self.project else sys.executable
         return [python, *(part.format(port=port) for part in self.command)]
 
-    def variables(self, model: str, port: int) -> dict[str, str]:
+    def variables(self, model: str, port: int, pictures: Path) -> dict[str, str]:
         """What the environment has more than this process's own."""
         peer = {"PEER_MODEL": model, "PEER_PORT": str(port)}
-        own = {"GRADLESS_MODELS": _GRADLESS_MODELS[model], "GRADLESS_PORT": str(port), "GRADLESS_LOG_LEVEL": "warning"}
-        return {**(own if self.name.startswith("gradless ") else peer), **self.environment}
+        own = {"GRADLESS_MODELS": CATALOG_NAMES[model], "GRADLESS_PORT": str(port), "GRADLESS_LOG_LEVEL": "warning"}
+        further = {name: value.format(pictures=pictures) for name, value in self.environment.items()}
+        return {**(own if self.backend else peer), **further}
 
 
-def _gradless(backend: str, precision: str) -> ServerSpec:
+def _gradless(backend: str, precision: str, **environment: str) -> ServerSpec:
     return ServerSpec(
         name=f"gradless {backend} {precision}",
         engine=f"{backend} {precision}",
         command=("-c", "from app.cli import main; main()", "serve"),
         path="/v1/classify",
         project=True,
-        environment={"GRADLESS_BACKEND": backend, "GRADLESS_PRECISION": precision},
+        environment={"GRADLESS_BACKEND": backend, "GRADLESS_PRECISION": precision, **environment},
+        backend=backend,
+        precision=precision,
     )
 
 
@@ -70,6 +81,9 @@ def _sharing(peer: ServerSpec) -> ServerSpec:
     )
 
 
+# What `gradless serve` does by itself on such machines.
+DEFAULT = "gradless openvino fp32"
+
 SHARED_ENGINE = "gradless's eager fp32"
 
 _BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:Front", "--host", "127.0.0.1", "--port", "{port}")
@@ -86,18 +100,20 @@ SERVERS = {
     for spec in (
         _gradless("openvino", "fp32"),
         _gradless("openvino", "bf16"),
+        _gradless("openvino", "int8", GRADLESS_CALIBRATION_FOLDER="{pictures}"),
         _gradless("eager", "fp32"),
         _gradless("eager", "bf16"),
         _gradless("compiled", "fp32"),
         _gradless("compiled", "bf16"),
+        # The catalog's null model brings a backend of its own.
+        replace(_gradless("eager", "fp32"), name="gradless null", engine="null", models=(NULL,)),
         _naive(),
         *_PEERS,
         *(_sharing(peer) for peer in _PEERS),
     )
 }
 
-# By name only: the compiled backend, which takes minutes to start, and the variants for one table.
-BY_DEFAULT = tuple(name for name, spec in SERVERS.items() if "compiled" not in name and spec.engine != SHARED_ENGINE)
+PEERS = ("naive FastAPI", *(peer.name for peer in _PEERS))
 
 
 def chosen(names: list[str]) -> list[ServerSpec]:
@@ -117,6 +133,15 @@ def chosen(names: list[str]) -> list[ServerSpec]:
 
 def _matching(wanted: str) -> list[str]:
     shared = [name for name, spec in SERVERS.items() if spec.engine == SHARED_ENGINE]
-    groups = {"all": list(SERVERS), "default": list(BY_DEFAULT), "shared": shared}
+    by_default = [name for name, spec in SERVERS.items() if _by_default(spec)]
+    groups = {"all": list(SERVERS), "default": by_default, "shared": shared}
     exact = [name for name in SERVERS if name.lower() == wanted.lower()]
     return groups.get(wanted) or exact or [name for name in SERVERS if wanted.lower() in name.lower()]
+
+
+def _by_default(spec: ServerSpec) -> bool:
+    """By name only: the compiled backend, which takes minutes to start, the variants for one table, and int8 where
+    what it is made with is not installed."""
+    if spec.precision == "int8" and importlib.util.find_spec("nncf") is None:
+        return False
+    return spec.backend != "compiled" and spec.engine != SHARED_ENGINE

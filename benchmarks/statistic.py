@@ -1,7 +1,8 @@
-"""Percentiles of latencies, and medians with their spread over rounds."""
+"""Percentiles of latencies, rates of batches, and medians with their spread over rounds."""
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -43,6 +44,16 @@ def percentile(ordered: Sequence[float], percent: float) -> float:
     """The least value that `percent` of the sorted values do not exceed."""
     rank = -(-len(ordered) * percent // 100)
     return ordered[max(0, int(rank) - 1)]
+
+
+def steady_rate(moments: Sequence[float], start: float, end: float) -> float:
+    """Of what happened between `start` and `end`, a second: from the last before the one to the last before the
+    other. Answers come in batches, and an edge that cuts one would blur the rate. 0 where nothing did."""
+    ordered = sorted(moments)
+    first, last = bisect_right(ordered, start) - 1, bisect_right(ordered, end) - 1
+    if first < 0 or ordered[last] <= ordered[first]:
+        return 0.0
+    return (last - first) / (ordered[last] - ordered[first])
 
 
 def figure(value: float) -> str:

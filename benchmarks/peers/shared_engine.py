@@ -6,9 +6,8 @@ import torch
 from torch import nn
 
 from benchmarks.peers.classifier import MODEL
-from models import catalog, devices
+from models import catalog, devices, memory, preprocessing
 from models.backends.eager import served_network
-from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import load
 from models.network import Network
@@ -16,7 +15,7 @@ from models.network import Network
 _SPEC = catalog.find({"resnet50": "resnet50:random"}.get(MODEL, MODEL))
 _LIMITS = ImageLimits()
 
-devices.keep_freed_memory()
+memory.keep_freed()
 _MODEL = load(_SPEC, devices.place("cpu", "fp32", "eager"))
 
 
@@ -37,5 +36,4 @@ def network() -> nn.Module:
 
 def preprocess(encoded: bytes) -> torch.Tensor:
     """JPEG bytes to (3, crop, crop) uint8 RGB, as gradless does it."""
-    transform = _MODEL.transform
-    return transform.shape(decode_image(encoded, _LIMITS, enough=2 * transform.resize))
+    return preprocessing.preprocess(encoded, _MODEL.transform, _LIMITS)

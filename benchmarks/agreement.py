@@ -1,0 +1,91 @@
+"""Do all engines say the same? Each backend and precision against the network as its makers wrote it, in fp32, behind
+Pillow's decode: how often the likeliest class is the same, and how far any probability is off. One line of JSON each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image, ImageOps
+
+from benchmarks.ceilings import CACHE
+from benchmarks.preprocessing import by_gradless, shaped_by_pillow
+from models import backends, catalog, devices, memory
+from models.calibration import Calibration
+from models.devices import BackendName, Precision
+from models.errors import StartError
+from models.loading import LoadedModel, load
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def probabilities(forward: Forward, images: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(N, C) float32 of N images (3, side, side) uint8, one a forward: the compiled backend compiles one graph."""
+    with torch.inference_mode():
+        return torch.cat([forward(image[None]).float().softmax(dim=1) for image in images])
+
+
+def reference(bodies: Sequence[bytes], model: LoadedModel) -> torch.Tensor:
+    """(N, C) probabilities: PyTorch's own forward, Pillow's pixels, turned as the camera says."""
+    images = [shaped_by_pillow(ImageOps.exif_transpose(Image.open(BytesIO(body))), model.transform) for body in bodies]
+    return probabilities(lambda pixels: model.network(model.normalize(pixels)).logits, images)
+
+
+def served(images: Sequence[torch.Tensor], model: LoadedModel) -> torch.Tensor:
+    """(N, C) probabilities by the backend that `model` is placed on. Raises StartError."""
+    backend = backends.make(model, max_batch_size=1, cache_folder=CACHE)
+    try:
+        devices.use_cores_in_this_thread(backend.intra_op_threads)
+        return probabilities(lambda pixels: backend.run(pixels).logits, images)
+    finally:
+        backend.close()
+
+
+def compared(expected: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
+    """Of (N, C) probabilities: N, rows whose largest is in the same place, and the largest difference anywhere."""
+    return {
+        "images": len(expected),
+        "agreeing": int((expected.argmax(dim=1) == found.argmax(dim=1)).sum()),
+        "largest_difference": float((expected - found).abs().max()),
+    }
+
+
+def _report(engine: str, images: Sequence[torch.Tensor], expected: torch.Tensor, folder: Path) -> dict[str, Any]:
+    backend, precision = engine.split()
+    calibration = Calibration.of(folder) if precision == "int8" else None
+    try:
+        placement = devices.place("cpu", cast("Precision", precision), cast("BackendName", backend))
+        model = load(catalog.find(catalog.DEFAULT_MODEL), placement, calibration)
+        found = served(images, model)
+    except StartError as error:
+        return {"engine": engine, "refused": str(error)}
+    return {"engine": engine, **compared(expected, found)}
+
+
+def main() -> None:
+    """The command line, as benchmarks.in_process composes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engines", nargs="+", required=True, help="each a backend and a precision")
+    parser.add_argument("--calibration-folder", type=Path, required=True, help="images, for int8 alone")
+    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="JPEG files to compare on")
+    wanted = parser.parse_args()
+    bodies = [path.read_bytes() for path in wanted.pictures]
+    memory.keep_freed()
+    model = load(catalog.find(catalog.DEFAULT_MODEL), devices.place("cpu", "fp32", "eager"))
+    expected = reference(bodies, model)
+    images = [by_gradless(body, model.transform) for body in bodies]
+    for engine in wanted.engines:
+        report = _report(engine, images, expected, wanted.calibration_folder)
+        sys.stdout.write(json.dumps(report) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

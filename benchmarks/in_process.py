@@ -1,0 +1,93 @@
+"""What is measured without HTTP: processes of the project's own environment, each printing lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benchmarks.bench import ROOT, Bench
+from benchmarks.measurement import Measurement, alone_ceiling, together_ceiling
+from benchmarks.plan import Plan
+from benchmarks.servers import CATALOG_NAMES, MODELS, SERVERS, ServerSpec
+from benchmarks.visits import latency
+
+_log = logging.getLogger(__name__)
+
+# What a process may take that compiles for minutes, or calibrates.
+_TIMEOUT_S = 1800.0
+
+# More say little more of agreement, and cost a minute for each thousand and engine.
+_MOST_COMPARED = 500
+
+
+def ceilings(plan: Plan, spec: ServerSpec, model: str, number: int, bench: Bench) -> Iterator[Measurement]:
+    """For one way that gradless is measured: decode and forward together, one image alone; decode alone, once."""
+    arguments = ["--model", CATALOG_NAMES[model], "--backend", str(spec.backend), "--precision", spec.precision]
+    arguments += ["--seconds", str(plan.seconds), "--calibration-folder", str(bench.usual_folder)]
+    if plan.with_decoding(spec, model):
+        arguments.append("--decoding")
+    for report in _run(bench, "ceilings", [*arguments, *map(str, bench.usual)]):
+        alone = alone_ceiling(spec.engine)
+        rates = {
+            "decode": report["decoding_per_second"],
+            together_ceiling(spec.engine): report["together_per_second"],
+            alone: 1e3 / report["alone"]["mean_ms"],
+        }
+        for name, rate in rates.items():
+            if rate is not None:
+                yield Measurement(
+                    kind="ceiling",
+                    server=name,
+                    model=model,
+                    round=number,
+                    images_per_second=rate,
+                    latency_ms=latency(report["alone"]) if name == alone else {},
+                )
+
+
+def preprocessing(plan: Plan, number: int, bench: Bench) -> Iterator[Measurement]:
+    """CPU time of decode, resize and crop, by size: gradless's way and Pillow's."""
+    arguments = ["--seconds", str(plan.seconds / 2)]
+    for size, files in bench.pictures.items():
+        arguments += ["--size", size, *map(str, files)]
+    for report in _run(bench, "preprocessing", arguments):
+        for way in ("gradless", "Pillow"):
+            yield Measurement(
+                kind="preprocessing",
+                server=way,
+                model=MODELS[0],
+                round=number,
+                size=report["size"],
+                figures={"cpu_ms": report[way], "images": report["images"]},
+            )
+
+
+def agreement(plan: Plan, bench: Bench) -> Iterator[Measurement]:
+    """Of engines with the reference, on the pictures that are sent; engines that do not run here are logged."""
+    engines = {spec.engine: f"{spec.backend} {spec.precision}" for spec in plan.gradless_engines}
+    if plan.all_engines:
+        named = [spec for spec in SERVERS.values() if spec.backend and MODELS[0] in spec.models]
+        engines |= {spec.engine: f"{spec.backend} {spec.precision}" for spec in named}
+    arguments = ["--calibration-folder", str(bench.usual_folder), "--engines", *engines.values(), "--pictures"]
+    for report in _run(bench, "agreement", [*arguments, *map(str, bench.usual[:_MOST_COMPARED])]):
+        if "refused" in report:
+            _log.info("no agreement of %s: %s", report["engine"], report["refused"])
+            continue
+        figures = {name: report[name] for name in ("images", "agreeing", "largest_difference")}
+        yield Measurement(kind="agreement", server=report["engine"], model=MODELS[0], round=1, figures=figures)
+
+
+def _run(bench: Bench, module: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of benchmarks.`module`; where it fails those so far, and the end of what it said in the log."""
+    command = [str(bench.project_python), "-W", "ignore", "-m", f"benchmarks.{module}", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(  # noqa: S603 - ours
+        command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True, timeout=_TIMEOUT_S
+    )
+    if done.returncode:
+        _log.error("%s %s: %s", module, " ".join(arguments[:6]), done.stderr[-1500:])
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -1,0 +1,84 @@
+"""A picture's way to the network's input, gradless's and the plain one by Pillow. Run by itself: the CPU time of both
+in one thread, one after the other on each file. Prints one line of JSON for each size."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from itertools import cycle
+from pathlib import Path
+from time import perf_counter, process_time
+
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F  # noqa: N812 - the field's name for it
+
+from models import catalog
+from models.limits import ImageLimits
+from models.preprocessing import preprocess
+from models.transforms import Transform
+
+Way = Callable[[bytes, Transform], torch.Tensor]
+
+_LIMITS = ImageLimits()
+
+# Of each size, whatever the time: the first may be slower than the others.
+_LEAST_IMAGES = 4
+
+
+def by_gradless(encoded: bytes, transform: Transform) -> torch.Tensor:
+    """(3, crop, crop) uint8 as the service makes it: decoded at a fraction where the file is much larger."""
+    return preprocess(encoded, transform, _LIMITS)
+
+
+def by_pillow(encoded: bytes, transform: Transform) -> torch.Tensor:
+    """(3, crop, crop) uint8 as the presets of torchvision's weights make it."""
+    return shaped_by_pillow(Image.open(BytesIO(encoded)), transform)
+
+
+def shaped_by_pillow(picture: Image.Image, transform: Transform) -> torch.Tensor:
+    """All of `by_pillow` but the opening; the decode happens here, Pillow puts it off."""
+    interpolation = InterpolationMode(transform.interpolation)
+    resized = F.resize(picture.convert("RGB"), [transform.resize], interpolation=interpolation)
+    pixels: torch.Tensor = F.pil_to_tensor(F.center_crop(resized, [transform.crop, transform.crop]))
+    return pixels
+
+
+def cpu_ms(bodies: Sequence[bytes], transform: Transform, seconds: float) -> dict[str, float]:
+    """Mean CPU time of an image in ms, user and system, each way, and how many images that is the mean of."""
+    ways: dict[str, Way] = {"gradless": by_gradless, "Pillow": by_pillow}
+    spent_s = dict.fromkeys(ways, 0.0)
+    for way in ways.values():
+        way(bodies[0], transform)
+    deadline = perf_counter() + seconds
+    images = 0
+    for body in cycle(bodies):
+        for name, way in ways.items():
+            before = process_time()
+            way(body, transform)
+            spent_s[name] += process_time() - before
+        images += 1
+        if images >= _LEAST_IMAGES and perf_counter() > deadline:
+            break
+    return {"images": images, **{name: spent / images * 1e3 for name, spent in spent_s.items()}}
+
+
+def main() -> None:
+    """The command line, as benchmarks.in_process composes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, required=True, help="for each size")
+    parser.add_argument("--size", nargs="+", action="append", required=True, help="a name, then its JPEG files")
+    wanted = parser.parse_args()
+    torch.set_num_threads(1)
+    transform = catalog.find(catalog.DEFAULT_MODEL).build().transform
+    for size, *files in wanted.size:
+        bodies = [Path(file).read_bytes() for file in files]
+        sys.stdout.write(json.dumps({"size": size, **cpu_ms(bodies, transform, wanted.seconds)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""The parts of the page that are not of servers under load: the server alone, preprocessing, starts, agreement,
+memory. Each is empty where nothing of it was measured."""
+
+from __future__ import annotations
+
+from benchmarks import comparisons
+from benchmarks.comparisons import BUSY, Kept
+from benchmarks.markdown import over_rounds, percent, table
+from benchmarks.measurement import Measurement
+from benchmarks.servers import NULL
+from benchmarks.statistic import figure
+from benchmarks.tables import ceilings
+
+
+def server_alone(kept: Kept) -> list[str]:
+    """The null model: what HTTP, queue and batches cost."""
+    own = [m for m in kept if (m.kind, m.model, m.load) == ("closed", NULL, BUSY)]
+    if not own:
+        return []
+    decoding = comparisons.by_round(kept, comparisons.rate, "ceiling", "decode", model=NULL)
+    row = [over_rounds(m.images_per_second for m in own), over_rounds(decoding.values())]
+    row += [over_rounds(comparisons.of_decoding(kept))]
+    row += [over_rounds(m.latency_ms[name] for m in own) for name in ("p50", "p99")]
+    row += [over_rounds(m.server_cpu_ms_per_image for m in own), percent(max(m.client_cpu_share for m in own))]
+    head = ["images/s", "decoding alone, images/s", "ratio", "p50 ms", "p99 ms", "CPU ms per image", "client CPU"]
+    return [
+        "",
+        "## What the server itself costs",
+        "",
+        f"gradless with a forward that costs nothing, as a fast device would see it, at {BUSY} connections; against",
+        "decoding alone in process on all cores, right after it in the same round. What the ratio lacks to 1 is HTTP,",
+        "queue, batches and answers, and the client, which runs on the same cores.",
+        "",
+        *table(head, [row]),
+        *ceilings([m for m in kept if m.model == NULL]),
+    ]
+
+
+def preprocessing(kept: Kept) -> list[str]:
+    """CPU time by size."""
+    chosen = [m for m in kept if m.kind == "preprocessing"]
+    rows = []
+    for size in dict.fromkeys(m.size for m in chosen):
+        of_size = [m for m in chosen if m.size == size]
+        ways = [over_rounds(m.figures["cpu_ms"] for m in of_size if m.server == way) for way in ("gradless", "Pillow")]
+        rows.append([size, *ways, over_rounds(comparisons.preprocessing(kept, size))])
+    head = ["size", "gradless, CPU ms", "Pillow, CPU ms", "ratio"]
+    lines = [
+        "",
+        "## Decode, resize and crop",
+        "",
+        "CPU time of one image in one thread, in process: as gradless does it, and as the presets of torchvision's",
+        "weights do it on a Pillow image, with the same interpolation.",
+        "",
+    ]
+    return [*lines, *table(head, rows)] if rows else []
+
+
+def starts(kept: Kept) -> list[str]:
+    """Seconds to ready."""
+    names = dict.fromkeys(name for m in kept if m.kind == "start" for name in m.figures)
+    rows = [[_spelled(name), over_rounds(comparisons.start_seconds(kept, name))] for name in names]
+    lines = [
+        "",
+        "## Start to ready",
+        "",
+        "The default model in the default configuration, from the start of the process to the first 200 of `/readyz`:",
+        "with an empty cache folder, then with what that start left there. Files are in the system's memory already.",
+        "Imports are one after another in a process of their own: each without what those before it imported.",
+        "",
+    ]
+    return [*lines, *table(["what", "seconds"], rows)] if rows else []
+
+
+def _spelled(figure_name: str) -> str:
+    what = figure_name.removesuffix("_s")
+    module = what.removeprefix("import_")
+    return f"{what} start" if module == what else f"of it `import {module}`"
+
+
+def agreement(kept: Kept, pictures: str) -> list[str]:
+    """Engines against the reference."""
+    chosen = [m for m in kept if m.kind == "agreement"]
+    rows = [
+        [
+            m.server,
+            f"{m.figures['agreeing']:.0f} of {m.figures['images']:.0f}",
+            percent(m.figures["agreeing"] / m.figures["images"]),
+            f"{m.figures['largest_difference']:.2g}",
+        ]
+        for m in chosen
+    ]
+    lines = [
+        "",
+        "## Agreement",
+        "",
+        "Each engine behind gradless's decode against the network as its makers wrote it, in eager fp32 behind",
+        f"Pillow's decode and resize. Pictures: {pictures}. int8 is calibrated on the same folder.",
+    ]
+    if pictures.startswith("drawn"):
+        lines += [
+            "Drawn pictures show nothing that the network knows, and its answers are close calls; photographs, with",
+            "`--images`, say more.",
+        ]
+    head = ["engine", "same likeliest class", "", "largest difference of a probability"]
+    return [*lines, "", *table(head, rows)] if rows else []
+
+
+def memory(kept: Kept) -> list[str]:
+    """Resident size over many requests."""
+    return [line for m in kept if m.kind == "soak" for line in _soaked(m)]
+
+
+def _soaked(measurement: Measurement) -> list[str]:
+    figures = measurement.figures
+    rows = [
+        [f"{figures[f'{early}requests']:,.0f}", figure(figures[f"{early}rss_bytes"] / 1e6)] for early in ("early_", "")
+    ]
+    grown_kb = (figures["rss_bytes"] - figures["early_rss_bytes"]) / 1e3
+    return [
+        "",
+        "## Memory over many requests",
+        "",
+        f"Resident size of gradless with the null model, at {measurement.load:g} connections and",
+        f"{measurement.images_per_second:,.0f} images/s; {measurement.refused} requests got no 200. It grew by",
+        f"{grown_kb:,.0f} kB.",
+        "",
+        *table(["after requests", "resident MB"], rows),
+    ]
