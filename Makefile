@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --con
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format bench clean
+.PHONY: help run test lint format observe bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,14 @@ lint: $(DEV) ## ruff, mypy --strict and the import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+# The package's own Prometheus, where it starts as a service, is left alone: this one listens elsewhere.
+observe: $(DEV) ## gradless, Debian's Prometheus and traffic of every kind, until Ctrl-C
+	@command -v prometheus >/dev/null || { \
+		echo "prometheus is missing: installing Debian's package"; \
+		test "$$(id -u)" = 0 || { echo "run as root: apt-get install prometheus"; exit 1; }; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends prometheus; }
+	@$(BIN)/python -m observe
 
 bench: $(PEERS) ## gradless beside other servers; BENCH_ARGS="--quick" tries it
 	@command -v wrk >/dev/null || { \
@@ -52,17 +60,20 @@ $(BIN)/python:
 		test "$$(id -u)" = 0 || { echo "run as root: apt-get install python3-venv"; exit 1; }; \
 		apt-get update -qq && apt-get install -qq -y python3-venv && $(PYTHON) -m venv --clear $(VENV); }
 
-# Other people's clients, and what torch.compile compiles with.
-$(TOOLS): | $(BIN)/python
+# Other people's clients, a browser, what torch.compile compiles with, and what looks at the metrics. Anew when this
+# list has changed.
+$(TOOLS): Makefile | $(BIN)/python
 	@missing=; \
 	command -v curl >/dev/null || missing="$$missing curl"; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
 	command -v g++ >/dev/null || missing="$$missing g++"; \
+	command -v prometheus >/dev/null || missing="$$missing prometheus"; \
 	headers=$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))'); \
 	test -f "$$headers/Python.h" || missing="$$missing python3-dev"; \
 	if [ -n "$$missing" ]; then \
 		echo "the tests need Debian's$$missing"; \
 		test "$$(id -u)" = 0 || { echo "run as root: apt-get install$$missing"; exit 1; }; \
-		apt-get update -qq && apt-get install -qq -y $$missing; \
+		apt-get update -qq && apt-get install -qq -y --no-install-recommends $$missing; \
 	fi
 	@touch $@
 
