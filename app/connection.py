@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.problems import CONTENT_TYPE, HEADERS_TOO_LARGE, MALFORMED_REQUEST, Row, SlowBodyError, problem, row_of
+from app.request_log import refused
 
 if TYPE_CHECKING:
     from app.problems import Reason
@@ -93,6 +94,7 @@ class _BoundedConnection(HttpToolsProtocol):
         self._in_head = False
         if row.reason is not None:
             self.on_refusal(row.reason)
+        refused(self.client[0] if self.client else None, row)
         if not self.transport.is_closing():
             self.transport.write(_answer(row, detail))
             self.transport.close()

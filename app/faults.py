@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.metrics import Metrics
-from app.observation import observed
+from app.observed import observed
 from app.problems import (
     CONTENT_TYPE,
     INTERNAL_ERROR,
@@ -78,15 +78,18 @@ def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
 def _noted(request: Request, metrics: Metrics, error: Exception) -> Row:
     """The row of `error`, counted among the refusals where it is one, and logged where it is ours."""
     row = row_of(error)
+    seen = observed(request.scope)
+    seen.problem = row.slug
     if row.reason is not None:
         metrics.rejected(row.reason)
     if row.status == INTERNAL_ERROR.status:
-        _log.error("request %s failed: %s", observed(request.scope).request_id, error)
+        _log.error("a request failed: %s", error, extra={"request_id": seen.request_id})
     return row
 
 
 def _answer(request: Request, row: Row, detail: str, headers: dict[str, str] | None = None) -> Response:
     seen = observed(request.scope)
+    seen.problem = row.slug
     if not seen.body_read and (row.status in _BROKEN_OFF or not _has_short_body(request)):
         # The rest of it would have to be waited for, and thrown away, before the connection could be used again.
         headers = {**(headers or {}), "Connection": "close"}

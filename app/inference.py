@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.callers import unless_gone
 from app.dependencies import Upload
-from app.observation import observed
+from app.observed import observed
 from app.uploads import UPLOAD_ERRORS
 from models import errors
 from models.errors import ImageError
@@ -28,10 +28,11 @@ async def answered(upload: Upload, *, task: Task, top_k: int) -> Answer:
 
     Raises the fault of an image that was sent alone, and what Runtime.predict raises.
     """
+    seen = observed(upload.request.scope)
+    seen.asks(upload.model.name, task, len(upload.images))
     work = upload.runtime.predict(upload.model.name, upload.images, task=task, top_k=top_k)
     answer = await unless_gone(upload.request, work)
-    predicted = [result.seconds for result in answer.results if isinstance(result, Prediction)]
-    observed(upload.request.scope).answered(answer.model, predicted)
+    seen.answered([result for result in answer.results if isinstance(result, Prediction)])
     if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
         raise answer.results[0]
     return answer

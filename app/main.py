@@ -18,7 +18,8 @@ from app.dependencies import Parts
 from app.documents import document_problems, documented_ends
 from app.held_bytes import HeldBytes
 from app.metrics import Metrics
-from app.observation import ObservationMiddleware
+from app.observation import ObservationMiddleware, Traces
+from app.request_log import RequestLog
 from app.routers import classify, debug, features, health, models, page
 from app.runtime import Runtime, StartRuntime
 from app.settings import Settings, load_settings
@@ -30,14 +31,18 @@ _DESCRIPTION = """Image classification and feature vectors: batched forwards in 
 Errors are RFC 9457 problem details with a stable `type`."""
 
 
-def create_app(settings: Settings | None = None, start_runtime: StartRuntime | None = None) -> FastAPI:
-    """An application that loads its models when it starts. `start_runtime` stands in for models.serving.
+def create_app(
+    settings: Settings | None = None, start_runtime: StartRuntime | None = None, traces: Traces | None = None
+) -> FastAPI:
+    """An application that loads its models when it starts. `start_runtime` stands in for models.serving, `traces`
+    for those that the settings ask for.
 
     Raises SettingsError; starting it raises StartError.
     """
     settings = settings or load_settings()
     metrics = Metrics(settings.models)
     parts = Parts(settings, metrics)
+    traces = traces or (_exporting_traces() if settings.traces else None)
 
     def give_up(reason: str) -> None:
         parts.failure = reason
@@ -63,6 +68,8 @@ def create_app(settings: Settings | None = None, start_runtime: StartRuntime | N
             # In a thread: a forward may still run, and the loop has answers to send.
             if not await asyncio.to_thread(runtime.close, settings.drain_timeout_s):
                 parts.failure = parts.failure or "a forward was still running when the time to drain was over"
+            if traces is not None:
+                await asyncio.to_thread(traces.close)
             # What is frozen is not taken apart at the interpreter's end, and extension modules complain of it.
             gc.unfreeze()
 
@@ -78,6 +85,8 @@ def create_app(settings: Settings | None = None, start_runtime: StartRuntime | N
     app.add_middleware(
         ObservationMiddleware,
         metrics=metrics,
+        request_log=RequestLog(settings.slow_request_ms / 1e3),
+        traces=traces,
         held=HeldBytes(settings.max_held_bytes),
         timed_paths=frozenset({classify.PATH, features.PATH}),
     )
@@ -88,6 +97,13 @@ def create_app(settings: Settings | None = None, start_runtime: StartRuntime | N
             metrics.expect(path, method, status)
     document_problems(app)
     return app
+
+
+def _exporting_traces() -> Traces:
+    # Here, not above: OpenTelemetry is an extra.
+    from app.tracing import exporting_traces  # noqa: PLC0415
+
+    return exporting_traces(version("gradless"))
 
 
 def start_serving(

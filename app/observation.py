@@ -1,13 +1,12 @@
-"""One pure ASGI middleware: each request gets an id, is timed, counted once, and answered even when code fails."""
+"""One pure ASGI middleware: each request gets an id, is timed, told of once, and answered even when code fails."""
 
 from __future__ import annotations
 
 import logging
 import random
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Protocol
 
 from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
@@ -15,86 +14,58 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.held_bytes import HeldBytes
 from app.metrics import Metrics
+from app.observed import Observed, RequestTrace, observe
 from app.problems import CLIENT_GONE_STATUS, CONTENT_TYPE, INTERNAL_ERROR, problem
-from models.telemetry import StageSeconds
+from app.request_log import RequestLog
 
 _log = logging.getLogger(__name__)
 
-_KEY = "gradless.observed"
 _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
-@dataclass(slots=True)
-class Observed:
-    """What is known of a request so far. `stages` holds the longest time any of its images spent in each."""
+class Traces(Protocol):
+    """Begins the trace of a request, or goes on with its caller's."""
 
-    request_id: str
-    held: HeldBytes
-    held_bytes: int = 0
-    started_at: float = field(default_factory=perf_counter)
-    model: str | None = None
-    read_seconds: float | None = None
-    body_read: bool = False
-    stages: StageSeconds | None = None
-    answered_at: float | None = None
-    status: int | None = None
+    def begin(self, scope: Scope) -> RequestTrace: ...
 
-    def hold(self, count: int) -> None:
-        """Count bytes of its body until its end. Raises TooMuchAtOnceError."""
-        self.held.take(count)
-        self.held_bytes += count
-
-    def answered(self, model: str, images: Sequence[StageSeconds]) -> None:
-        """Note that the inference side has answered, image by image."""
-        self.model = model
-        self.answered_at = perf_counter()
-        if images:
-            self.stages = StageSeconds(
-                decode=max(image.decode for image in images),
-                queue=max(image.queue for image in images),
-                forward=max(image.forward for image in images),
-            )
-
-    def server_timing(self) -> str:
-        """The Server-Timing header (W3C), durations in milliseconds."""
-        parts = {"read": self.read_seconds}
-        if self.stages is not None:
-            parts |= {
-                "decode": self.stages.decode,
-                "queue": self.stages.queue,
-                "forward": self.stages.forward,
-            }
-        parts["total"] = perf_counter() - self.started_at
-        return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in parts.items() if seconds is not None)
-
-
-def observed(scope: Scope) -> Observed:
-    """What the middleware knows of this request."""
-    known: Observed = scope["state"][_KEY]
-    return known
+    def close(self) -> None:
+        """Hand over what is left. Blocks, for some seconds at most."""
 
 
 class ObservationMiddleware:
     """Wraps the whole application. `timed_paths` are the routes whose answers carry Server-Timing."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, held: HeldBytes, timed_paths: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        request_log: RequestLog,
+        held: HeldBytes,
+        timed_paths: frozenset[str],
+        traces: Traces | None = None,
+    ) -> None:
         self._app = app
         self._held = held
         self._metrics = metrics
+        self._request_log = request_log
         self._timed_paths = timed_paths
+        self._traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = Observed(_request_id(scope), self._held)
-        scope.setdefault("state", {})[_KEY] = request
+        trace = self._traces.begin(scope) if self._traces else None
+        request = Observed(_request_id(scope), self._held, trace)
+        observe(scope, request)
 
         async def send_observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request.request_id
+                if trace is not None:
+                    headers["traceresponse"] = trace.response_header
                 if scope["path"] in self._timed_paths:
                     headers["Server-Timing"] = request.server_timing()
             await send(message)
@@ -102,22 +73,27 @@ class ObservationMiddleware:
         try:
             await self._app(scope, receive, send_observed)
         except Exception:
-            _log.exception("request %s failed", request.request_id)
+            _log.exception("a request failed", extra={"request_id": request.request_id})
             if request.status is not None:
                 # Half an answer is out: only a broken connection can tell the caller.
                 raise
+            request.problem = INTERNAL_ERROR.slug
             await _internal_error(request)(scope, receive, send_observed)
         finally:
             self._held.give_back(request.held_bytes)
-            self._record(scope, request)
+            self._tell(scope, request)
 
-    def _record(self, scope: Scope, request: Observed) -> None:
+    def _tell(self, scope: Scope, request: Observed) -> None:
         ended_at = perf_counter()
+        seconds = ended_at - request.started_at
         route = getattr(scope.get("route"), "path", None)
         status = request.status or CLIENT_GONE_STATUS
-        self._metrics.request_done(route, scope["method"], status, ended_at - request.started_at, request.request_id)
+        self._metrics.request_done(route, scope["method"], status, seconds, request.request_id)
         if request.model is not None and request.read_seconds is not None and request.answered_at is not None:
             self._metrics.request_stages(request.model, request.read_seconds, ended_at - request.answered_at)
+        self._request_log.ended(scope, request, status, seconds)
+        if request.trace is not None:
+            request.trace.end(request, route, status)
 
 
 def _request_id(scope: Scope) -> str:

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.connection import bounded_connection
 from app.dependencies import Parts
+from app.logs import configure_logging, logs_json
 from app.main import create_app
 from app.settings import Settings
 
@@ -30,7 +31,7 @@ _MANY_FILES = 65536
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot start."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_logging(settings.log_level, settings.log_format)
     app = create_app(settings)
     parts: Parts = app.state.parts
     # Before the models are loaded, so that a wrong address is known at once; open to callers only afterwards.
@@ -89,7 +90,10 @@ class _Server(uvicorn.Server):
         await super().startup(sockets=sockets)
         if self.started:
             host, port = self.servers[0].sockets[0].getsockname()[:2]
-            print(_welcome(self._parts.settings, f"http://{_reachable(host)}:{port}"), flush=True)  # noqa: T201
+            settings, address = self._parts.settings, f"http://{_reachable(host)}:{port}"
+            _log.info("serving", extra={"address": address, "models": settings.models})
+            if not logs_json(settings.log_format):
+                print(_welcome(settings, address), flush=True)  # noqa: T201
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not uvicorn's own, which would end the process by the signal: having drained is a success, status 0.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+LogFormat = Literal["auto", "json", "console"]
 
 PREFIX = "GRADLESS_"
 _MIB = 2**20
@@ -83,6 +86,13 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(30, ge=0, le=3600, description="s that accepted requests get after SIGTERM")
     debug_endpoints: bool = Field(True, description="serve /debug/grad-modes")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
+    log_format: LogFormat = Field("auto", description="form of log lines; auto: json unless stderr is a terminal")
+    slow_request_ms: float = Field(
+        1000, gt=0, le=3_600_000, description="ms from which on the line of an inference request is a warning"
+    )
+    traces: bool = Field(
+        False, description="send OpenTelemetry traces to where the OTEL_* variables say; needs the extra otel"
+    )
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
@@ -105,10 +115,24 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _traces_can_be_sent(self) -> Self:
+        if self.traces and not all(map(_installed, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))):
+            raise ValueError(f"{PREFIX}TRACES=true needs OpenTelemetry: pip install 'gradless[otel]'")
+        return self
+
+    @model_validator(mode="after")
     def _int8_is_calibrated(self) -> Self:
         if self.precision == "int8" and self.calibration_folder is None:
             raise ValueError(f"{PREFIX}PRECISION=int8 needs {PREFIX}CALIBRATION_FOLDER: a folder of images of yours")
         return self
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        # Not even a package above it is there.
+        return False
 
 
 def load_settings() -> Settings:

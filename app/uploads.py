@@ -13,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from app.observation import observed
+from app.observed import observed
 from app.problems import (
     BodyTooLargeError,
     CallerGoneError,

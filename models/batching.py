@@ -30,12 +30,11 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Completed(Generic[Result]):
-    """One item's result, and what it cost: seconds waited, seconds of its batch's forward, items in that batch."""
+    """One item's result, the seconds it waited, and the batch that it was in."""
 
     result: Result
     queue_seconds: float
-    forward_seconds: float
-    batch_size: int
+    batch: BatchReport
 
 
 class _Waiting(NamedTuple, Generic[Item, Result]):
@@ -227,6 +226,7 @@ class Batcher(Generic[Item, Result]):
         except BaseException as error:  # noqa: BLE001 - whatever it was: every caller hears, the thread lives on
             results = self._failures(batch, error)
         forward_seconds = perf_counter() - started_at
+        report = BatchReport(self._name, size, batch.trigger, started_at, forward_seconds, batch.dropped)
         with self._changed:
             # None: abandoned meanwhile, and everybody has an answer.
             answering, self._running = self._running, None
@@ -234,10 +234,9 @@ class Batcher(Generic[Item, Result]):
             if isinstance(result, Exception):
                 entry.future.set_exception(result)
             else:
-                queue_seconds = started_at - entry.enqueued_at
-                entry.future.set_result(Completed(result, queue_seconds, forward_seconds, batch_size=size))
+                entry.future.set_result(Completed(result, started_at - entry.enqueued_at, report))
         self._learn_pace(forward_seconds / size)
-        return BatchReport(self._name, size, batch.trigger, forward_seconds, batch.dropped)
+        return report
 
     def _learn_pace(self, seconds_per_item: float) -> None:
         recent = self._seconds_per_item or seconds_per_item

@@ -134,13 +134,13 @@ class Pipeline:
 
     def _result(self, passage: Passage) -> Prediction | ImageError:
         if isinstance(passage.outcome, Completed):
-            return self._prediction(passage.outcome, passage.decode_seconds)
+            return self._prediction(passage.outcome, passage)
         if isinstance(passage.outcome, ImageError):
             return passage.outcome
         # Whatever is not one image's fault is everybody's: the first of them answers the request.
         raise passage.outcome or DrainingError
 
-    def _prediction(self, completed: Completed[Output], decode_seconds: float) -> Prediction | ImageError:
+    def _prediction(self, completed: Completed[Output], passage: Passage) -> Prediction | ImageError:
         output = completed.result
         if not output.finite:
             return NotFiniteError(self._model.name)
@@ -153,9 +153,9 @@ class Pipeline:
                 for index, probability in zip(output.indices.tolist(), output.probabilities.tolist(), strict=True)
             )
         )
-        seconds = StageSeconds(decode_seconds, completed.queue_seconds, completed.forward_seconds)
+        seconds = StageSeconds(passage.decode_seconds, completed.queue_seconds, completed.batch.forward_seconds)
         self._telemetry.image_took(self._model.name, seconds)
-        return Prediction(classes, output.features, seconds, completed.batch_size)
+        return Prediction(classes, output.features, passage.started_at, seconds, completed.batch)
 
     def _count(self, task: Task, images: int, results: Sequence[Prediction | ImageError], otherwise: Outcome) -> None:
         name = self._model.name

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.errors import ImageError
-from models.telemetry import StageSeconds
+from models.telemetry import BatchReport, StageSeconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,14 @@ class ScoredClass:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One image's answer: the asked-for classes, most probable first; features (D,) float32; where time went."""
+    """One image's answer: the asked-for classes, most probable first; features (D,) float32; when it began
+    (`perf_counter`), where its time went, and the batch it was in."""
 
     classes: tuple[ScoredClass, ...]
     features: NDArray[np.float32]
+    started_at: float
     seconds: StageSeconds
-    batch_size: int
+    batch: BatchReport
 
 
 @dataclass(frozen=True, slots=True)

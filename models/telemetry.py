@@ -23,13 +23,15 @@ class StageSeconds:
     forward: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class BatchReport:
-    """One batch: how many items it ran, what let it go, and how many had been given up before it."""
+    """One batch: how many items it ran, what let it go, when (`perf_counter`) and for how long it ran, and how many
+    items had been given up before it."""
 
     model: str
     size: int
     trigger: Trigger
+    started_at: float
     forward_seconds: float
     dropped: int
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -51,7 +50,7 @@ def gradless(folder: Path, settings: Mapping[str, str], command: Sequence[str] =
     stands in for `gradless serve`. Raises NotStartedError."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRADLESS_")}
     own = command or [str(Path(sys.executable).parent / "gradless"), "serve"]
-    with _running(own, folder / "gradless.log", _welcomed, {**inherited, "GRADLESS_PORT": "0", **settings}) as address:
+    with _running(own, folder / "gradless.log", _serving, {**inherited, "GRADLESS_PORT": "0", **settings}) as address:
         yield address
 
 
@@ -117,14 +116,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
 
 
-def _welcomed(line: str) -> str | None:
-    found = re.search(r"gradless serves .*? at (http://\S+)", line)
-    return found[1] if found else None
+def _serving(line: str) -> str | None:
+    said = _said(line)
+    return said["address"] if said.get("event") == "serving" else None
 
 
 def _listening(line: str) -> str | None:
+    said = _said(line)
+    return f"http://{said['address']}" if said.get("msg") == "Listening on" else None
+
+
+def _said(line: str) -> dict[str, str]:
+    """What a line of JSON says; nothing for any other line."""
     try:
         said = json.loads(line)
     except ValueError:
-        return None
-    return f"http://{said['address']}" if said.get("msg") == "Listening on" else None
+        return {}
+    return said if isinstance(said, dict) else {}

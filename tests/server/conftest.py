@@ -35,6 +35,7 @@ class Server:
     """One `gradless serve`. Leaving the context kills it, if it has not ended by then."""
 
     def __init__(self, **settings: str) -> None:
+        self._welcomes = settings.get("GRADLESS_LOG_FORMAT") == "console"
         self.process = subprocess.Popen(
             [GRADLESS, "serve"],
             env=environment(**settings),
@@ -49,13 +50,14 @@ class Server:
 
     def __enter__(self) -> Self:
         try:
-            welcome = self.wait_for_line("gradless serves ", START_TIMEOUT_S)
-            self.wait_for_line("curl .*(metrics|grad-modes)", START_TIMEOUT_S)
+            serving = self.wait_for_line(r"\bserving\b", START_TIMEOUT_S)
+            if self._welcomes:
+                self.wait_for_line("curl .*(metrics|grad-modes)", START_TIMEOUT_S)
         except BaseException:
             self._end()
             raise
-        found = re.search(r"at http://([\d.]+):(\d+)", welcome)
-        assert found, welcome
+        found = re.search(r"\bhttp://([\d.]+):(\d+)", serving)
+        assert found, serving
         self.host, self.port = found[1], int(found[2])
         self.address = f"http://{self.host}:{self.port}"
         return self
@@ -109,8 +111,8 @@ class RawAnswer(NamedTuple):
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """The default model with default settings, shared: leave it as you found it."""
-    with Server() as running:
+    """The default model, as in a terminal but else with default settings, shared: leave it as you found it."""
+    with Server(GRADLESS_LOG_FORMAT="console") as running:
         yield running
 
 

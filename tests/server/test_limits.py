@@ -61,7 +61,9 @@ def test_an_impatient_server_without_debug_endpoints(
     start_server: Callable[..., Any], read_answer: ReadAnswer, clock_jpeg: bytes
 ) -> None:
     # One process for both settings: a start takes seconds.
-    server = start_server(GRADLESS_READ_TIMEOUT_S="0.5", GRADLESS_DEBUG_ENDPOINTS="false")
+    server = start_server(
+        GRADLESS_READ_TIMEOUT_S="0.5", GRADLESS_DEBUG_ENDPOINTS="false", GRADLESS_LOG_FORMAT="console"
+    )
 
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: 100\r\n\r\nslow")
@@ -74,7 +76,7 @@ def test_an_impatient_server_without_debug_endpoints(
     lens = httpx2.post(f"{server.address}/debug/grad-modes?batch_size=1&iterations=1", timeout=30)
     assert lens.status_code == 404
     assert lens.json()["type"] == "urn:gradless:problem:debug-disabled"
-    assert not any("grad-modes" in line for line in server.log)
+    assert not any("curl" in line and "grad-modes" in line for line in server.log)
 
     answer = httpx2.post(f"{server.address}/v1/classify", content=clock_jpeg, timeout=30)
     assert answer.status_code == 200

@@ -16,6 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.main import create_app
+from app.observation import Traces
 from app.settings import Settings
 from models.batching import Batcher
 from models.comparison import (
@@ -32,7 +33,7 @@ from models.comparison import (
     TrainFacts,
 )
 from models.predictions import Answer, ModelCard, Prediction, ScoredClass
-from models.telemetry import BatcherState, MemoryKind, QueueState, StageSeconds
+from models.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds
 
 # Only a failing test waits this long.
 _PATIENCE_S = 30
@@ -117,7 +118,8 @@ def prediction() -> Callable[..., Prediction]:
     ) -> Prediction:
         classes = tuple(ScoredClass(index, f"class {index}", 0.5 / (index + 1)) for index in range(top_k))
         spent = seconds or StageSeconds(decode=0.001, queue=0.002, forward=0.003)
-        return Prediction(classes, np.array(features, dtype=np.float32), spent, batch_size=1)
+        batch = BatchReport("fake", 1, "idle", started_at=0.003, forward_seconds=spent.forward, dropped=0)
+        return Prediction(classes, np.array(features, dtype=np.float32), 0.0, spent, batch)
 
     return make
 
@@ -237,12 +239,12 @@ def new_runtime(prediction: Callable[..., Prediction], answer: Callable[..., Ans
 
 @pytest.fixture
 def application(new_runtime: Callable[..., FakeRuntime]) -> Callable[..., FastAPI]:
-    """Make an application, not yet started, over a fake runtime: `runtime` has its options, the others are
-    settings."""
+    """Make an application, not yet started, over a fake runtime: `runtime` has its options, `traces` gets the traces,
+    the others are settings."""
 
-    def make(runtime: Mapping[str, Any] | None = None, **settings: Any) -> FastAPI:
+    def make(runtime: Mapping[str, Any] | None = None, /, traces: Traces | None = None, **settings: Any) -> FastAPI:
         fake = new_runtime(**(runtime or {}))
-        return create_app(Settings(models=tuple(fake.names), **settings), lambda _telemetry: fake)
+        return create_app(Settings(models=tuple(fake.names), **settings), lambda _telemetry: fake, traces)
 
     return make
 

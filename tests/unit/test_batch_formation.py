@@ -85,7 +85,7 @@ def test_a_result_says_how_long_it_waited_and_what_its_batch_took(
     waited = [future.result(_PATIENCE_S) for future in (second, third)]
 
     assert [(each.result, each.queue_seconds) for each in waited] == [(20, 4.0), (30, 1.0)]
-    assert {(each.forward_seconds, each.batch_size) for each in waited} == {(5.0, 2)}
+    assert {(each.batch.forward_seconds, each.batch.size) for each in waited} == {(5.0, 2)}
     assert batcher.oldest_age_seconds() == 0.0
 
 

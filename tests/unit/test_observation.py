@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 from app.held_bytes import HeldBytes
 from app.metrics import Metrics
 from app.observation import ObservationMiddleware
+from app.request_log import RequestLog
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exchange
@@ -27,7 +28,9 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def observe(metrics: Metrics) -> Observe:
-    return lambda app: ObservationMiddleware(app, metrics, HeldBytes(1000), frozenset({"/v1/classify"}))
+    return lambda app: ObservationMiddleware(
+        app, metrics, RequestLog(1.0), HeldBytes(1000), frozenset({"/v1/classify"})
+    )
 
 
 async def _receive() -> dict[str, Any]:
