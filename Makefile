@@ -21,6 +21,9 @@ help: ## this list
 run: $(READY) ## serve the embedded default model on 127.0.0.1:8000
 	@$(BIN)/gradless serve
 
+# Two workers: much of a test's time is one process that waits for another. A file stays with one of them.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
+
 test: lint $(TOOLS) ## lint, then every layer of tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 

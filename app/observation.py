@@ -26,7 +26,7 @@ _ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 class Traces(Protocol):
     """Begins the trace of a request, or goes on with its caller's."""
 
-    def begin(self, scope: Scope) -> RequestTrace: ...
+    def begin(self, scope: Scope) -> RequestTrace | None: ...
 
     def close(self) -> None:
         """Hand over what is left. Blocks, for some seconds at most."""

@@ -22,6 +22,9 @@ from models.telemetry import BatchReport
 
 Batches = WeakKeyDictionary[BatchReport, SpanContext]
 
+# Asked for every few seconds by machines.
+_UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})
+
 _SERVER_ERRORS = 500
 _FLUSH_TIMEOUT_MS = 5000
 
@@ -39,8 +42,15 @@ class Traces:
         # The span of a batch is kept for as long as there are requests of it that have not ended.
         self._batches: Batches = WeakKeyDictionary()
 
-    def begin(self, scope: Scope) -> TracedRequest:
-        """Go on with the trace of the request's traceparent, or begin one."""
+    @property
+    def known_batches(self) -> int:
+        """How many batches have requests that have not ended, of those that have a span."""
+        return len(self._batches)
+
+    def begin(self, scope: Scope) -> TracedRequest | None:
+        """Go on with the trace of the request's traceparent, or begin one; None for what is not worth a trace."""
+        if scope["path"] in _UNTRACED:
+            return None
         context = self._propagator.extract(scope, getter=_HEADERS)
         span = self._tracer.start_span(scope["method"], context=context, kind=SpanKind.SERVER)
         if span.is_recording():

@@ -85,6 +85,10 @@ class Server:
         except subprocess.TimeoutExpired:
             pytest.fail(f"the server did not stop; it said:\n{''.join(self.log)}")
 
+    def end_of_output(self) -> None:
+        """Wait until `log` has all that the process has said. It must have ended."""
+        self._reader.join()
+
     def connect(self) -> socket.socket:
         return socket.create_connection((self.host, self.port), timeout=30)
 
@@ -121,6 +125,20 @@ def start_server() -> Iterator[Callable[..., Server]]:
     """Start a server with settings of one's own, GRADLESS_ prefix included; it ends with the test."""
     with contextlib.ExitStack() as running:
         yield lambda **settings: running.enter_context(Server(**settings))
+
+
+@pytest.fixture(scope="session")
+def gradless_path() -> Path:
+    return GRADLESS
+
+
+@pytest.fixture
+def unused_port() -> int:
+    """A TCP port of 127.0.0.1 on which nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
     assert b"gradless serves" not in done.stdout
     printed = done.stderr.decode()
     assert "Traceback" not in printed
-    ordinary = (" INFO ", "Application startup failed")
+    ordinary = ('"level": "info"', "Application startup failed")
     lines = [line for line in printed.splitlines() if not any(word in line for word in ordinary)]
     assert len(lines) == 1, printed
     return lines[0]

@@ -1,0 +1,145 @@
+"""What a real process tells its operators besides metrics: lines of log, and traces to a collector."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import httpx2
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from models.samples import draw, encode
+
+StartServer = Callable[..., Any]
+
+
+class Collector(ThreadingHTTPServer):
+    """Takes OTLP over HTTP, as the OpenTelemetry Collector does at /v1/traces."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Collecting)
+        self.received: list[ExportTraceServiceRequest] = []
+
+    def spans(self) -> dict[str, Any]:
+        """By name: the last of each."""
+        return {
+            span.name: span
+            for request in self.received
+            for of_resource in request.resource_spans
+            for of_scope in of_resource.scope_spans
+            for span in of_scope.spans
+        }
+
+    def resource(self) -> dict[str, str]:
+        attributes = self.received[0].resource_spans[0].resource.attributes
+        return {attribute.key: attribute.value.string_value for attribute in attributes}
+
+
+class _Collecting(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        assert self.path == "/v1/traces"
+        self.server.received.append(ExportTraceServiceRequest.FromString(body))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield serving
+        serving.shutdown()
+        thread.join()
+
+
+def test_every_line_is_json_and_every_request_has_its_own_and_its_trace(
+    start_server: StartServer, collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
+    monkeypatch.setenv("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test")
+    server = start_server(GRADLESS_TRACES="true", GRADLESS_BACKEND="eager")
+    picture = encode(draw("clock"), "PNG")
+    with httpx2.Client(base_url=server.address, timeout=30) as client:
+        answered = client.post("/v1/classify", content=picture)
+        malformed = client.post(
+            "/v1/classify", content=b"--x\r\nno part", headers={"Content-Type": "multipart/form-data; boundary=x"}
+        )
+        client.get("/readyz")
+    with server.connect() as connection:
+        connection.sendall(b"this is not HTTP\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
+    server.process.terminate()
+    assert server.exit_status() == 0
+    server.end_of_output()
+
+    lines = [json.loads(line) for line in server.log]
+    assert all({"timestamp", "level", "logger", "event"} <= set(line) for line in lines)
+    assert {"uvicorn.error", "app.server", "gradless.requests"} <= {line["logger"] for line in lines}
+    first, second, third = [line for line in lines if line["event"] == "request"]
+    assert first["request_id"] == answered.headers["x-request-id"]
+    assert (first["status"], first["model"], first["batch_size"]) == (200, "efficientnet_lite0", 1)
+    assert first["body_bytes"] == len(picture)
+    stages = [first[f"{stage}_ms"] for stage in ("read", "decode", "queue", "forward")]
+    assert 0 < sum(stages) < first["total_ms"]
+    assert (second["status"], second["problem"]) == (malformed.status_code, "malformed-multipart")
+    assert (third["status"], third["problem"]) == (400, "malformed-request")
+
+    spans = collector.spans()
+    assert {"POST /v1/classify", "read", "decode", "queue", "forward", "batch"} == set(spans)
+    assert spans["forward"].trace_id.hex() == first["trace_id"]
+    assert [link.span_id for link in spans["forward"].links] == [spans["batch"].span_id]
+    assert collector.resource()["service.name"] == "gradless"
+    assert collector.resource()["deployment.environment.name"] == "test"
+
+
+def test_a_collector_that_is_not_there_delays_no_answer_and_hardly_the_end(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{unused_port}")
+    server = start_server(GRADLESS_TRACES="true", GRADLESS_BACKEND="eager")
+    answered = httpx2.post(f"{server.address}/v1/classify", content=encode(draw("clock"), "PNG"), timeout=30)
+    assert answered.status_code == 200
+
+    server.process.send_signal(signal.SIGTERM)
+    told_at = monotonic()
+    assert server.exit_status() == 0
+    assert monotonic() - told_at < 15
+
+
+def test_in_a_terminal_lines_are_columns_and_the_welcome_is_there(
+    server_environment: Callable[..., dict[str, str]], gradless_path: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    environment = server_environment(GRADLESS_BACKEND="eager") | {"TERM": "xterm"}
+    with subprocess.Popen([gradless_path, "serve"], env=environment, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        shown = b""
+        # The last line of the welcome.
+        while b"grad-modes?" not in shown:
+            shown += os.read(ours, 65536)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    os.close(ours)
+
+    text = shown.decode()
+    assert "gradless serves efficientnet_lite0 at http://127.0.0.1:" in text
+    assert "serving" in text
+    assert '{"event"' not in text
