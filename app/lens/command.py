@@ -134,15 +134,13 @@ def _compared(settings: Settings, options: ComparisonOptions, image: bytes | Non
 
 
 def _tell(comparison: Comparison, json: Path | None, html: Path | None) -> None:
-    from rich.console import Console  # noqa: PLC0415
-
     from app.lens.page import page  # noqa: PLC0415
     from app.lens.schemas import GradModes  # noqa: PLC0415
-    from app.lens.terminal import show  # noqa: PLC0415
+    from app.lens.terminal import PatientConsole, show  # noqa: PLC0415
 
     report = GradModes.model_validate(comparison)
     # Where stdout is for the JSON, people read the rest on stderr.
-    show(report, Console(stderr=json == _STDOUT, highlight=False))
+    show(report, PatientConsole(stderr=json == _STDOUT, highlight=False))
     if json is not None:
         _write(json, report.model_dump_json(indent=2) + "\n")
     if html is not None:
@@ -150,8 +148,13 @@ def _tell(comparison: Comparison, json: Path | None, html: Path | None) -> None:
 
 
 def _write(path: Path, text: str) -> None:
+    from app.lens.terminal import leave_stdout  # noqa: PLC0415
+
     if path == _STDOUT:
-        typer.echo(text, nl=False)
+        try:
+            typer.echo(text, nl=False)
+        except BrokenPipeError:
+            leave_stdout()
         return
     try:
         path.write_text(text, encoding="utf-8")

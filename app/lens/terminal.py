@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
@@ -17,6 +19,22 @@ from models.figures import in_bytes, in_seconds
 
 # Modules that are worth a line: there are hundreds.
 _MODULES = 5
+
+
+class PatientConsole(Console):
+    """A console whose reader may leave, as `head` does: what it would have read is dropped. rich itself ends the
+    process then, with a status that means something else here and before the reports are written."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        leave_stdout()
+
+
+def leave_stdout() -> None:
+    """Nobody reads it any more: what is left to say there goes nowhere, also what Python flushes at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def waiting(console: Console, what: str) -> AbstractContextManager[object]:

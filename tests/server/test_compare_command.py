@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,28 @@ def test_a_report_that_cannot_be_written_is_told_all_the_same(gradless: Run, tmp
     assert done.returncode == 2
     assert b"cannot be written: No such file or directory" in done.stderr
     assert b"kept" in done.stdout
+
+
+@pytest.mark.parametrize("told", ["table", "json"])
+def test_a_reader_who_leaves_costs_no_report_and_does_not_change_the_verdict(
+    server_environment: Callable[..., dict[str, str]], gradless_path: Path, tmp_path: Path, told: str
+) -> None:
+    report = tmp_path / "report.html"
+    command = [gradless_path, "compare", *QUICK, "--arms", "grad,served", "--fail-on-retained", "--html", report]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        command + (["--json", "-"] if told == "json" else []),
+        env=server_environment(**EAGER),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        timeout=90,
+        check=False,
+    )
+    os.close(write)
+    assert done.returncode == 0
+    assert b"Error" not in done.stderr
+    assert "</html>" in report.read_text()
 
 
 def test_help_says_what_an_exit_status_means(gradless: Run) -> None:
