@@ -43,9 +43,9 @@ def folded(network: Network, example: torch.Tensor) -> Network:
 
 def _conv_bn_pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
     """Names of (convolution, BatchNorm) that follow one another, each used once in a forward."""
-    # The outputs are kept, so that no address stands for two tensors.
+    # Tensors are kept, inputs as well, so that no address stands for two of them.
     outputs: dict[int, tuple[str, torch.Tensor]] = {}
-    inputs: dict[int, list[str]] = {}
+    inputs: dict[int, list[tuple[str, torch.Tensor]]] = {}
     calls: dict[str, int] = {}
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -54,7 +54,7 @@ def _conv_bn_pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[str,
             if isinstance(module, nn.Conv2d):
                 outputs[id(output)] = (name, output)
             else:
-                inputs.setdefault(id(args[0]), []).append(name)
+                inputs.setdefault(id(args[0]), []).append((name, args[0]))
 
         return module.register_forward_hook(see)
 
@@ -63,9 +63,9 @@ def _conv_bn_pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[str,
     for handle in watched:
         handle.remove()
     return [
-        (conv, norms[0])
+        (conv, norms[0][0])
         for address, (conv, _) in outputs.items()
-        if len(norms := inputs.get(address, [])) == 1 and calls[conv] == calls[norms[0]] == 1
+        if len(norms := inputs.get(address, [])) == 1 and calls[conv] == calls[norms[0][0]] == 1
     ]
 
 

@@ -132,6 +132,27 @@ def test_a_batchnorm_whose_convolution_is_used_elsewhere_too_is_not_folded() -> 
         torch.testing.assert_close(folded(network, images)(images), network(images), atol=1e-5, rtol=1e-5)
 
 
+def test_a_batchnorm_before_a_convolution_is_not_taken_for_one_after_it() -> None:
+    class NormFirst(torch.nn.Module):
+        """Each BatchNorm takes a tensor that nobody keeps, at whose address a convolution's output may be next."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = torch.nn.ModuleList(torch.nn.BatchNorm2d(size) for size in range(3, 11))
+            self.convs = torch.nn.ModuleList(torch.nn.Conv2d(size, size + 1, 1) for size in range(3, 11))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            for norm, conv in zip(self.norms, self.convs, strict=True):
+                images = norm(images.relu())
+                images = conv(images)
+            return images.mean((2, 3))
+
+    network, images = Network(NormFirst(), torch.nn.Linear(11, 2)).eval(), torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(network, images)(images), network(images), atol=1e-5, rtol=1e-5)
+    assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded(network, images).modules()) == 8
+
+
 def test_the_served_copy_is_folded_and_the_loaded_network_is_not(
     default_model: LoadedModel, run: Callable[..., FeaturesAndLogits], pixels: torch.Tensor
 ) -> None:
