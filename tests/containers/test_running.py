@@ -58,6 +58,8 @@ def test_the_container_of_these_tests_lets_nobody_write_but_to_tmp(container: An
 
 
 def test_the_health_check_is_well_while_it_is_ready(container: Any, dockerfile: Any) -> None:
+    # Not /healthz, which is well before there are models and in a drain.
+    assert "'/readyz'" in dockerfile.health_check("cpu")[-1]
     assert container.run(*dockerfile.health_check("cpu")).returncode == 0
 
 
