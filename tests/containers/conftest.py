@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 30
 
-_NAMESPACES = ["unshare", "--mount", "--pid", "--net", "--fork", "--kill-child"]
+_NAMESPACES = ["unshare", "--mount", "--pid", "--net", "--fork"]
 _USER = "10001"
 _READING = "-all,+dac_read_search"
 _AS_USER = [
@@ -144,8 +145,10 @@ class Container:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._unshare.kill()
-        self._unshare.wait()
+        # Not unshare: the kernel forgets to end the child with its parent once that has changed its user.
+        if self._unshare.poll() is None:
+            os.kill(self.process, signal.SIGKILL)
+        self._unshare.wait(STOP_TIMEOUT_S)
 
     @property
     def log(self) -> str:
@@ -175,6 +178,13 @@ class Container:
                 return self
             sleep(0.2)
         pytest.fail(f"it does not become ready; it said:\n{self.log}")
+
+    def wait_until_it_says(self, words: str) -> None:
+        deadline = monotonic() + STOP_TIMEOUT_S
+        while words not in self.log:
+            if monotonic() > deadline:
+                pytest.fail(f"it never said {words!r}; it said:\n{self.log}")
+            sleep(0.05)
 
     def exit_status(self) -> int:
         """Of the command, which unshare passes on."""

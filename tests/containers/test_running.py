@@ -88,8 +88,7 @@ def test_sigterm_to_process_1_drains_and_ends_with_success(
         caller = container.start("python", "-c", SLOWLY)
         assert caller.stdout.readline() == b"half\n"
         os.kill(container.process, signal.Signals[stop_signal])
-        while "answering what was accepted" not in container.log:
-            pass
+        container.wait_until_it_says("answering what was accepted")
         assert container.run(*check).returncode == 1
 
         # An answer comes, be it that there is no image in two bytes or that the server is draining.
