@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,11 @@ from torch import nn
 
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
+
+
+# OpenVINO and NNCF report to their makers that they are used, at each import, unless the package that does it is not
+# installed. What serves other people's pictures tells nobody of it.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's own way to say that it is not there
 
 
 class Backend(Protocol):

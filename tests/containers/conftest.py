@@ -1,0 +1,229 @@
+"""What the Dockerfile says, and a container of it as far as one can be had without an engine."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any, Self
+
+import pytest
+from dockerfile_parse import DockerfileParser
+
+ROOT = Path(__file__).parents[2]
+START_TIMEOUT_S = 90
+STOP_TIMEOUT_S = 30
+
+_NAMESPACES = ["unshare", "--mount", "--pid", "--net", "--fork"]
+_USER = "10001"
+_READING = "-all,+dac_read_search"
+_AS_USER = [
+    *("setpriv", f"--reuid={_USER}", f"--regid={_USER}", "--clear-groups", "--no-new-privs"),
+    *(f"--inh-caps={_READING}", f"--ambient-caps={_READING}", f"--bounding-set={_READING}"),
+]
+
+
+class Dockerfile:
+    """Its instructions by stage."""
+
+    def __init__(self, path: Path) -> None:
+        self.stages: dict[str, list[tuple[str, str]]] = {}
+        self.parents: dict[str, str] = {}
+        for instruction in DockerfileParser(str(path)).structure:
+            name, value = instruction["instruction"], instruction["value"]
+            if name == "FROM":
+                parent, _, stage = value.split()
+                self.stages[stage], self.parents[stage] = [], parent
+            elif name != "COMMENT" and self.stages:
+                self.stages[stage].append((name, value))
+
+    def of(self, stage: str) -> list[tuple[str, str]]:
+        """What a stage is made by, from its base image on."""
+        inherited = self.of(self.parents[stage]) if self.parents[stage] in self.stages else []
+        return inherited + self.stages[stage]
+
+    def values(self, stage: str, instruction: str) -> list[str]:
+        return [value for name, value in self.of(stage) if name == instruction]
+
+    def command(self, stage: str) -> list[str]:
+        """What a container runs. Raises ValueError for the shell form, in which a shell would get the signals."""
+        return [*json.loads(self.values(stage, "ENTRYPOINT")[-1]), *json.loads(self.values(stage, "CMD")[-1])]
+
+    def health_check(self, stage: str) -> list[str]:
+        _, command = self.values(stage, "HEALTHCHECK")[-1].split("CMD ", 1)
+        checked: list[str] = json.loads(command)
+        return checked
+
+    def environment(self, stage: str) -> dict[str, str]:
+        return dict(word.split("=", 1) for value in self.values(stage, "ENV") for word in shlex.split(value))
+
+    def run_commands(self, stage: str) -> list[str]:
+        """What a stage runs, as a shell takes it."""
+        return [re.sub(r"^(--mount=\S+\s+)+", "", value) for value in self.values(stage, "RUN")]
+
+    def run_command(self, stage: str, words: str) -> str:
+        """The one of them with these words in it."""
+        [found] = [command for command in self.run_commands(stage) if words in command]
+        return found
+
+
+@pytest.fixture(scope="session")
+def dockerfile() -> Dockerfile:
+    return Dockerfile(ROOT / "Dockerfile")
+
+
+@pytest.fixture(scope="session")
+def build_step(dockerfile: Dockerfile, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
+    """Run a command of the stage build-cpu where its COPYs lie, locked as it is there."""
+    source = tmp_path_factory.mktemp("source")
+    for name in (word for value in dockerfile.values("build-cpu", "COPY") for word in value.split()[:-1]):
+        (source / name).symlink_to(ROOT / name)
+    constraints = str(source / "constraints.txt")
+    environment = os.environ | {
+        "PIP_CONSTRAINT": constraints,
+        "PIP_BUILD_CONSTRAINT": constraints,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+
+    def run(command: str, **variables: str) -> None:
+        subprocess.run(["sh", "-ec", command], cwd=source, env=environment | variables, check=True)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def installed(
+    dockerfile: Dockerfile, build_step: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """/opt/gradless by the Dockerfile's own commands; what the project stands on is borrowed, at /opt/borrowed."""
+    target = tmp_path_factory.mktemp("opt") / "gradless"
+    commands = [
+        dockerfile.run_command("build-cpu", "-m venv"),
+        # Not what it needs, which takes minutes.
+        dockerfile.run_command("build-cpu", "[openvino]").replace(" install ", " install --quiet --no-deps "),
+    ]
+    for command in commands:
+        build_step(command.replace("/opt/gradless", str(target)))
+    # Its command's first line names the interpreter by where it was installed.
+    script = target / "bin/gradless"
+    script.write_text(script.read_text().replace(str(target), "/opt/gradless"))
+    [packages] = target.glob("lib/python*/site-packages")
+    (packages / "borrowed.pth").write_text("/opt/borrowed\n")
+    return target
+
+
+class Container:
+    """The image's command in namespaces of its own. Leaving the context kills it, if it has not ended by then."""
+
+    def __init__(
+        self, installed: Path, cache: Path, command: list[str], environment: dict[str, str], log: Path
+    ) -> None:
+        torch = importlib.util.find_spec("torch")
+        assert torch is not None
+        assert torch.origin is not None
+        self._environment = {**environment, "PATH": environment["PATH"].replace("$PATH", os.environ["PATH"])}
+        self._log = log
+        inside = [sys.executable, str(Path(__file__).with_name("contained.py")), str(installed)]
+        with log.open("wb") as output:
+            self._unshare = subprocess.Popen(
+                [*_NAMESPACES, *inside, str(Path(torch.origin).parents[1]), str(cache), *_AS_USER, *command],
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Not unshare: the kernel forgets to end the child with its parent once that has changed its user.
+        if self._unshare.poll() is None:
+            os.kill(self.process, signal.SIGKILL)
+        self._unshare.wait(STOP_TIMEOUT_S)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def process(self) -> int:
+        """The process that is 1 inside, as it is called outside."""
+        [child] = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
+        return int(child)
+
+    def run(self, *command: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        """As `docker exec` would."""
+        return subprocess.run(
+            self._entering(*command), input=stdin, env=self._environment, capture_output=True, check=False
+        )
+
+    def start(self, *command: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._entering(*command), env=self._environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+
+    def wait_until_ready(self, health_check: list[str]) -> Self:
+        deadline = monotonic() + START_TIMEOUT_S
+        while self._unshare.poll() is None and monotonic() < deadline:
+            if "gradless serves" in self.log and self.run(*health_check).returncode == 0:
+                return self
+            sleep(0.2)
+        pytest.fail(f"it does not become ready; it said:\n{self.log}")
+
+    def wait_until_it_says(self, words: str) -> None:
+        deadline = monotonic() + STOP_TIMEOUT_S
+        while words not in self.log:
+            if monotonic() > deadline:
+                pytest.fail(f"it never said {words!r}; it said:\n{self.log}")
+            sleep(0.05)
+
+    def exit_status(self) -> int:
+        """Of the command, which unshare passes on."""
+        return self._unshare.wait(STOP_TIMEOUT_S)
+
+    def _entering(self, *command: str) -> list[str]:
+        return ["nsenter", f"--target={self.process}", "--mount", "--pid", "--net", "--wd=/", *_AS_USER, *command]
+
+
+@pytest.fixture(scope="session")
+def converted(dockerfile: Dockerfile, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """/var/cache/gradless as the image has it: by the Dockerfile's own command, as root, as a build is."""
+    cache = tmp_path_factory.mktemp("cache")
+    command = dockerfile.run_command("build-cpu", "gradless compare")
+    program = str(Path(sys.executable).parent / "gradless")
+    in_place = command.replace("/var/cache/gradless", str(cache)).replace("/opt/gradless/bin/gradless", program)
+    subprocess.run(["sh", "-ec", in_place], check=True, capture_output=True)
+    return cache
+
+
+@pytest.fixture(scope="session")
+def start_container(
+    dockerfile: Dockerfile, installed: Path, converted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Container]:
+    """The image `cpu`, with its environment and these variables beside it. Skips where there can be no namespaces."""
+    tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"no namespaces to contain it in: {tried.stderr.strip()}")
+
+    def start(**variables: str) -> Container:
+        environment = dockerfile.environment("cpu") | variables
+        log = tmp_path_factory.mktemp("log") / "container.log"
+        return Container(installed, converted, dockerfile.command("cpu"), environment, log)
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def container(start_container: Callable[..., Container], dockerfile: Dockerfile) -> Iterator[Any]:
+    """One that is ready, shared: leave it as you found it."""
+    with start_container() as started:
+        yield started.wait_until_ready(dockerfile.health_check("cpu"))

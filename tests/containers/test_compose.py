@@ -1,0 +1,117 @@
+"""docker/compose.yaml and compose.gpu.yaml: by Compose's own schema, and against what they mount and start."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from app.settings import Settings
+from observe.places import GRAFANA, PROMETHEUS, ROOT
+
+FILES = [ROOT / "docker/compose.yaml", ROOT / "docker/compose.gpu.yaml"]
+COMPOSE: dict[str, Any] = yaml.safe_load(FILES[0].read_text())
+GPU: dict[str, Any] = yaml.safe_load(FILES[1].read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = {name: value for name, value in SERVICES["gradless"]["environment"].items() if name.startswith("GRADLESS_")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_it_is_valid_by_the_schema_of_compose(path: Path) -> None:
+    command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_can_write_to_volumes_and_tmp_alone_and_gain_no_right(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_a_service_is_to_be_reached_from_this_machine_alone(name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
+
+
+@pytest.mark.parametrize("name", ["prometheus", "grafana"])
+def test_the_images_of_others_are_of_one_version_and_are_asked_how_they_are(name: str) -> None:
+    assert re.fullmatch(r"\w+/\w+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
+    assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
+
+
+def test_gradless_is_built_by_targets_that_there_are(dockerfile: Any) -> None:
+    for services in (SERVICES, GPU["services"]):
+        target = services["gradless"]["build"]["target"]
+        assert target in dockerfile.stages
+        assert services["gradless"]["image"] == f"gradless:{target}"
+    assert (FILES[0].parent / SERVICES["gradless"]["build"]["context"] / "Dockerfile").is_file()
+
+
+def test_gradless_has_the_settings_that_there_are_and_longer_to_stop_than_it_drains() -> None:
+    settings = Settings(**{name.removeprefix("GRADLESS_").lower(): value for name, value in OURS.items()})
+    grace_s = int(SERVICES["gradless"]["stop_grace_period"].removesuffix("s"))
+    assert grace_s > settings.drain_timeout_s
+
+
+def test_prometheus_scrapes_gradless_at_its_name_and_port(dockerfile: Any) -> None:
+    [scraped] = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["scrape_configs"]
+    [target] = scraped["static_configs"][0]["targets"]
+    host, port = target.split(":")
+    assert host in SERVICES
+    assert port == dockerfile.environment("cpu")["GRADLESS_PORT"] == dockerfile.values("cpu", "EXPOSE")[-1]
+
+
+def test_grafana_finds_prometheus_its_dashboards_and_its_first_page_where_they_are_mounted() -> None:
+    mounted = mounts("grafana")
+    assert mounted["/etc/grafana/provisioning"] == GRAFANA / "provisioning"
+    [provider] = yaml.safe_load((GRAFANA / "provisioning/dashboards/gradless.yml").read_text())["providers"]
+    dashboards = mounted[provider["options"]["path"]]
+    assert dashboards == GRAFANA / "dashboards"
+    home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert str(home.parent) == provider["options"]["path"]
+    assert (dashboards / home.name).is_file()
+    [source] = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())["datasources"]
+    address = urlsplit(source["url"])
+    assert address.hostname in SERVICES
+    assert f"127.0.0.1:{address.port}:{address.port}" in SERVICES["prometheus"]["ports"]
+
+
+def test_prometheus_finds_its_configuration_and_rules_where_they_are_mounted() -> None:
+    mounted = mounts("prometheus")
+    assert mounted["/etc/prometheus"] == PROMETHEUS
+    [configuration] = [word for word in SERVICES["prometheus"]["command"] if word.startswith("--config.file=")]
+    assert configuration == "--config.file=/etc/prometheus/prometheus.yml"
+    assert "--storage.tsdb.path=/prometheus" in SERVICES["prometheus"]["command"]
+    assert "prometheus:/prometheus" in SERVICES["prometheus"]["volumes"]
+
+
+def test_everybody_may_look_at_grafana_and_nobody_has_a_password_that_all_know() -> None:
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "true"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+
+
+def test_on_a_gpu_gradless_asks_for_one() -> None:
+    [device] = GPU["services"]["gradless"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+
+
+def mounts(service: str) -> dict[str, Path]:
+    """Folders of this repository by where they are mounted, read-only."""
+    found = {}
+    for volume in SERVICES[service]["volumes"]:
+        source, target, *mode = volume.split(":")
+        if source.startswith("."):
+            assert mode == ["ro"]
+            found[target] = (FILES[0].parent / source).resolve()
+    return found

@@ -1,0 +1,173 @@
+"""docker/kubernetes: by the schemas of the oldest Kubernetes that they are for and of the newest, and against the
+service that they run. Kustomize's part needs kubectl, which is no package of the registries that tests install from."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from app.main import create_app
+from app.settings import Settings
+from observe.places import ROOT
+
+FOLDER = ROOT / "docker/kubernetes"
+KUSTOMIZATION = yaml.safe_load((FOLDER / "base/kustomization.yaml").read_text())
+OBJECTS: dict[str, dict[str, Any]] = {
+    document["kind"]: document
+    for name in KUSTOMIZATION["resources"]
+    for document in yaml.safe_load_all((FOLDER / "base" / name).read_text())
+}
+OF_KUBERNETES = [kind for kind in OBJECTS if kind != "PodMonitor"]
+POD: dict[str, Any] = OBJECTS["Deployment"]["spec"]["template"]["spec"]
+[GRADLESS] = POD["containers"]
+ENVIRONMENT = {variable["name"]: variable["value"] for variable in GRADLESS["env"]}
+# Before 1.30 preStop could not sleep by itself.
+VERSIONS = ["1.30.0", kubernetes_validate.latest_version()]
+
+needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", OF_KUBERNETES)
+def test_each_object_is_valid_by_the_schema_of_its_kind_and_has_no_field_beside_it(kind: str, version: str) -> None:
+    kubernetes_validate.validate(OBJECTS[kind], version, strict=True)
+
+
+def test_every_file_of_the_base_is_a_part_of_it() -> None:
+    held = {path.name for path in (FOLDER / "base").iterdir()}
+    assert held == {*KUSTOMIZATION["resources"], "kustomization.yaml"}
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
+def test_probes_ask_for_paths_that_there_are(probe: str) -> None:
+    asked = GRADLESS[probe]["httpGet"]
+    assert asked["port"] == "http"
+    assert asked["path"] == ("/healthz" if probe == "livenessProbe" else "/readyz")
+    assert asked["path"] in create_app(Settings()).openapi()["paths"]
+
+
+def test_a_pod_has_longer_to_stop_than_it_sleeps_and_drains() -> None:
+    drain_s = Settings(drain_timeout_s=ENVIRONMENT["GRADLESS_DRAIN_TIMEOUT_S"]).drain_timeout_s
+    sleep_s = GRADLESS["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert sleep_s > 0
+    assert POD["terminationGracePeriodSeconds"] > sleep_s + drain_s
+
+
+def test_a_pod_is_restricted_and_the_user_of_the_image(dockerfile: Any) -> None:
+    own = GRADLESS["securityContext"]
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    user = f"{POD['securityContext']['runAsUser']}:{POD['securityContext']['runAsGroup']}"
+    assert user == dockerfile.values("cpu", "USER")[-1]
+    assert own["readOnlyRootFilesystem"] is True
+    assert own["allowPrivilegeEscalation"] is False
+    assert own["capabilities"] == {"drop": ["ALL"]}
+    assert POD["automountServiceAccountToken"] is False
+
+
+def test_nothing_is_mounted_over_the_model_that_the_image_holds(dockerfile: Any) -> None:
+    cache = dockerfile.environment("cpu")["GRADLESS_CACHE_FOLDER"]
+    assert [mount["mountPath"] for mount in GRADLESS["volumeMounts"]] == ["/tmp"]  # noqa: S108 - inside
+    assert not cache.startswith("/tmp")  # noqa: S108 - inside
+
+
+def test_everything_finds_the_pods_by_the_label_that_they_have(dockerfile: Any) -> None:
+    labels = OBJECTS["Deployment"]["spec"]["template"]["metadata"]["labels"]
+    assert OBJECTS["Deployment"]["spec"]["selector"]["matchLabels"] == labels
+    assert OBJECTS["Service"]["spec"]["selector"] == labels
+    assert OBJECTS["PodMonitor"]["spec"]["selector"]["matchLabels"] == labels
+    assert OBJECTS["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"] == labels
+    [port] = GRADLESS["ports"]
+    assert port == {"name": "http", "containerPort": int(dockerfile.environment("cpu")["GRADLESS_PORT"])}
+    assert OBJECTS["Service"]["spec"]["ports"][0]["targetPort"] == port["name"]
+
+
+def test_prometheus_gets_the_metrics_under_the_job_that_alerts_ask_for() -> None:
+    # Its schema is the operator's own; what stands here is what is relied on.
+    spec = OBJECTS["PodMonitor"]["spec"]
+    job = OBJECTS["Deployment"]["spec"]["template"]["metadata"]["labels"][spec["jobLabel"]]
+    assert f'up{{job="{job}"}}' in (ROOT / "docker/prometheus/rules/alerts.yml").read_text()
+    [endpoint] = spec["podMetricsEndpoints"]
+    assert endpoint["port"] == "http"
+    assert endpoint["path"] in create_app(Settings()).openapi()["paths"]
+
+
+def test_the_autoscaler_scales_the_deployment_which_says_no_number_itself() -> None:
+    spec = OBJECTS["HorizontalPodAutoscaler"]["spec"]
+    assert spec["scaleTargetRef"]["name"] == OBJECTS["Deployment"]["metadata"]["name"]
+    assert "replicas" not in OBJECTS["Deployment"]["spec"]
+    # One may always go, and one is always there.
+    assert spec["minReplicas"] > OBJECTS["PodDisruptionBudget"]["spec"]["maxUnavailable"]
+
+
+def test_the_autoscaler_sees_a_pods_queue_of_all_models_as_a_minutes_mean(tmp_path: Path) -> None:
+    [rule] = yaml.safe_load((FOLDER / "prometheus-adapter.yaml").read_text())["rules"]["custom"]
+    [metric] = OBJECTS["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert rule["name"]["as"] == metric["pods"]["metric"]["name"]
+    series = rule["seriesQuery"].split("{")[0]
+    # As the adapter fills it in.
+    query = rule["metricsQuery"].replace("<<.Series>>", series).replace("<<.GroupBy>>", "pod")
+    query = query.replace("<<.LabelMatchers>>", 'namespace="images",pod=~"gradless-a|gradless-b"')
+    labels = 'namespace="images",job="gradless"'
+    cases = {
+        "evaluation_interval": "15s",
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": [
+                    {"series": f'{series}{{{labels},pod="gradless-a",model="one"}}', "values": "0 40 0 40"},
+                    {"series": f'{series}{{{labels},pod="gradless-a",model="two"}}', "values": "5 5 5 5"},
+                    {"series": f'{series}{{{labels},pod="gradless-b",model="one"}}', "values": "0 0 0 0"},
+                    {"series": f'{series}{{namespace="other",pod="gradless-a",model="one"}}', "values": "9 9 9 9"},
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": query,
+                        "eval_time": "45s",
+                        "exp_samples": [
+                            {"labels": '{pod="gradless-a"}', "value": 25},
+                            {"labels": '{pod="gradless-b"}', "value": 0},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+    path = tmp_path / "adapter.yml"
+    path.write_text(yaml.safe_dump(cases))
+    done = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_kubectl
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("overlay", ["base", "gpu"])
+def test_what_kustomize_makes_is_valid_and_of_one_image(overlay: str, version: str) -> None:
+    objects = kustomized(overlay)
+    assert set(objects) == set(OBJECTS)
+    for kind in OF_KUBERNETES:
+        kubernetes_validate.validate(objects[kind], version, strict=True)
+    [container] = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert container["image"].endswith({"base": "-cpu", "gpu": "-cuda"}[overlay])
+
+
+@needs_kubectl
+def test_on_gpus_a_replica_has_one_and_all_else_is_as_it_was() -> None:
+    pod = kustomized("gpu")["Deployment"]["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert pod["tolerations"]
+    assert container["securityContext"] == GRADLESS["securityContext"]
+    assert container["readinessProbe"] == GRADLESS["readinessProbe"]
+
+
+def kustomized(overlay: str) -> dict[str, Any]:
+    command = ["kubectl", "kustomize", FOLDER / overlay]
+    made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {document["kind"]: document for document in yaml.safe_load_all(made)}

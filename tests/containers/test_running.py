@@ -1,0 +1,97 @@
+"""The image's own commands, run as a container engine would run them: as process 1, as a user who is nobody, on a
+read-only root, without capabilities or a network."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.timeout(300)
+
+CLASSIFY = """
+import sys, urllib.request
+image = sys.stdin.buffer.read()
+print(urllib.request.urlopen("http://127.0.0.1:8000/v1/classify?top_k=1", image).read().decode())
+"""
+
+# Has the server wait for the second half of its image until it is told to send it.
+SLOWLY = """
+import socket, sys
+with socket.create_connection(("127.0.0.1", 8000)) as connection:
+    connection.sendall(b"POST /v1/classify HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 2\\r\\n\\r\\n.")
+    print("half", flush=True)
+    sys.stdin.readline()
+    connection.sendall(b".")
+    print(connection.recv(12).decode())
+"""
+
+
+def test_it_serves_the_embedded_model_on_a_read_only_root_as_nobody_without_a_network(
+    container: Any, clock_png: bytes
+) -> None:
+    done = container.run("python", "-c", CLASSIFY, stdin=clock_png)
+    [result] = json.loads(done.stdout)["results"]
+    assert result["predictions"][0]["label"] == "analog clock"
+
+
+def test_nothing_is_converted_or_complained_of_at_its_start(container: Any) -> None:
+    assert "WARNING" not in container.log
+    assert "ERROR" not in container.log
+
+
+def test_the_container_of_these_tests_lets_nobody_write_but_to_tmp(container: Any) -> None:
+    def status(path: str) -> int:
+        returned: int = container.run("sh", "-c", f"echo > {path}").returncode
+        return returned
+
+    assert status("/tmp/written") == 0  # noqa: S108 - inside
+    assert all(status(f"{folder}/written") for folder in ("", "/opt/gradless", "/var/cache/gradless", "/var/tmp"))  # noqa: S108
+    assert b"\nCapEff:\t0000000000000004\n" in container.run("cat", "/proc/1/status").stdout
+    assert b"\nUid:\t10001\t" in container.run("cat", "/proc/1/status").stdout
+
+
+def test_the_health_check_is_well_while_it_is_ready(container: Any, dockerfile: Any) -> None:
+    # Not /healthz, which is well before there are models and in a drain.
+    assert "'/readyz'" in dockerfile.health_check("cpu")[-1]
+    assert container.run(*dockerfile.health_check("cpu")).returncode == 0
+
+
+def test_the_health_check_asks_no_proxy(container: Any, dockerfile: Any) -> None:
+    proxy = ["env", "http_proxy=http://127.0.0.1:9", "HTTP_PROXY=http://127.0.0.1:9"]
+    assert container.run(*proxy, *dockerfile.health_check("cpu")).returncode == 0
+
+
+def test_it_measures_what_the_autoscaler_of_kubernetes_goes_by(container: Any) -> None:
+    scrape = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
+    assert b'\ngradless_queue_depth{model="efficientnet_lite0"} ' in container.run("python", "-c", scrape).stdout
+
+
+def test_the_health_check_fails_where_nobody_listens(dockerfile: Any) -> None:
+    command = [sys.executable, *dockerfile.health_check("cpu")[1:]]
+    done = subprocess.run(command, env=os.environ | {"GRADLESS_PORT": "9"}, capture_output=True, check=False)
+    assert done.returncode == 1
+
+
+def test_sigterm_to_process_1_drains_and_ends_with_success(
+    start_container: Callable[..., Any], dockerfile: Any
+) -> None:
+    check = dockerfile.health_check("cpu")
+    [stop_signal] = dockerfile.values("cpu", "STOPSIGNAL")
+    with start_container().wait_until_ready(check) as container:
+        caller = container.start("python", "-c", SLOWLY)
+        assert caller.stdout.readline() == b"half\n"
+        os.kill(container.process, signal.Signals[stop_signal])
+        container.wait_until_it_says("answering what was accepted")
+        assert container.run(*check).returncode == 1
+
+        # An answer comes, be it that there is no image in two bytes or that the server is draining.
+        answer, _ = caller.communicate(b"\n")
+        assert answer.startswith(b"HTTP/1.1 ")
+        assert container.exit_status() == 0

@@ -1,0 +1,57 @@
+"""Nobody is told that gradless runs: not by the libraries that it runs on either."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+# Each look-up and each connection of the process, whichever thread or library makes it.
+_WATCHED = """
+import sys
+
+asked = []
+
+
+def watch(event, arguments):
+    if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.connect", "subprocess.Popen"):
+        asked.append((event, repr(arguments)))
+
+
+sys.addaudithook(watch)
+from app.cli import app
+
+try:
+    app(sys.argv[1:])
+finally:
+    print("ASKED", asked, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("backend", ["openvino", "eager"])
+def test_converting_and_serving_a_model_asks_nobody_and_leaves_nothing_at_home(tmp_path: Path, backend: str) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    # Where it runs in CI it says that it does, and OpenVINO would hold its tongue.
+    environment = {name: value for name, value in os.environ.items() if name not in {"CI", "TF_BUILD", "JENKINS_URL"}}
+    environment |= {
+        "HOME": str(home),
+        "GRADLESS_BACKEND": backend,
+        "GRADLESS_CACHE_FOLDER": str(tmp_path / "cache"),
+    }
+    arguments = ["compare", "shufflenet_v2_x0_5:random", "--arms", "served", "--batch-size", "1", "--iterations", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", _WATCHED, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "ASKED []"
+    assert list(home.iterdir()) == []
