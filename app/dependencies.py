@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, cast
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Header, Query, Request
 
+from app.access import Keys, authorize
 from app.metrics import Metrics
-from app.problems import DebugDisabledError
+from app.problems import DebugDisabledError, FingerprintMismatchError
 from app.runtime import Runtime
 from app.settings import Settings
 from app.uploads import read_images
@@ -23,6 +24,7 @@ class Parts:
 
     settings: Settings
     metrics: Metrics
+    keys: Keys
     runtime: Runtime | None = None
     start_error: StartError | None = None
     failure: str | None = None
@@ -72,21 +74,52 @@ class Upload:
     images: list[bytes]
 
 
-async def upload_of(request: Request, model: ModelName = None) -> Upload:
-    """The images of `request`, read. Raises DrainingError, UnknownModelError, and what read_images raises."""
+Pinned = Annotated[
+    str | None,
+    Header(alias="If-Match", description="a fingerprint: whatever else is served, the answer is 412"),
+]
+
+
+async def upload_of(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
+    """The images of `request`, read. Raises UnauthorizedError, ForbiddenError, DrainingError, UnknownModelError,
+    FingerprintMismatchError, and what read_images raises."""
     parts = parts_of(request)
+    authorize(request, parts.keys, "inference")
     runtime = await _runtime(request)
     # Before the body is read: a caller who asks for a model that is not there need not send it.
     card = card_named(runtime, model)
     if runtime.draining:
         raise DrainingError
+    if if_match is not None and not _matches(if_match, card.fingerprint):
+        raise FingerprintMismatchError(card.fingerprint)
     return Upload(request, runtime, parts.metrics, card, await read_images(request, parts.settings))
 
 
 ImageUpload = Annotated[Upload, Depends(upload_of)]
 
 
-async def debug_enabled(request: Request) -> None:
-    """For routes that exist only where GRADLESS_DEBUG_ENDPOINTS is on. Raises DebugDisabledError."""
-    if not parts_of(request).settings.debug_endpoints:
+def _matches(if_match: str, fingerprint: str) -> bool:
+    """As RFC 9110 compares entity tags; the quotes may be left out."""
+    tags = {tag.strip().strip('"') for tag in if_match.split(",")}
+    return fingerprint in tags or "*" in tags
+
+
+async def debug_allowed(request: Request) -> None:
+    """For routes that exist only where GRADLESS_DEBUG_ENDPOINTS is on, for callers of this machine or with that right.
+
+    Raises DebugDisabledError, UnauthorizedError, ForbiddenError.
+    """
+    parts = parts_of(request)
+    if not parts.settings.debug_endpoints:
         raise DebugDisabledError
+    authorize(request, parts.keys, "debug")
+
+
+async def inference_allowed(request: Request) -> None:
+    """Raises UnauthorizedError, ForbiddenError."""
+    authorize(request, parts_of(request).keys, "inference")
+
+
+async def metrics_allowed(request: Request) -> None:
+    """Raises UnauthorizedError, ForbiddenError."""
+    authorize(request, parts_of(request).keys, "metrics")

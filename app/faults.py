@@ -20,6 +20,7 @@ from app.problems import (
     RequestError,
     Row,
     TooMuchAtOnceError,
+    UnauthorizedError,
     problem,
     row_of,
 )
@@ -43,10 +44,12 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         headers = {}
         if isinstance(error, OverloadedError | TooMuchAtOnceError):
             headers = {"Retry-After": str(error.retry_after_s)}
-        return _answer(request, row, str(error), headers)
+        if isinstance(error, UnauthorizedError):
+            headers = {"WWW-Authenticate": error.challenge}
+        return answer(request, row, str(error), headers)
 
     async def invalid(request: Request, error: Exception) -> Response:
-        return _answer(request, INVALID_PARAMETER, _faults(error))
+        return answer(request, INVALID_PARAMETER, _faults(error))
 
     async def http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):  # pragma: no cover - registered for nothing else
@@ -54,7 +57,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         row = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(
             error.status_code, Row(error.status_code, "http-error", "The request cannot be answered")
         )
-        return _answer(request, row, f"{request.method} {request.url.path}", dict(error.headers or {}))
+        return answer(request, row, f"{request.method} {request.url.path}", dict(error.headers or {}))
 
     app.add_exception_handler(GradlessError, ours)
     app.add_exception_handler(RequestError, ours)
@@ -87,7 +90,9 @@ def _noted(request: Request, metrics: Metrics, error: Exception) -> Row:
     return row
 
 
-def _answer(request: Request, row: Row, detail: str, headers: dict[str, str] | None = None) -> Response:
+def answer(request: Request, row: Row, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """The problem as a response, noted as the request's. It ends the connection where the rest of a body would have to
+    be waited for."""
     seen = observed(request.scope)
     seen.problem = row.slug
     if not seen.body_read and (row.status in _BROKEN_OFF or not _has_short_body(request)):

@@ -39,7 +39,7 @@ def _handler_of(endpoint: Callable[..., Any]) -> Callable[[Request], Coroutine[A
     async def handle(request: Request) -> Response:
         query = _query(query_type, request) if request.scope["query_string"] else without_query
         values = dict(query)
-        upload = await upload_of(request, values.pop("model"))
+        upload = await upload_of(request, values.pop("model"), request.headers.get("if-match"))
         answer = await endpoint(upload, **values)
         if isinstance(answer, Response):
             return answer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from app.callers import unless_gone
 from app.dependencies import Upload
 from app.observed import observed
+from app.problems import FingerprintMismatchError, ForbiddenError, UnauthorizedError
 from app.uploads import UPLOAD_ERRORS
 from models import errors
 from models.errors import ImageError
@@ -12,6 +13,9 @@ from models.predictions import Answer, Prediction
 from models.telemetry import Task
 
 PREDICTION_ERRORS: tuple[type[Exception], ...] = (
+    UnauthorizedError,
+    ForbiddenError,
+    FingerprintMismatchError,
     *UPLOAD_ERRORS,
     errors.UnknownModelError,
     errors.NotFiniteError,

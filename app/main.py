@@ -11,12 +11,14 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi_offline import FastAPIOffline
 
 from app import faults
 from app.dependencies import Parts
 from app.documents import document_problems, documented_ends
 from app.held_bytes import HeldBytes
+from app.hosts import HostCheck, allowed_hosts
 from app.metrics import Metrics
 from app.observation import ObservationMiddleware, Traces
 from app.request_log import RequestLog
@@ -41,7 +43,7 @@ def create_app(
     """
     settings = settings or load_settings()
     metrics = Metrics(settings.models)
-    parts = Parts(settings, metrics)
+    parts = Parts(settings, metrics, settings.known_keys())
     traces = traces or (_exporting_traces() if settings.traces else None)
 
     def give_up(reason: str) -> None:
@@ -82,6 +84,16 @@ def create_app(
         redoc_url=None,
     )
     app.state.parts = parts
+    # From the inside out: what is outermost is added last.
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Server-Timing"],
+        )
+    app.add_middleware(HostCheck, allowed=allowed_hosts(settings.allowed_hosts, settings.host))
     app.add_middleware(
         ObservationMiddleware,
         metrics=metrics,
@@ -122,6 +134,7 @@ def start_serving(
             cache_folder=settings.cache_folder,
             calibration_folder=settings.calibration_folder,
             max_batch_size=settings.max_batch_size,
+            fixed_batch=settings.fixed_batch,
             max_wait_s=settings.max_wait_ms / 1e3,
             queue_capacity=settings.queue_capacity,
             decode_threads=settings.decode_threads,

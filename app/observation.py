@@ -64,6 +64,7 @@ class ObservationMiddleware:
                 request.status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-ID"] = request.request_id
+                headers["X-Content-Type-Options"] = "nosniff"
                 if trace is not None:
                     headers["traceresponse"] = trace.response_header
                 if scope["path"] in self._timed_paths:

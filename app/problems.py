@@ -25,6 +25,7 @@ Reason = Literal[
     "malformed",
     "model_down",
     "out_of_memory",
+    "auth",
 ]
 
 
@@ -76,6 +77,23 @@ class DebugDisabledError(RequestError):
         super().__init__("Debug endpoints are switched off (GRADLESS_DEBUG_ENDPOINTS).")
 
 
+class UnauthorizedError(RequestError):
+    """Who asks is not known. `known=False`: there was a key, which is none."""
+
+    def __init__(self, message: str, *, known: bool = True) -> None:
+        super().__init__(message)
+        self.challenge = "Bearer" if known else 'Bearer error="invalid_token"'
+
+
+class ForbiddenError(RequestError):
+    """Who asks may not."""
+
+
+class FingerprintMismatchError(RequestError):
+    def __init__(self, served: str) -> None:
+        super().__init__(f"What is served has the fingerprint {served}: its vectors are of another kind.")
+
+
 class NotReadyError(RequestError):
     def __init__(self) -> None:
         super().__init__("The models are not warmed up, or the service is stopping.")
@@ -121,12 +139,16 @@ TABLE: dict[type[Exception], Row] = {
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
     CallerGoneError: Row(CLIENT_GONE_STATUS, "caller-gone", "The caller has gone"),
+    UnauthorizedError: Row(401, "unauthorized", "An API key is needed", "auth"),
+    ForbiddenError: Row(403, "forbidden", "This caller may not do that", "auth"),
+    FingerprintMismatchError: Row(412, "fingerprint-mismatch", "The model is not the one that was asked for"),
     DebugDisabledError: Row(404, "debug-disabled", "Debug endpoints are off"),
     NotReadyError: Row(503, "not-ready", "The service is not ready"),
 }
 
 MALFORMED_REQUEST = Row(400, "malformed-request", "This is not an HTTP request", "malformed")
 HEADERS_TOO_LARGE = Row(431, "headers-too-large", "The request's headers are too large", "too_large")
+UNKNOWN_HOST = Row(421, "unknown-host", "There is no such host here")
 INVALID_PARAMETER = Row(422, "invalid-parameter", "A parameter is not valid")
 NOT_FOUND = Row(404, "not-found", "There is nothing here")
 METHOD_NOT_ALLOWED = Row(405, "method-not-allowed", "This resource does not take that method")

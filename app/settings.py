@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.access import Keys, read_keys
 
 LogFormat = Literal["auto", "json", "console"]
 
@@ -28,6 +30,10 @@ def _comma_separated(value: object) -> object:
     return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
 
 
+# A variable that holds several, separated by commas.
+_Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
+
+
 def _some_and_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         raise ValueError("at least one name is needed")
@@ -43,9 +49,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    models: Annotated[
-        tuple[str, ...], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_some_and_distinct)
-    ] = Field(
+    models: Annotated[_Names, AfterValidator(_some_and_distinct)] = Field(
         ("efficientnet_lite0",),
         description="models to serve, separated by commas; the first is the default",
     )
@@ -84,7 +88,23 @@ class Settings(BaseSettings):
         60, gt=0, le=3600, description="s a forward may take; a model that takes longer is started anew"
     )
     drain_timeout_s: float = Field(30, ge=0, le=3600, description="s that accepted requests get after SIGTERM")
-    debug_endpoints: bool = Field(True, description="serve /debug/grad-modes")
+    fixed_batch: bool = Field(
+        False, description="run every forward in one shape, so that an image's answer is the same to the last bit"
+    )
+    api_keys: SecretStr | None = Field(
+        None, description="keys that callers need, separated by commas: KEY or RIGHTS:KEY"
+    )
+    api_keys_file: Path | None = Field(None, description="file of such keys, one in a line")
+    allowed_hosts: _Names = Field(
+        (),
+        description="host names it may be asked by, separated by commas; unset: localhost on loopback, else any",
+    )
+    cors_origins: _Names = Field(
+        (), description="origins whose pages may ask it in a browser, separated by commas; unset: none"
+    )
+    debug_endpoints: bool = Field(
+        True, description="serve /debug/grad-modes, to this machine and to keys with the right debug"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level logged")
     log_format: LogFormat = Field("auto", description="form of log lines; auto: json unless stderr is a terminal")
     slow_request_ms: float = Field(
@@ -93,6 +113,10 @@ class Settings(BaseSettings):
     traces: bool = Field(
         False, description="send OpenTelemetry traces to where the OTEL_* variables say; needs the extra otel"
     )
+
+    def known_keys(self) -> Keys:
+        """Who may ask."""
+        return read_keys(None if self.api_keys is None else self.api_keys.get_secret_value(), self.api_keys_file)
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
@@ -112,6 +136,17 @@ class Settings(BaseSettings):
                 f"{PREFIX}MAX_REQUEST_BYTES ({self.max_request_bytes}): "
                 "a body of that many bytes would never be taken"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_can_be_read(self) -> Self:
+        if self.api_keys is not None and self.api_keys_file is not None:
+            raise ValueError(f"{PREFIX}API_KEYS and {PREFIX}API_KEYS_FILE: one of them is enough")
+        try:
+            self.known_keys()
+        except ValueError as error:
+            variable = "API_KEYS" if self.api_keys_file is None else "API_KEYS_FILE"
+            raise ValueError(f"{PREFIX}{variable}: {error}") from None
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ def settings_table() -> str:
 
 def _default(field: FieldInfo) -> str:
     match field.default:
-        case None:
+        case None | ():
             return ""
         case bool(value):
             return f"`{str(value).lower()}`"

@@ -31,7 +31,8 @@ from models.telemetry import BatcherState, QueueState, Telemetry
 class ServingOptions:
     """How to serve. `models` are names of the catalog, or entries of one's own; the first is the default.
     `decode_threads` None: one for each core the process may use. `calibration_folder`: images, for int8 alone.
-    `forward_timeout_s`: a forward that takes longer has hung, and its model is started anew.
+    `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a forward that takes longer has hung, and its
+    model is started anew.
     """
 
     models: Sequence[str | ModelSpec] = (catalog.DEFAULT_MODEL,)
@@ -41,6 +42,7 @@ class ServingOptions:
     cache_folder: Path = Path("~/.cache/gradless")
     calibration_folder: Path | None = None
     max_batch_size: int = 32
+    fixed_batch: bool = False
     max_wait_s: float = 0.0
     queue_capacity: int = 256
     decode_threads: int | None = None
@@ -100,7 +102,10 @@ def serve_model(spec: ModelSpec, around: Surroundings) -> ServedModel:
     options = around.options
     model = load(spec, around.placement, around.calibration)
     backend = backends.make(
-        model, max_batch_size=options.max_batch_size, cache_folder=options.cache_folder.expanduser()
+        model,
+        max_batch_size=options.max_batch_size,
+        cache_folder=options.cache_folder.expanduser(),
+        fixed_shape=options.fixed_batch,
     )
     engine = Engine(model, backend)
 

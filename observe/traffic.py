@@ -111,7 +111,7 @@ class Caller:
         """Half a body, and then nothing: until the server has enough of it."""
         url = urlsplit(str(self._http.base_url))
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
-        writer.write(b"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: 1000\r\n\r\nhalf")
+        writer.write(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
         await reader.read()
         writer.close()
 

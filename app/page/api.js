@@ -18,6 +18,23 @@ export function address(path) {
   return new URL(path, new URL(".", location.href)).href;
 }
 
+// Of this tab, and no longer than it is open.
+const KEY = "gradless.key";
+
+/** Send this API key along from now on. */
+export function useKey(key) {
+  sessionStorage.setItem(KEY, key);
+}
+
+/** Whether a key is sent along. */
+export function hasKey() {
+  return sessionStorage.getItem(KEY) !== null;
+}
+
+function signed(headers) {
+  return hasKey() ? { ...headers, Authorization: `Bearer ${sessionStorage.getItem(KEY)}` } : headers;
+}
+
 const listeners = new Set();
 
 /** Call `listener` with true or false whenever a request was answered or was not. */
@@ -33,13 +50,13 @@ function reached(answered) {
  * The server's answer, its body not yet read. Raises Problem, or AbortError where `signal` was aborted.
  * Body and all must come within `patienceMs`; of a `lasting` answer only its beginning.
  */
-export async function ask(path, { signal, patienceMs = PATIENCE_MS, lasting = false, ...options } = {}) {
+export async function ask(path, { signal, patienceMs = PATIENCE_MS, lasting = false, headers, ...options } = {}) {
   const late = new AbortController();
   const timer = setTimeout(() => late.abort(), patienceMs);
   let answer;
   try {
     const either = AbortSignal.any([late.signal, ...(signal ? [signal] : [])]);
-    answer = await fetch(address(path), { ...options, signal: either });
+    answer = await fetch(address(path), { ...options, headers: signed(headers), signal: either });
   } catch {
     throw broken(signal, late.signal, patienceMs, options.body);
   }

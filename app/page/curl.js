@@ -1,6 +1,6 @@
 /* The same request from a shell: commands that work as they stand, whatever a file is called. */
 
-import { address } from "./api.js";
+import { address, hasKey } from "./api.js";
 import { html } from "./drawing.js";
 
 /** One word of a POSIX shell, quoted where it must be. */
@@ -13,17 +13,22 @@ function lines(...parts) {
   return parts.join(" \\\n  ");
 }
 
+// The key itself is nothing to copy about.
+function signature() {
+  return hasKey() ? ['-H "Authorization: Bearer $GRADLESS_KEY"'] : [];
+}
+
 /** The command that sends `pictures`, or nothing, to `path`. A sample is fetched from this server first. */
 export function curlOf(path, pictures) {
   const target = quoted(address(path));
-  if (pictures.length === 0) return lines("curl -X POST", target);
+  if (pictures.length === 0) return lines("curl -X POST", ...signature(), target);
   if (pictures.length > 1) {
     const fetched = pictures.filter(({ sample }) => sample).map(({ name }) => `curl -sO ${quoted(sampleAt(name))}\n`);
-    return fetched.join("") + lines("curl", ...pictures.map(({ name }) => `-F ${quoted(formOf(name))}`), target);
+    return fetched.join("") + lines("curl", ...pictures.map(({ name }) => `-F ${quoted(formOf(name))}`), ...signature(), target);
   }
   const [{ name, sample }] = pictures;
-  if (sample) return lines(`curl -s ${quoted(sampleAt(name))}`, "| curl --data-binary @-", target);
-  return lines(`curl --data-binary ${quoted(`@${name}`)}`, target);
+  if (sample) return lines(`curl -s ${quoted(sampleAt(name))}`, "| curl --data-binary @-", ...signature(), target);
+  return lines(`curl --data-binary ${quoted(`@${name}`)}`, ...signature(), target);
 }
 
 function sampleAt(name) {

@@ -122,7 +122,7 @@ function asked() {
 function refused(error) {
   const status = byId("lens-status");
   status.textContent = error.name === "AbortError" ? "Stopped." : "";
-  if (error.type?.endsWith(":debug-disabled") || error.status === 403) {
+  if (error.type?.endsWith(":debug-disabled")) {
     const switched = "Whoever runs this server can switch it on: GRADLESS_DEBUG_ENDPOINTS=true.";
     byId("lens-notice").replaceChildren(notice("The lens is switched off here", switched));
     return;

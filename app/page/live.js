@@ -59,9 +59,9 @@ async function look() {
   if (open && !document.hidden) timer = setTimeout(look, EVERY_MS);
 }
 
-function lost({ title, detail, message }) {
+function lost({ title, detail, message, status }) {
   const again = `Asking again every ${EVERY_MS / 1000} s.`;
-  return new Problem({ title: title ?? "The metrics cannot be read", detail: `${detail ?? message} ${again}` });
+  return new Problem({ title: title ?? "The metrics cannot be read", detail: `${detail ?? message} ${again}`, status });
 }
 
 function take(scrape) {

@@ -1,6 +1,6 @@
 /* What went wrong, said where it went wrong; and what only needs saying. */
 
-import { Problem } from "./api.js";
+import { Problem, useKey } from "./api.js";
 import { html } from "./drawing.js";
 
 /** Put the problem into `place`, in the server's own words. Nothing for a request that nobody wants any more. */
@@ -11,7 +11,8 @@ export function tell(place, error, again) {
     console.error(error);
   }
   const box = problemBox(error);
-  if (again) box.append(html("button", { type: "button", class: "quiet", onclick: again }, "Try again"));
+  if ([401, 403].includes(error.status)) box.append(keyForm(again ?? (() => place.replaceChildren())));
+  else if (again) box.append(html("button", { type: "button", class: "quiet", onclick: again }, "Try again"));
   place.replaceChildren(box);
 }
 
@@ -26,6 +27,23 @@ export function problemBox(error) {
     html("p", {}, error.detail ?? error.message ?? ""),
     small && html("p", { class: "small" }, small),
   );
+}
+
+/** A field for an API key, with which `again` is tried. */
+function keyForm(again) {
+  const field = html("input", { type: "password", name: "key", required: "", autocomplete: "off", spellcheck: "false" });
+  const form = html(
+    "form",
+    { class: "key" },
+    html("label", {}, "API key ", field),
+    html("button", { type: "submit", class: "quiet" }, "Use this key"),
+  );
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    useKey(field.value.trim());
+    again();
+  });
+  return form;
 }
 
 /** Something to know that is no fault. */

@@ -10,12 +10,12 @@ from starlette.responses import Response
 
 from app.accept import accepts
 from app.callers import unless_gone
-from app.dependencies import TheRuntime, debug_enabled
+from app.dependencies import TheRuntime, debug_allowed
 from app.documents import answers
 from app.lens.asking import asked, body_document
 from app.lens.events import EVENT_STREAM, streamed
 from app.lens.schemas import GradModes, GradModesQuery
-from app.problems import DebugDisabledError
+from app.problems import DebugDisabledError, ForbiddenError, UnauthorizedError
 from app.uploads import UPLOAD_ERRORS
 from models.errors import (
     ComparisonRunningError,
@@ -27,6 +27,8 @@ from models.errors import (
 
 _ERRORS: tuple[type[Exception], ...] = (
     DebugDisabledError,
+    UnauthorizedError,
+    ForbiddenError,
     *UPLOAD_ERRORS,
     UnknownModelError,
     ComparisonRunningError,
@@ -37,7 +39,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 
 _EVENTS = {"schema": {"type": "string", "description": "events `progress`, then one `report` or `problem`"}}
 
-router = APIRouter(prefix="/debug", tags=["debug"], dependencies=[Depends(debug_enabled)])
+router = APIRouter(prefix="/debug", tags=["debug"], dependencies=[Depends(debug_allowed)])
 
 
 @router.post(

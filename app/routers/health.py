@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.dependencies import TheMetrics, parts_of
+from app.dependencies import TheMetrics, metrics_allowed, parts_of
 from app.documents import answers
-from app.problems import NotReadyError
+from app.problems import ForbiddenError, NotReadyError, UnauthorizedError
 from app.schemas import Health
 
 router = APIRouter(tags=["operation"])
@@ -19,7 +19,7 @@ _EXPOSITION: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
     },
-    **answers(),
+    **answers(UnauthorizedError, ForbiddenError),
 }
 
 
@@ -38,7 +38,7 @@ async def readyz(request: Request) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", response_class=Response, responses=_EXPOSITION)
+@router.get("/metrics", response_class=Response, responses=_EXPOSITION, dependencies=[Depends(metrics_allowed)])
 def metrics(request: Request, metrics: TheMetrics) -> Response:
     """All metrics, in the Prometheus text format or OpenMetrics, as the scraper asks."""
     body, content_type = metrics.exposition(request.headers.get("accept", ""))

@@ -12,7 +12,6 @@ from torch import nn
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
 
-
 # OpenVINO and NNCF report to their makers that they are used, at each import, unless the package that does it is not
 # installed. What serves other people's pictures tells nobody of it.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's own way to say that it is not there
@@ -47,22 +46,25 @@ class Backend(Protocol):
         """Batch sizes to run before the service is ready."""
 
 
-def make(model: LoadedModel, *, max_batch_size: int, cache_folder: Path) -> Backend:
-    """The backend that `model` is placed on, ready to be warmed up. Raises StartError."""
+def make(model: LoadedModel, *, max_batch_size: int, cache_folder: Path, fixed_shape: bool = False) -> Backend:
+    """The backend that `model` is placed on, ready to be warmed up. `fixed_shape`: every forward is of one shape, to
+    which batches are padded, so that what an image gives does not depend on its company. Raises StartError."""
     # Each is imported when it is asked for: torch's compiler and OpenVINO take seconds to import.
     match model.placement.backend:
         case "eager":
             from models.backends.eager import EagerBackend  # noqa: PLC0415
 
-            return EagerBackend(model, max_batch_size=max_batch_size)
+            return EagerBackend(model, max_batch_size=max_batch_size, fixed_shape=fixed_shape)
         case "compiled":
             from models.backends.compiled import CompiledBackend  # noqa: PLC0415
 
-            return CompiledBackend(model, max_batch_size=max_batch_size)
+            return CompiledBackend(model, max_batch_size=max_batch_size, fixed_shape=fixed_shape)
         case "openvino":
             from models.backends.openvino import OpenVinoBackend  # noqa: PLC0415
 
-            return OpenVinoBackend(model, max_batch_size=max_batch_size, cache_folder=cache_folder)
+            return OpenVinoBackend(
+                model, max_batch_size=max_batch_size, cache_folder=cache_folder, fixed_shape=fixed_shape
+            )
         case "null":
             from models.backends.null import NullBackend  # noqa: PLC0415
 

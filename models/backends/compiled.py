@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F  # noqa: N812 - the field's name for it
 
 from models import devices
 from models.backends.eager import served_network
+from models.backends.shapes import padded
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
 
@@ -21,11 +21,11 @@ class CompiledBackend:
     network = None
     memory_note = None
 
-    def __init__(self, model: LoadedModel, *, max_batch_size: int) -> None:
+    def __init__(self, model: LoadedModel, *, max_batch_size: int, fixed_shape: bool = False) -> None:
         self._device = model.placement.device
         self._dtype = model.placement.dtype
         self._normalize = model.normalize
-        self.sizes_to_warm_up = buckets(max_batch_size)
+        self.sizes_to_warm_up = (max_batch_size,) if fixed_shape else buckets(max_batch_size)
         self.intra_op_threads = devices.available_cores()
         network = served_network(model)
         self._network = torch.compile(network, dynamic=False, fullgraph=True, **devices.compile_options(self._device))
@@ -33,8 +33,7 @@ class CompiledBackend:
     def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         size = len(pixels)
         bucket = next(bucket for bucket in self.sizes_to_warm_up if bucket >= size)
-        padded = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, bucket - size)).contiguous(memory_format=torch.channels_last)
-        images = self._normalize(devices.to_device(padded, self._device)).to(self._dtype)
+        images = self._normalize(devices.to_device(padded(pixels, bucket), self._device)).to(self._dtype)
         features, logits = self._network(images)
         return FeaturesAndLogits(features[:size], logits[:size])
 

@@ -8,6 +8,7 @@ import torch
 
 from models import devices
 from models.backends.folding import folded
+from models.backends.shapes import next_multiple, padded
 from models.devices import Split
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits, Network
@@ -20,7 +21,8 @@ class EagerBackend:
     where the network is light: then each of them enters inference_mode, which is thread-local.
     """
 
-    def __init__(self, model: LoadedModel, *, max_batch_size: int) -> None:
+    def __init__(self, model: LoadedModel, *, max_batch_size: int, fixed_shape: bool = False) -> None:
+        self._fixed_shape = fixed_shape
         self.sizes_to_warm_up = (1, max_batch_size)
         self._device = model.placement.device
         self._dtype = model.placement.dtype
@@ -36,11 +38,16 @@ class EagerBackend:
         )
 
     def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+        size, wanted = self._split.piece, len(pixels)
+        if self._fixed_shape:
+            pixels = padded(pixels, next_multiple(wanted, size))
+        elif self._split.workers > 1:
+            # At least as many pieces as workers, as far as there are images: none of them idles.
+            size = min(size, -(-wanted // self._split.workers))
+        pieces = torch.split(pixels, size)
         if self._split.workers == 1:
-            return _joined([self._forward(piece) for piece in torch.split(pixels, self._split.piece)])
-        # At least as many pieces as workers, as far as there are images: none of them idles.
-        size = min(self._split.piece, -(-len(pixels) // self._split.workers))
-        return _joined(list(self._workers.map(self._forward_in_worker, torch.split(pixels, size))))
+            return _joined([self._forward(piece) for piece in pieces], wanted)
+        return _joined(list(self._workers.map(self._forward_in_worker, pieces)), wanted)
 
     def close(self) -> None:
         self._workers.shutdown()
@@ -63,7 +70,8 @@ def served_network(model: LoadedModel) -> Network:
     return network.to(memory_format=torch.channels_last).eval()
 
 
-def _joined(pieces: list[FeaturesAndLogits]) -> FeaturesAndLogits:
+def _joined(pieces: list[FeaturesAndLogits], wanted: int) -> FeaturesAndLogits:
+    """The outputs of the first `wanted` images."""
     if len(pieces) == 1:
-        return pieces[0]
-    return FeaturesAndLogits(*(torch.cat(outputs) for outputs in zip(*pieces, strict=True)))
+        return FeaturesAndLogits(*(output[:wanted] for output in pieces[0]))
+    return FeaturesAndLogits(*(torch.cat(outputs)[:wanted] for outputs in zip(*pieces, strict=True)))

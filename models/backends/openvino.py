@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models import devices
+from models.backends.shapes import next_multiple, padded
 from models.devices import Precision
 from models.errors import DeviceUnavailableError
 from models.loading import LoadedModel, fingerprint
@@ -44,7 +45,10 @@ class OpenVinoBackend:
     network = None
     memory_note = "OpenVINO has memory of its own"
 
-    def __init__(self, model: LoadedModel, *, max_batch_size: int, cache_folder: Path) -> None:
+    def __init__(
+        self, model: LoadedModel, *, max_batch_size: int, cache_folder: Path, fixed_shape: bool = False
+    ) -> None:
+        self._fixed_shape = fixed_shape
         self.sizes_to_warm_up = (1, max_batch_size)
         core = openvino.Core()
         precision = model.placement.precision
@@ -64,9 +68,13 @@ class OpenVinoBackend:
 
     def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         # Channels last in memory, so the permuted view is contiguous: nothing is copied on the way in.
+        wanted = len(pixels)
+        if self._fixed_shape:
+            pixels = padded(pixels, next_multiple(wanted, _PIECE))
         batch = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
         pieces = [self._infer(batch[start : start + _PIECE]) for start in range(0, len(batch), _PIECE)]
-        return FeaturesAndLogits(*(torch.from_numpy(np.concatenate(outputs)) for outputs in zip(*pieces, strict=True)))
+        joined = (np.concatenate(outputs)[:wanted] for outputs in zip(*pieces, strict=True))
+        return FeaturesAndLogits(*map(torch.from_numpy, joined))
 
     def close(self) -> None:
         """Its threads are OpenVINO's, and end with it."""

@@ -52,7 +52,7 @@ async def test_an_overflow_is_the_fault_of_one_image(
     transport = httpx2.ASGITransport(overflowing)
     async with (
         overflowing.router.lifespan_context(overflowing),
-        httpx2.AsyncClient(transport=transport, base_url="http://gradless") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         files = [("images", ("a.png", content)) for content in (red, white, red)]
         results = (await client.post(path, files=files)).json()["results"]

@@ -72,7 +72,8 @@ VAST = png((9000, 5000))
 
 
 def request(path: str, body: bytes, images: int = 1, content_type: str = "image/png") -> Request:
-    head = f"POST {path} HTTP/1.1\r\nHost: g\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    about = f"Content-Type: {content_type}\r\nContent-Length: {len(body)}"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{about}\r\n\r\n"
     return Request(head.encode() + body, images)
 
 

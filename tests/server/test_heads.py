@@ -87,11 +87,11 @@ def test_an_impatient_server(
 
     # A connection that has had an answer may rest, begins its next request in time, or gets 408 as well.
     with server.connect() as connection, connection.makefile("rb") as file:
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: gradless\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(file).status == 200
         rested, _, _ = select.select([connection], [], [], 2)
         assert not rested
-        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: gradless\r\n\r\n")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(file).status == 200
         connection.sendall(b"GET /heal")
         assert problem_of(read_answer(file)) == (408, "slow-body")
@@ -121,6 +121,6 @@ def test_many_who_say_nothing_keep_nobody_out(
         for number in range(MANY):
             connection = waiting.enter_context(server.connect())
             if number % 2:
-                connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\n")
+                connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\n")
         answer = httpx2.post(f"{server.address}/v1/classify", content=clock_jpeg, timeout=30)
         assert answer.status_code == 200

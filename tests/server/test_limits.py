@@ -18,7 +18,7 @@ ENOUGH_CHUNKS = 256
 
 
 def send_chunks_until_answered(connection: Any, target: str) -> None:
-    head = f"POST {target} HTTP/1.1\r\nHost: gradless\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     connection.sendall(head.encode())
     for _ in range(ENOUGH_CHUNKS):
         answered, _, _ = select.select([connection], [], [], 0)
@@ -50,7 +50,7 @@ def test_the_lens_does_not_swallow_a_body_without_end(server: Any, read_answer: 
 
 def test_a_length_over_the_limit_is_refused_before_a_byte_of_the_body(server: Any, read_answer: ReadAnswer) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
-        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: 99999999999\r\n\r\n")
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         answer = read_answer(file)
         assert file.read() == b""
     assert answer.status == 413
@@ -66,7 +66,7 @@ def test_an_impatient_server_without_debug_endpoints(
     )
 
     with server.connect() as connection, connection.makefile("rb") as file:
-        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: 100\r\n\r\nslow")
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nslow")
         slow = read_answer(file)
         assert file.read() == b""
     assert slow.status == 408

@@ -13,7 +13,7 @@ ReadAnswer = Callable[..., Any]
 
 
 def request(body: bytes, *headers: str, target: str = "/v1/classify") -> bytes:
-    lines = [f"POST {target} HTTP/1.1", "Host: gradless", f"Content-Length: {len(body)}", *headers, "", ""]
+    lines = [f"POST {target} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
 
 
@@ -59,7 +59,7 @@ def test_a_client_that_expects_100_continue_is_told_to_go_on(
 
 
 def test_a_client_that_expects_100_continue_for_too_much_need_not_send_it(server: Any, read_answer: ReadAnswer) -> None:
-    head = f"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: {2**40}\r\nExpect: 100-continue\r\n\r\n"
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2**40}\r\nExpect: 100-continue\r\n\r\n"
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head.encode())
         assert read_answer(file).status == 413

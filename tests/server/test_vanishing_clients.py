@@ -23,7 +23,7 @@ def test_two_hundred_vanished_clients_leave_no_image_in_flight(
         return metric_sum(exposition, "gradless_requests_total", route="/v1/classify", code="499")
 
     before = scrape()
-    head = f"POST /v1/classify HTTP/1.1\r\nHost: gradless\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n".encode()
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n".encode()
     for number in range(CLIENTS):
         with server.connect() as connection:
             sent = clock_jpeg if number % 2 else clock_jpeg[: len(clock_jpeg) // 2]
@@ -72,7 +72,7 @@ def test_a_client_that_leaves_the_lens_in_its_body_is_no_internal_error(
 
     before, failed_before = seen(), seen(code="500")
     with server.connect() as connection:
-        connection.sendall(b"POST /debug/grad-modes HTTP/1.1\r\nHost: gradless\r\nContent-Length: 9\r\n\r\nhalf")
+        connection.sendall(b"POST /debug/grad-modes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
     while seen() == before:
         pass
     assert seen(code="500") == failed_before

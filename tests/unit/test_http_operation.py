@@ -94,7 +94,7 @@ async def test_what_the_runtime_reports_shows_in_the_metrics(new_runtime: Callab
     transport = httpx2.ASGITransport(app)
     async with (
         app.router.lifespan_context(app),
-        httpx2.AsyncClient(transport=transport, base_url="http://gradless") as client,
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
         heard[0].image_cancelled("fake", "queue")
         text = (await client.get("/metrics")).text
@@ -123,7 +123,7 @@ async def test_two_applications_in_one_process_do_not_share_their_counts(
         transport = httpx2.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx2.AsyncClient(transport=transport, base_url="http://gradless") as client,
+            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             for _ in range(requests):
                 await client.get("/healthz")

@@ -104,7 +104,7 @@ async def test_before_its_start_the_application_says_that_it_does_not_serve(
     application: Callable[..., FastAPI],
 ) -> None:
     transport = httpx2.ASGITransport(application())
-    async with httpx2.AsyncClient(transport=transport, base_url="http://gradless") as client:
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
         statuses = {
             path: (await client.get(path)).status_code for path in ("/healthz", "/readyz", "/v1/models", "/metrics")
         }

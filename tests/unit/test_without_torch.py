@@ -53,7 +53,8 @@ class Fake:
 async def main():
     app = create_app(Settings(models=("fake",)), lambda telemetry: Fake())
     transport = httpx2.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx2.AsyncClient(transport=transport, base_url="http://g") as client:
+    client = httpx2.AsyncClient(transport=transport, base_url="http://localhost")
+    async with app.router.lifespan_context(app), client:
         assert (await client.post("/v1/classify", content=b"image")).json()["results"] == []
         assert (await client.get("/metrics")).status_code == 200
 
