@@ -33,7 +33,9 @@ class CompiledBackend:
     def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         size = len(pixels)
         bucket = next(bucket for bucket in self.sizes_to_warm_up if bucket >= size)
-        images = self._normalize(devices.to_device(padded(pixels, bucket), self._device)).to(self._dtype)
+        # Strides too are what graphs are compiled for, and those of one image can be written in several ways.
+        batch = padded(pixels, bucket).contiguous(memory_format=torch.channels_last)
+        images = self._normalize(devices.to_device(batch, self._device)).to(self._dtype)
         features, logits = self._network(images)
         return FeaturesAndLogits(features[:size], logits[:size])
 

@@ -174,7 +174,7 @@ class Container:
     def wait_until_ready(self, health_check: list[str]) -> Self:
         deadline = monotonic() + START_TIMEOUT_S
         while self._unshare.poll() is None and monotonic() < deadline:
-            if "gradless serves" in self.log and self.run(*health_check).returncode == 0:
+            if '"event": "serving"' in self.log and self.run(*health_check).returncode == 0:
                 return self
             sleep(0.2)
         pytest.fail(f"it does not become ready; it said:\n{self.log}")

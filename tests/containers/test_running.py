@@ -42,8 +42,8 @@ def test_it_serves_the_embedded_model_on_a_read_only_root_as_nobody_without_a_ne
 
 
 def test_nothing_is_converted_or_complained_of_at_its_start(container: Any) -> None:
-    assert "WARNING" not in container.log
-    assert "ERROR" not in container.log
+    assert '"level": "warning"' not in container.log
+    assert '"level": "error"' not in container.log
 
 
 def test_the_container_of_these_tests_lets_nobody_write_but_to_tmp(container: Any) -> None:

@@ -28,7 +28,7 @@ def test_two_pipelined_requests_are_answered_in_order(server: Any, clock_jpeg: b
 
 
 def test_header_names_may_be_written_in_lower_case(server: Any, clock_jpeg: bytes, read_answer: ReadAnswer) -> None:
-    head = f"POST /v1/classify HTTP/1.1\r\nhost: gradless\r\ncontent-length: {len(clock_jpeg)}\r\n\r\n"
+    head = f"POST /v1/classify HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(clock_jpeg)}\r\n\r\n"
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head.encode() + clock_jpeg)
         assert read_answer(file).status == 200
