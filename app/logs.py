@@ -10,6 +10,9 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from app.settings import LogFormat
 
+# Of the place where somebody looks.
+_CLOCK = "%H:%M:%S"
+
 
 def configure_logging(level: str, form: LogFormat) -> None:
     """Let everything from `level` on that goes through `logging`, warnings too, end as lines on stderr."""
@@ -29,7 +32,7 @@ def line_formatter(*, json: bool, colors: bool = False) -> logging.Formatter:
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
             _without_color_message,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.TimeStamper("iso" if json else _CLOCK, utc=json),
         ],
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
@@ -53,6 +56,8 @@ def _for_people(*, colors: bool) -> list[Processor]:
         structlog.dev.ConsoleRenderer(
             colors=colors,
             pad_event_to=0,
+            # What was asked and what came of it first, as it is told.
+            sort_keys=False,
             # The usual ones show local variables, images among them.
             exception_formatter=structlog.dev.plain_traceback,
         )

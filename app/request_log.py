@@ -35,9 +35,6 @@ class RequestLog:
             return
         # None has no place in the line.
         told: dict[str, Any] = {
-            "request_id": request.request_id,
-            "trace_id": request.trace.trace_id if request.trace else None,
-            "client": scope["client"][0] if scope.get("client") else None,
             "method": scope["method"],
             "path": _path(scope),
             "status": status,
@@ -50,6 +47,9 @@ class RequestLog:
             "body_bytes": request.held_bytes or None,
             **{f"{stage}_ms": _ms(spent) for stage, spent in request.stage_seconds().items()},
             "total_ms": _ms(seconds),
+            "client": scope["client"][0] if scope.get("client") else None,
+            "request_id": request.request_id,
+            "trace_id": request.trace.trace_id if request.trace else None,
         }
         _log.log(level, "request", extra={name: value for name, value in told.items() if value is not None})
 
