@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from observe.places import ROOT
 from observe.prometheus import Prometheus
@@ -27,6 +28,13 @@ class NotStartedError(Exception):
     def __init__(self, command: Sequence[str], log: Path) -> None:
         end = log.read_text(errors="replace")[-2000:]
         super().__init__(f"{' '.join(command)} does not serve; the end of {log}:\n{end}")
+
+
+class Running(NamedTuple):
+    """A process that serves, and where."""
+
+    address: str
+    process: subprocess.Popen[bytes]
 
 
 def require_prometheus() -> None:
@@ -48,10 +56,17 @@ def free_port() -> int:
 def gradless(folder: Path, settings: Mapping[str, str], command: Sequence[str] = ()) -> Iterator[str]:
     """The address of a server with these GRADLESS_* variables and no others; its log is in `folder`. `command`
     stands in for `gradless serve`. Raises NotStartedError."""
+    with gradless_process(folder, settings, command) as running:
+        yield running.address
+
+
+@contextmanager
+def gradless_process(folder: Path, settings: Mapping[str, str], command: Sequence[str] = ()) -> Iterator[Running]:
+    """As `gradless`, for who has to look at the process, or to end it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRADLESS_")}
     own = command or [str(Path(sys.executable).parent / "gradless"), "serve"]
-    with _running(own, folder / "gradless.log", _serving, {**inherited, "GRADLESS_PORT": "0", **settings}) as address:
-        yield address
+    with _running(own, folder / "gradless.log", _serving, {**inherited, "GRADLESS_PORT": "0", **settings}) as running:
+        yield running
 
 
 @contextmanager
@@ -65,8 +80,8 @@ def prometheus(folder: Path, configuration: Path) -> Iterator[Prometheus]:
         "--enable-feature=exemplar-storage",
         "--log.format=json",
     ]
-    with _running(command, folder / "prometheus.log", _listening, dict(os.environ)) as address:
-        yield Prometheus(address)
+    with _running(command, folder / "prometheus.log", _listening, dict(os.environ)) as running:
+        yield Prometheus(running.address)
 
 
 @contextmanager
@@ -83,7 +98,7 @@ def sending(address: str) -> Iterator[None]:
 @contextmanager
 def _running(
     command: Sequence[str], log: Path, address_in: Callable[[str], str | None], environment: Mapping[str, str]
-) -> Iterator[str]:
+) -> Iterator[Running]:
     with (
         log.open("wb") as output,
         subprocess.Popen(  # noqa: S603 - composed above
@@ -91,7 +106,7 @@ def _running(
         ) as process,
     ):
         try:
-            yield _address(process, command, log, address_in)
+            yield Running(_address(process, command, log, address_in), process)
         finally:
             _end(process)
 

@@ -1,0 +1,162 @@
+"""`python -m reliability.soak --minutes 30`: callers of every kind on one server, and what it keeps of them.
+
+Ends with status 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from statistics import median
+from time import monotonic
+from typing import NamedTuple
+
+import uvloop
+
+from observe.processes import NotStartedError
+from reliability.counted import Counted, counted_at_rest, documented_statuses
+from reliability.crowd import Crowd
+from reliability.finding import Finding, Scenario, show
+from reliability.ledger import ROUTES, Ledger
+from reliability.pictures import draw_pictures
+from reliability.serving import DEFAULT_MODEL, NULL_MODEL, Served, Vitals, serving
+
+_GROWTH_BAR_MB = 20.0
+_EVERY_S = 2.0
+_SAID_EVERY_S = 15.0
+
+# Memory counts from when pools and caches have filled: two minutes, or a quarter of a short run.
+_WARM_S = 120.0
+_WARM_SHARE = 0.25
+# A single sample may meet a large image in the middle of its decode: medians over a tenth of the run.
+_WINDOW_SHARE = 0.1
+
+# What Python or a library may open once and keep.
+_SPARE_DESCRIPTORS = 2
+
+
+class _Sample(NamedTuple):
+    at_s: float
+    vitals: Vitals
+
+
+class _Watch:
+    """Samples a server until cancelled."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self.samples: list[_Sample] = []
+
+    async def look(self, ledger: Ledger) -> None:
+        began, said = monotonic(), 0.0
+        while True:
+            sample = _Sample(monotonic() - began, self._served.vitals())
+            self.samples.append(sample)
+            if sample.at_s >= said:
+                said = sample.at_s + _SAID_EVERY_S
+                _say(
+                    f"{sample.at_s / 60:5.1f} min  {ledger.sent.total():8,} sent  "
+                    f"{sample.vitals.rss_bytes / 1e6:6.0f} MB  {sample.vitals.descriptors} descriptors  "
+                    f"{sample.vitals.threads} threads"
+                )
+            await asyncio.sleep(_EVERY_S)
+
+    def rss_mb(self, from_s: float, to_s: float) -> float:
+        """The median between two moments."""
+        return median(sample.vitals.rss_bytes for sample in self.samples if from_s <= sample.at_s <= to_s) / 1e6
+
+    def most_threads(self, from_s: float, to_s: float) -> int:
+        """Between two moments."""
+        return max(sample.vitals.threads for sample in self.samples if from_s <= sample.at_s <= to_s)
+
+
+class _Soaked(NamedTuple):
+    """What a run leaves to be judged."""
+
+    watch: _Watch
+    before: Vitals
+    after: Vitals
+    ledger: Ledger
+    server: Counted
+    documented: dict[str, frozenset[int]]
+
+
+def soak(minutes: float) -> list[Finding]:
+    """A server, a crowd, and every bar. Raises observe.processes.NotStartedError."""
+    scenario = Scenario("soak", f"{minutes:g} min of good, bad, large, leaving and debugging callers")
+    with serving(f"{DEFAULT_MODEL},{NULL_MODEL}") as served:
+        pid = served.process.pid
+        _say(f"gradless serves as process {pid}")
+        soaked = uvloop.run(_crowded(served, minutes * 60))
+        findings = [*_judged(scenario, soaked, minutes * 60)]
+        alive = served.alive()
+        status = served.stop() if alive else served.process.returncode
+        findings.append(scenario.finding("one process from start to end", "it lived" if alive else "it died", met=alive))
+        findings.append(scenario.finding("SIGTERM ends it with status 0", f"status {status}", met=status == 0))
+    return findings
+
+
+async def _crowded(served: Served, seconds: float) -> _Soaked:
+    ledger = Ledger()
+    crowd = Crowd(served.place, draw_pictures(), ledger)
+    documented = await documented_statuses(served.place)
+    await crowd.one_of_each()
+    before = await served.vitals_at_rest()
+    watch = _Watch(served)
+    watching = asyncio.create_task(watch.look(ledger))
+    await crowd.send_until(asyncio.get_running_loop().time() + seconds)
+    watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching
+    server = await counted_at_rest(served.place, ROUTES, ledger.requests())
+    return _Soaked(watch, before, await served.vitals_at_rest(), ledger, server, documented)
+
+
+def _judged(scenario: Scenario, soaked: _Soaked, seconds: float) -> Iterator[Finding]:
+    yield from soaked.ledger.findings(scenario, soaked.server, soaked.documented)
+    yield scenario.finding(
+        "no image stays inside", f"{soaked.server.in_flight:g} in flight", met=not soaked.server.in_flight
+    )
+    warm_s = _WARM_S if seconds >= 2 * _WARM_S else seconds * _WARM_SHARE
+    window_s = seconds * _WINDOW_SHARE
+    early = soaked.watch.rss_mb(warm_s, warm_s + window_s)
+    late = soaked.watch.rss_mb(seconds - window_s, seconds + window_s)
+    yield scenario.finding(
+        f"memory grows by ≤ {_GROWTH_BAR_MB:g} MB after {warm_s:.0f} s",
+        f"{early:.0f} MB, at the end {late:.0f} MB: {late - early:+.1f} MB",
+        met=late - early <= _GROWTH_BAR_MB,
+    )
+    before, after = soaked.before.descriptors, soaked.after.descriptors
+    yield scenario.finding(
+        "no descriptor is kept",
+        f"{before} at rest before, {after} after",
+        met=after <= before + _SPARE_DESCRIPTORS,
+    )
+    threads = soaked.watch.most_threads(0, warm_s), soaked.watch.most_threads(warm_s, seconds + window_s)
+    yield scenario.finding("nor a thread", f"at most {threads[0]} early, {threads[1]} later", met=threads[1] <= threads[0])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m reliability.soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long callers come; 30 unless told")
+    minutes: float = parser.parse_args(arguments).minutes
+    try:
+        findings = soak(minutes)
+    except NotStartedError as error:
+        sys.exit(f"reliability: {error}")
+    show(findings)
+    missed = [finding.bar for finding in findings if not finding.met]
+    sys.exit(f"missed: {'; '.join(missed)}" if missed else None)
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
