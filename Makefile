@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --con
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format observe bench clean
+.PHONY: help run test lint format observe soak bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -40,6 +40,11 @@ observe: $(DEV) ## gradless, Debian's Prometheus and traffic of every kind, unti
 		test "$$(id -u)" = 0 || { echo "run as root: apt-get install prometheus"; exit 1; }; \
 		apt-get update -qq && apt-get install -qq -y --no-install-recommends prometheus; }
 	@$(BIN)/python -m observe
+
+MINUTES ?= 30
+
+soak: $(DEV) ## callers of every kind for MINUTES=30, and every request accounted for
+	@$(BIN)/python -m reliability.soak --minutes $(MINUTES)
 
 bench: $(PEERS) ## gradless beside other servers; BENCH_ARGS="--quick" tries it
 	@command -v wrk >/dev/null || { \

@@ -66,7 +66,7 @@ class Ledger:
         strange = {
             (route, status): count
             for (route, status), count in self.answered.items()
-            if status not in (known if route not in documented else documented[route]) and (route, status) != _SCRAPED
+            if status not in documented.get(route, known) and (route, status) != _SCRAPED
         }
         by_status: Counter[int] = Counter()
         for (_, status), count in self.answered.items():
@@ -85,7 +85,7 @@ class Ledger:
             by_route[route] += count
         return scenario.finding(
             "the server counts the requests that callers saw",
-            f"{counted.total():,} counted, {seen.total():,} seen and {self.left_after.total():,} left after their body; "
+            f"{counted.total():,} counted, {seen.total():,} seen, {self.left_after.total():,} left after their body; "
             f"not counted: {dict(missing) or 'none'}",
             # Whoever leaves after the body has sees no status: those alone may be in the server's counts only.
             met=not missing and by_route == self.left_after,

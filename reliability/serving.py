@@ -46,9 +46,7 @@ class Served:
     def vitals(self) -> Vitals:
         """Now. Raises psutil.NoSuchProcess when it has ended."""
         with self._looked_at.oneshot():
-            return Vitals(
-                self._looked_at.memory_info().rss, self._looked_at.num_fds(), self._looked_at.num_threads()
-            )
+            return Vitals(self._looked_at.memory_info().rss, self._looked_at.num_fds(), self._looked_at.num_threads())
 
     def cpu_seconds(self) -> float:
         """Of all its threads so far."""
@@ -67,7 +65,10 @@ class Served:
     async def vitals_at_rest(self, timeout_s: float = 60.0) -> Vitals:
         """Once no caller is connected any more. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
-            while any(to.status == psutil.CONN_ESTABLISHED for to in self._looked_at.net_connections("tcp")):
+            # Nobody tells of another process's connections: they are looked at.
+            while any(  # noqa: ASYNC110
+                to.status == psutil.CONN_ESTABLISHED for to in self._looked_at.net_connections("tcp")
+            ):
                 await asyncio.sleep(_LOOKING_S)
         return self.vitals()
 

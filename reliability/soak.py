@@ -94,7 +94,9 @@ def soak(minutes: float) -> list[Finding]:
         findings = [*_judged(scenario, soaked, minutes * 60)]
         alive = served.alive()
         status = served.stop() if alive else served.process.returncode
-        findings.append(scenario.finding("one process from start to end", "it lived" if alive else "it died", met=alive))
+        findings.append(
+            scenario.finding("one process from start to end", "it lived" if alive else "it died", met=alive)
+        )
         findings.append(scenario.finding("SIGTERM ends it with status 0", f"status {status}", met=status == 0))
     return findings
 
@@ -136,7 +138,9 @@ def _judged(scenario: Scenario, soaked: _Soaked, seconds: float) -> Iterator[Fin
         met=after <= before + _SPARE_DESCRIPTORS,
     )
     threads = soaked.watch.most_threads(0, warm_s), soaked.watch.most_threads(warm_s, seconds + window_s)
-    yield scenario.finding("nor a thread", f"at most {threads[0]} early, {threads[1]} later", met=threads[1] <= threads[0])
+    yield scenario.finding(
+        "nor a thread", f"at most {threads[0]} early, {threads[1]} later", met=threads[1] <= threads[0]
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
