@@ -1,3 +1,2 @@
-"""What a gradless does when its callers misbehave, when there are too many of them, and when it is stopped: scenarios
-against real server processes, each held to bars. `python -m reliability` runs them, `python -m reliability.soak` all
-kinds of callers at once for as long as wanted."""
+"""What a gradless does when its callers misbehave: scenarios against real server processes, each held to bars.
+`python -m reliability.soak` sends callers of every kind at once, for as long as wanted."""
