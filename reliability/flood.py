@@ -1,0 +1,181 @@
+"""More requests than a server can take, from a process of its own: `python -m reliability.flood HOST PORT FILE`.
+
+First a closed loop, whose rate is the server's capacity; then, with --factor, that many times as many by an open loop
+(Poisson), whatever has been answered; then a closed loop again, at once. Requests are ready-made bytes and answers are
+read no further than needed: the load shares its processor with the server. Prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import uvloop
+
+from benchmarks.statistic import latency_summary, steady_rate
+from reliability.flood_connection import Exchange, FloodConnection
+from reliability.wire import CLASSIFY, Place, post
+
+_OK = 200
+_REFUSED = 429
+
+# A closed-loop caller who is told to come later does.
+_BACK_OFF_S = 0.1
+# Answers to the last requests of the open loop.
+_PATIENCE_S = 60.0
+# First batches form, caches fill.
+_WARM_S = 3.0
+
+
+class Flood:
+    """All requests of one run, in one pool of connections."""
+
+    def __init__(self, place: Place, wire: bytes) -> None:
+        self._place = place
+        self._wire = wire
+        self._idle: list[FloodConnection] = []
+        self.exchanges: list[Exchange] = []
+        self.succeeded_at: list[float] = []
+        self._under_way = 0
+        self._none_under_way = asyncio.Event()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def send(self, scheduled_at: float, then: Callable[[Exchange], None] = lambda _exchange: None) -> None:
+        """On an idle connection, or a new one; `then` is told how it ended."""
+        self._under_way += 1
+        self._none_under_way.clear()
+        exchange = Exchange(scheduled_at, self._wire, lambda: self._ended(exchange, then))
+        while self._idle:
+            # The one that has been idle for longest, before the server closes it for that.
+            connection = self._idle.pop(0)
+            if connection.open:
+                connection.send(exchange)
+                return
+        task = asyncio.create_task(self._connect(exchange))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def closed_loop(self, callers: int, seconds: float) -> None:
+        """Each caller sends his next request when the last is answered."""
+        until = perf_counter() + seconds
+        loop = asyncio.get_running_loop()
+
+        def again(exchange: Exchange | None) -> None:
+            if perf_counter() >= until:
+                return
+            if exchange is not None and exchange.status != _OK:
+                loop.call_later(_BACK_OFF_S, again, None)
+            else:
+                self.send(perf_counter(), again)
+
+        for _ in range(callers):
+            again(None)
+        await asyncio.sleep(seconds)
+
+    async def open_loop(self, rate: float, seconds: float) -> None:
+        """Requests at random moments that wait for nothing."""
+        source = random.Random(0)  # noqa: S311 - a load, no secret
+        began = perf_counter()
+        moment = source.expovariate(rate)
+        while moment < seconds:
+            await asyncio.sleep(max(0.0, began + moment - perf_counter()))
+            self.send(began + moment)
+            moment += source.expovariate(rate)
+
+    async def all_ended(self) -> None:
+        """Wait for every answer. Raises TimeoutError."""
+        async with asyncio.timeout(_PATIENCE_S):
+            await self._none_under_way.wait()
+
+    async def _connect(self, exchange: Exchange) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(lambda: FloodConnection(self._idle.append), *self._place)
+        except OSError:
+            exchange.end(0, refusal_in_form=False)
+        else:
+            connection.send(exchange)
+
+    def _ended(self, exchange: Exchange, then: Callable[[Exchange], None]) -> None:
+        self._under_way -= 1
+        self.exchanges.append(exchange)
+        if exchange.status == _OK:
+            self.succeeded_at.append(exchange.ended_at)
+        then(exchange)
+        if not self._under_way:
+            self._none_under_way.set()
+
+
+async def run(flood: Flood, wanted: argparse.Namespace) -> dict[str, Any]:
+    """All phases, and what each was like."""
+    await flood.closed_loop(wanted.callers, _WARM_S)
+    began = perf_counter()
+    before = len(flood.exchanges)
+    await flood.closed_loop(wanted.callers, wanted.closed_seconds)
+    ended = perf_counter()
+    capacity = steady_rate(flood.succeeded_at, began, ended)
+    closed = {**_phase(flood.exchanges[before:]), "per_second": capacity}
+    await flood.all_ended()
+    if not wanted.factor:
+        return {"closed": closed}
+    before, cpu_before, began = len(flood.exchanges), process_time(), perf_counter()
+    await flood.open_loop(wanted.factor * capacity, wanted.seconds)
+    ended, cpu_seconds = perf_counter(), process_time() - cpu_before
+    await flood.closed_loop(wanted.callers, wanted.after_seconds)
+    await flood.all_ended()
+    flooded = [exchange for exchange in flood.exchanges[before:] if began <= exchange.scheduled_at < ended]
+    return {
+        "closed": closed,
+        "open": {
+            **_phase(flooded),
+            "offered_per_second": len(flooded) / (ended - began),
+            "per_second": steady_rate(flood.succeeded_at, began + min(_WARM_S, wanted.seconds / 4), ended),
+            "generator_cores": cpu_seconds / (ended - began),
+        },
+        # All answers, to the flood's last accepted ones too: those are work as well.
+        "after": {"per_second": steady_rate(flood.succeeded_at, ended + 1, ended + wanted.after_seconds)},
+    }
+
+
+def _phase(exchanges: list[Exchange]) -> dict[str, Any]:
+    refused = [exchange for exchange in exchanges if exchange.status == _REFUSED]
+    return {
+        "statuses": dict(Counter(str(exchange.status) for exchange in exchanges)),
+        "accepted": latency_summary([exchange.latency_ms for exchange in exchanges if exchange.status == _OK]),
+        # How fast a server says no: from the moment of sending.
+        "refused": latency_summary([exchange.answer_ms for exchange in refused]),
+        "out_of_form": sum(not exchange.refusal_in_form for exchange in refused),
+        "late": latency_summary([exchange.late_ms for exchange in exchanges]),
+    }
+
+
+def main() -> None:
+    """The command line, as reliability.flooding composes it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("host")
+    parser.add_argument("port", type=int)
+    parser.add_argument("image", type=Path)
+    parser.add_argument("--callers", type=int, default=64, help="of the closed loop")
+    parser.add_argument("--closed-seconds", type=float, default=10.0)
+    parser.add_argument("--factor", type=float, default=0.0, help="times the capacity; 0: no open loop")
+    parser.add_argument("--seconds", type=float, default=120.0, help="of the open loop")
+    parser.add_argument("--after-seconds", type=float, default=6.0)
+    wanted = parser.parse_args()
+    wire = post(CLASSIFY, wanted.image.read_bytes()).wire
+
+    async def flooded() -> dict[str, Any]:
+        return await run(Flood(Place(wanted.host, wanted.port), wire), wanted)
+
+    sys.stdout.write(json.dumps(uvloop.run(flooded())) + "\n")
+
+
+if __name__ == "__main__":
+    main()

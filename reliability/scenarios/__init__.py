@@ -1,0 +1,1 @@
+"""Each a load on a server of its own, and the bars that it is held to."""

@@ -1,0 +1,102 @@
+"""SIGTERM under full load, over and over: whoever had sent a request is answered."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from statistics import median
+from time import perf_counter
+from typing import NamedTuple
+
+from reliability.finding import Finding, Scenario
+from reliability.pictures import draw_pictures
+from reliability.scale import Scale
+from reliability.serving import DRAIN_TIMEOUT_S, NULL_MODEL, Served, serving
+from reliability.wire import CLASSIFY, Connection, Request, post
+
+_CALLERS = 32
+_LOAD_S = (0.3, 0.8)
+_SPARE_S = 5.0
+
+
+class _Ended(NamedTuple):
+    status: int
+    seconds: float
+    before: Counter[int]
+    # Sent before the signal and not answered.
+    lost: int
+    after: Counter[int]
+
+
+class _Signalled:
+    """When the signal went out; callers look at it."""
+
+    def __init__(self) -> None:
+        self.at = float("inf")
+        self.before: Counter[int] = Counter()
+        self.after: Counter[int] = Counter()
+        self.lost = 0
+
+
+def measure(scale: Scale) -> Iterator[Finding]:
+    """A server of the null model for each time: what takes longest is its start."""
+    times = scale.sigterms
+    scenario = Scenario("sigterm", f"SIGTERM under the load of {_CALLERS} callers, {times} times")
+    source = random.Random(0)  # noqa: S311 - a load, no secret
+    # The cheapest image: more requests.
+    request = post(CLASSIFY, draw_pictures().small)
+    ended = []
+    for _ in range(times):
+        with serving(NULL_MODEL) as served:
+            ended.append(asyncio.run(_end(served, request, source.uniform(*_LOAD_S))))
+    before: Counter[int] = sum((one.before for one in ended), Counter())
+    after: Counter[int] = sum((one.after for one in ended), Counter())
+    lost = sum(one.lost for one in ended)
+    yield scenario.finding(
+        "no request sent before the signal is lost",
+        f"{before.total():,} answered ({_told(before)}), {lost} lost; sent after it: {_told(after)}",
+        met=not lost and before.keys() <= {200, 503},
+    )
+    statuses = Counter(one.status for one in ended)
+    yield scenario.finding("it ends with status 0", _told(statuses), met=statuses.keys() == {0})
+    seconds = [one.seconds for one in ended]
+    yield scenario.finding(
+        f"within the drain time of {DRAIN_TIMEOUT_S} s",
+        f"median {median(seconds):.2f} s, longest {max(seconds):.2f} s",
+        met=max(seconds) <= DRAIN_TIMEOUT_S,
+    )
+
+
+async def _end(served: Served, request: Request, load_s: float) -> _Ended:
+    signalled = _Signalled()
+
+    async def call() -> None:
+        async with Connection(served.place) as connection:
+            while True:
+                sent_at = float("inf")
+                try:
+                    sent_at = perf_counter()
+                    answer = await connection.answer_to(request)
+                except (OSError, EOFError):
+                    # A connection that closed before anything was sent on it after the signal has lost nothing.
+                    signalled.lost += sent_at < signalled.at
+                    return
+                (signalled.before if sent_at < signalled.at else signalled.after)[answer.status] += 1
+
+    async with asyncio.TaskGroup() as callers:
+        for _ in range(_CALLERS):
+            callers.create_task(call())
+        await asyncio.sleep(load_s)
+        # Nothing runs between these two lines but the kernel: what callers sent before lies in the server's buffers.
+        signalled.at = perf_counter()
+        served.process.send_signal(signal.SIGTERM)
+        status = await asyncio.to_thread(served.process.wait, DRAIN_TIMEOUT_S + _SPARE_S)
+        seconds = perf_counter() - signalled.at
+    return _Ended(status, seconds, signalled.before, signalled.lost, signalled.after)
+
+
+def _told(counts: Counter[int]) -> str:
+    return ", ".join(f"{status}: {count:,}" for status, count in sorted(counts.items())) or "none"
