@@ -13,10 +13,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --con
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format observe soak bench clean
+.PHONY: help run test lint format observe soak reliability bench clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(READY) ## serve the embedded default model on 127.0.0.1:8000
 	@$(BIN)/gradless serve
@@ -45,6 +45,9 @@ MINUTES ?= 30
 
 soak: $(DEV) ## callers of every kind for MINUTES=30, and every request accounted for
 	@$(BIN)/python -m reliability.soak --minutes $(MINUTES)
+
+reliability: $(DEV) ## overload, slow and leaving clients, rubbish, SIGTERM, SIGKILL; writes docs/reliability.md
+	@$(BIN)/python -m reliability
 
 bench: $(PEERS) ## gradless beside other servers; BENCH_ARGS="--quick" tries it
 	@command -v wrk >/dev/null || { \

@@ -39,7 +39,7 @@ def describe(arguments: Sequence[str], settings: dict[str, Any]) -> dict[str, An
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": f"{platform.system()} {platform.release().partition('-')[0]}",
@@ -62,7 +62,8 @@ def load(path: Path) -> dict[str, Any]:
     return description
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name, and what it can do that matters here."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import perf_counter
-from typing import Self, cast
+from typing import cast
 
 from reliability.wire import field
 
@@ -51,7 +51,7 @@ class Exchange:
 class FloodConnection(asyncio.Protocol):
     """Exchanges one after another; `on_idle` has it back after each."""
 
-    def __init__(self, on_idle: Callable[[Self], None]) -> None:
+    def __init__(self, on_idle: Callable[[FloodConnection], None]) -> None:
         self._on_idle = on_idle
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None

@@ -65,7 +65,7 @@ class Served:
     async def vitals_at_rest(self, timeout_s: float = 60.0) -> Vitals:
         """Once no caller is connected any more. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
-            # Nobody tells of another process's connections: they are looked at.
+            # Another process's connections have no event to wait for.
             while any(  # noqa: ASYNC110
                 to.status == psutil.CONN_ESTABLISHED for to in self._looked_at.net_connections("tcp")
             ):

@@ -51,7 +51,7 @@ def measure(scale: Scale) -> Iterator[Finding]:
     )
     bound_ms = QUEUE_CAPACITY / capacity * 1e3
     yield scenario.finding(
-        f"p99 of the accepted ≤ {QUEUE_CAPACITY} places × time of one = {bound_ms:,.0f} ms",
+        f"p99 of the accepted ≤ {QUEUE_CAPACITY} places x time of one = {bound_ms:,.0f} ms",
         f"{opened['accepted']['p99_ms']:,.0f} ms (median {opened['accepted']['p50_ms']:,.0f} ms)",
         met=opened["accepted"]["p99_ms"] <= bound_ms,
     )

@@ -27,7 +27,9 @@ _HEAD = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nX-Slow: " + b"a" * 100_000
 def measure(scale: Scale) -> Iterator[Finding]:
     """Rounds without and with them in turns, on one server of the default model."""
     rounds, seconds = max(3, scale.count(_ROUNDS)), max(3.0, _SECONDS * scale.share)
-    load = f"{_IDLE:,} idle connections, {_TRICKLING} that send a byte a second; {rounds} rounds of {seconds:g} s each way"
+    load = (
+        f"{_IDLE:,} idle connections, {_TRICKLING} that send a byte a second; {rounds} rounds of {seconds:g} s each way"
+    )
     scenario = Scenario("slowloris", load)
     with serving(DEFAULT_MODEL) as served:
         alone, beside = asyncio.run(_in_turns(served, rounds, seconds))

@@ -1,0 +1,69 @@
+"""`python -m reliability`: every scenario in turn, a table of what was found, and docs/reliability.md.
+
+Ends with status 1 when a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from observe.places import ROOT
+from observe.processes import NotStartedError
+from reliability.finding import Finding, show
+from reliability.page import page
+from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale
+from reliability.scenarios import fuzz, hang_up, neighbours, overload, sigkill, sigterm, slowloris, vanishing
+
+_SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
+    "overload": overload.measure,
+    "slowloris": slowloris.measure,
+    "hang-up": hang_up.measure,
+    "vanishing": vanishing.measure,
+    "fuzz": fuzz.measure,
+    "sigterm": sigterm.measure,
+    "sigkill": sigkill.measure,
+    "neighbours": neighbours.measure,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m reliability", description=__doc__)
+    parser.add_argument("--only", choices=_SCENARIOS, help="one scenario; the page stays as it is")
+    parser.add_argument(
+        "--seconds", type=float, default=FULL_SECONDS, help=f"of the longest load, {FULL_SECONDS:g}; fewer shorten all"
+    )
+    parser.add_argument("--sigterms", type=int, help=f"how often SIGTERM; {FULL_SIGTERMS}, or its share")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md", help="what to write")
+    wanted = parser.parse_args(arguments)
+    whole = Scale(wanted.seconds)
+    scale = Scale(wanted.seconds, wanted.sigterms or whole.count(FULL_SIGTERMS, least=3))
+    given = sys.argv[1:] if arguments is None else arguments
+    load_before = psutil.getloadavg()[0]
+    try:
+        findings = list(_found([wanted.only] if wanted.only else list(_SCENARIOS), scale))
+    except NotStartedError as error:
+        sys.exit(f"reliability: {error}")
+    if not wanted.only:
+        wanted.page.write_text(
+            page(findings, shlex.join(["python", "-m", "reliability", *given]), load_before), "utf-8"
+        )
+    sys.exit(1 if any(not finding.met for finding in findings) else 0)
+
+
+def _found(names: Sequence[str], scale: Scale) -> Iterator[Finding]:
+    for name in names:
+        findings = list(_SCENARIOS[name](scale))
+        show(findings)
+        sys.stdout.flush()
+        yield from findings
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""docs/reliability.md, from what a run has measured."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import psutil
+
+from benchmarks.machine import processor
+from benchmarks.markdown import table
+from reliability.finding import Finding
+
+_PACKAGES = ("gradless", "torch", "openvino", "fastapi", "uvicorn", "uvloop", "pillow", "simplejpeg")
+
+_INTRODUCTION = """# Reliability
+
+A service that decodes other people's files meets callers who leave, dawdle, send rubbish or come all at once, and is
+itself stopped, killed and started again. Each row below is one bar, held against a real `gradless serve` on 127.0.0.1
+with default settings, by `python -m reliability`, which wrote this page; what was missed stands here too.
+
+Some of it has been measured elsewhere, for comparison: one bad image in a burst of 16 failed 3 to 14 of its 15
+neighbours in LitServe and 3 to 15 in MLServer; after 200 clients hung up, the first good answer took 6 to 10 s in
+LitServe, BentoML, MLServer and plain FastAPI (measured on a like machine).
+"""
+
+_LIMITS = """## Known limits
+
+- Load and server share the same cores. Under overload each refusal costs the server processor time that a forward on
+  the CPU could have had, and the load generator takes its part as well: goodput here says more of a small machine than
+  of admission.
+- The bound of the accepted requests' wait is strict: with all places taken the average wait is the number of places
+  over the goodput already, so a p99 within it needs a goodput above the capacity measured before.
+- Latencies are those of a process's own loopback; no network, proxy or TLS is between.
+- A connection that asks for nothing is closed after `GRADLESS_READ_TIMEOUT_S`; the number of connections itself is
+  bounded by the process's file descriptors alone. Put a proxy in front where strangers can connect.
+- What is measured is one process on CPUs. A GPU's faults are not among the scenarios.
+- `make soak MINUTES=30` mixes all kinds of callers for as long as wanted; its findings are printed, and not on this
+  page. A test runs it for a minute.
+"""
+
+
+def page(findings: Sequence[Finding], command: str, load_before: float) -> str:
+    """All of it."""
+    rows = [
+        (
+            finding.scenario,
+            finding.load,
+            finding.bar,
+            finding.measured,
+            f"`python -m reliability --only {finding.scenario}`",
+            "yes" if finding.met else "**missed**",
+        )
+        for finding in findings
+    ]
+    missed = sum(not finding.met for finding in findings)
+    lines = [
+        _INTRODUCTION,
+        *table(("scenario", "load", "bar", "measured", "command", "met?"), rows),
+        "",
+        f"{len(findings) - missed} of {len(findings)} bars met. `{command}`, {dt.datetime.now(dt.UTC):%Y-%m-%d};",
+        f"{processor()}, {os.cpu_count()} cores that others may use as well (load average before: {load_before:.1f}),",
+        f"{psutil.virtual_memory().total / 2**30:.0f} GiB; {platform.system()} {platform.release().partition('-')[0]},",
+        f"Python {sys.version.split()[0]},",
+        f"{', '.join(f'{package} {version(package)}' for package in _PACKAGES)}.",
+        "",
+        _LIMITS,
+    ]
+    return "\n".join(lines)
