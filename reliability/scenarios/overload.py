@@ -14,7 +14,7 @@ _FACTOR = 10.0
 _CALLERS = 64
 _CLOSED_S = 15.0
 _AFTER_S = 6.0
-_WARM_FACTOR_S = 10.0
+_WARM_FLOOD_S = 10.0
 
 _GOODPUT_BAR = 0.95
 _REFUSAL_BAR_MS = 10.0
@@ -25,7 +25,7 @@ def measure(scale: Scale) -> Iterator[Finding]:
     """The default model: its forward costs so much that one process can offer ten times its rate."""
     with serving(DEFAULT_MODEL) as served:
         # As full as it will be, so that memory grows from there.
-        flood(served, callers=_CALLERS, closed_s=3.0, factor=_FACTOR, open_s=_WARM_FACTOR_S * scale.share)
+        flood(served, callers=_CALLERS, closed_s=3.0, factor=_FACTOR, open_s=_WARM_FLOOD_S)
         before = asyncio.run(served.vitals_at_rest())
         cpu_before = served.cpu_seconds()
         seen = flood(

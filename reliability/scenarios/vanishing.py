@@ -16,7 +16,7 @@ from reliability.serving import DEFAULT_MODEL, Served, Vitals, growth_mb, servin
 from reliability.wire import CLASSIFY, Connection, Place, Request, post
 
 _VANISHING = 10_000
-_AT_ONCE = 32
+_AT_ONCE = 16
 _STAYING = 8
 _GROWTH_BAR_MB = 20.0
 _ROUTES = frozenset({CLASSIFY})
