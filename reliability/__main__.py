@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from observe.places import ROOT
-from observe.processes import NotStartedError
 from reliability.finding import Finding, show
 from reliability.page import page
 from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale
@@ -46,10 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scale = Scale(wanted.seconds, wanted.sigterms or whole.count(FULL_SIGTERMS, least=3))
     given = sys.argv[1:] if arguments is None else arguments
     load_before = psutil.getloadavg()[0]
-    try:
-        findings = list(_found([wanted.only] if wanted.only else list(_SCENARIOS), scale))
-    except NotStartedError as error:
-        sys.exit(f"reliability: {error}")
+    findings = list(_found([wanted.only] if wanted.only else list(_SCENARIOS), scale))
     if not wanted.only:
         wanted.page.write_text(
             page(findings, shlex.join(["python", "-m", "reliability", *given]), load_before), "utf-8"
@@ -59,10 +56,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _found(names: Sequence[str], scale: Scale) -> Iterator[Finding]:
     for name in names:
-        findings = list(_SCENARIOS[name](scale))
+        findings = _findings(name, scale)
         show(findings)
         sys.stdout.flush()
         yield from findings
+
+
+def _findings(name: str, scale: Scale) -> list[Finding]:
+    """A scenario that breaks off, as by a server that does not start again, is one that is missed: the others go on."""
+    try:
+        return list(_SCENARIOS[name](scale))
+    except Exception as error:  # noqa: BLE001
+        traceback.print_exc()
+        said = str(error).partition("\n")[0]
+        return [Finding(name, "", "it runs to its end", f"{type(error).__name__}: {said}", met=False)]
 
 
 if __name__ == "__main__":
