@@ -30,11 +30,10 @@ LitServe, BentoML, MLServer and plain FastAPI (measured on a like machine).
 
 _LIMITS = """## Known limits
 
-- Load and server share the same cores. Under overload each refusal costs the server processor time that a forward on
-  the CPU could have had, and the load generator takes its part as well: goodput here says more of a small machine than
-  of admission.
-- The bound of the accepted requests' wait is strict: with all places taken the average wait is the number of places
-  over the goodput already, so a p99 within it needs a goodput above the capacity measured before.
+- Load and server share the same cores, and other work may be on them. How much of a missed bar under overload is the
+  service's and how much the machine's has not been taken apart.
+- The bound of the accepted requests' wait leaves no room: with all places taken the average wait is the number of
+  places over the goodput already.
 - Latencies are those of a process's own loopback; no network, proxy or TLS is between.
 - A connection that asks for nothing is closed after `GRADLESS_READ_TIMEOUT_S`; the number of connections itself is
   bounded by the process's file descriptors alone. Put a proxy in front where strangers can connect.

@@ -34,6 +34,8 @@ _SAID_EVERY_S = 60.0
 # Memory counts from when pools and caches have filled: two minutes, or a quarter of a short run.
 _WARM_S = 120.0
 _WARM_SHARE = 0.25
+# A single sample may meet a large image in the middle of its decode: medians over a tenth of the run.
+_WINDOW_SHARE = 0.1
 
 # What Python or a library may open once and keep.
 _SPARE_DESCRIPTORS = 2
@@ -141,12 +143,17 @@ def _judged(scenario: Scenario, soaked: _Soaked, seconds: float) -> Iterator[Fin
     )
     before, warm, after = soaked.rests
     watch, warm_at_s = soaked.watch, soaked.warm_at_s
+    window_s = seconds * _WINDOW_SHARE
+    early, late = watch.rss_mb(warm_at_s, warm_at_s + window_s), watch.rss_mb(seconds - window_s, inf)
     bar_mb = _GROWTH_BAR_MB if seconds >= 2 * _WARM_S else _SHORT_GROWTH_BAR_MB
-    early, late = watch.rss_mb(0, warm_at_s), watch.rss_mb(warm_at_s, inf)
     yield scenario.finding(
-        f"memory at rest grows by ≤ {bar_mb:g} MB after the first {warm_at_s:.0f} s of {seconds:.0f}",
-        f"{warm.rss_bytes / 1e6:.0f} MB, at the end {after.rss_bytes / 1e6:.0f} MB: {growth_mb(warm, after):+.1f} MB; "
-        f"under load {early:.0f} MB before, {late:.0f} MB later (medians)",
+        f"memory under load grows by ≤ {bar_mb:g} MB after the first {warm_at_s:.0f} s of {seconds:.0f}",
+        f"{early:.0f} MB, at the end {late:.0f} MB: {late - early:+.1f} MB (medians)",
+        met=late - early <= bar_mb,
+    )
+    yield scenario.finding(
+        f"and by ≤ {bar_mb:g} MB at rest, with what is free given back",
+        f"{warm.rss_bytes / 1e6:.0f} MB, at the end {after.rss_bytes / 1e6:.0f} MB: {growth_mb(warm, after):+.1f} MB",
         met=growth_mb(warm, after) <= bar_mb,
     )
     yield scenario.finding(

@@ -26,9 +26,9 @@ def measure(scale: Scale) -> Iterator[Finding]:
     with serving(DEFAULT_MODEL) as served:
         waited_ms = asyncio.run(_repeated(served, repeats))
     yield scenario.finding(
-        f"the next answer within {_BAR_MS:g} ms, by the median",
+        f"the next answer within {_BAR_MS:g} ms, each time",
         f"median {median(waited_ms):.0f} ms, worst {max(waited_ms):.0f} ms",
-        met=median(waited_ms) <= _BAR_MS,
+        met=max(waited_ms) <= _BAR_MS,
     )
 
 
