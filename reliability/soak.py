@@ -143,7 +143,7 @@ def _judged(scenario: Scenario, soaked: _Soaked, seconds: float) -> Iterator[Fin
     )
     before, warm, after = soaked.rests
     watch, warm_at_s = soaked.watch, soaked.warm_at_s
-    window_s = seconds * _WINDOW_SHARE
+    window_s = max(seconds * _WINDOW_SHARE, 3 * _EVERY_S)
     early, late = watch.rss_mb(warm_at_s, warm_at_s + window_s), watch.rss_mb(seconds - window_s, inf)
     bar_mb = _GROWTH_BAR_MB if seconds >= 2 * _WARM_S else _SHORT_GROWTH_BAR_MB
     yield scenario.finding(
