@@ -42,11 +42,6 @@ class Traces:
         # The span of a batch is kept for as long as there are requests of it that have not ended.
         self._batches: Batches = WeakKeyDictionary()
 
-    @property
-    def known_batches(self) -> int:
-        """How many batches have requests that have not ended, of those that have a span."""
-        return len(self._batches)
-
     def begin(self, scope: Scope) -> TracedRequest | None:
         """Go on with the trace of the request's traceparent, or begin one; None for what is not worth a trace."""
         if scope["path"] in _UNTRACED:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import re
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -141,15 +143,20 @@ async def test_forwards_are_linked_to_the_span_of_their_batch_of_which_there_is_
 async def test_a_batch_is_forgotten_with_the_last_of_its_requests(
     serve: Serve, kept: Kept, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
 ) -> None:
+    batches: list[weakref.ref[BatchReport]] = []
+
     async def predict(*_arguments: object, **_options: object) -> Answer:
-        return answer(*in_one_batch(prediction, 1))
+        (image,) = in_one_batch(prediction, 1)
+        batches.append(weakref.ref(image.batch))
+        return answer(image)
 
     async with serve({"predict": predict}, traces=kept.traces) as client:
         for _ in range(3):
             await client.post("/v1/classify", content=b"image")
+        gc.collect()
 
-    assert len(kept.spans("batch")) == 3
-    assert kept.traces.known_batches == 0
+        assert len(kept.spans("batch")) == 3
+        assert [batch() for batch in batches] == [None] * 3
 
 
 async def test_a_callers_trace_is_gone_on_with_and_answered(serve: Serve, kept: Kept) -> None:
