@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from observe.processes import gradless
+from reliability.wire import Connection, Place, Request, multipart, post
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
@@ -45,13 +46,6 @@ BAD_STATUSES = {415, 422}
 WHOLE_REQUEST = {429: "refused", 500: "failed", 503: "refused", 504: "late"}
 
 
-class Request(NamedTuple):
-    """Bytes to send, and how many images are in them that a server which reads them whole has to count."""
-
-    wire: bytes
-    images: int
-
-
 class Counted(NamedTuple):
     """Requests by status and images by outcome, of a server or of its callers."""
 
@@ -71,65 +65,22 @@ CUT_OFF = GOOD[:40]
 VAST = png((9000, 5000))
 
 
-def request(path: str, body: bytes, images: int = 1, content_type: str = "image/png") -> Request:
-    about = f"Content-Type: {content_type}\r\nContent-Length: {len(body)}"
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{about}\r\n\r\n"
-    return Request(head.encode() + body, images)
-
-
-def several(path: str, images: Sequence[bytes]) -> Request:
-    head = b'--cut\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
-    body = b"".join(head + image + b"\r\n" for image in images) + b"--cut--\r\n"
-    return request(path, body, len(images), "multipart/form-data; boundary=cut")
-
-
 def mixed(count: int) -> Iterator[Request]:
     """Every kind of request that has an answer, in turns."""
     kinds = [
-        *[request("/v1/classify?top_k=1", GOOD)] * 8,
-        *[request("/v1/features?encoding=base64", GOOD)] * 3,
-        several("/v1/classify?top_k=1", [GOOD, CUT_OFF, GOOD, b"", GOOD]),
-        request("/v1/classify", CUT_OFF),
-        request("/v1/classify", b""),
-        request("/v1/features", b"this is no image"),
+        *[post("/v1/classify?top_k=1", GOOD)] * 8,
+        *[post("/v1/features?encoding=base64", GOOD)] * 3,
+        multipart("/v1/classify?top_k=1", [GOOD, CUT_OFF, GOOD, b"", GOOD]),
+        post("/v1/classify", CUT_OFF),
+        post("/v1/classify", b""),
+        post("/v1/features", b"this is no image"),
         # Refused before their images are read, and so of none.
-        request("/v1/classify", bytes(100_001), images=0),
-        request("/v1/classify?model=no-such-model", GOOD, images=0),
-        request("/v1/classify?top_k=none", GOOD, images=0),
-        request("/v1/classify", b"no boundary in it", images=0, content_type="multipart/form-data; boundary=cut"),
+        post("/v1/classify", bytes(100_001), images=0),
+        post("/v1/classify?model=no-such-model", GOOD, images=0),
+        post("/v1/classify?top_k=none", GOOD, images=0),
+        post("/v1/classify", b"no boundary in it", images=0, content_type="multipart/form-data; boundary=cut"),
     ]
     return (kinds[number % len(kinds)] for number in range(count))
-
-
-class Caller:
-    """One connection at a time, as a browser has it: kept as long as the server keeps it."""
-
-    def __init__(self, address: str) -> None:
-        url = urlsplit(address)
-        self._place = (url.hostname, url.port)
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-
-    async def answer_to(self, wire: bytes) -> tuple[int, bytes]:
-        """The status and body of one exchange."""
-        reader, writer = self._streams = self._streams or await asyncio.open_connection(*self._place)
-        writer.write(wire)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
-        body = await reader.readexactly(length)
-        if b"connection: close" in head:
-            await self.leave()
-        return int(head.split()[1]), body
-
-    async def send(self, wire: bytes) -> None:
-        """Without waiting for the answer."""
-        _, writer = self._streams = self._streams or await asyncio.open_connection(*self._place)
-        writer.write(wire)
-        await writer.drain()
-
-    async def leave(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
 
 
 def outcomes(sent: Request, status: int, body: bytes) -> Counter[str]:
@@ -175,12 +126,13 @@ class Everybody:
 
     def __init__(self, address: str, http: httpx2.AsyncClient, whole: Iterator[Request]) -> None:
         self.seen = Counted(Counter(), Counter())
-        self._address = address
+        url = urlsplit(address)
+        self._place = Place(url.hostname or "", url.port or 0)
         self._http = http
         self._whole = whole
 
     async def one_after_another(self) -> None:
-        caller = Caller(self._address)
+        caller = Connection(self._place)
         for sent in self._whole:
             await self._exchange(caller, sent)
         await caller.leave()
@@ -188,15 +140,15 @@ class Everybody:
     async def too_much_for_the_deadline_then_a_crowd(self) -> None:
         """A request that is in the building until it is late, and more images than there are places for."""
         async with asyncio.TaskGroup() as others:
-            others.create_task(self._at_once(1, several("/v1/features", [VAST] * IMAGES)))
+            others.create_task(self._at_once(1, multipart("/v1/features", [VAST] * IMAGES)))
             while await in_flight(self._http, FAST) < IMAGES:
                 pass
-            others.create_task(self._at_once(CROWDED, several("/v1/classify", [GOOD] * IMAGES)))
+            others.create_task(self._at_once(CROWDED, multipart("/v1/classify", [GOOD] * IMAGES)))
 
     async def leave_with_images_in_the_building(self) -> None:
-        sent = several(f"/v1/classify?model={SLOW}", [GOOD] * IMAGES_OF_LEAVING)
+        sent = multipart(f"/v1/classify?model={SLOW}", [GOOD] * IMAGES_OF_LEAVING)
         for _ in range(WAVES):
-            wave = [Caller(self._address) for _ in range(LEAVING)]
+            wave = [Connection(self._place) for _ in range(LEAVING)]
             await asyncio.gather(*(caller.send(sent.wire) for caller in wave))
             while await in_flight(self._http, SLOW) < LEAVING * sent.images:
                 pass
@@ -209,19 +161,19 @@ class Everybody:
 
     async def leave_within_the_body(self) -> None:
         for _ in range(BROKEN_OFF):
-            caller = Caller(self._address)
-            await caller.send(request("/v1/classify", GOOD).wire[:-5])
+            caller = Connection(self._place)
+            await caller.send(post("/v1/classify", GOOD).wire[:-5])
             await caller.leave()
             self.seen.requests[499] += 1
 
     async def _at_once(self, callers: int, sent: Request) -> None:
-        crowd = [Caller(self._address) for _ in range(callers)]
+        crowd = [Connection(self._place) for _ in range(callers)]
         await asyncio.gather(*(self._exchange(caller, sent) for caller in crowd))
         for caller in crowd:
             await caller.leave()
 
-    async def _exchange(self, caller: Caller, sent: Request) -> None:
-        status, body = await caller.answer_to(sent.wire)
+    async def _exchange(self, caller: Connection, sent: Request) -> None:
+        status, _, body = await caller.answer_to(sent)
         self.seen.requests[status] += 1
         self.seen.images.update(outcomes(sent, status, body))
 
