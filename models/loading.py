@@ -13,10 +13,10 @@ from time import perf_counter
 import torch
 
 from models.calibration import Calibration
-from models.catalog import ModelSpec
 from models.devices import Placement
 from models.errors import StartError
 from models.network import Network, cut_at_head
+from models.specs import ModelSpec
 from models.transforms import Normalize, Transform
 
 

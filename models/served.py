@@ -15,7 +15,6 @@ from models import backends, catalog, memory
 from models.admission import Admission
 from models.batching import Batcher
 from models.calibration import Calibration
-from models.catalog import ModelSpec
 from models.devices import BackendName, Placement, Precision
 from models.engine import Engine, Item, Output
 from models.limits import ImageLimits
@@ -23,6 +22,7 @@ from models.loading import LoadedModel, load
 from models.pipeline import Pipeline
 from models.predictions import ModelCard
 from models.preprocessing import preprocess
+from models.specs import ModelSpec
 from models.splitting import SplittingRun
 from models.telemetry import BatcherState, QueueState, Telemetry
 

@@ -20,10 +20,10 @@ from app.main import create_app
 from app.settings import Settings
 from models import catalog, devices
 from models.backends.eager import EagerBackend
-from models.catalog import Classifier, ModelSpec
 from models.engine import Engine
 from models.loading import LoadedModel, load
 from models.serving import Serving, ServingOptions
+from models.specs import Classifier, ModelSpec
 from models.telemetry import Telemetry, Unheard
 from models.transforms import Transform
 

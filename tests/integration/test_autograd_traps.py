@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from models import devices
-from models.catalog import Classifier, ModelSpec
 from models.comparison import ComparisonOptions
 from models.engine import Engine, Item
 from models.errors import StartError
 from models.gradmodes import compare_served
 from models.loading import load
 from models.serving import Serving, ServingOptions
+from models.specs import Classifier, ModelSpec
 from models.telemetry import Unheard
 
 pytestmark = pytest.mark.anyio

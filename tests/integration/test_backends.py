@@ -14,7 +14,6 @@ from models import backends, devices
 from models.backends.compiled import buckets
 from models.backends.folding import folded
 from models.backends.openvino import OpenVinoBackend
-from models.catalog import ModelSpec
 from models.devices import BackendName, Precision
 from models.errors import DeviceUnavailableError
 from models.images import decode_image
@@ -22,6 +21,7 @@ from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.network import FeaturesAndLogits, Network
 from models.samples import draw, encode
+from models.specs import ModelSpec
 
 
 @pytest.fixture(scope="session")

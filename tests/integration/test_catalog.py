@@ -6,14 +6,14 @@ import pytest
 import torch
 import torchvision
 
-from models import catalog, devices
-from models.catalog import Classifier
+from models import architectures, catalog, devices
 from models.engine import Engine, Item
 from models.errors import UnknownCatalogNameError, UnsupportedArchitectureError
 from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.samples import Sample, draw, encode
+from models.specs import Classifier
 
 CPU = devices.place("cpu", "fp32", "eager")
 
@@ -71,7 +71,7 @@ def test_every_listed_name_is_found() -> None:
 
 
 def test_every_torchvision_name_is_found_with_random_weights() -> None:
-    for name in catalog.torchvision_names():
+    for name in architectures.names():
         assert catalog.find(f"{name}:random").architecture == name
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from models import devices
-from models.catalog import ModelSpec
 from models.engine import Engine, Item
 from models.errors import StartError, WarmUpError
 from models.loading import LoadedModel, load
+from models.specs import ModelSpec
 
 
 def pictures(count: int, side: int) -> list[torch.Tensor]:

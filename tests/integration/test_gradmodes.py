@@ -13,13 +13,13 @@ import torchvision
 from torch import nn
 
 from models import memory
-from models.catalog import Classifier, ModelSpec
 from models.comparison import ARMS, ArmName, ArmReport, Comparison, ComparisonOptions, Progress
 from models.devices import place
 from models.engine import Engine
 from models.errors import ComparisonTooLargeError
 from models.gradmodes import ComparisonAbandonedError, budget, compare, compare_served
 from models.loading import LoadedModel, load
+from models.specs import Classifier, ModelSpec
 from models.transforms import Transform
 
 pytestmark = pytest.mark.usefixtures("one_core")

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from models.catalog import ModelSpec
 from models.comparison import ComparisonOptions
 from models.serving import Serving, ServingOptions
+from models.specs import ModelSpec
 from models.telemetry import Unheard
 
 pytestmark = pytest.mark.anyio

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 import httpx2
 import pytest
 
-from models.catalog import ModelSpec
+from models.specs import ModelSpec
 
 pytestmark = pytest.mark.anyio
 

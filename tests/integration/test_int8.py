@@ -11,13 +11,13 @@ import torch
 from models import devices
 from models.backends.openvino import OpenVinoBackend
 from models.calibration import Calibration
-from models.catalog import ModelSpec
 from models.errors import DeviceUnavailableError, StartError
 from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.samples import draw, encode
 from models.serving import Serving, ServingOptions
+from models.specs import ModelSpec
 from models.telemetry import Unheard
 
 TURNS = (0, 90, 180, 270)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from models.catalog import ModelSpec
 from models.comparison import ComparisonOptions, Progress
 from models.errors import ComparisonRunningError, DrainingError, UnknownModelError, UnsupportedFormatError
 from models.serving import Serving, ServingOptions
+from models.specs import ModelSpec
 from models.telemetry import Unheard
 
 pytestmark = pytest.mark.anyio

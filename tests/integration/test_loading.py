@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from models import devices
-from models.catalog import Classifier, ModelSpec
 from models.devices import Precision
 from models.errors import StartError, UnsupportedArchitectureError
 from models.loading import LoadedModel, load
+from models.specs import Classifier, ModelSpec
 from models.transforms import Transform
 
 CPU = devices.place("cpu", "fp32", "eager")

@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import nn
 
-from models.catalog import Classifier, ModelSpec
 from models.errors import ModelDownError, StartError
 from models.serving import Serving, ServingOptions
+from models.specs import Classifier, ModelSpec
 from models.telemetry import Unheard
 
 pytestmark = pytest.mark.anyio

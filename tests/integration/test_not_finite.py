@@ -13,8 +13,8 @@ from torch import nn
 
 from app.main import create_app
 from app.settings import Settings
-from models.catalog import Classifier, ModelSpec
 from models.serving import Serving, ServingOptions
+from models.specs import Classifier, ModelSpec
 from models.telemetry import Telemetry
 
 pytestmark = pytest.mark.anyio

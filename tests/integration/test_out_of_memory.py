@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from models import memory
-from models.catalog import Classifier, ModelSpec
+from models.specs import Classifier, ModelSpec
 
 if TYPE_CHECKING:
     from tests.integration.conftest import StartOverHttp

@@ -1,0 +1,97 @@
+"""Networks that can be built by name: every classifier of torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import nn
+
+from models.errors import UnsupportedArchitectureError, WeightsUnavailableError
+from models.transforms import Transform
+
+_SEED = 0
+
+# What torchvision's own builders set where they load these two architectures' weights.
+_PUBLISHED_ARGUMENTS = {
+    "googlenet": {"transform_input": True, "init_weights": False},
+    "inception_v3": {"transform_input": True, "init_weights": False},
+}
+_RANDOM_ARGUMENTS = {name: {**arguments, "init_weights": True} for name, arguments in _PUBLISHED_ARGUMENTS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A network by name, and what belongs to the weights that its makers publish for it.
+
+    `build` makes it on the CPU, in float32, with seeded random weights, the same each time: of that many classes, or
+    for None of as many as the published weights have. `published` builds it with those, which it may download; raises
+    WeightsUnavailableError.
+    """
+
+    name: str
+    transform: Transform
+    labels: tuple[str, ...]
+    build: Callable[[int | None], nn.Module]
+    published: Callable[[], nn.Module]
+
+
+def names() -> list[str]:
+    """Every architecture there is, by name."""
+    listed: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return listed
+
+
+def find(name: str) -> Architecture:
+    """The architecture of that name, one of `names()`. Raises UnsupportedArchitectureError."""
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    return Architecture(
+        name,
+        _preset(name, weights),
+        tuple(weights.meta["categories"]),
+        build=lambda classes: _random(name, classes),
+        published=lambda: _published(name, weights),
+    )
+
+
+def _random(name: str, classes: int | None) -> nn.Module:
+    arguments = dict(_RANDOM_ARGUMENTS.get(name, {}))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        module: nn.Module = torchvision.models.get_model(
+            name, weights=None, **arguments, **({} if classes is None else {"num_classes": classes})
+        )
+    return module
+
+
+def _published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Module:
+    try:
+        # Not by the builder, which would unpickle whatever lies at the file's place.
+        state = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+        module: nn.Module = torchvision.models.get_model(name, weights=None, **_PUBLISHED_ARGUMENTS.get(name, {}))
+        module.load_state_dict(state)
+    except (URLError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise WeightsUnavailableError(
+            name,
+            f"{type(error).__name__}: {_first_line(error)}",
+            f"On a closed network put {weights.url} at {file}, or serve {name}:random.",
+        ) from error
+    return module
+
+
+def _preset(name: str, weights: torchvision.models.WeightsEnum) -> Transform:
+    preset = weights.transforms()
+    interpolation = preset.interpolation.value
+    if interpolation not in {"bilinear", "bicubic"}:
+        raise UnsupportedArchitectureError(name, f"its transform resizes by {interpolation}")
+    return Transform(preset.resize_size[0], preset.crop_size[0], interpolation, tuple(preset.mean), tuple(preset.std))
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
