@@ -66,7 +66,9 @@ class Settings(BaseSettings):
     calibration_folder: Path | None = Field(
         None, description="folder of some hundred images like those to be served, from which int8 takes its ranges"
     )
-    max_batch_size: int = Field(32, ge=1, le=1024, description="images in one forward, at most")
+    max_batch_size: int | None = Field(
+        None, ge=1, le=1024, description="images in one forward, at most; unset: 32, on a CPU what keeps its cores busy"
+    )
     max_wait_ms: float = Field(
         0, ge=0, le=1000, description="ms an image may wait for company; 0 sends what is there at once"
     )

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from models import backends, catalog, memory
+from models import backends, catalog, devices, memory
 from models.admission import Admission
 from models.batching import Batcher
 from models.calibration import Calibration
@@ -30,9 +30,9 @@ from models.telemetry import BatcherState, QueueState, Telemetry
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
     """How to serve. `models` are names of the catalog, or entries of one's own; the first is the default.
-    `decode_threads` None: one for each core the process may use. `calibration_folder`: images, for int8 alone.
-    `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a forward that takes longer has hung, and its
-    model is started anew.
+    `max_batch_size` None: what devices.batch_size says. `decode_threads` None: one for each core the process may use.
+    `calibration_folder`: images, for int8 alone. `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a
+    forward that takes longer has hung, and its model is started anew.
     """
 
     models: Sequence[str | ModelSpec] = (catalog.DEFAULT_MODEL,)
@@ -41,7 +41,7 @@ class ServingOptions:
     backend: BackendName | Literal["auto"] = "auto"
     cache_folder: Path = Path("~/.cache/gradless")
     calibration_folder: Path | None = None
-    max_batch_size: int = 32
+    max_batch_size: int | None = None
     fixed_batch: bool = False
     max_wait_s: float = 0.0
     queue_capacity: int = 256
@@ -101,9 +101,10 @@ def serve_model(spec: ModelSpec, around: Surroundings) -> ServedModel:
     """Load and warm up, which blocks. Raises StartError."""
     options = around.options
     model = load(spec, around.placement, around.calibration)
+    max_batch_size = options.max_batch_size or devices.batch_size(model.placement, model.weight_bytes)
     backend = backends.make(
         model,
-        max_batch_size=options.max_batch_size,
+        max_batch_size=max_batch_size,
         cache_folder=options.cache_folder.expanduser(),
         fixed_shape=options.fixed_batch,
     )
@@ -123,7 +124,7 @@ def serve_model(spec: ModelSpec, around: Surroundings) -> ServedModel:
     batcher: Batcher[Item, Output] = Batcher(
         run,
         name=spec.name,
-        max_batch_size=options.max_batch_size,
+        max_batch_size=max_batch_size,
         max_wait_s=options.max_wait_s,
         queue_capacity=options.queue_capacity,
         prepare=prepare,
