@@ -91,7 +91,8 @@ class _BoundedConnection(HttpToolsProtocol):
         self._refuse(MALFORMED_REQUEST, msg)
 
     def _between_requests(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
+        # None before the first request, whatever uvicorn's annotation says.
+        return bool(getattr(self.cycle, "response_complete", True))
 
     def _end(self) -> None:
         if self._between_requests() and not self.transport.is_closing():
