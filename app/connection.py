@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.gathered_writes import GatheredWrites
 from app.problems import CONTENT_TYPE, HEADERS_TOO_LARGE, MALFORMED_REQUEST, Row, SlowBodyError, problem, row_of
 from app.request_log import refused
 
@@ -46,7 +47,7 @@ class _BoundedConnection(HttpToolsProtocol):
     _ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(GatheredWrites(transport, self.loop))  # type: ignore[arg-type]  # it is one by its methods
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

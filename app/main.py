@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 from app import faults
@@ -25,9 +26,10 @@ from app.request_log import RequestLog
 from app.routers import classify, debug, features, health, models, page
 from app.runtime import Runtime, StartRuntime
 from app.settings import Settings, load_settings
+from app.shedding import LoadShedding
 from models.errors import StartError
 from models.limits import ImageLimits
-from models.telemetry import Telemetry
+from models.telemetry import Task, Telemetry
 
 _DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.
 Errors are RFC 9457 problem details with a stable `type`."""
@@ -85,6 +87,9 @@ def create_app(
     )
     app.state.parts = parts
     # From the inside out: what is outermost is added last.
+    app.add_middleware(
+        LoadShedding, parts=parts, tasks=[*_routes(classify.router, "classify"), *_routes(features.router, "features")]
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -109,6 +114,10 @@ def create_app(
             metrics.expect(path, method, status)
     document_problems(app)
     return app
+
+
+def _routes(router: APIRouter, task: Task) -> list[tuple[APIRoute, Task]]:
+    return [(route, task) for route in router.routes if isinstance(route, APIRoute)]
 
 
 def _exporting_traces() -> Traces:

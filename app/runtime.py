@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from models.comparison import Comparison, ComparisonOptions, Progress
+from models.errors import OverloadedError
 from models.predictions import Answer, ModelCard
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
@@ -21,6 +22,11 @@ class Runtime(Protocol):
 
     @property
     def draining(self) -> bool: ...
+
+    @property
+    def full(self) -> bool: ...
+
+    def refusal(self, model: str, task: Task) -> OverloadedError | None: ...
 
     async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer: ...
 

@@ -29,6 +29,17 @@ class Admission:
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no place left."""
+        return self._in_flight >= self._capacity
+
+    def overload(self, images: int) -> OverloadedError | None:
+        """Why so many more would be refused now; None while there are places for them."""
+        if self._in_flight + images <= self._capacity:
+            return None
+        return OverloadedError(self._capacity, self._expected_seconds(self._in_flight))
+
     def close(self) -> None:
         """Admit nobody from now on. Those inside keep their places."""
         self._closed = True
@@ -38,8 +49,8 @@ class Admission:
         """Places for all images of a request, or for none. Raises DrainingError, OverloadedError."""
         if self._closed:
             raise DrainingError
-        if self._in_flight + images > self._capacity:
-            raise OverloadedError(self._capacity, self._expected_seconds(self._in_flight))
+        if (overload := self.overload(images)) is not None:
+            raise overload
         self._in_flight += images
         try:
             yield

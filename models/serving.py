@@ -10,7 +10,7 @@ from types import MappingProxyType
 from models import catalog, devices, memory
 from models.calibration import Calibration
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.errors import ModelDownError, StartError, UnknownModelError
+from models.errors import ModelDownError, OverloadedError, StartError, UnknownModelError
 from models.gradmodes import prepare_profiler
 from models.lens import Lens
 from models.predictions import Answer, ModelCard
@@ -78,6 +78,17 @@ class Serving:
     def draining(self) -> bool:
         """Whether nothing new is taken any more."""
         return self._draining
+
+    @property
+    def full(self) -> bool:
+        """Whether some model has no place for an image."""
+        return any(served.admission.full for served in self._served.values())
+
+    def refusal(self, model: str, task: Task) -> OverloadedError | None:
+        """Why an image for that model would be refused now, which is counted as the refusal of one; None while there is
+        a place for it, or nobody of that name."""
+        served = self._served.get(model)
+        return None if served is None or model in self._down else served.pipeline.refusal(task)
 
     async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
         """Answer one request. `model` None is the default; `top_k` 0 asks for features alone and is cut to the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +32,9 @@ from models.comparison import (
     SweptArm,
     TrainFacts,
 )
+from models.errors import OverloadedError
 from models.predictions import Answer, ModelCard, Prediction, ScoredClass
-from models.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds
+from models.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds, Task
 
 # Only a failing test waits this long.
 _PATIENCE_S = 30
@@ -193,6 +194,8 @@ class FakeRuntime:
     busy: float | None = None
     names: Sequence[str] = ("fake",)
     closed_within_s: list[float] = field(default_factory=list)
+    overload: OverloadedError | None = None
+    names_overloaded: Collection[str] | None = None
 
     @property
     def draining(self) -> bool:
@@ -201,6 +204,15 @@ class FakeRuntime:
     @property
     def cards(self) -> Mapping[str, ModelCard]:
         return {name: card_of(name) for name in self.names}
+
+    @property
+    def full(self) -> bool:
+        return self.overload is not None
+
+    def refusal(self, model: str, task: Task) -> OverloadedError | None:
+        del task
+        full = self.names if self.names_overloaded is None else self.names_overloaded
+        return self.overload if model in full else None
 
     def queues(self) -> Mapping[str, QueueState]:
         return {name: QueueState(depth=2, oldest_age_seconds=0.25, in_flight=5, capacity=20) for name in self.names}

@@ -29,6 +29,7 @@ from models.predictions import Answer, ModelCard
 class Fake:
     ready = True
     draining = False
+    full = False
     cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, "cpu", "float32", "eager", "0" * 16, False, 0.1)}
 
     async def predict(self, model, images, *, task, top_k):
