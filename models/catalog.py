@@ -1,4 +1,4 @@
-"""What can be served by name: the embedded default, every classifier of torchvision, and `null` for benchmarks.
+"""What can be served: the embedded default, every classifier of torchvision, `null` for benchmarks, model folders.
 
 `resnet50` is the architecture with its published weights, `resnet50:random` the same with seeded random ones.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 
 import timm
 import torch
@@ -15,6 +16,8 @@ from torch import nn
 
 from models import architectures
 from models.errors import UnknownCatalogNameError, WeightsUnavailableError
+from models.model_folder import building
+from models.model_folder.description import FILE_NAME
 from models.specs import Classifier, ModelSpec
 from models.transforms import Transform
 
@@ -25,9 +28,15 @@ NULL_MODEL = "null"
 
 _RANDOM = ":random"
 
+_PATH_BEGINS = (".", "/", "~")
+
 
 def find(name: str) -> ModelSpec:
-    """The entry of that name. Raises UnknownCatalogNameError, with what is spelled alike."""
+    """The entry of that name, or the model folder at that path: what begins with `.`, `/` or `~` is a path, and what
+    is no name but a folder with a model.toml. Raises UnknownCatalogNameError, with what is spelled alike, and
+    ModelFolderError."""
+    if name.startswith(_PATH_BEGINS):
+        return building.find(Path(name).expanduser())
     architecture = name.removesuffix(_RANDOM)
     if name == DEFAULT_MODEL:
         return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
@@ -35,6 +44,8 @@ def find(name: str) -> ModelSpec:
         return ModelSpec(name, "null", _null, backend="null")
     if architecture in architectures.names():
         return ModelSpec(name, architecture, lambda: _of_architecture(architecture, random=name.endswith(_RANDOM)))
+    if (Path(name) / FILE_NAME).is_file():
+        return building.find(Path(name))
     raise UnknownCatalogNameError(name, difflib.get_close_matches(name, names(), n=3))
 
 

@@ -5,6 +5,7 @@ GradlessError
 │   ├── UnknownCatalogNameError
 │   ├── UnsupportedArchitectureError
 │   ├── WeightsUnavailableError
+│   ├── ModelFolderError            a file of a model folder says what cannot be served
 │   ├── DeviceUnavailableError
 │   └── WarmUpError
 ├── ImageError                      one image's own fault: it fails alone
@@ -31,6 +32,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 
@@ -59,6 +61,16 @@ class WeightsUnavailableError(StartError):
     def __init__(self, name: str, reason: str, remedy: str) -> None:
         super().__init__(f"the weights of {name} cannot be had: {reason}. {remedy}")
         self.name = name
+
+
+class ModelFolderError(StartError):
+    """`file` cannot be served as it is; `key`: where in it, if it has keys."""
+
+    def __init__(self, file: Path, reason: str, key: str | None = None) -> None:
+        # Other people's words are in some reasons, over several lines.
+        said = " ".join(reason.split())
+        super().__init__(f"{file}: {said}" if key is None else f"{file}: {key}: {said}")
+        self.file, self.key = file, key
 
 
 class DeviceUnavailableError(StartError):

@@ -15,6 +15,7 @@ from models.gradmodes import prepare_profiler
 from models.lens import Lens
 from models.predictions import Answer, ModelCard
 from models.served import ServedModel, ServingOptions, Surroundings, serve_model
+from models.specs import ModelSpec
 from models.supervision import Supervisor
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
@@ -32,6 +33,7 @@ class Serving:
         self, options: ServingOptions, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
     ) -> None:
         placement = devices.place(options.device, options.precision, options.backend)
+        specs = _specs(options.models)
         calibration = _calibration(options)
         memory.keep_freed()
         prepare_profiler()
@@ -55,8 +57,7 @@ class Serving:
         self._served: dict[str, ServedModel] = {}
         self._down: set[str] = set()
         try:
-            for wanted in options.models:
-                spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
+            for spec in specs:
                 self._served[spec.name] = serve_model(spec, self._around)
         except BaseException:
             self.close(timeout_s=0)
@@ -181,6 +182,14 @@ class Serving:
         for name in self._ailments():
             self._take_down(name)
         self._give_up(reason)
+
+
+def _specs(models: Sequence[str | ModelSpec]) -> list[ModelSpec]:
+    specs = [catalog.find(wanted) if isinstance(wanted, str) else wanted for wanted in models]
+    for number, spec in enumerate(specs):
+        if spec.name in {other.name for other in specs[:number]}:
+            raise StartError(f"two models are named {spec.name}; `name` in a model.toml says another")
+    return specs
 
 
 def _calibration(options: ServingOptions) -> Calibration | None:
