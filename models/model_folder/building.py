@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 from models import architectures
 from models.architectures import Architecture
 from models.model_folder import checkpoint, description, fitting, labels, own_code
-from models.model_folder.description import Description
+from models.model_folder.description import NEEDED_OF_TRANSFORM, Description
 from models.specs import Classifier, ModelSpec
 from models.transforms import Transform
 
@@ -36,8 +35,8 @@ def find(folder: Path) -> ModelSpec:
         digest = own_code.digest(described)
         # The fingerprint is over this name: code is a part of what gives the answers.
         architecture = architecture if digest is None else f"{architecture}@{digest}"
-    elif architecture not in architectures.names():
-        similar = difflib.get_close_matches(architecture, architectures.names(), n=3)
+    elif not architectures.exists(architecture):
+        similar = architectures.similar(architecture, architectures.names())
         hint = f"did you mean {', '.join(similar)}?" if similar else "`gradless models` lists them"
         raise described.refusal("architecture", f"there is no {architecture!r}; {hint}")
     return ModelSpec(described.name, architecture, lambda: build(described))
@@ -114,7 +113,7 @@ def _transform(described: Description, architecture: Architecture | None) -> Tra
     if architecture is None:
         if preset is not None:
             raise described.refusal("transform.preset", "code of your own has none; give the other keys of [transform]")
-        missing = [field.name for field in dataclasses.fields(Transform) if field.name not in explicit]
+        missing = [key for key in NEEDED_OF_TRANSFORM if key not in explicit]
         if missing:
             raise described.refusal("transform", f"code of your own needs all of it, and has no {', '.join(missing)}")
         transform = Transform(**explicit)
@@ -123,7 +122,7 @@ def _transform(described: Description, architecture: Architecture | None) -> Tra
         if preset not in {None, makers}:
             raise described.refusal("transform.preset", f"that of {architecture.name} is {makers!r}, not {preset!r}")
         transform = dataclasses.replace(architecture.transform, **explicit)
-    if transform.crop > transform.resize:
+    if transform.crop > transform.resize and transform.fit != "pad":
         raise described.refusal(
             "transform.crop", f"is {transform.crop}, more than resize, {transform.resize}, leaves of an image"
         )

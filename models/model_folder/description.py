@@ -19,6 +19,10 @@ FeatureForm = Literal["pooled", "map"]
 PRESETS: tuple[Preset, ...] = ("torchvision", "timm")
 FEATURE_FORMS: tuple[FeatureForm, ...] = ("pooled", "map")
 
+# As models.transforms has them; what is read here needs no torch.
+INTERPOLATIONS = ("bilinear", "bicubic")
+FITS = ("crop", "stretch", "pad")
+
 # Words that stand for weights which are in no file of the folder.
 WithoutFile = Literal["published", "random"]
 WITHOUT_FILE: tuple[WithoutFile, ...] = ("published", "random")
@@ -34,7 +38,9 @@ _KEYS = (
     "transform",
     "reference",
 )
-_TRANSFORM_KEYS = ("preset", "resize", "crop", "interpolation", "mean", "std")
+# Of [transform], where no architecture has one to begin with.
+NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")
+_TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
 _REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
 
 # It is part of addresses, labels of metrics and lists separated by commas.
@@ -157,9 +163,10 @@ def _transform(keys: Keys) -> TransformKeys:
     explicit = {
         "resize": keys.whole_number("resize", 1, _LARGEST_SIDE),
         "crop": keys.whole_number("crop", 1, _LARGEST_SIDE),
-        "interpolation": keys.one_of("interpolation", ("bilinear", "bicubic")),
+        "interpolation": keys.one_of("interpolation", INTERPOLATIONS),
         "mean": keys.per_channel("mean"),
         "std": keys.per_channel("std", positive=True),
+        "fit": keys.one_of("fit", FITS),
     }
     given = {key: value for key, value in explicit.items() if value is not None}
     return TransformKeys(next((known for known in PRESETS if known == preset), None), given)
