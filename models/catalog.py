@@ -6,6 +6,7 @@ random ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import nn
 from models import architectures
 from models.architectures.torchvision import imagenet_labels
 from models.architectures.torchvision import names as torchvision_names
-from models.errors import UnknownCatalogNameError, WeightsUnavailableError
+from models.errors import StartError, UnknownCatalogNameError, WeightsUnavailableError
 from models.model_folder import building
 from models.model_folder.description import FILE_NAME
 from models.specs import Classifier, ModelSpec
@@ -49,6 +50,15 @@ def find(name: str) -> ModelSpec:
     if (Path(name) / FILE_NAME).is_file():
         return building.find(Path(name))
     raise UnknownCatalogNameError(name, architectures.similar(name, names("*")))
+
+
+def find_all(wanted: Sequence[str | ModelSpec]) -> list[ModelSpec]:
+    """Each as `find` finds it, or as it is. Raises what that does, and StartError when two have one name."""
+    specs = [find(one) if isinstance(one, str) else one for one in wanted]
+    for number, spec in enumerate(specs):
+        if spec.name in {other.name for other in specs[:number]}:
+            raise StartError(f"two models are named {spec.name}; `name` in a model.toml can say another")
+    return specs
 
 
 def names(pattern: str | None = None) -> list[str]:

@@ -7,7 +7,8 @@ GradlessError
 │   ├── WeightsUnavailableError
 │   ├── ModelFolderError            a file of a model folder says what cannot be served
 │   ├── DeviceUnavailableError
-│   └── WarmUpError
+│   ├── WarmUpError
+│   └── JobError                    a job over files cannot be done as asked
 ├── ImageError                      one image's own fault: it fails alone
 │   ├── EmptyImageError
 │   ├── ImageTooLargeError
@@ -83,6 +84,10 @@ class WarmUpError(StartError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} failed its warm-up: {reason}")
         self.model = model
+
+
+class JobError(StartError):
+    """A job over files cannot begin, or not go on, as it was asked for."""
 
 
 class ImageError(GradlessError):

@@ -10,12 +10,11 @@ from types import MappingProxyType
 from models import catalog, devices, memory
 from models.calibration import Calibration
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.errors import ModelDownError, StartError, UnknownModelError
+from models.errors import ModelDownError, UnknownModelError
 from models.gradmodes import prepare_profiler
 from models.lens import Lens
 from models.predictions import Answer, ModelCard
 from models.served import ServedModel, ServingOptions, Surroundings, serve_model
-from models.specs import ModelSpec
 from models.supervision import Supervisor
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
@@ -33,8 +32,8 @@ class Serving:
         self, options: ServingOptions, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
     ) -> None:
         placement = devices.place(options.device, options.precision, options.backend)
-        specs = _specs(options.models)
-        calibration = _calibration(options)
+        specs = catalog.find_all(options.models)
+        calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         prepare_profiler()
         decode_threads = options.decode_threads or devices.available_cores()
@@ -182,19 +181,3 @@ class Serving:
         for name in self._ailments():
             self._take_down(name)
         self._give_up(reason)
-
-
-def _specs(models: Sequence[str | ModelSpec]) -> list[ModelSpec]:
-    specs = [catalog.find(wanted) if isinstance(wanted, str) else wanted for wanted in models]
-    for number, spec in enumerate(specs):
-        if spec.name in {other.name for other in specs[:number]}:
-            raise StartError(f"two models are named {spec.name}; `name` in a model.toml says another")
-    return specs
-
-
-def _calibration(options: ServingOptions) -> Calibration | None:
-    if options.precision != "int8":
-        return None
-    if options.calibration_folder is None:
-        raise StartError("int8 is calibrated on images of yours: it needs a calibration folder")
-    return Calibration.of(options.calibration_folder.expanduser())
