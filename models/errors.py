@@ -24,6 +24,7 @@ GradlessError
 │   ├── OutOfMemoryError
 │   └── DeadlineExceededError
 ├── UnknownModelError
+├── NoClassesError                  it gives features alone
 ├── ForwardError                    the network failed for a whole batch
 ├── ComparisonRunningError          the lens is at work for somebody else
 └── ComparisonTooLargeError         it would take more memory or time than there is for it
@@ -178,6 +179,12 @@ class UnknownModelError(GradlessError):
         # No more of it than a name would have: callers can send anything.
         super().__init__(f"No model {name[:100]!r} is served here; there is {', '.join(known)}.")
         self.name, self.known = name, tuple(known)
+
+
+class NoClassesError(GradlessError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} has no classes to name; ask /v1/features for what it gives.")
+        self.model = model
 
 
 class ForwardError(GradlessError):

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from models import catalog, devices, memory
 from models.calibration import Calibration
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.errors import ModelDownError, UnknownModelError
+from models.errors import ModelDownError, NoClassesError, UnknownModelError
 from models.gradmodes import prepare_profiler
 from models.lens import Lens
 from models.predictions import Answer, ModelCard
@@ -81,11 +81,14 @@ class Serving:
 
     async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
         """Answer one request. `model` None is the default; `top_k` 0 asks for features alone and is cut to the
-        number of classes. Raises UnknownModelError, ModelDownError, and what Pipeline.predict raises."""
+        number of classes. Raises UnknownModelError, NoClassesError, ModelDownError, and what Pipeline.predict
+        raises."""
         served = self._find(model)
         card = served.card
+        if task == "classify" and not card.classes:
+            raise NoClassesError(card.name)
         results = await served.pipeline.predict(images, task=task, top_k=min(top_k, card.classes))
-        return Answer(card.name, card.fingerprint, card.feature_dimensions, results)
+        return Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, results)
 
     async def compare(
         self,

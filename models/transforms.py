@@ -3,7 +3,7 @@ the device with the batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -28,7 +28,8 @@ class Transform:
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    fit: Fit = "crop"
+    # Not in what fingerprints are made of unless it is another: it came later.
+    fit: Fit = field(default="crop", repr=False)
 
     def shape(self, image: torch.Tensor) -> torch.Tensor:
         """(3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory, as decoders write and devices like it."""
