@@ -13,7 +13,7 @@ from app.problems import DebugDisabledError, FingerprintMismatchError
 from app.runtime import Runtime
 from app.settings import Settings
 from app.uploads import read_images
-from models.errors import DrainingError, StartError, UnknownModelError
+from models.errors import DrainingError, NoClassesError, StartError, UnknownModelError
 from models.predictions import ModelCard
 
 
@@ -83,6 +83,10 @@ Pinned = Annotated[
 async def upload_of(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
     """The images of `request`, read. Raises UnauthorizedError, ForbiddenError, DrainingError, UnknownModelError,
     FingerprintMismatchError, and what read_images raises."""
+    return await _read(request, model, if_match, classes=False)
+
+
+async def _read(request: Request, model: str | None, if_match: str | None, *, classes: bool) -> Upload:
     parts = parts_of(request)
     authorize(request, parts.keys, "inference")
     runtime = await _runtime(request)
@@ -92,10 +96,18 @@ async def upload_of(request: Request, model: ModelName = None, if_match: Pinned 
         raise DrainingError
     if if_match is not None and not _matches(if_match, card.fingerprint):
         raise FingerprintMismatchError(card.fingerprint)
+    if classes and not card.classes:
+        raise NoClassesError(card.name)
     return Upload(request, runtime, parts.metrics, card, await read_images(request, parts.settings))
 
 
+async def classifiable(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
+    """As `upload_of`, for a model that has classes. Raises NoClassesError, also before the body is read."""
+    return await _read(request, model, if_match, classes=True)
+
+
 ImageUpload = Annotated[Upload, Depends(upload_of)]
+ClassifiableUpload = Annotated[Upload, Depends(classifiable)]
 
 
 def _matches(if_match: str, fingerprint: str) -> bool:

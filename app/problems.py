@@ -129,6 +129,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.ModelDownError: Row(503, "model-down", "The model is being started anew", "model_down"),
     errors.OutOfMemoryError: Row(503, "out-of-memory", "The device has no memory left", "out_of_memory"),
     errors.UnknownModelError: Row(404, "unknown-model", "No such model is served"),
+    errors.NoClassesError: Row(422, "no-classes", "The model has no classes"),
     errors.ForwardError: Row(500, "internal-error", "Something went wrong here"),
     errors.ComparisonRunningError: Row(409, "comparison-running", "A comparison is running"),
     errors.ComparisonTooLargeError: Row(422, "comparison-too-large", "The comparison would need too much"),

@@ -61,6 +61,7 @@ class FeatureVectors(Schema):
     model: str
     fingerprint: str = Field(description="vectors of equal fingerprints can be compared")
     dimensions: int = Field(ge=1)
+    shape: list[int] = Field(description="of an image's features before they were written as one row of `dimensions`")
     results: list[Features | EncodedFeatures | Faulty] = Field(description="one for each image, in order")
 
 
@@ -70,8 +71,10 @@ class ModelDescription(Schema):
     parameters: int
     weight_bytes: int
     input_size: int = Field(description="side in pixels of what the network gets")
-    classes: int
+    classes: int = Field(ge=0, description="0 for a network that gives features alone")
     feature_dimensions: int
+    feature_shape: list[int] = Field(description="of an image's features; for a map three numbers")
+    feature_layer: str | None = Field(description="the inner layer served; null for what goes into the head")
     device: str
     dtype: str
     backend: str

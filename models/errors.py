@@ -5,8 +5,10 @@ GradlessError
 │   ├── UnknownCatalogNameError
 │   ├── UnsupportedArchitectureError
 │   ├── WeightsUnavailableError
+│   ├── ModelFolderError            a file of a model folder says what cannot be served
 │   ├── DeviceUnavailableError
-│   └── WarmUpError
+│   ├── WarmUpError
+│   └── JobError                    a job over files cannot be done as asked
 ├── ImageError                      one image's own fault: it fails alone
 │   ├── EmptyImageError
 │   ├── ImageTooLargeError
@@ -22,6 +24,7 @@ GradlessError
 │   ├── OutOfMemoryError
 │   └── DeadlineExceededError
 ├── UnknownModelError
+├── NoClassesError                  it gives features alone
 ├── ForwardError                    the network failed for a whole batch
 ├── ComparisonRunningError          the lens is at work for somebody else
 └── ComparisonTooLargeError         it would take more memory or time than there is for it
@@ -31,6 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 
@@ -61,6 +65,16 @@ class WeightsUnavailableError(StartError):
         self.name = name
 
 
+class ModelFolderError(StartError):
+    """`file` cannot be served as it is; `key`: where in it, if it has keys."""
+
+    def __init__(self, file: Path, reason: str, key: str | None = None) -> None:
+        # Other people's words are in some reasons, over several lines.
+        said = " ".join(reason.split())
+        super().__init__(f"{file}: {said}" if key is None else f"{file}: {key}: {said}")
+        self.file, self.key = file, key
+
+
 class DeviceUnavailableError(StartError):
     def __init__(self, device: str, reason: str) -> None:
         super().__init__(f"device {device!r} cannot be used: {reason}")
@@ -71,6 +85,10 @@ class WarmUpError(StartError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} failed its warm-up: {reason}")
         self.model = model
+
+
+class JobError(StartError):
+    """A job over files cannot begin, or not go on, as it was asked for."""
 
 
 class ImageError(GradlessError):
@@ -161,6 +179,12 @@ class UnknownModelError(GradlessError):
         # No more of it than a name would have: callers can send anything.
         super().__init__(f"No model {name[:100]!r} is served here; there is {', '.join(known)}.")
         self.name, self.known = name, tuple(known)
+
+
+class NoClassesError(GradlessError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} has no classes to name; ask /v1/features for what it gives.")
+        self.model = model
 
 
 class ForwardError(GradlessError):

@@ -154,6 +154,8 @@ def _card(spec: ModelSpec, model: LoadedModel) -> ModelCard:
         input_size=model.transform.crop,
         classes=model.network.classes,
         feature_dimensions=model.network.dimensions,
+        feature_shape=model.network.feature_shape,
+        feature_layer=None if model.features is None else model.features.node,
         device=str(model.placement.device),
         dtype=model.placement.dtype_name,
         backend=model.placement.backend,

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from models import catalog, devices, memory
 from models.calibration import Calibration
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.errors import ModelDownError, OverloadedError, StartError, UnknownModelError
+from models.errors import ModelDownError, NoClassesError, OverloadedError, UnknownModelError
 from models.gradmodes import prepare_profiler
 from models.lens import Lens
 from models.predictions import Answer, ModelCard
@@ -32,7 +32,8 @@ class Serving:
         self, options: ServingOptions, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
     ) -> None:
         placement = devices.place(options.device, options.precision, options.backend)
-        calibration = _calibration(options)
+        specs = catalog.find_all(options.models)
+        calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         prepare_profiler()
         decode_threads = options.decode_threads or devices.available_cores()
@@ -55,8 +56,7 @@ class Serving:
         self._served: dict[str, ServedModel] = {}
         self._down: set[str] = set()
         try:
-            for wanted in options.models:
-                spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
+            for spec in specs:
                 self._served[spec.name] = serve_model(spec, self._around)
         except BaseException:
             self.close(timeout_s=0)
@@ -92,11 +92,14 @@ class Serving:
 
     async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
         """Answer one request. `model` None is the default; `top_k` 0 asks for features alone and is cut to the
-        number of classes. Raises UnknownModelError, ModelDownError, and what Pipeline.predict raises."""
+        number of classes. Raises UnknownModelError, NoClassesError, ModelDownError, and what Pipeline.predict
+        raises."""
         served = self._find(model)
         card = served.card
+        if task == "classify" and not card.classes:
+            raise NoClassesError(card.name)
         results = await served.pipeline.predict(images, task=task, top_k=min(top_k, card.classes))
-        return Answer(card.name, card.fingerprint, card.feature_dimensions, results)
+        return Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, results)
 
     async def compare(
         self,
@@ -192,11 +195,3 @@ class Serving:
         for name in self._ailments():
             self._take_down(name)
         self._give_up(reason)
-
-
-def _calibration(options: ServingOptions) -> Calibration | None:
-    if options.precision != "int8":
-        return None
-    if options.calibration_folder is None:
-        raise StartError("int8 is calibrated on images of yours: it needs a calibration folder")
-    return Calibration.of(options.calibration_folder.expanduser())

@@ -22,7 +22,8 @@ async def list_models(runtime: TheRuntime) -> ModelList:
     return ModelList(models=[_description(card) for card in runtime.cards.values()])
 
 
-@router.get("/{name}", responses=answers(UnauthorizedError, ForbiddenError, UnknownModelError))
+# Names may have slashes in them, as timm/resnet18 has.
+@router.get("/{name:path}", responses=answers(UnauthorizedError, ForbiddenError, UnknownModelError))
 async def describe_model(runtime: TheRuntime, name: str) -> ModelDescription:
     """One served model."""
     return _description(card_named(runtime, name))

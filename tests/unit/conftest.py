@@ -107,7 +107,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def card_of(name: str) -> ModelCard:
     numbers = {"parameters": 7, "weight_bytes": 28, "input_size": 32, "classes": 10, "feature_dimensions": 3}
     place = {"device": "cpu", "dtype": "float32", "backend": "eager", "fingerprint": "0123456789abcdef"}
-    return ModelCard(name=name, architecture="none", training=False, load_seconds=1.5, **numbers, **place)
+    shape = {"feature_shape": (3,), "feature_layer": None}
+    return ModelCard(name=name, architecture="none", training=False, load_seconds=1.5, **numbers, **shape, **place)
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +131,7 @@ def answer(prediction: Callable[..., Prediction]) -> Callable[..., Answer]:
     """Make an answer of the results given; of one image without any."""
 
     def make(*results: Any) -> Answer:
-        return Answer("fake", "0123456789abcdef", 3, list(results) or [prediction()])
+        return Answer("fake", "0123456789abcdef", 3, (3,), list(results) or [prediction()])
 
     return make
 

@@ -30,10 +30,10 @@ class Fake:
     ready = True
     draining = False
     full = False
-    cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, "cpu", "float32", "eager", "0" * 16, False, 0.1)}
+    cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, (2,), None, "cpu", "float32", "eager", "0" * 16, False, 0.1)}
 
     async def predict(self, model, images, *, task, top_k):
-        return Answer(model, "0" * 16, 2, [])
+        return Answer(model, "0" * 16, 2, (2,), [])
 
     def queues(self):
         return {}
