@@ -1,4 +1,4 @@
-"""Where a classifier is cut: before its head, whatever that is made of, and nowhere where its logits would be others."""
+"""Where a classifier is cut: before its head, whatever that is made of, and never where its logits would be others."""
 
 from __future__ import annotations
 
