@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.predictions import Answer, ModelCard
+from models.predictions import Answer, Loaded, ModelCard
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
 
@@ -31,6 +31,10 @@ class Runtime(Protocol):
         image: bytes | None,
         on_progress: Callable[[Progress], None],
     ) -> Comparison: ...
+
+    async def load(self, name: str, source: str | None) -> Loaded: ...
+
+    async def unload(self, name: str) -> None: ...
 
     def queues(self) -> Mapping[str, QueueState]: ...
 

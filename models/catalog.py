@@ -27,6 +27,11 @@ _RANDOM = ":random"
 
 
 def find(name: str) -> ModelSpec:
+    """What can be served as `name`. Raises UnknownCatalogNameError, with what is spelled alike."""
+    return named(name)
+
+
+def named(name: str) -> ModelSpec:
     """The entry of that name. Raises UnknownCatalogNameError, with what is spelled alike."""
     architecture = name.removesuffix(_RANDOM)
     if name == DEFAULT_MODEL:

@@ -45,7 +45,8 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A served model as its users see it. `input_size` is the side in pixels of what the network gets."""
+    """A served model as its users see it. `input_size` is the side in pixels of what the network gets; `version` counts
+    the loads of that name in this process, from 1."""
 
     name: str
     architecture: str
@@ -60,3 +61,12 @@ class ModelCard:
     fingerprint: str
     training: bool
     load_seconds: float
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load has led to: the model as it is served now, and whether it took the place of another version."""
+
+    card: ModelCard
+    replaced: bool

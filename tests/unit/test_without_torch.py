@@ -29,7 +29,7 @@ from models.predictions import Answer, ModelCard
 class Fake:
     ready = True
     draining = False
-    cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, "cpu", "float32", "eager", "0" * 16, False, 0.1)}
+    cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, "cpu", "float32", "eager", "0" * 16, False, 0.1, 1)}
 
     async def predict(self, model, images, *, task, top_k):
         return Answer(model, "0" * 16, 2, [])
