@@ -48,10 +48,9 @@ class Changes:
         self._idle = threading.Event()
         self._idle.set()
 
-    def start(self, wanted: str | ModelSpec) -> None:
+    def start(self, spec: ModelSpec, origin: Origin) -> None:
         """Load a model and serve it. Blocks: for before the first request. Raises StartError."""
-        origin = sources.of_operator(wanted)
-        card = self._roster.put(serve_model(origin(), origin, self._around))
+        card = self._roster.put(serve_model(spec, origin, self._around))
         self._around.telemetry.model_served(card.name)
 
     async def load(self, name: str, source: str | None) -> Loaded:

@@ -6,8 +6,10 @@ GradlessError
 │   ├── UnknownSourceError
 │   ├── UnsupportedArchitectureError
 │   ├── WeightsUnavailableError
+│   ├── ModelFolderError            a file of a model folder says what cannot be served
 │   ├── DeviceUnavailableError
-│   └── WarmUpError
+│   ├── WarmUpError
+│   └── JobError                    a job over files cannot be done as asked
 ├── ImageError                      one image's own fault: it fails alone
 │   ├── EmptyImageError
 │   ├── ImageTooLargeError
@@ -39,6 +41,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 
@@ -76,6 +79,16 @@ class WeightsUnavailableError(StartError):
         self.name = name
 
 
+class ModelFolderError(StartError):
+    """`file` cannot be served as it is; `key`: where in it, if it has keys."""
+
+    def __init__(self, file: Path, reason: str, key: str | None = None) -> None:
+        # Other people's words are in some reasons, over several lines.
+        said = " ".join(reason.split())
+        super().__init__(f"{file}: {said}" if key is None else f"{file}: {key}: {said}")
+        self.file, self.key = file, key
+
+
 class DeviceUnavailableError(StartError):
     def __init__(self, device: str, reason: str) -> None:
         super().__init__(f"device {device!r} cannot be used: {reason}")
@@ -86,6 +99,10 @@ class WarmUpError(StartError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} failed its warm-up: {reason}")
         self.model = model
+
+
+class JobError(StartError):
+    """A job over files cannot begin, or not go on, as it was asked for."""
 
 
 class ImageError(GradlessError):

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
-from models import devices, memory
+from models import catalog, devices, memory, sources
 from models.calibration import Calibration
 from models.changes import Changes
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.errors import ModelGoneError, StartError
+from models.errors import ModelGoneError
 from models.gradmodes import prepare_profiler
 from models.lens import Lens
 from models.predictions import Answer, Loaded, ModelCard
@@ -34,7 +34,8 @@ class Serving:
         self, options: ServingOptions, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
     ) -> None:
         placement = devices.place(options.device, options.precision, options.backend)
-        calibration = _calibration(options)
+        specs = catalog.find_all(options.models)
+        calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         prepare_profiler()
         decode_threads = options.decode_threads or devices.available_cores()
@@ -57,8 +58,8 @@ class Serving:
         self._changes = Changes(self._roster, self._around, self._lens, lambda: self._draining)
         self._supervisor: Supervisor | None = None
         try:
-            for wanted in options.models:
-                self._changes.start(wanted)
+            for spec, wanted in zip(specs, options.models, strict=True):
+                self._changes.start(spec, sources.of_operator(wanted))
         except BaseException:
             self.close(timeout_s=0)
             raise
@@ -168,11 +169,3 @@ class Serving:
         for served in self._roster.served.values():
             self._changes.take_down(served)
         self._give_up(reason)
-
-
-def _calibration(options: ServingOptions) -> Calibration | None:
-    if options.precision != "int8":
-        return None
-    if options.calibration_folder is None:
-        raise StartError("int8 is calibrated on images of yours: it needs a calibration folder")
-    return Calibration.of(options.calibration_folder.expanduser())

@@ -60,6 +60,7 @@ async def list_models(runtime: TheRuntime) -> ModelList:
     return ModelList(models=[_description(card) for card in runtime.cards.values()])
 
 
+# Names may have slashes in them, as timm/resnet18 has.
 @router.get("/{name:path}", responses=answers(*_ASKING, UnknownModelError), dependencies=[Depends(inference_allowed)])
 async def describe_model(runtime: TheRuntime, name: str) -> ModelDescription:
     """One served model."""

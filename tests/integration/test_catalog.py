@@ -70,7 +70,7 @@ def test_every_listed_name_is_found() -> None:
         assert catalog.find(name).name == name
 
 
-def test_every_torchvision_name_is_found_with_random_weights() -> None:
+def test_every_name_is_found_with_random_weights() -> None:
     for name in architectures.names():
         assert catalog.find(f"{name}:random").architecture == name
 

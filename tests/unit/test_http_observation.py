@@ -125,7 +125,7 @@ async def test_each_request_is_counted_once_under_its_routes_template(serve: Ser
 
 async def test_paths_that_are_no_route_share_one_label(serve: Serve) -> None:
     async with serve() as client:
-        for path in ("/a", "/b/c", "/v2/models/x/y", "/metrics/"):
+        for path in ("/a", "/b/c", "/v1/model/x/y", "/metrics/"):
             await client.request("BREW", path)
         counted = await _counted(client)
 
