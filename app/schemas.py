@@ -85,7 +85,7 @@ class ModelSource(Schema):
         None,
         min_length=1,
         max_length=256,
-        description="a name of the catalog, or a folder in GRADLESS_MODELS_FOLDER; without it, where the model came from",
+        description="a name of the catalog, or a folder in GRADLESS_MODELS_FOLDER; without it, from where it came",
     )
 
 
