@@ -71,7 +71,14 @@ class Upload:
     runtime: Runtime
     metrics: Metrics
     model: ModelCard
+    pinned: str | None
     images: list[bytes]
+
+    def check_answer_of(self, fingerprint: str) -> None:
+        """Raises FingerprintMismatchError where that is not what was asked for: another version of the model took over
+        while the body was read."""
+        if self.pinned is not None and not _matches(self.pinned, fingerprint):
+            raise FingerprintMismatchError(fingerprint)
 
 
 Pinned = Annotated[
@@ -98,7 +105,7 @@ async def _read(request: Request, model: str | None, if_match: str | None, *, cl
         raise FingerprintMismatchError(card.fingerprint)
     if classes and not card.classes:
         raise NoClassesError(card.name)
-    return Upload(request, runtime, parts.metrics, card, await read_images(request, parts.settings))
+    return Upload(request, runtime, parts.metrics, card, if_match, await read_images(request, parts.settings))
 
 
 async def classifiable(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
@@ -130,6 +137,11 @@ async def debug_allowed(request: Request) -> None:
 async def inference_allowed(request: Request) -> None:
     """Raises UnauthorizedError, ForbiddenError."""
     authorize(request, parts_of(request).keys, "inference")
+
+
+async def admin_allowed(request: Request) -> None:
+    """Raises UnauthorizedError, ForbiddenError."""
+    authorize(request, parts_of(request).keys, "admin")
 
 
 async def metrics_allowed(request: Request) -> None:

@@ -48,7 +48,7 @@ def create_app(
     Raises SettingsError; starting it raises StartError.
     """
     settings = settings or load_settings()
-    metrics = Metrics(settings.models)
+    metrics = Metrics()
     parts = Parts(settings, metrics, settings.known_keys())
     traces = traces or (_exporting_traces() if settings.traces else None)
 
@@ -75,7 +75,7 @@ def create_app(
         finally:
             # In a thread: a forward may still run, and the loop has answers to send.
             if not await asyncio.to_thread(runtime.close, settings.drain_timeout_s):
-                parts.failure = parts.failure or "a forward was still running when the time to drain was over"
+                parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
             if traces is not None:
                 await asyncio.to_thread(traces.close)
             # What is frozen is not taken apart at the interpreter's end, and extension modules complain of it.
@@ -147,6 +147,8 @@ def serving_options(settings: Settings) -> ServingOptions:
 
     return ServingOptions(
         models=settings.models,
+        models_folder=settings.models_folder,
+        max_models=settings.max_models,
         device=settings.device,
         precision=settings.precision,
         backend=settings.backend,

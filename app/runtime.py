@@ -7,7 +7,7 @@ from typing import Protocol
 
 from models.comparison import Comparison, ComparisonOptions, Progress
 from models.errors import OverloadedError
-from models.predictions import Answer, ModelCard
+from models.predictions import Answer, Loaded, ModelCard
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
 
@@ -37,6 +37,10 @@ class Runtime(Protocol):
         image: bytes | None,
         on_progress: Callable[[Progress], None],
     ) -> Comparison: ...
+
+    async def load(self, name: str, source: str | None) -> Loaded: ...
+
+    async def unload(self, name: str) -> None: ...
 
     def queues(self) -> Mapping[str, QueueState]: ...
 

@@ -80,6 +80,16 @@ class ModelDescription(Schema):
     backend: str
     fingerprint: str
     training: bool
+    version: int = Field(ge=1, description="counts the loads of this name since the service started")
+
+
+class ModelSource(Schema):
+    source: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="a name of the catalog, or a folder in GRADLESS_MODELS_FOLDER; without it, from where it came",
+    )
 
 
 class ModelList(Schema):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ class Admission:
         self._expected_seconds = expected_seconds
         self._in_flight = 0
         self._closed = False
+        self._emptied: asyncio.Future[None] | None = None
 
     @property
     def capacity(self) -> int:
@@ -44,6 +46,13 @@ class Admission:
         """Admit nobody from now on. Those inside keep their places."""
         self._closed = True
 
+    async def emptied(self) -> None:
+        """Admit nobody from now on, and return when the last of those inside has left."""
+        self.close()
+        if self._in_flight:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
+
     @contextmanager
     def admit(self, images: int) -> Iterator[None]:
         """Places for all images of a request, or for none. Raises DrainingError, OverloadedError."""
@@ -56,3 +65,5 @@ class Admission:
             yield
         finally:
             self._in_flight -= images
+            if not self._in_flight and self._emptied is not None and not self._emptied.done():
+                self._emptied.set_result(None)

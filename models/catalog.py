@@ -40,6 +40,16 @@ def find(name: str) -> ModelSpec:
     ModelFolderError."""
     if name.startswith(_PATH_BEGINS):
         return building.find(Path(name).expanduser())
+    try:
+        return named(name)
+    except UnknownCatalogNameError:
+        if (Path(name) / FILE_NAME).is_file():
+            return building.find(Path(name))
+        raise
+
+
+def named(name: str) -> ModelSpec:
+    """The entry of that name, and no folder. Raises UnknownCatalogNameError, with what is spelled alike."""
     architecture = name.removesuffix(_RANDOM)
     if name == DEFAULT_MODEL:
         return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
@@ -47,8 +57,6 @@ def find(name: str) -> ModelSpec:
         return ModelSpec(name, "null", _null, backend="null")
     if architectures.exists(architecture):
         return ModelSpec(name, architecture, lambda: _of_architecture(architecture, random=name.endswith(_RANDOM)))
-    if (Path(name) / FILE_NAME).is_file():
-        return building.find(Path(name))
     raise UnknownCatalogNameError(name, architectures.similar(name, names("*")))
 
 

@@ -103,7 +103,7 @@ async def test_what_the_runtime_reports_shows_in_the_metrics(new_runtime: Callab
 
     def start(telemetry: Telemetry) -> FakeRuntime:
         heard.append(telemetry)
-        return new_runtime()
+        return new_runtime().started(telemetry)
 
     app = create_app(Settings(models=("fake",)), start)
     transport = httpx2.ASGITransport(app)
