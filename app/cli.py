@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from app.commands.stats import stats
 from app.lens.command import compare
 from app.settings import SettingsError, load_settings
 from app.settings_table import settings_table
@@ -22,6 +23,7 @@ app = typer.Typer(
 
 
 app.command()(compare)
+app.command()(stats)
 
 
 @app.command()
