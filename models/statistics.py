@@ -75,4 +75,3 @@ class Moments:
         """The standard deviation of all pixels about their common mean, with the count as divisor (ddof 0); nan of
         none."""
         return np.sqrt(self.squares / self.count) if self.count else np.full(3, np.nan)
-
