@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from app.commands.folders import classify, features
+from app.commands.search import search
 from app.commands.stats import stats
 from app.lens.command import compare
 from app.settings import SettingsError, load_settings
@@ -23,7 +25,10 @@ app = typer.Typer(
 
 
 app.command()(compare)
+app.command()(classify)
+app.command()(features)
 app.command()(stats)
+app.add_typer(search, name="search")
 
 
 @app.command()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.settings import Settings, SettingsError, load_settings
-from models.errors import GradlessError
+from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
+from app.settings import Settings
 from models.folders.files import find, name
 from models.limits import ImageLimits
 
@@ -16,13 +16,7 @@ if TYPE_CHECKING:
     from models.folders.survey import Survey
     from models.transforms import Transform
 
-_BROKEN, _FAILED, _INTERRUPTED = 1, 2, 130
-
 _STDOUT = Path("-")
-
-
-class StatsError(Exception):
-    """It could not be told. The message is one line."""
 
 
 def stats(
@@ -50,30 +44,23 @@ def stats(
     printed.
     """
     if model is not None and not as_served:
-        _end("--model is for --as-served alone", _FAILED)
+        end("--model is for --as-served alone", FAILED)
+    settings = settings_for(model)
+    served_as = settings.models[0] if as_served else None
     try:
-        settings = load_settings()
-        served_as = (model or settings.models[0]) if as_served else None
-        complete, found = _surveyed(find(paths), settings, served_as, workers)
-        _list_broken(found)
-        if found.images:
-            _tell(found, served_as, json, complete=complete)
-    except (StatsError, SettingsError, GradlessError) as error:
-        _end(str(error), _FAILED)
+        with failures_said(str(json)):
+            complete, found = _surveyed(find(paths), settings, served_as, workers)
+            _list_broken(found)
+            if found.images:
+                _tell(found, served_as, json, complete=complete)
     except KeyboardInterrupt:
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     if not complete:
-        _end(f"interrupted: this is of the first {found.images} images", _INTERRUPTED)
+        end(f"interrupted: this is of the first {found.images} images", INTERRUPTED)
     if not found.images:
-        _end("no file has a picture that can be decoded", _FAILED)
+        end("no file has a picture that can be decoded", FAILED)
     if strict and found.broken:
-        raise typer.Exit(_BROKEN)
-
-
-def _end(message: str, status: int) -> NoReturn:
-    for line in message.splitlines():
-        typer.echo(f"gradless: {line}", err=True)
-    raise typer.Exit(status) from None
+        raise typer.Exit(UNREADABLE)
 
 
 def _surveyed(files: list[str], settings: Settings, served_as: str | None, workers: int | None) -> tuple[bool, Survey]:
@@ -118,15 +105,10 @@ def _tell(found: Survey, served_as: str | None, json: Path | None, *, complete: 
 
     # Where stdout is for the JSON, people read the rest on stderr.
     typer.echo("\n".join(as_toml(found, served_as)), err=json == _STDOUT)
-    if json is not None:
-        _write(json, as_json(found, served_as, complete=complete))
-
-
-def _write(path: Path, text: str) -> None:
-    if path == _STDOUT:
-        typer.echo(text, nl=False)
+    if json is None:
         return
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StatsError(f"{path} cannot be written: {error.strerror}") from error
+    report = as_json(found, served_as, complete=complete)
+    if json == _STDOUT:
+        typer.echo(report, nl=False)
+    else:
+        json.write_text(report, encoding="utf-8")

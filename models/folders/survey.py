@@ -90,7 +90,9 @@ def _named(files: Sequence[str], found: Iterator[Surveyed | Unreadable]) -> Iter
     try:
         yield from zip(files, found, strict=True)
     except RuntimeError as error:
-        raise JobError(f"a process that reads images has died: {str(error).splitlines()[0]}") from error
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise JobError(f"a worker that reads files has died: {' '.join(str(error).split())}") from error
 
 
 def _leave_interrupts_to_the_parent(_worker: int) -> None:

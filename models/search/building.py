@@ -94,7 +94,13 @@ def _built(
 
     exact = features.rows <= exact_rows
     # Of vectors of length 1 the inner product is the cosine.
-    index = Index(ndim=features.dimensions, metric=MetricKind.IP, dtype=ScalarKind.F32, **(_NO_GRAPH if exact else {}))
+    index = Index(
+        ndim=features.dimensions,
+        metric=MetricKind.IP,
+        dtype=ScalarKind.F32,
+        connectivity=_LEAST_EDGES if exact else None,
+        expansion_add=_LEAST_EDGES if exact else None,
+    )
     schema = pa.schema([("path", pa.string()), ("thumbnail", pa.binary())])
     with_thumbnail = 0
     with pa.OSFile(str(folder / ROWS), "wb") as file, pa.ipc.new_file(file, schema) as writer:

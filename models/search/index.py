@@ -6,7 +6,9 @@ its own, whose threads would compete with PyTorch's.
 
 from __future__ import annotations
 
+import importlib.util
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
@@ -31,10 +33,16 @@ class Neighbour:
     similarity: float
 
 
+def installed() -> bool:
+    """Whether the extra `search` is there."""
+    return all(importlib.util.find_spec(module) is not None for module in ("pyarrow", "usearch"))
+
+
 class SearchIndex:
     """Read only; its methods may be called from several threads."""
 
-    def __init__(self, manifest: Manifest, vectors: Index, rows: pa.Table) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, vectors: Index, rows: pa.Table) -> None:
+        self._folder = folder
         self.manifest = manifest
         self._vectors = vectors
         # One lookup at a time, whoever asks: more would take decoders their cores.
@@ -54,10 +62,20 @@ class SearchIndex:
             vectors = Index.restore(folder / VECTORS, view=True, expansion_search=manifest.expansion)
             rows = pa.ipc.open_file(pa.memory_map(str(folder / ROWS))).read_all()
         except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
-            raise SearchIndexError(folder, f"it cannot be opened: {error}") from error
+            raise SearchIndexError(folder, f"it cannot be opened: {' '.join(str(error).split())}") from error
         if vectors is None or not len(vectors) == rows.num_rows == manifest.rows or vectors.ndim != manifest.dimensions:
             raise SearchIndexError(folder, "its files do not belong together; build it anew")
-        return cls(manifest, vectors, rows)
+        return cls(folder, manifest, vectors, rows)
+
+    def check_model(self, served: Mapping[str, str]) -> None:
+        """Raises SearchIndexError unless one of the `served` models, fingerprints by name, made its vectors."""
+        if self.manifest.fingerprint not in served.values():
+            there = ", ".join(f"{name} ({fingerprint})" for name, fingerprint in served.items())
+            raise SearchIndexError(
+                self._folder,
+                f"its vectors are of {self.manifest.model} ({self.manifest.fingerprint}), and cannot be compared with "
+                f"those of {there}: weights, transform, precision and backend must be the same",
+            )
 
     def search(self, vectors: NDArray[np.float32], k: int) -> list[list[Neighbour]]:
         """Of each of `vectors`, (N, D) float32, the `k` rows most alike, the most alike first; fewer where there are
