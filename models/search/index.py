@@ -26,11 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A row of the index, and the cosine in -1..1 of the angle between its vector and the one that was asked about."""
+    """A row of the index, the cosine in -1..1 of the angle between its vector and the one that was asked about, and
+    whether the index keeps a picture of it."""
 
     row: int
     path: str
     similarity: float
+    thumbnail: bool
 
 
 def installed() -> bool:
@@ -88,7 +90,7 @@ class SearchIndex:
         # What is over 1 is rounding.
         similarities = np.clip(1 - found.distances, -1, 1)
         return [
-            Neighbour(row, self._paths[row].as_py(), similarity)
+            Neighbour(row, self._paths[row].as_py(), similarity, self._thumbnails[row].is_valid)
             for row, similarity in zip(found.keys.tolist(), similarities.tolist(), strict=True)
         ]
 

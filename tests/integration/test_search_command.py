@@ -80,7 +80,9 @@ def test_the_answer_as_json_holds_rows_and_what_was_no_image(gradless: Run) -> N
     broken, clock = json.loads(asked.stdout)
     assert broken["path"] == "pictures/broken.png"
     assert broken["error"].startswith("The bytes are not an image")
-    assert clock["neighbours"] == [{"row": 1, "path": "pictures/clock.png", "similarity": pytest.approx(1, abs=1e-6)}]
+    assert clock["neighbours"] == [
+        {"row": 1, "path": "pictures/clock.png", "similarity": pytest.approx(1, abs=1e-6), "thumbnail": False}
+    ]
 
 
 @pytest.mark.usefixtures("features")
