@@ -10,6 +10,8 @@ import typer
 
 from app.commands.folders import classify, features
 from app.commands.models import models
+from app.commands.search import search
+from app.commands.stats import stats
 from app.lens.command import compare
 from app.settings import SettingsError, load_settings
 from app.settings_table import settings_table
@@ -27,6 +29,8 @@ app.command()(compare)
 app.command()(classify)
 app.command()(features)
 app.add_typer(models, name="models")
+app.command()(stats)
+app.add_typer(search, name="search")
 
 
 @app.command()

@@ -15,6 +15,7 @@ from app.settings import Settings
 from app.uploads import read_images
 from models.errors import DrainingError, NoClassesError, StartError, UnknownModelError
 from models.predictions import ModelCard
+from models.search.index import SearchIndex
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Parts:
     metrics: Metrics
     keys: Keys
     runtime: Runtime | None = None
+    search_index: SearchIndex | None = None
     start_error: StartError | None = None
     failure: str | None = None
 

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from models.comparison import Comparison
 
-Task = Literal["classify", "features"]
+Task = Literal["classify", "features", "search"]
 Stage = Literal["decode", "queue", "forward"]
 Trigger = Literal["idle", "full", "wait", "drain"]
 MemoryKind = Literal["allocated", "reserved", "peak", "free", "total"]

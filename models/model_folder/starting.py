@@ -106,7 +106,7 @@ def _guessed(file: Path, tensors: Tensors) -> str:
     nearest = f"; {found.architecture} is nearest, with {found.share:.0%} of the tensors" if found is not None else ""
     raise ModelFolderError(
         file,
-        f"fits no architecture of torchvision or timm{nearest}; say which it is, or name code of yours, by --architecture",
+        f"fits no architecture of torchvision or timm{nearest}; say which, or name code of yours, by --architecture",
     )
 
 
