@@ -119,9 +119,12 @@ def _exporting_traces() -> Traces:
 
 
 def start_serving(
-    settings: Settings, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
+    settings: Settings,
+    telemetry: Telemetry,
+    give_up: Callable[[str], None] = lambda _reason: None,
+    cores: int | None = None,
 ) -> Runtime:
-    """Load and warm up what the settings say; `give_up` as in models.serving. Raises StartError."""
+    """Load and warm up what the settings say; `give_up` and `cores` as in models.serving. Raises StartError."""
     # Here, not above: the HTTP side is imported and tested without torch.
     from models.serving import Serving, ServingOptions  # noqa: PLC0415
 
@@ -138,6 +141,7 @@ def start_serving(
             max_wait_s=settings.max_wait_ms / 1e3,
             queue_capacity=settings.queue_capacity,
             decode_threads=settings.decode_threads,
+            cores=cores,
             limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
             deadline_s=settings.deadline_s,
             forward_timeout_s=settings.forward_timeout_s,
