@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from app.commands.folders import classify, features
 from app.lens.command import compare
 from app.settings import SettingsError, load_settings
 from app.settings_table import settings_table
@@ -22,6 +23,8 @@ app = typer.Typer(
 
 
 app.command()(compare)
+app.command()(classify)
+app.command()(features)
 
 
 @app.command()

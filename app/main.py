@@ -8,7 +8,9 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -28,6 +30,9 @@ from app.settings import Settings, load_settings
 from models.errors import StartError
 from models.limits import ImageLimits
 from models.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from models.served import ServingOptions
 
 _DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.
 Errors are RFC 9457 problem details with a stable `type`."""
@@ -126,26 +131,28 @@ def start_serving(
 ) -> Runtime:
     """Load and warm up what the settings say; `give_up` and `cores` as in models.serving. Raises StartError."""
     # Here, not above: the HTTP side is imported and tested without torch.
-    from models.serving import Serving, ServingOptions  # noqa: PLC0415
+    from models.serving import Serving  # noqa: PLC0415
 
-    return Serving(
-        ServingOptions(
-            models=settings.models,
-            device=settings.device,
-            precision=settings.precision,
-            backend=settings.backend,
-            cache_folder=settings.cache_folder,
-            calibration_folder=settings.calibration_folder,
-            max_batch_size=settings.max_batch_size,
-            fixed_batch=settings.fixed_batch,
-            max_wait_s=settings.max_wait_ms / 1e3,
-            queue_capacity=settings.queue_capacity,
-            decode_threads=settings.decode_threads,
-            cores=cores,
-            limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
-            deadline_s=settings.deadline_s,
-            forward_timeout_s=settings.forward_timeout_s,
-        ),
-        telemetry,
-        give_up,
+    return Serving(replace(serving_options(settings), cores=cores), telemetry, give_up)
+
+
+def serving_options(settings: Settings) -> ServingOptions:
+    """What the settings say, as `models` has it."""
+    from models.served import ServingOptions  # noqa: PLC0415 - as above
+
+    return ServingOptions(
+        models=settings.models,
+        device=settings.device,
+        precision=settings.precision,
+        backend=settings.backend,
+        cache_folder=settings.cache_folder,
+        calibration_folder=settings.calibration_folder,
+        max_batch_size=settings.max_batch_size,
+        fixed_batch=settings.fixed_batch,
+        max_wait_s=settings.max_wait_ms / 1e3,
+        queue_capacity=settings.queue_capacity,
+        decode_threads=settings.decode_threads,
+        limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
+        deadline_s=settings.deadline_s,
+        forward_timeout_s=settings.forward_timeout_s,
     )

@@ -6,7 +6,8 @@ GradlessError
 │   ├── UnsupportedArchitectureError
 │   ├── WeightsUnavailableError
 │   ├── DeviceUnavailableError
-│   └── WarmUpError
+│   ├── WarmUpError
+│   └── JobError                    a job over files cannot be done as asked
 ├── ImageError                      one image's own fault: it fails alone
 │   ├── EmptyImageError
 │   ├── ImageTooLargeError
@@ -71,6 +72,10 @@ class WarmUpError(StartError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} failed its warm-up: {reason}")
         self.model = model
+
+
+class JobError(StartError):
+    """A job over files cannot begin, or not go on, as it was asked for."""
 
 
 class ImageError(GradlessError):

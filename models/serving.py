@@ -10,7 +10,7 @@ from types import MappingProxyType
 from models import catalog, devices, memory
 from models.calibration import Calibration
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.errors import ModelDownError, StartError, UnknownModelError
+from models.errors import ModelDownError, UnknownModelError
 from models.gradmodes import prepare_profiler
 from models.lens import Lens
 from models.predictions import Answer, ModelCard
@@ -34,7 +34,7 @@ class Serving:
         if options.cores is not None:
             devices.use_no_more_cores_than(options.cores)
         placement = devices.place(options.device, options.precision, options.backend)
-        calibration = _calibration(options)
+        calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         prepare_profiler()
         decode_threads = options.decode_threads or devices.available_cores()
@@ -183,11 +183,3 @@ class Serving:
         for name in self._ailments():
             self._take_down(name)
         self._give_up(reason)
-
-
-def _calibration(options: ServingOptions) -> Calibration | None:
-    if options.precision != "int8":
-        return None
-    if options.calibration_folder is None:
-        raise StartError("int8 is calibrated on images of yours: it needs a calibration folder")
-    return Calibration.of(options.calibration_folder.expanduser())
