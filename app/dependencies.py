@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -21,7 +22,8 @@ from models.search.index import SearchIndex
 @dataclass(slots=True)
 class Parts:
     """What an application is made of: the one object on app.state. `runtime` is None until started; `failure` is why
-    the process ends without success."""
+    the process ends without success; `scraped`, what /metrics shows in place of this process's own metrics, as
+    Metrics.exposition does, for those who serve in several."""
 
     settings: Settings
     metrics: Metrics
@@ -30,6 +32,7 @@ class Parts:
     search_index: SearchIndex | None = None
     start_error: StartError | None = None
     failure: str | None = None
+    scraped: Callable[[str], tuple[bytes, str]] | None = None
 
 
 def parts_of(request: Request) -> Parts:

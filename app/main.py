@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -152,13 +153,16 @@ def _exporting_traces() -> Traces:
 
 
 def start_serving(
-    settings: Settings, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
+    settings: Settings,
+    telemetry: Telemetry,
+    give_up: Callable[[str], None] = lambda _reason: None,
+    cores: int | None = None,
 ) -> Runtime:
-    """Load and warm up what the settings say; `give_up` as in models.serving. Raises StartError."""
+    """Load and warm up what the settings say; `give_up` and `cores` as in models.serving. Raises StartError."""
     # Here, not above: the HTTP side is imported and tested without torch.
     from models.serving import Serving  # noqa: PLC0415
 
-    return Serving(serving_options(settings), telemetry, give_up)
+    return Serving(replace(serving_options(settings), cores=cores), telemetry, give_up)
 
 
 def serving_options(settings: Settings) -> ServingOptions:

@@ -29,6 +29,8 @@ _LARGEST_BATCH = 32
 # Activations of more leave a core's caches.
 _IMAGES_A_CORE = 4
 
+_agreed_cores: int | None = None
+
 # Last-level caches of current servers hold as much.
 _LIGHT_WEIGHTS_BYTES = 32 * 2**20
 
@@ -110,9 +112,17 @@ def _checked(name: str) -> str:
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity mask, cut to the quota of its control group (v2)."""
+    """Cores this process may use: its affinity mask, cut to the quota of its control group (v2) and to what it has
+    been told."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, _cgroup_quota() or affinity))
+    return max(1, min(affinity, _cgroup_quota() or affinity, _agreed_cores or affinity))
+
+
+def use_no_more_cores_than(count: int) -> None:
+    """For a process that has a share of a machine by agreement: of a scheduler's accounts the kernel knows nothing.
+    Holds for what is made from then on."""
+    global _agreed_cores  # noqa: PLW0603 - a fact about the process, like its affinity
+    _agreed_cores = count
 
 
 def _cgroup_quota() -> int | None:

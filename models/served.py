@@ -33,6 +33,7 @@ from models.telemetry import BatcherState, QueueState, Telemetry
 class ServingOptions:
     """How to serve. `models` are names of the catalog, or entries of one's own; the first is the default.
     `max_batch_size` None: what devices.batch_size says. `decode_threads` None: one for each core the process may use.
+    `cores`: as many of these, for a process that shares them with others by agreement; None is all.
     `calibration_folder`: images, for int8 alone. `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a
     forward that takes longer has hung, and its model is started anew. `models_folder`: where models of one's own
     lie that are loaded by name while others are served; `max_models`: how many may be served at once.
@@ -51,6 +52,7 @@ class ServingOptions:
     max_wait_s: float = 0.0
     queue_capacity: int = 256
     decode_threads: int | None = None
+    cores: int | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
     deadline_s: float = 30.0
     forward_timeout_s: float = 60.0

@@ -33,6 +33,8 @@ class Serving:
     def __init__(
         self, options: ServingOptions, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
     ) -> None:
+        if options.cores is not None:
+            devices.use_no_more_cores_than(options.cores)
         placement = devices.place(options.device, options.precision, options.backend)
         specs = catalog.find_all(options.models)
         calibration = Calibration.wanted(options.precision, options.calibration_folder)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
+from app.settings import Settings
 
 if TYPE_CHECKING:
     from models.folders.job import FolderJob
+    from models.scale.job import ClusterJob
 
 Paths = Annotated[
-    list[Path], typer.Argument(metavar="PATH…", help="files, and folders to search to the bottom", show_default=False)
+    list[str], typer.Argument(metavar="PATH…", help="files, and folders to search to the bottom", show_default=False)
 ]
 Model = Annotated[
     str | None, typer.Option(metavar="NAME", help="a name of `gradless models`; GRADLESS_MODELS' first without it")
@@ -25,6 +27,14 @@ Workers = Annotated[
     int | None, typer.Option(min=0, max=256, help="processes that read files; one for each core without it")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with what an interrupted run has done")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="run on a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for this machine; "
+        "the output is a folder of Parquet files then, and paths may be URIs, as s3://BUCKET/FOLDER",
+    ),
+]
 Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 if a file could not be read")]
 
 # Said one by one; the rest are in the file of errors.
@@ -33,12 +43,13 @@ _MOST_SAID = 20
 
 def classify(
     paths: Paths,
-    output: Annotated[Path, typer.Option("-o", "--output", help="file to write: .parquet, .csv or .jsonl")],
+    output: Annotated[str, typer.Option("-o", "--output", help="file to write: .parquet, .csv or .jsonl")],
     *,
     top_k: Annotated[int, typer.Option(min=1, help="likeliest classes of each image")] = 5,
     model: Model = None,
     batch_size: BatchSize = 32,
     workers: Workers = None,
+    ray: Ray = None,
     resume: Resume = False,
     strict: Strict = False,
 ) -> None:
@@ -50,16 +61,17 @@ def classify(
 
     Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, --resume goes on.
     """
-    _run("classify", paths, output, top_k, model, batch_size, workers, resume=resume, strict=strict)
+    _run("classify", paths, output, top_k, model, batch_size, workers, ray, resume=resume, strict=strict)
 
 
 def features(
     paths: Paths,
-    output: Annotated[Path, typer.Option("-o", "--output", help="file to write: .parquet or .npy")],
+    output: Annotated[str, typer.Option("-o", "--output", help="file to write: .parquet or .npy")],
     *,
     model: Model = None,
     batch_size: BatchSize = 32,
     workers: Workers = None,
+    ray: Ray = None,
     resume: Resume = False,
     strict: Strict = False,
 ) -> None:
@@ -71,55 +83,75 @@ def features(
 
     Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, --resume goes on.
     """
-    _run("features", paths, output, 0, model, batch_size, workers, resume=resume, strict=strict)
+    _run("features", paths, output, 0, model, batch_size, workers, ray, resume=resume, strict=strict)
 
 
 def _run(
     task: Literal["classify", "features"],
-    paths: list[Path],
-    output: Path,
+    paths: list[str],
+    output: str,
     top_k: int,
     model: str | None,
     batch_size: int,
     workers: int | None,
+    ray: str | None,
     *,
     resume: bool,
     strict: bool,
 ) -> None:
-    if importlib.util.find_spec("pyarrow") is None:
-        end(f"{task} writes through pyarrow: pip install 'gradless[folders]'", FAILED)
-    # Here, not above: other commands need not wait for torch.
-    from app.main import serving_options  # noqa: PLC0415
-    from models.devices import available_cores  # noqa: PLC0415
-    from models.folders import files  # noqa: PLC0415
-    from models.folders.job import FolderJob, Wanted  # noqa: PLC0415
-
+    for package, extra in (("pyarrow", "folders"), *([] if ray is None else [("ray", "ray")])):
+        if importlib.util.find_spec(package) is None:
+            end(f"{task} needs {package} for this: pip install 'gradless[{extra}]'", FAILED)
     settings = settings_for(model)
+    asked = {
+        "task": task,
+        "top_k": top_k,
+        "batch_size": batch_size,
+        "max_bytes": settings.max_image_bytes,
+        "resume": resume,
+    }
     try:
-        with failures_said(str(output)):
-            wanted = Wanted(
-                task=task,
-                files=files.find(paths),
-                output=output,
-                top_k=top_k,
-                batch_size=batch_size,
-                workers=available_cores() if workers is None else workers,
-                max_bytes=settings.max_image_bytes,
-                resume=resume,
+        with failures_said(output):
+            opened = (
+                _here(paths, output, workers, settings, asked)
+                if ray is None
+                else _on(ray, paths, output, settings, asked)
             )
-            with closing(FolderJob(wanted, serving_options(settings))) as job:
-                faults = _worked(job, task, len(wanted.files), output)
+            with closing(opened) as job:
+                faults = _worked(job, task, output)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if faults and strict:
         raise typer.Exit(UNREADABLE)
 
 
-def _worked(job: FolderJob, task: str, files: int, output: Path) -> int:
+def _here(paths: list[str], output: str, workers: int | None, settings: Settings, asked: dict[str, Any]) -> FolderJob:
+    # Here, not above: other commands need not wait for torch.
+    from app.main import serving_options  # noqa: PLC0415
+    from models.devices import available_cores  # noqa: PLC0415
+    from models.folders import files  # noqa: PLC0415
+    from models.folders.job import FolderJob, Wanted  # noqa: PLC0415
+
+    found = files.find([Path(path) for path in paths])
+    workers = available_cores() if workers is None else workers
+    return FolderJob(Wanted(files=found, output=Path(output), workers=workers, **asked), serving_options(settings))
+
+
+def _on(cluster: str, paths: list[str], output: str, settings: Settings, asked: dict[str, Any]) -> ClusterJob:
+    from app.main import serving_options  # noqa: PLC0415 - as above
+    from models.scale.job import ClusterJob, ClusterWanted  # noqa: PLC0415
+    from models.scale.storage import find  # noqa: PLC0415
+
+    return ClusterJob(
+        ClusterWanted(files=find(paths), output=output, address=cluster, **asked), serving_options(settings)
+    )
+
+
+def _worked(job: FolderJob | ClusterJob, task: str, output: str) -> int:
     """Run `job` to its end; how many files could not be answered."""
     from app.commands.progress import course  # noqa: PLC0415 - as above
-    from models.folders.formats import beside  # noqa: PLC0415
 
+    files = job.files
     said = 0
     with course(task, files, done=job.done) as progress:
         try:
@@ -134,6 +166,6 @@ def _worked(job: FolderJob, task: str, files: int, output: Path) -> int:
             progress.say(f"gradless: stopped after {job.done} of {files} files: --resume goes on")
             raise
         faults = job.finish()
-        told = f"; {faults} files without an answer are in {beside(output, 'errors')}" if faults else ""
+        told = f"; {faults} files without an answer are in {job.errors}" if faults else ""
         progress.say(f"gradless: {files - faults} images in {output}, {progress.per_second:.1f}/s{told}")
     return faults

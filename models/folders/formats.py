@@ -70,13 +70,15 @@ def _answered(parts: Parts) -> Tables:
         yield held.combine_chunks()
 
 
-def _parquet(tables: Tables, columns: Columns, output: Path) -> None:
+def parquet_writer(file: IO[bytes], columns: Columns) -> pq.ParquetWriter:
+    """For the rows of a finished output."""
     names = [field.name for field in columns.schema]
     repeating = [name for name in names if name not in {"path", "features"} and not name.startswith("probability_")]
-    with (
-        _whole(output) as file,
-        pq.ParquetWriter(file, columns.schema, compression="zstd", use_dictionary=repeating) as writer,
-    ):
+    return pq.ParquetWriter(file, columns.schema, compression="zstd", use_dictionary=repeating)
+
+
+def _parquet(tables: Tables, columns: Columns, output: Path) -> None:
+    with _whole(output) as file, parquet_writer(file, columns) as writer:
         for table in tables:
             writer.write_table(table.replace_schema_metadata(columns.schema.metadata), row_group_size=_GROUP)
 

@@ -69,6 +69,16 @@ class FolderJob:
         self._parts = Parts(wanted.output, asked, resume=wanted.resume)
 
     @property
+    def files(self) -> int:
+        """Files that it is about."""
+        return len(self._wanted.files)
+
+    @property
+    def errors(self) -> Path:
+        """Where the files without an answer are named."""
+        return formats.beside(self._wanted.output, "errors")
+
+    @property
     def done(self) -> int:
         """Files whose answers are kept, those of earlier runs included."""
         return self._parts.done

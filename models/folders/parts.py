@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from models.errors import JobError
 
-_JOB = "job.json"
+JOB = "job.json"
 
 # Its name until it is whole.
 _UNFINISHED = "unfinished"
@@ -50,6 +50,35 @@ class Asked:
             found.update(os.fsencode(file) + b"\0")
         return found.hexdigest()[:16]
 
+    def written(self) -> str:
+        """As JSON, for those who go on."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    def check(self, written: str, place: str) -> None:
+        """Raises JobError unless `written`, which was found at `place`, is of a job that asked for the same."""
+        try:
+            before: dict[str, Any] = json.loads(written)
+        except ValueError:
+            raise JobError(f"{place}: its {JOB} cannot be read: delete it and begin anew") from None
+        for name, now in asdict(self).items():
+            if before.get(name) != now:
+                what = name.replace("_", " ")
+                raise JobError(
+                    f"{place} was begun with {what} {before.get(name)}, and this is {now}: "
+                    "ask for what was asked for then, or delete it"
+                )
+
+
+def stretch_name(start: int, stop: int) -> str:
+    """Of the part with the answers to a job's files from `start` to before `stop`; its suffix is up to its format."""
+    return f"{start:012}-{stop:012}"
+
+
+def stretch_named(name: str) -> tuple[int, int]:
+    """What stretch_name was made of; a suffix is left out. Raises ValueError."""
+    start, stop = name.partition(".")[0].split("-")
+    return int(start), int(stop)
+
 
 class Parts:
     """The parts of one job, open for one process at a time."""
@@ -58,16 +87,17 @@ class Parts:
         """`resume`: go on with the parts that there are, if any. Raises JobError when there are some and it is not
         asked for, when they are of another job or another process is at work on them, and OSError."""
         self.folder = output.with_name(output.name + ".parts")
-        begun = (self.folder / _JOB).exists()
+        begun = (self.folder / JOB).exists()
         if begun and not resume:
             raise JobError(f"{self.folder} has what an earlier run has done: --resume goes on with it, or delete it")
         self.folder.mkdir(exist_ok=True)
-        self._job: IO[str] = (self.folder / _JOB).open("a+", encoding="utf-8")
+        self._job: IO[str] = (self.folder / JOB).open("a+", encoding="utf-8")
         self._lock()
         if begun:
-            self._check(asked)
+            self._job.seek(0)
+            asked.check(self._job.read(), str(self.folder))
         else:
-            self._job.write(json.dumps(asdict(asked), indent=2) + "\n")
+            self._job.write(asked.written())
             self._job.flush()
         self._parts = _in_a_row(self.folder)
 
@@ -109,20 +139,6 @@ class Parts:
             self._job.close()
             raise JobError(f"another process is at work in {self.folder}") from None
 
-    def _check(self, asked: Asked) -> None:
-        self._job.seek(0)
-        try:
-            before: dict[str, Any] = json.load(self._job)
-        except ValueError:
-            raise JobError(f"{self.folder / _JOB} cannot be read: delete {self.folder} and begin anew") from None
-        for name, now in asdict(asked).items():
-            if before.get(name) != now:
-                what = name.replace("_", " ")
-                raise JobError(
-                    f"{self.folder} was begun with {what} {before.get(name)}, and this is {now}: "
-                    "ask for what was asked for then, or delete it"
-                )
-
 
 @dataclass(frozen=True, slots=True)
 class _Part:
@@ -132,14 +148,14 @@ class _Part:
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{self.start:012}-{self.stop:012}.parquet"
+        return self.folder / f"{stretch_name(self.start, self.stop)}.parquet"
 
 
 def _in_a_row(folder: Path) -> list[_Part]:
     """The parts from the first file on, as far as none is missing."""
     parts: list[_Part] = []
     for path in sorted(folder.glob("*-*.parquet")):
-        start, stop = map(int, path.stem.split("-"))
+        start, stop = stretch_named(path.name)
         if start != (parts[-1].stop if parts else 0):
             break
         parts.append(_Part(folder, start, stop))

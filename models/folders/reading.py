@@ -12,8 +12,9 @@ import multiprocessing.forkserver
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 import torch
@@ -42,15 +43,21 @@ class Reading:
     def pixels(self, path: str) -> torch.Tensor | str:
         """(3, crop, crop) uint8, channels last in memory, of the image in that file; or why there is none, as a
         sentence: for an image's own fault, and for a file that cannot be read."""
+        # Strings all the way, no Path: there may be millions.
+        return self.pixels_of(lambda: self.encoded(open(path, "rb")))  # noqa: PTH123 - closed there
+
+    def pixels_of(self, read: Callable[[], bytes]) -> torch.Tensor | str:
+        """As `pixels`, of what `read` gives, as `encoded` does."""
         try:
-            return preprocess(self._bytes(path), self.transform, self.limits)
+            return preprocess(read(), self.transform, self.limits)
         except ImageError as error:
             return str(error)
         except OSError as error:
             return f"The file cannot be read: {error.strerror or error}."
 
-    def _bytes(self, path: str) -> bytes:
-        with open(path, "rb") as file:  # noqa: PTH123 - strings all the way: there may be millions
+    def encoded(self, file: IO[bytes]) -> bytes:
+        """All of an open file, which is closed. Raises ImageTooLargeError, OSError."""
+        with file:
             encoded = file.read(self.max_bytes + 1)
         if len(encoded) > self.max_bytes:
             raise ImageTooLargeError(self.max_bytes)
