@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -15,19 +16,23 @@ from app.settings import Settings
 from app.uploads import read_images
 from models.errors import DrainingError, NoClassesError, StartError, UnknownModelError
 from models.predictions import ModelCard
+from models.search.index import SearchIndex
 
 
 @dataclass(slots=True)
 class Parts:
     """What an application is made of: the one object on app.state. `runtime` is None until started; `failure` is why
-    the process ends without success."""
+    the process ends without success; `scraped`, what /metrics shows in place of this process's own metrics, as
+    Metrics.exposition does, for those who serve in several."""
 
     settings: Settings
     metrics: Metrics
     keys: Keys
     runtime: Runtime | None = None
+    search_index: SearchIndex | None = None
     start_error: StartError | None = None
     failure: str | None = None
+    scraped: Callable[[str], tuple[bytes, str]] | None = None
 
 
 def parts_of(request: Request) -> Parts:
@@ -71,7 +76,14 @@ class Upload:
     runtime: Runtime
     metrics: Metrics
     model: ModelCard
+    pinned: str | None
     images: list[bytes]
+
+    def check_answer_of(self, fingerprint: str) -> None:
+        """Raises FingerprintMismatchError where that is not what was asked for: another version of the model took over
+        while the body was read."""
+        if self.pinned is not None and not _matches(self.pinned, fingerprint):
+            raise FingerprintMismatchError(fingerprint)
 
 
 Pinned = Annotated[
@@ -98,7 +110,7 @@ async def _read(request: Request, model: str | None, if_match: str | None, *, cl
         raise FingerprintMismatchError(card.fingerprint)
     if classes and not card.classes:
         raise NoClassesError(card.name)
-    return Upload(request, runtime, parts.metrics, card, await read_images(request, parts.settings))
+    return Upload(request, runtime, parts.metrics, card, if_match, await read_images(request, parts.settings))
 
 
 async def classifiable(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
@@ -130,6 +142,11 @@ async def debug_allowed(request: Request) -> None:
 async def inference_allowed(request: Request) -> None:
     """Raises UnauthorizedError, ForbiddenError."""
     authorize(request, parts_of(request).keys, "inference")
+
+
+async def admin_allowed(request: Request) -> None:
+    """Raises UnauthorizedError, ForbiddenError."""
+    authorize(request, parts_of(request).keys, "admin")
 
 
 async def metrics_allowed(request: Request) -> None:

@@ -8,10 +8,13 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 from app import faults
@@ -22,12 +25,18 @@ from app.hosts import HostCheck, allowed_hosts
 from app.metrics import Metrics
 from app.observation import ObservationMiddleware, Traces
 from app.request_log import RequestLog
-from app.routers import classify, debug, features, health, models, page
+from app.routers import classify, debug, features, health, models, page, search
 from app.runtime import Runtime, StartRuntime
+from app.search_index import open_search_index
 from app.settings import Settings, load_settings
+from app.shedding import LoadShedding
 from models.errors import StartError
 from models.limits import ImageLimits
-from models.telemetry import Telemetry
+from models.search.index import SearchIndex
+from models.telemetry import Task, Telemetry
+
+if TYPE_CHECKING:
+    from models.served import ServingOptions
 
 _DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.
 Errors are RFC 9457 problem details with a stable `type`."""
@@ -42,7 +51,7 @@ def create_app(
     Raises SettingsError; starting it raises StartError.
     """
     settings = settings or load_settings()
-    metrics = Metrics(settings.models)
+    metrics = Metrics()
     parts = Parts(settings, metrics, settings.known_keys())
     traces = traces or (_exporting_traces() if settings.traces else None)
 
@@ -55,6 +64,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, give_up)
+            parts.search_index = _search_index_beside(runtime, settings)
         except StartError as error:
             parts.start_error = error
             raise
@@ -69,7 +79,7 @@ def create_app(
         finally:
             # In a thread: a forward may still run, and the loop has answers to send.
             if not await asyncio.to_thread(runtime.close, settings.drain_timeout_s):
-                parts.failure = parts.failure or "a forward was still running when the time to drain was over"
+                parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
             if traces is not None:
                 await asyncio.to_thread(traces.close)
             # What is frozen is not taken apart at the interpreter's end, and extension modules complain of it.
@@ -85,6 +95,9 @@ def create_app(
     )
     app.state.parts = parts
     # From the inside out: what is outermost is added last.
+    app.add_middleware(
+        LoadShedding, parts=parts, tasks=[*_routes(classify.router, "classify"), *_routes(features.router, "features")]
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -100,15 +113,36 @@ def create_app(
         request_log=RequestLog(settings.slow_request_ms / 1e3),
         traces=traces,
         held=HeldBytes(settings.max_held_bytes),
-        timed_paths=frozenset({classify.PATH, features.PATH}),
+        timed_paths=frozenset({classify.PATH, features.PATH, search.PATH}),
     )
     faults.install(app, metrics)
-    for router in (classify.router, features.router, models.router, health.router, debug.router, page.router):
+    for router in (
+        classify.router,
+        features.router,
+        search.router,
+        models.router,
+        health.router,
+        debug.router,
+        page.router,
+    ):
         app.include_router(router)
         for path, method, status in documented_ends(router):
             metrics.expect(path, method, status)
     document_problems(app)
     return app
+
+
+def _routes(router: APIRouter, task: Task) -> list[tuple[APIRoute, Task]]:
+    return [(route, task) for route in router.routes if isinstance(route, APIRoute)]
+
+
+def _search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:
+    try:
+        return open_search_index(settings.search_index, runtime)
+    except StartError:
+        # What has been started would keep the process from ending.
+        runtime.close(settings.drain_timeout_s)
+        raise
 
 
 def _exporting_traces() -> Traces:
@@ -119,29 +153,37 @@ def _exporting_traces() -> Traces:
 
 
 def start_serving(
-    settings: Settings, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
+    settings: Settings,
+    telemetry: Telemetry,
+    give_up: Callable[[str], None] = lambda _reason: None,
+    cores: int | None = None,
 ) -> Runtime:
-    """Load and warm up what the settings say; `give_up` as in models.serving. Raises StartError."""
+    """Load and warm up what the settings say; `give_up` and `cores` as in models.serving. Raises StartError."""
     # Here, not above: the HTTP side is imported and tested without torch.
-    from models.serving import Serving, ServingOptions  # noqa: PLC0415
+    from models.serving import Serving  # noqa: PLC0415
 
-    return Serving(
-        ServingOptions(
-            models=settings.models,
-            device=settings.device,
-            precision=settings.precision,
-            backend=settings.backend,
-            cache_folder=settings.cache_folder,
-            calibration_folder=settings.calibration_folder,
-            max_batch_size=settings.max_batch_size,
-            fixed_batch=settings.fixed_batch,
-            max_wait_s=settings.max_wait_ms / 1e3,
-            queue_capacity=settings.queue_capacity,
-            decode_threads=settings.decode_threads,
-            limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
-            deadline_s=settings.deadline_s,
-            forward_timeout_s=settings.forward_timeout_s,
-        ),
-        telemetry,
-        give_up,
+    return Serving(replace(serving_options(settings), cores=cores), telemetry, give_up)
+
+
+def serving_options(settings: Settings) -> ServingOptions:
+    """What the settings say, as `models` has it."""
+    from models.served import ServingOptions  # noqa: PLC0415 - as above
+
+    return ServingOptions(
+        models=settings.models,
+        models_folder=settings.models_folder,
+        max_models=settings.max_models,
+        device=settings.device,
+        precision=settings.precision,
+        backend=settings.backend,
+        cache_folder=settings.cache_folder,
+        calibration_folder=settings.calibration_folder,
+        max_batch_size=settings.max_batch_size,
+        fixed_batch=settings.fixed_batch,
+        max_wait_s=settings.max_wait_ms / 1e3,
+        queue_capacity=settings.queue_capacity,
+        decode_threads=settings.decode_threads,
+        limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
+        deadline_s=settings.deadline_s,
+        forward_timeout_s=settings.forward_timeout_s,
     )

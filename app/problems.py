@@ -77,6 +77,17 @@ class DebugDisabledError(RequestError):
         super().__init__("Debug endpoints are switched off (GRADLESS_DEBUG_ENDPOINTS).")
 
 
+class NoSearchIndexError(RequestError):
+    """`indexed`: the model whose vectors there is an index of, where there is one."""
+
+    def __init__(self, indexed: str | None = None) -> None:
+        super().__init__(
+            "There is no search index here (GRADLESS_SEARCH_INDEX)."
+            if indexed is None
+            else f"The search index here is of {indexed}: other models' vectors cannot be compared with it."
+        )
+
+
 class UnauthorizedError(RequestError):
     """Who asks is not known. `known=False`: there was a key, which is none."""
 
@@ -127,9 +138,15 @@ TABLE: dict[type[Exception], Row] = {
     errors.DrainingError: Row(503, "draining", "The service is stopping", "draining"),
     errors.DeadlineExceededError: Row(504, "deadline-exceeded", "No answer in time", "deadline"),
     errors.ModelDownError: Row(503, "model-down", "The model is being started anew", "model_down"),
+    errors.ModelGoneError: Row(503, "model-gone", "The model was replaced or unloaded", "model_down"),
     errors.OutOfMemoryError: Row(503, "out-of-memory", "The device has no memory left", "out_of_memory"),
     errors.UnknownModelError: Row(404, "unknown-model", "No such model is served"),
     errors.NoClassesError: Row(422, "no-classes", "The model has no classes"),
+    errors.ModelNotLoadedError: Row(422, "model-not-loaded", "The model cannot be loaded"),
+    errors.NoRoomError: Row(503, "no-room", "There is no memory for another model"),
+    errors.ModelChangingError: Row(409, "model-changing", "A model is being loaded or unloaded"),
+    errors.TooManyModelsError: Row(409, "too-many-models", "No more models may be served"),
+    errors.LastModelError: Row(409, "last-model", "The last model stays"),
     errors.ForwardError: Row(500, "internal-error", "Something went wrong here"),
     errors.ComparisonRunningError: Row(409, "comparison-running", "A comparison is running"),
     errors.ComparisonTooLargeError: Row(422, "comparison-too-large", "The comparison would need too much"),
@@ -143,6 +160,7 @@ TABLE: dict[type[Exception], Row] = {
     UnauthorizedError: Row(401, "unauthorized", "An API key is needed", "auth"),
     ForbiddenError: Row(403, "forbidden", "This caller may not do that", "auth"),
     FingerprintMismatchError: Row(412, "fingerprint-mismatch", "The model is not the one that was asked for"),
+    NoSearchIndexError: Row(404, "no-search-index", "There is nothing to search"),
     DebugDisabledError: Row(404, "debug-disabled", "Debug endpoints are off"),
     NotReadyError: Row(503, "not-ready", "The service is not ready"),
 }

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.connection import bounded_connection
 from app.dependencies import Parts
 from app.logs import configure_logging, logs_json
 from app.main import create_app
 from app.settings import Settings
+from app.start_failures import PlainStartFailures
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def serve(settings: Settings) -> None:
     listener = _bind(settings)
     _allow_many_connections()
     config = uvicorn.Config(
-        _PlainStartFailures(app, parts),
+        PlainStartFailures(app, parts),
         http=bounded_connection(settings.read_timeout_s, parts.metrics.rejected),
         log_config=None,
         access_log=False,
@@ -106,26 +106,6 @@ class _Server(uvicorn.Server):
         self._parts.runtime.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
-
-
-class _PlainStartFailures:
-    """Says why the models did not start in one line, where Starlette sends a traceback."""
-
-    def __init__(self, app: ASGIApp, parts: Parts) -> None:
-        self._app = app
-        self._parts = parts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
-            return
-
-        async def send_plain(message: Message) -> None:
-            if message["type"] == "lifespan.startup.failed" and self._parts.start_error is not None:
-                message["message"] = f"cannot start: {self._parts.start_error}"
-            await send(message)
-
-        await self._app(scope, receive, send_plain)
 
 
 def _reachable(host: str) -> str:

@@ -53,6 +53,10 @@ class Settings(BaseSettings):
         ("efficientnet_lite0",),
         description="models to serve, separated by commas; the first is the default",
     )
+    models_folder: Path | None = Field(
+        None, description="folder whose folders hold models that may be loaded by name while others are served"
+    )
+    max_models: int = Field(16, ge=1, le=1024, description="models served at once, at most")
     device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     precision: Literal["fp32", "bf16", "fp16", "int8"] = Field(
         "fp32", description="numbers that the forward computes with; int8 needs openvino and a calibration folder"
@@ -66,7 +70,9 @@ class Settings(BaseSettings):
     calibration_folder: Path | None = Field(
         None, description="folder of some hundred images like those to be served, from which int8 takes its ranges"
     )
-    max_batch_size: int = Field(32, ge=1, le=1024, description="images in one forward, at most")
+    max_batch_size: int | None = Field(
+        None, ge=1, le=1024, description="images in one forward, at most; unset: 32, on a CPU what keeps its cores busy"
+    )
     max_wait_ms: float = Field(
         0, ge=0, le=1000, description="ms an image may wait for company; 0 sends what is there at once"
     )
@@ -86,6 +92,9 @@ class Settings(BaseSettings):
     deadline_s: float = Field(30, gt=0, le=3600, description="s from a body read to its answer")
     forward_timeout_s: float = Field(
         60, gt=0, le=3600, description="s a forward may take; a model that takes longer is started anew"
+    )
+    search_index: Path | None = Field(
+        None, description="folder of an index of `gradless search build`, for POST /v1/search; needs the extra search"
     )
     drain_timeout_s: float = Field(30, ge=0, le=3600, description="s that accepted requests get after SIGTERM")
     fixed_batch: bool = Field(
@@ -129,6 +138,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _models_may_be_served(self) -> Self:
+        if len(self.models) > self.max_models:
+            raise ValueError(
+                f"{PREFIX}MAX_MODELS ({self.max_models}) must be at least the number of models that {PREFIX}MODELS "
+                f"names ({len(self.models)})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_body_fits(self) -> Self:
         if self.max_request_bytes > self.max_held_bytes:
             raise ValueError(
@@ -153,6 +171,12 @@ class Settings(BaseSettings):
     def _traces_can_be_sent(self) -> Self:
         if self.traces and not all(map(_installed, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))):
             raise ValueError(f"{PREFIX}TRACES=true needs OpenTelemetry: pip install 'gradless[otel]'")
+        return self
+
+    @model_validator(mode="after")
+    def _index_can_be_searched(self) -> Self:
+        if self.search_index is not None and not all(map(_installed, ("pyarrow", "usearch"))):
+            raise ValueError(f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: pip install 'gradless[search]'")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from models.devices import Precision
 from models.errors import ImageError, StartError
 from models.limits import ImageLimits
 from models.preprocessing import preprocess
@@ -45,6 +46,15 @@ class Calibration:
         for path in files[:_MOST_IMAGES]:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return cls(tuple(files[:_MOST_IMAGES]), digest.hexdigest()[:16])
+
+    @classmethod
+    def wanted(cls, precision: Precision, folder: Path | None) -> Self | None:
+        """Of `folder` for int8, which needs one; None for every other precision. Raises StartError."""
+        if precision != "int8":
+            return None
+        if folder is None:
+            raise StartError("int8 is calibrated on images of yours: it needs a calibration folder")
+        return cls.of(folder.expanduser())
 
     def batches(self, transform: Transform) -> list[NDArray[np.uint8]]:
         """Each image as requests would have it, (1, side, side, 3). What is no image is left out with a warning.

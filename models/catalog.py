@@ -1,4 +1,4 @@
-"""What can be served by name: the embedded default, every model of torchvision and timm, and `null` for benchmarks.
+"""What can be served: the embedded default, every model of torchvision and timm, `null` for benchmarks, model folders.
 
 `resnet50` and `timm/resnet50` are architectures with their published weights, `resnet50:random` the same with seeded
 random ones.
@@ -6,7 +6,9 @@ random ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 
 import timm
 import torch
@@ -16,7 +18,9 @@ from torch import nn
 from models import architectures
 from models.architectures.torchvision import imagenet_labels
 from models.architectures.torchvision import names as torchvision_names
-from models.errors import UnknownCatalogNameError, WeightsUnavailableError
+from models.errors import StartError, UnknownCatalogNameError, WeightsUnavailableError
+from models.model_folder import building
+from models.model_folder.description import FILE_NAME
 from models.specs import Classifier, ModelSpec
 from models.transforms import Transform
 
@@ -27,9 +31,25 @@ NULL_MODEL = "null"
 
 _RANDOM = ":random"
 
+_PATH_BEGINS = (".", "/", "~")
+
 
 def find(name: str) -> ModelSpec:
-    """The entry of that name. Raises UnknownCatalogNameError, with what is spelled alike."""
+    """The entry of that name, or the model folder at that path: what begins with `.`, `/` or `~` is a path, and what
+    is no name but a folder with a model.toml. Raises UnknownCatalogNameError, with what is spelled alike, and
+    ModelFolderError."""
+    if name.startswith(_PATH_BEGINS):
+        return building.find(Path(name).expanduser())
+    try:
+        return named(name)
+    except UnknownCatalogNameError:
+        if (Path(name) / FILE_NAME).is_file():
+            return building.find(Path(name))
+        raise
+
+
+def named(name: str) -> ModelSpec:
+    """The entry of that name, and no folder. Raises UnknownCatalogNameError, with what is spelled alike."""
     architecture = name.removesuffix(_RANDOM)
     if name == DEFAULT_MODEL:
         return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
@@ -38,6 +58,15 @@ def find(name: str) -> ModelSpec:
     if architectures.exists(architecture):
         return ModelSpec(name, architecture, lambda: _of_architecture(architecture, random=name.endswith(_RANDOM)))
     raise UnknownCatalogNameError(name, architectures.similar(name, names("*")))
+
+
+def find_all(wanted: Sequence[str | ModelSpec]) -> list[ModelSpec]:
+    """Each as `find` finds it, or as it is. Raises what that does, and StartError when two have one name."""
+    specs = [find(one) if isinstance(one, str) else one for one in wanted]
+    for number, spec in enumerate(specs):
+        if spec.name in {other.name for other in specs[:number]}:
+            raise StartError(f"two models are named {spec.name}; `name` in a model.toml can say another")
+    return specs
 
 
 def names(pattern: str | None = None) -> list[str]:

@@ -3,10 +3,14 @@
 GradlessError
 ├── StartError                      the process must not start; the message is one clear line
 │   ├── UnknownCatalogNameError
+│   ├── UnknownSourceError
 │   ├── UnsupportedArchitectureError
 │   ├── WeightsUnavailableError
+│   ├── ModelFolderError            a file of a model folder says what cannot be served
 │   ├── DeviceUnavailableError
-│   └── WarmUpError
+│   ├── WarmUpError
+│   ├── SearchIndexError            of nearest neighbours: broken, or of another model
+│   └── JobError                    a job over files cannot be done as asked
 ├── ImageError                      one image's own fault: it fails alone
 │   ├── EmptyImageError
 │   ├── ImageTooLargeError
@@ -19,10 +23,17 @@ GradlessError
 │   ├── OverloadedError
 │   ├── DrainingError
 │   ├── ModelDownError
+│   ├── ModelGoneError
 │   ├── OutOfMemoryError
 │   └── DeadlineExceededError
 ├── UnknownModelError
 ├── NoClassesError                  it gives features alone
+├── NotChangedError                 what is served stays as it was
+│   ├── ModelNotLoadedError
+│   ├── NoRoomError
+│   ├── ModelChangingError
+│   ├── TooManyModelsError
+│   └── LastModelError
 ├── ForwardError                    the network failed for a whole batch
 ├── ComparisonRunningError          the lens is at work for somebody else
 └── ComparisonTooLargeError         it would take more memory or time than there is for it
@@ -32,6 +43,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 
@@ -50,6 +62,13 @@ class UnknownCatalogNameError(StartError):
         self.name = name
 
 
+class UnknownSourceError(StartError):
+    def __init__(self, source: str, reason: str) -> None:
+        # No more of it than a name would have: callers can send anything.
+        super().__init__(f"there is no model in {source[:100]!r}: {reason}")
+        self.source = source
+
+
 class UnsupportedArchitectureError(StartError):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} cannot be served: {reason}")
@@ -62,6 +81,16 @@ class WeightsUnavailableError(StartError):
         self.name = name
 
 
+class ModelFolderError(StartError):
+    """`file` cannot be served as it is; `key`: where in it, if it has keys."""
+
+    def __init__(self, file: Path, reason: str, key: str | None = None) -> None:
+        # Other people's words are in some reasons, over several lines.
+        said = " ".join(reason.split())
+        super().__init__(f"{file}: {said}" if key is None else f"{file}: {key}: {said}")
+        self.file, self.key = file, key
+
+
 class DeviceUnavailableError(StartError):
     def __init__(self, device: str, reason: str) -> None:
         super().__init__(f"device {device!r} cannot be used: {reason}")
@@ -72,6 +101,16 @@ class WarmUpError(StartError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} failed its warm-up: {reason}")
         self.model = model
+
+
+class SearchIndexError(StartError):
+    def __init__(self, folder: object, reason: str) -> None:
+        super().__init__(f"the search index {folder} cannot be used: {reason}")
+        self.folder = folder
+
+
+class JobError(StartError):
+    """A job over files cannot begin, or not go on, as it was asked for."""
 
 
 class ImageError(GradlessError):
@@ -145,6 +184,14 @@ class ModelDownError(RefusedError):
         self.model = model
 
 
+class ModelGoneError(RefusedError):
+    """Another version has taken its place, or none."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} was replaced or unloaded meanwhile.")
+        self.model = model
+
+
 class OutOfMemoryError(RefusedError):
     def __init__(self, model: str) -> None:
         super().__init__(f"The device of {model} has no memory left, not even for one image.")
@@ -167,6 +214,44 @@ class UnknownModelError(GradlessError):
 class NoClassesError(GradlessError):
     def __init__(self, model: str) -> None:
         super().__init__(f"{model} has no classes to name; ask /v1/features for what it gives.")
+        self.model = model
+
+
+class NotChangedError(GradlessError):
+    """A model was not loaded, replaced or unloaded: what was served before still is."""
+
+
+class ModelNotLoadedError(NotChangedError):
+    """`reason` is one line, fit to be shown to whoever may load models."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} was not loaded: {reason}")
+        self.model, self.reason = model, reason
+
+
+class NoRoomError(NotChangedError):
+    """While one version takes over from another, there is memory for both."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"There is no memory for {model} beside what is served: {reason}")
+        self.model, self.reason = model, reason
+
+
+class ModelChangingError(NotChangedError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} is being loaded or unloaded; one at a time.")
+        self.model = model
+
+
+class TooManyModelsError(NotChangedError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} models are served, and no more are allowed; unload one first.")
+        self.limit = limit
+
+
+class LastModelError(NotChangedError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} is the only model that is served; load another one first.")
         self.model = model
 
 

@@ -49,7 +49,8 @@ class Answer:
 class ModelCard:
     """A served model as its users see it. `input_size` is the side in pixels of what the network gets. Without classes
     it has features alone; `feature_layer` is the inner layer that they are of, None for those before the head.
-    `feature_shape` is that of an image's features, which are answered as a row of `feature_dimensions` numbers."""
+    `feature_shape` is that of an image's features, which are answered as a row of `feature_dimensions` numbers.
+    `version` counts the loads of that name in this process, from 1."""
 
     name: str
     architecture: str
@@ -66,3 +67,12 @@ class ModelCard:
     fingerprint: str
     training: bool
     load_seconds: float
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a load has led to: the model as it is served now, and whether it took the place of another version."""
+
+    card: ModelCard
+    replaced: bool

@@ -41,5 +41,6 @@ async def readyz(request: Request) -> Health:
 @router.get("/metrics", response_class=Response, responses=_EXPOSITION, dependencies=[Depends(metrics_allowed)])
 def metrics(request: Request, metrics: TheMetrics) -> Response:
     """All metrics, in the Prometheus text format or OpenMetrics, as the scraper asks."""
-    body, content_type = metrics.exposition(request.headers.get("accept", ""))
+    exposition = parts_of(request).scraped or metrics.exposition
+    body, content_type = exposition(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

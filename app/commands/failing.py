@@ -1,0 +1,50 @@
+"""How a command over images ends when it cannot do what it was asked: one line on stderr, and a status that says which
+of the few ways it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+import typer
+
+from app.settings import Settings, SettingsError, load_settings
+from models.errors import GradlessError
+
+# Done, but some files were no images, and --strict minds.
+UNREADABLE = 1
+FAILED = 2
+INTERRUPTED = 130
+
+
+def end(message: str, status: int) -> NoReturn:
+    """End the process, each line of `message` on stderr behind the command's name."""
+    for line in message.splitlines():
+        typer.echo(f"gradless: {line}", err=True)
+    raise typer.Exit(status) from None
+
+
+def settings_for(model: str | None) -> Settings:
+    """The settings of the environment with one model, their first unless it is named. Ends the process where they are
+    wrong."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        end(str(error), FAILED)
+    # One of them is enough, and the others need not be loaded.
+    return settings.model_copy(update={"models": (settings.models[0] if model is None else model,)})
+
+
+@contextmanager
+def failures_said(what: str) -> Iterator[None]:
+    """Whatever goes wrong within ends the process with one line; an error of the system's is of `what`, or of the file
+    that it names."""
+    try:
+        yield
+    except GradlessError as error:
+        end(" ".join(str(error).split()), FAILED)
+    except OSError as error:
+        reason = str(error) if error.errno is None else os.strerror(error.errno)
+        end(f"{error.filename or what} cannot be written: {reason}", FAILED)

@@ -1,0 +1,171 @@
+"""`gradless classify` and `gradless features`: what the service answers, for files instead of requests."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from models.folders.job import FolderJob
+    from models.scale.job import ClusterJob
+
+Paths = Annotated[
+    list[str], typer.Argument(metavar="PATH…", help="files, and folders to search to the bottom", show_default=False)
+]
+Model = Annotated[
+    str | None, typer.Option(metavar="NAME", help="a name of `gradless models`; GRADLESS_MODELS' first without it")
+]
+BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="images in a forward")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, max=256, help="processes that read files; one for each core without it")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with what an interrupted run has done")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="run on a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for this machine; "
+        "the output is a folder of Parquet files then, and paths may be URIs, as s3://BUCKET/FOLDER",
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 if a file could not be read")]
+
+# Said one by one; the rest are in the file of errors.
+_MOST_SAID = 20
+
+
+def classify(
+    paths: Paths,
+    output: Annotated[str, typer.Option("-o", "--output", help="file to write: .parquet, .csv or .jsonl")],
+    *,
+    top_k: Annotated[int, typer.Option(min=1, help="likeliest classes of each image")] = 5,
+    model: Model = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    ray: Ray = None,
+    resume: Resume = False,
+    strict: Strict = False,
+) -> None:
+    """Write the likeliest classes of each image of files and folders into a table.
+
+    Its columns are path, fingerprint, and label_1, index_1, probability_1, label_2 and so on, the likeliest first. Rows
+    are in the order of the files: as named, and in folders by name. What is no image is said and listed in
+    NAME.errors.jsonl beside it.
+
+    Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, --resume goes on.
+    """
+    _run("classify", paths, output, top_k, model, batch_size, workers, ray, resume=resume, strict=strict)
+
+
+def features(
+    paths: Paths,
+    output: Annotated[str, typer.Option("-o", "--output", help="file to write: .parquet or .npy")],
+    *,
+    model: Model = None,
+    batch_size: BatchSize = 32,
+    workers: Workers = None,
+    ray: Ray = None,
+    resume: Resume = False,
+    strict: Strict = False,
+) -> None:
+    """Write the feature vector of each image of files and folders into a table.
+
+    Its columns are path, fingerprint, and features, a list of float32. With .npy the vectors are an array (N, D), and
+    path and fingerprint of its rows are the lines of NAME.paths.jsonl beside it. Rows are in the order of the files: as
+    named, and in folders by name. What is no image is said and listed in NAME.errors.jsonl beside it.
+
+    Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, --resume goes on.
+    """
+    _run("features", paths, output, 0, model, batch_size, workers, ray, resume=resume, strict=strict)
+
+
+def _run(
+    task: Literal["classify", "features"],
+    paths: list[str],
+    output: str,
+    top_k: int,
+    model: str | None,
+    batch_size: int,
+    workers: int | None,
+    ray: str | None,
+    *,
+    resume: bool,
+    strict: bool,
+) -> None:
+    for package, extra in (("pyarrow", "folders"), *([] if ray is None else [("ray", "ray")])):
+        if importlib.util.find_spec(package) is None:
+            end(f"{task} needs {package} for this: pip install 'gradless[{extra}]'", FAILED)
+    settings = settings_for(model)
+    asked = {
+        "task": task,
+        "top_k": top_k,
+        "batch_size": batch_size,
+        "max_bytes": settings.max_image_bytes,
+        "resume": resume,
+    }
+    try:
+        with failures_said(output):
+            opened = (
+                _here(paths, output, workers, settings, asked)
+                if ray is None
+                else _on(ray, paths, output, settings, asked)
+            )
+            with closing(opened) as job:
+                faults = _worked(job, task, output)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if faults and strict:
+        raise typer.Exit(UNREADABLE)
+
+
+def _here(paths: list[str], output: str, workers: int | None, settings: Settings, asked: dict[str, Any]) -> FolderJob:
+    # Here, not above: other commands need not wait for torch.
+    from app.main import serving_options  # noqa: PLC0415
+    from models.devices import available_cores  # noqa: PLC0415
+    from models.folders import files  # noqa: PLC0415
+    from models.folders.job import FolderJob, Wanted  # noqa: PLC0415
+
+    found = files.find([Path(path) for path in paths])
+    workers = available_cores() if workers is None else workers
+    return FolderJob(Wanted(files=found, output=Path(output), workers=workers, **asked), serving_options(settings))
+
+
+def _on(cluster: str, paths: list[str], output: str, settings: Settings, asked: dict[str, Any]) -> ClusterJob:
+    from app.main import serving_options  # noqa: PLC0415 - as above
+    from models.scale.job import ClusterJob, ClusterWanted  # noqa: PLC0415
+    from models.scale.storage import find  # noqa: PLC0415
+
+    return ClusterJob(
+        ClusterWanted(files=find(paths), output=output, address=cluster, **asked), serving_options(settings)
+    )
+
+
+def _worked(job: FolderJob | ClusterJob, task: str, output: str) -> int:
+    """Run `job` to its end; how many files could not be answered."""
+    from app.commands.progress import course  # noqa: PLC0415 - as above
+
+    files = job.files
+    said = 0
+    with course(task, files, done=job.done) as progress:
+        try:
+            with closing(job.steps()) as steps:
+                for step in steps:
+                    for path, reason in step.faults:
+                        said += 1
+                        if said <= _MOST_SAID:
+                            progress.say(f"gradless: {path}: {reason}")
+                    progress.advance(step.files)
+        except KeyboardInterrupt:
+            progress.say(f"gradless: stopped after {job.done} of {files} files: --resume goes on")
+            raise
+        faults = job.finish()
+        told = f"; {faults} files without an answer are in {job.errors}" if faults else ""
+        progress.say(f"gradless: {files - faults} images in {output}, {progress.per_second:.1f}/s{told}")
+    return faults

@@ -1,0 +1,73 @@
+"""One replica: the application with models, queues and threads of its own, as `gradless serve` runs it, on the event
+loop that Ray gives it."""
+
+from __future__ import annotations
+
+import logging
+
+from ray import serve
+from starlette.types import ASGIApp
+
+from app.dependencies import Parts
+from app.logs import configure_logging
+from app.main import create_app, start_serving
+from app.runtime import Runtime
+from app.scale.behind_serve import BehindServe
+from app.scale.exposition import merged
+from app.settings import Settings
+from app.start_failures import PlainStartFailures
+from models.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+
+# A scrape without an answer is over in ten, where Prometheus is left as it is.
+_SCRAPE_TIMEOUT_S = 8.0
+
+
+class Replica:
+    """What Ray Serve runs in a process of its own. Ray loads the models, by the application's lifespan, before it sends
+    a request; it waits for the requests inside before it closes them."""
+
+    def __init__(self, settings: Settings, cores: int) -> None:
+        configure_logging(settings.log_level, settings.log_format)
+        self._settings = settings
+        self._cores = cores
+        self._own_id = serve.get_replica_context().replica_tag
+        self._parts: Parts | None = None
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        app = create_app(self._settings, self._start)
+        self._parts = app.state.parts
+        self._parts.scraped = self._everybodys_metrics
+        return BehindServe(PlainStartFailures(app, self._parts))
+
+    def check_health(self) -> None:
+        """What /readyz says. Ray replaces a replica that raises a few times in a row: a model that is being started
+        anew may be back by then."""
+        runtime = None if self._parts is None else self._parts.runtime
+        if runtime is None or not runtime.ready:
+            raise RuntimeError("the models of this replica are not ready")
+
+    def metrics(self, accept: str) -> tuple[str, str, str]:
+        """This replica's id, its metrics, and their content type. For the others, by Ray."""
+        if self._parts is None:
+            return self._own_id, "", ""
+        body, content_type = self._parts.metrics.exposition(accept)
+        return self._own_id, body.decode(), content_type
+
+    def _start(self, telemetry: Telemetry) -> Runtime:
+        # Not ready from then on, which Ray hears of: it is Ray that ends processes here.
+        return start_serving(self._settings, telemetry, lambda _reason: None, self._cores)
+
+    def _everybodys_metrics(self, accept: str) -> tuple[bytes, str]:
+        """Of all replicas, whichever was asked: Serve's proxy cannot be asked for one of them. Those that do not answer
+        in time are missing. Blocks, and is not for the event loop."""
+        context = serve.get_replica_context()
+        replicas = serve.get_deployment_handle(context.deployment, context.app_name)
+        answers = replicas.broadcast("metrics", accept).results(timeout_s=_SCRAPE_TIMEOUT_S, return_exceptions=True)
+        silent = [answer for answer in answers if isinstance(answer, Exception)]
+        if silent:
+            _log.warning("%d of %d replicas have not told their metrics: %s", len(silent), len(answers), silent[0])
+        told = {answer[0]: answer[1] for answer in answers if not isinstance(answer, Exception)}
+        _, own, content_type = self.metrics(accept)
+        return merged({self._own_id: own, **told}).encode(), content_type

@@ -1,0 +1,129 @@
+"""What runs on the cluster: tasks that read and preprocess, actors that answer and write."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+
+from models import devices
+from models.errors import JobError
+from models.folders.reading import Batch, Reading
+from models.folders.running import Runner
+from models.folders.tables import ERROR, Columns, Task
+from models.scale.results import Results
+from models.scale.storage import absolute, opened
+from models.served import ServingOptions
+
+# Files that a task reads at once, ahead of its decoding: an object store takes tens of ms for each.
+_READ_AHEAD = 16
+
+_STEP = pa.schema({"files": pa.int64(), "paths": pa.list_(pa.string()), "reasons": pa.list_(pa.string())})
+
+Rows = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What every machine must know of a job. `top_k` 0 asks for features."""
+
+    task: Task
+    top_k: int
+    batch_size: int
+    max_bytes: int
+    options: ServingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingAnywhere:
+    """`reading`, of files that are named as in `folder`."""
+
+    reading: Reading
+    folder: str
+
+    def encoded(self, path: str) -> bytes:
+        return self.reading.encoded(opened(absolute(path, self.folder)))
+
+    def pixels(self, paths: Sequence[str]) -> Iterator[torch.Tensor | str]:
+        """As Reading.pixels, of each in turn, some of the next read meanwhile."""
+        with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read") as readers:
+            coming = iter(paths)
+            ahead: deque[Future[bytes]] = deque(
+                readers.submit(self.encoded, path) for path in islice(coming, _READ_AHEAD)
+            )
+            while ahead:
+                read = ahead.popleft()
+                yield self.reading.pixels_of(read.result)
+                ahead.extend(readers.submit(self.encoded, path) for path in islice(coming, 1))
+
+
+def described(question: Question) -> tuple[Reading, Columns]:
+    """How the model that actors will load wants its files read, and what its answers look like. In a process of the
+    cluster: what is a driver here may have no GPU. A conversion that the model needs is made by the way."""
+    runner = Runner(question.options, batch_size=question.batch_size)
+    runner.close()
+    reading = Reading(runner.model.transform, question.options.limits, question.max_bytes)
+    return reading, Columns.of(question.task, runner.model, question.top_k)
+
+
+def pixels_of(rows: Rows, reading: ReadingAnywhere) -> Rows:
+    """`rows` with pixels (N, crop, crop, 3) uint8, and fault, why there are none, or an empty text. A task's work."""
+    devices.use_one_core_in_this_thread()
+    side = reading.reading.transform.crop
+    pixels = np.zeros((len(rows["path"]), side, side, 3), dtype=np.uint8)
+    faults = [""] * len(pixels)
+    for row, image in enumerate(reading.pixels([os.fsdecode(path) for path in rows["path"]])):
+        if isinstance(image, str):
+            faults[row] = image
+        else:
+            pixels[row] = image.permute(1, 2, 0).numpy()
+    return {**rows, "pixels": pixels, "fault": np.array(faults, dtype=object)}
+
+
+class Forward:
+    """An actor: has the model loaded, answers rows of pixels_of and writes what it has answered."""
+
+    def __init__(self, question: Question, columns: Columns, results: Results) -> None:
+        self._runner = Runner(question.options, batch_size=question.batch_size)
+        self._batch_size = question.batch_size
+        self._columns = columns
+        self._results = results
+        if self._runner.model.fingerprint != columns.fingerprint:
+            raise JobError(
+                f"the machines of the cluster are not alike: one has {columns.model} as {columns.fingerprint}, another "
+                f"as {self._runner.model.fingerprint}"
+            )
+
+    def __call__(self, rows: Rows) -> pa.Table:
+        """One row: how many files, and path and reason of each that could not be answered."""
+        tables = [
+            self._table({name: values[start : start + self._batch_size] for name, values in rows.items()})
+            for start in range(0, len(rows["path"]), self._batch_size)
+        ]
+        table = pa.concat_tables(tables)
+        # They follow one another: however Ray cuts the rows of a stretch up, it keeps their order.
+        self._results.add(int(rows["index"][0]), table, self._columns)
+        faults = table.filter(pc.is_valid(table[ERROR]))
+        row = {"files": len(table), "paths": faults["path"].to_pylist(), "reasons": faults[ERROR].to_pylist()}
+        return pa.Table.from_pylist([row], _STEP)
+
+    def _table(self, rows: Rows) -> pa.Table:
+        faults = {place: str(fault) for place, fault in enumerate(rows["fault"]) if fault}
+        readable = np.array([place not in faults for place in range(len(rows["path"]))])
+        batch = Batch(
+            tuple(os.fsdecode(path) for path in rows["path"]),
+            # A copy: what came from another process must not be written to, and PyTorch would not promise.
+            torch.from_numpy(rows["pixels"][readable]).permute(0, 3, 1, 2),
+            faults,
+        )
+        return self._columns.table(batch, self._runner.answer(batch.pixels, top_k=self._columns.top_k))

@@ -1,0 +1,140 @@
+"""A real Ray on this machine: two replicas behind Serve's proxy, started as the documentation says."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+import yaml
+
+# Ray starts a dozen processes, and each replica loads a model: minutes on a machine that does other things too.
+START_TIMEOUT_S = 240
+
+_CONFIG = Path(__file__).parents[2] / "docker" / "ray" / "serve.yaml"
+_BIN = Path(sys.executable).parent
+_REPLICA = "ray::ServeReplica"
+
+# Few enough for a test to fill them.
+PLACES = 8
+
+KEY = "inference-debug-metrics-1"
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """This process's environment, with these settings and no others of gradless's or Ray's."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GRADLESS_", "RAY_"))}
+    return inherited | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local", "PYTHONUNBUFFERED": "1"} | settings
+
+
+class Service:
+    """`serve run` of the config that the project has, on a Ray of its own. Leaving the context ends both."""
+
+    def __init__(self, folder: Path, arguments: dict[str, Any], settings: dict[str, str]) -> None:
+        config = yaml.safe_load(_CONFIG.read_text())
+        config["http_options"]["port"] = _unused_port()
+        self._wanted = arguments["replicas"]
+        [application] = config["applications"]
+        application["args"] = arguments
+        self.places = PLACES
+        self.key = {"X-API-Key": KEY}
+        self.address = f"http://127.0.0.1:{config['http_options']['port']}"
+        (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+        self._log = folder / "log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [_BIN / "serve", "run", folder / "serve.yaml"],
+                env=environment(**settings),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def wait_until_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._ready():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the service is not ready; Ray says:\n{self._log.read_text()}")
+            time.sleep(0.2)
+
+    def replicas(self) -> list[psutil.Process]:
+        """The processes that have the models."""
+        own = psutil.Process(self.process.pid).children(recursive=True)
+        return [process for process in own if _title(process).startswith(_REPLICA)]
+
+    def end(self) -> None:
+        """As Ctrl-C in a terminal; what is still there then is killed."""
+        everybody = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        _, alive = psutil.wait_procs(everybody, timeout=10)
+        for process in alive:
+            process.kill()
+
+    def _ready(self) -> bool:
+        """Whether each replica tells of itself; the first answers for the others, while they load."""
+        try:
+            scraped = httpx2.get(f"{self.address}/metrics", headers=self.key, timeout=5)
+        except httpx2.HTTPError:
+            return False
+        return scraped.text.count("gradless_build_info{") == self._wanted
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The default model in two replicas of few places, for callers with keys; leave it as you found it."""
+    settings = {
+        "GRADLESS_QUEUE_CAPACITY": str(PLACES),
+        "GRADLESS_MAX_IMAGES_PER_REQUEST": str(PLACES),
+        "GRADLESS_MAX_IMAGE_BYTES": "1000000",
+        "GRADLESS_API_KEYS": f"inference+debug+metrics:{KEY}",
+    }
+    running = Service(tmp_path_factory.mktemp("serve"), {"replicas": 2}, settings)
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        running.end()
+
+
+@pytest.fixture
+def gradless() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the installed command to its end."""
+
+    def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [_BIN / "gradless", *arguments],
+            env=environment(**settings),
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+        )
+
+    return run
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _unused_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -1,0 +1,149 @@
+"""Two replicas behind Ray Serve's proxy answer as one service does: the same answers, refusals and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+pytestmark = pytest.mark.timeout(300)
+
+# What a caller may repeat: nothing was answered, or it was said that it would not be.
+_REPEATABLE = frozenset({429, 500, 502, 503, 504})
+
+
+def post(service: Any, path: str, content: bytes = b"", **headers: str) -> httpx2.Response:
+    return httpx2.post(f"{service.address}{path}", content=content, headers=service.key | headers, timeout=60)
+
+
+def families(service: Any) -> dict[str, Metric]:
+    scraped = httpx2.get(f"{service.address}/metrics", headers=service.key, timeout=30).raise_for_status()
+    return {family.name: family for family in text_string_to_metric_families(scraped.text)}
+
+
+def answered_by_replica(service: Any) -> dict[str, float]:
+    counts: dict[str, float] = {}
+    for sample in families(service)["gradless_images"].samples:
+        if sample.labels["task"] == "classify" and sample.labels["outcome"] == "ok":
+            counts[sample.labels["replica"]] = counts.get(sample.labels["replica"], 0) + sample.value
+    return counts
+
+
+def test_both_replicas_answer_alike_and_one_scrape_shows_what_each_has_done(service: Any, clock_jpeg: bytes) -> None:
+    before = answered_by_replica(service)
+    answers = []
+    while len(answers) < 40:
+        answers.append(post(service, "/v1/classify", clock_jpeg).json())
+
+    after = answered_by_replica(service)
+    assert {answer["results"][0]["predictions"][0]["label"] for answer in answers} == {"analog clock"}
+    assert len({answer["fingerprint"] for answer in answers}) == 1
+    assert len(after) == 2
+    assert sum(after.values()) - sum(before.values()) == len(answers)
+    assert all(after[replica] > before[replica] for replica in after)
+    # As a scrape of one process: each family once, each series of one replica.
+    assert {sample.labels["replica"] for family in families(service).values() for sample in family.samples} == set(
+        after
+    )
+
+
+def test_an_answer_has_one_request_id_and_says_where_its_time_went(service: Any, clock_jpeg: bytes) -> None:
+    answer = post(service, "/v1/features", clock_jpeg, **{"X-Request-ID": "mine"})
+
+    assert answer.headers.get_list("X-Request-ID") == ["mine"]
+    assert "forward" in answer.headers["Server-Timing"]
+
+
+def test_without_a_key_nobody_is_let_in_and_the_proxys_machine_is_nobody(service: Any, clock_jpeg: bytes) -> None:
+    paths = ("/v1/classify", "/debug/grad-modes")
+    refused = [httpx2.post(f"{service.address}{path}", content=clock_jpeg, timeout=60) for path in paths]
+
+    assert [answer.status_code for answer in refused] == [401, 401]
+
+
+def test_an_answer_that_takes_its_time_is_told_as_it_goes(service: Any) -> None:
+    told = []
+    path = "/debug/grad-modes?batch_size=1&iterations=1&arms=inference_mode"
+    with httpx2.stream(
+        "POST", service.address + path, headers=service.key | {"Accept": "text/event-stream"}, timeout=60
+    ) as answer:
+        told = [line for line in answer.iter_lines() if line.startswith("event: ")]
+
+    assert "event: progress" in told
+    assert told[-1] == "event: report"
+
+
+def test_other_host_names_and_larger_bodies_are_refused_as_by_one_process(service: Any) -> None:
+    elsewhere = post(service, "/v1/classify", Host="evil.example")
+    too_large = post(service, "/v1/classify", b"0" * 2_000_000)
+
+    assert (elsewhere.status_code, too_large.status_code) == (421, 413)
+
+
+@pytest.mark.anyio
+async def test_full_replicas_refuse_by_themselves_and_say_when_to_come_again(service: Any, clock_jpeg: bytes) -> None:
+    files = [("images", (f"{index}.jpg", clock_jpeg, "image/jpeg")) for index in range(service.places)]
+    async with httpx2.AsyncClient(timeout=120, headers=service.key) as client:
+        answers = await asyncio.gather(*(client.post(f"{service.address}/v1/classify", files=files) for _ in range(8)))
+
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert all(answer.status_code == 200 for answer in answers if answer not in refused)
+    assert {answer.json()["type"] for answer in refused} == {"urn:gradless:problem:overloaded"}
+    assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+
+
+@pytest.mark.anyio
+async def test_a_replica_killed_under_load_loses_no_request_that_is_repeated(service: Any, clock_jpeg: bytes) -> None:
+    victim, survivor = service.replicas()
+    answered = 0
+    killed = asyncio.Event()
+
+    async def caller(client: httpx2.AsyncClient) -> None:
+        nonlocal answered
+        for turn in range(12):
+            if turn == 3:
+                killed.set()
+            label = await repeated(client, service.address, clock_jpeg)
+            assert label == "analog clock"
+            answered += 1
+
+    async def killer() -> None:
+        await killed.wait()
+        victim.kill()
+
+    async with httpx2.AsyncClient(timeout=120, headers=service.key) as client:
+        await asyncio.gather(killer(), *(caller(client) for _ in range(6)))
+
+    assert answered == 72
+    assert survivor.is_running()
+    wait_for_another(service, {victim.pid, survivor.pid})
+
+
+async def repeated(client: httpx2.AsyncClient, address: str, image: bytes) -> str:
+    """The likeliest class of `image`, by a caller who asks again when nobody has answered."""
+    while True:
+        try:
+            answer = await client.post(f"{address}/v1/classify?top_k=1", content=image)
+        except httpx2.TransportError:
+            continue
+        if answer.status_code in _REPEATABLE:
+            await asyncio.sleep(0.05)
+            continue
+        label: str = answer.raise_for_status().json()["results"][0]["predictions"][0]["label"]
+        return label
+
+
+def wait_for_another(service: Any, known: set[int]) -> psutil.Process:
+    """The replica that Ray has put in a dead one's place, once it answers; the test's timeout is the deadline."""
+    while True:
+        new = [process for process in service.replicas() if process.pid not in known]
+        if new and len(answered_by_replica(service)) == 2:
+            return new[0]
+        time.sleep(0.2)
