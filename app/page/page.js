@@ -78,24 +78,43 @@ function describe() {
     `${backend}, ${dtype} on ${device} · ${count(parameters)} parameters · ${side}\u00a0px · ${whole(classes)} classes`;
 }
 
+function list(found) {
+  const select = byId("model");
+  const chosen = select.value;
+  models = found;
+  select.replaceChildren(...models.map(({ name }) => html("option", {}, name)));
+  // Otherwise it is the first, which is the server's default.
+  if (models.some(({ name }) => name === chosen)) select.value = chosen;
+  describe();
+  return select.value !== chosen;
+}
+
+// Models come and go while the page is open. What fails here is said by whatever is asked next.
+async function listAnew() {
+  try {
+    if (list((await askJson("v1/models")).json.models)) tryView.choose(byId("model").value);
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+  }
+}
+
 async function begin() {
   const select = byId("model");
   begun = true;
   try {
-    ({ models } = (await askJson("v1/models")).json);
+    list((await askJson("v1/models")).json.models);
   } catch (error) {
     begun = false;
     tell(byId("try-notice"), error, begin);
     return;
   }
   byId("try-notice").replaceChildren();
-  select.replaceChildren(...models.map(({ name }) => html("option", {}, name)));
   select.disabled = false;
+  select.addEventListener("focus", listAnew);
   select.addEventListener("change", () => {
     describe();
     tryView.choose(select.value);
   });
-  describe();
   tryView.start(select.value);
 }
 
