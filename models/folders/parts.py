@@ -63,13 +63,17 @@ class Parts:
             raise JobError(f"{self.folder} has what an earlier run has done: --resume goes on with it, or delete it")
         self.folder.mkdir(exist_ok=True)
         self._job: IO[str] = (self.folder / _JOB).open("a+", encoding="utf-8")
-        self._lock()
-        if begun:
-            self._check(asked)
-        else:
-            self._job.write(json.dumps(asdict(asked), indent=2) + "\n")
-            self._job.flush()
-        self._parts = _in_a_row(self.folder)
+        try:
+            self._lock()
+            if begun:
+                self._check(asked)
+            else:
+                self._job.write(json.dumps(asdict(asked), indent=2) + "\n")
+                self._job.flush()
+            self._parts = _in_a_row(self.folder)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def done(self) -> int:
@@ -106,7 +110,6 @@ class Parts:
         try:
             fcntl.flock(self._job, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._job.close()
             raise JobError(f"another process is at work in {self.folder}") from None
 
     def _check(self, asked: Asked) -> None:
