@@ -1,4 +1,4 @@
-"""`gradless classify` and `gradless features` as processes: against the real server, interrupted, killed, gone wrong."""
+"""`gradless classify` and `gradless features` as processes: beside the real server, interrupted, killed, gone wrong."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_what_is_done_and_what_is_unreadable_is_told_and_strict_minds(
     done = gradless("classify", str(folder), "-o", str(output), *SMALL, "--strict", **EAGER)
     assert done.returncode == 1
     first, last = lines(done)
-    assert first.startswith(f"gradless: {folder}/broken.jpg: The JPEG image cannot be decoded")
+    assert first.startswith(f"gradless: {folder}/broken.jpg: The image cannot be decoded")
     assert last.startswith(f"gradless: 9 images in {output}, ")
     assert last.endswith(f"/s; 1 files without an answer are in {tmp_path}/out.errors.jsonl")
     [fault] = map(json.loads, (tmp_path / "out.errors.jsonl").read_text().splitlines())
@@ -136,7 +136,9 @@ def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does
 ) -> None:
     ended, whole = tmp_path / "ended.parquet", tmp_path / "whole.parquet"
     stopped = ended_in_its_third_part(how)
-    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (status, "", said)
+    # Its output has come to an end: no worker is left that holds it open.
+    assert (stopped.returncode, stopped.stdout) == (status, "")
+    assert not said or stopped.stderr == said
     assert not ended.exists()
     refused = gradless("features", str(folder), "-o", str(ended), *SMALL, **EAGER)
     assert refused.returncode == 2
