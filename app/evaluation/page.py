@@ -45,7 +45,8 @@ def page(evaluation: Evaluation, limits: ImageLimits) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+    # Not to be broken before the sign.
+    return f"{100 * share:.1f}\u00a0%"
 
 
 def _picture(path: str, limits: ImageLimits) -> str | None:
