@@ -49,8 +49,8 @@ def of(found: Mapping[str, Sequence[Measured]], described: Mapping[str, Any], im
     lines = [
         "# A folder of files",
         "",
-        f"Feature vectors of EfficientNet-Lite0 for {images} JPEGs of 500 x 375, {min(images, DRAWN)} pictures under as",
-        "many names, in batches of 32. A rate is that of the images by which one run has more than another, of",
+        f"Feature vectors of EfficientNet-Lite0 for {images} JPEGs of 500 x 375, {min(images, DRAWN)} pictures under",
+        "as many names, in batches of 32. A rate is that of the images by which one run has more than another, of",
         f"{FEW}, so that start and end cancel out; start-up is what is left of the short run. The command and the loop",
         "read and write files; one process and the service have theirs in memory. Medians, with least and largest.",
         "",
