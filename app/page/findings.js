@@ -120,12 +120,13 @@ function known(pictures, results) {
   );
 }
 
-/** The two requests, as commands. */
-export function commands(query, pictures) {
+/** The requests, as commands; that for neighbours where there is an index to look into. */
+export function commands(query, pictures, searchable) {
   return panel(
     "The same from a shell",
     commandBox("Classes", curlOf(`v1/classify${query}`, pictures)),
     commandBox("Features", curlOf(`v1/features${query}`, pictures)),
+    searchable && commandBox("Neighbours", curlOf(`v1/search${query}`, pictures)),
   );
 }
 

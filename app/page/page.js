@@ -72,8 +72,12 @@ function showState(answers) {
   if (answers && !begun) begin();
 }
 
+function chosen() {
+  return models.find(({ name }) => name === byId("model").value);
+}
+
 function describe() {
-  const { dtype, device, backend, parameters, classes, input_size: side } = models.find(({ name }) => name === byId("model").value);
+  const { dtype, device, backend, parameters, classes, input_size: side } = chosen();
   byId("model-facts").textContent =
     `${backend}, ${dtype} on ${device} · ${count(parameters)} parameters · ${side}\u00a0px · ${whole(classes)} classes`;
 }
@@ -93,10 +97,10 @@ async function begin() {
   select.disabled = false;
   select.addEventListener("change", () => {
     describe();
-    tryView.choose(select.value);
+    tryView.choose(chosen());
   });
   describe();
-  tryView.start(select.value);
+  tryView.start(chosen());
 }
 
 onReached(showState);

@@ -3,6 +3,7 @@
 import { askJson, serverTiming } from "./api.js";
 import { byId, html } from "./drawing.js";
 import { bytes, counted, seconds } from "./format.js";
+import { alike, neighboursOf } from "./neighbours.js";
 import { problemBox, tell } from "./notices.js";
 import { pictures, remove, watchBench } from "./pictures.js";
 import { classesOf, commands, features, similarity, waterfall } from "./findings.js";
@@ -10,15 +11,15 @@ import { classesOf, commands, features, similarity, waterfall } from "./findings
 let model = null;
 let running = new AbortController();
 
-/** Begin, and ask about `name`'s model. */
-export function start(name) {
-  model = name;
+/** Begin, and ask that model, as `v1/models` describes it. */
+export function start(description) {
+  model = description;
   watchBench(look, (error) => tell(byId("try-notice"), error));
 }
 
 /** Ask another model from now on, about the same pictures. */
-export function choose(name) {
-  model = name;
+export function choose(description) {
+  model = description;
   look();
 }
 
@@ -37,17 +38,20 @@ async function look() {
   }
   busy(true);
   let named = false;
+  let measured = false;
   try {
     const sent = { method: "POST", body: bodyOf(shown), signal: running.signal };
-    const query = `?model=${encodeURIComponent(model)}`;
+    const query = `?model=${encodeURIComponent(model.name)}`;
     const timed = await name(shown, query, sent);
     named = true;
     await measure(shown, query, sent, timed);
+    measured = true;
+    if (model.search) await find(query, sent);
   } catch (error) {
     if (error.name === "AbortError") return;
     // What has been answered stays.
     if (!named) show(shown.map((picture) => card(picture)));
-    byId("try-more").hidden = true;
+    if (!measured) byId("try-more").hidden = true;
     tell(byId("try-notice"), error, look);
   }
   busy(false);
@@ -81,9 +85,17 @@ async function measure(shown, query, sent, timed) {
   const { json } = await askJson(`v1/features${query}&encoding=base64`, sent);
   byId("try-more").replaceChildren(
     column(timed, similarity(shown, json)),
-    column(features(shown, json), commands(query, shown)),
+    column(features(shown, json), commands(query, shown, model.search)),
   );
   byId("try-more").hidden = false;
+}
+
+// The indexed pictures most alike, under each answer.
+async function find(query, sent) {
+  const results = await neighboursOf(query, sent);
+  results.forEach(({ neighbours }, index) => {
+    if (neighbours) byId("answers").children[index].append(alike(neighbours, sent.signal));
+  });
 }
 
 function column(...panels) {
