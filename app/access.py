@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from app.problems import ForbiddenError, UnauthorizedError
 
-Right = Literal["inference", "debug", "metrics"]
+Right = Literal["inference", "debug", "metrics", "admin"]
 
 # What may stand in a bearer token (RFC 6750, section 2.1), and enough of it that nobody guesses.
 _KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
@@ -23,6 +23,9 @@ _KEY_FORM = "a key has 16 to 512 letters, digits or ._~+/=-"
 
 # Set by proxies: what comes through one does not come from this machine, even where the proxy does.
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+# Browsers send it with whatever changes something. A page of another's that is open on this machine may not.
+_OF_A_PAGE = "origin"
 
 
 class Keys:
@@ -87,6 +90,8 @@ def authorize(request: Request, keys: Keys, right: Right) -> None:
     if not keys:
         if right == "debug":
             raise ForbiddenError("Debug endpoints answer to this machine alone, or to a key (GRADLESS_API_KEYS).")
+        if right == "admin" and not (is_local(request) and _OF_A_PAGE not in request.headers):
+            raise ForbiddenError("Models are changed from this machine alone, or with a key (GRADLESS_API_KEYS).")
         return
     offered = _offered(request)
     if offered is None:

@@ -60,12 +60,23 @@ def sample(
 
 
 @app.command()
-def models() -> None:
-    """List the names that GRADLESS_MODELS can have. Each but the default also as NAME:random, seeded weights."""
+def models(
+    pattern: Annotated[str | None, typer.Argument(help="list what it matches, say 'timm/resnet*'")] = None,
+) -> None:
+    """List the names that GRADLESS_MODELS can have. Each but the default also as NAME:random, seeded weights.
+
+    timm's are listed where a pattern asks for them. Exit status: 0; 1 where nothing matches.
+    """
     from models.catalog import names  # noqa: PLC0415
 
-    for name in names():
+    found = names(pattern)
+    for name in found:
         typer.echo(name)
+    if pattern is None:
+        typer.echo("gradless: timm's models can be served as well: gradless models 'timm/*' lists them", err=True)
+    elif not found:
+        typer.echo(f"gradless: no name matches {pattern!r}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.gathered_writes import GatheredWrites
 from app.problems import CONTENT_TYPE, HEADERS_TOO_LARGE, MALFORMED_REQUEST, Row, SlowBodyError, problem, row_of
 from app.request_log import refused
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 # As much as nginx and Apache take for a request line with its headers, and more than any client sends.
 _MOST_HEAD_BYTES = 32 * 1024
+
+# From the decision to stop until connections without a request are closed: what their callers had sent by then has
+# arrived, and is answered.
+_LAST_REQUESTS_S = 0.5
 
 
 def bounded_connection(head_timeout_s: float, on_refusal: Callable[[Reason], None]) -> type[HttpToolsProtocol]:
@@ -39,9 +44,10 @@ class _BoundedConnection(HttpToolsProtocol):
     _head_bytes = 0
     _head_ended = False
     _too_slow: asyncio.TimerHandle | None = None
+    _ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(GatheredWrites(transport, self.loop))  # type: ignore[arg-type]  # it is one by its methods
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -66,13 +72,32 @@ class _BoundedConnection(HttpToolsProtocol):
         self._head_ended = True
         self._end_of_head()
         super().on_headers_complete()
+        if self._ending and self.cycle is not None:
+            self.cycle.keep_alive = False
 
     def on_message_complete(self) -> None:
         self._in_head = True
         super().on_message_complete()
 
+    def shutdown(self) -> None:
+        """End after the request under way. Without one, wait for any that is on its way: uvicorn closes at once, and
+        what a caller sent a moment before, on a connection that lives on, would be lost unread."""
+        if not self._ending and self._between_requests():
+            self.loop.call_later(_LAST_REQUESTS_S, self._end)
+        else:
+            super().shutdown()
+        self._ending = True
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(MALFORMED_REQUEST, msg)
+
+    def _between_requests(self) -> bool:
+        # None before the first request, whatever uvicorn's annotation says.
+        return bool(getattr(self.cycle, "response_complete", True))
+
+    def _end(self) -> None:
+        if self._between_requests() and not self.transport.is_closing():
+            self.transport.close()
 
     def _expect_head(self) -> None:
         self._too_slow = self.loop.call_later(self.head_timeout_s, self._give_up)

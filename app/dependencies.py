@@ -14,7 +14,7 @@ from app.problems import DebugDisabledError, FingerprintMismatchError
 from app.runtime import Runtime
 from app.settings import Settings
 from app.uploads import read_images
-from models.errors import DrainingError, StartError, UnknownModelError
+from models.errors import DrainingError, NoClassesError, StartError, UnknownModelError
 from models.predictions import ModelCard
 
 
@@ -74,7 +74,14 @@ class Upload:
     runtime: Runtime
     metrics: Metrics
     model: ModelCard
+    pinned: str | None
     images: list[bytes]
+
+    def check_answer_of(self, fingerprint: str) -> None:
+        """Raises FingerprintMismatchError where that is not what was asked for: another version of the model took over
+        while the body was read."""
+        if self.pinned is not None and not _matches(self.pinned, fingerprint):
+            raise FingerprintMismatchError(fingerprint)
 
 
 Pinned = Annotated[
@@ -86,6 +93,10 @@ Pinned = Annotated[
 async def upload_of(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
     """The images of `request`, read. Raises UnauthorizedError, ForbiddenError, DrainingError, UnknownModelError,
     FingerprintMismatchError, and what read_images raises."""
+    return await _read(request, model, if_match, classes=False)
+
+
+async def _read(request: Request, model: str | None, if_match: str | None, *, classes: bool) -> Upload:
     parts = parts_of(request)
     authorize(request, parts.keys, "inference")
     runtime = await _runtime(request)
@@ -95,10 +106,18 @@ async def upload_of(request: Request, model: ModelName = None, if_match: Pinned 
         raise DrainingError
     if if_match is not None and not _matches(if_match, card.fingerprint):
         raise FingerprintMismatchError(card.fingerprint)
-    return Upload(request, runtime, parts.metrics, card, await read_images(request, parts.settings))
+    if classes and not card.classes:
+        raise NoClassesError(card.name)
+    return Upload(request, runtime, parts.metrics, card, if_match, await read_images(request, parts.settings))
+
+
+async def classifiable(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
+    """As `upload_of`, for a model that has classes. Raises NoClassesError, also before the body is read."""
+    return await _read(request, model, if_match, classes=True)
 
 
 ImageUpload = Annotated[Upload, Depends(upload_of)]
+ClassifiableUpload = Annotated[Upload, Depends(classifiable)]
 
 
 def _matches(if_match: str, fingerprint: str) -> bool:
@@ -121,6 +140,11 @@ async def debug_allowed(request: Request) -> None:
 async def inference_allowed(request: Request) -> None:
     """Raises UnauthorizedError, ForbiddenError."""
     authorize(request, parts_of(request).keys, "inference")
+
+
+async def admin_allowed(request: Request) -> None:
+    """Raises UnauthorizedError, ForbiddenError."""
+    authorize(request, parts_of(request).keys, "admin")
 
 
 async def metrics_allowed(request: Request) -> None:

@@ -64,7 +64,9 @@ def documented_ends(router: APIRouter) -> Iterator[tuple[str, str, int]]:
             statuses = {route.status_code or 200, *map(int, route.responses)}
             if TABLE[SlowBodyError].status in statuses:
                 statuses.add(CLIENT_GONE_STATUS)
-            yield from ((route.path, method, status) for method in route.methods or () for status in sorted(statuses))
+            yield from (
+                (route.path_format, method, status) for method in route.methods or () for status in sorted(statuses)
+            )
 
 
 def document_problems(app: FastAPI) -> None:

@@ -28,7 +28,7 @@ from app.schemas import Problem
 from models.errors import GradlessError, ImageError, OverloadedError
 
 # Answers to a body that did not come, or came in excess: no more of it is waited for.
-_BROKEN_OFF = frozenset({408, 413, 429})
+_BROKEN_OFF = frozenset({408, 413})
 
 # Bodies under 100 kB are read and forgotten sooner than a new connection is made.
 _SHORT_BODY_DIGITS = 5
@@ -40,13 +40,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     """Make `app` answer every exception with a problem, counted among the refusals where it is one."""
 
     async def ours(request: Request, error: Exception) -> Response:
-        row = _noted(request, metrics, error)
-        headers = {}
-        if isinstance(error, OverloadedError | TooMuchAtOnceError):
-            headers = {"Retry-After": str(error.retry_after_s)}
-        if isinstance(error, UnauthorizedError):
-            headers = {"WWW-Authenticate": error.challenge}
-        return answer(request, row, str(error), headers)
+        return answer_to(request, metrics, error)
 
     async def invalid(request: Request, error: Exception) -> Response:
         return answer(request, INVALID_PARAMETER, _faults(error))
@@ -63,6 +57,17 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     app.add_exception_handler(RequestError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+
+
+def answer_to(request: Request, metrics: Metrics, error: Exception) -> Response:
+    """The answer to a request that ended with an error of ours, counted among the refusals where it is one."""
+    row = _noted(request, metrics, error)
+    headers = {}
+    if isinstance(error, OverloadedError | TooMuchAtOnceError):
+        headers = {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, UnauthorizedError):
+        headers = {"WWW-Authenticate": error.challenge}
+    return answer(request, row, str(error), headers)
 
 
 def problem_of(request: Request, metrics: Metrics, error: Exception) -> Problem:

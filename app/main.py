@@ -12,8 +12,9 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 from app import faults
@@ -27,9 +28,10 @@ from app.request_log import RequestLog
 from app.routers import classify, debug, features, health, models, page
 from app.runtime import Runtime, StartRuntime
 from app.settings import Settings, load_settings
+from app.shedding import LoadShedding
 from models.errors import StartError
 from models.limits import ImageLimits
-from models.telemetry import Telemetry
+from models.telemetry import Task, Telemetry
 
 if TYPE_CHECKING:
     from models.served import ServingOptions
@@ -47,7 +49,7 @@ def create_app(
     Raises SettingsError; starting it raises StartError.
     """
     settings = settings or load_settings()
-    metrics = Metrics(settings.models)
+    metrics = Metrics()
     parts = Parts(settings, metrics, settings.known_keys())
     traces = traces or (_exporting_traces() if settings.traces else None)
 
@@ -74,7 +76,7 @@ def create_app(
         finally:
             # In a thread: a forward may still run, and the loop has answers to send.
             if not await asyncio.to_thread(runtime.close, settings.drain_timeout_s):
-                parts.failure = parts.failure or "a forward was still running when the time to drain was over"
+                parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
             if traces is not None:
                 await asyncio.to_thread(traces.close)
             # What is frozen is not taken apart at the interpreter's end, and extension modules complain of it.
@@ -90,6 +92,9 @@ def create_app(
     )
     app.state.parts = parts
     # From the inside out: what is outermost is added last.
+    app.add_middleware(
+        LoadShedding, parts=parts, tasks=[*_routes(classify.router, "classify"), *_routes(features.router, "features")]
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -114,6 +119,10 @@ def create_app(
             metrics.expect(path, method, status)
     document_problems(app)
     return app
+
+
+def _routes(router: APIRouter, task: Task) -> list[tuple[APIRoute, Task]]:
+    return [(route, task) for route in router.routes if isinstance(route, APIRoute)]
 
 
 def _exporting_traces() -> Traces:
@@ -142,6 +151,8 @@ def serving_options(settings: Settings) -> ServingOptions:
 
     return ServingOptions(
         models=settings.models,
+        models_folder=settings.models_folder,
+        max_models=settings.max_models,
         device=settings.device,
         precision=settings.precision,
         backend=settings.backend,

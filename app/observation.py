@@ -87,7 +87,8 @@ class ObservationMiddleware:
     def _tell(self, scope: Scope, request: Observed) -> None:
         ended_at = perf_counter()
         seconds = ended_at - request.started_at
-        route = getattr(scope.get("route"), "path", None)
+        # As the documentation writes it: a name that may hold slashes is {name} there.
+        route = getattr(scope.get("route"), "path_format", None)
         status = request.status or CLIENT_GONE_STATUS
         self._metrics.request_done(route, scope["method"], status, seconds, request.request_id)
         if request.model is not None and request.read_seconds is not None and request.answered_at is not None:

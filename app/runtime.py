@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.predictions import Answer, ModelCard
+from models.errors import OverloadedError
+from models.predictions import Answer, Loaded, ModelCard
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
 
@@ -22,6 +23,11 @@ class Runtime(Protocol):
     @property
     def draining(self) -> bool: ...
 
+    @property
+    def full(self) -> bool: ...
+
+    def refusal(self, model: str, task: Task) -> OverloadedError | None: ...
+
     async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer: ...
 
     async def compare(
@@ -31,6 +37,10 @@ class Runtime(Protocol):
         image: bytes | None,
         on_progress: Callable[[Progress], None],
     ) -> Comparison: ...
+
+    async def load(self, name: str, source: str | None) -> Loaded: ...
+
+    async def unload(self, name: str) -> None: ...
 
     def queues(self) -> Mapping[str, QueueState]: ...
 

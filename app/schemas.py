@@ -61,6 +61,7 @@ class FeatureVectors(Schema):
     model: str
     fingerprint: str = Field(description="vectors of equal fingerprints can be compared")
     dimensions: int = Field(ge=1)
+    shape: list[int] = Field(description="of an image's features before they were written as one row of `dimensions`")
     results: list[Features | EncodedFeatures | Faulty] = Field(description="one for each image, in order")
 
 
@@ -70,13 +71,25 @@ class ModelDescription(Schema):
     parameters: int
     weight_bytes: int
     input_size: int = Field(description="side in pixels of what the network gets")
-    classes: int
+    classes: int = Field(ge=0, description="0 for a network that gives features alone")
     feature_dimensions: int
+    feature_shape: list[int] = Field(description="of an image's features; for a map three numbers")
+    feature_layer: str | None = Field(description="the inner layer served; null for what goes into the head")
     device: str
     dtype: str
     backend: str
     fingerprint: str
     training: bool
+    version: int = Field(ge=1, description="counts the loads of this name since the service started")
+
+
+class ModelSource(Schema):
+    source: str | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="a name of the catalog, or a folder in GRADLESS_MODELS_FOLDER; without it, from where it came",
+    )
 
 
 class ModelList(Schema):

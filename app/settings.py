@@ -53,6 +53,10 @@ class Settings(BaseSettings):
         ("efficientnet_lite0",),
         description="models to serve, separated by commas; the first is the default",
     )
+    models_folder: Path | None = Field(
+        None, description="folder whose folders hold models that may be loaded by name while others are served"
+    )
+    max_models: int = Field(16, ge=1, le=1024, description="models served at once, at most")
     device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
     precision: Literal["fp32", "bf16", "fp16", "int8"] = Field(
         "fp32", description="numbers that the forward computes with; int8 needs openvino and a calibration folder"
@@ -66,7 +70,9 @@ class Settings(BaseSettings):
     calibration_folder: Path | None = Field(
         None, description="folder of some hundred images like those to be served, from which int8 takes its ranges"
     )
-    max_batch_size: int = Field(32, ge=1, le=1024, description="images in one forward, at most")
+    max_batch_size: int | None = Field(
+        None, ge=1, le=1024, description="images in one forward, at most; unset: 32, on a CPU what keeps its cores busy"
+    )
     max_wait_ms: float = Field(
         0, ge=0, le=1000, description="ms an image may wait for company; 0 sends what is there at once"
     )
@@ -125,6 +131,15 @@ class Settings(BaseSettings):
                 f"{PREFIX}QUEUE_CAPACITY ({self.queue_capacity}) must be at least "
                 f"{PREFIX}MAX_IMAGES_PER_REQUEST ({self.max_images_per_request}): "
                 "a request of that many images would never be admitted"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _models_may_be_served(self) -> Self:
+        if len(self.models) > self.max_models:
+            raise ValueError(
+                f"{PREFIX}MAX_MODELS ({self.max_models}) must be at least the number of models that {PREFIX}MODELS "
+                f"names ({len(self.models)})"
             )
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ class Admission:
         self._expected_seconds = expected_seconds
         self._in_flight = 0
         self._closed = False
+        self._emptied: asyncio.Future[None] | None = None
 
     @property
     def capacity(self) -> int:
@@ -29,19 +31,39 @@ class Admission:
     def closed(self) -> bool:
         return self._closed
 
+    @property
+    def full(self) -> bool:
+        """Whether there is no place left."""
+        return self._in_flight >= self._capacity
+
+    def overload(self, images: int) -> OverloadedError | None:
+        """Why so many more would be refused now; None while there are places for them."""
+        if self._in_flight + images <= self._capacity:
+            return None
+        return OverloadedError(self._capacity, self._expected_seconds(self._in_flight))
+
     def close(self) -> None:
         """Admit nobody from now on. Those inside keep their places."""
         self._closed = True
+
+    async def emptied(self) -> None:
+        """Admit nobody from now on, and return when the last of those inside has left."""
+        self.close()
+        if self._in_flight:
+            self._emptied = asyncio.get_running_loop().create_future()
+            await self._emptied
 
     @contextmanager
     def admit(self, images: int) -> Iterator[None]:
         """Places for all images of a request, or for none. Raises DrainingError, OverloadedError."""
         if self._closed:
             raise DrainingError
-        if self._in_flight + images > self._capacity:
-            raise OverloadedError(self._capacity, self._expected_seconds(self._in_flight))
+        if (overload := self.overload(images)) is not None:
+            raise overload
         self._in_flight += images
         try:
             yield
         finally:
             self._in_flight -= images
+            if not self._in_flight and self._emptied is not None and not self._emptied.done():
+                self._emptied.set_result(None)

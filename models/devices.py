@@ -26,6 +26,11 @@ _DTYPES: dict[Precision, torch.dtype] = {
 
 _agreed_cores: int | None = None
 
+_LARGEST_BATCH = 32
+
+# Activations of more leave a core's caches.
+_IMAGES_A_CORE = 4
+
 # Last-level caches of current servers hold as much.
 _LIGHT_WEIGHTS_BYTES = 32 * 2**20
 
@@ -158,7 +163,19 @@ def eager_split(device: torch.device, weight_bytes: int) -> Split | None:
     """
     if device.type != "cpu":
         return None
-    return Split(piece=4, workers=available_cores()) if weight_bytes <= _LIGHT_WEIGHTS_BYTES else Split(16, 1)
+    return Split(_IMAGES_A_CORE, workers=available_cores()) if weight_bytes <= _LIGHT_WEIGHTS_BYTES else Split(16, 1)
+
+
+def batch_size(placement: Placement, weight_bytes: int) -> int:
+    """Images of one forward at most, where nobody says otherwise: 32, on a CPU only as many as keep its cores busy.
+
+    More would not be faster there, but whoever comes meanwhile waits for the whole forward: with batches of 32 on two
+    cores for a quarter of a second, even if all who are in it have hung up.
+    """
+    if placement.device.type != "cpu":
+        return _LARGEST_BATCH
+    split = eager_split(placement.device, weight_bytes) if placement.backend == "eager" else None
+    return min(_LARGEST_BATCH, split.piece * split.workers if split else _IMAGES_A_CORE * available_cores())
 
 
 def compile_options(device: torch.device) -> dict[str, Any]:

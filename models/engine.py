@@ -111,7 +111,7 @@ class Engine:
         if any(module.training for module in model.network.modules()):
             raise WarmUpError(model.name, "it is not in eval mode")
         side = model.transform.crop
-        blank = Item(torch.zeros(3, side, side, dtype=torch.uint8), top_k=1)
+        blank = Item(torch.zeros(3, side, side, dtype=torch.uint8), top_k=min(1, model.network.classes))
         try:
             outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([blank] * size)]
         except Exception as error:

@@ -3,8 +3,10 @@
 GradlessError
 ├── StartError                      the process must not start; the message is one clear line
 │   ├── UnknownCatalogNameError
+│   ├── UnknownSourceError
 │   ├── UnsupportedArchitectureError
 │   ├── WeightsUnavailableError
+│   ├── ModelFolderError            a file of a model folder says what cannot be served
 │   ├── DeviceUnavailableError
 │   ├── WarmUpError
 │   └── JobError                    a job over files cannot be done as asked
@@ -20,9 +22,17 @@ GradlessError
 │   ├── OverloadedError
 │   ├── DrainingError
 │   ├── ModelDownError
+│   ├── ModelGoneError
 │   ├── OutOfMemoryError
 │   └── DeadlineExceededError
 ├── UnknownModelError
+├── NoClassesError                  it gives features alone
+├── NotChangedError                 what is served stays as it was
+│   ├── ModelNotLoadedError
+│   ├── NoRoomError
+│   ├── ModelChangingError
+│   ├── TooManyModelsError
+│   └── LastModelError
 ├── ForwardError                    the network failed for a whole batch
 ├── ComparisonRunningError          the lens is at work for somebody else
 └── ComparisonTooLargeError         it would take more memory or time than there is for it
@@ -32,6 +42,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 
@@ -50,6 +61,13 @@ class UnknownCatalogNameError(StartError):
         self.name = name
 
 
+class UnknownSourceError(StartError):
+    def __init__(self, source: str, reason: str) -> None:
+        # No more of it than a name would have: callers can send anything.
+        super().__init__(f"there is no model in {source[:100]!r}: {reason}")
+        self.source = source
+
+
 class UnsupportedArchitectureError(StartError):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} cannot be served: {reason}")
@@ -60,6 +78,16 @@ class WeightsUnavailableError(StartError):
     def __init__(self, name: str, reason: str, remedy: str) -> None:
         super().__init__(f"the weights of {name} cannot be had: {reason}. {remedy}")
         self.name = name
+
+
+class ModelFolderError(StartError):
+    """`file` cannot be served as it is; `key`: where in it, if it has keys."""
+
+    def __init__(self, file: Path, reason: str, key: str | None = None) -> None:
+        # Other people's words are in some reasons, over several lines.
+        said = " ".join(reason.split())
+        super().__init__(f"{file}: {said}" if key is None else f"{file}: {key}: {said}")
+        self.file, self.key = file, key
 
 
 class DeviceUnavailableError(StartError):
@@ -149,6 +177,14 @@ class ModelDownError(RefusedError):
         self.model = model
 
 
+class ModelGoneError(RefusedError):
+    """Another version has taken its place, or none."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} was replaced or unloaded meanwhile.")
+        self.model = model
+
+
 class OutOfMemoryError(RefusedError):
     def __init__(self, model: str) -> None:
         super().__init__(f"The device of {model} has no memory left, not even for one image.")
@@ -166,6 +202,50 @@ class UnknownModelError(GradlessError):
         # No more of it than a name would have: callers can send anything.
         super().__init__(f"No model {name[:100]!r} is served here; there is {', '.join(known)}.")
         self.name, self.known = name, tuple(known)
+
+
+class NoClassesError(GradlessError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} has no classes to name; ask /v1/features for what it gives.")
+        self.model = model
+
+
+class NotChangedError(GradlessError):
+    """A model was not loaded, replaced or unloaded: what was served before still is."""
+
+
+class ModelNotLoadedError(NotChangedError):
+    """`reason` is one line, fit to be shown to whoever may load models."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} was not loaded: {reason}")
+        self.model, self.reason = model, reason
+
+
+class NoRoomError(NotChangedError):
+    """While one version takes over from another, there is memory for both."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"There is no memory for {model} beside what is served: {reason}")
+        self.model, self.reason = model, reason
+
+
+class ModelChangingError(NotChangedError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} is being loaded or unloaded; one at a time.")
+        self.model = model
+
+
+class TooManyModelsError(NotChangedError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} models are served, and no more are allowed; unload one first.")
+        self.limit = limit
+
+
+class LastModelError(NotChangedError):
+    def __init__(self, model: str) -> None:
+        super().__init__(f"{model} is the only model that is served; load another one first.")
+        self.model = model
 
 
 class ForwardError(GradlessError):

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from models import memory
 from models.errors import (
     EmptyImageError,
     TooElongatedError,
@@ -32,6 +33,11 @@ Pixels = NDArray[np.uint8]
 
 _ORIENTATION = 0x0112
 _LARGEST_16_BIT = 65535
+
+_CPU = torch.device("cpu")
+
+# Some times more than pictures usually have.
+_MANY_PIXELS = 8_000_000
 
 # Cameras append further pictures to a JPEG and call it MPO; the first is what a person sees.
 _JPEGS = frozenset({"JPEG", "MPO"})
@@ -78,6 +84,11 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
         pixels = _decode(image, encoded, enough or 0)
     except _DECODE_ERRORS as error:
         raise UndecodableImageError(image.format, _reason(error)) from error
+    if image.width * image.height > _MANY_PIXELS and pixels.nbytes > _MANY_PIXELS:
+        # What Pillow took for it is free and kept, for forwards (models/memory.py): one picture of 30 megapixels would
+        # make the process larger by 120 MB for good.
+        del image
+        memory.give_back(_CPU)
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 

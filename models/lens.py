@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,13 +17,32 @@ from models.errors import ComparisonRunningError, DrainingError
 from models.gradmodes import ComparisonAbandonedError, compare_served
 
 
+@dataclass(eq=False, slots=True)
+class _UnderWay:
+    """A comparison. `told` is what its caller waits for, `over` what its thread does."""
+
+    engine: Engine
+    loop: asyncio.AbstractEventLoop
+    told: asyncio.Future[Comparison]
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    over: threading.Event = field(default_factory=threading.Event)
+
+    def fail(self, error: Exception) -> None:
+        """Have the caller hear `error` now, and the thread end before its next forward. From any thread."""
+        self.abandoned.set()
+        self.loop.call_soon_threadsafe(self._tell, error)
+
+    def _tell(self, error: Exception) -> None:
+        if not self.told.done():
+            self.told.set_exception(error)
+
+
 class Lens:
-    """The lens of a process. Event loop only, but for the thread that compares."""
+    """The lens of a process. Event loop only, but for the thread that compares, and where it says otherwise."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lens", initializer=_use_all_cores)
-        self._comparing = False
-        self._closing = threading.Event()
+        self._thread = _new_thread()
+        self._under_way: _UnderWay | None = None
 
     async def compare(
         self,
@@ -32,12 +52,11 @@ class Lens:
         on_progress: Callable[[Progress], None],
     ) -> Comparison:
         """Cancelling it ends the comparison before its next forward. Raises ComparisonRunningError,
-        ComparisonTooLargeError, and DrainingError when the lens is closed meanwhile."""
-        if self._comparing:
+        ComparisonTooLargeError, DrainingError when the lens is closed meanwhile, and what `leave` is given."""
+        if self._under_way is not None:
             raise ComparisonRunningError
-        self._comparing = True
         loop = asyncio.get_running_loop()
-        abandoned = threading.Event()
+        this = self._under_way = _UnderWay(engine, loop, loop.create_future())
 
         def tell(progress: Progress) -> None:
             loop.call_soon_threadsafe(on_progress, progress)
@@ -47,25 +66,57 @@ class Lens:
             engine,
             options,
             image=pixels,
-            abandoned=lambda: abandoned.is_set() or self._closing.is_set(),
+            abandoned=this.abandoned.is_set,
             on_progress=tell,
         )
         # Not when the caller leaves, but when the thread is free again.
-        running.add_done_callback(lambda _: loop.call_soon_threadsafe(self._ended))
+        running.add_done_callback(lambda _: this.over.set())
+        running.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ended, this, done))
         try:
-            return await asyncio.wrap_future(running)
-        except ComparisonAbandonedError:
-            raise DrainingError from None
+            return await this.told
         finally:
-            abandoned.set()
+            this.abandoned.set()
+
+    def leave(self, engine: Engine, error: Exception) -> threading.Event | None:
+        """End the comparison of `engine`, if that is the one under way: its caller hears `error` at once. What is given
+        back is set when its last forward is over. From any thread."""
+        this = self._under_way
+        if this is None or this.engine is not engine:
+            return None
+        this.fail(error)
+        return this.over
+
+    def leave_hanging(self, engine: Engine, error: Exception) -> None:
+        """As `leave`, but for an engine whose forward will not end: the next comparison has another thread. From any
+        thread."""
+        if self.leave(engine, error) is None:
+            return
+        hanging, self._thread = self._thread, _new_thread()
+        self._under_way = None
+        hanging.shutdown(wait=False)
 
     def close(self) -> None:
-        """End the comparison under way before its next forward. Does not wait for it."""
-        self._closing.set()
+        """End the comparison under way before its next forward. Does not wait for it. From any thread."""
+        this = self._under_way
+        if this is not None:
+            this.abandoned.set()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _ended(self) -> None:
-        self._comparing = False
+    def _ended(self, this: _UnderWay, done: Future[Comparison]) -> None:
+        if self._under_way is this:
+            self._under_way = None
+        if this.told.done():
+            return
+        if done.cancelled() or isinstance(done.exception(), ComparisonAbandonedError):
+            this.told.set_exception(DrainingError())
+        elif (error := done.exception()) is not None:
+            this.told.set_exception(error)
+        else:
+            this.told.set_result(done.result())
+
+
+def _new_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="lens", initializer=_use_all_cores)
 
 
 def _use_all_cores() -> None:

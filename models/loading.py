@@ -15,8 +15,10 @@ import torch
 from models.calibration import Calibration
 from models.devices import Placement
 from models.errors import StartError
-from models.network import Network, cut_at_head
-from models.specs import ModelSpec
+from models.heads import cut_at_head
+from models.layers import cut_at_layer, without_head
+from models.network import Network
+from models.specs import Classifier, FeatureLayer, ModelSpec
 from models.transforms import Normalize, Transform
 
 
@@ -32,6 +34,7 @@ class LoadedModel:
     normalize: Normalize
     transform: Transform
     labels: tuple[str, ...]
+    features: FeatureLayer | None
     placement: Placement
     calibration: Calibration | None
     fingerprint: str
@@ -47,16 +50,20 @@ class LoadedModel:
 
 
 def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None = None) -> LoadedModel:
-    """Build, load, cut at the head and move. `calibration` is for int8 alone. Raises StartError."""
+    """Build, load, cut at the head or at the layer to serve, and move. `calibration` is for int8 alone.
+
+    Raises StartError.
+    """
     if torch.is_inference_mode_enabled():
         raise StartError("a model must be loaded outside inference_mode")
     started_at = perf_counter()
     if spec.backend is not None:
         placement = replace(placement, backend=spec.backend)
     classifier = spec.build()
-    network = cut_at_head(spec.name, classifier.module, classifier.transform.crop)
-    if len(classifier.labels) != network.classes:
-        raise StartError(f"{spec.name} has {network.classes} classes and {len(classifier.labels)} labels")
+    network = _cut(spec.name, classifier)
+    labels = classifier.labels if network.classes else ()
+    if len(labels) != network.classes:
+        raise StartError(f"{spec.name} has {network.classes} classes and {len(labels)} labels")
     network.to(placement.device)
     normalize = Normalize(classifier.transform).to(placement.device)
     return LoadedModel(
@@ -65,13 +72,15 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
         network=network.eval(),
         normalize=normalize.eval(),
         transform=classifier.transform,
-        labels=classifier.labels,
+        labels=labels,
+        features=classifier.features,
         placement=placement,
         calibration=calibration,
         fingerprint=fingerprint(
             spec.architecture,
             network,
             classifier.transform,
+            classifier.features,
             precision=placement.precision if calibration is None else f"{placement.precision} {calibration.digest}",
             backend=placement.backend,
         ),
@@ -79,10 +88,32 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
     )
 
 
-def fingerprint(architecture: str, network: Network, transform: Transform, *, precision: str, backend: str) -> str:
-    """16 hex digits of a SHA-256 over architecture, weights, transform, precision and backend: vectors of equal
-    fingerprints can be compared with one another."""
+def _cut(name: str, classifier: Classifier) -> Network:
+    side = classifier.transform.crop
+    if classifier.features is not None:
+        return cut_at_layer(name, classifier.module, classifier.features, side)
+    if not classifier.labels:
+        return without_head(name, classifier.module, side)
+    return cut_at_head(name, classifier.module, side)
+
+
+def fingerprint(
+    architecture: str,
+    network: Network,
+    transform: Transform,
+    features: FeatureLayer | None,
+    *,
+    precision: str,
+    backend: str,
+) -> str:
+    """16 hex digits of a SHA-256 over architecture, weights, transform, layer served, precision and backend: vectors
+    of equal fingerprints can be compared with one another."""
     digest = hashlib.sha256(repr((architecture, transform, precision, backend)).encode())
+    # Each only where it is not what it always was: answers of models without them keep their fingerprints.
+    if transform.fit != "crop":
+        digest.update(transform.fit.encode())
+    if features is not None:
+        digest.update(repr(features).encode())
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)

@@ -4,6 +4,7 @@ keeping what a forward has freed for the next, and giving it back."""
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,6 +100,17 @@ def give_back(device: torch.device) -> None:
         except (OSError, AttributeError):
             # No glibc.
             return
+
+
+def let_go(device: torch.device) -> None:
+    """Return the memory of models that nothing refers to but they themselves: to the allocator, and from there to the
+    system. Objects that were frozen (gc.freeze) are looked through too, and frozen again."""
+    frozen = gc.get_freeze_count() > 0
+    gc.unfreeze()
+    gc.collect()
+    if frozen:
+        gc.freeze()
+    give_back(device)
 
 
 def _room_in_cgroups(root: Path, own: Path) -> Iterator[int]:

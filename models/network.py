@@ -2,68 +2,113 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from models.errors import UnsupportedArchitectureError
-
 
 class FeaturesAndLogits(NamedTuple):
+    """Features (N, D) and logits (N, C) of one dtype; C is 0 for a network without classes."""
+
     features: torch.Tensor
     logits: torch.Tensor
 
 
 class Network(nn.Module):
-    """A classifier cut at its head, the last linear map: features are what goes into it, logits what comes out.
+    """A classifier cut at its head: the body makes what the head takes, the head makes logits of it.
 
-    (N, 3, H, W) float in; features (N, D) and logits (N, C) of the same dtype out.
+    (N, 3, H, W) float in; features (N, D) and logits (N, C) of the same dtype out. For most networks the head is their
+    last linear layer, and features are what goes into it. Where it takes a map, features are what `pool` makes of it.
+    `head` None: there are no classes, and the body's output is all there is. `feature_shape` is that of one image's
+    features before they are flattened to D numbers. `head_name` and `body_prefix` are for `original_name`.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Linear, head_name: str = "head") -> None:
+    def __init__(
+        self,
+        body: nn.Module,
+        head: nn.Module | None,
+        *,
+        feature_shape: tuple[int, ...],
+        classes: int,
+        pool: nn.Module | None = None,
+        head_name: str = "head",
+        body_prefix: str = "",
+    ) -> None:
         super().__init__()
         self.body = body
-        self.head = head
+        self.head = NoClasses() if head is None else head
+        self.pool = nn.Identity() if pool is None else pool
+        self.feature_shape = feature_shape
+        self.classes = classes
         self._head_name = head_name
+        self._body_prefix = body_prefix
 
     @property
     def dimensions(self) -> int:
-        return self.head.in_features
-
-    @property
-    def classes(self) -> int:
-        return self.head.out_features
+        """D: how many numbers the features of an image are."""
+        return math.prod(self.feature_shape)
 
     def original_name(self, name: str) -> str:
         """What the classifier's makers call the module that is `name` in here; "" is the classifier itself."""
-        return self._head_name if name == "head" else name.removeprefix("body").removeprefix(".")
+        if name.split(".", maxsplit=1)[0] in {"head", "pool"}:
+            return self._head_name
+        return name.removeprefix("body").removeprefix(".").removeprefix(self._body_prefix)
+
+    def head_input(self, images: torch.Tensor) -> Any:
+        """What the head takes, of (N, 3, H, W) images."""
+        return self.body(images)
+
+    def features_of(self, head_input: Any) -> torch.Tensor:
+        """Features (N, D)."""
+        features: torch.Tensor = self.pool(head_input)
+        return features
+
+    def logits_of(self, head_input: Any) -> torch.Tensor:
+        """Logits (N, C)."""
+        logits: torch.Tensor = self.head(head_input)
+        return logits
 
     def forward(self, images: torch.Tensor) -> FeaturesAndLogits:
-        features = self.body(images)
-        return FeaturesAndLogits(features, self.head(features))
+        head_input = self.head_input(images)
+        return FeaturesAndLogits(self.features_of(head_input), self.logits_of(head_input))
 
 
-def cut_at_head(name: str, classifier: nn.Module, input_size: int) -> Network:
-    """Split `classifier` (changed in place) so that its forward yields features as well.
+class TimmNetwork(Network):
+    """A network of timm's that timm itself has cut: for heads that are more than one layer, as two whose answers are
+    averaged. Both parts are methods of one module; features are what timm calls pre-logits."""
 
-    Raises UnsupportedArchitectureError unless the logits of one random image stay equal: the last linear layer
-    is then the last thing the network does.
-    """
-    linears = [path for path, module in classifier.named_modules() if isinstance(module, nn.Linear)]
-    if not linears:
-        raise UnsupportedArchitectureError(name, "it has no linear layer to cut features off before")
-    image = torch.rand(1, 3, input_size, input_size)
-    classifier.eval()
-    with torch.no_grad():
-        whole = classifier(image)
-    head = classifier.get_submodule(linears[-1])
-    if not isinstance(head, nn.Linear):  # pragma: no cover - it was found as one
-        raise UnsupportedArchitectureError(name, f"{linears[-1]} is not a linear layer")
-    classifier.set_submodule(linears[-1], nn.Identity())
-    network = Network(classifier, head, linears[-1]).eval()
-    with torch.no_grad():
-        cut = network(image)
-    if cut.features.shape != (1, head.in_features) or not torch.equal(cut.logits, whole):
-        raise UnsupportedArchitectureError(name, f"its logits are not what its last linear layer, {linears[-1]}, gives")
-    return network
+    body: Any
+
+    def __init__(self, whole: nn.Module, *, dimensions: int, classes: int) -> None:
+        super().__init__(whole, nn.Identity(), feature_shape=(dimensions,), classes=classes)
+
+    def head_input(self, images: torch.Tensor) -> Any:
+        return self.body.forward_features(images)
+
+    def features_of(self, head_input: Any) -> torch.Tensor:
+        features: torch.Tensor = self.body.forward_head(head_input, pre_logits=True)
+        return features
+
+    def logits_of(self, head_input: Any) -> torch.Tensor:
+        logits: torch.Tensor = self.body.forward_head(head_input)
+        return logits
+
+
+class NoClasses(nn.Module):
+    """The head of a network without classes: (N, …) to (N, 0)."""
+
+    def forward(self, head_input: torch.Tensor) -> torch.Tensor:
+        return head_input.new_empty((len(head_input), 0))
+
+
+class MeanOver(nn.Module):
+    """The mean over some dimensions, those of positions in a map or in a sequence of tokens."""
+
+    def __init__(self, *dimensions: int) -> None:
+        super().__init__()
+        self._dimensions = dimensions
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.mean(self._dimensions)

@@ -12,7 +12,14 @@ from time import perf_counter
 from models.admission import Admission
 from models.batching import Batcher, Completed
 from models.engine import Item, Output
-from models.errors import DeadlineExceededError, DrainingError, ImageError, NotFiniteError, RefusedError
+from models.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    ImageError,
+    NotFiniteError,
+    OverloadedError,
+    RefusedError,
+)
 from models.limits import ImageLimits
 from models.loading import LoadedModel
 from models.loop_inbox import LoopInbox
@@ -72,6 +79,13 @@ class Pipeline:
         finally:
             self._count(task, len(images), results, outcome)
         return results
+
+    def refusal(self, task: Task) -> OverloadedError | None:
+        """Why one more image would be refused now, and counted as refused; None while there is a place for it."""
+        overload = self._admission.overload(1)
+        if overload is not None:
+            self._telemetry.images_done(self._model.name, task, "refused")
+        return overload
 
     async def _predict_all(self, images: Sequence[bytes], top_k: int) -> list[Prediction | ImageError]:
         inbox = self._inbox_of(asyncio.get_running_loop())

@@ -11,17 +11,19 @@ from typing import Literal
 
 import torch
 
-from models import backends, catalog, memory
+from models import backends, catalog, devices, memory
 from models.admission import Admission
 from models.batching import Batcher
 from models.calibration import Calibration
 from models.devices import BackendName, Placement, Precision
 from models.engine import Engine, Item, Output
+from models.errors import NoRoomError
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.pipeline import Pipeline
 from models.predictions import ModelCard
 from models.preprocessing import preprocess
+from models.sources import Origin
 from models.specs import ModelSpec
 from models.splitting import SplittingRun
 from models.telemetry import BatcherState, QueueState, Telemetry
@@ -30,19 +32,22 @@ from models.telemetry import BatcherState, QueueState, Telemetry
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
     """How to serve. `models` are names of the catalog, or entries of one's own; the first is the default.
-    `decode_threads` None: one for each core the process may use. `cores`: as many of these, for a process that shares
-    them with others by agreement; None is all. `calibration_folder`: images, for int8 alone.
-    `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a forward that takes longer has hung, and its
-    model is started anew.
+    `max_batch_size` None: what devices.batch_size says. `decode_threads` None: one for each core the process may use.
+    `cores`: as many of these, for a process that shares them with others by agreement; None is all.
+    `calibration_folder`: images, for int8 alone. `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a
+    forward that takes longer has hung, and its model is started anew. `models_folder`: where models of one's own
+    lie that are loaded by name while others are served; `max_models`: how many may be served at once.
     """
 
     models: Sequence[str | ModelSpec] = (catalog.DEFAULT_MODEL,)
+    models_folder: Path | None = None
+    max_models: int = 16
     device: str = "auto"
     precision: Precision = "fp32"
     backend: BackendName | Literal["auto"] = "auto"
     cache_folder: Path = Path("~/.cache/gradless")
     calibration_folder: Path | None = None
-    max_batch_size: int = 32
+    max_batch_size: int | None = None
     fixed_batch: bool = False
     max_wait_s: float = 0.0
     queue_capacity: int = 256
@@ -67,9 +72,9 @@ class Surroundings:
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """Everything of one model, and what it takes to start it anew."""
+    """Everything of one model, and where it comes from."""
 
-    spec: ModelSpec
+    origin: Origin
     card: ModelCard
     engine: Engine
     batcher: Batcher[Item, Output]
@@ -98,14 +103,25 @@ class ServedModel:
             return f"has run one forward for {running_s:.0f} s"
         return None
 
+    def end(self, timeout_s: float) -> bool:
+        """Answer what was accepted, and end every thread. False if a forward was still running after `timeout_s`."""
+        ended = self.batcher.close(timeout_s)
+        if ended:
+            self.engine.close()
+        return ended
 
-def serve_model(spec: ModelSpec, around: Surroundings) -> ServedModel:
-    """Load and warm up, which blocks. Raises StartError."""
+
+def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside_others: bool = False) -> ServedModel:
+    """Load and warm up what was found at `origin`, which blocks. `beside_others`: not at any price, for what is served
+    already needs memory too. Raises StartError, NoRoomError."""
     options = around.options
     model = load(spec, around.placement, around.calibration)
+    if beside_others:
+        _check_room(model)
+    max_batch_size = options.max_batch_size or devices.batch_size(model.placement, model.weight_bytes)
     backend = backends.make(
         model,
-        max_batch_size=options.max_batch_size,
+        max_batch_size=max_batch_size,
         cache_folder=options.cache_folder.expanduser(),
         fixed_shape=options.fixed_batch,
     )
@@ -125,13 +141,17 @@ def serve_model(spec: ModelSpec, around: Surroundings) -> ServedModel:
     batcher: Batcher[Item, Output] = Batcher(
         run,
         name=spec.name,
-        max_batch_size=options.max_batch_size,
+        max_batch_size=max_batch_size,
         max_wait_s=options.max_wait_s,
         queue_capacity=options.queue_capacity,
         prepare=prepare,
         on_batch=around.telemetry.batch_ran,
     )
-    batcher.wait_until_ready()
+    try:
+        batcher.wait_until_ready()
+    except BaseException:
+        engine.close()
+        raise
     admission = Admission(options.queue_capacity, batcher.expected_seconds)
     pipeline = Pipeline(
         model,
@@ -143,7 +163,16 @@ def serve_model(spec: ModelSpec, around: Surroundings) -> ServedModel:
         deadline_s=options.deadline_s,
         telemetry=around.telemetry,
     )
-    return ServedModel(spec, _card(spec, model), engine, batcher, admission, pipeline, options)
+    return ServedModel(origin, _card(spec, model), engine, batcher, admission, pipeline, options)
+
+
+def _check_room(model: LoadedModel) -> None:
+    """The weights are there; the backend has its own form of them, and its forward needs memory as well. Where there is
+    not as much again as they take, Linux would not refuse it but end the process."""
+    free = memory.free_bytes(model.placement.device)
+    if model.weight_bytes > free:
+        needed = f"its weights are {model.weight_bytes / 1e6:.0f} MB"
+        raise NoRoomError(model.name, f"{needed}, and beside them {free / 1e6:.0f} MB are left.")
 
 
 def _card(spec: ModelSpec, model: LoadedModel) -> ModelCard:
@@ -155,10 +184,13 @@ def _card(spec: ModelSpec, model: LoadedModel) -> ModelCard:
         input_size=model.transform.crop,
         classes=model.network.classes,
         feature_dimensions=model.network.dimensions,
+        feature_shape=model.network.feature_shape,
+        feature_layer=None if model.features is None else model.features.node,
         device=str(model.placement.device),
         dtype=model.placement.dtype_name,
         backend=model.placement.backend,
         fingerprint=model.fingerprint,
         training=model.network.training,
         load_seconds=model.load_seconds,
+        version=1,
     )

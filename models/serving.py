@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 
-from models import catalog, devices, memory
+from models import catalog, devices, memory, sources
 from models.calibration import Calibration
+from models.changes import Changes
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.errors import ModelDownError, UnknownModelError
+from models.errors import ModelGoneError, NoClassesError, OverloadedError
 from models.gradmodes import prepare_profiler
 from models.lens import Lens
-from models.predictions import Answer, ModelCard
-from models.served import ServedModel, ServingOptions, Surroundings, serve_model
+from models.predictions import Answer, Loaded, ModelCard
+from models.roster import Roster
+from models.served import ServingOptions, Surroundings
 from models.supervision import Supervisor
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
@@ -34,6 +36,7 @@ class Serving:
         if options.cores is not None:
             devices.use_no_more_cores_than(options.cores)
         placement = devices.place(options.device, options.precision, options.backend)
+        specs = catalog.find_all(options.models)
         calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         prepare_profiler()
@@ -51,43 +54,56 @@ class Serving:
             decode_threads=decode_threads,
             telemetry=telemetry,
         )
-        self._lens = Lens()
-        self._supervisor: Supervisor | None = None
         self._draining = False
-        self._served: dict[str, ServedModel] = {}
-        self._down: set[str] = set()
+        self._roster = Roster()
+        self._lens = Lens()
+        self._changes = Changes(self._roster, self._around, self._lens, lambda: self._draining)
+        self._supervisor: Supervisor | None = None
         try:
-            for wanted in options.models:
-                spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
-                self._served[spec.name] = serve_model(spec, self._around)
+            for spec, wanted in zip(specs, options.models, strict=True):
+                self._changes.start(spec, sources.of_operator(wanted))
         except BaseException:
             self.close(timeout_s=0)
             raise
         self._give_up = give_up
-        self._supervisor = Supervisor(self._ailments, self._start_anew, self._give_up_on_the_ill)
+        self._supervisor = Supervisor(self._ailments, self._changes.start_anew, self._give_up_on_the_ill)
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
         """The served models by name, the default first."""
-        return MappingProxyType({name: served.card for name, served in self._served.items()})
+        return MappingProxyType({name: served.card for name, served in self._roster.served.items()})
 
     @property
     def ready(self) -> bool:
         """Every model is warmed up and works, and nobody drains."""
-        return not self._draining and not self._down and not self._ailments()
+        return not self._draining and not self._roster.down and not self._ailments()
 
     @property
     def draining(self) -> bool:
         """Whether nothing new is taken any more."""
         return self._draining
 
+    @property
+    def full(self) -> bool:
+        """Whether some model has no place for an image."""
+        return any(served.admission.full for served in self._roster.served.values())
+
+    def refusal(self, model: str, task: Task) -> OverloadedError | None:
+        """Why an image for that model would be refused now, which is counted as the refusal of one; None while there is
+        a place for it, or nobody of that name."""
+        served = self._roster.served.get(model)
+        return None if served is None or model in self._roster.down else served.pipeline.refusal(task)
+
     async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
         """Answer one request. `model` None is the default; `top_k` 0 asks for features alone and is cut to the
-        number of classes. Raises UnknownModelError, ModelDownError, and what Pipeline.predict raises."""
-        served = self._find(model)
+        number of classes. Raises UnknownModelError, NoClassesError, ModelDownError, and what Pipeline.predict
+        raises."""
+        served = self._roster.find(model)
         card = served.card
+        if task == "classify" and not card.classes:
+            raise NoClassesError(card.name)
         results = await served.pipeline.predict(images, task=task, top_k=min(top_k, card.classes))
-        return Answer(card.name, card.fingerprint, card.feature_dimensions, results)
+        return Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, results)
 
     async def compare(
         self,
@@ -100,22 +116,37 @@ class Serving:
         forward on the event loop. Cancelling it ends the comparison before its next forward.
 
         Raises UnknownModelError, ModelDownError, ComparisonRunningError, ComparisonTooLargeError, the fault of an
-        image, and DrainingError when serving is closed meanwhile.
+        image, DrainingError when serving is closed meanwhile, and ModelGoneError when the model is replaced or
+        unloaded meanwhile.
         """
-        served = self._find(model)
+        served = self._roster.find(model)
         loop = asyncio.get_running_loop()
         pixels = None if image is None else await loop.run_in_executor(self._decode_pool, served.pixels_of, image)
+        if self._roster.served.get(served.card.name) is not served:
+            raise ModelGoneError(served.card.name)
         comparison = await self._lens.compare(served.engine, options, pixels, on_progress)
         self._around.telemetry.compared(comparison)
         return comparison
 
+    async def load(self, name: str, source: str | None = None) -> Loaded:
+        """Load a model beside those that are served, from a folder of `models_folder` or the catalog, or, without
+        `source`, from where the one of its name came from. Changes.load says the rest."""
+        loaded = await self._changes.load(name, source)
+        if self._supervisor is not None:
+            self._supervisor.forget(name)
+        return loaded
+
+    async def unload(self, name: str) -> None:
+        """Serve a model no more; the first of those that remain is the default. Changes.unload says the rest."""
+        await self._changes.unload(name)
+
     def queues(self) -> dict[str, QueueState]:
         """What each model has before it, by name."""
-        return {name: served.queue_state() for name, served in self._served.items()}
+        return {name: served.queue_state() for name, served in self._roster.served.items()}
 
     def batchers(self) -> dict[str, BatcherState]:
         """How the thread of each model does, by name."""
-        return {name: served.batcher_state() for name, served in self._served.items()}
+        return {name: served.batcher_state() for name, served in self._roster.served.items()}
 
     def memory_bytes(self) -> dict[MemoryKind, int]:
         """Memory figures of the device, without synchronising it."""
@@ -128,58 +159,29 @@ class Serving:
     def drain(self) -> None:
         """Take nothing new from now on; what was accepted is answered. Safe to call from a signal handler."""
         self._draining = True
-        for served in self._served.values():
+        for served in self._roster.served.values():
             served.admission.close()
 
     def close(self, timeout_s: float) -> bool:
-        """Drain, and end every thread. False if a forward was still running after `timeout_s`."""
+        """Drain, and end every thread. False if a forward or a load was still running after `timeout_s`."""
         self.drain()
         if self._supervisor is not None:
             self._supervisor.stop()
         self._lens.close()
         # What was accepted is decoded and queued before the batchers close; a caller who gave up has cancelled his.
         self._decode_pool.shutdown(wait=True)
-        closed = [served for served in self._served.values() if served.batcher.close(timeout_s)]
-        for served in closed:
-            served.engine.close()
-        return len(closed) == len(self._served)
+        unchanging = self._changes.wait(timeout_s)
+        # Each of them, also after one that did not end.
+        ended = [served.end(timeout_s) for served in self._roster.served.values()]
+        return unchanging and all(ended)
 
-    def _find(self, model: str | None) -> ServedModel:
-        name = next(iter(self._served)) if model is None else model
-        if name not in self._served:
-            raise UnknownModelError(name, list(self._served))
-        if name in self._down:
-            raise ModelDownError(name)
-        return self._served[name]
-
-    def _ailments(self) -> dict[str, str]:
-        found = ((name, served.ailment()) for name, served in self._served.items())
-        ailments = {name: ailment for name, ailment in found if ailment is not None}
+    def _ailments(self) -> Mapping[str, str]:
+        ailments = self._roster.ailments()
         # Asked last: batchers that end because everything does are not ill, and nobody new comes to those that are.
         return {} if self._draining else ailments
 
-    def _start_anew(self, name: str) -> None:
-        """Give those who wait their errors and put a new model in the old one's place. In the supervisor's thread."""
-        old = self._served[name]
-        self._take_down(name)
-        # A lens that waits for the turn on a device that hangs would wait for ever.
-        self._lens.close()
-        self._lens = Lens()
-        new = serve_model(old.spec, self._around)
-        # In one step: others look through it meanwhile.
-        self._served = {**self._served, name: new}
-        # Drained while it was loading.
-        if self._draining:
-            new.admission.close()
-        self._down.discard(name)
-        self._around.telemetry.model_replaced(name)
-
-    def _take_down(self, name: str) -> None:
-        self._down.add(name)
-        self._served[name].batcher.abandon(lambda: ModelDownError(name))
-
     def _give_up_on_the_ill(self, reason: str) -> None:
         """Nobody will be answered by them any more, and nobody needs to wait for that."""
-        for name in self._ailments():
-            self._take_down(name)
+        for served in self._roster.served.values():
+            self._changes.take_down(served)
         self._give_up(reason)

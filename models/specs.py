@@ -10,14 +10,30 @@ from torch import nn
 
 from models.transforms import Transform
 
+FeatureForm = Literal["pooled", "map"]
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureLayer:
+    """An inner layer to serve, all that comes after it cut off: `node` as torchvision's feature extraction names it,
+    say `layer3`. Its output is served as the mean over positions (`pooled`) or as it is, flattened (`map`)."""
+
+    node: str
+    form: FeatureForm = "pooled"
+
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A built network with its weights, as its makers hand it out, and what belongs to it."""
+    """A built network with its weights, as its makers hand it out, and what belongs to it.
+
+    Without labels it has no classes, and what it gives are features. With `features` it serves that layer and no
+    classes, whatever its labels.
+    """
 
     module: nn.Module
     transform: Transform
     labels: tuple[str, ...]
+    features: FeatureLayer | None = None
 
 
 @dataclass(frozen=True, slots=True)

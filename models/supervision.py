@@ -40,6 +40,10 @@ class Supervisor:
         """Look no more. Does not wait for a replacement under way: that may load a model for long."""
         self._stopping.set()
 
+    def forget(self, name: str) -> None:
+        """Another has been put in its place by hand: what was replaced before counts no more."""
+        self._replaced.pop(name, None)
+
     def _work(self) -> None:
         while not self._stopping.wait(self._interval_s):
             for name, ailment in self._ailments().items():

@@ -79,6 +79,15 @@ class Telemetry(Protocol):
     def model_replaced(self, model: str) -> None:
         """A model that had stopped working has been started anew."""
 
+    def model_served(self, model: str) -> None:
+        """A model, or a new version of it, has been loaded: what is told of it from now on is to be counted."""
+
+    def model_not_loaded(self, model: str) -> None:
+        """It, or a new version of it, could not be loaded."""
+
+    def model_gone(self, model: str) -> None:
+        """It is served no more, under any version: what is still told of it is for nobody."""
+
     def compared(self, comparison: Comparison) -> None: ...
 
 
@@ -107,4 +116,13 @@ class Unheard:
         pass
 
     def model_replaced(self, model: str) -> None:
+        pass
+
+    def model_served(self, model: str) -> None:
+        pass
+
+    def model_not_loaded(self, model: str) -> None:
+        pass
+
+    def model_gone(self, model: str) -> None:
         pass

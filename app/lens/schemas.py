@@ -93,7 +93,9 @@ class Arm(_Found):
     output: OutputFacts
     backward: Backward = Field(description="whether a backward pass works, tried on a copy")
     max_abs_difference: float | None = Field(description="largest difference of a logit to inference_mode's")
-    top1_agreement: float = Field(ge=0, le=1, description="share of images with inference_mode's likeliest class")
+    top1_agreement: float | None = Field(
+        ge=0, le=1, description="share of images with inference_mode's likeliest class; null without classes"
+    )
     train: TrainFacts | None = Field(description="of the arm train alone")
 
 

@@ -1,7 +1,8 @@
 """The only importer of prometheus_client: what is counted, under which names, and the exposition.
 
-Label values come from the settings, the routes and closed lists, never from a request: the number of time series
-is bounded by the configuration. All of them exist from the start, so that rate() works from the first event on.
+Label values come from the models that are served, the routes and closed lists, never from a request for inference: the
+number of time series is bounded by the configuration. Those of the application exist from the start, those of a model
+from when it is served until it is unloaded, so that rate() works from the first event on.
 """
 
 from app.metrics.sink import Metrics

@@ -43,6 +43,10 @@ class Exposition:
         lines = self._openmetrics() if openmetrics else self._prometheus_text()
         return "".join(lines).encode(), content_type
 
+    def forget(self) -> None:
+        """Keep no names of series that may be there no more."""
+        self._names = {}
+
     def _prometheus_text(self) -> Iterator[str]:
         for metric in self._registry.collect():
             suffix = "_total" if metric.type == "counter" else ""

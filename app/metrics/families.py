@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 
@@ -17,13 +17,20 @@ Family = TypeVar("Family", Counter, Gauge, Histogram)
 
 class Series(dict[tuple[str, ...], Family], Generic[Family]):
     """The time series of a family by the values of their labels, made when they are first asked for. Looking one up
-    here costs a tenth of `labels()`, which every request would pay several times."""
+    here costs a tenth of `labels()`, which every request would pay several times.
 
-    def __init__(self, family: Family) -> None:
+    With `nowhere`, what has not been created is not made either: what is told of it, as of a request that ends after
+    its model was unloaded, goes there.
+    """
+
+    def __init__(self, family: Family, nowhere: Family | None = None) -> None:
         super().__init__()
         self._family: Family = family
+        self._nowhere: Family | None = nowhere
 
     def __missing__(self, labels: tuple[str, ...]) -> Family:
+        if self._nowhere is not None:
+            return self._nowhere
         series = self[labels] = self._family.labels(*labels)
         return series
 
@@ -31,12 +38,19 @@ class Series(dict[tuple[str, ...], Family], Generic[Family]):
         """Have the series from now on, at zero."""
         self.setdefault(labels, self._family.labels(*labels))
 
+    def forget(self, first: str) -> None:
+        """Have no series any more whose first label is that."""
+        for labels in [labels for labels in self if labels[0] == first]:
+            del self[labels]
+            self._family.remove(*labels)
+
 
 class Families:
     """Of one application. Gauges that are read from the runtime at each scrape are in gauges.py."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
+        self._of_models: list[Series[Any]] = []
         request = ("route", "method", "code")
         self.requests = self._counter("gradless_requests_total", "Requests by outcome.", *request)
         # By the class of the status, 2xx: by the status itself there would be twice as many series in all.
@@ -68,6 +82,12 @@ class Families:
         self.replacements = self._counter(
             "gradless_model_replacements_total", "Models started anew because they stopped.", "model"
         )
+        self.loads = self._counter(
+            "gradless_model_loads_total",
+            "Loads of models and of new versions of them, by what became of them.",
+            "model",
+            "outcome",
+        )
         self.cancelled = self._counter(
             "gradless_cancelled_total",
             "Images given up, by their caller or their deadline, by the stage they were in.",
@@ -91,13 +111,28 @@ class Families:
             "mode",
         )
 
+    def forget(self, model: str) -> None:
+        """Have no series of a model any more."""
+        for series in self._of_models:
+            series.forget(model)
+
     def _counter(self, name: str, help_text: str, *labels: str) -> Series[Counter]:
-        return Series(Counter(name, help_text, labels, registry=self._registry))
+        return self._series(Counter, name, help_text, labels)
 
     def _gauge(self, name: str, help_text: str, *labels: str) -> Series[Gauge]:
-        return Series(Gauge(name, help_text, labels, registry=self._registry))
+        return self._series(Gauge, name, help_text, labels)
 
     def _histogram(
         self, name: str, help_text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
     ) -> Series[Histogram]:
-        return Series(Histogram(name, help_text, labels, registry=self._registry, buckets=buckets))
+        return self._series(Histogram, name, help_text, labels, buckets=buckets)
+
+    def _series(
+        self, kind: type[Family], name: str, help_text: str, labels: tuple[str, ...], **options: Any
+    ) -> Series[Family]:
+        family = kind(name, help_text, labels, registry=self._registry, **options)
+        if labels[0] != "model":
+            return Series(family)
+        of_models = Series(family, kind(name, help_text, registry=None, **options))
+        self._of_models.append(of_models)
+        return of_models

@@ -59,13 +59,15 @@ class RuntimeCollector(Collector):
         ready = _gauge("gradless_model_ready", "1 when requests are answered.", *labels)
         load = _gauge("gradless_model_load_seconds", "Time the model took to load.", *labels)
         weights = _gauge("gradless_model_weights_bytes", "Bytes of its parameters and buffers.", *labels)
+        info = _gauge("gradless_model_info", "Always 1.", "model", "architecture", "fingerprint", "version")
         is_ready = float(self._runtime.ready)
         for card in self._runtime.cards.values():
             values = [card.name, card.device, card.dtype, card.backend]
             ready.add_metric(values, is_ready)
             load.add_metric(values, card.load_seconds)
             weights.add_metric(values, card.weight_bytes)
-        yield from (ready, load, weights)
+            info.add_metric([card.name, card.architecture, card.fingerprint, str(card.version)], 1)
+        yield from (ready, load, weights, info)
 
     def _device_figures(self) -> Iterator[Metric]:
         memory = _gauge(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -19,17 +18,21 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 _REQUEST_STAGES = ("read", "respond")
 # Whatever is no route of the API: its documentation, and paths that are nothing.
 _OTHER = "other"
+# In place of a model's name; no model can be called so.
+_NOT_SERVED = "(not served)"
 
 
 class Metrics:
     """The telemetry sink of one application, with a registry of its own. Thread-safe."""
 
-    def __init__(self, models: Sequence[str]) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         self._families = Families(self._registry)
         self._exposition = Exposition(self._registry)
-        self._create_series(models)
+        for reason in get_args(Reason):
+            self._families.rejected.create(reason)
+        self._families.loads.create(_NOT_SERVED, "failed")
 
     def expect(self, route: str, method: str, status: int) -> None:
         """From now on there is a series, zero if need be, of requests that end so."""
@@ -84,6 +87,21 @@ class Metrics:
     def model_replaced(self, model: str) -> None:
         self._families.replacements[model,].inc()
 
+    def model_served(self, model: str) -> None:
+        self._create_series(model)
+        self._families.loads[model, "ok"].inc()
+        self._exposition.forget()
+
+    def model_not_loaded(self, model: str) -> None:
+        loads = self._families.loads
+        # Whose name was only asked for has no series of its own: there would be no end of them.
+        known = (model, "failed") in loads
+        loads[model if known else _NOT_SERVED, "failed"].inc()
+
+    def model_gone(self, model: str) -> None:
+        self._families.forget(model)
+        self._exposition.forget()
+
     def compared(self, comparison: Comparison) -> None:
         self._forget_comparison(comparison.model)
         families = self._families
@@ -99,25 +117,27 @@ class Metrics:
             for family in (self._families.arm_seconds, self._families.arm_peak, self._families.arm_retained):
                 family[model, arm].set(float("nan"))
 
-    def _create_series(self, models: Sequence[str]) -> None:
+    def _create_series(self, model: str) -> None:
         families = self._families
-        for reason in get_args(Reason):
-            families.rejected.create(reason)
-        for model in models:
-            families.batch_size.create(model)
-            for family in (families.busy_seconds, families.out_of_memory, families.splits, families.replacements):
-                family.create(model)
-            for trigger in get_args(Trigger):
-                families.batches.create(model, trigger)
-            for stage in get_args(Stage):
-                families.stage_seconds.create(model, stage)
-                families.cancelled.create(model, stage)
-            for stage in _REQUEST_STAGES:
-                families.stage_seconds.create(model, stage)
-            for task in get_args(Task):
-                for outcome in get_args(Outcome):
-                    families.images.create(model, task, outcome)
-            self._forget_comparison(model)
+        families.batch_size.create(model)
+        for family in (families.busy_seconds, families.out_of_memory, families.splits, families.replacements):
+            family.create(model)
+        for outcome in ("ok", "failed"):
+            families.loads.create(model, outcome)
+        for trigger in get_args(Trigger):
+            families.batches.create(model, trigger)
+        for stage in get_args(Stage):
+            families.stage_seconds.create(model, stage)
+            families.cancelled.create(model, stage)
+        for stage in _REQUEST_STAGES:
+            families.stage_seconds.create(model, stage)
+        for task in get_args(Task):
+            for outcome in get_args(Outcome):
+                families.images.create(model, task, outcome)
+        for arm in ARMS:
+            for gauges in (families.arm_seconds, families.arm_peak, families.arm_retained):
+                gauges.create(model, arm)
+        self._forget_comparison(model)
 
 
 def _place(route: str | None, method: str) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 /* Charts of one row each, drawn in shares of their width: they fit wherever they are put. */
 
 import { svg } from "./drawing.js";
+import { strongest } from "./vectors.js";
 
 function share(fraction) {
   return `${(Math.min(Math.max(fraction, 0), 1) * 100).toFixed(2)}%`;
@@ -35,8 +36,13 @@ export function stretch(start, length, whole, name) {
 
 const SHADES = 8;
 
-/** A vector as a strip of one column a number: the stronger the further from zero, the largest of them the strongest. */
-export function strip(vector) {
+// A map of an inner layer can have a million numbers, and no screen so many columns.
+const MOST_COLUMNS = 4096;
+
+/** A vector as a strip of one column a number, or for neighbours where there are too many of them the strongest: the
+ * stronger the further from zero, the largest of them the strongest. */
+export function strip(numbers) {
+  const vector = strongest(numbers, Math.ceil(numbers.length / MOST_COLUMNS));
   const most = vector.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0) || 1;
   const columns = new Map();
   vector.forEach((value, index) => {

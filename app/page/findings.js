@@ -59,7 +59,7 @@ export function waterfall(timing, roundTrip, pictureCount) {
 }
 
 /** Each picture's vector as a strip. */
-export function features(pictures, { dimensions, results }) {
+export function features(pictures, { dimensions, results }, { classes, feature_layer: layer }) {
   const rows = known(pictures, results).map(({ picture, vector }) =>
     html(
       "li",
@@ -76,7 +76,8 @@ export function features(pictures, { dimensions, results }) {
   );
   if (rows.length === 0) return null;
   const title = rows.length > 1 ? "Feature vectors" : "Feature vector";
-  const note = `${whole(dimensions)} dimensions, what the network's last linear layer sees: a column each, the stronger the further from zero.`;
+  const origin = classes > 0 ? "the network's last layer sees" : `${layer ?? "the network"} gives`;
+  const note = `${whole(dimensions)} dimensions, what ${origin}: from left to right, the stronger the further from zero.`;
   return panel(title, html("ul", { class: "strips" }, rows), html("p", { class: "note" }, note));
 }
 
@@ -120,11 +121,11 @@ function known(pictures, results) {
   );
 }
 
-/** The two requests, as commands. */
-export function commands(query, pictures) {
+/** The requests, as commands. */
+export function commands(query, pictures, { classes }) {
   return panel(
     "The same from a shell",
-    commandBox("Classes", curlOf(`v1/classify${query}`, pictures)),
+    classes > 0 && commandBox("Classes", curlOf(`v1/classify${query}`, pictures)),
     commandBox("Features", curlOf(`v1/features${query}`, pictures)),
   );
 }

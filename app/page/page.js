@@ -72,10 +72,15 @@ function showState(answers) {
   if (answers && !begun) begin();
 }
 
+function chosen() {
+  return models.find(({ name }) => name === byId("model").value);
+}
+
 function describe() {
-  const { dtype, device, backend, parameters, classes, input_size: side } = models.find(({ name }) => name === byId("model").value);
+  const { dtype, device, backend, parameters, classes, feature_dimensions: dimensions, input_size: side } = chosen();
+  const gives = classes > 0 ? `${whole(classes)} classes` : `${whole(dimensions)} features, no classes`;
   byId("model-facts").textContent =
-    `${backend}, ${dtype} on ${device} · ${count(parameters)} parameters · ${side}\u00a0px · ${whole(classes)} classes`;
+    `${backend}, ${dtype} on ${device} · ${count(parameters)} parameters · ${side}\u00a0px · ${gives}`;
 }
 
 async function begin() {
@@ -93,10 +98,10 @@ async function begin() {
   select.disabled = false;
   select.addEventListener("change", () => {
     describe();
-    tryView.choose(select.value);
+    tryView.choose(chosen());
   });
   describe();
-  tryView.start(select.value);
+  tryView.start(chosen());
 }
 
 onReached(showState);

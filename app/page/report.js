@@ -69,7 +69,7 @@ const FACTS = [
   ["version counter", ({ output }) => (output.version_counter_readable ? "readable" : "none")],
   ["tensors", ({ retained_tensors: kept }) => whole(kept)],
   ["difference", ({ max_abs_difference: most }) => difference(most)],
-  ["same class", ({ top1_agreement: share }) => percent(share)],
+  ["same class", ({ top1_agreement: share }) => (share === null ? "no classes" : percent(share))],
   ["backward()", ({ backward }) => (backward.works ? "works" : "fails")],
 ];
 
@@ -85,7 +85,7 @@ function autograd({ arms }) {
   );
   const table = html("table", { class: "facts-table" }, html("thead", {}, html("tr", {}, html("td"), heads)), html("tbody", {}, rows));
   const note =
-    "Of the output; tensors are those kept. The largest difference of any logit and the share of images with the same likeliest class are held against inference_mode’s.";
+    "Of the output; tensors are those kept. The largest difference of any logit (without classes, of any feature) and the share of images with the same likeliest class are held against inference_mode’s.";
   return panel("What autograd made of it", room("What autograd made of it", table), html("p", { class: "note" }, note), refusals(arms), training(arms));
 }
 

@@ -10,15 +10,15 @@ import { classesOf, commands, features, similarity, waterfall } from "./findings
 let model = null;
 let running = new AbortController();
 
-/** Begin, and ask about `name`'s model. */
-export function start(name) {
-  model = name;
+/** Begin, and ask `described`, one of the models served. */
+export function start(described) {
+  model = described;
   watchBench(look, (error) => tell(byId("try-notice"), error));
 }
 
 /** Ask another model from now on, about the same pictures. */
-export function choose(name) {
-  model = name;
+export function choose(described) {
+  model = described;
   look();
 }
 
@@ -39,9 +39,9 @@ async function look() {
   let named = false;
   try {
     const sent = { method: "POST", body: bodyOf(shown), signal: running.signal };
-    const query = `?model=${encodeURIComponent(model)}`;
-    const timed = await name(shown, query, sent);
-    named = true;
+    const query = `?model=${encodeURIComponent(model.name)}`;
+    const timed = model.classes > 0 && (await name(shown, query, sent));
+    named = model.classes > 0;
     await measure(shown, query, sent, timed);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -70,20 +70,26 @@ function show(cards) {
 async function name(shown, query, sent) {
   const sentAt = performance.now();
   const { answer, json } = await askJson(`v1/classify${query}`, sent);
-  const roundTrip = (performance.now() - sentAt) / 1e3;
-  show(json.results.map((result, index) => card(shown[index], result)));
-  byId("try-status").textContent = `${counted(shown.length, "picture")} answered in ${seconds(roundTrip)}.`;
-  return waterfall(serverTiming(answer), roundTrip, shown.length);
+  return tellAnswered(shown, json, answer, sentAt);
 }
 
-// The vectors, and everything else that goes below.
+// The vectors, and everything else that goes below. Where there are no classes this is the only request.
 async function measure(shown, query, sent, timed) {
-  const { json } = await askJson(`v1/features${query}&encoding=base64`, sent);
+  const sentAt = performance.now();
+  const { answer, json } = await askJson(`v1/features${query}&encoding=base64`, sent);
+  const first = timed || tellAnswered(shown, json, answer, sentAt);
   byId("try-more").replaceChildren(
-    column(timed, similarity(shown, json)),
-    column(features(shown, json), commands(query, shown)),
+    column(first, similarity(shown, json)),
+    column(features(shown, json, model), commands(query, shown, model)),
   );
   byId("try-more").hidden = false;
+}
+
+function tellAnswered(shown, { results }, answer, sentAt) {
+  const roundTrip = (performance.now() - sentAt) / 1e3;
+  show(results.map((result, index) => card(shown[index], result)));
+  byId("try-status").textContent = `${counted(shown.length, "picture")} answered in ${seconds(roundTrip)}.`;
+  return waterfall(serverTiming(answer), roundTrip, shown.length);
 }
 
 function column(...panels) {
@@ -98,7 +104,7 @@ function bodyOf(shown) {
 }
 
 function card(picture, result) {
-  const found = result?.error ? problemBox(result.error) : result && classesOf(result.predictions);
+  const found = result?.error ? problemBox(result.error) : result?.predictions && classesOf(result.predictions);
   const away = html(
     "button",
     { type: "button", class: "away", "aria-label": `Remove ${picture.name}`, onclick: () => remove(picture) },

@@ -21,6 +21,16 @@ export function cosine(a, b) {
   return lengths === 0 ? 0 : dot(a, b) / lengths;
 }
 
+/** Of each `count` neighbours the one that is furthest from zero. */
+export function strongest(vector, count) {
+  if (count <= 1) return vector;
+  return Float32Array.from({ length: Math.ceil(vector.length / count) }, (_, index) =>
+    vector
+      .subarray(index * count, (index + 1) * count)
+      .reduce((most, value) => (Math.abs(value) > Math.abs(most) ? value : most), 0),
+  );
+}
+
 /** The share of numbers that are exactly zero, as a ReLU leaves them. */
 export function zeros(vector) {
   return vector.reduce((found, value) => found + (value === 0), 0) / vector.length;

@@ -6,13 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from app.dependencies import ImageUpload
+from app.dependencies import ClassifiableUpload
 from app.documents import IMAGE_BODY, answers
 from app.faults import fault_of_one
 from app.image_route import ImageRoute
 from app.inference import PREDICTION_ERRORS, answered
 from app.schemas import Classification, Classifications, Faulty, Prediction
-from models.errors import ImageError
+from models.errors import ImageError, NoClassesError
 from models.predictions import Prediction as Predicted
 
 router = APIRouter(tags=["inference"], route_class=ImageRoute)
@@ -20,9 +20,9 @@ router = APIRouter(tags=["inference"], route_class=ImageRoute)
 PATH = "/v1/classify"
 
 
-@router.post(PATH, responses=answers(*PREDICTION_ERRORS), openapi_extra=IMAGE_BODY)
+@router.post(PATH, responses=answers(*PREDICTION_ERRORS, NoClassesError), openapi_extra=IMAGE_BODY)
 async def classify(
-    upload: ImageUpload,
+    upload: ClassifiableUpload,
     top_k: Annotated[int, Query(ge=1, le=1000, description="classes an image, at most")] = 5,
 ) -> Classifications:
     """Name what is in one image or several. A bad image among several has its problem in its place."""

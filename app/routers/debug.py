@@ -22,6 +22,7 @@ from models.errors import (
     ComparisonTooLargeError,
     DrainingError,
     ModelDownError,
+    ModelGoneError,
     UnknownModelError,
 )
 
@@ -35,6 +36,7 @@ _ERRORS: tuple[type[Exception], ...] = (
     ComparisonTooLargeError,
     DrainingError,
     ModelDownError,
+    ModelGoneError,
 )
 
 _EVENTS = {"schema": {"type": "string", "description": "events `progress`, then one `report` or `problem`"}}

@@ -44,7 +44,8 @@ async def features(
         Encoding, Query(description="numbers, or base64 of little-endian float32; for JSON answers")
     ] = "list",
 ) -> FeatureVectors | Response:
-    """Give the vector that the network's last linear layer sees, for one image or several.
+    """Give the vector that the network's head sees, or what an inner layer gives where that is what the model serves,
+    for one image or several. A map is one row of numbers, and `shape` says how to read it.
 
     With `Accept: application/x-npy` the answer is a NumPy file of float32, (N, D): it has no place for a problem,
     so a bad image among several fails the request.
@@ -56,6 +57,7 @@ async def features(
         model=answer.model,
         fingerprint=answer.fingerprint,
         dimensions=answer.dimensions,
+        shape=list(answer.shape),
         results=[
             Faulty(error=fault_of_one(upload.metrics, result))
             if isinstance(result, ImageError)
@@ -73,7 +75,12 @@ def _npy(answer: Answer, *, normalize: bool) -> Response:
         vectors.append(_scaled(result.features, normalize=normalize))
     file = BytesIO()
     np.save(file, np.stack(vectors), allow_pickle=False)
-    headers = {"X-Gradless-Model": answer.model, "X-Gradless-Fingerprint": answer.fingerprint}
+    shape = ",".join(map(str, answer.shape))
+    headers = {
+        "X-Gradless-Model": answer.model,
+        "X-Gradless-Fingerprint": answer.fingerprint,
+        "X-Gradless-Shape": shape,
+    }
     return Response(file.getvalue(), headers=headers, media_type=NPY)
 
 

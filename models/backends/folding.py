@@ -35,7 +35,8 @@ def folded(network: Network, example: torch.Tensor) -> Network:
             _fold(fused, conv, norm)
         found = fused(example)
     for before, after in zip(expected, found, strict=True):
-        if (after - before).abs().max() > TOLERANCE * before.abs().max().clamp(min=1):
+        # No logits where there are no classes.
+        if before.numel() and (after - before).abs().max() > TOLERANCE * before.abs().max().clamp(min=1):
             _log.warning("BatchNorms stay as they are: folded, the outputs would differ")
             return plain
     return fused

@@ -64,6 +64,7 @@ class OpenVinoBackend:
                 "PERFORMANCE_HINT": "LATENCY",
             },
         )
+        self._outputs = len(compiled.outputs)
         self._request = compiled.create_infer_request()
 
     def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
@@ -74,29 +75,30 @@ class OpenVinoBackend:
         batch = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
         pieces = [self._infer(batch[start : start + _PIECE]) for start in range(0, len(batch), _PIECE)]
         joined = (np.concatenate(outputs)[:wanted] for outputs in zip(*pieces, strict=True))
-        return FeaturesAndLogits(*map(torch.from_numpy, joined))
+        features, *logits = map(torch.from_numpy, joined)
+        return FeaturesAndLogits(features, logits[0] if logits else features.new_empty((wanted, 0)))
 
     def close(self) -> None:
         """Its threads are OpenVINO's, and end with it."""
 
-    def _infer(self, piece: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _infer(self, piece: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         self._request.infer([piece], share_inputs=True)
         # Copied: the request writes its next answer into the same memory.
-        features, logits = (self._request.get_output_tensor(index).data.copy() for index in (0, 1))
-        return features, logits
+        return [self._request.get_output_tensor(index).data.copy() for index in range(self._outputs)]
 
 
 class _FromPixels(nn.Module):
-    """(N, side, side, 3) uint8 to (features, logits): what is exported."""
+    """(N, side, side, 3) uint8 to (features, logits), or features alone where there are no classes: what is
+    exported."""
 
     def __init__(self, model: LoadedModel) -> None:
         super().__init__()
         self.normalize = model.normalize
         self.network = model.network
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         answer: FeaturesAndLogits = self.network(self.normalize(pixels.permute(0, 3, 1, 2)))
-        return answer.features, answer.logits
+        return answer if self.network.classes else (answer.features,)
 
 
 def _converted(core: openvino.Core, model: LoadedModel, cache_folder: Path) -> openvino.Model:
@@ -129,7 +131,9 @@ def _kept(core: openvino.Core, model: LoadedModel, path: Path, make: Callable[[]
 
 def _key(model: LoadedModel) -> str:
     """Of everything that the converted model depends on: one precision serves them all."""
-    weights = fingerprint(model.architecture, model.network, model.transform, precision="fp32", backend="openvino")
+    weights = fingerprint(
+        model.architecture, model.network, model.transform, model.features, precision="fp32", backend="openvino"
+    )
     versions = [version(package) for package in ("openvino", "torch", "torchvision", "timm")]
     return hashlib.sha256(repr((weights, versions)).encode()).hexdigest()[:16]
 

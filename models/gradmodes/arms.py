@@ -73,7 +73,7 @@ def _served(engine: Engine) -> Arm:
         if len(answers) == 1:
             return answers[0]
         # What is joined is of the kind of its parts.
-        with torch.inference_mode(answers[0].logits.is_inference()):
+        with torch.inference_mode(answers[0].features.is_inference()):
             return FeaturesAndLogits(*map(torch.cat, zip(*answers, strict=True)))
 
     return Arm(name="served", forward=forward, network=engine.served_network, memory_note=engine.memory_note)

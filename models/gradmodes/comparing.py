@@ -105,12 +105,12 @@ class Comparing:
             self._left_out.append(LeftOut(name, f"{type(error).__name__}: {error}"))
 
     def _reference(self, measured: list[Measured], inputs: Inputs) -> torch.Tensor:
-        """The logits under inference_mode, also where that arm was not asked for."""
+        """The answer under inference_mode, also where that arm was not asked for."""
         for each in measured:
             if each.arm.name == "inference_mode":
-                return each.look.logits
+                return each.look.answer
         self._course.expect(1)
-        return self._measuring.look(arm_of("inference_mode", self._subject), inputs, "memory").logits
+        return self._measuring.look(arm_of("inference_mode", self._subject), inputs, "memory").answer
 
     def _time(self, measured: list[Measured], inputs: Inputs) -> int:
         """Rounds over all arms, as many as were asked for or fit into the time; how many those were."""

@@ -16,17 +16,17 @@ from models.gradmodes.course import Course
 from models.gradmodes.outputs import facts_of
 from models.gradmodes.peak import recorded_peak
 from models.gradmodes.retained import Saved, saved_by
-from models.gradmodes.subject import Inputs, Subject, logits_of
+from models.gradmodes.subject import Inputs, Subject, answer_of
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is seen of a forward without a clock: what it saved, its peak, its logits, float32 on the CPU, and what they
+    """What is seen of a forward without a clock: what it saved, its peak, its answer, float32 on the CPU, and what they
     are to autograd."""
 
     saved: Saved
     peak: Peak
-    logits: torch.Tensor
+    answer: torch.Tensor
     facts: OutputFacts
 
 
@@ -42,8 +42,8 @@ class Measuring:
 
         def forward() -> object:
             output = arm.forward(inputs)
-            logits = logits_of(output)
-            seen.append((logits.detach().float().cpu(), facts_of(logits)))
+            answer = answer_of(output)
+            seen.append((answer.detach().float().cpu(), facts_of(answer)))
             return output
 
         self.course.begin(stage)

@@ -7,21 +7,21 @@ import torch
 from models.comparison import Backward, OutputFacts
 from models.gradmodes import copies
 from models.gradmodes.arms import Arm, over
-from models.gradmodes.subject import Inputs, logits_of
+from models.gradmodes.subject import Inputs, answer_of
 
 
-def facts_of(logits: torch.Tensor) -> OutputFacts:
+def facts_of(answer: torch.Tensor) -> OutputFacts:
     return OutputFacts(
-        requires_grad=logits.requires_grad,
-        grad_fn=logits.grad_fn.name() if logits.grad_fn is not None else None,
-        is_inference=logits.is_inference(),
-        version_counter_readable=_has_version_counter(logits),
+        requires_grad=answer.requires_grad,
+        grad_fn=answer.grad_fn.name() if answer.grad_fn is not None else None,
+        is_inference=answer.is_inference(),
+        version_counter_readable=_has_version_counter(answer),
     )
 
 
-def max_abs_difference(logits: torch.Tensor, reference: torch.Tensor) -> float | None:
+def max_abs_difference(answer: torch.Tensor, reference: torch.Tensor) -> float | None:
     """The largest of any element; None where it is no number."""
-    difference = (logits - reference).abs().max()
+    difference = (answer - reference).abs().max()
     return difference.item() if difference.isfinite() else None
 
 
@@ -32,13 +32,13 @@ def top1_agreement(logits: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def tried_backward(arm: Arm, inputs: Inputs) -> Backward:
-    """Run the arm on a copy, and a backward pass from the sum of its logits. What it computes is thrown away."""
+    """Run the arm on a copy, and a backward pass from the sum of its answer. What it computes is thrown away."""
     try:
-        logits = logits_of(_on_a_copy(arm).forward(inputs))
+        answer = answer_of(_on_a_copy(arm).forward(inputs))
         # There is no copy of what serves: if it recorded a graph, a backward pass would leave gradients in it.
-        if arm.name != "served" or not logits.requires_grad:
+        if arm.name != "served" or not answer.requires_grad:
             with torch.enable_grad():
-                torch.autograd.backward(logits.sum())
+                torch.autograd.backward(answer.sum())
     except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
         return Backward(works=False, error=str(error))
     return Backward(works=True, error=None)

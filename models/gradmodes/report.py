@@ -56,9 +56,9 @@ class Measured:
     def swept(self) -> SweptArm:
         return SweptArm(self.arm.name, median(self.seconds), self.kept.retained.bytes, self.look.peak.bytes)
 
-    def reported(self, reference: torch.Tensor) -> ArmReport:
-        """`reference` are the logits under inference_mode."""
-        logits, retained = self.look.logits, self.kept.retained
+    def reported(self, reference: torch.Tensor, *, classes: bool) -> ArmReport:
+        """`reference` is the answer under inference_mode; `classes`: the numbers of both are of classes."""
+        answer, retained = self.look.answer, self.kept.retained
         return ArmReport(
             arm=self.arm.name,
             seconds=spread(self.seconds),
@@ -68,15 +68,15 @@ class Measured:
             retained_tensors=retained.tensors,
             output=self.look.facts,
             backward=self.backward,
-            max_abs_difference=max_abs_difference(logits, reference),
-            top1_agreement=top1_agreement(logits, reference),
+            max_abs_difference=max_abs_difference(answer, reference),
+            top1_agreement=top1_agreement(answer, reference) if classes else None,
             train=self.train,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """Of all arms. `reference` are the logits under inference_mode, `iterations` the rounds that were timed."""
+    """Of all arms. `reference` is the answer under inference_mode, `iterations` the rounds that were timed."""
 
     measured: list[Measured]
     reference: torch.Tensor
@@ -93,7 +93,7 @@ def origin_of(engine: Engine) -> Origin:
 
 
 def report(origin: Origin, subject: Subject, options: ComparisonOptions, findings: Findings) -> Comparison:
-    arms = tuple(each.reported(findings.reference) for each in findings.measured)
+    arms = tuple(each.reported(findings.reference, classes=subject.classes) for each in findings.measured)
     modules = _modules(subject, findings.measured) if options.modules else ()
     swept_sizes = {point.batch_size for point in findings.sweep}
     return Comparison(

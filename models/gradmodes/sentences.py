@@ -127,7 +127,7 @@ def _train(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
             f"{found.batchnorm_buffers} BatchNorm buffers: only eval() stops that."
         )
     if not found.runs_agree:
-        yield "In train mode two runs on one input gave different logits: only eval() stops Dropout and its like."
+        yield "In train mode two runs on one input gave different answers: only eval() stops Dropout and its like."
 
 
 def _inference_tensors(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
@@ -143,11 +143,14 @@ def _served(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
     kept = "nothing" if served.retained_bytes == 0 else in_bytes(served.retained_bytes)
     yield f"What requests get kept {kept}."
     if reference is not None:
-        yield (
-            f"It took {in_seconds(served.seconds.median)} from pixels to logits, and the loaded network "
-            f"{in_seconds(reference.seconds.median)} under inference_mode; {served.top1_agreement:.0%} of their first "
-            "places agree."
+        took = (
+            f"It took {in_seconds(served.seconds.median)} from pixels to {{}}, and the loaded network "
+            f"{in_seconds(reference.seconds.median)} under inference_mode"
         )
+        if served.top1_agreement is None:
+            yield f"{took.format('features')}."
+        else:
+            yield f"{took.format('logits')}; {served.top1_agreement:.0%} of their first places agree."
 
 
 def _missing(told: Told) -> Iterator[str]:

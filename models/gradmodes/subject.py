@@ -37,7 +37,8 @@ class Inputs(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
     """A network in eval mode whose parameters require gradients. `batch` makes inputs of a size, the same ones each
-    time; `original_name` is how its makers call a module that `named_modules()` calls otherwise."""
+    time; `original_name` is how its makers call a module that `named_modules()` calls otherwise; `classes`: its answer
+    is a number for each class."""
 
     network: nn.Module
     device: torch.device
@@ -46,6 +47,7 @@ class Subject:
     engine: Engine | None = None
     turn: AbstractContextManager[object] = field(default_factory=nullcontext)
     original_name: Callable[[str], str] = str
+    classes: bool = True
 
     @property
     def weight_bytes(self) -> int:
@@ -76,6 +78,7 @@ def subject_of(engine: Engine, image: torch.Tensor | None = None) -> Subject:
         engine=engine,
         turn=engine.turn,
         original_name=model.network.original_name,
+        classes=model.network.classes > 0,
     )
 
 
@@ -93,10 +96,11 @@ def subject_with(network: nn.Module, images: torch.Tensor) -> Subject:
     return Subject(network=network, device=images.device, batch=batch, input="the images given")
 
 
-def logits_of(output: Any) -> torch.Tensor:
-    """The tensor to look at: the logits of a classifier cut at its head, else the first tensor there is."""
+def answer_of(output: Any) -> torch.Tensor:
+    """The tensor to look at: the logits of a classifier cut at its head, the features of a network without classes,
+    else the first tensor there is."""
     if isinstance(output, FeaturesAndLogits):
-        return output.logits
+        return output.logits if output.logits.shape[1] else output.features
     tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
     if not tensors:
         raise TypeError(f"the network gives no tensor but a {type(output).__name__}")

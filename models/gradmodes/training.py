@@ -7,7 +7,7 @@ from torch import nn
 
 from models.comparison import TrainFacts
 from models.gradmodes.arms import Arm
-from models.gradmodes.subject import Inputs, logits_of
+from models.gradmodes.subject import Inputs, answer_of
 
 _BATCHNORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -20,7 +20,7 @@ def train_facts(arm: Arm, evaluated: nn.Module, inputs: Inputs) -> TrainFacts:
     if arm.network is None:  # pragma: no cover - it has one
         raise ValueError("the arm has no network")
     before, after = _batchnorm_buffers(evaluated), _batchnorm_buffers(arm.network)
-    one, other = (logits_of(arm.forward(inputs)) for _ in range(2))
+    one, other = (answer_of(arm.forward(inputs)) for _ in range(2))
     return TrainFacts(
         batchnorm_buffers=len(after),
         batchnorm_buffers_moved=sum(not torch.equal(before[name], buffer) for name, buffer in after.items()),

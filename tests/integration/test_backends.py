@@ -127,7 +127,10 @@ def test_a_batchnorm_whose_convolution_is_used_elsewhere_too_is_not_folded() -> 
             convolved = self.conv(images)
             return (convolved + self.norm(convolved)).mean((2, 3))
 
-    network, images = Network(Shared(), torch.nn.Linear(4, 2)).eval(), torch.rand(2, 3, 8, 8)
+    network, images = (
+        Network(Shared(), torch.nn.Linear(4, 2), feature_shape=(4,), classes=2).eval(),
+        torch.rand(2, 3, 8, 8),
+    )
     with torch.no_grad():
         torch.testing.assert_close(folded(network, images)(images), network(images), atol=1e-5, rtol=1e-5)
 
@@ -147,7 +150,10 @@ def test_a_batchnorm_before_a_convolution_is_not_taken_for_one_after_it() -> Non
                 images = conv(images)
             return images.mean((2, 3))
 
-    network, images = Network(NormFirst(), torch.nn.Linear(11, 2)).eval(), torch.rand(2, 3, 8, 8)
+    network, images = (
+        Network(NormFirst(), torch.nn.Linear(11, 2), feature_shape=(11,), classes=2).eval(),
+        torch.rand(2, 3, 8, 8),
+    )
     with torch.no_grad():
         torch.testing.assert_close(folded(network, images)(images), network(images), atol=1e-5, rtol=1e-5)
     assert sum(isinstance(module, torch.nn.BatchNorm2d) for module in folded(network, images).modules()) == 8

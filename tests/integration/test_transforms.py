@@ -8,6 +8,7 @@ import torchvision
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import InterpolationMode
 
@@ -15,7 +16,7 @@ from models import catalog
 from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel
-from models.transforms import Interpolation, Normalize, Transform
+from models.transforms import Fit, Interpolation, Normalize, Transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -56,6 +57,21 @@ def test_shape_is_the_preset_to_one_level_on_pictures_of_any_size(
     assert shaped.dtype == torch.uint8
     assert shaped.permute(1, 2, 0).is_contiguous()
     torch.testing.assert_close(shaped.float(), preset(as_pillow(image)) * 255, atol=1.01, rtol=0)
+
+
+@pytest.mark.parametrize(("fit", "crop_mode"), [("crop", "center"), ("stretch", "squash"), ("pad", "border")])
+@pytest.mark.parametrize(("resize", "crop_pct"), [(32, 1.0), (40, 0.8)])
+@pytest.mark.parametrize("size", [(90, 60), (61, 200), (20, 11), (64, 64)])
+def test_each_fit_is_the_crop_mode_of_timm_to_one_level(
+    fit: Fit, crop_mode: str, resize: int, crop_pct: float, size: tuple[int, int]
+) -> None:
+    image = random_image(*size) // 2 + 64
+    evaluated = transforms_imagenet_eval(
+        32, crop_pct=crop_pct, crop_mode=crop_mode, interpolation="bilinear", mean=MEAN, normalize=False
+    )
+    shaped = Transform(resize, 32, "bilinear", MEAN, STD, fit).shape(image)
+    assert shaped.permute(1, 2, 0).is_contiguous()
+    torch.testing.assert_close(shaped.float(), evaluated(as_pillow(image)).float(), atol=1.01, rtol=0)
 
 
 def test_normalize_is_pixels_over_255_less_mean_over_deviation() -> None:

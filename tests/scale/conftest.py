@@ -27,7 +27,7 @@ _REPLICA = "ray::ServeReplica"
 # Few enough for a test to fill them.
 PLACES = 8
 
-KEY = "inference-debug-metrics-1"
+KEY = "may-ask-for-everything"
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -99,7 +99,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "GRADLESS_QUEUE_CAPACITY": str(PLACES),
         "GRADLESS_MAX_IMAGES_PER_REQUEST": str(PLACES),
         "GRADLESS_MAX_IMAGE_BYTES": "1000000",
-        "GRADLESS_API_KEYS": f"inference+debug+metrics:{KEY}",
+        "GRADLESS_API_KEYS": f"inference+debug+metrics+admin:{KEY}",
     }
     running = Service(tmp_path_factory.mktemp("serve"), {"replicas": 2}, settings)
     try:

@@ -47,6 +47,23 @@ def test_models_lists_the_default_first_and_the_classifiers_of_torchvision(gradl
     names = gradless("models").stdout.decode().split()
     assert names[0] == "efficientnet_lite0"
     assert "resnet50" in names
+    assert not any(name.startswith("timm/") for name in names)
+
+
+def test_models_says_how_timms_are_listed_and_lists_what_a_pattern_matches(gradless: Run) -> None:
+    (line,) = gradless("models").stderr.decode().splitlines()
+    assert "gradless models 'timm/*'" in line
+    done = gradless("models", "timm/resnet18*")
+    names = done.stdout.decode().split()
+    assert {"timm/resnet18", "timm/resnet18.a1_in1k", "timm/resnet18d"} <= set(names)
+    assert all(name.startswith("timm/resnet18") for name in names)
+    assert done.stderr == b""
+
+
+def test_models_says_in_one_line_that_nothing_matches(gradless: Run) -> None:
+    done = gradless("models", "no-such*")
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.decode() == "gradless: no name matches 'no-such*'\n"
 
 
 def test_help_names_every_command(gradless: Run) -> None:

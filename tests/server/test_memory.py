@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import psutil
 import pytest
+from PIL import Image
 
 CALLERS = 8
 ALLOWED_GROWTH = 30 * 2**20
@@ -35,4 +37,21 @@ async def test_five_hundred_requests_cost_no_lasting_memory(
         await spread(http, 200)
         before = process.memory_info().rss
         await spread(http, 500)
+        assert process.memory_info().rss - before < ALLOWED_GROWTH
+
+
+async def test_one_vast_picture_does_not_make_it_larger_for_good(
+    start_server: Callable[..., Any], clock_jpeg: bytes
+) -> None:
+    server = start_server(GRADLESS_MODELS="null")
+    process = psutil.Process(server.process.pid)
+    # 30 megapixels: Pillow alone takes 120 MB for it.
+    file = io.BytesIO()
+    Image.new("RGB", (6000, 5000), (200, 30, 90)).save(file, "PNG")
+
+    async with httpx2.AsyncClient(base_url=server.address, timeout=60) as http:
+        for _ in range(20):
+            await http.post("/v1/classify", content=clock_jpeg)
+        before = process.memory_info().rss
+        assert (await http.post("/v1/classify", content=file.getvalue())).status_code == 200
         assert process.memory_info().rss - before < ALLOWED_GROWTH

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +32,9 @@ from models.comparison import (
     SweptArm,
     TrainFacts,
 )
-from models.predictions import Answer, ModelCard, Prediction, ScoredClass
-from models.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds
+from models.errors import OverloadedError
+from models.predictions import Answer, Loaded, ModelCard, Prediction, ScoredClass
+from models.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds, Task, Telemetry
 
 # Only a failing test waits this long.
 _PATIENCE_S = 30
@@ -106,7 +107,10 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def card_of(name: str) -> ModelCard:
     numbers = {"parameters": 7, "weight_bytes": 28, "input_size": 32, "classes": 10, "feature_dimensions": 3}
     place = {"device": "cpu", "dtype": "float32", "backend": "eager", "fingerprint": "0123456789abcdef"}
-    return ModelCard(name=name, architecture="none", training=False, load_seconds=1.5, **numbers, **place)
+    shape = {"feature_shape": (3,), "feature_layer": None}
+    return ModelCard(
+        name=name, architecture="none", training=False, load_seconds=1.5, version=1, **numbers, **shape, **place
+    )
 
 
 @pytest.fixture(scope="session")
@@ -129,7 +133,7 @@ def answer(prediction: Callable[..., Prediction]) -> Callable[..., Answer]:
     """Make an answer of the results given; of one image without any."""
 
     def make(*results: Any) -> Answer:
-        return Answer("fake", "0123456789abcdef", 3, list(results) or [prediction()])
+        return Answer("fake", "0123456789abcdef", 3, (3,), list(results) or [prediction()])
 
     return make
 
@@ -185,14 +189,24 @@ def new_comparison() -> Callable[[str, ComparisonOptions], Comparison]:
 
 @dataclass
 class FakeRuntime:
-    """app.runtime.Runtime without a network: `predict` and `compare` are what the test says."""
+    """app.runtime.Runtime without a network: `predict`, `compare`, `load` and `unload` are what the test says."""
 
     predict: Predict
     compare: Callable[..., Awaitable[Comparison]]
+    load: Callable[[str, str | None], Awaitable[Loaded]]
+    unload: Callable[[str], Awaitable[None]]
     ready: bool = True
     busy: float | None = None
     names: Sequence[str] = ("fake",)
     closed_within_s: list[float] = field(default_factory=list)
+    overload: OverloadedError | None = None
+    names_overloaded: Collection[str] | None = None
+
+    def started(self, telemetry: Telemetry) -> FakeRuntime:
+        """Itself, as what an application starts: it has told of its models."""
+        for name in self.names:
+            telemetry.model_served(name)
+        return self
 
     @property
     def draining(self) -> bool:
@@ -201,6 +215,15 @@ class FakeRuntime:
     @property
     def cards(self) -> Mapping[str, ModelCard]:
         return {name: card_of(name) for name in self.names}
+
+    @property
+    def full(self) -> bool:
+        return self.overload is not None
+
+    def refusal(self, model: str, task: Task) -> OverloadedError | None:
+        del task
+        full = self.names if self.names_overloaded is None else self.names_overloaded
+        return self.overload if model in full else None
 
     def queues(self) -> Mapping[str, QueueState]:
         return {name: QueueState(depth=2, oldest_age_seconds=0.25, in_flight=5, capacity=20) for name in self.names}
@@ -231,8 +254,15 @@ def new_runtime(prediction: Callable[..., Prediction], answer: Callable[..., Ans
     async def compare(model: str | None, options: ComparisonOptions, *_: object) -> Comparison:
         return comparison_of(model or "", options)
 
+    async def load(name: str, source: str | None) -> Loaded:
+        return Loaded(card_of(name), replaced=source is None)
+
+    async def unload(name: str) -> None:
+        del name
+
     def make(**options: Any) -> FakeRuntime:
-        return FakeRuntime(**({"predict": predict, "compare": compare} | options))
+        doings = {"predict": predict, "compare": compare, "load": load, "unload": unload}
+        return FakeRuntime(**(doings | options))
 
     return make
 
@@ -244,7 +274,7 @@ def application(new_runtime: Callable[..., FakeRuntime]) -> Callable[..., FastAP
 
     def make(runtime: Mapping[str, Any] | None = None, /, traces: Traces | None = None, **settings: Any) -> FastAPI:
         fake = new_runtime(**(runtime or {}))
-        return create_app(Settings(models=tuple(fake.names), **settings), lambda _telemetry: fake, traces)
+        return create_app(Settings(models=tuple(fake.names), **settings), fake.started, traces)
 
     return make
 

@@ -180,7 +180,7 @@ def test_without_keys_there_are_none() -> None:
         ("short", "entry 1: a key has 16 to 512 letters, digits or ._~+/=-"),
         (f"{KEY},with a space in it!", "entry 2: a key has 16 to 512"),
         (f"{KEY},{KEY}", "entry 2: this key stands there already"),
-        (f"admin:{KEY}", "entry 1: rights are inference, debug, metrics, joined by +"),
+        (f"root:{KEY}", "entry 1: rights are inference, debug, metrics, admin, joined by +"),
         (f":{KEY}", "entry 1: rights are"),
         (" , ", "there is no key in it"),
         ("", "there is no key in it"),

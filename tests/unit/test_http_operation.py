@@ -63,6 +63,21 @@ async def test_models_are_listed_default_first_and_described_by_name(serve: Serv
     assert "load_seconds" not in described
 
 
+async def test_a_name_with_a_slash_is_a_name_like_any_other(serve: Serve, clock_png: bytes) -> None:
+    async with serve({"names": ("timm/a", "b")}) as client:
+        described = await client.get("/v1/models/timm/a")
+        unknown = await client.get("/v1/models/timm/b")
+        answered = await client.post("/v1/classify?model=timm/a", content=clock_png)
+        metrics = (await client.get("/metrics")).text
+
+    assert described.json()["name"] == "timm/a"
+    assert unknown.status_code == 404
+    assert answered.status_code == 200
+    assert 'route="/v1/models/{name}"' in metrics
+    assert 'model="timm/a"' in metrics
+    assert "timm/b" not in metrics
+
+
 async def test_the_documents_are_served_beside_the_page(serve: Serve) -> None:
     async with serve() as client:
         documents = await client.get("/docs")
@@ -88,7 +103,7 @@ async def test_what_the_runtime_reports_shows_in_the_metrics(new_runtime: Callab
 
     def start(telemetry: Telemetry) -> FakeRuntime:
         heard.append(telemetry)
-        return new_runtime()
+        return new_runtime().started(telemetry)
 
     app = create_app(Settings(models=("fake",)), start)
     transport = httpx2.ASGITransport(app)

@@ -11,7 +11,7 @@ from app.scale.exposition import merged
 
 
 def exposition(requests: int, accept: str = "") -> str:
-    metrics = Metrics(["tiny"])
+    metrics = Metrics()
     for number in range(requests):
         metrics.request_done("/v1/classify", "POST", 200, 0.01, f"id{number}")
     return metrics.exposition(accept)[0].decode()
@@ -21,9 +21,7 @@ def test_series_keep_their_values_and_say_whose_they_are() -> None:
     families = text_string_to_metric_families(merged({"one": exposition(3), "two": exposition(5)}))
 
     samples = [sample for family in families for sample in family.samples]
-    counted = {
-        sample.labels["replica"]: sample.value for sample in samples if sample.name == "gradless_requests_total"
-    }
+    counted = {sample.labels["replica"]: sample.value for sample in samples if sample.name == "gradless_requests_total"}
     assert counted == {"one": 3, "two": 5}
     assert {sample.labels["replica"] for sample in samples} == {"one", "two"}
 

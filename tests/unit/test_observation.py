@@ -23,7 +23,7 @@ Observe = Callable[..., ObservationMiddleware]
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(["m"])
+    return Metrics()
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def test_without_any_variable_the_embedded_model_is_served_locally() -> None:
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.models == ("efficientnet_lite0",)
     assert (settings.device, settings.precision) == ("auto", "fp32")
-    assert (settings.max_batch_size, settings.max_wait_ms, settings.queue_capacity) == (32, 0, 256)
+    assert (settings.max_batch_size, settings.max_wait_ms, settings.queue_capacity) == (None, 0, 256)
     assert settings.decode_threads is None
     assert settings.debug_endpoints
 

@@ -26,13 +26,17 @@ from app.settings import Settings
 from models.predictions import Answer, ModelCard
 
 
+PLACE = ("cpu", "float32", "eager")
+
+
 class Fake:
     ready = True
     draining = False
-    cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, "cpu", "float32", "eager", "0" * 16, False, 0.1)}
+    full = False
+    cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, (2,), None, *PLACE, "0" * 16, False, 0.1, 1)}
 
     async def predict(self, model, images, *, task, top_k):
-        return Answer(model, "0" * 16, 2, [])
+        return Answer(model, "0" * 16, 2, (2,), [])
 
     def queues(self):
         return {}

@@ -1,9 +1,7 @@
-"""Networks that can be built by name: every classifier of torchvision."""
+"""torchvision's classifiers, with the weights, transforms and categories that it publishes for them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.error import URLError
@@ -12,10 +10,9 @@ import torch
 import torchvision
 from torch import nn
 
+from models.architectures.architecture import SEED, Architecture, reason
 from models.errors import UnsupportedArchitectureError, WeightsUnavailableError
 from models.transforms import Transform
-
-_SEED = 0
 
 # What torchvision's own builders set where they load these two architectures' weights.
 _PUBLISHED_ARGUMENTS = {
@@ -25,20 +22,9 @@ _PUBLISHED_ARGUMENTS = {
 _RANDOM_ARGUMENTS = {name: {**arguments, "init_weights": True} for name, arguments in _PUBLISHED_ARGUMENTS.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A network by name, and what belongs to the weights that its makers publish for it.
-
-    `build` makes it on the CPU, in float32, with seeded random weights, the same each time: of that many classes, or
-    for None of as many as the published weights have. `published` builds it with those, which it may download; raises
-    WeightsUnavailableError.
-    """
-
-    name: str
-    transform: Transform
-    labels: tuple[str, ...]
-    build: Callable[[int | None], nn.Module]
-    published: Callable[[], nn.Module]
+def imagenet_labels() -> tuple[str, ...]:
+    """The 1000 class names of ImageNet-1k in the order of its indices, as torchvision's weights carry them."""
+    return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def names() -> list[str]:
@@ -62,7 +48,7 @@ def find(name: str) -> Architecture:
 def _random(name: str, classes: int | None) -> nn.Module:
     arguments = dict(_RANDOM_ARGUMENTS.get(name, {}))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+        torch.manual_seed(SEED)
         module: nn.Module = torchvision.models.get_model(
             name, weights=None, **arguments, **({} if classes is None else {"num_classes": classes})
         )
@@ -79,7 +65,7 @@ def _published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Module:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise WeightsUnavailableError(
             name,
-            f"{type(error).__name__}: {_first_line(error)}",
+            reason(error),
             f"On a closed network put {weights.url} at {file}, or serve {name}:random.",
         ) from error
     return module
@@ -91,7 +77,3 @@ def _preset(name: str, weights: torchvision.models.WeightsEnum) -> Transform:
     if interpolation not in {"bilinear", "bicubic"}:
         raise UnsupportedArchitectureError(name, f"its transform resizes by {interpolation}")
     return Transform(preset.resize_size[0], preset.crop_size[0], interpolation, tuple(preset.mean), tuple(preset.std))
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")

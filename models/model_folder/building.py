@@ -1,0 +1,149 @@
+"""From a model folder to what can be served: network, weights, labels and transform, each held to the others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models import architectures
+from models.architectures import Architecture
+from models.model_folder import checkpoint, description, fitting, labels, own_code
+from models.model_folder.description import NEEDED_OF_TRANSFORM, Description
+from models.specs import Classifier, ModelSpec
+from models.transforms import Transform
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What makes the network: `build` of so many classes, or for None of as many as its makers have given it.
+    `architecture` is None for a network of the user's own."""
+
+    build: Callable[[int | None], nn.Module]
+    architecture: Architecture | None
+
+
+def find(folder: Path) -> ModelSpec:
+    """The model that `folder` is. Its weights are read when it is built. Raises ModelFolderError."""
+    described = description.read(folder)
+    architecture = described.architecture
+    if own_code.is_own(architecture):
+        digest = own_code.digest(described)
+        # The fingerprint is over this name: code is a part of what gives the answers.
+        architecture = architecture if digest is None else f"{architecture}@{digest}"
+    elif not architectures.exists(architecture):
+        similar = architectures.similar(architecture, architectures.names())
+        hint = f"did you mean {', '.join(similar)}?" if similar else "`gradless models` lists them"
+        raise described.refusal("architecture", f"there is no {architecture!r}; {hint}")
+    return ModelSpec(described.name, architecture, lambda: build(described))
+
+
+def build(described: Description) -> Classifier:
+    """The network with its weights, labels and transform, on the CPU, in float32. Raises StartError."""
+    plan = _plan(described)
+    transform = _transform(described, plan.architecture)
+    told = _told_labels(described)
+    module = _module(described, plan, told).float().eval()
+    if told is None:
+        count = _classes(described, module, transform)
+        return Classifier(module, transform, _default_labels(described, plan.architecture, count))
+    return Classifier(module, transform, told)
+
+
+def _plan(described: Description) -> _Plan:
+    if own_code.is_own(described.architecture):
+        return _Plan(own_code.builder(described), None)
+    architecture = architectures.find(described.architecture)
+    return _Plan(architecture.build, architecture)
+
+
+def _told_labels(described: Description) -> tuple[str, ...] | None:
+    """Those of the description, as many as it says there are classes."""
+    named = labels.read(described.labels) if isinstance(described.labels, Path) else described.labels
+    if named is not None and described.classes not in {None, len(named)}:
+        raise described.refusal("classes", f"is {described.classes}, and labels has {len(named)} names")
+    return named
+
+
+def _module(described: Description, plan: _Plan, told: tuple[str, ...] | None) -> nn.Module:
+    wanted = described.classes if told is None else len(told)
+    match described.weights:
+        case "published":
+            return _published(described, plan, wanted)
+        case "random":
+            return plan.build(wanted)
+        case file:
+            return _of_file(described, plan, wanted, file)
+
+
+def _published(described: Description, plan: _Plan, wanted: int | None) -> nn.Module:
+    if plan.architecture is None:
+        raise described.refusal("weights", "nobody has published any for code of your own; name a file")
+    published = len(plan.architecture.labels)
+    if wanted not in {None, published}:
+        raise described.refusal(*_counted(described, f"the published weights are of {published}"))
+    return plan.architecture.published()
+
+
+def _of_file(described: Description, plan: _Plan, wanted: int | None, file: Path) -> nn.Module:
+    tensors = checkpoint.read(file)
+    held = fitting.classes_of(tensors, plan.build)
+    if None not in {held, wanted} and held != wanted:
+        raise described.refusal(*_counted(described, f"{file.name} is of {held}"))
+    count = wanted if held is None else held
+    module = plan.build(count)
+    fitting.load(module, tensors, file, described.architecture + (f" of {count} classes" if count is not None else ""))
+    return module
+
+
+def _counted(described: Description, other: str) -> tuple[str, str]:
+    """The key that gives the number of classes, and what is wrong with it."""
+    if described.classes is not None:
+        return "classes", f"is {described.classes}, and {other}"
+    return "labels", f"has another number of names than there are classes: {other}"
+
+
+def _transform(described: Description, architecture: Architecture | None) -> Transform:
+    """The architecture's own, but for what the description says."""
+    preset, explicit = described.transform.preset, described.transform.explicit
+    if architecture is None:
+        if preset is not None:
+            raise described.refusal("transform.preset", "code of your own has none; give the other keys of [transform]")
+        missing = [key for key in NEEDED_OF_TRANSFORM if key not in explicit]
+        if missing:
+            raise described.refusal("transform", f"code of your own needs all of it, and has no {', '.join(missing)}")
+        transform = Transform(**explicit)
+    else:
+        makers = "timm" if architecture.name.startswith("timm/") else "torchvision"
+        if preset not in {None, makers}:
+            raise described.refusal("transform.preset", f"that of {architecture.name} is {makers!r}, not {preset!r}")
+        transform = dataclasses.replace(architecture.transform, **explicit)
+    if transform.crop > transform.resize and transform.fit != "pad":
+        raise described.refusal(
+            "transform.crop", f"is {transform.crop}, more than resize, {transform.resize}, leaves of an image"
+        )
+    return transform
+
+
+def _default_labels(described: Description, architecture: Architecture | None, count: int) -> tuple[str, ...]:
+    """Of published weights, their makers' own; weights of a file may be of any other classes."""
+    if described.weights == "published" and architecture is not None:
+        return architecture.labels
+    return tuple(f"class {index}" for index in range(count))
+
+
+def _classes(described: Description, module: nn.Module, transform: Transform) -> int:
+    """How many numbers the network gives for an image."""
+    try:
+        with torch.no_grad():
+            logits = module(torch.zeros(1, 3, transform.crop, transform.crop))
+    except Exception as error:
+        raise described.refusal("architecture", f"{described.architecture} does not run: {error}") from error
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2:  # noqa: PLR2004 - (1, C)
+        raise described.refusal("architecture", "must give logits, (N, C), for images, (N, 3, H, W)")
+    count: int = logits.shape[1]
+    return count

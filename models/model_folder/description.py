@@ -1,0 +1,186 @@
+"""model.toml: what it may say, and what it says."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from models.errors import ModelFolderError
+from models.model_folder.keys import Keys
+
+FILE_NAME = "model.toml"
+
+Preset = Literal["torchvision", "timm"]
+FeatureForm = Literal["pooled", "map"]
+PRESETS: tuple[Preset, ...] = ("torchvision", "timm")
+FEATURE_FORMS: tuple[FeatureForm, ...] = ("pooled", "map")
+
+# As models.transforms has them; what is read here needs no torch.
+INTERPOLATIONS = ("bilinear", "bicubic")
+FITS = ("crop", "stretch", "pad")
+
+# Words that stand for weights which are in no file of the folder.
+WithoutFile = Literal["published", "random"]
+WITHOUT_FILE: tuple[WithoutFile, ...] = ("published", "random")
+
+_KEYS = (
+    "name",
+    "architecture",
+    "weights",
+    "labels",
+    "classes",
+    "features",
+    "feature_form",
+    "transform",
+    "reference",
+)
+# Of [transform], where no architecture has one to begin with.
+NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")
+_TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
+_REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
+
+# It is part of addresses, labels of metrics and lists separated by commas.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+_LARGEST_SIDE = 4096
+_MOST_CLASSES = 1_000_000
+_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class TransformKeys:
+    """What [transform] says. `explicit` has the fields of models.transforms.Transform that are given, which go before
+    what the architecture's makers publish; `preset` says whose architecture that must be."""
+
+    preset: Preset | None
+    explicit: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A picture whose answer is known. The label's probability, where given, may differ by `tolerance`."""
+
+    image: Path
+    label: str
+    probability: float | None
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A model folder as its model.toml describes it. `labels` is a file of them, or they themselves. Files are there,
+    but nothing of them has been read."""
+
+    folder: Path
+    name: str
+    architecture: str
+    weights: Path | WithoutFile
+    labels: Path | tuple[str, ...] | None
+    classes: int | None
+    features: str | None
+    feature_form: FeatureForm
+    transform: TransformKeys
+    reference: Reference | None
+
+    @property
+    def file(self) -> Path:
+        return self.folder / FILE_NAME
+
+    def refusal(self, key: str, reason: str) -> ModelFolderError:
+        """The error that says what is wrong with `key`."""
+        return ModelFolderError(self.file, reason, key)
+
+
+def read(folder: Path) -> Description:
+    """What the model.toml in `folder` says. Raises ModelFolderError."""
+    file = folder / FILE_NAME
+    keys = Keys.of(file, "", _parsed(file), _KEYS)
+    transform = keys.subtable("transform", _TRANSFORM_KEYS)
+    reference = keys.subtable("reference", _REFERENCE_KEYS)
+    form = keys.one_of("feature_form", FEATURE_FORMS)
+    if form is not None and keys.text("features") is None:
+        raise keys.refusal("feature_form", 'goes with features, say features = "layer3"')
+    return Description(
+        folder=folder,
+        name=_name(keys),
+        architecture=keys.needed_text(
+            "architecture", "a name of torchvision's, timm/NAME, or module:callable of your own"
+        ),
+        weights=_weights(keys),
+        labels=_labels(keys),
+        classes=keys.whole_number("classes", 1, _MOST_CLASSES),
+        features=keys.text("features"),
+        feature_form="map" if form == "map" else "pooled",
+        transform=TransformKeys(None, {}) if transform is None else _transform(transform),
+        reference=None if reference is None else _reference(reference),
+    )
+
+
+def _parsed(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        folder = file.parent
+        if not folder.is_dir():
+            raise ModelFolderError(folder, "there is no such folder") from None
+        raise ModelFolderError(folder, f"there is no {FILE_NAME}; `gradless models init {folder}` writes one") from None
+    except OSError as error:
+        raise ModelFolderError(file, f"cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelFolderError(file, f"is not TOML: {error}") from error
+
+
+def _name(keys: Keys) -> str:
+    told = keys.text("name")
+    name = keys.file.parent.resolve().name if told is None else told
+    if not _NAME.fullmatch(name):
+        what = f"not {name!r}" if told is not None else f"and the folder's, {name!r}, is none: set it"
+        raise keys.refusal("name", f"must be letters, digits, '.', '_' and '-', at most 100, {what}")
+    return name
+
+
+def _weights(keys: Keys) -> Path | WithoutFile:
+    text = keys.needed_text("weights", 'a file in the folder, or "published" for those of the architecture\'s makers')
+    for word in WITHOUT_FILE:
+        if text == word:
+            return word
+    return keys.file_inside("weights", text)
+
+
+def _labels(keys: Keys) -> Path | tuple[str, ...] | None:
+    if isinstance(keys.values.get("labels"), list):
+        return keys.texts("labels")
+    text = keys.text("labels")
+    return None if text is None else keys.file_inside("labels", text)
+
+
+def _transform(keys: Keys) -> TransformKeys:
+    preset = keys.one_of("preset", PRESETS)
+    explicit = {
+        "resize": keys.whole_number("resize", 1, _LARGEST_SIDE),
+        "crop": keys.whole_number("crop", 1, _LARGEST_SIDE),
+        "interpolation": keys.one_of("interpolation", INTERPOLATIONS),
+        "mean": keys.per_channel("mean"),
+        "std": keys.per_channel("std", positive=True),
+        "fit": keys.one_of("fit", FITS),
+    }
+    given = {key: value for key, value in explicit.items() if value is not None}
+    return TransformKeys(next((known for known in PRESETS if known == preset), None), given)
+
+
+def _reference(keys: Keys) -> Reference:
+    image = keys.needed_text("image", "a picture in the folder")
+    tolerance = keys.number("tolerance", 0, 1)
+    probability = keys.number("probability", 0, 1)
+    if tolerance is not None and probability is None:
+        raise keys.refusal("tolerance", "goes with probability, which it is about")
+    return Reference(
+        image=keys.file_inside("image", image),
+        label=keys.needed_text("label", "the class that the picture shows"),
+        probability=probability,
+        tolerance=_TOLERANCE if tolerance is None else tolerance,
+    )
