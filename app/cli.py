@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 
 from app.commands.folders import classify, features
+from app.commands.models import models
+from app.commands.search import search
+from app.commands.stats import stats
 from app.lens.command import compare
 from app.settings import SettingsError, load_settings
 from app.settings_table import settings_table
@@ -25,6 +28,9 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(classify)
 app.command()(features)
+app.add_typer(models, name="models")
+app.command()(stats)
+app.add_typer(search, name="search")
 
 
 @app.command()
@@ -57,26 +63,6 @@ def sample(
     except (OSError, ValueError) as error:
         typer.echo(f"gradless: {path} cannot be written: {error}", err=True)
         raise typer.Exit(1) from None
-
-
-@app.command()
-def models(
-    pattern: Annotated[str | None, typer.Argument(help="list what it matches, say 'timm/resnet*'")] = None,
-) -> None:
-    """List the names that GRADLESS_MODELS can have. Each but the default also as NAME:random, seeded weights.
-
-    timm's are listed where a pattern asks for them. Exit status: 0; 1 where nothing matches.
-    """
-    from models.catalog import names  # noqa: PLC0415
-
-    found = names(pattern)
-    for name in found:
-        typer.echo(name)
-    if pattern is None:
-        typer.echo("gradless: timm's models can be served as well: gradless models 'timm/*' lists them", err=True)
-    elif not found:
-        typer.echo(f"gradless: no name matches {pattern!r}", err=True)
-        raise typer.Exit(1)
 
 
 @app.command()

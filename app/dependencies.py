@@ -16,6 +16,7 @@ from app.settings import Settings
 from app.uploads import read_images
 from models.errors import DrainingError, NoClassesError, StartError, UnknownModelError
 from models.predictions import ModelCard
+from models.search.index import SearchIndex
 
 
 @dataclass(slots=True)
@@ -28,6 +29,7 @@ class Parts:
     metrics: Metrics
     keys: Keys
     runtime: Runtime | None = None
+    search_index: SearchIndex | None = None
     start_error: StartError | None = None
     failure: str | None = None
     scraped: Callable[[str], tuple[bytes, str]] | None = None

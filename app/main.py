@@ -25,12 +25,14 @@ from app.hosts import HostCheck, allowed_hosts
 from app.metrics import Metrics
 from app.observation import ObservationMiddleware, Traces
 from app.request_log import RequestLog
-from app.routers import classify, debug, features, health, models, page
+from app.routers import classify, debug, features, health, models, page, search
 from app.runtime import Runtime, StartRuntime
+from app.search_index import open_search_index
 from app.settings import Settings, load_settings
 from app.shedding import LoadShedding
 from models.errors import StartError
 from models.limits import ImageLimits
+from models.search.index import SearchIndex
 from models.telemetry import Task, Telemetry
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, give_up)
+            parts.search_index = _search_index_beside(runtime, settings)
         except StartError as error:
             parts.start_error = error
             raise
@@ -110,10 +113,18 @@ def create_app(
         request_log=RequestLog(settings.slow_request_ms / 1e3),
         traces=traces,
         held=HeldBytes(settings.max_held_bytes),
-        timed_paths=frozenset({classify.PATH, features.PATH}),
+        timed_paths=frozenset({classify.PATH, features.PATH, search.PATH}),
     )
     faults.install(app, metrics)
-    for router in (classify.router, features.router, models.router, health.router, debug.router, page.router):
+    for router in (
+        classify.router,
+        features.router,
+        search.router,
+        models.router,
+        health.router,
+        debug.router,
+        page.router,
+    ):
         app.include_router(router)
         for path, method, status in documented_ends(router):
             metrics.expect(path, method, status)
@@ -123,6 +134,15 @@ def create_app(
 
 def _routes(router: APIRouter, task: Task) -> list[tuple[APIRoute, Task]]:
     return [(route, task) for route in router.routes if isinstance(route, APIRoute)]
+
+
+def _search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:
+    try:
+        return open_search_index(settings.search_index, runtime)
+    except StartError:
+        # What has been started would keep the process from ending.
+        runtime.close(settings.drain_timeout_s)
+        raise
 
 
 def _exporting_traces() -> Traces:

@@ -33,7 +33,7 @@ class RequestTrace(Protocol):
 @dataclass(slots=True)
 class Observed:
     """What is known so far; times as of `perf_counter`. `stages` holds the longest time any of its images spent in
-    each, `batch_size` the largest batch any of them was in."""
+    each, `batch_size` the largest batch any of them was in, `lookup_seconds` the time in the search index."""
 
     request_id: str
     held: HeldBytes
@@ -48,6 +48,7 @@ class Observed:
     predicted: Sequence[Prediction] = ()
     stages: StageSeconds | None = None
     batch_size: int | None = None
+    lookup_seconds: float | None = None
     answered_at: float | None = None
     problem: str | None = None
     status: int | None = None
@@ -78,7 +79,10 @@ class Observed:
         read = {} if self.read_seconds is None else {"read": self.read_seconds}
         if self.stages is None:
             return read
-        return read | {"decode": self.stages.decode, "queue": self.stages.queue, "forward": self.stages.forward}
+        lookup = {} if self.lookup_seconds is None else {"lookup": self.lookup_seconds}
+        return (
+            read | {"decode": self.stages.decode, "queue": self.stages.queue, "forward": self.stages.forward} | lookup
+        )
 
     def server_timing(self) -> str:
         """The Server-Timing header (W3C), durations in milliseconds."""

@@ -77,6 +77,17 @@ class DebugDisabledError(RequestError):
         super().__init__("Debug endpoints are switched off (GRADLESS_DEBUG_ENDPOINTS).")
 
 
+class NoSearchIndexError(RequestError):
+    """`indexed`: the model whose vectors there is an index of, where there is one."""
+
+    def __init__(self, indexed: str | None = None) -> None:
+        super().__init__(
+            "There is no search index here (GRADLESS_SEARCH_INDEX)."
+            if indexed is None
+            else f"The search index here is of {indexed}: other models' vectors cannot be compared with it."
+        )
+
+
 class UnauthorizedError(RequestError):
     """Who asks is not known. `known=False`: there was a key, which is none."""
 
@@ -149,6 +160,7 @@ TABLE: dict[type[Exception], Row] = {
     UnauthorizedError: Row(401, "unauthorized", "An API key is needed", "auth"),
     ForbiddenError: Row(403, "forbidden", "This caller may not do that", "auth"),
     FingerprintMismatchError: Row(412, "fingerprint-mismatch", "The model is not the one that was asked for"),
+    NoSearchIndexError: Row(404, "no-search-index", "There is nothing to search"),
     DebugDisabledError: Row(404, "debug-disabled", "Debug endpoints are off"),
     NotReadyError: Row(503, "not-ready", "The service is not ready"),
 }

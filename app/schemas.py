@@ -65,6 +65,31 @@ class FeatureVectors(Schema):
     results: list[Features | EncodedFeatures | Faulty] = Field(description="one for each image, in order")
 
 
+class Neighbour(Schema):
+    row: int = Field(ge=0, description="its place in the index")
+    path: str = Field(description="as the operator's index has it")
+    similarity: float = Field(ge=-1, le=1, description="cosine of the angle between the two vectors")
+    thumbnail: bool = Field(description="whether /v1/search/thumbnails/{row} has a picture")
+
+
+class Found(Schema):
+    neighbours: list[Neighbour] = Field(description="the most alike first")
+
+
+class Neighbours(Schema):
+    model: str
+    fingerprint: str
+    indexed: int = Field(ge=1, description="images in the index")
+    results: list[Found | Faulty] = Field(description="one for each image, in order")
+
+
+class IndexDescription(Schema):
+    rows: int = Field(ge=1, description="images in the index")
+    exact: bool = Field(description="every vector is looked at")
+    recall: float = Field(ge=0, le=1, description="share of the ten nearest that was found when it was built")
+    thumbnails: int = Field(ge=0, description="images with a small picture")
+
+
 class ModelDescription(Schema):
     name: str
     architecture: str
@@ -81,6 +106,7 @@ class ModelDescription(Schema):
     fingerprint: str
     training: bool
     version: int = Field(ge=1, description="counts the loads of this name since the service started")
+    search: IndexDescription | None = Field(description="the index that POST /v1/search looks into, if there is one")
 
 
 class ModelSource(Schema):

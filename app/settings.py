@@ -93,6 +93,9 @@ class Settings(BaseSettings):
     forward_timeout_s: float = Field(
         60, gt=0, le=3600, description="s a forward may take; a model that takes longer is started anew"
     )
+    search_index: Path | None = Field(
+        None, description="folder of an index of `gradless search build`, for POST /v1/search; needs the extra search"
+    )
     drain_timeout_s: float = Field(30, ge=0, le=3600, description="s that accepted requests get after SIGTERM")
     fixed_batch: bool = Field(
         False, description="run every forward in one shape, so that an image's answer is the same to the last bit"
@@ -168,6 +171,12 @@ class Settings(BaseSettings):
     def _traces_can_be_sent(self) -> Self:
         if self.traces and not all(map(_installed, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))):
             raise ValueError(f"{PREFIX}TRACES=true needs OpenTelemetry: pip install 'gradless[otel]'")
+        return self
+
+    @model_validator(mode="after")
+    def _index_can_be_searched(self) -> Self:
+        if self.search_index is not None and not all(map(_installed, ("pyarrow", "usearch"))):
+            raise ValueError(f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: pip install 'gradless[search]'")
         return self
 
     @model_validator(mode="after")

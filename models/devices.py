@@ -24,12 +24,12 @@ _DTYPES: dict[Precision, torch.dtype] = {
 }
 
 
-_agreed_cores: int | None = None
-
 _LARGEST_BATCH = 32
 
 # Activations of more leave a core's caches.
 _IMAGES_A_CORE = 4
+
+_agreed_cores: int | None = None
 
 # Last-level caches of current servers hold as much.
 _LIGHT_WEIGHTS_BYTES = 32 * 2**20

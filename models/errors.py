@@ -9,6 +9,7 @@ GradlessError
 │   ├── ModelFolderError            a file of a model folder says what cannot be served
 │   ├── DeviceUnavailableError
 │   ├── WarmUpError
+│   ├── SearchIndexError            of nearest neighbours: broken, or of another model
 │   └── JobError                    a job over files cannot be done as asked
 ├── ImageError                      one image's own fault: it fails alone
 │   ├── EmptyImageError
@@ -100,6 +101,12 @@ class WarmUpError(StartError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} failed its warm-up: {reason}")
         self.model = model
+
+
+class SearchIndexError(StartError):
+    def __init__(self, folder: object, reason: str) -> None:
+        super().__init__(f"the search index {folder} cannot be used: {reason}")
+        self.folder = folder
 
 
 class JobError(StartError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import simplejpeg
@@ -32,6 +33,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 Pixels = NDArray[np.uint8]
 
 _ORIENTATION = 0x0112
+_ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _LARGEST_16_BIT = 65535
 
 _CPU = torch.device("cpu")
@@ -92,6 +94,27 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
     return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
+class Header(NamedTuple):
+    """What a file says of its picture: one of FORMATS, and the size in pixels as a person sees it."""
+
+    format: str
+    width: int
+    height: int
+
+
+def read_header(encoded: bytes) -> Header:
+    """The header of `encoded`, without a decode. Raises EmptyImageError, UnsupportedFormatError,
+    UndecodableImageError."""
+    if not encoded:
+        raise EmptyImageError
+    image = _open(encoded)
+    width, height = image.size
+    # Pillow turns TIFFs by itself, and their size as well.
+    if image.format != "TIFF" and _orientation(image) in _ON_ITS_SIDE:
+        width, height = height, width
+    return Header("JPEG" if image.format in _JPEGS else str(image.format), width, height)
+
+
 def _open(encoded: bytes) -> Image.Image:
     try:
         return Image.open(BytesIO(encoded), formats=FORMATS)
@@ -138,7 +161,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _orient(pixels: Pixels, orientation: int) -> Pixels:
     """Undo the camera's rotation: the eight cases of EXIF tag 0x0112 (Exif 2.32, table 4.6.4 A)."""
-    if orientation in {5, 6, 7, 8}:
+    if orientation in _ON_ITS_SIDE:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in {2, 3, 6, 7}:
         pixels = pixels[:, ::-1]

@@ -105,7 +105,9 @@ class Pipeline:
             undecoded.clear()
             for passage in passages:
                 if passage.outcome is None:
-                    self._telemetry.image_cancelled(self._model.name, passage.abandon())
+                    stage = passage.abandon()
+                    saved_seconds = 0.0 if stage == "forward" else self._batcher.expected_seconds(1)
+                    self._telemetry.image_cancelled(self._model.name, stage, saved_seconds)
             raise
         return [self._result(passage) for passage in passages]
 

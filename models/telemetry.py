@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 from models.comparison import Comparison
 
-Task = Literal["classify", "features"]
+Task = Literal["classify", "features", "search"]
 Stage = Literal["decode", "queue", "forward"]
 Trigger = Literal["idle", "full", "wait", "drain"]
 MemoryKind = Literal["allocated", "reserved", "peak", "free", "total"]
@@ -67,8 +67,9 @@ class Telemetry(Protocol):
 
     def image_took(self, model: str, seconds: StageSeconds) -> None: ...
 
-    def image_cancelled(self, model: str, stage: Stage) -> None:
-        """An image was given up, by its caller or its deadline, while in `stage`."""
+    def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:
+        """An image was given up, by its caller or its deadline, while in `stage`. `saved_seconds`: what the device
+        would have needed for it, at the pace of recent batches; 0 where its forward had begun."""
 
     def out_of_memory(self, model: str) -> None:
         """A forward failed because the device had no memory for it."""
@@ -103,7 +104,7 @@ class Unheard:
     def image_took(self, model: str, seconds: StageSeconds) -> None:
         pass
 
-    def image_cancelled(self, model: str, stage: Stage) -> None:
+    def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:
         pass
 
     def compared(self, comparison: Comparison) -> None:

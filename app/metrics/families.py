@@ -59,7 +59,7 @@ class Families:
         )
         self.images = self._counter(
             "gradless_images_total",
-            "Images read whole, each once, by what became of them.",
+            "Images, each once, by what became of them: those read whole, and those refused unread.",
             "model",
             "task",
             "outcome",
@@ -93,6 +93,11 @@ class Families:
             "Images given up, by their caller or their deadline, by the stage they were in.",
             "model",
             "stage",
+        )
+        self.saved_seconds = self._counter(
+            "gradless_saved_device_seconds_total",
+            "Time that forwards would have taken for images given up before theirs began.",
+            "model",
         )
         self.rejected = self._counter("gradless_rejected_total", "Refusals of requests and images.", "reason")
         self.arm_seconds = self._gauge(

@@ -75,8 +75,9 @@ class Metrics:
         stages[model, "queue"].observe(seconds.queue)
         stages[model, "forward"].observe(seconds.forward)
 
-    def image_cancelled(self, model: str, stage: Stage) -> None:
+    def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:
         self._families.cancelled[model, stage].inc()
+        self._families.saved_seconds[model,].inc(saved_seconds)
 
     def out_of_memory(self, model: str) -> None:
         self._families.out_of_memory[model,].inc()
@@ -120,7 +121,13 @@ class Metrics:
     def _create_series(self, model: str) -> None:
         families = self._families
         families.batch_size.create(model)
-        for family in (families.busy_seconds, families.out_of_memory, families.splits, families.replacements):
+        for family in (
+            families.busy_seconds,
+            families.saved_seconds,
+            families.out_of_memory,
+            families.splits,
+            families.replacements,
+        ):
             family.create(model)
         for outcome in ("ok", "failed"):
             families.loads.create(model, outcome)

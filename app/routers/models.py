@@ -13,11 +13,12 @@ from starlette.responses import Response
 from app.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, parts_of
 from app.documents import answers
 from app.problems import BodyTooLargeError, ForbiddenError, SlowBodyError, TooMuchAtOnceError, UnauthorizedError
-from app.schemas import ModelDescription, ModelList, ModelSource
+from app.schemas import IndexDescription, ModelDescription, ModelList, ModelSource
 from app.uploads import read_small
 from models import errors
 from models.errors import UnknownModelError
 from models.predictions import ModelCard
+from models.search.index import SearchIndex
 
 _ASKING = (UnauthorizedError, ForbiddenError)
 
@@ -55,16 +56,17 @@ router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
 @router.get("", responses=answers(*_ASKING), dependencies=[Depends(inference_allowed)])
-async def list_models(runtime: TheRuntime) -> ModelList:
+async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
     """Every served model, the default first."""
-    return ModelList(models=[_description(card) for card in runtime.cards.values()])
+    index = parts_of(request).search_index
+    return ModelList(models=[_description(card, index) for card in runtime.cards.values()])
 
 
 # Names may have slashes in them, as timm/resnet18 has.
 @router.get("/{name:path}", responses=answers(*_ASKING, UnknownModelError), dependencies=[Depends(inference_allowed)])
-async def describe_model(runtime: TheRuntime, name: str) -> ModelDescription:
+async def describe_model(request: Request, runtime: TheRuntime, name: str) -> ModelDescription:
     """One served model."""
-    return _description(card_named(runtime, name))
+    return _description(card_named(runtime, name), parts_of(request).search_index)
 
 
 @router.post(
@@ -83,7 +85,7 @@ async def load_model(request: Request, response: Response, runtime: TheRuntime, 
     source = await _stated_source(request)
     loaded = await runtime.load(name, source)
     response.status_code = 200 if loaded.replaced else 201
-    return _description(loaded.card)
+    return _description(loaded.card, parts_of(request).search_index)
 
 
 @router.delete(
@@ -111,8 +113,15 @@ async def _stated_source(request: Request) -> str | None:
         raise RequestValidationError(located) from None
 
 
-def _description(card: ModelCard) -> ModelDescription:
+def _description(card: ModelCard, index: SearchIndex | None) -> ModelDescription:
     described = asdict(card)
     # A fact of this process's start, not of the model: it is a metric.
     del described["load_seconds"]
-    return ModelDescription(**described)
+    return ModelDescription(**described, search=_description_of_index(index, card.fingerprint))
+
+
+def _description_of_index(index: SearchIndex | None, fingerprint: str) -> IndexDescription | None:
+    if index is None or index.manifest.fingerprint != fingerprint:
+        return None
+    about = index.manifest
+    return IndexDescription(rows=about.rows, exact=about.exact, recall=about.recall, thumbnails=about.thumbnails)

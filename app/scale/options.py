@@ -12,9 +12,6 @@ from app.settings import Settings
 # What Serve's own refusals say in Retry-After, which know nothing of how long a place will take to be free.
 _RETRY_AFTER_S = 1
 
-# Images in a forward, where the device is to say how many are best: which one it will be is not known here.
-_BATCH = 32
-
 # How often a model is tried to be loaded before the deployment has failed: a wrong name will not get right.
 _STARTS = 3
 
@@ -35,7 +32,7 @@ class Replicas(BaseModel):
     min_replicas: int = Field(1, ge=1, description="replicas at least")
     max_replicas: int | None = Field(None, ge=1, description="replicas at most; unset: `replicas`, whatever the load")
     target_ongoing_requests: float | None = Field(
-        None, gt=0, description="requests in a replica that are its fair load; unset: GRADLESS_MAX_BATCH_SIZE, or 32"
+        None, gt=0, description="requests in a replica that are its fair load; unset: as many images as a forward takes"
     )
     num_cpus: float = Field(1, gt=0, description="cores of a replica: for decoding, and for forwards on a CPU")
     num_gpus: float = Field(0, ge=0, description="GPUs of a replica; under 1: replicas share one")
@@ -76,7 +73,11 @@ def _number(arguments: Replicas, settings: Settings) -> dict[str, Any]:
         "autoscaling_config": {
             "min_replicas": arguments.min_replicas,
             "max_replicas": arguments.max_replicas,
-            # As many as one forward takes: with fewer it would run half empty, more would wait for the next.
-            "target_ongoing_requests": arguments.target_ongoing_requests or settings.max_batch_size or _BATCH,
+            "target_ongoing_requests": arguments.target_ongoing_requests or _images_of_a_forward(arguments, settings),
         }
     }
+
+
+def _images_of_a_forward(arguments: Replicas, settings: Settings) -> int:
+    """With fewer requests it would run half empty, more would wait for the next. Unset: as models.devices decides."""
+    return settings.max_batch_size or (32 if arguments.num_gpus else min(32, 4 * arguments.cores))

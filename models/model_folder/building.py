@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from models import architectures
 from models.architectures import Architecture
 from models.model_folder import checkpoint, description, fitting, labels, own_code
 from models.model_folder.description import NEEDED_OF_TRANSFORM, Description
-from models.specs import Classifier, ModelSpec
+from models.specs import Classifier, FeatureLayer, ModelSpec
 from models.transforms import Transform
 
 
@@ -35,23 +36,32 @@ def find(folder: Path) -> ModelSpec:
         digest = own_code.digest(described)
         # The fingerprint is over this name: code is a part of what gives the answers.
         architecture = architecture if digest is None else f"{architecture}@{digest}"
-    elif not architectures.exists(architecture):
-        similar = architectures.similar(architecture, architectures.names())
-        hint = f"did you mean {', '.join(similar)}?" if similar else "`gradless models` lists them"
-        raise described.refusal("architecture", f"there is no {architecture!r}; {hint}")
+    elif (reason := unknown(architecture)) is not None:
+        raise described.refusal("architecture", reason)
     return ModelSpec(described.name, architecture, lambda: build(described))
+
+
+def unknown(architecture: str) -> str | None:
+    """That there is no such architecture, and what is spelled alike; None where there is."""
+    if architectures.exists(architecture):
+        return None
+    similar = architectures.similar(architecture, architectures.names())
+    return f"there is no {architecture!r}; " + (
+        f"did you mean {', '.join(similar)}?" if similar else "`gradless models` lists them"
+    )
 
 
 def build(described: Description) -> Classifier:
     """The network with its weights, labels and transform, on the CPU, in float32. Raises StartError."""
     plan = _plan(described)
-    transform = _transform(described, plan.architecture)
-    told = _told_labels(described)
-    module = _module(described, plan, told).float().eval()
-    if told is None:
-        count = _classes(described, module, transform)
-        return Classifier(module, transform, _default_labels(described, plan.architecture, count))
-    return Classifier(module, transform, told)
+    transform = transform_of(described)
+    named = _told_labels(described)
+    module = _module(described, plan, named).float().eval()
+    if named is None:
+        named = _default_labels(described, plan.architecture, module, transform)
+    _check_reference(described, named)
+    features = None if described.features is None else FeatureLayer(described.features, described.feature_form)
+    return Classifier(module, transform, named, features)
 
 
 def _plan(described: Description) -> _Plan:
@@ -67,6 +77,13 @@ def _told_labels(described: Description) -> tuple[str, ...] | None:
     if named is not None and described.classes not in {None, len(named)}:
         raise described.refusal("classes", f"is {described.classes}, and labels has {len(named)} names")
     return named
+
+
+def _check_reference(described: Description, named: tuple[str, ...]) -> None:
+    if described.reference is not None and described.reference.label not in named:
+        similar = difflib.get_close_matches(described.reference.label, named, n=1)
+        hint = f"; did you mean {similar[0]!r}?" if similar else ""
+        raise described.refusal("reference.label", f"no class is named {described.reference.label!r}{hint}")
 
 
 def _module(described: Description, plan: _Plan, told: tuple[str, ...] | None) -> nn.Module:
@@ -107,10 +124,10 @@ def _counted(described: Description, other: str) -> tuple[str, str]:
     return "labels", f"has another number of names than there are classes: {other}"
 
 
-def _transform(described: Description, architecture: Architecture | None) -> Transform:
-    """The architecture's own, but for what the description says."""
+def transform_of(described: Description) -> Transform:
+    """The architecture's own, but for what the description says. Raises ModelFolderError."""
     preset, explicit = described.transform.preset, described.transform.explicit
-    if architecture is None:
+    if own_code.is_own(described.architecture):
         if preset is not None:
             raise described.refusal("transform.preset", "code of your own has none; give the other keys of [transform]")
         missing = [key for key in NEEDED_OF_TRANSFORM if key not in explicit]
@@ -118,6 +135,7 @@ def _transform(described: Description, architecture: Architecture | None) -> Tra
             raise described.refusal("transform", f"code of your own needs all of it, and has no {', '.join(missing)}")
         transform = Transform(**explicit)
     else:
+        architecture = architectures.find(described.architecture)
         makers = "timm" if architecture.name.startswith("timm/") else "torchvision"
         if preset not in {None, makers}:
             raise described.refusal("transform.preset", f"that of {architecture.name} is {makers!r}, not {preset!r}")
@@ -129,11 +147,16 @@ def _transform(described: Description, architecture: Architecture | None) -> Tra
     return transform
 
 
-def _default_labels(described: Description, architecture: Architecture | None, count: int) -> tuple[str, ...]:
-    """Of published weights, their makers' own; weights of a file may be of any other classes."""
+def _default_labels(
+    described: Description, architecture: Architecture | None, module: nn.Module, transform: Transform
+) -> tuple[str, ...]:
+    """Of published weights, their makers' own; weights of a file may be of any other classes. None for a network that
+    has no classes, or serves a layer before them."""
+    if described.classes == 0 or described.features is not None:
+        return ()
     if described.weights == "published" and architecture is not None:
         return architecture.labels
-    return tuple(f"class {index}" for index in range(count))
+    return tuple(f"class {index}" for index in range(_classes(described, module, transform)))
 
 
 def _classes(described: Description, module: nn.Module, transform: Transform) -> int:

@@ -72,8 +72,8 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model folder as its model.toml describes it. `labels` is a file of them, or they themselves. Files are there,
-    but nothing of them has been read."""
+    """A model folder as its model.toml describes it. `labels` is a file of them, or they themselves; `classes` 0 is a
+    network that ends with features. Files are there, but nothing of them has been read."""
 
     folder: Path
     name: str
@@ -104,6 +104,8 @@ def read(folder: Path) -> Description:
     form = keys.one_of("feature_form", FEATURE_FORMS)
     if form is not None and keys.text("features") is None:
         raise keys.refusal("feature_form", 'goes with features, say features = "layer3"')
+    if reference is not None and keys.text("features") is not None:
+        raise keys.refusal("reference", "has a label, and with features there are no classes")
     return Description(
         folder=folder,
         name=_name(keys),
@@ -112,7 +114,7 @@ def read(folder: Path) -> Description:
         ),
         weights=_weights(keys),
         labels=_labels(keys),
-        classes=keys.whole_number("classes", 1, _MOST_CLASSES),
+        classes=keys.whole_number("classes", 0, _MOST_CLASSES),
         features=keys.text("features"),
         feature_form="map" if form == "map" else "pooled",
         transform=TransformKeys(None, {}) if transform is None else _transform(transform),

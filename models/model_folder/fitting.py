@@ -9,21 +9,18 @@ import torch
 from torch import nn
 
 from models.errors import ModelFolderError
+from models.model_folder.shapes import ODD_CLASSES, shapes
 
 Tensors = Mapping[str, torch.Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
 
 # Of what is wrong, so many are told.
 _MOST_TOLD = 10
-
-# No layer of a network is this wide but the one that was asked to be.
-_ODD_CLASSES = 977
 
 # Names to look for a prefix by; the first ones of a network may have been trained apart from it.
 _NAMES_TRIED = 5
 
 # Batches seen in training, which nothing in eval mode reads; BatchNorms did not have it before PyTorch 0.4.1.
-_COUNTER = "num_batches_tracked"
+COUNTER = "num_batches_tracked"
 
 
 def load(module: nn.Module, tensors: Tensors, file: Path, what: str) -> None:
@@ -43,7 +40,7 @@ def load(module: nn.Module, tensors: Tensors, file: Path, what: str) -> None:
     missing = [
         f"{name} {_told(wanted[name])} is missing"
         for name in outcome.missing_keys
-        if name not in unfit and not name.endswith(_COUNTER)
+        if name not in unfit and not name.endswith(COUNTER)
     ]
     unexpected = [f"{name} {_told(named[name])} has no place" for name in outcome.unexpected_keys]
     faults = [*unfit.values(), *missing, *unexpected]
@@ -63,27 +60,15 @@ def without_prefix(tensors: Tensors, wanted: Mapping[str, object]) -> dict[str, 
     return {name.removeprefix(best): tensor for name, tensor in tensors.items()}
 
 
-def shapes(build: Callable[[int | None], nn.Module], classes: int | None) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of what `build` makes, by name; where its code allows it without making their
-    numbers."""
-    try:
-        with torch.device("meta"):
-            module = build(classes)
-    except (NotImplementedError, RuntimeError, ModelFolderError):
-        # It looks at numbers while it is built, and on that device there are none.
-        module = build(classes)
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
 def classes_of(tensors: Tensors, build: Callable[[int | None], nn.Module]) -> int | None:
     """Of how many classes the network was that `tensors` are from: as many as they have rows where that number goes.
     None where they do not say."""
-    wanted = shapes(build, _ODD_CLASSES)
+    wanted = shapes(build, ODD_CLASSES)
     named = without_prefix(tensors, wanted)
     rows = {
         named[name].shape[0]
         for name, shape in wanted.items()
-        if shape[:1] == (_ODD_CLASSES,) and name in named and named[name].ndim == len(shape)
+        if shape[:1] == (ODD_CLASSES,) and name in named and named[name].ndim == len(shape)
     }
     return rows.pop() if len(rows) == 1 else None
 

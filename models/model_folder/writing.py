@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,22 +31,21 @@ def write(folder: Path, classifier: Classifier, *, name: str, architecture: str)
             key: tensor.detach().cpu().contiguous().clone() for key, tensor in classifier.module.state_dict().items()
         }
         save_file(state, folder / _WEIGHTS)
-        (folder / _LABELS).write_text(
-            json.dumps(classifier.labels, ensure_ascii=False, indent=0) + "\n", encoding="utf-8"
-        )
-        _write_toml(
-            folder,
-            {
-                "name": name,
-                "architecture": architecture,
-                "weights": _WEIGHTS,
-                "labels": _LABELS,
-                "transform": asdict(classifier.transform),
-            },
-        )
+        if classifier.labels:
+            text = json.dumps(classifier.labels, ensure_ascii=False, indent=0)
+            (folder / _LABELS).write_text(f"{text}\n", encoding="utf-8")
+        described = _described(classifier, name, architecture)
+        (folder / FILE_NAME).write_text(tomlkit.dumps(described), encoding="utf-8")
     except OSError as error:
         raise ModelFolderError(folder, f"cannot be written: {error}") from error
 
 
-def _write_toml(folder: Path, described: Mapping[str, object]) -> None:
-    (folder / FILE_NAME).write_text(tomlkit.dumps(described), encoding="utf-8")
+def _described(classifier: Classifier, name: str, architecture: str) -> dict[str, object]:
+    described: dict[str, object] = {"name": name, "architecture": architecture, "weights": _WEIGHTS}
+    if classifier.labels:
+        described["labels"] = _LABELS
+    if classifier.features is not None:
+        described |= {"features": classifier.features.node, "feature_form": classifier.features.form}
+    elif not classifier.labels:
+        described["classes"] = 0
+    return {**described, "transform": asdict(classifier.transform)}

@@ -125,6 +125,12 @@ def errors() -> list[PanelBuilder]:
             Query(f"sum by (stage) (rate(gradless_cancelled_total{{{MODEL}}}{RATE}))", "{{stage}}"),
         ),
         graph(
+            "Device time saved",
+            "What forwards would have taken for images that were given up before theirs began, by model.",
+            "percentunit",
+            Query(f"sum by (model) (rate(gradless_saved_device_seconds_total{{{MODEL}}}{RATE}))", "{{model}}"),
+        ),
+        graph(
             "Images that failed",
             "Their batch's forward failed, and their callers got 500; the log says why.",
             "suffix: images/s",

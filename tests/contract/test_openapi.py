@@ -21,7 +21,12 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 EXAMPLES = 30
 PROBLEM = "application/problem+json"
 
-WITH_INPUT = [("POST", "/v1/classify"), ("POST", "/v1/features")]
+WITH_INPUT = [
+    ("POST", "/v1/classify"),
+    ("POST", "/v1/features"),
+    ("POST", "/v1/search"),
+    ("GET", "/v1/search/thumbnails/{row}"),
+]
 # Nothing that could be sent to these is invalid: there are no generated requests of that kind.
 NEVER_WRONG = [
     ("GET", "/v1/models"),
@@ -166,7 +171,7 @@ def test_every_documented_error_is_a_problem(document: dict[str, Any]) -> None:
     assert document["components"]["schemas"]["Problem"]["required"] == ["type", "title", "status"]
 
 
-@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/v1/search"])
 def test_the_inference_routes_document_each_way_they_can_fail(document: dict[str, Any], path: str) -> None:
     documented = set(document["paths"][path]["post"]["responses"])
     assert documented == {

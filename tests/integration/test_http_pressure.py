@@ -87,6 +87,8 @@ async def test_a_request_cancelled_in_the_queue_leaves_nothing_behind_and_costs_
     images_total: Counted,
 ) -> None:
     async with over_http(gated) as client:
+        # From now on it is known how long a forward takes.
+        await classify(client, clock_png)
         gate.clear()
         entered.clear()
         first = classify(client, clock_png)
@@ -98,8 +100,9 @@ async def test_a_request_cancelled_in_the_queue_leaves_nothing_behind_and_costs_
         gate.set()
         assert [(await first).status_code, (await third).status_code] == [200, 200]
         text = await exposition(client)
-        assert images_total(text) == {"ok": 2, "cancelled": 1}
+        assert images_total(text) == {"ok": 3, "cancelled": 1}
         assert 'gradless_cancelled_total{model="tiny",stage="queue"} 1.0' in text
+        assert await gauge(client, "gradless_saved_device_seconds_total") > 0
         assert await gauge(client, "gradless_in_flight_images") == 0
 
 
@@ -120,6 +123,7 @@ async def test_a_request_cancelled_in_its_forward_is_counted_there(
         text = await exposition(client)
         assert images_total(text) == {"cancelled": 1}
         assert 'gradless_cancelled_total{model="tiny",stage="forward"} 1.0' in text
+        assert await gauge(client, "gradless_saved_device_seconds_total") == 0
         gate.set()
         assert (await classify(client, clock_png)).status_code == 200
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.Image import Transpose
 
-from models.images import decode_image
+from models.images import decode_image, read_header
 from models.limits import ImageLimits
 
 ORIENTATION = 0x0112
@@ -94,3 +94,13 @@ def test_broken_exif_does_not_lose_a_photograph(
     encoded = image_file(upright(), image_format, exif=exif)
     found = decode_image(encoded, ImageLimits()).permute(1, 2, 0).numpy().astype(float)
     assert np.abs(found - np.asarray(upright(), dtype=float)).mean() < 8
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_a_header_tells_the_size_that_comes_out(
+    image_file: Callable[..., bytes], image_format: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    assert read_header(image_file(stored(orientation), image_format, exif=exif)) == (image_format, 64, 40)

@@ -201,7 +201,7 @@ async def test_every_end_of_a_request_that_is_documented_has_its_series_before_t
 
     callers_who_leave = {end for end in ends("gradless_requests") if end[0] == "499"}
     assert ends("gradless_requests") == documented | callers_who_leave
-    with_bodies = {"/v1/classify", "/v1/features", "/v1/models/{name}", "/debug/grad-modes"}
+    with_bodies = {"/v1/classify", "/v1/features", "/v1/search", "/v1/models/{name}", "/debug/grad-modes"}
     assert {route for _, _, route in callers_who_leave} == with_bodies
     by_class = {(f"{status[0]}xx", method, path) for status, method, path in documented}
     assert ends("gradless_request_duration_seconds") == by_class

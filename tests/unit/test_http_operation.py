@@ -111,10 +111,11 @@ async def test_what_the_runtime_reports_shows_in_the_metrics(new_runtime: Callab
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
-        heard[0].image_cancelled("fake", "queue")
+        heard[0].image_cancelled("fake", "queue", 0.25)
         text = (await client.get("/metrics")).text
 
     assert 'gradless_cancelled_total{model="fake",stage="queue"} 1.0' in text
+    assert 'gradless_saved_device_seconds_total{model="fake"} 0.25' in text
 
 
 async def test_models_that_cannot_be_served_stop_the_start() -> None:

@@ -102,7 +102,7 @@ def test_events_create_no_series_beside_those_of_the_start(new_comparison: NewCo
     for trigger in get_args(Trigger):
         metrics.batch_ran(BatchReport("a", 3, trigger, 0.0, 0.1, dropped=0))
     for stage in get_args(Stage):
-        metrics.image_cancelled("a", stage)
+        metrics.image_cancelled("a", stage, 0.02)
     metrics.images_done("a", "classify", "ok", 2)
     metrics.image_took("a", StageSeconds(0.1, 0.2, 0.3))
     metrics.request_stages("a", 0.1, 0.2)

@@ -21,11 +21,11 @@ def options(settings: Settings | None = None, **arguments: Any) -> dict[str, Any
 
 def test_the_number_of_replicas_is_fixed_unless_it_follows_the_requests_inside() -> None:
     fixed = options(replicas=3)
-    following = options(min_replicas=2, max_replicas=8)
+    following = options(min_replicas=2, max_replicas=8, num_cpus=2)
 
     assert (fixed["num_replicas"], "autoscaling_config" in fixed) == (3, False)
     assert "num_replicas" not in following
-    assert following["autoscaling_config"] == {"min_replicas": 2, "max_replicas": 8, "target_ongoing_requests": 32}
+    assert following["autoscaling_config"] == {"min_replicas": 2, "max_replicas": 8, "target_ongoing_requests": 8}
 
 
 def test_a_fair_load_is_what_one_forward_takes_unless_it_is_said() -> None:

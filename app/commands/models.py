@@ -1,0 +1,104 @@
+"""`gradless models`: what can be served by name, and model folders begun and tried."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from app.commands.failing import INTERRUPTED, end, failures_said, settings_for
+
+_MISJUDGED = 1
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="the model folder", show_default=False)]
+
+
+class _ListsByDefault(TyperGroup):
+    """`gradless models` and `gradless models 'timm/*'` list."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        said = args[:1] == ["--help"] or any(args[:1] == [command] for command in self.commands)
+        return super().parse_args(ctx, args if said else ["list", *args])
+
+
+models = typer.Typer(
+    cls=_ListsByDefault,
+    help="List the names that can be served; begin and try folders of models of your own.",
+)
+
+
+@models.command("list")
+def list_names(
+    pattern: Annotated[str | None, typer.Argument(help="list what it matches, say 'timm/resnet*'")] = None,
+) -> None:
+    """List the names that GRADLESS_MODELS can have. Each but the default also as NAME:random, seeded weights.
+
+    timm's are listed where a pattern asks for them. Exit status: 0; 1 where nothing matches.
+    """
+    from models.catalog import names  # noqa: PLC0415
+
+    found = names(pattern)
+    for name in found:
+        typer.echo(name)
+    if pattern is None:
+        typer.echo("gradless: timm's models can be served as well: gradless models 'timm/*' lists them", err=True)
+    elif not found:
+        typer.echo(f"gradless: no name matches {pattern!r}", err=True)
+        raise typer.Exit(1)
+
+
+@models.command()
+def init(
+    folder: Folder,
+    *,
+    architecture: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="a name of torchvision's, timm/NAME or module:callable; found without it"),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="the checkpoint in DIR, where there are several")
+    ] = None,
+    resize: Annotated[int | None, typer.Option(min=1, help="pixels of the shorter side, as in validation")] = None,
+    crop: Annotated[int | None, typer.Option(min=1, help="pixels of the square that the network gets")] = None,
+) -> None:
+    """Write a model.toml into a folder with a checkpoint: the architecture that its tensors fit, its number of classes,
+    a file of labels if there is one, and comments on what else can be said. Nothing is overwritten.
+
+    Exit status: 0 written; 2 not.
+    """
+    # Here, not above: other commands need not wait for torch.
+    from models.model_folder.starting import start  # noqa: PLC0415
+
+    try:
+        with failures_said(str(folder)):
+            started = start(folder, architecture=architecture, weights=weights, resize=resize, crop=crop)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    classes = "" if started.classes is None else f", {started.classes} classes"
+    labels = "no file of labels" if started.labels is None else f"labels in {started.labels}"
+    typer.echo(f"{started.file}: {started.architecture}{classes}, weights in {started.weights}, {labels}")
+    typer.echo("Check [transform] in it against your validation: weights do not say how pictures were prepared.")
+    typer.echo(f"Then: gradless models check {folder}")
+
+
+@models.command()
+def check(folder: Folder) -> None:
+    """Load and warm up a model folder as the GRADLESS_ settings say, and tell what it is; ask it for its reference
+    picture, if it has one.
+
+    Exit status: 0 it can be served; 1 its reference picture is answered otherwise; 2 it cannot be served.
+    """
+    from app.commands.checking import checked, show  # noqa: PLC0415 - as above
+
+    # As a path, also where there is a model of that name.
+    settings = settings_for(str(folder) if folder.is_absolute() else f"./{folder}")
+    try:
+        with failures_said(str(folder)):
+            findings = checked(folder, settings)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    show(findings)
+    if findings.fault is not None:
+        end(findings.fault, _MISJUDGED)

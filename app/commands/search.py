@@ -1,0 +1,137 @@
+"""`gradless search`: an index of feature vectors, and what in it is most like an image."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
+from models.folders import files
+from models.limits import ImageLimits
+from models.search.index import Neighbour, installed
+from models.search.manifest import Manifest
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+    from models.search.building import MakeThumbnails
+
+search = typer.Typer(help="Find the images most like an image, by their feature vectors.", no_args_is_help=True)
+
+_STDOUT = Path("-")
+
+
+@search.command()
+def build(
+    features: Annotated[Path, typer.Argument(help="a Parquet file of `gradless features`", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder for the index; one that is there is replaced")],
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="keep a small picture of each image, for the page to show")
+    ] = False,
+) -> None:
+    """Build an index of feature vectors, by cosine.
+
+    Of up to 10,000 vectors a query looks at each. Of more it follows a graph, and sees a part of them: as many as find
+    99 % of the ten nearest, and what is found is measured and said. Thumbnails are made of the files that the features'
+    paths name, as seen from the current folder, and are all that a server ever shows of them.
+
+    Exit status: 0 built; 2 not built; 130 interrupted, an index that was there stays.
+    """
+    _need_the_extra()
+    # Here, not above: other commands need not wait for it.
+    from app.commands.progress import course  # noqa: PLC0415
+    from models.search.building import build as built  # noqa: PLC0415
+    from models.search.features_file import FeaturesFile  # noqa: PLC0415
+
+    settings = settings_for(None)
+    try:
+        with failures_said(str(output)):
+            file = FeaturesFile(features)
+            with course("index", file.rows) as told, _thumbnails(settings, wanted=thumbnails) as make:
+                made = built(file, output, make_thumbnails=make, on_rows=told.advance)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    found = "every vector is looked at" if made.exact else f"{made.recall:.1%} of the ten nearest are found"
+    pictures = f", {made.thumbnails} with a thumbnail" if thumbnails else ""
+    typer.echo(f"{output}: {made.rows} vectors of {made.model} ({made.fingerprint}){pictures}; {found}")
+
+
+@search.command()
+def query(
+    index: Annotated[Path, typer.Argument(help="folder of an index", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(help="files, and folders with all below them", show_default=False)],
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="neighbours of each image, at most")] = 10,
+    model: Annotated[
+        str | None, typer.Option(help="a name of `gradless models`; without it the one that the index names")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(help="file for the neighbours as JSON; - is stdout")] = None,
+) -> None:
+    """Print the images of an index that are most like others, with the cosine of their vectors.
+
+    The model runs as the GRADLESS_ settings say, which must be those that the features were made with.
+
+    Exit status: 0 found; 1 a file is no image; 2 not done; 130 interrupted.
+    """
+    _need_the_extra()
+    try:
+        with failures_said(str(json)):
+            found = _found(index, files.find(images), k, model)
+            _tell(found, json)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if any(isinstance(each, str) for each in found.values()):
+        raise typer.Exit(UNREADABLE)
+
+
+def _need_the_extra() -> None:
+    if not installed():
+        end("search needs usearch and pyarrow: pip install 'gradless[search]'", FAILED)
+
+
+@contextmanager
+def _thumbnails(settings: Settings, *, wanted: bool) -> Iterator[MakeThumbnails | None]:
+    if not wanted:
+        yield None
+        return
+    from models.search.thumbnails import thumbnails  # noqa: PLC0415 - as above
+
+    limits = ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio)
+    with thumbnails(limits, settings.max_image_bytes) as made:
+        yield made.of
+
+
+def _found(folder: Path, images: list[str], k: int, model: str | None) -> dict[str, list[Neighbour] | str]:
+    """By path, the neighbours of each image, or why it has none."""
+    from app.main import serving_options  # noqa: PLC0415 - as above
+    from models.search.querying import neighbours  # noqa: PLC0415
+
+    settings = settings_for(model or Manifest.read(folder).model)
+    return dict(neighbours(folder, images, serving_options(settings), k=k, max_bytes=settings.max_image_bytes))
+
+
+def _tell(found: dict[str, list[Neighbour] | str], json: Path | None) -> None:
+    # Where stdout is for the JSON, people read the rest on stderr.
+    for path, neighbours in found.items():
+        if isinstance(neighbours, str):
+            typer.echo(f"gradless: {files.name(path)}: {neighbours}", err=True)
+            continue
+        typer.echo(files.name(path), err=json == _STDOUT)
+        for neighbour in neighbours:
+            typer.echo(f"  {neighbour.similarity:.4f}  {neighbour.path}", err=json == _STDOUT)
+    if json is None:
+        return
+    report = jsonlib.dumps([_report(path, neighbours) for path, neighbours in found.items()], indent=2) + "\n"
+    if json == _STDOUT:
+        typer.echo(report, nl=False)
+    else:
+        json.write_text(report, encoding="utf-8")
+
+
+def _report(path: str, found: list[Neighbour] | str) -> dict[str, object]:
+    answer = {"error": found} if isinstance(found, str) else {"neighbours": [asdict(each) for each in found]}
+    return {"path": files.name(path), **answer}

@@ -1,0 +1,37 @@
+"""Images in files to their neighbours in an index: the way of a folder job, with a lookup at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from models.engine import Output
+from models.folders.reading import Reading, batches
+from models.folders.running import Runner
+from models.search.index import Neighbour, SearchIndex
+from models.served import ServingOptions
+
+_IMAGES_AT_ONCE = 8
+
+
+def neighbours(
+    folder: Path, files: Sequence[str], options: ServingOptions, *, k: int, max_bytes: int
+) -> Iterator[tuple[str, list[Neighbour] | str]]:
+    """Each of `files` with its `k` nearest in the index of `folder`, or with a sentence that says why it has none.
+
+    Loads the first model of `options`, as the service would. Raises StartError, SearchIndexError for a model that did
+    not make the index's vectors.
+    """
+    with closing(Runner(options, batch_size=_IMAGES_AT_ONCE)) as runner:
+        index = SearchIndex.open(folder)
+        index.check_model({runner.model.name: runner.model.fingerprint})
+        reading = Reading(runner.model.transform, options.limits, max_bytes)
+        for batch in batches(files, reading, batch_size=_IMAGES_AT_ONCE, workers=0):
+            outputs = iter(runner.answer(batch.pixels, top_k=0))
+            for place, path in enumerate(batch.paths):
+                answered = batch.faults[place] if place in batch.faults else next(outputs)
+                yield (
+                    path,
+                    (index.search(answered.features[None], k)[0] if isinstance(answered, Output) else str(answered)),
+                )

@@ -1,0 +1,54 @@
+"""Small pictures for an index, made when it is built: the service then serves no file of the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image
+
+from models.devices import available_cores, use_one_core_in_this_thread
+from models.errors import ImageError
+from models.images import decode_image
+from models.limits import ImageLimits
+
+# Of the longer side, in pixels: twice what the page shows, for screens that have twice as many.
+_SIDE = 192
+_QUALITY = 80
+
+
+class Thumbnails:
+    """Makes them in threads, of files that the service would read, under its limits."""
+
+    def __init__(self, pool: ThreadPoolExecutor, limits: ImageLimits, max_file_bytes: int) -> None:
+        self._pool = pool
+        self._make = partial(_made, limits=limits, max_file_bytes=max_file_bytes)
+
+    def of(self, paths: Sequence[str]) -> list[bytes | None]:
+        """A JPEG file for each path, None for what is not there or cannot be decoded."""
+        return list(self._pool.map(self._make, paths))
+
+
+@contextmanager
+def thumbnails(limits: ImageLimits, max_file_bytes: int) -> Iterator[Thumbnails]:
+    """With a thread for each core."""
+    with ThreadPoolExecutor(available_cores(), initializer=use_one_core_in_this_thread) as pool:
+        yield Thumbnails(pool, limits, max_file_bytes)
+
+
+def _made(path: str, limits: ImageLimits, max_file_bytes: int) -> bytes | None:
+    try:
+        if Path(path).stat().st_size > max_file_bytes:
+            return None
+        pixels = decode_image(Path(path).read_bytes(), limits, enough=2 * _SIDE)
+    except (OSError, ImageError):
+        return None
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    picture.thumbnail((_SIDE, _SIDE))
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=_QUALITY)
+    return file.getvalue()

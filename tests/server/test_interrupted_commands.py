@@ -1,0 +1,38 @@
+"""Ctrl-C while `gradless stats` is at work: what was done is printed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from models.samples import draw
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_prints_what_there_is_and_says_so(
+    gradless_path: Path, server_environment: Callable[..., dict[str, str]], tmp_path: Path, workers: int
+) -> None:
+    for picture in ("clock", "crossword"):
+        draw(picture).save(tmp_path / f"{picture}.png")
+    # Reading it waits until somebody writes, which nobody does.
+    endless = tmp_path / "endless"
+    os.mkfifo(endless)
+    command = [gradless_path, "stats", tmp_path, endless, "--workers", str(workers)]
+    process = subprocess.Popen(
+        command, env=server_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    # Opened only when the reader has come to it.
+    with endless.open("wb"):
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert b"Traceback" not in err
+    images = {0: ["2"], 1: ["0", "1", "2"]}[workers]
+    assert err.decode().strip() in [f"gradless: interrupted: this is of the first {number} images" for number in images]
+    assert out.startswith(b"# ") or workers
