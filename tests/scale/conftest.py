@@ -126,6 +126,24 @@ def gradless() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
+@pytest.fixture
+def start_gradless() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Begin to run the installed command; what is still there after the test, Ray's processes included, is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str | Path, **settings: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [_BIN / "gradless", *arguments], env=environment(**settings), stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
 def _title(process: psutil.Process) -> str:
     try:
         return " ".join(process.cmdline())
