@@ -41,6 +41,9 @@ Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 if a file co
 # They are read sooner than a worker has started.
 _FEW_FILES = 128
 
+# What only one process can write.
+_TABLES = (".csv", ".jsonl", ".npy")
+
 # Said one by one; the rest are in the file of errors.
 _MOST_SAID = 20
 
@@ -110,9 +113,10 @@ def _run(
     resume: bool,
     strict: bool,
 ) -> None:
-    for package, extra in (("pyarrow", "folders"), *([] if ray is None else [("ray", "ray")])):
-        if importlib.util.find_spec(package) is None:
-            end(f"{task} needs {package} for this: pip install 'gradless[{extra}]'", FAILED)
+    if importlib.util.find_spec("pyarrow") is None:
+        end(f"{task} writes through pyarrow: pip install 'gradless[folders]'", FAILED)
+    if ray is not None:
+        _check_for_ray(output, workers)
     settings = settings_for(model)
     asked = {
         "task": task,
@@ -134,6 +138,15 @@ def _run(
         raise typer.Exit(INTERRUPTED) from None
     if faults and strict:
         raise typer.Exit(UNREADABLE)
+
+
+def _check_for_ray(output: str, workers: int | None) -> None:
+    if importlib.util.find_spec("ray") is None:
+        end("--ray needs Ray: pip install 'gradless[ray]'", FAILED)
+    if workers is not None:
+        end("--workers are processes of this machine: on a cluster Ray has as many as there are cores", FAILED)
+    if output.endswith(_TABLES):
+        end(f"-o {output}: on a cluster the output is a folder of Parquet files", FAILED)
 
 
 def _here(paths: list[str], output: str, workers: int | None, settings: Settings, asked: dict[str, Any]) -> FolderJob:

@@ -8,9 +8,10 @@ import logging
 from ray import serve
 from starlette.types import ASGIApp
 
-from app.dependencies import Parts
+from app.dependencies import Parts, admin_allowed
 from app.logs import configure_logging
 from app.main import create_app, start_serving
+from app.problems import ForbiddenError
 from app.runtime import Runtime
 from app.scale.behind_serve import BehindServe
 from app.scale.exposition import merged
@@ -32,11 +33,11 @@ class Replica:
         configure_logging(settings.log_level, settings.log_format)
         self._settings = settings
         self._cores = cores
-        self._own_id = serve.get_replica_context().replica_tag
         self._parts: Parts | None = None
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(self._settings, self._start)
+        app.dependency_overrides[admin_allowed] = _refuse_changes
         self._parts = app.state.parts
         self._parts.scraped = self._everybodys_metrics
         return BehindServe(PlainStartFailures(app, self._parts))
@@ -50,10 +51,10 @@ class Replica:
 
     def metrics(self, accept: str) -> tuple[str, str, str]:
         """This replica's id, its metrics, and their content type. For the others, by Ray."""
-        if self._parts is None:
-            return self._own_id, "", ""
+        if self._parts is None:  # pragma: no cover - nobody is asked before
+            raise RuntimeError("this replica has not begun")
         body, content_type = self._parts.metrics.exposition(accept)
-        return self._own_id, body.decode(), content_type
+        return serve.get_replica_context().replica_tag, body.decode(), content_type
 
     def _start(self, telemetry: Telemetry) -> Runtime:
         # Not ready from then on, which Ray hears of: it is Ray that ends processes here.
@@ -69,5 +70,9 @@ class Replica:
         if silent:
             _log.warning("%d of %d replicas have not told their metrics: %s", len(silent), len(answers), silent[0])
         told = {answer[0]: answer[1] for answer in answers if not isinstance(answer, Exception)}
-        _, own, content_type = self.metrics(accept)
-        return merged({self._own_id: own, **told}).encode(), content_type
+        own_id, own, content_type = self.metrics(accept)
+        return merged({own_id: own, **told}).encode(), content_type
+
+
+async def _refuse_changes() -> None:
+    raise ForbiddenError("A request reaches one replica; the models of all are changed by deploying anew.")

@@ -27,7 +27,7 @@ _REPLICA = "ray::ServeReplica"
 # Few enough for a test to fill them.
 PLACES = 8
 
-KEY = "inference-debug-metrics-1"
+KEY = "may-ask-for-everything"
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -99,7 +99,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         "GRADLESS_QUEUE_CAPACITY": str(PLACES),
         "GRADLESS_MAX_IMAGES_PER_REQUEST": str(PLACES),
         "GRADLESS_MAX_IMAGE_BYTES": "1000000",
-        "GRADLESS_API_KEYS": f"inference+debug+metrics:{KEY}",
+        "GRADLESS_API_KEYS": f"inference+debug+metrics+admin:{KEY}",
     }
     running = Service(tmp_path_factory.mktemp("serve"), {"replicas": 2}, settings)
     try:
@@ -124,6 +124,24 @@ def gradless() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def start_gradless() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Begin to run the installed command; what is still there after the test, Ray's processes included, is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*arguments: str | Path, **settings: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [_BIN / "gradless", *arguments], env=environment(**settings), stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 def _title(process: psutil.Process) -> str:

@@ -67,6 +67,13 @@ def test_without_a_key_nobody_is_let_in_and_the_proxys_machine_is_nobody(service
     assert [answer.status_code for answer in refused] == [401, 401]
 
 
+def test_models_are_not_changed_in_one_replica_of_several(service: Any) -> None:
+    refused = post(service, "/v1/models/null")
+
+    assert refused.status_code == 403
+    assert "deploying anew" in refused.json()["detail"]
+
+
 def test_an_answer_that_takes_its_time_is_told_as_it_goes(service: Any) -> None:
     told = []
     path = "/debug/grad-modes?batch_size=1&iterations=1&arms=inference_mode"

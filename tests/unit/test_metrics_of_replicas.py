@@ -11,7 +11,7 @@ from app.scale.exposition import merged
 
 
 def exposition(requests: int, accept: str = "") -> str:
-    metrics = Metrics(["tiny"])
+    metrics = Metrics()
     for number in range(requests):
         metrics.request_done("/v1/classify", "POST", 200, 0.01, f"id{number}")
     return metrics.exposition(accept)[0].decode()
