@@ -1,0 +1,103 @@
+"""`gradless models init` and `check`: what they print, and what their exit status says."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+# Each test runs the command several times, which takes long where others use the machine.
+pytestmark = pytest.mark.timeout(300)
+
+EAGER = {"GRADLESS_BACKEND": "eager"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, clock_png: bytes) -> Path:
+    """A checkpoint of a small network of three classes, which has learned nothing, and a picture."""
+    torch.manual_seed(0)
+    network = torchvision.models.shufflenet_v2_x0_5(num_classes=3)
+    with torch.no_grad():
+        # Whatever it sees is mostly a dog: 0.042, 0.844, 0.114.
+        network.fc.weight.zero_()
+        network.fc.bias.copy_(torch.tensor([-1.0, 2.0, 0.0]))
+    made = tmp_path / "pets"
+    made.mkdir()
+    torch.save(network.state_dict(), made / "model.pt")
+    (made / "labels.txt").write_text("cat\ndog\nfox\n")
+    (made / "clock.png").write_bytes(clock_png)
+    return made
+
+
+def one_line(done: subprocess.CompletedProcess[bytes], status: int) -> str:
+    (line,) = done.stderr.decode().splitlines()
+    assert done.returncode == status
+    assert line.startswith("gradless: ")
+    return line
+
+
+def add_reference(folder: Path, label: str, probability: float) -> None:
+    with (folder / "model.toml").open("a") as file:
+        file.write(f'\n[reference]\nimage = "clock.png"\nlabel = "{label}"\nprobability = {probability}\n')
+
+
+def test_init_writes_what_check_finds_in_order(folder: Path, gradless: Run) -> None:
+    begun = gradless("models", "init", str(folder), "--resize", "72", "--crop", "64")
+    assert (begun.returncode, begun.stderr) == (0, b"")
+    assert b"shufflenet_v2_x0_5, 3 classes, weights in model.pt, labels in labels.txt" in begun.stdout
+    add_reference(folder, "dog", 0.84)
+    tried = gradless("models", "check", str(folder), **EAGER)
+    assert (tried.returncode, tried.stderr) == (0, b"")
+    said = {line.split()[0]: " ".join(line.split()[1:]) for line in tried.stdout.decode().splitlines() if line.strip()}
+    assert said["model"] == "pets, shufflenet_v2_x0_5"
+    assert said["classes"] == "3: cat, dog, fox"
+    assert said["transform"] == "resize 72, crop 64, bilinear, crop"
+    assert said["reference"] == "dog, 0.844"
+    assert len(said["fingerprint"]) == 16
+    assert said["forward"].endswith("ms for one image")
+
+
+def test_a_reference_that_is_answered_otherwise_ends_with_one(folder: Path, gradless: Run) -> None:
+    gradless("models", "init", str(folder), "--architecture", "shufflenet_v2_x0_5")
+    written = (folder / "model.toml").read_text()
+    add_reference(folder, "cat", 0.9)
+    line = one_line(gradless("models", "check", str(folder), **EAGER), 1)
+    assert "clock.png is taken for 'dog' (0.844), not for 'cat' (0.042)" in line
+    (folder / "model.toml").write_text(written)
+    add_reference(folder, "dog", 0.5)
+    line = one_line(gradless("models", "check", str(folder), **EAGER), 1)
+    assert "clock.png is 'dog' with probability 0.844, more than 0.05 from 0.5" in line
+
+
+def test_what_cannot_be_served_ends_with_two_and_a_line(folder: Path, gradless: Run) -> None:
+    line = one_line(gradless("models", "check", str(folder), **EAGER), 2)
+    assert f"`gradless models init {folder}` writes one" in line
+    (folder / "model.toml").write_text('architecture = "resnet18"\nweights = "model.pt"\n')
+    for command in (("models", "check"), ("compare",)):
+        line = one_line(gradless(*command, str(folder), **EAGER), 2)
+        assert "model.pt: does not fit resnet18" in line
+    line = one_line(gradless("models", "init", str(folder)), 2)
+    assert line.endswith("model.toml: is there already, and is not overwritten")
+
+
+def test_a_server_that_cannot_serve_a_folder_says_so_in_a_line(folder: Path, gradless: Run) -> None:
+    (folder / "model.toml").write_text('architecture = "resnet18"\nweights = "modl.pt"\n')
+    done = gradless("serve", GRADLESS_MODELS=str(folder), GRADLESS_LOG_FORMAT="console", **EAGER)
+    assert done.returncode != 0
+    assert b"weights: there is no file 'modl.pt'" in done.stdout + done.stderr
+    assert b"Traceback" not in done.stdout + done.stderr
+
+
+def test_an_inner_layer_is_checked_without_classes(folder: Path, gradless: Run) -> None:
+    (folder / "model.toml").write_text(
+        'architecture = "shufflenet_v2_x0_5"\nweights = "model.pt"\nfeatures = "stage3"\n'
+    )
+    done = gradless("models", "check", str(folder), **EAGER)
+    assert done.returncode == 0, done.stderr
+    assert "of stage3" in done.stdout.decode()
