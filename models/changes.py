@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
+
+from torch import nn
 
 from models import memory, sources
 from models.errors import (
@@ -45,6 +48,7 @@ class Changes:
         self._lens = lens
         self._draining = draining
         self._under_way: str | None = None
+        self._left: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._idle = threading.Event()
         self._idle.set()
 
@@ -138,7 +142,8 @@ class Changes:
             change.close()
             # By now nothing refers to what has been replaced, or was not finished, but what refers to itself.
             device = self._around.placement.device
-            await _in_background(lambda: memory.let_go(device), f"unloader-{name}")
+            left, self._left = self._left, weakref.WeakSet()
+            await _in_background(lambda: memory.let_go(device, left), f"unloader-{name}")
             self._under_way = None
             self._idle.set()
         return result
@@ -191,6 +196,7 @@ class Changes:
     async def _retire(self, old: ServedModel) -> None:
         """Wait until `old`, which nobody finds any more, has answered all that it has accepted, and end its threads."""
         name = old.card.name
+        self._left = weakref.WeakSet(old.engine.model.network.modules())
         lens_is_over = self._lens.leave(old.engine, ModelGoneError(name))
         await old.admission.emptied()
 
@@ -208,12 +214,17 @@ async def _in_background(work: Callable[[], T], name: str) -> T:
     """The result of `work`, in a thread of its own."""
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()
+    # Taken out by the thread: whoever hears of the result may count on its being done with what it worked on.
+    to_do = [work]
+    del work
 
     def run() -> None:
         try:
-            outcome.set_result(work())
+            result = to_do.pop()()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits
             outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await asyncio.wrap_future(outcome)

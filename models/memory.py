@@ -6,12 +6,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import torch
+from torch import nn
 
 from models.telemetry import MemoryKind
 
@@ -102,13 +104,17 @@ def give_back(device: torch.device) -> None:
             return
 
 
-def let_go(device: torch.device) -> None:
-    """Return the memory of models that nothing refers to but they themselves: to the allocator, and from there to the
-    system. Objects that were frozen (gc.freeze) are looked through too, and frozen again."""
-    frozen = gc.get_freeze_count() > 0
-    gc.unfreeze()
+def let_go(device: torch.device, left: weakref.WeakSet[nn.Module]) -> None:
+    """Return the memory of modules that nothing refers to, or nothing but themselves: to the allocator, and from there
+    to the system.
+
+    Frozen objects (gc.freeze) are looked through, and frozen again, only where one of `left` is still there without
+    that: it takes 0.3 s of processor time, in which no other thread runs Python.
+    """
     gc.collect()
-    if frozen:
+    if left and gc.get_freeze_count():
+        gc.unfreeze()
+        gc.collect()
         gc.freeze()
     give_back(device)
 
