@@ -17,7 +17,8 @@ from models.samples import draw
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
-EAGER = {"GRADLESS_BACKEND": "eager"}
+# One thread: on a busy machine those of OpenMP wait for one another longer than they work.
+EAGER = {"GRADLESS_BACKEND": "eager", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from models.samples import Sample, draw
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 SMALL = ("--model", "shufflenet_v2_x0_5:random", "--batch-size", "2")
-EAGER = {"GRADLESS_BACKEND": "eager"}
+# One thread: on a busy machine those of OpenMP wait for one another longer than they work.
+EAGER = {"GRADLESS_BACKEND": "eager", "OMP_NUM_THREADS": "1"}
 
 # The command, in parts of two files, which ends in the middle of its third, as `how` says. Guarded: workers import it.
 _ENDS_IN_ITS_THIRD_PART = """
