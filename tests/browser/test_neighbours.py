@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import ImageOps
 from playwright.sync_api import Page, expect
 
+from models.engine import Output
+from models.folders.running import Runner
+from models.limits import ImageLimits
+from models.preprocessing import preprocess
 from models.samples import draw, encode
 from models.search.building import build
 from models.search.features_file import FeaturesFile
+from models.served import ServingOptions
+from observe.processes import gradless
 
 Choose = Callable[[Page, Mapping[str, bytes]], None]
 
@@ -28,36 +35,42 @@ PICTURES = {
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["with thumbnails", "without"])
-def index(request: pytest.FixtureRequest, address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the default model's features of the pictures; the last has no thumbnail."""
+def searching(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where the default model is served over an index of the pictures' features, the last without a thumbnail."""
     folder = tmp_path_factory.mktemp("index")
-    answers = [httpx2.post(f"{address}/v1/features", content=picture).json() for picture in PICTURES.values()]
-    vectors = np.array([answer["results"][0]["features"] for answer in answers], np.float32)
-    fingerprint = answers[0]["fingerprint"]
-    columns = {
-        "path": list(PICTURES),
-        "fingerprint": [fingerprint] * len(PICTURES),
-        "features": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
-    }
-    metadata = {"gradless.model": answers[0]["model"], "gradless.fingerprint": fingerprint}
-    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), folder / "f.parquet")
     thumbnails = [*list(PICTURES.values())[:2], None]
     build(
-        FeaturesFile(folder / "f.parquet"),
+        FeaturesFile(features_of(list(PICTURES.values()), folder / "f.parquet")),
         folder / "index",
         make_thumbnails=(lambda _paths: thumbnails) if request.param else None,
     )
-    return folder / "index"
+    with gradless(folder, {"GRADLESS_BACKEND": "eager", "GRADLESS_SEARCH_INDEX": str(folder / "index")}) as address:
+        yield address
+
+
+def features_of(pictures: list[bytes], path: Path) -> Path:
+    """A features file of the default model, as it is served here."""
+    with closing(Runner(ServingOptions(backend="eager"), batch_size=len(pictures))) as runner:
+        pixels = torch.stack([preprocess(picture, runner.model.transform, ImageLimits()) for picture in pictures])
+        outputs = [output for output in runner.answer(pixels, top_k=0) if isinstance(output, Output)]
+    vectors = np.stack([output.features for output in outputs])
+    columns = {
+        "path": list(PICTURES),
+        "fingerprint": [runner.model.fingerprint] * len(pictures),
+        "features": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
+    }
+    metadata = {"gradless.model": runner.model.name, "gradless.fingerprint": runner.model.fingerprint}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    return path
 
 
 def test_under_an_answer_are_the_neighbours_that_the_api_answers(
-    open_page: Callable[..., Page], start_server: Callable[..., Any], index: Path, choose: Choose, clock_png: bytes
+    open_page: Callable[..., Page], searching: str, choose: Choose, clock_png: bytes
 ) -> None:
-    server = start_server(GRADLESS_SEARCH_INDEX=str(index)).address
-    page = open_page(server=server)
+    page = open_page(server=searching)
     choose(page, {"mine.png": clock_png})
 
-    answered = httpx2.post(f"{server}/v1/search", content=clock_png).json()["results"][0]["neighbours"]
+    answered = httpx2.post(f"{searching}/v1/search", content=clock_png).json()["results"][0]["neighbours"]
     pictured = any(neighbour["thumbnail"] for neighbour in answered)
     rows = page.get_by_role("article", name="mine.png").locator(".alike li")
     expect(rows).to_have_count(3)
@@ -73,9 +86,9 @@ def test_under_an_answer_are_the_neighbours_that_the_api_answers(
 
 
 def test_a_bad_picture_among_others_has_no_neighbours_and_the_others_have_theirs(
-    open_page: Callable[..., Page], start_server: Callable[..., Any], index: Path, choose: Choose, clock_png: bytes
+    open_page: Callable[..., Page], searching: str, choose: Choose, clock_png: bytes
 ) -> None:
-    page = open_page(server=start_server(GRADLESS_SEARCH_INDEX=str(index)).address)
+    page = open_page(server=searching)
     choose(page, {"good.png": clock_png, "bad.png": b"no image", "again.png": clock_png})
 
     for name, count in {"again.png": 3, "good.png": 3, "bad.png": 0}.items():
