@@ -71,9 +71,9 @@ class Service:
         return [process for process in own if _title(process).startswith(_REPLICA)]
 
     def end(self) -> None:
-        """As Ctrl-C in a terminal; what is still there then is killed."""
+        """Politely; what is still there then is killed."""
         everybody = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGINT)
+        self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(60)
         except subprocess.TimeoutExpired:

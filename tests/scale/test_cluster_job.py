@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.errors import JobError
 from models.samples import Sample, draw, encode
+from models.scale.cluster import connect
 from models.scale.results import left
 
 pytestmark = pytest.mark.timeout(300)
@@ -103,7 +105,6 @@ def test_files_and_output_may_be_named_by_uris(images: Path, tmp_path: Path, gra
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--ray", "127.0.0.1:1"], "--ray 127.0.0.1:1: "),
         (["--ray", "local", "--workers", "2"], "--workers are processes of this machine"),
         (["--ray", "local", "-o", "out.npy"], "-o out.npy: on a cluster the output is a folder"),
     ],
@@ -111,11 +112,23 @@ def test_files_and_output_may_be_named_by_uris(images: Path, tmp_path: Path, gra
 def test_what_cannot_be_is_said_in_one_line(
     arguments: list[str], said: str, images: Path, tmp_path: Path, gradless: Command
 ) -> None:
-    ended = gradless("features", images, "-o", tmp_path / "out", *arguments, RAY_gcs_rpc_server_connect_timeout_s="1")
+    ended = gradless("features", images, "-o", tmp_path / "out", *arguments)
 
     assert (ended.returncode, ended.stdout) == (2, "")
     assert f"gradless: {said}" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:1", "--ray 127.0.0.1:1: nobody answers there"),
+        ("photos", "--ray photos: it must be local, auto, HOST:PORT or ray://HOST:PORT"),
+    ],
+)
+def test_a_cluster_that_is_not_there_is_said_at_once(address: str, said: str) -> None:
+    with pytest.raises(JobError, match=said):
+        connect(address)
 
 
 @pytest.mark.parametrize(
