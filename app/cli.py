@@ -12,6 +12,7 @@ from app.commands.folders import classify, features
 from app.commands.models import models
 from app.commands.search import search
 from app.commands.stats import stats
+from app.evaluation.command import evaluate
 from app.lens.command import compare
 from app.settings import SettingsError, load_settings
 from app.settings_table import settings_table
@@ -31,6 +32,7 @@ app.command()(features)
 app.add_typer(models, name="models")
 app.command()(stats)
 app.add_typer(search, name="search")
+app.command()(evaluate)
 
 
 @app.command()

@@ -16,10 +16,19 @@ from app.problems import (
     TABLE,
     Row,
     SlowBodyError,
+    UnauthorizedError,
 )
 from app.schemas import Problem
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+
+_UNAUTHORIZED = str(TABLE[UnauthorizedError].status)
+
+# The two headers that app/access.py looks into.
+_KEY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "an API key"},
+}
 
 # Of every route that takes images.
 IMAGE_BODY: dict[str, Any] = {
@@ -69,9 +78,9 @@ def documented_ends(router: APIRouter) -> Iterator[tuple[str, str, int]]:
             )
 
 
-def document_problems(app: FastAPI) -> None:
+def complete_document(app: FastAPI, *, keys: bool) -> None:
     """Add the Problem schema, which no route declares as its own, and take out FastAPI's error schemas, which no
-    route answers with."""
+    route answers with. `keys`: tell of them too, so that /docs and generated clients can send one."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -80,6 +89,12 @@ def document_problems(app: FastAPI) -> None:
         schemas["Problem"] = Problem.model_json_schema()
         for replaced in ("HTTPValidationError", "ValidationError"):
             schemas.pop(replaced, None)
+        if keys:
+            document["components"]["securitySchemes"] = _KEY_SCHEMES
+            for operation in (each for path in document["paths"].values() for each in path.values()):
+                if _UNAUTHORIZED in operation["responses"]:
+                    # One of them is enough.
+                    operation["security"] = [{name: []} for name in _KEY_SCHEMES]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema

@@ -7,7 +7,9 @@ stands for the last operation in it.
 
 from __future__ import annotations
 
+import copy
 import difflib
+from typing import Any
 
 import torch
 from timm.layers._fx import get_notrace_functions, get_notrace_modules
@@ -125,3 +127,9 @@ class _Layer(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         layer: torch.Tensor = self.graph(images)[self.KEY]
         return layer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Layer:
+        copied = _Layer(copy.deepcopy(self.graph, memo))
+        memo[id(self)] = copied
+        # torchvision's extractor comes out of a copy in train mode, whatever it was in.
+        return copied.train(self.training)

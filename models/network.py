@@ -100,7 +100,8 @@ class NoClasses(nn.Module):
     """The head of a network without classes: (N, …) to (N, 0)."""
 
     def forward(self, head_input: torch.Tensor) -> torch.Tensor:
-        return head_input.new_empty((len(head_input), 0))
+        # Not len(), which torch.export takes for the number that it is exported with.
+        return head_input.new_empty((head_input.shape[0], 0))
 
 
 class MeanOver(nn.Module):

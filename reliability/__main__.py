@@ -18,7 +18,7 @@ from observe.places import ROOT
 from reliability.finding import Finding, show
 from reliability.page import page
 from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale
-from reliability.scenarios import fuzz, hang_up, neighbours, overload, sigkill, sigterm, slowloris, vanishing
+from reliability.scenarios import decoder, fuzz, hang_up, neighbours, overload, sigkill, sigterm, slowloris, vanishing
 
 _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "overload": overload.measure,
@@ -26,6 +26,7 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "hang-up": hang_up.measure,
     "vanishing": vanishing.measure,
     "fuzz": fuzz.measure,
+    "decoder": decoder.measure,
     "sigterm": sigterm.measure,
     "sigkill": sigkill.measure,
     "neighbours": neighbours.measure,

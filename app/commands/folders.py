@@ -24,7 +24,8 @@ Model = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="images in a forward")]
 Workers = Annotated[
-    int | None, typer.Option(min=0, max=256, help="processes that read files; one for each core without it")
+    int | None,
+    typer.Option(min=0, max=256, help="processes that read files; one a core without it, none for few files"),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with what an interrupted run has done")]
 Ray = Annotated[
@@ -36,6 +37,9 @@ Ray = Annotated[
     ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 if a file could not be read")]
+
+# They are read sooner than a worker has started.
+_FEW_FILES = 128
 
 # What only one process can write.
 _TABLES = (".csv", ".jsonl", ".npy")
@@ -87,6 +91,13 @@ def features(
     Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, --resume goes on.
     """
     _run("features", paths, output, 0, model, batch_size, workers, ray, resume=resume, strict=strict)
+
+
+def workers_for(files: int) -> int:
+    """How many processes read that many files, where nobody says."""
+    from models.devices import available_cores  # noqa: PLC0415 - as below
+
+    return 0 if files <= _FEW_FILES else available_cores()
 
 
 def _run(
@@ -141,12 +152,11 @@ def _check_for_ray(output: str, workers: int | None) -> None:
 def _here(paths: list[str], output: str, workers: int | None, settings: Settings, asked: dict[str, Any]) -> FolderJob:
     # Here, not above: other commands need not wait for torch.
     from app.main import serving_options  # noqa: PLC0415
-    from models.devices import available_cores  # noqa: PLC0415
     from models.folders import files  # noqa: PLC0415
     from models.folders.job import FolderJob, Wanted  # noqa: PLC0415
 
     found = files.find([Path(path) for path in paths])
-    workers = available_cores() if workers is None else workers
+    workers = workers_for(len(found)) if workers is None else workers
     return FolderJob(Wanted(files=found, output=Path(output), workers=workers, **asked), serving_options(settings))
 
 

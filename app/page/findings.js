@@ -121,12 +121,13 @@ function known(pictures, results) {
   );
 }
 
-/** The requests, as commands. */
-export function commands(query, pictures, { classes }) {
+/** The requests, as commands: for classes where the model has some, for neighbours where there is an index. */
+export function commands(query, pictures, { classes, search }) {
   return panel(
     "The same from a shell",
     classes > 0 && commandBox("Classes", curlOf(`v1/classify${query}`, pictures)),
     commandBox("Features", curlOf(`v1/features${query}`, pictures)),
+    search && commandBox("Neighbours", curlOf(`v1/search${query}`, pictures)),
   );
 }
 

@@ -83,24 +83,43 @@ function describe() {
     `${backend}, ${dtype} on ${device} · ${count(parameters)} parameters · ${side}\u00a0px · ${gives}`;
 }
 
+function list(found) {
+  const select = byId("model");
+  const before = select.value;
+  models = found;
+  select.replaceChildren(...models.map(({ name }) => html("option", {}, name)));
+  // Otherwise it is the first, which is the server's default.
+  if (models.some(({ name }) => name === before)) select.value = before;
+  describe();
+  return select.value !== before;
+}
+
+// Models come and go while the page is open. What fails here is said by whatever is asked next.
+async function listAnew() {
+  try {
+    if (list((await askJson("v1/models")).json.models)) tryView.choose(chosen());
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+  }
+}
+
 async function begin() {
   const select = byId("model");
   begun = true;
   try {
-    ({ models } = (await askJson("v1/models")).json);
+    list((await askJson("v1/models")).json.models);
   } catch (error) {
     begun = false;
     tell(byId("try-notice"), error, begin);
     return;
   }
   byId("try-notice").replaceChildren();
-  select.replaceChildren(...models.map(({ name }) => html("option", {}, name)));
   select.disabled = false;
+  select.addEventListener("focus", listAnew);
   select.addEventListener("change", () => {
     describe();
     tryView.choose(chosen());
   });
-  describe();
   tryView.start(chosen());
 }
 

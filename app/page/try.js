@@ -3,6 +3,7 @@
 import { askJson, serverTiming } from "./api.js";
 import { byId, html } from "./drawing.js";
 import { bytes, counted, seconds } from "./format.js";
+import { alike, neighboursOf } from "./neighbours.js";
 import { problemBox, tell } from "./notices.js";
 import { pictures, remove, watchBench } from "./pictures.js";
 import { classesOf, commands, features, similarity, waterfall } from "./findings.js";
@@ -37,17 +38,20 @@ async function look() {
   }
   busy(true);
   let named = false;
+  let measured = false;
   try {
     const sent = { method: "POST", body: bodyOf(shown), signal: running.signal };
     const query = `?model=${encodeURIComponent(model.name)}`;
     const timed = model.classes > 0 && (await name(shown, query, sent));
     named = model.classes > 0;
     await measure(shown, query, sent, timed);
+    measured = true;
+    if (model.search) await find(query, sent);
   } catch (error) {
     if (error.name === "AbortError") return;
     // What has been answered stays.
-    if (!named) show(shown.map((picture) => card(picture)));
-    byId("try-more").hidden = true;
+    if (!named && !measured) show(shown.map((picture) => card(picture)));
+    if (!measured) byId("try-more").hidden = true;
     tell(byId("try-notice"), error, look);
   }
   busy(false);
@@ -90,6 +94,14 @@ function tellAnswered(shown, { results }, answer, sentAt) {
   show(results.map((result, index) => card(shown[index], result)));
   byId("try-status").textContent = `${counted(shown.length, "picture")} answered in ${seconds(roundTrip)}.`;
   return waterfall(serverTiming(answer), roundTrip, shown.length);
+}
+
+// The indexed pictures most alike, under each answer.
+async function find(query, sent) {
+  const results = await neighboursOf(query, sent);
+  results.forEach(({ neighbours }, index) => {
+    if (neighbours) byId("answers").children[index].append(alike(neighbours, sent.signal));
+  });
 }
 
 function column(...panels) {

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -49,11 +50,10 @@ class _SearchRoute(ImageRoute):
         return handle_where_indexed
 
 
-router = APIRouter(tags=["search"])
-_searches = APIRouter(route_class=_SearchRoute)
+router = APIRouter(tags=["search"], route_class=_SearchRoute)
 
 
-@_searches.post(PATH, responses=answers(NoSearchIndexError, *PREDICTION_ERRORS), openapi_extra=IMAGE_BODY)
+@router.post(PATH, responses=answers(NoSearchIndexError, *PREDICTION_ERRORS), openapi_extra=IMAGE_BODY)
 async def search(
     upload: ImageUpload, k: Annotated[int, Query(ge=1, le=100, description="neighbours of an image, at most")] = 10
 ) -> Neighbours:
@@ -77,12 +77,6 @@ async def search(
     )
 
 
-@router.get(
-    f"{PATH}/thumbnails/{{row}}",
-    response_class=Response,
-    responses={**_THUMBNAIL, **answers(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
-    dependencies=[Depends(inference_allowed)],
-)
 async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description="of a neighbour")]) -> Response:
     """The small picture that the index keeps of an image: a part of the index, no file of the disk."""
     picture = search_index_of(request).thumbnail(row)
@@ -91,7 +85,15 @@ async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description
     return Response(picture, media_type=_JPEG, headers=_CACHED)
 
 
-router.include_router(_searches)
+router.add_api_route(
+    f"{PATH}/thumbnails/{{row}}",
+    thumbnail,
+    response_class=Response,
+    responses={**_THUMBNAIL, **answers(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
+    dependencies=[Depends(inference_allowed)],
+    # It has no image to read.
+    route_class_override=APIRoute,
+)
 
 
 async def _looked_up(

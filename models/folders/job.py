@@ -66,7 +66,11 @@ class FolderJob:
             len(wanted.files),
             Asked.digest(wanted.files),
         )
-        self._parts = Parts(wanted.output, asked, resume=wanted.resume)
+        try:
+            self._parts = Parts(wanted.output, asked, resume=wanted.resume)
+        except BaseException:
+            self._runner.close()
+            raise
 
     @property
     def files(self) -> int:

@@ -92,14 +92,18 @@ class Parts:
             raise JobError(f"{self.folder} has what an earlier run has done: --resume goes on with it, or delete it")
         self.folder.mkdir(exist_ok=True)
         self._job: IO[str] = (self.folder / JOB).open("a+", encoding="utf-8")
-        self._lock()
-        if begun:
-            self._job.seek(0)
-            asked.check(self._job.read(), str(self.folder))
-        else:
-            self._job.write(asked.written())
-            self._job.flush()
-        self._parts = _in_a_row(self.folder)
+        try:
+            self._lock()
+            if begun:
+                self._job.seek(0)
+                asked.check(self._job.read(), str(self.folder))
+            else:
+                self._job.write(asked.written())
+                self._job.flush()
+            self._parts = _in_a_row(self.folder)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def done(self) -> int:
@@ -136,7 +140,6 @@ class Parts:
         try:
             fcntl.flock(self._job, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._job.close()
             raise JobError(f"another process is at work in {self.folder}") from None
 
 

@@ -100,6 +100,7 @@ def batches(files: Sequence[str], reading: Reading, *, batch_size: int, workers:
         sampler=files,
         num_workers=workers,
         collate_fn=_Collation(reading.transform.crop),
+        worker_init_fn=_end_with_this_process,
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=_AHEAD if workers else None,
     )
@@ -136,6 +137,19 @@ class _Collation:
 
     def __call__(self, images: Sequence[tuple[str, torch.Tensor | str]]) -> Batch:
         return Batch.of(images, self.side)
+
+
+def _end_with_this_process(_worker: int) -> None:
+    """In a worker: let it not outlive the process that reads from it, however that ends. PyTorch's own watchdog looks
+    at the parent, which is the server here, and the server waits for its workers."""
+
+    def wait() -> None:
+        reader = multiprocessing.parent_process()
+        if reader is not None:
+            reader.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _check_shared_memory(needed: int) -> None:

@@ -104,10 +104,8 @@ def _guessed(file: Path, tensors: Tensors) -> str:
     if found is not None and found.exact:
         return found.architecture
     nearest = f"; {found.architecture} is nearest, with {found.share:.0%} of the tensors" if found is not None else ""
-    raise ModelFolderError(
-        file,
-        f"fits no architecture of torchvision or timm{nearest}; say which, or name code of yours, by --architecture",
-    )
+    advice = "say which it is, or name code of yours, by --architecture"
+    raise ModelFolderError(file, f"fits no architecture of torchvision or timm{nearest}; {advice}")
 
 
 def _document(started: Started, resize: int | None, crop: int | None) -> str:

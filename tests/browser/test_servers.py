@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import httpx2
 from playwright.sync_api import Page, expect
 
 
@@ -30,3 +31,24 @@ def test_a_lens_that_is_switched_off_and_a_server_that_goes_away_are_said(
     expect(page.get_by_role("tabpanel").get_by_role("alert")).to_contain_text("The server cannot be reached")
     page.get_by_role("tab", name="Live").click()
     expect(page.get_by_role("tabpanel").get_by_role("alert")).to_contain_text("This view did not come")
+
+
+def test_models_that_come_and_go_do_so_in_the_choice_as_well(
+    open_page: Callable[..., Page], start_server: Callable[..., Any]
+) -> None:
+    server = start_server(GRADLESS_MODELS="null")
+    page = open_page("try", server=server.address, refusals=True)
+    choice = page.locator("#model")
+    expect(choice.locator("option")).to_have_text(["null"])
+
+    httpx2.post(f"{server.address}/v1/models/second", json={"source": "null"}).raise_for_status()
+    choice.focus()
+    expect(choice.locator("option")).to_have_text(["null", "second"])
+    choice.select_option("second")
+    httpx2.delete(f"{server.address}/v1/models/second").raise_for_status()
+    choice.blur()
+    choice.focus()
+
+    expect(choice.locator("option")).to_have_text(["null"])
+    expect(choice).to_have_value("null")
+    expect(page.get_by_role("alert")).to_have_count(0)

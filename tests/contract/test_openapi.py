@@ -21,11 +21,14 @@ CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance,
 EXAMPLES = 30
 PROBLEM = "application/problem+json"
 
+CHANGING = [("POST", "/v1/models/{name}"), ("DELETE", "/v1/models/{name}")]
+# Names that are made up are those of no model: what changes one is below, with given ones.
 WITH_INPUT = [
     ("POST", "/v1/classify"),
     ("POST", "/v1/features"),
     ("POST", "/v1/search"),
     ("GET", "/v1/search/thumbnails/{row}"),
+    *CHANGING,
 ]
 # Nothing that could be sent to these is invalid: there are no generated requests of that kind.
 NEVER_WRONG = [
@@ -155,6 +158,21 @@ def test_the_answer_to_an_image_has_its_documented_form(
     # Generated bodies are hardly ever images: the answer that matters most is checked with a real one.
     case = schema[path]["POST"].Case(query=query, body=clock_png, media_type="application/octet-stream")
     assert case.call_and_validate(checks=CHECKS).status_code == 200
+
+
+def test_changes_of_models_are_answered_as_documented(schema: Any) -> None:
+    def status(method: str, name: str, source: str | None = None) -> int:
+        sent = {} if source is None else {"body": {"source": source}, "media_type": "application/json"}
+        case = schema["/v1/models/{name}"][method].Case(path_parameters={"name": name}, **sent)
+        answered: int = case.call_and_validate(checks=CHECKS).status_code
+        return answered
+
+    assert status("DELETE", "efficientnet_lite0") == 409
+    assert status("POST", "second", "no-such-model") == 422
+    assert status("POST", "second", "null") == 201
+    assert status("POST", "second") == 200
+    assert status("DELETE", "second") == 204
+    assert status("DELETE", "second") == 404
 
 
 def test_every_documented_error_is_a_problem(document: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where a classifier is cut: before its head, whatever that is made of, and never where its logits would be others."""
+"""Where a classifier is cut: before its head, whatever that is, and nowhere where its logits would be others."""
 
 from __future__ import annotations
 
@@ -89,19 +89,6 @@ def test_heads_whose_answers_are_averaged_are_cut_as_timm_does(name: str, dimens
     assert features.shape == (2, network.dimensions) == (2, dimensions)
     assert logits.equal(expected)
     assert features.equal(pre_logits)
-
-
-class AfterTheHead(nn.Module):
-    """A layer whose output is the logits, of which another part is taken on the way."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trunk = Trunk()
-        self.first, self.last = nn.Linear(6, 4), nn.Linear(4, 4)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        first = self.first(self.trunk(images).mean((2, 3)))
-        return self.last(first) if first.shape[1] == 4 else first
 
 
 @pytest.mark.parametrize("after", [nn.Tanh(), nn.ReLU(inplace=True), nn.Softmax(dim=1)])

@@ -108,10 +108,9 @@ def test_what_comes_after_the_layer_is_not_there(pooled: LoadedModel) -> None:
 
 def test_modules_keep_the_names_that_their_makers_gave_them(pooled: LoadedModel) -> None:
     whole = {name for name, _ in architectures.find(NAME).build(None).named_modules()}
-    own = {
-        pooled.network.original_name(name) for name, _ in pooled.network.body.graph.named_modules(prefix="body.graph")
-    }
+    own = {pooled.network.original_name(name) for name, _ in pooled.network.named_modules()}
     assert {name for name in own if name.startswith("layer3")} <= whole
+    assert "layer3.0.conv1" in own
 
 
 def test_layer_and_form_are_part_of_the_fingerprint(pooled: LoadedModel, mapped: LoadedModel) -> None:

@@ -138,6 +138,31 @@ async def test_the_lens_is_closed_to_others_also_by_way_of_a_proxy_of_this_machi
     assert inference.status_code == 200
 
 
+async def test_the_documentation_tells_how_to_send_a_key_where_one_is_needed(serve: Serve) -> None:
+    async with serve(api_keys=KEY) as client:
+        document = (await client.get("/openapi.json")).json()
+    schemes = document["components"]["securitySchemes"]
+    assert {(scheme["type"], scheme.get("scheme", scheme.get("name"))) for scheme in schemes.values()} == {
+        ("http", "bearer"),
+        ("apiKey", "X-API-Key"),
+    }
+    with_key = {
+        (method, path)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if operation.get("security") == [{name: []} for name in schemes]
+    }
+    assert with_key >= {("post", "/v1/classify"), ("post", "/v1/features"), ("get", "/metrics"), ("get", "/v1/models")}
+    assert not any(path in {"/healthz", "/readyz"} for _, path in with_key)
+
+
+async def test_without_keys_the_documentation_speaks_of_none(serve: Serve) -> None:
+    async with serve() as client:
+        document = (await client.get("/openapi.json")).json()
+    assert "securitySchemes" not in document["components"]
+    assert "security" not in document["paths"]["/v1/classify"]["post"]
+
+
 async def test_refusals_for_want_of_a_key_are_counted(serve: Serve) -> None:
     async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
         await ask(client, "POST", "/v1/classify", {})

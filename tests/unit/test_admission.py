@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from models.admission import Admission
@@ -80,3 +82,24 @@ def test_a_full_and_closed_house_says_that_it_is_closed() -> None:
         admission.close()
         with pytest.raises(DrainingError), admission.admit(1):
             pass
+
+
+@pytest.mark.anyio
+async def test_who_waits_until_everybody_has_left_hears_of_the_last_and_nobody_comes_meanwhile() -> None:
+    admission = Admission(4, _seconds_each)
+    with admission.admit(1):
+        with admission.admit(2):
+            waiting = asyncio.create_task(admission.emptied())
+            await asyncio.sleep(0)
+            with pytest.raises(DrainingError), admission.admit(1):
+                pass
+        await asyncio.sleep(0)
+        assert not waiting.done()
+    await waiting
+
+
+@pytest.mark.anyio
+async def test_nobody_waits_for_an_empty_building() -> None:
+    admission = Admission(4, _seconds_each)
+    await admission.emptied()
+    assert admission.closed

@@ -190,6 +190,8 @@ def test_gauges_are_read_from_the_runtime_at_each_scrape(new_runtime: Callable[.
     assert _value(metrics, "gradless_batch_size_limit", model="fake") == 8
     assert _value(metrics, "gradless_model_load_seconds", **card) == 1.5
     assert _value(metrics, "gradless_model_weights_bytes", **card) == 28
+    version = {"architecture": "none", "fingerprint": "0123456789abcdef", "version": "1"}
+    assert _value(metrics, "gradless_model_info", model="fake", **version) == 1
     assert _value(metrics, "gradless_device_memory_bytes", device="cpu", kind="free") == 200
     assert _value(metrics, "gradless_model_ready", **card) == 1
     assert _value(metrics, "gradless_batcher_alive", model="fake") == 1

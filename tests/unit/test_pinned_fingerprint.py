@@ -8,6 +8,8 @@ from contextlib import AbstractAsyncContextManager
 import httpx2
 import pytest
 
+from models.predictions import Answer, Prediction
+
 pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
@@ -35,3 +37,19 @@ async def test_another_one_is_refused_with_the_one_that_is_served(serve: Serve, 
     assert answer.status_code == 412
     assert answer.json()["type"] == "urn:gradless:problem:fingerprint-mismatch"
     assert SERVED in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+async def test_a_version_that_took_over_while_the_body_was_read_does_not_answer_for_the_pinned_one(
+    serve: Serve, prediction: Callable[..., Prediction], path: str
+) -> None:
+    async def another(*_: object, top_k: int, **__: object) -> Answer:
+        return Answer("fake", OTHER, 3, [prediction(top_k)])
+
+    async with serve({"predict": another}) as client:
+        refused = await client.post(path, content=b"image", headers={"If-Match": SERVED})
+        unpinned = await client.post(path, content=b"image")
+
+    assert refused.status_code == 412
+    assert OTHER in refused.json()["detail"]
+    assert unpinned.json()["fingerprint"] == OTHER

@@ -138,6 +138,16 @@ def test_a_queue_of_exactly_one_request_is_enough(monkeypatch: pytest.MonkeyPatc
     assert load_settings().queue_capacity == 9
 
 
+def test_more_models_at_the_start_than_may_be_served_are_refused_with_both_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    line = _fault(monkeypatch, GRADLESS_MODELS="a,b,c", GRADLESS_MAX_MODELS="2")
+
+    assert "GRADLESS_MAX_MODELS (2)" in line
+    assert "GRADLESS_MODELS names (3)" in line
+    assert len(line.splitlines()) == 1
+
+
 def test_settings_never_change() -> None:
     with pytest.raises(ValidationError):
         load_settings().port = 1  # type: ignore[misc]

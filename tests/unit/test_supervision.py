@@ -92,3 +92,17 @@ def test_it_gives_up_once() -> None:
     supervisor._thread.join(_PATIENCE_S)  # noqa: SLF001 - that the thread has ended is the point
     assert not supervisor._thread.is_alive()  # noqa: SLF001
     assert ward.given_up.qsize() == 1
+
+
+def test_what_was_replaced_before_a_change_by_hand_counts_no_more() -> None:
+    ward = _Ward(chronic=True)
+    supervisor = ward.supervised(lambda _reason: ward.given_up.put("given up"))
+    ward.ill = {"a": "has hung for 61 s"}
+    for _ in range(2):
+        ward.replaced.get(timeout=_PATIENCE_S)
+    ward.ill = {}
+    supervisor.forget("a")
+    ward.ill = {"a": "has hung for 61 s"}
+    assert ward.given_up.get(timeout=_PATIENCE_S) == "given up"
+    # Three more, and one if the supervisor was at it when it was told to forget.
+    assert ward.replaced.qsize() >= 3

@@ -1,0 +1,118 @@
+"""`python -m benchmarks.folders`: every way in turn, round by round, and the page."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks import machine, pictures
+from benchmarks.bench import ROOT, Bench
+from benchmarks.folders import page
+from benchmarks.folders.page import Measured
+from benchmarks.load import closed_loop, require_wrk
+from benchmarks.processes import running
+from benchmarks.servers import SERVERS
+
+_log = logging.getLogger("benchmarks.folders")
+
+_PAGE = ROOT / "benchmarks/results/folders.md"
+
+_CONNECTIONS = 32
+
+
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.folders", description="gradless features, side by side")
+    parser.add_argument("--images", type=int, default=5000, help=f"files, more than {page.FEW}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--python", type=Path, default=ROOT / ".venv/bin/python", help="that gradless is installed for")
+    parser.add_argument("--out", type=Path, default=_PAGE, help="page to write")
+    wanted = parser.parse_args()
+    if wanted.images <= page.FEW:
+        parser.error(f"--images must be more than {page.FEW}")
+    try:
+        require_wrk()
+    except RuntimeError as error:
+        sys.exit(f"benchmarks: {error}")
+    described = machine.describe([], {})
+    with tempfile.TemporaryDirectory() as folder:
+        found = _measured(Path(folder), wanted.images, wanted.rounds, wanted.python)
+    wanted.out.write_text(page.of(found, described, wanted.images, wanted.rounds), encoding="utf-8")
+    _log.info("written: %s", wanted.out)
+
+
+def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str, list[Measured]]:
+    drawn, many, few = (folder / name for name in ("drawn", "many", "few"))
+    for made in (drawn, many, few):
+        made.mkdir()
+    for number in range(page.DRAWN):
+        pictures.draw(500, 375, seed=number).save(drawn / f"{number:03}.jpg", "JPEG", quality=pictures.QUALITY)
+    for number in range(images):
+        os.link(drawn / f"{number % page.DRAWN:03}.jpg", many / f"{number:06}.jpg")
+        if number < page.FEW:
+            os.link(drawn / f"{number % page.DRAWN:03}.jpg", few / f"{number:06}.jpg")
+    command = [str(python), "-c", "from app.cli import main; main()", "features"]
+    out = str(folder / "out.npy")
+    by_hand = [str(python), "-m", "benchmarks.folders.hand_written"]
+    found: dict[str, list[Measured]] = defaultdict(list)
+    # OpenVINO's conversion is made once and kept.
+    _seconds([*command, str(few), "-o", str(folder / "first.npy")])
+    for number in range(1, rounds + 1):
+        found[page.COMMAND].append(_by_difference(lambda of: [*command, str(of), "-o", out], many, few, images))
+        seconds = images / found[page.COMMAND][-1].per_second
+        found[page.CEILING].append(_ceiling(python, drawn, seconds))
+        found[page.BY_HAND].append(_by_difference(lambda of: [*by_hand, str(of), out], many, few, images))
+        found[page.SERVICE].append(_service(python, drawn, seconds, folder / "logs"))
+        _log.info("round %d: %s", number, {way: round(of_way[-1].per_second, 1) for way, of_way in found.items()})
+    return found
+
+
+def _by_difference(command: Callable[[Path], list[str]], many: Path, few: Path, images: int) -> Measured:
+    """Of two runs: what one takes longer, for the images that it has more."""
+    long_s, short_s = _seconds(command(many)), _seconds(command(few))
+    per_second = (images - page.FEW) / (long_s - short_s)
+    return Measured(per_second, max(0.0, short_s - page.FEW / per_second))
+
+
+def _ceiling(python: Path, drawn: Path, seconds: float) -> Measured:
+    command = [str(python), "-m", "benchmarks.folders.ceiling", str(drawn), str(seconds)]
+    return Measured(float(_run(command).stdout))
+
+
+def _service(python: Path, drawn: Path, seconds: float, logs: Path) -> Measured:
+    spec = replace(SERVERS["gradless openvino fp32"], path="/v1/features")
+    bench = Bench({"0.2 MP": sorted(drawn.iterdir())}, python, logs)
+    with running(spec, "efficientnet_lite0", bench) as server:
+        loaded = closed_loop(
+            server, bench.usual, connections=_CONNECTIONS, seconds=max(4.0, seconds), warm_s=max(1.0, seconds / 4)
+        )
+        return Measured(loaded.report["steady_per_second"], server.start_seconds)
+
+
+def _seconds(command: Sequence[str]) -> float:
+    started_at = perf_counter()
+    _run(command)
+    return perf_counter() - started_at
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        sys.exit(f"benchmarks: {shlex.join(command)} failed: {done.stderr[-1500:]}")
+    return done
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Decode and forward in one process, without files, processes and output: images a second. Run by itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from benchmarks.ceilings import CACHE, together
+from models import backends, catalog, devices, memory
+from models.engine import Engine
+from models.loading import load
+
+
+def main(folder: Path, seconds: float) -> None:
+    """Print the rate on the pictures of `folder`."""
+    memory.keep_freed()
+    model = load(catalog.find(catalog.DEFAULT_MODEL), devices.place("auto", "fp32", "auto"))
+    engine = Engine(model, backends.make(model, max_batch_size=32, cache_folder=CACHE))
+    bodies = [path.read_bytes() for path in sorted(folder.iterdir())]
+    sys.stdout.write(f"{together(bodies, engine, seconds):.3f}\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]))

@@ -1,0 +1,53 @@
+"""The loop that everybody writes: a DataLoader over Pillow and torchvision's transforms, the network as it is built,
+batches of 32 under no_grad, vectors into one file. Run by itself."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from models import catalog
+from models.devices import available_cores
+from models.heads import cut_at_head
+from models.transforms import Transform
+
+
+class Pictures(Dataset[torch.Tensor]):
+    """(3, crop, crop) float32, normalised, of each file of a folder."""
+
+    def __init__(self, folder: Path, preset: Transform) -> None:
+        self._files = sorted(folder.iterdir())
+        self._transform = transforms.Compose(
+            [
+                transforms.Resize(preset.resize, interpolation=transforms.InterpolationMode(preset.interpolation)),
+                transforms.CenterCrop(preset.crop),
+                transforms.ToTensor(),
+                transforms.Normalize(preset.mean, preset.std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        pixels: torch.Tensor = self._transform(Image.open(self._files[index]).convert("RGB"))
+        return pixels
+
+
+def main(folder: Path, output: Path) -> None:
+    """Write the vectors of `folder` to `output`."""
+    classifier = catalog.find(catalog.DEFAULT_MODEL).build()
+    network = cut_at_head(catalog.DEFAULT_MODEL, classifier.module, classifier.transform.crop)
+    loader = DataLoader(Pictures(folder, classifier.transform), batch_size=32, num_workers=available_cores())
+    with torch.no_grad():
+        np.save(output, np.concatenate([network(batch).features.numpy() for batch in loader]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,168 @@
+"""How good a model is on images of which somebody says what they show: counted as answers come, in little memory."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Classes an image is asked for: top-5 is the field's custom.
+TOP = 5
+
+_BINS = 15
+_CONFUSIONS = 10
+_MISTAKES = 24
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScore:
+    """Of the images that show the class: how many there are, and in how many it came first, or among the first five.
+    `taken`: how many images were taken for it, rightly or not."""
+
+    index: int
+    label: str
+    images: int
+    first: int
+    among_five: int
+    taken: int
+
+
+@dataclass(frozen=True, slots=True)
+class Confusion:
+    """`images` that show `truth` were taken for `taken_for`, of `of` that show it."""
+
+    truth: str
+    taken_for: str
+    images: int
+    of: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Images whose first place had a probability in (lower, upper]: their number, mean probability, and the share of
+    them in which it was right."""
+
+    lower: float
+    upper: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """An image taken for something else with this `probability`. `rank` and `truth_probability` are those of what it
+    shows, None where that is not among the first five."""
+
+    path: str
+    truth: str
+    taken_for: str
+    probability: float
+    rank: int | None
+    truth_probability: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Shares are 0..1. `calibration_error`: the expected calibration error with 15 bins of equal width, the mean over
+    images of |accuracy - mean probability| of their bin (Guo et al., On Calibration of Modern Neural Networks, 2017).
+    `classes`: those that images show, the worst first."""
+
+    model: str
+    fingerprint: str
+    images: int
+    without_answer: int
+    top1: float
+    top5: float
+    calibration_error: float
+    classes: list[ClassScore]
+    confusions: list[Confusion]
+    bins: list[Bin]
+    mistakes: list[Mistake]
+
+
+class Tally:
+    """Counts answers of a model with these labels."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        self._labels = labels
+        self._images, self._first, self._among_five, self._taken = (
+            np.zeros(len(labels), dtype=np.int64) for _ in range(4)
+        )
+        self._pairs: Counter[tuple[int, int]] = Counter()
+        # Per bin: images, right ones, sum of probabilities.
+        self._bins = np.zeros((_BINS, 3))
+        self._mistakes: list[tuple[float, str, int, Mistake]] = []
+
+    def add(self, path: str, truth: int, indices: NDArray[np.int64], probabilities: NDArray[np.float32]) -> None:
+        """One image: what it shows, and its likeliest classes with their probabilities, most probable first."""
+        taken_for, probability = int(indices[0]), float(probabilities[0])
+        found = np.flatnonzero(indices == truth)
+        self._images[truth] += 1
+        self._taken[taken_for] += 1
+        self._first[truth] += taken_for == truth
+        self._among_five[truth] += len(found) > 0
+        place = min(max(int(np.ceil(probability * _BINS)) - 1, 0), _BINS - 1)
+        self._bins[place] += (1, taken_for == truth, probability)
+        if taken_for != truth:
+            self._pairs[truth, taken_for] += 1
+            rank = int(found[0]) if len(found) else None
+            mistake = Mistake(
+                path,
+                self._labels[truth],
+                self._labels[taken_for],
+                probability,
+                None if rank is None else rank + 1,
+                None if rank is None else float(probabilities[rank]),
+            )
+            push = heapq.heappush if len(self._mistakes) < _MISTAKES else heapq.heappushpop
+            push(self._mistakes, (probability, path, truth, mistake))
+
+    def evaluation(self, model: str, fingerprint: str, *, without_answer: int) -> Evaluation:
+        """What has been counted. Shares are 0 where there is no image."""
+        images = int(self._images.sum())
+        return Evaluation(
+            model=model,
+            fingerprint=fingerprint,
+            images=images,
+            without_answer=without_answer,
+            top1=int(self._first.sum()) / max(images, 1),
+            top5=int(self._among_five.sum()) / max(images, 1),
+            calibration_error=float(np.abs(self._bins[:, 1] - self._bins[:, 2]).sum()) / max(images, 1),
+            classes=self._classes(),
+            confusions=[
+                Confusion(self._labels[truth], self._labels[taken], count, int(self._images[truth]))
+                for (truth, taken), count in sorted(self._pairs.items(), key=lambda pair: (-pair[1], pair[0]))[
+                    :_CONFUSIONS
+                ]
+            ],
+            bins=[
+                Bin(
+                    number / _BINS,
+                    (number + 1) / _BINS,
+                    int(count),
+                    float(total / max(count, 1)),
+                    float(right / max(count, 1)),
+                )
+                for number, (count, right, total) in enumerate(self._bins)
+            ],
+            mistakes=[mistake for *_, mistake in sorted(self._mistakes, reverse=True)],
+        )
+
+    def _classes(self) -> list[ClassScore]:
+        scores = [
+            ClassScore(
+                index,
+                self._labels[index],
+                int(self._images[index]),
+                int(self._first[index]),
+                int(self._among_five[index]),
+                int(self._taken[index]),
+            )
+            for index in np.flatnonzero(self._images).tolist()
+        ]
+        return sorted(scores, key=lambda score: (score.first / score.images, score.index))

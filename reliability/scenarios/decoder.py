@@ -1,0 +1,58 @@
+"""Mutated images, ten times as many as over HTTP, straight to what decodes them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from observe.places import ROOT
+from reliability.finding import Finding, Scenario
+from reliability.mutations import FORMATS, SEED
+from reliability.scale import Scale
+
+_IMAGES = 200_000
+_PROCESSES = 2
+_GROWTH_BAR_MB = 20.0
+_SECONDS_AN_IMAGE = 0.05
+
+
+def measure(scale: Scale) -> Iterator[Finding]:
+    """In processes of their own, whose end would be the finding."""
+    each = scale.count(_IMAGES, least=2000) // _PROCESSES
+    scenario = Scenario("decoder", f"{each * _PROCESSES:,} mutated {', '.join(FORMATS)} images, without a server")
+    commands = [
+        [sys.executable, "-m", "reliability.decoding", "--seed", str(SEED + number), "--images", str(each)]
+        for number in range(1, _PROCESSES + 1)
+    ]
+    running = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE)  # noqa: S603 - composed above
+        for command in commands
+    ]
+    told = [process.communicate(timeout=60 + each * _SECONDS_AN_IMAGE)[0] for process in running]
+    statuses = [process.returncode for process in running]
+    yield scenario.finding(
+        "the processes live",
+        f"status {', '.join(map(str, statuses))}",
+        met=not any(statuses),
+    )
+    if any(statuses):
+        return
+    reports: list[dict[str, Any]] = [json.loads(output) for output in told]
+    outcomes: Counter[str] = sum((Counter(report["outcomes"]) for report in reports), Counter())
+    strange: Counter[str] = sum((Counter(report["strange"]) for report in reports), Counter())
+    yield scenario.finding(
+        "each decoded, or refused as an image's own fault",
+        f"{', '.join(f'{name}: {count:,}' for name, count in sorted(outcomes.items()))}; "
+        f"else: {', '.join(f'{name}: {count}' for name, count in strange.items()) or 'none'}",
+        met=not strange,
+    )
+    grown = max(report["grown_mb"] for report in reports)
+    yield scenario.finding(
+        f"memory grows by ≤ {_GROWTH_BAR_MB:g} MB after the first quarter",
+        f"{grown:+.1f} MB",
+        met=grown <= _GROWTH_BAR_MB,
+    )

@@ -1,0 +1,96 @@
+"""Try, where the server has a search index: under each answer the indexed pictures most like it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import ImageOps
+from playwright.sync_api import Page, expect
+
+from models.samples import draw, encode
+from models.search.building import build
+from models.search.features_file import FeaturesFile
+
+Choose = Callable[[Page, Mapping[str, bytes]], None]
+
+PICTURES = {
+    "shop/clock one.jpg": encode(draw("clock"), "JPEG"),
+    "shop/<b>mirrored</b>.jpg": encode(ImageOps.mirror(draw("clock")), "JPEG"),
+    "shop/crossword.jpg": encode(draw("crossword"), "JPEG"),
+}
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["with thumbnails", "without"])
+def index(request: pytest.FixtureRequest, address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the default model's features of the pictures; the last has no thumbnail."""
+    folder = tmp_path_factory.mktemp("index")
+    answers = [httpx2.post(f"{address}/v1/features", content=picture).json() for picture in PICTURES.values()]
+    vectors = np.array([answer["results"][0]["features"] for answer in answers], np.float32)
+    fingerprint = answers[0]["fingerprint"]
+    columns = {
+        "path": list(PICTURES),
+        "fingerprint": [fingerprint] * len(PICTURES),
+        "features": pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1]),
+    }
+    metadata = {"gradless.model": answers[0]["model"], "gradless.fingerprint": fingerprint}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), folder / "f.parquet")
+    thumbnails = [*list(PICTURES.values())[:2], None]
+    build(
+        FeaturesFile(folder / "f.parquet"),
+        folder / "index",
+        make_thumbnails=(lambda _paths: thumbnails) if request.param else None,
+    )
+    return folder / "index"
+
+
+def test_under_an_answer_are_the_neighbours_that_the_api_answers(
+    open_page: Callable[..., Page], start_server: Callable[..., Any], index: Path, choose: Choose, clock_png: bytes
+) -> None:
+    server = start_server(GRADLESS_SEARCH_INDEX=str(index)).address
+    page = open_page(server=server)
+    choose(page, {"mine.png": clock_png})
+
+    answered = httpx2.post(f"{server}/v1/search", content=clock_png).json()["results"][0]["neighbours"]
+    pictured = any(neighbour["thumbnail"] for neighbour in answered)
+    rows = page.get_by_role("article", name="mine.png").locator(".alike li")
+    expect(rows).to_have_count(3)
+    for row, neighbour in zip(rows.all(), answered, strict=True):
+        expect(row.locator(".figure")).to_have_text(f"{neighbour['similarity']:.3f}")
+        expect(row.locator(".path")).to_have_text(neighbour["path"].removeprefix("shop/" if pictured else ""))
+        assert row.get_attribute("title") == neighbour["path"]
+        expect(row.locator("img")).to_have_count(int(neighbour["thumbnail"]))
+    if pictured:
+        expect(rows.first.locator("img")).to_have_js_property("naturalWidth", 400)
+        expect(rows.last).to_contain_text("no preview")
+    expect(page.get_by_role("button", name="Copy Neighbours")).to_be_visible()
+
+
+def test_a_bad_picture_among_others_has_no_neighbours_and_the_others_have_theirs(
+    open_page: Callable[..., Page], start_server: Callable[..., Any], index: Path, choose: Choose, clock_png: bytes
+) -> None:
+    page = open_page(server=start_server(GRADLESS_SEARCH_INDEX=str(index)).address)
+    choose(page, {"good.png": clock_png, "bad.png": b"no image", "again.png": clock_png})
+
+    for name, count in {"again.png": 3, "good.png": 3, "bad.png": 0}.items():
+        expect(page.get_by_role("article", name=name).locator(".alike li")).to_have_count(count)
+
+
+def test_without_an_index_nothing_is_asked_or_said_of_neighbours(
+    try_page: Page, choose: Choose, clock_png: bytes
+) -> None:
+    asked: list[str] = []
+    try_page.on("request", lambda request: asked.append(request.url))
+    choose(try_page, {"mine.png": clock_png})
+
+    expect(try_page.get_by_role("heading", name="The same from a shell")).to_be_visible()
+    expect(try_page.locator("[aria-busy]")).to_have_count(0)
+    expect(try_page.locator(".alike")).to_have_count(0)
+    expect(try_page.get_by_role("button", name="Copy Neighbours")).to_have_count(0)
+    assert not [url for url in asked if "/v1/search" in url]

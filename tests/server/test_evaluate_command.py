@@ -1,0 +1,79 @@
+"""`gradless evaluate` as a process, on drawn pictures that the default model names rightly."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from base64 import b64decode
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from models.samples import draw
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+EAGER = {"GRADLESS_BACKEND": "eager"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A clock and a crossword, and a clock that is said to be a traffic light."""
+    found = tmp_path / "set"
+    for place in ("analog clock/<i>.png", "crossword_puzzle/b.png", "920/c.png"):
+        (found / place).parent.mkdir(parents=True)
+        draw("crossword" if "crossword" in place else "clock").save(found / place)
+    return found
+
+
+def test_figures_are_told_and_written_and_the_page_shows_the_mistake(
+    gradless: Run, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "920" / "broken.png").write_text("no picture")
+    page, figures = tmp_path / "page.html", tmp_path / "figures.json"
+    done = gradless("evaluate", str(folder), "--json", str(figures), "--html", str(page), "--strict", **EAGER)
+
+    assert done.returncode == 1
+    assert "broken.png: The bytes are not an image" in done.stderr.decode()
+    assert "Top-1: 66.7 %" in done.stdout.decode().splitlines()
+    found = json.loads(figures.read_text())
+    assert (found["images"], found["without_answer"]) == (3, 1)
+    assert found["top1"] == pytest.approx(2 / 3)
+    assert [(c["truth"], c["taken_for"], c["images"], c["of"]) for c in found["confusions"]] == [
+        ("traffic light", "analog clock", 1, 1)
+    ]
+    html = page.read_text()
+    [picture] = re.findall(r'<img src="data:image/jpeg;base64,([^"]+)" alt="c.png">', html)
+    assert max(Image.open(BytesIO(b64decode(picture))).size) == 360
+    assert "http://" not in html
+    assert "https://" not in html
+
+
+def test_a_list_of_labels_stands_in_for_folders_and_what_is_in_none_is_left_alone(
+    gradless: Run, folder: Path, tmp_path: Path
+) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,label\nanalog clock/<i>.png,409\ncrossword_puzzle/b.png,crossword puzzle\n")
+    done = gradless("evaluate", str(folder), "--labels", str(labels), "--json", "-", **EAGER)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["top1"] == 1
+    assert b"Top-1: 100.0 %" in done.stderr
+
+
+def test_a_label_that_is_no_class_is_an_error_unless_it_is_to_be_left_out(gradless: Run, folder: Path) -> None:
+    (folder / "920").rename(folder / "trafic lite")
+    refused = gradless("evaluate", str(folder), **EAGER)
+    assert (refused.returncode, refused.stdout) == (2, b"")
+    [line] = refused.stderr.decode().splitlines()
+    assert line.startswith(
+        "gradless: no class of the model, and none of its numbers: 'trafic lite', did you mean 'traf"
+    )
+
+    done = gradless("evaluate", str(folder), "--ignore-unknown", "--json", "-", **EAGER)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["images"] == 2
+    assert b"left out, no classes of the model: 'trafic lite'" in done.stderr

@@ -1,0 +1,195 @@
+"""`gradless classify` and `gradless features` as processes: beside the real server, interrupted, killed, gone wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from models.samples import Sample, draw
+
+Run = Callable[..., subprocess.CompletedProcess[bytes]]
+
+SMALL = ("--model", "shufflenet_v2_x0_5:random", "--batch-size", "2")
+EAGER = {"GRADLESS_BACKEND": "eager"}
+
+# The command, in parts of two files, which ends in the middle of its third, as `how` says. Guarded: workers import it.
+_ENDS_IN_ITS_THIRD_PART = """
+import os, signal
+from app.cli import main
+from models.folders import job
+
+job._PART_FILES = 2
+written = os.fsync
+count = 0
+
+def fsync(descriptor):
+    global count
+    written(descriptor)
+    count += 1
+    if count == 3:
+        {how}
+
+os.fsync = fsync
+main()
+"""
+_KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
+# As a terminal does: every process of the group hears it.
+_INTERRUPTED = "os.killpg(os.getpgrp(), signal.SIGINT)"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten pictures of three kinds, one of them broken."""
+    found = tmp_path / "pictures"
+    found.mkdir()
+    samples: tuple[Sample, ...] = ("clock", "traffic-light", "crossword")
+    for number in range(9):
+        draw(samples[number % 3]).rotate(10 * number).save(found / f"{number}.jpg")
+    (found / "broken.jpg").write_bytes((found / "0.jpg").read_bytes()[:100])
+    return found
+
+
+@pytest.fixture
+def ended_in_its_third_part(
+    folder: Path, tmp_path: Path, server_environment: Callable[..., dict[str, str]]
+) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    def end(how: str) -> subprocess.CompletedProcess[str]:
+        program = _ENDS_IN_ITS_THIRD_PART.format(how=how)
+        command = [sys.executable, "-c", program, "features", folder, "-o", tmp_path / "ended.parquet", *SMALL]
+        return subprocess.run(
+            [*command, "--workers", "1"],
+            env=server_environment(**EAGER),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+            start_new_session=True,
+        )
+
+    return end
+
+
+def lines(done: subprocess.CompletedProcess[bytes]) -> list[str]:
+    return done.stderr.decode().splitlines()
+
+
+def test_the_same_images_give_the_same_answers_as_the_service(
+    gradless: Run, server: Any, folder: Path, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "c.parquet", tmp_path / "f.parquet"
+    for task, output in zip(("classify", "features"), outputs, strict=True):
+        done = gradless(task, str(folder), "-o", str(output))
+        assert (done.returncode, done.stdout) == (0, b"")
+    classes, vectors = (pq.read_table(output).to_pylist() for output in outputs)
+    assert [row["path"] for row in classes] == [str(folder / f"{number}.jpg") for number in range(9)]
+    with httpx2.Client(base_url=server.address, timeout=60) as http:
+        for row, vector in zip(classes, vectors, strict=True):
+            body = Path(row["path"]).read_bytes()
+            served = http.post("/v1/classify?top_k=5", content=body).json()
+            assert row["fingerprint"] == vector["fingerprint"] == served["fingerprint"]
+            predictions = served["results"][0]["predictions"]
+            assert (row["label_1"], row["index_1"]) == (predictions[0]["label"], predictions[0]["index"])
+            for rank, predicted in enumerate(predictions, 1):
+                assert row[f"probability_{rank}"] == pytest.approx(predicted["probability"], abs=1e-5)
+            features = http.post("/v1/features", content=body).json()["results"][0]["features"]
+            np.testing.assert_allclose(vector["features"], features, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_done_and_what_is_unreadable_is_told_and_strict_minds(
+    gradless: Run, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.csv"
+    done = gradless("classify", str(folder), "-o", str(output), *SMALL, "--strict", **EAGER)
+    assert done.returncode == 1
+    first, last = lines(done)
+    assert first.startswith(f"gradless: {folder}/broken.jpg: The image cannot be decoded")
+    assert last.startswith(f"gradless: 9 images in {output}, ")
+    assert last.endswith(f"/s; 1 files without an answer are in {tmp_path}/out.errors.jsonl")
+    [fault] = map(json.loads, (tmp_path / "out.errors.jsonl").read_text().splitlines())
+    assert fault["path"] == f"{folder}/broken.jpg"
+    assert len(output.read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "said"),
+    [(_KILLED, -signal.SIGKILL, ""), (_INTERRUPTED, 130, "gradless: stopped after 6 of 10 files: --resume goes on\n")],
+    ids=["kill -9", "Ctrl-C"],
+)
+def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does(
+    gradless: Run,
+    folder: Path,
+    tmp_path: Path,
+    ended_in_its_third_part: Callable[[str], subprocess.CompletedProcess[str]],
+    how: str,
+    status: int,
+    said: str,
+) -> None:
+    ended, whole = tmp_path / "ended.parquet", tmp_path / "whole.parquet"
+    stopped = ended_in_its_third_part(how)
+    # Its output has come to an end: no worker is left that holds it open.
+    assert (stopped.returncode, stopped.stdout) == (status, "")
+    assert not said or stopped.stderr == said
+    assert not ended.exists()
+    refused = gradless("features", str(folder), "-o", str(ended), *SMALL, **EAGER)
+    assert refused.returncode == 2
+    assert "ended.parquet.parts has what an earlier run has done: --resume" in lines(refused)[-1]
+
+    resumed = gradless("features", str(folder), "-o", str(ended), *SMALL, "--resume", **EAGER)
+    assert resumed.returncode == 0
+    assert gradless("features", str(folder), "-o", str(whole), *SMALL, **EAGER).returncode == 0
+    assert ended.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        "ended.errors.jsonl",
+        "ended.parquet",
+        "whole.errors.jsonl",
+        "whole.parquet",
+    ]
+
+
+def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
+    folder: Path, tmp_path: Path, server_environment: Callable[..., dict[str, str]]
+) -> None:
+    output = tmp_path / "ended.parquet"
+    program = _ENDS_IN_ITS_THIRD_PART.format(how="raise OSError(28, 'No space left on device')")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "features", folder, "-o", output, *SMALL],
+        env=server_environment(**EAGER),
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"gradless: {output} cannot be written: No space left on device\n"
+    assert not output.exists()
+    assert len(list((tmp_path / "ended.parquet.parts").glob("*.parquet"))) >= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("features", "no/such", "-o", "out.npy"), "no/such is not there"),
+        (("features", ".", "-o", "out.npy"), "there is no image in .; in folders, files that end like images"),
+        (("features", __file__, "-o", "out.txt"), "-o out.txt: its ending must be one of .parquet or .npy"),
+        (("classify", __file__, "-o", "no/such/out.csv", *SMALL), "no/such/out.csv.parts cannot be written: No such"),
+        (("classify", __file__, "-o", "out.csv", "--model", "resnet5"), "no model is named 'resnet5'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    gradless: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = gradless(*arguments, **EAGER)
+    [line] = lines(done)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert line.startswith(f"gradless: {said}")
