@@ -83,8 +83,10 @@ def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str,
     found: dict[str, list[Cost]] = {way: [] for way in _WAYS}
     for number in range(rounds):
         for way, options in _WAYS.items():
-            runs = [_cost_of_run(_command(python, of, folder / f"{of.name}-{number}", options)) for of in (many, few)]
-            found[way].append(_by_difference(*runs, images))
+            long, short = (
+                _cost_of_run(_command(python, of, folder / f"{of.name}-{number}", options)) for of in (many, few)
+            )
+            found[way].append(_by_difference(long, short, images))
             _log.info("round %d: %s: %s", number + 1, way, found[way][-1])
     return found
 
