@@ -108,7 +108,11 @@ class _FirstPixel(nn.Module):
 
 def _null() -> Classifier:
     transform = Transform(256, 224, "bicubic", mean=_each(0.0), std=_each(1.0))
-    return Classifier(nn.Sequential(_FirstPixel(), nn.Linear(3, 1000)), transform, imagenet_labels())
+    with torch.random.fork_rng(devices=[]):
+        # The same in every process: replicas of it are to have one fingerprint, too.
+        torch.manual_seed(0)
+        head = nn.Linear(3, 1000)
+    return Classifier(nn.Sequential(_FirstPixel(), head), transform, imagenet_labels())
 
 
 def _of_architecture(name: str, *, random: bool) -> Classifier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,13 @@ from models.errors import JobError
 # Of an actor: decoders, of a whole core each, are to have the others, and forwards take what is left of all.
 _ACTOR_CPUS = 0.5
 
+_CONNECT_TIMEOUT_S = 10.0
+
 
 def connect(address: str) -> None:
-    """`local` starts a cluster of this machine alone, which nobody else can reach and which ends with the process."""
+    """`local` starts a cluster of this machine alone, which nobody else can reach and which ends with the process;
+    `auto` looks for one. Raises JobError."""
+    _check(address)
     # Ray reports to its makers that it is used, unless it is told not to. What has other people's pictures does not.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # What goes wrong comes as an exception.
@@ -37,6 +42,19 @@ def connect(address: str) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _check(address: str) -> None:
+    """Ray itself would try for minutes."""
+    if address in {"local", "auto"}:
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal()):
+        raise JobError(f"--ray {address}: it must be local, auto, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise JobError(f"--ray {address}: nobody answers there: {error}") from None
 
 
 def gpus_for(device: str) -> int:

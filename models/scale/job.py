@@ -50,6 +50,8 @@ class ClusterJob:
         self._question = Question(wanted.task, wanted.top_k, wanted.batch_size, wanted.max_bytes, options)
         here = os.getcwd()  # noqa: PTH109 - a string, like the names
         self._results = Results(absolute(wanted.output, here))
+        # Before a cluster is bothered.
+        self._results.check(resume=wanted.resume)
         connect(wanted.address)
         try:
             self._gpus = gpus_for(options.device)
@@ -65,7 +67,7 @@ class ClusterJob:
                 len(wanted.files),
                 Asked.digest(wanted.files),
             )
-            self._results.begin(asked, resume=wanted.resume)
+            self._results.begin(asked)
             self._done_before = self._results.stretches()
         except BaseException:
             self.close()

@@ -25,6 +25,7 @@ from models.folders.parts import JOB, Asked, stretch_name, stretch_named
 from models.folders.tables import ERROR, Columns
 from models.scale.storage import located
 
+_NOTE = f"_{JOB}"
 _SUFFIX = ".parquet"
 
 
@@ -39,21 +40,25 @@ class Results:
         """Where the files without an answer are named."""
         return f"{self.place}/_errors"
 
-    def begin(self, asked: Asked, *, resume: bool) -> None:
-        """Raises JobError when there are results and it is not asked for to go on with them, or they are of another
-        job's, and OSError."""
+    def check(self, *, resume: bool) -> None:
+        """Raises JobError when there are results and it is not asked for to go on with them, or something else is
+        there; and OSError."""
         filesystem, folder = located(self.place)
-        note = f"{folder}/_{JOB}"
-        if filesystem.get_file_info(note).type == fs.FileType.File:
-            if not resume:
-                raise JobError(f"{self.place} has what an earlier run has done: --resume goes on with it, or delete it")
-            with filesystem.open_input_stream(note) as file:
+        names = _names(filesystem, folder)
+        if _NOTE in names and not resume:
+            raise JobError(f"{self.place} has what an earlier run has done: --resume goes on with it, or delete it")
+        if names and _NOTE not in names:
+            raise JobError(f"{self.place} has files that are no job's: name a folder that is empty, or new")
+
+    def begin(self, asked: Asked) -> None:
+        """Raises JobError where there are results of another job, and OSError."""
+        filesystem, folder = located(self.place)
+        if _NOTE in _names(filesystem, folder):
+            with filesystem.open_input_stream(f"{folder}/{_NOTE}") as file:
                 asked.check(file.read().decode(), self.place)
             return
-        if _names(filesystem, folder):
-            raise JobError(f"{self.place} has files that are no job's: name a folder that is empty, or new")
         filesystem.create_dir(folder)
-        _write(filesystem, note, asked.written().encode())
+        _write(filesystem, f"{folder}/{_NOTE}", asked.written().encode())
 
     def stretches(self) -> list[tuple[int, int]]:
         """What is done, as (start, stop) of the job's files, in their order."""

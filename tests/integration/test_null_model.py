@@ -27,6 +27,10 @@ def test_it_is_served_by_its_own_backend_whatever_was_asked_for(tmp_path: Path) 
     assert isinstance(backends.make(model, max_batch_size=4, cache_folder=tmp_path), NullBackend)
 
 
+def test_it_is_the_same_one_each_time() -> None:
+    assert null_model().fingerprint == null_model().fingerprint
+
+
 def test_its_answers_are_those_of_its_network_on_whole_images() -> None:
     model = null_model()
     pixels = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -40,23 +40,41 @@ class Service:
     """`serve run` of the config that the project has, on a Ray of its own. Leaving the context ends both."""
 
     def __init__(self, folder: Path, arguments: dict[str, Any], settings: dict[str, str]) -> None:
-        config = yaml.safe_load(_CONFIG.read_text())
-        config["http_options"]["port"] = _unused_port()
-        self._wanted = arguments["replicas"]
-        [application] = config["applications"]
-        application["args"] = arguments
         self.places = PLACES
         self.key = {"X-API-Key": KEY}
-        self.address = f"http://127.0.0.1:{config['http_options']['port']}"
-        (folder / "serve.yaml").write_text(yaml.safe_dump(config))
+        self._port = _unused_port()
+        self.address = f"http://127.0.0.1:{self._port}"
+        self._folder = folder
+        self._environment = environment(**settings)
         self._log = folder / "log"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [_BIN / "serve", "run", folder / "serve.yaml"],
-                env=environment(**settings),
+                [_BIN / "serve", "run", self._config(arguments)],
+                env=self._environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def deploy(self, arguments: dict[str, Any]) -> None:
+        """The same with other arguments, while it runs."""
+        [raylet] = [title for title in map(_title, self._family()) if "/raylet " in title]
+        command = [_BIN / "serve", "run", "--non-blocking", "--address", raylet.split("--gcs-address=")[1].split()[0]]
+        subprocess.run(
+            [*command, self._config(arguments)], env=self._environment, check=True, capture_output=True, timeout=120
+        )
+
+    def _config(self, arguments: dict[str, Any]) -> Path:
+        config = yaml.safe_load(_CONFIG.read_text())
+        config["http_options"]["port"] = self._port
+        [application] = config["applications"]
+        application["args"] = arguments
+        self._wanted = arguments["replicas"]
+        path = self._folder / "serve.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+    def _family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -67,13 +85,12 @@ class Service:
 
     def replicas(self) -> list[psutil.Process]:
         """The processes that have the models."""
-        own = psutil.Process(self.process.pid).children(recursive=True)
-        return [process for process in own if _title(process).startswith(_REPLICA)]
+        return [process for process in self._family() if _title(process).startswith(_REPLICA)]
 
     def end(self) -> None:
-        """As Ctrl-C in a terminal; what is still there then is killed."""
-        everybody = psutil.Process(self.process.pid).children(recursive=True)
-        self.process.send_signal(signal.SIGINT)
+        """Politely; what is still there then is killed."""
+        everybody = self._family()
+        self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(60)
         except subprocess.TimeoutExpired:

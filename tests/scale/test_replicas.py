@@ -133,6 +133,28 @@ async def test_a_replica_killed_under_load_loses_no_request_that_is_repeated(ser
     wait_for_another(service, {victim.pid, survivor.pid})
 
 
+@pytest.mark.anyio
+async def test_a_replica_that_is_let_go_answers_what_it_has_accepted(service: Any, clock_jpeg: bytes) -> None:
+    gone = asyncio.Event()
+    statuses: list[int] = []
+
+    async def caller(client: httpx2.AsyncClient) -> None:
+        while not gone.is_set():
+            answer = await client.post(f"{service.address}/v1/classify", content=clock_jpeg)
+            statuses.append(answer.status_code)
+
+    async def one_is_enough() -> None:
+        await asyncio.to_thread(service.deploy, {"replicas": 1})
+        await asyncio.to_thread(wait_for_one, service)
+        gone.set()
+
+    async with httpx2.AsyncClient(timeout=120, headers=service.key) as client:
+        await asyncio.gather(one_is_enough(), *(caller(client) for _ in range(4)))
+
+    # Nobody has repeated anything.
+    assert set(statuses) == {200}
+
+
 async def repeated(client: httpx2.AsyncClient, address: str, image: bytes) -> str:
     """The likeliest class of `image`, by a caller who asks again when nobody has answered."""
     while True:
@@ -147,8 +169,14 @@ async def repeated(client: httpx2.AsyncClient, address: str, image: bytes) -> st
         return label
 
 
+def wait_for_one(service: Any) -> None:
+    """Until there are no others; the test's timeout is the deadline."""
+    while len(service.replicas()) > 1:
+        time.sleep(0.2)
+
+
 def wait_for_another(service: Any, known: set[int]) -> psutil.Process:
-    """The replica that Ray has put in a dead one's place, once it answers; the test's timeout is the deadline."""
+    """The replica that Ray has put in a dead one's place, once it answers; as above."""
     while True:
         new = [process for process in service.replicas() if process.pid not in known]
         if new and len(answered_by_replica(service)) == 2:

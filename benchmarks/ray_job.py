@@ -1,0 +1,182 @@
+"""`python -m benchmarks.ray_job`: what Ray adds to an image on one machine, over the same job without it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import psutil
+
+from benchmarks import machine, pictures
+from benchmarks.bench import ROOT
+from benchmarks.markdown import over_rounds, table
+from benchmarks.processes import tree
+
+_log = logging.getLogger("benchmarks.ray_job")
+
+_PAGE = ROOT / "benchmarks/results/ray_job.md"
+
+# Different pictures; the others are further names of the same ones.
+_DRAWN = 200
+
+# Of the short run, whose cost is start, end, and these: as many as a task of Ray's reads.
+_FEW = 512
+
+_MOST_DEARER = 0.15
+
+_SAMPLE_S = 0.5
+
+_PACKAGES = ("torch", "openvino", "ray")
+
+_WAYS: dict[str, list[str]] = {"gradless features": [], "gradless features --ray local": ["--ray", "local"]}
+_LOCAL, _RAY = _WAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of an image, beyond start and end, and of these. CPU is that of all processes, Ray's own among them."""
+
+    image_ms: float
+    image_cpu_ms: float
+    start_s: float
+
+
+def main() -> None:
+    """The command line."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ray_job", description="a job on Ray and without it")
+    parser.add_argument("--images", type=int, default=5120, help=f"files, more than {_FEW}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--python", type=Path, default=ROOT / ".venv/bin/python", help="that gradless is installed for")
+    parser.add_argument("--out", type=Path, default=_PAGE, help="page to write")
+    wanted = parser.parse_args()
+    if wanted.images <= _FEW:
+        parser.error(f"--images must be more than {_FEW}")
+    described = machine.describe([], {})
+    with tempfile.TemporaryDirectory() as folder:
+        found = _measured(Path(folder), wanted.images, wanted.rounds, wanted.python)
+    wanted.out.write_text(_page(found, described, wanted.images, wanted.rounds), encoding="utf-8")
+    _log.info("written: %s", wanted.out)
+
+
+def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str, list[Cost]]:
+    drawn, many, few = (folder / name for name in ("drawn", "many", "few"))
+    for made in (drawn, many, few):
+        made.mkdir()
+    for number in range(_DRAWN):
+        pictures.draw(500, 375, seed=number).save(drawn / f"{number:03}.jpg", "JPEG", quality=pictures.QUALITY)
+    for number in range(images):
+        for of in (many, few) if number < _FEW else (many,):
+            os.link(drawn / f"{number % _DRAWN:03}.jpg", of / f"{number:06}.jpg")
+    # OpenVINO's conversion is made once and kept.
+    _cost_of_run(_command(python, few, folder / "first", []))
+    found: dict[str, list[Cost]] = {way: [] for way in _WAYS}
+    for number in range(rounds):
+        for way, options in _WAYS.items():
+            long, short = (
+                _cost_of_run(_command(python, of, folder / f"{of.name}-{number}", options)) for of in (many, few)
+            )
+            found[way].append(_by_difference(long, short, images))
+            _log.info("round %d: %s: %s", number + 1, way, found[way][-1])
+    return found
+
+
+def _command(python: Path, images: Path, out: Path, options: list[str]) -> list[str]:
+    output = out.with_name(out.name + (".ray" if options else ".parquet"))
+    return [str(python), "-c", "from app.cli import main; main()", "features", str(images), "-o", str(output), *options]
+
+
+def _by_difference(long: tuple[float, float], short: tuple[float, float], images: int) -> Cost:
+    """Of (seconds, CPU seconds) of two runs: what one takes longer, for the images that it has more."""
+    image_s, image_cpu_s = ((more - less) / (images - _FEW) for more, less in zip(long, short, strict=True))
+    return Cost(image_s * 1e3, image_cpu_s * 1e3, max(0.0, short[0] - image_s * _FEW))
+
+
+def _cost_of_run(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds, and CPU seconds of the process and all below it, as last seen of each."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    cpu: dict[int, float] = {}
+    started_at = perf_counter()
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said) as process,  # noqa: S603
+    ):
+        root = psutil.Process(process.pid)
+        while process.poll() is None:
+            cpu |= _cpu_seconds(root)
+            try:
+                process.wait(_SAMPLE_S)
+            except subprocess.TimeoutExpired:
+                continue
+        seconds = perf_counter() - started_at
+        if process.returncode:
+            said.seek(0)
+            sys.exit(f"benchmarks: {shlex.join(command)} failed: {said.read()[-1500:].decode()}")
+    return seconds, sum(cpu.values())
+
+
+def _cpu_seconds(root: psutil.Process) -> dict[int, float]:
+    found = {}
+    for process in tree(root):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        found[process.pid] = times.user + times.system
+    return found
+
+
+def _page(found: Mapping[str, Sequence[Cost]], described: Mapping[str, Any], images: int, rounds: int) -> str:
+    rows = [
+        [
+            way,
+            over_rounds(cost.image_ms for cost in costs),
+            over_rounds(cost.image_cpu_ms for cost in costs),
+            over_rounds(cost.start_s for cost in costs),
+        ]
+        for way, costs in found.items()
+    ]
+    pairs = list(zip(found[_RAY], found[_LOCAL], strict=True))
+    dearer = {
+        "time": over_rounds(ours.image_ms / theirs.image_ms for ours, theirs in pairs),
+        "CPU time": over_rounds(ours.image_cpu_ms / theirs.image_cpu_ms for ours, theirs in pairs),
+    }
+    versions = ", ".join(f"{name} {described['versions'][name]}" for name in _PACKAGES)
+    lines = [
+        "# A job on Ray",
+        "",
+        f"Feature vectors of EfficientNet-Lite0 for {images} JPEGs of 500 x 375, {min(images, _DRAWN)} pictures under",
+        "as many names, on one machine: by the command, and by the same command on a Ray of its own there. An image's",
+        f"cost is what a run takes longer than one of {_FEW} images; start-up is what is left of that one. Medians,",
+        "with least and largest.",
+        "",
+        *table(["way", "ms an image", "CPU ms an image", "start-up s"], rows),
+        "",
+        *table(
+            ["bar", "wanted", "found"],
+            [
+                [f"{what} of an image on Ray, over that without", f"≤ {1 + _MOST_DEARER:g}", ratio]
+                for what, ratio in dearer.items()
+            ],
+        ),
+        "",
+        f"{described['processor']}, {described['cores']} cores, {described['memory_gib']} GiB; {described['system']}.",
+        f"Python {described['python']}, {versions}.",
+        f"{described['date']}, load average before {described['load_average_before']:.1f}:",
+        f"`python -m benchmarks.ray_job --images {images} --rounds {rounds}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
