@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -42,10 +42,25 @@ class Calibration:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         if not files:
             raise StartError(f"the calibration folder {folder} has no files")
+        return cls._of_files(files[:_MOST_IMAGES])
+
+    @classmethod
+    def among(cls, files: Sequence[str]) -> Self:
+        """300 of `files` or fewer, as far from one another as they can be: where folders are classes, of each of
+        them. Raises StartError for one that cannot be read."""
+        step = max(1, len(files) / _MOST_IMAGES)
+        chosen = [Path(files[int(number * step)]) for number in range(min(len(files), _MOST_IMAGES))]
+        try:
+            return cls._of_files(chosen)
+        except OSError as error:
+            raise StartError(f"{error.filename} cannot be read: {error.strerror}") from error
+
+    @classmethod
+    def _of_files(cls, files: Sequence[Path]) -> Self:
         digest = hashlib.sha256()
-        for path in files[:_MOST_IMAGES]:
+        for path in files:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-        return cls(tuple(files[:_MOST_IMAGES]), digest.hexdigest()[:16])
+        return cls(tuple(files), digest.hexdigest()[:16])
 
     @classmethod
     def wanted(cls, precision: Precision, folder: Path | None) -> Self | None:

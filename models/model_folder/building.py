@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,9 +11,9 @@ from torch import nn
 
 from models import architectures
 from models.architectures import Architecture
-from models.model_folder import checkpoint, description, fitting, labels, own_code
+from models.model_folder import checkpoint, description, fitting, labels, own_code, sizes
 from models.model_folder.description import NEEDED_OF_TRANSFORM, Description
-from models.specs import Classifier, ModelSpec
+from models.specs import Classifier, ModelSpec, ServedAs
 from models.transforms import Transform
 
 
@@ -39,7 +38,11 @@ def find(folder: Path) -> ModelSpec:
         similar = architectures.similar(architecture, architectures.names())
         hint = f"did you mean {', '.join(similar)}?" if similar else "`gradless models` lists them"
         raise described.refusal("architecture", f"there is no {architecture!r}; {hint}")
-    return ModelSpec(described.name, architecture, lambda: build(described))
+    if described.pruned is not None:
+        architecture = f"{architecture}@{sizes.digest(described.pruned)}"
+    return ModelSpec(
+        described.name, architecture, lambda: build(described), served_as=_served_as(described), folder=folder
+    )
 
 
 def build(described: Description) -> Classifier:
@@ -54,7 +57,26 @@ def build(described: Description) -> Classifier:
     return Classifier(module, transform, told)
 
 
+def unpruned(described: Description) -> Callable[[int | None], nn.Module]:
+    """What makes the architecture of that many classes, as it is built before anything is pruned from it. Raises
+    StartError."""
+    return _unpruned(described).build
+
+
+def _served_as(described: Description) -> ServedAs | None:
+    told = described.serve
+    return None if told is None else ServedAs(told.precision, told.quantized)
+
+
 def _plan(described: Description) -> _Plan:
+    plan, file = _unpruned(described), described.pruned
+    if file is None:
+        return plan
+    layers = sizes.read(file)
+    return replace(plan, build=lambda classes: sizes.resize(plan.build(classes), layers, file))
+
+
+def _unpruned(described: Description) -> _Plan:
     if own_code.is_own(described.architecture):
         return _Plan(own_code.builder(described), None)
     architecture = architectures.find(described.architecture)
@@ -121,7 +143,7 @@ def _transform(described: Description, architecture: Architecture | None) -> Tra
         makers = "timm" if architecture.name.startswith("timm/") else "torchvision"
         if preset not in {None, makers}:
             raise described.refusal("transform.preset", f"that of {architecture.name} is {makers!r}, not {preset!r}")
-        transform = dataclasses.replace(architecture.transform, **explicit)
+        transform = replace(architecture.transform, **explicit)
     if transform.crop > transform.resize and transform.fit != "pad":
         raise described.refusal(
             "transform.crop", f"is {transform.crop}, more than resize, {transform.resize}, leaves of an image"
