@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from app.commands.folders import classify, features
+from app.commands.optimize import optimize
 from app.lens.command import compare
 from app.settings import SettingsError, load_settings
 from app.settings_table import settings_table
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(classify)
 app.command()(features)
+app.command()(optimize)
 
 
 @app.command()

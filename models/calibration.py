@@ -21,7 +21,7 @@ from models.transforms import Transform
 _log = logging.getLogger(__name__)
 
 # NNCF's own default: ranges hardly move after as many.
-_MOST_IMAGES = 300
+MOST_IMAGES = 300
 
 # With fewer, a single odd picture sets the ranges.
 _MANY_IMAGES = 100
@@ -42,21 +42,11 @@ class Calibration:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         if not files:
             raise StartError(f"the calibration folder {folder} has no files")
-        return cls._of_files(files[:_MOST_IMAGES])
+        return cls.of_files(files[:MOST_IMAGES])
 
     @classmethod
-    def among(cls, files: Sequence[str]) -> Self:
-        """300 of `files` or fewer, as far from one another as they can be: where folders are classes, of each of
-        them. Raises StartError for one that cannot be read."""
-        step = max(1, len(files) / _MOST_IMAGES)
-        chosen = [Path(files[int(number * step)]) for number in range(min(len(files), _MOST_IMAGES))]
-        try:
-            return cls._of_files(chosen)
-        except OSError as error:
-            raise StartError(f"{error.filename} cannot be read: {error.strerror}") from error
-
-    @classmethod
-    def _of_files(cls, files: Sequence[Path]) -> Self:
+    def of_files(cls, files: Sequence[Path]) -> Self:
+        """Those files, one at least. Raises OSError for one that cannot be read."""
         digest = hashlib.sha256()
         for path in files:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
