@@ -10,6 +10,7 @@ import typer
 
 from app.commands.folders import classify, features
 from app.commands.models import models
+from app.commands.optimize import optimize
 from app.commands.search import search
 from app.commands.stats import stats
 from app.evaluation.command import evaluate
@@ -33,6 +34,7 @@ app.add_typer(models, name="models")
 app.command()(stats)
 app.add_typer(search, name="search")
 app.command()(evaluate)
+app.command()(optimize)
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,7 +21,7 @@ from models.transforms import Transform
 _log = logging.getLogger(__name__)
 
 # NNCF's own default: ranges hardly move after as many.
-_MOST_IMAGES = 300
+MOST_IMAGES = 300
 
 # With fewer, a single odd picture sets the ranges.
 _MANY_IMAGES = 100
@@ -42,10 +42,15 @@ class Calibration:
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         if not files:
             raise StartError(f"the calibration folder {folder} has no files")
+        return cls.of_files(files[:MOST_IMAGES])
+
+    @classmethod
+    def of_files(cls, files: Sequence[Path]) -> Self:
+        """Those files, one at least. Raises OSError for one that cannot be read."""
         digest = hashlib.sha256()
-        for path in files[:_MOST_IMAGES]:
+        for path in files:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
-        return cls(tuple(files[:_MOST_IMAGES]), digest.hexdigest()[:16])
+        return cls(tuple(files), digest.hexdigest()[:16])
 
     @classmethod
     def wanted(cls, precision: Precision, folder: Path | None) -> Self | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -60,21 +60,23 @@ def place(device: str, precision: Precision, backend: BackendName | Literal["aut
     Raises DeviceUnavailableError for what is not there or does not go together.
     """
     found = torch.device(_first_available() if device == "auto" else _checked(device))
-    if precision == "bf16" and found.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise DeviceUnavailableError(str(found), "it has no bf16 arithmetic; use fp16 or fp32")
-    if precision == "fp16" and found.type == "cpu":
-        raise DeviceUnavailableError(str(found), "fp16 is for GPUs; use bf16 or fp32")
-    chosen = _backend(found, backend)
-    if precision == "int8":
-        _check_int8(found, chosen)
-    return Placement(found, precision, chosen)
+    placement = at_precision(Placement(found, "fp32", _backend(found, backend)), precision)
+    if precision == "int8" and importlib.util.find_spec("nncf") is None:
+        raise DeviceUnavailableError(str(found), "int8 needs NNCF; pip install 'gradless[int8]'")
+    return placement
 
 
-def _check_int8(device: torch.device, backend: BackendName) -> None:
-    if backend != "openvino":
+def at_precision(placement: Placement, precision: Precision) -> Placement:
+    """The same device and backend in another precision. Raises DeviceUnavailableError where they cannot compute in
+    it."""
+    device = placement.device
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise DeviceUnavailableError(str(device), "it has no bf16 arithmetic; use fp16 or fp32")
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceUnavailableError(str(device), "fp16 is for GPUs; use bf16 or fp32")
+    if precision == "int8" and placement.backend != "openvino":
         raise DeviceUnavailableError(str(device), "int8 is for the openvino backend, on a CPU; use bf16 or fp32")
-    if importlib.util.find_spec("nncf") is None:
-        raise DeviceUnavailableError(str(device), "int8 needs NNCF; pip install 'gradless[int8]'")
+    return replace(placement, precision=precision)
 
 
 def _backend(device: torch.device, wanted: BackendName | Literal["auto"]) -> BackendName:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from time import perf_counter
 
 import torch
 
+from models import devices, quantized
 from models.calibration import Calibration
 from models.devices import Placement
 from models.errors import StartError
@@ -37,6 +39,7 @@ class LoadedModel:
     features: FeatureLayer | None
     placement: Placement
     calibration: Calibration | None
+    quantized: Path | None
     fingerprint: str
     load_seconds: float
 
@@ -50,15 +53,16 @@ class LoadedModel:
 
 
 def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None = None) -> LoadedModel:
-    """Build, load, cut at the head or at the layer to serve, and move. `calibration` is for int8 alone.
-
-    Raises StartError.
-    """
+    """Build, load, cut at the head or at the layer to serve, and move. `calibration` is for int8 alone. What the spec
+    says of how it is to be served goes before both. Raises StartError."""
     if torch.is_inference_mode_enabled():
         raise StartError("a model must be loaded outside inference_mode")
     started_at = perf_counter()
     if spec.backend is not None:
         placement = replace(placement, backend=spec.backend)
+    if spec.served_as is not None:
+        placement, calibration = devices.at_precision(placement, spec.served_as.precision), None
+    own_int8 = None if spec.served_as is None else spec.served_as.quantized
     classifier = spec.build()
     network = _cut(spec.name, classifier)
     labels = classifier.labels if network.classes else ()
@@ -76,16 +80,24 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
         features=classifier.features,
         placement=placement,
         calibration=calibration,
+        quantized=own_int8,
         fingerprint=fingerprint(
             spec.architecture,
             network,
             classifier.transform,
             classifier.features,
-            precision=placement.precision if calibration is None else f"{placement.precision} {calibration.digest}",
+            precision=_told_precision(placement, calibration, own_int8),
             backend=placement.backend,
         ),
         load_seconds=perf_counter() - started_at,
     )
+
+
+def _told_precision(placement: Placement, calibration: Calibration | None, own_int8: Path | None) -> str:
+    """With what else the numbers of an int8 network depend on."""
+    if own_int8 is not None:
+        return f"{placement.precision} {quantized.digest(own_int8)}"
+    return placement.precision if calibration is None else f"{placement.precision} {calibration.digest}"
 
 
 def _cut(name: str, classifier: Classifier) -> Network:

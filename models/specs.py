@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import nn
 
+from models.devices import Precision
 from models.transforms import Transform
 
 FeatureForm = Literal["pooled", "map"]
@@ -37,11 +39,23 @@ class Classifier:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedAs:
+    """How a model is to be served whatever was asked for: its precision, and for int8 the .xml of the network that has
+    been quantized already."""
+
+    precision: Precision
+    quantized: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A name that can be served. `build` makes the classifier on the CPU, in float32; it may download weights
-    and raises StartError. `backend`: the one that serves it, whatever was asked for."""
+    and raises StartError. `backend`: the one that serves it, whatever was asked for; `served_as`: likewise its
+    precision. `folder`: the model folder that it is, where it is one."""
 
     name: str
     architecture: str
     build: Callable[[], Classifier]
     backend: Literal["null"] | None = None
+    served_as: ServedAs | None = None
+    folder: Path | None = None

@@ -17,8 +17,9 @@ from torch import nn
 
 from models import devices
 from models.backends.shapes import next_multiple, padded
+from models.calibration import Calibration
 from models.devices import Precision
-from models.errors import DeviceUnavailableError
+from models.errors import DeviceUnavailableError, ModelFolderError
 from models.loading import LoadedModel, fingerprint
 from models.network import FeaturesAndLogits
 
@@ -26,6 +27,9 @@ _log = logging.getLogger(__name__)
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+
+# Where a quantized network that is kept says what it was made from.
+_SOURCE = ("gradless", "source")
 
 # Activations of more images leave the caches: EfficientNet-Lite0 runs 156 images/s in fours and 141 in sixteens on two
 # cores, ResNet-50 the same in both.
@@ -37,7 +41,7 @@ _MAX_BATCH = 1024
 
 class OpenVinoBackend:
     """Weights stay float32 in the converted model, and the precision is the one it computes in; for int8 there is a
-    second model, quantized after training on images of the user's."""
+    second model, quantized after training on images of the user's, now or before, into a model folder."""
 
     # OpenVINO has threads of its own.
     intra_op_threads = 1
@@ -101,7 +105,37 @@ class _FromPixels(nn.Module):
         return answer if self.network.classes else (answer.features,)
 
 
+def quantize(model: LoadedModel, calibration: Calibration, file: Path) -> None:
+    """Write `model` in int8, ranges taken from `calibration`, to `file`, a .xml, and its weights beside it: what a
+    model folder says as quantized. Raises StartError when no image can be read, and OSError."""
+    made = _quantized(_convert(model), calibration.batches(model.transform))
+    made.set_rt_info(_source(model), list(_SOURCE))
+    _keep(made, file)
+
+
+def _own(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.Model:
+    """The network that the model folder has quantized."""
+    try:
+        found = core.read_model(file)
+        source = found.get_rt_info(list(_SOURCE)).astype(str)
+    except RuntimeError as error:
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        raise ModelFolderError(file, f"is no network that `gradless optimize` has written: {first_line}") from error
+    if source != _source(model):
+        raise ModelFolderError(
+            file, "was made from other weights or another transform than the folder has; make it with them anew"
+        )
+    return found
+
+
+def _source(model: LoadedModel) -> str:
+    """Of what a quantized network is made from, wherever that lies."""
+    return fingerprint("", model.network, model.transform, model.features, precision="fp32", backend="openvino")
+
+
 def _converted(core: openvino.Core, model: LoadedModel, cache_folder: Path) -> openvino.Model:
+    if model.quantized is not None:
+        return _own(core, model, model.quantized)
     key = _key(model)
 
     def unquantized() -> openvino.Model:

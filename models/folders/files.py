@@ -29,6 +29,12 @@ def find(paths: Sequence[Path]) -> list[str]:
     return list(found)
 
 
+def spread(files: Sequence[str], most: int) -> list[str]:
+    """`most` of `files` or fewer, at the same distance from one another: where folders are classes, some of each."""
+    step = max(1.0, len(files) / most)
+    return [files[int(number * step)] for number in range(min(len(files), most))]
+
+
 def name(path: str) -> str:
     """`path` as it is written into files and on terminals: a name that is no UTF-8 has its stray bytes escaped."""
     return path.encode("utf-8", "backslashreplace").decode()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,9 +12,9 @@ from torch import nn
 
 from models import architectures
 from models.architectures import Architecture
-from models.model_folder import checkpoint, description, fitting, labels, own_code
+from models.model_folder import checkpoint, description, fitting, labels, own_code, sizes
 from models.model_folder.description import NEEDED_OF_TRANSFORM, Description
-from models.specs import Classifier, FeatureLayer, ModelSpec
+from models.specs import Classifier, FeatureLayer, ModelSpec, ServedAs
 from models.transforms import Transform
 
 
@@ -38,7 +37,11 @@ def find(folder: Path) -> ModelSpec:
         architecture = architecture if digest is None else f"{architecture}@{digest}"
     elif (reason := unknown(architecture)) is not None:
         raise described.refusal("architecture", reason)
-    return ModelSpec(described.name, architecture, lambda: build(described))
+    if described.pruned is not None:
+        architecture = f"{architecture}@{sizes.digest(described.pruned)}"
+    return ModelSpec(
+        described.name, architecture, lambda: build(described), served_as=_served_as(described), folder=folder
+    )
 
 
 def unknown(architecture: str) -> str | None:
@@ -64,7 +67,26 @@ def build(described: Description) -> Classifier:
     return Classifier(module, transform, named, features)
 
 
+def unpruned(described: Description) -> Callable[[int | None], nn.Module]:
+    """What makes the architecture of that many classes, as it is built before anything is pruned from it. Raises
+    StartError."""
+    return _unpruned(described).build
+
+
+def _served_as(described: Description) -> ServedAs | None:
+    told = described.serve
+    return None if told is None else ServedAs(told.precision, told.quantized)
+
+
 def _plan(described: Description) -> _Plan:
+    plan, file = _unpruned(described), described.pruned
+    if file is None:
+        return plan
+    layers = sizes.read(file)
+    return replace(plan, build=lambda classes: sizes.resize(plan.build(classes), layers, file))
+
+
+def _unpruned(described: Description) -> _Plan:
     if own_code.is_own(described.architecture):
         return _Plan(own_code.builder(described), None)
     architecture = architectures.find(described.architecture)
@@ -139,7 +161,7 @@ def transform_of(described: Description) -> Transform:
         makers = "timm" if architecture.name.startswith("timm/") else "torchvision"
         if preset not in {None, makers}:
             raise described.refusal("transform.preset", f"that of {architecture.name} is {makers!r}, not {preset!r}")
-        transform = dataclasses.replace(architecture.transform, **explicit)
+        transform = replace(architecture.transform, **explicit)
     if transform.crop > transform.resize and transform.fit != "pad":
         raise described.refusal(
             "transform.crop", f"is {transform.crop}, more than resize, {transform.resize}, leaves of an image"

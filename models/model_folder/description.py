@@ -16,8 +16,10 @@ FILE_NAME = "model.toml"
 
 Preset = Literal["torchvision", "timm"]
 FeatureForm = Literal["pooled", "map"]
+ServedPrecision = Literal["fp32", "bf16", "fp16", "int8"]
 PRESETS: tuple[Preset, ...] = ("torchvision", "timm")
 FEATURE_FORMS: tuple[FeatureForm, ...] = ("pooled", "map")
+SERVED_PRECISIONS: tuple[ServedPrecision, ...] = ("fp32", "bf16", "fp16", "int8")
 
 # As models.transforms has them; what is read here needs no torch.
 INTERPOLATIONS = ("bilinear", "bicubic")
@@ -31,16 +33,19 @@ _KEYS = (
     "name",
     "architecture",
     "weights",
+    "pruned",
     "labels",
     "classes",
     "features",
     "feature_form",
     "transform",
+    "serve",
     "reference",
 )
 # Of [transform], where no architecture has one to begin with.
 NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")
 _TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
+_SERVE_KEYS = ("precision", "quantized")
 _REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
 
 # It is part of addresses, labels of metrics and lists separated by commas.
@@ -61,6 +66,15 @@ class TransformKeys:
 
 
 @dataclass(frozen=True, slots=True)
+class ServeKeys:
+    """What [serve] says, which goes before the settings of whoever serves it. `quantized`: for int8 alone, and always
+    there then, the .xml of a network that OpenVINO reads, with its .bin beside it."""
+
+    precision: ServedPrecision
+    quantized: Path | None
+
+
+@dataclass(frozen=True, slots=True)
 class Reference:
     """A picture whose answer is known. The label's probability, where given, may differ by `tolerance`."""
 
@@ -72,18 +86,21 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model folder as its model.toml describes it. `labels` is a file of them, or they themselves; `classes` 0 is a
-    network that ends with features. Files are there, but nothing of them has been read."""
+    """A model folder as its model.toml describes it. `pruned` is a file of sizes that layers have instead of their
+    architecture's; `labels` is a file of them, or they themselves; `classes` 0 is a network that ends with features.
+    Files are there, but nothing of them has been read."""
 
     folder: Path
     name: str
     architecture: str
     weights: Path | WithoutFile
+    pruned: Path | None
     labels: Path | tuple[str, ...] | None
     classes: int | None
     features: str | None
     feature_form: FeatureForm
     transform: TransformKeys
+    serve: ServeKeys | None
     reference: Reference | None
 
     @property
@@ -95,11 +112,17 @@ class Description:
         return ModelFolderError(self.file, reason, key)
 
 
+def is_name(text: str) -> bool:
+    """Whether a model can be named so."""
+    return _NAME.fullmatch(text) is not None
+
+
 def read(folder: Path) -> Description:
     """What the model.toml in `folder` says. Raises ModelFolderError."""
     file = folder / FILE_NAME
     keys = Keys.of(file, "", _parsed(file), _KEYS)
     transform = keys.subtable("transform", _TRANSFORM_KEYS)
+    serve = keys.subtable("serve", _SERVE_KEYS)
     reference = keys.subtable("reference", _REFERENCE_KEYS)
     form = keys.one_of("feature_form", FEATURE_FORMS)
     if form is not None and keys.text("features") is None:
@@ -113,11 +136,13 @@ def read(folder: Path) -> Description:
             "architecture", "a name of torchvision's, timm/NAME, or module:callable of your own"
         ),
         weights=_weights(keys),
+        pruned=_pruned(keys),
         labels=_labels(keys),
         classes=keys.whole_number("classes", 0, _MOST_CLASSES),
         features=keys.text("features"),
         feature_form="map" if form == "map" else "pooled",
         transform=TransformKeys(None, {}) if transform is None else _transform(transform),
+        serve=None if serve is None else _serve(serve),
         reference=None if reference is None else _reference(reference),
     )
 
@@ -139,7 +164,7 @@ def _parsed(file: Path) -> dict[str, object]:
 def _name(keys: Keys) -> str:
     told = keys.text("name")
     name = keys.file.parent.resolve().name if told is None else told
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         what = f"not {name!r}" if told is not None else f"and the folder's, {name!r}, is none: set it"
         raise keys.refusal("name", f"must be letters, digits, '.', '_' and '-', at most 100, {what}")
     return name
@@ -151,6 +176,13 @@ def _weights(keys: Keys) -> Path | WithoutFile:
         if text == word:
             return word
     return keys.file_inside("weights", text)
+
+
+def _pruned(keys: Keys) -> Path | None:
+    text = keys.text("pruned")
+    if text is not None and keys.text("weights") in WITHOUT_FILE:
+        raise keys.refusal("pruned", "goes with a file of weights, which have the sizes that it gives to layers")
+    return None if text is None else keys.file_inside("pruned", text)
 
 
 def _labels(keys: Keys) -> Path | tuple[str, ...] | None:
@@ -172,6 +204,18 @@ def _transform(keys: Keys) -> TransformKeys:
     }
     given = {key: value for key, value in explicit.items() if value is not None}
     return TransformKeys(next((known for known in PRESETS if known == preset), None), given)
+
+
+def _serve(keys: Keys) -> ServeKeys:
+    keys.needed_text("precision", f"one of {', '.join(SERVED_PRECISIONS)}")
+    told = keys.one_of("precision", SERVED_PRECISIONS)
+    text = keys.text("quantized")
+    if (told == "int8") != (text is not None):
+        raise keys.refusal("quantized", "goes with precision int8, and int8 with it; `gradless optimize` writes both")
+    quantized = None if text is None else keys.file_inside("quantized", text)
+    if text is not None:
+        keys.file_inside("quantized", str(Path(text).with_suffix(".bin")))
+    return ServeKeys(next(known for known in SERVED_PRECISIONS if known == told), quantized)
 
 
 def _reference(keys: Keys) -> Reference:

@@ -38,7 +38,7 @@ def digest(description: Description) -> str | None:
     if not _in_folder(description, _parts(description)[0]):
         return None
     found = hashlib.sha256()
-    for file in _sources(description.folder):
+    for file in sources(description.folder):
         found.update(f"{file.relative_to(description.folder)}\0".encode())
         found.update(hashlib.sha256(file.read_bytes()).digest())
     return found.hexdigest()[:16]
@@ -124,7 +124,8 @@ def _in_folder(description: Description, dotted: str) -> bool:
     return Path(f"{path}.py").is_file() or (path / "__init__.py").is_file()
 
 
-def _sources(folder: Path) -> Iterator[Path]:
+def sources(folder: Path) -> Iterator[Path]:
+    """The Python files in `folder` and below it, in the same order wherever it lies."""
     for parent, folders, files in os.walk(folder):
         # In order, wherever the folder lies; and not what tools keep for themselves.
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")

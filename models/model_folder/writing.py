@@ -11,16 +11,27 @@ from safetensors.torch import save_file
 
 from models.errors import ModelFolderError
 from models.model_folder.description import FILE_NAME
-from models.specs import Classifier
+from models.model_folder.sizes import SizesByLayer
+from models.specs import Classifier, ServedAs
 
-_WEIGHTS, _LABELS = "weights.safetensors", "labels.json"
+_WEIGHTS, _LABELS, _PRUNED = "weights.safetensors", "labels.json", "pruned.json"
 
 
-def write(folder: Path, classifier: Classifier, *, name: str, architecture: str) -> None:
-    """Write `classifier` as a model folder: its weights, its labels, and a model.toml with its whole transform.
+def write(
+    folder: Path,
+    classifier: Classifier,
+    *,
+    name: str,
+    architecture: str,
+    pruned: SizesByLayer | None = None,
+    served_as: ServedAs | None = None,
+) -> None:
+    """Write `classifier` as a model folder: its weights in their own types, its labels, and a model.toml with its whole
+    transform. Files of `served_as` are in the folder already.
 
-    `architecture` is one whose network takes the weights as they are. Raises ModelFolderError where there is such a
-    folder already, or none can be written. model.toml comes last: what is written in part is no model folder.
+    `architecture` is one whose network takes the weights as they are, but for the sizes of the layers in `pruned`.
+    Raises ModelFolderError where there is such a folder already, or none can be written. model.toml comes last: what is
+    written in part is no model folder.
     """
     if (folder / FILE_NAME).exists():
         raise ModelFolderError(folder / FILE_NAME, "is there already, and is not overwritten")
@@ -31,17 +42,23 @@ def write(folder: Path, classifier: Classifier, *, name: str, architecture: str)
             key: tensor.detach().cpu().contiguous().clone() for key, tensor in classifier.module.state_dict().items()
         }
         save_file(state, folder / _WEIGHTS)
+        described: dict[str, object] = {"name": name, "architecture": architecture, "weights": _WEIGHTS}
+        if pruned:
+            (folder / _PRUNED).write_text(json.dumps(pruned, indent=0) + "\n", encoding="utf-8")
+            described["pruned"] = _PRUNED
         if classifier.labels:
             text = json.dumps(classifier.labels, ensure_ascii=False, indent=0)
             (folder / _LABELS).write_text(f"{text}\n", encoding="utf-8")
-        described = _described(classifier, name, architecture)
-        (folder / FILE_NAME).write_text(tomlkit.dumps(described), encoding="utf-8")
+        described |= _what_it_gives(classifier)
+        if served_as is not None:
+            described["serve"] = _serve(folder, served_as)
+        _write_toml(folder, described)
     except OSError as error:
         raise ModelFolderError(folder, f"cannot be written: {error}") from error
 
 
-def _described(classifier: Classifier, name: str, architecture: str) -> dict[str, object]:
-    described: dict[str, object] = {"name": name, "architecture": architecture, "weights": _WEIGHTS}
+def _what_it_gives(classifier: Classifier) -> dict[str, object]:
+    described: dict[str, object] = {}
     if classifier.labels:
         described["labels"] = _LABELS
     if classifier.features is not None:
@@ -49,3 +66,13 @@ def _described(classifier: Classifier, name: str, architecture: str) -> dict[str
     elif not classifier.labels:
         described["classes"] = 0
     return {**described, "transform": asdict(classifier.transform)}
+
+
+def _serve(folder: Path, served_as: ServedAs) -> Mapping[str, str]:
+    if served_as.quantized is None:
+        return {"precision": served_as.precision}
+    return {"precision": served_as.precision, "quantized": str(served_as.quantized.relative_to(folder))}
+
+
+def _write_toml(folder: Path, described: Mapping[str, object]) -> None:
+    (folder / FILE_NAME).write_text(tomlkit.dumps(described), encoding="utf-8")

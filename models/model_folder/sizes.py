@@ -1,0 +1,127 @@
+"""Layers of other sizes than their architecture gives them: what pruning leaves of a network, to build it again.
+
+A file of them is JSON, an object by the name of the layer, as `named_modules` has it, of the sizes by theirs:
+
+    {"layer1.0.conv1": {"in_channels": 64, "out_channels": 40, "groups": 1}, "layer1.0.bn1": {"num_features": 40}}
+
+Nothing of pruning is needed to build such a network, and what it would take from which layer is not kept: the weights
+are those that are left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.errors import ModelFolderError
+
+Sizes = Mapping[str, int]
+SizesByLayer = Mapping[str, Sizes]
+
+# The sizes of each kind of layer, by the names that PyTorch gives them.
+_KINDS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
+    (nn.Conv2d, ("in_channels", "out_channels", "groups")),
+    (nn.Linear, ("in_features", "out_features")),
+    (nn.modules.batchnorm._BatchNorm, ("num_features",)),  # noqa: SLF001 - there is no public name for all of them
+)
+
+_LARGEST = 1_000_000
+
+
+def differing(module: nn.Module, fresh: nn.Module) -> dict[str, dict[str, int]]:
+    """The sizes of the layers of `module` that are of another size than in `fresh`, the same architecture as it is
+    built. Raises ValueError for a layer of a kind whose sizes are not known here, and for one that is only in one of
+    them."""
+    layers, made = dict(module.named_modules()), dict(fresh.named_modules())
+    if layers.keys() != made.keys():
+        raise ValueError(f"{min(layers.keys() ^ made.keys())} is in one network, and not in the other")
+    return {
+        name: _of(layer)
+        for name, layer in layers.items()
+        if _shapes(layer) != _shapes(made[name]) or _of(layer, unknown={}) != _of(made[name], unknown={})
+    }
+
+
+def read(file: Path) -> SizesByLayer:
+    """What `file` says. Raises ModelFolderError unless it is as `differing` gives it."""
+    try:
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(file, f"cannot be read as JSON: {error}") from error
+    if not isinstance(held, dict) or not all(isinstance(sizes, dict) for sizes in held.values()):
+        raise ModelFolderError(file, 'must be sizes by the names of layers, as {"conv1": {"out_channels": 40}}')
+    for layer, sizes in held.items():
+        for name, size in sizes.items():
+            if type(size) is not int or not 1 <= size <= _LARGEST:
+                raise ModelFolderError(file, f"{name} must be a whole number from 1 to {_LARGEST}, not {size!r}", layer)
+    return held
+
+
+def digest(file: Path) -> str:
+    """16 hex digits over what `file` holds."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def resize(module: nn.Module, layers: SizesByLayer, file: Path) -> nn.Module:
+    """`module` itself, its layers of those sizes and with numbers that mean nothing until weights are loaded. `file` is
+    where they are from. Raises ModelFolderError for layers that it has not, or not with these sizes."""
+    for name, sizes in layers.items():
+        try:
+            layer = module.get_submodule(name)
+        except AttributeError:
+            raise ModelFolderError(file, "there is no such layer in the architecture", name) from None
+        known = _names(layer)
+        if known is None or set(sizes) != set(known):
+            wanted = f"has {', '.join(known)}" if known else "has no sizes to set"
+            raise ModelFolderError(file, f"{type(layer).__name__} {wanted}, not {', '.join(sizes) or 'none'}", name)
+        _resize(layer, sizes, file, name)
+    return module
+
+
+def _resize(layer: nn.Module, sizes: Sizes, file: Path, name: str) -> None:
+    for attribute, size in sizes.items():
+        setattr(layer, attribute, size)
+    match layer:
+        case nn.Conv2d(in_channels=channels, out_channels=out, groups=groups):
+            if channels % groups or out % groups:
+                raise ModelFolderError(file, f"{groups} groups do not divide {channels} and {out} channels", name)
+            _set(layer, weight=(out, channels // groups, *layer.kernel_size), bias=(out,))
+        case nn.Linear(in_features=features, out_features=out):
+            _set(layer, weight=(out, features), bias=(out,))
+        case _:
+            count = (sizes["num_features"],)
+            _set(layer, weight=count, bias=count, running_mean=count, running_var=count)
+
+
+def _set(layer: nn.Module, **shapes: tuple[int, ...]) -> None:
+    for name, shape in shapes.items():
+        old = getattr(layer, name)
+        if isinstance(old, nn.Parameter):
+            setattr(layer, name, nn.Parameter(torch.zeros(shape, dtype=old.dtype, device=old.device)))
+        elif old is not None:
+            setattr(layer, name, torch.zeros(shape, dtype=old.dtype, device=old.device))
+
+
+def _names(layer: nn.Module) -> tuple[str, ...] | None:
+    return next((names for kind, names in _KINDS if isinstance(layer, kind)), None)
+
+
+def _of(layer: nn.Module, unknown: dict[str, int] | None = None) -> dict[str, int]:
+    """The sizes of a layer; `unknown`, where it is given, of one that has none here."""
+    names = _names(layer)
+    if names is not None:
+        return {name: int(getattr(layer, name)) for name in names}
+    if unknown is not None:
+        return unknown
+    raise ValueError(f"a {type(layer).__name__} has other sizes now, which cannot be described")
+
+
+def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Of its own tensors, without those of modules in it."""
+    own = (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
+    return {name: tuple(tensor.shape) for name, tensor in own}

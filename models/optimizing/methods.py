@@ -1,0 +1,106 @@
+"""A new model folder by each of the methods."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+
+from models.calibration import MOST_IMAGES, Calibration
+from models.errors import JobError, UnsupportedArchitectureError
+from models.folders import files
+from models.folders.reading import Reading
+from models.loading import LoadedModel
+from models.model_folder import building, description, own_code, sizes
+from models.model_folder.writing import write
+from models.optimizing.sources import Source
+from models.quantized import WEIGHTS_SUFFIX
+from models.specs import Classifier, ModelSpec, ServedAs
+from models.transforms import Normalize
+
+Method = Literal["prune", "int8", "bf16"]
+
+# More do not change which channels matter least, and take their time.
+_MOST_TO_PRUNE_BY = 256
+_BATCH = 32
+
+# A BatchNorm over maps of one position has no variance to take from one image.
+_LEAST_TO_PRUNE_BY = 2
+
+_QUANTIZED = "int8.xml"
+
+
+def prune(source: Source, folder: Path, name: str, *, ratio: float, images: Sequence[str], reading: Reading) -> int:
+    """Write the network with that share of its channels gone, judged by some of `images`; by how many. Raises
+    StartError."""
+    from models.optimizing.pruning import prune as prune_in_place  # noqa: PLC0415 - an extra
+
+    classifier = source.classifier()
+    found = [reading.pixels(path) for path in files.spread(images, _MOST_TO_PRUNE_BY)]
+    pixels = [image for image in found if isinstance(image, torch.Tensor)]
+    if len(pixels) < _LEAST_TO_PRUNE_BY:
+        raise JobError(f"pruning judges channels by images, and {len(pixels)} could be read; give it some hundred")
+    normalized = Normalize(classifier.transform)(torch.stack(pixels))
+    # Of one size as far as they can be.
+    batches = normalized.tensor_split(-(-len(normalized) // _BATCH))
+    module = classifier.module
+    prune_in_place(source.spec.name, module, batches, ratio=ratio, classes=len(classifier.labels))
+    _write(source, classifier, folder, name, source.spec.served_as)
+    _check_rebuilt(source, building.find(folder).build().module, module, batches[0])
+    return len(pixels)
+
+
+def bf16(source: Source, folder: Path, name: str) -> None:
+    """Write the weights in bfloat16, to be served in it. Raises StartError."""
+    classifier = source.classifier()
+    # Not the buffers: the statistics of BatchNorms are few, and are folded into weights before those are rounded.
+    for parameter in classifier.module.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    _write(source, classifier, folder, name, ServedAs("bf16"))
+
+
+def int8(source: Source, loaded: LoadedModel, folder: Path, name: str, *, images: Sequence[str]) -> int:
+    """Write the network in int8, ranges taken from some of `images`, beside its weights, which the lens compares it
+    with; from how many. `loaded` is the source on a CPU. Raises StartError, OSError."""
+    from models.backends.openvino import quantize  # noqa: PLC0415 - an extra
+
+    calibration = Calibration.of_files([Path(file) for file in files.spread(images, MOST_IMAGES)])
+    quantize(loaded, calibration, folder / _QUANTIZED)
+    _write(source, source.classifier(), folder, name, ServedAs("int8", folder / _QUANTIZED))
+    return len(calibration.files)
+
+
+def weight_bytes(spec: ModelSpec, model: LoadedModel) -> int:
+    """Of the weights that it is served from: of a model folder's file, else of the loaded tensors."""
+    if model.quantized is not None:
+        return model.quantized.with_suffix(WEIGHTS_SUFFIX).stat().st_size
+    weights = None if spec.folder is None else description.read(spec.folder).weights
+    return weights.stat().st_size if isinstance(weights, Path) else model.weight_bytes
+
+
+def _write(source: Source, classifier: Classifier, folder: Path, name: str, served_as: ServedAs | None) -> None:
+    module = classifier.module
+    try:
+        pruned = sizes.differing(module, source.build(len(classifier.labels)))
+    except ValueError as error:
+        raise UnsupportedArchitectureError(source.spec.name, str(error)) from error
+    if source.code is not None:
+        for file in own_code.sources(source.code):
+            copy = folder / file.relative_to(source.code)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+    write(folder, classifier, name=name, architecture=source.architecture, pruned=pruned, served_as=served_as)
+
+
+def _check_rebuilt(source: Source, rebuilt: nn.Module, pruned: nn.Module, images: torch.Tensor) -> None:
+    """The folder is of the network that pruning has left: something may depend on the size of a layer and not be one.
+    Raises UnsupportedArchitectureError."""
+    with torch.no_grad():
+        if not torch.equal(rebuilt(images), pruned(images)):
+            raise UnsupportedArchitectureError(
+                source.spec.name, "pruned and built again from sizes and weights, it gives other answers"
+            )
