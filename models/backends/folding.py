@@ -1,13 +1,16 @@
 """BatchNorm in eval mode is a scale and a shift by channel: folded into the convolution before it, it costs nothing.
 
 Which BatchNorm follows which convolution is seen, not guessed: hooks watch one forward, and a pair counts when the
-very tensor that a convolution gave is what a BatchNorm took. The folded network is then held to the unfolded one.
+very tensor that a convolution gave is what a BatchNorm took, and nobody else did: autograd's graph of that forward says
+how often a tensor was used. The folded network is then held to the unfolded one.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -43,31 +46,50 @@ def folded(network: Network, example: torch.Tensor) -> Network:
 
 
 def _conv_bn_pairs(network: nn.Module, example: torch.Tensor) -> list[tuple[str, str]]:
-    """Names of (convolution, BatchNorm) that follow one another, each used once in a forward."""
-    # Tensors are kept, inputs as well, so that no address stands for two of them.
-    outputs: dict[int, tuple[str, torch.Tensor]] = {}
-    inputs: dict[int, list[tuple[str, torch.Tensor]]] = {}
-    calls: dict[str, int] = {}
+    """Names of (convolution, BatchNorm) that follow one another, each used once in a forward, and the convolution's
+    output by nothing else."""
+    # By autograd's nodes, which are kept, so that none stands for two tensors; a tensor changed in place has another.
+    outputs: dict[Any, str] = {}
+    inputs: dict[Any, str] = {}
+    calls: Counter[str] = Counter()
 
     def watch(name: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def see(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            calls[name] = calls.get(name, 0) + 1
+            calls[name] += 1
             if isinstance(module, nn.Conv2d):
-                outputs[id(output)] = (name, output)
+                outputs[output.grad_fn] = name
             else:
-                inputs.setdefault(id(args[0]), []).append((name, args[0]))
+                inputs[args[0].grad_fn] = name
 
         return module.register_forward_hook(see)
 
     watched = [watch(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-    network(example)
+    with torch.enable_grad():
+        # Gradients to the images give every tensor a node, whatever parameters are frozen.
+        answer = network(example.detach().requires_grad_().clone())
     for handle in watched:
         handle.remove()
+    uses = _uses(answer)
     return [
-        (conv, norms[0][0])
-        for address, (conv, _) in outputs.items()
-        if len(norms := inputs.get(address, [])) == 1 and calls[conv] == calls[norms[0][0]] == 1
+        (conv, inputs[node])
+        for node, conv in outputs.items()
+        if node in inputs and uses[node] == calls[conv] == calls[inputs[node]] == 1
     ]
+
+
+def _uses(outputs: Iterable[torch.Tensor]) -> Counter[Any]:
+    """How many operations took what each node of autograd's graph made, on the way to `outputs`."""
+    uses: Counter[Any] = Counter()
+    seen = {output.grad_fn for output in outputs}
+    waiting = list(seen)
+    while waiting:
+        node = waiting.pop()
+        for taken, _ in () if node is None else node.next_functions:
+            uses[taken] += 1
+            if taken not in seen:
+                seen.add(taken)
+                waiting.append(taken)
+    return uses
 
 
 def _fold(network: nn.Module, conv_name: str, norm_name: str) -> None:

@@ -160,6 +160,9 @@ def _built(name: str) -> tuple[nn.Module, torch.Tensor]:
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0, 0.1, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
+        # Some begin with a head of zeros, whose logits would tell nothing.
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.02, generator=generator)
     side = architecture.transform.crop
     small = torch.rand(2, 3, min(side, _SMALL_SIDE), min(side, _SMALL_SIDE), generator=generator)
     try:

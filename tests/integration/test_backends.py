@@ -122,9 +122,10 @@ def test_a_batchnorm_whose_convolution_is_used_elsewhere_too_is_not_folded() -> 
             super().__init__()
             self.conv, self.norm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
             self.norm.running_mean += 3  # type: ignore[operator]  # a Tensor: statistics are tracked
+            self.first, self.after = torch.nn.Conv2d(3, 3, 1), torch.nn.BatchNorm2d(3)
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            convolved = self.conv(images)
+            convolved = self.conv(self.after(self.first(images)))
             return (convolved + self.norm(convolved)).mean((2, 3))
 
     network, images = (
@@ -132,7 +133,34 @@ def test_a_batchnorm_whose_convolution_is_used_elsewhere_too_is_not_folded() -> 
         torch.rand(2, 3, 8, 8),
     )
     with torch.no_grad():
-        torch.testing.assert_close(folded(network, images)(images), network(images), atol=1e-5, rtol=1e-5)
+        fused = folded(network, images)
+        torch.testing.assert_close(fused(images), network(images), atol=1e-5, rtol=1e-5)
+    # The other one is folded all the same.
+    assert [name for name, module in fused.named_modules() if isinstance(module, torch.nn.BatchNorm2d)] == ["body.norm"]
+
+
+def test_a_convolutions_output_that_is_changed_in_place_is_not_what_a_batchnorm_took() -> None:
+    network = Network(
+        torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 1),
+            torch.nn.ReLU(inplace=True),
+            torch.nn.BatchNorm2d(4),
+            torch.nn.Conv2d(4, 4, 1),
+            torch.nn.BatchNorm2d(4),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+        ),
+        torch.nn.Linear(4, 2),
+        feature_shape=(4,),
+        classes=2,
+    ).eval()
+    # Frozen, as some who fine-tune leave their networks.
+    network.requires_grad_(requires_grad=False)
+    images = torch.rand(2, 3, 8, 8)
+    fused = folded(network, images)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(images), network(images), atol=1e-5, rtol=1e-5)
+    assert [name for name, module in fused.named_modules() if isinstance(module, torch.nn.BatchNorm2d)] == ["body.2"]
 
 
 def test_a_batchnorm_before_a_convolution_is_not_taken_for_one_after_it() -> None:
