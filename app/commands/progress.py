@@ -17,7 +17,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.text import Text
@@ -71,10 +70,10 @@ def course(what: str, total: int, *, done: int = 0) -> Iterator[Course]:
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        # All of it fits into 80 columns.
+        BarColumn(bar_width=24),
         MofNCompleteColumn(),
         _Rate(),
-        TimeElapsedColumn(),
         TextColumn("[dim]left[/dim]"),
         TimeRemainingColumn(),
     )

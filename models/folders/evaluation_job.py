@@ -12,6 +12,7 @@ from models.folders.evaluating import TOP, Evaluation, Tally
 from models.folders.reading import Reading
 from models.folders.running import Runner
 from models.folders.truth import Truth
+from models.loading import LoadedModel
 from models.served import ServingOptions
 
 
@@ -24,7 +25,9 @@ class Step:
 
 
 class EvaluationJob:
-    """Loads the model on construction, as the service would. One thread."""
+    """Loads the model on construction, as the service would. One thread. `truth` is what its files show."""
+
+    truth: Truth
 
     def __init__(
         self,
@@ -43,18 +46,17 @@ class EvaluationJob:
         self._workers = workers(len(named))
         if self._workers:
             reading.start_early()
-        self._runner = Runner(options, batch_size=batch_size)
+
+        def check(model: LoadedModel) -> None:
+            self.truth = truth.of(named, model.labels)
+            self.truth.check(ignore_unknown=ignore_unknown)
+
+        self._runner = Runner(options, batch_size=batch_size, check=check)
         self._batch_size = batch_size
         model = self._runner.model
         self._reading = Reading(model.transform, options.limits, max_bytes)
         self._tally = Tally(model.labels)
         self._without_answer = 0
-        try:
-            self.truth: Truth = truth.of(named, model.labels)
-            self.truth.check(ignore_unknown=ignore_unknown)
-        except BaseException:
-            self.close()
-            raise
 
     def steps(self) -> Generator[Step, None, None]:
         """Answer and count, a batch a step. Raises JobError when a worker dies, and ForwardError."""

@@ -87,20 +87,12 @@ class Parts:
         """`resume`: go on with the parts that there are, if any. Raises JobError when there are some and it is not
         asked for, when they are of another job or another process is at work on them, and OSError."""
         self.folder = output.with_name(output.name + ".parts")
-        begun = (self.folder / JOB).exists()
-        if begun and not resume:
-            raise JobError(f"{self.folder} has what an earlier run has done: --resume goes on with it, or delete it")
         self.folder.mkdir(exist_ok=True)
         self._job: IO[str] = (self.folder / JOB).open("a+", encoding="utf-8")
         try:
             self._lock()
-            if begun:
-                self._job.seek(0)
-                asked.check(self._job.read(), str(self.folder))
-            else:
-                self._job.write(asked.written())
-                self._job.flush()
             self._parts = _in_a_row(self.folder)
+            self._begin(asked, resume=resume)
         except BaseException:
             self.close()
             raise
@@ -141,6 +133,17 @@ class Parts:
             fcntl.flock(self._job, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise JobError(f"another process is at work in {self.folder}") from None
+
+    def _begin(self, asked: Asked, *, resume: bool) -> None:
+        if self._parts and not resume:
+            raise JobError(f"{self.folder} has what an earlier run has done: --resume goes on with it, or delete it")
+        if self._parts:
+            self._job.seek(0)
+            asked.check(self._job.read(), str(self.folder))
+            return
+        self._job.truncate(0)
+        self._job.write(asked.written())
+        self._job.flush()
 
 
 @dataclass(frozen=True, slots=True)

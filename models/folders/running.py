@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -20,14 +20,22 @@ from models.telemetry import Unheard
 class Runner:
     """One model, loaded and warmed up on construction as the service does it. One thread: the one that makes it."""
 
-    def __init__(self, options: ServingOptions, *, batch_size: int) -> None:
-        """The first of `options.models`, in batches of up to `batch_size`. Raises StartError."""
+    def __init__(
+        self,
+        options: ServingOptions,
+        *,
+        batch_size: int,
+        check: Callable[[LoadedModel], None] = lambda _model: None,
+    ) -> None:
+        """The first of `options.models`, in batches of up to `batch_size`. `check` sees the model before the backend is
+        made, which may take minutes. Raises StartError, and what `check` does."""
         placement = devices.place(options.device, options.precision, options.backend)
         calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         wanted = options.models[0]
         spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
         self.model: LoadedModel = load(spec, placement, calibration)
+        check(self.model)
         backend = backends.make(
             self.model,
             max_batch_size=batch_size,

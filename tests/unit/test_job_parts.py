@@ -73,6 +73,15 @@ def test_work_of_an_earlier_run_is_not_thrown_away_unasked(open_parts: Open, beg
         open_parts(resume=False)
 
 
+def test_a_run_that_had_done_nothing_is_in_nobodys_way(open_parts: Open) -> None:
+    open_parts().close()
+    another = replace(ASKED, fingerprint="1" * 16)
+    parts = open_parts(another, resume=False)
+    parts.add(0, rows(0))
+    parts.close()
+    assert open_parts(another).done == 1
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
