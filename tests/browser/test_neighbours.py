@@ -29,7 +29,7 @@ Choose = Callable[[Page, Mapping[str, bytes]], None]
 
 PICTURES = {
     "shop/clock one.jpg": encode(draw("clock"), "JPEG"),
-    "shop/<b>mirrored</b>.jpg": encode(ImageOps.mirror(draw("clock")), "JPEG"),
+    "shop/<b>mirrored.jpg": encode(ImageOps.mirror(draw("clock")), "JPEG"),
     "shop/crossword.jpg": encode(draw("crossword"), "JPEG"),
 }
 
