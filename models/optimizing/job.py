@@ -198,7 +198,7 @@ def _side(spec: ModelSpec, runner: Runner, rate: Rate, accuracy: Accuracy | None
 
 def _remarks(method: Method, used: int, *, told: bool) -> Iterator[str]:
     if method == "prune":
-        yield "Nothing was trained after pruning: fine-tuning what is left brings most of the lost agreement back."
+        yield "Nothing was trained after pruning: fine-tune what is left, then judge it again."
     if used:
         yield f"{used} of the images that are compared were used to make it, which flatters it a little."
     if not told:

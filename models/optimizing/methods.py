@@ -26,7 +26,7 @@ Method = Literal["prune", "int8", "bf16"]
 
 # More do not change which channels matter least, and take their time.
 _MOST_TO_PRUNE_BY = 256
-_BATCH = 32
+_BATCH = 64
 
 # A BatchNorm over maps of one position has no variance to take from one image.
 _LEAST_TO_PRUNE_BY = 2
