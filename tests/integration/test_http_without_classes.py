@@ -63,6 +63,12 @@ async def test_asking_for_classes_is_answered_with_where_to_ask(http: httpx2.Asy
     assert all(line.endswith(" 0.0") for line in images)
 
 
+async def test_asking_for_classes_is_answered_before_the_body_is_read(mapped: httpx2.AsyncClient) -> None:
+    unreadable = {"content-type": "multipart/form-data"}
+    assert (await mapped.post("/v1/features", content=b"no parts", headers=unreadable)).status_code == 400
+    assert (await mapped.post("/v1/classify", content=b"no parts", headers=unreadable)).status_code == 422
+
+
 async def test_features_come_in_every_form(http: httpx2.AsyncClient, clock_png: bytes, clock_jpeg: bytes) -> None:
     described = (await http.get("/v1/models/layer")).json()
     files = [("images", clock_png), ("images", clock_jpeg)]
