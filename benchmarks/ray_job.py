@@ -29,8 +29,9 @@ _PAGE = ROOT / "benchmarks/results/ray_job.md"
 # Different pictures; the others are further names of the same ones.
 _DRAWN = 200
 
-# Of the short run, whose cost is start, end, and these: as many as a task of Ray's reads.
-_FEW = 512
+# Of the short run, whose cost is start, end, and these: a task's files for each core, so that every process that reads
+# has been started, and has imported PyTorch, in the short run too.
+_FEW = 512 * (os.cpu_count() or 1)
 
 _MOST_DEARER = 0.15
 
@@ -55,7 +56,7 @@ def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ray_job", description="a job on Ray and without it")
-    parser.add_argument("--images", type=int, default=5120, help=f"files, more than {_FEW}")
+    parser.add_argument("--images", type=int, default=5 * _FEW, help=f"files, more than {_FEW}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--python", type=Path, default=ROOT / ".venv/bin/python", help="that gradless is installed for")
     parser.add_argument("--out", type=Path, default=_PAGE, help="page to write")
