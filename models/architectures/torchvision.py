@@ -14,12 +14,15 @@ from models.architectures.architecture import SEED, Architecture, reason
 from models.errors import UnsupportedArchitectureError, WeightsUnavailableError
 from models.transforms import Transform
 
-# What torchvision's own builders set where they load these two architectures' weights.
-_PUBLISHED_ARGUMENTS = {
-    "googlenet": {"transform_input": True, "init_weights": False},
-    "inception_v3": {"transform_input": True, "init_weights": False},
+# What torchvision's own builders set where they load these architectures' weights.
+_ARGUMENTS: dict[str, dict[str, object]] = {
+    "googlenet": {"transform_input": True},
+    "inception_v3": {"transform_input": True},
+    "vit_h_14": {"image_size": 518},
 }
-_RANDOM_ARGUMENTS = {name: {**arguments, "init_weights": True} for name, arguments in _PUBLISHED_ARGUMENTS.items()}
+
+# Whose builders want to be told whether random weights will stay.
+_ASKING = frozenset({"googlenet", "inception_v3"})
 
 
 def imagenet_labels() -> tuple[str, ...]:
@@ -46,20 +49,27 @@ def find(name: str) -> Architecture:
 
 
 def _random(name: str, classes: int | None) -> nn.Module:
-    arguments = dict(_RANDOM_ARGUMENTS.get(name, {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         module: nn.Module = torchvision.models.get_model(
-            name, weights=None, **arguments, **({} if classes is None else {"num_classes": classes})
+            name,
+            weights=None,
+            **_arguments(name, init_weights=True),
+            **({} if classes is None else {"num_classes": classes}),
         )
     return module
+
+
+def _arguments(name: str, *, init_weights: bool) -> dict[str, object]:
+    asked: dict[str, object] = {"init_weights": init_weights} if name in _ASKING else {}
+    return _ARGUMENTS.get(name, {}) | asked
 
 
 def _published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Module:
     try:
         # Not by the builder, which would unpickle whatever lies at the file's place.
         state = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
-        module: nn.Module = torchvision.models.get_model(name, weights=None, **_PUBLISHED_ARGUMENTS.get(name, {}))
+        module: nn.Module = torchvision.models.get_model(name, weights=None, **_arguments(name, init_weights=False))
         module.load_state_dict(state)
     except (URLError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name

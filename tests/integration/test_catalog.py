@@ -65,6 +65,13 @@ def test_transform_and_labels_come_from_the_weights_entry(architecture: str, mon
     assert found.transform.interpolation == preset.interpolation.value
 
 
+@pytest.mark.parametrize("architecture", ["vit_b_16", "vit_l_16", "vit_h_14"])
+def test_a_vision_transformer_is_built_for_the_images_that_its_transform_makes(architecture: str) -> None:
+    with torch.device("meta"):
+        found = architectures.find(architecture)
+        assert found.build(None).image_size == found.transform.crop
+
+
 def test_every_listed_name_is_found() -> None:
     for name in catalog.names():
         assert catalog.find(name).name == name
