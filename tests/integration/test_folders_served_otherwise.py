@@ -50,8 +50,9 @@ def write(tmp_path: Path) -> Write:
         (folder / "pruned.json").write_text(json.dumps(layers))
         save_file(pruned().state_dict(), folder / "weights.safetensors")
         (folder / "model.toml").write_text(
-            f'architecture = "net:build"\nweights = "weights.safetensors"\n{toml}\n[transform]\nresize = 36\ncrop = 32\n'
-            f'interpolation = "bilinear"\nmean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n{serve}\n'
+            f'architecture = "net:build"\nweights = "weights.safetensors"\n{toml}\n'
+            f'[transform]\nresize = 36\ncrop = 32\ninterpolation = "bilinear"\n'
+            f"mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n{serve}\n"
         )
         return folder
 

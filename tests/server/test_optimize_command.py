@@ -77,11 +77,11 @@ def test_what_was_optimized_is_served_with_the_fingerprint_of_its_report(
     assert b"same likeliest class" in done.stdout
     report = json.loads((made / "report.json").read_text())
     assert report["command"].startswith(f"gradless optimize {source} --method {method}")
-    with start_server(GRADLESS_MODELS=str(made), **settings) as server:
-        picture = (images / "clock.png").read_bytes()
-        request = urllib.request.Request(f"{server.address}/v1/classify", picture)  # noqa: S310 - our own server
-        with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - as above
-            found = json.load(answer)
+    server = start_server(GRADLESS_MODELS=str(made), **settings)
+    picture = (images / "clock.png").read_bytes()
+    request = urllib.request.Request(f"{server.address}/v1/classify", picture)  # noqa: S310 - our own server
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310 - as above
+        found = json.load(answer)
     assert found["model"] == made.name
     assert found["fingerprint"] == report["after"]["fingerprint"] != report["before"]["fingerprint"]
 
@@ -89,7 +89,6 @@ def test_what_was_optimized_is_served_with_the_fingerprint_of_its_report(
 def test_agreement_below_what_is_asked_for_ends_with_1_and_no_folder(
     gradless: Run, source: Path, images: Path, tmp_path: Path
 ) -> None:
-    # What does not agree with itself is no network: the other classes of one that is pruned to a tenth do not stay.
     made = tmp_path / "made"
     asked = ["optimize", str(source), "--method", "prune", "--images", str(images), "-o", str(made), "--ratio", "0.8"]
     done = gradless(*asked, "--rounds", "2", "--workers", "0", "--min-agreement", "1", GRADLESS_BACKEND="eager")
