@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import tomlkit
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from models.errors import ModelFolderError
 from models.model_folder.description import FILE_NAME
@@ -42,7 +42,8 @@ def write(
         state = {
             key: tensor.detach().cpu().contiguous().clone() for key, tensor in classifier.module.state_dict().items()
         }
-        save_file(state, folder / _WEIGHTS)
+        # Not by save_file, whose files nobody but their owner may read.
+        (folder / _WEIGHTS).write_bytes(save(state))
         described: dict[str, object] = {"name": name, "architecture": architecture, "weights": _WEIGHTS}
         if pruned:
             (folder / _PRUNED).write_text(json.dumps(pruned, indent=0) + "\n", encoding="utf-8")
