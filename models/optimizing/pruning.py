@@ -57,8 +57,7 @@ def _prune(module: nn.Module, batches: Sequence[torch.Tensor], ratio: float, cla
     for batch in batches:
         logits = module(batch)
         torch.autograd.backward(cross_entropy(logits, logits.argmax(1)))
-    # At once: in steps, each judged by what the one before has left, EfficientNet-Lite0 agreed with itself on a third
-    # as many images.
+    # At once, not in steps: a step is rounded down to eights, and many small ones to more than was asked for.
     for group in pruner.step(interactive=True):
         # Rounding goes down, for a narrow layer as far as to nothing.
         if len(group[0].idxs) < pruner.DG.get_out_channels(group[0].dep.target.module):
