@@ -57,7 +57,6 @@ def _prune(module: nn.Module, batches: Sequence[torch.Tensor], ratio: float, cla
     for batch in batches:
         logits = module(batch)
         torch.autograd.backward(cross_entropy(logits, logits.argmax(1)))
-    # At once, not in steps: a step is rounded down to eights, and many small ones to more than was asked for.
     for group in pruner.step(interactive=True):
         # Rounding goes down, for a narrow layer as far as to nothing.
         if len(group[0].idxs) < pruner.DG.get_out_channels(group[0].dep.target.module):
