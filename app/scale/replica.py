@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 
-from ray import serve
 from starlette.types import ASGIApp
 
 from app.dependencies import Parts, admin_allowed
@@ -63,6 +62,9 @@ class Replica:
     def _everybodys_metrics(self, accept: str) -> tuple[bytes, str]:
         """Of all replicas, whichever was asked: Serve's proxy cannot be asked for one of them. Those that do not answer
         in time are missing. Blocks, and is not for the event loop."""
+        # Here, not above: importing Ray changes how a whole process logs, and this is read without it as well.
+        from ray import serve  # noqa: PLC0415
+
         context = serve.get_replica_context()
         replicas = serve.get_deployment_handle(context.deployment, context.app_name)
         answers = replicas.broadcast("metrics", accept).results(timeout_s=_SCRAPE_TIMEOUT_S, return_exceptions=True)

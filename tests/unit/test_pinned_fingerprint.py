@@ -44,7 +44,7 @@ async def test_a_version_that_took_over_while_the_body_was_read_does_not_answer_
     serve: Serve, prediction: Callable[..., Prediction], path: str
 ) -> None:
     async def another(*_: object, top_k: int, **__: object) -> Answer:
-        return Answer("fake", OTHER, 3, [prediction(top_k)])
+        return Answer("fake", OTHER, 3, (3,), [prediction(top_k)])
 
     async with serve({"predict": another}) as client:
         refused = await client.post(path, content=b"image", headers={"If-Match": SERVED})
