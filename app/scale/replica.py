@@ -52,6 +52,9 @@ class Replica:
         """This replica's id, its metrics, and their content type. For the others, by Ray."""
         if self._parts is None:  # pragma: no cover - nobody is asked before
             raise RuntimeError("this replica has not begun")
+        # Here and below, not above: importing Ray changes how a whole process logs, and this is read without it as well.
+        from ray import serve  # noqa: PLC0415
+
         body, content_type = self._parts.metrics.exposition(accept)
         return serve.get_replica_context().replica_tag, body.decode(), content_type
 
@@ -62,7 +65,6 @@ class Replica:
     def _everybodys_metrics(self, accept: str) -> tuple[bytes, str]:
         """Of all replicas, whichever was asked: Serve's proxy cannot be asked for one of them. Those that do not answer
         in time are missing. Blocks, and is not for the event loop."""
-        # Here, not above: importing Ray changes how a whole process logs, and this is read without it as well.
         from ray import serve  # noqa: PLC0415
 
         context = serve.get_replica_context()

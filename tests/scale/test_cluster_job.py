@@ -56,6 +56,7 @@ def rows_of(path: Path) -> pa.Table:
     return pq.read_table(path).sort_by("path")
 
 
+@pytest.mark.slow
 def test_a_job_killed_midway_goes_on_and_gives_the_local_jobs_rows(
     images: Path, tmp_path: Path, gradless: Command, start_gradless: Any
 ) -> None:
