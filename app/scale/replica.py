@@ -52,7 +52,7 @@ class Replica:
         """This replica's id, its metrics, and their content type. For the others, by Ray."""
         if self._parts is None:  # pragma: no cover - nobody is asked before
             raise RuntimeError("this replica has not begun")
-        # Here and below, not above: importing Ray changes how a whole process logs, and this is read without it as well.
+        # Here and below, not above: importing Ray changes how a whole process logs, and tests read this too.
         from ray import serve  # noqa: PLC0415
 
         body, content_type = self._parts.metrics.exposition(accept)
