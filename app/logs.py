@@ -31,7 +31,7 @@ def line_formatter(*, json: bool, colors: bool = False) -> logging.Formatter:
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
-            _without_color_message,
+            _without_extras_of_others,
             structlog.processors.TimeStamper("iso" if json else _CLOCK, utc=json),
         ],
         processors=[
@@ -64,7 +64,8 @@ def _for_people(*, colors: bool) -> list[Processor]:
     ]
 
 
-def _without_color_message(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """uvicorn sends along what its own formatter would have shown."""
+def _without_extras_of_others(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """uvicorn sends along what its own formatter would have shown, Ray a time of its own with every record."""
     event.pop("color_message", None)
+    event.pop("_ray_timestamp_ns", None)
     return event
