@@ -6,6 +6,7 @@ import hashlib
 import logging
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -54,7 +55,7 @@ class OpenVinoBackend:
     ) -> None:
         self._fixed_shape = fixed_shape
         self.sizes_to_warm_up = (1, max_batch_size)
-        core = openvino.Core()
+        core = _core()
         precision = model.placement.precision
         if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise DeviceUnavailableError("cpu", f"OpenVINO does not compute in {precision} on this processor")
@@ -89,6 +90,17 @@ class OpenVinoBackend:
         self._request.infer([piece], share_inputs=True)
         # Copied: the request writes its next answer into the same memory.
         return [self._request.get_output_tensor(index).data.copy() for index in range(self._outputs)]
+
+
+@cache
+def _core() -> openvino.Core:
+    """The only one of this process, kept for good. OpenVINO's CPU plugin gives the thread that makes a Core another
+    stack for signal handlers and frees it with the Core: were that freed by another thread, as that of a model that is
+    unloaded is, the next signal would end the process (seen with 2026.4.1)."""
+    core = openvino.Core()
+    # The plugin is loaded when it is first asked.
+    core.get_property("CPU", "FULL_DEVICE_NAME")
+    return core
 
 
 class _FromPixels(nn.Module):

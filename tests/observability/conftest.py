@@ -59,7 +59,13 @@ class Observing:
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "observe"], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, "-m", "observe"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            # Nobody waits for the end of these tests' own output because of it, should it outlive them.
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
         )
         self.said: list[str] = []
 
