@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from http.client import parse_headers
@@ -107,6 +109,42 @@ class Server:
         self.process.stdout.close()
 
 
+class WarmCommand:
+    """Runs the installed command, once at a time, without the time that its imports take: see warm_command.py."""
+
+    def __init__(self) -> None:
+        self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with asked:
+            self._process = subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("warm_command.py"), str(asked.fileno())],
+                pass_fds=[asked.fileno()],
+                # On a busy machine threads of OpenMP wait for one another longer than they work.
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    def run(self, arguments: list[str], env: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[bytes]:
+        """As subprocess.run has it, with the output captured. Raises TimeoutError; then nothing runs any more."""
+        request = {"argv": [str(GRADLESS), *arguments], "environ": env, "folder": str(Path.cwd())}
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            descriptors = [stdout.fileno(), stderr.fileno()]
+            socket.send_fds(self._asking, [json.dumps(request).encode()], descriptors)
+            self._asking.settimeout(timeout_s)
+            try:
+                status = int(self._asking.recv(16))
+            except TimeoutError:
+                self.close()
+                raise
+            stdout.seek(0)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(request["argv"], status, stdout.read(), stderr.read())
+
+    def close(self) -> None:
+        """End the process, and with it a command that still runs."""
+        self._process.kill()
+        self._process.wait()
+        self._asking.close()
+
+
 class RawAnswer(NamedTuple):
     status: int
     headers: dict[str, str]
@@ -147,15 +185,10 @@ def server_environment() -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def gradless() -> Callable[..., subprocess.CompletedProcess[bytes]]:
+def gradless() -> Iterator[Callable[..., subprocess.CompletedProcess[bytes]]]:
     """Run the installed command to its end."""
-
-    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [GRADLESS, *arguments], env=environment(**settings), capture_output=True, timeout=90, check=False
-        )
-
-    return run
+    with contextlib.closing(WarmCommand()) as command:
+        yield lambda *arguments, **settings: command.run(list(arguments), environment(**settings), timeout_s=90)
 
 
 @pytest.fixture
