@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -43,7 +44,7 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         return answer_to(request, metrics, error)
 
     async def invalid(request: Request, error: Exception) -> Response:
-        return answer(request, INVALID_PARAMETER, _faults(error))
+        return _invalid(request, error)
 
     async def http(request: Request, error: Exception) -> Response:
         if not isinstance(error, HTTPException):  # pragma: no cover - registered for nothing else
@@ -57,6 +58,17 @@ def install(app: FastAPI, metrics: Metrics) -> None:
     app.add_exception_handler(RequestError, ours)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
+
+
+async def answered(request: Request, metrics: Metrics, handler: Callable[[Request], Awaitable[Response]]) -> Response:
+    """What `handler` answers, or the answer to what it raises, as `install` has it. Raises what is nobody's fault but
+    ours."""
+    try:
+        return await handler(request)
+    except (GradlessError, RequestError) as error:
+        return answer_to(request, metrics, error)
+    except RequestValidationError as error:
+        return _invalid(request, error)
 
 
 def answer_to(request: Request, metrics: Metrics, error: Exception) -> Response:
@@ -81,6 +93,10 @@ def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
     if row.reason is not None:
         metrics.rejected(row.reason)
     return problem(row, str(error), None)
+
+
+def _invalid(request: Request, error: Exception) -> Response:
+    return answer(request, INVALID_PARAMETER, _faults(error))
 
 
 def _noted(request: Request, metrics: Metrics, error: Exception) -> Row:

@@ -22,6 +22,7 @@ from app.dependencies import Parts
 from app.documents import complete_document, documented_ends
 from app.held_bytes import HeldBytes
 from app.hosts import HostCheck, allowed_hosts
+from app.image_route import ImageRoute
 from app.metrics import Metrics
 from app.observation import ObservationMiddleware, Traces
 from app.request_log import RequestLog
@@ -30,6 +31,7 @@ from app.runtime import Runtime, StartRuntime
 from app.search_index import open_search_index
 from app.settings import Settings, load_settings
 from app.shedding import LoadShedding
+from app.short_cut import ShortCut
 from models.errors import StartError
 from models.limits import ImageLimits
 from models.search.index import SearchIndex
@@ -95,6 +97,16 @@ def create_app(
     )
     app.state.parts = parts
     # From the inside out: what is outermost is added last.
+    app.add_middleware(
+        ShortCut,
+        parts=parts,
+        routes=[
+            route
+            for router in (classify.router, features.router, search.router)
+            for route in router.routes
+            if isinstance(route, ImageRoute)
+        ],
+    )
     app.add_middleware(
         LoadShedding, parts=parts, tasks=[*_routes(classify.router, "classify"), *_routes(features.router, "features")]
     )

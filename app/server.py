@@ -28,10 +28,15 @@ _KEEP_ALIVE_S = 75
 
 _MANY_FILES = 65536
 
+# After so long a thread that runs Python lets others run theirs. The event loop is such a thread, and one that decodes
+# comes back to Python a dozen times an image: at Python's own 5 ms it waits for the loop each time.
+_SWITCH_INTERVAL_S = 0.0001
+
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot start."""
     configure_logging(settings.log_level, settings.log_format)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     app = create_app(settings)
     parts: Parts = app.state.parts
     # Before the models are loaded, so that a wrong address is known at once; open to callers only afterwards.
