@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ClassVar
+from time import perf_counter
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -13,8 +14,9 @@ from app.gathered_writes import GatheredWrites
 from app.problems import CONTENT_TYPE, HEADERS_TOO_LARGE, MALFORMED_REQUEST, Row, SlowBodyError, problem, row_of
 from app.request_log import refused
 
-if TYPE_CHECKING:
-    from app.problems import Reason
+# Called with what a caller is told, and the seconds from the first byte of what has not become a request to there; None
+# where it has, which tells of itself.
+OnRefusal = Callable[[Row, float | None], None]
 
 # As much as nginx and Apache take for a request line with its headers, and more than any client sends.
 _MOST_HEAD_BYTES = 32 * 1024
@@ -24,7 +26,7 @@ _MOST_HEAD_BYTES = 32 * 1024
 _LAST_REQUESTS_S = 0.5
 
 
-def bounded_connection(head_timeout_s: float, on_refusal: Callable[[Reason], None]) -> type[HttpToolsProtocol]:
+def bounded_connection(head_timeout_s: float, on_refusal: OnRefusal) -> type[HttpToolsProtocol]:
     """The protocol class of a server whose callers have `head_timeout_s` for request line and headers.
 
     uvicorn waits for them for ever and keeps any number: a connection that begins a request and does not end it
@@ -36,10 +38,11 @@ def bounded_connection(head_timeout_s: float, on_refusal: Callable[[Reason], Non
 
 class _BoundedConnection(HttpToolsProtocol):
     head_timeout_s: ClassVar[float]
-    on_refusal: Callable[[Reason], None]
+    on_refusal: OnRefusal
 
     # Between the end of a request and the end of the next one's headers.
     _in_head = True
+    _head_began_at = 0.0
     # Of a head that has not ended, counted in whole chunks.
     _head_bytes = 0
     _head_ended = False
@@ -59,12 +62,14 @@ class _BoundedConnection(HttpToolsProtocol):
         if began_in_head and self._too_slow is None:
             # The next request of a connection that lives on; between requests uvicorn's own timer runs.
             self._expect_head()
+        if began_in_head and not self._head_bytes:
+            self._head_began_at = perf_counter()
         # What the parser has of an unfinished head it keeps, and tells of it only at the end of each header.
         self._head_bytes += len(data)
         super().data_received(data)
         if not began_in_head or self._head_ended:
             self._head_bytes = 0
-        elif self._head_bytes > _MOST_HEAD_BYTES:
+        elif self._in_head and self._head_bytes > _MOST_HEAD_BYTES:
             self._refuse(HEADERS_TOO_LARGE, f"Request line and headers are over {_MOST_HEAD_BYTES} bytes.")
 
     def on_headers_complete(self) -> None:
@@ -77,6 +82,8 @@ class _BoundedConnection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_head = True
+        # The next may come in the same chunk.
+        self._head_began_at = perf_counter()
         super().on_message_complete()
 
     def shutdown(self) -> None:
@@ -116,9 +123,8 @@ class _BoundedConnection(HttpToolsProtocol):
 
     def _refuse(self, row: Row, detail: str) -> None:
         self._end_of_head()
+        self.on_refusal(row, perf_counter() - self._head_began_at if self._in_head else None)
         self._in_head = False
-        if row.reason is not None:
-            self.on_refusal(row.reason)
         refused(self.client[0] if self.client else None, row)
         if not self.transport.is_closing():
             self.transport.write(_answer(row, detail))

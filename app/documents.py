@@ -11,9 +11,13 @@ from fastapi.routing import APIRoute
 from app.problems import (
     CLIENT_GONE_STATUS,
     CONTENT_TYPE,
+    HEADERS_TOO_LARGE,
     INTERNAL_ERROR,
     INVALID_PARAMETER,
+    MALFORMED_REQUEST,
+    NOT_FOUND,
     TABLE,
+    UNKNOWN_HOST,
     Row,
     SlowBodyError,
     UnauthorizedError,
@@ -76,6 +80,15 @@ def documented_ends(router: APIRouter) -> Iterator[tuple[str, str, int]]:
             yield from (
                 (route.path_format, method, status) for method in route.methods or () for status in sorted(statuses)
             )
+
+
+def other_ends() -> Iterator[tuple[None, str, int]]:
+    """(no path, method, status) of each way in which requests end that reach none of the documented routes: there is
+    nothing there, or nothing under that name, or the documentation is; or it is none, and has no method either."""
+    for method in ("GET", "POST"):
+        yield from ((None, method, row.status) for row in (NOT_FOUND, UNKNOWN_HOST))
+    yield None, "GET", 200
+    yield from ((None, "", row.status) for row in (MALFORMED_REQUEST, TABLE[SlowBodyError], HEADERS_TOO_LARGE))
 
 
 def complete_document(app: FastAPI, *, keys: bool) -> None:

@@ -15,10 +15,14 @@ ANY = "*"
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
+# Orchestrators ask for these by a pod's address, whatever name it is served under; they tell nothing but that it is
+# there.
+_PROBES = frozenset({"/healthz", "/readyz"})
+
 
 class HostCheck:
     """Refuses requests for other hosts than `allowed`: names or addresses, `*.example.org` for all below one, `*` for
-    any. A request without a Host header, which no browser sends, passes."""
+    any. A request without a Host header, which no browser sends, passes, and so do probes."""
 
     def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
         self._app = app
@@ -26,7 +30,7 @@ class HostCheck:
         self._below = tuple(name.removeprefix("*").lower() for name in allowed if name.startswith("*."))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._allows(host := _host(scope)):
+        if scope["type"] == "http" and scope["path"] not in _PROBES and not self._allows(host := _host(scope)):
             detail = f"It is not served under {host!a}; GRADLESS_ALLOWED_HOSTS says under which names it is."
             await answer(Request(scope), UNKNOWN_HOST, detail)(scope, receive, send)
             return

@@ -19,7 +19,7 @@ from fastapi_offline import FastAPIOffline
 
 from app import faults
 from app.dependencies import Parts
-from app.documents import complete_document, documented_ends
+from app.documents import complete_document, documented_ends, other_ends
 from app.held_bytes import HeldBytes
 from app.hosts import HostCheck, allowed_hosts
 from app.image_route import ImageRoute
@@ -140,6 +140,8 @@ def create_app(
         app.include_router(router)
         for path, method, status in documented_ends(router):
             metrics.expect(path, method, status)
+    for nowhere, method, status in other_ends():
+        metrics.expect(nowhere, method, status)
     complete_document(app, keys=bool(parts.keys))
     return app
 

@@ -85,14 +85,15 @@ class ObservationMiddleware:
             self._tell(scope, request)
 
     def _tell(self, scope: Scope, request: Observed) -> None:
-        ended_at = perf_counter()
-        seconds = ended_at - request.started_at
+        request.ended_at = perf_counter()
+        seconds = request.ended_at - request.started_at
         # As the documentation writes it: a name that may hold slashes is {name} there.
         route = getattr(scope.get("route"), "path_format", None)
         status = request.status or CLIENT_GONE_STATUS
         self._metrics.request_done(route, scope["method"], status, seconds, request.request_id)
-        if request.model is not None and request.read_seconds is not None and request.answered_at is not None:
-            self._metrics.request_stages(request.model, request.read_seconds, ended_at - request.answered_at)
+        respond_seconds = request.respond_seconds
+        if request.model is not None and request.read_seconds is not None and respond_seconds is not None:
+            self._metrics.request_stages(request.model, request.read_seconds, respond_seconds)
         self._request_log.ended(scope, request, status, seconds)
         if request.trace is not None:
             request.trace.end(request, route, status)

@@ -33,7 +33,8 @@ class RequestTrace(Protocol):
 @dataclass(slots=True)
 class Observed:
     """What is known so far; times as of `perf_counter`. `stages` holds the longest time any of its images spent in
-    each, `batch_size` the largest batch any of them was in, `lookup_seconds` the time in the search index."""
+    each, `batch_size` the largest batch any of them was in, `lookup_seconds` the time in the search index. `ended_at`
+    is known once the answer has been sent, or its caller has gone."""
 
     request_id: str
     held: HeldBytes
@@ -48,8 +49,10 @@ class Observed:
     predicted: Sequence[Prediction] = ()
     stages: StageSeconds | None = None
     batch_size: int | None = None
+    lookup_started_at: float | None = None
     lookup_seconds: float | None = None
     answered_at: float | None = None
+    ended_at: float | None = None
     problem: str | None = None
     status: int | None = None
 
@@ -74,15 +77,23 @@ class Observed:
             )
             self.batch_size = max(image.batch.size for image in predicted)
 
+    def looked_up(self, started_at: float) -> None:
+        """Note that the search index has answered, which was asked at `started_at`."""
+        self.lookup_started_at = started_at
+        self.lookup_seconds = perf_counter() - started_at
+
+    @property
+    def respond_seconds(self) -> float | None:
+        """From the last image's result to the answer sent, a lookup included; None before its end."""
+        return None if self.answered_at is None or self.ended_at is None else self.ended_at - self.answered_at
+
     def stage_seconds(self) -> dict[str, float]:
-        """The stages it has been through, by name."""
-        read = {} if self.read_seconds is None else {"read": self.read_seconds}
-        if self.stages is None:
-            return read
-        lookup = {} if self.lookup_seconds is None else {"lookup": self.lookup_seconds}
-        return (
-            read | {"decode": self.stages.decode, "queue": self.stages.queue, "forward": self.stages.forward} | lookup
-        )
+        """The stages it has been through, by name. `lookup` is a part of `respond`."""
+        found: dict[str, float | None] = {"read": self.read_seconds}
+        if self.stages is not None:
+            found |= {"decode": self.stages.decode, "queue": self.stages.queue, "forward": self.stages.forward}
+        found |= {"lookup": self.lookup_seconds, "respond": self.respond_seconds}
+        return {name: seconds for name, seconds in found.items() if seconds is not None}
 
     def server_timing(self) -> str:
         """The Server-Timing header (W3C), durations in milliseconds."""

@@ -44,7 +44,7 @@ def serve(settings: Settings) -> None:
     _allow_many_connections()
     config = uvicorn.Config(
         PlainStartFailures(app, parts),
-        http=bounded_connection(settings.read_timeout_s, parts.metrics.rejected),
+        http=bounded_connection(settings.read_timeout_s, parts.metrics.refused_by_connection),
         log_config=None,
         access_log=False,
         server_header=False,

@@ -105,6 +105,10 @@ class TracedRequest:
             self._add("read", request.started_at, request.read_seconds)
         for image in request.predicted:
             self._add_image(image)
+        if request.lookup_started_at is not None and request.lookup_seconds is not None:
+            self._add("lookup", request.lookup_started_at, request.lookup_seconds)
+        if request.answered_at is not None and request.respond_seconds is not None:
+            self._add("respond", request.answered_at, request.respond_seconds)
 
     def _add_image(self, image: Prediction) -> None:
         seconds = image.seconds

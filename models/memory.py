@@ -1,5 +1,5 @@
-"""Memory, of devices and of this process: how much there is, container limits included, whether it has run out,
-keeping what a forward has freed for the next, and giving it back."""
+"""Memory, of devices and of this process: how much there is, a container's limits (control_groups.py) included, whether
+it has run out, keeping what a forward has freed for the next, and giving it back."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ import ctypes
 import gc
 import sys
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 import torch
 from torch import nn
 
+from models.control_groups import memory_limits
 from models.telemetry import MemoryKind
 
 # Parameters of mallopt(3), from glibc's malloc.h.
@@ -22,19 +20,19 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_OWN_CGROUP = Path("/proc/self/cgroup")
+# Of each CUDA device, the most that had been allocated at once before its counter last began anew.
+_earlier_peaks: dict[int, int] = {}
 
 
 def figures(device: torch.device) -> dict[MemoryKind, int]:
-    """In bytes, without synchronising. On the CPU `allocated` is the resident size of the process,
-    `free` what the system could give, `peak` and `reserved` are absent."""
+    """In bytes, without synchronising. On the CPU `allocated` is the resident size of the process, `free` and `total`
+    are the system's or, where that is less, those of a container, `peak` and `reserved` are absent."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return {
             "allocated": torch.cuda.memory_allocated(device),
             "reserved": torch.cuda.memory_reserved(device),
-            "peak": torch.cuda.max_memory_allocated(device),
+            "peak": max(torch.cuda.max_memory_allocated(device), _earlier_peaks.get(device.index or 0, 0)),
             "free": free,
             "total": total,
         }
@@ -47,16 +45,24 @@ def figures(device: torch.device) -> dict[MemoryKind, int]:
             "free": total - reserved,
             "total": total,
         }
-    system = psutil.virtual_memory()
-    return {"allocated": psutil.Process().memory_info().rss, "free": system.available, "total": system.total}
+    system, limits = psutil.virtual_memory(), list(memory_limits())
+    return {
+        "allocated": psutil.Process().memory_info().rss,
+        "free": min([system.available, *(each.room for each in limits)]),
+        "total": min([system.total, *(each.limit for each in limits)]),
+    }
+
+
+def begin_peak(device: torch.device) -> None:
+    """Have CUDA's counter of the most that was allocated at once begin anew, for a measurement; `figures` goes on from
+    the highest of all."""
+    _earlier_peaks[device.index or 0] = figures(device)["peak"]
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """What this process could still allocate on `device`: on the CPU, within the limits of its control groups; on
-    CUDA, with what PyTorch has reserved and does not use."""
+    """What this process could still allocate on `device`: on CUDA, with what PyTorch has reserved and does not use."""
     found = figures(device)
-    if device.type == "cpu":
-        return min([found["free"], *_room_in_cgroups(_CGROUPS, _OWN_CGROUP)])
     if device.type == "cuda":
         return found["free"] + found["reserved"] - found["allocated"]
     return found["free"]
@@ -117,49 +123,3 @@ def let_go(device: torch.device, left: weakref.WeakSet[nn.Module]) -> None:
         gc.collect()
         gc.freeze()
     give_back(device)
-
-
-def _room_in_cgroups(root: Path, own: Path) -> Iterator[int]:
-    """Bytes below the limit of each control group that this process is in and that has one, be they of version 1,
-    whose memory controller has a tree of its own, or of version 2."""
-    try:
-        lines = own.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        files = {"memory": _VERSION_1, "": _VERSION_2}.get(controllers)
-        if files is None:
-            continue
-        top = root / files.tree
-        group = top / path.lstrip("/")
-        # A limit holds for the groups below it. In a container the path may be the host's, and only the top be there.
-        for folder in (group, *group.parents):
-            if (room := _room(folder, files)) is not None:
-                yield room
-            if folder == top:
-                break
-
-
-class _Files(NamedTuple):
-    """Where a version of control groups says what: limit and use in bytes, and in its statistics the pages of files
-    not used lately, which are given up when somebody needs them."""
-
-    tree: str
-    limit: str
-    used: str
-    reclaimable: str
-
-
-_VERSION_1 = _Files("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_VERSION_2 = _Files("", "memory.max", "memory.current", "inactive_file")
-
-
-def _room(group: Path, files: _Files) -> int | None:
-    try:
-        limit, used = (int((group / name).read_text()) for name in (files.limit, files.used))
-        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    except (OSError, ValueError):
-        # No such group, or no limit: version 2 says "max".
-        return None
-    return max(0, limit - used + int(statistics.get(files.reclaimable, 0)))

@@ -18,6 +18,7 @@ from observe.prometheus import Prometheus
 
 # The pace of Prometheus here; 15 s where nobody waits in front of it.
 _EVERY_S = 2
+# For every expression to have data. Rates over five minutes have some after two scrapes.
 _PATIENCE_S = 90
 
 
@@ -45,6 +46,7 @@ def _run(folder: Path) -> None:
             _say(f"Prometheus  {watched.address}")
             _say(f"dashboards  {DASHBOARDS.relative_to(ROOT)}/*.json, for any Grafana with this Prometheus")
             _say("requests of every kind are being sent; Ctrl-C ends it all")
+            _say(f"waiting {_PATIENCE_S} s at most for every expression of dashboards, rules and alerts to have data")
             _wait_for_data(watched)
             while True:
                 signal.pause()
@@ -57,10 +59,10 @@ def _wait_for_data(watched: Prometheus) -> None:
     while empty and time.monotonic() - started_at < _PATIENCE_S:
         time.sleep(_EVERY_S)
         empty = _empty(watched, empty)
+    seconds = time.monotonic() - started_at
     for expression in empty:
         _say(f"no data: {expression.asker}: {expression.text}")
-    seconds = time.monotonic() - started_at
-    _say(f"{len(expressions) - len(empty)} of {len(expressions)} expressions have data after {seconds:.0f} s")
+    _say(f"{len(expressions) - len(empty)} of {len(expressions)} expressions have data, within {seconds:.0f} s")
 
 
 def _empty(watched: Prometheus, expressions: list[Expression]) -> list[Expression]:

@@ -29,6 +29,8 @@ SETTINGS = {
 
 _CLASSIFY = "/v1/classify"
 _FEATURES = "/v1/features"
+_SEARCH = "/v1/search"
+_LENS = "/debug/grad-modes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,17 @@ class Caller:
         await self._post(f"{_CLASSIFY}?top_k=none", self._pictures.clock)
         for path in (_CLASSIFY, "/no/such/path", "/v1/models/no-such-model"):
             await self._http.get(path)
+        # There is no index to search.
+        await self._post(_SEARCH, self._pictures.clock)
+
+    async def uninvited(self) -> None:
+        """By a name that is not the server's, from another machine as it seems, and in no language that it speaks."""
+        await self._http.get("/v1/models", headers={"Host": "elsewhere.example"})
+        await self._http.post(_LENS, headers={"X-Forwarded-For": "192.0.2.7"})
+        reader, writer = await self._connect()
+        writer.write(b"\x16\x03\x01 is how TLS begins\r\n\r\n")
+        await reader.read()
+        writer.close()
 
     async def leave(self) -> None:
         """Be gone before the answer."""
@@ -109,18 +122,21 @@ class Caller:
 
     async def slow_sender(self) -> None:
         """Half a body, and then nothing: until the server has enough of it."""
-        url = urlsplit(str(self._http.base_url))
-        reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        reader, writer = await self._connect()
         writer.write(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
         await reader.read()
         writer.close()
 
     async def lens(self) -> None:
-        await self._http.post("/debug/grad-modes?batch_size=2&iterations=1")
+        await self._http.post(f"{_LENS}?batch_size=2&iterations=1")
 
     async def operators(self) -> None:
         for path in ("/healthz", "/readyz", "/v1/models", "/docs"):
             await self._http.get(path)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        url = urlsplit(str(self._http.base_url))
+        return await asyncio.open_connection(url.hostname, url.port)
 
     async def _post(self, path: str, body: bytes) -> None:
         await self._http.post(path, content=body)
@@ -142,6 +158,7 @@ async def send(address: str) -> None:
             (caller.bad_images, 1),
             (caller.too_large, 2),
             (caller.wrong_requests, 2),
+            (caller.uninvited, 2),
             (caller.leave, 2),
             (caller.crowd, 5),
             (caller.too_slow_to_decode, 8),

@@ -71,7 +71,10 @@ class RuntimeCollector(Collector):
 
     def _device_figures(self) -> Iterator[Metric]:
         memory = _gauge(
-            "gradless_device_memory_bytes", "Memory of the device; on the CPU, of process and system.", "device", "kind"
+            "gradless_device_memory_bytes",
+            "Memory of the device; on the CPU, of the process, and of its container or the system.",
+            "device",
+            "kind",
         )
         for kind, size in self._runtime.memory_bytes().items():
             memory.add_metric([self._device, kind], size)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from app.metrics.exposition import Exposition
 from app.metrics.families import Families
 from app.metrics.gauges import RuntimeCollector
-from app.problems import Reason
+from app.problems import Reason, Row
 from app.runtime import Runtime
 from models.comparison import ARMS, Comparison
 from models.telemetry import BatchReport, Outcome, Stage, StageSeconds, Task, Trigger
@@ -34,8 +34,9 @@ class Metrics:
             self._families.rejected.create(reason)
         self._families.loads.create(_NOT_SERVED, "failed")
 
-    def expect(self, route: str, method: str, status: int) -> None:
-        """From now on there is a series, zero if need be, of requests that end so."""
+    def expect(self, route: str | None, method: str, status: int) -> None:
+        """From now on there is a series, zero if need be, of requests that end so; without a `route`, of those to
+        what is none."""
         place = _place(route, method)
         self._families.requests.create(*place, str(status))
         self._families.request_seconds.create(*place, _class_of(status))
@@ -48,11 +49,20 @@ class Metrics:
         """All metrics as (body, content type): OpenMetrics where `accept` asks for it, else Prometheus text."""
         return self._exposition.encode(accept)
 
-    def request_done(self, route: str | None, method: str, status: int, seconds: float, request_id: str) -> None:
+    def request_done(self, route: str | None, method: str, status: int, seconds: float, request_id: str | None) -> None:
         place = _place(route, method)
         self._families.requests[*place, str(status)].inc()
         # By the exemplar a scraper leads from a slow request's bucket to its log line.
-        self._families.request_seconds[*place, _class_of(status)].observe(seconds, {"request_id": request_id})
+        exemplar = None if request_id is None else {"request_id": request_id}
+        self._families.request_seconds[*place, _class_of(status)].observe(seconds, exemplar)
+
+    def refused_by_connection(self, row: Row, seconds: float | None) -> None:
+        """What never became a request was ended `seconds` after its first byte: it counts as one of no route and no
+        method. None where it was a request, which is counted at its own end."""
+        if row.reason is not None:
+            self.rejected(row.reason)
+        if seconds is not None:
+            self.request_done(None, _OTHER, row.status, seconds, None)
 
     def request_stages(self, model: str, read_seconds: float, respond_seconds: float) -> None:
         self._families.stage_seconds[model, "read"].observe(read_seconds)

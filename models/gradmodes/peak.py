@@ -14,6 +14,7 @@ from itertools import accumulate
 
 import torch
 
+from models import memory
 from models.comparison import Peak
 
 
@@ -38,7 +39,7 @@ def recorded_peak(device: torch.device, note: str | None = None) -> Iterator[Rec
             recording.peak = Peak(_highest(profiler))
         case "cuda":
             torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
+            memory.begin_peak(device)
             before = torch.cuda.memory_allocated(device)
             yield recording
             torch.cuda.synchronize(device)

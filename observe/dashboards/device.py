@@ -72,13 +72,14 @@ def memory_and_device() -> list[PanelBuilder]:
         graph(
             "Memory of the device",
             "allocated, reserved and peak are PyTorch's, free and total the driver's. On a CPU allocated is the "
-            "process's resident memory, free and total the machine's.",
+            "process's resident memory, free and total are its container's or, where that has no limit, the machine's.",
             "bytes",
             Query(f"gradless_device_memory_bytes{{{INSTANCE}}}", "{{instance}} {{device}} {{kind}}"),
         ),
         graph(
             "Memory in use",
-            "Share of the device's memory that cannot be had; what PyTorch keeps for reuse counts as free.",
+            "Share of the device's memory that cannot be had; what PyTorch keeps on a GPU for reuse counts as free. "
+            "Over 90 % is an alert.",
             "percentunit",
             Query(f"instance_device:gradless_device_memory_used:ratio{{{INSTANCE}}}", "{{instance}} {{device}}"),
         ),

@@ -8,7 +8,7 @@ from grafana_foundation_sdk.builders import heatmap
 from grafana_foundation_sdk.models.common import StackingMode
 
 from models.telemetry import Stage
-from observe.dashboards.panels import MODEL, RATE, V1, PanelBuilder, Query, graph, heat
+from observe.dashboards.panels import MODEL, OF_IMAGES, RATE, PanelBuilder, Query, graph, heat
 
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
@@ -17,18 +17,19 @@ _MEANING: dict[str, str] = {
     "decode": "From admitted to a tensor of the network's size, with the wait for a decode thread: more cores help.",
     "queue": "From decoded to the start of its forward: long where the device is the limit.",
     "forward": "The forward of the batch that an image was in.",
-    "respond": "From the last image's result to the answer sent.",
+    "respond": "From the last image's result to the answer sent, a search's lookup included.",
 }
 
 
 def latency() -> list[PanelBuilder]:
-    buckets = f'sum by (le) (rate(gradless_request_duration_seconds_bucket{{{V1}, method="POST", code="2xx"}}{RATE}))'
+    buckets = f'sum by (le) (rate(gradless_request_duration_seconds_bucket{{{OF_IMAGES}, code="2xx"}}{RATE}))'
     panels: list[PanelBuilder] = [
         heat(
             "Requests",
             "How long requests with images that succeed take. The dots are single requests: their ids lead to the log.",
             "s",
             buckets,
+            with_exemplars=True,
         ),
         graph(
             "Requests: quantiles",

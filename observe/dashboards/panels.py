@@ -39,6 +39,7 @@ DATA_SOURCE = DataSourceRef("prometheus", "gradless-prometheus")
 INSTANCE = 'instance=~"$instance"'
 MODEL = f'{INSTANCE}, model=~"$model"'
 V1 = f'{INSTANCE}, route=~"/v1/.*"'
+OF_IMAGES = f'{INSTANCE}, route=~"/v1/(classify|features|search)"'
 RATE = "[$__rate_interval]"
 
 _ALL = VariableOption(selected=True, text="All", value="$__all")
@@ -98,12 +99,12 @@ def number(
     )
 
 
-def heat(title: str, description: str, unit: str, bucket_rate: str) -> heatmap.Panel:
+def heat(title: str, description: str, unit: str, bucket_rate: str, *, with_exemplars: bool = False) -> heatmap.Panel:
     """A histogram over time: the darker, the more. `bucket_rate` has a series for each `le`."""
     panel = _described(heatmap.Panel(), title, description, unit, [])
     query = prometheus.Dataquery().ref_id("A").expr(bucket_rate).legend_format("{{le}}").range()
     return (
-        panel.with_target(query.format(PromQueryFormat.HEATMAP).exemplar(True).datasource(DATA_SOURCE))
+        panel.with_target(query.format(PromQueryFormat.HEATMAP).exemplar(with_exemplars).datasource(DATA_SOURCE))
         .height(8)
         .span(8)
         .calculate(False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.common import StackingMode
 
-from observe.dashboards.panels import INSTANCE, MODEL, RATE, V1, PanelBuilder, Query, graph, number
+from observe.dashboards.panels import INSTANCE, MODEL, OF_IMAGES, RATE, V1, PanelBuilder, Query, graph, number
 
 
 def at_a_glance() -> list[PanelBuilder]:
@@ -39,8 +39,7 @@ def at_a_glance() -> list[PanelBuilder]:
             "p99",
             "99 of 100 requests with images that succeed take less; of the slowest route and instance.",
             "s",
-            "max(instance_route:gradless_request_duration_seconds:p99_rate5m"
-            f'{{{INSTANCE}, route=~"/v1/(classify|features)"}} >= 0)',
+            f"max(instance_route:gradless_request_duration_seconds:p99_rate5m{{{OF_IMAGES}}} >= 0)",
             bad_from=1,
         ),
         number(
@@ -70,17 +69,18 @@ def traffic() -> list[PanelBuilder]:
         ),
         graph(
             "Images by outcome",
-            "Images a second that were read whole, each counted once by what became of it.",
+            "Images a second, each counted once by what became of it: those read whole, and those refused at their "
+            "request's headers. Of a body that was too large or broken off there are none.",
             "suffix: images/s",
             Query(f"sum by (outcome) (rate(gradless_images_total{{{MODEL}}}{RATE}))", "{{outcome}}"),
             stacked=StackingMode.NORMAL,
         ),
         graph(
             "Goodput",
-            "Images a second that were answered, beside all that were sent. Where both part, something is lost.",
+            "Images a second that were answered, beside all that were counted. Where both part, something is lost.",
             "suffix: images/s",
             Query(f"sum(instance_model:gradless_images_ok:rate5m{{{MODEL}}})", "answered"),
-            Query(f"sum(instance_model:gradless_images:rate5m{{{MODEL}}})", "sent"),
+            Query(f"sum(instance_model:gradless_images:rate5m{{{MODEL}}})", "counted"),
         ),
         graph(
             "Images answered of those that could be",
@@ -90,7 +90,7 @@ def traffic() -> list[PanelBuilder]:
         ),
         graph(
             "Images by task",
-            "Classification and feature requests share queue, batches and forwards.",
+            "Classification, feature and search requests share queue, batches and forwards.",
             "suffix: images/s",
             Query(f"sum by (task) (rate(gradless_images_total{{{MODEL}}}{RATE}))", "{{task}}"),
         ),

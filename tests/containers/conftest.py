@@ -108,7 +108,7 @@ def installed(
     commands = [
         dockerfile.run_command("build-cpu", "-m venv"),
         # Not what it needs, which takes minutes.
-        dockerfile.run_command("build-cpu", "[openvino]").replace(" install ", " install --quiet --no-deps "),
+        dockerfile.run_command("build-cpu", "'.[").replace(" install ", " install --quiet --no-deps "),
     ]
     for command in commands:
         build_step(command.replace("/opt/gradless", str(target)))

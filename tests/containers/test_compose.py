@@ -22,11 +22,35 @@ SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = {name: value for name, value in SERVICES["gradless"]["environment"].items() if name.startswith("GRADLESS_")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_it_is_valid_by_the_schema_of_compose(path: Path) -> None:
+def merged(below: Any, above: Any) -> Any:
+    """Two files as Compose makes one of them: mappings are merged, lists joined, anything else is the latter's."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        common = {key: merged(below[key], above[key]) for key in below.keys() & above.keys()}
+        return below | above | common
+    return below + above if isinstance(below, list) and isinstance(above, list) else above
+
+
+def assert_valid(path: Path) -> None:
+    """By Compose's own schema."""
     command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_it_is_valid_by_the_schema_of_compose(path: Path) -> None:
+    assert_valid(path)
+
+
+def test_both_together_are_valid_by_it_too_and_are_gradless_on_a_gpu_as_confined_as_without(tmp_path: Path) -> None:
+    both = merged(COMPOSE, GPU)
+    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(both))
+    assert_valid(tmp_path / "compose.yaml")
+    gradless = both["services"]["gradless"]
+    assert gradless["build"] == {"context": "..", "target": "cuda"}
+    assert gradless["mem_limit"] == "16g"
+    changed = {"image", "build", "deploy", "mem_limit"}
+    assert {name for name in gradless if gradless[name] != SERVICES["gradless"].get(name)} == changed
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -14,6 +14,7 @@ from typing import Any
 import pathspec
 import pytest
 
+from app.settings import Settings
 from observe.places import ROOT
 
 IMAGES = ["cpu", "cuda"]
@@ -66,6 +67,15 @@ def test_the_image_for_gpus_ends_where_there_is_none(dockerfile: Any) -> None:
     assert dockerfile.environment("cuda")["GRADLESS_DEVICE"] == "cuda"
 
 
+@pytest.mark.parametrize(("image", "own"), [("cpu", "openvino"), ("cuda", "gpu")])
+def test_an_image_has_the_extras_of_its_device_and_that_of_traces(dockerfile: Any, image: str, own: str) -> None:
+    found = re.search(r"'\.\[(.*)\]'", dockerfile.run_command(f"build-{image}", "'.["))
+    assert found
+    extras = found[1].split(",")
+    assert extras == [own, "otel"]
+    assert set(extras) <= PROJECT["optional-dependencies"].keys()
+
+
 @pytest.mark.parametrize("image", IMAGES)
 def test_whatever_is_installed_is_locked(dockerfile: Any, image: str) -> None:
     environment = dockerfile.environment(f"build-{image}")
@@ -110,6 +120,14 @@ def test_the_whole_build_runs_in_a_clean_folder_and_takes_nothing_that_is_not_lo
 def normal(requirement: str) -> str:
     name, _, version = requirement.partition("==")
     return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
+
+
+def test_the_container_of_the_readme_has_longer_to_stop_than_it_drains_and_hears_early_signals() -> None:
+    [command] = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("docker run ")]
+    found = re.search(r"--stop-timeout (\d+) ", command)
+    assert found
+    assert int(found[1]) > Settings().drain_timeout_s
+    assert " --init " in command
 
 
 def test_what_is_installed_is_the_two_packages_and_the_page_and_no_tests(installed: Path) -> None:

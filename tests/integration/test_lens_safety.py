@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import psutil
@@ -138,63 +136,3 @@ async def test_answers_during_a_comparison_are_those_before_it_bit_for_bit(servi
     for found in (*during, await answer()):
         assert found.classes == before.classes
         assert np.array_equal(found.features, before.features)
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Callable[[dict[str, str]], Path]:
-    """A file tree of these contents."""
-
-    def make(files: dict[str, str]) -> Path:
-        for name, text in files.items():
-            file = tmp_path / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-        return tmp_path
-
-    return make
-
-
-def free_in(groups: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(memory, "_CGROUPS", groups)
-    monkeypatch.setattr(memory, "_OWN_CGROUP", groups / "own")
-    return memory.free_bytes(torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    "files",
-    [
-        {
-            "own": "0::/kubepods/pod7\n",
-            "kubepods/pod7/memory.max": "max\n",
-            "kubepods/pod7/memory.current": "9000\n",
-            "kubepods/pod7/memory.stat": "anon 1\ninactive_file 5\n",
-            "kubepods/memory.max": "10000\n",
-            "kubepods/memory.current": "9000\n",
-            "kubepods/memory.stat": "anon 1\ninactive_file 234\n",
-        },
-        {
-            "own": "0::/../../of/the/host\n",
-            "memory.max": "10000\n",
-            "memory.current": "9000\n",
-            "memory.stat": "inactive_file 234\n",
-        },
-        {
-            "own": "5:cpu:/\n4:memory:/box\n0::/\n",
-            "memory/box/memory.limit_in_bytes": "10000\n",
-            "memory/box/memory.usage_in_bytes": "9000\n",
-            "memory/box/memory.stat": "inactive_file 1\ntotal_inactive_file 234\n",
-        },
-    ],
-    ids=["version 2, limit above", "version 2, path of the host", "version 1"],
-)
-def test_memory_is_free_within_the_limits_of_the_container(
-    tree: Callable[[dict[str, str]], Path], monkeypatch: pytest.MonkeyPatch, files: dict[str, str]
-) -> None:
-    assert free_in(tree(files), monkeypatch) == 1234
-
-
-def test_without_limits_memory_is_free_as_the_system_says(
-    tree: Callable[[dict[str, str]], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free = free_in(tree({"own": "0::/\n", "memory.max": "max\n"}), monkeypatch)
-    assert free == pytest.approx(psutil.virtual_memory().available, rel=0.2)

@@ -1,6 +1,7 @@
 """`gradless serve` with the null model, which does as the file named on the command line says: `well`, `slow`, `hang`,
 `fail`, `out of memory`, `gradients`, where the network switches them on by itself, and `die`, which ends the batcher's
-thread and lets no other model start in its place."""
+thread and lets no other model start in its place. It takes itself to be in the container that the files of the second
+argument, a folder, tell of as the kernel would: `own` says in which control group the process is."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ import torch
 
 from app.server import serve
 from app.settings import load_settings
+from models import control_groups
 from models.backends.null import NullBackend
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits, Network
 
-ORDER = Path(sys.argv[1])
+ORDER, CONTROL_GROUPS = map(Path, sys.argv[1:])
 
 # More than the objective of one second.
 SLOW_S = 1.3
@@ -65,6 +67,7 @@ def kill_when_told() -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(batcher.ident or 0), ctypes.py_object(SystemExit))
 
 
+control_groups._ROOT, control_groups._OWN = CONTROL_GROUPS, CONTROL_GROUPS / "own"  # noqa: SLF001
 NullBackend.__init__ = start  # type: ignore[method-assign]
 NullBackend.run = run  # type: ignore[method-assign]
 Network.forward = forward  # type: ignore[method-assign]

@@ -45,6 +45,14 @@ def test_every_query_selects_by_instance_and_by_model_where_there_is_one(panel: 
         assert whole_process or 'model=~"$model"' in target["expr"]
 
 
+@pytest.mark.parametrize("panel", PANELS)
+def test_exemplars_are_asked_for_where_there_are_some(panel: dict[str, Any]) -> None:
+    for target in panel["targets"]:
+        is_heat_map = panel["type"] == "heatmap"
+        has_some = is_heat_map and "gradless_request_duration_seconds_bucket" in target["expr"]
+        assert target.get("exemplar", False) is has_some
+
+
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 def test_no_panel_lies_upon_another(board: dict[str, Any]) -> None:
     places = [panel["gridPos"] for panel in board["panels"]]

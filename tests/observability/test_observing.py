@@ -18,10 +18,24 @@ Promtool = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def test_within_minutes_every_expression_has_data(observing: Any, watched: Prometheus) -> None:
-    found = observing.wait_for(r"^(\d+) of (\d+) expressions have data")
+    found = observing.wait_for(r"^(\d+) of (\d+) expressions have data, within \d+ s$")
     empty = [line for line in observing.said if line.startswith("no data")]
     assert int(found[1]) == int(found[2]) == len(all_expressions("1m")) > 100, empty
     assert watched.failing_rules() == {}
+
+
+@pytest.mark.parametrize(
+    "counted",
+    [
+        'gradless_requests_total{route="/v1/search", method="POST", code="404"}',
+        'gradless_requests_total{route="/debug/grad-modes", method="POST", code="403"}',
+        'gradless_requests_total{route="other", method="GET", code="421"}',
+        'gradless_requests_total{route="other", method="other", code="400"}',
+        'gradless_rejected_total{reason="auth"}',
+    ],
+)
+def test_the_uninvited_are_among_those_who_call(watched: Prometheus, await_that: AwaitThat, counted: str) -> None:
+    assert await_that(lambda: watched.has_numbers(f"{counted} > 0"))
 
 
 def test_exemplars_lead_from_a_bucket_to_a_request(watched: Prometheus, await_that: AwaitThat) -> None:

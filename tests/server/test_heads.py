@@ -96,8 +96,21 @@ def test_an_impatient_server(
         connection.sendall(b"GET /heal")
         assert problem_of(read_answer(file)) == (408, "slow-body")
 
-    exposition = httpx2.get(f"{server.address}/metrics").text
+    # A body that turns out to be no HTTP: a request is there, which counts as one whose caller has gone.
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n")
+        assert problem_of(read_answer(file)) == (400, "malformed-request")
+
+    def scrape() -> str:
+        return httpx2.get(f"{server.address}/metrics").text
+
+    # It is counted at its end, which its caller does not see.
+    while not metric_sum(exposition := scrape(), "gradless_requests_total", code="499"):
+        pass
     assert metric_sum(exposition, "gradless_rejected_total", reason="slow_body") == 2
+    assert metric_sum(exposition, "gradless_requests_total", route="other", method="other", code="408") == 2
+    assert metric_sum(exposition, "gradless_requests_total", route="other") == 2
+    assert metric_sum(exposition, "gradless_requests_total", route="/v1/classify", code="499") == 1
 
 
 @pytest.fixture

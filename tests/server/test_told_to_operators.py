@@ -97,13 +97,13 @@ def test_every_line_is_json_and_every_request_has_its_own_and_its_trace(
     assert first["request_id"] == answered.headers["x-request-id"]
     assert (first["status"], first["model"], first["batch_size"]) == (200, "efficientnet_lite0", 1)
     assert first["body_bytes"] == len(picture)
-    stages = [first[f"{stage}_ms"] for stage in ("read", "decode", "queue", "forward")]
+    stages = [first[f"{stage}_ms"] for stage in ("read", "decode", "queue", "forward", "respond")]
     assert 0 < sum(stages) < first["total_ms"]
     assert (second["status"], second["problem"]) == (malformed.status_code, "malformed-multipart")
     assert (third["status"], third["problem"]) == (400, "malformed-request")
 
     spans = collector.spans()
-    assert {"POST /v1/classify", "read", "decode", "queue", "forward", "batch"} == set(spans)
+    assert {"POST /v1/classify", "read", "decode", "queue", "forward", "respond", "batch"} == set(spans)
     assert spans["forward"].trace_id.hex() == first["trace_id"]
     assert [link.span_id for link in spans["forward"].links] == [spans["batch"].span_id]
     assert collector.resource()["service.name"] == "gradless"

@@ -36,7 +36,7 @@ async def test_configured_names_and_all_below_one_are_answered(serve: Serve) -> 
     names = ("a.example", "*.b.example")
     async with serve({}, allowed_hosts=names) as client:
         statuses = {
-            host: (await client.get("/healthz", headers={"Host": host})).status_code
+            host: (await client.get("/v1/models", headers={"Host": host})).status_code
             for host in ("a.example", "x.b.example", "x.y.b.example:443", "b.example", "xb.example", "localhost")
         }
 
@@ -48,6 +48,16 @@ async def test_configured_names_and_all_below_one_are_answered(serve: Serve) -> 
         "xb.example": 421,
         "localhost": 421,
     }
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_who_looks_whether_it_lives_and_is_ready_may_ask_by_any_name(serve: Serve, path: str) -> None:
+    async with serve({}, allowed_hosts=("a.example",)) as client:
+        by_address = {"Host": "10.0.3.7:8000"}
+        assert (await client.get(path, headers=by_address)).status_code == 200
+        # Who scrapes asks by a name that is allowed.
+        assert (await client.get("/metrics", headers=by_address)).status_code == 421
+        assert (await client.get(f"{path}/", headers=by_address)).status_code == 421
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.7"])  # noqa: S104 - nothing listens there

@@ -200,6 +200,9 @@ async def test_every_end_of_a_request_that_is_documented_has_its_series_before_t
         return {(sample.labels["code"], sample.labels["method"], sample.labels["route"]) for sample in samples}
 
     callers_who_leave = {end for end in ends("gradless_requests") if end[0] == "499"}
+    of_no_route = {(status, method, "other") for status in ("404", "421") for method in ("GET", "POST")}
+    of_no_route |= {(status, "other", "other") for status in ("400", "408", "431")} | {("200", "GET", "other")}
+    documented |= of_no_route
     assert ends("gradless_requests") == documented | callers_who_leave
     with_bodies = {"/v1/classify", "/v1/features", "/v1/search", "/v1/models/{name}", "/debug/grad-modes"}
     assert {route for _, _, route in callers_who_leave} == with_bodies

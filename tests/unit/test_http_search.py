@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -12,7 +13,11 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from app.tracing import Traces
 from models.errors import EmptyImageError
 from models.predictions import Answer, Prediction
 from models.search.index import Neighbour
@@ -87,6 +92,22 @@ async def test_each_image_has_its_neighbours_the_most_alike_first(application: A
     }
     stages = [part.split(";")[0] for part in response.headers["server-timing"].split(", ")]
     assert stages == ["read", "decode", "queue", "forward", "lookup", "total"]
+
+
+async def test_a_lookup_is_told_as_a_part_of_responding(
+    application: Application, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "gradless.requests")
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    async with started(application(traces=Traces(provider)), FakeIndex()) as client:
+        await client.post("/v1/search?k=2", content=b"image")
+
+    [line] = [vars(record) for record in caplog.records if record.name == "gradless.requests"]
+    assert 0 < line["lookup_ms"] < line["respond_ms"]
+    [lookup, respond] = [span for span in exporter.get_finished_spans() if span.name in {"lookup", "respond"}]
+    assert respond.start_time <= lookup.start_time < lookup.end_time < respond.end_time
 
 
 async def test_a_bad_image_among_others_has_its_problem_in_its_place(

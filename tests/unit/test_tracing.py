@@ -101,7 +101,7 @@ async def test_stages_are_spans_below_it_as_long_as_they_took_and_one_after_anot
         await client.post("/v1/features", content=b"image")
 
     (request,) = kept.spans("POST /v1/features")
-    stages = {name: kept.spans(name)[0] for name in ("read", "decode", "queue", "forward")}
+    stages = {name: kept.spans(name)[0] for name in ("read", "decode", "queue", "forward", "respond")}
     assert {span.parent.span_id for span in stages.values() if span.parent} == {context_of(request).span_id}
     assert seconds_of(stages["decode"]) == pytest.approx(0.25, abs=1e-6)
     assert seconds_of(stages["queue"]) == pytest.approx(0.125, abs=1e-6)
@@ -109,6 +109,8 @@ async def test_stages_are_spans_below_it_as_long_as_they_took_and_one_after_anot
     assert stages["queue"].end_time == pytest.approx(stages["forward"].start_time, abs=1000)
     # Taken with the clock that the fake's times are not of.
     assert (stages["forward"].start_time or 0) - (stages["decode"].start_time or 0) == pytest.approx(1e9, abs=1000)
+    assert (stages["read"].end_time or 0) <= (stages["respond"].start_time or 0)
+    assert request.end_time == pytest.approx(stages["respond"].end_time, abs=5e6)
 
 
 async def test_forwards_are_linked_to_the_span_of_their_batch_of_which_there_is_one(
