@@ -10,6 +10,14 @@ from PIL import Image
 
 from models.samples import draw, encode
 
+# Those that wait for processes first: what is left at the end is short, and no worker waits for another.
+_LAYERS = ("scale", "server", "observability", "containers", "browser", "contract", "integration", "docs", "unit")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files in the order of their layers."""
+    items.sort(key=lambda item: _LAYERS.index(item.path.parent.name))
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
