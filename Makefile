@@ -13,7 +13,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --con
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format observe soak reliability bench clean
+.PHONY: help run test lint format audit observe soak reliability bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,10 @@ bench: $(PEERS) ## gradless beside other servers; BENCH_ARGS="--quick" tries it
 format: $(DEV) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+audit: $(DEV) ## known faults of the locked dependencies, by pip-audit; asks PyPI's database, so it needs the network
+	@$(BIN)/python -m pip --disable-pip-version-check --quiet install pip-audit
+	@$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) $(BENCH) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis

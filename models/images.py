@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from models.errors import (
     UndecodableImageError,
     UnsupportedFormatError,
 )
+from models.file_bombs import BoundedReads, check_layout
 from models.limits import ImageLimits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -35,6 +35,10 @@ Pixels = NDArray[np.uint8]
 _ORIENTATION = 0x0112
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _LARGEST_16_BIT = 65535
+
+# Tags of TIFF 6.0; Pillow minds the latter for pixels of 8 bits.
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+_WHITE_IS_ZERO = 0
 
 _CPU = torch.device("cpu")
 
@@ -82,6 +86,7 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
         raise EmptyImageError
     image = _open(encoded)
     _check(image.width, image.height, limits)
+    check_layout(image, encoded, limits.max_pixels)
     try:
         pixels = _decode(image, encoded, enough or 0)
     except _DECODE_ERRORS as error:
@@ -117,7 +122,7 @@ def read_header(encoded: bytes) -> Header:
 
 def _open(encoded: bytes) -> Image.Image:
     try:
-        return Image.open(BytesIO(encoded), formats=FORMATS)
+        return Image.open(BoundedReads(encoded), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnsupportedFormatError(FORMATS) from error
     except _DECODE_ERRORS as error:
@@ -177,17 +182,23 @@ def _as_seen(image: Image.Image) -> Pixels:
         raise ValueError("its pixels are floating-point numbers of unknown range")
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        seen = Image.new("RGB", image.size, "white")
+        # Into three channels at once: with a white of four, and what both make, it would be there four times.
+        seen.paste(image, mask=image)
+        image = seen
     return np.array(image.convert("RGB"))
 
 
 def _from_16_bit(image: Image.Image) -> Pixels:
+    tags = getattr(image, "tag_v2", {})
+    bits, inverted = tags.get(_BITS_PER_SAMPLE), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     grey = np.asarray(image)
     if grey.min() < 0 or grey.max() > _LARGEST_16_BIT:
         raise ValueError("its pixels have more than 16 bits")
     # The upper eight bits; Pillow's own conversion would clip everything over 255 to white.
-    eight_bit = (grey >> 8).astype(np.uint8)
+    eight_bit = (grey >> (4 if bits == (12,) else 8)).astype(np.uint8)
+    if inverted:
+        eight_bit = 255 - eight_bit
     return np.repeat(eight_bit[:, :, None], 3, axis=2)
 
 
