@@ -9,6 +9,9 @@ from typing import NamedTuple
 _ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 
+# Version 1 says that there is none by a number that no machine has; version 2 by "max".
+_NO_LIMIT = 2**62
+
 
 class MemoryLimit(NamedTuple):
     """Of one control group, in bytes: the most that all in it may have together, and what is left of that."""
@@ -55,9 +58,12 @@ _VERSION_2 = _Files("", "memory.max", "memory.current", "inactive_file")
 
 def _limit(group: Path, files: _Files) -> MemoryLimit | None:
     try:
-        limit, used = (int((group / name).read_text()) for name in (files.limit, files.used))
+        limit = int((group / files.limit).read_text())
+        if limit >= _NO_LIMIT:
+            return None
+        used = int((group / files.used).read_text())
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
-        # No such group, or no limit: version 2 says "max".
+        # No such group, or no limit.
         return None
     return MemoryLimit(limit, max(0, limit - used + int(statistics.get(files.reclaimable, 0))))

@@ -77,12 +77,12 @@ def test_in_a_container_it_is_what_the_container_may_have(confine: Confine, file
     assert memory.free_bytes(CPU) == 1234
 
 
-def test_a_container_that_may_have_more_than_there_is_has_what_there_is(confine: Confine) -> None:
-    unlimited = str(2**63 - 4096)
+@pytest.mark.parametrize("limit", [2**63 - 4096, 2**50], ids=["no limit", "a petabyte"])
+def test_a_container_that_may_have_more_than_there_is_has_what_there_is(confine: Confine, limit: int) -> None:
     confine(
         {
             "own": "4:memory:/\n",
-            "memory/memory.limit_in_bytes": unlimited,
+            "memory/memory.limit_in_bytes": f"{limit}\n",
             "memory/memory.usage_in_bytes": "9000\n",
             "memory/memory.stat": "total_inactive_file 0\n",
         }

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.exposition import choose_encoder
 
 from app.metrics.exposition import Exposition
+from app.metrics.families import LabelledHistogram
 
 _VALUES = [0.0, 1, -2.5, 1e-9, 123456789.0, 2.0**80, float("inf"), float("-inf"), float("nan")]
 _STRANGE = 'a "b"\n\\c ü'
@@ -56,3 +57,24 @@ def test_a_series_that_comes_later_is_written_too(registry: CollectorRegistry) -
     Counter("late_total", "Late.", ["model"], registry=registry).labels("m").inc()
 
     assert b'late_total{model="m"} 1.0\n' in exposition.encode("")[0]
+
+
+@pytest.mark.parametrize("accept", ["", "application/openmetrics-text; version=1.0.0"])
+def test_histograms_that_keep_their_labels_are_written_as_the_librarys(
+    monkeypatch: pytest.MonkeyPatch, accept: str
+) -> None:
+    # The moment of an exemplar.
+    monkeypatch.setattr("prometheus_client.metrics.time.time", lambda: 1.5)
+
+    def written(kind: type[Histogram]) -> bytes:
+        registry = CollectorRegistry()
+        histogram = kind("h_seconds", "Times.", ["model", "a"], registry=registry, buckets=(0.0005, 1, 30, 1e7))
+        histogram.labels("n", _STRANGE).observe(0.25, exemplar={"request_id": "mine"})
+        histogram.labels("n", _STRANGE).observe(5e6)
+        histogram.labels("m", "")
+        histogram.labels("gone", "").observe(1)
+        histogram.remove("gone", "")
+        encode, _ = choose_encoder(accept)
+        return encode(registry)
+
+    assert written(LabelledHistogram) == written(Histogram)
