@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import traceback
 from collections import deque
 from collections.abc import Sequence
@@ -54,6 +55,13 @@ class Pipeline:
         self._deadline_s = deadline_s
         self._telemetry = telemetry
         self._inbox: LoopInbox | None = None
+        # By thread, when it began with the image it has.
+        self._decoding_since: dict[int, float] = {}
+
+    def longest_decode_seconds(self) -> float:
+        """How long the oldest decode under way has taken so far; 0 while there is none."""
+        since = min(self._decoding_since.copy().values(), default=None)
+        return 0.0 if since is None else perf_counter() - since
 
     async def predict(self, images: Sequence[bytes], *, task: Task, top_k: int) -> list[Prediction | ImageError]:
         """Answers in the order of `images`, an image's own fault in its place.
@@ -143,7 +151,12 @@ class Pipeline:
         self._decode_next(undecoded)
 
     def _decoded(self, passage: Passage) -> Item:
-        pixels = preprocess(passage.take_encoded(), self._model.transform, self._limits)
+        thread = threading.get_ident()
+        self._decoding_since[thread] = perf_counter()
+        try:
+            pixels = preprocess(passage.take_encoded(), self._model.transform, self._limits)
+        finally:
+            del self._decoding_since[thread]
         item = Item(pixels, passage.top_k)
         passage.decode_seconds = perf_counter() - passage.started_at
         return item

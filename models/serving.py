@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from types import MappingProxyType
 
 from models import catalog, devices, memory, sources
@@ -66,7 +68,9 @@ class Serving:
             self.close(timeout_s=0)
             raise
         self._give_up = give_up
-        self._supervisor = Supervisor(self._ailments, self._changes.start_anew, self._give_up_on_the_ill)
+        self._supervisor = Supervisor(
+            self._ailments, self._changes.start_anew, self._give_up_on_the_ill, beyond_cure=self._stuck_decode
+        )
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
@@ -76,7 +80,7 @@ class Serving:
     @property
     def ready(self) -> bool:
         """Every model is warmed up and works, and nobody drains."""
-        return not self._draining and not self._roster.down and not self._ailments()
+        return not (self._draining or self._roster.down or self._ailments() or self._stuck_decode())
 
     @property
     def draining(self) -> bool:
@@ -163,17 +167,34 @@ class Serving:
             served.admission.close()
 
     def close(self, timeout_s: float) -> bool:
-        """Drain, and end every thread. False if a forward or a load was still running after `timeout_s`."""
+        """Drain, and end every thread. False if a decode, a forward or a load was still running after `timeout_s`."""
+        until = perf_counter() + timeout_s
         self.drain()
         if self._supervisor is not None:
             self._supervisor.stop()
         self._lens.close()
         # What was accepted is decoded and queued before the batchers close; a caller who gave up has cancelled his.
-        self._decode_pool.shutdown(wait=True)
-        unchanging = self._changes.wait(timeout_s)
+        decoded = self._end_decoding(timeout_s)
+        unchanging = self._changes.wait(max(0.0, until - perf_counter()))
         # Each of them, also after one that did not end.
-        ended = [served.end(timeout_s) for served in self._roster.served.values()]
-        return unchanging and all(ended)
+        ended = [served.end(max(0.0, until - perf_counter())) for served in self._roster.served.values()]
+        return decoded and unchanging and all(ended)
+
+    def _end_decoding(self, timeout_s: float) -> bool:
+        # The pool itself would wait for ever for a decode that hangs.
+        ending = threading.Thread(target=self._decode_pool.shutdown, name="decode-ending", daemon=True)
+        ending.start()
+        ending.join(timeout_s)
+        return not ending.is_alive()
+
+    def _stuck_decode(self) -> str | None:
+        """Why the decode pool, which all models share, has a thread less; None while it has all."""
+        longest_s = max(
+            (served.pipeline.longest_decode_seconds() for served in self._roster.served.values()), default=0
+        )
+        if longest_s <= self._around.options.forward_timeout_s:
+            return None
+        return f"an image has been decoded for {longest_s:.0f} s"
 
     def _ailments(self) -> Mapping[str, str]:
         ailments = self._roster.ailments()

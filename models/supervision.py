@@ -1,4 +1,5 @@
-"""Looks after the models: one whose forward hangs, or whose batcher's thread has died, is replaced by a new one."""
+"""Looks after the models: one whose forward hangs, or whose batcher's thread has died, is replaced by a new one. Where
+that would not help, it says so."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ _log = logging.getLogger(__name__)
 
 class Supervisor:
     """A thread that asks every `interval_s` seconds for `ailments`, by model, and calls `replace` for each.
+    `beyond_cure` says what no replacement mends; None while there is nothing.
 
     After `most_replacements` of one model, or when replacing fails, it calls `give_up` with the reason, once, and
     ends: what does not get well by starting anew is for whoever has started the process.
@@ -23,12 +25,14 @@ class Supervisor:
         replace: Callable[[str], None],
         give_up: Callable[[str], None],
         *,
+        beyond_cure: Callable[[], str | None] = lambda: None,
         interval_s: float = 1.0,
         most_replacements: int = 3,
     ) -> None:
         self._ailments = ailments
         self._replace = replace
         self._give_up = give_up
+        self._beyond_cure = beyond_cure
         self._interval_s = interval_s
         self._most_replacements = most_replacements
         self._replaced: Counter[str] = Counter()
@@ -46,12 +50,12 @@ class Supervisor:
 
     def _work(self) -> None:
         while not self._stopping.wait(self._interval_s):
-            for name, ailment in self._ailments().items():
-                reason = self._cure(name, ailment)
-                if reason is not None:
-                    _log.critical("giving up: %s", reason)
-                    self._give_up(reason)
-                    return
+            reasons = (self._cure(name, ailment) for name, ailment in self._ailments().items())
+            reason = self._beyond_cure() or next(filter(None, reasons), None)
+            if reason is not None:
+                _log.critical("giving up: %s", reason)
+                self._give_up(reason)
+                return
 
     def _cure(self, name: str, ailment: str) -> str | None:
         """Replace a model. Why that cannot be, or None."""
