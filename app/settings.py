@@ -91,7 +91,11 @@ class Settings(BaseSettings):
     read_timeout_s: float = Field(30, gt=0, le=3600, description="s a client may take to send its body")
     deadline_s: float = Field(30, gt=0, le=3600, description="s from a body read to its answer")
     forward_timeout_s: float = Field(
-        60, gt=0, le=3600, description="s a forward may take; a model that takes longer is started anew. A decode that takes longer ends the process"
+        60,
+        gt=0,
+        le=3600,
+        description="s a forward may take; a model that takes longer is started anew. "
+        "A decode that takes longer ends the process",
     )
     search_index: Path | None = Field(
         None, description="folder of an index of `gradless search build`, for POST /v1/search; needs the extra search"
