@@ -21,6 +21,7 @@ from app.problems import (
     row_of,
 )
 from app.request_log import refused
+from app.unread_answers import UnreadAnswers
 
 if TYPE_CHECKING:
     from app.problems import Reason
@@ -39,8 +40,8 @@ _LAST_REQUESTS_S = 0.5
 
 
 def bounded_connection(head_timeout_s: float, on_refusal: Callable[[Reason], None]) -> type[HttpToolsProtocol]:
-    """The protocol class of a server whose callers have `head_timeout_s` for request line and headers, and for the
-    rest of a body whose request has been answered.
+    """The protocol class of a server whose callers have `head_timeout_s` for request line and headers, for the rest
+    of a body whose request has been answered, and to read some of their answers.
 
     uvicorn waits for them for ever and keeps any number: a connection that begins a request and does not end it
     would cost its memory and its file descriptor as long as its caller likes.
@@ -63,15 +64,28 @@ class _BoundedConnection(HttpToolsProtocol):
     _body_bytes = 0
     _head_ended = False
     _too_slow: asyncio.TimerHandle | None = None
+    _unread: UnreadAnswers
     _ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(GatheredWrites(transport, self.loop))  # type: ignore[arg-type]  # it is one by its methods
+        self._unread = UnreadAnswers(transport, self.loop, self.head_timeout_s)
+        writes = GatheredWrites(transport, self.loop, self._unread.begin)
+        super().connection_made(writes)  # type: ignore[arg-type]  # it is one by its methods
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_of_head()
         super().connection_lost(exc)
+        self._unread.end()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread.begin()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._unread.end()
 
     def data_received(self, data: bytes) -> None:
         began_in_head, self._head_ended = self._in_head, False

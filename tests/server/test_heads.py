@@ -8,9 +8,11 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from time import monotonic, sleep
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 ReadAnswer = Callable[..., Any]
@@ -18,6 +20,9 @@ ReadAnswer = Callable[..., Any]
 # Files that many systems allow a process at first, and callers who are more.
 FEW = 1024
 MANY = 1500
+
+# More than the kernel keeps of a connection.
+ENOUGH_BYTES = 2**24
 
 
 def problem_of(answer: Any) -> tuple[int, str]:
@@ -98,6 +103,20 @@ def test_an_impatient_server(
 
     exposition = httpx2.get(f"{server.address}/metrics").text
     assert metric_sum(exposition, "gradless_rejected_total", reason="slow_body") == 2
+
+    # Nor does an answer wait for ever to be read.
+    process, sample = psutil.Process(server.process.pid), httpx2.get(f"{server.address}/samples/clock.jpg").content
+    deadline, before = monotonic() + 30, process.num_fds()
+    times = ENOUGH_BYTES // len(sample)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((server.host, server.port))
+        connection.sendall(b"GET /samples/clock.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n" * times)
+        while process.num_fds() <= before:
+            assert monotonic() < deadline
+        while process.num_fds() > before:
+            assert monotonic() < deadline, "an answer that nobody reads is still kept"
+            sleep(0.05)
 
 
 @pytest.fixture
