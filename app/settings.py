@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.access import Keys, read_keys
+from app.origins import host_names, origins
 
 LogFormat = Literal["auto", "json", "console"]
 
@@ -106,11 +107,11 @@ class Settings(BaseSettings):
         None, description="keys that callers need, separated by commas: KEY or RIGHTS:KEY"
     )
     api_keys_file: Path | None = Field(None, description="file of such keys, one in a line")
-    allowed_hosts: _Names = Field(
+    allowed_hosts: Annotated[_Names, AfterValidator(host_names)] = Field(
         (),
         description="host names it may be asked by, separated by commas; unset: localhost on loopback, else any",
     )
-    cors_origins: _Names = Field(
+    cors_origins: Annotated[_Names, AfterValidator(origins)] = Field(
         (), description="origins whose pages may ask it in a browser, separated by commas; unset: none"
     )
     debug_endpoints: bool = Field(
