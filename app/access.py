@@ -85,11 +85,14 @@ def read_keys(keys: str | None, file: Path | None) -> Keys:
 
 def authorize(request: Request, keys: Keys, right: Right) -> None:
     """Let `request` pass if its caller has that right. Raises UnauthorizedError, ForbiddenError."""
-    if right == "debug" and is_local(request):
+    if right == "debug" and is_local(request) and not _of_another_page(request):
         return
     if not keys:
         if right == "debug":
-            raise ForbiddenError("Debug endpoints answer to this machine alone, or to a key (GRADLESS_API_KEYS).")
+            raise ForbiddenError(
+                "Debug endpoints answer to this machine alone and to no page of another origin, or to a key "
+                "(GRADLESS_API_KEYS)."
+            )
         if right == "admin" and not (is_local(request) and _OF_A_PAGE not in request.headers):
             raise ForbiddenError("Models are changed from this machine alone, or with a key (GRADLESS_API_KEYS).")
         return
@@ -113,6 +116,13 @@ def is_local(request: Request) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def _of_another_page(request: Request) -> bool:
+    """Whether a browser sends it for a page that is not of this service. What is no browser sends no Origin."""
+    origin = request.headers.get(_OF_A_PAGE)
+    # `null`, which sandboxed pages are, has no authority.
+    return origin is not None and origin.lower().partition("://")[2] != request.headers.get("host", "").lower()
 
 
 def _offered(request: Request) -> str | None:

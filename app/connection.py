@@ -11,8 +11,18 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.gathered_writes import GatheredWrites
-from app.problems import CONTENT_TYPE, HEADERS_TOO_LARGE, MALFORMED_REQUEST, Row, SlowBodyError, problem, row_of
+from app.problems import (
+    CONTENT_TYPE,
+    HEADERS_TOO_LARGE,
+    MALFORMED_REQUEST,
+    TOO_FINELY_CHUNKED,
+    Row,
+    SlowBodyError,
+    problem,
+    row_of,
+)
 from app.request_log import refused
+from app.unread_answers import UnreadAnswers
 
 # Called with what a caller is told, and the seconds from the first byte of what has not become a request to there; None
 # where it has, which tells of itself.
@@ -21,13 +31,19 @@ OnRefusal = Callable[[Row, float | None], None]
 # As much as nginx and Apache take for a request line with its headers, and more than any client sends.
 _MOST_HEAD_BYTES = 32 * 1024
 
+# Each chunk of a body costs several calls on the event loop, however few bytes it has. Nobody is asked why the first
+# thousands are small.
+_FREE_CHUNKS = 4096
+_LEAST_MEAN_CHUNK_BYTES = 32
+
 # From the decision to stop until connections without a request are closed: what their callers had sent by then has
 # arrived, and is answered.
 _LAST_REQUESTS_S = 0.5
 
 
 def bounded_connection(head_timeout_s: float, on_refusal: OnRefusal) -> type[HttpToolsProtocol]:
-    """The protocol class of a server whose callers have `head_timeout_s` for request line and headers.
+    """The protocol class of a server whose callers have `head_timeout_s` for request line and headers, for the rest
+    of a body whose request has been answered, and to read some of their answers.
 
     uvicorn waits for them for ever and keeps any number: a connection that begins a request and does not end it
     would cost its memory and its file descriptor as long as its caller likes.
@@ -43,48 +59,96 @@ class _BoundedConnection(HttpToolsProtocol):
     # Between the end of a request and the end of the next one's headers.
     _in_head = True
     _head_began_at = 0.0
-    # Of a head that has not ended, counted in whole chunks.
-    _head_bytes = 0
+    # What has come since the parser told of something that it does not keep: an unfinished head, or fields and
+    # extensions around the chunks of a body. Counted as it is read, in whole reads.
+    _untold_bytes = 0
+    # Of the body under way.
+    _chunks = 0
+    _body_bytes = 0
     _head_ended = False
     _too_slow: asyncio.TimerHandle | None = None
+    _unread: UnreadAnswers
     _ending = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(GatheredWrites(transport, self.loop))  # type: ignore[arg-type]  # it is one by its methods
+        self._unread = UnreadAnswers(transport, self.loop, self.head_timeout_s)
+        writes = GatheredWrites(transport, self.loop, self._unread.begin)
+        super().connection_made(writes)  # type: ignore[arg-type]  # it is one by its methods
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_of_head()
         super().connection_lost(exc)
+        self._unread.end()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread.begin()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self._unread.end()
 
     def data_received(self, data: bytes) -> None:
         began_in_head, self._head_ended = self._in_head, False
         if began_in_head and self._too_slow is None:
             # The next request of a connection that lives on; between requests uvicorn's own timer runs.
             self._expect_head()
-        if began_in_head and not self._head_bytes:
+        if began_in_head and not self._untold_bytes:
             self._head_began_at = perf_counter()
         # What the parser has of an unfinished head it keeps, and tells of it only at the end of each header.
-        self._head_bytes += len(data)
+        self._untold_bytes += len(data)
         super().data_received(data)
-        if not began_in_head or self._head_ended:
-            self._head_bytes = 0
-        elif self._in_head and self._head_bytes > _MOST_HEAD_BYTES:
-            self._refuse(HEADERS_TOO_LARGE, f"Request line and headers are over {_MOST_HEAD_BYTES} bytes.")
+        if self.transport.is_closing():
+            return
+        if self._head_ended or self._in_head != began_in_head:
+            self._untold_bytes = 0
+        elif self._untold_bytes > _MOST_HEAD_BYTES:
+            self._end_with_fields(in_head=began_in_head)
+        if not began_in_head and self._in_head:
+            self._rest()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Nobody here reads fields that follow a body, and uvicorn would keep them all.
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._head_ended = True
+        self._chunks = self._body_bytes = 0
         self._end_of_head()
         super().on_headers_complete()
         if self._ending and self.cycle is not None:
             self.cycle.keep_alive = False
 
+    def on_chunk_header(self) -> None:
+        self._untold_bytes = 0
+        self._chunks += 1
+        if self._chunks > _FREE_CHUNKS and self._body_bytes < self._chunks * _LEAST_MEAN_CHUNK_BYTES:
+            detail = f"After {_FREE_CHUNKS} chunks a body needs {_LEAST_MEAN_CHUNK_BYTES} bytes in each on average."
+            self._break_off(TOO_FINELY_CHUNKED, detail)
+            # Ends the parser's work on what has been read with it.
+            raise _BrokenOffError
+
+    def on_body(self, body: bytes) -> None:
+        self._untold_bytes = 0
+        self._body_bytes += len(body)
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._in_head = True
         # The next may come in the same chunk.
         self._head_began_at = perf_counter()
+        self._end_of_head()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self._in_head and self._between_requests() and not self.transport.is_closing():
+            # Answered before its body has ended: no route waits for the rest any more, with its own deadline.
+            self._expect_head()
 
     def shutdown(self) -> None:
         """End after the request under way. Without one, wait for any that is on its way: uvicorn closes at once, and
@@ -96,7 +160,12 @@ class _BoundedConnection(HttpToolsProtocol):
         self._ending = True
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(MALFORMED_REQUEST, msg)
+        if self.transport.is_closing():
+            return
+        if self._in_head:
+            self._refuse(MALFORMED_REQUEST, msg)
+        else:
+            self._break_off(MALFORMED_REQUEST, msg)
 
     def _between_requests(self) -> bool:
         # None before the first request, whatever uvicorn's annotation says.
@@ -105,6 +174,13 @@ class _BoundedConnection(HttpToolsProtocol):
     def _end(self) -> None:
         if self._between_requests() and not self.transport.is_closing():
             self.transport.close()
+
+    def _rest(self) -> None:
+        if self._between_requests() and self.timeout_keep_alive_task is None:
+            # uvicorn's timer for connections without a request ended with the first byte that came after the answer.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _expect_head(self) -> None:
         self._too_slow = self.loop.call_later(self.head_timeout_s, self._give_up)
@@ -115,11 +191,27 @@ class _BoundedConnection(HttpToolsProtocol):
             self._too_slow = None
 
     def _give_up(self) -> None:
-        if self._head_bytes:
+        if self._in_head and self._untold_bytes:
             self._refuse(row_of(SlowBodyError(0)), f"The headers had not arrived after {self.head_timeout_s:g} s.")
         else:
-            # It has asked for nothing: there is nothing to answer.
+            # It has asked for nothing, or has its answer.
             self.transport.close()
+
+    def _end_with_fields(self, *, in_head: bool) -> None:
+        if in_head:
+            self._refuse(HEADERS_TOO_LARGE, f"Request line and headers are over {_MOST_HEAD_BYTES} bytes.")
+        else:
+            self._break_off(HEADERS_TOO_LARGE, f"Fields around the body are over {_MOST_HEAD_BYTES} bytes.")
+
+    def _break_off(self, row: Row, detail: str) -> None:
+        """End a request whose body is under way: its handler, who counts it, hears that its caller has gone."""
+        self._end_of_head()
+        self.on_refusal(row, None)
+        refused(self.client[0] if self.client else None, row)
+        # Once an answer has begun, to this request or to one before it, another would be read as part of it.
+        if not (self.cycle.response_started or self.pipeline):
+            self.transport.write(_answer(row, detail))
+        self.transport.close()
 
     def _refuse(self, row: Row, detail: str) -> None:
         self._end_of_head()
@@ -129,6 +221,10 @@ class _BoundedConnection(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.write(_answer(row, detail))
             self.transport.close()
+
+
+class _BrokenOffError(Exception):
+    """Raised through the parser, which stops at it."""
 
 
 def _answer(row: Row, detail: str) -> bytes:

@@ -4,18 +4,23 @@ a packet and a reader woken up."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 
 class GatheredWrites:
     """A transport whose writes of one turn of the event loop leave together, at its end. All else is the transport's.
 
-    With an answer of two writes a request costs 40 µs of CPU less (refusals, 8 connections, two cores).
+    With an answer of two writes a request costs 40 µs of CPU less (refusals, 8 connections, two cores). `on_unread` is
+    called when it closes with something left to send, for which the transport waits without end.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, on_unread: Callable[[], None]
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._on_unread = on_unread
         self._waiting: list[bytes] = []
 
     def write(self, data: bytes) -> None:
@@ -28,6 +33,8 @@ class GatheredWrites:
         """Close once everything written has been sent."""
         self._send()
         self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._on_unread()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

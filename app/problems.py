@@ -167,6 +167,7 @@ TABLE: dict[type[Exception], Row] = {
 
 MALFORMED_REQUEST = Row(400, "malformed-request", "This is not an HTTP request", "malformed")
 HEADERS_TOO_LARGE = Row(431, "headers-too-large", "The request's headers are too large", "too_large")
+TOO_FINELY_CHUNKED = Row(400, "too-finely-chunked", "The body comes in too small chunks", "malformed")
 UNKNOWN_HOST = Row(421, "unknown-host", "There is no such host here")
 INVALID_PARAMETER = Row(422, "invalid-parameter", "A parameter is not valid")
 NOT_FOUND = Row(404, "not-found", "There is nothing here")

@@ -44,6 +44,8 @@ def serve(settings: Settings) -> None:
     _allow_many_connections()
     config = uvicorn.Config(
         PlainStartFailures(app, parts),
+        # Where a library for WebSockets happens to be installed, a request to upgrade would leave the bounds of http.
+        ws="none",
         http=bounded_connection(settings.read_timeout_s, parts.metrics.refused_by_connection),
         log_config=None,
         access_log=False,

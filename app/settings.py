@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.access import Keys, read_keys
+from app.origins import host_names, origins
 
 LogFormat = Literal["auto", "json", "console"]
 
@@ -88,7 +89,9 @@ class Settings(BaseSettings):
     max_images_per_request: int = Field(64, ge=1, le=1024, description="images in one multipart request")
     max_image_pixels: int = Field(50_000_000, ge=1, le=2**31, description="pixels of one image, known from its header")
     max_aspect_ratio: int = Field(50, ge=1, le=1000, description="longer side of an image over its shorter one")
-    read_timeout_s: float = Field(30, gt=0, le=3600, description="s a client may take to send its body")
+    read_timeout_s: float = Field(
+        30, gt=0, le=3600, description="s a client may take to send its body, or to read 64 KiB of an answer"
+    )
     deadline_s: float = Field(30, gt=0, le=3600, description="s from a body read to its answer")
     forward_timeout_s: float = Field(
         60,
@@ -108,11 +111,11 @@ class Settings(BaseSettings):
         None, description="keys that callers need, separated by commas: KEY or RIGHTS:KEY"
     )
     api_keys_file: Path | None = Field(None, description="file of such keys, one in a line")
-    allowed_hosts: _Names = Field(
+    allowed_hosts: Annotated[_Names, AfterValidator(host_names)] = Field(
         (),
         description="host names it may be asked by, separated by commas; unset: localhost on loopback, else any",
     )
-    cors_origins: _Names = Field(
+    cors_origins: Annotated[_Names, AfterValidator(origins)] = Field(
         (), description="origins whose pages may ask it in a browser, separated by commas; unset: none"
     )
     debug_endpoints: bool = Field(

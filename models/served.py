@@ -77,6 +77,7 @@ class ServedModel:
     origin: Origin
     card: ModelCard
     engine: Engine
+    run: SplittingRun[Item, Output]
     batcher: Batcher[Item, Output]
     admission: Admission
     pipeline: Pipeline
@@ -92,7 +93,8 @@ class ServedModel:
         )
 
     def batcher_state(self) -> BatcherState:
-        return BatcherState(self.batcher.alive, self.batcher.running_seconds(), self.batcher.max_batch_size)
+        most = self.run.safe_size or self.batcher.max_batch_size
+        return BatcherState(self.batcher.alive, self.batcher.running_seconds(), most)
 
     def ailment(self) -> str | None:
         """Why nobody will be answered any more, as the end of a sentence; None while all is well."""
@@ -163,7 +165,7 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
         deadline_s=options.deadline_s,
         telemetry=around.telemetry,
     )
-    return ServedModel(origin, _card(spec, model), engine, batcher, admission, pipeline, options)
+    return ServedModel(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
 
 
 def _check_room(model: LoadedModel) -> None:

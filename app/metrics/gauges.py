@@ -47,7 +47,9 @@ class RuntimeCollector(Collector):
     def _batchers(self) -> Iterator[Metric]:
         alive = _gauge("gradless_batcher_alive", "1 when the thread that runs the batches lives.", "model")
         running = _gauge("gradless_batch_running_seconds", "Age of the batch under way, 0 between batches.", "model")
-        limit = _gauge("gradless_batch_size_limit", "Images in a forward, at most.", "model")
+        limit = _gauge(
+            "gradless_batch_size_limit", "Images in a forward, at most: fewer once the memory was too little.", "model"
+        )
         for name, state in self._runtime.batchers().items():
             alive.add_metric([name], state.alive)
             running.add_metric([name], state.running_seconds)

@@ -71,6 +71,7 @@ async def test_every_image_of_a_batch_too_large_is_answered_and_the_size_is_reme
 ) -> None:
     async with over_http(limited) as client:
         alone = (await client.post("/v1/classify", content=clock_jpeg)).json()["results"]
+        begun = (await client.get("/metrics")).text
         greedy.room = 1
         entered.clear()
         gate.clear()
@@ -91,6 +92,8 @@ async def test_every_image_of_a_batch_too_large_is_answered_and_the_size_is_reme
     # The eager backend cuts eight into two fours on two cores: neither 8 nor 4 nor 2 fit.
     assert _counted(exposition, "gradless_out_of_memory_total") >= 1
     assert _counted(exposition, "gradless_batch_splits_total") >= 1
+    assert _counted(begun, "gradless_batch_size_limit") >= 8
+    assert _counted(exposition, "gradless_batch_size_limit") <= 4
 
 
 async def test_an_image_that_does_not_fit_alone_gets_503_with_the_reason(

@@ -8,9 +8,11 @@ import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from time import monotonic, sleep
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
 ReadAnswer = Callable[..., Any]
@@ -18,6 +20,9 @@ ReadAnswer = Callable[..., Any]
 # Files that many systems allow a process at first, and callers who are more.
 FEW = 1024
 MANY = 1500
+
+# More than the kernel keeps of a connection.
+ENOUGH_BYTES = 2**24
 
 
 def problem_of(answer: Any) -> tuple[int, str]:
@@ -111,6 +116,20 @@ def test_an_impatient_server(
     assert metric_sum(exposition, "gradless_requests_total", route="other", method="other", code="408") == 2
     assert metric_sum(exposition, "gradless_requests_total", route="other") == 2
     assert metric_sum(exposition, "gradless_requests_total", route="/v1/classify", code="499") == 1
+
+    # Nor does an answer wait for ever to be read.
+    process, sample = psutil.Process(server.process.pid), httpx2.get(f"{server.address}/samples/clock.jpg").content
+    deadline = monotonic() + 30
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((server.host, server.port))
+        connection.sendall(
+            b"GET /samples/clock.jpg HTTP/1.1\r\nHost: localhost\r\n\r\n" * (ENOUGH_BYTES // len(sample))
+        )
+        port = connection.getsockname()[1]
+        while any(to.raddr and to.raddr.port == port for to in process.net_connections("tcp")):
+            assert monotonic() < deadline, "an answer that nobody reads is still kept"
+            sleep(0.05)
 
 
 @pytest.fixture

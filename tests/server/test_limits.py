@@ -31,6 +31,11 @@ def send_chunks_until_answered(connection: Any, target: str) -> None:
     pytest.fail(f"{target} took {ENOUGH_CHUNKS} MiB without a word")
 
 
+def send_much(connection: Any, piece: bytes) -> None:
+    for _ in range(ENOUGH_CHUNKS * len(CHUNK) // len(piece)):
+        connection.sendall(piece)
+
+
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
 def test_a_body_without_end_is_ended_with_413(server: Any, read_answer: ReadAnswer, path: str) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
@@ -46,6 +51,16 @@ def test_the_lens_does_not_swallow_a_body_without_end(server: Any, read_answer: 
         send_chunks_until_answered(connection, "/debug/grad-modes?batch_size=1&iterations=1")
         # It needs no body: to answer without it is as good as to refuse it.
         assert read_answer(file).status in {200, 413}
+
+
+def test_fields_after_a_body_without_end_are_ended_although_nobody_reads_the_body(
+    server: Any, read_answer: ReadAnswer
+) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        assert read_answer(file).status == 200
+        with pytest.raises(ConnectionError):
+            send_much(connection, b"a:\r\n" * 2000)
 
 
 def test_a_length_over_the_limit_is_refused_before_a_byte_of_the_body(server: Any, read_answer: ReadAnswer) -> None:

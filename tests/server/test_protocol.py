@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -45,6 +46,22 @@ def test_a_method_that_is_not_taken_is_answered_with_the_one_that_is(server: Any
     assert response.headers["Content-Type"] == "application/problem+json"
     # An answer to HEAD has none.
     assert method == "HEAD" or json.loads(body)["type"] == "urn:gradless:problem:method-not-allowed"
+
+
+def test_nobody_leaves_http_although_a_library_for_websockets_is_installed(
+    server: Any, read_answer: ReadAnswer
+) -> None:
+    assert find_spec("websockets")
+    upgrade = [
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: " + "A" * 22,
+    ]
+    head = "\r\n".join(["GET /healthz HTTP/1.1", "Host: localhost", *upgrade, "", ""])
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head.encode())
+        assert read_answer(file).status == 200
 
 
 def test_a_client_that_expects_100_continue_is_told_to_go_on(

@@ -138,6 +138,35 @@ async def test_the_lens_is_closed_to_others_also_by_way_of_a_proxy_of_this_machi
     assert inference.status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        (None, 200),
+        ("http://localhost:8000", 200),
+        ("https://example.com", 403),
+        ("http://localhost:3000", 403),
+        ("http://localhost", 403),
+        ("null", 403),
+        ("", 403),
+    ],
+    ids=["no page", "its own page", "another's", "another port's", "the standard port's", "nobody's", "empty"],
+)
+async def test_without_keys_no_other_page_of_this_machine_runs_a_comparison(
+    serve: Serve, origin: str | None, status: int
+) -> None:
+    headers = {"Host": "localhost:8000"} | ({} if origin is None else {"Origin": origin})
+    async with serve() as client:
+        assert (await ask(client, *DEBUG[0], headers)).status_code == status
+
+
+async def test_another_page_of_this_machine_runs_a_comparison_with_a_key(serve: Serve) -> None:
+    page = {"Origin": "https://example.com"}
+    async with serve(api_keys=KEYS) as client:
+        statuses = [(await ask(client, *DEBUG[0], page | key)).status_code for key in ({}, bearer(KEY), bearer(ADMIN))]
+
+    assert statuses == [401, 403, 200]
+
+
 async def test_the_documentation_tells_how_to_send_a_key_where_one_is_needed(serve: Serve) -> None:
     async with serve(api_keys=KEY) as client:
         document = (await client.get("/openapi.json")).json()

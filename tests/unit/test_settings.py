@@ -94,6 +94,59 @@ def test_a_fault_in_the_list_of_models_speaks_of_names_and_not_of_tuples(monkeyp
     assert "()" not in line
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["a.example:8000", "http://a.example", "a.example/", "[::1]", "*a.example", "a.*", "b.example,a.example:80", "a b"],
+)
+def test_a_host_that_no_request_would_ever_name_is_refused_with_what_is_right(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    line = _fault(monkeypatch, GRADLESS_ALLOWED_HOSTS=value)
+
+    assert line.startswith(f"GRADLESS_ALLOWED_HOSTS={value}: ")
+    assert "is no host: it is a name or address alone, without scheme, port, path or brackets" in line
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://a.example/",
+        "https://a.example/app",
+        "a.example",
+        "https://A.example",
+        "https://a.example:443",
+        "http://a.example:80",
+        "https://*.example",
+        "null",
+    ],
+)
+def test_an_origin_that_no_browser_would_ever_send_is_refused_with_what_is_right(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    line = _fault(monkeypatch, GRADLESS_CORS_ORIGINS=value)
+
+    assert line.startswith(f"GRADLESS_CORS_ORIGINS={value}: ")
+    assert "is no origin: scheme://host, with :port if not the usual, no slash at its end, lower case" in line
+
+
+def test_hosts_and_origins_of_every_right_form_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = ("*", "a.example", "*.b.example", "LOCALHOST", "my_service", "192.0.2.7", "::1", "2001:db8::7")
+    pages = (
+        "*",
+        "https://a.example",
+        "http://localhost:3000",
+        "http://[::1]:3000",
+        "https://a.example:80",
+        "ext-a://b",
+    )
+    monkeypatch.setenv("GRADLESS_ALLOWED_HOSTS", ",".join(hosts))
+    monkeypatch.setenv("GRADLESS_CORS_ORIGINS", ",".join(pages))
+
+    settings = load_settings()
+
+    assert (settings.allowed_hosts, settings.cors_origins) == (hosts, pages)
+
+
 def test_several_wrong_values_give_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = _fault(monkeypatch, GRADLESS_PORT="x", GRADLESS_DEVISE="cpu", GRADLESS_PRECISION="fp8").splitlines()
 
