@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
-from fastapi_offline import FastAPIOffline
 
 from app import faults
 from app.dependencies import Parts
@@ -26,7 +25,7 @@ from app.image_route import ImageRoute
 from app.metrics import Metrics
 from app.observation import ObservationMiddleware, Traces
 from app.request_log import RequestLog
-from app.routers import classify, debug, features, health, models, page, search
+from app.routers import classify, debug, documentation, features, health, models, page, search
 from app.runtime import Runtime, StartRuntime
 from app.search_index import open_search_index
 from app.settings import Settings, load_settings
@@ -87,12 +86,14 @@ def create_app(
             # What is frozen is not taken apart at the interpreter's end, and extension modules complain of it.
             gc.unfreeze()
 
-    app = FastAPIOffline(
+    app = FastAPI(
         title="gradless",
         version=version("gradless"),
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
+        # app/routers/documentation.py has a page of its own.
+        docs_url=None,
         redoc_url=None,
     )
     app.state.parts = parts
@@ -136,6 +137,7 @@ def create_app(
         health.router,
         debug.router,
         page.router,
+        documentation.router,
     ):
         app.include_router(router)
         for path, method, status in documented_ends(router):

@@ -83,7 +83,7 @@ async def test_the_documents_are_served_beside_the_page(serve: Serve) -> None:
         documents = await client.get("/docs")
 
     assert documents.status_code == 200
-    assert "content-security-policy" not in documents.headers
+    assert documents.headers["content-type"] == "text/html; charset=utf-8"
 
 
 async def test_the_runtime_is_closed_with_the_time_that_the_settings_give(

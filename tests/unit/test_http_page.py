@@ -10,7 +10,9 @@ from typing import get_args
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from PIL import Image
+from starlette.routing import Mount
 
 from app.routers.page import FOLDER
 from models.samples import Sample, draw
@@ -54,6 +56,19 @@ async def test_each_file_of_the_page_comes_under_a_policy_that_lets_nothing_in_f
     assert headers["referrer-policy"] == "no-referrer"
 
 
+@pytest.mark.parametrize("path", ["/docs", "/docs/start.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"])
+async def test_the_documentation_comes_under_a_policy_and_in_nobodys_frame(serve: Serve, path: str) -> None:
+    async with serve() as client:
+        answer = await client.get(path)
+
+    assert answer.status_code == 200
+    policy = dict(directive.split(" ", 1) for directive in answer.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert answer.headers["x-frame-options"] == "DENY"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
 @pytest.mark.parametrize(
     ("name", "content_type"),
     [
@@ -92,6 +107,20 @@ async def test_what_is_no_file_of_the_page_is_a_problem(serve: Serve, name: str)
 
     assert answer.status_code == 404
     assert answer.json()["type"] == "urn:gradless:problem:not-found"
+
+
+@pytest.mark.parametrize(
+    "path", ["/docs/redoc.standalone.js", "/docs/..%2Fcore.py", "/static-offline-docs/favicon.png"]
+)
+async def test_what_is_no_file_of_the_documentation_is_a_problem(serve: Serve, path: str) -> None:
+    async with serve() as client:
+        answer = await client.get(path)
+
+    assert (answer.status_code, answer.json()["type"]) == (404, "urn:gradless:problem:not-found")
+
+
+async def test_no_route_leads_to_a_directory(application: Callable[..., FastAPI]) -> None:
+    assert not [route for route in application({}).routes if isinstance(route, Mount)]
 
 
 async def test_a_head_request_is_answered_without_a_body(serve: Serve) -> None:
