@@ -91,6 +91,8 @@ class Parts:
         self._job: IO[str] = (self.folder / JOB).open("a+", encoding="utf-8")
         try:
             self._lock()
+            # Of a run that was ended while it cleared up.
+            shutil.rmtree(self._aside, ignore_errors=True)
             self._parts = _in_a_row(self.folder)
             self._begin(asked, resume=resume)
         except BaseException:
@@ -121,12 +123,18 @@ class Parts:
 
     def remove(self) -> None:
         """The output is there: nobody needs them."""
-        shutil.rmtree(self.folder)
+        # All of them in one step: what a kill leaves of a folder would be taken for a job's first or last parts.
+        self.folder.rename(self._aside)
+        shutil.rmtree(self._aside)
         self.close()
 
     def close(self) -> None:
         """Let others at them."""
         self._job.close()
+
+    @property
+    def _aside(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.removed")
 
     def _lock(self) -> None:
         try:
@@ -140,10 +148,19 @@ class Parts:
         if self._parts:
             self._job.seek(0)
             asked.check(self._job.read(), str(self.folder))
-            return
-        self._job.truncate(0)
-        self._job.write(asked.written())
-        self._job.flush()
+        self._remove_strays()
+        if not self._parts:
+            self._job.truncate(0)
+            self._job.write(asked.written())
+            self._job.flush()
+            os.fsync(self._job.fileno())
+
+    def _remove_strays(self) -> None:
+        """Parts behind one that is missing: of whatever job they are, a later run must not go on with them."""
+        kept = {part.path for part in self._parts}
+        for path in _paths(self.folder):
+            if path not in kept:
+                path.unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +177,14 @@ class _Part:
 def _in_a_row(folder: Path) -> list[_Part]:
     """The parts from the first file on, as far as none is missing."""
     parts: list[_Part] = []
-    for path in sorted(folder.glob("*-*.parquet")):
+    for path in _paths(folder):
         start, stop = stretch_named(path.name)
         if start != (parts[-1].stop if parts else 0):
             break
         parts.append(_Part(folder, start, stop))
     return parts
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Of all parts, by their first file."""
+    return sorted(folder.glob("*-*.parquet"))

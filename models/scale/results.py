@@ -106,8 +106,9 @@ def left(files: int, done: list[tuple[int, int]], *, at_most: int) -> Iterator[t
 
 
 def _names(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    """Of what is whole in `folder`: what begins with a dot was being written when somebody was ended."""
     found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    return [info.base_name for info in found]
+    return [info.base_name for info in found if not info.base_name.startswith(".")]
 
 
 def _write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:

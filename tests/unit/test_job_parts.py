@@ -136,10 +136,39 @@ def test_what_is_behind_a_missing_part_is_done_again(open_parts: Open, begun: Ca
     assert open_parts().done == 0
 
 
+def test_what_is_left_behind_a_missing_part_is_never_another_jobs(open_parts: Open, begun: Callable[[], Path]) -> None:
+    (begun() / "000000000000-000000000003.parquet").unlink()
+    another = replace(ASKED, model="other", fingerprint="1" * 16)
+    parts = open_parts(another, resume=False)
+    parts.add(0, rows(10, 11, 12))
+    parts.close()
+    resumed = open_parts(another)
+    assert (resumed.done, numbers(resumed)) == (3, [10, 11, 12])
+
+
 def test_a_description_that_nobody_can_read_is_said(open_parts: Open, begun: Callable[[], Path]) -> None:
     (begun() / "job.json").write_text("{")
     with pytest.raises(JobError, match=r"job\.json cannot be read: delete"):
         open_parts()
+
+
+def test_parts_go_all_at_once_and_what_a_kill_leaves_of_them_goes_with_the_next_run(
+    open_parts: Open, begun: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun()
+    parts = open_parts()
+
+    def killed(_path: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            parts.remove()
+    parts.close()
+    assert not parts.folder.exists()
+    assert open_parts(resume=False).done == 0
+    assert [path.name for path in parts.folder.parent.iterdir()] == [parts.folder.name]
 
 
 def test_files_in_another_order_are_another_list() -> None:
