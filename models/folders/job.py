@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -14,7 +15,7 @@ from models.folders import formats, reading
 from models.folders.parts import Asked, Parts
 from models.folders.reading import Reading
 from models.folders.running import Runner
-from models.folders.tables import ERROR, Columns, Task
+from models.folders.tables import ERROR, Columns, Task, check_answers
 from models.served import ServingOptions
 
 # Work that a kill loses, at most.
@@ -53,7 +54,7 @@ class FolderJob:
         self._wanted = wanted
         if wanted.workers:
             reading.start_early()
-        self._runner = Runner(options, batch_size=wanted.batch_size)
+        self._runner = Runner(options, batch_size=wanted.batch_size, check=partial(check_answers, wanted.task))
         model = self._runner.model
         self._columns = Columns.of(wanted.task, model, wanted.top_k)
         self._reading = Reading(model.transform, options.limits, wanted.max_bytes)

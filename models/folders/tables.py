@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.engine import Output
-from models.errors import GradlessError
+from models.errors import GradlessError, JobError
 from models.folders import files
 from models.folders.reading import Batch
 from models.loading import LoadedModel
@@ -19,6 +19,12 @@ Task = Literal["classify", "features"]
 
 # What a job in progress has beside the columns of its output: why a file has no answer.
 ERROR = "error"
+
+
+def check_answers(task: Task, model: LoadedModel) -> None:
+    """Raises JobError where the model has no answers to the task."""
+    if task == "classify" and not model.network.classes:
+        raise JobError(f"{model.name} has no classes to name; `gradless features` writes what it gives")
 
 
 @dataclass(frozen=True, slots=True)

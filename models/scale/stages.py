@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,7 +21,7 @@ from models import devices
 from models.errors import JobError
 from models.folders.reading import Batch, Reading
 from models.folders.running import Runner
-from models.folders.tables import ERROR, Columns, Task
+from models.folders.tables import ERROR, Columns, Task, check_answers
 from models.scale.results import Results
 from models.scale.storage import absolute, opened
 from models.served import ServingOptions
@@ -69,8 +70,10 @@ class ReadingAnywhere:
 
 def described(question: Question) -> tuple[Reading, Columns]:
     """How the model that actors will load wants its files read, and what its answers look like. In a process of the
-    cluster: what is a driver here may have no GPU. A conversion that the model needs is made by the way."""
-    runner = Runner(question.options, batch_size=question.batch_size)
+    cluster: what is a driver here may have no GPU. A conversion that the model needs is made by the way. Raises
+    StartError, also where the model has no answers to the task."""
+    check = partial(check_answers, question.task)
+    runner = Runner(question.options, batch_size=question.batch_size, check=check)
     runner.close()
     reading = Reading(runner.model.transform, question.options.limits, question.max_bytes)
     return reading, Columns.of(question.task, runner.model, question.top_k)

@@ -18,9 +18,11 @@ from models.errors import JobError
 from models.folders import files, job, reading
 from models.folders.job import FolderJob, Wanted
 from models.folders.reading import Batch
+from models.scale import stages
+from models.scale.stages import Question
 from models.served import ServingOptions
 from models.serving import Serving
-from models.specs import ModelSpec
+from models.specs import Classifier, ModelSpec
 
 
 @pytest.fixture
@@ -148,6 +150,22 @@ def test_every_format_has_the_same_rows(wanted: Wanted, options: ServingOptions)
         (row["path"], row["label_2"], row["index_2"]) for row in classes
     ]
     assert [np.float32(row["probability_1"]) for row in rows] == [np.float32(row["probability_1"]) for row in classes]
+
+
+def test_classes_of_a_model_without_any_are_not_asked_for(wanted: Wanted, tiny: ModelSpec) -> None:
+    def build() -> Classifier:
+        classifier = tiny.build()
+        return replace(classifier, module=classifier.module[:-1], labels=())  # type: ignore[index]
+
+    options = ServingOptions(models=[replace(tiny, build=build)], backend="eager")
+    of_classes = replace(wanted, task="classify", top_k=3)
+    with pytest.raises(JobError, match="tiny has no classes to name; `gradless features`"):
+        FolderJob(of_classes, options)
+    # As each machine of a cluster has it.
+    with pytest.raises(JobError, match="tiny has no classes to name; `gradless features`"):
+        stages.described(Question("classify", 3, 4, wanted.max_bytes, options))
+    assert not list(wanted.output.parent.glob("out.parquet*"))
+    assert done(wanted, options) == 1
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
