@@ -18,9 +18,10 @@ from models.folders.running import Runner
 from models.folders.tables import ERROR, Columns, Task, check_answers
 from models.served import ServingOptions
 
-# Work that a kill loses, at most.
+# Work that a kill loses, at most; and what is held of it in memory.
 _PART_FILES = 4096
 _PART_S = 30.0
+_PART_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ class FolderJob:
                 outputs = self._runner.answer(batch.pixels, top_k=self._columns.top_k)
                 table = self._columns.table(batch, outputs)
                 held.append(table)
-                if sum(map(len, held)) >= _PART_FILES or perf_counter() - kept_at >= _PART_S:
+                if _is_a_part(held) or perf_counter() - kept_at >= _PART_S:
                     self._parts.add(held_from, pa.concat_tables(held))
                     held = []
                     held_from, kept_at = self.done, perf_counter()
@@ -123,6 +124,10 @@ class FolderJob:
         """End what the job has open. What is done stays."""
         self._parts.close()
         self._runner.close()
+
+
+def _is_a_part(held: Sequence[pa.Table]) -> bool:
+    return sum(map(len, held)) >= _PART_FILES or sum(table.nbytes for table in held) >= _PART_BYTES
 
 
 def _faults(table: pa.Table) -> tuple[tuple[str, str], ...]:

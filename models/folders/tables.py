@@ -57,6 +57,11 @@ class Columns:
         """`schema`, and the column that says why a file has no answer."""
         return self.schema.append(pa.field(ERROR, pa.string()))
 
+    @property
+    def row_bytes(self) -> int:
+        """Of an answer in memory, names left out; 1 at least."""
+        return max(1, 4 * self.dimensions if self.task == "features" else 12 * self.top_k)
+
     def table(self, batch: Batch, outputs: Sequence[Output | GradlessError]) -> pa.Table:
         """A row for each of the batch's files, of schema_in_progress. `outputs` are of those that could be read."""
         places = iter(outputs)

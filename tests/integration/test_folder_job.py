@@ -10,13 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from models.errors import JobError
-from models.folders import files, job, reading
+from models.folders import files, formats, job, reading
 from models.folders.job import FolderJob, Wanted
+from models.folders.parts import Parts
 from models.folders.reading import Batch
 from models.scale import stages
 from models.scale.stages import Question
@@ -205,6 +207,26 @@ def test_memory_is_that_of_a_few_batches_however_many_files_there_are(
     monkeypatch.setattr(reading.Batch, "of", counted)
     done(replace(wanted, files=wanted.files * 20, batch_size=2), options)
     assert most <= 2
+
+
+def test_what_is_held_and_written_at_once_is_bounded_in_bytes_however_long_a_row_is(
+    wanted: Wanted, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    add = Parts.add
+
+    def counted(parts: Parts, start: int, table: pa.Table) -> None:
+        kept.append(len(table))
+        add(parts, start, table)
+
+    row_bytes = 16 * 4
+    monkeypatch.setattr(Parts, "add", counted)
+    monkeypatch.setattr(job, "_PART_BYTES", 4 * row_bytes)
+    monkeypatch.setattr(formats, "_GROUP_BYTES", 5 * row_bytes)
+    done(wanted, options)
+    written = pq.ParquetFile(wanted.output)
+    assert kept == [4, 4, 4]
+    assert [written.metadata.row_group(group).num_rows for group in range(written.num_row_groups)] == [5, 5, 1]
 
 
 def test_worker_processes_give_the_same_as_none(wanted: Wanted, options: ServingOptions) -> None:
