@@ -1,4 +1,4 @@
-"""models/scale/results.py: a folder of results holds what is whole, whenever somebody was ended who wrote into it."""
+"""models/scale: stretches that Ray leaves whole, and a folder of results that holds nothing which is not whole."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ import pytest
 from models.folders.parts import Asked
 from models.folders.tables import Columns
 from models.scale.results import Results
+from models.scale.stages import stretch_files
+
+# Over one and a half of it Ray cuts a block into pieces.
+RAYS_BLOCK_BYTES = 128 * 2**20
 
 ASKED = Asked("features", "tiny", "0" * 16, top_k=0, batch_size=2, files=4, files_digest="f" * 16)
 COLUMNS = Columns("features", "tiny", "0" * 16, (), dimensions=2, top_k=0)
@@ -47,3 +51,19 @@ def test_what_a_kill_has_left_unfinished_is_in_nobodys_way(results: Results) -> 
     assert (results.stretches(), results.faults()) == ([], 0)
     results.add(0, rows(None, "no image"), COLUMNS)
     assert (results.stretches(), results.faults()) == ([(0, 2)], 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 30, 32])
+@pytest.mark.parametrize("crop", [32, 224, 363, 384, 600])
+def test_a_stretch_is_whole_batches_that_pass_as_one_block(batch_size: int, crop: int) -> None:
+    files = stretch_files(batch_size, crop, row_bytes=5120)
+    assert files % batch_size == 0
+    assert batch_size <= files <= 512
+    assert files * 3 * crop**2 <= RAYS_BLOCK_BYTES
+
+
+def test_a_stretch_is_shorter_where_answers_are_long() -> None:
+    assert stretch_files(32, 224, row_bytes=5120) == 512
+    assert stretch_files(32, 224, row_bytes=2**20) == 64
+    # A batch is what a forward takes, whatever its size.
+    assert stretch_files(1024, 600, row_bytes=2**20) == 1024
