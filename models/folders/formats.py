@@ -40,13 +40,13 @@ def check(task: Task, output: Path) -> None:
 
 
 def beside(output: Path, what: str) -> Path:
-    """out.errors.jsonl for `errors`, beside out.parquet."""
-    return output.with_name(f"{output.stem}.{what}.jsonl")
+    """out.parquet.errors.jsonl for `errors`: beside it, and another than that of out.csv."""
+    return output.with_name(f"{output.name}.{what}.jsonl")
 
 
 def write(parts: Parts, columns: Columns, output: Path) -> int:
-    """Write the answers to `output`, and what could not be answered to out.errors.jsonl beside it, or no such file
-    where there is nothing; how many that is. Raises OSError."""
+    """Write the answers to `output`, and what could not be answered to out.parquet.errors.jsonl beside it, or no such
+    file where there is nothing; how many that is. Raises OSError."""
     faults = sum(int(pc.count(table[ERROR]).as_py()) for table in parts.tables([ERROR]))
     errors = beside(output, "errors")
     if faults:
@@ -104,7 +104,7 @@ def _jsonl(tables: Tables, _columns: Columns, output: Path) -> None:
 
 
 def _npy(tables: Tables, columns: Columns, output: Path) -> None:
-    """The vectors (N, D) float32; path and fingerprint of each are the lines of out.paths.jsonl."""
+    """The vectors (N, D) float32; path and fingerprint of each are the lines of out.npy.paths.jsonl."""
     rows = 0
     with _whole(output) as file, _whole(beside(output, "paths")) as paths:
         # Once for the room, which is the same for all that fit into 20 digits, and once with the count.

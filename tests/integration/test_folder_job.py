@@ -104,7 +104,7 @@ def test_a_broken_file_is_listed_with_its_reason_and_the_others_are_done(
     with closing(FolderJob(wanted, options)) as work:
         told = [fault for step in work.steps() for fault in step.faults]
         work.finish()
-    listed = [json.loads(line) for line in wanted.output.with_name("out.errors.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in wanted.output.with_name("out.parquet.errors.jsonl").read_text().splitlines()]
     assert [(line["path"], line["error"]) for line in listed] == told
     assert told[0][0].endswith("04.png")
     assert "not an image of a format read here" in told[0][1]
@@ -114,7 +114,7 @@ def test_a_file_that_is_gone_or_too_large_is_no_end_either(wanted: Wanted, optio
     Path(wanted.files[0]).unlink()
     Path(wanted.files[1]).write_bytes(b"x" * (wanted.max_bytes + 1))
     assert done(wanted, options) == 3
-    told = wanted.output.with_name("out.errors.jsonl").read_text()
+    told = wanted.output.with_name("out.parquet.errors.jsonl").read_text()
     assert "The file cannot be read: No such file or directory." in told
     assert f"larger than {wanted.max_bytes} bytes" in told
 
@@ -122,7 +122,17 @@ def test_a_file_that_is_gone_or_too_large_is_no_end_either(wanted: Wanted, optio
 def test_where_all_can_be_read_no_list_of_an_earlier_run_is_left(wanted: Wanted, options: ServingOptions) -> None:
     done(wanted, options)
     assert done(replace(wanted, files=wanted.files[:4]), options) == 0
-    assert not wanted.output.with_name("out.errors.jsonl").exists()
+    assert not wanted.output.with_name("out.parquet.errors.jsonl").exists()
+
+
+def test_outputs_that_differ_in_their_endings_have_a_list_of_errors_each(
+    wanted: Wanted, options: ServingOptions
+) -> None:
+    of_classes = replace(wanted, task="classify", top_k=2)
+    done(replace(of_classes, output=wanted.output.with_name("out.csv")), options)
+    listed = wanted.output.with_name("out.csv.errors.jsonl").read_text()
+    assert done(replace(of_classes, files=wanted.files[:4]), options) == 0
+    assert wanted.output.with_name("out.csv.errors.jsonl").read_text() == listed
 
 
 def test_a_folder_of_broken_files_gives_an_empty_table(wanted: Wanted, options: ServingOptions) -> None:
@@ -139,7 +149,7 @@ def test_every_format_has_the_same_rows(wanted: Wanted, options: ServingOptions)
 
     vectors = pq.read_table(folder / "features.parquet").to_pydict()
     assert np.load(folder / "features.npy").tolist() == vectors["features"]
-    lines = [json.loads(line) for line in (folder / "features.paths.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "features.npy.paths.jsonl").read_text().splitlines()]
     assert [(line["path"], line["fingerprint"]) for line in lines] == list(
         zip(vectors["path"], vectors["fingerprint"], strict=True)
     )
