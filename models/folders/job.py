@@ -11,7 +11,7 @@ from time import perf_counter
 
 import pyarrow as pa
 
-from models.folders import formats, reading
+from models.folders import finished, formats, reading
 from models.folders.parts import Asked, Parts
 from models.folders.reading import Reading
 from models.folders.running import Runner
@@ -59,20 +59,15 @@ class FolderJob:
         model = self._runner.model
         self._columns = Columns.of(wanted.task, model, wanted.top_k)
         self._reading = Reading(model.transform, options.limits, wanted.max_bytes)
-        asked = Asked(
-            wanted.task,
-            model.name,
-            model.fingerprint,
-            self._columns.top_k,
-            wanted.batch_size,
-            len(wanted.files),
-            Asked.digest(wanted.files),
-        )
+        self._asked = Asked.of(self._columns, self._reading, wanted.batch_size, wanted.files)
         try:
-            self._parts = Parts(wanted.output, asked, resume=wanted.resume)
+            self._parts = Parts(wanted.output, self._asked, resume=wanted.resume)
         except BaseException:
             self._runner.close()
             raise
+        again = wanted.resume and not self._parts.done
+        # Of an earlier run that has come to its end, of which nothing is left to do.
+        self._faults = finished.faults(wanted.output, self._asked) if again else None
 
     @property
     def files(self) -> int:
@@ -87,13 +82,15 @@ class FolderJob:
     @property
     def done(self) -> int:
         """Files whose answers are kept, those of earlier runs included."""
-        return self._parts.done
+        return self._parts.done if self._faults is None else self.files
 
     def steps(self) -> Generator[Step, None, None]:
         """Do what is left to do, a batch a step. Closing it early keeps what is done.
 
         Raises JobError when a worker dies, OSError when the output cannot be written, ForwardError.
         """
+        if self._faults is not None:
+            return
         wanted = self._wanted
         held: list[pa.Table] = []
         held_from = self.done
@@ -116,9 +113,11 @@ class FolderJob:
 
     def finish(self) -> int:
         """Write the output, when all files are done; how many of them have no answer. Raises OSError."""
-        faults = formats.write(self._parts, self._columns, self._wanted.output)
+        if self._faults is None:
+            self._faults = formats.write(self._parts, self._columns, self._wanted.output)
+            finished.keep(self._wanted.output, self._asked, self._faults)
         self._parts.remove()
-        return faults
+        return self._faults
 
     def close(self) -> None:
         """End what the job has open. What is done stays."""

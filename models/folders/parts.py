@@ -16,12 +16,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import JobError
+
+if TYPE_CHECKING:
+    from models.folders.reading import Reading
+    from models.folders.tables import Columns
 
 JOB = "job.json"
 
@@ -32,22 +36,44 @@ _UNFINISHED = "unfinished"
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What must be the same for parts of two runs to belong together. `batch_size` too: the last bits of an answer
-    depend on the size of the batch it was in."""
+    depend on the size of the batch it was in. The limits, of bytes, pixels and aspect ratio, say which images have an
+    answer."""
 
     task: str
     model: str
     fingerprint: str
     top_k: int
     batch_size: int
+    max_image_bytes: int
+    max_image_pixels: int
+    max_aspect_ratio: int
     files: int
     files_digest: str
 
+    @classmethod
+    def of(cls, columns: Columns, reading: Reading, batch_size: int, files: Sequence[str]) -> Self:
+        """What a job asks for that reads `files` so, and has such answers."""
+        limits = reading.limits
+        return cls(
+            columns.task,
+            columns.model,
+            columns.fingerprint,
+            columns.top_k,
+            batch_size,
+            reading.max_bytes,
+            limits.max_pixels,
+            limits.max_aspect_ratio,
+            len(files),
+            cls.digest(files),
+        )
+
     @staticmethod
     def digest(files: Sequence[str]) -> str:
-        """16 hex digits of a SHA-256 over the names in their order."""
+        """16 hex digits of a SHA-256 over the names in their order, and of files on a disk size and time of change:
+        what was written anew meanwhile has another answer."""
         found = hashlib.sha256()
         for file in files:
-            found.update(os.fsencode(file) + b"\0")
+            found.update(os.fsencode(file) + b"\0" + _changed(file) + b"\0")
         return found.hexdigest()[:16]
 
     def written(self) -> str:
@@ -67,6 +93,15 @@ class Asked:
                     f"{place} was begun with {what} {before.get(name)}, and this is {now}: "
                     "ask for what was asked for then, or delete it"
                 )
+
+
+def _changed(file: str) -> bytes:
+    try:
+        status = os.stat(file)  # noqa: PTH116 - strings, as there may be millions
+    except (OSError, ValueError):
+        # Not there any more, or not on a disk.
+        return b""
+    return b"%d %d" % (status.st_size, status.st_mtime_ns)
 
 
 def stretch_name(start: int, stop: int) -> str:

@@ -54,15 +54,7 @@ class ClusterJob:
             describe = ray.remote(described).options(num_cpus=0, num_gpus=min(1, self._gpus))
             reading, self._columns = outcome(partial(ray.get, describe.remote(self._question)))
             self._reading = ReadingAnywhere(reading, here)
-            asked = Asked(
-                wanted.task,
-                self._columns.model,
-                self._columns.fingerprint,
-                self._columns.top_k,
-                wanted.batch_size,
-                len(wanted.files),
-                Asked.digest(wanted.files),
-            )
+            asked = Asked.of(self._columns, reading, wanted.batch_size, wanted.files)
             self._results.begin(asked)
             self._done_before = self._results.stretches()
         except BaseException:

@@ -71,12 +71,15 @@ class Results:
         name = stretch_name(start, start + len(table))
         answered = pc.is_null(table[ERROR])
         faults = table.filter(pc.invert(answered)).select(["path", ERROR]).to_pylist()
+        _, errors = located(self.errors)
         if faults:
-            _, errors = located(self.errors)
             filesystem.create_dir(errors)
             _write(
                 filesystem, f"{errors}/{name}.jsonl", b"".join(json.dumps(fault).encode() + b"\n" for fault in faults)
             )
+        elif f"{name}.jsonl" in _names(filesystem, errors):
+            # Of somebody who was ended before the answers were there, to whom a file could not be read.
+            filesystem.delete_file(f"{errors}/{name}.jsonl")
         file = BytesIO()
         with parquet_writer(file, columns) as writer:
             writer.write_table(table.filter(answered).select(columns.schema.names))

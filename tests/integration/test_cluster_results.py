@@ -16,7 +16,18 @@ from models.scale.stages import stretch_files
 # Over one and a half of it Ray cuts a block into pieces.
 RAYS_BLOCK_BYTES = 128 * 2**20
 
-ASKED = Asked("features", "tiny", "0" * 16, top_k=0, batch_size=2, files=4, files_digest="f" * 16)
+ASKED = Asked(
+    "features",
+    "tiny",
+    "0" * 16,
+    top_k=0,
+    batch_size=2,
+    max_image_bytes=100,
+    max_image_pixels=100,
+    max_aspect_ratio=50,
+    files=4,
+    files_digest="f" * 16,
+)
 COLUMNS = Columns("features", "tiny", "0" * 16, (), dimensions=2, top_k=0)
 
 
@@ -51,6 +62,13 @@ def test_what_a_kill_has_left_unfinished_is_in_nobodys_way(results: Results) -> 
     assert (results.stretches(), results.faults()) == ([], 0)
     results.add(0, rows(None, "no image"), COLUMNS)
     assert (results.stretches(), results.faults()) == ([(0, 2)], 1)
+
+
+def test_a_file_that_can_be_read_after_all_is_no_fault_any_more(results: Results) -> None:
+    results.begin(ASKED)
+    results.add(0, rows(None, "no image"), COLUMNS)
+    results.add(0, rows(None, None), COLUMNS)
+    assert (results.stretches(), results.faults()) == ([(0, 2)], 0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 30, 32])

@@ -200,6 +200,29 @@ def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(
     assert list(wanted.output.parent.glob("*.parts")) == []
 
 
+def test_a_finished_job_is_not_done_again_unless_its_output_or_what_is_asked_has_changed(
+    wanted: Wanted, options: ServingOptions
+) -> None:
+    def files_done(resumed: Wanted) -> tuple[int, int]:
+        with closing(FolderJob(replace(resumed, resume=True), options)) as work:
+            return sum(step.files for step in work.steps()), work.finish()
+
+    done(wanted, options)
+    written = wanted.output.stat().st_mtime_ns
+    assert files_done(wanted) == (0, 1)
+    assert wanted.output.stat().st_mtime_ns == written
+    assert not list(wanted.output.parent.glob("*.parts"))
+
+    assert files_done(replace(wanted, max_bytes=2**19)) == (12, 1)
+    assert files_done(wanted) == (12, 1)
+    wanted.output.write_text("another program's")
+    assert files_done(wanted) == (12, 1)
+    wanted.output.unlink()
+    assert files_done(wanted) == (12, 1)
+    Image.new("RGB", (50, 40)).save(wanted.files[4])
+    assert files_done(wanted) == (12, 0)
+
+
 def test_memory_is_that_of_a_few_batches_however_many_files_there_are(
     wanted: Wanted, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,10 +73,10 @@ def done(wanted: Wanted, spec: ModelSpec) -> None:
 
 
 def written(wanted: Wanted) -> dict[str, bytes]:
-    """Every file beside the pictures, whatever its folder."""
+    """Every file beside the pictures, whatever its folder. What is kept of the job has the time of its output in it."""
     folder = wanted.output.parent
     return {
-        str(path.relative_to(folder)): path.read_bytes()
+        str(path.relative_to(folder)): b"" if path.name == ".out.npy.job.json" else path.read_bytes()
         for path in folder.rglob("*")
         if path.is_file() and path.suffix != ".png"
     }

@@ -153,6 +153,8 @@ def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does
     assert gradless("features", str(folder), "-o", str(whole), *SMALL, **EAGER).returncode == 0
     assert ended.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+        ".ended.parquet.job.json",
+        ".whole.parquet.job.json",
         "ended.parquet",
         "ended.parquet.errors.jsonl",
         "whole.parquet",
