@@ -70,11 +70,13 @@ ModelName = Annotated[str | None, Query(description="a served model's name; the 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A request with images: all of it that has been checked and read before a handler begins."""
+    """A request with images: all of it that has been checked and read before a handler begins. `asked`: the model that
+    it names, if it names one; `model`: who that was before the body was read."""
 
     request: Request
     runtime: Runtime
     metrics: Metrics
+    asked: str | None
     model: ModelCard
     pinned: str | None
     images: list[bytes]
@@ -110,7 +112,8 @@ async def _read(request: Request, model: str | None, if_match: str | None, *, cl
         raise FingerprintMismatchError(card.fingerprint)
     if classes and not card.classes:
         raise NoClassesError(card.name)
-    return Upload(request, runtime, parts.metrics, card, if_match, await read_images(request, parts.settings))
+    images = await read_images(request, parts.settings)
+    return Upload(request, runtime, parts.metrics, model, card, if_match, images)
 
 
 async def classifiable(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:

@@ -34,8 +34,10 @@ async def answered(upload: Upload, *, task: Task, top_k: int) -> Answer:
     """
     seen = observed(upload.request.scope)
     seen.asks(upload.model.name, task, len(upload.images))
-    work = upload.runtime.predict(upload.model.name, upload.images, task=task, top_k=top_k)
+    # As it was asked: who names no model is answered by whichever is the default by now.
+    work = upload.runtime.predict(upload.asked, upload.images, task=task, top_k=top_k)
     answer = await unless_gone(upload.request, work)
+    seen.model = answer.model
     upload.check_answer_of(answer.fingerprint)
     seen.answered([result for result in answer.results if isinstance(result, Prediction)])
     if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):

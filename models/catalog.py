@@ -60,6 +60,11 @@ def named(name: str) -> ModelSpec:
     raise UnknownCatalogNameError(name, architectures.similar(name, names("*")))
 
 
+def is_named(name: str) -> bool:
+    """Whether `named` finds it, so that no folder can be meant."""
+    return name in {DEFAULT_MODEL, NULL_MODEL} or architectures.exists(name.removesuffix(_RANDOM))
+
+
 def find_all(wanted: Sequence[str | ModelSpec]) -> list[ModelSpec]:
     """Each as `find` finds it, or as it is. Raises what that does, and StartError when two have one name."""
     specs = [find(one) if isinstance(one, str) else one for one in wanted]

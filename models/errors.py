@@ -72,7 +72,7 @@ class UnknownSourceError(StartError):
 class UnsupportedArchitectureError(StartError):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} cannot be served: {reason}")
-        self.name = name
+        self.name, self.reason = name, reason
 
 
 class WeightsUnavailableError(StartError):
@@ -88,7 +88,7 @@ class ModelFolderError(StartError):
         # Other people's words are in some reasons, over several lines.
         said = " ".join(reason.split())
         super().__init__(f"{file}: {said}" if key is None else f"{file}: {key}: {said}")
-        self.file, self.key = file, key
+        self.file, self.reason, self.key = file, said, key
 
 
 class DeviceUnavailableError(StartError):

@@ -16,9 +16,10 @@ import torch
 from models import devices, quantized
 from models.calibration import Calibration
 from models.devices import Placement
-from models.errors import StartError
+from models.errors import ModelFolderError, StartError, UnsupportedArchitectureError
 from models.heads import cut_at_head
 from models.layers import cut_at_layer, without_head
+from models.model_folder.description import FILE_NAME
 from models.network import Network
 from models.specs import Classifier, FeatureLayer, ModelSpec
 from models.transforms import Normalize, Transform
@@ -64,7 +65,7 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
         placement, calibration = devices.at_precision(placement, spec.served_as.precision), None
     own_int8 = None if spec.served_as is None else spec.served_as.quantized
     classifier = spec.build()
-    network = _cut(spec.name, classifier)
+    network = _cut(spec, classifier)
     labels = classifier.labels if network.classes else ()
     if len(labels) != network.classes:
         raise StartError(f"{spec.name} has {network.classes} classes and {len(labels)} labels")
@@ -100,13 +101,22 @@ def _told_precision(placement: Placement, calibration: Calibration | None, own_i
     return placement.precision if calibration is None else f"{placement.precision} {calibration.digest}"
 
 
-def _cut(name: str, classifier: Classifier) -> Network:
+def _cut(spec: ModelSpec, classifier: Classifier) -> Network:
     side = classifier.transform.crop
     if classifier.features is not None:
-        return cut_at_layer(name, classifier.module, classifier.features, side)
+        return _cut_at_layer(spec, classifier, classifier.features)
     if not classifier.labels:
-        return without_head(name, classifier.module, side)
-    return cut_at_head(name, classifier.module, side)
+        return without_head(spec.name, classifier.module, side)
+    return cut_at_head(spec.name, classifier.module, side)
+
+
+def _cut_at_layer(spec: ModelSpec, classifier: Classifier, layer: FeatureLayer) -> Network:
+    try:
+        return cut_at_layer(spec.name, classifier.module, layer, classifier.transform.crop)
+    except UnsupportedArchitectureError as error:
+        if spec.folder is None:
+            raise
+        raise ModelFolderError(spec.folder / FILE_NAME, error.reason, "features") from error
 
 
 def fingerprint(

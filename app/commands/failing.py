@@ -4,6 +4,7 @@ of the few ways it was."""
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -40,11 +41,18 @@ def settings_for(model: str | None) -> Settings:
 @contextmanager
 def failures_said(what: str) -> Iterator[None]:
     """Whatever goes wrong within ends the process with one line; an error of the system's is of `what`, or of the file
-    that it names."""
+    that it names. With GRADLESS_LOG_LEVEL=debug an error that nobody has foreseen also says where it is from."""
     try:
         yield
+    except (typer.Exit, typer.Abort):
+        # The line has been said.
+        raise
     except GradlessError as error:
         end(" ".join(str(error).split()), FAILED)
     except OSError as error:
         reason = str(error) if error.errno is None else os.strerror(error.errno)
         end(f"{error.filename or what} cannot be written: {reason}", FAILED)
+    except Exception as error:  # noqa: BLE001 - PyTorch's, pyarrow's: of every kind
+        if os.environ.get("GRADLESS_LOG_LEVEL", "").lower() == "debug":
+            traceback.print_exc()
+        end(" ".join(f"{type(error).__name__}: {error}".split()), FAILED)

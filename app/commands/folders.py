@@ -64,7 +64,7 @@ def classify(
 
     Its columns are path, fingerprint, and label_1, index_1, probability_1, label_2 and so on, the likeliest first. Rows
     are in the order of the files: as named, and in folders by name. What is no image is said and listed in
-    NAME.errors.jsonl beside it.
+    OUTPUT.errors.jsonl beside it.
 
     Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, --resume goes on.
     """
@@ -85,8 +85,8 @@ def features(
     """Write the feature vector of each image of files and folders into a table.
 
     Its columns are path, fingerprint, and features, a list of float32. With .npy the vectors are an array (N, D), and
-    path and fingerprint of its rows are the lines of NAME.paths.jsonl beside it. Rows are in the order of the files: as
-    named, and in folders by name. What is no image is said and listed in NAME.errors.jsonl beside it.
+    path and fingerprint of its rows are the lines of OUTPUT.paths.jsonl beside it. Rows are in the order of the files:
+    as named, and in folders by name. What is no image is said and listed in OUTPUT.errors.jsonl beside it.
 
     Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, --resume goes on.
     """
@@ -162,11 +162,13 @@ def _here(paths: list[str], output: str, workers: int | None, settings: Settings
 
 def _on(cluster: str, paths: list[str], output: str, settings: Settings, asked: dict[str, Any]) -> ClusterJob:
     from app.main import serving_options  # noqa: PLC0415 - as above
+    from app.scale.anywhere import anywhere  # noqa: PLC0415
     from models.scale.job import ClusterJob, ClusterWanted  # noqa: PLC0415
     from models.scale.storage import find  # noqa: PLC0415
 
     return ClusterJob(
-        ClusterWanted(files=find(paths), output=output, address=cluster, **asked), serving_options(settings)
+        ClusterWanted(files=find(paths), output=output, address=cluster, **asked),
+        serving_options(anywhere(settings, Path.cwd())),
     )
 
 

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.failing import INTERRUPTED, UNREADABLE, failures_said, settings_for
+from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
 from app.commands.folders import BatchSize, Model, Strict, Workers, workers_for
 
 if TYPE_CHECKING:
     from models.folders.evaluating import Evaluation
     from models.folders.evaluation_job import EvaluationJob
-    from models.limits import ImageLimits
 
 _STDOUT = Path("-")
 
@@ -43,9 +42,11 @@ def evaluate(
     Calibration error: images are put into 15 bins of equal width by the probability of their first place; it is the
     mean over images of the difference between a bin's mean probability and its share of right answers.
 
-    Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted.
+    Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, what was done until
+    then told.
     """
     # Here, not above: other commands need not wait for torch.
+    from app.evaluation.page import page  # noqa: PLC0415
     from app.main import serving_options  # noqa: PLC0415
     from models.folders.evaluation_job import EvaluationJob  # noqa: PLC0415
 
@@ -63,39 +64,49 @@ def evaluate(
                 ignore_unknown=ignore_unknown,
             )
         with closing(job), failures_said(str(folder)):
-            evaluation = _evaluated(job)
-            _tell(evaluation, json, html, options.limits)
+            complete, evaluation = _evaluated(job)
+            if evaluation.images:
+                _tell(evaluation, json, complete=complete)
+            # A page would be looked at as the whole of it, whatever a terminal has said.
+            if html is not None and evaluation.images and complete:
+                html.write_text(page(evaluation, options.limits), encoding="utf-8")
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
+    if not complete:
+        end(f"interrupted: this is of the first {evaluation.images} images", INTERRUPTED)
+    if not evaluation.images:
+        end("no file has a picture that could be answered", FAILED)
     if evaluation.without_answer and strict:
         raise typer.Exit(UNREADABLE)
 
 
-def _evaluated(job: EvaluationJob) -> Evaluation:
+def _evaluated(job: EvaluationJob) -> tuple[bool, Evaluation]:
+    """Whether all was answered, and how well."""
     from app.commands.progress import course  # noqa: PLC0415 - as above
 
     with course("evaluate", len(job.truth.classes)) as progress, closing(job.steps()) as steps:
         if job.truth.unknown:
             progress.say(f"gradless: left out, no classes of the model: {', '.join(map(repr, job.truth.unknown))}")
-        for step in steps:
-            for path, reason in step.faults:
-                progress.say(f"gradless: {path}: {reason}")
-            progress.advance(step.files)
-    return job.evaluation()
+        try:
+            for step in steps:
+                for path, reason in step.faults:
+                    progress.say(f"gradless: {path}: {reason}")
+                progress.advance(step.files)
+        except KeyboardInterrupt:
+            return False, job.evaluation()
+    return True, job.evaluation()
 
 
-def _tell(evaluation: Evaluation, json: Path | None, html: Path | None, limits: ImageLimits) -> None:
-    from app.evaluation.page import page  # noqa: PLC0415 - as above
-    from app.evaluation.terminal import show  # noqa: PLC0415
+def _tell(evaluation: Evaluation, json: Path | None, *, complete: bool) -> None:
+    from app.evaluation.terminal import show  # noqa: PLC0415 - as above
     from app.lens.terminal import PatientConsole  # noqa: PLC0415
 
     # Where stdout is for the JSON, people read the rest on stderr.
     show(evaluation, PatientConsole(stderr=json == _STDOUT, highlight=False))
     if json is not None:
-        text = json_format.dumps(asdict(evaluation), indent=2, ensure_ascii=False) + "\n"
+        report = {"complete": complete, **asdict(evaluation)}
+        text = json_format.dumps(report, indent=2, ensure_ascii=False) + "\n"
         if json == _STDOUT:
             typer.echo(text, nl=False)
         else:
             json.write_text(text, encoding="utf-8")
-    if html is not None:
-        html.write_text(page(evaluation, limits), encoding="utf-8")

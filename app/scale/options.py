@@ -29,13 +29,20 @@ class Replicas(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     replicas: int = Field(1, ge=1, description="replicas, where they do not follow the load")
-    min_replicas: int = Field(1, ge=1, description="replicas at least")
+    min_replicas: int = Field(1, ge=1, description="replicas at least; with max_replicas")
     max_replicas: int | None = Field(None, ge=1, description="replicas at most; unset: `replicas`, whatever the load")
     target_ongoing_requests: float | None = Field(
         None, gt=0, description="requests in a replica that are its fair load; unset: as many images as a forward takes"
     )
     num_cpus: float = Field(1, gt=0, description="cores of a replica: for decoding, and for forwards on a CPU")
     num_gpus: float = Field(0, ge=0, description="GPUs of a replica; under 1: replicas share one")
+
+    @model_validator(mode="after")
+    def _what_follows_the_load_has_an_end(self) -> Self:
+        for name in ("min_replicas", "target_ongoing_requests"):
+            if name in self.model_fields_set and self.max_replicas is None:
+                raise ValueError(f"{name} is for replicas that follow the load: it needs max_replicas")
+        return self
 
     @model_validator(mode="after")
     def _some_load_can_be_followed(self) -> Self:

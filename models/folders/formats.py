@@ -22,8 +22,10 @@ from models.errors import JobError
 from models.folders.parts import Parts
 from models.folders.tables import ERROR, Columns, Task
 
-# Of a row group in Parquet: 20 MB of features with 1280 dimensions.
+# Rows that are written at once, a row group in Parquet: 20 MB of features with 1280 dimensions. Of a map, which may
+# have a hundred times as many, fewer.
 _GROUP = 4096
+_GROUP_BYTES = 64 * 2**20
 
 Tables = Iterator[pa.Table]
 
@@ -38,13 +40,13 @@ def check(task: Task, output: Path) -> None:
 
 
 def beside(output: Path, what: str) -> Path:
-    """out.errors.jsonl for `errors`, beside out.parquet."""
-    return output.with_name(f"{output.stem}.{what}.jsonl")
+    """out.parquet.errors.jsonl for `errors`: beside it, and another than that of out.csv."""
+    return output.with_name(f"{output.name}.{what}.jsonl")
 
 
 def write(parts: Parts, columns: Columns, output: Path) -> int:
-    """Write the answers to `output`, and what could not be answered to out.errors.jsonl beside it, or no such file
-    where there is nothing; how many that is. Raises OSError."""
+    """Write the answers to `output`, and what could not be answered to out.parquet.errors.jsonl beside it, or no such
+    file where there is nothing; how many that is. Raises OSError."""
     faults = sum(int(pc.count(table[ERROR]).as_py()) for table in parts.tables([ERROR]))
     errors = beside(output, "errors")
     if faults:
@@ -53,19 +55,24 @@ def write(parts: Parts, columns: Columns, output: Path) -> int:
                 _write_lines(table.filter(pc.is_valid(table[ERROR])), file)
     else:
         errors.unlink(missing_ok=True)
-    _WRITERS[columns.task][output.suffix](_answered(parts), columns, output)
+    _WRITERS[columns.task][output.suffix](_answered(parts, _group(columns)), columns, output)
     return faults
 
 
-def _answered(parts: Parts) -> Tables:
-    """Rows with an answer, in tables of _GROUP."""
+def _group(columns: Columns) -> int:
+    """Up to the columns alone, so that the rows are cut alike whatever the parts are."""
+    return max(1, min(_GROUP, _GROUP_BYTES // columns.row_bytes))
+
+
+def _answered(parts: Parts, group: int) -> Tables:
+    """Rows with an answer, in tables of `group`."""
     held: pa.Table | None = None
     for part in parts.tables():
         rows = part.filter(pc.is_null(part[ERROR])).drop_columns([ERROR])
         held = rows if held is None else pa.concat_tables([held, rows])
-        while len(held) >= _GROUP:
-            yield held.slice(0, _GROUP).combine_chunks()
-            held = held.slice(_GROUP)
+        while len(held) >= group:
+            yield held.slice(0, group).combine_chunks()
+            held = held.slice(group)
     if held is not None and len(held):
         yield held.combine_chunks()
 
@@ -80,7 +87,7 @@ def parquet_writer(file: IO[bytes], columns: Columns) -> pq.ParquetWriter:
 def _parquet(tables: Tables, columns: Columns, output: Path) -> None:
     with _whole(output) as file, parquet_writer(file, columns) as writer:
         for table in tables:
-            writer.write_table(table.replace_schema_metadata(columns.schema.metadata), row_group_size=_GROUP)
+            writer.write_table(table.replace_schema_metadata(columns.schema.metadata), row_group_size=len(table))
 
 
 def _csv(tables: Tables, columns: Columns, output: Path) -> None:
@@ -97,7 +104,7 @@ def _jsonl(tables: Tables, _columns: Columns, output: Path) -> None:
 
 
 def _npy(tables: Tables, columns: Columns, output: Path) -> None:
-    """The vectors (N, D) float32; path and fingerprint of each are the lines of out.paths.jsonl."""
+    """The vectors (N, D) float32; path and fingerprint of each are the lines of out.npy.paths.jsonl."""
     rows = 0
     with _whole(output) as file, _whole(beside(output, "paths")) as paths:
         # Once for the room, which is the same for all that fit into 20 digits, and once with the count.

@@ -5,21 +5,23 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import pyarrow as pa
 
-from models.folders import formats, reading
+from models.folders import finished, formats, reading
 from models.folders.parts import Asked, Parts
 from models.folders.reading import Reading
 from models.folders.running import Runner
-from models.folders.tables import ERROR, Columns, Task
+from models.folders.tables import ERROR, Columns, Task, check_answers
 from models.served import ServingOptions
 
-# Work that a kill loses, at most.
+# Work that a kill loses, at most; and what is held of it in memory.
 _PART_FILES = 4096
 _PART_S = 30.0
+_PART_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,24 +55,19 @@ class FolderJob:
         self._wanted = wanted
         if wanted.workers:
             reading.start_early()
-        self._runner = Runner(options, batch_size=wanted.batch_size)
+        self._runner = Runner(options, batch_size=wanted.batch_size, check=partial(check_answers, wanted.task))
         model = self._runner.model
         self._columns = Columns.of(wanted.task, model, wanted.top_k)
         self._reading = Reading(model.transform, options.limits, wanted.max_bytes)
-        asked = Asked(
-            wanted.task,
-            model.name,
-            model.fingerprint,
-            self._columns.top_k,
-            wanted.batch_size,
-            len(wanted.files),
-            Asked.digest(wanted.files),
-        )
+        self._asked = Asked.of(self._columns, self._reading, wanted.batch_size, wanted.files)
         try:
-            self._parts = Parts(wanted.output, asked, resume=wanted.resume)
+            self._parts = Parts(wanted.output, self._asked, resume=wanted.resume)
         except BaseException:
             self._runner.close()
             raise
+        again = wanted.resume and not self._parts.done
+        # Of an earlier run that has come to its end, of which nothing is left to do.
+        self._faults = finished.faults(wanted.output, self._asked) if again else None
 
     @property
     def files(self) -> int:
@@ -85,13 +82,15 @@ class FolderJob:
     @property
     def done(self) -> int:
         """Files whose answers are kept, those of earlier runs included."""
-        return self._parts.done
+        return self._parts.done if self._faults is None else self.files
 
     def steps(self) -> Generator[Step, None, None]:
         """Do what is left to do, a batch a step. Closing it early keeps what is done.
 
         Raises JobError when a worker dies, OSError when the output cannot be written, ForwardError.
         """
+        if self._faults is not None:
+            return
         wanted = self._wanted
         held: list[pa.Table] = []
         held_from = self.done
@@ -103,7 +102,7 @@ class FolderJob:
                 outputs = self._runner.answer(batch.pixels, top_k=self._columns.top_k)
                 table = self._columns.table(batch, outputs)
                 held.append(table)
-                if sum(map(len, held)) >= _PART_FILES or perf_counter() - kept_at >= _PART_S:
+                if _is_a_part(held) or perf_counter() - kept_at >= _PART_S:
                     self._parts.add(held_from, pa.concat_tables(held))
                     held = []
                     held_from, kept_at = self.done, perf_counter()
@@ -114,14 +113,20 @@ class FolderJob:
 
     def finish(self) -> int:
         """Write the output, when all files are done; how many of them have no answer. Raises OSError."""
-        faults = formats.write(self._parts, self._columns, self._wanted.output)
+        if self._faults is None:
+            self._faults = formats.write(self._parts, self._columns, self._wanted.output)
+            finished.keep(self._wanted.output, self._asked, self._faults)
         self._parts.remove()
-        return faults
+        return self._faults
 
     def close(self) -> None:
         """End what the job has open. What is done stays."""
         self._parts.close()
         self._runner.close()
+
+
+def _is_a_part(held: Sequence[pa.Table]) -> bool:
+    return sum(map(len, held)) >= _PART_FILES or sum(table.nbytes for table in held) >= _PART_BYTES
 
 
 def _faults(table: pa.Table) -> tuple[tuple[str, str], ...]:

@@ -16,12 +16,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import JobError
+
+if TYPE_CHECKING:
+    from models.folders.reading import Reading
+    from models.folders.tables import Columns
 
 JOB = "job.json"
 
@@ -32,22 +36,44 @@ _UNFINISHED = "unfinished"
 @dataclass(frozen=True, slots=True)
 class Asked:
     """What must be the same for parts of two runs to belong together. `batch_size` too: the last bits of an answer
-    depend on the size of the batch it was in."""
+    depend on the size of the batch it was in. The limits, of bytes, pixels and aspect ratio, say which images have an
+    answer."""
 
     task: str
     model: str
     fingerprint: str
     top_k: int
     batch_size: int
+    max_image_bytes: int
+    max_image_pixels: int
+    max_aspect_ratio: int
     files: int
     files_digest: str
 
+    @classmethod
+    def of(cls, columns: Columns, reading: Reading, batch_size: int, files: Sequence[str]) -> Self:
+        """What a job asks for that reads `files` so, and has such answers."""
+        limits = reading.limits
+        return cls(
+            columns.task,
+            columns.model,
+            columns.fingerprint,
+            columns.top_k,
+            batch_size,
+            reading.max_bytes,
+            limits.max_pixels,
+            limits.max_aspect_ratio,
+            len(files),
+            cls.digest(files),
+        )
+
     @staticmethod
     def digest(files: Sequence[str]) -> str:
-        """16 hex digits of a SHA-256 over the names in their order."""
+        """16 hex digits of a SHA-256 over the names in their order, and of files on a disk size and time of change:
+        what was written anew meanwhile has another answer."""
         found = hashlib.sha256()
         for file in files:
-            found.update(os.fsencode(file) + b"\0")
+            found.update(os.fsencode(file) + b"\0" + _changed(file) + b"\0")
         return found.hexdigest()[:16]
 
     def written(self) -> str:
@@ -67,6 +93,15 @@ class Asked:
                     f"{place} was begun with {what} {before.get(name)}, and this is {now}: "
                     "ask for what was asked for then, or delete it"
                 )
+
+
+def _changed(file: str) -> bytes:
+    try:
+        status = os.stat(file)  # noqa: PTH116 - strings, as there may be millions
+    except (OSError, ValueError):
+        # Not there any more, or not on a disk.
+        return b""
+    return b"%d %d" % (status.st_size, status.st_mtime_ns)
 
 
 def stretch_name(start: int, stop: int) -> str:
@@ -91,6 +126,8 @@ class Parts:
         self._job: IO[str] = (self.folder / JOB).open("a+", encoding="utf-8")
         try:
             self._lock()
+            # Of a run that was ended while it cleared up.
+            shutil.rmtree(self._aside, ignore_errors=True)
             self._parts = _in_a_row(self.folder)
             self._begin(asked, resume=resume)
         except BaseException:
@@ -121,12 +158,18 @@ class Parts:
 
     def remove(self) -> None:
         """The output is there: nobody needs them."""
-        shutil.rmtree(self.folder)
+        # All of them in one step: what a kill leaves of a folder would be taken for a job's first or last parts.
+        self.folder.rename(self._aside)
+        shutil.rmtree(self._aside)
         self.close()
 
     def close(self) -> None:
         """Let others at them."""
         self._job.close()
+
+    @property
+    def _aside(self) -> Path:
+        return self.folder.with_name(f".{self.folder.name}.removed")
 
     def _lock(self) -> None:
         try:
@@ -140,10 +183,19 @@ class Parts:
         if self._parts:
             self._job.seek(0)
             asked.check(self._job.read(), str(self.folder))
-            return
-        self._job.truncate(0)
-        self._job.write(asked.written())
-        self._job.flush()
+        self._remove_strays()
+        if not self._parts:
+            self._job.truncate(0)
+            self._job.write(asked.written())
+            self._job.flush()
+            os.fsync(self._job.fileno())
+
+    def _remove_strays(self) -> None:
+        """Parts behind one that is missing: of whatever job they are, a later run must not go on with them."""
+        kept = {part.path for part in self._parts}
+        for path in _paths(self.folder):
+            if path not in kept:
+                path.unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +212,14 @@ class _Part:
 def _in_a_row(folder: Path) -> list[_Part]:
     """The parts from the first file on, as far as none is missing."""
     parts: list[_Part] = []
-    for path in sorted(folder.glob("*-*.parquet")):
+    for path in _paths(folder):
         start, stop = stretch_named(path.name)
         if start != (parts[-1].stop if parts else 0):
             break
         parts.append(_Part(folder, start, stop))
     return parts
+
+
+def _paths(folder: Path) -> list[Path]:
+    """Of all parts, by their first file."""
+    return sorted(folder.glob("*-*.parquet"))

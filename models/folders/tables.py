@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.engine import Output
-from models.errors import GradlessError
+from models.errors import GradlessError, JobError
 from models.folders import files
 from models.folders.reading import Batch
 from models.loading import LoadedModel
@@ -19,6 +19,12 @@ Task = Literal["classify", "features"]
 
 # What a job in progress has beside the columns of its output: why a file has no answer.
 ERROR = "error"
+
+
+def check_answers(task: Task, model: LoadedModel) -> None:
+    """Raises JobError where the model has no answers to the task."""
+    if task == "classify" and not model.network.classes:
+        raise JobError(f"{model.name} has no classes to name; `gradless features` writes what it gives")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,11 @@ class Columns:
     def schema_in_progress(self) -> pa.Schema:
         """`schema`, and the column that says why a file has no answer."""
         return self.schema.append(pa.field(ERROR, pa.string()))
+
+    @property
+    def row_bytes(self) -> int:
+        """Of an answer in memory, names left out; 1 at least."""
+        return max(1, 4 * self.dimensions if self.task == "features" else 12 * self.top_k)
 
     def table(self, batch: Batch, outputs: Sequence[Output | GradlessError]) -> pa.Table:
         """A row for each of the batch's files, of schema_in_progress. `outputs` are of those that could be read."""

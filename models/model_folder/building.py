@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from models import architectures
 from models.architectures import Architecture
+from models.errors import ModelFolderError
 from models.model_folder import checkpoint, description, fitting, labels, own_code, sizes
 from models.model_folder.description import NEEDED_OF_TRANSFORM, Description
 from models.specs import Classifier, FeatureLayer, ModelSpec, ServedAs
@@ -82,8 +84,15 @@ def _plan(described: Description) -> _Plan:
     plan, file = _unpruned(described), described.pruned
     if file is None:
         return plan
-    layers = sizes.read(file)
-    return replace(plan, build=lambda classes: sizes.resize(plan.build(classes), layers, file))
+    with _said_of(described, "pruned"):
+        layers = sizes.read(file)
+
+    def build(classes: int | None) -> nn.Module:
+        whole = plan.build(classes)
+        with _said_of(described, "pruned"):
+            return sizes.resize(whole, layers, file)
+
+    return replace(plan, build=build)
 
 
 def _unpruned(described: Description) -> _Plan:
@@ -95,7 +104,8 @@ def _unpruned(described: Description) -> _Plan:
 
 def _told_labels(described: Description) -> tuple[str, ...] | None:
     """Those of the description, as many as it says there are classes."""
-    named = labels.read(described.labels) if isinstance(described.labels, Path) else described.labels
+    with _said_of(described, "labels"):
+        named = labels.read(described.labels) if isinstance(described.labels, Path) else described.labels
     if named is not None and described.classes not in {None, len(named)}:
         raise described.refusal("classes", f"is {described.classes}, and labels has {len(named)} names")
     return named
@@ -129,14 +139,27 @@ def _published(described: Description, plan: _Plan, wanted: int | None) -> nn.Mo
 
 
 def _of_file(described: Description, plan: _Plan, wanted: int | None, file: Path) -> nn.Module:
-    tensors = checkpoint.read(file)
+    with _said_of(described, "weights"):
+        tensors = checkpoint.read(file)
     held = fitting.classes_of(tensors, plan.build)
     if None not in {held, wanted} and held != wanted:
         raise described.refusal(*_counted(described, f"{file.name} is of {held}"))
     count = wanted if held is None else held
     module = plan.build(count)
-    fitting.load(module, tensors, file, described.architecture + (f" of {count} classes" if count is not None else ""))
+    with _said_of(described, "weights"):
+        what = described.architecture + (f" of {count} classes" if count is not None else "")
+        fitting.load(module, tensors, file, what)
     return module
+
+
+@contextmanager
+def _said_of(described: Description, key: str) -> Iterator[None]:
+    """What is wrong with the file that `key` names is said of the key, which is where somebody can put it right."""
+    try:
+        yield
+    except ModelFolderError as error:
+        where = error.file.name if error.key is None else f"{error.file.name}: {error.key}"
+        raise described.refusal(key, f"{where}: {error.reason}") from error
 
 
 def _counted(described: Description, other: str) -> tuple[str, str]:

@@ -29,7 +29,8 @@ FITS = ("crop", "stretch", "pad")
 WithoutFile = Literal["published", "random"]
 WITHOUT_FILE: tuple[WithoutFile, ...] = ("published", "random")
 
-_KEYS = (
+# Of the file, and below of its tables.
+KEYS = (
     "name",
     "architecture",
     "weights",
@@ -44,9 +45,9 @@ _KEYS = (
 )
 # Of [transform], where no architecture has one to begin with.
 NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")
-_TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
-_SERVE_KEYS = ("precision", "quantized")
-_REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
+TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
+SERVE_KEYS = ("precision", "quantized")
+REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
 
 # It is part of addresses, labels of metrics and lists separated by commas.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -120,10 +121,10 @@ def is_name(text: str) -> bool:
 def read(folder: Path) -> Description:
     """What the model.toml in `folder` says. Raises ModelFolderError."""
     file = folder / FILE_NAME
-    keys = Keys.of(file, "", _parsed(file), _KEYS)
-    transform = keys.subtable("transform", _TRANSFORM_KEYS)
-    serve = keys.subtable("serve", _SERVE_KEYS)
-    reference = keys.subtable("reference", _REFERENCE_KEYS)
+    keys = Keys.of(file, "", _parsed(file), KEYS)
+    transform = keys.subtable("transform", TRANSFORM_KEYS)
+    serve = keys.subtable("serve", SERVE_KEYS)
+    reference = keys.subtable("reference", REFERENCE_KEYS)
     form = keys.one_of("feature_form", FEATURE_FORMS)
     if form is not None and keys.text("features") is None:
         raise keys.refusal("feature_form", 'goes with features, say features = "layer3"')

@@ -17,13 +17,9 @@ from models.folders.parts import Asked
 from models.folders.tables import Task
 from models.scale.cluster import connect, gpus_for, outcome, room_for_actors
 from models.scale.results import Results, left
-from models.scale.stages import Forward, Question, ReadingAnywhere, described, pixels_of
+from models.scale.stages import Forward, Question, ReadingAnywhere, described, pixels_of, stretch_files
 from models.scale.storage import absolute
 from models.served import ServingOptions
-
-# Files that are read and answered as one: what a task of Ray's costs is shared by as many, and their pixels, 77 MB at
-# 224 x 224, are what passes from task to actor.
-_STRETCH = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +54,7 @@ class ClusterJob:
             describe = ray.remote(described).options(num_cpus=0, num_gpus=min(1, self._gpus))
             reading, self._columns = outcome(partial(ray.get, describe.remote(self._question)))
             self._reading = ReadingAnywhere(reading, here)
-            asked = Asked(
-                wanted.task,
-                self._columns.model,
-                self._columns.fingerprint,
-                self._columns.top_k,
-                wanted.batch_size,
-                len(wanted.files),
-                Asked.digest(wanted.files),
-            )
+            asked = Asked.of(self._columns, reading, wanted.batch_size, wanted.files)
             self._results.begin(asked)
             self._done_before = self._results.stretches()
         except BaseException:
@@ -104,9 +92,8 @@ class ClusterJob:
         ray.shutdown()
 
     def _left(self) -> Iterator[tuple[int, int]]:
-        # Whole batches: an image's last bits depend on the size of the batch it is in.
-        batches = max(1, _STRETCH // self._wanted.batch_size)
-        return left(len(self._wanted.files), self._done_before, at_most=batches * self._wanted.batch_size)
+        at_most = stretch_files(self._wanted.batch_size, self._reading.reading.transform.crop, self._columns.row_bytes)
+        return left(len(self._wanted.files), self._done_before, at_most=at_most)
 
     def _stretch(self, start: int, stop: int) -> pa.Table:
         # As bytes: names of files need not be text.

@@ -71,12 +71,15 @@ class Results:
         name = stretch_name(start, start + len(table))
         answered = pc.is_null(table[ERROR])
         faults = table.filter(pc.invert(answered)).select(["path", ERROR]).to_pylist()
+        _, errors = located(self.errors)
         if faults:
-            _, errors = located(self.errors)
             filesystem.create_dir(errors)
             _write(
                 filesystem, f"{errors}/{name}.jsonl", b"".join(json.dumps(fault).encode() + b"\n" for fault in faults)
             )
+        elif f"{name}.jsonl" in _names(filesystem, errors):
+            # Of somebody who was ended before the answers were there, to whom a file could not be read.
+            filesystem.delete_file(f"{errors}/{name}.jsonl")
         file = BytesIO()
         with parquet_writer(file, columns) as writer:
             writer.write_table(table.filter(answered).select(columns.schema.names))
@@ -106,8 +109,9 @@ def left(files: int, done: list[tuple[int, int]], *, at_most: int) -> Iterator[t
 
 
 def _names(filesystem: fs.FileSystem, folder: str) -> list[str]:
+    """Of what is whole in `folder`: what begins with a dot was being written when somebody was ended."""
     found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    return [info.base_name for info in found]
+    return [info.base_name for info in found if not info.base_name.startswith(".")]
 
 
 def _write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,13 +21,20 @@ from models import devices
 from models.errors import JobError
 from models.folders.reading import Batch, Reading
 from models.folders.running import Runner
-from models.folders.tables import ERROR, Columns, Task
+from models.folders.tables import ERROR, Columns, Task, check_answers
 from models.scale.results import Results
 from models.scale.storage import absolute, opened
 from models.served import ServingOptions
 
 # Files that a task reads at once, ahead of its decoding: an object store takes tens of ms for each.
 _READ_AHEAD = 16
+
+# Files that are read and answered as one: what a task of Ray's costs is shared by as many. Their pixels, 77 MB at
+# 224 x 224, are what passes from task to actor, and Ray cuts what is over one and a half of its blocks into pieces,
+# wherever that is in a batch. Their answers are held by the actor until they are written.
+_STRETCH = 512
+_STRETCH_BYTES = 128 * 2**20
+_ANSWER_BYTES = 64 * 2**20
 
 _STEP = pa.schema({"files": pa.int64(), "paths": pa.list_(pa.string()), "reasons": pa.list_(pa.string())})
 
@@ -69,8 +77,10 @@ class ReadingAnywhere:
 
 def described(question: Question) -> tuple[Reading, Columns]:
     """How the model that actors will load wants its files read, and what its answers look like. In a process of the
-    cluster: what is a driver here may have no GPU. A conversion that the model needs is made by the way."""
-    runner = Runner(question.options, batch_size=question.batch_size)
+    cluster: what is a driver here may have no GPU. A conversion that the model needs is made by the way. Raises
+    StartError, also where the model has no answers to the task."""
+    check = partial(check_answers, question.task)
+    runner = Runner(question.options, batch_size=question.batch_size, check=check)
     runner.close()
     reading = Reading(runner.model.transform, question.options.limits, question.max_bytes)
     return reading, Columns.of(question.task, runner.model, question.top_k)
@@ -88,6 +98,13 @@ def pixels_of(rows: Rows, reading: ReadingAnywhere) -> Rows:
         else:
             pixels[row] = image.permute(1, 2, 0).numpy()
     return {**rows, "pixels": pixels, "fault": np.array(faults, dtype=object)}
+
+
+def stretch_files(batch_size: int, crop: int, row_bytes: int) -> int:
+    """Files in a stretch, in whole batches, one at least: an image's last bits depend on the size of the batch it is
+    in. `crop` is the side of a model's input, `row_bytes` as Columns has it."""
+    fitting = min(_STRETCH, _STRETCH_BYTES // (3 * crop**2), _ANSWER_BYTES // row_bytes)
+    return max(1, fitting // batch_size) * batch_size
 
 
 class Forward:

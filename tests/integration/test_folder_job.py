@@ -10,17 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from models.errors import JobError
-from models.folders import files, job, reading
+from models.folders import files, formats, job, reading
 from models.folders.job import FolderJob, Wanted
+from models.folders.parts import Parts
 from models.folders.reading import Batch
+from models.scale import stages
+from models.scale.stages import Question
 from models.served import ServingOptions
 from models.serving import Serving
-from models.specs import ModelSpec
+from models.specs import Classifier, ModelSpec
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def test_a_broken_file_is_listed_with_its_reason_and_the_others_are_done(
     with closing(FolderJob(wanted, options)) as work:
         told = [fault for step in work.steps() for fault in step.faults]
         work.finish()
-    listed = [json.loads(line) for line in wanted.output.with_name("out.errors.jsonl").read_text().splitlines()]
+    listed = [json.loads(line) for line in wanted.output.with_name("out.parquet.errors.jsonl").read_text().splitlines()]
     assert [(line["path"], line["error"]) for line in listed] == told
     assert told[0][0].endswith("04.png")
     assert "not an image of a format read here" in told[0][1]
@@ -110,7 +114,7 @@ def test_a_file_that_is_gone_or_too_large_is_no_end_either(wanted: Wanted, optio
     Path(wanted.files[0]).unlink()
     Path(wanted.files[1]).write_bytes(b"x" * (wanted.max_bytes + 1))
     assert done(wanted, options) == 3
-    told = wanted.output.with_name("out.errors.jsonl").read_text()
+    told = wanted.output.with_name("out.parquet.errors.jsonl").read_text()
     assert "The file cannot be read: No such file or directory." in told
     assert f"larger than {wanted.max_bytes} bytes" in told
 
@@ -118,7 +122,17 @@ def test_a_file_that_is_gone_or_too_large_is_no_end_either(wanted: Wanted, optio
 def test_where_all_can_be_read_no_list_of_an_earlier_run_is_left(wanted: Wanted, options: ServingOptions) -> None:
     done(wanted, options)
     assert done(replace(wanted, files=wanted.files[:4]), options) == 0
-    assert not wanted.output.with_name("out.errors.jsonl").exists()
+    assert not wanted.output.with_name("out.parquet.errors.jsonl").exists()
+
+
+def test_outputs_that_differ_in_their_endings_have_a_list_of_errors_each(
+    wanted: Wanted, options: ServingOptions
+) -> None:
+    of_classes = replace(wanted, task="classify", top_k=2)
+    done(replace(of_classes, output=wanted.output.with_name("out.csv")), options)
+    listed = wanted.output.with_name("out.csv.errors.jsonl").read_text()
+    assert done(replace(of_classes, files=wanted.files[:4]), options) == 0
+    assert wanted.output.with_name("out.csv.errors.jsonl").read_text() == listed
 
 
 def test_a_folder_of_broken_files_gives_an_empty_table(wanted: Wanted, options: ServingOptions) -> None:
@@ -135,7 +149,7 @@ def test_every_format_has_the_same_rows(wanted: Wanted, options: ServingOptions)
 
     vectors = pq.read_table(folder / "features.parquet").to_pydict()
     assert np.load(folder / "features.npy").tolist() == vectors["features"]
-    lines = [json.loads(line) for line in (folder / "features.paths.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (folder / "features.npy.paths.jsonl").read_text().splitlines()]
     assert [(line["path"], line["fingerprint"]) for line in lines] == list(
         zip(vectors["path"], vectors["fingerprint"], strict=True)
     )
@@ -148,6 +162,22 @@ def test_every_format_has_the_same_rows(wanted: Wanted, options: ServingOptions)
         (row["path"], row["label_2"], row["index_2"]) for row in classes
     ]
     assert [np.float32(row["probability_1"]) for row in rows] == [np.float32(row["probability_1"]) for row in classes]
+
+
+def test_classes_of_a_model_without_any_are_not_asked_for(wanted: Wanted, tiny: ModelSpec) -> None:
+    def build() -> Classifier:
+        classifier = tiny.build()
+        return replace(classifier, module=classifier.module[:-1], labels=())  # type: ignore[index]
+
+    options = ServingOptions(models=[replace(tiny, build=build)], backend="eager")
+    of_classes = replace(wanted, task="classify", top_k=3)
+    with pytest.raises(JobError, match="tiny has no classes to name; `gradless features`"):
+        FolderJob(of_classes, options)
+    # As each machine of a cluster has it.
+    with pytest.raises(JobError, match="tiny has no classes to name; `gradless features`"):
+        stages.described(Question("classify", 3, 4, wanted.max_bytes, options))
+    assert not list(wanted.output.parent.glob("out.parquet*"))
+    assert done(wanted, options) == 1
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
@@ -170,6 +200,29 @@ def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(
     assert list(wanted.output.parent.glob("*.parts")) == []
 
 
+def test_a_finished_job_is_not_done_again_unless_its_output_or_what_is_asked_has_changed(
+    wanted: Wanted, options: ServingOptions
+) -> None:
+    def files_done(resumed: Wanted) -> tuple[int, int]:
+        with closing(FolderJob(replace(resumed, resume=True), options)) as work:
+            return sum(step.files for step in work.steps()), work.finish()
+
+    done(wanted, options)
+    written = wanted.output.stat().st_mtime_ns
+    assert files_done(wanted) == (0, 1)
+    assert wanted.output.stat().st_mtime_ns == written
+    assert not list(wanted.output.parent.glob("*.parts"))
+
+    assert files_done(replace(wanted, max_bytes=2**19)) == (12, 1)
+    assert files_done(wanted) == (12, 1)
+    wanted.output.write_text("another program's")
+    assert files_done(wanted) == (12, 1)
+    wanted.output.unlink()
+    assert files_done(wanted) == (12, 1)
+    Image.new("RGB", (50, 40)).save(wanted.files[4])
+    assert files_done(wanted) == (12, 0)
+
+
 def test_memory_is_that_of_a_few_batches_however_many_files_there_are(
     wanted: Wanted, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +240,26 @@ def test_memory_is_that_of_a_few_batches_however_many_files_there_are(
     monkeypatch.setattr(reading.Batch, "of", counted)
     done(replace(wanted, files=wanted.files * 20, batch_size=2), options)
     assert most <= 2
+
+
+def test_what_is_held_and_written_at_once_is_bounded_in_bytes_however_long_a_row_is(
+    wanted: Wanted, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    add = Parts.add
+
+    def counted(parts: Parts, start: int, table: pa.Table) -> None:
+        kept.append(len(table))
+        add(parts, start, table)
+
+    row_bytes = 16 * 4
+    monkeypatch.setattr(Parts, "add", counted)
+    monkeypatch.setattr(job, "_PART_BYTES", 4 * row_bytes)
+    monkeypatch.setattr(formats, "_GROUP_BYTES", 5 * row_bytes)
+    done(wanted, options)
+    written = pq.ParquetFile(wanted.output)
+    assert kept == [4, 4, 4]
+    assert [written.metadata.row_group(group).num_rows for group in range(written.num_row_groups)] == [5, 5, 1]
 
 
 def test_worker_processes_give_the_same_as_none(wanted: Wanted, options: ServingOptions) -> None:

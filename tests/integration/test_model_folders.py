@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from models import catalog, devices, transforms
-from models.errors import ModelFolderError, StartError, UnknownCatalogNameError, UnsupportedArchitectureError
+from models.errors import ModelFolderError, StartError, UnknownCatalogNameError
 from models.loading import LoadedModel, load
 from models.model_folder import description, writing
 from models.serving import Serving, ServingOptions
@@ -111,8 +111,22 @@ def test_an_inner_layer_is_served_without_classes(folder_of: MakeFolder, trained
     model = loaded(folder_of('features = "stage3"'))
     assert (model.features, model.labels) == (FeatureLayer("stage3", "pooled"), ())
     assert model.parameters < sum(parameter.numel() for parameter in trained.parameters())
-    with pytest.raises(UnsupportedArchitectureError, match="no layer 'stage9'"):
-        loaded(folder_of('features = "stage9"', name="other"))
+
+
+def test_what_is_wrong_with_a_layer_or_a_file_names_the_key_that_names_it(folder_of: MakeFolder) -> None:
+    assert refused(folder_of('features = "stage9"', name="a")).startswith("features: it has no layer 'stage9'; ")
+    unlabelled = folder_of(name="b")
+    (unlabelled / "labels.txt").write_text("cat\n\nfox\n")
+    assert refused(unlabelled) == "labels: labels.txt: line 2 is empty, and would be the name of class 1"
+    misfit = folder_of(name="c")
+    torch.save({"fc.weight": torch.ones(3, 7), "fc.bias": torch.ones(3)}, misfit / "model.pt")
+    assert refused(misfit).startswith(f"weights: model.pt: does not fit {ARCHITECTURE} of 3 classes: ")
+    broken = folder_of(name="d")
+    (broken / "model.pt").write_bytes(b"")
+    assert refused(broken).startswith("weights: model.pt: is no checkpoint that torch.save has written")
+    pruned = folder_of('pruned = "sizes.json"', name="e")
+    (pruned / "sizes.json").write_text('{"conv9": {"out_channels": 40}}')
+    assert refused(pruned) == "pruned: sizes.json: conv9: there is no such layer in the architecture"
 
 
 def test_weights_of_nobodys_are_seeded_and_of_as_many_classes_as_asked(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_job_killed_midway_goes_on_and_gives_the_local_jobs_rows(
     np.testing.assert_array_equal(vectors(ours), vectors(theirs))
     # And what had no answer is told alike.
     [told] = (on_ray / "_errors").iterdir()
-    assert json.loads(told.read_text()) == json.loads((tmp_path / "here.errors.jsonl").read_text())
+    assert json.loads(told.read_text()) == json.loads((tmp_path / "here.parquet.errors.jsonl").read_text())
 
 
 def vectors(table: pa.Table) -> Any:

@@ -39,7 +39,8 @@ def fsync(descriptor):
     global count
     written(descriptor)
     count += 1
-    if count == 3:
+    # One is for what was asked, and one for each part.
+    if count == 4:
         {how}
 
 os.fsync = fsync
@@ -117,8 +118,8 @@ def test_what_is_done_and_what_is_unreadable_is_told_and_strict_minds(
     first, last = lines(done)
     assert first.startswith(f"gradless: {folder}/broken.jpg: The image cannot be decoded")
     assert last.startswith(f"gradless: 9 images in {output}, ")
-    assert last.endswith(f"/s; 1 files without an answer are in {tmp_path}/out.errors.jsonl")
-    [fault] = map(json.loads, (tmp_path / "out.errors.jsonl").read_text().splitlines())
+    assert last.endswith(f"/s; 1 files without an answer are in {tmp_path}/out.csv.errors.jsonl")
+    [fault] = map(json.loads, (tmp_path / "out.csv.errors.jsonl").read_text().splitlines())
     assert fault["path"] == f"{folder}/broken.jpg"
     assert len(output.read_text().splitlines()) == 10
 
@@ -152,10 +153,12 @@ def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does
     assert gradless("features", str(folder), "-o", str(whole), *SMALL, **EAGER).returncode == 0
     assert ended.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
-        "ended.errors.jsonl",
+        ".ended.parquet.job.json",
+        ".whole.parquet.job.json",
         "ended.parquet",
-        "whole.errors.jsonl",
+        "ended.parquet.errors.jsonl",
         "whole.parquet",
+        "whole.parquet.errors.jsonl",
     ]
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
 from fastapi import FastAPI
+
+from models.errors import UnknownModelError
+from models.predictions import Answer, Prediction
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exchange
@@ -125,7 +128,33 @@ async def test_which_model_and_how_many_classes_reach_the_runtime(serve: Serve, 
         await client.post("/v1/features?model=b", content=b"3")
 
     assert asked == [
-        {"model": "a", "images": [b"1"], "task": "classify", "top_k": 5},
+        {"model": None, "images": [b"1"], "task": "classify", "top_k": 5},
         {"model": "b", "images": [b"2"], "task": "classify", "top_k": 7},
         {"model": "b", "images": [b"3"], "task": "features", "top_k": 0},
     ]
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+async def test_who_names_no_model_is_answered_by_the_default_there_is_when_his_body_has_come(
+    serve: Serve, prediction: Callable[..., Prediction], path: str
+) -> None:
+    names = ["fake", "second"]
+
+    async def predict(model: str | None, *_: object, top_k: int, **__: object) -> Answer:
+        if model is not None and model not in names:
+            raise UnknownModelError(model, names)
+        return Answer(model or names[0], "0123456789abcdef", 3, (3,), [prediction(top_k)])
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"ima"
+        if "fake" in names:
+            names.remove("fake")
+        yield b"ge"
+
+    async with serve({"names": names, "predict": predict}) as client:
+        unnamed = await client.post(path, content=body())
+        names.insert(0, "fake")
+        named = await client.post(f"{path}?model=fake", content=body())
+
+    assert (unnamed.status_code, unnamed.json()["model"]) == (200, "second")
+    assert (named.status_code, named.json()["type"]) == (404, "urn:gradless:problem:unknown-model")

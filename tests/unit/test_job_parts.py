@@ -15,7 +15,18 @@ import pytest
 from models.errors import JobError
 from models.folders.parts import Asked, Parts
 
-ASKED = Asked("features", "tiny", "0" * 16, top_k=0, batch_size=32, files=9, files_digest="f" * 16)
+ASKED = Asked(
+    "features",
+    "tiny",
+    "0" * 16,
+    top_k=0,
+    batch_size=32,
+    max_image_bytes=100,
+    max_image_pixels=100,
+    max_aspect_ratio=50,
+    files=9,
+    files_digest="f" * 16,
+)
 
 
 Open = Callable[..., Parts]
@@ -88,6 +99,7 @@ def test_a_run_that_had_done_nothing_is_in_nobodys_way(open_parts: Open) -> None
         (replace(ASKED, fingerprint="1" * 16), "fingerprint 0{16}, and this is 1{16}"),
         (replace(ASKED, files_digest="e" * 16), "files digest f{16}, and this is e{16}"),
         (replace(ASKED, batch_size=16), "batch size 32, and this is 16"),
+        (replace(ASKED, max_image_pixels=99), "max image pixels 100, and this is 99"),
     ],
 )
 def test_parts_of_another_job_are_not_mixed_in(
@@ -136,11 +148,51 @@ def test_what_is_behind_a_missing_part_is_done_again(open_parts: Open, begun: Ca
     assert open_parts().done == 0
 
 
+def test_what_is_left_behind_a_missing_part_is_never_another_jobs(open_parts: Open, begun: Callable[[], Path]) -> None:
+    (begun() / "000000000000-000000000003.parquet").unlink()
+    another = replace(ASKED, model="other", fingerprint="1" * 16)
+    parts = open_parts(another, resume=False)
+    parts.add(0, rows(10, 11, 12))
+    parts.close()
+    resumed = open_parts(another)
+    assert (resumed.done, numbers(resumed)) == (3, [10, 11, 12])
+
+
 def test_a_description_that_nobody_can_read_is_said(open_parts: Open, begun: Callable[[], Path]) -> None:
     (begun() / "job.json").write_text("{")
     with pytest.raises(JobError, match=r"job\.json cannot be read: delete"):
         open_parts()
 
 
+def test_parts_go_all_at_once_and_what_a_kill_leaves_of_them_goes_with_the_next_run(
+    open_parts: Open, begun: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun()
+    parts = open_parts()
+
+    def killed(_path: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            parts.remove()
+    parts.close()
+    assert not parts.folder.exists()
+    assert open_parts(resume=False).done == 0
+    assert [path.name for path in parts.folder.parent.iterdir()] == [parts.folder.name]
+
+
 def test_files_in_another_order_are_another_list() -> None:
     assert Asked.digest(["a", "b"]) != Asked.digest(["b", "a"]) != Asked.digest(["ab"])
+
+
+def test_files_that_were_written_anew_are_others(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    digests = []
+    for content, changed_at in (("one", 1), ("one", 2), ("three", 2)):
+        file.write_text(content)
+        os.utime(file, (changed_at, changed_at))
+        digests.append(Asked.digest([str(file)]))
+    file.unlink()
+    assert len({*digests, Asked.digest([str(file)])}) == 4

@@ -58,6 +58,8 @@ def test_cores_and_gpus_are_rays_to_give() -> None:
     [
         ({"replica": 2}, "replica"),
         ({"min_replicas": 3, "max_replicas": 2}, "min_replicas"),
+        ({"min_replicas": 4}, "min_replicas is .* it needs max_replicas"),
+        ({"target_ongoing_requests": 4}, "target_ongoing_requests is .* it needs max_replicas"),
         ({"num_cpus": 0}, "num_cpus"),
     ],
 )
