@@ -7,7 +7,9 @@ JPEG goes through libjpeg-turbo with the GIL released; all else through Pillow.
 
 from __future__ import annotations
 
+import logging
 import struct
+import warnings
 import zlib
 from io import BytesIO
 from typing import NamedTuple
@@ -18,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from models import memory
+from models import image_bombs, jpeg_bombs, memory
 from models.errors import (
     EmptyImageError,
     TooElongatedError,
@@ -37,6 +39,9 @@ _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _LARGEST_16_BIT = 65535
 
 _CPU = torch.device("cpu")
+
+# Converted at once: what of a picture is there twice.
+_STRIP_PIXELS = 1_000_000
 
 # Some times more than pictures usually have.
 _MANY_PIXELS = 8_000_000
@@ -66,6 +71,11 @@ _DECODE_ERRORS = (
 # ImageLimits stands in for it: checked on the header, with an error that names width and height.
 Image.MAX_IMAGE_PIXELS = None
 
+# It writes a line for each tag of a TIFF that lies, or a warning that Python remembers for good. Who has sent a file is
+# told what is wrong with it.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 # Pillow would import its readers at the first image that it does not know, in the middle of a request.
 Image.init()
 
@@ -82,6 +92,7 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
         raise EmptyImageError
     image = _open(encoded)
     _check(image.width, image.height, limits)
+    image_bombs.check_opened(image, limits)
     try:
         pixels = _decode(image, encoded, enough or 0)
     except _DECODE_ERRORS as error:
@@ -116,8 +127,18 @@ def read_header(encoded: bytes) -> Header:
 
 
 def _open(encoded: bytes) -> Image.Image:
+    if encoded.startswith(jpeg_bombs.SIGNATURE):
+        jpeg_bombs.check_markers(encoded)
+        return _opened(BytesIO(encoded))
+    file = image_bombs.MeteredFile(encoded)
+    image = _opened(file)
+    file.grant_pixels(image)
+    return image
+
+
+def _opened(file: BytesIO) -> Image.Image:
     try:
-        return Image.open(BytesIO(encoded), formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnsupportedFormatError(FORMATS) from error
     except _DECODE_ERRORS as error:
@@ -175,11 +196,25 @@ def _as_seen(image: Image.Image) -> Pixels:
         return _from_16_bit(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
+    image.load()
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return np.array(_over_white(image))
+    # Whole, each conversion would make a copy of all of it.
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(_over_white(image.crop((0, top, image.width, bottom))))
+    return pixels
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white
 
 
 def _from_16_bit(image: Image.Image) -> Pixels:
