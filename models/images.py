@@ -38,6 +38,11 @@ _ORIENTATION = 0x0112
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _LARGEST_16_BIT = 65535
 
+# Tags of a TIFF, and what one of them says (TIFF 6.0, section 8); Pillow takes this for granted where it is missing.
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC_INTERPRETATION = 262
+_WHITE_IS_ZERO = 0
+
 _CPU = torch.device("cpu")
 
 # Converted at once: what of a picture is there twice.
@@ -221,8 +226,13 @@ def _from_16_bit(image: Image.Image) -> Pixels:
     grey = np.asarray(image)
     if grey.min() < 0 or grey.max() > _LARGEST_16_BIT:
         raise ValueError("its pixels have more than 16 bits")
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and tags.get(_PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
+        # Pillow turns it over where there are eight bits, and leaves it here.
+        grey = _LARGEST_16_BIT - grey
+    bits = 12 if tags is not None and tags.get(_BITS_PER_SAMPLE) == (12,) else 16
     # The upper eight bits; Pillow's own conversion would clip everything over 255 to white.
-    eight_bit = (grey >> 8).astype(np.uint8)
+    eight_bit = (grey >> (bits - 8)).astype(np.uint8)
     return np.repeat(eight_bit[:, :, None], 3, axis=2)
 
 
