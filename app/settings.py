@@ -87,7 +87,9 @@ class Settings(BaseSettings):
         2**30, ge=1, le=2**44, description="bytes of all bodies that are being received or answered; more get 429"
     )
     max_images_per_request: int = Field(64, ge=1, le=1024, description="images in one multipart request")
-    max_image_pixels: int = Field(50_000_000, ge=1, le=2**31, description="pixels of one image, known from its header")
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, le=2**31, description="pixels of one image, and of a TIFF's tile, known from the header"
+    )
     max_aspect_ratio: int = Field(50, ge=1, le=1000, description="longer side of an image over its shorter one")
     read_timeout_s: float = Field(
         30, gt=0, le=3600, description="s a client may take to send its body, or to read 64 KiB of an answer"

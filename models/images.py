@@ -7,8 +7,11 @@ JPEG goes through libjpeg-turbo with the GIL released; all else through Pillow.
 
 from __future__ import annotations
 
+import logging
 import struct
+import warnings
 import zlib
+from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from models import memory
+from models import image_bombs, jpeg_bombs, memory
 from models.errors import (
     EmptyImageError,
     TooElongatedError,
@@ -25,7 +28,6 @@ from models.errors import (
     UndecodableImageError,
     UnsupportedFormatError,
 )
-from models.file_bombs import BoundedReads, check_layout
 from models.limits import ImageLimits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -36,11 +38,15 @@ _ORIENTATION = 0x0112
 _ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _LARGEST_16_BIT = 65535
 
-# Tags of TIFF 6.0; Pillow minds the latter for pixels of 8 bits.
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262
+# Tags of a TIFF, and what one of them says (TIFF 6.0, section 8); Pillow takes this for granted where it is missing.
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC_INTERPRETATION = 262
 _WHITE_IS_ZERO = 0
 
 _CPU = torch.device("cpu")
+
+# Converted at once: what of a picture is there twice.
+_STRIP_PIXELS = 1_000_000
 
 # Some times more than pictures usually have.
 _MANY_PIXELS = 8_000_000
@@ -70,6 +76,11 @@ _DECODE_ERRORS = (
 # ImageLimits stands in for it: checked on the header, with an error that names width and height.
 Image.MAX_IMAGE_PIXELS = None
 
+# It writes a line for each tag of a TIFF that lies, or a warning that Python remembers for good. Who has sent a file is
+# told what is wrong with it.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 # Pillow would import its readers at the first image that it does not know, in the middle of a request.
 Image.init()
 
@@ -86,7 +97,7 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
         raise EmptyImageError
     image = _open(encoded)
     _check(image.width, image.height, limits)
-    check_layout(image, encoded, limits.max_pixels)
+    image_bombs.check_opened(image, limits)
     try:
         pixels = _decode(image, encoded, enough or 0)
     except _DECODE_ERRORS as error:
@@ -121,8 +132,18 @@ def read_header(encoded: bytes) -> Header:
 
 
 def _open(encoded: bytes) -> Image.Image:
+    if encoded.startswith(jpeg_bombs.SIGNATURE):
+        jpeg_bombs.check_markers(encoded)
+        return _opened(BytesIO(encoded))
+    file = image_bombs.MeteredFile(encoded)
+    image = _opened(file)
+    file.grant_pixels(image)
+    return image
+
+
+def _opened(file: BytesIO) -> Image.Image:
     try:
-        return Image.open(BoundedReads(encoded), formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnsupportedFormatError(FORMATS) from error
     except _DECODE_ERRORS as error:
@@ -180,25 +201,38 @@ def _as_seen(image: Image.Image) -> Pixels:
         return _from_16_bit(image)
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        seen = Image.new("RGB", image.size, "white")
-        # Into three channels at once: with a white of four, and what both make, it would be there four times.
-        seen.paste(image, mask=image)
-        image = seen
-    return np.array(image.convert("RGB"))
+    image.load()
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return np.array(_over_white(image))
+    # Whole, each conversion would make a copy of all of it.
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(_over_white(image.crop((0, top, image.width, bottom))))
+    return pixels
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return white
 
 
 def _from_16_bit(image: Image.Image) -> Pixels:
-    tags = getattr(image, "tag_v2", {})
-    bits, inverted = tags.get(_BITS_PER_SAMPLE), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
     grey = np.asarray(image)
     if grey.min() < 0 or grey.max() > _LARGEST_16_BIT:
         raise ValueError("its pixels have more than 16 bits")
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and tags.get(_PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO:
+        # Pillow turns it over where there are eight bits, and leaves it here.
+        grey = _LARGEST_16_BIT - grey
+    bits = 12 if tags is not None and tags.get(_BITS_PER_SAMPLE) == (12,) else 16
     # The upper eight bits; Pillow's own conversion would clip everything over 255 to white.
-    eight_bit = (grey >> (4 if bits == (12,) else 8)).astype(np.uint8)
-    if inverted:
-        eight_bit = 255 - eight_bit
+    eight_bit = (grey >> (bits - 8)).astype(np.uint8)
     return np.repeat(eight_bit[:, :, None], 3, axis=2)
 
 

@@ -107,6 +107,42 @@ def test_a_big_endian_sixteen_bit_tiff_is_read_alike(image_file: ImageFile) -> N
     assert (found == np.arange(256).reshape(16, 16, 1)).all()
 
 
+def grey_tiff(bits: int, photometric: int | None, compression: int, pixels: bytes) -> bytes:
+    """16 x 16 of one sample, little-endian; without a photometric interpretation for None."""
+    packed = zlib.compress(pixels) if compression == 8 else pixels
+    known = {
+        256: 16,
+        257: 16,
+        258: bits,
+        259: compression,
+        262: photometric,
+        273: -1,
+        277: 1,
+        278: 16,
+        279: len(packed),
+    }
+    tags = {tag: value for tag, value in known.items() if value is not None}
+    start = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack("<HHII", tag, 4, 1, start if value < 0 else value) for tag, value in tags.items()]
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + b"".join(entries) + bytes(4) + packed
+
+
+@pytest.mark.parametrize("compression", [1, 8])
+def test_twelve_bit_grey_keeps_its_upper_eight_bits(compression: int) -> None:
+    ramp = [shade * 16 + shade // 16 for shade in range(256)]
+    pairs = zip(ramp[::2], ramp[1::2], strict=True)
+    pixels = b"".join(int.to_bytes(one << 12 | other, 3, "big") for one, other in pairs)
+    assert (seen(grey_tiff(12, 1, compression, pixels)) == np.arange(256).reshape(16, 16, 1)).all()
+
+
+@pytest.mark.parametrize("photometric", [0, None])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_grey_tiff_whose_zero_is_white_is_seen_so(bits: int, photometric: int | None) -> None:
+    ramp = np.arange(256, dtype="<u2") * 257 if bits == 16 else np.arange(256, dtype=np.uint8)
+    found = seen(grey_tiff(bits, photometric, 1, ramp.tobytes()))
+    assert (found == np.arange(255, -1, -1).reshape(16, 16, 1)).all()
+
+
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF"])
 def test_of_several_frames_the_first_is_seen(image_file: ImageFile, image_format: str) -> None:
     other = Image.new("RGB", (64, 48), (0, 255, 0))
