@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
         description="s a forward may take; a model that takes longer is started anew. "
-        "A decode that takes longer ends the process",
+        "A decode that outlasts both this and the deadline ends the process",
     )
     search_index: Path | None = Field(
         None, description="folder of an index of `gradless search build`, for POST /v1/search; needs the extra search"

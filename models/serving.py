@@ -188,11 +188,13 @@ class Serving:
         return not ending.is_alive()
 
     def _stuck_decode(self) -> str | None:
-        """Why the decode pool, which all models share, has a thread less; None while it has all."""
+        """Why the decode pool, which all models share, has a thread less; None while it has all. Until the deadline
+        somebody waits for a decode, however long a forward may take."""
+        options = self._around.options
         longest_s = max(
             (served.pipeline.longest_decode_seconds() for served in self._roster.served.values()), default=0
         )
-        if longest_s <= self._around.options.forward_timeout_s:
+        if longest_s <= max(options.deadline_s, options.forward_timeout_s):
             return None
         return f"an image has been decoded for {longest_s:.0f} s"
 

@@ -26,6 +26,12 @@ def _logging_as_before() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def _cores_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica says how many cores its process has, and this one has others to test."""
+    monkeypatch.setattr("models.devices._agreed_cores", None)
+
+
 @pytest.mark.anyio
 async def test_a_replica_is_well_while_its_models_are_ready() -> None:
     replica = Replica(Settings(models=("null",)), cores=1)
