@@ -1,0 +1,43 @@
+"""What may be installed with gradless, and what is locked."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+DEPENDENCIES = {requirement.name: requirement for requirement in map(Requirement, PROJECT["project"]["dependencies"])}
+
+# Of what reads callers' bytes or writes answers: the last versions before a published fault was mended.
+FAULTY = {"pillow": "12.2.0", "python-multipart": "0.0.26", "starlette": "0.49.0", "jinja2": "3.1.5"}
+
+
+@pytest.mark.parametrize(("name", "version"), FAULTY.items())
+def test_no_version_with_a_known_fault_may_be_installed(name: str, version: str) -> None:
+    assert not DEPENDENCIES[name].specifier.contains(version)
+
+
+def test_what_is_locked_is_within_the_bounds() -> None:
+    locked = _locked()
+    for name, requirement in DEPENDENCIES.items():
+        assert requirement.specifier.contains(locked[_normal(name)]), name
+
+
+def test_each_tool_of_development_is_locked() -> None:
+    assert {_normal(Requirement(line).name) for line in PROJECT["dependency-groups"]["dev"]} <= set(_locked())
+
+
+def _locked() -> dict[str, str]:
+    """Versions by name."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if not line.startswith("#"))
+    return {_normal(name): version for name, version in pairs}
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
