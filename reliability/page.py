@@ -30,8 +30,8 @@ LitServe, BentoML, MLServer and plain FastAPI (measured on a like machine).
 
 _LIMITS = """## Known limits
 
-- Load and server share the same cores, and other work may be on them. Under overload both cores are full: what refusals,
-  ten for each answer, cost on the event loop is missing from forwards, more so where forwards are fast.
+- Load and server share the same cores, and other work may be on them. Under overload both cores are full: what
+  refusals, ten for each answer, cost on the event loop is missing from forwards, more so where forwards are fast.
 - The bound of the accepted requests' wait leaves no room: with all places taken the average wait is the number of
   places over the goodput already.
 - Latencies are those of a process's own loopback; no network, proxy or TLS is between.
