@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import traceback
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 
 from models.admission import Admission
 from models.batching import Batcher, Completed
+from models.decode_pool import DecodePool
 from models.engine import Item, Output
 from models.errors import (
     DeadlineExceededError,
@@ -32,16 +32,15 @@ from models.telemetry import Outcome, StageSeconds, Task, Telemetry
 
 class Pipeline:
     """The way of images through one model. Everything here runs on the event loop but `_decode_and_queue`, which the
-    decode pool of `decode_threads` runs, and what is behind the batcher."""
+    decode pool runs, and what is behind the batcher."""
 
     def __init__(
         self,
         model: LoadedModel,
         batcher: Batcher[Item, Output],
-        decode_pool: ThreadPoolExecutor,
+        decode_pool: DecodePool,
         admission: Admission,
         *,
-        decode_threads: int,
         limits: ImageLimits,
         deadline_s: float,
         telemetry: Telemetry,
@@ -50,18 +49,10 @@ class Pipeline:
         self._batcher = batcher
         self._decode_pool = decode_pool
         self._admission = admission
-        self._decode_threads = decode_threads
         self._limits = limits
         self._deadline_s = deadline_s
         self._telemetry = telemetry
         self._inbox: LoopInbox | None = None
-        # By thread, when it began with the image it has.
-        self._decoding_since: dict[int, float] = {}
-
-    def longest_decode_seconds(self) -> float:
-        """How long the oldest decode under way has taken so far; 0 while there is none."""
-        since = min(self._decoding_since.copy().values(), default=None)
-        return 0.0 if since is None else perf_counter() - since
 
     async def predict(self, images: Sequence[bytes], *, task: Task, top_k: int) -> list[Prediction | ImageError]:
         """Answers in the order of `images`, an image's own fault in its place.
@@ -102,7 +93,7 @@ class Pipeline:
         passages = [Passage(image, top_k, caller, inbox) for image in images]
         undecoded = deque(passages)
         # The request's share: no more of its images at once in the decode pool than the pool has threads.
-        for _ in range(min(len(images), self._decode_threads)):
+        for _ in range(min(len(images), self._decode_pool.threads)):
             self._decode_next(undecoded)
         try:
             if len(passages) == 1:
@@ -132,10 +123,10 @@ class Pipeline:
                 # Another thread of the pool was faster.
                 return
             try:
-                self._decode_pool.submit(self._decode_and_queue, passage, undecoded)
-            except RuntimeError:
-                # The pool has been shut down: nobody will decode the others either.
-                passage.fail(DrainingError())
+                self._decode_pool.submit(partial(self._decode_and_queue, passage, undecoded))
+            except DrainingError as error:
+                # Nobody will decode the others either.
+                passage.fail(error)
             else:
                 return
 
@@ -151,12 +142,7 @@ class Pipeline:
         self._decode_next(undecoded)
 
     def _decoded(self, passage: Passage) -> Item:
-        thread = threading.get_ident()
-        self._decoding_since[thread] = perf_counter()
-        try:
-            pixels = preprocess(passage.take_encoded(), self._model.transform, self._limits)
-        finally:
-            del self._decoding_since[thread]
+        pixels = preprocess(passage.take_encoded(), self._model.transform, self._limits)
         item = Item(pixels, passage.top_k)
         passage.decode_seconds = perf_counter() - passage.started_at
         return item

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from models import backends, catalog, devices, memory
 from models.admission import Admission
 from models.batching import Batcher
 from models.calibration import Calibration
+from models.decode_pool import DecodePool
 from models.devices import BackendName, Placement, Precision
 from models.engine import Engine, Item, Output
 from models.errors import NoRoomError
@@ -65,8 +65,7 @@ class Surroundings:
     options: ServingOptions
     placement: Placement
     calibration: Calibration | None
-    decode_pool: ThreadPoolExecutor
-    decode_threads: int
+    decode_pool: DecodePool
     telemetry: Telemetry
 
 
@@ -160,7 +159,6 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
         batcher,
         around.decode_pool,
         admission,
-        decode_threads=around.decode_threads,
         limits=options.limits,
         deadline_s=options.deadline_s,
         telemetry=around.telemetry,

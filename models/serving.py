@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from time import perf_counter
 from types import MappingProxyType
 
@@ -13,6 +12,7 @@ from models import catalog, devices, memory, sources
 from models.calibration import Calibration
 from models.changes import Changes
 from models.comparison import Comparison, ComparisonOptions, Progress
+from models.decode_pool import DecodePool
 from models.errors import ModelGoneError, NoClassesError, OverloadedError
 from models.gradmodes import prepare_profiler
 from models.lens import Lens
@@ -42,18 +42,12 @@ class Serving:
         calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         prepare_profiler()
-        decode_threads = options.decode_threads or devices.available_cores()
-        self._decode_pool = ThreadPoolExecutor(
-            decode_threads,
-            thread_name_prefix="decode",
-            initializer=devices.use_one_core_in_this_thread,
-        )
+        self._decode_pool = DecodePool(options.decode_threads or devices.available_cores())
         self._around = Surroundings(
             options=options,
             placement=placement,
             calibration=calibration,
             decode_pool=self._decode_pool,
-            decode_threads=decode_threads,
             telemetry=telemetry,
         )
         self._draining = False
@@ -124,8 +118,9 @@ class Serving:
         unloaded meanwhile.
         """
         served = self._roster.find(model)
-        loop = asyncio.get_running_loop()
-        pixels = None if image is None else await loop.run_in_executor(self._decode_pool, served.pixels_of, image)
+        pixels = None
+        if image is not None:
+            pixels = await asyncio.wrap_future(self._decode_pool.submit(partial(served.pixels_of, image)))
         if self._roster.served.get(served.card.name) is not served:
             raise ModelGoneError(served.card.name)
         comparison = await self._lens.compare(served.engine, options, pixels, on_progress)
@@ -174,26 +169,17 @@ class Serving:
             self._supervisor.stop()
         self._lens.close()
         # What was accepted is decoded and queued before the batchers close; a caller who gave up has cancelled his.
-        decoded = self._end_decoding(timeout_s)
+        decoded = self._decode_pool.close(timeout_s)
         unchanging = self._changes.wait(max(0.0, until - perf_counter()))
         # Each of them, also after one that did not end.
         ended = [served.end(max(0.0, until - perf_counter())) for served in self._roster.served.values()]
         return decoded and unchanging and all(ended)
 
-    def _end_decoding(self, timeout_s: float) -> bool:
-        # The pool itself would wait for ever for a decode that hangs.
-        ending = threading.Thread(target=self._decode_pool.shutdown, name="decode-ending", daemon=True)
-        ending.start()
-        ending.join(timeout_s)
-        return not ending.is_alive()
-
     def _stuck_decode(self) -> str | None:
-        """Why the decode pool, which all models share, has a thread less; None while it has all. Until the deadline
-        somebody waits for a decode, however long a forward may take."""
+        """Why the decode pool has a thread less; None while it has all. Until the deadline somebody waits for a decode,
+        however long a forward may take."""
         options = self._around.options
-        longest_s = max(
-            (served.pipeline.longest_decode_seconds() for served in self._roster.served.values()), default=0
-        )
+        longest_s = self._decode_pool.longest_seconds()
         if longest_s <= max(options.deadline_s, options.forward_timeout_s):
             return None
         return f"an image has been decoded for {longest_s:.0f} s"

@@ -45,7 +45,7 @@ def test_its_answers_are_those_of_its_network_on_whole_images() -> None:
 async def test_a_decode_pool_that_was_shut_down_refuses_what_it_can_no_longer_decode(clock_jpeg: bytes) -> None:
     serving = Serving(ServingOptions(models=["null"], backend="eager"), Unheard())
     try:
-        serving._decode_pool.shutdown()  # noqa: SLF001 - as close() does, with a request still on its way
+        serving._decode_pool.close(timeout_s=10)  # noqa: SLF001 - as close() does, with a request still on its way
         with pytest.raises(DrainingError):
             await serving.predict(None, [clock_jpeg, clock_jpeg, clock_jpeg], task="classify", top_k=1)
     finally:

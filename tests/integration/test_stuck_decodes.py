@@ -75,6 +75,29 @@ async def test_a_decode_that_hangs_ends_the_service_with_its_reason(
         assert serving.close(timeout_s=10)
 
 
+async def test_a_decode_that_hangs_is_seen_also_when_its_model_is_served_no_more(
+    serve: Stuck, released: threading.Event, clock_jpeg: bytes
+) -> None:
+    reasons: list[str] = []
+    told = threading.Event()
+
+    def give_up(reason: str) -> None:
+        reasons.append(reason)
+        told.set()
+
+    serving = serve(give_up)
+    try:
+        await serving.load("other", "null")
+        with pytest.raises(DeadlineExceededError):
+            await serving.predict("tiny", [clock_jpeg], task="classify", top_k=1)
+        await serving.unload("tiny")
+        assert await asyncio.to_thread(told.wait, _PATIENCE_S)
+        assert reasons[0].startswith("an image has been decoded for")
+    finally:
+        released.set()
+        assert serving.close(timeout_s=10)
+
+
 async def test_a_decode_that_hangs_does_not_keep_the_service_from_closing(
     serve: Stuck, released: threading.Event, clock_jpeg: bytes
 ) -> None:
