@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from http import HTTPStatus
 from time import perf_counter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.answer_bytes import answer_bytes
 from app.gathered_writes import GatheredWrites
 from app.problems import (
-    CONTENT_TYPE,
     HEADERS_TOO_LARGE,
     MALFORMED_REQUEST,
     TOO_FINELY_CHUNKED,
     Row,
     SlowBodyError,
-    problem,
     row_of,
 )
 from app.request_log import refused
@@ -41,18 +39,14 @@ _LEAST_MEAN_CHUNK_BYTES = 32
 _LAST_REQUESTS_S = 0.5
 
 
-def bounded_connection(head_timeout_s: float, on_refusal: OnRefusal) -> type[HttpToolsProtocol]:
-    """The protocol class of a server whose callers have `head_timeout_s` for request line and headers, for the rest
-    of a body whose request has been answered, and to read some of their answers.
+class BoundedConnection(HttpToolsProtocol):
+    """Its callers have `head_timeout_s` for request line and headers, for the rest of a body whose request has been
+    answered, and to read some of their answers.
 
     uvicorn waits for them for ever and keeps any number: a connection that begins a request and does not end it
     would cost its memory and its file descriptor as long as its caller likes.
     """
-    bounds = {"head_timeout_s": head_timeout_s, "on_refusal": staticmethod(on_refusal)}
-    return type("BoundedConnection", (_BoundedConnection,), bounds)
 
-
-class _BoundedConnection(HttpToolsProtocol):
     head_timeout_s: ClassVar[float]
     on_refusal: OnRefusal
 
@@ -70,14 +64,20 @@ class _BoundedConnection(HttpToolsProtocol):
     _unread: UnreadAnswers
     _ending = False
 
+    @classmethod
+    def with_bounds(cls, head_timeout_s: float, on_refusal: OnRefusal, **given: Any) -> type[Self]:
+        """The protocol class of a server, with its class variables; `given` are those of a subclass."""
+        values = {"head_timeout_s": head_timeout_s, "on_refusal": staticmethod(on_refusal), **given}
+        return type(cls.__name__, (cls,), values)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._unread = UnreadAnswers(transport, self.loop, self.head_timeout_s)
         writes = GatheredWrites(transport, self.loop, self._unread.begin)
         super().connection_made(writes)  # type: ignore[arg-type]  # it is one by its methods
-        self._expect_head()
+        self.expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_of_head()
+        self._end_of_waiting()
         super().connection_lost(exc)
         self._unread.end()
 
@@ -94,7 +94,7 @@ class _BoundedConnection(HttpToolsProtocol):
         began_in_head, self._head_ended = self._in_head, False
         if began_in_head and self._too_slow is None:
             # The next request of a connection that lives on; between requests uvicorn's own timer runs.
-            self._expect_head()
+            self.expect()
         if began_in_head and not self._untold_bytes:
             self._head_began_at = perf_counter()
         # What the parser has of an unfinished head it keeps, and tells of it only at the end of each header.
@@ -107,7 +107,7 @@ class _BoundedConnection(HttpToolsProtocol):
         elif self._untold_bytes > _MOST_HEAD_BYTES:
             self._end_with_fields(in_head=began_in_head)
         if not began_in_head and self._in_head:
-            self._rest()
+            self.rest()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Nobody here reads fields that follow a body, and uvicorn would keep them all.
@@ -115,10 +115,7 @@ class _BoundedConnection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._head_ended = True
-        self._chunks = self._body_bytes = 0
-        self._end_of_head()
+        self.end_head()
         super().on_headers_complete()
         if self._ending and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -138,26 +135,57 @@ class _BoundedConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._in_head = True
-        # The next may come in the same chunk.
-        self._head_began_at = perf_counter()
-        self._end_of_head()
+        self.end_body()
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if not self._in_head and self._between_requests() and not self.transport.is_closing():
+        if not self._in_head and self.between_requests() and not self.transport.is_closing():
             # Answered before its body has ended: no route waits for the rest any more, with its own deadline.
-            self._expect_head()
+            self.expect()
 
     def shutdown(self) -> None:
         """End after the request under way. Without one, wait for any that is on its way: uvicorn closes at once, and
         what a caller sent a moment before, on a connection that lives on, would be lost unread."""
-        if not self._ending and self._between_requests():
+        if not self._ending and self.between_requests():
             self.loop.call_later(_LAST_REQUESTS_S, self._end)
         else:
             super().shutdown()
         self._ending = True
+
+    def end_head(self) -> None:
+        """Its body comes next."""
+        self._in_head = False
+        self._head_ended = True
+        self._chunks = self._body_bytes = 0
+        self._end_of_waiting()
+
+    def end_body(self) -> None:
+        """The next request's head comes next, which may be in the same piece."""
+        self._in_head = True
+        self._head_began_at = perf_counter()
+        self._end_of_waiting()
+
+    def told(self) -> None:
+        """The parser has told of all that it read, and keeps nothing."""
+        self._untold_bytes = 0
+
+    def expect(self) -> None:
+        """Give the caller his time, for a head or for the rest of a body that nobody waits for."""
+        self._too_slow = self.loop.call_later(self.head_timeout_s, self._give_up)
+
+    def between_requests(self) -> bool:
+        """Whether every request so far has its whole answer."""
+        # None before the first request, whatever uvicorn's annotation says.
+        return bool(getattr(self.cycle, "response_complete", True))
+
+    def rest(self) -> None:
+        """Keep the connection for as long as uvicorn does, from now on, unless an answer is under way."""
+        if self.between_requests() and self.timeout_keep_alive_task is None:
+            # uvicorn's timer for connections without a request ended with the first byte that came after the answer.
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def send_400_response(self, msg: str) -> None:
         if self.transport.is_closing():
@@ -167,25 +195,11 @@ class _BoundedConnection(HttpToolsProtocol):
         else:
             self._break_off(MALFORMED_REQUEST, msg)
 
-    def _between_requests(self) -> bool:
-        # None before the first request, whatever uvicorn's annotation says.
-        return bool(getattr(self.cycle, "response_complete", True))
-
     def _end(self) -> None:
-        if self._between_requests() and not self.transport.is_closing():
+        if self.between_requests() and not self.transport.is_closing():
             self.transport.close()
 
-    def _rest(self) -> None:
-        if self._between_requests() and self.timeout_keep_alive_task is None:
-            # uvicorn's timer for connections without a request ended with the first byte that came after the answer.
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
-
-    def _expect_head(self) -> None:
-        self._too_slow = self.loop.call_later(self.head_timeout_s, self._give_up)
-
-    def _end_of_head(self) -> None:
+    def _end_of_waiting(self) -> None:
         if self._too_slow is not None:
             self._too_slow.cancel()
             self._too_slow = None
@@ -205,30 +219,23 @@ class _BoundedConnection(HttpToolsProtocol):
 
     def _break_off(self, row: Row, detail: str) -> None:
         """End a request whose body is under way: its handler, who counts it, hears that its caller has gone."""
-        self._end_of_head()
+        self._end_of_waiting()
         self.on_refusal(row, None)
         refused(self.client[0] if self.client else None, row)
         # Once an answer has begun, to this request or to one before it, another would be read as part of it.
         if not (self.cycle.response_started or self.pipeline):
-            self.transport.write(_answer(row, detail))
+            self.transport.write(answer_bytes(row, detail, last=True))
         self.transport.close()
 
     def _refuse(self, row: Row, detail: str) -> None:
-        self._end_of_head()
+        self._end_of_waiting()
         self.on_refusal(row, perf_counter() - self._head_began_at if self._in_head else None)
         self._in_head = False
         refused(self.client[0] if self.client else None, row)
         if not self.transport.is_closing():
-            self.transport.write(_answer(row, detail))
+            self.transport.write(answer_bytes(row, detail, last=True))
             self.transport.close()
 
 
 class _BrokenOffError(Exception):
     """Raised through the parser, which stops at it."""
-
-
-def _answer(row: Row, detail: str) -> bytes:
-    body = problem(row, detail, None).model_dump_json(exclude_none=True).encode()
-    head: dict[str, Any] = {"content-type": CONTENT_TYPE, "content-length": len(body), "connection": "close"}
-    lines = [f"HTTP/1.1 {row.status} {HTTPStatus(row.status).phrase}", *(f"{name}: {head[name]}" for name in head)]
-    return "\r\n".join([*lines, "", ""]).encode("ascii") + body

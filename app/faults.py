@@ -116,16 +116,18 @@ def answer(request: Request, row: Row, detail: str, headers: dict[str, str] | No
     be waited for."""
     seen = observed(request.scope)
     seen.problem = row.slug
-    if not seen.body_read and (row.status in _BROKEN_OFF or not _has_short_body(request)):
-        # The rest of it would have to be waited for, and thrown away, before the connection could be used again.
+    if not seen.body_read and ends_connection(request, row):
         headers = {**(headers or {}), "Connection": "close"}
     body = problem(row, detail, seen.request_id)
     return Response(body.model_dump_json(exclude_none=True), row.status, headers=headers, media_type=CONTENT_TYPE)
 
 
-def _has_short_body(request: Request) -> bool:
+def ends_connection(request: Request, row: Row) -> bool:
+    """Whether the connection is to end with that answer to a request whose body has not been read: the rest of it would
+    have to be waited for, and thrown away, before the connection could be used again."""
     declared = request.headers.get("content-length", "0")
-    return "transfer-encoding" not in request.headers and len(declared) <= _SHORT_BODY_DIGITS
+    short = "transfer-encoding" not in request.headers and len(declared) <= _SHORT_BODY_DIGITS
+    return row.status in _BROKEN_OFF or not short
 
 
 def _faults(error: Exception) -> str:

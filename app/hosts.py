@@ -20,24 +20,35 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PROBES = frozenset({"/healthz", "/readyz"})
 
 
-class HostCheck:
-    """Refuses requests for other hosts than `allowed`: names or addresses, `*.example.org` for all below one, `*` for
-    any. A request without a Host header, which no browser sends, passes, and so do probes."""
+class Hosts:
+    """`allowed` are names or addresses, `*.example.org` for all below one, `*` for any."""
 
-    def __init__(self, app: ASGIApp, allowed: Sequence[str]) -> None:
-        self._app = app
+    def __init__(self, allowed: Sequence[str]) -> None:
+        self._any = ANY in allowed
         self._allowed = frozenset(name.lower() for name in allowed)
         self._below = tuple(name.removeprefix("*").lower() for name in allowed if name.startswith("*."))
 
+    def allow(self, scope: Scope) -> bool:
+        """Whether that request may pass. One without a Host header, which no browser sends, may, and so may probes."""
+        if self._any or scope["path"] in _PROBES:
+            return True
+        host = _host(scope)
+        return host is None or host in self._allowed or host.endswith(self._below)
+
+
+class HostCheck:
+    """Refuses requests for other hosts than `hosts`."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+        self._app = app
+        self._hosts = hosts
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in _PROBES and not self._allows(host := _host(scope)):
-            detail = f"It is not served under {host!a}; GRADLESS_ALLOWED_HOSTS says under which names it is."
+        if scope["type"] == "http" and not self._hosts.allow(scope):
+            detail = f"It is not served under {_host(scope)!a}; GRADLESS_ALLOWED_HOSTS says under which names it is."
             await answer(Request(scope), UNKNOWN_HOST, detail)(scope, receive, send)
             return
         await self._app(scope, receive, send)
-
-    def _allows(self, host: str | None) -> bool:
-        return host is None or ANY in self._allowed or host in self._allowed or host.endswith(self._below)
 
 
 def allowed_hosts(configured: Sequence[str], listening_on: str) -> Sequence[str]:

@@ -20,10 +20,10 @@ from app import faults
 from app.dependencies import Parts
 from app.documents import complete_document, documented_ends, other_ends
 from app.held_bytes import HeldBytes
-from app.hosts import HostCheck, allowed_hosts
+from app.hosts import HostCheck, Hosts, allowed_hosts
 from app.image_route import ImageRoute
 from app.metrics import Metrics
-from app.observation import ObservationMiddleware, Traces
+from app.observation import Observation, ObservationMiddleware, Traces
 from app.request_log import RequestLog
 from app.routers import classify, debug, documentation, features, health, models, page, search
 from app.runtime import Runtime, StartRuntime
@@ -53,6 +53,7 @@ def create_app(
     """
     settings = settings or load_settings()
     metrics = Metrics()
+    request_log = RequestLog(settings.slow_request_ms / 1e3)
     parts = Parts(settings, metrics, settings.known_keys())
     traces = traces or (_exporting_traces() if settings.traces else None)
 
@@ -81,6 +82,7 @@ def create_app(
             # In a thread: a forward may still run, and the loop has answers to send.
             if not await asyncio.to_thread(runtime.close, settings.drain_timeout_s):
                 parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
+            request_log.close()
             if traces is not None:
                 await asyncio.to_thread(traces.close)
             # What is frozen is not taken apart at the interpreter's end, and extension modules complain of it.
@@ -108,9 +110,6 @@ def create_app(
             if isinstance(route, ImageRoute)
         ],
     )
-    app.add_middleware(
-        LoadShedding, parts=parts, tasks=[*_routes(classify.router, "classify"), *_routes(features.router, "features")]
-    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -119,14 +118,23 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Server-Timing"],
         )
-    app.add_middleware(HostCheck, allowed=allowed_hosts(settings.allowed_hosts, settings.host))
-    app.add_middleware(
-        ObservationMiddleware,
-        metrics=metrics,
-        request_log=RequestLog(settings.slow_request_ms / 1e3),
-        traces=traces,
-        held=HeldBytes(settings.max_held_bytes),
-        timed_paths=frozenset({classify.PATH, features.PATH, search.PATH}),
+    hosts = Hosts(allowed_hosts(settings.allowed_hosts, settings.host))
+    app.add_middleware(HostCheck, hosts=hosts)
+    observation = Observation(
+        metrics,
+        request_log,
+        HeldBytes(settings.max_held_bytes),
+        frozenset({classify.PATH, features.PATH, search.PATH}),
+        traces,
+    )
+    app.add_middleware(ObservationMiddleware, observation=observation)
+    # Outside of all: app/server.py asks it at the headers of a request.
+    app.state.shedding = LoadShedding(
+        parts,
+        observation,
+        hosts,
+        {**_tasks(classify.router, "classify"), **_tasks(features.router, "features")},
+        cross_origin=bool(settings.cors_origins),
     )
     faults.install(app, metrics)
     for router in (
@@ -148,8 +156,8 @@ def create_app(
     return app
 
 
-def _routes(router: APIRouter, task: Task) -> list[tuple[APIRoute, Task]]:
-    return [(route, task) for route in router.routes if isinstance(route, APIRoute)]
+def _tasks(router: APIRouter, task: Task) -> dict[str, tuple[APIRoute, Task]]:
+    return {route.path: (route, task) for route in router.routes if isinstance(route, APIRoute)}
 
 
 def _search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:

@@ -1,4 +1,5 @@
-"""One pure ASGI middleware: each request gets an id, is timed, told of once, and answered even when code fails."""
+"""Each request gets an id, is timed and told of once; around the application by one pure ASGI middleware, which also
+answers when code fails."""
 
 from __future__ import annotations
 
@@ -32,43 +33,77 @@ class Traces(Protocol):
         """Hand over what is left. Blocks, for some seconds at most."""
 
 
-class ObservationMiddleware:
-    """Wraps the whole application. `timed_paths` are the routes whose answers carry Server-Timing."""
+class Observation:
+    """From a request's beginning to what is told of it. `timed_paths` are the routes whose answers carry
+    Server-Timing."""
 
     def __init__(
         self,
-        app: ASGIApp,
         metrics: Metrics,
         request_log: RequestLog,
         held: HeldBytes,
         timed_paths: frozenset[str],
         traces: Traces | None = None,
     ) -> None:
-        self._app = app
         self._held = held
         self._metrics = metrics
         self._request_log = request_log
         self._timed_paths = timed_paths
         self._traces = traces
 
+    def begin(self, scope: Scope) -> Observed:
+        """What will be known of a request, kept in its `scope`."""
+        trace = self._traces.begin(scope) if self._traces else None
+        request = Observed(_request_id(scope), self._held, trace)
+        observe(scope, request)
+        return request
+
+    def headers(self, scope: Scope, request: Observed) -> dict[str, str]:
+        """What its answer has in its head, whatever it is."""
+        headers = {"x-request-id": request.request_id, "x-content-type-options": "nosniff"}
+        if request.trace is not None:
+            headers["traceresponse"] = request.trace.response_header
+        if scope["path"] in self._timed_paths:
+            headers["server-timing"] = request.server_timing()
+        return headers
+
+    def end(self, scope: Scope, request: Observed, *, shed: bool = False) -> None:
+        """Tell of it. `shed`: it is one of many that were refused at their headers."""
+        self._held.give_back(request.held_bytes)
+        request.ended_at = perf_counter()
+        seconds = request.ended_at - request.started_at
+        # As the documentation writes it: a name that may hold slashes is {name} there.
+        route = getattr(scope.get("route"), "path_format", None)
+        status = request.status or CLIENT_GONE_STATUS
+        self._metrics.request_done(route, scope["method"], status, seconds, request.request_id)
+        respond_seconds = request.respond_seconds
+        if request.model is not None and request.read_seconds is not None and respond_seconds is not None:
+            self._metrics.request_stages(request.model, request.read_seconds, respond_seconds)
+        if shed:
+            self._request_log.shed(scope, request, status, seconds)
+        else:
+            self._request_log.ended(scope, request, status, seconds)
+        if request.trace is not None:
+            request.trace.end(request, route, status)
+
+
+class ObservationMiddleware:
+    """Wraps the whole application."""
+
+    def __init__(self, app: ASGIApp, observation: Observation) -> None:
+        self._app = app
+        self._observation = observation
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = self._traces.begin(scope) if self._traces else None
-        request = Observed(_request_id(scope), self._held, trace)
-        observe(scope, request)
+        request = self._observation.begin(scope)
 
         async def send_observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"] = request.request_id
-                headers["X-Content-Type-Options"] = "nosniff"
-                if trace is not None:
-                    headers["traceresponse"] = trace.response_header
-                if scope["path"] in self._timed_paths:
-                    headers["Server-Timing"] = request.server_timing()
+                MutableHeaders(scope=message).update(self._observation.headers(scope, request))
             await send(message)
 
         try:
@@ -81,22 +116,7 @@ class ObservationMiddleware:
             request.problem = INTERNAL_ERROR.slug
             await _internal_error(request)(scope, receive, send_observed)
         finally:
-            self._held.give_back(request.held_bytes)
-            self._tell(scope, request)
-
-    def _tell(self, scope: Scope, request: Observed) -> None:
-        request.ended_at = perf_counter()
-        seconds = request.ended_at - request.started_at
-        # As the documentation writes it: a name that may hold slashes is {name} there.
-        route = getattr(scope.get("route"), "path_format", None)
-        status = request.status or CLIENT_GONE_STATUS
-        self._metrics.request_done(route, scope["method"], status, seconds, request.request_id)
-        respond_seconds = request.respond_seconds
-        if request.model is not None and request.read_seconds is not None and respond_seconds is not None:
-            self._metrics.request_stages(request.model, request.read_seconds, respond_seconds)
-        self._request_log.ended(scope, request, status, seconds)
-        if request.trace is not None:
-            request.trace.end(request, route, status)
+            self._observation.end(scope, request)
 
 
 def _request_id(scope: Scope) -> str:

@@ -1,8 +1,10 @@
-"""One line of log for each request."""
+"""One line of log for each request, and one a second for those of a flood."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
 from typing import Any
 
 from starlette.types import Scope
@@ -16,6 +18,9 @@ _log = logging.getLogger("gradless.requests")
 _ROUTINE = frozenset({"/healthz", "/readyz", "/metrics", "/"})
 _ROUTINE_FOLDER = "/page/"
 
+# A flood of lines would cost as much as the refusals that they tell of.
+_SHED_LINE_S = 1.0
+
 # As much of a path as tells what was wanted. Those of the API are far shorter.
 _MOST_PATH_CHARACTERS = 200
 
@@ -25,6 +30,9 @@ class RequestLog:
 
     def __init__(self, slow_request_s: float) -> None:
         self._slow_request_s = slow_request_s
+        # By problem, status and model.
+        self._shed: Counter[tuple[str | None, int, str | None]] = Counter()
+        self._shed_line: asyncio.TimerHandle | None = None
 
     def ended(self, scope: Scope, request: Observed, status: int, seconds: float) -> None:
         """Tell of a request that has been answered, or whose caller has gone. Nothing of an image is told, nor a
@@ -52,6 +60,27 @@ class RequestLog:
             "trace_id": request.trace.trace_id if request.trace else None,
         }
         _log.log(level, "request", extra={name: value for name, value in told.items() if value is not None})
+
+    def shed(self, scope: Scope, request: Observed, status: int, seconds: float) -> None:
+        """Tell of a request that was refused at its headers: a line of its own at `debug`, else as one of a count that
+        is told once a second. Event loop only."""
+        if _log.isEnabledFor(logging.DEBUG):
+            self.ended(scope, request, status, seconds)
+            return
+        self._shed[request.problem, status, request.model] += 1
+        if self._shed_line is None:
+            self._shed_line = asyncio.get_running_loop().call_later(_SHED_LINE_S, self.close)
+
+    def close(self) -> None:
+        """Tell of what has been counted so far."""
+        if self._shed_line is not None:
+            self._shed_line.cancel()
+            self._shed_line = None
+        for (problem, status, model), count in self._shed.items():
+            _log.info(
+                "requests refused", extra={"status": status, "problem": problem, "model": model, "requests": count}
+            )
+        self._shed.clear()
 
 
 def refused(client: str | None, row: Row) -> None:

@@ -14,11 +14,11 @@ from types import FrameType
 
 import uvicorn
 
-from app.connection import bounded_connection
 from app.dependencies import Parts
 from app.logs import configure_logging, logs_json
 from app.main import create_app
 from app.settings import Settings
+from app.shedding_connection import shedding_connection
 from app.start_failures import PlainStartFailures
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def serve(settings: Settings) -> None:
         PlainStartFailures(app, parts),
         # Where a library for WebSockets happens to be installed, a request to upgrade would leave the bounds of http.
         ws="none",
-        http=bounded_connection(settings.read_timeout_s, parts.metrics.refused_by_connection),
+        http=shedding_connection(settings.read_timeout_s, parts.metrics.refused_by_connection, app.state.shedding),
         log_config=None,
         access_log=False,
         server_header=False,

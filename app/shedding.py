@@ -1,64 +1,98 @@
-"""Says no before it costs anything: when there is no place for an image, its request is refused at its headers.
-
-Under a flood most of what arrives is refused, on the event loop that the accepted wait for as well. Through the
-framework, and with the body read, a refusal costs three times as much.
-"""
+"""Refusing early: in a full house a request for a model that has no place is answered at its headers, before the
+application hears of it. Under a flood refusals are most of what the event loop does; forwards miss what they cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import NamedTuple
 from urllib.parse import parse_qs
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Scope
 
 from app.access import authorize
+from app.answer_bytes import answer_bytes
 from app.dependencies import Parts
-from app.faults import answer_to
-from app.observed import observed
-from app.problems import RequestError
+from app.faults import ends_connection
+from app.hosts import Hosts
+from app.observation import Observation
+from app.problems import TABLE, RequestError
 from models.errors import OverloadedError
 from models.telemetry import Task
 
+_ROW = TABLE[OverloadedError]
+
+
+class Shed(NamedTuple):
+    """A refusal as it is sent. `last`: the connection ends with it."""
+
+    answer: bytes
+    last: bool
+
 
 class LoadShedding:
-    """`tasks` are the routes that take images, and what is asked there.
+    """`tasks` are the routes that take images, by path, and what is asked there. With `cross_origin`, answers to pages
+    of other origins need headers that the application adds."""
 
-    What needs a closer look, be it the images of a multipart body, which nobody has counted yet, passes on.
-    """
-
-    def __init__(self, app: ASGIApp, parts: Parts, tasks: Sequence[tuple[APIRoute, Task]]) -> None:
-        self._app = app
+    def __init__(
+        self,
+        parts: Parts,
+        observation: Observation,
+        hosts: Hosts,
+        tasks: Mapping[str, tuple[APIRoute, Task]],
+        *,
+        cross_origin: bool,
+    ) -> None:
         self._parts = parts
-        self._asked = {route.path: (route, task) for route, task in tasks}
+        self._observation = observation
+        self._hosts = hosts
+        self._tasks = tasks
+        self._cross_origin = cross_origin
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in self._asked:
-            request = Request(scope)
-            route, task = self._asked[scope["path"]]
-            if (refusal := self._refusal(request, task)) is not None:
-                # For the metrics, which know requests by their routes.
-                scope["route"] = route
-                await answer_to(request, self._parts.metrics, refusal)(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+    @property
+    def on(self) -> bool:
+        """Whether some model has no place."""
+        runtime = self._parts.runtime
+        return runtime is not None and runtime.full and not runtime.draining
 
-    def _refusal(self, request: Request, task: Task) -> OverloadedError | None:
-        runtime, headers = self._parts.runtime, request.headers
-        if runtime is None or not runtime.full or runtime.draining:
+    def shed(self, scope: Scope, *, keep_alive: bool) -> Shed | None:
+        """The refusal of a request with that head, counted and told of; None where it is to go its way. So is all that
+        needs a closer look, be it the images of a multipart body, which nobody has counted yet."""
+        runtime = self._parts.runtime
+        if runtime is None or scope["path"] not in self._tasks:
             return None
+        request = Request(scope)
+        if self._needs_a_closer_look(request):
+            return None
+        route, task = self._tasks[scope["path"]]
+        model = _model(scope["query_string"]) or next(iter(runtime.cards))
+        overload = runtime.refusal(model, task)
+        if overload is None:
+            return None
+        # For the metrics, which know requests by their routes.
+        scope["route"] = route
+        seen = self._observation.begin(scope)
+        seen.asks(model, task, 1)
+        seen.problem, seen.status = _ROW.slug, _ROW.status
+        self._parts.metrics.rejected("queue_full")
+        last = not keep_alive or ends_connection(request, _ROW)
+        headers = {"retry-after": str(overload.retry_after_s), **self._observation.headers(scope, seen)}
+        answer = answer_bytes(_ROW, str(overload), seen.request_id, headers, last=last)
+        self._observation.end(scope, seen, shed=True)
+        return Shed(answer, last)
+
+    def _needs_a_closer_look(self, request: Request) -> bool:
+        headers = request.headers
         if "if-match" in headers or headers.get("content-type", "").startswith("multipart/"):
-            return None
+            return True
+        if (self._cross_origin and "origin" in headers) or not self._hosts.allow(request.scope):
+            return True
         try:
             authorize(request, self._parts.keys, "inference")
         except RequestError:
-            return None
-        model = _model(request.scope["query_string"]) or next(iter(runtime.cards))
-        refusal = runtime.refusal(model, task)
-        if refusal is not None:
-            observed(request.scope).asks(model, task, 1)
-        return refusal
+            return True
+        return False
 
 
 def _model(query_string: bytes) -> str | None:

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-from app.connection import bounded_connection
+from app.connection import BoundedConnection
 
 pytestmark = pytest.mark.anyio
 
@@ -46,7 +46,7 @@ async def connect(refusals: list[str]) -> AsyncIterator[Connect]:
     config = uvicorn.Config(Starlette(routes=routes), log_config=None, timeout_keep_alive=1)
     config.load()
     state = ServerState()
-    protocol = bounded_connection(0.5, lambda row, _seconds: refusals.append(str(row.reason)))
+    protocol = BoundedConnection.with_bounds(0.5, lambda row, _seconds: refusals.append(str(row.reason)))
     server = await asyncio.get_running_loop().create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
 
     @asynccontextmanager

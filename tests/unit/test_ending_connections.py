@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-from app.connection import bounded_connection
+from app.connection import BoundedConnection
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +30,7 @@ async def served() -> AsyncIterator[tuple[ServerState, asyncio.StreamReader, asy
     config = uvicorn.Config(Starlette(routes=[Route("/", say_here)]), log_config=None)
     config.load()
     state = ServerState()
-    protocol = bounded_connection(10, lambda _row, _seconds: None)
+    protocol = BoundedConnection.with_bounds(10, lambda _row, _seconds: None)
     server = await asyncio.get_running_loop().create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
     async with server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.held_bytes import HeldBytes
 from app.metrics import Metrics
-from app.observation import ObservationMiddleware
+from app.observation import Observation, ObservationMiddleware
 from app.request_log import RequestLog
 
 if TYPE_CHECKING:
@@ -28,9 +28,8 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def observe(metrics: Metrics) -> Observe:
-    return lambda app: ObservationMiddleware(
-        app, metrics, RequestLog(1.0), HeldBytes(1000), frozenset({"/v1/classify"})
-    )
+    observation = Observation(metrics, RequestLog(1.0), HeldBytes(1000), frozenset({"/v1/classify"}))
+    return lambda app: ObservationMiddleware(app, observation)
 
 
 async def _receive() -> dict[str, Any]:

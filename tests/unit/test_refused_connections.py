@@ -13,7 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from app.connection import bounded_connection
+from app.connection import BoundedConnection
 from app.metrics import Metrics
 from app.problems import Row
 
@@ -38,7 +38,7 @@ async def refusals(*pieces: bytes, answers: int = 0) -> list[tuple[int, float | 
 
     config = uvicorn.Config(read_and_answer, log_config=None, lifespan="off")
     config.load()
-    protocol = bounded_connection(0.2, note)
+    protocol = BoundedConnection.with_bounds(0.2, note)
     state = ServerState()
     server = await asyncio.get_running_loop().create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
     async with server:

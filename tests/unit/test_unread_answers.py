@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-from app.connection import bounded_connection
+from app.connection import BoundedConnection
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +38,7 @@ async def asked() -> AsyncIterator[Asked]:
     config = uvicorn.Config(app, log_config=None, timeout_keep_alive=KEEP_ALIVE_S)
     config.load()
     state = ServerState()
-    protocol = bounded_connection(PATIENCE_S, lambda _row, _seconds: None)
+    protocol = BoundedConnection.with_bounds(PATIENCE_S, lambda _row, _seconds: None)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
 
