@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-# What is in memory at once.
-_ROWS_AT_ONCE = 1024
+# What is in memory at once: rows, which may have a picture each where they go, and of feature maps, with hundreds of
+# thousands of numbers a row, fewer. Who reads them has copies in float64 besides.
+_PIECE_ROWS = 1024
+_PIECE_BYTES = 16 * 2**20
 
 _COLUMNS = ("path", "fingerprint", "features")
 
@@ -64,9 +66,10 @@ class FeaturesFile:
         return count
 
     def __iter__(self) -> Iterator[Piece]:
-        """All rows, in their order."""
+        """All rows, in their order, up to 1,024 or 16 MiB of vectors at a time, one row at least."""
+        rows = max(1, min(_PIECE_ROWS, _PIECE_BYTES // (4 * self.dimensions)))
         try:
-            for batch in self._file.iter_batches(_ROWS_AT_ONCE, columns=list(_COLUMNS)):
+            for batch in self._file.iter_batches(rows, columns=list(_COLUMNS)):
                 yield self._piece(batch)
         except self._unreadable as error:
             raise JobError(f"{self._path} cannot be read to its end: {error}") from error

@@ -64,3 +64,15 @@ def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path: Path) -> None:
     for name in ("short.parquet", "text.parquet", "missing.parquet"):
         with pytest.raises(JobError, match="no features file that can be read"):
             FeaturesFile(tmp_path / name)
+
+
+@pytest.mark.parametrize(("dimensions", "rows"), [(100_000, 60), (5_000_000, 2)], ids=["maps", "vast maps"])
+def test_of_large_vectors_few_are_in_memory_at_once(tmp_path: Path, dimensions: int, rows: int) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(rows * dimensions, dtype=np.float32)), dimensions)
+    table = pa.table({"path": list(map(str, range(rows))), "fingerprint": ["f"] * rows, "features": vectors})
+    pq.write_table(table.replace_schema_metadata(_METADATA), tmp_path / "f.parquet")
+
+    pieces = list(FeaturesFile(tmp_path / "f.parquet"))
+
+    assert [path for piece in pieces for path in piece.paths] == table["path"].to_pylist()
+    assert all(piece.vectors.nbytes <= 16 * 2**20 or len(piece.paths) == 1 for piece in pieces)

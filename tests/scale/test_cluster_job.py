@@ -112,6 +112,18 @@ def test_files_and_output_may_be_named_by_uris_and_the_networks_answers_are_the_
     assert ours["path"].to_pylist() == [f"{uri}/{Path(path).name}" for path in theirs["path"].to_pylist()]
 
 
+def test_the_networks_features_are_the_local_ones(images: Path, tmp_path: Path, gradless: Command) -> None:
+    few = sorted((images / "a").iterdir())[:40]
+    on_ray = gradless("features", *few, "-o", tmp_path / "on-ray", "--ray", "local")
+    local = gradless("features", *few, "-o", tmp_path / "here.parquet")
+
+    assert (on_ray.returncode, local.returncode) == (0, 0), on_ray.stderr
+    ours, theirs = rows_of(tmp_path / "on-ray"), rows_of(tmp_path / "here.parquet")
+    assert ours["path"].equals(theirs["path"])
+    # What the local command's are allowed to differ from the service's.
+    np.testing.assert_allclose(vectors(ours), vectors(theirs), rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
