@@ -12,6 +12,7 @@ import struct
 import warnings
 import zlib
 from io import BytesIO
+from traceback import clear_frames
 from typing import NamedTuple
 
 import numpy as np
@@ -98,11 +99,17 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
     image = _open(encoded)
     _check(image.width, image.height, limits)
     image_bombs.check_opened(image, limits)
+    large = image.width * image.height > _MANY_PIXELS
     try:
         pixels = _decode(image, encoded, enough or 0)
     except _DECODE_ERRORS as error:
-        raise UndecodableImageError(image.format, _reason(error)) from error
-    if image.width * image.height > _MANY_PIXELS and pixels.nbytes > _MANY_PIXELS:
+        refusal = UndecodableImageError(image.format, _reason(error))
+        del image
+        if large:
+            _clear_frames(error)
+            memory.give_back(_CPU)
+        raise refusal from error
+    if large and pixels.nbytes > _MANY_PIXELS:
         # What Pillow took for it is free and kept, for forwards (models/memory.py): one picture of 30 megapixels would
         # make the process larger by 120 MB for good.
         del image
@@ -234,6 +241,13 @@ def _from_16_bit(image: Image.Image) -> Pixels:
     # The upper eight bits; Pillow's own conversion would clip everything over 255 to white.
     eight_bit = (grey >> (bits - 8)).astype(np.uint8)
     return np.repeat(eight_bit[:, :, None], 3, axis=2)
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Those that it, and what led to it, came through hold the picture for as long as somebody holds the error."""
+    while error is not None:
+        clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _reason(error: BaseException) -> str:
