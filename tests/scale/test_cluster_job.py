@@ -112,6 +112,7 @@ def test_files_and_output_may_be_named_by_uris_and_the_networks_answers_are_the_
     assert ours["path"].to_pylist() == [f"{uri}/{Path(path).name}" for path in theirs["path"].to_pylist()]
 
 
+@pytest.mark.slow
 def test_the_networks_features_are_the_local_ones(images: Path, tmp_path: Path, gradless: Command) -> None:
     few = sorted((images / "a").iterdir())[:40]
     on_ray = gradless("features", *few, "-o", tmp_path / "on-ray", "--ray", "local")
