@@ -6,13 +6,16 @@ Prints one line of JSON.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import logging
 import sys
 import warnings
 from collections import Counter
+from typing import NamedTuple
 
 import psutil
+import torch
 
 from models import catalog, memory
 from models.errors import ImageError
@@ -35,12 +38,12 @@ def main() -> None:
     logging.disable()
     memory.keep_freed()
     transform = catalog.find(catalog.NULL_MODEL).build().transform
-    process, warm_at, before = psutil.Process(), round(wanted.images * _WARMING_SHARE), 0
+    warm_at, before = round(wanted.images * _WARMING_SHARE), _Resident(0, 0)
     outcomes: Counter[str] = Counter()
     strange: Counter[str] = Counter()
     for number, image in enumerate(mutated_images(wanted.seed, wanted.images)):
         if number == warm_at:
-            before = process.memory_info().rss
+            before = _resident()
         try:
             preprocess(image, transform, ImageLimits())
         except ImageError as error:
@@ -49,8 +52,32 @@ def main() -> None:
             strange[f"{type(error).__name__}: {error}"[:200]] += 1
         else:
             outcomes["decoded"] += 1
-    grown_mb = (process.memory_info().rss - before) / 1e6
-    sys.stdout.write(json.dumps({"outcomes": outcomes, "strange": strange, "grown_mb": grown_mb}) + "\n")
+    after = _resident()
+    report = {
+        "outcomes": outcomes,
+        "strange": strange,
+        "grown_mb": (after.given_back - before.given_back) / 1e6,
+        "grown_with_free_mb": (after.with_free - before.with_free) / 1e6,
+    }
+    sys.stdout.write(json.dumps(report) + "\n")
+
+
+class _Resident(NamedTuple):
+    """Bytes of this process: as it is, and with what is free given back."""
+
+    with_free: int
+    given_back: int
+
+
+def _resident() -> _Resident:
+    """The heap keeps what is freed (models/memory.py), so it is as high as the largest picture so far has made it; a
+    larger one may come at any time, however many have come before: 21 MB by one damaged GIF of 9.8 megapixels, with no
+    more in use than before. What is kept in use is seen once the rest has been given back."""
+    process = psutil.Process()
+    with_free = process.memory_info().rss
+    gc.collect()
+    memory.give_back(torch.device("cpu"))
+    return _Resident(with_free, process.memory_info().rss)
 
 
 if __name__ == "__main__":
