@@ -18,7 +18,18 @@ from observe.places import ROOT
 from reliability.finding import Finding, show
 from reliability.page import page
 from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale
-from reliability.scenarios import decoder, fuzz, hang_up, neighbours, overload, sigkill, sigterm, slowloris, vanishing
+from reliability.scenarios import (
+    decoder,
+    fuzz,
+    hang_up,
+    neighbours,
+    overload,
+    same_answer,
+    sigkill,
+    sigterm,
+    slowloris,
+    vanishing,
+)
 
 _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "overload": overload.measure,
@@ -30,6 +41,7 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "sigterm": sigterm.measure,
     "sigkill": sigkill.measure,
     "neighbours": neighbours.measure,
+    "same-answer": same_answer.measure,
 }
 
 
