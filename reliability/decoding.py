@@ -71,8 +71,8 @@ class _Resident(NamedTuple):
 
 def _resident() -> _Resident:
     """The heap keeps what is freed (models/memory.py), so it is as high as the largest picture so far has made it; a
-    larger one may come at any time, however many have come before: 28 MB by a damaged GIF of 9.8 megapixels, with not
-    a byte more in use. What is kept in use is seen once the rest has been given back."""
+    larger one may come at any time, however many have come before: 21 MB by one damaged GIF of 9.8 megapixels, with no
+    more in use than before. What is kept in use is seen once the rest has been given back."""
     process = psutil.Process()
     with_free = process.memory_info().rss
     gc.collect()
