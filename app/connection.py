@@ -121,7 +121,7 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_chunk_header(self) -> None:
-        self._untold_bytes = 0
+        self.told()
         self._chunks += 1
         if self._chunks > _FREE_CHUNKS and self._body_bytes < self._chunks * _LEAST_MEAN_CHUNK_BYTES:
             detail = f"After {_FREE_CHUNKS} chunks a body needs {_LEAST_MEAN_CHUNK_BYTES} bytes in each on average."
@@ -130,7 +130,7 @@ class BoundedConnection(HttpToolsProtocol):
             raise _BrokenOffError
 
     def on_body(self, body: bytes) -> None:
-        self._untold_bytes = 0
+        self.told()
         self._body_bytes += len(body)
         super().on_body(body)
 
@@ -169,6 +169,10 @@ class BoundedConnection(HttpToolsProtocol):
     def told(self) -> None:
         """The parser has told of all that it read, and keeps nothing."""
         self._untold_bytes = 0
+
+    def usual_headers(self) -> dict[str, str]:
+        """What uvicorn puts into every answer: the date."""
+        return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.server_state.default_headers}
 
     def expect(self) -> None:
         """Give the caller his time, for a head or for the rest of a body that nobody waits for."""
@@ -224,7 +228,7 @@ class BoundedConnection(HttpToolsProtocol):
         refused(self.client[0] if self.client else None, row)
         # Once an answer has begun, to this request or to one before it, another would be read as part of it.
         if not (self.cycle.response_started or self.pipeline):
-            self.transport.write(answer_bytes(row, detail, last=True))
+            self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
         self.transport.close()
 
     def _refuse(self, row: Row, detail: str) -> None:
@@ -233,7 +237,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._in_head = False
         refused(self.client[0] if self.client else None, row)
         if not self.transport.is_closing():
-            self.transport.write(answer_bytes(row, detail, last=True))
+            self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
             self.transport.close()
 
 

@@ -56,7 +56,7 @@ class LoadShedding:
         runtime = self._parts.runtime
         return runtime is not None and runtime.full and not runtime.draining
 
-    def shed(self, scope: Scope, *, keep_alive: bool) -> Shed | None:
+    def shed(self, scope: Scope, usual_headers: Mapping[str, str], *, keep_alive: bool) -> Shed | None:
         """The refusal of a request with that head, counted and told of; None where it is to go its way. So is all that
         needs a closer look, be it the images of a multipart body, which nobody has counted yet."""
         runtime = self._parts.runtime
@@ -77,7 +77,11 @@ class LoadShedding:
         seen.problem, seen.status = _ROW.slug, _ROW.status
         self._parts.metrics.rejected("queue_full")
         last = not keep_alive or ends_connection(request, _ROW)
-        headers = {"retry-after": str(overload.retry_after_s), **self._observation.headers(scope, seen)}
+        headers = {
+            **usual_headers,
+            "retry-after": str(overload.retry_after_s),
+            **self._observation.headers(scope, seen),
+        }
         answer = answer_bytes(_ROW, str(overload), seen.request_id, headers, last=last)
         self._observation.end(scope, seen, shed=True)
         return Shed(answer, last)

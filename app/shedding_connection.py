@@ -53,7 +53,8 @@ class _SheddingConnection(BoundedConnection):
             return
         self._shed = False
         self.end_body()
-        self.rest()
+        if not self.transport.is_closing():
+            self.rest()
 
     def _refusal(self) -> Shed | None:
         parser = self.parser
@@ -66,4 +67,5 @@ class _SheddingConnection(BoundedConnection):
         # The application's own paths are plain: what is not equal to one of them as it comes goes its way.
         scope = cast(Scope, self.scope)
         scope.update(method="POST", path=path.decode("ascii", "replace"), raw_path=path, query_string=query)
-        return self.shedding.shed(scope, keep_alive=parser.should_keep_alive() and not self.expect_100_continue)
+        keep_alive = parser.should_keep_alive() and not self.expect_100_continue
+        return self.shedding.shed(scope, self.usual_headers(), keep_alive=keep_alive)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
@@ -55,20 +56,14 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
 async def test_a_decode_that_hangs_ends_the_service_with_its_reason(
     serve: Stuck, released: threading.Event, clock_jpeg: bytes
 ) -> None:
-    reasons: list[str] = []
-    told = threading.Event()
-
-    def give_up(reason: str) -> None:
-        reasons.append(reason)
-        told.set()
-
-    serving = serve(give_up)
+    reasons: queue.Queue[str] = queue.Queue()
+    serving = serve(reasons.put)
     try:
         assert serving.ready
         with pytest.raises(DeadlineExceededError):
             await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
-        assert await asyncio.to_thread(told.wait, _PATIENCE_S)
-        assert reasons[0].startswith("an image has been decoded for")
+        reason = await asyncio.to_thread(reasons.get, timeout=_PATIENCE_S)
+        assert reason.startswith("an image has been decoded for")
         assert not serving.ready
     finally:
         released.set()
@@ -78,21 +73,15 @@ async def test_a_decode_that_hangs_ends_the_service_with_its_reason(
 async def test_a_decode_that_hangs_is_seen_also_when_its_model_is_served_no_more(
     serve: Stuck, released: threading.Event, clock_jpeg: bytes
 ) -> None:
-    reasons: list[str] = []
-    told = threading.Event()
-
-    def give_up(reason: str) -> None:
-        reasons.append(reason)
-        told.set()
-
-    serving = serve(give_up)
+    reasons: queue.Queue[str] = queue.Queue()
+    serving = serve(reasons.put)
     try:
         await serving.load("other", "null")
         with pytest.raises(DeadlineExceededError):
             await serving.predict("tiny", [clock_jpeg], task="classify", top_k=1)
         await serving.unload("tiny")
-        assert await asyncio.to_thread(told.wait, _PATIENCE_S)
-        assert reasons[0].startswith("an image has been decoded for")
+        reason = await asyncio.to_thread(reasons.get, timeout=_PATIENCE_S)
+        assert reason.startswith("an image has been decoded for")
     finally:
         released.set()
         assert serving.close(timeout_s=10)

@@ -10,7 +10,7 @@ import httpx2
 import psutil
 import pytest
 
-COMPARISONS = 12
+COMPARISONS = 20
 CONNECTIONS = 8
 SETTLED_AFTER = 5
 ALLOWED_GROWTH = 20e6
@@ -22,7 +22,7 @@ QUESTION = {"batch_size": 1, "iterations": 1, "arms": ["grad", "frozen", "train"
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(400)]
 
 
-async def test_a_dozen_comparisons_beside_eight_callers_change_no_answer_and_keep_no_memory(
+async def test_twenty_comparisons_beside_eight_callers_change_no_answer_and_keep_no_memory(
     start_server: Callable[..., Any], image_file: Callable[..., bytes]
 ) -> None:
     # The smallest network of the catalog, in batches of one: then no answer depends on who else asks.
