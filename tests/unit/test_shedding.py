@@ -76,6 +76,8 @@ def listen(application: Callable[..., FastAPI]) -> Listen:
         config.load()
         protocol = shedding_connection(_PATIENCE_S, lambda _row, _seconds: None, app.state.shedding)
         state = ServerState()
+        # A running server says it anew each second.
+        state.default_headers = [(b"date", b"today")]
         async with app.router.lifespan_context(app):
             loop = asyncio.get_running_loop()
             server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
@@ -99,6 +101,7 @@ async def test_the_body_of_a_refused_image_is_not_waited_for(listen: Listen) -> 
     assert b"urn:gradless:problem:overloaded" in body
     assert head[b"content-type"] == b"application/problem+json"
     assert head[b"retry-after"] == b"3"
+    assert head[b"date"] == b"today"
     assert head[b"x-content-type-options"] == b"nosniff"
     assert head[b"server-timing"].startswith(b"total;dur=")
     assert len(head[b"x-request-id"]) == 16
