@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from openvino import InferRequest
 
 from models import backends, devices
 from models.backends.compiled import buckets
@@ -86,13 +87,48 @@ def test_a_backend_gives_what_the_network_gives(
 
 
 @pytest.mark.parametrize("backend", ["eager", "openvino"])
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 6, 7, 8, 37])
 def test_batches_of_every_size_are_answered_row_by_row(
-    run: Callable[..., FeaturesAndLogits], pixels: torch.Tensor, backend: BackendName
+    run: Callable[..., FeaturesAndLogits],
+    default_model: LoadedModel,
+    pixels: torch.Tensor,
+    backend: BackendName,
+    size: int,
 ) -> None:
-    many = pixels.repeat(8, 1, 1, 1)[:37].contiguous(memory_format=torch.channels_last)
-    together = run(many, backend, "fp32")
-    assert together.features.shape == (37, 1280)
-    torch.testing.assert_close(together.features[35:], run(many[35:], backend, "fp32").features, atol=1e-4, rtol=1e-4)
+    many = pixels.repeat(8, 1, 1, 1)[:size].contiguous(memory_format=torch.channels_last)
+    found, expected = run(many, backend, "fp32"), reference(default_model, pixels)
+    assert found.features.shape == (size, 1280)
+    for row in range(size):
+        assert largest_difference(found.features[row], expected.features[row % len(pixels)]) < 1e-4
+        assert largest_difference(found.logits[row], expected.logits[row % len(pixels)]) < 1e-4
+
+
+def test_a_piece_that_fails_fails_its_batch_alone_and_only_when_those_beside_it_have_ended(
+    default_model: LoadedModel, cache_folder: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = dataclasses.replace(default_model, placement=devices.place("cpu", "fp32", "openvino"))
+    # Where there are fewer, nothing runs side by side.
+    monkeypatch.setattr(devices, "available_cores", lambda: 2)
+    backend = OpenVinoBackend(model, max_batch_size=8, cache_folder=cache_folder)
+    many = pixels[:4].contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        before = backend.run(many)
+        start, started = InferRequest.start_async, []
+
+        def start_all_but_the_second(request: InferRequest, pieces: list[Any], **options: Any) -> None:
+            started.append(request)
+            if len(started) == 2:
+                raise MemoryError
+            start(request, pieces, **options)
+
+        with monkeypatch.context() as broken:
+            broken.setattr(InferRequest, "start_async", start_all_but_the_second)
+            with pytest.raises(MemoryError):
+                backend.run(many)
+        assert len(started) == 2
+        # Zero: whether it has ended, without waiting for it.
+        assert started[0].wait_for(0)
+        assert backend.run(many).logits.equal(before.logits)
 
 
 def test_answers_of_one_batch_are_not_overwritten_by_the_next(
