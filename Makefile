@@ -26,6 +26,8 @@ run: $(READY) ## serve the embedded default model on 127.0.0.1:8000
 # starts another, and then waits for ever for what nobody was given.
 PYTEST_ARGS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
+# Processes by the dozen read the same modules, and are to find them compiled.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: lint $(TOOLS) ## lint, then every layer of tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 

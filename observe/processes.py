@@ -10,9 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 from observe.places import ROOT
 from observe.prometheus import Prometheus
@@ -30,11 +30,39 @@ class NotStartedError(Exception):
         super().__init__(f"{' '.join(command)} does not serve; the end of {log}:\n{end}")
 
 
+class Process(AbstractContextManager["Process"], Protocol):
+    """What of subprocess.Popen is used here."""
+
+    pid: int
+    returncode: int | None
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def send_signal(self, sig: int, /) -> None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
 class Running(NamedTuple):
     """A process that serves, and where."""
 
     address: str
-    process: subprocess.Popen[bytes]
+    process: Process
+
+
+def start(command: Sequence[str], environ: Mapping[str, str], output: IO[bytes]) -> Process:
+    """Start it with its outputs in `output`."""
+    return subprocess.Popen(  # noqa: S603 - composed by the callers
+        command, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+    )
+
+
+# As `start`: the tests have one that is quicker.
+Start = Callable[[Sequence[str], Mapping[str, str], IO[bytes]], Process]
 
 
 def require_prometheus() -> None:
@@ -53,19 +81,24 @@ def free_port() -> int:
 
 
 @contextmanager
-def gradless(folder: Path, settings: Mapping[str, str], command: Sequence[str] = ()) -> Iterator[str]:
+def gradless(
+    folder: Path, settings: Mapping[str, str], command: Sequence[str] = (), start: Start = start
+) -> Iterator[str]:
     """The address of a server with these GRADLESS_* variables and no others; its log is in `folder`. `command`
     stands in for `gradless serve`. Raises NotStartedError."""
-    with gradless_process(folder, settings, command) as running:
+    with gradless_process(folder, settings, command, start) as running:
         yield running.address
 
 
 @contextmanager
-def gradless_process(folder: Path, settings: Mapping[str, str], command: Sequence[str] = ()) -> Iterator[Running]:
+def gradless_process(
+    folder: Path, settings: Mapping[str, str], command: Sequence[str] = (), start: Start = start
+) -> Iterator[Running]:
     """As `gradless`, for who has to look at the process, or to end it."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRADLESS_")}
     own = command or [str(Path(sys.executable).parent / "gradless"), "serve"]
-    with _running(own, folder / "gradless.log", _serving, {**inherited, "GRADLESS_PORT": "0", **settings}) as running:
+    environ = {**inherited, "GRADLESS_PORT": "0", **settings}
+    with _running(own, folder / "gradless.log", _serving, environ, start) as running:
         yield running
 
 
@@ -80,7 +113,7 @@ def prometheus(folder: Path, configuration: Path) -> Iterator[Prometheus]:
         "--enable-feature=exemplar-storage",
         "--log.format=json",
     ]
-    with _running(command, folder / "prometheus.log", _listening, dict(os.environ)) as running:
+    with _running(command, folder / "prometheus.log", _listening, os.environ, start) as running:
         yield Prometheus(running.address)
 
 
@@ -97,23 +130,20 @@ def sending(address: str) -> Iterator[None]:
 
 @contextmanager
 def _running(
-    command: Sequence[str], log: Path, address_in: Callable[[str], str | None], environment: Mapping[str, str]
+    command: Sequence[str],
+    log: Path,
+    address_in: Callable[[str], str | None],
+    environ: Mapping[str, str],
+    start: Start,
 ) -> Iterator[Running]:
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(  # noqa: S603 - composed above
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-        ) as process,
-    ):
+    with log.open("wb") as output, start(command, environ, output) as process:
         try:
             yield Running(_address(process, command, log, address_in), process)
         finally:
             _end(process)
 
 
-def _address(
-    process: subprocess.Popen[bytes], command: Sequence[str], log: Path, address_in: Callable[[str], str | None]
-) -> str:
+def _address(process: Process, command: Sequence[str], log: Path, address_in: Callable[[str], str | None]) -> str:
     deadline = time.monotonic() + _START_TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline:
         for line in log.read_text(errors="replace").splitlines():
@@ -123,7 +153,7 @@ def _address(
     raise NotStartedError(command, log)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: Process) -> None:
     process.terminate()
     try:
         process.wait(_STOP_TIMEOUT_S)

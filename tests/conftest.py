@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Self
 
 import pytest
 from PIL import Image
@@ -17,6 +26,88 @@ _LAYERS = ("scale", "server", "observability", "containers", "browser", "contrac
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files in the order of their layers."""
     items.sort(key=lambda item: _LAYERS.index(item.path.parent.name))
+
+
+# A shell without job control has what it runs in the background ignore Ctrl-C, and that is inherited; what the tests
+# start is to heed it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Forked:
+    """A command that runs in a fork of warm_command.py, told what to do and asked how it is as subprocess.Popen is."""
+
+    def __init__(self, arguments: Sequence[Any], status: socket.socket) -> None:
+        self._arguments = arguments
+        self._status = status
+        self.pid = int(status.recv(16))
+        self.returncode: int | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+        self._status.close()
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._status.settimeout(timeout)
+            try:
+                self.returncode = int(self._status.recv(16))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(self._arguments, timeout or 0) from None
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class WarmCommand:
+    """Starts the installed command without the time that its imports take: see warm_command.py."""
+
+    def __init__(self) -> None:
+        self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with asked:
+            self._process = subprocess.Popen(
+                [sys.executable, Path(__file__).with_name("warm_command.py"), str(asked.fileno())],
+                pass_fds=[asked.fileno()],
+                # On a busy machine threads of OpenMP wait for one another longer than they work.
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    def start(
+        self, command: Sequence[Any], environ: Mapping[str, str], stdout: IO[Any], stderr: IO[Any] | None = None
+    ) -> Forked:
+        """`command` is what a shell would be given; without `stderr` both outputs go to `stdout`."""
+        arguments = [str(argument) for argument in command]
+        request = {"argv": arguments, "environ": dict(environ), "folder": str(Path.cwd())}
+        status, minds = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with minds:
+            descriptors = [stdout.fileno(), (stderr or stdout).fileno(), minds.fileno()]
+            socket.send_fds(self._asking, [json.dumps(request).encode()], descriptors)
+        return Forked(arguments, status)
+
+    def close(self) -> None:
+        self._asking.close()
+        self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def warm_command() -> Iterator[WarmCommand]:
+    with contextlib.closing(WarmCommand()) as command:
+        yield command
 
 
 @pytest.fixture(scope="session")

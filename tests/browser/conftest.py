@@ -46,20 +46,22 @@ _SETTINGS = {"GRADLESS_BACKEND": "eager"}
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory, warm_command: Any) -> Iterator[str]:
     """Where two models are served, for every test that leaves the server as it found it."""
-    with gradless(tmp_path_factory.mktemp("server"), _SETTINGS | {"GRADLESS_MODELS": f"{DEFAULT},{LIGHT}"}) as served:
+    settings = _SETTINGS | {"GRADLESS_MODELS": f"{DEFAULT},{LIGHT}"}
+    with gradless(tmp_path_factory.mktemp("server"), settings, start=warm_command.start) as served:
         yield served
 
 
 @pytest.fixture
-def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def start_server(tmp_path: Path, warm_command: Any) -> Iterator[Callable[..., Server]]:
     """Start a server of a test's own, with these settings; it ends with the test, or before when told to."""
     with contextlib.ExitStack() as running:
 
         def start(**settings: str) -> Server:
             own = running.enter_context(contextlib.ExitStack())
-            return Server(own.enter_context(gradless(tmp_path, _SETTINGS | settings)), own.close)
+            started = gradless(tmp_path, _SETTINGS | settings, start=warm_command.start)
+            return Server(own.enter_context(started), own.close)
 
         yield start
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import numpy as np
@@ -35,7 +36,9 @@ PICTURES = {
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["with thumbnails", "without"])
-def searching(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def searching(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, warm_command: Any
+) -> Iterator[str]:
     """Where the default model is served over an index of the pictures' features, the last without a thumbnail."""
     folder = tmp_path_factory.mktemp("index")
     thumbnails = [*list(PICTURES.values())[:2], None]
@@ -44,7 +47,8 @@ def searching(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         folder / "index",
         make_thumbnails=(lambda _paths: thumbnails) if request.param else None,
     )
-    with gradless(folder, {"GRADLESS_BACKEND": "eager", "GRADLESS_SEARCH_INDEX": str(folder / "index")}) as address:
+    settings = {"GRADLESS_BACKEND": "eager", "GRADLESS_SEARCH_INDEX": str(folder / "index")}
+    with gradless(folder, settings, start=warm_command.start) as address:
         yield address
 
 

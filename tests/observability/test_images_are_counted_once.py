@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
@@ -178,11 +178,11 @@ class Everybody:
         self.seen.images.update(outcomes(sent, status, body))
 
 
-async def test_every_image_is_counted_once_by_what_its_caller_saw(tmp_path: Path) -> None:
+async def test_every_image_is_counted_once_by_what_its_caller_saw(tmp_path: Path, warm_command: Any) -> None:
     whole = list(mixed(REQUESTS - 1 - CROWDED - WAVES * LEAVING - BROKEN_OFF))
     # Of bodies that were broken off, as of those refused unread, no image has been sent whole.
     sent = sum(each.images for each in whole) + (1 + CROWDED) * IMAGES + WAVES * LEAVING * IMAGES_OF_LEAVING
-    with gradless(tmp_path, SETTINGS) as address:
+    with gradless(tmp_path, SETTINGS, start=warm_command.start) as address:
         async with httpx2.AsyncClient(base_url=address, timeout=60) as http:
             everybody = Everybody(address, http, iter(whole))
             async with asyncio.TaskGroup() as callers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
 import re
@@ -17,7 +16,7 @@ from http.client import parse_headers
 from io import BufferedReader
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple, Self
+from typing import IO, Any, NamedTuple, Self
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 GRADLESS = Path(sys.executable).parent / "gradless"
 START_TIMEOUT_S = 90
 STOP_TIMEOUT_S = 60
+COMMAND_TIMEOUT_S = 90
 
 
 def environment(**settings: str) -> dict[str, str]:
@@ -34,17 +34,14 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 class Server:
-    """One `gradless serve`. Leaving the context kills it, if it has not ended by then."""
+    """One `gradless serve`, started by `start`. Leaving the context kills it, if it has not ended by then."""
 
-    def __init__(self, **settings: str) -> None:
+    def __init__(self, start: Callable[..., Any], **settings: str) -> None:
         self._welcomes = settings.get("GRADLESS_LOG_FORMAT") == "console"
-        self.process = subprocess.Popen(
-            [GRADLESS, "serve"],
-            env=environment(**settings),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        heard, said = os.pipe()
+        self._output = os.fdopen(heard, encoding="utf-8")
+        with os.fdopen(said, "wb") as output:
+            self.process = start([GRADLESS, "serve"], environment(**settings), output)
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -95,54 +92,16 @@ class Server:
         return socket.create_connection((self.host, self.port), timeout=30)
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        for line in self._output:
             self.log.append(line)
             self._lines.put(line)
         self._lines.put(None)
 
     def _end(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        with self.process:
+            self.process.kill()
         self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-
-
-class WarmCommand:
-    """Runs the installed command, once at a time, without the time that its imports take: see warm_command.py."""
-
-    def __init__(self) -> None:
-        self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with asked:
-            self._process = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("warm_command.py"), str(asked.fileno())],
-                pass_fds=[asked.fileno()],
-                # On a busy machine threads of OpenMP wait for one another longer than they work.
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
-            )
-
-    def run(self, arguments: list[str], env: dict[str, str], timeout_s: float) -> subprocess.CompletedProcess[bytes]:
-        """As subprocess.run has it, with the output captured. Raises TimeoutError; then nothing runs any more."""
-        request = {"argv": [str(GRADLESS), *arguments], "environ": env, "folder": str(Path.cwd())}
-        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
-            descriptors = [stdout.fileno(), stderr.fileno()]
-            socket.send_fds(self._asking, [json.dumps(request).encode()], descriptors)
-            self._asking.settimeout(timeout_s)
-            try:
-                status = int(self._asking.recv(16))
-            except TimeoutError:
-                self.close()
-                raise
-            stdout.seek(0)
-            stderr.seek(0)
-            return subprocess.CompletedProcess(request["argv"], status, stdout.read(), stderr.read())
-
-    def close(self) -> None:
-        """End the process, and with it a command that still runs."""
-        self._process.kill()
-        self._process.wait()
-        self._asking.close()
+        self._output.close()
 
 
 class RawAnswer(NamedTuple):
@@ -154,15 +113,19 @@ class RawAnswer(NamedTuple):
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The default model, as in a terminal but else with default settings, shared: leave it as you found it."""
-    with Server(GRADLESS_LOG_FORMAT="console") as running:
+
+    def start(command: list[Any], environ: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, env=environ, stdout=output, stderr=output)
+
+    with Server(start, GRADLESS_LOG_FORMAT="console") as running:
         yield running
 
 
 @pytest.fixture
-def start_server() -> Iterator[Callable[..., Server]]:
+def start_server(warm_command: Any) -> Iterator[Callable[..., Server]]:
     """Start a server with settings of one's own, GRADLESS_ prefix included; it ends with the test."""
     with contextlib.ExitStack() as running:
-        yield lambda **settings: running.enter_context(Server(**settings))
+        yield lambda **settings: running.enter_context(Server(warm_command.start, **settings))
 
 
 @pytest.fixture(scope="session")
@@ -185,10 +148,23 @@ def server_environment() -> Callable[..., dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def gradless() -> Iterator[Callable[..., subprocess.CompletedProcess[bytes]]]:
+def gradless(warm_command: Any) -> Callable[..., subprocess.CompletedProcess[bytes]]:
     """Run the installed command to its end."""
-    with contextlib.closing(WarmCommand()) as command:
-        yield lambda *arguments, **settings: command.run(list(arguments), environment(**settings), timeout_s=90)
+
+    def run(*arguments: Any, **settings: str) -> subprocess.CompletedProcess[bytes]:
+        command = [GRADLESS, *arguments]
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            with warm_command.start(command, environment(**settings), stdout, stderr) as process:
+                try:
+                    process.wait(COMMAND_TIMEOUT_S)
+                except BaseException:
+                    process.kill()
+                    raise
+            stdout.seek(0)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(command, process.returncode, stdout.read(), stderr.read())
+
+    return run
 
 
 @pytest.fixture

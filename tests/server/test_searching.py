@@ -35,10 +35,10 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 @pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(tmp_path_factory: pytest.TempPathFactory, warm_command: Any) -> Path:
     """Of the pictures, by the features that a server gives."""
     folder = tmp_path_factory.mktemp("index")
-    with gradless_process(folder, EAGER) as address:
+    with gradless_process(folder, EAGER, start=warm_command.start) as address:
         answers = [httpx2.post(f"{address}/v1/features", content=picture).json() for picture in PICTURES.values()]
     vectors = np.array([answer["results"][0]["features"] for answer in answers], np.float32)
     fingerprint = answers[0]["fingerprint"]

@@ -1,0 +1,79 @@
+"""The command `gradless` in forks of a process that has imported PyTorch and does nothing else: importing takes some
+four seconds of a core, and the tests run commands and servers by the dozen.
+
+Its argument is the descriptor of a socket, on which it is asked for one command after another: JSON with argv, environ
+and folder, and the descriptors of stdout, of stderr and of a socket, on which the command's process id is answered at
+once and its exit status, as subprocess has it, in the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import sys
+from typing import Any
+
+# More than arguments and environment of any command.
+_MOST_REQUEST_BYTES = 1 << 20
+
+
+def _be_asked(asked: socket.socket) -> None:
+    """Returns in a fork, which is to be the command."""
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(asked, _MOST_REQUEST_BYTES, 3)
+        if not message:
+            os._exit(0)
+        if os.fork() == 0:
+            asked.close()
+            with socket.socket(fileno=descriptors[2]) as status:
+                if _fork_and_mind(status):
+                    os._exit(0)
+            _become(json.loads(message), descriptors[:2])
+            return
+        for descriptor in descriptors:
+            os.close(descriptor)
+        _let_go_of_those_that_have_ended()
+
+
+def _fork_and_mind(status: socket.socket) -> bool:
+    """False in the fork; True in the process that has told of its end."""
+    child = os.fork()
+    if child == 0:
+        return False
+    status.send(str(child).encode())
+    _, ended = os.waitpid(child, 0)
+    # Broken, where nobody wants to know any more.
+    with contextlib.suppress(BrokenPipeError):
+        status.send(str(os.waitstatus_to_exitcode(ended)).encode())
+    return True
+
+
+def _let_go_of_those_that_have_ended() -> None:
+    while os.waitpid(-1, os.WNOHANG)[0]:
+        pass
+
+
+def _become(request: dict[str, Any], descriptors: list[int]) -> None:
+    for standard, descriptor in zip((1, 2), descriptors, strict=True):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    sys.argv = request["argv"]
+    os.environ.clear()
+    os.environ.update(request["environ"])
+    os.chdir(request["folder"])
+
+
+def main() -> None:
+    # Here, not above: processes that commands start import this file as they would the command's.
+    import app.server  # noqa: F401, PLC0415
+    import models.serving  # noqa: F401, PLC0415
+    from app.cli import main as gradless  # noqa: PLC0415
+
+    with socket.socket(fileno=int(sys.argv[1])) as asked:
+        _be_asked(asked)
+    gradless()
+
+
+if __name__ == "__main__":
+    main()
