@@ -99,7 +99,7 @@ def _bits(backend: str, requests: int) -> Iterator[Finding]:
     )
     yield scenario.finding(
         "features and classes to the last bit those of the image alone",
-        f"{fixed.different:,} of {ledger.images['ok']:,} answers differ; without fixed batch {free.different:,} of "
+        f"{fixed.different:,} of {ledger.images['ok']:,} images differ; without fixed batch {free.different:,} of "
         f"{free.ledger.images['ok']:,}",
         met=not fixed.different,
     )

@@ -16,10 +16,12 @@ from http.client import parse_headers
 from io import BufferedReader
 from pathlib import Path
 from time import monotonic
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from observe.processes import start
 
 GRADLESS = Path(sys.executable).parent / "gradless"
 START_TIMEOUT_S = 90
@@ -113,10 +115,6 @@ class RawAnswer(NamedTuple):
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
     """The default model, as in a terminal but else with default settings, shared: leave it as you found it."""
-
-    def start(command: list[Any], environ: dict[str, str], output: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=environ, stdout=output, stderr=output)
-
     with Server(start, GRADLESS_LOG_FORMAT="console") as running:
         yield running
 
