@@ -66,7 +66,7 @@ def bf16(source: Source, folder: Path, name: str) -> None:
 def int8(source: Source, loaded: LoadedModel, folder: Path, name: str, *, images: Sequence[str]) -> int:
     """Write the network in int8, ranges taken from some of `images`, beside its weights, which the lens compares it
     with; from how many. `loaded` is the source on a CPU. Raises StartError, OSError."""
-    from models.backends.openvino import quantize  # noqa: PLC0415 - an extra
+    from models.backends.openvino_conversion import quantize  # noqa: PLC0415 - an extra
 
     calibration = Calibration.of_files([Path(file) for file in files.spread(images, MOST_IMAGES)])
     quantize(loaded, calibration, folder / _QUANTIZED)

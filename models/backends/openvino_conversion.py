@@ -1,0 +1,142 @@
+"""A network for OpenVINO: exported with its normalisation inside, converted once and kept on disk, quantized where
+wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import openvino
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from models.calibration import Calibration
+from models.errors import ModelFolderError
+from models.loading import LoadedModel, fingerprint
+from models.network import FeaturesAndLogits
+
+_log = logging.getLogger(__name__)
+
+# Where a quantized network that is kept says what it was made from.
+_SOURCE = ("gradless", "source")
+
+# Above any batch that is served; torch.export wants a bound to prove shapes with.
+_MAX_BATCH = 1024
+
+
+class _FromPixels(nn.Module):
+    """(N, side, side, 3) uint8 to (features, logits), or features alone where there are no classes: what is
+    exported."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__()
+        self.normalize = model.normalize
+        self.network = model.network
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        answer: FeaturesAndLogits = self.network(self.normalize(pixels.permute(0, 3, 1, 2)))
+        return answer if self.network.classes else (answer.features,)
+
+
+def quantize(model: LoadedModel, calibration: Calibration, file: Path) -> None:
+    """Write `model` in int8, ranges taken from `calibration`, to `file`, a .xml, and its weights beside it: what a
+    model folder says as quantized. Raises StartError when no image can be read, and OSError."""
+    made = _quantized(_convert(model), calibration.batches(model.transform))
+    made.set_rt_info(_source(model), list(_SOURCE))
+    _keep(made, file)
+
+
+def _own(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.Model:
+    """The network that the model folder has quantized."""
+    try:
+        found = core.read_model(file)
+        source = found.get_rt_info(list(_SOURCE)).astype(str)
+    except RuntimeError as error:
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        raise ModelFolderError(file, f"is no network that `gradless optimize` has written: {first_line}") from error
+    if source != _source(model):
+        raise ModelFolderError(
+            file, "was made from other weights or another transform than the folder has; make it with them anew"
+        )
+    return found
+
+
+def _source(model: LoadedModel) -> str:
+    """Of what a quantized network is made from, wherever that lies."""
+    return fingerprint("", model.network, model.transform, model.features, precision="fp32", backend="openvino")
+
+
+def converted(core: openvino.Core, model: LoadedModel, cache_folder: Path) -> openvino.Model:
+    """(N, side, side, 3) uint8 to features (N, D) and, where there are classes, logits (N, C), both float32; of int8
+    where the model is calibrated or was quantized into its folder. Raises StartError."""
+    if model.quantized is not None:
+        return _own(core, model, model.quantized)
+    key = _key(model)
+
+    def unquantized() -> openvino.Model:
+        return _kept(core, model, cache_folder / f"openvino-{key}.xml", lambda: _convert(model))
+
+    calibration = model.calibration
+    if calibration is None:
+        return unquantized()
+    path = cache_folder / f"openvino-{key}-int8-{calibration.digest}-nncf-{version('nncf')}.xml"
+    return _kept(core, model, path, lambda: _quantized(unquantized(), calibration.batches(model.transform)))
+
+
+def _kept(core: openvino.Core, model: LoadedModel, path: Path, make: Callable[[], openvino.Model]) -> openvino.Model:
+    """What `make` makes, made once and kept at `path`."""
+    if path.exists():
+        try:
+            return core.read_model(path)
+        except RuntimeError as error:
+            _log.warning("%s cannot be read and is made anew: %s", path, error)
+    made = make()
+    try:
+        _keep(made, path)
+    except OSError as error:
+        _log.warning("the converted %s is not kept, so the next start converts again: %s", model.name, error)
+    return made
+
+
+def _key(model: LoadedModel) -> str:
+    """Of everything that the converted model depends on: one precision serves them all."""
+    weights = fingerprint(
+        model.architecture, model.network, model.transform, model.features, precision="fp32", backend="openvino"
+    )
+    versions = [version(package) for package in ("openvino", "torch", "torchvision", "timm")]
+    return hashlib.sha256(repr((weights, versions)).encode()).hexdigest()[:16]
+
+
+def _convert(model: LoadedModel) -> openvino.Model:
+    side = model.transform.crop
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
+    with torch.no_grad():
+        exported = torch.export.export(_FromPixels(model).eval(), (example,), dynamic_shapes=({0: batch},))
+    return openvino.convert_model(exported)
+
+
+def _quantized(network: openvino.Model, batches: list[NDArray[np.uint8]]) -> openvino.Model:
+    """Weights and activations of convolutions and linear layers in 8 bits, ranges taken from `batches`."""
+    # It takes seconds to import, and only the first start with int8 needs it.
+    import nncf  # noqa: PLC0415
+
+    logging.getLogger("nncf").setLevel(logging.WARNING)
+    # Its preset for networks whose activations go below zero, as those of today's do.
+    return nncf.quantize(network, nncf.Dataset(batches), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches))
+
+
+def _keep(network: openvino.Model, path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        unfinished = Path(folder) / path.name
+        openvino.save_model(network, unfinished, compress_to_fp16=False)
+        # The weights first: a reader that finds the description finds them too.
+        for suffix in (".bin", ".xml"):
+            unfinished.with_suffix(suffix).replace(path.with_suffix(suffix))
