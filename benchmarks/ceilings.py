@@ -90,7 +90,12 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
         places.release()
 
     batcher: Batcher[Item, Output] = Batcher(
-        engine.run, name="ceiling", max_batch_size=_MAX_BATCH_SIZE, queue_capacity=_IN_FLIGHT, prepare=prepare
+        engine.run,
+        name="ceiling",
+        max_batch_size=_MAX_BATCH_SIZE,
+        queue_capacity=_IN_FLIGHT,
+        lanes=engine.lanes,
+        prepare=prepare,
     )
     batcher.wait_until_ready()
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import NamedTuple
 
@@ -51,6 +52,15 @@ class Seen(NamedTuple):
     heavy_per_second: float
 
 
+class _OneAtATime(TurnLock):
+    """Not even batches of one model share it."""
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        with self:
+            yield
+
+
 class Company:
     """Two models served, and callers in closed loops."""
 
@@ -62,7 +72,7 @@ class Company:
 
     async def seen(self, way: Way, *, light_callers: int, seconds: float) -> Seen:
         """Wait for `seconds`, and for what is under way then."""
-        turn = TurnLock()
+        turn = _OneAtATime()
         for served in self.serving._roster.served.values():  # noqa: SLF001 - nobody else exchanges turns
             served.engine.turn = turn if way.one_turn else TurnLock()
         started_at = perf_counter()

@@ -1,8 +1,12 @@
 """Batch formation: between pipeline.py, whose callers wait for one item each, and engine.py, which runs batches.
 
 Work-conserving: an idle device takes what waits at once, be it one item; what arrives while it is busy is the
-next batch. Fair: callers with many items take turns with callers of one. One thread owns the consuming end, so a
-busy event loop never delays a batch.
+next batch. Fair: callers with many items take turns with callers of one. Threads of its own own the consuming end, so
+a busy event loop never delays a batch.
+
+A lane is a thread that runs one batch at a time. With two, a batch that is full already is begun while the one before
+it runs, since waiting would bring it no company: the device finds its work there when it has done the last, instead of
+waiting until answers are given and inputs stacked. A batch that is not full waits for the device, as with one lane.
 """
 
 from __future__ import annotations
@@ -43,10 +47,14 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
     enqueued_at: float
 
 
-class _Batch(NamedTuple, Generic[Item, Result]):
+@dataclass(slots=True, eq=False)
+class _Batch(Generic[Item, Result]):
+    """`began_at`: when the device was free for it, as far as is known."""
+
     entries: list[_Waiting[Item, Result]]
     trigger: Trigger
     dropped: int
+    began_at: float
 
 
 class Batcher(Generic[Item, Result]):
@@ -55,8 +63,9 @@ class Batcher(Generic[Item, Result]):
     caller with several takes turns.
 
     `max_wait_s` (0: none) is how long the oldest item of a batch may wait for company.
-    `prepare` runs first, in the thread that will run the batches; `wait_until_ready` raises what it raised.
-    `on_batch` is told of each batch from that thread, after its callers have their answers.
+    `lanes`: so many batches may be in `run_batch` at the same time, each in a thread of its own.
+    `prepare` runs first, in each thread that will run batches, one after another; `wait_until_ready` raises what it
+    raised. `on_batch` is told of each batch from those threads, after its callers have their answers.
     """
 
     def __init__(
@@ -67,6 +76,7 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int = 32,
         max_wait_s: float = 0.0,
         queue_capacity: int = 256,
+        lanes: int = 1,
         prepare: Callable[[], None] = lambda: None,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
     ) -> None:
@@ -77,25 +87,32 @@ class Batcher(Generic[Item, Result]):
         self._queue_capacity = queue_capacity
         self._prepare = prepare
         self._on_batch = on_batch
-        self._prepared: Future[None] = Future()
         self._seconds_per_item = 0.0
         self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: Callable[[], Exception] = DrainingError
-        self._running: _Batch[Item, Result] | None = None
-        self._running_since = 0.0
-        self._thread = threading.Thread(target=self._work, name=f"batcher-{name}", daemon=True)
-        self._thread.start()
+        # One lane at a time picks the next batch, which may take it `max_wait_s`.
+        self._forming = False
+        # In the order in which they were begun.
+        self._running: list[_Batch[Item, Result]] = []
+        self._prepared: list[Future[None]] = [Future() for _ in range(lanes)]
+        self._threads = [
+            threading.Thread(target=self._work, args=(lane,), name=f"batcher-{name}", daemon=True)
+            for lane in range(lanes)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def wait_until_ready(self) -> None:
         """Return once `prepare` has; raises what it raised, after which the batcher is closed."""
-        self._prepared.result()
+        for prepared in self._prepared:
+            prepared.result()
 
     @property
     def alive(self) -> bool:
-        """Whether anyone will take what is submitted."""
-        return self._thread.is_alive() and not self._closed
+        """Whether everyone is there who is to take what is submitted."""
+        return all(thread.is_alive() for thread in self._threads) and not self._closed
 
     @property
     def max_batch_size(self) -> int:
@@ -114,7 +131,7 @@ class Batcher(Generic[Item, Result]):
     def running_seconds(self) -> float:
         """How long the forward under way has taken so far; 0 while there is none."""
         with self._changed:
-            return perf_counter() - self._running_since if self._running else 0.0
+            return perf_counter() - self._running[0].began_at if self._running else 0.0
 
     def expected_seconds(self, items: int) -> float:
         """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
@@ -133,40 +150,45 @@ class Batcher(Generic[Item, Result]):
             if len(self._queue) >= self._queue_capacity:
                 raise OverloadedError(self._queue_capacity, self.expected_seconds(len(self._queue)))
             self._queue.append(_Waiting(item, future, perf_counter()), future if caller is None else caller)
-            self._changed.notify()
+            self._changed.notify_all()
         return future
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Take nothing new, answer everything accepted, end the thread. False if that took over `timeout_s`."""
+        """Take nothing new, answer everything accepted, end the threads. False if that took over `timeout_s`."""
         with self._changed:
             self._closed = True
-            self._changed.notify()
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+            self._changed.notify_all()
+        until = None if timeout_s is None else perf_counter() + timeout_s
+        for thread in self._threads:
+            thread.join(None if until is None else max(0.0, until - perf_counter()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def abandon(self, error: Callable[[], Exception]) -> None:
-        """Take nothing new, and give everybody who waits an error of his own, also for the forward under way: what
-        it gives, should it ever end, is for nobody."""
+        """Take nothing new, and give everybody who waits an error of his own, also for the forwards under way: what
+        they give, should they ever end, is for nobody."""
         with self._changed:
             self._closed = True
             self._refusal = error
-            running, self._running = self._running, None
+            running, self._running = self._running, []
             waiting = [self._queue.popleft() for _ in range(len(self._queue))]
-            self._changed.notify()
-        for entry in running.entries if running else ():
-            entry.future.set_exception(error())
+            self._changed.notify_all()
+        for batch in running:
+            for entry in batch.entries:
+                entry.future.set_exception(error())
         for entry in waiting:
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(error())
 
-    def _work(self) -> None:
+    def _work(self, lane: int) -> None:
         try:
+            for earlier in self._prepared[:lane]:
+                earlier.result()
             self._prepare()
         except BaseException as error:  # noqa: BLE001 - handed to whoever waits in wait_until_ready
             self.abandon(DrainingError)
-            self._prepared.set_exception(error)
+            self._prepared[lane].set_exception(error)
             return
-        self._prepared.set_result(None)
+        self._prepared[lane].set_result(None)
         # No local holds a batch while this thread waits: an idle service keeps no image alive.
         while self._run_next():
             pass
@@ -183,7 +205,7 @@ class Batcher(Generic[Item, Result]):
         dropped = 0
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._queue or self._closed)
+                self._changed.wait_for(lambda: self._closed or self._wanted())
                 if not self._queue:
                     return None
                 trigger = self._wait_for_company()
@@ -197,17 +219,25 @@ class Batcher(Generic[Item, Result]):
                         dropped += 1
                 if entries:
                     full = len(entries) == self._max_batch_size
-                    self._running = _Batch(entries, "full" if full else trigger, dropped)
-                    self._running_since = perf_counter()
-                    return self._running
+                    batch = _Batch(entries, "full" if full else trigger, dropped, perf_counter())
+                    self._running.append(batch)
+                    return batch
+
+    def _wanted(self) -> bool:
+        """Whether there is something for the lane that asks."""
+        if self._forming or not self._queue:
+            return False
+        return not self._running or len(self._queue) >= self._max_batch_size
 
     def _wait_for_company(self) -> Trigger:
         if self._max_wait_s:
             # The wait counts from the first item's arrival: a busy device has already made it wait.
             remaining = self._oldest() + self._max_wait_s - perf_counter()
+            self._forming = True
             self._changed.wait_for(
                 lambda: self._closed or len(self._queue) >= self._max_batch_size, timeout=max(remaining, 0.0)
             )
+            self._forming = False
         if self._closed:
             return "drain"
         return "wait" if self._max_wait_s else "idle"
@@ -216,7 +246,6 @@ class Batcher(Generic[Item, Result]):
         return min(entry.enqueued_at for entry in self._queue.firsts())
 
     def _answer(self, batch: _Batch[Item, Result]) -> BatchReport:
-        started_at = perf_counter()
         size = len(batch.entries)
         results: Sequence[Result | Exception]
         try:
@@ -225,18 +254,29 @@ class Batcher(Generic[Item, Result]):
                 raise RuntimeError(f"{size} items went in, {len(results)} results came out")  # noqa: TRY301
         except BaseException as error:  # noqa: BLE001 - whatever it was: every caller hears, the thread lives on
             results = self._failures(batch, error)
-        forward_seconds = perf_counter() - started_at
-        report = BatchReport(self._name, size, batch.trigger, started_at, forward_seconds, batch.dropped)
         with self._changed:
-            # None: abandoned meanwhile, and everybody has an answer.
-            answering, self._running = self._running, None
-        for entry, result in zip(answering.entries if answering else (), results, strict=False):
+            ended_at = perf_counter()
+            # Not where it was abandoned meanwhile: then everybody has an answer.
+            expected = batch in self._running
+            if expected:
+                self._over(batch, ended_at)
+        forward_seconds = ended_at - batch.began_at
+        report = BatchReport(self._name, size, batch.trigger, batch.began_at, forward_seconds, batch.dropped)
+        for entry, result in zip(batch.entries if expected else (), results, strict=False):
             if isinstance(result, Exception):
                 entry.future.set_exception(result)
             else:
-                entry.future.set_result(Completed(result, started_at - entry.enqueued_at, report))
+                entry.future.set_result(Completed(result, batch.began_at - entry.enqueued_at, report))
         self._learn_pace(forward_seconds / size)
         return report
+
+    def _over(self, batch: _Batch[Item, Result], ended_at: float) -> None:
+        """The device has done `batch`, and if that was the oldest it has come to the next."""
+        oldest = self._running[0] is batch
+        self._running.remove(batch)
+        if oldest and self._running:
+            self._running[0].began_at = ended_at
+        self._changed.notify_all()
 
     def _learn_pace(self, seconds_per_item: float) -> None:
         recent = self._seconds_per_item or seconds_per_item

@@ -142,8 +142,16 @@ def use_one_core_in_this_thread() -> None:
 
 
 def use_cores_in_this_thread(cores: int) -> None:
-    """For the thread that runs forwards. OpenMP keeps the count per thread, so it is set there."""
+    """For threads that run forwards. OpenMP keeps the count per thread, so it is set there."""
     torch.set_num_threads(cores)
+
+
+def use_own_stream_in_this_thread(device: torch.device) -> None:
+    """For threads that run forwards at the same time: on CUDA what one of them copies, computes and waits for is its
+    own. What was loaded before is there for it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # PyTorch's own
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,8 @@ class Output:
 
 
 class Engine:
-    """Runs batches of one model. `turn` is held during every use of the model, by serving and by the lens."""
+    """Runs batches of one model. `turn` is held during every use of the model, by serving and by the lens: batches of
+    as many threads as `lanes` share it."""
 
     def __init__(self, model: LoadedModel, backend: Backend) -> None:
         self.model = model
@@ -55,6 +56,11 @@ class Engine:
     def max_batch_size(self) -> int:
         """Of the batches that it serves."""
         return max(self._backend.sizes_to_warm_up)
+
+    @property
+    def lanes(self) -> int:
+        """Threads that may call `run` at the same time, to the gain of the device."""
+        return self._backend.lanes
 
     @property
     def served_network(self) -> nn.Module | None:
@@ -69,7 +75,7 @@ class Engine:
     def run(self, items: Sequence[Item]) -> list[Output]:
         """One forward for all `items`, answered in order."""
         top_k = max(item.top_k for item in items)
-        with self.turn, torch.inference_mode():
+        with self.turn.shared(), torch.inference_mode():
             features, logits = self.forward(_stacked([item.image for item in items]))
             host_features = features.float().cpu().numpy()
             finite = np.isfinite(host_features).all(axis=1)
@@ -90,8 +96,10 @@ class Engine:
         ]
 
     def prepare_thread(self) -> None:
-        """To be called once in the thread that will call `run`, before it does."""
+        """To be called once in each thread that will call `run`, before it does."""
         devices.use_cores_in_this_thread(self._backend.intra_op_threads)
+        if self.lanes > 1:
+            devices.use_own_stream_in_this_thread(self.model.placement.device)
 
     def forward(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         """The forward of `run` alone, of a batch as a backend takes it. The turn is its caller's to hold."""

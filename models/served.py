@@ -96,9 +96,9 @@ class ServedModel:
         return BatcherState(self.batcher.alive, self.batcher.running_seconds(), most)
 
     def ailment(self) -> str | None:
-        """Why nobody will be answered any more, as the end of a sentence; None while all is well."""
+        """Why callers will wait in vain, as the end of a sentence; None while all is well."""
         if not self.batcher.alive:
-            return "has lost its batcher's thread"
+            return "has lost a thread of its batcher"
         running_s = self.batcher.running_seconds()
         if running_s > self.options.forward_timeout_s:
             return f"has run one forward for {running_s:.0f} s"
@@ -145,6 +145,7 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
         max_batch_size=max_batch_size,
         max_wait_s=options.max_wait_s,
         queue_capacity=options.queue_capacity,
+        lanes=engine.lanes,
         prepare=prepare,
         on_batch=around.telemetry.batch_ran,
     )

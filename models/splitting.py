@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 class SplittingRun(Generic[Item, Result]):
-    """Runs batches by `run`, in pieces where the device has no memory for the whole. One thread.
+    """Runs batches by `run`, in pieces where the device has no memory for the whole. Any thread.
 
     What fits is learned: after a failure with n items no piece has more than half of n. `safe_size` is None until
     then, and never grows again, since a device that was full once will be again.
@@ -50,7 +50,8 @@ class SplittingRun(Generic[Item, Result]):
             elif len(piece) == 1:
                 results.append(OutOfMemoryError(self._model))
             else:
-                self.safe_size = len(piece) // 2
+                # Another lane may have learned more meanwhile.
+                self.safe_size = min(len(piece) // 2, self.safe_size or len(piece))
                 self._telemetry.batch_split(self._model)
                 _log.warning("%s runs at most %d images at a time from now on", self._model, self.safe_size)
         return results

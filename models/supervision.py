@@ -1,4 +1,4 @@
-"""Looks after the models: one whose forward hangs, or whose batcher's thread has died, is replaced by a new one. Where
+"""Looks after the models: one whose forward hangs, or whose batcher has lost a thread, is replaced by a new one. Where
 that would not help, it says so."""
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class BatcherState:
-    """Whether the thread that runs a model's batches lives, how long the batch under way has been running (0 between
+    """Whether the threads that run a model's batches live, how long the batch under way has been running (0 between
     batches), and how many images a forward may have: fewer than a batch where the device had no memory for that."""
 
     alive: bool

@@ -32,7 +32,6 @@ _LIMITS = """## Known limits
 
 - Load and server share the same cores, and other work may be on them. Under overload both cores are full, and what
   refusals take, ten or more for each answer, is missing from forwards: 0.3 cores for the event loop, 0.1 for the load.
-  Between two forwards the cores wait for the batcher's thread, which has to get hold of one: a tenth of the time then.
 - The heap keeps what is freed for the next forward (`models/memory.py`), and grows under overload in steps, ever fewer.
   After 10, 15 and 15 s of overload on one server it was 1,121, 1,137 and 1,151 MB, and with what was free given back
   1,015, 1,018 and 1,021 MB.

@@ -45,7 +45,7 @@ class RuntimeCollector(Collector):
         yield from (depth, age, in_flight, capacity)
 
     def _batchers(self) -> Iterator[Metric]:
-        alive = _gauge("gradless_batcher_alive", "1 when the thread that runs the batches lives.", "model")
+        alive = _gauge("gradless_batcher_alive", "1 when the threads that run the batches live.", "model")
         running = _gauge("gradless_batch_running_seconds", "Age of the batch under way, 0 between batches.", "model")
         limit = _gauge(
             "gradless_batch_size_limit", "Images in a forward, at most: fewer once the memory was too little.", "model"

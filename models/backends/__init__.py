@@ -18,8 +18,8 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python's
 
 
 class Backend(Protocol):
-    """One way to run a model's forward. Everything is called in the thread that owns the model, under
-    inference_mode."""
+    """One way to run a model's forward. `run` is called under inference_mode, by as many threads at the same time as
+    there are `lanes`."""
 
     def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         """(N, 3, side, side) uint8 on the CPU, channels last in memory, to features (N, D) and logits (N, C),
@@ -27,6 +27,11 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End what threads it has. Nothing runs in it any more."""
+
+    @property
+    def lanes(self) -> int:
+        """Batches that may be under way at the same time. Two where the second finds its place behind the first, so
+        that the device does not wait between them; one where they would only be in each other's way."""
 
     @property
     def intra_op_threads(self) -> int:

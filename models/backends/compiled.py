@@ -20,6 +20,7 @@ class CompiledBackend:
     # A hook of any kind on a compiled module would have it compiled again.
     network = None
     memory_note = None
+    lanes = 1
 
     def __init__(self, model: LoadedModel, *, max_batch_size: int, fixed_shape: bool = False) -> None:
         self._device = model.placement.device

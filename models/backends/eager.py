@@ -30,6 +30,8 @@ class EagerBackend:
         self.network = served_network(model)
         self._split = devices.eager_split(self._device, model.weight_bytes) or Split(max_batch_size, workers=1)
         self.intra_op_threads = devices.available_cores() if self._split.workers == 1 else 1
+        # The workers come to the second batch's pieces when they have done the first's; on CUDA each has its stream.
+        self.lanes = 2 if self._split.workers > 1 or self._device.type == "cuda" else 1
         self.memory_note = (
             "its forward runs in several threads, and the profiler sees one" if self._split.workers > 1 else None
         )

@@ -16,6 +16,7 @@ class NullBackend:
 
     intra_op_threads = 1
     memory_note = None
+    lanes = 1
     sizes_to_warm_up = (1,)
 
     def __init__(self, model: LoadedModel) -> None:

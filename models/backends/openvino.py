@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack
 from functools import cache
 from itertools import accumulate, pairwise
@@ -59,14 +60,16 @@ class OpenVinoBackend:
         network = converted(core, model, cache_folder)
         options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": devices.available_cores()}
         together = core.compile_model(network, "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
-        self._together = together.create_infer_request()
         self._cores = devices.available_cores()
-        self._side_by_side: list[openvino.InferRequest] = []
-        self._streams = (
+        streams = (
             core.compile_model(network, "CPU", options | {"NUM_STREAMS": self._cores})
             if 1 < self._cores <= max_batch_size and not fixed_shape
             else None
         )
+        self._side_by_side = streams is not None
+        # A core comes to the second batch's pieces when it has done the first's.
+        self.lanes = 2 if self._side_by_side else 1
+        self._requests = _Requests(together, streams)
         self._outputs = range(len(together.outputs))
         self.sizes_to_warm_up = (1, max_batch_size)
 
@@ -76,7 +79,7 @@ class OpenVinoBackend:
         if self._fixed_shape:
             pixels = padded(pixels, next_multiple(wanted, _PIECE))
         batch = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
-        shares = self._shares(len(batch)) if self._streams else []
+        shares = self._shares(len(batch)) if self._side_by_side else []
         shared = shares[-1].stop if shares else 0
         pieces = self._infer_side_by_side([batch[share] for share in shares])
         pieces += [self._infer_together(batch[start : start + _PIECE]) for start in range(shared, len(batch), _PIECE)]
@@ -95,13 +98,12 @@ class OpenVinoBackend:
         return [slice(start, end) for start, end in pairwise([0, *ends])]
 
     def _infer_together(self, piece: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        self._together.infer([piece], share_inputs=True)
-        return self._answer_of(self._together)
+        request = self._requests.together
+        request.infer([piece], share_inputs=True)
+        return self._answer_of(request)
 
     def _infer_side_by_side(self, pieces: list[NDArray[np.uint8]]) -> list[list[NDArray[np.float32]]]:
-        while self._streams and len(self._side_by_side) < len(pieces):
-            self._side_by_side.append(self._streams.create_infer_request())
-        requests = self._side_by_side[: len(pieces)]
+        requests = self._requests.side_by_side(len(pieces))
         # Left only when all have ended, also those beside one that fails.
         with ExitStack() as running:
             for request, piece in zip(requests, pieces, strict=True):
@@ -112,6 +114,21 @@ class OpenVinoBackend:
     def _answer_of(self, request: openvino.InferRequest) -> list[NDArray[np.float32]]:
         # Copied: the request writes its next answer into the same memory.
         return [request.get_output_tensor(index).data.copy() for index in self._outputs]
+
+
+class _Requests(threading.local):
+    """Each thread has its own: a request has memory for one piece's answer."""
+
+    def __init__(self, together: openvino.CompiledModel, streams: openvino.CompiledModel | None) -> None:
+        self.together = together.create_infer_request()
+        self._streams = streams
+        self._side_by_side: list[openvino.InferRequest] = []
+
+    def side_by_side(self, count: int) -> list[openvino.InferRequest]:
+        """As many as were ever wanted at once are kept."""
+        while self._streams is not None and len(self._side_by_side) < count:
+            self._side_by_side.append(self._streams.create_infer_request())
+        return self._side_by_side[:count]
 
 
 @cache

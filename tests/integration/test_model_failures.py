@@ -73,6 +73,15 @@ def hanging(tiny: ModelSpec, released: threading.Event, built: list[str]) -> Mod
     return ModelSpec("tiny", "tiny-convnet", build)
 
 
+def _batcher_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "batcher-tiny"]
+
+
+def _kill_when_it_wakes(thread: threading.Thread) -> None:
+    assert thread.ident is not None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+
+
 async def _until_readyz_is(status: int, client: httpx2.AsyncClient) -> None:
     async with asyncio.timeout(_PATIENCE_S):
         while (await client.get("/readyz")).status_code != status:  # noqa: ASYNC110 - HTTP has nothing to wait for
@@ -115,22 +124,39 @@ async def test_while_a_model_hangs_the_service_is_not_ready(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_batcher_whose_thread_has_died_is_replaced(
+async def test_a_batcher_whose_threads_have_died_is_replaced(
     over_http: StartOverHttp, tiny: ModelSpec, clock_jpeg: bytes
 ) -> None:
     async with over_http(tiny) as client:
-        [victim] = [thread for thread in threading.enumerate() if thread.name == "batcher-tiny"]
-        assert victim.ident is not None
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(victim.ident), ctypes.py_object(SystemExit))
-        # It wakes for this image, and dies instead of taking it.
+        victims = _batcher_threads()
+        for victim in victims:
+            _kill_when_it_wakes(victim)
+        # They wake for this image, and die instead of taking it.
         failed = await client.post("/v1/classify", content=clock_jpeg)
-        await asyncio.to_thread(victim.join, _PATIENCE_S)
+        for victim in victims:
+            await asyncio.to_thread(victim.join, _PATIENCE_S)
         await _until_readyz_is(200, client)
         after = await client.post("/v1/classify", content=clock_jpeg)
 
     assert failed.status_code == 503
     assert failed.json()["type"] == "urn:gradless:problem:model-down"
     assert after.status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_batcher_that_has_lost_one_of_its_threads_is_replaced(
+    over_http: StartOverHttp, tiny: ModelSpec, clock_jpeg: bytes
+) -> None:
+    async with over_http(tiny) as client:
+        before = _batcher_threads()
+        _kill_when_it_wakes(before[0])
+        # The other one may take this image, or be given up before.
+        assert (await client.post("/v1/classify", content=clock_jpeg)).status_code in {200, 503}
+        for thread in before:
+            await asyncio.to_thread(thread.join, _PATIENCE_S)
+        await _until_readyz_is(200, client)
+        assert (await client.post("/v1/classify", content=clock_jpeg)).status_code == 200
+        assert len(_batcher_threads()) == len(before)
 
 
 async def test_a_model_that_cannot_be_built_again_is_given_up_with_the_reason(

@@ -57,6 +57,9 @@ class GatedDevice:
         self._arrivals.release()
         if not self._open and not self._gate.acquire(timeout=_PATIENCE_S):
             raise TimeoutError("nobody let the batch go")
+        if self._open:
+            # Others may have come before it was opened.
+            self._gate.release()
         return [item * 10 for item in items]
 
     def wait_until_busy(self) -> None:

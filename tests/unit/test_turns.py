@@ -1,4 +1,5 @@
-"""TurnLock: one holder at a time, waiters served in order of arrival, and a failing holder passes its turn on."""
+"""TurnLock: one holder at a time or several who share, waiters served in order of arrival, and a failing holder passes
+its turn on."""
 
 from __future__ import annotations
 
@@ -68,6 +69,51 @@ def test_who_lets_go_and_takes_again_at_once_stands_behind_those_who_wait() -> N
 def test_a_holder_that_fails_passes_its_turn_on() -> None:
     lock = TurnLock()
     with pytest.raises(LookupError), lock:
+        raise LookupError
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(lambda: lock.__enter__() is None).result(_PATIENCE_S)
+
+
+def test_two_who_share_hold_it_at_the_same_time() -> None:
+    lock, both = TurnLock(), threading.Barrier(2)
+
+    def share() -> None:
+        with lock.shared():
+            both.wait(_PATIENCE_S)
+
+    with ThreadPoolExecutor(2) as threads:
+        for sharing in [threads.submit(share) for _ in range(2)]:
+            sharing.result(_PATIENCE_S)
+
+
+def test_one_who_does_not_share_waits_for_all_who_do_and_those_behind_wait_for_that_one() -> None:
+    lock, served = _Ticketed(), []
+
+    def alone() -> None:
+        with lock:
+            served.append("alone")
+
+    def share() -> None:
+        with lock.shared():
+            served.append("sharing")
+
+    with ThreadPoolExecutor(2) as threads, lock.shared():
+        lock.await_ticket()
+        with lock.shared():
+            lock.await_ticket()
+            threads.submit(alone)
+            lock.await_ticket()
+            threads.submit(share)
+            lock.await_ticket()
+        assert served == []
+
+    assert served == ["alone", "sharing"]
+
+
+def test_one_of_those_who_share_and_fails_lets_go() -> None:
+    lock = TurnLock()
+    with pytest.raises(LookupError), lock.shared():
         raise LookupError
 
     with ThreadPoolExecutor(1) as threads:

@@ -1,0 +1,177 @@
+"""Two lanes: a full batch is begun while another runs, any other waits for the device, and everybody hears once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import wait
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from models.batching import Batcher
+from models.errors import DrainingError, ModelDownError
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import GatedDevice
+
+_PATIENCE_S = 30
+
+NewBatcher = Callable[..., Batcher[Any, Any]]
+
+
+def test_a_batch_that_is_full_is_begun_while_another_runs(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=2)
+    batcher.submit(1)
+    device.wait_until_busy()
+    batcher.submit(2)
+    batcher.submit(3)
+    device.wait_until_busy()
+    assert device.batches == [[1], [2, 3]]
+
+
+def test_a_batch_that_is_not_full_waits_for_the_device(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=3)
+    running = batcher.submit(1)
+    device.wait_until_busy()
+    waiting = [batcher.submit(item) for item in (2, 3)]
+    assert batcher.depth == 2
+    device.finish_one()
+    running.result(_PATIENCE_S)
+    device.wait_until_busy()
+    device.finish_one()
+    assert [future.result(_PATIENCE_S).result for future in waiting] == [20, 30]
+    assert device.batches == [[1], [2, 3]]
+
+
+def test_no_more_batches_are_begun_than_there_are_lanes(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=1)
+    futures = [batcher.submit(item) for item in range(3)]
+    device.wait_until_busy()
+    device.wait_until_busy()
+    assert batcher.depth == 1
+    device.open()
+    device.finish_one()
+    assert sorted(future.result(_PATIENCE_S).result for future in futures) == [0, 10, 20]
+
+
+def test_one_who_waits_in_a_batch_that_is_not_full_can_still_leave(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=2)
+    batcher.submit(1)
+    device.wait_until_busy()
+    assert batcher.submit(2).cancel()
+    stays = batcher.submit(3)
+    device.finish_one()
+    device.wait_until_busy()
+    device.finish_one()
+    stays.result(_PATIENCE_S)
+    assert device.batches == [[1], [3]]
+
+
+def test_the_forward_of_a_batch_counts_from_the_end_of_the_one_before() -> None:
+    begun, let_go = threading.Semaphore(0), {item: threading.Event() for item in (1, 2)}
+
+    def run(items: Sequence[int]) -> Sequence[int]:
+        begun.release()
+        assert let_go[items[0]].wait(_PATIENCE_S)
+        return items
+
+    batcher: Batcher[int, int] = Batcher(run, name="m", lanes=2, max_batch_size=1)
+    futures = []
+    for item in (1, 2):
+        futures.append(batcher.submit(item))
+        assert begun.acquire(timeout=_PATIENCE_S)
+    both_begun_at = perf_counter()
+    let_go[1].set()
+    first = futures[0].result(_PATIENCE_S)
+    let_go[2].set()
+    second = futures[1].result(_PATIENCE_S)
+    assert batcher.close(_PATIENCE_S)
+
+    first_ended_at = first.batch.started_at + first.batch.forward_seconds
+    assert second.batch.started_at == pytest.approx(first_ended_at, abs=1e-6)
+    assert second.queue_seconds > first_ended_at - both_begun_at
+
+
+def test_what_runs_has_the_age_of_the_older_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=1)
+    batcher.submit(1)
+    device.wait_until_busy()
+    before = perf_counter()
+    batcher.submit(2)
+    device.wait_until_busy()
+    age = batcher.running_seconds()
+    assert age > perf_counter() - before
+
+
+def test_those_in_both_batches_each_get_an_error_of_their_own_when_it_is_abandoned(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=2)
+    futures = [batcher.submit(1)]
+    device.wait_until_busy()
+    futures += [batcher.submit(item) for item in (2, 3)]
+    device.wait_until_busy()
+    futures.append(batcher.submit(4))
+    batcher.abandon(lambda: ModelDownError("m"))
+    errors = [future.exception(_PATIENCE_S) for future in futures]
+    assert all(isinstance(error, ModelDownError) for error in errors)
+    assert len(set(map(id, errors))) == 4
+
+
+def test_whoever_was_accepted_is_answered_when_it_closes(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=2)
+    futures = [batcher.submit(item) for item in range(5)]
+    device.open()
+    assert batcher.close(_PATIENCE_S)
+    assert [future.result().result for future in futures] == [0, 10, 20, 30, 40]
+
+
+def test_a_batch_that_waits_for_company_is_formed_by_one_lane() -> None:
+    batches: list[list[int]] = []
+
+    def run(items: Sequence[int]) -> Sequence[int]:
+        batches.append(list(items))
+        return items
+
+    batcher: Batcher[int, int] = Batcher(run, name="m", lanes=2, max_batch_size=4, max_wait_s=_PATIENCE_S)
+    futures = [batcher.submit(item) for item in range(4)]
+    wait(futures, _PATIENCE_S)
+    assert batcher.close(_PATIENCE_S)
+    assert batches == [[0, 1, 2, 3]]
+
+
+def test_each_lane_is_prepared_in_its_own_thread_one_after_another() -> None:
+    threads: list[int] = []
+    inside = threading.Lock()
+
+    def prepare() -> None:
+        assert inside.acquire(blocking=False)
+        threads.append(threading.get_ident())
+        inside.release()
+
+    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", lanes=2, prepare=prepare)
+    batcher.wait_until_ready()
+    assert len(set(threads)) == len(threads) == 2
+    assert batcher.close(_PATIENCE_S)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_a_lane_that_cannot_be_prepared_closes_all(fails_at: int) -> None:
+    calls: list[int] = []
+
+    def prepare() -> None:
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise LookupError("no such device")
+
+    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", lanes=2, prepare=prepare)
+    with pytest.raises(LookupError):
+        batcher.wait_until_ready()
+    with pytest.raises(DrainingError):
+        batcher.submit(1)
+    assert batcher.close(_PATIENCE_S)
+    assert len(calls) == fails_at
