@@ -104,3 +104,20 @@ def test_any_other_error_is_not_the_memorys() -> None:
     )
     with pytest.raises(ValueError, match="something else"):
         make()([1])
+
+
+def test_what_another_thread_has_learned_meanwhile_is_not_forgotten() -> None:
+    device = _Device(room=1)
+    run = _splitting(device, _Heard())
+    release = device.release
+
+    def learn_and_release() -> None:
+        # As the other lane would, in the same emergency.
+        if run.safe_size is None:
+            run.safe_size = 1
+        release()
+
+    run._release_memory = learn_and_release  # noqa: SLF001 - between its failure and what it learns from it
+    assert run([1, 2, 3, 4, 5, 6, 7, 8]) == [10, 20, 30, 40, 50, 60, 70, 80]
+    assert run.safe_size == 1
+    assert device.tried == [8] + [1] * 8
