@@ -69,7 +69,8 @@ async def test_every_image_of_a_batch_too_large_is_answered_and_the_size_is_reme
     entered: threading.Event,
     clock_jpeg: bytes,
 ) -> None:
-    async with over_http(limited) as client:
+    # Larger than what will wait: a full batch would be begun at once.
+    async with over_http(limited, max_batch_size=16) as client:
         alone = (await client.post("/v1/classify", content=clock_jpeg)).json()["results"]
         begun = (await client.get("/metrics")).text
         greedy.room = 1
