@@ -260,14 +260,14 @@ class Batcher(Generic[Item, Result]):
             expected = batch in self._running
             if expected:
                 self._over(batch, ended_at)
-        forward_seconds = ended_at - batch.began_at
+            forward_seconds = ended_at - batch.began_at
+            self._learn_pace(forward_seconds / size)
         report = BatchReport(self._name, size, batch.trigger, batch.began_at, forward_seconds, batch.dropped)
         for entry, result in zip(batch.entries if expected else (), results, strict=False):
             if isinstance(result, Exception):
                 entry.future.set_exception(result)
             else:
                 entry.future.set_result(Completed(result, batch.began_at - entry.enqueued_at, report))
-        self._learn_pace(forward_seconds / size)
         return report
 
     def _over(self, batch: _Batch[Item, Result], ended_at: float) -> None:
