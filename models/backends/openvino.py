@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
@@ -40,7 +42,8 @@ class OpenVinoBackend:
     second model, quantized after training on images of the user's, now or before, into a model folder.
 
     Of a batch as many images as the cores have equal shares of run side by side, one core each; what is left over,
-    as an image alone is, runs on all cores together. With a fixed shape everything does.
+    as an image alone is, runs on all cores together. With a fixed shape nothing is left over: every piece is of as many
+    images, some of them blank.
     """
 
     # OpenVINO has threads of its own.
@@ -59,30 +62,41 @@ class OpenVinoBackend:
             raise DeviceUnavailableError("cpu", f"OpenVINO does not compute in {precision} on this processor")
         network = converted(core, model, cache_folder)
         options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": devices.available_cores()}
-        together = core.compile_model(network, "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
         self._cores = devices.available_cores()
         streams = (
-            core.compile_model(network, "CPU", options | {"NUM_STREAMS": self._cores})
-            if 1 < self._cores <= max_batch_size and not fixed_shape
+            _compiled_to_give_way(core, network, options | {"NUM_STREAMS": self._cores})
+            if 1 < self._cores <= max_batch_size
             else None
         )
-        self._side_by_side = streams is not None
+        together = (
+            core.compile_model(network, "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
+            if streams is None or not fixed_shape
+            else None
+        )
+        self._streams = _Requests(streams) if streams is not None else None
+        self._together = _Requests(together) if together is not None else None
         # A core comes to the second batch's pieces when it has done the first's.
-        self.lanes = 2 if self._side_by_side else 1
-        self._requests = _Requests(together, streams)
-        self._outputs = range(len(together.outputs))
+        self.lanes = 1 if streams is None else 2
+        self._outputs = range(len(network.outputs))
         self.sizes_to_warm_up = (1, max_batch_size)
 
     def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         # Channels last in memory, so the permuted view is contiguous: nothing is copied on the way in.
         wanted = len(pixels)
         if self._fixed_shape:
-            pixels = padded(pixels, next_multiple(wanted, _PIECE))
+            pixels = padded(pixels, next_multiple(wanted, _PIECE if self._streams is None else _PIECE_OF_ONE_CORE))
         batch = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
-        shares = self._shares(len(batch)) if self._side_by_side else []
-        shared = shares[-1].stop if shares else 0
-        pieces = self._infer_side_by_side([batch[share] for share in shares])
-        pieces += [self._infer_together(batch[start : start + _PIECE]) for start in range(shared, len(batch), _PIECE)]
+        pieces: list[list[NDArray[np.float32]]] = []
+        shared = 0
+        if self._streams is not None:
+            shares = self._shares(len(batch))
+            shared = shares[-1].stop if shares else 0
+            pieces += self._infer_side_by_side(self._streams.first(len(shares)), [batch[share] for share in shares])
+        if self._together is not None:
+            [request] = self._together.first(1)
+            for start in range(shared, len(batch), _PIECE):
+                request.infer([batch[start : start + _PIECE]], share_inputs=True)
+                pieces.append(self._answer_of(request))
         joined = (np.concatenate(outputs)[:wanted] for outputs in zip(*pieces, strict=True))
         features, *logits = map(torch.from_numpy, joined)
         return FeaturesAndLogits(features, logits[0] if logits else features.new_empty((wanted, 0)))
@@ -91,19 +105,17 @@ class OpenVinoBackend:
         """Its threads are OpenVINO's, and end with it."""
 
     def _shares(self, images: int) -> list[slice]:
-        """Of as many of `images` as every core has the same number of, piece by piece."""
+        """Of as many of `images` as every core has the same number of, piece by piece; with a fixed shape of all."""
+        if self._fixed_shape:
+            return [slice(start, start + _PIECE_OF_ONE_CORE) for start in range(0, images, _PIECE_OF_ONE_CORE)]
         of_a_core = images // self._cores
         sizes = [min(_PIECE_OF_ONE_CORE, of_a_core - done) for done in range(0, of_a_core, _PIECE_OF_ONE_CORE)]
         ends = list(accumulate(size for size in sizes for _ in range(self._cores)))
         return [slice(start, end) for start, end in pairwise([0, *ends])]
 
-    def _infer_together(self, piece: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        request = self._requests.together
-        request.infer([piece], share_inputs=True)
-        return self._answer_of(request)
-
-    def _infer_side_by_side(self, pieces: list[NDArray[np.uint8]]) -> list[list[NDArray[np.float32]]]:
-        requests = self._requests.side_by_side(len(pieces))
+    def _infer_side_by_side(
+        self, requests: list[openvino.InferRequest], pieces: list[NDArray[np.uint8]]
+    ) -> list[list[NDArray[np.float32]]]:
         # Left only when all have ended, also those beside one that fails.
         with ExitStack() as running:
             for request, piece in zip(requests, pieces, strict=True):
@@ -116,19 +128,26 @@ class OpenVinoBackend:
         return [request.get_output_tensor(index).data.copy() for index in self._outputs]
 
 
+def _compiled_to_give_way(
+    core: openvino.Core, network: openvino.Model, options: dict[str, Any]
+) -> openvino.CompiledModel:
+    """Streams are threads, of the priority of the one that makes them."""
+    with ThreadPoolExecutor(1, initializer=devices.give_way_in_this_thread) as maker:
+        return maker.submit(core.compile_model, network, "CPU", options).result()
+
+
 class _Requests(threading.local):
     """Each thread has its own: a request has memory for one piece's answer."""
 
-    def __init__(self, together: openvino.CompiledModel, streams: openvino.CompiledModel | None) -> None:
-        self.together = together.create_infer_request()
-        self._streams = streams
-        self._side_by_side: list[openvino.InferRequest] = []
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self._compiled = compiled
+        self._made: list[openvino.InferRequest] = []
 
-    def side_by_side(self, count: int) -> list[openvino.InferRequest]:
+    def first(self, count: int) -> list[openvino.InferRequest]:
         """As many as were ever wanted at once are kept."""
-        while self._streams is not None and len(self._side_by_side) < count:
-            self._side_by_side.append(self._streams.create_infer_request())
-        return self._side_by_side[:count]
+        while len(self._made) < count:
+            self._made.append(self._compiled.create_infer_request())
+        return self._made[:count]
 
 
 @cache

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,3 +109,26 @@ def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_lanes_are_busy(
         enough.set()
     for thread in busy:
         thread.result(_PATIENCE_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a priority is a thread's own on Linux alone")
+@pytest.mark.skipif(devices.available_cores() == 1, reason="on one core there are no streams")
+def test_threads_that_compute_give_way_to_all_others(tiny: ModelSpec, tmp_path: Path) -> None:
+    def priorities() -> dict[str, int]:
+        return {thread.name: os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in tasks.iterdir()}
+
+    tasks = Path("/proc/self/task")
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    before = priorities()
+    model = load(tiny, devices.place("cpu", "fp32", "openvino"))
+    engine = Engine(model, backends.make(model, max_batch_size=len(_items(0)), cache_folder=tmp_path))
+    engine.run(_items(0))
+    after = priorities()
+    engine.close()
+
+    # OpenVINO may take threads of streams that are no more.
+    giving_way = [thread for thread, nice in after.items() if nice == own + devices.WAY_GIVEN]
+    assert len(giving_way) >= devices.available_cores()
+    assert {thread: after[thread] for thread in before if thread in after} == {
+        thread: nice for thread, nice in before.items() if thread in after
+    }
