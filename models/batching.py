@@ -21,6 +21,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from models.errors import DrainingError, ForwardError, OverloadedError
 from models.fair_queue import FairQueue
+from models.lanes import Lanes
 from models.telemetry import BatchReport, Trigger
 
 _log = logging.getLogger(__name__)
@@ -85,7 +86,6 @@ class Batcher(Generic[Item, Result]):
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
         self._queue_capacity = queue_capacity
-        self._prepare = prepare
         self._on_batch = on_batch
         self._seconds_per_item = 0.0
         self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
@@ -96,23 +96,23 @@ class Batcher(Generic[Item, Result]):
         self._forming = False
         # In the order in which they were begun.
         self._running: list[_Batch[Item, Result]] = []
-        self._prepared: list[Future[None]] = [Future() for _ in range(lanes)]
-        self._threads = [
-            threading.Thread(target=self._work, args=(lane,), name=f"batcher-{name}", daemon=True)
-            for lane in range(lanes)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._lanes = Lanes(
+            lanes,
+            name=f"batcher-{name}",
+            prepare=prepare,
+            work=self._work,
+            on_failure=lambda: self.abandon(DrainingError),
+        )
+        self._lanes.start()
 
     def wait_until_ready(self) -> None:
         """Return once `prepare` has; raises what it raised, after which the batcher is closed."""
-        for prepared in self._prepared:
-            prepared.result()
+        self._lanes.wait_until_prepared()
 
     @property
     def alive(self) -> bool:
         """Whether everyone is there who is to take what is submitted."""
-        return all(thread.is_alive() for thread in self._threads) and not self._closed
+        return self._lanes.alive and not self._closed
 
     @property
     def max_batch_size(self) -> int:
@@ -158,10 +158,7 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        until = None if timeout_s is None else perf_counter() + timeout_s
-        for thread in self._threads:
-            thread.join(None if until is None else max(0.0, until - perf_counter()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return self._lanes.join(timeout_s)
 
     def abandon(self, error: Callable[[], Exception]) -> None:
         """Take nothing new, and give everybody who waits an error of his own, also for the forwards under way: what
@@ -179,16 +176,7 @@ class Batcher(Generic[Item, Result]):
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(error())
 
-    def _work(self, lane: int) -> None:
-        try:
-            for earlier in self._prepared[:lane]:
-                earlier.result()
-            self._prepare()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits in wait_until_ready
-            self.abandon(DrainingError)
-            self._prepared[lane].set_exception(error)
-            return
-        self._prepared[lane].set_result(None)
+    def _work(self) -> None:
         # No local holds a batch while this thread waits: an idle service keeps no image alive.
         while self._run_next():
             pass

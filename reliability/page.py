@@ -32,8 +32,8 @@ _LIMITS = """## Known limits
 
 - Load and server share the same cores, and other work may be on them. Under overload both cores are full, and what
   refusals take, ten or more for each answer, is missing from forwards: 0.3 cores for the event loop, 0.1 for the load.
-  The next batch is in line before the last is done, so that the forwards' threads never yield a core, and a refusal
-  comes when the event loop has got hold of one. Of the load's process the same is true.
+  The next batch is in line before the last is done, so that the forwards' threads never idle, and a refusal comes when
+  the event loop has got hold of a core, where their lower priority helps. Of the load's process the same is true.
 - The heap keeps what is freed for the next forward (`models/memory.py`), and grows under overload in steps, ever fewer.
   After 10, 15 and 15 s of overload on one server it was 1,121, 1,137 and 1,151 MB, and with what was free given back
   1,015, 1,018 and 1,021 MB.
