@@ -79,7 +79,7 @@ class Settings(BaseSettings):
     )
     queue_capacity: int = Field(256, ge=1, le=65536, description="images in the building per model; more get 429")
     decode_threads: int | None = Field(
-        None, ge=1, le=256, description="threads that decode; unset: one for each core the process may use"
+        None, ge=1, le=256, description="threads that decode; unset: one for each core the process may use, 8 at most"
     )
     max_image_bytes: int = Field(20 * _MIB, ge=1, le=2**30, description="bytes of one image file")
     max_request_bytes: int = Field(64 * _MIB, ge=1, le=2**32, description="bytes of one request's body")

@@ -8,7 +8,8 @@ import os
 import sys
 import threading
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -34,6 +35,10 @@ _IMAGES_A_CORE = 4
 # Steps of nice. Refusals under ten times the capacity, median and p99: 5 to 74 and 1,172 to 4,998 ms with none, 1.2 to
 # 2.5 and 143 to 277 ms with 2, 0.8 to 1.1 and 76 to 114 ms with 5, which took some 5 % of the images/s; 2 took none.
 WAY_GIVEN = 2
+
+# Each of them that waits for the GIL is one more whom the event loop may have to let go first. Answers a second with no
+# forward to wait for, on 16 cores with 2, 4, 8 and 16: 433, 529, 556 and 362.
+_MOST_DECODE_THREADS = 8
 
 _agreed_cores: int | None = None
 
@@ -126,6 +131,12 @@ def available_cores() -> int:
     return max(1, min(affinity, _cgroup_quota() or affinity, _agreed_cores or affinity))
 
 
+def decode_threads() -> int:
+    """Threads that decode, where nobody says otherwise: one for each core, and few enough not to keep the event loop
+    from the GIL."""
+    return min(available_cores(), _MOST_DECODE_THREADS)
+
+
 def use_no_more_cores_than(count: int) -> None:
     """For a process that has a share of a machine by agreement: of a scheduler's accounts the kernel knows nothing.
     Holds for what is made from then on."""
@@ -168,6 +179,23 @@ def use_own_stream_in_this_thread(device: torch.device) -> None:
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # PyTorch's own
 
 
+class LaneStreams(NamedTuple):
+    """`record` is for one recording at a time, in which no work may go astray; what was recorded there runs in `run`,
+    one forward after another: cuBLAS works in memory that it has for each stream, and writes its address into the
+    recording."""
+
+    record: torch.cuda.Stream
+    run: torch.cuda.Stream
+
+
+@cache
+def lane_streams(device: torch.device, lane: int) -> LaneStreams:  # noqa: ARG001 - the cache tells them apart
+    """Those of this lane, the same for all models of the process: libraries keep what they have for a stream, 32 MiB on
+    an H100, for good."""
+    record, run = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # PyTorch's own
+    return LaneStreams(record, run)
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """How a batch is cut up for PyTorch's own forward: pieces of up to `piece` images, `workers` of them at a time on
@@ -202,17 +230,26 @@ def batch_size(placement: Placement, weight_bytes: int) -> int:
     return min(_LARGEST_BATCH, split.piece * split.workers if split else _IMAGES_A_CORE * available_cores())
 
 
+def records_forwards(device: torch.device) -> bool:
+    """Whether the kernels of a forward can be recorded, to be launched by one call: CUDA graphs."""
+    return device.type == "cuda"
+
+
 def compile_options(device: torch.device) -> dict[str, Any]:
-    """Arguments of torch.compile: CUDA graphs on CUDA, weights frozen into the graph on the CPU."""
-    return {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": {"freezing": True}}
+    """Arguments of torch.compile: on the CPU, weights are frozen into the graph."""
+    return {"options": {"freezing": True}} if device.type == "cpu" else {}
+
+
+def host_batch(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Room for a batch of uint8 on its way to `device`: for CUDA it is pinned, from which alone a copy is
+    asynchronous. PyTorch keeps what has been let go for the next batch, once it has been copied."""
+    return torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`batch`, of the CPU, on `device`. On CUDA by way of pinned memory, from which alone a copy is asynchronous;
-    on the same stream, the forward waits for it."""
-    if device.type == "cuda":
-        return batch.pin_memory().to(device, non_blocking=True)
-    return batch.to(device)
+    """`batch`, of the CPU, on `device`. On CUDA a copy from pinned memory is not waited for: on the same stream, the
+    forward does that."""
+    return batch.to(device, non_blocking=device.type == "cuda")
 
 
 def synchronize(device: torch.device) -> None:

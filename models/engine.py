@@ -76,13 +76,16 @@ class Engine:
         """One forward for all `items`, answered in order."""
         top_k = max(item.top_k for item in items)
         with self.turn.shared(), torch.inference_mode():
-            features, logits = self.forward(_stacked([item.image for item in items]))
+            features, logits = self.forward(_stacked([item.image for item in items], self.model.placement.device))
+            likeliest = None
+            if top_k:
+                # Once for the batch, not once an image; in float32, whatever the network computes in.
+                likeliest = logits.float().softmax(dim=1).clamp_(max=1).topk(top_k, dim=1)
+            # The first copy waits for the device: by then all there is to do has been given to it.
             host_features = features.float().cpu().numpy()
             finite = np.isfinite(host_features).all(axis=1)
-            if top_k == 0:
+            if likeliest is None:
                 return [Output(row, None, None, finite=bool(ok)) for row, ok in zip(host_features, finite, strict=True)]
-            # Once for the batch, not once an image; in float32, whatever the network computes in.
-            likeliest = logits.float().softmax(dim=1).clamp_(max=1).topk(top_k, dim=1)
             probabilities, indices = likeliest.values.cpu().numpy(), likeliest.indices.cpu().numpy()
             finite &= np.isfinite(probabilities).all(axis=1)
         return [
@@ -128,7 +131,10 @@ class Engine:
             raise WarmUpError(model.name, "its outputs are not finite numbers")
 
 
-def _stacked(images: list[torch.Tensor]) -> torch.Tensor:
-    """(3, H, W) tensors, channels last in memory, as one (N, 3, H, W) tensor of the same kind."""
+def _stacked(images: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """(3, H, W) uint8 tensors, channels last in memory, as one (N, 3, H, W) tensor of the same kind, to go to
+    `device`."""
+    rows = [image.permute(1, 2, 0) for image in images]
+    batch = devices.host_batch((len(rows), *rows[0].shape), device)
     # One call, which lets the GIL go once: NumPy's would ask for it back after each image, from a busy event loop.
-    return torch.stack([image.permute(1, 2, 0) for image in images]).permute(0, 3, 1, 2)
+    return torch.stack(rows, out=batch).permute(0, 3, 1, 2)

@@ -114,7 +114,8 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
         # make the process larger by 120 MB for good.
         del image
         memory.give_back(_CPU)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    # Turned before it is a tensor: PyTorch would let the GIL go for it, and wait to have it back.
+    return torch.from_numpy(np.ascontiguousarray(pixels).transpose(2, 0, 1))
 
 
 class Header(NamedTuple):

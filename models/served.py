@@ -32,7 +32,7 @@ from models.telemetry import BatcherState, QueueState, Telemetry
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
     """How to serve. `models` are names of the catalog, or entries of one's own; the first is the default.
-    `max_batch_size` None: what devices.batch_size says. `decode_threads` None: one for each core the process may use.
+    `max_batch_size` None: what devices.batch_size says. `decode_threads` None: what devices.decode_threads says.
     `cores`: as many of these, for a process that shares them with others by agreement; None is all.
     `calibration_folder`: images, for int8 alone. `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a
     forward that takes longer has hung, and its model is started anew. `models_folder`: where models of one's own

@@ -42,7 +42,7 @@ class Serving:
         calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         prepare_profiler()
-        self._decode_pool = DecodePool(options.decode_threads or devices.available_cores())
+        self._decode_pool = DecodePool(options.decode_threads or devices.decode_threads())
         self._around = Surroundings(
             options=options,
             placement=placement,

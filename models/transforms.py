@@ -6,12 +6,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F  # noqa: N812 - the field's name for it
+from torch.nn.functional import interpolate
 
 Interpolation = Literal["bilinear", "bicubic"]
+
+Pixels = NDArray[np.uint8]
 
 # How a picture of any proportions becomes a square: what is over is cut off; it is stretched; or its longer side is
 # the one that is resized, and a border of the mean colour fills up what is missing.
@@ -32,36 +35,47 @@ class Transform:
     fit: Fit = field(default="crop", repr=False)
 
     def shape(self, image: torch.Tensor) -> torch.Tensor:
-        """(3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory, as decoders write and devices like it."""
-        size = self._resized(*image.shape[1:])
-        resized = F.resize(image, size, interpolation=InterpolationMode(self.interpolation), antialias=True)
-        if self.fit == "pad":
-            resized = self._padded(resized)
-        cropped: torch.Tensor = F.center_crop(resized, [self.crop, self.crop])
-        return cropped.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+        """(3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory, as decoders write and devices like it.
 
-    def _resized(self, height: int, width: int) -> list[int]:
-        """As torchvision wants it: one number is the shorter side's."""
+        torchvision's `resize` and `center_crop`, with one call into PyTorch. It lets the GIL go in every call, for mere
+        views too, and to have it back a decode thread waits until the event loop and all others let go of it.
+        """
+        pixels: Pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
+        size = self._resized(*pixels.shape[:2])
+        if pixels.shape[:2] != size:
+            # By `reshape`, whose strides PyTorch takes for channels last; those of a new axis are zero.
+            batch = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
+            resized = interpolate(batch, size, mode=self.interpolation, antialias=True)
+            pixels = resized.numpy()[0].transpose(1, 2, 0)
+        if min(size) < self.crop:
+            pixels = self._on_a_canvas(pixels)
+        top, left = (round((side - self.crop) / 2) for side in pixels.shape[:2])
+        # A copy also of what was resized, whose other pixels nobody needs.
+        cropped = pixels[top : top + self.crop, left : left + self.crop].copy()
+        return torch.from_numpy(cropped.transpose(2, 0, 1))
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
         match self.fit:
             case "crop":
-                return [self.resize]
+                shorter, longer = sorted((height, width))
+                enough = int(self.resize * longer / shorter)
+                return (self.resize, enough) if height <= width else (enough, self.resize)
             case "stretch":
-                return [self.resize, self.resize]
+                return self.resize, self.resize
             case "pad":
                 scale = self.resize / max(height, width)
-                return [max(1, round(height * scale)), max(1, round(width * scale))]
+                return max(1, round(height * scale)), max(1, round(width * scale))
 
-    def _padded(self, image: torch.Tensor) -> torch.Tensor:
-        """(3, H, W) with a border around it, so that no side is under `crop`."""
-        height, width = (max(0, self.crop - side) for side in image.shape[1:])
-        left, top = width // 2, height // 2
-        colour = [round(255 * mean) for mean in self.mean]
-        # One channel at a time: torchvision pads a tensor with one number.
-        channels = [
-            F.pad(channel[None], [left, top, width - left, height - top], fill=value)
-            for channel, value in zip(image, colour, strict=True)
-        ]
-        return torch.cat(channels)
+    def _on_a_canvas(self, pixels: Pixels) -> Pixels:
+        """(H, W, 3) in the middle of as much as is missing of `crop`: of the mean colour where that is how it fits,
+        else of black."""
+        height, width, _ = pixels.shape
+        rows, columns = max(height, self.crop), max(width, self.crop)
+        canvas = np.empty((rows, columns, 3), np.uint8)
+        canvas[:] = [round(255 * mean) for mean in self.mean] if self.fit == "pad" else 0
+        top, left = (rows - height) // 2, (columns - width) // 2
+        canvas[top : top + height, left : left + width] = pixels
+        return canvas
 
 
 class Normalize(nn.Module):

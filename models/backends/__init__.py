@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from models import devices
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
 
@@ -56,6 +57,10 @@ def make(model: LoadedModel, *, max_batch_size: int, cache_folder: Path, fixed_s
     which batches are padded, so that what an image gives does not depend on its company. Raises StartError."""
     # Each is imported when it is asked for: torch's compiler and OpenVINO take seconds to import.
     match model.placement.backend:
+        case "eager" | "compiled" if devices.records_forwards(model.placement.device):
+            from models.backends.recorded import RecordedBackend  # noqa: PLC0415
+
+            return RecordedBackend(model, max_batch_size=max_batch_size, fixed_shape=fixed_shape)
         case "eager":
             from models.backends.eager import EagerBackend  # noqa: PLC0415
 

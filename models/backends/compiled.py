@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from models import devices
 from models.backends.eager import served_network
-from models.backends.shapes import padded
+from models.backends.shapes import buckets, padded
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
 
@@ -28,8 +30,7 @@ class CompiledBackend:
         self._normalize = model.normalize
         self.sizes_to_warm_up = (max_batch_size,) if fixed_shape else buckets(max_batch_size)
         self.intra_op_threads = devices.available_cores()
-        network = served_network(model)
-        self._network = torch.compile(network, dynamic=False, fullgraph=True, **devices.compile_options(self._device))
+        self._network = compiled_network(model)
 
     def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         size = len(pixels)
@@ -44,7 +45,10 @@ class CompiledBackend:
         """It has no threads of its own."""
 
 
-def buckets(max_batch_size: int) -> tuple[int, ...]:
-    """1, 2, 4 … and `max_batch_size` itself."""
-    powers = [2**power for power in range(max_batch_size.bit_length()) if 2**power < max_batch_size]
-    return (*powers, max_batch_size)
+def compiled_network(model: LoadedModel) -> Callable[[torch.Tensor], FeaturesAndLogits]:
+    """What EagerBackend would serve, compiled at the first run of a shape, for that shape."""
+    options = devices.compile_options(model.placement.device)
+    compiled: Callable[[torch.Tensor], FeaturesAndLogits] = torch.compile(
+        served_network(model), dynamic=False, fullgraph=True, **options
+    )
+    return compiled

@@ -30,8 +30,8 @@ class EagerBackend:
         self.network = served_network(model)
         self._split = devices.eager_split(self._device, model.weight_bytes) or Split(max_batch_size, workers=1)
         self.intra_op_threads = devices.available_cores() if self._split.workers == 1 else 1
-        # The workers come to the second batch's pieces when they have done the first's; on CUDA each has its stream.
-        self.lanes = 2 if self._split.workers > 1 or self._device.type == "cuda" else 1
+        # The workers come to the second batch's pieces when they have done the first's.
+        self.lanes = 2 if self._split.workers > 1 else 1
         self.memory_note = (
             "its forward runs in several threads, and the profiler sees one" if self._split.workers > 1 else None
         )
@@ -67,8 +67,8 @@ class EagerBackend:
 def served_network(model: LoadedModel) -> Network:
     """A copy of the network for serving: folded, then brought to the served precision, channels last."""
     side = model.transform.crop
-    example = torch.rand(2, 3, side, side, device=model.placement.device)
-    network = folded(model.network, example).to(model.placement.dtype)
+    network = folded(model.network, torch.rand(2, 3, side, side))
+    network = network.to(model.placement.device, model.placement.dtype)
     return network.to(memory_format=torch.channels_last).eval()
 
 

@@ -28,11 +28,12 @@ TOLERANCE = 1e-4
 
 def folded(network: Network, example: torch.Tensor) -> Network:
     """A copy of `network` (float32, eval mode) with BatchNorms folded, or a plain copy where outputs on `example`,
-    (N, 3, H, W) float32, would differ by more than TOLERANCE."""
-    plain = copy.deepcopy(network)
+    (N, 3, H, W) float32, would differ by more than TOLERANCE. The copy is on the CPU: float32 is float32 there, where
+    CUDA's convolutions round to TF32, and differ by more than that from themselves."""
+    plain = copy.deepcopy(network).cpu()
     with torch.no_grad():
         expected = plain(example)
-        fused = copy.deepcopy(network)
+        fused = copy.deepcopy(plain)
         pairs = _conv_bn_pairs(fused, example)
         for conv, norm in pairs:
             _fold(fused, conv, norm)

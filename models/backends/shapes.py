@@ -19,3 +19,9 @@ def padded(pixels: torch.Tensor, count: int) -> torch.Tensor:
 def next_multiple(count: int, of: int) -> int:
     """The least multiple of `of` that is not below `count`."""
     return -(-count // of) * of
+
+
+def buckets(max_batch_size: int) -> tuple[int, ...]:
+    """1, 2, 4 … and `max_batch_size` itself."""
+    powers = [2**power for power in range(max_batch_size.bit_length()) if 2**power < max_batch_size]
+    return (*powers, max_batch_size)

@@ -96,7 +96,7 @@ def one_core() -> Iterator[None]:
 
 @pytest.fixture
 def serving(tiny: ModelSpec) -> Iterator[Serving]:
-    runtime = Serving(ServingOptions(backend="eager", models=[tiny]), Unheard())
+    runtime = Serving(ServingOptions(device="cpu", backend="eager", models=[tiny]), Unheard())
     yield runtime
     runtime.close(timeout_s=10)
 
@@ -195,7 +195,7 @@ def images_total() -> Callable[[str], Counter[str]]:
 
 def _application(spec: ModelSpec, **options: Any) -> FastAPI:
     def start(telemetry: Telemetry) -> Serving:
-        return Serving(ServingOptions(models=[spec], **{"backend": "eager", **options}), telemetry)
+        return Serving(ServingOptions(models=[spec], **{"device": "cpu", "backend": "eager", **options}), telemetry)
 
     return create_app(Settings(models=(spec.name,)), start)
 

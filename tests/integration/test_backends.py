@@ -12,9 +12,9 @@ import torch
 from openvino import InferRequest
 
 from models import backends, devices
-from models.backends.compiled import buckets
 from models.backends.folding import folded
 from models.backends.openvino import OpenVinoBackend
+from models.backends.shapes import buckets
 from models.devices import BackendName, Precision
 from models.errors import DeviceUnavailableError
 from models.images import decode_image
