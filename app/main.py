@@ -97,6 +97,9 @@ def create_app(
         # app/routers/documentation.py has a page of its own.
         docs_url=None,
         redoc_url=None,
+        # Of its own, where somebody has set up OpenTelemetry for the process: app/tracing.py and app/metrics tell of a
+        # request, once and with what was done for it.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
     # From the inside out: what is outermost is added last.

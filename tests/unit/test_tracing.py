@@ -91,6 +91,18 @@ async def test_a_request_is_a_span_with_its_route_status_and_model(serve: Serve,
     }
 
 
+async def test_fastapi_tells_of_no_request_a_second_time_where_the_process_has_a_provider(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr("opentelemetry.trace._TRACER_PROVIDER", provider)
+    async with serve({}) as client:
+        await client.post("/v1/classify", content=b"image")
+    assert exporter.get_finished_spans() == ()
+
+
 async def test_stages_are_spans_below_it_as_long_as_they_took_and_one_after_another(
     serve: Serve, kept: Kept, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
 ) -> None:
