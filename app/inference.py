@@ -40,6 +40,11 @@ async def answered(upload: Upload, *, task: Task, top_k: int) -> Answer:
     seen.model = answer.model
     upload.check_answer_of(answer.fingerprint)
     seen.answered([result for result in answer.results if isinstance(result, Prediction)])
-    if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
-        raise answer.results[0]
+    first = answer.results[0]
+    if len(answer.results) == 1 and isinstance(first, ImageError):
+        try:
+            raise first
+        finally:
+            # Its traceback has this frame: a ring would keep the request and its body.
+            del answer, first
     return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from time import perf_counter
 
 from fastapi import Request
@@ -98,9 +98,10 @@ async def _read(request: Request, settings: Settings) -> list[bytes]:
             max_files=settings.max_images_per_request,
             max_file_bytes=settings.max_image_bytes,
         )
-        async for chunk in _counted(request, settings.max_request_bytes):
-            parts.feed(chunk)
-        return parts.files()
+        with closing(parts):
+            async for chunk in _counted(request, settings.max_request_bytes):
+                parts.feed(chunk)
+            return parts.files()
     # The bytes decide what it is, not the header: curl alone calls everything a form.
     body = bytearray()
     async for chunk in _counted(request, settings.max_request_bytes):
@@ -126,7 +127,7 @@ async def _counted(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
 
 
 class FileParts:
-    """Collects the files of a multipart/form-data body (RFC 7578) fed to it in chunks.
+    """Collects the files of a multipart/form-data body (RFC 7578) fed to it in chunks. To be closed.
 
     `feed` and `files` raise MalformedMultipartError, TooManyImagesError, NoImagesError, ImageTooLargeError.
     """
@@ -170,6 +171,10 @@ class FileParts:
         if not self._files:
             raise NoImagesError
         return [bytes(file) for file in self._files]
+
+    def close(self) -> None:
+        """Have its parser forget it: a ring of the two would keep the files."""
+        self._parser.callbacks = {}
 
     def _on_part_begin(self) -> None:
         self._disposition = b""

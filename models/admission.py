@@ -58,8 +58,14 @@ class Admission:
         """Places for all images of a request, or for none. Raises DrainingError, OverloadedError."""
         if self._closed:
             raise DrainingError
-        if (overload := self.overload(images)) is not None:
-            raise overload
+        overload = self.overload(images)
+        if overload is not None:
+            try:
+                raise overload
+            finally:
+                # Its traceback has this frame: a ring would keep the request and its body until the garbage collector
+                # comes, which in a full house takes time from all.
+                del overload
         self._in_flight += images
         try:
             yield

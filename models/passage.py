@@ -42,6 +42,7 @@ class Passage:
         queued.add_done_callback(self._hear)
         if self.abandoned:
             queued.cancel()
+            self._queued = None
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, from any thread."""
@@ -55,16 +56,19 @@ class Passage:
         """
         self.abandoned = True
         self.settled.cancel()
-        if self._queued is None:
+        queued, self._queued = self._queued, None
+        if queued is None:
             return "decode"
-        self._queued.cancel()
-        return "queue" if self._queued.cancelled() else "forward"
+        queued.cancel()
+        return "queue" if queued.cancelled() else "forward"
 
     def _hear(self, queued: Future[Completed[Output]]) -> None:
         if not queued.cancelled():
             self._inbox.post(lambda: self._settle(queued.exception() or queued.result()))
 
     def _settle(self, outcome: Completed[Output] | BaseException) -> None:
+        # It knows this passage. A ring of the two would keep the answer until the garbage collector comes.
+        self._queued = None
         # Cancelled: nobody waits any more.
         if not self.settled.done():
             self.outcome = outcome

@@ -153,7 +153,12 @@ class Pipeline:
         if isinstance(passage.outcome, ImageError):
             return passage.outcome
         # Whatever is not one image's fault is everybody's: the first of them answers the request.
-        raise passage.outcome or DrainingError
+        fault, passage.outcome = passage.outcome or DrainingError(), None
+        try:
+            raise fault
+        finally:
+            # Its traceback has this frame: a ring would keep the passage.
+            del fault
 
     def _prediction(self, completed: Completed[Output], passage: Passage) -> Prediction | ImageError:
         output = completed.result
@@ -184,8 +189,12 @@ class Pipeline:
 
 
 def _let_go(error: BaseException | None) -> None:
-    """Empty the frames that `error` came through: with it they would keep the file and its pixels, until the garbage
-    collector finds the ring of error, frames and passage."""
+    """Forget, or at least empty, the frames that `error` came through: with them it would keep the file, its pixels and
+    the passage, which has the error, until the garbage collector finds the ring."""
+    # Of a fault in an image nobody asks where it was found. Of one in here somebody will.
+    expected = isinstance(error, ImageError)
     while error is not None:
         traceback.clear_frames(error.__traceback__)
-        error = error.__cause__
+        if expected:
+            error.__traceback__ = None
+        error = error.__cause__ or error.__context__

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from app.accept import accepts
-from app.dependencies import ImageUpload
+from app.dependencies import ImageUpload, Upload
 from app.documents import IMAGE_BODY, answers
-from app.faults import fault_of_one
+from app.faults import answer_to, fault_of_one
 from app.image_route import ImageRoute
 from app.inference import PREDICTION_ERRORS, answered
 from app.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
@@ -52,7 +52,7 @@ async def features(
     """
     answer = await answered(upload, task="features", top_k=0)
     if accepts(upload.request.headers.get("accept", ""), NPY):
-        return _npy(answer, normalize=normalize)
+        return _npy(upload, answer, normalize=normalize)
     return FeatureVectors(
         model=answer.model,
         fingerprint=answer.fingerprint,
@@ -67,11 +67,12 @@ async def features(
     )
 
 
-def _npy(answer: Answer, *, normalize: bool) -> Response:
+def _npy(upload: Upload, answer: Answer, *, normalize: bool) -> Response:
     vectors = []
     for result in answer.results:
         if isinstance(result, ImageError):
-            raise result
+            # Not raised: its traceback would have frames that have the answer, which has it.
+            return answer_to(upload.request, upload.metrics, result)
         vectors.append(_scaled(result.features, normalize=normalize))
     file = BytesIO()
     np.save(file, np.stack(vectors), allow_pickle=False)
