@@ -1,4 +1,4 @@
-"""How many images a forward takes where nobody says: on a CPU no more than keep its cores busy."""
+"""What follows from the cores where nobody says: images of a forward, and threads that decode."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def test_pytorch_runs_heavy_networks_in_sixteens() -> None:
 @pytest.mark.parametrize("device", ["cuda", "mps"])
 def test_on_a_gpu_it_is_thirty_two_whatever_the_cores(device: str) -> None:
     assert devices.batch_size(Placement(torch.device(device), "fp32", "eager"), LIGHT) == 32
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (8, 8), (16, 8)], indirect=["cores"])
+def test_a_thread_decodes_for_each_core_and_eight_at_most(threads: int) -> None:
+    assert devices.decode_threads() == threads

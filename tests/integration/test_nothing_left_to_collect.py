@@ -62,7 +62,12 @@ async def _classify_several(http: httpx2.AsyncClient, image: bytes) -> httpx2.Re
     return await http.post("/v1/classify", files=[("images", (str(number), image)) for number in range(3)])
 
 
-@pytest.mark.parametrize("ask", [_classify, _features, _features_npy, _classify_several])
+async def _features_npy_several(http: httpx2.AsyncClient, image: bytes) -> httpx2.Response:
+    files = [("images", (str(number), image)) for number in range(3)]
+    return await http.post("/v1/features", files=files, headers={"accept": "application/x-npy"})
+
+
+@pytest.mark.parametrize("ask", [_classify, _features, _features_npy, _classify_several, _features_npy_several])
 @pytest.mark.parametrize("kind", ["good", "broken", "of no format", "empty"])
 async def test_answered_requests_leave_nothing(
     over_http: StartOverHttp, tiny: ModelSpec, clock_jpeg: bytes, ask: Ask, kind: str
