@@ -40,11 +40,11 @@ async def answered(upload: Upload, *, task: Task, top_k: int) -> Answer:
     seen.model = answer.model
     upload.check_answer_of(answer.fingerprint)
     seen.answered([result for result in answer.results if isinstance(result, Prediction)])
-    first = answer.results[0]
-    if len(answer.results) == 1 and isinstance(first, ImageError):
+    if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
+        fault = answer.results[0]
         try:
-            raise first
+            raise fault
         finally:
             # Its traceback has this frame: a ring would keep the request and its body.
-            del answer, first
+            del answer, fault
     return answer
