@@ -30,7 +30,7 @@ _KEEP_ALIVE_S = 75
 _MANY_FILES = 65536
 
 # After so long a thread that runs Python lets others run theirs. The event loop is such a thread, and one that decodes
-# comes back to Python a dozen times an image: at Python's own 5 ms it waits for the loop each time.
+# comes back to Python a few times an image: at Python's own 5 ms it waits for the loop each time.
 _SWITCH_INTERVAL_S = 0.0001
 
 # When the garbage collector comes: after so many objects more, and each older generation after so many collections of

@@ -8,13 +8,12 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 from torch.nn.functional import interpolate
 
-Interpolation = Literal["bilinear", "bicubic"]
+from models.images import Pixels
 
-Pixels = NDArray[np.uint8]
+Interpolation = Literal["bilinear", "bicubic"]
 
 # How a picture of any proportions becomes a square: what is over is cut off; it is stretched; or its longer side is
 # the one that is resized, and a border of the mean colour fills up what is missing.
