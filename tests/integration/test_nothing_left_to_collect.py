@@ -83,14 +83,22 @@ async def test_answered_requests_leave_nothing(
     assert not found
 
 
+async def _held(
+    http: httpx2.AsyncClient, gate: threading.Event, entered: threading.Event, image: bytes
+) -> asyncio.Task[httpx2.Response]:
+    """A request whose forward has begun, and does not end before the gate is opened."""
+    gate.clear()
+    entered.clear()
+    asked = asyncio.create_task(_classify(http, image))
+    assert await asyncio.to_thread(entered.wait, 30)
+    return asked
+
+
 async def test_refused_requests_leave_nothing(
     over_http: StartOverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_jpeg: bytes
 ) -> None:
     async with over_http(gated, queue_capacity=1) as http:
-        gate.clear()
-        entered.clear()
-        waiting = asyncio.create_task(_classify(http, clock_jpeg))
-        assert await asyncio.to_thread(entered.wait, 30)
+        waiting = await _held(http, gate, entered, clock_jpeg)
         with collected() as found:
             statuses = {(await _classify(http, clock_jpeg)).status_code for _ in range(_REQUESTS)}
         gate.set()
@@ -103,12 +111,7 @@ async def test_requests_that_come_too_late_leave_nothing(
     over_http: StartOverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_jpeg: bytes
 ) -> None:
     async with over_http(gated, deadline_s=0.2) as http:
-        gate.clear()
-        entered.clear()
-        first = asyncio.create_task(_classify(http, clock_jpeg))
-        assert await asyncio.to_thread(entered.wait, 30)
-        assert (await first).status_code == 504
-        del first
+        assert (await (await _held(http, gate, entered, clock_jpeg))).status_code == 504
         with collected() as found:
             answers = await asyncio.gather(*(_classify(http, clock_jpeg) for _ in range(_REQUESTS)))
             assert {answer.status_code for answer in answers} == {504}
