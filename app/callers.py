@@ -3,15 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.types import Scope
 
 from app.problems import CallerGoneError
 from models.errors import DrainingError
 
 T = TypeVar("T")
+
+# By this name the connections of app/connection.py give theirs to the requests on them (ASGI extensions).
+_EXTENSION = "gradless.departure"
+
+
+class Departure:
+    """Of the caller of one connection: he leaves once, and the request under way, if there is one, is told.
+
+    ASGI has a request ask for it, which takes a task for each; a connection knows, and tells for nothing.
+    """
+
+    def __init__(self) -> None:
+        self._happened = False
+        self._heard_by: Callable[[], object] | None = None
+
+    def offer(self, scope: Scope) -> None:
+        """Let the request of `scope` hear of it."""
+        scope["extensions"] = {_EXTENSION: self}
+
+    def happen(self) -> None:
+        """The caller has left."""
+        self._happened = True
+        if self._heard_by is not None:
+            self._heard_by()
+
+    def tell(self, hearer: Callable[[], object]) -> None:
+        """Call `hearer` when the caller leaves; at once if he has left."""
+        self._heard_by = hearer
+        if self._happened:
+            hearer()
+
+    def forget(self) -> None:
+        """Tell nobody."""
+        self._heard_by = None
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -23,33 +58,44 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     if working is None:  # pragma: no cover - a coroutine that runs is in a task
         raise RuntimeError("only a task can be cancelled")
     cancelled_before = working.cancelling()
-    listener = _Listener(request, working)
-    listening = asyncio.ensure_future(listener.listen())
+    waiter = _Waiter(working)
+    departure = request.scope.get("extensions", {}).get(_EXTENSION)
+    if departure is None:
+        listening = asyncio.ensure_future(_listen(request, waiter.leave))
+    else:
+        departure.tell(waiter.leave)
     try:
         return await work
     except asyncio.CancelledError:
-        if listener.caller_gone and working.uncancel() <= cancelled_before:
+        if waiter.caller_gone and working.uncancel() <= cancelled_before:
             raise CallerGoneError from None
         if working.cancelling() <= cancelled_before:
             # Not this task but what it waited for: the runtime was closed under it.
             raise DrainingError from None
         raise
     finally:
-        # Waited for, so that nothing outlives the request.
-        listening.cancel()
-        await asyncio.wait([listening])
+        if departure is None:
+            # Waited for, so that nothing outlives the request.
+            listening.cancel()
+            await asyncio.wait([listening])
+        else:
+            departure.forget()
 
 
-class _Listener:
-    """Cancels a task when the caller of its request disconnects, and remembers to have done so."""
+class _Waiter:
+    """Cancels a task when it is told that the caller has left, and remembers to have done so."""
 
-    def __init__(self, request: Request, working: asyncio.Task[Any]) -> None:
-        self._request = request
+    def __init__(self, working: asyncio.Task[Any]) -> None:
         self._working = working
         self.caller_gone = False
 
-    async def listen(self) -> None:
-        while (await self._request.receive())["type"] != "http.disconnect":
-            pass
+    def leave(self) -> None:
         self.caller_gone = True
         self._working.cancel()
+
+
+async def _listen(request: Request, on_departure: Callable[[], object]) -> None:
+    """As ASGI has it, behind other servers."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    on_departure()

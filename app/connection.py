@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
+from starlette.types import Scope
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.answer_bytes import answer_bytes
+from app.callers import Departure
 from app.gathered_writes import GatheredWrites
 from app.problems import (
     HEADERS_TOO_LARGE,
@@ -62,6 +65,7 @@ class BoundedConnection(HttpToolsProtocol):
     _head_ended = False
     _too_slow: asyncio.TimerHandle | None = None
     _unread: UnreadAnswers
+    _departure: Departure
     _ending = False
 
     @classmethod
@@ -72,6 +76,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._unread = UnreadAnswers(transport, self.loop, self.head_timeout_s)
+        self._departure = Departure()
         writes = GatheredWrites(transport, self.loop, self._unread.begin)
         super().connection_made(writes)  # type: ignore[arg-type]  # it is one by its methods
         self.expect()
@@ -80,6 +85,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._end_of_waiting()
         super().connection_lost(exc)
         self._unread.end()
+        self._departure.happen()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -116,6 +122,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self.end_head()
+        self._departure.offer(cast(Scope, self.scope))
         super().on_headers_complete()
         if self._ending and self.cycle is not None:
             self.cycle.keep_alive = False
@@ -132,11 +139,27 @@ class BoundedConnection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self.told()
         self._body_bytes += len(body)
+        if self.cycle.response_complete:
+            return
+        kept = cast(bytes | bytearray, self.cycle.body)
+        if not kept:
+            # As it is, which is how most images come. uvicorn would copy it into what it keeps, and out again.
+            super().on_body(b"")
+            self.cycle.body = body  # type: ignore[assignment]  # what has come so far is read as bytes in any case
+            if len(body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            return
+        if isinstance(kept, bytes):
+            # Bytes do not grow: each of many small pieces would have all before it copied.
+            self.cycle.body = bytearray(kept)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
         self.end_body()
         super().on_message_complete()
+        if not self.pipeline:
+            # Where nothing is read, nobody's leaving is heard of.
+            self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -116,17 +116,22 @@ def answer(request: Request, row: Row, detail: str, headers: dict[str, str] | No
     be waited for."""
     seen = observed(request.scope)
     seen.problem = row.slug
-    if not seen.body_read and ends_connection(request, row):
+    if not seen.body_read and _ends_connection(request, row):
         headers = {**(headers or {}), "Connection": "close"}
     body = problem(row, detail, seen.request_id)
     return Response(body.model_dump_json(exclude_none=True), row.status, headers=headers, media_type=CONTENT_TYPE)
 
 
-def ends_connection(request: Request, row: Row) -> bool:
+def body_is_short(declared_length: str | bytes | None, *, chunked: bool) -> bool:
+    """Whether a body that nobody reads is let come to its end, so that its connection can be used again."""
+    return not chunked and len(declared_length or "") <= _SHORT_BODY_DIGITS
+
+
+def _ends_connection(request: Request, row: Row) -> bool:
     """Whether the connection is to end with that answer to a request whose body has not been read: the rest of it would
     have to be waited for, and thrown away, before the connection could be used again."""
-    declared = request.headers.get("content-length", "0")
-    short = "transfer-encoding" not in request.headers and len(declared) <= _SHORT_BODY_DIGITS
+    headers = request.headers
+    short = body_is_short(headers.get("content-length"), chunked="transfer-encoding" in headers)
     return row.status in _BROKEN_OFF or not short
 
 

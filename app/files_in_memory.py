@@ -21,7 +21,6 @@ CONTENT_TYPES = {
     ".jpg": "image/jpeg",
 }
 _HEADERS = {
-    "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     # Asked for again each time, and sent only where it has changed: files of two versions never meet.

@@ -9,7 +9,6 @@ import re
 from time import perf_counter
 from typing import Protocol
 
-from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -75,7 +74,8 @@ class Observation:
         # As the documentation writes it: a name that may hold slashes is {name} there.
         route = getattr(scope.get("route"), "path_format", None)
         status = request.status or CLIENT_GONE_STATUS
-        self._metrics.request_done(route, scope["method"], status, seconds, request.request_id)
+        # One that is shed has no line of its own in the log, which an exemplar would lead to.
+        self._metrics.request_done(route, scope["method"], status, seconds, None if shed else request.request_id)
         respond_seconds = request.respond_seconds
         if request.model is not None and request.read_seconds is not None and respond_seconds is not None:
             self._metrics.request_stages(request.model, request.read_seconds, respond_seconds)
@@ -103,7 +103,8 @@ class ObservationMiddleware:
         async def send_observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
-                MutableHeaders(scope=message).update(self._observation.headers(scope, request))
+                own = self._observation.headers(scope, request)
+                message["headers"] += [(name.encode(), value.encode("latin-1")) for name, value in own.items()]
             await send(message)
 
         try:

@@ -89,11 +89,16 @@ class Observed:
 
     def stage_seconds(self) -> dict[str, float]:
         """The stages it has been through, by name. `lookup` is a part of `respond`."""
-        found: dict[str, float | None] = {"read": self.read_seconds}
+        found = {}
+        if self.read_seconds is not None:
+            found["read"] = self.read_seconds
         if self.stages is not None:
             found |= {"decode": self.stages.decode, "queue": self.stages.queue, "forward": self.stages.forward}
-        found |= {"lookup": self.lookup_seconds, "respond": self.respond_seconds}
-        return {name: seconds for name, seconds in found.items() if seconds is not None}
+        if self.lookup_seconds is not None:
+            found["lookup"] = self.lookup_seconds
+        if (respond_seconds := self.respond_seconds) is not None:
+            found["respond"] = respond_seconds
+        return found
 
     def server_timing(self) -> str:
         """The Server-Timing header (W3C), durations in milliseconds."""

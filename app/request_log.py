@@ -9,10 +9,11 @@ from typing import Any
 
 from starlette.types import Scope
 
+from app.logs import REQUESTS
 from app.observed import Observed
 from app.problems import Row
 
-_log = logging.getLogger("gradless.requests")
+_log = logging.getLogger(REQUESTS)
 
 # Asked for every few seconds by machines, or with each opening of the page.
 _ROUTINE = frozenset({"/healthz", "/readyz", "/metrics", "/"})

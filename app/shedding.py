@@ -14,7 +14,7 @@ from starlette.types import Scope
 from app.access import authorize
 from app.answer_bytes import answer_bytes
 from app.dependencies import Parts
-from app.faults import ends_connection
+from app.faults import body_is_short
 from app.hosts import Hosts
 from app.observation import Observation
 from app.problems import TABLE, RequestError
@@ -62,8 +62,8 @@ class LoadShedding:
         runtime = self._parts.runtime
         if runtime is None or scope["path"] not in self._tasks:
             return None
-        request = Request(scope)
-        if self._needs_a_closer_look(request):
+        head = dict(scope["headers"])
+        if self._needs_a_closer_look(scope, head):
             return None
         route, task = self._tasks[scope["path"]]
         model = _model(scope["query_string"]) or next(iter(runtime.cards))
@@ -76,7 +76,7 @@ class LoadShedding:
         seen.asks(model, task, 1)
         seen.problem, seen.status = _ROW.slug, _ROW.status
         self._parts.metrics.rejected("queue_full")
-        last = not keep_alive or ends_connection(request, _ROW)
+        last = not keep_alive or not body_is_short(head.get(b"content-length"), chunked=b"transfer-encoding" in head)
         headers = {
             **usual_headers,
             "retry-after": str(overload.retry_after_s),
@@ -86,14 +86,18 @@ class LoadShedding:
         self._observation.end(scope, seen, shed=True)
         return Shed(answer, last)
 
-    def _needs_a_closer_look(self, request: Request) -> bool:
-        headers = request.headers
-        if "if-match" in headers or headers.get("content-type", "").startswith("multipart/"):
+    def _needs_a_closer_look(self, scope: Scope, head: Mapping[bytes, bytes]) -> bool:
+        # The dictionary has one of each name: of headers that come twice, somebody else decides which counts.
+        if len(head) < len(scope["headers"]) or b"if-match" in head:
             return True
-        if (self._cross_origin and "origin" in headers) or not self._hosts.allow(request.scope):
+        if head.get(b"content-type", b"").startswith(b"multipart/"):
             return True
+        if (self._cross_origin and b"origin" in head) or not self._hosts.allow(scope):
+            return True
+        if not self._parts.keys:
+            return False
         try:
-            authorize(request, self._parts.keys, "inference")
+            authorize(Request(scope), self._parts.keys, "inference")
         except RequestError:
             return True
         return False

@@ -4,9 +4,10 @@ headers claim, and kept in memory: nothing a caller sends is written to disk."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import closing
 from time import perf_counter
+from typing import TypeVar
 
 from fastapi import Request
 from python_multipart.exceptions import FormParserError
@@ -26,6 +27,8 @@ from app.problems import (
 from app.settings import Settings
 from models import errors
 from models.errors import ImageTooLargeError
+
+T = TypeVar("T")
 
 # What is wrong with a body, or with an image in it: of every route that takes images.
 UPLOAD_ERRORS: tuple[type[Exception], ...] = (
@@ -59,8 +62,7 @@ async def read_images(request: Request, settings: Settings) -> list[bytes]:
     Raises the request errors of app/problems.py, and ImageTooLargeError.
     """
     started_at = perf_counter()
-    async with _in_time(request, settings.read_timeout_s):
-        images = await _read(request, settings)
+    images = await _in_time(request, settings.read_timeout_s, _read(request, settings))
     observed(request.scope).read_seconds = perf_counter() - started_at
     return images
 
@@ -70,24 +72,20 @@ async def read_small(request: Request, *, timeout_s: float) -> bytes:
 
     Raises BodyTooLargeError, SlowBodyError, CallerGoneError.
     """
-    body = bytearray()
-    async with _in_time(request, timeout_s):
-        async for chunk in _counted(request, _SMALL_BODY_BYTES):
-            body += chunk
-    return bytes(body)
+    return await _in_time(request, timeout_s, _whole(request, _SMALL_BODY_BYTES))
 
 
-@asynccontextmanager
-async def _in_time(request: Request, timeout_s: float) -> AsyncIterator[None]:
+async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) -> T:
     """For reading a body to its end. Raises SlowBodyError, CallerGoneError."""
     try:
         async with asyncio.timeout(timeout_s):
-            yield
+            read = await reading
     except TimeoutError:
         raise SlowBodyError(timeout_s) from None
     except ClientDisconnect:
         raise CallerGoneError from None
     observed(request.scope).body_read = True
+    return read
 
 
 async def _read(request: Request, settings: Settings) -> list[bytes]:
@@ -103,12 +101,19 @@ async def _read(request: Request, settings: Settings) -> list[bytes]:
                 parts.feed(chunk)
             return parts.files()
     # The bytes decide what it is, not the header: curl alone calls everything a form.
-    body = bytearray()
-    async for chunk in _counted(request, settings.max_request_bytes):
-        body += chunk
-        if len(body) > settings.max_image_bytes:
-            raise ImageTooLargeError(settings.max_image_bytes)
-    return [bytes(body)]
+    return [await _whole(request, settings.max_request_bytes, settings.max_image_bytes)]
+
+
+async def _whole(request: Request, limit_bytes: int, image_limit_bytes: int | None = None) -> bytes:
+    received = 0
+    chunks = []
+    async for chunk in _counted(request, limit_bytes):
+        received += len(chunk)
+        if image_limit_bytes is not None and received > image_limit_bytes:
+            raise ImageTooLargeError(image_limit_bytes)
+        chunks.append(chunk)
+    # One that came in one piece is not copied.
+    return b"".join(chunks)
 
 
 async def _counted(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:

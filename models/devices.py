@@ -32,9 +32,10 @@ _LARGEST_BATCH = 32
 # Activations of more leave a core's caches.
 _IMAGES_A_CORE = 4
 
-# Steps of nice. Refusals under ten times the capacity, median and p99: 5 to 74 and 1,172 to 4,998 ms with none, 1.2 to
-# 2.5 and 143 to 277 ms with 2, 0.8 to 1.1 and 76 to 114 ms with 5, which took some 5 % of the images/s; 2 took none.
-WAY_GIVEN = 2
+# Steps of nice. Refusals under ten times the capacity, median, p90 and p99 in ms on two cores: 0.6, 7 and 24 with 2;
+# 0.5, 4.5 and 16 with 5; 0.5, 2.8 and 12 with 10; the same images/s with each. But where others have work for every
+# core, 5 leaves a forward a fourth of it, and 10 a tenth.
+WAY_GIVEN = 5
 
 # Each of them that waits for the GIL is one more whom the event loop may have to let go first. Answers a second with no
 # forward to wait for, on 16 cores with 2, 4, 8 and 16: 433, 529, 556 and 362.

@@ -49,7 +49,7 @@ async def test_a_models_forwards_go_on_while_another_ones_forward_takes_long(
         gate.set()
         serving.close(timeout_s=_PATIENCE_S)
 
-    # A forward is told of after its answers have been given: the last light one may be told of after the first heavy one.
+    # A forward is told of after its answers have been given: the last light one maybe after the first heavy one.
     assert heard.forwards.count("null") == _CALLERS
     assert "tiny" not in heard.forwards[: _CALLERS - 1]
     assert set(heard.forwards) == {"null", "tiny"}

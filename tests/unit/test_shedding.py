@@ -160,6 +160,26 @@ async def test_chunks_that_come_with_a_refused_request_are_no_fault_of_the_next(
         assert (await listening.client.get("/healthz")).status_code == 200
 
 
+async def test_headers_that_come_twice_are_left_to_the_application(listen: Listen) -> None:
+    image = ("content-length: 5", "content-type: image/jpeg")
+    async with listen(FULL) as listening:
+        # By this runtime whatever gets to the application is answered.
+        answers = [
+            await listening.sent(head_of(*image, *more) + b"image")
+            for more in ([], ["content-type: multipart/form-data"], ["host: elsewhere"])
+        ]
+    assert [head[b"status"] for [(head, _)] in answers] == [b"429", b"200", b"200"]
+
+
+async def test_no_exemplar_leads_to_a_line_that_a_refusal_does_not_have(listen: Listen) -> None:
+    async with listen(FULL) as listening:
+        await listening.client.post("/v1/features", content=b"image", headers={"X-Request-ID": "mine"})
+        accepted = {"Accept": "application/openmetrics-text"}
+        exposition = (await listening.client.get("/metrics", headers=accepted)).text
+    assert 'gradless_request_duration_seconds_count{code="4xx",method="POST",route="/v1/features"} 1.0' in exposition
+    assert "mine" not in exposition
+
+
 async def test_a_refusal_is_counted_like_any_other_and_told_of_as_one_of_many(
     listen: Listen, caplog: pytest.LogCaptureFixture
 ) -> None:
