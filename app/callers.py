@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -24,7 +25,8 @@ class Departure:
     ASGI has a request ask for it, which takes a task for each; a connection knows, and tells for nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
         self._happened = False
         self._heard_by: Callable[[], object] | None = None
 
@@ -39,9 +41,10 @@ class Departure:
             self._heard_by()
 
     def tell(self, hearer: Callable[[], object]) -> None:
-        """Call `hearer` when the caller leaves; at once if he has left."""
+        """Call `hearer` when the caller leaves; at once if he has left, also where the event loop has not come to that
+        yet: of a crowd that hangs up it reads all requests first, and would have them all begun."""
         self._heard_by = hearer
-        if self._happened:
+        if self._happened or _ended_by_peer(self._transport):
             hearer()
 
     def forget(self) -> None:
@@ -80,6 +83,16 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             await asyncio.wait([listening])
         else:
             departure.forget()
+
+
+def _ended_by_peer(transport: asyncio.Transport) -> bool:
+    """Whether the other side has closed its end, in so far as the kernel tells: Linux does."""
+    socket = transport.get_extra_info("socket")
+    if socket is None or not hasattr(select, "POLLRDHUP"):
+        return False
+    poll = select.poll()
+    poll.register(socket, select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 class _Waiter:

@@ -76,7 +76,7 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._unread = UnreadAnswers(transport, self.loop, self.head_timeout_s)
-        self._departure = Departure()
+        self._departure = Departure(transport)
         writes = GatheredWrites(transport, self.loop, self._unread.begin)
         super().connection_made(writes)  # type: ignore[arg-type]  # it is one by its methods
         self.expect()

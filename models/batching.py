@@ -23,6 +23,7 @@ from models.errors import DrainingError, ForwardError, OverloadedError
 from models.fair_queue import FairQueue
 from models.lanes import Lanes
 from models.telemetry import BatchReport, Trigger
+from models.wanted import NobodyWaitsError
 
 _log = logging.getLogger(__name__)
 
@@ -60,8 +61,8 @@ class _Batch(Generic[Item, Result]):
 
 class Batcher(Generic[Item, Result]):
     """Turns single submissions into batches for `run_batch`, which gets 1 to `max_batch_size` items and returns as
-    many results in the same order, an exception where one item failed alone. Items come in order of arrival, but a
-    caller with several takes turns.
+    many results in the same order, an exception where one item failed alone; it raises NobodyWaitsError when it has
+    stopped because nobody waits for any of them. Items come in order of arrival, but a caller with several takes turns.
 
     `max_wait_s` (0: none) is how long the oldest item of a batch may wait for company.
     `lanes`: so many batches may be in `run_batch` at the same time, each in a thread of its own.
@@ -236,10 +237,14 @@ class Batcher(Generic[Item, Result]):
     def _answer(self, batch: _Batch[Item, Result]) -> BatchReport:
         size = len(batch.entries)
         results: Sequence[Result | Exception]
+        stopped = False
         try:
             results = self._run_batch([entry.item for entry in batch.entries])
             if len(results) != size:
                 raise RuntimeError(f"{size} items went in, {len(results)} results came out")  # noqa: TRY301
+        except NobodyWaitsError:
+            stopped = True
+            results = [NobodyWaitsError() for _ in batch.entries]
         except BaseException as error:  # noqa: BLE001 - whatever it was: every caller hears, the thread lives on
             results = self._failures(batch, error)
         with self._changed:
@@ -249,7 +254,8 @@ class Batcher(Generic[Item, Result]):
             if expected:
                 self._over(batch, ended_at)
             forward_seconds = ended_at - batch.began_at
-            self._learn_pace(forward_seconds / size)
+            if not stopped:
+                self._learn_pace(forward_seconds / size)
         report = BatchReport(self._name, size, batch.trigger, batch.began_at, forward_seconds, batch.dropped)
         for entry, result in zip(batch.entries if expected else (), results, strict=False):
             if isinstance(result, Exception):

@@ -19,14 +19,16 @@ from models.errors import WarmUpError
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
 from models.turns import TurnLock
+from models.wanted import Wanted, always
 
 
 class Item(NamedTuple):
-    """One image for the device: (3, H, W) uint8 of the model's input size, and how many classes are wanted (0:
-    features alone)."""
+    """One image for the device: (3, H, W) uint8 of the model's input size, how many classes are wanted (0: features
+    alone), and whether anybody still waits for them."""
 
     image: torch.Tensor
     top_k: int
+    wanted: Wanted = always
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +75,12 @@ class Engine:
         return self._backend.memory_note
 
     def run(self, items: Sequence[Item]) -> list[Output]:
-        """One forward for all `items`, answered in order."""
+        """One forward for all `items`, answered in order. Raises NobodyWaitsError, for which the backend has to run it
+        in pieces, when none of them is wanted any more."""
         top_k = max(item.top_k for item in items)
         with self.turn.shared(), torch.inference_mode():
-            features, logits = self.forward(_stacked([item.image for item in items], self.model.placement.device))
+            pixels = _stacked([item.image for item in items], self.model.placement.device)
+            features, logits = self.forward(pixels, lambda: any(item.wanted() for item in items))
             likeliest = None
             if top_k:
                 # Once for the batch, not once an image; in float32, whatever the network computes in.
@@ -104,10 +108,10 @@ class Engine:
         if self.lanes > 1:
             devices.use_own_stream_in_this_thread(self.model.placement.device)
 
-    def forward(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+    def forward(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
         """The forward of `run` alone, of a batch as a backend takes it. The turn is its caller's to hold."""
         with torch.inference_mode():
-            return self._backend.run(pixels)
+            return self._backend.run(pixels, wanted)
 
     def close(self) -> None:
         """End what threads the backend has. Nothing runs any more."""

@@ -31,6 +31,10 @@ class Passage:
         self._inbox = inbox
         self._queued: Future[Completed[Output]] | None = None
 
+    def wanted(self) -> bool:
+        """Whether somebody waits for it."""
+        return not self.abandoned
+
     def take_encoded(self) -> bytes:
         """The file, once: what waits in the queue needs it no more."""
         encoded, self._encoded = self._encoded, b""

@@ -143,7 +143,7 @@ class Pipeline:
 
     def _decoded(self, passage: Passage) -> Item:
         pixels = preprocess(passage.take_encoded(), self._model.transform, self._limits)
-        item = Item(pixels, passage.top_k)
+        item = Item(pixels, passage.top_k, passage.wanted)
         passage.decode_seconds = perf_counter() - passage.started_at
         return item
 

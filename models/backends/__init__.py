@@ -12,6 +12,7 @@ from torch import nn
 from models import devices
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
+from models.wanted import Wanted, always
 
 # OpenVINO and NNCF report to their makers that they are used, at each import, unless the package that does it is not
 # installed. What serves other people's pictures tells nobody of it.
@@ -22,9 +23,12 @@ class Backend(Protocol):
     """One way to run a model's forward. `run` is called under inference_mode, by as many threads at the same time as
     there are `lanes`."""
 
-    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
         """(N, 3, side, side) uint8 on the CPU, channels last in memory, to features (N, D) and logits (N, C),
-        of a floating-point type and on a device of the backend's choice."""
+        of a floating-point type and on a device of the backend's choice.
+
+        Raises NobodyWaitsError where it runs a batch in pieces and finds before one of them that it is not `wanted`.
+        """
 
     def close(self) -> None:
         """End what threads it has. Nothing runs in it any more."""

@@ -11,6 +11,7 @@ from models.backends.eager import served_network
 from models.backends.shapes import buckets, padded
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
+from models.wanted import Wanted, always
 
 
 class CompiledBackend:
@@ -32,7 +33,7 @@ class CompiledBackend:
         self.intra_op_threads = devices.available_cores()
         self._network = compiled_network(model)
 
-    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         size = len(pixels)
         bucket = next(bucket for bucket in self.sizes_to_warm_up if bucket >= size)
         # Strides too are what graphs are compiled for, and those of one image can be written in several ways.

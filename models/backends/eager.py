@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 
@@ -12,6 +13,7 @@ from models.backends.shapes import next_multiple, padded
 from models.devices import Split
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits, Network
+from models.wanted import Wanted, always, check
 
 
 class EagerBackend:
@@ -39,26 +41,27 @@ class EagerBackend:
             self._split.workers, "forward", initializer=devices.use_one_core_in_this_thread
         )
 
-    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
-        size, wanted = self._split.piece, len(pixels)
+    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
+        size, count = self._split.piece, len(pixels)
         if self._fixed_shape:
-            pixels = padded(pixels, next_multiple(wanted, size))
+            pixels = padded(pixels, next_multiple(count, size))
         elif self._split.workers > 1:
             # At least as many pieces as workers, as far as there are images: none of them idles.
-            size = min(size, -(-wanted // self._split.workers))
+            size = min(size, -(-count // self._split.workers))
         pieces = torch.split(pixels, size)
         if self._split.workers == 1:
-            return _joined([self._forward(piece) for piece in pieces], wanted)
-        return _joined(list(self._workers.map(self._forward_in_worker, pieces)), wanted)
+            return _joined([self._forward(piece, wanted) for piece in pieces], count)
+        return _joined(list(self._workers.map(partial(self._forward_in_worker, wanted=wanted), pieces)), count)
 
     def close(self) -> None:
         self._workers.shutdown()
 
-    def _forward_in_worker(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+    def _forward_in_worker(self, pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
         with torch.inference_mode():
-            return self._forward(pixels)
+            return self._forward(pixels, wanted)
 
-    def _forward(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+    def _forward(self, pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
+        check(wanted)
         images = self._normalize(devices.to_device(pixels, self._device))
         answer: FeaturesAndLogits = self.network(images.to(self._dtype))
         return answer
@@ -72,8 +75,8 @@ def served_network(model: LoadedModel) -> Network:
     return network.to(memory_format=torch.channels_last).eval()
 
 
-def _joined(pieces: list[FeaturesAndLogits], wanted: int) -> FeaturesAndLogits:
-    """The outputs of the first `wanted` images."""
+def _joined(pieces: list[FeaturesAndLogits], count: int) -> FeaturesAndLogits:
+    """The outputs of the first `count` images."""
     if len(pieces) == 1:
-        return FeaturesAndLogits(*(output[:wanted] for output in pieces[0]))
-    return FeaturesAndLogits(*(torch.cat(outputs)[:wanted] for outputs in zip(*pieces, strict=True)))
+        return FeaturesAndLogits(*(output[:count] for output in pieces[0]))
+    return FeaturesAndLogits(*(torch.cat(outputs)[:count] for outputs in zip(*pieces, strict=True)))

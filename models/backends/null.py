@@ -9,6 +9,7 @@ import torch
 from models import devices
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
+from models.wanted import Wanted, always
 
 
 class NullBackend:
@@ -25,7 +26,7 @@ class NullBackend:
         self._normalize = model.normalize
         self.network = copy.deepcopy(model.network).to(self._dtype)
 
-    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         corners = devices.to_device(pixels, self._device)[:, :, :1, :1]
         answer: FeaturesAndLogits = self.network(self._normalize(corners).to(self._dtype))
         return answer

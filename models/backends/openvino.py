@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import suppress
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from models.devices import Precision
 from models.errors import DeviceUnavailableError
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
+from models.wanted import Wanted, always, check
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
@@ -80,26 +81,28 @@ class OpenVinoBackend:
         self._outputs = range(len(network.outputs))
         self.sizes_to_warm_up = (1, max_batch_size)
 
-    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
         # Channels last in memory, so the permuted view is contiguous: nothing is copied on the way in.
-        wanted = len(pixels)
+        count = len(pixels)
         if self._fixed_shape:
-            pixels = padded(pixels, next_multiple(wanted, _PIECE if self._streams is None else _PIECE_OF_ONE_CORE))
+            pixels = padded(pixels, next_multiple(count, _PIECE if self._streams is None else _PIECE_OF_ONE_CORE))
         batch = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
         pieces: list[list[NDArray[np.float32]]] = []
         shared = 0
         if self._streams is not None:
             shares = self._shares(len(batch))
             shared = shares[-1].stop if shares else 0
-            pieces += self._infer_side_by_side(self._streams.first(len(shares)), [batch[share] for share in shares])
+            side_by_side = [batch[share] for share in shares]
+            pieces += self._infer_side_by_side(self._streams.first(len(shares)), side_by_side, wanted)
         if self._together is not None:
             [request] = self._together.first(1)
             for start in range(shared, len(batch), _PIECE):
+                check(wanted)
                 request.infer([batch[start : start + _PIECE]], share_inputs=True)
                 pieces.append(self._answer_of(request))
-        joined = (np.concatenate(outputs)[:wanted] for outputs in zip(*pieces, strict=True))
+        joined = (np.concatenate(outputs)[:count] for outputs in zip(*pieces, strict=True))
         features, *logits = map(torch.from_numpy, joined)
-        return FeaturesAndLogits(features, logits[0] if logits else features.new_empty((wanted, 0)))
+        return FeaturesAndLogits(features, logits[0] if logits else features.new_empty((count, 0)))
 
     def close(self) -> None:
         """Its threads are OpenVINO's, and end with it."""
@@ -114,13 +117,25 @@ class OpenVinoBackend:
         return [slice(start, end) for start, end in pairwise([0, *ends])]
 
     def _infer_side_by_side(
-        self, requests: list[openvino.InferRequest], pieces: list[NDArray[np.uint8]]
+        self, requests: list[openvino.InferRequest], pieces: list[NDArray[np.uint8]], wanted: Wanted
     ) -> list[list[NDArray[np.float32]]]:
-        # Left only when all have ended, also those beside one that fails.
-        with ExitStack() as running:
+        started: list[openvino.InferRequest] = []
+        try:
             for request, piece in zip(requests, pieces, strict=True):
                 request.start_async([piece], share_inputs=True)
-                running.callback(request.wait)
+                started.append(request)
+            for request in started:
+                check(wanted)
+                request.wait()
+        except BaseException:
+            # Those beside one that fails, and those of whom nobody wants to hear. They end within a layer; until then
+            # they read from `pieces`.
+            for request in started:
+                request.cancel()
+            for request in started:
+                with suppress(RuntimeError):
+                    request.wait()
+            raise
         return [self._answer_of(request) for request in requests]
 
     def _answer_of(self, request: openvino.InferRequest) -> list[NDArray[np.float32]]:

@@ -22,6 +22,7 @@ from models.backends.shapes import buckets, padded
 from models.devices import LaneStreams
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits
+from models.wanted import Wanted, always
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class RecordedBackend:
         """Why PyTorch cannot tell how much memory `run` takes; None where it can."""
         return "its kernels were recorded together with the memory that they work in" if self._recorded else None
 
-    def run(self, pixels: torch.Tensor) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         size = len(pixels)
         bucket = next(bucket for bucket in self.sizes_to_warm_up if bucket >= size)
         if not self._recorded:

@@ -19,6 +19,7 @@ from models.engine import Engine, Item
 from models.loading import load
 from models.network import FeaturesAndLogits
 from models.specs import ModelSpec
+from models.wanted import Wanted
 
 _PATIENCE_S = 30
 _ROUNDS = 30
@@ -80,10 +81,10 @@ def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_lanes_are_busy(
     enough = threading.Event()
     forward = engine.forward
 
-    def noted(pixels: torch.Tensor) -> FeaturesAndLogits:
+    def noted(pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
         inside.add(threading.get_ident())
         try:
-            return forward(pixels)
+            return forward(pixels, wanted)
         finally:
             inside.discard(threading.get_ident())
 

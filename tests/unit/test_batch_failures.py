@@ -12,6 +12,7 @@ import pytest
 from models.batching import Batcher
 from models.errors import ForwardError, OverloadedError
 from models.telemetry import BatchReport
+from models.wanted import NobodyWaitsError
 
 if TYPE_CHECKING:
     from tests.unit.conftest import GatedDevice
@@ -143,3 +144,22 @@ def test_a_refused_item_takes_no_place(new_batcher: NewBatcher, device: GatedDev
     assert batcher.close(_PATIENCE_S)
 
     assert device.batches == [[1], [2], [4]]
+
+
+def test_a_batch_that_nobody_waits_for_any_more_ends_without_a_fault_and_teaches_nothing_about_the_pace(
+    new_batcher: NewBatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(items: Sequence[int]) -> list[int]:
+        if 0 in items:
+            raise NobodyWaitsError
+        return list(items)
+
+    batcher = new_batcher(run)
+    batcher.submit(1).result(_PATIENCE_S)
+    pace = batcher.expected_seconds(1)
+    error = batcher.submit(0).exception(_PATIENCE_S)
+
+    assert isinstance(error, NobodyWaitsError)
+    assert batcher.expected_seconds(1) == pace
+    assert not caplog.records
+    assert batcher.submit(2).result(_PATIENCE_S).result == 2

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -36,6 +38,7 @@ class _Working:
         self.reads = asyncio.Event()
         self.reads.set()
         self.tasks = 0
+        self.went_on = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -51,6 +54,8 @@ class _Working:
     async def _work(self) -> None:
         self.tasks = len(asyncio.all_tasks())
         self.began.set()
+        await asyncio.sleep(0)
+        self.went_on = True
         await self.done.wait()
 
 
@@ -92,13 +97,27 @@ async def test_a_caller_who_left_before_the_work_began_is_missed_as_well() -> No
     async def work() -> None:
         await asyncio.sleep(_PATIENCE_S)
 
-    departure = Departure()
+    departure = Departure(_Transport())
     scope: Scope = {"type": "http", "headers": []}
     departure.offer(scope)
     departure.happen()
 
     with pytest.raises(CallerGoneError):
         await unless_gone(Request(scope), work())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells that the other side has closed its end")
+async def test_a_caller_who_left_while_his_request_waited_to_be_read_is_missed_before_any_work(
+    working: _Working, connect: Connect
+) -> None:
+    _, writer = await connect()
+    # All of it before this event loop has a turn.
+    with socket.create_connection(writer.get_extra_info("peername")) as caller:
+        caller.sendall(post(b"image"))
+    await working.abandoned.wait()
+    writer.close()
+
+    assert not working.went_on
 
 
 class _Transport(asyncio.Transport):
