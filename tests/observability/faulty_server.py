@@ -19,6 +19,7 @@ from models import control_groups
 from models.backends.null import NullBackend
 from models.loading import LoadedModel
 from models.network import FeaturesAndLogits, Network
+from models.wanted import Wanted, always
 
 ORDER, CONTROL_GROUPS = map(Path, sys.argv[1:])
 
@@ -34,7 +35,7 @@ def start(self: NullBackend, model: LoadedModel) -> None:
     start_well(self, model)
 
 
-def run(self: NullBackend, pixels: torch.Tensor) -> FeaturesAndLogits:
+def run(self: NullBackend, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
     match ORDER.read_text():
         case "slow":
             time.sleep(SLOW_S)
@@ -44,7 +45,7 @@ def run(self: NullBackend, pixels: torch.Tensor) -> FeaturesAndLogits:
             raise RuntimeError("told to fail")
         case "out of memory":
             torch.empty(2**60)
-    return run_well(self, pixels)
+    return run_well(self, pixels, wanted)
 
 
 def forward(self: Network, images: torch.Tensor) -> FeaturesAndLogits:

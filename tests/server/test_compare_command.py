@@ -29,9 +29,9 @@ from models.network import FeaturesAndLogits
 
 forward = EagerBackend._forward
 
-def leaky(self, pixels):
+def leaky(self, pixels, wanted):
     with torch.inference_mode(False), torch.enable_grad():
-        return FeaturesAndLogits(*(part.detach() for part in forward(self, pixels.clone())))
+        return FeaturesAndLogits(*(part.detach() for part in forward(self, pixels.clone(), wanted)))
 
 EagerBackend._forward = leaky
 main()
