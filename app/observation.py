@@ -103,8 +103,9 @@ class ObservationMiddleware:
         async def send_observed(message: Message) -> None:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
-                own = self._observation.headers(scope, request)
-                message["headers"] += [(name.encode(), value.encode("latin-1")) for name, value in own.items()]
+                own = self._observation.headers(scope, request).items()
+                # A list of its own: that of the message may be one that a response keeps.
+                message["headers"] = [*message["headers"], *((n.encode(), v.encode("latin-1")) for n, v in own)]
             await send(message)
 
         try:

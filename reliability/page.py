@@ -31,14 +31,18 @@ LitServe, BentoML, MLServer and plain FastAPI (measured on a like machine).
 _LIMITS = """## Known limits
 
 - Load and server share the same cores, and other work may be on them. Under overload both cores are full, and what
-  refusals take, ten or more for each answer, is missing from forwards: 0.3 cores for the event loop, 0.1 for the load.
+  refusals take, ten or more for each answer, is missing from forwards: 0.2 cores for them, 0.1 for the load. The latter
+  alone is over the twentieth that the bar leaves.
   The next batch is in line before the last is done, so that the forwards' threads never idle, and a refusal comes when
   the event loop has got hold of a core, where their lower priority helps. Of the load's process the same is true.
 - The heap keeps what is freed for the next forward (`models/memory.py`), and grows under overload in steps, ever fewer.
   After 10, 15 and 15 s of overload on one server it was 1,121, 1,137 and 1,151 MB, and with what was free given back
   1,015, 1,018 and 1,021 MB.
-- After two hundred hang-ups the next request waits for the event loop, which takes some 0.35 ms for each of them, and
-  then for the batches that had begun, of which there can be two.
+- Beside slow connections p99 was 73 to 75 ms in three runs, and 65 to 67 alone. Their client, which sends 200 bytes a
+  second and connects anew what is closed, works on the same cores.
+- After two hundred hang-ups the next request waits for the event loop, which takes some 0.3 ms for each of them, on
+  cores that it shares with decodes and forwards begun before their callers were known to have left. Of a forward that
+  all have left only the pieces under way are done.
 - The bound of the accepted requests' wait leaves no room: with all places taken the average wait is the number of
   places over the goodput already.
 - Latencies are those of a process's own loopback; no network, proxy or TLS is between.
