@@ -83,7 +83,7 @@ class _GatheredLines(logging.StreamHandler[TextIO]):
 
 class _JsonLines(logging.Formatter):
     """An object a line: the event, what was sent along with it, and when it was, in UTC. The event loop writes one for
-    each request, and through structlog, which makes the columns, it would cost the loop twice as much."""
+    each request, and through structlog, which makes the columns, it would cost the loop more."""
 
     def __init__(self) -> None:
         super().__init__()

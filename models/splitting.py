@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 
 from models.errors import OutOfMemoryError
 from models.telemetry import Telemetry
+from models.wanted import NobodyWaitsError
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +39,20 @@ class SplittingRun(Generic[Item, Result]):
         self._telemetry = telemetry
         self.safe_size: int | None = None
 
-    def __call__(self, items: Sequence[Item]) -> list[Result | OutOfMemoryError]:
-        """As many results as `items`, in their order; OutOfMemoryError for one that does not even fit alone. Raises
-        what `run` raises for any other reason."""
-        results: list[Result | OutOfMemoryError] = []
+    def __call__(self, items: Sequence[Item]) -> list[Result | OutOfMemoryError | NobodyWaitsError]:
+        """As many results as `items`, in their order; OutOfMemoryError for one that does not even fit alone, and
+        NobodyWaitsError for those of a piece that was given up. Raises what `run` raises for any other reason, the
+        latter where it was of the whole."""
+        results: list[Result | OutOfMemoryError | NobodyWaitsError] = []
         while len(results) < len(items):
             piece = items[len(results) :][: self.safe_size]
-            done = self._try(piece)
+            try:
+                done: Sequence[Result | NobodyWaitsError] | None = self._try(piece)
+            except NobodyWaitsError:
+                if len(piece) == len(items):
+                    raise
+                # For this piece nobody waits, which says nothing of the others.
+                done = [NobodyWaitsError() for _ in piece]
             if done is not None:
                 results += done
             elif len(piece) == 1:

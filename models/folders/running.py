@@ -15,6 +15,7 @@ from models.loading import LoadedModel, load
 from models.served import ServingOptions
 from models.splitting import SplittingRun
 from models.telemetry import Unheard
+from models.wanted import NobodyWaitsError
 
 
 class Runner:
@@ -64,7 +65,9 @@ class Runner:
         """End what threads the backend has."""
         self._engine.close()
 
-    def _checked(self, output: Output | GradlessError) -> Output | GradlessError:
+    def _checked(self, output: Output | GradlessError | NobodyWaitsError) -> Output | GradlessError:
+        if isinstance(output, NobodyWaitsError):
+            raise output  # it comes of items whose callers leave, which these have not
         if isinstance(output, Output) and not output.finite:
             return NotFiniteError(self.model.name)
         return output

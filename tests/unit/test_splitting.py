@@ -9,6 +9,7 @@ import pytest
 from models.errors import OutOfMemoryError
 from models.splitting import SplittingRun
 from models.telemetry import Unheard
+from models.wanted import NobodyWaitsError
 
 
 class _Heard(Unheard):
@@ -121,3 +122,21 @@ def test_what_another_thread_has_learned_meanwhile_is_not_forgotten() -> None:
     assert run([1, 2, 3, 4, 5, 6, 7, 8]) == [10, 20, 30, 40, 50, 60, 70, 80]
     assert run.safe_size == 1
     assert device.tried == [8] + [1] * 8
+
+
+def test_a_piece_that_nobody_waits_for_is_given_up_and_the_others_are_answered() -> None:
+    class Leaving(_Device):
+        def run(self, items: Sequence[int]) -> list[int]:
+            if max(items) <= 2:
+                raise NobodyWaitsError
+            return super().run(items)
+
+    run = _splitting(Leaving(room=2), _Heard())
+    first, second, *others = run([1, 2, 3, 4])
+
+    assert isinstance(first, NobodyWaitsError)
+    assert isinstance(second, NobodyWaitsError)
+    assert others == [30, 40]
+    # Of a whole batch the batcher is told, who then learns nothing from it.
+    with pytest.raises(NobodyWaitsError):
+        run([1, 2])
