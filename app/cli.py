@@ -47,9 +47,14 @@ def serve() -> None:
             typer.echo(f"gradless: {line}", err=True)
         raise typer.Exit(2) from None
     # Here, not above: `gradless sample` and `gradless --help` need not wait for the web server's imports.
-    from app.server import serve as run  # noqa: PLC0415
+    if settings.fronts:
+        from app.fronts.processes import serve_by_fronts  # noqa: PLC0415
 
-    run(settings)
+        serve_by_fronts(settings)
+    else:
+        from app.server import serve as run  # noqa: PLC0415
+
+        run(settings)
 
 
 @app.command()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import select
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, TextIO
 
@@ -28,9 +30,10 @@ _FOR_OTHERS = frozenset({"color_message", "_ray_timestamp_ns"})
 _NOT_SENT_ALONG = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"} | _FOR_OTHERS
 
 
-def configure_logging(level: str, form: LogFormat) -> None:
-    """Let everything from `level` on that goes through `logging`, warnings too, end as lines on stderr."""
-    handler = _GatheredLines(sys.stderr)
+def configure_logging(level: str, form: LogFormat, *, shared: bool = False) -> None:
+    """Let everything from `level` on that goes through `logging`, warnings too, end as lines on stderr; `shared`: with
+    those of other processes."""
+    handler = _GatheredLines(sys.stderr, select.PIPE_BUF if shared else None)
     handler.setFormatter(line_formatter(json=logs_json(form), colors=sys.stderr.isatty()))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
@@ -55,8 +58,10 @@ class _GatheredLines(logging.StreamHandler[TextIO]):
     """Writes the lines of requests that end in one turn of the event loop together, at its end, and all others at once.
     A batch is answered in one turn; at each write the loop gives the GIL away, and waits to get it back."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, at_once: int | None) -> None:
+        """`at_once`: bytes that the kernel writes in one piece, whoever else is writing."""
         super().__init__(stream)
+        self._at_once = at_once
         self._waiting: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -76,9 +81,24 @@ class _GatheredLines(logging.StreamHandler[TextIO]):
         """Write what waits."""
         with self.lock or nullcontext():
             waiting, self._waiting = self._waiting, []
-            if waiting:
-                self.stream.write("".join(waiting))
-            super().flush()
+            for piece in _pieces(waiting, self._at_once):
+                self.stream.write(piece)
+                super().flush()
+
+
+def _pieces(lines: list[str], at_once: int | None) -> Iterator[str]:
+    """The lines together, or as many of them in a piece as are written at once."""
+    piece, size = [], 0
+    for line in lines:
+        # JSON of ours is ASCII; columns may be more.
+        line_size = len(line) if at_once is None or line.isascii() else len(line.encode())
+        if piece and at_once is not None and size + line_size > at_once:
+            yield "".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += line_size
+    if piece:
+        yield "".join(piece)
 
 
 class _JsonLines(logging.Formatter):

@@ -66,7 +66,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, give_up)
-            parts.search_index = _search_index_beside(runtime, settings)
+            parts.search_index = search_index_beside(runtime, settings)
         except StartError as error:
             parts.start_error = error
             raise
@@ -163,7 +163,9 @@ def _tasks(router: APIRouter, task: Task) -> dict[str, tuple[APIRoute, Task]]:
     return {route.path: (route, task) for route in router.routes if isinstance(route, APIRoute)}
 
 
-def _search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:
+def search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:
+    """What the settings say is searched by the vectors of `runtime`, which is closed where that cannot be. Raises
+    StartError."""
     try:
         return open_search_index(settings.search_index, runtime)
     except StartError:

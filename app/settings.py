@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -80,6 +81,13 @@ class Settings(BaseSettings):
     queue_capacity: int = Field(256, ge=1, le=65536, description="images in the building per model; more get 429")
     decode_threads: int | None = Field(
         None, ge=1, le=256, description="threads that decode; unset: one for each core the process may use, 8 at most"
+    )
+    fronts: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="processes that read, decode and answer for the one that runs the forwards; 0: one process does "
+        "both. Linux",
     )
     max_image_bytes: int = Field(20 * _MIB, ge=1, le=2**30, description="bytes of one image file")
     max_request_bytes: int = Field(64 * _MIB, ge=1, le=2**32, description="bytes of one request's body")
@@ -186,6 +194,12 @@ class Settings(BaseSettings):
     def _index_can_be_searched(self) -> Self:
         if self.search_index is not None and not all(map(_installed, ("pyarrow", "usearch"))):
             raise ValueError(f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: pip install 'gradless[search]'")
+        return self
+
+    @model_validator(mode="after")
+    def _fronts_can_share_memory(self) -> Self:
+        if self.fronts and not sys.platform.startswith("linux"):
+            raise ValueError(f"{PREFIX}FRONTS={self.fronts} needs Linux: fronts share memory as no other system has it")
         return self
 
     @model_validator(mode="after")

@@ -9,12 +9,33 @@ from contextlib import contextmanager
 from models.errors import DrainingError, OverloadedError
 
 
-class Admission:
-    """Admits at most `capacity` images at once; `expected_seconds(n)` says how long n images take to be done."""
+def _nobody_elsewhere() -> int:
+    return 0
 
-    def __init__(self, capacity: int, expected_seconds: Callable[[int], float]) -> None:
+
+def _told_to_nobody(_images: int) -> None:
+    pass
+
+
+class Admission:
+    """Admits at most `capacity` images at once; `expected_seconds(n)` says how long n images take to be done.
+
+    Where several processes share the places, `elsewhere` says how many the others have given away, and `tell` is told
+    how many this one has. Two that ask at the same moment may both get the last place.
+    """
+
+    def __init__(
+        self,
+        capacity: int,
+        expected_seconds: Callable[[int], float],
+        *,
+        elsewhere: Callable[[], int] = _nobody_elsewhere,
+        tell: Callable[[int], None] = _told_to_nobody,
+    ) -> None:
         self._capacity = capacity
         self._expected_seconds = expected_seconds
+        self._elsewhere = elsewhere
+        self._tell = tell
         self._in_flight = 0
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
@@ -34,13 +55,14 @@ class Admission:
     @property
     def full(self) -> bool:
         """Whether there is no place left."""
-        return self._in_flight >= self._capacity
+        return self._inside() >= self._capacity
 
     def overload(self, images: int) -> OverloadedError | None:
         """Why so many more would be refused now; None while there are places for them."""
-        if self._in_flight + images <= self._capacity:
+        inside = self._inside()
+        if inside + images <= self._capacity:
             return None
-        return OverloadedError(self._capacity, self._expected_seconds(self._in_flight))
+        return OverloadedError(self._capacity, self._expected_seconds(inside))
 
     def close(self) -> None:
         """Admit nobody from now on. Those inside keep their places."""
@@ -67,9 +89,14 @@ class Admission:
                 # comes, which in a full house takes time from all.
                 del overload
         self._in_flight += images
+        self._tell(self._in_flight)
         try:
             yield
         finally:
             self._in_flight -= images
+            self._tell(self._in_flight)
             if not self._in_flight and self._emptied is not None and not self._emptied.done():
                 self._emptied.set_result(None)
+
+    def _inside(self) -> int:
+        return self._in_flight + self._elsewhere()

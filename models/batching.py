@@ -138,13 +138,17 @@ class Batcher(Generic[Item, Result]):
         """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
         return items * self._seconds_per_item
 
-    def submit(self, item: Item, *, caller: Hashable | None = None) -> Future[Completed[Result]]:
+    def submit(
+        self, item: Item, *, caller: Hashable | None = None, future: Future[Completed[Result]] | None = None
+    ) -> Future[Completed[Result]]:
         """Queue one item. Cancelling the future before its batch forms costs no forward. Items of one `caller`
-        take turns with everybody else's; without one, an item is its own.
+        take turns with everybody else's; without one, an item is its own. `future`: one to answer by, of a kind that
+        hears by itself of being cancelled, or of its batch.
 
         Raises DrainingError once closed, after `abandon` its error; OverloadedError when `queue_capacity` items wait.
         """
-        future: Future[Completed[Result]] = Future()
+        if future is None:
+            future = Future()
         with self._changed:
             if self._closed:
                 raise self._refusal()

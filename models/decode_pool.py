@@ -38,6 +38,11 @@ class DecodePool:
         since = min(self._since.copy().values(), default=None)
         return 0.0 if since is None else perf_counter() - since
 
+    def stuck(self, longest_s: float) -> str | None:
+        """Why the pool has a thread less, where a decode takes longer than that; None while it has all."""
+        seconds = self.longest_seconds()
+        return None if seconds <= longest_s else f"an image has been decoded for {seconds:.0f} s"
+
     def close(self, timeout_s: float) -> bool:
         """Take nothing new, and end the threads once all that was submitted is done. False if they had not ended after
         `timeout_s`."""

@@ -42,13 +42,23 @@ GradlessError
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 class GradlessError(Exception):
-    """The root of the tree."""
+    """The root of the tree. As it is, with its message and its facts, it goes from one process to another."""
+
+    def __reduce__(self) -> tuple[Callable[..., GradlessError], tuple[type[GradlessError], tuple[Any, ...]], dict[str, Any]]:
+        # Exception's own would call the class with the message, and most are made of something else.
+        return _unmade, (type(self), self.args), self.__dict__
+
+
+def _unmade(error: type[GradlessError], said: tuple[Any, ...]) -> GradlessError:
+    made = error.__new__(error)
+    made.args = said
+    return made
 
 
 class StartError(GradlessError):

@@ -6,11 +6,20 @@ import asyncio
 from collections.abc import Hashable
 from concurrent.futures import Future
 from time import perf_counter
+from typing import Protocol
 
-from models.batching import Batcher, Completed
+from models.batching import Completed
 from models.engine import Item, Output
 from models.loop_inbox import LoopInbox
 from models.telemetry import Stage
+
+
+class Queue(Protocol):
+    """The near side of a batcher, whichever process has its far one. Described at models.batching.Batcher."""
+
+    def submit(self, item: Item, *, caller: Hashable | None = None) -> Future[Completed[Output]]: ...
+
+    def expected_seconds(self, items: int) -> float: ...
 
 
 class Passage:
@@ -40,7 +49,7 @@ class Passage:
         encoded, self._encoded = self._encoded, b""
         return encoded
 
-    def queue(self, batcher: Batcher[Item, Output], item: Item) -> None:
+    def queue(self, batcher: Queue, item: Item) -> None:
         """Hand the item to the batcher. Raises OverloadedError, DrainingError."""
         queued = self._queued = batcher.submit(item, caller=self._caller)
         queued.add_done_callback(self._hear)

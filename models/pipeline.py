@@ -8,26 +8,41 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from time import perf_counter
+from typing import Protocol
 
 from models.admission import Admission
-from models.batching import Batcher, Completed
+from models.batching import Completed
 from models.decode_pool import DecodePool
 from models.engine import Item, Output
 from models.errors import (
     DeadlineExceededError,
     DrainingError,
     ImageError,
+    NoClassesError,
     NotFiniteError,
     OverloadedError,
     RefusedError,
 )
 from models.limits import ImageLimits
-from models.loading import LoadedModel
 from models.loop_inbox import LoopInbox
-from models.passage import Passage
-from models.predictions import Prediction, ScoredClass
+from models.passage import Passage, Queue
+from models.predictions import Answer, ModelCard, Prediction, ScoredClass
 from models.preprocessing import preprocess
 from models.telemetry import Outcome, StageSeconds, Task, Telemetry
+from models.transforms import Transform
+
+
+class ServedFacts(Protocol):
+    """What is to be known of a model by those who decode for it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def transform(self) -> Transform: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]: ...
 
 
 class Pipeline:
@@ -36,8 +51,8 @@ class Pipeline:
 
     def __init__(
         self,
-        model: LoadedModel,
-        batcher: Batcher[Item, Output],
+        model: ServedFacts,
+        batcher: Queue,
         decode_pool: DecodePool,
         admission: Admission,
         *,
@@ -186,6 +201,15 @@ class Pipeline:
             self._telemetry.images_done(name, task, "ok", len(results) - bad)
         if images > len(results):
             self._telemetry.images_done(name, task, otherwise, images - len(results))
+
+
+async def answer(card: ModelCard, pipeline: Pipeline, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
+    """Answer one request to the model of that card; `top_k` is cut to the number of its classes. Raises NoClassesError,
+    and what Pipeline.predict raises."""
+    if task == "classify" and not card.classes:
+        raise NoClassesError(card.name)
+    results = await pipeline.predict(images, task=task, top_k=min(top_k, card.classes))
+    return Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, results)
 
 
 def _let_go(error: BaseException | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
@@ -26,7 +26,7 @@ from models.preprocessing import preprocess
 from models.sources import Origin
 from models.specs import ModelSpec
 from models.splitting import SplittingRun
-from models.telemetry import BatcherState, QueueState, Telemetry
+from models.telemetry import BatcherState, BatchReport, QueueState, Telemetry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +57,21 @@ class ServingOptions:
     deadline_s: float = 30.0
     forward_timeout_s: float = 60.0
 
+    @property
+    def longest_decode_s(self) -> float:
+        """Until the deadline somebody waits for a decode, however long a forward may take."""
+        return max(self.deadline_s, self.forward_timeout_s)
+
+
+class Reception(Protocol):
+    """Where images come from, if not from this process."""
+
+    def admission(self, model: LoadedModel, batcher: Batcher[Item, Output]) -> Admission:
+        """For a model that is warmed up, and will be served or thrown away."""
+
+    def batch_over(self, report: BatchReport) -> None:
+        """A batch's callers have their answers. From the thread that ran it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
@@ -67,6 +82,7 @@ class Surroundings:
     calibration: Calibration | None
     decode_pool: DecodePool
     telemetry: Telemetry
+    reception: Reception | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +148,11 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
         engine.prepare_thread()
         engine.warm_up()
 
+    def over(report: BatchReport) -> None:
+        if around.reception is not None:
+            around.reception.batch_over(report)
+        around.telemetry.batch_ran(report)
+
     run = SplittingRun(
         engine.run,
         model=spec.name,
@@ -147,14 +168,17 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
         queue_capacity=options.queue_capacity,
         lanes=engine.lanes,
         prepare=prepare,
-        on_batch=around.telemetry.batch_ran,
+        on_batch=over,
     )
     try:
         batcher.wait_until_ready()
     except BaseException:
         engine.close()
         raise
-    admission = Admission(options.queue_capacity, batcher.expected_seconds)
+    if around.reception is None:
+        admission = Admission(options.queue_capacity, batcher.expected_seconds)
+    else:
+        admission = around.reception.admission(model, batcher)
     pipeline = Pipeline(
         model,
         batcher,

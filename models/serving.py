@@ -13,12 +13,13 @@ from models.calibration import Calibration
 from models.changes import Changes
 from models.comparison import Comparison, ComparisonOptions, Progress
 from models.decode_pool import DecodePool
-from models.errors import ModelGoneError, NoClassesError, OverloadedError
+from models.errors import ModelGoneError, OverloadedError
 from models.gradmodes import prepare_profiler
 from models.lens import Lens
+from models.pipeline import answer
 from models.predictions import Answer, Loaded, ModelCard
 from models.roster import Roster
-from models.served import ServingOptions, Surroundings
+from models.served import Reception, ServedModel, ServingOptions, Surroundings
 from models.supervision import Supervisor
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
@@ -33,7 +34,11 @@ class Serving:
     """
 
     def __init__(
-        self, options: ServingOptions, telemetry: Telemetry, give_up: Callable[[str], None] = lambda _reason: None
+        self,
+        options: ServingOptions,
+        telemetry: Telemetry,
+        give_up: Callable[[str], None] = lambda _reason: None,
+        reception: Reception | None = None,
     ) -> None:
         if options.cores is not None:
             devices.use_no_more_cores_than(options.cores)
@@ -49,6 +54,7 @@ class Serving:
             calibration=calibration,
             decode_pool=self._decode_pool,
             telemetry=telemetry,
+            reception=reception,
         )
         self._draining = False
         self._roster = Roster()
@@ -70,6 +76,16 @@ class Serving:
     def cards(self) -> Mapping[str, ModelCard]:
         """The served models by name, the default first."""
         return MappingProxyType({name: served.card for name, served in self._roster.served.items()})
+
+    @property
+    def served(self) -> Mapping[str, ServedModel]:
+        """The served models themselves, the default first."""
+        return self._roster.served
+
+    @property
+    def down(self) -> frozenset[str]:
+        """Names whose model has stopped working, and has no other in its place yet."""
+        return self._roster.down
 
     @property
     def ready(self) -> bool:
@@ -97,11 +113,7 @@ class Serving:
         number of classes. Raises UnknownModelError, NoClassesError, ModelDownError, and what Pipeline.predict
         raises."""
         served = self._roster.find(model)
-        card = served.card
-        if task == "classify" and not card.classes:
-            raise NoClassesError(card.name)
-        results = await served.pipeline.predict(images, task=task, top_k=min(top_k, card.classes))
-        return Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, results)
+        return await answer(served.card, served.pipeline, images, task=task, top_k=top_k)
 
     async def compare(
         self,
@@ -176,13 +188,7 @@ class Serving:
         return decoded and unchanging and all(ended)
 
     def _stuck_decode(self) -> str | None:
-        """Why the decode pool has a thread less; None while it has all. Until the deadline somebody waits for a decode,
-        however long a forward may take."""
-        options = self._around.options
-        longest_s = self._decode_pool.longest_seconds()
-        if longest_s <= max(options.deadline_s, options.forward_timeout_s):
-            return None
-        return f"an image has been decoded for {longest_s:.0f} s"
+        return self._decode_pool.stuck(self._around.options.longest_decode_s)
 
     def _ailments(self) -> Mapping[str, str]:
         ailments = self._roster.ailments()

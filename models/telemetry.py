@@ -83,6 +83,9 @@ class Telemetry(Protocol):
     def model_served(self, model: str) -> None:
         """A model, or a new version of it, has been loaded: what is told of it from now on is to be counted."""
 
+    def model_shown(self, model: str) -> None:
+        """Another process has loaded it and counts that; what is told of it here from now on is to be counted."""
+
     def model_not_loaded(self, model: str) -> None:
         """It, or a new version of it, could not be loaded."""
 
@@ -120,6 +123,9 @@ class Unheard:
         pass
 
     def model_served(self, model: str) -> None:
+        pass
+
+    def model_shown(self, model: str) -> None:
         pass
 
     def model_not_loaded(self, model: str) -> None:

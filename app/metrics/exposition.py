@@ -34,11 +34,7 @@ class Exposition:
 
     def encode(self, accept: str) -> tuple[bytes, str]:
         """All metrics as (body, content type): OpenMetrics where `accept` asks for it, else Prometheus text."""
-        try:
-            _, content_type = choose_encoder(accept)
-        except (TypeError, ValueError):
-            # A version that is no number.
-            _, content_type = choose_encoder("")
+        content_type = content_type_for(accept)
         openmetrics = content_type.startswith("application/openmetrics-text")
         lines = self._openmetrics() if openmetrics else self._prometheus_text()
         return "".join(lines).encode(), content_type
@@ -69,6 +65,15 @@ class Exposition:
         if name is None:
             name = self._names[key] = sample.name + _labels(sample.labels)
         return name
+
+
+def content_type_for(accept: str) -> str:
+    """Of what a scraper gets that asks by that Accept header."""
+    try:
+        return choose_encoder(accept)[1]
+    except (TypeError, ValueError):
+        # A version that is no number.
+        return choose_encoder("")[1]
 
 
 def _head(metric: Metric, name: str, escapes: dict[int, str]) -> str:

@@ -99,8 +99,11 @@ class Metrics:
         self._families.replacements[model,].inc()
 
     def model_served(self, model: str) -> None:
-        self._create_series(model)
+        self.model_shown(model)
         self._families.loads[model, "ok"].inc()
+
+    def model_shown(self, model: str) -> None:
+        self._create_series(model)
         self._exposition.forget()
 
     def model_not_loaded(self, model: str) -> None:

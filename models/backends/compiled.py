@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -49,6 +50,8 @@ class CompiledBackend:
 def compiled_network(model: LoadedModel) -> Callable[[torch.Tensor], FeaturesAndLogits]:
     """What EagerBackend would serve, compiled at the first run of a shape, for that shape."""
     options = devices.compile_options(model.placement.device)
+    # That matrices could be multiplied in TF32 as convolutions are: for whoever wrote the network, and not done here.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     compiled: Callable[[torch.Tensor], FeaturesAndLogits] = torch.compile(
         served_network(model), dynamic=False, fullgraph=True, **options
     )

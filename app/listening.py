@@ -1,0 +1,70 @@
+"""Where the service listens, and what it says of that once it does."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import shlex
+import socket
+import sys
+from pathlib import Path
+
+from app.logs import logs_json
+from app.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_MANY_FILES = 65536
+
+
+def bind(settings: Settings) -> socket.socket:
+    """The address is taken, and nobody is listened to yet. Raises SystemExit where it cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        address = f"GRADLESS_HOST={settings.host}, GRADLESS_PORT={settings.port}"
+        sys.exit(f"gradless: cannot listen there: {error.strerror} ({address})")
+    return listener
+
+
+def allow_many_connections() -> None:
+    """Each takes a file descriptor, and many systems start a process with 1024 of them although it may have more."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Where there is no least upper bound, some kernels refuse to set it to infinity.
+    wanted = _MANY_FILES if most == resource.RLIM_INFINITY else min(most, _MANY_FILES)
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def say_serving(settings: Settings, listener: socket.socket) -> None:
+    """That callers are answered there: a line of log, and for people how to try it."""
+    host, port = listener.getsockname()[:2]
+    address = f"http://{_reachable(host)}:{port}"
+    _log.info("serving", extra={"address": address, "models": settings.models})
+    if not logs_json(settings.log_format):
+        print(_welcome(settings, address), flush=True)  # noqa: T201
+
+
+def _reachable(host: str) -> str:
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+
+
+def _welcome(settings: Settings, address: str) -> str:
+    # The command that is running: not everybody's shell finds it by its bare name.
+    gradless = shlex.quote(str(Path(sys.argv[0]).resolve()))
+    picture = f"{gradless} sample - | curl -sS --data-binary @- {address}"
+    last = f"curl -sSX POST '{address}/debug/grad-modes?batch_size=8'"
+    lines = [
+        "",
+        f"gradless serves {', '.join(settings.models)} at {address}",
+        "",
+        f"  {address}/ in a browser is a page to try it on, {address}/docs its documentation",
+        f"  {picture}/v1/classify",
+        f"  {picture}/v1/features",
+        f"  {last if settings.debug_endpoints else f'curl -sS {address}/metrics'}",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,341 @@
+"""Every model of the service, as one of several processes that read and decode sees it: a runtime whose forwards run
+elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from time import perf_counter
+from types import MappingProxyType
+from typing import Any
+
+from models import devices, memory
+from models.admission import Admission
+from models.comparison import Comparison, ComparisonOptions, Progress
+from models.decode_pool import DecodePool
+from models.errors import DrainingError, ModelDownError, OverloadedError, UnknownModelError
+from models.fronts.channel import Channel, receive_first
+from models.fronts.messages import (
+    Announced,
+    Ask,
+    Heard,
+    LeaveIt,
+    Method,
+    Outcome,
+    Scrape,
+    Scraped,
+    State,
+    Taken,
+)
+from models.fronts.records import Answers, Failure, Frames
+from models.fronts.remote_batcher import RemoteBatcher
+from models.fronts.slots import Slots
+from models.pipeline import Pipeline, answer
+from models.predictions import Answer, Loaded, ModelCard
+from models.served import ServingOptions
+from models.supervision import Supervisor
+from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
+
+_PIECE = 1 << 18
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a front stands: its number, and its ends of the two sockets to the engine process, one for images and one
+    for everything else."""
+
+    front: int
+    images: socket.socket
+    channel: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    announced: Announced
+    pipeline: Pipeline
+    admission: Admission
+    batcher: RemoteBatcher
+
+    @property
+    def card(self) -> ModelCard:
+        return self.announced.card
+
+
+class Front:
+    """Waits on construction until it knows what is served; after that it belongs to the event loop that runs, as
+    Serving's coroutines do, whose protocol it has. `exposition` gives this process's metrics in the format that an
+    Accept header asks for, from any thread. `give_up` is told why this process should end."""
+
+    def __init__(
+        self,
+        place: Place,
+        options: ServingOptions,
+        telemetry: Telemetry,
+        exposition: Callable[[str], str],
+        give_up: Callable[[str], None],
+    ) -> None:
+        memory.keep_freed()
+        self._place = place
+        self._options = options
+        self._telemetry = telemetry
+        self._exposition = exposition
+        self._give_up = give_up
+        self._decode_pool = DecodePool(options.decode_threads or devices.decode_threads())
+        self._served: Mapping[str, _Served] = MappingProxyType({})
+        self._down: frozenset[str] = frozenset()
+        self._engine_ready = False
+        self._draining = False
+        self._gone = False
+        # Also of versions that others have taken the place of, until nothing of them is in the house.
+        self._batchers: dict[int, RemoteBatcher] = {}
+        self._names: dict[int, str] = {}
+        self._frames = Frames(self._names.__getitem__)
+        self._numbers = itertools.count()
+        self._asked: dict[int, tuple[asyncio.Future[Any], Callable[[Progress], None]]] = {}
+        self._loop = asyncio.get_running_loop()
+        place.images.setblocking(True)
+        state, descriptors = receive_first(place.channel)
+        self._channel = Channel(place.channel, self._hear, self._left_alone)
+        self._take(state, deque(descriptors))
+        self._loop.add_reader(place.images, self._receive)
+        self._supervisor = Supervisor(
+            lambda: {}, lambda _name: None, give_up, beyond_cure=lambda: self._decode_pool.stuck(options.longest_decode_s)
+        )
+
+    @property
+    def cards(self) -> Mapping[str, ModelCard]:
+        """The served models by name, the default first."""
+        return MappingProxyType({name: served.card for name, served in self._served.items()})
+
+    @property
+    def ready(self) -> bool:
+        """The engine process says so, and nobody drains."""
+        stuck = self._decode_pool.stuck(self._options.longest_decode_s)
+        return self._engine_ready and not (self._draining or self._gone or stuck)
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken any more."""
+        return self._draining
+
+    @property
+    def full(self) -> bool:
+        """Whether some model has no place for an image."""
+        return any(served.admission.full for served in self._served.values())
+
+    def refusal(self, model: str, task: Task) -> OverloadedError | None:
+        """As Serving.refusal."""
+        served = self._served.get(model)
+        return None if served is None or model in self._down else served.pipeline.refusal(task)
+
+    async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
+        """As Serving.predict."""
+        served = self._find(model)
+        return await answer(served.card, served.pipeline, images, task=task, top_k=top_k)
+
+    async def compare(
+        self,
+        model: str | None,
+        options: ComparisonOptions,
+        image: bytes | None = None,
+        on_progress: Callable[[Progress], None] = lambda _: None,
+    ) -> Comparison:
+        """As Serving.compare, in the engine process."""
+        comparison: Comparison = await self._ask("compare", model, options, image, on_progress=on_progress)
+        return comparison
+
+    async def load(self, name: str, source: str | None = None) -> Loaded:
+        """As Serving.load; every front serves it when this returns."""
+        loaded: Loaded = await self._ask("load", name, source)
+        return loaded
+
+    async def unload(self, name: str) -> None:
+        """As Serving.unload; no front serves it when this returns."""
+        await self._ask("unload", name)
+
+    def expositions(self, accept: str, timeout_s: float) -> list[str]:
+        """Metrics of the engine process, then of each front, this one among them, in the format that `accept` asks for.
+        Blocks, and is not for the event loop. Raises TimeoutError."""
+        asking = asyncio.run_coroutine_threadsafe(self._ask("expositions", accept), self._loop)
+        found: list[str] = asking.result(timeout_s)
+        return found
+
+    # What the engine process alone knows is not told by each front as well.
+
+    def queues(self) -> Mapping[str, QueueState]:
+        return {}
+
+    def batchers(self) -> Mapping[str, BatcherState]:
+        return {}
+
+    def memory_bytes(self) -> Mapping[MemoryKind, int]:
+        return {}
+
+    def utilization(self) -> float | None:
+        return None
+
+    def drain(self) -> None:
+        """Take nothing new from now on; what was accepted is answered. Safe to call from a signal handler."""
+        self._draining = True
+        for served in self._served.values():
+            served.admission.close()
+
+    def close(self, timeout_s: float) -> bool:
+        """Drain, and end every thread, from one that is not the event loop's. False if a decode was still running after
+        `timeout_s`."""
+        until = perf_counter() + timeout_s
+        self.drain()
+        self._supervisor.stop()
+        decoded = self._decode_pool.close(timeout_s)
+        closed: Future[None] = Future()
+
+        def leave() -> None:
+            self._loop.remove_reader(self._place.images)
+            self._place.images.close()
+            self._channel.close()
+            closed.set_result(None)
+
+        self._loop.call_soon_threadsafe(leave)
+        closed.result(max(1.0, until - perf_counter()))
+        return decoded
+
+    def _find(self, name: str | None) -> _Served:
+        served = self._served
+        found = served.get(next(iter(served)) if name is None else name)
+        if found is None:
+            raise UnknownModelError(name or "", list(served))
+        if found.card.name in self._down:
+            raise ModelDownError(found.card.name)
+        return found
+
+    def _take(self, state: State, descriptors: deque[int]) -> None:
+        """Go by what has been announced. In one step: on the event loop nobody stands between two states."""
+        before = self._served
+        by_version = {served.announced.version: served for served in before.values()}
+        self._served = MappingProxyType(
+            {
+                each.card.name: by_version.get(each.version) or self._begin(each, descriptors.popleft())
+                for each in state.models
+            }
+        )
+        self._down, self._engine_ready = state.down, state.ready
+        if state.draining:
+            self.drain()
+        for name in before.keys() - self._served.keys():
+            self._telemetry.model_gone(name)
+        self._forget_versions()
+        self._channel.send(Taken(state.number))
+
+    def _begin(self, announced: Announced, descriptor: int) -> _Served:
+        front, facts = self._place.front, announced.facts
+        slots = Slots(descriptor, announced.shape)
+        os.close(descriptor)
+        batcher = RemoteBatcher(announced.version, slots, front, self._place.images)
+        admission = Admission(
+            announced.capacity,
+            batcher.expected_seconds,
+            elsewhere=lambda: slots.inside(but=front),
+            tell=lambda images: slots.count(front, images),
+        )
+        if self._draining:
+            admission.close()
+        pipeline = Pipeline(
+            facts,
+            batcher,
+            self._decode_pool,
+            admission,
+            limits=self._options.limits,
+            deadline_s=self._options.deadline_s,
+            telemetry=self._telemetry,
+        )
+        self._batchers[announced.version] = batcher
+        self._names[announced.version] = facts.name
+        self._telemetry.model_shown(facts.name)
+        return _Served(announced, pipeline, admission, batcher)
+
+    def _forget_versions(self) -> None:
+        """Keep nothing of those that are served no more, once all that was theirs has been answered."""
+        current = {served.announced.version for served in self._served.values()}
+        for version in [each for each, batcher in self._batchers.items() if each not in current and batcher.idle]:
+            del self._batchers[version], self._names[version]
+
+    def _receive(self) -> None:
+        try:
+            piece = self._place.images.recv(_PIECE)
+        except OSError:
+            piece = b""
+        if not piece:
+            self._loop.remove_reader(self._place.images)
+            self._left_alone()
+            return
+        for frame in self._frames.feed(piece):
+            batcher = self._batchers.get(frame.version)
+            if batcher is None:
+                continue
+            match frame:
+                case Answers():
+                    batcher.answered(frame)
+                case Failure(slot=slot, error=error):
+                    batcher.failed(slot, error)
+        if len(self._batchers) > len(self._served):
+            self._forget_versions()
+
+    def _hear(self, message: object, descriptors: deque[int]) -> None:
+        match message:
+            case State():
+                self._take(message, descriptors)
+            case Heard(number, progress):
+                if number in self._asked:
+                    self._asked[number][1](progress)
+            case Outcome(number, result, error):
+                self._settle(number, result, error)
+            case Scrape(number, accept):
+                self._loop.create_task(self._tell_metrics(number, accept))
+
+    def _settle(self, number: int, result: object, error: Exception | None) -> None:
+        waiting, _ = self._asked.pop(number, (None, None))
+        if waiting is None or waiting.done():
+            return
+        if error is None:
+            waiting.set_result(result)
+        else:
+            waiting.set_exception(error)
+
+    async def _tell_metrics(self, number: int, accept: str) -> None:
+        self._channel.send(Scraped(number, await asyncio.to_thread(self._exposition, accept)))
+
+    async def _ask(
+        self, method: Method, *arguments: object, on_progress: Callable[[Progress], None] = lambda _: None
+    ) -> Any:
+        if self._gone:
+            raise DrainingError
+        number = next(self._numbers)
+        waiting: asyncio.Future[Any] = self._loop.create_future()
+        self._asked[number] = waiting, on_progress
+        self._channel.send(Ask(number, method, arguments))
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            self._channel.send(LeaveIt(number))
+            raise
+        finally:
+            self._asked.pop(number, None)
+
+    def _left_alone(self) -> None:
+        """The engine process has ended. Nobody will be answered."""
+        if self._gone:
+            return
+        self._gone = True
+        for served in self._served.values():
+            name = served.card.name
+            served.batcher.abandon(lambda name=name: ModelDownError(name))  # type: ignore[misc]  # of its own name
+        for number in list(self._asked):
+            self._settle(number, None, DrainingError())
+        if not self._draining:
+            self._give_up("the engine process has ended")

@@ -1,0 +1,304 @@
+"""The engine process's side: who its fronts are, what they are told of what is served, and what they have done for all
+of them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from models.admission import Admission
+from models.batching import Batcher
+from models.comparison import Progress
+from models.engine import Item, Output
+from models.fronts.channel import Channel
+from models.fronts.desk import Desk, Version
+from models.fronts.messages import (
+    Announced,
+    Ask,
+    Facts,
+    Heard,
+    LeaveIt,
+    Outcome,
+    Scrape,
+    Scraped,
+    State,
+    Taken,
+)
+from models.fronts.slots import Slots, SlotShape
+from models.loading import LoadedModel
+from models.served import ServedModel, ServingOptions
+from models.serving import Serving
+from models.telemetry import BatchReport, Telemetry
+
+_log = logging.getLogger(__name__)
+
+# How often it is looked whether what is served has changed, and whether what has gone is empty.
+_LOOK_S = 0.02
+# A front that does not tell its metrics in that time is missing from them.
+_SCRAPE_S = 5.0
+# For a front, more slots than the service has places: those of callers who have left are free again when their images
+# come to the head of the queue.
+_SLOTS_TO_PLACES = 2
+
+
+class Doors(Admission):
+    """The places of a model, which its fronts give away: here it is seen how many are taken, and waited until none
+    is."""
+
+    def __init__(
+        self,
+        version: Version,
+        capacity: int,
+        facts: Facts,
+        nobody_inside: Callable[[Version], Coroutine[Any, Any, None]],
+    ) -> None:
+        super().__init__(capacity, version.batcher.expected_seconds, elsewhere=version.slots.inside)
+        self.version = version
+        self.facts = facts
+        self._nobody_inside = nobody_inside
+
+    @property
+    def in_flight(self) -> int:
+        return self.version.slots.inside()
+
+    async def emptied(self) -> None:
+        self.close()
+        await self._nobody_inside(self.version)
+
+
+@dataclass(slots=True)
+class _Front:
+    images: socket.socket
+    channel: Channel
+    known: set[int] = field(default_factory=set)
+    taken: int = -1
+    asked: dict[int, asyncio.Task[None]] = field(default_factory=dict)
+
+
+class House:
+    """Made, with its models loaded, before there is an event loop; all else belongs to one. `fronts` front numbers may
+    be in use at once. `on_lost` is told of a front that has gone. Raises StartError as Serving does."""
+
+    def __init__(
+        self,
+        options: ServingOptions,
+        fronts: int,
+        telemetry: Telemetry,
+        exposition: Callable[[str], str],
+        *,
+        give_up: Callable[[str], None],
+        on_lost: Callable[[int], None],
+    ) -> None:
+        self._fronts_at_once = fronts
+        self._options = options
+        self._exposition = exposition
+        self._on_lost = on_lost
+        self._versions = itertools.count()
+        self._scrapes = itertools.count()
+        self._scraping: dict[int, dict[int, asyncio.Future[str]]] = {}
+        self._open: dict[int, Version] = {}
+        self._ever_served: set[int] = set()
+        self._fronts: dict[int, _Front] = {}
+        self._state = State(0, (), frozenset(), ready=False, draining=False)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._desk = Desk(self._lost)
+        try:
+            self.serving = Serving(options, telemetry, give_up, self)
+        except BaseException:
+            self._desk.close()
+            raise
+
+    def admission(self, model: LoadedModel, batcher: Batcher[Item, Output]) -> Doors:
+        """As Reception.admission."""
+        network = model.network
+        shape = SlotShape(
+            fronts=self._fronts_at_once,
+            each=_SLOTS_TO_PLACES * self._options.queue_capacity,
+            side=model.transform.crop,
+            dimensions=network.dimensions,
+            classes=network.classes,
+        )
+        descriptor = Slots.create(shape)
+        version = Version(next(self._versions), model.name, descriptor, Slots(descriptor, shape), batcher)
+        self._open[version.number] = version
+        self._desk.open_for(version)
+        facts = Facts(model.name, model.transform, model.labels)
+        return Doors(version, self._options.queue_capacity, facts, self._nobody_inside)
+
+    def batch_over(self, report: BatchReport) -> None:
+        """As Reception.batch_over."""
+        self._desk.batch_over(report)
+
+    def free_number(self) -> int | None:
+        """A number for another front, of whose slots none is in use; None while there is none."""
+        numbers = range(self._fronts_at_once)
+        return next((each for each in numbers if each not in self._fronts and not self._desk.busy_with(each)), None)
+
+    def add(self, number: int, images: socket.socket, channel: socket.socket) -> None:
+        """Serve a front from now on, over these ends of its two sockets, which are the house's from here."""
+        self._announce()
+        self._desk.add(number, images)
+        self._fronts[number] = front = _Front(
+            images,
+            Channel(channel, lambda message, _: self._hear(number, message), lambda: self._front_gone(number, images)),
+        )
+        self._announce_to(front)
+
+    async def look_after(self) -> None:
+        """Announce what is served whenever that changes, for as long as this is not cancelled."""
+        self._loop = asyncio.get_running_loop()
+        while True:
+            self._announce()
+            self._forget_versions()
+            await asyncio.sleep(_LOOK_S)
+
+    async def greeted(self, fronts: int) -> None:
+        """Until so many fronts know what is served."""
+        while sum(front.taken >= 0 for front in self._fronts.values()) < fronts:
+            await asyncio.sleep(_LOOK_S / 4)
+
+    def close(self, timeout_s: float) -> bool:
+        """End models and threads, after the fronts have gone. Blocks. False if a forward or a load was still running
+        after `timeout_s`."""
+        ended = self.serving.close(timeout_s)
+        self._desk.close()
+        return ended
+
+    def _announce(self) -> None:
+        serving = self.serving
+        state = State(
+            self._state.number,
+            tuple(map(_announced, serving.served.values())),
+            serving.down,
+            serving.ready,
+            serving.draining,
+        )
+        if state != self._state:
+            self._state = replace(state, number=state.number + 1)
+            self._ever_served.update(each.version for each in state.models)
+            for front in self._fronts.values():
+                self._announce_to(front)
+
+    def _announce_to(self, front: _Front) -> None:
+        new = [each.version for each in self._state.models if each.version not in front.known]
+        front.known.update(new)
+        front.channel.send(self._state, [self._open[number].descriptor for number in new])
+
+    async def _agreed(self) -> None:
+        """Until every front goes by what is served now."""
+        self._announce()
+        number = self._state.number
+        # A front that goes meanwhile need not agree.
+        while any(front.taken < number for front in self._fronts.values()):
+            await asyncio.sleep(_LOOK_S / 4)
+
+    async def _nobody_inside(self, version: Version) -> None:
+        await self._agreed()
+        while version.slots.inside():
+            await asyncio.sleep(_LOOK_S / 4)
+
+    def _forget_versions(self) -> None:
+        """Give back the memory of those that are served no more and have nobody inside."""
+        current = {each.version for each in self._state.models}
+        agreed = all(front.taken == self._state.number for front in self._fronts.values())
+        for number, version in list(self._open.items()):
+            # What is being loaded has not been served yet.
+            past = number in self._ever_served and number not in current
+            if past and agreed and not version.slots.inside():
+                del self._open[number]
+                self._desk.close_for(version)
+                os.close(version.descriptor)
+
+    def _hear(self, number: int, message: object) -> None:
+        front = self._fronts[number]
+        match message:
+            case Taken(state):
+                front.taken = state
+            case Ask():
+                task = asyncio.get_running_loop().create_task(self._answer(front, message))
+                front.asked[message.number] = task
+                task.add_done_callback(lambda _: front.asked.pop(message.number, None))
+            case LeaveIt(asked):
+                if asked in front.asked:
+                    front.asked[asked].cancel()
+            case Scraped(scrape, exposition):
+                waiting = self._scraping.get(scrape, {}).get(number)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(exposition)
+
+    async def _answer(self, front: _Front, ask: Ask) -> None:
+        try:
+            result = await self._done(front, ask)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it is the asker's
+            front.channel.send(Outcome(ask.number, None, error.with_traceback(None)))
+        else:
+            front.channel.send(Outcome(ask.number, result))
+
+    async def _done(self, front: _Front, ask: Ask) -> object:
+        match ask.method:
+            case "compare":
+
+                def on_progress(progress: Progress) -> None:
+                    front.channel.send(Heard(ask.number, progress))
+
+                return await self.serving.compare(*ask.arguments, on_progress)
+            case "load":
+                loaded = await self.serving.load(*ask.arguments)
+                await self._agreed()
+                return loaded
+            case "unload":
+                await self.serving.unload(*ask.arguments)
+                return None
+            case "expositions":
+                return await self._expositions(*ask.arguments)
+
+    async def _expositions(self, accept: str) -> list[str]:
+        scrape = next(self._scrapes)
+        loop = asyncio.get_running_loop()
+        self._scraping[scrape] = told = {number: loop.create_future() for number in self._fronts}
+        try:
+            for front in self._fronts.values():
+                front.channel.send(Scrape(scrape, accept))
+            own = await asyncio.to_thread(self._exposition, accept)
+            if told:
+                await asyncio.wait(told.values(), timeout=_SCRAPE_S)
+        finally:
+            del self._scraping[scrape]
+        silent = [number for number, waiting in told.items() if not waiting.done()]
+        if silent:
+            _log.warning("fronts %s have not told their metrics", silent)
+        return [own, *(waiting.result() for waiting in told.values() if waiting.done() and not waiting.cancelled())]
+
+    def _lost(self, number: int, images: socket.socket) -> None:
+        """The desk has lost a front: its thread says so."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(partial(self._front_gone, number, images))
+
+    def _front_gone(self, number: int, images: socket.socket) -> None:
+        front = self._fronts.get(number)
+        # Heard from both sockets, the second time perhaps when another front has the number.
+        if front is None or front.images is not images:
+            return
+        del self._fronts[number]
+        front.channel.close()
+        for task in list(front.asked.values()):
+            task.cancel()
+        for told in self._scraping.values():
+            if number in told:
+                told[number].cancel()
+        self._on_lost(number)
+
+
+def _announced(served: ServedModel) -> Announced:
+    doors = served.admission
+    if not isinstance(doors, Doors):
+        raise TypeError(f"{served.card.name} was not loaded for fronts")
+    version = doors.version
+    return Announced(version.number, served.card, doors.facts, version.slots.shape, doors.capacity)

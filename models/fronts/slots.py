@@ -1,0 +1,158 @@
+"""Memory that the engine process shares with its fronts for one model: a slot for each image on its way, which holds
+its pixels until the forward and its answer afterwards, and how many images each front has inside."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.engine import Output
+
+# Fronts that are numbered at the same time, those that are going included.
+MOST_FRONTS = 256
+
+_PAGE = 4096
+_LINE = 64
+_PACE_AT, _COUNTS_AT = 0, _LINE
+
+# What a slot says of its image.
+_ABANDONED, _BEGUN = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class SlotShape:
+    """How many slots there are, `each` for every one of `fronts` front numbers, and what one holds: an image of `side`
+    pixels, then an answer of `dimensions` features and up to `classes` classes."""
+
+    fronts: int
+    each: int
+    side: int
+    dimensions: int
+    classes: int
+
+    @property
+    def slots(self) -> int:
+        return self.fronts * self.each
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of one slot, on whole cache lines."""
+        answer = self.dimensions * 4 + self.classes * (8 + 4)
+        return _whole(max(3 * self.side * self.side, answer), _LINE)
+
+    @property
+    def flags_at(self) -> int:
+        return _PAGE
+
+    @property
+    def bodies_at(self) -> int:
+        return _whole(self.flags_at + 2 * self.slots, _PAGE)
+
+    @property
+    def total_bytes(self) -> int:
+        """Of which those are memory that have been written to."""
+        return self.bodies_at + self.slots * self.slot_bytes
+
+
+class Slots:
+    """A mapping of that memory, by a file descriptor that is the caller's to close. Linux."""
+
+    def __init__(self, descriptor: int, shape: SlotShape) -> None:
+        self.shape = shape
+        self._memory = mmap.mmap(descriptor, shape.total_bytes)
+        whole = memoryview(self._memory)
+        self._pace = whole[_PACE_AT : _PACE_AT + 8].cast("d")
+        self._counts = whole[_COUNTS_AT : _COUNTS_AT + 4 * MOST_FRONTS].cast("I")
+        self._flags = whole[shape.flags_at : shape.flags_at + 2 * shape.slots]
+        self._pixels: dict[int, torch.Tensor] = {}
+
+    @staticmethod
+    def create(shape: SlotShape) -> int:
+        """A file descriptor of such memory, zero all of it."""
+        descriptor = os.memfd_create("gradless-slots", os.MFD_CLOEXEC)
+        os.ftruncate(descriptor, shape.total_bytes)
+        return descriptor
+
+    def of_front(self, front: int) -> range:
+        """The slots of a front."""
+        return range(front * self.shape.each, (front + 1) * self.shape.each)
+
+    def front_of(self, slot: int) -> int:
+        return slot // self.shape.each
+
+    @property
+    def pace(self) -> float:
+        """Seconds that the device needs for an image."""
+        return self._pace[0]
+
+    @pace.setter
+    def pace(self, seconds: float) -> None:
+        self._pace[0] = seconds
+
+    def count(self, front: int, images: int) -> None:
+        """Say how many images a front has inside."""
+        self._counts[front] = images
+
+    def inside(self, but: int | None = None) -> int:
+        """Images that all fronts have inside, or all `but` one."""
+        every = sum(self._counts[: self.shape.fronts])
+        return every if but is None else every - self._counts[but]
+
+    def begin_anew(self, slot: int) -> None:
+        """Another image comes into it."""
+        self._flags[2 * slot : 2 * slot + 2] = b"\0\0"
+
+    def abandon(self, slot: int) -> bool:
+        """Nobody waits for its image any more. False where its forward had begun."""
+        self._flags[2 * slot + _ABANDONED] = 1
+        return not self._flags[2 * slot + _BEGUN]
+
+    def abandoned(self, slot: int) -> bool:
+        return bool(self._flags[2 * slot + _ABANDONED])
+
+    def begin(self, slot: int) -> None:
+        """Its forward begins."""
+        self._flags[2 * slot + _BEGUN] = 1
+
+    def pixels(self, slot: int) -> torch.Tensor:
+        """(3, side, side) uint8, channels last in memory: a view of the slot."""
+        view = self._pixels.get(slot)
+        if view is None:
+            side = self.shape.side
+            flat = torch.frombuffer(self._memory, dtype=torch.uint8, count=3 * side * side, offset=self._body_at(slot))
+            view = self._pixels[slot] = flat.view(side, side, 3).permute(2, 0, 1)
+        return view
+
+    def write(self, slot: int, output: Output) -> None:
+        """Put an answer in the place of the pixels."""
+        at = self._body_at(slot)
+        at = self._put(at, output.features)
+        if output.indices is not None and output.probabilities is not None:
+            self._put(self._put(at, output.indices), output.probabilities)
+
+    def read(self, slot: int, classes: int, *, finite: bool) -> Output:
+        """The answer, with so many classes, as arrays of its own."""
+        dimensions, at = self.shape.dimensions, self._body_at(slot)
+        features = np.frombuffer(self._memory, np.float32, dimensions, at).copy()
+        if not classes:
+            return Output(features, None, None, finite=finite)
+        at += 4 * dimensions
+        indices = np.frombuffer(self._memory, np.int64, classes, at).copy()
+        probabilities = np.frombuffer(self._memory, np.float32, classes, at + 8 * classes).copy()
+        return Output(features, indices, probabilities, finite=finite)
+
+    def _body_at(self, slot: int) -> int:
+        return self.shape.bodies_at + slot * self.shape.slot_bytes
+
+    def _put(self, at: int, numbers: np.ndarray) -> int:
+        end = at + numbers.nbytes
+        self._memory[at:end] = numbers.tobytes()
+        return end
+
+
+def _whole(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
