@@ -88,7 +88,8 @@ class _GatheredLines(logging.StreamHandler[TextIO]):
 
 def _pieces(lines: list[str], at_once: int | None) -> Iterator[str]:
     """The lines together, or as many of them in a piece as are written at once."""
-    piece, size = [], 0
+    piece: list[str] = []
+    size = 0
     for line in lines:
         # JSON of ours is ASCII; columns may be more.
         line_size = len(line) if at_once is None or line.isascii() else len(line.encode())

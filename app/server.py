@@ -87,7 +87,9 @@ def end_without_success(failure: str | None) -> None:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, that drains."""
+    """uvicorn's, that drains, and tells at that level of log that it does."""
+
+    told_at = logging.INFO
 
     def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
         super().__init__(config)
@@ -103,7 +105,7 @@ class Server(uvicorn.Server):
         """Begin to drain."""
         # Not uvicorn's own, which would end the process by the signal: having drained is a success, status 0.
         del frame
-        _log.info("%s: answering what was accepted, then stopping", signal.Signals(sig).name)
+        _log.log(self.told_at, "%s: answering what was accepted, then stopping", signal.Signals(sig).name)
         if self._parts.runtime is None:
             # Nothing has been accepted. An exception would be lost in the load that this has interrupted.
             os._exit(0)

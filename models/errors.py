@@ -50,7 +50,9 @@ from typing import Any, Literal
 class GradlessError(Exception):
     """The root of the tree. As it is, with its message and its facts, it goes from one process to another."""
 
-    def __reduce__(self) -> tuple[Callable[..., GradlessError], tuple[type[GradlessError], tuple[Any, ...]], dict[str, Any]]:
+    def __reduce__(
+        self,
+    ) -> tuple[Callable[..., GradlessError], tuple[type[GradlessError], tuple[Any, ...]], dict[str, Any]]:
         # Exception's own would call the class with the message, and most are made of something else.
         return _unmade, (type(self), self.args), self.__dict__
 

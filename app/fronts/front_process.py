@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -73,7 +72,11 @@ def start_front(settings: Settings, place: Place, parts: Parts, telemetry: Telem
         os.kill(os.getpid(), signal.SIGTERM)
 
     return Front(
-        place, serving_options(settings), telemetry, lambda accept: parts.metrics.exposition(accept)[0].decode(), give_up
+        place,
+        serving_options(settings),
+        telemetry,
+        lambda accept: parts.metrics.exposition(accept)[0].decode(),
+        give_up,
     )
 
 
@@ -88,7 +91,9 @@ def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
 
 
 class _FrontServer(Server):
-    """Listens nowhere: it is handed connections."""
+    """Listens nowhere: it is handed connections. The engine process tells that the service stops."""
+
+    told_at = logging.DEBUG
 
     def __init__(self, config: uvicorn.Config, parts: Parts, connections: Connections) -> None:
         super().__init__(config, parts)

@@ -115,7 +115,7 @@ class _Engine:
             # Each front opens it for itself; here it is found out whether they can.
             search_index_beside(self._house.serving, settings)
         except StartError as error:
-            _log.error("cannot start: %s", error)  # noqa: TRY400 - one line
+            _log.error("cannot start: %s", error)
             sys.exit(1)
         metrics.watch(self._house.serving)
         gc.collect()

@@ -151,7 +151,7 @@ class Desk:
             self._fail(front, Failure(number, slot, ModelGoneError(self._names[number])))
             return
         turn = _Turn(version.slots, slot)
-        turn.add_done_callback(lambda done: self._answered(version, front, slot, top_k, done))
+        turn.add_done_callback(lambda done: self._answered(version, front, slot, done))
         try:
             version.batcher.submit(
                 Item(version.slots.pixels(slot), top_k, turn.wanted), caller=(front, caller), future=turn
@@ -159,7 +159,7 @@ class Desk:
         except Exception as error:  # noqa: BLE001 - whatever it was: the front hears, the thread lives on
             self._fail(front, Failure(number, slot, error))
 
-    def _answered(self, version: Version, front: int, slot: int, top_k: int, done: Future[Completed[Output]]) -> None:
+    def _answered(self, version: Version, front: int, slot: int, done: Future[Completed[Output]]) -> None:
         error = None if done.cancelled() else done.exception()
         if done.cancelled() or error is not None:
             self._fail(front, Failure(version.number, slot, error if isinstance(error, Exception) else None))

@@ -105,7 +105,10 @@ class Front:
         self._take(state, deque(descriptors))
         self._loop.add_reader(place.images, self._receive)
         self._supervisor = Supervisor(
-            lambda: {}, lambda _name: None, give_up, beyond_cure=lambda: self._decode_pool.stuck(options.longest_decode_s)
+            dict,
+            lambda _name: None,
+            give_up,
+            beyond_cure=lambda: self._decode_pool.stuck(options.longest_decode_s),
         )
 
     @property

@@ -108,6 +108,8 @@ class House:
         self._fronts: dict[int, _Front] = {}
         self._state = State(0, (), frozenset(), ready=False, draining=False)
         self._loop: asyncio.AbstractEventLoop | None = None
+        # Set when it is time to look again whether what is waited for has come.
+        self._moved = asyncio.Event()
         self._desk = Desk(self._lost)
         try:
             self.serving = Serving(options, telemetry, give_up, self)
@@ -157,12 +159,12 @@ class House:
         while True:
             self._announce()
             self._forget_versions()
+            self._moved.set()
             await asyncio.sleep(_LOOK_S)
 
     async def greeted(self, fronts: int) -> None:
         """Until so many fronts know what is served."""
-        while sum(front.taken >= 0 for front in self._fronts.values()) < fronts:
-            await asyncio.sleep(_LOOK_S / 4)
+        await self._until(lambda: sum(front.taken >= 0 for front in self._fronts.values()) >= fronts)
 
     def close(self, timeout_s: float) -> bool:
         """End models and threads, after the fronts have gone. Blocks. False if a forward or a load was still running
@@ -196,13 +198,16 @@ class House:
         self._announce()
         number = self._state.number
         # A front that goes meanwhile need not agree.
-        while any(front.taken < number for front in self._fronts.values()):
-            await asyncio.sleep(_LOOK_S / 4)
+        await self._until(lambda: all(front.taken >= number for front in self._fronts.values()))
 
     async def _nobody_inside(self, version: Version) -> None:
         await self._agreed()
-        while version.slots.inside():
-            await asyncio.sleep(_LOOK_S / 4)
+        await self._until(lambda: not version.slots.inside())
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        while not holds():
+            self._moved.clear()
+            await self._moved.wait()
 
     def _forget_versions(self) -> None:
         """Give back the memory of those that are served no more and have nobody inside."""
@@ -221,6 +226,7 @@ class House:
         match message:
             case Taken(state):
                 front.taken = state
+                self._moved.set()
             case Ask():
                 task = asyncio.get_running_loop().create_task(self._answer(front, message))
                 front.asked[message.number] = task
@@ -248,7 +254,8 @@ class House:
                 def on_progress(progress: Progress) -> None:
                     front.channel.send(Heard(ask.number, progress))
 
-                return await self.serving.compare(*ask.arguments, on_progress)
+                model, options, image = ask.arguments
+                return await self.serving.compare(model, options, image, on_progress)
             case "load":
                 loaded = await self.serving.load(*ask.arguments)
                 await self._agreed()

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from contextlib import suppress
 
 from models.batching import Completed
 from models.engine import Item, Output
@@ -71,11 +72,9 @@ class RemoteBatcher:
         future = _Awaited(self._slots, slot)
         self._waiting[slot] = future
         if self._refusal is None:
-            try:
+            # Whose other end is gone hears of that on the event loop, and fails all who wait.
+            with suppress(OSError):
                 self._desk.send(submission(self._version, slot, item.top_k, id(future if caller is None else caller)))
-            except OSError:
-                # Whose other end is gone hears of that on the event loop, and fails all who wait.
-                pass
         if self._refusal is not None:
             # Said before or after this one was put among those that wait: it may have been overlooked.
             self.failed(slot, self._refusal())
