@@ -15,7 +15,7 @@ from app.commands.search import search
 from app.commands.stats import stats
 from app.evaluation.command import evaluate
 from app.lens.command import compare
-from app.settings import SettingsError, load_settings
+from app.settings import Settings, SettingsError, load_settings
 from app.settings_table import settings_table
 from models.samples import Sample, draw, encode
 
@@ -47,14 +47,22 @@ def serve() -> None:
             typer.echo(f"gradless: {line}", err=True)
         raise typer.Exit(2) from None
     # Here, not above: `gradless sample` and `gradless --help` need not wait for the web server's imports.
-    if settings.fronts:
+    if fronts := _fronts(settings):
         from app.fronts.processes import serve_by_fronts  # noqa: PLC0415
 
-        serve_by_fronts(settings)
+        serve_by_fronts(settings, fronts)
     else:
         from app.server import serve as run  # noqa: PLC0415
 
         run(settings)
+
+
+def _fronts(settings: Settings) -> int:
+    if settings.fronts is not None:
+        return settings.fronts
+    from models import devices  # noqa: PLC0415 - as above
+
+    return devices.fronts(settings.device)
 
 
 @app.command()

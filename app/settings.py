@@ -82,12 +82,12 @@ class Settings(BaseSettings):
     decode_threads: int | None = Field(
         None, ge=1, le=256, description="threads that decode; unset: one for each core the process may use, 8 at most"
     )
-    fronts: int = Field(
-        0,
+    fronts: int | None = Field(
+        None,
         ge=0,
         le=64,
-        description="processes that read, decode and answer for the one that runs the forwards; 0: one process does "
-        "both. Linux",
+        description="processes that read, decode and answer for the one that runs the forwards, on Linux; 0: one does "
+        "it all; unset: on CUDA three quarters of the cores, 16 at most, else 0",
     )
     max_image_bytes: int = Field(20 * _MIB, ge=1, le=2**30, description="bytes of one image file")
     max_request_bytes: int = Field(64 * _MIB, ge=1, le=2**32, description="bytes of one request's body")

@@ -39,8 +39,8 @@ _SCRAPE_TIMEOUT_S = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """The socket over which a front is handed its connections, and where it says how many it has got so far, and how
-    many it has open: two unsigned numbers in shared memory."""
+    """The socket over which a front is handed its connections, and where it says how many it has got so far, how many
+    it has open, and that it serves: three unsigned numbers in shared memory."""
 
     handed: socket.socket
     told: ctypes.Array[ctypes.c_uint]
@@ -48,6 +48,9 @@ class Connections:
 
 def run_front(settings: Settings, place: Place, connections: Connections) -> None:
     """Serve until SIGTERM. `settings` are this front's share of the service's."""
+    # Until there is something to drain.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
     configure_logging(settings.log_level, settings.log_format, shared=True)
     # The engine process tells when the service begins and ends.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
@@ -125,13 +128,16 @@ class _FrontServer(Server):
         loop = asyncio.get_running_loop()
         try:
             while True:
-                _, descriptors, _, _ = socket.recv_fds(self._connections.handed, _MOST_CONNECTIONS, _MOST_CONNECTIONS)
-                if not descriptors:
+                told, descriptors, _, _ = socket.recv_fds(
+                    self._connections.handed, _MOST_CONNECTIONS, _MOST_CONNECTIONS
+                )
+                # A connection for which this process may open no file is closed by the kernel.
+                self._taken += len(told)
+                if not told:
                     # The engine process has ended, which its other sockets tell as well.
                     loop.remove_reader(self._connections.handed)
                     return
                 for descriptor in descriptors:
-                    self._taken += 1
                     task = loop.create_task(self._begin(loop, socket.socket(fileno=descriptor)))
                     self._beginning.add(task)
                     task.add_done_callback(self._beginning.discard)
@@ -154,3 +160,4 @@ class _FrontServer(Server):
     def _tell(self) -> None:
         told = self._connections.told
         told[0], told[1] = self._taken, len(self.server_state.connections) + len(self._beginning)
+        told[2] = self.started

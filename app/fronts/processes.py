@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, get_context
 from multiprocessing.context import ForkServerProcess
@@ -37,12 +38,12 @@ _PRELOADED = ["app.fronts.front_process", "models.fronts.front"]
 _BACKLOG = 2048
 # As many connections as are accepted before anything else has its turn.
 _AT_ONCE = 64
-# Where there are no more file descriptors, the next may be free after so long.
+# Where there are no more file descriptors, the next may be free after so long; where fronts are behind, a place.
 _PAUSE_S = 0.5
+_FULL_PAUSE_S = 0.005
 
-# A front that ends sooner after its start has not got to work. So many in a row, and it is no accident.
-_YOUNG_S = 10.0
-_MOST_YOUNG = 4
+# So many fronts in a row that end before they serve, and it is no accident.
+_MOST_STILLBORN = 4
 
 # Bytes that a socket holds for a front: all that can be said of its slots at once.
 _SOCKET_BYTES = 1 << 20
@@ -51,8 +52,9 @@ _SOCKET_BYTES = 1 << 20
 _ENDING_S = 5.0
 
 
-def serve_by_fronts(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot start."""
+def serve_by_fronts(settings: Settings, fronts: int) -> None:
+    """Serve by so many fronts until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot
+    start."""
     configure_logging(settings.log_level, settings.log_format, shared=True)
     tune_interpreter()
     # Nothing has been accepted until there are fronts.
@@ -63,7 +65,7 @@ def serve_by_fronts(settings: Settings) -> None:
     get_context("forkserver").set_forkserver_preload(_PRELOADED)
     # While the models are loaded here, fronts are prepared there.
     forkserver.ensure_running()
-    engine = _Engine(settings, listener)
+    engine = _Engine(settings, fronts, listener)
     engine.load()
     asyncio.run(engine.serve())
     end_without_success(engine.failure)
@@ -72,7 +74,6 @@ def serve_by_fronts(settings: Settings) -> None:
 @dataclass(slots=True)
 class _Front:
     process: ForkServerProcess
-    started_at: float
     handing: socket.socket
     told: ctypes.Array[ctypes.c_uint]
     handed: int = 0
@@ -80,18 +81,26 @@ class _Front:
     @property
     def open_connections(self) -> int:
         """Those that it has said it has, and those that it has not yet come to."""
-        taken, open_connections = self.told
+        taken, open_connections, _ = self.told
         return open_connections + self.handed - taken
+
+    @property
+    def at_work(self) -> bool:
+        """Whether it has begun to serve."""
+        return bool(self.told[2])
 
 
 class _Engine:
-    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, fronts: int, listener: socket.socket) -> None:
         self.failure: str | None = None
         self._settings = settings
+        self._fronts_wanted = fronts
         self._listener = listener
         self._metrics = Metrics()
         self._fronts: dict[int, _Front] = {}
-        self._young = 0
+        self._stillborn = 0
+        # Accepted, and not handed over yet.
+        self._held: socket.socket | None = None
         self._stopping: asyncio.Event | None = None
         self._ended = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -106,7 +115,7 @@ class _Engine:
             self._house: House = House(
                 serving_options(settings),
                 # Of one that has gone, images may still be in a forward when another is there.
-                2 * settings.fronts,
+                2 * self._fronts_wanted,
                 metrics,
                 lambda accept: metrics.exposition(accept)[0].decode(),
                 give_up=self._give_up,
@@ -124,13 +133,17 @@ class _Engine:
     async def serve(self) -> None:
         """Serve until told to stop."""
         self._loop = loop = asyncio.get_running_loop()
+        if self.failure is not None:
+            # Before anybody was served.
+            return
         self._stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
         looking = loop.create_task(self._house.look_after())
-        for _ in range(self._settings.fronts):
+        looking.add_done_callback(self._looked)
+        for _ in range(self._fronts_wanted):
             self._start_front()
-        greeting = loop.create_task(self._house.greeted(self._settings.fronts))
+        greeting = loop.create_task(self._house.greeted(self._fronts_wanted))
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([greeting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not self._stopping.is_set():
@@ -143,6 +156,12 @@ class _Engine:
         await self._end()
         looking.cancel()
         gc.unfreeze()
+
+    def _looked(self, looking: asyncio.Task[None]) -> None:
+        error = None if looking.cancelled() else looking.exception()
+        if error is not None:
+            _log.error("the engine process is at fault", exc_info=error)
+            self._give_up(f"{type(error).__name__}: {error}")
 
     def _stop(self, signal_name: str) -> None:
         if self._stopping is None or not self._stopping.is_set():
@@ -167,13 +186,15 @@ class _Engine:
     async def _end(self) -> None:
         """Wait for the fronts, which answer what was accepted, then end the models."""
         loop, drain_timeout_s = asyncio.get_running_loop(), self._settings.drain_timeout_s
-        # What waits to be accepted is answered as well.
-        self._accept()
         loop.remove_reader(self._listener)
+        until = perf_counter() + drain_timeout_s
+        # What waits to be accepted is answered as well.
+        while self._accept() and self._fronts and perf_counter() < until:
+            await asyncio.sleep(_FULL_PAUSE_S)
         self._listener.close()
         for front in self._fronts.values():
             front.process.terminate()
-        until = perf_counter() + drain_timeout_s + _ENDING_S
+        until += _ENDING_S
         while self._fronts and perf_counter() < until:
             self._ended.clear()
             try:
@@ -183,7 +204,7 @@ class _Engine:
         for front in self._fronts.values():
             self.failure = self.failure or "a front was still answering when the time to drain was over"
             front.process.kill()
-        if not await asyncio.to_thread(self._house.close, drain_timeout_s):
+        if not await self._house.close(drain_timeout_s):
             self.failure = self.failure or "a forward or a load was still running when the time to drain was over"
 
     def _start_front(self) -> None:
@@ -203,11 +224,11 @@ class _Engine:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         handing.setblocking(False)
         context = get_context("forkserver")
-        told = context.RawArray("I", 2)
+        told = context.RawArray("I", 3)
         process = context.Process(
             target=run_front,
             args=(
-                _share(self._settings),
+                _share(self._settings, self._fronts_wanted),
                 Place(number, its_images, its_channel),
                 Connections(handed, told),
             ),
@@ -217,11 +238,11 @@ class _Engine:
         for end in (its_images, its_channel, handed):
             end.close()
         self._house.add(number, images, channel)
-        self._fronts[number] = _Front(process, perf_counter(), handing, told)
+        self._fronts[number] = _Front(process, handing, told)
         loop.add_reader(process.sentinel, self._front_ended, number)
 
     def _start_another(self) -> None:
-        if self._stopping is None or not self._stopping.is_set():
+        if self._serving:
             self._start_front()
 
     def _front_ended(self, number: int) -> None:
@@ -231,14 +252,14 @@ class _Engine:
         front.handing.close()
         self._ended.set()
         status = front.process.exitcode
-        if self._stopping is not None and self._stopping.is_set():
+        if not self._serving:
             if status:
                 self.failure = self.failure or f"a front ended with status {status}"
             return
         _log.error("front %d ended with status %s: another takes its place", number, status)
-        self._young = self._young + 1 if perf_counter() - front.started_at < _YOUNG_S else 0
-        if self._young >= _MOST_YOUNG:
-            self._give_up(f"{self._young} fronts in a row have ended soon after their start")
+        self._stillborn = 0 if front.at_work else self._stillborn + 1
+        if self._stillborn >= _MOST_STILLBORN:
+            self._give_up(f"{self._stillborn} fronts in a row have ended before they served")
         else:
             self._start_front()
 
@@ -249,49 +270,63 @@ class _Engine:
             asyncio.get_running_loop().call_later(_ENDING_S, self._end_hanging, front)
 
     def _end_hanging(self, front: _Front) -> None:
-        if self._stopping is not None and not self._stopping.is_set() and front.process.is_alive():
+        if self._serving and front.process.is_alive():
             front.process.kill()
 
-    def _accept(self) -> None:
+    def _accept(self) -> bool:
+        """Hand over those that wait, or some of many. False where there is none left, or none can be had."""
         for _ in range(_AT_ONCE):
-            try:
-                connection, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if self._loop is not None and self._stopping is not None and not self._stopping.is_set():
-                    _log.warning("no connection can be accepted: %s", error.strerror)
-                    self._loop.remove_reader(self._listener)
-                    self._loop.call_later(_PAUSE_S, self._accept_again)
-                return
-            with connection:
-                self._hand_over(connection)
+            if self._held is None:
+                try:
+                    self._held, _ = self._listener.accept()
+                except BlockingIOError:
+                    return False
+                except OSError as error:
+                    if self._serving:
+                        _log.warning("no connection can be accepted: %s", error.strerror)
+                        self._pause_accepting(_PAUSE_S)
+                    return False
+            if not self._hand_over(self._held):
+                # All have more than they have come to. Whoever comes meanwhile waits in the kernel.
+                if self._serving:
+                    self._pause_accepting(_FULL_PAUSE_S)
+                return True
+            self._held.close()
+            self._held = None
+        return True
+
+    def _pause_accepting(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener)
+        loop.call_later(seconds, self._accept_again)
 
     def _accept_again(self) -> None:
-        if self._loop is not None and self._stopping is not None and not self._stopping.is_set():
-            self._loop.add_reader(self._listener, self._accept)
+        if self._serving:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
-    def _hand_over(self, connection: socket.socket) -> None:
-        """To the front with the fewest; with none, the caller finds the connection closed."""
+    @property
+    def _serving(self) -> bool:
+        return self._stopping is not None and not self._stopping.is_set()
+
+    def _hand_over(self, connection: socket.socket) -> bool:
+        """To the front with the fewest. False where none takes it now."""
         for front in sorted(self._fronts.values(), key=lambda front: front.open_connections):
-            try:
+            # One that is ending, or has not come to many, takes no more.
+            with suppress(OSError):
                 socket.send_fds(front.handing, [b"."], [connection.fileno()])
-            except OSError:
-                # It is ending, or has not come to many.
-                continue
-            front.handed += 1
-            return
+                front.handed += 1
+                return True
+        return False
 
 
-def _share(settings: Settings) -> Settings:
+def _share(settings: Settings, fronts: int) -> Settings:
     """A front's part of what the settings give to the whole service."""
-    from models.devices import decode_threads  # noqa: PLC0415 - as above
+    from models.devices import available_cores  # noqa: PLC0415 - as above
 
-    threads = settings.decode_threads or decode_threads()
+    threads = settings.decode_threads or available_cores()
     return settings.model_copy(
         update={
-            "fronts": 0,
-            "decode_threads": max(1, -(-threads // settings.fronts)),
-            "max_held_bytes": max(settings.max_request_bytes, settings.max_held_bytes // settings.fronts),
+            "decode_threads": -(-threads // fronts),
+            "max_held_bytes": max(settings.max_request_bytes, settings.max_held_bytes // fronts),
         }
     )

@@ -105,7 +105,8 @@ class Desk:
         """End the thread. Batchers may still answer."""
         self._waking.close()
         self._thread.join()
-        for end in self._fronts.values():
+        self._selector.close()
+        for end in (self._woken, *self._fronts.values()):
             end.close()
 
     def batch_over(self, report: BatchReport) -> None:

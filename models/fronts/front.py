@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from types import MappingProxyType
 from typing import Any
@@ -92,10 +93,9 @@ class Front:
         self._engine_ready = False
         self._draining = False
         self._gone = False
-        # Also of versions that others have taken the place of, until nothing of them is in the house.
-        self._batchers: dict[int, RemoteBatcher] = {}
-        self._names: dict[int, str] = {}
-        self._frames = Frames(self._names.__getitem__)
+        # Also those that others have taken the place of, until nobody is inside for them.
+        self._versions: dict[int, _Served] = {}
+        self._frames = Frames(lambda version: self._versions[version].card.name)
         self._numbers = itertools.count()
         self._asked: dict[int, tuple[asyncio.Future[Any], Callable[[Progress], None]]] = {}
         self._loop = asyncio.get_running_loop()
@@ -220,10 +220,9 @@ class Front:
     def _take(self, state: State, descriptors: deque[int]) -> None:
         """Go by what has been announced. In one step: on the event loop nobody stands between two states."""
         before = self._served
-        by_version = {served.announced.version: served for served in before.values()}
         self._served = MappingProxyType(
             {
-                each.card.name: by_version.get(each.version) or self._begin(each, descriptors.popleft())
+                each.card.name: self._versions.get(each.version) or self._begin(each, descriptors.popleft())
                 for each in state.models
             }
         )
@@ -244,7 +243,7 @@ class Front:
             announced.capacity,
             batcher.expected_seconds,
             elsewhere=lambda: slots.inside(but=front),
-            tell=lambda images: slots.count(front, images),
+            tell=partial(self._tell_inside, slots),
         )
         if self._draining:
             admission.close()
@@ -257,16 +256,24 @@ class Front:
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
         )
-        self._batchers[announced.version] = batcher
-        self._names[announced.version] = facts.name
         self._telemetry.model_shown(facts.name)
-        return _Served(announced, pipeline, admission, batcher)
+        served = self._versions[announced.version] = _Served(announced, pipeline, admission, batcher)
+        return served
+
+    def _tell_inside(self, slots: Slots, images: int) -> None:
+        slots.count(self._place.front, images)
+        if not images:
+            self._forget_versions()
 
     def _forget_versions(self) -> None:
-        """Keep nothing of those that are served no more, once all that was theirs has been answered."""
+        """Keep nothing of those that are served no more, once nobody is inside for them."""
+        if len(self._versions) == len(self._served):
+            return
         current = {served.announced.version for served in self._served.values()}
-        for version in [each for each, batcher in self._batchers.items() if each not in current and batcher.idle]:
-            del self._batchers[version], self._names[version]
+        for version, served in list(self._versions.items()):
+            # An image that nobody waits for any more may still be in the house, and one that is waited for not yet.
+            if version not in current and served.batcher.idle and not served.admission.in_flight:
+                del self._versions[version]
 
     def _receive(self) -> None:
         try:
@@ -278,16 +285,13 @@ class Front:
             self._left_alone()
             return
         for frame in self._frames.feed(piece):
-            batcher = self._batchers.get(frame.version)
-            if batcher is None:
-                continue
+            batcher = self._versions[frame.version].batcher
             match frame:
                 case Answers():
                     batcher.answered(frame)
                 case Failure(slot=slot, error=error):
                     batcher.failed(slot, error)
-        if len(self._batchers) > len(self._served):
-            self._forget_versions()
+        self._forget_versions()
 
     def _hear(self, message: object, descriptors: deque[int]) -> None:
         match message:
@@ -335,7 +339,7 @@ class Front:
         if self._gone:
             return
         self._gone = True
-        for served in self._served.values():
+        for served in self._versions.values():
             name = served.card.name
             served.batcher.abandon(lambda name=name: ModelDownError(name))  # type: ignore[misc]  # of its own name
         for number in list(self._asked):

@@ -166,11 +166,15 @@ class House:
         """Until so many fronts know what is served."""
         await self._until(lambda: sum(front.taken >= 0 for front in self._fronts.values()) >= fronts)
 
-    def close(self, timeout_s: float) -> bool:
-        """End models and threads, after the fronts have gone. Blocks. False if a forward or a load was still running
-        after `timeout_s`."""
-        ended = self.serving.close(timeout_s)
-        self._desk.close()
+    async def close(self, timeout_s: float) -> bool:
+        """End models and threads, after the fronts have gone. False if a forward or a load was still running after
+        `timeout_s`."""
+        ended = await asyncio.to_thread(self.serving.close, timeout_s)
+        await asyncio.to_thread(self._desk.close)
+        for front in self._fronts.values():
+            front.channel.close()
+        for version in self._open.values():
+            os.close(version.descriptor)
         return ended
 
     def _announce(self) -> None:

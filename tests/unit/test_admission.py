@@ -103,3 +103,28 @@ async def test_nobody_waits_for_an_empty_building() -> None:
     admission = Admission(4, _seconds_each)
     await admission.emptied()
     assert admission.closed
+
+
+def test_places_that_other_processes_have_given_away_are_taken() -> None:
+    given_away = [3]
+    admission = Admission(4, _seconds_each, elsewhere=lambda: given_away[0])
+
+    with admission.admit(1):
+        assert admission.full
+        assert admission.in_flight == 1
+        overload = admission.overload(1)
+        assert overload is not None
+        # All four are in the way of whoever comes back.
+        assert overload.retry_after_s == 6
+    given_away[0] = 2
+    assert admission.overload(2) is None
+
+
+def test_it_is_told_how_many_are_inside_whenever_that_changes() -> None:
+    told: list[int] = []
+    admission = Admission(4, _seconds_each, tell=told.append)
+
+    with admission.admit(3), admission.admit(1):
+        pass
+
+    assert told == [3, 4, 3, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 
 import pytest
@@ -40,22 +41,33 @@ def test_retry_after_is_a_whole_number_of_seconds_and_at_least_one(expected_seco
     assert OverloadedError(8, expected_seconds).retry_after_s == retry_after_s
 
 
-@pytest.mark.parametrize(
-    ("error", "facts"),
-    [
-        (errors.UnknownCatalogNameError("resnet5", ["resnet50"]), ["resnet5", "resnet50"]),
-        (errors.WeightsUnavailableError("m", "no route", "Fetch it."), ["m", "no route", "Fetch it."]),
-        (errors.TooManyPixelsError(70, 90, 600), ["70", "90", "600"]),
-        (errors.TooElongatedError(7, 900, 50), ["7", "900", "50"]),
-        (errors.ImageTooLargeError(1234), ["1234"]),
-        (errors.UnsupportedFormatError(["PNG", "GIF"]), ["PNG, GIF"]),
-        (errors.UndecodableImageError("PNG", "cut short"), ["PNG", "cut short"]),
-        (errors.DeadlineExceededError(2.5), ["2.5 s"]),
-        (errors.UnknownModelError("b", ["a", "c"]), ["'b'", "a, c"]),
-        (errors.ForwardError("m", "it broke"), ["m", "it broke"]),
-    ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
-)
+_ERRORS: list[tuple[GradlessError, list[str]]] = [
+    (errors.UnknownCatalogNameError("resnet5", ["resnet50"]), ["resnet5", "resnet50"]),
+    (errors.WeightsUnavailableError("m", "no route", "Fetch it."), ["m", "no route", "Fetch it."]),
+    (errors.TooManyPixelsError(70, 90, 600), ["70", "90", "600"]),
+    (errors.TooElongatedError(7, 900, 50), ["7", "900", "50"]),
+    (errors.ImageTooLargeError(1234), ["1234"]),
+    (errors.UnsupportedFormatError(["PNG", "GIF"]), ["PNG, GIF"]),
+    (errors.UndecodableImageError("PNG", "cut short"), ["PNG", "cut short"]),
+    (errors.DeadlineExceededError(2.5), ["2.5 s"]),
+    (errors.UnknownModelError("b", ["a", "c"]), ["'b'", "a, c"]),
+    (errors.ForwardError("m", "it broke"), ["m", "it broke"]),
+]
+
+
+def _name(value: object) -> str:
+    return type(value).__name__ if isinstance(value, Exception) else ""
+
+
+@pytest.mark.parametrize(("error", "facts"), _ERRORS, ids=_name)
 def test_a_message_is_one_line_that_holds_the_facts(error: GradlessError, facts: list[str]) -> None:
     assert "\n" not in str(error)
     assert all(fact in str(error) for fact in facts)
+
+
+@pytest.mark.parametrize("error", [error for error, _ in _ERRORS], ids=_name)
+def test_an_error_is_the_same_in_another_process(error: GradlessError) -> None:
+    arrived = pickle.loads(pickle.dumps(error))  # noqa: S301 - of our own
+
+    assert type(arrived) is type(error)
+    assert (str(arrived), vars(arrived)) == (str(error), vars(error))

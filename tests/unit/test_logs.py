@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import select
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -120,6 +121,24 @@ def test_the_lines_of_requests_that_end_in_one_turn_of_the_event_loop_are_writte
     asyncio.run(turns())
 
     assert written.events() == [["first", "second"], ["third"]]
+
+
+def test_lines_that_share_a_pipe_with_those_of_other_processes_are_written_in_pieces_that_nobody_cuts(
+    written: _Writes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr", written)
+    configure_logging("info", "json", shared=True)
+
+    async def turn() -> None:
+        for number in range(100):
+            _requests.info("%s, of two bytes each: %s", number, "\u00e9" * 50)
+        await asyncio.sleep(0)
+
+    asyncio.run(turn())
+
+    assert 1 < len(written.pieces) < 30
+    assert all(len(piece.encode()) <= select.PIPE_BUF and piece.endswith("\n") for piece in written.pieces)
+    assert [int(event.partition(",")[0]) for piece in written.events() for event in piece] == list(range(100))
 
 
 def test_any_other_line_is_written_at_once_behind_those_that_wait(written: _Writes) -> None:
