@@ -189,7 +189,7 @@ class _Engine:
         loop.remove_reader(self._listener)
         until = perf_counter() + drain_timeout_s
         # What waits to be accepted is answered as well.
-        while self._accept() and self._fronts and perf_counter() < until:
+        while self._accept() and self._fronts and perf_counter() < until:  # noqa: ASYNC110 - it waits in the kernel
             await asyncio.sleep(_FULL_PAUSE_S)
         self._listener.close()
         for front in self._fronts.values():

@@ -1,0 +1,160 @@
+"""Several processes that answer for one that has the model: for callers it is one service, and stays one when a process
+of it is killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+_FRONTS = 2
+_PATIENCE_S = 30
+
+
+@pytest.fixture
+def service(start_server: Callable[..., Any]) -> Any:
+    """The `null` model behind fronts."""
+    return start_server(GRADLESS_FRONTS=str(_FRONTS), GRADLESS_MODELS="null")
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = monotonic() + _PATIENCE_S
+    while not holds():
+        assert monotonic() < deadline
+
+
+def _fronts(service: Any) -> list[psutil.Process]:
+    """The processes that have callers' sockets or can: grandchildren by way of the process that they are forks of."""
+    children = psutil.Process(service.process.pid).children()
+    return [front for child in children for front in child.children()]
+
+
+def _connections(front: psutil.Process) -> int:
+    return sum(connection.status == "ESTABLISHED" for connection in front.net_connections("tcp"))
+
+
+class _Callers:
+    """Callers that keep asking, each on connections of his own, from any of which he goes on to another."""
+
+    def __init__(self, address: str, image: bytes, callers: int) -> None:
+        self._address, self._image = address, image
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(callers)
+        self.answered = 0
+        self._asking = [self._pool.submit(self._ask) for _ in range(callers)]
+
+    def _ask(self) -> list[int | str]:
+        ends: list[int | str] = []
+        with httpx2.Client(base_url=self._address, timeout=30) as client:
+            while not self._over.is_set():
+                try:
+                    ends.append(client.post("/v1/classify", content=self._image).status_code)
+                except httpx2.TransportError as error:
+                    ends.append(type(error).__name__)
+                self.answered += 1
+        return ends
+
+    def end(self) -> list[list[int | str]]:
+        """What each of them was answered, or by what the connection ended."""
+        self._over.set()
+        with self._pool:
+            return [asking.result() for asking in self._asking]
+
+
+def test_callers_are_spread_over_the_fronts(service: Any) -> None:
+    connections = [service.connect() for _ in range(4 * _FRONTS)]
+    try:
+        _until(lambda: [_connections(front) for front in _fronts(service)] == [4] * _FRONTS)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_whichever_front_is_asked_tells_the_metrics_of_all(
+    service: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
+    for _ in range(3 * _FRONTS):
+        # Each on a connection of its own, so that they come to all fronts.
+        httpx2.post(f"{service.address}/v1/features", content=clock_jpeg).raise_for_status()
+
+    for _ in range(_FRONTS):
+        exposition = httpx2.get(f"{service.address}/metrics").text
+        assert metric_sum(exposition, "gradless_images_total", outcome="ok") == 3 * _FRONTS
+        assert metric_sum(exposition, "gradless_batch_size_sum") == 3 * _FRONTS
+        assert metric_sum(exposition, "gradless_in_flight_images") == 0
+        assert metric_sum(exposition, "gradless_model_ready") == 1
+        assert metric_sum(exposition, "gradless_model_loads_total", outcome="ok") == 1
+        resident = sum(
+            process.memory_info().rss for process in [psutil.Process(service.process.pid), *_fronts(service)]
+        )
+        assert metric_sum(exposition, "process_resident_memory_bytes") == pytest.approx(resident, rel=0.1)
+
+
+def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its_place(
+    service: Any, clock_jpeg: bytes
+) -> None:
+    callers = _Callers(service.address, clock_jpeg, 8)
+    _until(lambda: callers.answered > 100)
+    killed, left = _fronts(service)
+    killed.kill()
+    service.wait_for_line("another takes its place")
+    _until(lambda: len(_fronts(service)) == _FRONTS)
+    before = callers.answered
+    _until(lambda: callers.answered > before + 200)
+    ends = callers.end()
+
+    lost = [sum(end != 200 for end in each) for each in ends]
+    # Half of them were on the one that was killed. Who came back while it was dying may have met it once more.
+    assert sorted(lost)[:4] == [0] * 4
+    assert all(1 <= times <= 2 for times in sorted(lost)[4:])
+    assert all(each[-1] == 200 for each in ends)
+    assert left in _fronts(service)
+    _until(lambda: httpx2.get(f"{service.address}/readyz").status_code == 200)
+
+
+def test_what_was_accepted_under_load_is_answered_before_the_service_ends(service: Any, clock_jpeg: bytes) -> None:
+    processes = [psutil.Process(service.process.pid), *_fronts(service)]
+    callers = _Callers(service.address, clock_jpeg, 8)
+    _until(lambda: callers.answered > 100)
+    service.process.send_signal(signal.SIGTERM)
+
+    assert service.exit_status() == 0
+    for each in callers.end():
+        # A no is one too, and nobody is there afterwards; but no answer breaks off, and none is missing.
+        wrong = [end for end in each if end not in {200, 503, "ConnectError"}]
+        assert wrong == []
+    assert not any(process.is_running() for process in processes)
+
+
+def test_no_process_is_left_when_the_one_with_the_model_is_killed(service: Any, clock_jpeg: bytes) -> None:
+    callers = _Callers(service.address, clock_jpeg, 4)
+    _until(lambda: callers.answered > 10)
+    fronts = _fronts(service)
+    service.process.kill()
+    service.process.wait(_PATIENCE_S)
+
+    _until(lambda: not any(front.is_running() for front in fronts))
+    callers.end()
+
+
+def test_fronts_that_cannot_begin_end_the_service() -> None:
+    environment = os.environ | {"GRADLESS_MODELS": "null", "GRADLESS_PORT": "0", "GRADLESS_LOG_FORMAT": "json"}
+    command = [sys.executable, str(Path(__file__).parent / "stillborn_fronts.py")]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+
+    assert ended.returncode == 1
+    assert "ended with status 3: another takes its place" in ended.stderr
+    assert re.search("ended: 4 fronts in a row have ended before they served", ended.stderr)
+    assert '"serving"' not in ended.stderr
