@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from benchmarks.measurement import Kind, Measurement, alone_ceiling, together_ceiling
-from benchmarks.servers import NULL, PEERS, SERVERS
+from benchmarks.servers import NULL, NULL_SERVER, PEERS, SERVERS
 
 Kept = Sequence[Measurement]
 Value = Callable[[Measurement], float]
@@ -62,10 +62,10 @@ def of_ceiling(kept: Kept, server: str, model: str) -> list[float]:
     return ratios(by_round(kept, rate, "closed", server, model=model, load=BUSY), ceiling)
 
 
-def of_decoding(kept: Kept) -> list[float]:
+def of_decoding(kept: Kept, server: str = NULL_SERVER) -> list[float]:
     """Images/s of the null model's server at 32 connections over decoding alone in process, all cores busy."""
     ceiling = by_round(kept, rate, "ceiling", "decode", model=NULL)
-    return ratios(by_round(kept, rate, "closed", "gradless null", model=NULL, load=BUSY), ceiling)
+    return ratios(by_round(kept, rate, "closed", server, model=NULL, load=BUSY), ceiling)
 
 
 def of_one_image(kept: Kept, server: str, model: str) -> list[float]:

@@ -108,6 +108,10 @@ class Plan:
         """Decoding alone is the same whatever comes after it: once for each model."""
         return spec == next(found for found in self.servers_of(model) if found.backend)
 
+    def with_ceilings(self, spec: ServerSpec, model: str) -> bool:
+        """Once for each engine, right after the first server that has it."""
+        return spec == next((found for found in self.servers_of(model) if found.engine == spec.engine), None)
+
     def expected_minutes(self) -> float:
         """A little more in practice: slow servers are measured longer."""
         a_round = sum(
@@ -132,7 +136,7 @@ class Plan:
         return _START_S + WARM_UP_S + sum(seconds + _LOAD_START_S for seconds in loads)
 
     def _ceiling_s(self, spec: ServerSpec, model: str) -> float:
-        if spec.backend is None:
+        if spec.backend is None or not self.with_ceilings(spec, model):
             return 0.0
         together_s = max(self.seconds, _CEILING_ANSWERS / _PACE[model])
         return _CEILING_START_S + together_s + (1 + self.with_decoding(spec, model)) * self.seconds

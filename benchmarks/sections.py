@@ -18,20 +18,25 @@ def server_alone(kept: Kept) -> list[str]:
     if not own:
         return []
     decoding = comparisons.by_round(kept, comparisons.rate, "ceiling", "decode", model=NULL)
-    row = [over_rounds(m.images_per_second for m in own), over_rounds(decoding.values())]
-    row += [over_rounds(comparisons.of_decoding(kept))]
-    row += [over_rounds(m.latency_ms[name] for m in own) for name in ("p50", "p99")]
-    row += [over_rounds(m.server_cpu_ms_per_image for m in own), percent(max(m.client_cpu_share for m in own))]
-    head = ["images/s", "decoding alone, images/s", "ratio", "p50 ms", "p99 ms", "CPU ms per image", "client CPU"]
+    rows = []
+    for server in dict.fromkeys(m.server for m in own):
+        of_server = [m for m in own if m.server == server]
+        row = [server.removeprefix("gradless "), over_rounds(m.images_per_second for m in of_server)]
+        row += [over_rounds(decoding.values()), over_rounds(comparisons.of_decoding(kept, server))]
+        row += [over_rounds(m.latency_ms[name] for m in of_server) for name in ("p50", "p99")]
+        row += [over_rounds(m.server_cpu_ms_per_image for m in of_server)]
+        rows.append([*row, percent(max(m.client_cpu_share for m in of_server))])
+    head = ["", "images/s", "decoding alone, images/s", "ratio", "p50 ms", "p99 ms", "CPU ms per image", "client CPU"]
     return [
         "",
         "## What the server itself costs",
         "",
         f"gradless with a forward that costs nothing, as a fast device would see it, at {BUSY} connections; against",
         "decoding alone in process on all cores, right after it in the same round. What the ratio lacks to 1 is HTTP,",
-        "queue, batches and answers, and the client, which runs on the same cores.",
+        "queue, batches and answers, and the client, which runs on the same cores. Behind fronts, as on a GPU, several",
+        "processes read and decode, and Python's threads wait for one another less.",
         "",
-        *table(head, [row]),
+        *table(head, rows),
         *ceilings([m for m in kept if m.model == NULL]),
     ]
 

@@ -84,6 +84,10 @@ def _sharing(peer: ServerSpec) -> ServerSpec:
 # What `gradless serve` does by itself on such machines.
 DEFAULT = "gradless openvino fp32"
 
+# The null model in one process, and behind two that read and decode.
+NULL_SERVER = "gradless null"
+NULL_FRONTS = "gradless null, 2 fronts"
+
 SHARED_ENGINE = "gradless's eager fp32"
 
 _BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:Front", "--host", "127.0.0.1", "--port", "{port}")
@@ -106,7 +110,8 @@ SERVERS = {
         _gradless("compiled", "fp32"),
         _gradless("compiled", "bf16"),
         # The catalog's null model brings a backend of its own.
-        replace(_gradless("eager", "fp32"), name="gradless null", engine="null", models=(NULL,)),
+        replace(_gradless("eager", "fp32"), name=NULL_SERVER, engine="null", models=(NULL,)),
+        replace(_gradless("eager", "fp32", GRADLESS_FRONTS="2"), name=NULL_FRONTS, engine="null", models=(NULL,)),
         _naive(),
         *_PEERS,
         *(_sharing(peer) for peer in _PEERS),

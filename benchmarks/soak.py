@@ -9,10 +9,10 @@ from benchmarks.bench import Bench
 from benchmarks.load import closed_loop
 from benchmarks.measurement import Measurement
 from benchmarks.processes import RunningServer, running
-from benchmarks.servers import NULL, SERVERS
+from benchmarks.servers import NULL, NULL_SERVER, SERVERS
 
 _CONNECTIONS = 32
-_SERVER = "gradless null"
+_SERVER = NULL_SERVER
 
 # wrk counts seconds, not requests: slices of them until there were enough.
 _LEAST_SLICE_S = 1.0

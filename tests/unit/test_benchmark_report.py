@@ -174,7 +174,11 @@ def test_a_rate_is_from_batch_to_batch_whatever_the_edges_cut() -> None:
 def test_a_second_model_is_measured_in_brief_and_the_null_model_by_its_own_server_alone() -> None:
     plan = Plan(servers=tuple(chosen(["default"])), models=MODELS, rounds=3, seconds=2.0)
     first, second = MODELS
-    assert [spec.name for spec in plan.servers_of("null")] == ["gradless null"]
+    alone, by_fronts = plan.servers_of("null")
+    assert (alone.name, by_fronts.name) == ("gradless null", "gradless null, 2 fronts")
+    # In process there is nothing in front of it.
+    assert plan.with_ceilings(alone, "null")
+    assert not plan.with_ceilings(by_fronts, "null")
     assert len(plan.servers_of(second)) < len(plan.servers_of(first))
     assert plan.connections_of(second) == (32,)
     assert not plan.open_loads(SERVERS[OWN], second)
