@@ -86,7 +86,7 @@ class Doorkeeper:
         if self._open:
             self._open = False
             asyncio.get_running_loop().remove_reader(self._listener)
-            while self._accept() and list(self._fronts()) and perf_counter() < until:
+            while self._accept() and list(self._fronts()) and perf_counter() < until:  # noqa: ASYNC110 - the kernel's
                 await asyncio.sleep(_FULL_S)
         self._listener.close()
         if self._held is not None:
