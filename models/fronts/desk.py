@@ -63,9 +63,7 @@ class _Turn(Future[Completed[Output]]):
 
 class Desk:
     """`on_lost` is told, from another thread, of a front that has closed its end or does not read its answers, with the
-    def __init__(
-        self, on_lost: Callable[[int, socket.socket], None], on_failure: Callable[[str], None]
-    ) -> None:
+    desk's end; all that it has in the house by then is abandoned. `on_failure` hears why nothing is taken any more."""
 
     def __init__(self, on_lost: Callable[[int, socket.socket], None], on_failure: Callable[[str], None]) -> None:
         self._on_lost = on_lost
