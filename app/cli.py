@@ -15,6 +15,7 @@ from app.commands.search import search
 from app.commands.stats import stats
 from app.evaluation.command import evaluate
 from app.lens.command import compare
+from app.logs import configure_logging
 from app.settings import Settings, SettingsError, load_settings
 from app.settings_table import settings_table
 from models.samples import Sample, draw, encode
@@ -46,6 +47,8 @@ def serve() -> None:
         for line in str(error).splitlines():
             typer.echo(f"gradless: {line}", err=True)
         raise typer.Exit(2) from None
+    # PyTorch, which knows of GPUs, may have something to say as it is imported.
+    configure_logging(settings.log_level, settings.log_format)
     # Here, not above: `gradless sample` and `gradless --help` need not wait for the web server's imports.
     if fronts := _fronts(settings):
         from app.fronts.processes import serve_by_fronts  # noqa: PLC0415

@@ -40,7 +40,7 @@ _SCRAPE_TIMEOUT_S = 8.0
 @dataclass(frozen=True, slots=True)
 class Connections:
     """The socket over which a front is handed its connections, and where it says how many it has got so far, how many
-    it has open, and that it serves: three unsigned numbers in shared memory."""
+    it has open, and how often it has said so since it serves: three unsigned numbers in shared memory."""
 
     handed: socket.socket
     told: ctypes.Array[ctypes.c_uint]
@@ -114,13 +114,18 @@ class _FrontServer(Server):
         self.started = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        handed = self._connections.handed
+        # Of this front alone it may be the end: from here on others are handed what comes.
+        handed.shutdown(socket.SHUT_RD)
         # What has been handed over by now was accepted.
         self._take()
-        asyncio.get_running_loop().remove_reader(self._connections.handed)
+        asyncio.get_running_loop().remove_reader(handed)
+        handed.close()
         await asyncio.gather(*self._beginning, return_exceptions=True)
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
+        self._connections.told[2] += 1
         self._tell()
         return await super().on_tick(counter)
 
@@ -134,7 +139,7 @@ class _FrontServer(Server):
                 # A connection for which this process may open no file is closed by the kernel.
                 self._taken += len(told)
                 if not told:
-                    # The engine process has ended, which its other sockets tell as well.
+                    # No more will come. If it is for the engine process's end, its other sockets tell of that as well.
                     loop.remove_reader(self._connections.handed)
                     return
                 for descriptor in descriptors:
@@ -160,4 +165,3 @@ class _FrontServer(Server):
     def _tell(self) -> None:
         told = self._connections.told
         told[0], told[1] = self._taken, len(self.server_state.connections) + len(self._beginning)
-        told[2] = self.started

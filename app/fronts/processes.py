@@ -4,21 +4,18 @@ last."""
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
 import signal
 import socket
 import sys
-from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import forkserver, get_context
-from multiprocessing.context import ForkServerProcess
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from app.fronts.front_process import Connections, run_front
+from app.fronts.handing import Doorkeeper, FrontProcess
 from app.listening import allow_many_connections, bind, say_serving
 from app.logs import configure_logging
 from app.main import search_index_beside, serving_options
@@ -35,15 +32,15 @@ _log = logging.getLogger(__name__)
 # Imported once, by the process that fronts are forks of.
 _PRELOADED = ["app.fronts.front_process", "models.fronts.front"]
 
-_BACKLOG = 2048
-# As many connections as are accepted before anything else has its turn.
-_AT_ONCE = 64
-# Where there are no more file descriptors, the next may be free after so long; where fronts are behind, a place.
-_PAUSE_S = 0.5
-_FULL_PAUSE_S = 0.005
+# Where no number is free for a front, one may be after so long.
+_RETRY_S = 0.5
 
 # So many fronts in a row that end before they serve, and it is no accident.
 _MOST_STILLBORN = 4
+
+# A front whose event loop has not turned for so long hangs. It is asked for that every so often.
+_HANGS_S = 20.0
+_LOOK_S = 1.0
 
 # Bytes that a socket holds for a front: all that can be said of its slots at once.
 _SOCKET_BYTES = 1 << 20
@@ -71,25 +68,6 @@ def serve_by_fronts(settings: Settings, fronts: int) -> None:
     end_without_success(engine.failure)
 
 
-@dataclass(slots=True)
-class _Front:
-    process: ForkServerProcess
-    handing: socket.socket
-    told: ctypes.Array[ctypes.c_uint]
-    handed: int = 0
-
-    @property
-    def open_connections(self) -> int:
-        """Those that it has said it has, and those that it has not yet come to."""
-        taken, open_connections, _ = self.told
-        return open_connections + self.handed - taken
-
-    @property
-    def at_work(self) -> bool:
-        """Whether it has begun to serve."""
-        return bool(self.told[2])
-
-
 class _Engine:
     def __init__(self, settings: Settings, fronts: int, listener: socket.socket) -> None:
         self.failure: str | None = None
@@ -97,11 +75,10 @@ class _Engine:
         self._fronts_wanted = fronts
         self._listener = listener
         self._metrics = Metrics()
-        self._fronts: dict[int, _Front] = {}
+        self._fronts: dict[int, FrontProcess] = {}
+        self._doorkeeper = Doorkeeper(listener, self._fronts.values)
         self._stillborn = 0
-        # Accepted, and not handed over yet.
-        self._held: socket.socket | None = None
-        self._stopping: asyncio.Event | None = None
+        self._stopping = asyncio.Event()
         self._ended = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -136,7 +113,6 @@ class _Engine:
         if self.failure is not None:
             # Before anybody was served.
             return
-        self._stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
         looking = loop.create_task(self._house.look_after())
@@ -147,11 +123,11 @@ class _Engine:
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([greeting, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not self._stopping.is_set():
-            self._listener.setblocking(False)
-            self._listener.listen(_BACKLOG)
-            loop.add_reader(self._listener, self._accept)
+            self._doorkeeper.open()
             say_serving(self._settings, self._listener)
+        watching = loop.create_task(self._watch())
         await stopping
+        watching.cancel()
         greeting.cancel()
         await self._end()
         looking.cancel()
@@ -164,7 +140,7 @@ class _Engine:
             self._give_up(f"{type(error).__name__}: {error}")
 
     def _stop(self, signal_name: str) -> None:
-        if self._stopping is None or not self._stopping.is_set():
+        if not self._stopping.is_set():
             _log.info("%s: answering what was accepted, then stopping", signal_name)
             self._begin_to_stop()
         elif signal_name == "SIGINT":
@@ -174,8 +150,7 @@ class _Engine:
     def _begin_to_stop(self) -> None:
         # Before the socket closes: who comes now is told so.
         self._house.serving.drain()
-        if self._stopping is not None:
-            self._stopping.set()
+        self._stopping.set()
 
     def _give_up(self, reason: str) -> None:
         """From any thread."""
@@ -185,13 +160,10 @@ class _Engine:
 
     async def _end(self) -> None:
         """Wait for the fronts, which answer what was accepted, then end the models."""
-        loop, drain_timeout_s = asyncio.get_running_loop(), self._settings.drain_timeout_s
-        loop.remove_reader(self._listener)
+        drain_timeout_s = self._settings.drain_timeout_s
         until = perf_counter() + drain_timeout_s
         # What waits to be accepted is answered as well.
-        while self._accept() and self._fronts and perf_counter() < until:  # noqa: ASYNC110 - it waits in the kernel
-            await asyncio.sleep(_FULL_PAUSE_S)
-        self._listener.close()
+        await self._doorkeeper.close(until)
         for front in self._fronts.values():
             front.process.terminate()
         until += _ENDING_S
@@ -212,7 +184,7 @@ class _Engine:
         number = self._house.free_number()
         if number is None:
             # Images of one that has gone are still in a forward.
-            loop.call_later(_PAUSE_S, self._start_another)
+            loop.call_later(_RETRY_S, self._start_another)
             return
         # Here, not above: the HTTP side is imported and tested without torch.
         from models.fronts.front import Place  # noqa: PLC0415
@@ -238,11 +210,11 @@ class _Engine:
         for end in (its_images, its_channel, handed):
             end.close()
         self._house.add(number, images, channel)
-        self._fronts[number] = _Front(process, handing, told)
+        self._fronts[number] = FrontProcess(process, handing, told)
         loop.add_reader(process.sentinel, self._front_ended, number)
 
     def _start_another(self) -> None:
-        if self._serving:
+        if not self._stopping.is_set():
             self._start_front()
 
     def _front_ended(self, number: int) -> None:
@@ -252,7 +224,7 @@ class _Engine:
         front.handing.close()
         self._ended.set()
         status = front.process.exitcode
-        if not self._serving:
+        if self._stopping.is_set():
             if status:
                 self.failure = self.failure or f"a front ended with status {status}"
             return
@@ -263,60 +235,23 @@ class _Engine:
         else:
             self._start_front()
 
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            for number, front in self._fronts.items():
+                if front.silent_seconds() > _HANGS_S:
+                    _log.error("front %d has not answered for %.0f s", number, _HANGS_S)
+                    front.process.kill()
+
     def _lost(self, number: int) -> None:
         """It has closed its end of a socket, or does not read its answers, and may hang."""
         front = self._fronts.get(number)
         if front is not None:
             asyncio.get_running_loop().call_later(_ENDING_S, self._end_hanging, front)
 
-    def _end_hanging(self, front: _Front) -> None:
-        if self._serving and front.process.is_alive():
+    def _end_hanging(self, front: FrontProcess) -> None:
+        if not self._stopping.is_set() and front.process.is_alive():
             front.process.kill()
-
-    def _accept(self) -> bool:
-        """Hand over those that wait, or some of many. False where there is none left, or none can be had."""
-        for _ in range(_AT_ONCE):
-            if self._held is None:
-                try:
-                    self._held, _ = self._listener.accept()
-                except BlockingIOError:
-                    return False
-                except OSError as error:
-                    if self._serving:
-                        _log.warning("no connection can be accepted: %s", error.strerror)
-                        self._pause_accepting(_PAUSE_S)
-                    return False
-            if not self._hand_over(self._held):
-                # All have more than they have come to. Whoever comes meanwhile waits in the kernel.
-                if self._serving:
-                    self._pause_accepting(_FULL_PAUSE_S)
-                return True
-            self._held.close()
-            self._held = None
-        return True
-
-    def _pause_accepting(self, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener)
-        loop.call_later(seconds, self._accept_again)
-
-    def _accept_again(self) -> None:
-        if self._serving:
-            asyncio.get_running_loop().add_reader(self._listener, self._accept)
-
-    @property
-    def _serving(self) -> bool:
-        return self._stopping is not None and not self._stopping.is_set()
-
-    def _hand_over(self, connection: socket.socket) -> bool:
-        """To the front with the fewest. False where none takes it now."""
-        for front in sorted(self._fronts.values(), key=lambda front: front.open_connections):
-            # One that is ending, or has not come to many, takes no more.
-            with suppress(OSError):
-                socket.send_fds(front.handing, [b"."], [connection.fileno()])
-                front.handed += 1
-                return True
-        return False
 
 
 def _share(settings: Settings, fronts: int) -> Settings:

@@ -62,11 +62,12 @@ class _Turn(Future[Completed[Output]]):
 
 
 class Desk:
-    """`on_lost` is told, from another thread, of a front that has closed its end or does not read its answers, with
-    the desk's end; all that it has in the house by then is abandoned."""
+    """`on_lost` is told, from another thread, of a front that has closed its end or does not read its answers, with the
+    desk's end; all that it has in the house by then is abandoned. `on_failure` hears why nothing is taken any more."""
 
-    def __init__(self, on_lost: Callable[[int, socket.socket], None]) -> None:
+    def __init__(self, on_lost: Callable[[int, socket.socket], None], on_failure: Callable[[str], None]) -> None:
         self._on_lost = on_lost
+        self._on_failure = on_failure
         self._versions: dict[int, Version] = {}
         # Also of those that are gone.
         self._names: dict[int, str] = {}
@@ -120,24 +121,24 @@ class Desk:
             self._left(front, len(answers))
 
     def _work(self) -> None:
-        while True:
-            for key, _ in self._selector.select():
-                if key.data is None:
-                    return
-                self._receive(key.data)
+        try:
+            while True:
+                for key, _ in self._selector.select():
+                    if key.data is None:
+                        return
+                    self._receive(key.data)
+        except Exception as error:  # noqa: BLE001 - whatever it was: nobody takes anything any more
+            _log.exception("the desk is at fault")
+            self._on_failure(f"nothing is taken from fronts any more: {type(error).__name__}: {error}")
 
     def _receive(self, front: int) -> None:
         end = self._fronts[front]
         try:
+            # Whole records: each was sent by one call, and the size is a multiple of theirs.
             piece = end.recv(_PIECE)
-            # A record comes whole as a rule: it was sent by one call.
-            while len(piece) % SUBMISSION_BYTES:
-                end.setblocking(True)
-                piece += end.recv(SUBMISSION_BYTES - len(piece) % SUBMISSION_BYTES)
-                end.setblocking(False)
         except OSError:
             piece = b""
-        if not piece:
+        if not piece or len(piece) % SUBMISSION_BYTES:
             self._lose(front)
             return
         for submitted in submissions(piece):

@@ -110,7 +110,7 @@ class House:
         self._loop: asyncio.AbstractEventLoop | None = None
         # Set when it is time to look again whether what is waited for has come.
         self._moved = asyncio.Event()
-        self._desk = Desk(self._lost)
+        self._desk = Desk(self._lost, give_up)
         try:
             self.serving = Serving(options, telemetry, give_up, self)
         except BaseException:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from http.client import parse_headers
 from io import BufferedReader
 from pathlib import Path
@@ -36,14 +36,17 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 class Server:
-    """One `gradless serve`, started by `start`. Leaving the context kills it, if it has not ended by then."""
+    """One `gradless serve`, or another command that serves, started by `start`. Leaving the context kills it, if it has
+    not ended by then."""
 
-    def __init__(self, start: Callable[..., Any], **settings: str) -> None:
+    def __init__(
+        self, start: Callable[..., Any], command: Sequence[Any] = (GRADLESS, "serve"), **settings: str
+    ) -> None:
         self._welcomes = settings.get("GRADLESS_LOG_FORMAT") == "console"
         heard, said = os.pipe()
         self._output = os.fdopen(heard, encoding="utf-8")
         with os.fdopen(said, "wb") as output:
-            self.process = start([GRADLESS, "serve"], environment(**settings), output)
+            self.process = start(list(command), environment(**settings), output)
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -124,6 +127,13 @@ def start_server(warm_command: Any) -> Iterator[Callable[..., Server]]:
     """Start a server with settings of one's own, GRADLESS_ prefix included; it ends with the test."""
     with contextlib.ExitStack() as running:
         yield lambda **settings: running.enter_context(Server(warm_command.start, **settings))
+
+
+@pytest.fixture
+def start_command() -> Iterator[Callable[..., Server]]:
+    """Start a server by a command of one's own, with settings; it ends with the test."""
+    with contextlib.ExitStack() as running:
+        yield lambda command, **settings: running.enter_context(Server(start, command, **settings))
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ import pytest
 
 _FRONTS = 2
 _PATIENCE_S = 30
+_FAULTY = [sys.executable, str(Path(__file__).parent / "faulty_fronts.py")]
 
 
 @pytest.fixture
@@ -151,10 +152,35 @@ def test_no_process_is_left_when_the_one_with_the_model_is_killed(service: Any, 
 
 def test_fronts_that_cannot_begin_end_the_service() -> None:
     environment = os.environ | {"GRADLESS_MODELS": "null", "GRADLESS_PORT": "0", "GRADLESS_LOG_FORMAT": "json"}
-    command = [sys.executable, str(Path(__file__).parent / "stillborn_fronts.py")]
+    command = [*_FAULTY, "stillborn"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
 
     assert ended.returncode == 1
     assert "ended with status 3: another takes its place" in ended.stderr
     assert re.search("ended: 4 fronts in a row have ended before they served", ended.stderr)
     assert '"serving"' not in ended.stderr
+
+
+def test_a_front_whose_event_loop_hangs_is_replaced(start_command: Callable[..., Any], clock_jpeg: bytes) -> None:
+    service = start_command([*_FAULTY, "hanging"], GRADLESS_MODELS="null")
+    hanging, _ = _fronts(service)
+    hanging.suspend()
+    service.wait_for_line("has not answered for 1 s")
+    service.wait_for_line("another takes its place")
+    _until(lambda: len(_fronts(service)) == _FRONTS)
+
+    assert hanging not in _fronts(service)
+    httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
+
+
+def test_a_front_that_is_told_to_end_answers_what_it_has_and_gets_no_more(service: Any, clock_jpeg: bytes) -> None:
+    callers = _Callers(service.address, clock_jpeg, 8)
+    _until(lambda: callers.answered > 100)
+    told, _ = _fronts(service)
+    told.terminate()
+    service.wait_for_line("ended with status 0: another takes its place")
+    before = callers.answered
+    _until(lambda: callers.answered > before + 200)
+
+    # It refuses what comes on connections that it has, until it has closed them.
+    assert {end for each in callers.end() for end in each} <= {200, 503}

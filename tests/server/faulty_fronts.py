@@ -1,0 +1,20 @@
+"""A service whose fronts end before they serve, or are soon held to hang: `faulty_fronts.py stillborn|hanging`."""
+
+from __future__ import annotations
+
+import sys
+
+from app.fronts import processes
+from app.settings import load_settings
+
+
+def end(*_: object) -> None:
+    raise SystemExit(3)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "stillborn":
+        processes.run_front = end
+    else:
+        processes._HANGS_S = 1.0  # noqa: SLF001 - 20 s are long for a test
+    processes.serve_by_fronts(load_settings(), 2)
