@@ -47,8 +47,8 @@ class FrontProcess:
         return bool(self.told[2])
 
     def silent_seconds(self) -> float:
-        """For how long its event loop has not turned, as far as this has been asked; 0 before it serves."""
-        if self.turns != self.told[2] or not self.at_work:
+        """For how long its event loop has not turned, or not begun to, as far as this has been asked."""
+        if self.turns != self.told[2]:
             self.turns, self.turned_at = self.told[2], perf_counter()
         return perf_counter() - self.turned_at
 

@@ -38,7 +38,7 @@ _RETRY_S = 0.5
 # So many fronts in a row that end before they serve, and it is no accident.
 _MOST_STILLBORN = 4
 
-# A front whose event loop has not turned for so long hangs. It is asked for that every so often.
+# A front whose event loop has not turned for so long hangs. To start takes a second: what it needs is imported already.
 _HANGS_S = 20.0
 _LOOK_S = 1.0
 
@@ -240,7 +240,7 @@ class _Engine:
             await asyncio.sleep(_LOOK_S)
             for number, front in self._fronts.items():
                 if front.silent_seconds() > _HANGS_S:
-                    _log.error("front %d has not answered for %.0f s", number, _HANGS_S)
+                    _log.error("front %d has not turned for %.0f s", number, _HANGS_S)
                     front.process.kill()
 
     def _lost(self, number: int) -> None:

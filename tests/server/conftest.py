@@ -129,6 +129,13 @@ def start_server(warm_command: Any) -> Iterator[Callable[..., Server]]:
         yield lambda **settings: running.enter_context(Server(warm_command.start, **settings))
 
 
+@pytest.fixture(scope="module")
+def by_fronts(warm_command: Any) -> Iterator[Server]:
+    """The `null` model behind two fronts: leave it at work, with as many."""
+    with Server(warm_command.start, GRADLESS_FRONTS="2", GRADLESS_MODELS="null") as running:
+        yield running
+
+
 @pytest.fixture
 def start_command() -> Iterator[Callable[..., Server]]:
     """Start a server by a command of one's own, with settings; it ends with the test."""

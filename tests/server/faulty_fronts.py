@@ -16,5 +16,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "stillborn":
         processes.run_front = end
     else:
-        processes._HANGS_S = 1.0  # noqa: SLF001 - 20 s are long for a test
+        processes._HANGS_S = 3.0  # noqa: SLF001 - 20 s are long for a test
     processes.serve_by_fronts(load_settings(), 2)

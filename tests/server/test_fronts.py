@@ -25,8 +25,8 @@ _FAULTY = [sys.executable, str(Path(__file__).parent / "faulty_fronts.py")]
 
 
 @pytest.fixture
-def service(start_server: Callable[..., Any]) -> Any:
-    """The `null` model behind fronts."""
+def ending(start_server: Callable[..., Any]) -> Any:
+    """As `by_fronts`, for tests of its end."""
     return start_server(GRADLESS_FRONTS=str(_FRONTS), GRADLESS_MODELS="null")
 
 
@@ -74,64 +74,72 @@ class _Callers:
             return [asking.result() for asking in self._asking]
 
 
-def test_callers_are_spread_over_the_fronts(service: Any) -> None:
-    connections = [service.connect() for _ in range(4 * _FRONTS)]
+def test_callers_are_spread_over_the_fronts(by_fronts: Any) -> None:
+    connections = [by_fronts.connect() for _ in range(4 * _FRONTS)]
     try:
-        _until(lambda: [_connections(front) for front in _fronts(service)] == [4] * _FRONTS)
+        _until(lambda: [_connections(front) for front in _fronts(by_fronts)] == [4] * _FRONTS)
     finally:
         for connection in connections:
             connection.close()
 
 
 def test_whichever_front_is_asked_tells_the_metrics_of_all(
-    service: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+    by_fronts: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
+    def counted() -> list[float]:
+        exposition = httpx2.get(f"{by_fronts.address}/metrics").text
+        return [
+            metric_sum(exposition, "gradless_images_total", outcome="ok"),
+            metric_sum(exposition, "gradless_batch_size_sum"),
+        ]
+
+    before = counted()
     for _ in range(3 * _FRONTS):
         # Each on a connection of its own, so that they come to all fronts.
-        httpx2.post(f"{service.address}/v1/features", content=clock_jpeg).raise_for_status()
+        httpx2.post(f"{by_fronts.address}/v1/features", content=clock_jpeg).raise_for_status()
 
+    # A batch is told of once its callers have their answers.
+    _until(lambda: counted() == [figure + 3 * _FRONTS for figure in before])
     for _ in range(_FRONTS):
-        exposition = httpx2.get(f"{service.address}/metrics").text
-        assert metric_sum(exposition, "gradless_images_total", outcome="ok") == 3 * _FRONTS
-        assert metric_sum(exposition, "gradless_batch_size_sum") == 3 * _FRONTS
+        exposition = httpx2.get(f"{by_fronts.address}/metrics").text
         assert metric_sum(exposition, "gradless_in_flight_images") == 0
         assert metric_sum(exposition, "gradless_model_ready") == 1
         assert metric_sum(exposition, "gradless_model_loads_total", outcome="ok") == 1
         resident = sum(
-            process.memory_info().rss for process in [psutil.Process(service.process.pid), *_fronts(service)]
+            process.memory_info().rss for process in [psutil.Process(by_fronts.process.pid), *_fronts(by_fronts)]
         )
         assert metric_sum(exposition, "process_resident_memory_bytes") == pytest.approx(resident, rel=0.1)
 
 
 def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its_place(
-    service: Any, clock_jpeg: bytes
+    by_fronts: Any, clock_jpeg: bytes
 ) -> None:
-    callers = _Callers(service.address, clock_jpeg, 8)
+    callers = _Callers(by_fronts.address, clock_jpeg, 8)
     _until(lambda: callers.answered > 100)
-    killed, left = _fronts(service)
+    killed, left = _fronts(by_fronts)
     killed.kill()
-    service.wait_for_line("another takes its place")
-    _until(lambda: len(_fronts(service)) == _FRONTS)
+    by_fronts.wait_for_line("another takes its place")
+    _until(lambda: len(_fronts(by_fronts)) == _FRONTS)
     before = callers.answered
     _until(lambda: callers.answered > before + 200)
     ends = callers.end()
 
     lost = [sum(end != 200 for end in each) for each in ends]
-    # Half of them were on the one that was killed. Who came back while it was dying may have met it once more.
-    assert sorted(lost)[:4] == [0] * 4
-    assert all(1 <= times <= 2 for times in sorted(lost)[4:])
+    # Some were on the one that was killed. Who came back while it was dying may have met it once more.
+    assert 0 < sum(times > 0 for times in lost) < len(lost)
+    assert max(lost) <= 2
     assert all(each[-1] == 200 for each in ends)
-    assert left in _fronts(service)
-    _until(lambda: httpx2.get(f"{service.address}/readyz").status_code == 200)
+    assert left in _fronts(by_fronts)
+    _until(lambda: httpx2.get(f"{by_fronts.address}/readyz").status_code == 200)
 
 
-def test_what_was_accepted_under_load_is_answered_before_the_service_ends(service: Any, clock_jpeg: bytes) -> None:
-    processes = [psutil.Process(service.process.pid), *_fronts(service)]
-    callers = _Callers(service.address, clock_jpeg, 8)
+def test_what_was_accepted_under_load_is_answered_before_the_service_ends(ending: Any, clock_jpeg: bytes) -> None:
+    processes = [psutil.Process(ending.process.pid), *_fronts(ending)]
+    callers = _Callers(ending.address, clock_jpeg, 8)
     _until(lambda: callers.answered > 100)
-    service.process.send_signal(signal.SIGTERM)
+    ending.process.send_signal(signal.SIGTERM)
 
-    assert service.exit_status() == 0
+    assert ending.exit_status() == 0
     for each in callers.end():
         # A no is one too, and nobody is there afterwards; but no answer breaks off, and none is missing.
         wrong = [end for end in each if end not in {200, 503, "ConnectError"}]
@@ -139,12 +147,12 @@ def test_what_was_accepted_under_load_is_answered_before_the_service_ends(servic
     assert not any(process.is_running() for process in processes)
 
 
-def test_no_process_is_left_when_the_one_with_the_model_is_killed(service: Any, clock_jpeg: bytes) -> None:
-    callers = _Callers(service.address, clock_jpeg, 4)
+def test_no_process_is_left_when_the_one_with_the_model_is_killed(ending: Any, clock_jpeg: bytes) -> None:
+    callers = _Callers(ending.address, clock_jpeg, 4)
     _until(lambda: callers.answered > 10)
-    fronts = _fronts(service)
-    service.process.kill()
-    service.process.wait(_PATIENCE_S)
+    fronts = _fronts(ending)
+    ending.process.kill()
+    ending.process.wait(_PATIENCE_S)
 
     _until(lambda: not any(front.is_running() for front in fronts))
     callers.end()
@@ -165,7 +173,7 @@ def test_a_front_whose_event_loop_hangs_is_replaced(start_command: Callable[...,
     service = start_command([*_FAULTY, "hanging"], GRADLESS_MODELS="null")
     hanging, _ = _fronts(service)
     hanging.suspend()
-    service.wait_for_line("has not answered for 1 s")
+    service.wait_for_line("has not turned for 3 s")
     service.wait_for_line("another takes its place")
     _until(lambda: len(_fronts(service)) == _FRONTS)
 
@@ -173,12 +181,12 @@ def test_a_front_whose_event_loop_hangs_is_replaced(start_command: Callable[...,
     httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
 
 
-def test_a_front_that_is_told_to_end_answers_what_it_has_and_gets_no_more(service: Any, clock_jpeg: bytes) -> None:
-    callers = _Callers(service.address, clock_jpeg, 8)
+def test_a_front_that_is_told_to_end_answers_what_it_has_and_gets_no_more(by_fronts: Any, clock_jpeg: bytes) -> None:
+    callers = _Callers(by_fronts.address, clock_jpeg, 8)
     _until(lambda: callers.answered > 100)
-    told, _ = _fronts(service)
+    told, _ = _fronts(by_fronts)
     told.terminate()
-    service.wait_for_line("ended with status 0: another takes its place")
+    by_fronts.wait_for_line("ended with status 0: another takes its place")
     before = callers.answered
     _until(lambda: callers.answered > before + 200)
 
