@@ -31,6 +31,8 @@ class FrontProcess:
     handing: socket.socket
     told: ctypes.Array[ctypes.c_uint]
     handed: int = 0
+    # It is ended because of that.
+    hung: bool = False
     # How often it had told by when that was last looked at and had changed.
     turns: int = 0
     turned_at: float = field(default_factory=perf_counter)

@@ -233,6 +233,7 @@ class _Engine:
         if self._stillborn >= _MOST_STILLBORN:
             self._give_up(f"{self._stillborn} fronts in a row have ended before they served")
         else:
+            self._metrics.front_replaced("hung" if front.hung else "ended")
             self._start_front()
 
     async def _watch(self) -> None:
@@ -240,6 +241,7 @@ class _Engine:
             await asyncio.sleep(_LOOK_S)
             for number, front in self._fronts.items():
                 if front.silent_seconds() > _HANGS_S:
+                    front.hung = True
                     _log.error("front %d has not turned for %.0f s", number, _HANGS_S)
                     front.process.kill()
 
@@ -251,6 +253,7 @@ class _Engine:
 
     def _end_hanging(self, front: FrontProcess) -> None:
         if not self._stopping.is_set() and front.process.is_alive():
+            front.hung = True
             front.process.kill()
 
 

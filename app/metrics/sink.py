@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 
@@ -13,6 +13,9 @@ from app.problems import Reason, Row
 from app.runtime import Runtime
 from models.comparison import ARMS, Comparison
 from models.telemetry import BatchReport, Outcome, Stage, StageSeconds, Task, Trigger
+
+# Why a front is no more.
+FrontEnd = Literal["ended", "hung"]
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_STAGES = ("read", "respond")
@@ -33,6 +36,8 @@ class Metrics:
         for reason in get_args(Reason):
             self._families.rejected.create(reason)
         self._families.loads.create(_NOT_SERVED, "failed")
+        for why in get_args(FrontEnd):
+            self._families.front_replacements.create(why)
 
     def expect(self, route: str | None, method: str, status: int) -> None:
         """From now on there is a series, zero if need be, of requests that end so; without a `route`, of those to
@@ -70,6 +75,10 @@ class Metrics:
 
     def rejected(self, reason: Reason) -> None:
         self._families.rejected[reason,].inc()
+
+    def front_replaced(self, why: FrontEnd) -> None:
+        """Another front takes the place of one."""
+        self._families.front_replacements[why,].inc()
 
     def batch_ran(self, report: BatchReport) -> None:
         self._families.batch_size[report.model,].observe(report.size)

@@ -112,7 +112,7 @@ def test_whichever_front_is_asked_tells_the_metrics_of_all(
 
 
 def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its_place(
-    by_fronts: Any, clock_jpeg: bytes
+    by_fronts: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     callers = _Callers(by_fronts.address, clock_jpeg, 8)
     _until(lambda: callers.answered > 100)
@@ -130,6 +130,8 @@ def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its
     assert max(lost) <= 2
     assert all(each[-1] == 200 for each in ends)
     assert left in _fronts(by_fronts)
+    exposition = httpx2.get(f"{by_fronts.address}/metrics").text
+    assert metric_sum(exposition, "gradless_front_replacements_total", reason="ended") == 1
     _until(lambda: httpx2.get(f"{by_fronts.address}/readyz").status_code == 200)
 
 
@@ -169,7 +171,9 @@ def test_fronts_that_cannot_begin_end_the_service() -> None:
     assert '"serving"' not in ended.stderr
 
 
-def test_a_front_whose_event_loop_hangs_is_replaced(start_command: Callable[..., Any], clock_jpeg: bytes) -> None:
+def test_a_front_whose_event_loop_hangs_is_replaced(
+    start_command: Callable[..., Any], clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
     service = start_command([*_FAULTY, "hanging"], GRADLESS_MODELS="null")
     hanging, _ = _fronts(service)
     hanging.suspend()
@@ -178,6 +182,8 @@ def test_a_front_whose_event_loop_hangs_is_replaced(start_command: Callable[...,
     _until(lambda: len(_fronts(service)) == _FRONTS)
 
     assert hanging not in _fronts(service)
+    exposition = httpx2.get(f"{service.address}/metrics").text
+    assert metric_sum(exposition, "gradless_front_replacements_total", reason="hung") == 1
     httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
 
 
