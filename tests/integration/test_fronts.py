@@ -232,8 +232,10 @@ async def test_what_a_caller_no_longer_waits_for_is_not_computed(
         gate.set()
         third = await _ask(front, clock_png)
 
-        # Of the first the forward had begun; the second was dropped before one.
-        assert service.counts[0].cancelled == ["forward", "queue"]
+        # Of the first the forward had begun; the second was dropped before one, wherever it was just then.
+        begun, dropped = service.counts[0].cancelled
+        assert begun == "forward"
+        assert dropped != "forward"
         assert isinstance(third.results[0], Prediction)
         await _until(lambda: service.engine.batches == [1, 1])
         # All slots are free again.
