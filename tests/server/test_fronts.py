@@ -26,7 +26,7 @@ _FAULTY = [sys.executable, str(Path(__file__).parent / "faulty_fronts.py")]
 
 @pytest.fixture
 def ending(start_server: Callable[..., Any]) -> Any:
-    """As `by_fronts`, for tests of its end."""
+    """As `by_fronts`, to be killed."""
     return start_server(GRADLESS_FRONTS=str(_FRONTS), GRADLESS_MODELS="null")
 
 
@@ -135,20 +135,6 @@ def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its
     _until(lambda: httpx2.get(f"{by_fronts.address}/readyz").status_code == 200)
 
 
-def test_what_was_accepted_under_load_is_answered_before_the_service_ends(ending: Any, clock_jpeg: bytes) -> None:
-    processes = [psutil.Process(ending.process.pid), *_fronts(ending)]
-    callers = _Callers(ending.address, clock_jpeg, 8)
-    _until(lambda: callers.answered > 100)
-    ending.process.send_signal(signal.SIGTERM)
-
-    assert ending.exit_status() == 0
-    for each in callers.end():
-        # A no is one too, and nobody is there afterwards; but no answer breaks off, and none is missing.
-        wrong = [end for end in each if end not in {200, 503, "ConnectError"}]
-        assert wrong == []
-    assert not any(process.is_running() for process in processes)
-
-
 def test_no_process_is_left_when_the_one_with_the_model_is_killed(ending: Any, clock_jpeg: bytes) -> None:
     callers = _Callers(ending.address, clock_jpeg, 4)
     _until(lambda: callers.answered > 10)
@@ -171,6 +157,7 @@ def test_fronts_that_cannot_begin_end_the_service() -> None:
     assert '"serving"' not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_front_whose_event_loop_hangs_is_replaced(
     start_command: Callable[..., Any], clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
@@ -198,3 +185,18 @@ def test_a_front_that_is_told_to_end_answers_what_it_has_and_gets_no_more(by_fro
 
     # It refuses what comes on connections that it has, until it has closed them.
     assert {end for each in callers.end() for end in each} <= {200, 503}
+
+
+# The last of those that share a service: it ends it.
+def test_what_was_accepted_under_load_is_answered_before_the_service_ends(by_fronts: Any, clock_jpeg: bytes) -> None:
+    processes = [psutil.Process(by_fronts.process.pid), *_fronts(by_fronts)]
+    callers = _Callers(by_fronts.address, clock_jpeg, 8)
+    _until(lambda: callers.answered > 100)
+    by_fronts.process.send_signal(signal.SIGTERM)
+
+    assert by_fronts.exit_status() == 0
+    for each in callers.end():
+        # A no is one too, and nobody is there afterwards; but no answer breaks off, and none is missing.
+        wrong = [end for end in each if end not in {200, 503, "ConnectError"}]
+        assert wrong == []
+    assert not any(process.is_running() for process in processes)
