@@ -18,7 +18,8 @@ from benchmarks.statistic import latency_summary
 from models import backends, catalog, devices, memory
 from models.batching import Batcher
 from models.calibration import Calibration
-from models.engine import Engine, Item, Output
+from models.engine import Engine
+from models.items import Item, Output
 from models.loading import load
 from models.transforms import Transform
 

@@ -17,7 +17,8 @@ from models.backends import Backend
 from models.backends.eager import EagerBackend
 from models.backends.recorded import RecordedBackend
 from models.devices import Precision
-from models.engine import Engine, Item
+from models.engine import Engine
+from models.items import Item
 from models.loading import load
 
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")

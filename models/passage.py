@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Protocol
 
 from models.batching import Completed
-from models.engine import Item, Output
+from models.items import Item, Output
 from models.loop_inbox import LoopInbox
 from models.telemetry import Stage
 

@@ -13,7 +13,6 @@ from typing import Protocol
 from models.admission import Admission
 from models.batching import Completed
 from models.decode_pool import DecodePool
-from models.engine import Item, Output
 from models.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -23,6 +22,7 @@ from models.errors import (
     OverloadedError,
     RefusedError,
 )
+from models.items import Item, Output
 from models.limits import ImageLimits
 from models.loop_inbox import LoopInbox
 from models.passage import Passage, Queue

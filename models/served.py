@@ -16,8 +16,9 @@ from models.batching import Batcher
 from models.calibration import Calibration
 from models.decode_pool import DecodePool
 from models.devices import BackendName, Placement, Precision
-from models.engine import Engine, Item, Output
+from models.engine import Engine
 from models.errors import NoRoomError
+from models.items import Item, Output
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.pipeline import Pipeline

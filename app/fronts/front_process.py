@@ -18,11 +18,12 @@ import uvicorn
 from app.dependencies import Parts
 from app.fronts.exposition import added
 from app.logs import configure_logging
-from app.main import create_app, serving_options
+from app.main import create_app
 from app.metrics import content_type_for
 from app.runtime import Runtime
 from app.server import Server, end_without_success, server_config, tune_interpreter
 from app.settings import Settings
+from models.limits import ImageLimits
 from models.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -68,19 +69,19 @@ def run_front(settings: Settings, place: Place, connections: Connections) -> Non
 def start_front(settings: Settings, place: Place, parts: Parts, telemetry: Telemetry) -> Runtime:
     """Wait until it is known what is served."""
     # Here, not above: the HTTP side is imported and tested without torch.
-    from models.fronts.front import Front  # noqa: PLC0415
+    from models.fronts.front import Front, FrontOptions  # noqa: PLC0415
 
     def give_up(reason: str) -> None:
         parts.failure = reason
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return Front(
-        place,
-        serving_options(settings),
-        telemetry,
-        lambda accept: parts.metrics.exposition(accept)[0].decode(),
-        give_up,
+    options = FrontOptions(
+        decode_threads=settings.decode_threads,
+        limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
+        deadline_s=settings.deadline_s,
+        longest_decode_s=max(settings.deadline_s, settings.forward_timeout_s),
     )
+    return Front(place, options, telemetry, lambda accept: parts.metrics.exposition(accept)[0].decode(), give_up)
 
 
 def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:

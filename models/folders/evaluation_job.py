@@ -6,12 +6,12 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.engine import Output
 from models.folders import files, reading, truth
 from models.folders.evaluating import TOP, Evaluation, Tally
 from models.folders.reading import Reading
 from models.folders.running import Runner
 from models.folders.truth import Truth
+from models.items import Output
 from models.loading import LoadedModel
 from models.served import ServingOptions
 

@@ -9,8 +9,9 @@ import torch
 
 from models import backends, catalog, devices, memory
 from models.calibration import Calibration
-from models.engine import Engine, Item, Output
+from models.engine import Engine
 from models.errors import GradlessError, NotFiniteError
+from models.items import Item, Output
 from models.loading import LoadedModel, load
 from models.served import ServingOptions
 from models.splitting import SplittingRun

@@ -9,10 +9,10 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from models.engine import Output
 from models.errors import GradlessError, JobError
 from models.folders import files
 from models.folders.reading import Batch
+from models.items import Output
 from models.loading import LoadedModel
 
 Task = Literal["classify", "features"]

@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from models.batching import Batcher, Completed
-from models.engine import Item, Output
 from models.errors import ModelGoneError
 from models.fronts.records import (
     SUBMISSION_BYTES,
@@ -25,6 +24,7 @@ from models.fronts.records import (
     submissions,
 )
 from models.fronts.slots import Slots
+from models.items import Item, Output
 from models.telemetry import BatchReport
 
 _log = logging.getLogger(__name__)

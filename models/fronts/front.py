@@ -37,9 +37,9 @@ from models.fronts.messages import (
 from models.fronts.records import Answers, Failure, Frames
 from models.fronts.remote_batcher import RemoteBatcher
 from models.fronts.slots import Slots
+from models.limits import ImageLimits
 from models.pipeline import Pipeline, answer
 from models.predictions import Answer, Loaded, ModelCard
-from models.served import ServingOptions
 from models.supervision import Supervisor
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
@@ -54,6 +54,17 @@ class Place:
     front: int
     images: socket.socket
     channel: socket.socket
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontOptions:
+    """What ServingOptions say to those who decode. `decode_threads` None: what devices.decode_threads says. A decode of
+    more than `longest_decode_s` hangs."""
+
+    decode_threads: int | None
+    limits: ImageLimits
+    deadline_s: float
+    longest_decode_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +87,7 @@ class Front:
     def __init__(
         self,
         place: Place,
-        options: ServingOptions,
+        options: FrontOptions,
         telemetry: Telemetry,
         exposition: Callable[[str], str],
         give_up: Callable[[str], None],

@@ -16,7 +16,6 @@ from typing import Any
 from models.admission import Admission
 from models.batching import Batcher
 from models.comparison import Progress
-from models.engine import Item, Output
 from models.fronts.channel import Channel
 from models.fronts.desk import Desk, Version
 from models.fronts.messages import (
@@ -32,6 +31,7 @@ from models.fronts.messages import (
     Taken,
 )
 from models.fronts.slots import Slots, SlotShape
+from models.items import Item, Output
 from models.loading import LoadedModel
 from models.served import ServedModel, ServingOptions
 from models.serving import Serving

@@ -9,10 +9,10 @@ from concurrent.futures import Future
 from contextlib import suppress
 
 from models.batching import Completed
-from models.engine import Item, Output
 from models.errors import OverloadedError
 from models.fronts.records import Answers, submission
 from models.fronts.slots import Slots
+from models.items import Item, Output
 
 
 class _Awaited(Future[Completed[Output]]):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models.engine import Output
+from models.items import Output
 
 # Fronts that are numbered at the same time, those that are going included.
 MOST_FRONTS = 256

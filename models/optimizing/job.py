@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from models import catalog, devices
-from models.engine import Output
 from models.errors import GradlessError, JobError
 from models.folders import files, reading
 from models.folders.reading import Reading
 from models.folders.running import Runner
+from models.items import Output
 from models.model_folder.description import is_name
 from models.optimizing import methods, sources, speed
 from models.optimizing.agreement import Tally, Truth, truth_of

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from models.engine import Output
 from models.folders.reading import Reading, batches
 from models.folders.running import Runner
+from models.items import Output
 from models.search.index import Neighbour, SearchIndex
 from models.served import ServingOptions
 

@@ -16,8 +16,8 @@ import torch
 from PIL import ImageOps
 from playwright.sync_api import Page, expect
 
-from models.engine import Output
 from models.folders.running import Runner
+from models.items import Output
 from models.limits import ImageLimits
 from models.preprocessing import preprocess
 from models.samples import draw, encode

@@ -15,9 +15,10 @@ from torch import nn
 
 from models import devices
 from models.comparison import ComparisonOptions
-from models.engine import Engine, Item
+from models.engine import Engine
 from models.errors import StartError
 from models.gradmodes import compare_served
+from models.items import Item
 from models.loading import load
 from models.serving import Serving, ServingOptions
 from models.specs import Classifier, ModelSpec

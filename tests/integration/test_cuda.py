@@ -21,9 +21,10 @@ from models import backends, catalog, devices, memory
 from models.backends.eager import served_network
 from models.comparison import ComparisonOptions
 from models.devices import BackendName, Precision
-from models.engine import Engine, Item, Output
+from models.engine import Engine
 from models.gradmodes import compare_served
 from models.images import decode_image
+from models.items import Item, Output
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.network import FeaturesAndLogits

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from models import devices
-from models.engine import Engine, Item
+from models.engine import Engine
 from models.errors import StartError, WarmUpError
+from models.items import Item
 from models.loading import LoadedModel, load
 from models.specs import ModelSpec
 

@@ -14,7 +14,8 @@ from models import backends, devices
 from models.backends import Backend
 from models.backends.shapes import next_multiple, padded
 from models.devices import BackendName
-from models.engine import Engine, Item
+from models.engine import Engine
+from models.items import Item
 from models.loading import LoadedModel
 
 # What features may differ by where batches have any shape, and kernels are chosen by it.

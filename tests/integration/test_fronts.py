@@ -27,7 +27,7 @@ from models.errors import (
     UndecodableImageError,
     UnknownModelError,
 )
-from models.fronts.front import Front, Place
+from models.fronts.front import Front, FrontOptions, Place
 from models.fronts.house import House
 from models.predictions import Answer, Prediction
 from models.served import ServingOptions
@@ -105,7 +105,12 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
             service.fronts.append(
                 Front(
                     Place(number, its_images, its_channel),
-                    wanted,
+                    FrontOptions(
+                        decode_threads=2,
+                        limits=wanted.limits,
+                        deadline_s=wanted.deadline_s,
+                        longest_decode_s=wanted.longest_decode_s,
+                    ),
                     service.counts[-1],
                     lambda accept, number=number: f"front {number} {accept}",  # type: ignore[misc]  # of its own
                     service.reasons.append,

@@ -15,7 +15,8 @@ import torch
 
 from models import backends, devices
 from models.devices import BackendName
-from models.engine import Engine, Item
+from models.engine import Engine
+from models.items import Item
 from models.loading import load
 from models.network import FeaturesAndLogits
 from models.specs import ModelSpec

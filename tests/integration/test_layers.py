@@ -14,9 +14,10 @@ from models import architectures, backends, devices
 from models.backends.folding import folded
 from models.comparison import ARMS, ComparisonOptions
 from models.devices import BackendName
-from models.engine import Engine, Item
+from models.engine import Engine
 from models.errors import UnsupportedArchitectureError
 from models.gradmodes import compare_served
+from models.items import Item
 from models.loading import LoadedModel, load
 from models.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
 

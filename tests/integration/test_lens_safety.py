@@ -15,8 +15,9 @@ from torch import nn
 
 from models import memory
 from models.comparison import ComparisonOptions
-from models.engine import Engine, Item
+from models.engine import Engine
 from models.gradmodes import compare, compare_served
+from models.items import Item
 from models.predictions import Prediction
 from models.serving import Serving
 

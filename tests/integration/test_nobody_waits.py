@@ -15,7 +15,8 @@ from torch import nn
 
 from models import backends, devices
 from models.devices import BackendName
-from models.engine import Engine, Item
+from models.engine import Engine
+from models.items import Item
 from models.loading import load
 from models.serving import Serving, ServingOptions
 from models.specs import Classifier, ModelSpec

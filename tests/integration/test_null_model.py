@@ -10,8 +10,9 @@ import torch
 
 from models import backends, catalog, devices
 from models.backends.null import NullBackend
-from models.engine import Engine, Item
+from models.engine import Engine
 from models.errors import DrainingError
+from models.items import Item
 from models.loading import LoadedModel, load
 from models.serving import Serving, ServingOptions
 from models.telemetry import Unheard
