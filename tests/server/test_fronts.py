@@ -146,6 +146,7 @@ def test_no_process_is_left_when_the_one_with_the_model_is_killed(ending: Any, c
     callers.end()
 
 
+@pytest.mark.slow
 def test_fronts_that_cannot_begin_end_the_service() -> None:
     environment = os.environ | {"GRADLESS_MODELS": "null", "GRADLESS_PORT": "0", "GRADLESS_LOG_FORMAT": "json"}
     command = [*_FAULTY, "stillborn"]
