@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 
 from models.batching import Batcher, Completed
 from models.errors import ModelGoneError
@@ -31,13 +32,19 @@ _log = logging.getLogger(__name__)
 
 _PIECE = SUBMISSION_BYTES * 2048
 
+# A front that takes nothing for so long has stopped. Whoever answers waits for it, that one time.
+_PATIENCE_S = 1.0
 
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Version:
     """One load of a model, as fronts know it: by a number that no other has had."""
 
-    def __init__(self, number: int, name: str, descriptor: int, slots: Slots, batcher: Batcher[Item, Output]) -> None:
-        self.number, self.name, self.descriptor = number, name, descriptor
-        self.slots, self.batcher = slots, batcher
+    number: int
+    name: str
+    descriptor: int
+    slots: Slots
+    batcher: Batcher[Item, Output]
 
 
 class _Turn(Future[Completed[Output]]):
@@ -75,6 +82,8 @@ class Desk:
         # Of which front how many images are in the house.
         self._inside: Counter[int] = Counter()
         self._lock = threading.Lock()
+        # Frames go whole, from whichever thread.
+        self._sending: dict[int, threading.Lock] = {}
         # Of each batcher's thread: what it will hand out when its batch is over.
         self._finished = threading.local()
         self._selector = selectors.DefaultSelector()
@@ -94,7 +103,9 @@ class Desk:
 
     def add(self, front: int, end: socket.socket) -> None:
         """Take images of a front from now on, over its socket, which is the desk's from here."""
-        end.setblocking(False)
+        # For what a front reads slowly, as the errors of a full house. To be read it is only when there is something.
+        end.settimeout(_PATIENCE_S)
+        self._sending[front] = threading.Lock()
         self._fronts[front] = end
         self._selector.register(end, selectors.EVENT_READ, front)
 
@@ -185,19 +196,16 @@ class Desk:
             self._inside[front] -= images
 
     def _send(self, front: int, frame: bytes) -> None:
-        """A front has a bounded number of slots, and all that can be said of them fits into the socket: one that takes
-        it no more has stopped."""
         end = self._fronts.get(front)
         if end is None:
             return
         try:
-            if end.send(frame) == len(frame):
-                return
-        except OSError:
-            pass
-        _log.error("front %d does not take its answers", front)
-        with suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
+            with self._sending[front]:
+                end.sendall(frame)
+        except OSError as error:
+            _log.warning("front %d does not take its answers: %s", front, error)
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
     def _lose(self, front: int) -> None:
         end = self._fronts.pop(front)

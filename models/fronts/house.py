@@ -16,6 +16,7 @@ from typing import Any
 from models.admission import Admission
 from models.batching import Batcher
 from models.comparison import Progress
+from models.errors import GradlessError
 from models.fronts.channel import Channel
 from models.fronts.desk import Desk, Version
 from models.fronts.messages import (
@@ -246,8 +247,12 @@ class House:
     async def _answer(self, front: _Front, ask: Ask) -> None:
         try:
             result = await self._done(front, ask)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it is the asker's
-            front.channel.send(Outcome(ask.number, None, error.with_traceback(None)))
+        except GradlessError as error:
+            front.channel.send(Outcome(ask.number, None, error))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the asker hears
+            # What others raise need not be fit to travel, and here is its traceback.
+            _log.exception("%s failed", ask.method)
+            front.channel.send(Outcome(ask.number, None, RuntimeError(f"{type(error).__name__}: {error}")))
         else:
             front.channel.send(Outcome(ask.number, result))
 

@@ -81,9 +81,6 @@ class Slots:
         """The slots of a front."""
         return range(front * self.shape.each, (front + 1) * self.shape.each)
 
-    def front_of(self, slot: int) -> int:
-        return slot // self.shape.each
-
     @property
     def pace(self) -> float:
         """Seconds that the device needs for an image."""

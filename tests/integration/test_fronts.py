@@ -411,3 +411,35 @@ async def test_draining_is_for_all_fronts(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
         service.house.serving.drain()
         await _until(lambda: all(front.draining and not front.ready for front in service.fronts))
+
+
+async def test_a_full_house_of_errors_reaches_a_front_that_reads_them(
+    gated: ModelSpec, gate: threading.Event, clock_png: bytes
+) -> None:
+    async with _started(gated, fronts=1, forward_timeout_s=0.2) as service:
+        # As little as the kernel gives a socket.
+        for end in service.house._desk._fronts.values():  # noqa: SLF001
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        gate.clear()
+        callers = [asyncio.create_task(_ask(service.fronts[0], clock_png)) for _ in range(200)]
+        errors = await asyncio.gather(*callers, return_exceptions=True)
+        gate.set()
+
+        assert {type(error) for error in errors} == {ModelDownError}
+        assert service.lost == []
+
+
+async def test_a_front_that_reads_no_answers_is_given_up_and_the_others_are_answered(
+    tiny: ModelSpec, clock_png: bytes
+) -> None:
+    async with _started(tiny) as service:
+        silent, living = service.fronts
+        service.house._desk._fronts[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
+        asyncio.get_running_loop().remove_reader(service.sockets[0][0])
+        callers = [asyncio.create_task(_ask(silent, clock_png)) for _ in range(200)]
+        await _until(lambda: service.lost == [0])
+
+        assert isinstance((await _ask(living, clock_png)).results[0], Prediction)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
