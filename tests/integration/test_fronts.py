@@ -426,6 +426,8 @@ async def test_a_full_house_of_errors_reaches_a_front_that_reads_them(
         gate.set()
 
         assert {type(error) for error in errors} == {ModelDownError}
+        await _until(lambda: service.fronts[0].ready)
+        assert isinstance((await _ask(service.fronts[0], clock_png)).results[0], Prediction)
         assert service.lost == []
 
 
