@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
 
-from models.errors import LastModelError, ModelChangingError, ModelDownError, UnknownModelError
+from models.errors import LastModelError, ModelChangingError, UnknownModelError
+from models.finding import find
 from models.predictions import ModelCard
 from models.served import ServedModel
 
@@ -37,13 +38,7 @@ class Roster:
 
     def find(self, name: str | None) -> ServedModel:
         """The model of that name, the default for None. Raises UnknownModelError, ModelDownError."""
-        served = self._served
-        found = served.get(next(iter(served)) if name is None else name)
-        if found is None:
-            raise UnknownModelError(name or "", list(served))
-        if found.card.name in self._down:
-            raise ModelDownError(found.card.name)
-        return found
+        return find(self._served, self._down, name)
 
     @contextmanager
     def changing(self, name: str) -> Iterator[None]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from app.metrics import number
+from app.metrics import END, families_of, number
 
-_HELP, _TYPE, _END = "# HELP ", "# TYPE ", "# EOF\n"
 _EXEMPLAR = " # "
 
 # What each process has of its own, and the service has all of. Other gauges the engine process alone knows.
@@ -38,16 +37,15 @@ def added(engine: str, fronts: Sequence[str]) -> str:
         family.head + "".join(f"{name} {number(value)}{more}\n" for name, (value, more) in family.series.items())
         for family in families.values()
     ]
-    return "".join(lines) + (_END if engine.endswith(_END) else "")
+    return "".join(lines) + (END if engine.endswith(END) else "")
 
 
 def _families(exposition: str) -> Iterator[_Family]:
-    for text in exposition.removesuffix(_END).split(_HELP)[1:]:
-        help_line, type_line, *series = (_HELP + text).splitlines()
-        family = _Family(f"{help_line}\n{type_line}\n", type_line.endswith(" gauge"))
-        for line in series:
+    for head, lines in families_of(exposition):
+        family = _Family(head, head.endswith(" gauge\n"))
+        for line in lines:
             # No label of ours has it: they are models, routes, and words of closed lists.
-            sample, mark, exemplar = line.partition(_EXEMPLAR)
+            sample, mark, exemplar = line.rstrip("\n").partition(_EXEMPLAR)
             name, _, value = sample.rpartition(" ")
             family.series[name] = float(value), mark + exemplar
         yield family

@@ -23,11 +23,10 @@ from app.metrics import content_type_for
 from app.runtime import Runtime
 from app.server import Server, end_without_success, server_config, tune_interpreter
 from app.settings import Settings
-from models.limits import ImageLimits
 from models.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from models.fronts.front import Place
+    from models.fronts.front import FrontOptions, Place
 
 _log = logging.getLogger(__name__)
 
@@ -47,8 +46,8 @@ class Connections:
     told: ctypes.Array[ctypes.c_uint]
 
 
-def run_front(settings: Settings, place: Place, connections: Connections) -> None:
-    """Serve until SIGTERM. `settings` are this front's share of the service's."""
+def run_front(settings: Settings, options: FrontOptions, place: Place, connections: Connections) -> None:
+    """Serve until SIGTERM. `settings` and `options` are this front's share of the service's."""
     # Until there is something to drain.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
@@ -56,7 +55,7 @@ def run_front(settings: Settings, place: Place, connections: Connections) -> Non
     # The engine process tells when the service begins and ends.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     tune_interpreter()
-    app = create_app(settings, lambda telemetry: start_front(settings, place, parts, telemetry))
+    app = create_app(settings, lambda telemetry: start_front(options, place, parts, telemetry))
     parts: Parts = app.state.parts
     parts.scraped = partial(_everybodys_metrics, parts)
     server = _FrontServer(server_config(app, parts), parts, connections)
@@ -66,21 +65,15 @@ def run_front(settings: Settings, place: Place, connections: Connections) -> Non
     end_without_success(parts.failure)
 
 
-def start_front(settings: Settings, place: Place, parts: Parts, telemetry: Telemetry) -> Runtime:
+def start_front(options: FrontOptions, place: Place, parts: Parts, telemetry: Telemetry) -> Runtime:
     """Wait until it is known what is served."""
     # Here, not above: the HTTP side is imported and tested without torch.
-    from models.fronts.front import Front, FrontOptions  # noqa: PLC0415
+    from models.fronts.front import Front  # noqa: PLC0415
 
     def give_up(reason: str) -> None:
         parts.failure = reason
         os.kill(os.getpid(), signal.SIGTERM)
 
-    options = FrontOptions(
-        decode_threads=settings.decode_threads,
-        limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
-        deadline_s=settings.deadline_s,
-        longest_decode_s=max(settings.deadline_s, settings.forward_timeout_s),
-    )
     return Front(place, options, telemetry, lambda accept: parts.metrics.exposition(accept)[0].decode(), give_up)
 
 

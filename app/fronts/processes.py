@@ -85,12 +85,16 @@ class _Engine:
     def load(self) -> None:
         """Load the models. Raises SystemExit where they cannot be served."""
         # Here, not above: the HTTP side is imported and tested without torch.
+        from models.devices import available_cores  # noqa: PLC0415 - as above
         from models.fronts.house import House  # noqa: PLC0415
 
         settings, metrics = self._settings, self._metrics
+        self._options = serving_options(settings)
+        # Each front has its share of them.
+        self._decode_threads = -(-(settings.decode_threads or available_cores()) // self._fronts_wanted)
         try:
             self._house: House = House(
-                serving_options(settings),
+                self._options,
                 # Of one that has gone, images may still be in a forward when another is there.
                 2 * self._fronts_wanted,
                 metrics,
@@ -187,7 +191,7 @@ class _Engine:
             loop.call_later(_RETRY_S, self._start_another)
             return
         # Here, not above: the HTTP side is imported and tested without torch.
-        from models.fronts.front import Place  # noqa: PLC0415
+        from models.fronts.front import FrontOptions, Place  # noqa: PLC0415
 
         images, its_images = socket.socketpair()
         channel, its_channel = socket.socketpair()
@@ -201,6 +205,12 @@ class _Engine:
             target=run_front,
             args=(
                 _share(self._settings, self._fronts_wanted),
+                FrontOptions(
+                    decode_threads=self._decode_threads,
+                    limits=self._options.limits,
+                    deadline_s=self._options.deadline_s,
+                    longest_decode_s=self._options.longest_decode_s,
+                ),
                 Place(number, its_images, its_channel),
                 Connections(handed, told),
             ),
@@ -259,12 +269,5 @@ class _Engine:
 
 def _share(settings: Settings, fronts: int) -> Settings:
     """A front's part of what the settings give to the whole service."""
-    from models.devices import available_cores  # noqa: PLC0415 - as above
-
-    threads = settings.decode_threads or available_cores()
-    return settings.model_copy(
-        update={
-            "decode_threads": -(-threads // fronts),
-            "max_held_bytes": max(settings.max_request_bytes, settings.max_held_bytes // fronts),
-        }
-    )
+    held = max(settings.max_request_bytes, settings.max_held_bytes // fronts)
+    return settings.model_copy(update={"max_held_bytes": held})

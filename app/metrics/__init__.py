@@ -5,7 +5,7 @@ number of time series is bounded by the configuration. Those of the application 
 from when it is served until it is unloaded, so that rate() works from the first event on.
 """
 
-from app.metrics.exposition import content_type_for, number
+from app.metrics.exposition import END, content_type_for, families_of, number
 from app.metrics.sink import Metrics
 
-__all__ = ["Metrics", "content_type_for", "number"]
+__all__ = ["END", "Metrics", "content_type_for", "families_of", "number"]

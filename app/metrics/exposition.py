@@ -14,6 +14,10 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.utils import floatToGoString
 
+# The last line of OpenMetrics.
+END = "# EOF\n"
+_FAMILY = "# HELP "
+
 _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 _HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
 
@@ -56,7 +60,7 @@ class Exposition:
             for sample in metric.samples:
                 exemplar = _exemplar(sample.exemplar) if sample.exemplar else ""
                 yield f"{self._name(sample)} {number(sample.value)}{exemplar}\n"
-        yield "# EOF\n"
+        yield END
 
     def _name(self, sample: Sample) -> str:
         """The series as it is written, name and labels. One sample name always has the same labels, in one order."""
@@ -87,3 +91,12 @@ def _labels(labels: dict[str, str]) -> str:
 
 def _exemplar(exemplar: Exemplar) -> str:
     return f" # {_labels(exemplar.labels)} {number(exemplar.value)} {exemplar.timestamp}"
+
+
+def families_of(exposition: str) -> Iterator[tuple[str, list[str]]]:
+    """Of an exposition as it is written here, in either format: what is said of each family, in lines that begin with
+    #, and the lines of its series, if it has any."""
+    for family in exposition.removesuffix(END).split(_FAMILY)[1:]:
+        lines = (_FAMILY + family).splitlines(keepends=True)
+        series = [line for line in lines if not line.startswith("#")]
+        yield "".join(lines[: len(lines) - len(series)]), series

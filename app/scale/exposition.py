@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
-_FAMILY = "# HELP "
-_END = "# EOF\n"
+from app.metrics import END, families_of
 
 
 def merged(expositions: Mapping[str, str]) -> str:
@@ -13,19 +12,11 @@ def merged(expositions: Mapping[str, str]) -> str:
     What is said of a family stands once, and its series follow one another, as both formats want it."""
     families: dict[str, list[str]] = {}
     for replica, exposition in expositions.items():
-        for head, series in _families(exposition):
+        for head, series in families_of(exposition):
             families.setdefault(head, []).extend(_of_replica(line, replica) for line in series)
     lines = [line for head, series in families.items() for line in (head, *series)]
-    ended = any(exposition.endswith(_END) for exposition in expositions.values())
-    return "".join(lines) + (_END if ended else "")
-
-
-def _families(exposition: str) -> Iterator[tuple[str, list[str]]]:
-    """What is said of each family, in lines that begin with #, and the lines of its series, if it has any."""
-    for family in exposition.removesuffix(_END).split(_FAMILY)[1:]:
-        lines = (_FAMILY + family).splitlines(keepends=True)
-        series = [line for line in lines if not line.startswith("#")]
-        yield "".join(lines[: len(lines) - len(series)]), series
+    ended = any(exposition.endswith(END) for exposition in expositions.values())
+    return "".join(lines) + (END if ended else "")
 
 
 def _of_replica(line: str, replica: str) -> str:

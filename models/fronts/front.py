@@ -16,11 +16,12 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import Any
 
-from models import devices, memory
+from models import memory
 from models.admission import Admission
 from models.comparison import Comparison, ComparisonOptions, Progress
 from models.decode_pool import DecodePool
-from models.errors import DrainingError, ModelDownError, OverloadedError, UnknownModelError
+from models.errors import DrainingError, ModelDownError, OverloadedError
+from models.finding import find
 from models.fronts.channel import Channel, receive_first
 from models.fronts.messages import (
     Announced,
@@ -58,10 +59,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontOptions:
-    """What ServingOptions say to those who decode. `decode_threads` None: what devices.decode_threads says. A decode of
-    more than `longest_decode_s` hangs."""
+    """What ServingOptions say to those who decode. A decode of more than `longest_decode_s` hangs."""
 
-    decode_threads: int | None
+    decode_threads: int
     limits: ImageLimits
     deadline_s: float
     longest_decode_s: float
@@ -98,7 +98,7 @@ class Front:
         self._telemetry = telemetry
         self._exposition = exposition
         self._give_up = give_up
-        self._decode_pool = DecodePool(options.decode_threads or devices.decode_threads())
+        self._decode_pool = DecodePool(options.decode_threads)
         self._served: Mapping[str, _Served] = MappingProxyType({})
         self._down: frozenset[str] = frozenset()
         self._engine_ready = False
@@ -150,7 +150,7 @@ class Front:
 
     async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
         """As Serving.predict."""
-        served = self._find(model)
+        served = find(self._served, self._down, model)
         return await answer(served.card, served.pipeline, images, task=task, top_k=top_k)
 
     async def compare(
@@ -218,15 +218,6 @@ class Front:
         self._loop.call_soon_threadsafe(leave)
         closed.result(max(1.0, until - perf_counter()))
         return decoded
-
-    def _find(self, name: str | None) -> _Served:
-        served = self._served
-        found = served.get(next(iter(served)) if name is None else name)
-        if found is None:
-            raise UnknownModelError(name or "", list(served))
-        if found.card.name in self._down:
-            raise ModelDownError(found.card.name)
-        return found
 
     def _take(self, state: State, descriptors: deque[int]) -> None:
         """Go by what has been announced. In one step: on the event loop nobody stands between two states."""
