@@ -4,7 +4,6 @@ elsewhere."""
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import socket
 from collections import deque
@@ -14,27 +13,16 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from types import MappingProxyType
-from typing import Any
 
 from models import memory
 from models.admission import Admission
 from models.comparison import Comparison, ComparisonOptions, Progress
 from models.decode_pool import DecodePool
-from models.errors import DrainingError, ModelDownError, OverloadedError
+from models.errors import ModelDownError, OverloadedError
 from models.finding import find
+from models.fronts.asking import Asking
 from models.fronts.channel import Channel, receive_first
-from models.fronts.messages import (
-    Announced,
-    Ask,
-    Heard,
-    LeaveIt,
-    Method,
-    Outcome,
-    Scrape,
-    Scraped,
-    State,
-    Taken,
-)
+from models.fronts.messages import Announced, Heard, Outcome, Scrape, Scraped, State, Taken
 from models.fronts.records import Answers, Failure, Frames
 from models.fronts.remote_batcher import RemoteBatcher
 from models.fronts.slots import Slots
@@ -107,12 +95,11 @@ class Front:
         # Also those that others have taken the place of, until nobody is inside for them.
         self._versions: dict[int, _Served] = {}
         self._frames = Frames(lambda version: self._versions[version].card.name)
-        self._numbers = itertools.count()
-        self._asked: dict[int, tuple[asyncio.Future[Any], Callable[[Progress], None]]] = {}
         self._loop = asyncio.get_running_loop()
         place.images.setblocking(True)
         state, descriptors = receive_first(place.channel)
         self._channel = Channel(place.channel, self._hear, self._left_alone)
+        self._asking = Asking(self._channel.send)
         self._take(state, deque(descriptors))
         self._loop.add_reader(place.images, self._receive)
         self._supervisor = Supervisor(
@@ -161,22 +148,22 @@ class Front:
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Comparison:
         """As Serving.compare, in the engine process."""
-        comparison: Comparison = await self._ask("compare", model, options, image, on_progress=on_progress)
+        comparison: Comparison = await self._asking.ask("compare", model, options, image, on_progress=on_progress)
         return comparison
 
     async def load(self, name: str, source: str | None = None) -> Loaded:
         """As Serving.load; every front serves it when this returns."""
-        loaded: Loaded = await self._ask("load", name, source)
+        loaded: Loaded = await self._asking.ask("load", name, source)
         return loaded
 
     async def unload(self, name: str) -> None:
         """As Serving.unload; no front serves it when this returns."""
-        await self._ask("unload", name)
+        await self._asking.ask("unload", name)
 
     def expositions(self, accept: str, timeout_s: float) -> list[str]:
         """Metrics of the engine process, then of each front, this one among them, in the format that `accept` asks for.
         Blocks, and is not for the event loop. Raises TimeoutError."""
-        asking = asyncio.run_coroutine_threadsafe(self._ask("expositions", accept), self._loop)
+        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("expositions", accept), self._loop)
         found: list[str] = asking.result(timeout_s)
         return found
 
@@ -299,42 +286,13 @@ class Front:
         match message:
             case State():
                 self._take(message, descriptors)
-            case Heard(number, progress):
-                if number in self._asked:
-                    self._asked[number][1](progress)
-            case Outcome(number, result, error):
-                self._settle(number, result, error)
+            case Heard() | Outcome():
+                self._asking.hear(message)
             case Scrape(number, accept):
                 self._loop.create_task(self._tell_metrics(number, accept))
 
-    def _settle(self, number: int, result: object, error: Exception | None) -> None:
-        waiting, _ = self._asked.pop(number, (None, None))
-        if waiting is None or waiting.done():
-            return
-        if error is None:
-            waiting.set_result(result)
-        else:
-            waiting.set_exception(error)
-
     async def _tell_metrics(self, number: int, accept: str) -> None:
         self._channel.send(Scraped(number, await asyncio.to_thread(self._exposition, accept)))
-
-    async def _ask(
-        self, method: Method, *arguments: object, on_progress: Callable[[Progress], None] = lambda _: None
-    ) -> Any:
-        if self._gone:
-            raise DrainingError
-        number = next(self._numbers)
-        waiting: asyncio.Future[Any] = self._loop.create_future()
-        self._asked[number] = waiting, on_progress
-        self._channel.send(Ask(number, method, arguments))
-        try:
-            return await waiting
-        except asyncio.CancelledError:
-            self._channel.send(LeaveIt(number))
-            raise
-        finally:
-            self._asked.pop(number, None)
 
     def _left_alone(self) -> None:
         """The engine process has ended. Nobody will be answered."""
@@ -344,7 +302,6 @@ class Front:
         for served in self._versions.values():
             name = served.card.name
             served.batcher.abandon(lambda name=name: ModelDownError(name))  # type: ignore[misc]  # of its own name
-        for number in list(self._asked):
-            self._settle(number, None, DrainingError())
+        self._asking.end()
         if not self._draining:
             self._give_up("the engine process has ended")

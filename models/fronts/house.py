@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import socket
 from collections.abc import Callable, Coroutine
@@ -15,22 +14,10 @@ from typing import Any
 
 from models.admission import Admission
 from models.batching import Batcher
-from models.comparison import Progress
-from models.errors import GradlessError
+from models.fronts.answering import Answering, Scrapes
 from models.fronts.channel import Channel
 from models.fronts.desk import Desk, Version
-from models.fronts.messages import (
-    Announced,
-    Ask,
-    Facts,
-    Heard,
-    LeaveIt,
-    Outcome,
-    Scrape,
-    Scraped,
-    State,
-    Taken,
-)
+from models.fronts.messages import Announced, Ask, Facts, LeaveIt, Scraped, State, Taken
 from models.fronts.slots import Slots, SlotShape
 from models.items import Item, Output
 from models.loading import LoadedModel
@@ -38,12 +25,8 @@ from models.served import ServedModel, ServingOptions
 from models.serving import Serving
 from models.telemetry import BatchReport, Telemetry
 
-_log = logging.getLogger(__name__)
-
 # How often it is looked whether what is served has changed, and whether what has gone is empty.
 _LOOK_S = 0.02
-# A front that does not tell its metrics in that time is missing from them.
-_SCRAPE_S = 5.0
 # For a front, more slots than the service has places: those of callers who have left are free again when their images
 # come to the head of the queue.
 _SLOTS_TO_PLACES = 2
@@ -78,9 +61,9 @@ class Doors(Admission):
 class _Front:
     images: socket.socket
     channel: Channel
+    answering: Answering
     known: set[int] = field(default_factory=set)
     taken: int = -1
-    asked: dict[int, asyncio.Task[None]] = field(default_factory=dict)
 
 
 class House:
@@ -99,11 +82,9 @@ class House:
     ) -> None:
         self._fronts_at_once = fronts
         self._options = options
-        self._exposition = exposition
         self._on_lost = on_lost
         self._versions = itertools.count()
-        self._scrapes = itertools.count()
-        self._scraping: dict[int, dict[int, asyncio.Future[str]]] = {}
+        self._scrapes = Scrapes(exposition, lambda: {number: each.channel for number, each in self._fronts.items()})
         self._open: dict[int, Version] = {}
         self._ever_served: set[int] = set()
         self._fronts: dict[int, _Front] = {}
@@ -148,10 +129,11 @@ class House:
         """Serve a front from now on, over these ends of its two sockets, which are the house's from here."""
         self._announce()
         self._desk.add(number, images)
-        self._fronts[number] = front = _Front(
-            images,
-            Channel(channel, lambda message, _: self._hear(number, message), lambda: self._front_gone(number, images)),
+        its_channel = Channel(
+            channel, lambda message, _: self._hear(number, message), lambda: self._front_gone(number, images)
         )
+        answering = Answering(its_channel, self.serving, self._scrapes, self._agreed)
+        self._fronts[number] = front = _Front(images, its_channel, answering)
         self._announce_to(front)
 
     async def look_after(self) -> None:
@@ -232,65 +214,10 @@ class House:
             case Taken(state):
                 front.taken = state
                 self._moved.set()
-            case Ask():
-                task = asyncio.get_running_loop().create_task(self._answer(front, message))
-                front.asked[message.number] = task
-                task.add_done_callback(lambda _: front.asked.pop(message.number, None))
-            case LeaveIt(asked):
-                if asked in front.asked:
-                    front.asked[asked].cancel()
-            case Scraped(scrape, exposition):
-                waiting = self._scraping.get(scrape, {}).get(number)
-                if waiting is not None and not waiting.done():
-                    waiting.set_result(exposition)
-
-    async def _answer(self, front: _Front, ask: Ask) -> None:
-        try:
-            result = await self._done(front, ask)
-        except GradlessError as error:
-            front.channel.send(Outcome(ask.number, None, error))
-        except Exception as error:  # noqa: BLE001 - whatever it was, the asker hears
-            # What others raise need not be fit to travel, and here is its traceback.
-            _log.exception("%s failed", ask.method)
-            front.channel.send(Outcome(ask.number, None, RuntimeError(f"{type(error).__name__}: {error}")))
-        else:
-            front.channel.send(Outcome(ask.number, result))
-
-    async def _done(self, front: _Front, ask: Ask) -> object:
-        match ask.method:
-            case "compare":
-
-                def on_progress(progress: Progress) -> None:
-                    front.channel.send(Heard(ask.number, progress))
-
-                model, options, image = ask.arguments
-                return await self.serving.compare(model, options, image, on_progress)
-            case "load":
-                loaded = await self.serving.load(*ask.arguments)
-                await self._agreed()
-                return loaded
-            case "unload":
-                await self.serving.unload(*ask.arguments)
-                return None
-            case "expositions":
-                return await self._expositions(*ask.arguments)
-
-    async def _expositions(self, accept: str) -> list[str]:
-        scrape = next(self._scrapes)
-        loop = asyncio.get_running_loop()
-        self._scraping[scrape] = told = {number: loop.create_future() for number in self._fronts}
-        try:
-            for front in self._fronts.values():
-                front.channel.send(Scrape(scrape, accept))
-            own = await asyncio.to_thread(self._exposition, accept)
-            if told:
-                await asyncio.wait(told.values(), timeout=_SCRAPE_S)
-        finally:
-            del self._scraping[scrape]
-        silent = [number for number, waiting in told.items() if not waiting.done()]
-        if silent:
-            _log.warning("fronts %s have not told their metrics", silent)
-        return [own, *(waiting.result() for waiting in told.values() if waiting.done() and not waiting.cancelled())]
+            case Ask() | LeaveIt():
+                front.answering.hear(message)
+            case Scraped():
+                self._scrapes.hear(number, message)
 
     def _lost(self, number: int, images: socket.socket) -> None:
         """The desk has lost a front: its thread says so."""
@@ -304,11 +231,8 @@ class House:
             return
         del self._fronts[number]
         front.channel.close()
-        for task in list(front.asked.values()):
-            task.cancel()
-        for told in self._scraping.values():
-            if number in told:
-                told[number].cancel()
+        front.answering.end()
+        self._scrapes.forget(number)
         self._on_lost(number)
 
 
