@@ -4,7 +4,6 @@ last."""
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from app.fronts.front_process import Connections, run_front
 from app.fronts.handing import Doorkeeper, FrontProcess
+from app.garbage import leave_out_what_is_loaded, take_in_everything
 from app.listening import allow_many_connections, bind, say_serving
 from app.logs import configure_logging
 from app.main import search_index_beside, serving_options
@@ -108,8 +108,7 @@ class _Engine:
             _log.error("cannot start: %s", error)
             sys.exit(1)
         metrics.watch(self._house.serving)
-        gc.collect()
-        gc.freeze()
+        leave_out_what_is_loaded()
 
     async def serve(self) -> None:
         """Serve until told to stop."""
@@ -135,7 +134,7 @@ class _Engine:
         greeting.cancel()
         await self._end()
         looking.cancel()
-        gc.unfreeze()
+        take_in_everything()
 
     def _looked(self, looking: asyncio.Task[None]) -> None:
         error = None if looking.cancelled() else looking.exception()

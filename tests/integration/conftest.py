@@ -33,6 +33,12 @@ _PATIENCE_S = 30
 StartOverHttp = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
+@pytest.fixture(autouse=True)
+def _garbage_of_other_tests_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application that starts looks through all that its process has loaded, once; here hundreds start in one."""
+    monkeypatch.setattr("app.main.leave_out_what_is_loaded", lambda: None)
+
+
 def tiny_classifier() -> Classifier:
     """Two convolutions with BatchNorm and Dropout, seeded: (N, 3, 32, 32) to 16 features and 10 classes."""
     with torch.random.fork_rng(devices=[]):

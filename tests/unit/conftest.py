@@ -107,6 +107,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def _garbage_of_other_tests_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An application that starts looks through all that its process has loaded, once; here hundreds start in one."""
+    monkeypatch.setattr("app.main.leave_out_what_is_loaded", lambda: None)
+
+
 def card_of(name: str) -> ModelCard:
     numbers = {"parameters": 7, "weight_bytes": 28, "input_size": 32, "classes": 10, "feature_dimensions": 3}
     place = {"device": "cpu", "dtype": "float32", "backend": "eager", "fingerprint": "0123456789abcdef"}
