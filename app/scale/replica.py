@@ -4,6 +4,7 @@ loop that Ray gives it."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 from starlette.types import ASGIApp
 
@@ -69,10 +70,14 @@ class Replica:
 
         context = serve.get_replica_context()
         replicas = serve.get_deployment_handle(context.deployment, context.app_name)
-        answers = replicas.broadcast("metrics", accept).results(timeout_s=_SCRAPE_TIMEOUT_S, return_exceptions=True)
+        answers: Sequence[tuple[str, str, str] | Exception]
+        try:
+            answers = replicas.broadcast("metrics", accept).results(timeout_s=_SCRAPE_TIMEOUT_S, return_exceptions=True)
+        except Exception as error:  # noqa: BLE001 - a router that is not up yet, under load: whatever it is
+            answers = [error]
         silent = [answer for answer in answers if isinstance(answer, Exception)]
         if silent:
-            _log.warning("%d of %d replicas have not told their metrics: %s", len(silent), len(answers), silent[0])
+            _log.warning("not all replicas have told their metrics; the first of %d errors: %r", len(silent), silent[0])
         told = {answer[0]: answer[1] for answer in answers if not isinstance(answer, Exception)}
         own_id, own, content_type = self.metrics(accept)
         return merged({own_id: own, **told}).encode(), content_type

@@ -300,6 +300,8 @@ async def test_changes_are_made_one_at_a_time_and_go_on_when_their_caller_leaves
     async with asyncio.timeout(_PATIENCE_S):
         while serving.cards["tiny"].version == 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+    # What is left of it, too.
+    assert await asyncio.to_thread(serving.close, _PATIENCE_S)
 
 
 async def test_a_comparison_ends_when_its_model_is_replaced(serve: Callable[..., Serving], versions: _Versions) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
+import httpx2
 import pytest
 from uvicorn import Config
 from uvicorn.lifespan.on import LifespanOn
@@ -46,6 +49,31 @@ async def test_a_replica_is_well_while_its_models_are_ready() -> None:
     await lifespan.shutdown()
     with pytest.raises(RuntimeError, match="not ready"):
         replica.check_health()
+
+
+@pytest.mark.anyio
+async def test_a_scrape_tells_of_the_replica_that_was_asked_when_ray_does_not_reach_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreached(*_: object, **__: object) -> None:
+        raise TimeoutError("Timed out waiting for broadcast results.")
+
+    context = SimpleNamespace(replica_tag="asked", deployment="gradless", app_name="default")
+    handle = SimpleNamespace(broadcast=lambda *_: SimpleNamespace(results=unreached))
+    serve = SimpleNamespace(get_replica_context=lambda: context, get_deployment_handle=lambda *_: handle)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(serve=serve))
+    replica = Replica(Settings(models=("null",)), cores=1)
+    app = replica.__serve_build_asgi_app__()
+    lifespan = LifespanOn(Config(app, lifespan="on", log_config=None))
+    await lifespan.startup()
+
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as caller:
+        scraped = await caller.get("/metrics")
+    await lifespan.shutdown()
+
+    assert scraped.status_code == 200
+    assert 'gradless_build_info{replica="asked",' in scraped.text
+    assert "Timed out waiting" in capsys.readouterr().err
 
 
 @pytest.mark.anyio

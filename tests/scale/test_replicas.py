@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -176,9 +177,11 @@ def wait_for_one(service: Any) -> None:
 
 
 def wait_for_another(service: Any, known: set[int]) -> psutil.Process:
-    """The replica that Ray has put in a dead one's place, once it answers; as above."""
+    """The replica that Ray has put in a dead one's place, once it answers; as above. A scrape is repeated like any
+    other request: Ray's proxy answers for the dead one until it knows."""
     while True:
         new = [process for process in service.replicas() if process.pid not in known]
-        if new and len(answered_by_replica(service)) == 2:
-            return new[0]
+        with contextlib.suppress(httpx2.HTTPStatusError):
+            if new and len(answered_by_replica(service)) == 2:
+                return new[0]
         time.sleep(0.2)
