@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -39,8 +40,9 @@ _SCRAPE_TIMEOUT_S = 8.0
 
 @dataclass(frozen=True, slots=True)
 class Connections:
-    """The socket over which a front is handed its connections, and where it says how many it has got so far, how many
-    it has open, and how often it has said so since it serves: three unsigned numbers in shared memory."""
+    """The socket over which a front is handed its connections, and says with as many bytes how many it has taken, and
+    where it says how many it has open, and how often it has said so since it serves: two unsigned numbers in shared
+    memory."""
 
     handed: socket.socket
     told: ctypes.Array[ctypes.c_uint]
@@ -95,7 +97,6 @@ class _FrontServer(Server):
     def __init__(self, config: uvicorn.Config, parts: Parts, connections: Connections) -> None:
         super().__init__(config, parts)
         self._connections = connections
-        self._taken = 0
         self._beginning: set[asyncio.Task[object]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - there are none
@@ -119,7 +120,7 @@ class _FrontServer(Server):
         await super().shutdown(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        self._connections.told[2] += 1
+        self._connections.told[1] += 1
         self._tell()
         return await super().on_tick(counter)
 
@@ -130,12 +131,14 @@ class _FrontServer(Server):
                 told, descriptors, _, _ = socket.recv_fds(
                     self._connections.handed, _MOST_CONNECTIONS, _MOST_CONNECTIONS
                 )
-                # A connection for which this process may open no file is closed by the kernel.
-                self._taken += len(told)
                 if not told:
                     # No more will come. If it is for the engine process's end, its other sockets tell of that as well.
                     loop.remove_reader(self._connections.handed)
                     return
+                # Before anything is read from them: what is not taken by its end, another is handed. A connection for
+                # which this process may open no file is closed by the kernel.
+                with contextlib.suppress(OSError):
+                    self._connections.handed.send(told)
                 for descriptor in descriptors:
                     task = loop.create_task(self._begin(loop, socket.socket(fileno=descriptor)))
                     self._beginning.add(task)
@@ -157,5 +160,4 @@ class _FrontServer(Server):
             connection.close()
 
     def _tell(self) -> None:
-        told = self._connections.told
-        told[0], told[1] = self._taken, len(self.server_state.connections) + len(self._beginning)
+        self._connections.told[0] = len(self.server_state.connections) + len(self._beginning)

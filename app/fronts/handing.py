@@ -6,7 +6,8 @@ import asyncio
 import ctypes
 import logging
 import socket
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from time import perf_counter
@@ -21,6 +22,12 @@ _AT_ONCE = 64
 _NO_FILES_S = 0.5
 _FULL_S = 0.005
 
+# An event loop that has not turned for so long, where it does ten times a second, is handed nothing if others turn.
+_SLOW_S = 1.0
+
+# More than a front has been handed and has not said that it has taken.
+_MOST_TAKEN = 4096
+
 
 @dataclass(slots=True)
 class FrontProcess:
@@ -30,7 +37,8 @@ class FrontProcess:
     process: ForkServerProcess
     handing: socket.socket
     told: ctypes.Array[ctypes.c_uint]
-    handed: int = 0
+    # What it has been handed and has not taken: it is kept open here, for others if this one ends.
+    not_taken: deque[socket.socket] = field(default_factory=deque)
     # It is ended because of that.
     hung: bool = False
     # How often it had told by when that was last looked at and had changed.
@@ -40,29 +48,40 @@ class FrontProcess:
     @property
     def open_connections(self) -> int:
         """Those that it has said it has, and those that it has not yet come to."""
-        taken, open_connections, _ = self.told
-        return open_connections + self.handed - taken
+        return self.told[0] + len(self.not_taken)
 
     @property
     def at_work(self) -> bool:
         """Whether it has begun to serve."""
-        return bool(self.told[2])
+        return bool(self.told[1])
 
     def silent_seconds(self) -> float:
         """For how long its event loop has not turned, or not begun to, as far as this has been asked."""
-        if self.turns != self.told[2]:
-            self.turns, self.turned_at = self.told[2], perf_counter()
+        if self.turns != self.told[1]:
+            self.turns, self.turned_at = self.told[1], perf_counter()
         return perf_counter() - self.turned_at
 
     def hand(self, connection: socket.socket) -> bool:
-        """Give it a connection, which stays the caller's to close here. False where it is ending, or has not come to
-        many."""
+        """Give it a connection. False where it is ending, or has not come to many: then it stays the caller's."""
         try:
             socket.send_fds(self.handing, [b"."], [connection.fileno()])
         except OSError:
             return False
-        self.handed += 1
+        self.not_taken.append(connection)
         return True
+
+    def let_go(self) -> bool:
+        """Close here what it has taken by now. It says so at once, for until then a caller does not hear of it when the
+        front closes his connection. False if it will say no more."""
+        try:
+            taken = len(self.handing.recv(_MOST_TAKEN))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        for _ in range(taken):
+            self.not_taken.popleft().close()
+        return taken > 0
 
 
 class Doorkeeper:
@@ -72,7 +91,7 @@ class Doorkeeper:
         self._listener = listener
         self._fronts = fronts
         # Accepted, and not handed over yet.
-        self._held: socket.socket | None = None
+        self._held: deque[socket.socket] = deque()
         self._open = False
 
     def open(self) -> None:
@@ -91,32 +110,45 @@ class Doorkeeper:
             while self._accept() and list(self._fronts()) and perf_counter() < until:  # noqa: ASYNC110 - the kernel's
                 await asyncio.sleep(_FULL_S)
         self._listener.close()
-        if self._held is not None:
-            self._held.close()
+        for connection in self._held:
+            connection.close()
+
+    def take_back(self, connections: Sequence[socket.socket]) -> None:
+        """Hand to others what a front that has ended had not taken; close it, when nobody listens any more."""
+        if self._open:
+            self._held.extendleft(reversed(connections))
+            self._accept()
+        else:
+            for connection in connections:
+                connection.close()
 
     def _go_on(self) -> None:
         if self._open:
             asyncio.get_running_loop().add_reader(self._listener, self._accept)
+            if self._held:
+                self._accept()
 
     def _accept(self) -> bool:
         """Hand over those that wait, or some of many. False where there is none left, or none can be had."""
         for _ in range(_AT_ONCE):
-            if self._held is None:
+            if not self._held:
                 try:
-                    self._held, _ = self._listener.accept()
+                    connection, _ = self._listener.accept()
+                    self._held.append(connection)
                 except BlockingIOError:
                     return False
                 except OSError as error:
                     _log.warning("no connection can be accepted: %s", error.strerror)
                     self._pause(_NO_FILES_S)
                     return False
-            by_load = sorted(self._fronts(), key=lambda front: front.open_connections)
-            if not any(front.hand(self._held) for front in by_load):
+            by_load = sorted(
+                self._fronts(), key=lambda front: (front.silent_seconds() > _SLOW_S, front.open_connections)
+            )
+            if not any(front.hand(self._held[0]) for front in by_load):
                 # Whoever comes meanwhile waits in the kernel.
                 self._pause(_FULL_S)
                 return True
-            self._held.close()
-            self._held = None
+            self._held.popleft()
         return True
 
     def _pause(self, seconds: float) -> None:

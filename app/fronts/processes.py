@@ -199,7 +199,7 @@ class _Engine:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
         handing.setblocking(False)
         context = get_context("forkserver")
-        told = context.RawArray("I", 3)
+        told = context.RawArray("I", 2)
         process = context.Process(
             target=run_front,
             args=(
@@ -219,8 +219,13 @@ class _Engine:
         for end in (its_images, its_channel, handed):
             end.close()
         self._house.add(number, images, channel)
-        self._fronts[number] = FrontProcess(process, handing, told)
+        front = self._fronts[number] = FrontProcess(process, handing, told)
+        loop.add_reader(handing, self._let_go, front)
         loop.add_reader(process.sentinel, self._front_ended, number)
+
+    def _let_go(self, front: FrontProcess) -> None:
+        if not front.let_go():
+            asyncio.get_running_loop().remove_reader(front.handing)
 
     def _start_another(self) -> None:
         if not self._stopping.is_set():
@@ -228,9 +233,13 @@ class _Engine:
 
     def _front_ended(self, number: int) -> None:
         front = self._fronts.pop(number)
-        asyncio.get_running_loop().remove_reader(front.process.sentinel)
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(front.process.sentinel)
+        loop.remove_reader(front.handing)
         front.process.join()
+        front.let_go()
         front.handing.close()
+        self._doorkeeper.take_back(front.not_taken)
         self._ended.set()
         status = front.process.exitcode
         if self._stopping.is_set():

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -133,6 +133,22 @@ def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its
     exposition = httpx2.get(f"{by_fronts.address}/metrics").text
     assert metric_sum(exposition, "gradless_front_replacements_total", reason="ended") == 1
     _until(lambda: httpx2.get(f"{by_fronts.address}/readyz").status_code == 200)
+
+
+def test_what_a_front_that_is_killed_had_not_come_to_is_answered_by_another(by_fronts: Any, clock_jpeg: bytes) -> None:
+    def answer() -> int:
+        return httpx2.post(f"{by_fronts.address}/v1/classify", content=clock_jpeg, timeout=_PATIENCE_S).status_code
+
+    killed, _ = _fronts(by_fronts)
+    killed.suspend()
+    with ThreadPoolExecutor(8) as callers:
+        asking = [callers.submit(answer) for _ in range(8)]
+        done, waiting = wait(asking, timeout=1)
+        killed.kill()
+    assert done
+    assert waiting
+    assert [each.result() for each in asking] == [200] * 8
+    _until(lambda: len(_fronts(by_fronts)) == _FRONTS)
 
 
 def test_no_process_is_left_when_the_one_with_the_model_is_killed(ending: Any, clock_jpeg: bytes) -> None:
