@@ -28,6 +28,8 @@ PYTEST_ARGS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-wor
 
 # Processes by the dozen read the same modules, and are to find them compiled.
 test: export PYTHONDONTWRITEBYTECODE :=
+# PyTorch's threads would wait for one another by spinning, and there are more of them here than cores.
+test: export OMP_WAIT_POLICY := PASSIVE
 test: lint $(TOOLS) ## lint, then every layer of tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 

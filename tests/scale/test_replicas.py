@@ -178,10 +178,10 @@ def wait_for_one(service: Any) -> None:
 
 def wait_for_another(service: Any, known: set[int]) -> psutil.Process:
     """The replica that Ray has put in a dead one's place, once it answers; as above. A scrape is repeated like any
-    other request: Ray's proxy answers for the dead one until it knows."""
+    other request: Ray's proxy answers for the dead one, or not at all, until it knows."""
     while True:
         new = [process for process in service.replicas() if process.pid not in known]
-        with contextlib.suppress(httpx2.HTTPStatusError):
+        with contextlib.suppress(httpx2.HTTPError):
             if new and len(answered_by_replica(service)) == 2:
                 return new[0]
         time.sleep(0.2)
