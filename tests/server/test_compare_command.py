@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -135,23 +136,17 @@ def test_a_report_that_cannot_be_written_is_told_all_the_same(gradless: Run, tmp
 
 @pytest.mark.parametrize("told", ["table", "json"])
 def test_a_reader_who_leaves_costs_no_report_and_does_not_change_the_verdict(
-    server_environment: Callable[..., dict[str, str]], gradless_path: Path, tmp_path: Path, told: str
+    server_environment: Callable[..., dict[str, str]], gradless_path: Path, warm_command: Any, tmp_path: Path, told: str
 ) -> None:
-    report = tmp_path / "report.html"
+    report, said = tmp_path / "report.html", tmp_path / "said"
     command = [gradless_path, "compare", *QUICK, "--arms", "grad,served", "--fail-on-retained", "--html", report]
+    command += ["--json", "-"] if told == "json" else []
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(
-        command + (["--json", "-"] if told == "json" else []),
-        env=server_environment(**EAGER),
-        stdout=write,
-        stderr=subprocess.PIPE,
-        timeout=90,
-        check=False,
-    )
-    os.close(write)
-    assert done.returncode == 0
-    assert b"Error" not in done.stderr
+    with os.fdopen(write, "wb") as left, said.open("wb") as stderr:
+        status = warm_command.start(command, server_environment(**EAGER), left, stderr).wait(90)
+    assert status == 0
+    assert "Error" not in said.read_text()
     assert "</html>" in report.read_text()
 
 
