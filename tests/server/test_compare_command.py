@@ -143,9 +143,12 @@ def test_a_reader_who_leaves_costs_no_report_and_does_not_change_the_verdict(
     command += ["--json", "-"] if told == "json" else []
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, "wb") as left, said.open("wb") as stderr:
-        status = warm_command.start(command, server_environment(**EAGER), left, stderr).wait(90)
-    assert status == 0
+    with (
+        os.fdopen(write, "wb") as left,
+        said.open("wb") as stderr,
+        warm_command.start(command, server_environment(**EAGER), left, stderr) as leaving,
+    ):
+        assert leaving.wait(90) == 0
     assert "Error" not in said.read_text()
     assert "</html>" in report.read_text()
 
