@@ -97,6 +97,8 @@ class _FrontServer(Server):
     def __init__(self, config: uvicorn.Config, parts: Parts, connections: Connections) -> None:
         super().__init__(config, parts)
         self._connections = connections
+        # Taken, and not said yet.
+        self._untold = 0
         self._beginning: set[asyncio.Task[object]] = set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - there are none
@@ -126,25 +128,27 @@ class _FrontServer(Server):
 
     def _take(self) -> None:
         loop = asyncio.get_running_loop()
-        try:
-            while True:
-                told, descriptors, _, _ = socket.recv_fds(
-                    self._connections.handed, _MOST_CONNECTIONS, _MOST_CONNECTIONS
-                )
-                if not told:
-                    # No more will come. If it is for the engine process's end, its other sockets tell of that as well.
-                    loop.remove_reader(self._connections.handed)
-                    return
-                # Before anything is read from them: what is not taken by its end, another is handed. A connection for
-                # which this process may open no file is closed by the kernel.
-                with contextlib.suppress(OSError):
-                    self._connections.handed.send(told)
-                for descriptor in descriptors:
-                    task = loop.create_task(self._begin(loop, socket.socket(fileno=descriptor)))
-                    self._beginning.add(task)
-                    task.add_done_callback(self._beginning.discard)
-        except BlockingIOError:
-            self._tell()
+        handed = self._connections.handed
+        told = b"more"
+        while told:
+            try:
+                told, descriptors, _, _ = socket.recv_fds(handed, _MOST_CONNECTIONS, _MOST_CONNECTIONS)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                # The engine process has ended, and had not heard all.
+                told, descriptors = b"", []
+            # A connection for which this process may open no file is closed by the kernel.
+            self._untold += len(told)
+            for descriptor in descriptors:
+                task = loop.create_task(self._begin(loop, socket.socket(fileno=descriptor)))
+                self._beginning.add(task)
+                task.add_done_callback(self._beginning.discard)
+        if not told:
+            # No more will come. If it is for the engine process's end, its other sockets tell of that as well.
+            loop.remove_reader(handed)
+        # Before anything is read from them: what is not taken by its end, another is handed.
+        self._tell()
 
     async def _begin(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -161,3 +165,6 @@ class _FrontServer(Server):
 
     def _tell(self) -> None:
         self._connections.told[0] = len(self.server_state.connections) + len(self._beginning)
+        # It may have no room for more words, and is told later, or have ended.
+        with contextlib.suppress(OSError):
+            self._untold -= self._connections.handed.send(b"." * self._untold)

@@ -149,6 +149,9 @@ class Doorkeeper:
                 self._pause(_FULL_S)
                 return True
             self._held.popleft()
+        if self._held:
+            # Of many that came back: nobody may come who would have them looked at again.
+            self._pause(0)
         return True
 
     def _pause(self, seconds: float) -> None:

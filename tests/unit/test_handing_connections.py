@@ -152,7 +152,6 @@ async def test_what_a_front_had_not_taken_when_it_ended_others_are_handed(
     fronts[:] = [other.known]
     ending.handed.close()
     doorkeeper.take_back(ending.known.not_taken)
-    ending.known.not_taken.clear()
     handed = other.take(2)
 
     assert _is_of(taken, callers[0])
@@ -185,6 +184,22 @@ async def test_a_connection_that_nobody_can_be_handed_waits_for_the_first_who_ca
     await doorkeeper.close(0)
 
 
+async def test_all_of_many_that_come_back_are_handed_on(
+    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+) -> None:
+    ending, other = front(), front()
+    fronts = [ending.known]
+    doorkeeper = Doorkeeper(listener, lambda: fronts)
+    doorkeeper.open()
+    for _ in range(100):
+        call()
+    await _until(lambda: ending.known.open_connections == 100)
+    fronts[:] = [other.known]
+    doorkeeper.take_back(ending.known.not_taken)
+    await _until(lambda: other.known.open_connections == 100)
+    await doorkeeper.close(0)
+
+
 async def test_what_comes_back_when_nobody_listens_any_more_is_closed(
     listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
 ) -> None:
@@ -196,6 +211,5 @@ async def test_what_comes_back_when_nobody_listens_any_more_is_closed(
     await doorkeeper.close(0)
     ending.handed.close()
     doorkeeper.take_back(ending.known.not_taken)
-    ending.known.not_taken.clear()
 
     assert caller.recv(1) == b""
