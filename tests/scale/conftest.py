@@ -39,6 +39,10 @@ def environment(**settings: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Three times the default 5 s, and Serve would give its proxy up while that still imports: tests keep all cores
+        # busy.
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",
+        "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "50",
     }
     return inherited | ray | {"PYTHONUNBUFFERED": "1"} | settings
 
@@ -87,6 +91,9 @@ class Service:
         return path
 
     def _family(self) -> list[psutil.Process]:
+        """Nobody, where it has ended by itself."""
+        if self.process.poll() is not None:
+            return []
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def wait_until_ready(self) -> None:
