@@ -39,8 +39,9 @@ def environment(**settings: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Three times the default 5 s, and Serve would give its proxy up while that still imports: tests keep all cores
-        # busy.
+        # Its workers would get what fifteen steps of nice leave them: hardly anything, while other tests keep all cores
+        # busy. And three times the default 5 s, and Serve would give its proxy up while that still imports.
+        "RAY_worker_niceness": "0",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "50",
     }
