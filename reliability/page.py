@@ -38,8 +38,9 @@ _LIMITS = """## Known limits
 - The heap keeps what is freed for the next forward (`models/memory.py`), and grows under overload in steps, ever fewer.
   After 10, 15 and 15 s of overload on one server it was 1,121, 1,137 and 1,151 MB, and with what was free given back
   1,015, 1,018 and 1,021 MB.
-- Beside slow connections p99 was 73 to 75 ms in three runs, and 65 to 67 alone. Their client, which sends 200 bytes a
-  second and connects anew what is closed, works on the same cores.
+- Beside slow connections p99 was 73 to 75 ms in three runs and 65 to 67 alone, which misses the bar, and 87 ms each way
+  in one of a busier hour. Their client, which sends 200 bytes a second and connects anew what is closed, works on the
+  same cores.
 - After two hundred hang-ups the next request waits for the event loop, which takes some 0.3 ms for each of them, on
   cores that it shares with decodes and forwards begun before their callers were known to have left. Of a forward that
   all have left only the pieces under way are done.
