@@ -82,7 +82,8 @@ class TracedRequest:
         if self._span.is_recording():
             self._describe(request, route, status)
             self._add_stages(request)
-        self._span.end()
+        # With its last stage, however long all who are told of it took.
+        self._span.end(None if request.ended_at is None else self._epoch_ns + int(request.ended_at * 1e9))
 
     def _describe(self, request: Observed, route: str | None, status: int) -> None:
         span = self._span

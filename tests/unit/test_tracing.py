@@ -122,8 +122,7 @@ async def test_stages_are_spans_below_it_as_long_as_they_took_and_one_after_anot
     # Taken with the clock that the fake's times are not of.
     assert (stages["forward"].start_time or 0) - (stages["decode"].start_time or 0) == pytest.approx(1e9, abs=1000)
     assert (stages["read"].end_time or 0) <= (stages["respond"].start_time or 0)
-    # By two clocks, and a busy machine may do something else in between.
-    assert -1e6 <= (request.end_time or 0) - (stages["respond"].end_time or 0) < 1e9
+    assert request.end_time == pytest.approx(stages["respond"].end_time, abs=1000)
 
 
 async def test_forwards_are_linked_to_the_span_of_their_batch_of_which_there_is_one(
