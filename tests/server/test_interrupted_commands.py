@@ -8,9 +8,16 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from models.samples import draw
+
+
+def _until_it_waits(process: psutil.Process) -> None:
+    """A signal between Python's last look for one and the read would be seen when that is over, so never."""
+    while process.status() == psutil.STATUS_RUNNING:
+        pass
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -23,13 +30,17 @@ def test_ctrl_c_prints_what_there_is_and_says_so(
     endless = tmp_path / "endless"
     os.mkfifo(endless)
     command = [gradless_path, "stats", tmp_path, endless, "--workers", str(workers)]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, env=server_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    )
-    # Opened only when the reader has come to it.
-    with endless.open("wb"):
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+    ) as process:
+        try:
+            # Opened only when the reader has come to it.
+            with endless.open("wb"):
+                _until_it_waits(psutil.Process(process.pid))
+                os.killpg(process.pid, signal.SIGINT)
+                out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
 
     assert process.returncode == 130
     assert b"Traceback" not in err
