@@ -43,14 +43,22 @@ def require_wrk() -> None:
 
 
 def closed_loop(
-    server: RunningServer, bodies: Sequence[Path], *, connections: int, seconds: float, warm_s: float
+    server: RunningServer, bodies: Sequence[Path], *, connections: int, seconds: float, warm_s: float, threads: int = 1
 ) -> Loaded:
-    """`connections` clients, each sending its next request when the last is answered. The rate counts from `warm_s`
-    on: before it the first batches form."""
+    """`connections` clients in `threads` of wrk's, each sending its next request when the last is answered. The rate
+    counts from `warm_s` on: before it the first batches form."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as listing:
         listing.write("\n".join(map(str, bodies)))
         listing.flush()
-        command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{round(seconds)}s"]
+        command = [
+            "wrk",
+            "--threads",
+            str(threads),
+            "--connections",
+            str(connections),
+            "--duration",
+            f"{round(seconds)}s",
+        ]
         command += ["--timeout", f"{TIMEOUT_S}s", "--script", str(_SCRIPT), server.url]
         return _run(command, server, BENCH_BODIES=listing.name, BENCH_WARM_S=str(warm_s))
 

@@ -29,6 +29,11 @@ WORKERS = int(os.environ.get("PEER_WORKERS", "2"))
 THREADS = int(os.environ.get("PEER_THREADS", "1"))
 MAX_BATCH_SIZE = int(os.environ.get("PEER_BATCH", "8"))
 
+# Where forwards run. Processes that only decode, and those that only answer HTTP, where a server has such.
+DEVICE = os.environ.get("PEER_DEVICE", "cpu")
+DECODERS = int(os.environ.get("PEER_DECODERS", "1"))
+FRONTS = int(os.environ.get("PEER_FRONTS", "1"))
+
 Answer = list[dict[str, Any]]
 
 
@@ -65,18 +70,18 @@ def preprocess(encoded: bytes) -> torch.Tensor:
 
 
 class Classifier:
-    """A network in eval mode, channels last in memory, as PyTorch's guide advises for convolutions on CPUs."""
+    """A network in eval mode, channels last in memory, as PyTorch's guide advises for convolutions."""
 
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
-        self._network = _served_network()
-        self._mean = torch.tensor(PREPROCESSING.mean).view(1, 3, 1, 1)
-        self._std = torch.tensor(PREPROCESSING.std).view(1, 3, 1, 1)
+        self._network = _served_network().to(DEVICE)
+        self._mean = torch.tensor(PREPROCESSING.mean, device=DEVICE).view(1, 3, 1, 1)
+        self._std = torch.tensor(PREPROCESSING.std, device=DEVICE).view(1, 3, 1, 1)
 
     def classify(self, batch: torch.Tensor) -> list[Answer]:
         """The five likeliest classes of each image of (N, 3, crop, crop) uint8."""
         with torch.inference_mode():
-            images = ((batch.float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+            images = ((batch.to(DEVICE).float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
             likeliest = self._network(images).softmax(dim=1).topk(5, dim=1)
         rows = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
         return [answer(indices, probabilities) for indices, probabilities in rows]

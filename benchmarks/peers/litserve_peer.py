@@ -9,7 +9,7 @@ import litserve as ls
 import torch
 from fastapi import Body
 
-from benchmarks.peers.classifier import MAX_BATCH_SIZE, PORT, WORKERS, Answer, Classifier, preprocess
+from benchmarks.peers.classifier import DEVICE, FRONTS, MAX_BATCH_SIZE, PORT, WORKERS, Answer, Classifier, preprocess
 
 BATCH_TIMEOUT_S = 0.005
 
@@ -45,5 +45,5 @@ class ClassifierAPI(ls.LitAPI):
 
 if __name__ == "__main__":
     api = ClassifierAPI(max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_TIMEOUT_S, api_path="/")
-    server = ls.LitServer(api, accelerator="cpu", workers_per_device=WORKERS, timeout=120, fast_queue=True)
-    server.run(host="127.0.0.1", port=PORT, num_api_servers=1, log_level="warning", generate_client_file=False)
+    server = ls.LitServer(api, accelerator=DEVICE, devices=1, workers_per_device=WORKERS, timeout=120, fast_queue=True)
+    server.run(host="127.0.0.1", port=PORT, num_api_servers=FRONTS, log_level="warning", generate_client_file=False)

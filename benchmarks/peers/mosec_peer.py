@@ -7,7 +7,7 @@ import os
 import torch
 
 # mosec reads its settings at import.
-from benchmarks.peers.classifier import MAX_BATCH_SIZE, PORT, WORKERS, Answer, Classifier, preprocess
+from benchmarks.peers.classifier import DECODERS, MAX_BATCH_SIZE, PORT, WORKERS, Answer, Classifier, preprocess
 
 os.environ |= {
     "MOSEC_ADDRESS": "127.0.0.1",
@@ -18,7 +18,6 @@ os.environ |= {
 }
 from mosec import Server, Worker
 
-DECODERS = 1
 MAX_WAIT_MS = 5
 
 

@@ -15,10 +15,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from benchmarks.peers import classifier
-from benchmarks.peers.classifier import MODEL, PORT, PREPROCESSING, Answer, answer
+from benchmarks.peers.classifier import DEVICE, MODEL, PORT, PREPROCESSING, Answer, answer
 
 app = FastAPI(title=f"naive {MODEL}")
-network = classifier.network().eval()
+network = classifier.network().eval().to(DEVICE)
 transform = v2.Compose(
     [
         v2.Resize(PREPROCESSING.resize, interpolation=PREPROCESSING.interpolation),
@@ -35,7 +35,7 @@ def classify(image: Annotated[bytes, Body(media_type="image/jpeg")]) -> Answer:
     """The five likeliest classes of one image."""
     picture = transform(Image.open(BytesIO(image)).convert("RGB"))
     with torch.no_grad():
-        probabilities = network(picture[None]).softmax(dim=1)[0]
+        probabilities = network(picture[None].to(DEVICE)).softmax(dim=1)[0]
     likeliest = probabilities.topk(5)
     return answer(likeliest.indices.tolist(), likeliest.values.tolist())
 

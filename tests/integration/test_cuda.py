@@ -129,6 +129,8 @@ def test_each_precision_is_held_to_the_cpus_float32(
     assert agreement >= 0.9
 
 
+# PyTorch 2.11's compiler imports what it says itself is deprecated.
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_the_compiled_network_is_recorded_as_well(
     engine_of: Callable[..., Engine], pixels: torch.Tensor, expected: FeaturesAndLogits
 ) -> None:

@@ -1,0 +1,233 @@
+"""gradless on a machine with one GPU, in the ways that it can be run there, beside LitServe, mosec and a naive FastAPI
+service on the same GPU: `python -m benchmarks.on_gpu --images FOLDER`. Closed loops by wrk; prints a table.
+
+Each server is started once and measured `--rounds` times at each load: starts are long there. One way is several
+gradless services side by side, as an operator without fronts would have it; each has its part of the connections.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from benchmarks import pictures
+from benchmarks.bench import Bench
+from benchmarks.load import closed_loop, require_wrk
+from benchmarks.markdown import over_rounds, table
+from benchmarks.processes import RunningServer, ServerFailedError, post, running
+from benchmarks.servers import SERVERS, ServerSpec
+from models.devices import available_cores
+
+CONNECTIONS = (32, 128)
+
+_MODEL = "efficientnet_lite0"
+_WARM_UP_S = 2.0
+_WARM_PART = 0.25
+
+# Of wrk, for all servers together: one is busy with some 3,000 photographs a second.
+_LOAD_THREADS = 4
+
+# LitServe's workers and mosec's decoders: as many as gradless's fronts. LitServe has processes for HTTP beside them.
+_PEER_PROCESSES = str(max(1, available_cores() * 3 // 4))
+_PEER_FRONTS = str(max(1, available_cores() // 4))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """`instances` of one server, side by side on the one GPU."""
+
+    spec: ServerSpec
+    instances: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Of one load in one round, over all instances: p50 is the middle one's, p99 the worst one's. Cores are those that
+    were busy, of the client and of all the servers' processes."""
+
+    images_per_second: float
+    p50_ms: float
+    p99_ms: float
+    not_answered: int
+    client_cores: float
+    server_cores: float
+
+
+def ways(device: str) -> dict[str, Way]:
+    """Every way by its name, the one that all others are compared with first."""
+    return {
+        "gradless": Way(_gradless(device)),
+        "gradless, bf16": Way(_gradless(device, GRADLESS_PRECISION="bf16")),
+        "gradless, one process": Way(_gradless(device, GRADLESS_FRONTS="0")),
+        "gradless, 8 services of one process": Way(
+            _gradless(device, GRADLESS_FRONTS="0", GRADLESS_DECODE_THREADS="2"), instances=8
+        ),
+        "LitServe": Way(
+            _peer("LitServe", device, PEER_WORKERS=_PEER_PROCESSES, PEER_FRONTS=_PEER_FRONTS, PEER_BATCH="8")
+        ),
+        "mosec": Way(_peer("mosec", device, PEER_DECODERS=_PEER_PROCESSES, PEER_WORKERS="2", PEER_BATCH="32")),
+        "naive FastAPI": Way(_peer("naive FastAPI", device)),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    asked = _parser().parse_args(arguments)
+    require_wrk()
+    known = ways(asked.device)
+    chosen = {name: way for name, way in known.items() if not asked.ways or name in asked.ways}
+    found: dict[str, dict[int, list[Seen]]] = {}
+    with tempfile.TemporaryDirectory(prefix="on-gpu-") as scratch:
+        files = pictures.jpegs(asked.images.resolve())
+        # One environment has it all: the interpreter of this process.
+        bench = Bench({"as given": files}, Path(sys.executable), asked.logs or Path(scratch))
+        for name, way in chosen.items():
+            try:
+                found[name] = _visited(way, bench, asked.rounds, asked.seconds)
+            except (ServerFailedError, RuntimeError) as error:
+                print(f"{name}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the others are worth having
+            else:
+                print(f"{name}: {_line(found[name])}", file=sys.stderr, flush=True)  # noqa: T201
+    print("\n".join(_table(found)))  # noqa: T201 - it is what was asked for
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.on_gpu", description=__doc__)
+    parser.add_argument("--images", type=Path, required=True, help="folder of JPEG files to send")
+    parser.add_argument("--ways", nargs="+", choices=list(ways("cuda")), help="not all of them")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement")
+    parser.add_argument("--device", default="cuda", help="cpu: to try whether it all works")
+    parser.add_argument("--logs", type=Path, help="folder for what the servers say")
+    return parser
+
+
+def _gradless(device: str, **environment: str) -> ServerSpec:
+    return ServerSpec(
+        name="gradless " + " ".join(environment.values()),
+        engine="eager",
+        command=("-c", "from app.cli import main; main()", "serve"),
+        path="/v1/classify",
+        project=True,
+        environment={"GRADLESS_DEVICE": device, **environment},
+        backend="eager",
+    )
+
+
+def _peer(name: str, device: str, **environment: str) -> ServerSpec:
+    spec = SERVERS[name]
+    return replace(spec, environment={**spec.environment, "PEER_DEVICE": device, **environment})
+
+
+def _visited(way: Way, bench: Bench, rounds: int, seconds: float) -> dict[int, list[Seen]]:
+    found: dict[int, list[Seen]] = defaultdict(list)
+    with ExitStack() as stack, ThreadPoolExecutor(way.instances) as threads:
+        # Each has a log of its own.
+        numbered = [replace(way.spec, name=f"{way.spec.name} {number}") for number in range(way.instances)]
+        starts = [threads.submit(stack.enter_context, running(spec, _MODEL, bench)) for spec in numbered]
+        servers = [start.result() for start in starts]
+        _load(servers, bench, threads, min(CONNECTIONS), _WARM_UP_S)
+        for _ in range(rounds):
+            for connections in CONNECTIONS:
+                found[connections].append(_load(servers, bench, threads, connections, seconds))
+    return found
+
+
+def _load(
+    servers: Sequence[RunningServer], bench: Bench, threads: ThreadPoolExecutor, connections: int, seconds: float
+) -> Seen:
+    for server in servers:
+        # What the last load's clients did not wait for has been answered then.
+        post(server.url, bench.usual[0].read_bytes())
+    client_before, started_at = _children_seconds(), perf_counter()
+    loads = [
+        threads.submit(
+            closed_loop,
+            server,
+            bench.usual,
+            connections=connections // len(servers),
+            seconds=seconds,
+            warm_s=seconds * _WARM_PART,
+            threads=max(1, _LOAD_THREADS // len(servers)),
+        )
+        for server in servers
+    ]
+    loaded = [load.result() for load in loads]
+    elapsed = perf_counter() - started_at
+    reports = [each.report for each in loaded]
+    return Seen(
+        images_per_second=sum(report["steady_per_second"] for report in reports),
+        p50_ms=median(report["p50_ms"] for report in reports),
+        p99_ms=max(report["p99_ms"] for report in reports),
+        not_answered=sum(
+            report["failed"] + sum(count for status, count in report["statuses"].items() if status != "200")
+            for report in reports
+        ),
+        client_cores=(_children_seconds() - client_before) / elapsed,
+        server_cores=sum(each.server_cpu_share for each in loaded) * (os.cpu_count() or 1),
+    )
+
+
+def _children_seconds() -> float:
+    """CPU time of the children that have ended: the servers have not."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _line(found: dict[int, list[Seen]]) -> str:
+    rates = (f"{median(seen.images_per_second for seen in rounds):.0f}/s at {load}" for load, rounds in found.items())
+    return ", ".join(rates)
+
+
+def _table(found: dict[str, dict[int, list[Seen]]]) -> Iterator[str]:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    yield f"{device}, {os.cpu_count()} cores, torch {torch.__version__}; medians (least-largest) of the rounds"
+    yield ""
+    head = (
+        "server",
+        "connections",
+        "images/s",
+        "p50 ms",
+        "p99 ms",
+        "not answered",
+        "cores: client",
+        "server",
+        "the first's by its rate",
+    )
+    first = next(iter(found.values()), {})
+    rows = [
+        (
+            name,
+            str(connections),
+            over_rounds(seen.images_per_second for seen in rounds),
+            over_rounds(seen.p50_ms for seen in rounds),
+            over_rounds(seen.p99_ms for seen in rounds),
+            str(sum(seen.not_answered for seen in rounds)),
+            f"{median(seen.client_cores for seen in rounds):.1f}",
+            f"{median(seen.server_cores for seen in rounds):.1f}",
+            over_rounds(
+                ours.images_per_second / theirs.images_per_second
+                for ours, theirs in zip(first[connections], rounds, strict=True)
+                if theirs.images_per_second
+            ),
+        )
+        for name, loads in found.items()
+        for connections, rounds in loads.items()
+    ]
+    yield from table(head, rows)
+
+
+if __name__ == "__main__":
+    main()
