@@ -13,7 +13,7 @@ import resource
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -66,19 +66,44 @@ class Seen:
     server_cores: float
 
 
+@dataclass(frozen=True, slots=True)
+class Visited:
+    """A server's rounds by connections, and the memory that it had at the end: of all its processes, and of the GPU,
+    which nobody else is to use."""
+
+    rounds: Mapping[int, list[Seen]]
+    host_bytes: int
+    gpu_bytes: int
+
+
+_HEAD = (
+    "server",
+    "connections",
+    "images/s",
+    "p50 ms",
+    "p99 ms",
+    "not answered",
+    "cores of the client",
+    "of the server",
+    "its GB",
+    "GB of the GPU",
+    "the first's rate by its",
+)
+
+
 def ways(device: str) -> dict[str, Way]:
     """Every way by its name, the one that all others are compared with first."""
     return {
         "gradless": Way(_gradless(device)),
-        "gradless, bf16": Way(_gradless(device, GRADLESS_PRECISION="bf16")),
-        "gradless, one process": Way(_gradless(device, GRADLESS_FRONTS="0")),
-        "gradless, 8 services of one process": Way(
-            _gradless(device, GRADLESS_FRONTS="0", GRADLESS_DECODE_THREADS="2"), instances=8
-        ),
         "LitServe": Way(
             _peer("LitServe", device, PEER_WORKERS=_PEER_PROCESSES, PEER_FRONTS=_PEER_FRONTS, PEER_BATCH="8")
         ),
         "mosec": Way(_peer("mosec", device, PEER_DECODERS=_PEER_PROCESSES, PEER_WORKERS="2", PEER_BATCH="32")),
+        "gradless, one process": Way(_gradless(device, GRADLESS_FRONTS="0")),
+        "gradless, 8 services of one process": Way(
+            _gradless(device, GRADLESS_FRONTS="0", GRADLESS_DECODE_THREADS="2"), instances=8
+        ),
+        "gradless, bf16": Way(_gradless(device, GRADLESS_PRECISION="bf16")),
         "naive FastAPI": Way(_peer("naive FastAPI", device)),
     }
 
@@ -88,19 +113,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     require_wrk()
     known = ways(asked.device)
     chosen = {name: way for name, way in known.items() if not asked.ways or name in asked.ways}
-    found: dict[str, dict[int, list[Seen]]] = {}
+    first: Visited | None = None
+    print("\n".join(table(_HEAD, [])), flush=True)  # noqa: T201 - it is what was asked for
     with tempfile.TemporaryDirectory(prefix="on-gpu-") as scratch:
         files = pictures.jpegs(asked.images.resolve())
         # One environment has it all: the interpreter of this process.
         bench = Bench({"as given": files}, Path(sys.executable), asked.logs or Path(scratch))
         for name, way in chosen.items():
             try:
-                found[name] = _visited(way, bench, asked.rounds, asked.seconds)
+                found = _visited(way, bench, asked.rounds, asked.seconds)
             except (ServerFailedError, RuntimeError) as error:
-                print(f"{name}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the others are worth having
-            else:
-                print(f"{name}: {_line(found[name])}", file=sys.stderr, flush=True)  # noqa: T201
-    print("\n".join(_table(found)))  # noqa: T201 - it is what was asked for
+                # The others are worth having.
+                print(f"{name}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+                continue
+            first = first or found
+            # At once: the next may fail in a way that ends all.
+            print("\n".join(_rows(name, found, first)), flush=True)  # noqa: T201
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    print(f"\n{device}, {os.cpu_count()} cores, torch {torch.__version__}; medians (least-largest) of the rounds")  # noqa: T201
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -131,7 +161,7 @@ def _peer(name: str, device: str, **environment: str) -> ServerSpec:
     return replace(spec, environment={**spec.environment, "PEER_DEVICE": device, **environment})
 
 
-def _visited(way: Way, bench: Bench, rounds: int, seconds: float) -> dict[int, list[Seen]]:
+def _visited(way: Way, bench: Bench, rounds: int, seconds: float) -> Visited:
     found: dict[int, list[Seen]] = defaultdict(list)
     with ExitStack() as stack, ThreadPoolExecutor(way.instances) as threads:
         # Each has a log of its own.
@@ -142,7 +172,7 @@ def _visited(way: Way, bench: Bench, rounds: int, seconds: float) -> dict[int, l
         for _ in range(rounds):
             for connections in CONNECTIONS:
                 found[connections].append(_load(servers, bench, threads, connections, seconds))
-    return found
+        return Visited(found, sum(server.resident_bytes() for server in servers), _gpu_bytes())
 
 
 def _load(
@@ -186,28 +216,13 @@ def _children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _line(found: dict[int, list[Seen]]) -> str:
-    rates = (f"{median(seen.images_per_second for seen in rounds):.0f}/s at {load}" for load, rounds in found.items())
-    return ", ".join(rates)
+def _gpu_bytes() -> int:
+    """Memory that is taken on the first GPU, by whomever, as the driver has it; 0 without one."""
+    return torch.cuda.device_memory_used(torch.device("cuda", 0)) if torch.cuda.is_available() else 0
 
 
-def _table(found: dict[str, dict[int, list[Seen]]]) -> Iterator[str]:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    yield f"{device}, {os.cpu_count()} cores, torch {torch.__version__}; medians (least-largest) of the rounds"
-    yield ""
-    head = (
-        "server",
-        "connections",
-        "images/s",
-        "p50 ms",
-        "p99 ms",
-        "not answered",
-        "cores: client",
-        "server",
-        "the first's by its rate",
-    )
-    first = next(iter(found.values()), {})
-    rows = [
+def _rows(name: str, found: Visited, first: Visited) -> list[str]:
+    cells = [
         (
             name,
             str(connections),
@@ -217,16 +232,17 @@ def _table(found: dict[str, dict[int, list[Seen]]]) -> Iterator[str]:
             str(sum(seen.not_answered for seen in rounds)),
             f"{median(seen.client_cores for seen in rounds):.1f}",
             f"{median(seen.server_cores for seen in rounds):.1f}",
+            f"{found.host_bytes / 1e9:.1f}",
+            f"{found.gpu_bytes / 1e9:.1f}",
             over_rounds(
                 ours.images_per_second / theirs.images_per_second
-                for ours, theirs in zip(first[connections], rounds, strict=True)
+                for ours, theirs in zip(first.rounds[connections], rounds, strict=True)
                 if theirs.images_per_second
             ),
         )
-        for name, loads in found.items()
-        for connections, rounds in loads.items()
+        for connections, rounds in found.rounds.items()
     ]
-    yield from table(head, rows)
+    return table(_HEAD, cells)[2:]
 
 
 if __name__ == "__main__":

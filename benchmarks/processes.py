@@ -83,7 +83,8 @@ def _started(spec: ServerSpec, model: str, bench: Bench) -> Iterator[tuple[subpr
     log = bench.log_folder / f"{spec.name} {model}.log".replace(" ", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
     further = spec.variables(model, port, bench.usual_folder)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore", **further}
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONWARNINGS": "ignore", **further}
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - one of servers.SERVERS
             spec.arguments(bench.project_python, port),

@@ -61,6 +61,7 @@ function response(status, _, _)
 end
 
 function done(summary, latency, _)
+  local of_all_threads = {}
   local counts = {}
   local all_succeeded = 0
   local rate = 0
@@ -72,8 +73,11 @@ function done(summary, latency, _)
     end
     all_succeeded = all_succeeded + thread:get("succeeded")
     for status, count in pairs(thread:get("statuses")) do
-      table.insert(counts, string.format('"%s": %d', status, count))
+      of_all_threads[status] = (of_all_threads[status] or 0) + count
     end
+  end
+  for status, count in pairs(of_all_threads) do
+    table.insert(counts, string.format('"%s": %d', status, count))
   end
   local failed = summary.errors.connect + summary.errors.read + summary.errors.write + summary.errors.timeout
   io.write(string.format(
