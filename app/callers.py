@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import select
+import socket
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -12,11 +13,16 @@ from starlette.types import Scope
 
 from app.problems import CallerGoneError
 from models.errors import DrainingError
+from models.wanted import Wanted, always
 
 T = TypeVar("T")
 
 # By this name the connections of app/connection.py give theirs to the requests on them (ASGI extensions).
 _EXTENSION = "gradless.departure"
+
+# States of a connection whose other side has closed its end or broken it off: TCP_CLOSE and TCP_CLOSE_WAIT of Linux's
+# include/net/tcp_states.h.
+_LEFT_BY_PEER = frozenset({7, 8})
 
 
 class Departure:
@@ -41,15 +47,25 @@ class Departure:
             self._heard_by()
 
     def tell(self, hearer: Callable[[], object]) -> None:
-        """Call `hearer` when the caller leaves; at once if he has left, also where the event loop has not come to that
-        yet: of a crowd that hangs up it reads all requests first, and would have them all begun."""
+        """Call `hearer` when the caller leaves; at once if he has left."""
         self._heard_by = hearer
-        if self._happened or _ended_by_peer(self._transport):
+        if self._happened:
             hearer()
 
     def forget(self) -> None:
         """Tell nobody."""
         self._heard_by = None
+
+    def not_yet(self) -> bool:
+        """Whether the caller is still there, also where the event loop has not come to know better: of a crowd that
+        hangs up it reads all requests first, and would have them all begun. From any thread."""
+        return not (self._happened or _left_by_peer(self._transport))
+
+
+def still_there(request: Request) -> Wanted:
+    """Asks whether the caller of `request` is, in so far as his connection tells."""
+    departure: Departure | None = request.scope.get("extensions", {}).get(_EXTENSION)
+    return always if departure is None else departure.not_yet
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -85,14 +101,17 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
             departure.forget()
 
 
-def _ended_by_peer(transport: asyncio.Transport) -> bool:
-    """Whether the other side has closed its end, in so far as the kernel tells: Linux does."""
-    socket = transport.get_extra_info("socket")
-    if socket is None or not hasattr(select, "POLLRDHUP"):
+def _left_by_peer(transport: asyncio.Transport) -> bool:
+    """Whether the other side has closed its end, in so far as the kernel tells: Linux does, of TCP."""
+    connection = transport.get_extra_info("socket")
+    if connection is None or sys.platform != "linux":
         return False
-    poll = select.poll()
-    poll.register(socket, select.POLLRDHUP)
-    return bool(poll.poll(0))
+    try:
+        # The first byte is the state. Python keeps the GIL for this: a poll would let it go, to a busy event loop.
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _LEFT_BY_PEER
+    except OSError:
+        # Not TCP; or closed on this side, which the event loop knows.
+        return False
 
 
 class _Waiter:

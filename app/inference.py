@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.callers import unless_gone
+from app.callers import still_there, unless_gone
 from app.dependencies import Upload
 from app.observed import observed
 from app.problems import FingerprintMismatchError, ForbiddenError, UnauthorizedError
@@ -35,7 +35,8 @@ async def answered(upload: Upload, *, task: Task, top_k: int) -> Answer:
     seen = observed(upload.request.scope)
     seen.asks(upload.model.name, task, len(upload.images))
     # As it was asked: who names no model is answered by whichever is the default by now.
-    work = upload.runtime.predict(upload.asked, upload.images, task=task, top_k=top_k)
+    wanted = still_there(upload.request)
+    work = upload.runtime.predict(upload.asked, upload.images, task=task, top_k=top_k, wanted=wanted)
     answer = await unless_gone(upload.request, work)
     seen.model = answer.model
     upload.check_answer_of(answer.fingerprint)

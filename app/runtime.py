@@ -9,6 +9,7 @@ from models.comparison import Comparison, ComparisonOptions, Progress
 from models.errors import OverloadedError
 from models.predictions import Answer, Loaded, ModelCard
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
+from models.wanted import Wanted, always
 
 
 class Runtime(Protocol):
@@ -28,7 +29,9 @@ class Runtime(Protocol):
 
     def refusal(self, model: str, task: Task) -> OverloadedError | None: ...
 
-    async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer: ...
+    async def predict(
+        self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
+    ) -> Answer: ...
 
     async def compare(
         self,

@@ -12,6 +12,7 @@ from models.batching import Completed
 from models.items import Item, Output
 from models.loop_inbox import LoopInbox
 from models.telemetry import Stage
+from models.wanted import NobodyWaitsError, Wanted, always
 
 
 class Queue(Protocol):
@@ -28,7 +29,7 @@ class Passage:
     `outcome` is what came of it: no exception is raised on the way, which would tie the request's images to it.
     """
 
-    def __init__(self, encoded: bytes, top_k: int, caller: Hashable, inbox: LoopInbox) -> None:
+    def __init__(self, encoded: bytes, top_k: int, caller: Hashable, inbox: LoopInbox, wanted: Wanted = always) -> None:
         self._encoded = encoded
         self.top_k = top_k
         self.started_at = perf_counter()
@@ -37,12 +38,13 @@ class Passage:
         self.outcome: Completed[Output] | BaseException | None = None
         self.abandoned = False
         self._caller = caller
+        self._wanted = wanted
         self._inbox = inbox
         self._queued: Future[Completed[Output]] | None = None
 
     def wanted(self) -> bool:
-        """Whether somebody waits for it."""
-        return not self.abandoned
+        """Whether somebody waits for it. From any thread."""
+        return not self.abandoned and self._wanted()
 
     def take_encoded(self) -> bytes:
         """The file, once: what waits in the queue needs it no more."""
@@ -76,7 +78,8 @@ class Passage:
         return "queue" if queued.cancelled() else "forward"
 
     def _hear(self, queued: Future[Completed[Output]]) -> None:
-        if not queued.cancelled():
+        # Where the forward was given up, the loop will hear of the departure and abandon this.
+        if not queued.cancelled() and not isinstance(queued.exception(), NobodyWaitsError):
             self._inbox.post(lambda: self._settle(queued.exception() or queued.result()))
 
     def _settle(self, outcome: Completed[Output] | BaseException) -> None:

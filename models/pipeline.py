@@ -30,6 +30,7 @@ from models.predictions import Answer, ModelCard, Prediction, ScoredClass
 from models.preprocessing import preprocess
 from models.telemetry import Outcome, StageSeconds, Task, Telemetry
 from models.transforms import Transform
+from models.wanted import Wanted, always
 
 
 class ServedFacts(Protocol):
@@ -69,18 +70,22 @@ class Pipeline:
         self._telemetry = telemetry
         self._inbox: LoopInbox | None = None
 
-    async def predict(self, images: Sequence[bytes], *, task: Task, top_k: int) -> list[Prediction | ImageError]:
+    async def predict(
+        self, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
+    ) -> list[Prediction | ImageError]:
         """Answers in the order of `images`, an image's own fault in its place.
 
         Raises OverloadedError, DrainingError, DeadlineExceededError, ForwardError for the request as a whole.
-        Cancelling it drops what has not begun: decodes not started, items not yet in a batch.
+        Cancelling it drops what has not begun: decodes not started, items not yet in a batch. Whoever cancels may know
+        later than `wanted`, which is asked before each decode and in the middle of a forward, from other threads: once
+        it has said no, nothing is begun, and what comes is the cancellation.
         """
         outcome: Outcome = "failed"
         results: list[Prediction | ImageError] = []
         try:
             with self._admission.admit(len(images)):
                 async with asyncio.timeout(self._deadline_s):
-                    results = await self._predict_all(images, top_k)
+                    results = await self._predict_all(images, top_k, wanted)
         except TimeoutError:
             outcome = "late"
             raise DeadlineExceededError(self._deadline_s) from None
@@ -101,15 +106,16 @@ class Pipeline:
             self._telemetry.images_done(self._model.name, task, "refused")
         return overload
 
-    async def _predict_all(self, images: Sequence[bytes], top_k: int) -> list[Prediction | ImageError]:
+    async def _predict_all(self, images: Sequence[bytes], top_k: int, wanted: Wanted) -> list[Prediction | ImageError]:
         inbox = self._inbox_of(asyncio.get_running_loop())
         # Images of one request have one caller, and take turns with others in the batcher's queue.
         caller = object()
-        passages = [Passage(image, top_k, caller, inbox) for image in images]
+        passages = [Passage(image, top_k, caller, inbox, wanted) for image in images]
         undecoded = deque(passages)
-        # The request's share: no more of its images at once in the decode pool than the pool has threads.
-        for _ in range(min(len(images), self._decode_pool.threads)):
-            self._decode_next(undecoded)
+        if wanted():
+            # The request's share: no more of its images at once in the decode pool than the pool has threads.
+            for _ in range(min(len(images), self._decode_pool.threads)):
+                self._decode_next(undecoded)
         try:
             if len(passages) == 1:
                 await passages[0].settled
@@ -147,7 +153,7 @@ class Pipeline:
 
     def _decode_and_queue(self, passage: Passage, undecoded: deque[Passage]) -> None:
         try:
-            if not passage.abandoned:
+            if passage.wanted():
                 passage.queue(self._batcher, self._decoded(passage))
         except Exception as error:  # noqa: BLE001 - whatever it was: the caller hears, the pool lives on
             _let_go(error)
@@ -203,12 +209,14 @@ class Pipeline:
             self._telemetry.images_done(name, task, otherwise, images - len(results))
 
 
-async def answer(card: ModelCard, pipeline: Pipeline, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
+async def answer(
+    card: ModelCard, pipeline: Pipeline, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted
+) -> Answer:
     """Answer one request to the model of that card; `top_k` is cut to the number of its classes. Raises NoClassesError,
     and what Pipeline.predict raises."""
     if task == "classify" and not card.classes:
         raise NoClassesError(card.name)
-    results = await pipeline.predict(images, task=task, top_k=min(top_k, card.classes))
+    results = await pipeline.predict(images, task=task, top_k=min(top_k, card.classes), wanted=wanted)
     return Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, results)
 
 

@@ -22,6 +22,7 @@ from models.roster import Roster
 from models.served import Reception, ServedModel, ServingOptions, Surroundings
 from models.supervision import Supervisor
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
+from models.wanted import Wanted, always
 
 __all__ = ["Serving", "ServingOptions"]
 
@@ -108,12 +109,14 @@ class Serving:
         served = self._roster.served.get(model)
         return None if served is None or model in self._roster.down else served.pipeline.refusal(task)
 
-    async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
+    async def predict(
+        self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
+    ) -> Answer:
         """Answer one request. `model` None is the default; `top_k` 0 asks for features alone and is cut to the
         number of classes. Raises UnknownModelError, NoClassesError, ModelDownError, and what Pipeline.predict
         raises."""
         served = self._roster.find(model)
-        return await answer(served.card, served.pipeline, images, task=task, top_k=top_k)
+        return await answer(served.card, served.pipeline, images, task=task, top_k=top_k, wanted=wanted)
 
     async def compare(
         self,

@@ -41,9 +41,8 @@ _LIMITS = """## Known limits
 - Beside slow connections p99 was 73 to 75 ms in three runs and 65 to 67 alone, which misses the bar, and 87 ms each way
   in one of a busier hour. Their client, which sends 200 bytes a second and connects anew what is closed, works on the
   same cores.
-- After two hundred hang-ups the next request waits for the event loop, which takes some 0.3 ms for each of them, on
-  cores that it shares with decodes and forwards begun before their callers were known to have left. Of a forward that
-  all have left only the pieces under way are done.
+- After two hundred hang-ups the next request waits for the event loop, which takes some 0.2 ms for each of them. Of
+  their images hardly any is decoded; of a forward that all have left only the pieces under way are done.
 - The bound of the accepted requests' wait leaves no room: with all places taken the average wait is the number of
   places over the goodput already.
 - Latencies are those of a process's own loopback; no network, proxy or TLS is between.

@@ -31,6 +31,7 @@ from models.pipeline import Pipeline, answer
 from models.predictions import Answer, Loaded, ModelCard
 from models.supervision import Supervisor
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
+from models.wanted import Wanted, always
 
 _PIECE = 1 << 18
 
@@ -135,10 +136,12 @@ class Front:
         served = self._served.get(model)
         return None if served is None or model in self._down else served.pipeline.refusal(task)
 
-    async def predict(self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int) -> Answer:
+    async def predict(
+        self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
+    ) -> Answer:
         """As Serving.predict."""
         served = find(self._served, self._down, model)
-        return await answer(served.card, served.pipeline, images, task=task, top_k=top_k)
+        return await answer(served.card, served.pipeline, images, task=task, top_k=top_k, wanted=wanted)
 
     async def compare(
         self,

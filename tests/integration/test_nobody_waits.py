@@ -20,7 +20,7 @@ from models.items import Item
 from models.loading import load
 from models.serving import Serving, ServingOptions
 from models.specs import Classifier, ModelSpec
-from models.telemetry import BatchReport, Unheard
+from models.telemetry import BatchReport, Stage, Unheard
 from models.wanted import NobodyWaitsError
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +91,7 @@ class _Pieces(Unheard):
         """What was, the warm-up for one."""
         self.sizes: list[int] = []
         self.batches: list[int] = []
+        self.cancelled: list[str] = []
         self._begun = threading.Semaphore(0)
 
     def begin(self, size: int) -> None:
@@ -100,6 +101,9 @@ class _Pieces(Unheard):
     def wait_for(self, count: int) -> None:
         for _ in range(count):
             assert self._begun.acquire(timeout=_PATIENCE_S)
+
+    def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:  # noqa: ARG002
+        self.cancelled.append(stage)
 
     def batch_ran(self, report: BatchReport) -> None:
         self.batches.append(report.size)
@@ -159,3 +163,48 @@ async def test_what_has_not_begun_of_a_forward_is_not_run_once_all_its_callers_h
     assert all(len(answer.results) == 1 for answer in answers)
     assert pieces.batches == [_IMAGES]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize("asked", [0, 1], ids=["before it is handed on", "when its turn has come"])
+async def test_what_nobody_waits_for_any_more_is_not_decoded(
+    tiny: ModelSpec, pieces: _Pieces, clock_png: bytes, asked: int
+) -> None:
+    # In one thread each comes after the other.
+    serving = Serving(ServingOptions(models=[tiny], backend="eager", decode_threads=1), pieces)
+    left = asyncio.create_task(
+        serving.predict("tiny", [b"not an image"] * 3, task="classify", top_k=1, wanted=_WantedFor(asked))
+    )
+    await asyncio.sleep(0)
+    answer = await serving.predict("tiny", [clock_png], task="classify", top_k=1)
+
+    assert len(answer.results) == 1
+    assert not left.done()
+    left.cancel()
+    await asyncio.wait([left])
+    assert left.cancelled()
+    assert pieces.cancelled == ["decode"] * 3
+    assert serving.close(_PATIENCE_S)
+
+
+async def test_a_forward_may_be_given_up_before_it_is_known_here_that_its_caller_has_left(
+    serving: Serving, pieces: _Pieces, gate: threading.Event, clock_png: bytes
+) -> None:
+    gate.clear()
+    pieces.forget()
+    there = threading.Event()
+    there.set()
+    images = [clock_png] * _IMAGES
+    left = asyncio.create_task(serving.predict("tiny", images, task="classify", top_k=1, wanted=there.is_set))
+    await asyncio.to_thread(pieces.wait_for, _CORES)
+    there.clear()
+    gate.set()
+    # Its last act is to tell of the batch, so whatever came of the images has been said by then.
+    await asyncio.to_thread(serving.close, _PATIENCE_S)
+    await asyncio.sleep(0)
+
+    assert pieces.batches == [_IMAGES]
+    assert not left.done()
+    left.cancel()
+    await asyncio.wait([left])
+    assert left.cancelled()
+    assert pieces.cancelled == ["forward"] * _IMAGES

@@ -35,6 +35,7 @@ from models.comparison import (
 from models.errors import OverloadedError
 from models.predictions import Answer, Loaded, ModelCard, Prediction, ScoredClass
 from models.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds, Task, Telemetry
+from models.wanted import Wanted
 
 # Only a failing test waits this long.
 _PATIENCE_S = 30
@@ -256,8 +257,8 @@ class FakeRuntime:
 
 @pytest.fixture(scope="session")
 def new_runtime(prediction: Callable[..., Prediction], answer: Callable[..., Answer]) -> Callable[..., FakeRuntime]:
-    async def predict(model: str | None, images: Sequence[bytes], *, task: str, top_k: int) -> Answer:
-        del model, task
+    async def predict(model: str | None, images: Sequence[bytes], *, task: str, top_k: int, wanted: Wanted) -> Answer:
+        del model, task, wanted
         return answer(*[prediction(top_k) for _ in images])
 
     async def compare(model: str | None, options: ComparisonOptions, *_: object) -> Comparison:

@@ -15,9 +15,10 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
-from app.callers import Departure, unless_gone
+from app.callers import Departure, still_there, unless_gone
 from app.connection import BoundedConnection
 from app.problems import CallerGoneError
+from models.wanted import Wanted
 
 pytestmark = pytest.mark.anyio
 
@@ -38,24 +39,23 @@ class _Working:
         self.reads = asyncio.Event()
         self.reads.set()
         self.tasks = 0
-        self.went_on = False
+        self.found_gone = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         await self.reads.wait()
         self.bodies.append(await request.body())
         try:
-            await unless_gone(request, self._work())
+            await unless_gone(request, self._work(still_there(request)))
         except CallerGoneError:
             self.abandoned.set()
         else:
             await PlainTextResponse("done")(scope, receive, send)
 
-    async def _work(self) -> None:
+    async def _work(self, wanted: Wanted) -> None:
         self.tasks = len(asyncio.all_tasks())
+        self.found_gone = not wanted()
         self.began.set()
-        await asyncio.sleep(0)
-        self.went_on = True
         await self.done.wait()
 
 
@@ -86,6 +86,7 @@ async def test_a_caller_who_leaves_ends_the_work_for_him(working: _Working, conn
     _, writer = await connect()
     writer.write(post(bytes(size)))
     await working.began.wait()
+    assert not working.found_gone
     assert not working.abandoned.is_set()
     writer.close()
 
@@ -107,7 +108,7 @@ async def test_a_caller_who_left_before_the_work_began_is_missed_as_well() -> No
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells that the other side has closed its end")
-async def test_a_caller_who_left_while_his_request_waited_to_be_read_is_missed_before_any_work(
+async def test_of_a_caller_who_left_while_his_request_waited_to_be_read_the_work_knows_at_its_beginning(
     working: _Working, connect: Connect
 ) -> None:
     _, writer = await connect()
@@ -117,7 +118,7 @@ async def test_a_caller_who_left_while_his_request_waited_to_be_read_is_missed_b
     await working.abandoned.wait()
     writer.close()
 
-    assert not working.went_on
+    assert working.found_gone
 
 
 class _Transport(asyncio.Transport):

@@ -118,8 +118,8 @@ async def test_before_its_start_the_application_says_that_it_does_not_serve(
 async def test_which_model_and_how_many_classes_reach_the_runtime(serve: Serve, answer: Callable[..., Any]) -> None:
     asked: list[dict[str, Any]] = []
 
-    async def predict(model: str | None, images: list[bytes], **options: Any) -> Any:
-        asked.append({"model": model, "images": images, **options})
+    async def predict(model: str | None, images: list[bytes], *, task: str, top_k: int, **_: object) -> Any:
+        asked.append({"model": model, "images": images, "task": task, "top_k": top_k})
         return answer()
 
     async with serve({"predict": predict, "names": ("a", "b")}) as client:
