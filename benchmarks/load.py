@@ -50,15 +50,8 @@ def closed_loop(
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as listing:
         listing.write("\n".join(map(str, bodies)))
         listing.flush()
-        command = [
-            "wrk",
-            "--threads",
-            str(threads),
-            "--connections",
-            str(connections),
-            "--duration",
-            f"{round(seconds)}s",
-        ]
+        command = ["wrk", "--threads", str(threads), "--connections", str(connections)]
+        command += ["--duration", f"{round(seconds)}s"]
         command += ["--timeout", f"{TIMEOUT_S}s", "--script", str(_SCRIPT), server.url]
         return _run(command, server, BENCH_BODIES=listing.name, BENCH_WARM_S=str(warm_s))
 

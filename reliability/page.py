@@ -42,7 +42,7 @@ _LIMITS = """## Known limits
   in one of a busier hour. Their client, which sends 200 bytes a second and connects anew what is closed, works on the
   same cores.
 - After two hundred hang-ups the next request waits for the event loop, which takes some 0.2 ms for each of them. Of
-  their images hardly any is decoded; of a forward that all have left only the pieces under way are done.
+  their images hardly any comes to a forward; of one that all have left only the pieces under way are done.
 - The bound of the accepted requests' wait leaves no room: with all places taken the average wait is the number of
   places over the goodput already.
 - Latencies are those of a process's own loopback; no network, proxy or TLS is between.
