@@ -12,7 +12,7 @@ from benchmarks import machine, pictures, plots, report
 from benchmarks.bench import ROOT, Bench
 from benchmarks.load import require_wrk
 from benchmarks.measurement import Measurement, Store
-from benchmarks.plan import CONNECTIONS, LOADS_PERCENT, Plan
+from benchmarks.plan import CONNECTIONS, LOADS_PERCENT, TURNS, Plan
 from benchmarks.rounds import measure
 from benchmarks.servers import MODELS, chosen
 
@@ -63,6 +63,7 @@ def _plan(wanted: argparse.Namespace) -> Plan:
         seconds=min(wanted.seconds, 2.0) if wanted.quick else wanted.seconds,
         connections=(32,) if wanted.quick else CONNECTIONS,
         loads_percent=(80,) if wanted.quick else LOADS_PERCENT,
+        turns=1 if wanted.quick else TURNS,
         soak_requests=wanted.soak,
         all_engines=not wanted.quick,
     )

@@ -46,7 +46,7 @@ def section(kept: Kept) -> list[str]:
         "## What we hold ourselves to",
         "",
         f"For {_MODEL}, the default model; gradless in its default configuration, {DEFAULT.removeprefix('gradless ')},",
-        "where nothing else is said. Ratios are of figures of the same round; the median decides.",
+        "where nothing else is said. Ratios are of figures of the same turn or round; the median decides.",
     ]
     if peer is not None:
         lines.append(f"The best of the other servers at {comparisons.BUSY} connections is {peer}.")

@@ -1,5 +1,6 @@
 """What this machine gives without HTTP, in a process of its own for each engine: decoding alone; decode and forward
-together on all cores; one image after another. Prints one line of JSON."""
+together on all cores; one image after another. Says `ready`, then measures what a line of its input names, and answers
+each with a line of JSON: images a second, and latencies where there is one image at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter
+from typing import cast
 
+from benchmarks.measurement import Ceiling
 from benchmarks.preprocessing import by_gradless
 from benchmarks.statistic import latency_summary
 from models import backends, catalog, devices, memory
@@ -131,7 +134,6 @@ def main() -> None:
     parser.add_argument("--backend", choices=["eager", "compiled", "openvino"], required=True)
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], required=True)
     parser.add_argument("--calibration-folder", type=Path, required=True, help="images, for int8 alone")
-    parser.add_argument("--decoding", action="store_true", help="decoding alone as well")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("bodies", type=Path, nargs="+", help="JPEG files")
     wanted = parser.parse_args()
@@ -140,12 +142,23 @@ def main() -> None:
     calibration = Calibration.of(wanted.calibration_folder) if wanted.precision == "int8" else None
     model = load(catalog.find(wanted.model), devices.place("cpu", wanted.precision, wanted.backend), calibration)
     engine = Engine(model, backends.make(model, max_batch_size=_MAX_BATCH_SIZE, cache_folder=CACHE))
-    report = {
-        "decoding_per_second": decoding_alone(bodies, model.transform, wanted.seconds) if wanted.decoding else None,
-        "together_per_second": together(bodies, engine, wanted.seconds),
-        "alone": latency_summary(one_at_a_time(bodies, engine, wanted.seconds)),
+    ways: dict[Ceiling, Callable[[], dict[str, float]]] = {
+        "decoding": lambda: {"per_second": decoding_alone(bodies, model.transform, wanted.seconds)},
+        "together": lambda: {"per_second": together(bodies, engine, wanted.seconds)},
+        "alone": lambda: _with_rate(latency_summary(one_at_a_time(bodies, engine, wanted.seconds))),
     }
-    sys.stdout.write(json.dumps(report) + "\n")
+    _say("ready")
+    for line in sys.stdin:
+        _say(json.dumps(ways[cast("Ceiling", line.strip())]()))
+
+
+def _with_rate(latencies_ms: dict[str, float]) -> dict[str, float]:
+    return {"per_second": 1e3 / latencies_ms["mean_ms"], **latencies_ms}
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
-"""What was measured against what it is held to, as ratios within a round: whatever else the machine did in that round
-slowed both. A function returns one value for each round that has both measurements."""
+"""What was measured against what it is held to, as ratios within a turn, or where one has no turns within a round:
+whatever else the machine did then slowed both. A function returns one value for each turn that has both measurements.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from benchmarks.measurement import Kind, Measurement, alone_ceiling, together_ceiling
+from benchmarks.measurement import Kind, Measurement, ceiling_name
 from benchmarks.servers import NULL, NULL_SERVER, PEERS, SERVERS
 
 Kept = Sequence[Measurement]
 Value = Callable[[Measurement], float]
+
+# Of a round, and in it of a turn.
+When = tuple[int, int]
 
 # Connections at which a server is busy, and its queue short.
 BUSY = 32
@@ -27,62 +31,62 @@ def p50(measurement: Measurement) -> float:
     return measurement.latency_ms["p50"]
 
 
-def by_round(
+def by_turn(
     kept: Kept, value: Value, kind: Kind, server: str, *, model: str, load: float = 0.0, size: str | None = None
-) -> dict[int, float]:
-    """`value` of the one measurement of each round that is meant."""
+) -> dict[When, float]:
+    """`value` of the one measurement of each turn that is meant."""
     return {
-        m.round: value(m)
+        (m.round, m.turn): value(m)
         for m in kept
         if (m.kind, m.server, m.model, m.load) == (kind, server, model, load) and size in {None, m.size}
     }
 
 
-def ratios(over: Mapping[int, float], under: Mapping[int, float]) -> list[float]:
-    """Of the rounds that are in both."""
-    return [over[number] / under[number] for number in over if under.get(number)]
+def ratios(over: Mapping[When, float], under: Mapping[When, float]) -> list[float]:
+    """Of the turns that are in both."""
+    return [over[when] / under[when] for when in over if under.get(when)]
 
 
 def against_peer(kept: Kept, server: str, peer: str, model: str) -> list[float]:
     """Images/s at 32 connections, `server`'s over `peer`'s."""
-    own, other = (by_round(kept, rate, "closed", name, model=model, load=BUSY) for name in (server, peer))
+    own, other = (by_turn(kept, rate, "closed", name, model=model, load=BUSY) for name in (server, peer))
     return ratios(own, other)
 
 
 def best_peer(kept: Kept, model: str) -> str | None:
     """The one with the largest median of images/s at 32 connections; None where none was measured."""
-    rates = {peer: by_round(kept, rate, "closed", peer, model=model, load=BUSY).values() for peer in PEERS}
+    rates = {peer: by_turn(kept, rate, "closed", peer, model=model, load=BUSY).values() for peer in PEERS}
     measured = {peer: median(values) for peer, values in rates.items() if values}
     return max(measured, key=lambda peer: measured[peer]) if measured else None
 
 
 def of_ceiling(kept: Kept, server: str, model: str) -> list[float]:
     """Images/s at 32 connections over decode and forward in process, all cores busy."""
-    ceiling = by_round(kept, rate, "ceiling", together_ceiling(SERVERS[server].engine), model=model)
-    return ratios(by_round(kept, rate, "closed", server, model=model, load=BUSY), ceiling)
+    ceiling = by_turn(kept, rate, "ceiling", ceiling_name("together", SERVERS[server].engine), model=model)
+    return ratios(by_turn(kept, rate, "closed", server, model=model, load=BUSY), ceiling)
 
 
 def of_decoding(kept: Kept, server: str = NULL_SERVER) -> list[float]:
     """Images/s of the null model's server at 32 connections over decoding alone in process, all cores busy."""
-    ceiling = by_round(kept, rate, "ceiling", "decode", model=NULL)
-    return ratios(by_round(kept, rate, "closed", server, model=NULL, load=BUSY), ceiling)
+    ceiling = by_turn(kept, rate, "ceiling", "decode", model=NULL)
+    return ratios(by_turn(kept, rate, "closed", server, model=NULL, load=BUSY), ceiling)
 
 
 def of_one_image(kept: Kept, server: str, model: str) -> list[float]:
     """p50 of one connection over p50 of decode and forward in process, one image after another."""
-    alone = by_round(kept, p50, "ceiling", alone_ceiling(SERVERS[server].engine), model=model)
-    return ratios(by_round(kept, p50, "closed", server, model=model, load=1), alone)
+    alone = by_turn(kept, p50, "ceiling", ceiling_name("alone", SERVERS[server].engine), model=model)
+    return ratios(by_turn(kept, p50, "closed", server, model=model, load=1), alone)
 
 
 def tail(kept: Kept, server: str, model: str) -> list[float]:
     """p99 over p50 at 32 connections."""
-    p99 = by_round(kept, lambda m: m.latency_ms["p99"], "closed", server, model=model, load=BUSY)
-    return ratios(p99, by_round(kept, p50, "closed", server, model=model, load=BUSY))
+    p99 = by_turn(kept, lambda m: m.latency_ms["p99"], "closed", server, model=model, load=BUSY)
+    return ratios(p99, by_turn(kept, p50, "closed", server, model=model, load=BUSY))
 
 
 def many_connections(kept: Kept, server: str, model: str) -> list[float]:
     """Images/s at 128 connections over those at 32."""
-    many, busy = (by_round(kept, rate, "closed", server, model=model, load=load) for load in (MANY, BUSY))
+    many, busy = (by_turn(kept, rate, "closed", server, model=model, load=load) for load in (MANY, BUSY))
     return ratios(many, busy)
 
 
@@ -101,7 +105,11 @@ def refusals_ms(kept: Kept, server: str, model: str, percentile: str) -> list[fl
 def preprocessing(kept: Kept, size: str) -> list[float]:
     """CPU time of gradless's decode, resize and crop over that of Pillow's."""
     own, plain = (
-        {m.round: m.figures["cpu_ms"] for m in kept if (m.kind, m.server, m.size) == ("preprocessing", way, size)}
+        {
+            (m.round, m.turn): m.figures["cpu_ms"]
+            for m in kept
+            if (m.kind, m.server, m.size) == ("preprocessing", way, size)
+        }
         for way in ("gradless", "Pillow")
     )
     return ratios(own, plain)

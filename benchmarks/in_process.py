@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.bench import ROOT, Bench
-from benchmarks.measurement import Measurement, alone_ceiling, together_ceiling
+from benchmarks.measurement import Measurement
 from benchmarks.plan import Plan
-from benchmarks.servers import CATALOG_NAMES, MODELS, SERVERS, ServerSpec
-from benchmarks.visits import latency
+from benchmarks.servers import MODELS, SERVERS
 
 _log = logging.getLogger(__name__)
 
@@ -22,31 +21,6 @@ _TIMEOUT_S = 1800.0
 
 # More say little more of agreement, and cost a minute for each thousand and engine.
 _MOST_COMPARED = 500
-
-
-def ceilings(plan: Plan, spec: ServerSpec, model: str, number: int, bench: Bench) -> Iterator[Measurement]:
-    """For one way that gradless is measured: decode and forward together, one image alone; decode alone, once."""
-    arguments = ["--model", CATALOG_NAMES[model], "--backend", str(spec.backend), "--precision", spec.precision]
-    arguments += ["--seconds", str(plan.seconds), "--calibration-folder", str(bench.usual_folder)]
-    if plan.with_decoding(spec, model):
-        arguments.append("--decoding")
-    for report in _run(bench, "ceilings", [*arguments, *map(str, bench.usual)]):
-        alone = alone_ceiling(spec.engine)
-        rates = {
-            "decode": report["decoding_per_second"],
-            together_ceiling(spec.engine): report["together_per_second"],
-            alone: 1e3 / report["alone"]["mean_ms"],
-        }
-        for name, rate in rates.items():
-            if rate is not None:
-                yield Measurement(
-                    kind="ceiling",
-                    server=name,
-                    model=model,
-                    round=number,
-                    images_per_second=rate,
-                    latency_ms=latency(report["alone"]) if name == alone else {},
-                )
 
 
 def preprocessing(plan: Plan, number: int, bench: Bench) -> Iterator[Measurement]:

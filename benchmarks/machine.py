@@ -30,7 +30,7 @@ _PACKAGES = (
     "mosec",
     "bentoml",
     "ray",
-    "aiohttp",
+    "httptools",
 )
 
 

@@ -6,24 +6,28 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["closed", "open", "size", "overload", "ceiling", "preprocessing", "start", "agreement", "soak"]
+
+# All cores decode; all cores decode and run forwards; one image after another, with nothing else going on.
+Ceiling = Literal["decoding", "together", "alone"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """`load`: connections (closed, size), percent of the capacity (open, overload), 0 (the others).
-    `offered_per_second` is for open loops. Latencies are of answers with status 200, in ms by name: p50, p90, p99,
-    mean, max; in open loops from the scheduled moment. `refusal_latency_ms`: the same of answers with status 429,
-    from the moment of sending. CPU shares are of all cores: 1 is every core busy. `stages_ms` are means, from the
-    Server-Timing header where a server sends one. `figures` are what has no field of its own, each with its unit in
-    its name."""
+    """`turn`: which of a visit's, where it measures the same several times. `load`: connections (closed, size),
+    percent of the capacity (open, overload), 0 (the others). `offered_per_second` is for open loops. Latencies are of
+    answers with status 200, in ms by name: p50, p90, p99, mean, max; in open loops from the scheduled moment.
+    `refusal_latency_ms`: the same of answers with status 429, from the moment of sending. CPU shares are of all cores:
+    1 is every core busy. `stages_ms` are means, from the Server-Timing header where a server sends one. `figures` are
+    what has no field of its own, each with its unit in its name."""
 
     kind: Kind
     server: str
     model: str
     round: int
+    turn: int = 1
     load: float = 0.0
     size: str = "0.2 MP"
     seconds: float = 0.0
@@ -47,14 +51,19 @@ class Measurement:
         return self.failed + sum(count for status, count in self.statuses.items() if status != "200")
 
 
-def together_ceiling(engine: str) -> str:
-    """`server` of the ceiling with all cores busy with decoding and forwards."""
-    return f"decode + forward, {engine}"
+def ceiling_name(ceiling: Ceiling, engine: str) -> str:
+    """`server` of a ceiling; decoding is the same whatever comes after it."""
+    names: dict[Ceiling, str] = {
+        "decoding": "decode",
+        "together": f"decode + forward, {engine}",
+        "alone": f"one image at a time, {engine}",
+    }
+    return names[ceiling]
 
 
-def alone_ceiling(engine: str) -> str:
-    """`server` of the ceiling with one image after another and nothing else going on."""
-    return f"one image at a time, {engine}"
+def latency(report: Mapping[str, Any]) -> dict[str, float]:
+    """What a load's report says of latencies, by percentile."""
+    return {name: report[f"{name}_ms"] for name in ("p50", "p90", "p99", "mean", "max")}
 
 
 class Store:

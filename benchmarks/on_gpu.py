@@ -27,7 +27,7 @@ from benchmarks import pictures
 from benchmarks.bench import Bench
 from benchmarks.load import closed_loop, require_wrk
 from benchmarks.markdown import over_rounds, table
-from benchmarks.processes import RunningServer, ServerFailedError, post, running
+from benchmarks.processes import RunningServer, ServerFailedError, post, resident_bytes, running
 from benchmarks.servers import SERVERS, ServerSpec
 from models.devices import available_cores
 
@@ -172,7 +172,7 @@ def _visited(way: Way, bench: Bench, rounds: int, seconds: float) -> Visited:
         for _ in range(rounds):
             for connections in CONNECTIONS:
                 found[connections].append(_load(servers, bench, threads, connections, seconds))
-        return Visited(found, sum(server.resident_bytes() for server in servers), _gpu_bytes())
+        return Visited(found, resident_bytes(servers), _gpu_bytes())
 
 
 def _load(

@@ -1,4 +1,4 @@
-"""Open-loop load on aiohttp: requests leave at the moments of a Poisson process, whatever has been answered.
+"""Open-loop load: requests leave at the moments of a Poisson process, whatever has been answered.
 
 A latency counts from the scheduled moment, so that neither a slow server nor a late client hides waiting; that of a
 refusal (429) from the moment of sending: how fast a server says no. Prints one line of JSON.
@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
-import aiohttp
+import uvloop
 
+from benchmarks.exchanges import Connections, Exchange
 from benchmarks.statistic import latency_summary, steady_rate
 
 # The Server-Timing parts of gradless's answers, in ms.
@@ -31,7 +33,7 @@ _REFUSED = 429
 class Recorder:
     """What became of the requests that left from `counts_from` on."""
 
-    def __init__(self, counts_from: float) -> None:
+    def __init__(self, counts_from: float, requests: int, timeout_s: float) -> None:
         self.counts_from = counts_from
         self.statuses: Counter[str] = Counter()
         self.failed = 0
@@ -43,23 +45,41 @@ class Recorder:
         self.stages_ms: defaultdict[str, list[float]] = defaultdict(list)
         self.last_answer_at = 0.0
         self.cpu_before = process_time()
+        self._awaited = requests
+        self._none_awaited = asyncio.Event()
+        self._timeout_s = timeout_s
 
-    def answered(self, status: int, scheduled_at: float, sent_at: float, server_timing: str) -> None:
-        """One answer, whole, just now."""
-        now = perf_counter()
-        self.last_answer_at = now
-        if status == _OK:
-            self.succeeded_at.append(now)
-        if scheduled_at < self.counts_from:
+    def ended(self, exchange: Exchange) -> None:
+        """One request, with an answer or without."""
+        self._awaited -= 1
+        if not self._awaited:
+            self._none_awaited.set()
+        in_time = exchange.answer_ms <= self._timeout_s * 1e3
+        if in_time and exchange.status == _OK:
+            self.succeeded_at.append(exchange.ended_at)
+        self.last_answer_at = exchange.ended_at
+        if exchange.scheduled_at < self.counts_from:
             return
-        self.statuses[str(status)] += 1
+        self.late_ms.append(exchange.late_ms)
+        if not in_time or not exchange.status:
+            self.failed += 1
+            return
+        self.statuses[str(exchange.status)] += 1
         # A quick refusal is no quick answer.
-        if status == _OK:
-            self.latencies_ms.append((now - scheduled_at) * 1e3)
-            for name, duration_ms in parse_server_timing(server_timing).items():
+        if exchange.status == _OK:
+            self.latencies_ms.append(exchange.latency_ms)
+            for name, duration_ms in parse_server_timing(exchange.fields.get(b"server-timing", b"").decode()).items():
                 self.stages_ms[name].append(duration_ms)
-        elif status == _REFUSED:
-            self.refusals_ms.append((now - sent_at) * 1e3)
+        elif exchange.status == _REFUSED:
+            self.refusals_ms.append(exchange.answer_ms)
+
+    async def all_ended(self) -> None:
+        """Wait for what has not been answered, as long as a request may take; then it counts as failed."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._none_awaited.wait()
+        except TimeoutError:
+            self.failed += self._awaited
 
     def summary(self, seconds: float) -> dict[str, Any]:
         """Everything by name, ready for JSON. `seconds` in which the counted requests left."""
@@ -105,27 +125,24 @@ async def run(
 ) -> str:
     """Send at `moments`, s from the start; wait for every answer; return as JSON the summary of those from
     `counts_from` on, which left within `seconds`."""
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=timeout_s)
-    ) as session:
-        started_at = perf_counter()
-        recorder = Recorder(started_at + counts_from)
-        async with asyncio.TaskGroup() as requests:
-            for number, moment in enumerate(moments):
-                await asyncio.sleep(max(0.0, started_at + moment - perf_counter()))
-                requests.create_task(_send(session, url, bodies[number % len(bodies)], started_at + moment, recorder))
+    place = urlsplit(url)
+    connections = Connections(place.hostname or "", place.port or 80)
+    wires = [ready_made(place, body) for body in bodies]
+    started_at = perf_counter()
+    recorder = Recorder(started_at + counts_from, len(moments), timeout_s)
+    for number, moment in enumerate(moments):
+        await asyncio.sleep(max(0.0, started_at + moment - perf_counter()))
+        connections.send(Exchange(started_at + moment, wires[number % len(wires)], recorder.ended))
+    await recorder.all_ended()
+    connections.close()
     return json.dumps(recorder.summary(seconds))
 
 
-async def _send(session: aiohttp.ClientSession, url: str, body: bytes, scheduled_at: float, recorder: Recorder) -> None:
-    sent_at = perf_counter()
-    recorder.late_ms.append((sent_at - scheduled_at) * 1e3)
-    try:
-        async with session.post(url, data=body, headers={"Content-Type": "image/jpeg"}) as answer:
-            await answer.read()
-            recorder.answered(answer.status, scheduled_at, sent_at, answer.headers.get("Server-Timing", ""))
-    except (aiohttp.ClientError, TimeoutError):
-        recorder.failed += scheduled_at >= recorder.counts_from
+def ready_made(place: SplitResult, body: bytes) -> bytes:
+    """A whole request."""
+    target = place.path + (f"?{place.query}" if place.query else "")
+    about = f"Content-Type: image/jpeg\r\nContent-Length: {len(body)}"
+    return f"POST {target} HTTP/1.1\r\nHost: {place.netloc}\r\n{about}\r\n\r\n".encode() + body
 
 
 def main() -> None:
@@ -151,7 +168,7 @@ def main() -> None:
         seconds=wanted.seconds,
         timeout_s=wanted.timeout,
     )
-    sys.stdout.write(asyncio.run(summary) + "\n")
+    sys.stdout.write(uvloop.run(summary) + "\n")
 
 
 if __name__ == "__main__":

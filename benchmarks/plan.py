@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.measurement import Ceiling
 from benchmarks.servers import DEFAULT, NULL, ServerSpec
 
 CONNECTIONS = (1, 8, 32, 128)
+
+# Of those, the ones that something is compared with: one image alone, all cores busy, many times as many as a batch.
+_ALONE, _BUSY, _MANY = _COMPARED_CONNECTIONS = (1, 32, 128)
+
+# What the bars compare is measured so often in each round, one right after the other: over minutes, a machine that
+# others have a part of is not the same machine.
+TURNS = 3
+
 LOADS_PERCENT = (50, 80, 95, 120)
 
 # More than a server can do, from the first moment on.
@@ -14,7 +23,7 @@ OVERLOAD_PERCENT = 120
 
 # Before an overload counts, the places in the building (GRADLESS_QUEUE_CAPACITY) are taken within so many seconds.
 QUEUE_CAPACITY = 256
-FILLING_S = 1.0
+FILLING_S = 2.0
 
 # Connections of the measurements by image size: enough to keep two cores busy.
 SIZE_CONNECTIONS = 4
@@ -49,8 +58,9 @@ _STARTS_S = 25.0
 # Agreement, compiled backends included, on some hundred pictures.
 _AGREEMENT_S = 90.0
 
-# Images a second to expect of most servers on two cores.
-_PACE = {"efficientnet_lite0": 60.0, "resnet50": 16.0, NULL: 800.0}
+# Images a second to expect of most servers on two cores; of gradless behind OpenVINO, so many times as many.
+_PACE = {"efficientnet_lite0": 60.0, "resnet50": 16.0, NULL: 600.0}
+_OPENVINO_PACE = 2.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +75,7 @@ class Plan:
     seconds: float
     connections: tuple[int, ...] = CONNECTIONS
     loads_percent: tuple[int, ...] = LOADS_PERCENT
+    turns: int = TURNS
     soak_requests: int = 0
     all_engines: bool = True
 
@@ -86,11 +97,27 @@ class Plan:
             if model in spec.models and (not self._is_second(model) or spec.name in _SECOND_MODEL_SERVERS)
         ]
 
-    def connections_of(self, model: str) -> tuple[int, ...]:
-        """Of the closed loops."""
+    def turns_of(self, spec: ServerSpec, model: str) -> int:
+        """Several where there are bars for what is compared."""
+        held_to_bars = spec.name == DEFAULT and model == self.models[0]
+        return self.turns if held_to_bars or (model == NULL and self.with_ceilings(spec, model)) else 1
+
+    def connections_of(self, model: str, turn: int) -> tuple[int, ...]:
+        """Of the closed loops, in their order."""
         if model == NULL:
             return _NULL_CONNECTIONS
-        return _SECOND_MODEL_CONNECTIONS if self._is_second(model) else self.connections
+        if self._is_second(model):
+            return _SECOND_MODEL_CONNECTIONS
+        return tuple(count for count in self.connections if turn == 1 or count in _COMPARED_CONNECTIONS)
+
+    def ceilings_of(self, model: str, connections: int) -> tuple[Ceiling, ...]:
+        """What a closed loop is compared with."""
+        if connections == _ALONE:
+            return ("alone",)
+        if connections == _BUSY:
+            # Decoding is the same whatever comes after it, and is the ceiling where nothing does.
+            return ("together", "decoding") if model == NULL else ("together",)
+        return ()
 
     def open_loads(self, spec: ServerSpec, model: str) -> tuple[int, ...]:
         """Percent of the capacity: for the first model alone, the other's shape is the same at other figures."""
@@ -98,27 +125,19 @@ class Plan:
 
     def with_overload(self, spec: ServerSpec, model: str) -> bool:
         """Of gradless, which is to refuse what is too much; the other servers have limits of their own, or none."""
-        return model == self.models[0] and spec.backend is not None
+        return model == self.models[0] and spec.backend is not None and spec.name not in _RATES_ONLY
 
     def with_sizes(self, spec: ServerSpec, model: str) -> bool:
         """Sizes are about decoding: once is enough, with the model whose forward is the smaller part."""
         return model == self.models[0] and spec.name not in _RATES_ONLY
 
-    def with_decoding(self, spec: ServerSpec, model: str) -> bool:
-        """Decoding alone is the same whatever comes after it: once for each model."""
-        return spec == next(found for found in self.servers_of(model) if found.backend)
-
     def with_ceilings(self, spec: ServerSpec, model: str) -> bool:
-        """Once for each engine, right after the first server that has it."""
+        """Once for each engine, beside the first server that has it."""
         return spec == next((found for found in self.servers_of(model) if found.engine == spec.engine), None)
 
     def expected_minutes(self) -> float:
         """A little more in practice: slow servers are measured longer."""
-        a_round = sum(
-            self._visit_s(spec, model) + self._ceiling_s(spec, model)
-            for model in self.visited_models
-            for spec in self.servers_of(model)
-        )
+        a_round = sum(self._visit_s(spec, model) for model in self.visited_models for spec in self.servers_of(model))
         if not self.gradless_engines:
             return self.rounds * a_round / 60
         once = _AGREEMENT_S + self.soak_requests / _PACE[NULL]
@@ -128,18 +147,24 @@ class Plan:
         return model in self.models[1:]
 
     def _visit_s(self, spec: ServerSpec, model: str) -> float:
-        loads = [closed_loop_seconds(count, _PACE[model], self.seconds) for count in self.connections_of(model)]
-        loads += [self.seconds + _DRAIN_S for _ in self.open_loads(spec, model)]
+        pace = _PACE[model] * (_OPENVINO_PACE if spec.backend == "openvino" else 1)
+        loads = [self.seconds + _DRAIN_S for _ in self.open_loads(spec, model)]
         loads += [self.seconds] * 3 * self.with_sizes(spec, model)
-        if self.with_overload(spec, model):
-            loads.append(FILLING_S + overload_seconds(self.seconds) + QUEUE_CAPACITY / _PACE[model])
-        return _START_S + WARM_UP_S + sum(seconds + _LOAD_START_S for seconds in loads)
+        for turn in range(1, self.turns_of(spec, model) + 1):
+            connections = self.connections_of(model, turn)
+            loads += [closed_loop_seconds(count, pace, self.seconds) for count in connections]
+            loads += self._ceilings_s(spec, model, connections, pace)
+            if self.with_overload(spec, model):
+                loads.append(FILLING_S + overload_seconds(self.seconds) + QUEUE_CAPACITY / pace)
+        start_s = _START_S + _CEILING_START_S * (spec.backend is not None and self.with_ceilings(spec, model))
+        return start_s + WARM_UP_S + sum(seconds + _LOAD_START_S for seconds in loads)
 
-    def _ceiling_s(self, spec: ServerSpec, model: str) -> float:
+    def _ceilings_s(self, spec: ServerSpec, model: str, connections: tuple[int, ...], pace: float) -> list[float]:
         if spec.backend is None or not self.with_ceilings(spec, model):
-            return 0.0
-        together_s = max(self.seconds, _CEILING_ANSWERS / _PACE[model])
-        return _CEILING_START_S + together_s + (1 + self.with_decoding(spec, model)) * self.seconds
+            return []
+        found = [ceiling for count in connections for ceiling in self.ceilings_of(model, count)]
+        least = {"together": _CEILING_ANSWERS / pace}
+        return [max(self.seconds, least.get(ceiling, 0.0)) for ceiling in found]
 
 
 def closed_loop_seconds(connections: int, images_per_second: float, least: float) -> float:
@@ -149,8 +174,8 @@ def closed_loop_seconds(connections: int, images_per_second: float, least: float
 
 
 def overload_seconds(seconds: float) -> float:
-    """Twice as long as others: of a rate at its limit, a few percent are asked for."""
-    return 2 * seconds
+    """Longer than others: of a rate at its limit, a few percent are asked for."""
+    return 4 * seconds
 
 
 def expected_pace(images_per_second: float, megapixels: float) -> float:

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
@@ -43,15 +43,32 @@ class RunningServer:
 
     def cpu_seconds(self) -> float:
         """CPU time, user and system, of all its processes that live."""
-        return sum(_cpu_seconds(process) for process in tree(self._root))
+        return sum(_cpu_seconds(process) for process in self.processes())
 
-    def resident_bytes(self) -> int:
-        """Memory of all its processes; what they share counts once, in proportion (Linux's PSS)."""
-        return sum(_resident_bytes(process) for process in tree(self._root))
+    def processes(self) -> list[psutil.Process]:
+        """All that live."""
+        return tree(self._root)
 
     def rss_bytes(self) -> int:
         """Resident memory of its first process."""
         return int(self._root.memory_info().rss)
+
+
+def resident_bytes(servers: Sequence[RunningServer]) -> int:
+    """Memory of all their processes; what they share counts once. Linux's PSS would depend on who else on the machine
+    has PyTorch's libraries mapped."""
+    private = 0
+    shared: dict[str, int] = {}
+    for process in (process for server in servers for process in server.processes()):
+        try:
+            mappings = process.memory_maps()
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+        for mapping in mappings:
+            private += mapping.private_clean + mapping.private_dirty
+            here = mapping.shared_clean + mapping.shared_dirty
+            shared[mapping.path] = max(here, shared.get(mapping.path, 0))
+    return private + sum(shared.values())
 
 
 @contextmanager
@@ -168,10 +185,3 @@ def _cpu_seconds(process: psutil.Process) -> float:
         return 0.0
     # Those of ended children too: a server that starts a process for each request must not look cheap.
     return float(times.user + times.system + times.children_user + times.children_system)
-
-
-def _resident_bytes(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_full_info().pss)
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return 0

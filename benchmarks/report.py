@@ -55,7 +55,7 @@ def _about(described: dict[str, Any], measurements: Sequence[Measurement]) -> li
     rounds = len({measurement.round for measurement in measurements})
     versions = ", ".join(f"{name} {number}" for name, number in described["versions"].items())
     return [
-        f"- Date: {described['date']}; {rounds} round(s); figures are medians, with (least to largest) over rounds",
+        f"- Date: {described['date']}; {rounds} round(s); figures are medians, with (least to largest)",
         f"- Machine: {described['processor']}, {described['cores']} cores, {described['memory_gib']} GiB",
         f"- System: {described['system']}; load average before: {described['load_average_before']:.2f}",
         f"- Versions: Python {described['python']}, {versions}; wrk {described['wrk']}",

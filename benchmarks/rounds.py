@@ -25,9 +25,6 @@ def measure(plan: Plan, bench: Bench, keep: Keep) -> None:
         for model in plan.visited_models:
             for spec in plan.servers_of(model):
                 _keep_all(visit(plan, spec, model, number, bench), f"{spec.name}, {model}", keep)
-                if spec.backend and plan.with_ceilings(spec, model):
-                    # At once: what they are compared with was measured a moment ago.
-                    _keep_all(in_process.ceilings(plan, spec, model, number, bench), spec.engine, keep)
         if plan.gradless_engines:
             _keep_all(in_process.preprocessing(plan, number, bench), "preprocessing", keep)
             _keep_all(starts.measure(number, bench), "starts", keep)

@@ -17,7 +17,7 @@ def server_alone(kept: Kept) -> list[str]:
     own = [m for m in kept if (m.kind, m.model, m.load) == ("closed", NULL, BUSY)]
     if not own:
         return []
-    decoding = comparisons.by_round(kept, comparisons.rate, "ceiling", "decode", model=NULL)
+    decoding = comparisons.by_turn(kept, comparisons.rate, "ceiling", "decode", model=NULL)
     rows = []
     for server in dict.fromkeys(m.server for m in own):
         of_server = [m for m in own if m.server == server]
@@ -32,7 +32,7 @@ def server_alone(kept: Kept) -> list[str]:
         "## What the server itself costs",
         "",
         f"gradless with a forward that costs nothing, as a fast device would see it, at {BUSY} connections; against",
-        "decoding alone in process on all cores, right after it in the same round. What the ratio lacks to 1 is HTTP,",
+        "decoding alone in process on all cores, right after it. What the ratio lacks to 1 is HTTP,",
         "queue, batches and answers, and the client, which runs on the same cores. Behind fronts, as on a GPU, several",
         "processes read and decode, and Python's threads wait for one another less.",
         "",

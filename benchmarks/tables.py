@@ -130,7 +130,7 @@ def _against_ceilings(measurements: Sequence[Measurement]) -> list[str]:
         rows.append([server.removeprefix("gradless "), *map(over_rounds, found)])
     head = ["gradless", "images/s at 32 / ceiling", "p50 at 1 / one image in process", "p99 / p50 at 32"]
     head += ["images/s at 128 / at 32", "goodput at 120 % / capacity", "refusals, p50 ms", "refusals, p99 ms"]
-    title = "### Against the ceilings: ratios of figures of the same round"
+    title = "### Against the ceilings: ratios of figures of the same turn or round"
     return ["", title, "", *table(head, rows)] if rows else []
 
 

@@ -1,17 +1,19 @@
-"""One running server, measured in one round: closed loops, open loops, overload, sizes."""
+"""One running server, measured in one round: closed loops beside their ceilings, overload, open loops, sizes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import plan as plans
 from benchmarks.bench import Bench
+from benchmarks.beside import Ceilings, ceilings
 from benchmarks.load import Loaded, closed_loop, open_loop
-from benchmarks.measurement import Kind, Measurement
+from benchmarks.measurement import Kind, Measurement, latency
 from benchmarks.pictures import megapixels
 from benchmarks.plan import Plan
-from benchmarks.processes import RunningServer, running
+from benchmarks.processes import RunningServer, resident_bytes, running
 from benchmarks.servers import ServerSpec
 
 # The part of a closed loop before its rate counts.
@@ -19,18 +21,31 @@ _WARM_PART = 0.25
 
 
 def visit(plan: Plan, spec: ServerSpec, model: str, number: int, bench: Bench) -> Iterator[Measurement]:
-    """Start `spec`, measure what `plan` has for it in round `number`, end it. Raises ServerFailedError."""
-    with running(spec, model, bench) as server:
-        yield from Visit(server, spec, model, number, plan, bench).measurements()
+    """Start `spec`, measure what `plan` has for it in round `number`, end it. Raises ServerFailedError, and
+    RuntimeError where there are no ceilings."""
+    with ExitStack() as stack:
+        beside = None
+        if spec.backend and plan.with_ceilings(spec, model):
+            beside = stack.enter_context(ceilings(plan, spec, model, number, bench))
+        server = stack.enter_context(running(spec, model, bench))
+        yield from Visit(server, beside, spec, model, number, plan, bench).measurements()
 
 
 class Visit:
-    """A visit to a running server."""
+    """A visit to a running server, with the process of its ceilings where it is compared with any."""
 
     def __init__(
-        self, server: RunningServer, spec: ServerSpec, model: str, number: int, plan: Plan, bench: Bench
+        self,
+        server: RunningServer,
+        beside: Ceilings | None,
+        spec: ServerSpec,
+        model: str,
+        number: int,
+        plan: Plan,
+        bench: Bench,
     ) -> None:
         self._server = server
+        self._beside = beside
         self._spec = spec
         self._model = model
         self._round = number
@@ -38,29 +53,43 @@ class Visit:
         self._bench = bench
 
     def measurements(self) -> Iterator[Measurement]:
-        """Closed loops, from which the capacity is known, then open loops at shares of it, then sizes."""
-        size, files = self._bench.usual_size, self._bench.usual
+        """Turns of closed loops, ceilings and overload; then open loops at shares of the capacity, then sizes."""
+        files = self._bench.usual
         warm = closed_loop(self._server, files, connections=16, seconds=plans.WARM_UP_S, warm_s=plans.WARM_UP_S / 2)
         pace = warm.report["steady_per_second"]
-        for connections in self._plan.connections_of(self._model):
-            measured = self._closed("closed", size, files, connections, pace)
-            # One connection alone says little of what the server can do.
-            pace = max(pace, measured.images_per_second)
-            yield measured
+        for turn in range(1, self._plan.turns_of(self._spec, self._model) + 1):
+            for measured in self._turn(turn, pace):
+                # One connection alone says little of what the server can do.
+                pace = max(pace, measured.images_per_second) if measured.kind == "closed" else pace
+                yield measured
         for percent in self._plan.open_loads(self._spec, self._model):
             yield self._open(files, percent, capacity=pace)
-        if self._plan.with_overload(self._spec, self._model):
-            yield self._overload(files, capacity=pace)
         if self._plan.with_sizes(self._spec, self._model):
             for size, paths in self._bench.pictures.items():
                 expected = plans.expected_pace(pace, megapixels(size))
                 yield self._closed("size", size, paths, plans.SIZE_CONNECTIONS, expected)
 
-    def _closed(self, kind: Kind, size: str, files: list[Path], connections: int, pace: float) -> Measurement:
+    def _turn(self, turn: int, pace: float) -> Iterator[Measurement]:
+        """What is compared, one right after the other."""
+        size, files = self._bench.usual_size, self._bench.usual
+        for connections in self._plan.connections_of(self._model, turn):
+            measured = self._closed("closed", size, files, connections, pace, turn=turn)
+            yield measured
+            if self._beside:
+                for ceiling in self._plan.ceilings_of(self._model, connections):
+                    yield self._beside.measure(ceiling, turn)
+        if self._plan.with_overload(self._spec, self._model):
+            # Of as many connections as there are, whose queue is the most like that under overload.
+            yield self._overload(files, capacity=measured.images_per_second, turn=turn)
+
+    def _closed(
+        self, kind: Kind, size: str, files: list[Path], connections: int, pace: float, *, turn: int = 1
+    ) -> Measurement:
         seconds = round(plans.closed_loop_seconds(connections, pace, self._plan.seconds))
         warm_s = seconds * _WARM_PART
         loaded = closed_loop(self._server, files, connections=connections, seconds=seconds, warm_s=warm_s)
-        return self._measurement(kind, float(connections), size, loaded, loaded.report["steady_per_second"])
+        rate = loaded.report["steady_per_second"]
+        return self._measurement(kind, float(connections), size, loaded, rate, turn=turn)
 
     def _open(self, files: list[Path], percent: int, *, capacity: float) -> Measurement:
         rate = capacity * percent / 100
@@ -69,7 +98,7 @@ class Visit:
         answered = loaded.report["statuses"].get("200", 0) / loaded.report["seconds"]
         return self._measurement("open", float(percent), self._bench.usual_size, loaded, answered, offered=rate)
 
-    def _overload(self, files: list[Path], *, capacity: float) -> Measurement:
+    def _overload(self, files: list[Path], *, capacity: float, turn: int) -> Measurement:
         """More than the server can do, from when every place in it is taken: without that the surplus would just fill
         the queue for as long as the measurement lasts."""
         rate = capacity * plans.OVERLOAD_PERCENT / 100
@@ -83,10 +112,18 @@ class Visit:
             filling_s=plans.FILLING_S,
         )
         load, goodput = float(plans.OVERLOAD_PERCENT), loaded.report["steady_per_second"]
-        return self._measurement("overload", load, self._bench.usual_size, loaded, goodput, offered=rate)
+        return self._measurement("overload", load, self._bench.usual_size, loaded, goodput, offered=rate, turn=turn)
 
     def _measurement(
-        self, kind: Kind, load: float, size: str, loaded: Loaded, rate: float, *, offered: float | None = None
+        self,
+        kind: Kind,
+        load: float,
+        size: str,
+        loaded: Loaded,
+        rate: float,
+        *,
+        offered: float | None = None,
+        turn: int = 1,
     ) -> Measurement:
         report = loaded.report
         return Measurement(
@@ -94,6 +131,7 @@ class Visit:
             server=self._spec.name,
             model=self._model,
             round=self._round,
+            turn=turn,
             load=load,
             size=size,
             seconds=report["seconds"],
@@ -106,13 +144,8 @@ class Visit:
             client_cpu_share=loaded.client_cpu_share,
             server_cpu_share=loaded.server_cpu_share,
             server_cpu_ms_per_image=loaded.server_cpu_seconds / max(1, report["succeeded"]) * 1e3,
-            server_bytes=self._server.resident_bytes(),
+            server_bytes=resident_bytes([self._server]),
             start_seconds=self._server.start_seconds,
             stages_ms=report.get("stages_ms", {}),
             figures={"late_p99_ms": report["late_p99_ms"]} if offered else {},
         )
-
-
-def latency(report: Mapping[str, float]) -> dict[str, float]:
-    """The percentiles of a load's report, by name."""
-    return {name: report[f"{name}_ms"] for name in ("p50", "p90", "p99", "mean", "max")}

@@ -1,8 +1,7 @@
 """More requests than a server can take, from a process of its own: `python -m reliability.flood HOST PORT FILE`.
 
 First a closed loop, whose rate is the server's capacity; then, with --factor, that many times as many by an open loop
-(Poisson), whatever has been answered; then a closed loop again, at once. Requests are ready-made bytes and answers are
-read no further than needed: the load shares its processor with the server. Prints one line of JSON.
+(Poisson), whatever has been answered; then a closed loop again, at once. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from typing import Any
 
 import uvloop
 
+from benchmarks.exchanges import Connections, Exchange
 from benchmarks.statistic import latency_summary, steady_rate
-from reliability.flood_connection import Exchange, FloodConnection
 from reliability.wire import CLASSIFY, Place, post
 
 _OK = 200
@@ -40,29 +39,28 @@ class Flood:
     """All requests of one run, in one pool of connections."""
 
     def __init__(self, place: Place, wire: bytes) -> None:
-        self._place = place
+        self._connections = Connections(place.host, place.port)
         self._wire = wire
-        self._idle: list[FloodConnection] = []
         self.exchanges: list[Exchange] = []
         self.succeeded_at: list[float] = []
         self._under_way = 0
         self._none_under_way = asyncio.Event()
-        self._connecting: set[asyncio.Task[None]] = set()
 
     def send(self, scheduled_at: float, then: Callable[[Exchange], None] = lambda _exchange: None) -> None:
-        """On an idle connection, or a new one; `then` is told how it ended."""
+        """One request; `then` is told how it ended."""
         self._under_way += 1
         self._none_under_way.clear()
-        exchange = Exchange(scheduled_at, self._wire, lambda: self._ended(exchange, then))
-        while self._idle:
-            # The one that has been idle for longest, before the server closes it for that.
-            connection = self._idle.pop(0)
-            if connection.open:
-                connection.send(exchange)
-                return
-        task = asyncio.create_task(self._connect(exchange))
-        self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+
+        def ended(exchange: Exchange) -> None:
+            self._under_way -= 1
+            self.exchanges.append(exchange)
+            if exchange.status == _OK:
+                self.succeeded_at.append(exchange.ended_at)
+            then(exchange)
+            if not self._under_way:
+                self._none_under_way.set()
+
+        self._connections.send(Exchange(scheduled_at, self._wire, ended))
 
     async def closed_loop(self, callers: int, seconds: float) -> None:
         """Each caller sends his next request when the last is answered."""
@@ -95,24 +93,6 @@ class Flood:
         """Wait for every answer. Raises TimeoutError."""
         async with asyncio.timeout(_PATIENCE_S):
             await self._none_under_way.wait()
-
-    async def _connect(self, exchange: Exchange) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            _, connection = await loop.create_connection(lambda: FloodConnection(self._idle.append), *self._place)
-        except OSError:
-            exchange.end(0, refusal_in_form=False)
-        else:
-            connection.send(exchange)
-
-    def _ended(self, exchange: Exchange, then: Callable[[Exchange], None]) -> None:
-        self._under_way -= 1
-        self.exchanges.append(exchange)
-        if exchange.status == _OK:
-            self.succeeded_at.append(exchange.ended_at)
-        then(exchange)
-        if not self._under_way:
-            self._none_under_way.set()
 
 
 async def run(flood: Flood, wanted: argparse.Namespace) -> dict[str, Any]:
@@ -153,7 +133,8 @@ def _phase(exchanges: list[Exchange]) -> dict[str, Any]:
         "accepted": latency_summary([exchange.latency_ms for exchange in exchanges if exchange.status == _OK]),
         # How fast a server says no: from the moment of sending.
         "refused": latency_summary([exchange.answer_ms for exchange in refused]),
-        "out_of_form": sum(not exchange.refusal_in_form for exchange in refused),
+        # A refusal says when to come again.
+        "out_of_form": sum(b"retry-after" not in exchange.fields for exchange in refused),
         "late": latency_summary([exchange.late_ms for exchange in exchanges]),
     }
 

@@ -70,6 +70,18 @@ def test_a_bar_is_judged_by_the_median_of_ratios_of_the_same_round(folder: Path)
     assert "is mosec." in (folder / report.PAGE).read_text(encoding="utf-8")
 
 
+def test_what_was_measured_in_turns_is_compared_turn_by_turn(folder: Path) -> None:
+    kept = [
+        # The machine is slower from turn to turn: medians over the round would say 1.00.
+        *measured(OWN, [90, 60], turn=1),
+        *measured(OWN, [80, 50], turn=2),
+        *measured("decode + forward, openvino fp32", [100, 80], kind="ceiling", load=0.0, turn=1),
+        *measured("decode + forward, openvino fp32", [160], kind="ceiling", load=0.0, turn=2),
+    ]
+    found = rows(folder, kept)["images/s at 32 connections over decode and forward in process"]
+    assert found == ["≥ 0.92", "0.75 (0.50–0.90)", "**missed**"]  # noqa: RUF001 - a range
+
+
 def test_missed_bars_are_shown_as_missed_and_others_as_not_measured(folder: Path) -> None:
     found = rows(folder, measured(OWN, [100]) + measured("mosec", [50]))
     assert found[AGAINST_PEERS][1:] == ["2.00", "**missed**"]
@@ -180,6 +192,10 @@ def test_a_second_model_is_measured_in_brief_and_the_null_model_by_its_own_serve
     assert plan.with_ceilings(alone, "null")
     assert not plan.with_ceilings(by_fronts, "null")
     assert len(plan.servers_of(second)) < len(plan.servers_of(first))
-    assert plan.connections_of(second) == (32,)
+    assert plan.connections_of(second, 1) == (32,)
+    # What the bars compare, several times, and nothing besides.
+    assert plan.turns_of(SERVERS[OWN], first) == plan.turns_of(alone, "null") > 1
+    assert plan.connections_of(first, 2) == (1, 32, 128)
+    assert {plan.turns_of(spec, second) for spec in plan.servers_of(second)} == {1}
     assert not plan.open_loads(SERVERS[OWN], second)
     assert plan.expected_minutes() < 40

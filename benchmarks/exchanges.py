@@ -1,0 +1,155 @@
+"""Requests ready-made as bytes, over connections that are kept, on httptools: for loads that share their processor with
+the server, of which a client for every purpose would take a share that shows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter
+from typing import cast
+
+import httptools
+
+
+class Exchange:
+    """A request and what became of it: a status, 0 for a connection that ended first, and the answer's fields, their
+    names in lower case. `done` is told when it has ended."""
+
+    __slots__ = ("_done", "ended_at", "fields", "scheduled_at", "sent_at", "status", "wire")
+
+    def __init__(self, scheduled_at: float, wire: bytes, done: Callable[[Exchange], None]) -> None:
+        self.scheduled_at = scheduled_at
+        self.wire = wire
+        self.status = 0
+        self.fields: dict[bytes, bytes] = {}
+        self.sent_at = self.ended_at = perf_counter()
+        self._done = done
+
+    def end(self, status: int, fields: dict[bytes, bytes]) -> None:
+        """Now."""
+        self.ended_at = perf_counter()
+        self.status = status
+        self.fields = fields
+        self._done(self)
+
+    @property
+    def latency_ms(self) -> float:
+        """From the moment at which it should have left."""
+        return (self.ended_at - self.scheduled_at) * 1e3
+
+    @property
+    def answer_ms(self) -> float:
+        """From the moment at which it left."""
+        return (self.ended_at - self.sent_at) * 1e3
+
+    @property
+    def late_ms(self) -> float:
+        """What the generator itself kept it waiting."""
+        return (self.sent_at - self.scheduled_at) * 1e3
+
+
+class Connections:
+    """As many to one server as there are exchanges under way, and those that were needed before."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._idle: deque[_Connection] = deque()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def send(self, exchange: Exchange) -> None:
+        """On an idle connection, or a new one."""
+        while self._idle:
+            # The one that has been idle for longest, before the server closes it for that.
+            connection = self._idle.popleft()
+            if connection.open:
+                connection.send(exchange)
+                return
+        task = asyncio.create_task(self._connect(exchange))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    def close(self) -> None:
+        """All that are idle."""
+        while self._idle:
+            self._idle.popleft().close()
+
+    async def _connect(self, exchange: Exchange) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            _, connection = await loop.create_connection(lambda: _Connection(self._idle.append), self._host, self._port)
+        except OSError:
+            exchange.end(0, {})
+        else:
+            connection.send(exchange)
+
+
+class _Connection(asyncio.Protocol):
+    """Exchanges one after another; `on_idle` has it back after each."""
+
+    def __init__(self, on_idle: Callable[[_Connection], None]) -> None:
+        self._on_idle = on_idle
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._fields: dict[bytes, bytes] = {}
+        self._parser = httptools.HttpResponseParser(self)
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a server at its other end."""
+        return self._transport is not None and not self._transport.is_closing()
+
+    def send(self, exchange: Exchange) -> None:
+        """The next request. None may be under way."""
+        self._exchange = exchange
+        exchange.sent_at = perf_counter()
+        if self._transport is None or self._transport.is_closing():
+            self._end(0)
+        else:
+            self._transport.write(exchange.wire)
+
+    def close(self) -> None:
+        """None may be under way."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            # No HTTP: as good as no answer.
+            if self._transport is not None:
+                self._transport.abort()
+
+    def on_message_begin(self) -> None:
+        """Of the parser."""
+        self._fields = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Of the parser."""
+        self._fields[name.lower()] = value
+
+    def on_message_complete(self) -> None:
+        """Of the parser."""
+        if not self._parser.should_keep_alive() and self._transport is not None:
+            self._transport.close()
+        self._end(self._parser.get_status_code())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self._transport = None
+        self._fields = {}
+        self._end(0)
+
+    def _end(self, status: int) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is None:
+            return
+        if self.open:
+            self._on_idle(self)
+        exchange.end(status, self._fields)
