@@ -14,8 +14,8 @@ import httptools
 
 
 class Exchange:
-    """A request and what became of it: a status, 0 for a connection that ended first, and the answer's fields, their
-    names in lower case. `done` is told when it has ended."""
+    """A request and what became of it: a status, 0 for a connection that ended first, and the answer's wanted fields,
+    their names in lower case. `done` is told when it has ended."""
 
     __slots__ = ("_done", "ended_at", "fields", "scheduled_at", "sent_at", "status", "wire")
 
@@ -51,11 +51,13 @@ class Exchange:
 
 
 class Connections:
-    """As many to one server as there are exchanges under way, and those that were needed before."""
+    """As many to one server as there are exchanges under way, and those that were needed before. Of an answer's fields
+    those in `wanted` are kept, named in lower case."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, wanted: frozenset[bytes]) -> None:
         self._host = host
         self._port = port
+        self._wanted = wanted
         self._idle: deque[_Connection] = deque()
         self._connecting: set[asyncio.Task[None]] = set()
 
@@ -79,7 +81,9 @@ class Connections:
     async def _connect(self, exchange: Exchange) -> None:
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(lambda: _Connection(self._idle.append), self._host, self._port)
+            _, connection = await loop.create_connection(
+                lambda: _Connection(self._idle.append, self._wanted), self._host, self._port
+            )
         except OSError:
             exchange.end(0, {})
         else:
@@ -89,8 +93,9 @@ class Connections:
 class _Connection(asyncio.Protocol):
     """Exchanges one after another; `on_idle` has it back after each."""
 
-    def __init__(self, on_idle: Callable[[_Connection], None]) -> None:
+    def __init__(self, on_idle: Callable[[_Connection], None], wanted: frozenset[bytes]) -> None:
         self._on_idle = on_idle
+        self._wanted = wanted
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._fields: dict[bytes, bytes] = {}
@@ -132,7 +137,9 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of the parser."""
-        self._fields[name.lower()] = value
+        name = name.lower()
+        if name in self._wanted:
+            self._fields[name] = value
 
     def on_message_complete(self) -> None:
         """Of the parser."""

@@ -29,6 +29,8 @@ Stages = dict[str, float]
 _OK = 200
 _REFUSED = 429
 
+_STAGES = b"server-timing"
+
 
 class Recorder:
     """What became of the requests that left from `counts_from` on."""
@@ -68,7 +70,7 @@ class Recorder:
         # A quick refusal is no quick answer.
         if exchange.status == _OK:
             self.latencies_ms.append(exchange.latency_ms)
-            for name, duration_ms in parse_server_timing(exchange.fields.get(b"server-timing", b"").decode()).items():
+            for name, duration_ms in parse_server_timing(exchange.fields.get(_STAGES, b"").decode()).items():
                 self.stages_ms[name].append(duration_ms)
         elif exchange.status == _REFUSED:
             self.refusals_ms.append(exchange.answer_ms)
@@ -126,7 +128,7 @@ async def run(
     """Send at `moments`, s from the start; wait for every answer; return as JSON the summary of those from
     `counts_from` on, which left within `seconds`."""
     place = urlsplit(url)
-    connections = Connections(place.hostname or "", place.port or 80)
+    connections = Connections(place.hostname or "", place.port or 80, frozenset({_STAGES}))
     wires = [ready_made(place, body) for body in bodies]
     started_at = perf_counter()
     recorder = Recorder(started_at + counts_from, len(moments), timeout_s)

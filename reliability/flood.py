@@ -27,6 +27,9 @@ from reliability.wire import CLASSIFY, Place, post
 _OK = 200
 _REFUSED = 429
 
+# A refusal says it.
+_WHEN_TO_COME = b"retry-after"
+
 # A closed-loop caller who is told to come later does.
 _BACK_OFF_S = 0.1
 # Answers to the last requests of the open loop.
@@ -39,7 +42,7 @@ class Flood:
     """All requests of one run, in one pool of connections."""
 
     def __init__(self, place: Place, wire: bytes) -> None:
-        self._connections = Connections(place.host, place.port)
+        self._connections = Connections(place.host, place.port, frozenset({_WHEN_TO_COME}))
         self._wire = wire
         self.exchanges: list[Exchange] = []
         self.succeeded_at: list[float] = []
@@ -133,8 +136,7 @@ def _phase(exchanges: list[Exchange]) -> dict[str, Any]:
         "accepted": latency_summary([exchange.latency_ms for exchange in exchanges if exchange.status == _OK]),
         # How fast a server says no: from the moment of sending.
         "refused": latency_summary([exchange.answer_ms for exchange in refused]),
-        # A refusal says when to come again.
-        "out_of_form": sum(b"retry-after" not in exchange.fields for exchange in refused),
+        "out_of_form": sum(_WHEN_TO_COME not in exchange.fields for exchange in refused),
         "late": latency_summary([exchange.late_ms for exchange in exchanges]),
     }
 
