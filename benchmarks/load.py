@@ -43,17 +43,23 @@ def require_wrk() -> None:
 
 
 def closed_loop(
-    server: RunningServer, bodies: Sequence[Path], *, connections: int, seconds: float, warm_s: float, threads: int = 1
+    server: RunningServer,
+    bodies: Sequence[Path],
+    *,
+    connections: int,
+    seconds: float,
+    warm_part: float = 0.25,
+    threads: int = 1,
 ) -> Loaded:
     """`connections` clients in `threads` of wrk's, each sending its next request when the last is answered. The rate
-    counts from `warm_s` on: before it the first batches form."""
+    counts after the first `warm_part` of the time, in which the first batches form."""
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as listing:
         listing.write("\n".join(map(str, bodies)))
         listing.flush()
         command = ["wrk", "--threads", str(threads), "--connections", str(connections)]
         command += ["--duration", f"{round(seconds)}s"]
         command += ["--timeout", f"{TIMEOUT_S}s", "--script", str(_SCRIPT), server.url]
-        return _run(command, server, BENCH_BODIES=listing.name, BENCH_WARM_S=str(warm_s))
+        return _run(command, server, BENCH_BODIES=listing.name, BENCH_WARM_S=str(seconds * warm_part))
 
 
 def open_loop(

@@ -35,7 +35,6 @@ CONNECTIONS = (32, 128)
 
 _MODEL = "efficientnet_lite0"
 _WARM_UP_S = 2.0
-_WARM_PART = 0.25
 
 # Of wrk, for all servers together. They took 0.4 cores to send 2,900 photographs a second.
 _LOAD_THREADS = 4
@@ -189,7 +188,6 @@ def _load(
             bench.usual,
             connections=connections // len(servers),
             seconds=seconds,
-            warm_s=seconds * _WARM_PART,
             threads=max(1, _LOAD_THREADS // len(servers)),
         )
         for server in servers

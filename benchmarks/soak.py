@@ -65,7 +65,7 @@ class _Soaking:
             expected_s = (requests - self.requests) * self.seconds / max(1, self.requests)
             slice_s = min(max(_LEAST_SLICE_S, expected_s), _LONGEST_SLICE_S)
             sent = closed_loop(
-                self._server, self._bench.usual, connections=_CONNECTIONS, seconds=slice_s, warm_s=0.0
+                self._server, self._bench.usual, connections=_CONNECTIONS, seconds=slice_s, warm_part=0.0
             ).report
             if not sent["statuses"] and not sent["failed"]:
                 raise RuntimeError(f"{_SERVER} has stopped answering after {self.requests} requests")

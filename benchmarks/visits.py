@@ -16,9 +16,6 @@ from benchmarks.plan import Plan
 from benchmarks.processes import RunningServer, resident_bytes, running
 from benchmarks.servers import ServerSpec
 
-# The part of a closed loop before its rate counts.
-_WARM_PART = 0.25
-
 
 def visit(plan: Plan, spec: ServerSpec, model: str, number: int, bench: Bench) -> Iterator[Measurement]:
     """Start `spec`, measure what `plan` has for it in round `number`, end it. Raises ServerFailedError, and
@@ -55,7 +52,7 @@ class Visit:
     def measurements(self) -> Iterator[Measurement]:
         """Turns of closed loops, ceilings and overload; then open loops at shares of the capacity, then sizes."""
         files = self._bench.usual
-        warm = closed_loop(self._server, files, connections=16, seconds=plans.WARM_UP_S, warm_s=plans.WARM_UP_S / 2)
+        warm = closed_loop(self._server, files, connections=16, seconds=plans.WARM_UP_S, warm_part=0.5)
         pace = warm.report["steady_per_second"]
         for turn in range(1, self._plan.turns_of(self._spec, self._model) + 1):
             for measured in self._turn(turn, pace):
@@ -86,8 +83,7 @@ class Visit:
         self, kind: Kind, size: str, files: list[Path], connections: int, pace: float, *, turn: int = 1
     ) -> Measurement:
         seconds = round(plans.closed_loop_seconds(connections, pace, self._plan.seconds))
-        warm_s = seconds * _WARM_PART
-        loaded = closed_loop(self._server, files, connections=connections, seconds=seconds, warm_s=warm_s)
+        loaded = closed_loop(self._server, files, connections=connections, seconds=seconds)
         rate = loaded.report["steady_per_second"]
         return self._measurement(kind, float(connections), size, loaded, rate, turn=turn)
 

@@ -94,9 +94,7 @@ def _service(python: Path, drawn: Path, seconds: float, logs: Path) -> Measured:
     spec = replace(SERVERS["gradless openvino fp32"], path="/v1/features")
     bench = Bench({"0.2 MP": sorted(drawn.iterdir())}, python, logs)
     with running(spec, "efficientnet_lite0", bench) as server:
-        loaded = closed_loop(
-            server, bench.usual, connections=_CONNECTIONS, seconds=max(4.0, seconds), warm_s=max(1.0, seconds / 4)
-        )
+        loaded = closed_loop(server, bench.usual, connections=_CONNECTIONS, seconds=max(4.0, seconds))
         return Measured(loaded.report["steady_per_second"], server.start_seconds)
 
 
