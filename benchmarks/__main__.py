@@ -36,6 +36,8 @@ def main() -> None:
         except (ValueError, RuntimeError) as error:
             sys.exit(f"benchmarks: {error}")
     measurements = Store(folder / report.MEASUREMENTS).read()
+    if not measurements:
+        sys.exit(f"benchmarks: no measurements in {folder}")
     figures = {model: plots.draw_all(measurements, model, folder) for model in report.models_of(measurements)}
     _log.info("written: %s", report.write(folder, measurements, figures))
 

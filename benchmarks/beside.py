@@ -37,9 +37,9 @@ class Ceilings:
 
     def measure(self, ceiling: Ceiling, turn: int) -> Measurement:
         """With everything else idle. Raises RuntimeError when the process has ended, with the end of what it said."""
+        # Past the buffer, which would be written again when the pipe is closed. That it has ended is seen below.
         with suppress(BrokenPipeError):
-            self._asked.write(f"{ceiling}\n")
-            self._asked.flush()
+            os.write(self._asked.fileno(), f"{ceiling}\n".encode())
         report = json.loads(self._line())
         return Measurement(
             kind="ceiling",

@@ -79,5 +79,7 @@ class Store:
 
     def read(self) -> list[Measurement]:
         """All that is kept, in order."""
+        if not self._path.exists():
+            return []
         lines = self._path.read_text(encoding="utf-8").splitlines()
         return [Measurement(**json.loads(line)) for line in lines if line.strip()]
