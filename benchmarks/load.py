@@ -81,6 +81,7 @@ def open_loop(
 
 
 def _run(command: list[str], server: RunningServer, **variables: str) -> Loaded:
+    server.wait_until_idle()
     client_before = resource.getrusage(resource.RUSAGE_CHILDREN)
     server_before = server.cpu_seconds()
     done = subprocess.run(  # noqa: S603 - composed above

@@ -48,7 +48,7 @@ _NULL_CONNECTIONS = (32,)
 _START_S = 9.0
 _CEILING_START_S = 6.0
 _CEILING_ANSWERS = 128
-_LOAD_START_S = 0.5
+_LOAD_START_S = 0.8
 _DRAIN_S = 0.5
 
 # Preprocessing in its process; the first start, a later one, and the imports.
@@ -99,8 +99,8 @@ class Plan:
 
     def turns_of(self, spec: ServerSpec, model: str) -> int:
         """Several where there are bars for what is compared."""
-        held_to_bars = spec.name == DEFAULT and model == self.models[0]
-        return self.turns if held_to_bars or (model == NULL and self.with_ceilings(spec, model)) else 1
+        the_server_itself = model == NULL and self.with_ceilings(spec, model)
+        return self.turns if self.with_overload(spec, model) or the_server_itself else 1
 
     def connections_of(self, model: str, turn: int) -> tuple[int, ...]:
         """Of the closed loops, in their order."""
@@ -124,8 +124,8 @@ class Plan:
         return self.loads_percent if model == self.models[0] and spec.name not in _RATES_ONLY else ()
 
     def with_overload(self, spec: ServerSpec, model: str) -> bool:
-        """Of gradless, which is to refuse what is too much; the other servers have limits of their own, or none."""
-        return model == self.models[0] and spec.backend is not None and spec.name not in _RATES_ONLY
+        """Of gradless as it starts, which is to refuse what is too much; others have limits of their own, or none."""
+        return model == self.models[0] and spec.name == DEFAULT
 
     def with_sizes(self, spec: ServerSpec, model: str) -> bool:
         """Sizes are about decoding: once is enough, with the model whose forward is the smaller part."""

@@ -25,6 +25,11 @@ _STOP_TIMEOUT_S = 5.0
 _PAUSE_S = 0.1
 _SHORT_PAUSE_S = 0.02
 
+# Ray's own processes take up to 0.2 cores while nobody asks for anything; a server at work takes one at least.
+_IDLE_CORES = 0.3
+_IDLE_FOR_S = 0.25
+_LONGEST_BACKLOG_S = 30.0
+
 
 class ServerFailedError(Exception):
     """It ended, or did not answer in time. Carries the end of its log."""
@@ -44,6 +49,17 @@ class RunningServer:
     def cpu_seconds(self) -> float:
         """CPU time, user and system, of all its processes that live."""
         return sum(_cpu_seconds(process) for process in self.processes())
+
+    def wait_until_idle(self) -> None:
+        """Until it no longer works on what callers have left behind: wrk leaves with a request on each connection, and
+        most servers answer those all the same. Raises RuntimeError when it does not come to rest."""
+        deadline = time.perf_counter() + _LONGEST_BACKLOG_S
+        while time.perf_counter() < deadline:
+            before, since = self.cpu_seconds(), time.perf_counter()
+            time.sleep(_IDLE_FOR_S)
+            if self.cpu_seconds() - before < _IDLE_CORES * (time.perf_counter() - since):
+                return
+        raise RuntimeError(f"{self.url} is at work {_LONGEST_BACKLOG_S:.0f} s after its last caller has left")
 
     def processes(self) -> list[psutil.Process]:
         """All that live."""
