@@ -16,7 +16,8 @@ Value = Callable[[Measurement], float]
 # Of a round, and in it of a turn.
 When = tuple[int, int]
 
-# Connections at which a server is busy, and its queue short.
+# Connections at which an image is alone; at which a server is busy, and its queue short; many times as many as a batch.
+ALONE = 1
 BUSY = 32
 MANY = 128
 
@@ -75,7 +76,7 @@ def of_decoding(kept: Kept, server: str = NULL_SERVER) -> list[float]:
 def of_one_image(kept: Kept, server: str, model: str) -> list[float]:
     """p50 of one connection over p50 of decode and forward in process, one image after another."""
     alone = by_turn(kept, p50, "ceiling", ceiling_name("alone", SERVERS[server].engine), model=model)
-    return ratios(by_turn(kept, p50, "closed", server, model=model, load=1), alone)
+    return ratios(by_turn(kept, p50, "closed", server, model=model, load=ALONE), alone)
 
 
 def tail(kept: Kept, server: str, model: str) -> list[float]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.comparisons import ALONE, BUSY, MANY
 from benchmarks.measurement import Ceiling
 from benchmarks.servers import DEFAULT, NULL, ServerSpec
 
 CONNECTIONS = (1, 8, 32, 128)
 
-# Of those, the ones that something is compared with: one image alone, all cores busy, many times as many as a batch.
-_ALONE, _BUSY, _MANY = _COMPARED_CONNECTIONS = (1, 32, 128)
+# Of those, the ones that something is compared with.
+_COMPARED_CONNECTIONS = (ALONE, BUSY, MANY)
 
 # What the bars compare is measured so often in each round, one right after the other: over minutes, a machine that
 # others have a part of is not the same machine.
@@ -112,9 +113,9 @@ class Plan:
 
     def ceilings_of(self, model: str, connections: int) -> tuple[Ceiling, ...]:
         """What a closed loop is compared with."""
-        if connections == _ALONE:
+        if connections == ALONE:
             return ("alone",)
-        if connections == _BUSY:
+        if connections == BUSY:
             # Decoding is the same whatever comes after it, and is the ceiling where nothing does.
             return ("together", "decoding") if model == NULL else ("together",)
         return ()
@@ -133,7 +134,8 @@ class Plan:
 
     def with_ceilings(self, spec: ServerSpec, model: str) -> bool:
         """Once for each engine, beside the first server that has it."""
-        return spec == next((found for found in self.servers_of(model) if found.engine == spec.engine), None)
+        first = next((found for found in self.servers_of(model) if found.engine == spec.engine), None)
+        return spec.backend is not None and spec == first
 
     def expected_minutes(self) -> float:
         """A little more in practice: slow servers are measured longer."""
@@ -156,11 +158,11 @@ class Plan:
             loads += self._ceilings_s(spec, model, connections, pace)
             if self.with_overload(spec, model):
                 loads.append(FILLING_S + overload_seconds(self.seconds) + QUEUE_CAPACITY / pace)
-        start_s = _START_S + _CEILING_START_S * (spec.backend is not None and self.with_ceilings(spec, model))
+        start_s = _START_S + _CEILING_START_S * self.with_ceilings(spec, model)
         return start_s + WARM_UP_S + sum(seconds + _LOAD_START_S for seconds in loads)
 
     def _ceilings_s(self, spec: ServerSpec, model: str, connections: tuple[int, ...], pace: float) -> list[float]:
-        if spec.backend is None or not self.with_ceilings(spec, model):
+        if not self.with_ceilings(spec, model):
             return []
         found = [ceiling for count in connections for ceiling in self.ceilings_of(model, count)]
         least = {"together": _CEILING_ANSWERS / pace}

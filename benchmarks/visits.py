@@ -22,7 +22,7 @@ def visit(plan: Plan, spec: ServerSpec, model: str, number: int, bench: Bench) -
     RuntimeError where there are no ceilings."""
     with ExitStack() as stack:
         beside = None
-        if spec.backend and plan.with_ceilings(spec, model):
+        if plan.with_ceilings(spec, model):
             beside = stack.enter_context(ceilings(plan, spec, model, number, bench))
         server = stack.enter_context(running(spec, model, bench))
         yield from Visit(server, beside, spec, model, number, plan, bench).measurements()
@@ -73,6 +73,7 @@ class Visit:
             measured = self._closed("closed", size, files, connections, pace, turn=turn)
             yield measured
             if self._beside:
+                self._server.wait_until_idle()
                 for ceiling in self._plan.ceilings_of(self._model, connections):
                     yield self._beside.measure(ceiling, turn)
         if self._plan.with_overload(self._spec, self._model):
