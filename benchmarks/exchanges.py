@@ -57,15 +57,20 @@ class Connections:
     def __init__(self, host: str, port: int, wanted: frozenset[bytes]) -> None:
         self._host = host
         self._port = port
-        self._wanted = wanted
-        self._idle: deque[_Connection] = deque()
+        self.wanted = wanted
+        self.idle: deque[_Connection] = deque()
+        self.under_way = 0
+        self._none_under_way = asyncio.Event()
+        self._none_under_way.set()
         self._connecting: set[asyncio.Task[None]] = set()
 
     def send(self, exchange: Exchange) -> None:
         """On an idle connection, or a new one."""
-        while self._idle:
+        self.under_way += 1
+        self._none_under_way.clear()
+        while self.idle:
             # The one that has been idle for longest, before the server closes it for that.
-            connection = self._idle.popleft()
+            connection = self.idle.popleft()
             if connection.open:
                 connection.send(exchange)
                 return
@@ -73,29 +78,38 @@ class Connections:
         self._connecting.add(task)
         task.add_done_callback(self._connecting.discard)
 
+    def ended(self, exchange: Exchange, status: int, fields: dict[bytes, bytes]) -> None:
+        """Of a connection: `exchange`, just now."""
+        exchange.end(status, fields)
+        self.under_way -= 1
+        if not self.under_way:
+            self._none_under_way.set()
+
+    async def all_ended(self, timeout_s: float) -> None:
+        """Wait until none is under way. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s):
+            await self._none_under_way.wait()
+
     def close(self) -> None:
         """All that are idle."""
-        while self._idle:
-            self._idle.popleft().close()
+        while self.idle:
+            self.idle.popleft().close()
 
     async def _connect(self, exchange: Exchange) -> None:
         loop = asyncio.get_running_loop()
         try:
-            _, connection = await loop.create_connection(
-                lambda: _Connection(self._idle.append, self._wanted), self._host, self._port
-            )
+            _, connection = await loop.create_connection(lambda: _Connection(self), self._host, self._port)
         except OSError:
-            exchange.end(0, {})
+            self.ended(exchange, 0, {})
         else:
             connection.send(exchange)
 
 
 class _Connection(asyncio.Protocol):
-    """Exchanges one after another; `on_idle` has it back after each."""
+    """Exchanges one after another; among the idle ones of `pool` after each."""
 
-    def __init__(self, on_idle: Callable[[_Connection], None], wanted: frozenset[bytes]) -> None:
-        self._on_idle = on_idle
-        self._wanted = wanted
+    def __init__(self, pool: Connections) -> None:
+        self._pool = pool
         self._transport: asyncio.Transport | None = None
         self._exchange: Exchange | None = None
         self._fields: dict[bytes, bytes] = {}
@@ -138,7 +152,7 @@ class _Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Of the parser."""
         name = name.lower()
-        if name in self._wanted:
+        if name in self._pool.wanted:
             self._fields[name] = value
 
     def on_message_complete(self) -> None:
@@ -158,5 +172,5 @@ class _Connection(asyncio.Protocol):
         if exchange is None:
             return
         if self.open:
-            self._on_idle(self)
-        exchange.end(status, self._fields)
+            self._pool.idle.append(self)
+        self._pool.ended(exchange, status, self._fields)

@@ -35,7 +35,7 @@ _STAGES = b"server-timing"
 class Recorder:
     """What became of the requests that left from `counts_from` on."""
 
-    def __init__(self, counts_from: float, requests: int, timeout_s: float) -> None:
+    def __init__(self, counts_from: float, timeout_s: float) -> None:
         self.counts_from = counts_from
         self.statuses: Counter[str] = Counter()
         self.failed = 0
@@ -47,15 +47,10 @@ class Recorder:
         self.stages_ms: defaultdict[str, list[float]] = defaultdict(list)
         self.last_answer_at = 0.0
         self.cpu_before = process_time()
-        self._awaited = requests
-        self._none_awaited = asyncio.Event()
         self._timeout_s = timeout_s
 
     def ended(self, exchange: Exchange) -> None:
         """One request, with an answer or without."""
-        self._awaited -= 1
-        if not self._awaited:
-            self._none_awaited.set()
         in_time = exchange.answer_ms <= self._timeout_s * 1e3
         if in_time and exchange.status == _OK:
             self.succeeded_at.append(exchange.ended_at)
@@ -74,14 +69,6 @@ class Recorder:
                 self.stages_ms[name].append(duration_ms)
         elif exchange.status == _REFUSED:
             self.refusals_ms.append(exchange.answer_ms)
-
-    async def all_ended(self) -> None:
-        """Wait for what has not been answered, as long as a request may take; then it counts as failed."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._none_awaited.wait()
-        except TimeoutError:
-            self.failed += self._awaited
 
     def summary(self, seconds: float) -> dict[str, Any]:
         """Everything by name, ready for JSON. `seconds` in which the counted requests left."""
@@ -131,11 +118,14 @@ async def run(
     connections = Connections(place.hostname or "", place.port or 80, frozenset({_STAGES}))
     wires = [ready_made(place, body) for body in bodies]
     started_at = perf_counter()
-    recorder = Recorder(started_at + counts_from, len(moments), timeout_s)
+    recorder = Recorder(started_at + counts_from, timeout_s)
     for number, moment in enumerate(moments):
         await asyncio.sleep(max(0.0, started_at + moment - perf_counter()))
         connections.send(Exchange(started_at + moment, wires[number % len(wires)], recorder.ended))
-    await recorder.all_ended()
+    try:
+        await connections.all_ended(timeout_s)
+    except TimeoutError:
+        recorder.failed += connections.under_way
     connections.close()
     return json.dumps(recorder.summary(seconds))
 

@@ -46,22 +46,15 @@ class Flood:
         self._wire = wire
         self.exchanges: list[Exchange] = []
         self.succeeded_at: list[float] = []
-        self._under_way = 0
-        self._none_under_way = asyncio.Event()
 
     def send(self, scheduled_at: float, then: Callable[[Exchange], None] = lambda _exchange: None) -> None:
         """One request; `then` is told how it ended."""
-        self._under_way += 1
-        self._none_under_way.clear()
 
         def ended(exchange: Exchange) -> None:
-            self._under_way -= 1
             self.exchanges.append(exchange)
             if exchange.status == _OK:
                 self.succeeded_at.append(exchange.ended_at)
             then(exchange)
-            if not self._under_way:
-                self._none_under_way.set()
 
         self._connections.send(Exchange(scheduled_at, self._wire, ended))
 
@@ -94,8 +87,7 @@ class Flood:
 
     async def all_ended(self) -> None:
         """Wait for every answer. Raises TimeoutError."""
-        async with asyncio.timeout(_PATIENCE_S):
-            await self._none_under_way.wait()
+        await self._connections.all_ended(_PATIENCE_S)
 
 
 async def run(flood: Flood, wanted: argparse.Namespace) -> dict[str, Any]:

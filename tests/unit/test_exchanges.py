@@ -39,6 +39,7 @@ async def _ended(answers: Sequence[bytes]) -> tuple[list[Exchange], int]:
         done: asyncio.Future[Exchange] = asyncio.get_running_loop().create_future()
         load.send(Exchange(0.0, b"GET / HTTP/1.1\r\n\r\n", done.set_result))
         exchanges.append(await done)
+    await load.all_ended(1)
     load.close()
     server.close()
     # They end when the load's connections have.
