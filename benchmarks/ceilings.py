@@ -99,6 +99,7 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
         max_batch_size=_MAX_BATCH_SIZE,
         queue_capacity=_IN_FLIGHT,
         lanes=engine.lanes,
+        room_from=engine.room_from,
         prepare=prepare,
     )
     batcher.wait_until_ready()

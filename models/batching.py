@@ -6,7 +6,9 @@ a busy event loop never delays a batch.
 
 A lane is a thread that runs one batch at a time. With two, a batch that is full already is begun while the one before
 it runs, since waiting would bring it no company: the device finds its work there when it has done the last, instead of
-waiting until answers are given and inputs stacked. A batch that is not full waits for the device, as with one lane.
+waiting until answers are given and inputs stacked. One that is not full waits for the device, as with one lane, unless
+those under way leave it room: on a CPU whose cores each run images of their own, a core that is done need not wait for
+the others.
 """
 
 from __future__ import annotations
@@ -51,12 +53,13 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
 
 @dataclass(slots=True, eq=False)
 class _Batch(Generic[Item, Result]):
-    """`began_at`: when the device was free for it, as far as is known."""
+    """`began_at`: when the device was free for it, as far as is known. `leaves_room`: others may be begun beside it."""
 
     entries: list[_Waiting[Item, Result]]
     trigger: Trigger
     dropped: int
     began_at: float
+    leaves_room: bool
 
 
 class Batcher(Generic[Item, Result]):
@@ -66,6 +69,8 @@ class Batcher(Generic[Item, Result]):
 
     `max_wait_s` (0: none) is how long the oldest item of a batch may wait for company.
     `lanes`: so many batches may be in `run_batch` at the same time, each in a thread of its own.
+    `room_from`: a batch of as many items, but not a full one, leaves the device room for others of any size; None: no
+    batch does.
     `prepare` runs first, in each thread that will run batches, one after another; `wait_until_ready` raises what it
     raised. `on_batch` is told of each batch from those threads, after its callers have their answers.
     """
@@ -79,6 +84,7 @@ class Batcher(Generic[Item, Result]):
         max_wait_s: float = 0.0,
         queue_capacity: int = 256,
         lanes: int = 1,
+        room_from: int | None = None,
         prepare: Callable[[], None] = lambda: None,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
     ) -> None:
@@ -87,6 +93,7 @@ class Batcher(Generic[Item, Result]):
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
         self._queue_capacity = queue_capacity
+        self._room_from = room_from
         self._on_batch = on_batch
         self._seconds_per_item = 0.0
         self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
@@ -212,7 +219,9 @@ class Batcher(Generic[Item, Result]):
                         dropped += 1
                 if entries:
                     full = len(entries) == self._max_batch_size
-                    batch = _Batch(entries, "full" if full else trigger, dropped, perf_counter())
+                    batch = _Batch(
+                        entries, "full" if full else trigger, dropped, perf_counter(), self._leaves_room(len(entries))
+                    )
                     self._running.append(batch)
                     return batch
 
@@ -220,7 +229,15 @@ class Batcher(Generic[Item, Result]):
         """Whether there is something for the lane that asks."""
         if self._forming or not self._queue:
             return False
-        return not self._running or len(self._queue) >= self._max_batch_size
+        there_is_room = all(batch.leaves_room for batch in self._running)
+        return there_is_room or len(self._queue) >= self._max_batch_size
+
+    def _leaves_room(self, size: int) -> bool:
+        """Whether a batch that begins now does: not one that is full, for so will be the next, and images in full
+        batches cost the least. One beside others has not got the device for itself, be it as small as it may."""
+        if self._room_from is None or size == self._max_batch_size:
+            return False
+        return size >= self._room_from or bool(self._running)
 
     def _wait_for_company(self) -> Trigger:
         if self._max_wait_s:

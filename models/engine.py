@@ -40,6 +40,11 @@ class Engine:
         return self._backend.lanes
 
     @property
+    def room_from(self) -> int | None:
+        """Images of a batch beside which others gain by being begun; None where none do."""
+        return self._backend.room_from
+
+    @property
     def served_network(self) -> nn.Module | None:
         """What the backend runs, where that is a module of PyTorch's: to be looked at with the turn held."""
         return self._backend.network

@@ -168,6 +168,7 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
         max_wait_s=options.max_wait_s,
         queue_capacity=options.queue_capacity,
         lanes=engine.lanes,
+        room_from=engine.room_from,
         prepare=prepare,
         on_batch=over,
     )

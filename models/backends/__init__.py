@@ -39,6 +39,11 @@ class Backend(Protocol):
         that the device does not wait between them; one where they would only be in each other's way."""
 
     @property
+    def room_from(self) -> int | None:
+        """Images from which on the cores run a batch each on its own, so that one that is done can begin with the next
+        batch, be it as small as it may. None where a batch has all there is of the device until it ends."""
+
+    @property
     def intra_op_threads(self) -> int:
         """Threads that PyTorch may use for an operation in the thread that calls `run`. More than one only where the
         forward itself is PyTorch's: those that wait for work spin, and take cores from the decoders."""

@@ -25,6 +25,7 @@ class CompiledBackend:
     network = None
     memory_note = None
     lanes = 1
+    room_from = None
 
     def __init__(self, model: LoadedModel, *, max_batch_size: int, fixed_shape: bool = False) -> None:
         self._device = model.placement.device

@@ -34,6 +34,8 @@ class EagerBackend:
         self.intra_op_threads = devices.available_cores() if self._split.workers == 1 else 1
         # The workers come to the second batch's pieces when they have done the first's.
         self.lanes = 2 if self._split.workers > 1 else 1
+        # An image alone has one of the workers, too.
+        self.room_from = 1 if self._split.workers > 1 else None
         self.memory_note = (
             "its forward runs in several threads, and the profiler sees one" if self._split.workers > 1 else None
         )

@@ -18,6 +18,7 @@ class NullBackend:
     intra_op_threads = 1
     memory_note = None
     lanes = 1
+    room_from = None
     sizes_to_warm_up = (1,)
 
     def __init__(self, model: LoadedModel) -> None:

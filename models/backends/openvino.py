@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -43,8 +44,8 @@ class OpenVinoBackend:
     second model, quantized after training on images of the user's, now or before, into a model folder.
 
     Of a batch as many images as the cores have equal shares of run side by side, one core each; what is left over,
-    as an image alone is, runs on all cores together. With a fixed shape nothing is left over: every piece is of as many
-    images, some of them blank.
+    as an image alone is, runs on all cores together. Beside another batch nothing is left over, since no core would
+    come at once: every piece is a core's. Nor with a fixed shape: every piece is of as many images, some of them blank.
     """
 
     # OpenVINO has threads of its own.
@@ -76,27 +77,35 @@ class OpenVinoBackend:
         )
         self._streams = _Requests(streams) if streams is not None else None
         self._together = _Requests(together) if together is not None else None
-        # A core comes to the second batch's pieces when it has done the first's.
+        # A core comes to the second batch's pieces when it has done its own of the first.
         self.lanes = 1 if streams is None else 2
+        self.room_from = None if streams is None else 1 if fixed_shape else self._cores
+        self._images = _Count()
         self._outputs = range(len(network.outputs))
         self.sizes_to_warm_up = (1, max_batch_size)
 
     def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
-        # Channels last in memory, so the permuted view is contiguous: nothing is copied on the way in.
+        with self._images.more(len(pixels)):
+            return self._run(pixels, wanted)
+
+    def _run(self, pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
         count = len(pixels)
         if self._fixed_shape:
             pixels = padded(pixels, next_multiple(count, _PIECE if self._streams is None else _PIECE_OF_ONE_CORE))
+        # Channels last in memory, so the permuted view is contiguous: nothing is copied on the way in.
         batch = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
         pieces: list[list[NDArray[np.float32]]] = []
-        shared = 0
-        if self._streams is not None:
-            shares = self._shares(len(batch))
-            shared = shares[-1].stop if shares else 0
-            side_by_side = [batch[share] for share in shares]
+        done = 0
+        while done < len(batch) and self._streams is not None:
+            shares = self._shares(len(batch) - done, has_company=self._images.now > count)
+            if not shares:
+                break
+            side_by_side = [batch[done:][share] for share in shares]
             pieces += self._infer_side_by_side(self._streams.first(len(shares)), side_by_side, wanted)
-        if self._together is not None:
+            done += shares[-1].stop
+        if done < len(batch) and self._together is not None:
             [request] = self._together.first(1)
-            for start in range(shared, len(batch), _PIECE):
+            for start in range(done, len(batch), _PIECE):
                 check(wanted)
                 request.infer([batch[start : start + _PIECE]], share_inputs=True)
                 pieces.append(self._answer_of(request))
@@ -107,9 +116,10 @@ class OpenVinoBackend:
     def close(self) -> None:
         """Its threads are OpenVINO's, and end with it."""
 
-    def _shares(self, images: int) -> list[slice]:
-        """Of as many of `images` as every core has the same number of, piece by piece; with a fixed shape of all."""
-        if self._fixed_shape:
+    def _shares(self, images: int, *, has_company: bool) -> list[slice]:
+        """Of as many of `images` as every core has the same number of, piece by piece; of all with a fixed shape, and
+        when another batch `has_company` with this one."""
+        if self._fixed_shape or has_company:
             return [slice(start, start + _PIECE_OF_ONE_CORE) for start in range(0, images, _PIECE_OF_ONE_CORE)]
         of_a_core = images // self._cores
         sizes = [min(_PIECE_OF_ONE_CORE, of_a_core - done) for done in range(0, of_a_core, _PIECE_OF_ONE_CORE)]
@@ -149,6 +159,25 @@ def _compiled_to_give_way(
     """Streams are threads, of the priority of the one that makes them."""
     with ThreadPoolExecutor(1, initializer=devices.give_way_in_this_thread) as maker:
         return maker.submit(core.compile_model, network, "CPU", options).result()
+
+
+class _Count:
+    """Of images under way, by as many threads as there are."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._changing = threading.Lock()
+
+    @contextmanager
+    def more(self, count: int) -> Iterator[None]:
+        """Until the block ends."""
+        with self._changing:
+            self.now += count
+        try:
+            yield
+        finally:
+            with self._changing:
+                self.now -= count
 
 
 class _Requests(threading.local):

@@ -46,6 +46,7 @@ class RecordedBackend:
     # Nothing calls the module again: hooks would hear nothing.
     network = None
     lanes = 2
+    room_from = None
     intra_op_threads = 1
 
     def __init__(self, model: LoadedModel, *, max_batch_size: int, fixed_shape: bool = False) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,8 @@ from models.loading import LoadedModel, load
 from models.network import FeaturesAndLogits, Network
 from models.samples import draw, encode
 from models.specs import ModelSpec
+
+_PATIENCE_S = 30
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +134,45 @@ def test_a_piece_that_fails_fails_its_batch_alone_and_only_when_those_beside_it_
         with pytest.raises(RuntimeError, match="canceled"):
             started[0].wait_for(0)
         assert backend.run(many).logits.equal(before.logits)
+
+
+def test_beside_another_batch_openvino_runs_no_image_on_all_cores(
+    default_model: LoadedModel, cache_folder: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = dataclasses.replace(default_model, placement=devices.place("cpu", "fp32", "openvino"))
+    monkeypatch.setattr(devices, "available_cores", lambda: 2)
+    backend = OpenVinoBackend(model, max_batch_size=8, cache_folder=cache_folder)
+    three = pixels[:3].contiguous(memory_format=torch.channels_last)
+    begun, may_end = threading.Event(), threading.Event()
+    ran: list[tuple[str, int]] = []
+
+    def noting(name: str) -> Callable[..., None]:
+        run = getattr(InferRequest, name)
+
+        def note(request: InferRequest, pieces: list[Any], **options: Any) -> None:
+            ran.append((name, len(pieces[0])))
+            run(request, pieces, **options)
+
+        return note
+
+    def hold() -> bool:
+        begun.set()
+        return may_end.wait(_PATIENCE_S)
+
+    with torch.inference_mode(), ThreadPoolExecutor(1) as other:
+        alone = backend.run(three)
+        for name in ("infer", "start_async"):
+            monkeypatch.setattr(InferRequest, name, noting(name))
+        backend.run(three)
+        assert ran == [("start_async", 1), ("start_async", 1), ("infer", 1)]
+        company = other.submit(backend.run, three[:2].contiguous(memory_format=torch.channels_last), hold)
+        assert begun.wait(_PATIENCE_S)
+        ran.clear()
+        beside = backend.run(three)
+        assert ran == [("start_async", 2), ("start_async", 1)]
+        may_end.set()
+        company.result(_PATIENCE_S)
+    assert largest_difference(beside.logits, alone.logits) < 1e-4
 
 
 def test_answers_of_one_batch_are_not_overwritten_by_the_next(

@@ -53,8 +53,12 @@ def lanes(engine: Engine) -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.mark.skipif(devices.available_cores() == 1, reason="on one core there is one lane")
-def test_a_backend_that_shares_batches_out_to_cores_has_two_lanes(engine: Engine) -> None:
+def test_a_backend_that_shares_batches_out_to_cores_has_two_lanes_and_leaves_room_once_each_has_an_image(
+    engine: Engine,
+) -> None:
     assert engine.lanes == 2
+    # Behind `eager` an image alone keeps to one core; with `openvino` it has all of them.
+    assert engine.room_from == {"eager": 1, "openvino": devices.available_cores()}[engine.model.placement.backend]
 
 
 def test_each_of_two_batches_under_way_together_gets_its_own_answers(engine: Engine, lanes: ThreadPoolExecutor) -> None:

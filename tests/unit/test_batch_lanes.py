@@ -1,10 +1,10 @@
-"""Two lanes: a full batch is begun while another runs, any other waits for the device, and everybody hears once."""
+"""Two lanes: a full batch is begun while another runs, any other where there is room, and everybody hears once."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,68 @@ def test_a_batch_that_is_not_full_waits_for_the_device(new_batcher: NewBatcher, 
     device.finish_one()
     assert [future.result(_PATIENCE_S).result for future in waiting] == [20, 30]
     assert device.batches == [[1], [2, 3]]
+
+
+def test_beside_a_batch_that_leaves_room_one_is_begun_that_is_not_full(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=3, room_from=1)
+    batcher.submit(1)
+    device.wait_until_busy()
+    batcher.submit(2)
+    device.wait_until_busy()
+    assert device.batches == [[1], [2]]
+
+
+def test_beside_a_batch_smaller_than_leaves_room_only_a_full_one_is_begun(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=3, room_from=2)
+    batcher.submit(1)
+    device.wait_until_busy()
+    for item in (2, 3):
+        batcher.submit(item)
+    assert batcher.depth == 2
+    batcher.submit(4)
+    device.wait_until_busy()
+    assert device.batches == [[1], [2, 3, 4]]
+
+
+def test_a_full_batch_leaves_no_room(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=2, room_from=2)
+    first = batcher.submit(0)
+    device.wait_until_busy()
+    for item in (1, 2):
+        batcher.submit(item)
+    device.wait_until_busy()
+    device.finish_one()
+    first.result(_PATIENCE_S)
+    # Long enough for the lane that is free, were it to take it.
+    wait([batcher.submit(3)], 0.1)
+    assert batcher.depth == 1
+    batcher.submit(4)
+    device.wait_until_busy()
+    assert device.batches == [[0], [1, 2], [3, 4]]
+
+
+def test_a_batch_that_was_begun_beside_another_leaves_room_however_small(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    batcher = new_batcher(lanes=2, max_batch_size=3, room_from=2)
+    held = [batcher.submit(0)]
+    device.wait_until_busy()
+    held += [batcher.submit(item) for item in (1, 2)]
+    device.finish_one()
+    device.wait_until_busy()
+    # Two run, and leave room for one, which does too: once they have ended, the next comes beside it.
+    held.append(batcher.submit(3))
+    device.wait_until_busy()
+    assert device.batches == [[0], [1, 2], [3]]
+    device.finish_one()
+    wait(held[1:], _PATIENCE_S, return_when=FIRST_COMPLETED)
+    held.append(batcher.submit(4))
+    device.wait_until_busy()
+    assert device.batches == [[0], [1, 2], [3], [4]]
 
 
 def test_no_more_batches_are_begun_than_there_are_lanes(new_batcher: NewBatcher, device: GatedDevice) -> None:
