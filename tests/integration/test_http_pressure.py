@@ -15,6 +15,8 @@ from contextlib import AbstractAsyncContextManager
 import httpx2
 import pytest
 
+from models import devices
+from models.engine import Engine
 from models.specs import ModelSpec
 
 pytestmark = pytest.mark.anyio
@@ -160,6 +162,27 @@ async def test_a_full_house_is_a_429_with_a_time_to_come_back(
         gate.set()
         assert (await accepted).status_code == 200
         assert images_total(await exposition(client)) == {"ok": 2, "refused": 1}
+
+
+@pytest.mark.skipif(devices.available_cores() == 1, reason="on one core there is one lane")
+async def test_an_image_waits_for_no_other_where_each_has_a_core(
+    over_http: OverHttp,
+    gated: ModelSpec,
+    gate: threading.Event,
+    entered: threading.Event,
+    clock_png: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Engine, "room_from", 1)
+    async with over_http(gated) as client:
+        gate.clear()
+        requests = []
+        for _ in range(2):
+            entered.clear()
+            requests.append(classify(client, clock_png))
+            await arrival(entered)
+        gate.set()
+        assert [(await request).status_code for request in requests] == [200, 200]
 
 
 async def test_who_was_accepted_before_a_drain_is_answered(
