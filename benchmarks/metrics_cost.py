@@ -89,7 +89,7 @@ def measure_recording(rounds: int) -> list[float]:
     """Processor time, in seconds, of all that is recorded of one request with one image."""
     metrics = Metrics()
     metrics.model_served("null")
-    batch = BatchReport("null", 1, "idle", started_at=0.0, forward_seconds=0.01, dropped=0)
+    batch = BatchReport("null", 1, "idle", started_at=0.0, forward_seconds=0.01, busy_seconds=0.01, dropped=0)
     spent = StageSeconds(decode=0.001, queue=0.001, forward=0.01)
 
     def record() -> None:

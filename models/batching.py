@@ -53,7 +53,8 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
 
 @dataclass(slots=True, eq=False)
 class _Batch(Generic[Item, Result]):
-    """`began_at`: when the device was free for it, as far as is known. `leaves_room`: others may be begun beside it."""
+    """`began_at`: when there was a place on the device for it, as far as is known. `leaves_room`: others may be begun
+    beside it."""
 
     entries: list[_Waiting[Item, Result]]
     trigger: Trigger
@@ -95,7 +96,10 @@ class Batcher(Generic[Item, Result]):
         self._queue_capacity = queue_capacity
         self._room_from = room_from
         self._on_batch = on_batch
-        self._seconds_per_item = 0.0
+        # Of a batch, in the moving average.
+        self._usual_seconds = 0.0
+        self._usual_items = 1.0
+        self._busy_until = 0.0
         self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
@@ -143,7 +147,7 @@ class Batcher(Generic[Item, Result]):
 
     def expected_seconds(self, items: int) -> float:
         """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
-        return items * self._seconds_per_item
+        return items * self._usual_seconds / self._usual_items
 
     def submit(
         self, item: Item, *, caller: Hashable | None = None, future: Future[Completed[Result]] | None = None
@@ -272,12 +276,23 @@ class Batcher(Generic[Item, Result]):
             ended_at = perf_counter()
             # Not where it was abandoned meanwhile: then everybody has an answer.
             expected = batch in self._running
+            # The device has been busy from the first of those under way on.
+            busy_from = self._running[0].began_at if expected else batch.began_at
+            busy_seconds = ended_at - max(busy_from, self._busy_until)
+            self._busy_until = ended_at
             if expected:
                 self._over(batch, ended_at)
-            forward_seconds = ended_at - batch.began_at
             if not stopped:
-                self._learn_pace(forward_seconds / size)
-        report = BatchReport(self._name, size, batch.trigger, batch.began_at, forward_seconds, batch.dropped)
+                self._learn_pace(busy_seconds, size)
+        report = BatchReport(
+            self._name,
+            size,
+            batch.trigger,
+            batch.began_at,
+            forward_seconds=ended_at - batch.began_at,
+            busy_seconds=busy_seconds,
+            dropped=batch.dropped,
+        )
         for entry, result in zip(batch.entries if expected else (), results, strict=False):
             if isinstance(result, Exception):
                 entry.future.set_exception(result)
@@ -286,16 +301,19 @@ class Batcher(Generic[Item, Result]):
         return report
 
     def _over(self, batch: _Batch[Item, Result], ended_at: float) -> None:
-        """The device has done `batch`, and if that was the oldest it has come to the next."""
+        """The device has done `batch`, and if that was the oldest and had it for itself it has come to the next."""
         oldest = self._running[0] is batch
         self._running.remove(batch)
-        if oldest and self._running:
+        if oldest and self._running and not batch.leaves_room:
             self._running[0].began_at = ended_at
         self._changed.notify_all()
 
-    def _learn_pace(self, seconds_per_item: float) -> None:
-        recent = self._seconds_per_item or seconds_per_item
-        self._seconds_per_item = (1 - _PACE_WEIGHT) * recent + _PACE_WEIGHT * seconds_per_item
+    def _learn_pace(self, seconds: float, items: int) -> None:
+        if not self._usual_seconds:
+            self._usual_seconds, self._usual_items = seconds, items
+        # Apart from one another: of two that end together the second is told of next to no time.
+        self._usual_seconds += _PACE_WEIGHT * (seconds - self._usual_seconds)
+        self._usual_items += _PACE_WEIGHT * (items - self._usual_items)
 
     def _failures(self, batch: _Batch[Item, Result], error: BaseException) -> list[ForwardError]:
         _log.error("a batch of %d failed in %s", len(batch.entries), self._name, exc_info=error)

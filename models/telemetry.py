@@ -26,13 +26,14 @@ class StageSeconds:
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class BatchReport:
     """One batch: how many items it ran, what let it go, when (`perf_counter`) and for how long it ran, and how many
-    items had been given up before it."""
+    items had been given up before it. `busy_seconds`: what of that time no other batch has been told of."""
 
     model: str
     size: int
     trigger: Trigger
     started_at: float
     forward_seconds: float
+    busy_seconds: float
     dropped: int
 
 

@@ -83,7 +83,7 @@ class Metrics:
     def batch_ran(self, report: BatchReport) -> None:
         self._families.batch_size[report.model,].observe(report.size)
         self._families.batches[report.model, report.trigger].inc()
-        self._families.busy_seconds[report.model,].inc(report.forward_seconds)
+        self._families.busy_seconds[report.model,].inc(report.busy_seconds)
 
     def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:
         self._families.images[model, task, outcome].inc(count)

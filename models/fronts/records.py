@@ -21,7 +21,7 @@ _FRAME = struct.Struct("<IB")
 _ANSWERS, _FAILURE = 0, 1
 
 # The version, how many of this front's, then what BatchReport has.
-_BATCH = struct.Struct("<IIIBxxxIdd")
+_BATCH = struct.Struct("<IIIBxxxIddd")
 # The slot, how many classes, whether its numbers are finite, and the seconds it waited.
 _ANSWER = struct.Struct("<IIBxxxxxxxd")
 
@@ -80,6 +80,7 @@ def answers_frame(version: int, batch: BatchReport, answers: Sequence[Answered])
         batch.dropped,
         batch.started_at,
         batch.forward_seconds,
+        batch.busy_seconds,
     )
     return _framed(_ANSWERS, head + b"".join(_ANSWER.pack(*answer) for answer in answers))
 
@@ -111,8 +112,10 @@ class Frames:
         del buffer[:at]
 
     def _answers(self, payload: bytes) -> Answers:
-        version, _, size, trigger, dropped, started_at, forward_seconds = _BATCH.unpack_from(payload)
-        batch = BatchReport(self._name_of(version), size, _TRIGGERS[trigger], started_at, forward_seconds, dropped)
+        version, _, size, trigger, dropped, started_at, forward_seconds, busy_seconds = _BATCH.unpack_from(payload)
+        batch = BatchReport(
+            self._name_of(version), size, _TRIGGERS[trigger], started_at, forward_seconds, busy_seconds, dropped
+        )
         answers = [
             Answered(slot, classes, bool(finite), queue_seconds)
             for slot, classes, finite, queue_seconds in _ANSWER.iter_unpack(payload[_BATCH.size :])

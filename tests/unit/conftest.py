@@ -88,6 +88,14 @@ def new_device() -> Callable[[], GatedDevice]:
 
 
 @pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that batching.py sees: its one element."""
+    now = [100.0]
+    monkeypatch.setattr("models.batching.perf_counter", lambda: now[0])
+    return now
+
+
+@pytest.fixture
 def new_batcher(device: GatedDevice) -> Iterator[Callable[..., Batcher[Any, Any]]]:
     """Make a batcher, over the gated device or another `run_batch`; it ends with the test."""
     made: list[Batcher[Any, Any]] = []
@@ -132,7 +140,7 @@ def prediction() -> Callable[..., Prediction]:
     ) -> Prediction:
         classes = tuple(ScoredClass(index, f"class {index}", 0.5 / (index + 1)) for index in range(top_k))
         spent = seconds or StageSeconds(decode=0.001, queue=0.002, forward=0.003)
-        batch = BatchReport("fake", 1, "idle", started_at=0.003, forward_seconds=spent.forward, dropped=0)
+        batch = BatchReport("fake", 1, "idle", 0.003, spent.forward, spent.forward, dropped=0)
         return Prediction(classes, np.array(features, dtype=np.float32), 0.0, spent, batch)
 
     return make

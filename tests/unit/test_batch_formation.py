@@ -20,14 +20,6 @@ _HOURS = 10_000.0
 NewBatcher = Callable[..., Batcher[int, int]]
 
 
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that batching.py sees: its one element."""
-    now = [100.0]
-    monkeypatch.setattr("models.batching.perf_counter", lambda: now[0])
-    return now
-
-
 def test_an_idle_device_takes_a_single_item_at_once(new_batcher: NewBatcher, device: GatedDevice) -> None:
     batcher = new_batcher(max_batch_size=8)
 

@@ -158,6 +158,42 @@ def test_the_forward_of_a_batch_counts_from_the_end_of_the_one_before() -> None:
     assert second.queue_seconds > first_ended_at - both_begun_at
 
 
+@pytest.mark.parametrize(
+    ("ends_first", "forward_seconds", "busy_seconds"),
+    [(1, {1: 5, 2: 4}, {1: 5, 2: 1}), (2, {1: 6, 2: 3}, {2: 5, 1: 1})],
+)
+def test_of_batches_side_by_side_each_has_a_forward_of_its_own_and_no_second_is_busy_twice(
+    ends_first: int, forward_seconds: dict[int, float], busy_seconds: dict[int, float], clock: list[float]
+) -> None:
+    begun, let_go = threading.Semaphore(0), {1: threading.Event(), 2: threading.Event()}
+
+    def run(items: Sequence[int]) -> Sequence[int]:
+        begun.release()
+        assert let_go[items[0]].wait(_PATIENCE_S)
+        return items
+
+    batcher: Batcher[int, int] = Batcher(run, name="m", lanes=2, max_batch_size=4, room_from=1)
+    futures = {}
+    for item in (1, 2):
+        futures[item] = batcher.submit(item)
+        assert begun.acquire(timeout=_PATIENCE_S)
+        clock[0] += 2
+    # The second was begun two seconds ago, the first four.
+    reports = {}
+    for item in (ends_first, 3 - ends_first):
+        clock[0] += 1
+        let_go[item].set()
+        completed = futures[item].result(_PATIENCE_S)
+        assert completed.queue_seconds == 0
+        reports[item] = completed.batch
+
+    assert {item: report.forward_seconds for item, report in reports.items()} == forward_seconds
+    assert {item: report.busy_seconds for item, report in reports.items()} == busy_seconds
+    # Six seconds for two items, of which the later count less.
+    assert batcher.expected_seconds(2) == pytest.approx(2 * (0.8 * 5 + 0.2 * 1))
+    assert batcher.close(_PATIENCE_S)
+
+
 def test_what_runs_has_the_age_of_the_older_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
     batcher = new_batcher(lanes=2, max_batch_size=1)
     batcher.submit(1)

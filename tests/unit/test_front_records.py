@@ -18,7 +18,7 @@ from models.fronts.records import (
 )
 from models.telemetry import BatchReport
 
-_BATCH = BatchReport("tiny", 5, "full", 12.25, 0.5, 2)
+_BATCH = BatchReport("tiny", 5, "full", 12.25, 0.5, 0.25, 2)
 _ANSWERS = [Answered(7, 5, finite=True, queue_seconds=0.125), Answered(0, 0, finite=False, queue_seconds=0.0)]
 
 

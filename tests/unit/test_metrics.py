@@ -101,7 +101,7 @@ def test_events_create_no_series_beside_those_of_the_start(new_comparison: NewCo
     for reason in get_args(Reason):
         metrics.rejected(reason)
     for trigger in get_args(Trigger):
-        metrics.batch_ran(BatchReport("a", 3, trigger, 0.0, 0.1, dropped=0))
+        metrics.batch_ran(BatchReport("a", 3, trigger, 0.0, 0.1, 0.1, dropped=0))
     for stage in get_args(Stage):
         metrics.image_cancelled("a", stage, 0.02)
     metrics.images_done("a", "classify", "ok", 2)
@@ -115,8 +115,8 @@ def test_events_create_no_series_beside_those_of_the_start(new_comparison: NewCo
 def test_events_are_counted_under_their_labels() -> None:
     metrics = _metrics_of("a", "b")
 
-    metrics.batch_ran(BatchReport("a", 3, "idle", 0.0, 0.25, dropped=1))
-    metrics.batch_ran(BatchReport("a", 5, "full", 1.0, 0.5, dropped=0))
+    metrics.batch_ran(BatchReport("a", 3, "idle", 0.0, 0.75, 0.25, dropped=1))
+    metrics.batch_ran(BatchReport("a", 5, "full", 1.0, 0.5, 0.5, dropped=0))
     metrics.out_of_memory("a")
     metrics.batch_split("a")
     metrics.model_replaced("a")

@@ -25,7 +25,7 @@ def _front(requests: int, accept: str = "") -> str:
 def _engine(accept: str = "") -> str:
     metrics = Metrics()
     metrics.model_served("tiny")
-    metrics.batch_ran(BatchReport("tiny", 8, "full", 0.0, 0.5, 0))
+    metrics.batch_ran(BatchReport("tiny", 8, "full", 0.0, 0.5, 0.5, 0))
     return metrics.exposition(accept)[0].decode()
 
 

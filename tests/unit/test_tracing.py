@@ -66,7 +66,7 @@ def seconds_of(span: ReadableSpan) -> float:
 
 def in_one_batch(prediction: Callable[..., Prediction], count: int) -> list[Prediction]:
     """Images of one batch, each with times of its own."""
-    batch = BatchReport("fake", count, "full", started_at=10.0, forward_seconds=0.5, dropped=2)
+    batch = BatchReport("fake", count, "full", started_at=10.0, forward_seconds=0.5, busy_seconds=0.5, dropped=2)
     return [
         Prediction(made.classes, made.features, 9.0 + number, StageSeconds(0.25, 0.125 * (number + 1), 0.5), batch)
         for number, made in enumerate(prediction() for _ in range(count))
