@@ -26,7 +26,8 @@ class StageSeconds:
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class BatchReport:
     """One batch: how many items it ran, what let it go, when (`perf_counter`) and for how long it ran, and how many
-    items had been given up before it. `busy_seconds`: what of that time no other batch has been told of."""
+    items had been given up before it. `busy_seconds`: how long a forward was under way up to its end, without what
+    reports before it have counted."""
 
     model: str
     size: int
