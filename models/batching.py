@@ -24,13 +24,11 @@ from typing import Generic, NamedTuple, TypeVar
 from models.errors import DrainingError, ForwardError, OverloadedError
 from models.fair_queue import FairQueue
 from models.lanes import Lanes
+from models.occupancy import Occupancy, Stay
 from models.telemetry import BatchReport, Trigger
 from models.wanted import NobodyWaitsError
 
 _log = logging.getLogger(__name__)
-
-# How much the latest batch counts in the moving average of the pace.
-_PACE_WEIGHT = 0.2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,15 +50,10 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
 
 
 @dataclass(slots=True, eq=False)
-class _Batch(Generic[Item, Result]):
-    """`began_at`: when there was a place on the device for it, as far as is known. `leaves_room`: others may be begun
-    beside it."""
-
+class _Batch(Stay, Generic[Item, Result]):
     entries: list[_Waiting[Item, Result]]
     trigger: Trigger
     dropped: int
-    began_at: float
-    leaves_room: bool
 
 
 class Batcher(Generic[Item, Result]):
@@ -94,20 +87,14 @@ class Batcher(Generic[Item, Result]):
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
         self._queue_capacity = queue_capacity
-        self._room_from = room_from
         self._on_batch = on_batch
-        # Of a batch, in the moving average.
-        self._usual_seconds = 0.0
-        self._usual_items = 1.0
-        self._busy_until = 0.0
         self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: Callable[[], Exception] = DrainingError
         # One lane at a time picks the next batch, which may take it `max_wait_s`.
         self._forming = False
-        # In the order in which they were begun.
-        self._running: list[_Batch[Item, Result]] = []
+        self._occupancy: Occupancy[_Batch[Item, Result]] = Occupancy(full_size=max_batch_size, room_from=room_from)
         self._lanes = Lanes(
             lanes,
             name=f"batcher-{name}",
@@ -143,11 +130,11 @@ class Batcher(Generic[Item, Result]):
     def running_seconds(self) -> float:
         """How long the forward under way has taken so far; 0 while there is none."""
         with self._changed:
-            return perf_counter() - self._running[0].began_at if self._running else 0.0
+            return self._occupancy.seconds_since(perf_counter())
 
     def expected_seconds(self, items: int) -> float:
         """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
-        return items * self._usual_seconds / self._usual_items
+        return self._occupancy.expected_seconds(items)
 
     def submit(
         self, item: Item, *, caller: Hashable | None = None, future: Future[Completed[Result]] | None = None
@@ -182,7 +169,7 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             self._closed = True
             self._refusal = error
-            running, self._running = self._running, []
+            running = self._occupancy.clear()
             waiting = [self._queue.popleft() for _ in range(len(self._queue))]
             self._changed.notify_all()
         for batch in running:
@@ -224,24 +211,20 @@ class Batcher(Generic[Item, Result]):
                 if entries:
                     full = len(entries) == self._max_batch_size
                     batch = _Batch(
-                        entries, "full" if full else trigger, dropped, perf_counter(), self._leaves_room(len(entries))
+                        began_at=perf_counter(),
+                        leaves_room=self._occupancy.would_leave_room(len(entries)),
+                        entries=entries,
+                        trigger="full" if full else trigger,
+                        dropped=dropped,
                     )
-                    self._running.append(batch)
+                    self._occupancy.begin(batch)
                     return batch
 
     def _wanted(self) -> bool:
         """Whether there is something for the lane that asks."""
         if self._forming or not self._queue:
             return False
-        there_is_room = all(batch.leaves_room for batch in self._running)
-        return there_is_room or len(self._queue) >= self._max_batch_size
-
-    def _leaves_room(self, size: int) -> bool:
-        """Whether a batch that begins now does: not one that is full, for so will be the next, and images in full
-        batches cost the least. One beside others has not got the device for itself, be it as small as it may."""
-        if self._room_from is None or size == self._max_batch_size:
-            return False
-        return size >= self._room_from or bool(self._running)
+        return self._occupancy.has_room or len(self._queue) >= self._max_batch_size
 
     def _wait_for_company(self) -> Trigger:
         if self._max_wait_s:
@@ -275,15 +258,11 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             ended_at = perf_counter()
             # Not where it was abandoned meanwhile: then everybody has an answer.
-            expected = batch in self._running
-            # The device has been busy from the first of those under way on.
-            busy_from = self._running[0].began_at if expected else batch.began_at
-            busy_seconds = ended_at - max(busy_from, self._busy_until)
-            self._busy_until = ended_at
-            if expected:
-                self._over(batch, ended_at)
+            expected = batch in self._occupancy
+            busy_seconds = self._occupancy.end(batch, ended_at)
             if not stopped:
-                self._learn_pace(busy_seconds, size)
+                self._occupancy.learn_pace(busy_seconds, size)
+            self._changed.notify_all()
         report = BatchReport(
             self._name,
             size,
@@ -299,21 +278,6 @@ class Batcher(Generic[Item, Result]):
             else:
                 entry.future.set_result(Completed(result, batch.began_at - entry.enqueued_at, report))
         return report
-
-    def _over(self, batch: _Batch[Item, Result], ended_at: float) -> None:
-        """The device has done `batch`, and if that was the oldest and had it for itself it has come to the next."""
-        oldest = self._running[0] is batch
-        self._running.remove(batch)
-        if oldest and self._running and not batch.leaves_room:
-            self._running[0].began_at = ended_at
-        self._changed.notify_all()
-
-    def _learn_pace(self, seconds: float, items: int) -> None:
-        if not self._usual_seconds:
-            self._usual_seconds, self._usual_items = seconds, items
-        # Apart from one another: of two that end together the second is told of next to no time.
-        self._usual_seconds += _PACE_WEIGHT * (seconds - self._usual_seconds)
-        self._usual_items += _PACE_WEIGHT * (items - self._usual_items)
 
     def _failures(self, batch: _Batch[Item, Result], error: BaseException) -> list[ForwardError]:
         _log.error("a batch of %d failed in %s", len(batch.entries), self._name, exc_info=error)

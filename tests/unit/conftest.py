@@ -56,7 +56,8 @@ class GatedDevice:
     def run(self, items: Sequence[int]) -> list[int]:
         self.batches.append(list(items))
         self._arrivals.release()
-        if not self._open and not self._gate.acquire(timeout=_PATIENCE_S):
+        # For longer than a test waits: one that fails is not to find the device idle after all.
+        if not self._open and not self._gate.acquire(timeout=2 * _PATIENCE_S):
             raise TimeoutError("nobody let the batch go")
         if self._open:
             # Others may have come before it was opened.
