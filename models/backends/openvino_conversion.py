@@ -6,12 +6,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import openvino
+import rich
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -129,7 +131,20 @@ def _quantized(network: openvino.Model, batches: list[NDArray[np.uint8]]) -> ope
 
     logging.getLogger("nncf").setLevel(logging.WARNING)
     # Its preset for networks whose activations go below zero, as those of today's do.
-    return nncf.quantize(network, nncf.Dataset(batches), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches))
+    preset = nncf.QuantizationPreset.MIXED
+    with _nothing_drawn():
+        return nncf.quantize(network, nncf.Dataset(batches), preset=preset, subset_size=len(batches))
+
+
+@contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """NNCF shows its progress by rich's common console, which is on stdout: there goes what a command was asked for."""
+    console = rich.get_console()
+    quiet, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = quiet
 
 
 def _keep(network: openvino.Model, path: Path) -> None:

@@ -36,7 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_int8_names_the_drawn_samples_as_fp32_does_and_moves_their_numbers_a_little(
-    default_model: LoadedModel, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    default_model: LoadedModel,
+    folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     placement = devices.place("cpu", "int8", "openvino")
     calibration = Calibration.of(folder)
@@ -57,6 +61,8 @@ def test_int8_names_the_drawn_samples_as_fp32_does_and_moves_their_numbers_a_lit
     assert not torch.allclose(found.logits, expected.logits, rtol=1e-3)
     assert "notes.txt is left out" in caplog.text
     assert "12 images only" in caplog.text
+    # Where a command's results are read from.
+    assert not capfd.readouterr().out
     # Made once: the next start finds it under the digest of its images.
     [kept] = tmp_path.glob(f"*-int8-{calibration.digest}-*.xml")
     made_at = kept.stat().st_mtime_ns
