@@ -130,7 +130,7 @@ class Batcher(Generic[Item, Result]):
     def running_seconds(self) -> float:
         """How long the forward under way has taken so far; 0 while there is none."""
         with self._changed:
-            return self._occupancy.seconds_since(perf_counter())
+            return self._occupancy.running_seconds(perf_counter())
 
     def expected_seconds(self, items: int) -> float:
         """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""

@@ -77,7 +77,7 @@ class Occupancy(Generic[StayT]):
         given_up, self._under_way = self._under_way, []
         return given_up
 
-    def seconds_since(self, now: float) -> float:
+    def running_seconds(self, now: float) -> float:
         """For how long the oldest of those under way has been; 0 while there is none."""
         return now - self._under_way[0].began_at if self._under_way else 0.0
 
