@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -21,7 +22,9 @@ from app.settings import Settings
 from models import catalog, devices
 from models.backends.eager import EagerBackend
 from models.engine import Engine
+from models.items import Item
 from models.loading import LoadedModel, load
+from models.passage import Passage
 from models.serving import Serving, ServingOptions
 from models.specs import Classifier, ModelSpec
 from models.telemetry import Telemetry, Unheard
@@ -121,6 +124,25 @@ def gate() -> Iterator[threading.Event]:
 def entered() -> threading.Event:
     """Set by whoever has reached the gate. Warm-up sets it too: clear it first."""
     return threading.Event()
+
+
+@pytest.fixture
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Awaitable[None]]:
+    """Wait until decoders have queued so many images more and are done with them: up to then an image that is in the
+    queue, or in its forward, may still count as one in its decode."""
+    done = threading.Semaphore(0)
+    queue = Passage.queue
+
+    def seen(passage: Passage, batcher: Any, item: Item) -> None:
+        queue(passage, batcher, item)
+        done.release()
+
+    async def wait_for(images: int) -> None:
+        for _ in range(images):
+            assert await asyncio.to_thread(done.acquire, timeout=_PATIENCE_S)
+
+    monkeypatch.setattr(Passage, "queue", seen)
+    return wait_for
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import asyncio
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 import httpx2
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.anyio
 PATIENCE_S = 30
 
 Counted = Callable[[str], Counter[str]]
+HandedOver = Callable[[int], Awaitable[None]]
 OverHttp = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
@@ -85,6 +86,7 @@ async def test_a_request_cancelled_in_the_queue_leaves_nothing_behind_and_costs_
     gated: ModelSpec,
     gate: threading.Event,
     entered: threading.Event,
+    handed_over: HandedOver,
     clock_png: bytes,
     images_total: Counted,
 ) -> None:
@@ -96,7 +98,8 @@ async def test_a_request_cancelled_in_the_queue_leaves_nothing_behind_and_costs_
         first = classify(client, clock_png)
         await arrival(entered)
         second, third = classify(client, clock_png), classify(client, clock_png)
-        await reaches(client, "gradless_queue_depth", 2)
+        await handed_over(4)
+        assert await gauge(client, "gradless_queue_depth") == 2
         await cancelled(second)
         assert await gauge(client, "gradless_in_flight_images") == 2
         gate.set()
@@ -113,6 +116,7 @@ async def test_a_request_cancelled_in_its_forward_is_counted_there(
     gated: ModelSpec,
     gate: threading.Event,
     entered: threading.Event,
+    handed_over: HandedOver,
     clock_png: bytes,
     images_total: Counted,
 ) -> None:
@@ -120,6 +124,7 @@ async def test_a_request_cancelled_in_its_forward_is_counted_there(
         gate.clear()
         entered.clear()
         request = classify(client, clock_png)
+        await handed_over(1)
         await arrival(entered)
         await cancelled(request)
         text = await exposition(client)
