@@ -6,15 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx2
+import pytest
 
 CLIENTS = 200
 
 
+@pytest.fixture(params=["1", "2"], ids=["in one process", "behind two fronts"])
+def service(request: pytest.FixtureRequest, start_server: Callable[..., Any]) -> Any:
+    """The default model, as it is served on a CPU and as it is on a GPU."""
+    if request.param == "1":
+        return request.getfixturevalue("server")
+    return start_server(GRADLESS_FRONTS=request.param)
+
+
 def test_two_hundred_vanished_clients_leave_no_image_in_flight(
-    server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+    service: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     def scrape() -> str:
-        return httpx2.get(f"{server.address}/metrics", timeout=30).text
+        return httpx2.get(f"{service.address}/metrics", timeout=30).text
 
     def requests_seen(exposition: str) -> float:
         return metric_sum(exposition, "gradless_requests_total", route="/v1/classify")
@@ -25,7 +34,7 @@ def test_two_hundred_vanished_clients_leave_no_image_in_flight(
     before = scrape()
     head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n".encode()
     for number in range(CLIENTS):
-        with server.connect() as connection:
+        with service.connect() as connection:
             sent = clock_jpeg if number % 2 else clock_jpeg[: len(clock_jpeg) // 2]
             connection.sendall(head + sent)
 
@@ -39,22 +48,22 @@ def test_two_hundred_vanished_clients_leave_no_image_in_flight(
     # Those that left in the middle of their body at the least.
     assert gone(after) - gone(before) >= CLIENTS / 2
 
-    answer = httpx2.post(f"{server.address}/v1/classify", content=clock_jpeg, timeout=30)
+    answer = httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg, timeout=30)
     assert answer.json()["results"][0]["predictions"][0]["label"] == "analog clock"
 
 
 def test_images_of_a_client_that_left_after_their_admission_are_given_up(
-    server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+    service: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     def now(name: str, **labels: str) -> float:
-        return metric_sum(httpx2.get(f"{server.address}/metrics", timeout=30).text, name, **labels)
+        return metric_sum(httpx2.get(f"{service.address}/metrics", timeout=30).text, name, **labels)
 
     cancelled_before = now("gradless_images_total", outcome="cancelled")
     files = [("images", (f"{number}.jpg", clock_jpeg, "image/jpeg")) for number in range(64)]
-    request = httpx2.Request("POST", f"{server.address}/v1/classify", files=files)
+    request = httpx2.Request("POST", f"{service.address}/v1/classify", files=files)
     body = request.read()
     head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-    with server.connect() as connection:
+    with service.connect() as connection:
         connection.sendall(f"POST /v1/classify HTTP/1.1\r\n{head}\r\n".encode() + body)
         while now("gradless_in_flight_images") < len(files):
             pass
