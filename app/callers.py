@@ -31,8 +31,11 @@ class Departure:
     ASGI has a request ask for it, which takes a task for each; a connection knows, and tells for nothing.
     """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, leave: Callable[[], object]) -> None:
+        """`leave`, from any thread: the connection is to end, if it has not yet."""
         self._transport = transport
+        self._leave = leave
+        self._noticed = False
         self._happened = False
         self._heard_by: Callable[[], object] | None = None
 
@@ -59,7 +62,11 @@ class Departure:
     def not_yet(self) -> bool:
         """Whether the caller is still there, also where the event loop has not come to know better: of a crowd that
         hangs up it reads all requests first, and would have them all begun. From any thread."""
-        return not (self._happened or _left_by_peer(self._transport))
+        if not self._happened and not self._noticed and _left_by_peer(self._transport):
+            # Where requests wait behind the one under way nothing is read, and so not that nobody waits for them.
+            self._noticed = True
+            self._leave()
+        return not (self._happened or self._noticed)
 
 
 def still_there(request: Request) -> Wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, ClassVar, Self, cast
 
@@ -24,6 +25,7 @@ from app.problems import (
 )
 from app.request_log import refused
 from app.unread_answers import UnreadAnswers
+from app.upgrades import StayingParser
 
 # Called with what a caller is told, and the seconds from the first byte of what has not become a request to there; None
 # where it has, which tells of itself.
@@ -66,7 +68,10 @@ class BoundedConnection(HttpToolsProtocol):
     _too_slow: asyncio.TimerHandle | None = None
     _unread: UnreadAnswers
     _departure: Departure
+    _parser: StayingParser
     _ending = False
+    # What came after the requests so far is none: they are answered, and nothing more is read.
+    _read_to_its_end = False
 
     @classmethod
     def with_bounds(cls, head_timeout_s: float, on_refusal: OnRefusal, **given: Any) -> type[Self]:
@@ -76,9 +81,11 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._unread = UnreadAnswers(transport, self.loop, self.head_timeout_s)
-        self._departure = Departure(transport)
+        self._departure = Departure(transport, self._leave)
         writes = GatheredWrites(transport, self.loop, self._unread.begin)
         super().connection_made(writes)  # type: ignore[arg-type]  # it is one by its methods
+        self._parser = StayingParser(self)
+        self.parser = self._parser  # type: ignore[assignment]  # it is one by its methods
         self.expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -97,6 +104,8 @@ class BoundedConnection(HttpToolsProtocol):
             self._unread.end()
 
     def data_received(self, data: bytes) -> None:
+        if self._read_to_its_end:
+            return
         began_in_head, self._head_ended = self._in_head, False
         if began_in_head and self._too_slow is None:
             # The next request of a connection that lives on; between requests uvicorn's own timer runs.
@@ -121,9 +130,19 @@ class BoundedConnection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self.end_head()
+        if self._parser.asked_to_leave:
+            return
+        if self._untold_bytes > _MOST_HEAD_BYTES and self._head_bytes() > _MOST_HEAD_BYTES:
+            # It came in one read with its end.
+            self._end_with_fields(in_head=True)
+            raise _BrokenOffError
+        if self._parser.get_method() == b"CONNECT":
+            # Its target is no resource of this server's, whatever it looks like: it is refused as malformed.
+            raise _BrokenOffError
         self._departure.offer(cast(Scope, self.scope))
+        # Raises for a target that is none: so far it is a head, and refused as one.
         super().on_headers_complete()
+        self.end_head()
         if self._ending and self.cycle is not None:
             self.cycle.keep_alive = False
 
@@ -155,6 +174,8 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._parser.asked_to_leave:
+            return
         self.end_body()
         super().on_message_complete()
         if not self.pipeline:
@@ -215,16 +236,25 @@ class BoundedConnection(HttpToolsProtocol):
             )
 
     def send_400_response(self, msg: str) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._read_to_its_end:
             return
         if self._in_head:
             self._refuse(MALFORMED_REQUEST, msg)
         else:
             self._break_off(MALFORMED_REQUEST, msg)
 
+    def _leave(self) -> None:
+        # From a thread that looked, which outlives the event loop when the service ends.
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.transport.close)
+
     def _end(self) -> None:
         if self.between_requests() and not self.transport.is_closing():
             self.transport.close()
+
+    def _head_bytes(self) -> int:
+        # As it is written at the least: with a colon and the end of its line for each field.
+        return len(self.url) + sum(len(name) + len(value) + 3 for name, value in self.headers)
 
     def _end_of_waiting(self) -> None:
         if self._too_slow is not None:
@@ -259,10 +289,16 @@ class BoundedConnection(HttpToolsProtocol):
         self.on_refusal(row, perf_counter() - self._head_began_at if self._in_head else None)
         self._in_head = False
         refused(self.client[0] if self.client else None, row)
-        if not self.transport.is_closing():
+        if not self.between_requests():
+            # Requests before it have their answers first, the last of which ends the connection: in their place, or
+            # in the midst of one, another would be taken for theirs.
+            self._read_to_its_end = True
+            self.cycle.keep_alive = False
+            self.flow.pause_reading()
+        elif not self.transport.is_closing():
             self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
             self.transport.close()
 
 
 class _BrokenOffError(Exception):
-    """Raised through the parser, which stops at it."""
+    """Raised through the parser, which stops at it. What has not been refused by then is, as malformed."""

@@ -57,8 +57,8 @@ class _SheddingConnection(BoundedConnection):
             self.rest()
 
     def _refusal(self) -> Shed | None:
-        parser = self.parser
-        if parser.get_method() != b"POST" or parser.should_upgrade() or parser.get_http_version() != "1.1":
+        parser = self._parser
+        if parser.get_method() != b"POST" or parser.asked_to_leave or parser.get_http_version() != "1.1":
             return None
         if not self.between_requests() or self.transport.is_closing():
             # Answers leave in the order of their requests.

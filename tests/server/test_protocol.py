@@ -64,6 +64,72 @@ def test_nobody_leaves_http_although_a_library_for_websockets_is_installed(
         assert read_answer(file).status == 200
 
 
+H2C = ["Connection: keep-alive, Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"]
+
+
+def test_a_request_that_would_go_on_in_http_2_is_answered_with_its_body_and_so_is_the_next(
+    server: Any, clock_jpeg: bytes, read_answer: ReadAnswer
+) -> None:
+    asking = request(clock_jpeg, *H2C)
+    chunked = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    chunked += "\r\n".join([*H2C, "", ""]).encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(clock_jpeg), clock_jpeg)
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(asking + asking + chunked)
+        answers = [read_answer(file) for _ in range(3)]
+        head, _, body = asking.partition(b"\r\n\r\n")
+        for piece in (head[:50], head[50:], b"\r\n\r\n", body[:5000], body[5000:]):
+            connection.sendall(piece)
+        answers.append(read_answer(file))
+    assert [answer.status for answer in answers] == [200] * 4
+    labels = {json.loads(answer.body)["results"][0]["predictions"][0]["label"] for answer in answers}
+    assert labels == {"analog clock"}
+
+
+@pytest.mark.parametrize("good", [1, 3])
+def test_what_is_no_http_behind_requests_takes_no_answer_from_them_and_ends_the_connection(
+    server: Any, clock_jpeg: bytes, read_answer: ReadAnswer, good: int
+) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(request(clock_jpeg) * good + b"garbage\r\n\r\n")
+        assert [read_answer(file).status for _ in range(good)] == [200] * good
+        assert file.read() == b""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "CONNECT localhost:80",
+        "CONNECT http://localhost/healthz",
+        "GET http://localhost:99999/healthz",
+        "GET http://[::1",
+    ],
+)
+@pytest.mark.parametrize("before", [0, 1], ids=["first", "on a connection that lives on"])
+def test_a_target_that_is_none_is_malformed(server: Any, read_answer: ReadAnswer, line: str, before: int) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        for _ in range(before):
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert read_answer(file).status == 200
+        connection.sendall(f"{line} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        answer = read_answer(file)
+        assert answer.status == 400
+        assert json.loads(answer.body)["type"] == "urn:gradless:problem:malformed-request"
+        assert file.read() == b""
+
+
+@pytest.mark.parametrize(
+    "head", ["GET /healthz?{} HTTP/1.1", "GET /healthz HTTP/1.1\r\nX: {}"], ids=["target", "field"]
+)
+def test_a_head_of_over_32_kib_is_refused_also_where_it_comes_in_one_piece(
+    server: Any, read_answer: ReadAnswer, head: str
+) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(f"{head.format('a' * 33_000)}\r\nHost: localhost\r\n\r\n".encode())
+        answer = read_answer(file)
+    assert answer.status == 431
+    assert json.loads(answer.body)["type"] == "urn:gradless:problem:headers-too-large"
+
+
 def test_a_client_that_expects_100_continue_is_told_to_go_on(
     server: Any, clock_jpeg: bytes, read_answer: ReadAnswer
 ) -> None:

@@ -72,6 +72,25 @@ def test_images_of_a_client_that_left_after_their_admission_are_given_up(
     assert now("gradless_images_total", outcome="cancelled") - cancelled_before == len(files)
 
 
+def test_requests_in_a_row_of_clients_who_leave_keep_no_place(
+    service: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
+    def now(name: str, **labels: str) -> float:
+        return metric_sum(httpx2.get(f"{service.address}/metrics", timeout=30).text, name, **labels)
+
+    late_before = now("gradless_images_total", outcome="late")
+    request = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n".encode()
+    # So many that nothing is read any more of what comes behind them: the end does not.
+    row = (request + clock_jpeg) * (1 + 180_000 // len(clock_jpeg))
+    for _ in range(20):
+        with service.connect() as connection:
+            connection.sendall(row)
+    while now("gradless_in_flight_images"):
+        pass
+    # Not given up by a deadline.
+    assert now("gradless_images_total", outcome="late") == late_before
+
+
 def test_a_client_that_leaves_the_lens_in_its_body_is_no_internal_error(
     server: Any, metric_sum: Callable[..., float]
 ) -> None:

@@ -98,7 +98,7 @@ async def test_a_caller_who_left_before_the_work_began_is_missed_as_well() -> No
     async def work() -> None:
         await asyncio.sleep(_PATIENCE_S)
 
-    departure = Departure(_Transport())
+    departure = Departure(_Transport(), lambda: None)
     scope: Scope = {"type": "http", "headers": []}
     departure.offer(scope)
     departure.happen()
