@@ -78,7 +78,12 @@ class Settings(BaseSettings):
     max_wait_ms: float = Field(
         0, ge=0, le=1000, description="ms an image may wait for company; 0 sends what is there at once"
     )
-    queue_capacity: int = Field(256, ge=1, le=65536, description="images in the building per model; more get 429")
+    queue_capacity: int = Field(
+        256,
+        ge=1,
+        le=65536,
+        description="images in the building per model, at least as many as a request may have; more get 429",
+    )
     decode_threads: int | None = Field(
         None, ge=1, le=256, description="threads that decode; unset: one for each core the process may use, 8 at most"
     )
@@ -92,7 +97,11 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(20 * _MIB, ge=1, le=2**30, description="bytes of one image file")
     max_request_bytes: int = Field(64 * _MIB, ge=1, le=2**32, description="bytes of one request's body")
     max_held_bytes: int = Field(
-        2**30, ge=1, le=2**44, description="bytes of all bodies that are being received or answered; more get 429"
+        2**30,
+        ge=1,
+        le=2**44,
+        description="bytes of all bodies that are being received or answered, at least as many as a request may have; "
+        "more get 429",
     )
     max_images_per_request: int = Field(64, ge=1, le=1024, description="images in one multipart request")
     max_image_pixels: int = Field(

@@ -17,7 +17,6 @@ from models.comparison import (
     LargestBatch,
     LeftOut,
     ModuleRetained,
-    SweepPoint,
     SweptArm,
     TrainFacts,
 )
@@ -28,6 +27,7 @@ from models.gradmodes.outputs import max_abs_difference, top1_agreement
 from models.gradmodes.retained import Saved
 from models.gradmodes.sentences import Told, sentences
 from models.gradmodes.subject import Subject
+from models.gradmodes.sweep import Swept
 
 
 class Origin(NamedTuple):
@@ -82,7 +82,7 @@ class Findings:
     reference: torch.Tensor
     iterations: int
     left_out: tuple[LeftOut, ...]
-    sweep: tuple[SweepPoint, ...]
+    sweep: Swept
     largest_batch: LargestBatch | None
 
 
@@ -95,7 +95,8 @@ def origin_of(engine: Engine) -> Origin:
 def report(origin: Origin, subject: Subject, options: ComparisonOptions, findings: Findings) -> Comparison:
     arms = tuple(each.reported(findings.reference, classes=subject.classes) for each in findings.measured)
     modules = _modules(subject, findings.measured) if options.modules else ()
-    swept_sizes = {point.batch_size for point in findings.sweep}
+    points, failures = findings.sweep
+    swept_sizes = {point.batch_size for point in points}
     return Comparison(
         **origin._asdict(),
         batch_size=options.batch_size,
@@ -105,7 +106,7 @@ def report(origin: Origin, subject: Subject, options: ComparisonOptions, finding
         arms=arms,
         left_out=findings.left_out,
         modules=modules,
-        sweep=findings.sweep,
+        sweep=points,
         largest_batch=findings.largest_batch,
         sentences=sentences(
             Told(
@@ -115,7 +116,8 @@ def report(origin: Origin, subject: Subject, options: ComparisonOptions, finding
                 largest_batch=findings.largest_batch,
                 asked=options.iterations,
                 iterations=findings.iterations,
-                sizes_left_out=tuple(sorted(set(options.sweep) - swept_sizes)),
+                sizes_left_out=tuple(sorted(set(options.sweep) - swept_sizes - set(failures))),
+                sizes_failed=failures,
             )
         ),
     )

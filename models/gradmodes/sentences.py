@@ -35,6 +35,7 @@ class Told:
     asked: int
     iterations: int
     sizes_left_out: tuple[int, ...]
+    sizes_failed: Mapping[int, str]
 
 
 def sentences(told: Told) -> tuple[str, ...]:
@@ -158,6 +159,8 @@ def _missing(told: Told) -> Iterator[str]:
         yield f"The arm {left_out.arm} could not be run: {left_out.reason}"
     if told.iterations < told.asked:
         yield f"Time was up after {_counted(told.iterations, 'round')} of {told.asked}."
+    for size, reason in told.sizes_failed.items():
+        yield f"Of the sweep, batches of {size} could not be run: {reason}"
     if told.sizes_left_out:
         yield f"Time was up before batch sizes {', '.join(map(str, told.sizes_left_out))} of the sweep."
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from statistics import median
 from time import perf_counter
+from typing import NamedTuple
 
 from models.comparison import ComparisonOptions, SweepPoint, SweptArm
 from models.gradmodes.arms import Arm
+from models.gradmodes.course import ComparisonAbandonedError
 from models.gradmodes.measuring import Measuring
 from models.gradmodes.subject import Inputs
 
@@ -18,12 +21,17 @@ def sweep_forwards(arms: list[Arm], options: ComparisonOptions) -> int:
     return len(set(options.sweep) - {options.batch_size}) * len(arms) * (_rounds(options) + 1)
 
 
-def swept(
-    measuring: Measuring, arms: list[Arm], options: ComparisonOptions, known: SweepPoint
-) -> tuple[SweepPoint, ...]:
-    """A point for each batch size of the sweep, the smallest first, as long as time is left for one; `known` is not
-    measured again."""
+class Swept(NamedTuple):
+    """`points`, the smallest batch first; `failures`: the sizes that an arm could not be run at, and why."""
+
+    points: tuple[SweepPoint, ...]
+    failures: Mapping[int, str]
+
+
+def swept(measuring: Measuring, arms: list[Arm], options: ComparisonOptions, known: SweepPoint) -> Swept:
+    """A point for each batch size of the sweep, as long as time is left for one; `known` is not measured again."""
     points: list[SweepPoint] = []
+    failures: dict[int, str] = {}
     started_at, seconds_an_image = perf_counter(), 0.0
     for size in sorted(set(options.sweep)):
         if size == known.batch_size:
@@ -32,9 +40,15 @@ def swept(
         began_at = perf_counter()
         if seconds_an_image and began_at - started_at + size * seconds_an_image > options.seconds:
             break
-        points.append(SweepPoint(size, _measured(measuring, arms, measuring.subject.batch(size), _rounds(options))))
+        try:
+            points.append(SweepPoint(size, _measured(measuring, arms, measuring.subject.batch(size), _rounds(options))))
+        except ComparisonAbandonedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a network raises, as train mode's BatchNorm of one value
+            failures[size] = f"{type(error).__name__}: {error}"
+            continue
         seconds_an_image = (perf_counter() - began_at) / size
-    return tuple(points)
+    return Swept(tuple(points), failures)
 
 
 def _rounds(options: ComparisonOptions) -> int:

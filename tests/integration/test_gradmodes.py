@@ -267,6 +267,13 @@ def test_an_arm_that_a_network_cannot_run_is_left_out_with_its_words(
     assert left_out.arm == "train"
     assert "Expected more than 1 value per channel" in left_out.reason
     assert compare_served(engine, replace(SMALL, batch_size=2)).left_out == ()
+    swept = compare_served(engine, replace(SMALL, batch_size=2, sweep=(1, 2, 4)))
+    assert [(point.batch_size, len(point.arms)) for point in swept.sweep] == [(2, len(ARMS)), (4, len(ARMS))]
+    assert any(
+        sentence.startswith("Of the sweep, batches of 1 could not be run: ValueError: Expected more than 1 value")
+        for sentence in swept.sentences
+    )
+    assert not any("Time was up" in sentence for sentence in swept.sentences)
     alone = compare_served(engine, replace(SMALL, batch_size=1, arms=("train",), sweep=(1,)))
     assert (alone.arms, alone.modules, alone.largest_batch) == ((), (), None)
     assert alone.sentences[0].startswith("The arm train could not be run: ValueError: Expected more than 1 value")
