@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import perf_counter
 from typing import Any, ClassVar, Self, cast
 
@@ -81,8 +82,9 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._unread = UnreadAnswers(transport, self.loop, self.head_timeout_s)
-        self._departure = Departure(transport, self._leave)
         writes = GatheredWrites(transport, self.loop, self._unread.begin)
+        # Neither it nor the parser holds the connection once that is lost: it goes without the garbage collector.
+        self._departure = Departure(transport, partial(_close_soon, writes, self.loop))
         super().connection_made(writes)  # type: ignore[arg-type]  # it is one by its methods
         self._parser = StayingParser(self)
         self.parser = self._parser  # type: ignore[assignment]  # it is one by its methods
@@ -91,6 +93,7 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_of_waiting()
         super().connection_lost(exc)
+        del self._parser
         self._unread.end()
         self._departure.happen()
 
@@ -243,11 +246,6 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             self._break_off(MALFORMED_REQUEST, msg)
 
-    def _leave(self) -> None:
-        # From a thread that looked, which outlives the event loop when the service ends.
-        with suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self.transport.close)
-
     def _end(self) -> None:
         if self.between_requests() and not self.transport.is_closing():
             self.transport.close()
@@ -298,6 +296,12 @@ class BoundedConnection(HttpToolsProtocol):
         elif not self.transport.is_closing():
             self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
             self.transport.close()
+
+
+def _close_soon(writes: GatheredWrites, loop: asyncio.AbstractEventLoop) -> None:
+    """From any thread, also one that looks when the service has ended and the event loop with it."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(writes.close)
 
 
 class _BrokenOffError(Exception):

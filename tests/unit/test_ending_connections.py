@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -68,3 +70,24 @@ async def test_a_connection_on_which_nothing_comes_any_more_is_closed() -> None:
             connection.shutdown()
         assert await reader.read() == b""
         assert not state.connections
+
+
+@pytest.mark.parametrize(
+    "wish", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"], ids=["as it is", "that asked for h2c"]
+)
+async def test_a_connection_that_is_lost_needs_no_garbage_collector_to_be_gone(wish: bytes) -> None:
+    gone = asyncio.Event()
+    async with served() as (state, reader, writer):
+        gc.disable()
+        try:
+            writer.write(REQUEST[:-2] + wish + b"\r\n")
+            await answer(reader)
+            [connection] = state.connections
+            finalizer = weakref.finalize(connection, gone.set)
+            del connection
+            writer.close()
+            async with asyncio.timeout(10):
+                await gone.wait()
+        finally:
+            gc.enable()
+    assert not finalizer.alive
