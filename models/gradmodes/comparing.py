@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from time import perf_counter
 
 import torch
@@ -19,7 +18,7 @@ from models.comparison import (
 )
 from models.gradmodes.arms import Arm, arm_of
 from models.gradmodes.budget import Prediction, Trial, tried
-from models.gradmodes.course import ComparisonAbandonedError, Course
+from models.gradmodes.course import Course, failing_alone
 from models.gradmodes.measuring import Measuring
 from models.gradmodes.outputs import tried_backward
 from models.gradmodes.report import Findings, Measured, Origin, report
@@ -94,15 +93,9 @@ class Comparing:
                 measured.append(Measured(arm, backward, self._measuring.look(arm, inputs, "memory")))
         return measured
 
-    @contextmanager
-    def _left_out_on_failure(self, name: ArmName) -> Iterator[None]:
-        """A network may run in eval mode alone, or not be copied: the other arms have their answers then."""
-        try:
-            yield
-        except ComparisonAbandonedError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a network raises
-            self._left_out.append(LeftOut(name, f"{type(error).__name__}: {error}"))
+    def _left_out_on_failure(self, name: ArmName) -> AbstractContextManager[None]:
+        """A network may run in eval mode alone, or not be copied."""
+        return failing_alone(lambda words: self._left_out.append(LeftOut(name, words)))
 
     def _reference(self, measured: list[Measured], inputs: Inputs) -> torch.Tensor:
         """The answer under inference_mode, also where that arm was not asked for."""

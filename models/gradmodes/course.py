@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from models.comparison import ComparisonStage, Progress
 
 
 class ComparisonAbandonedError(Exception):
     """Whoever asked for the comparison has gone."""
+
+
+@contextmanager
+def failing_alone(tell: Callable[[str], object]) -> Iterator[None]:
+    """`tell` in words what is raised inside, and go on behind it: what else is compared has its answers then. But not
+    when nobody waits any more."""
+    try:
+        yield
+    except ComparisonAbandonedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a network raises
+        tell(f"{type(error).__name__}: {error}")
 
 
 class Course:

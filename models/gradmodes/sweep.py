@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
 from models.comparison import ComparisonOptions, SweepPoint, SweptArm
 from models.gradmodes.arms import Arm
-from models.gradmodes.course import ComparisonAbandonedError
+from models.gradmodes.course import failing_alone
 from models.gradmodes.measuring import Measuring
 from models.gradmodes.subject import Inputs
 
@@ -40,14 +41,9 @@ def swept(measuring: Measuring, arms: list[Arm], options: ComparisonOptions, kno
         began_at = perf_counter()
         if seconds_an_image and began_at - started_at + size * seconds_an_image > options.seconds:
             break
-        try:
+        with failing_alone(partial(failures.__setitem__, size)):
             points.append(SweepPoint(size, _measured(measuring, arms, measuring.subject.batch(size), _rounds(options))))
-        except ComparisonAbandonedError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a network raises, as train mode's BatchNorm of one value
-            failures[size] = f"{type(error).__name__}: {error}"
-            continue
-        seconds_an_image = (perf_counter() - began_at) / size
+            seconds_an_image = (perf_counter() - began_at) / size
     return Swept(tuple(points), failures)
 
 

@@ -107,16 +107,20 @@ def test_batches_of_every_size_are_answered_row_by_row(
         assert largest_difference(found.logits[row], expected.logits[row % len(pixels)]) < 1e-4
 
 
-def test_a_piece_that_fails_fails_its_batch_alone_and_only_when_those_beside_it_have_ended(
-    default_model: LoadedModel, cache_folder: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def on_two_cores(default_model: LoadedModel, cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> OpenVinoBackend:
+    """Of the default model, for batches of up to eight. Where there are fewer cores, nothing runs side by side."""
     model = dataclasses.replace(default_model, placement=devices.place("cpu", "fp32", "openvino"))
-    # Where there are fewer, nothing runs side by side.
     monkeypatch.setattr(devices, "available_cores", lambda: 2)
-    backend = OpenVinoBackend(model, max_batch_size=8, cache_folder=cache_folder)
+    return OpenVinoBackend(model, max_batch_size=8, cache_folder=cache_folder)
+
+
+def test_a_piece_that_fails_fails_its_batch_alone_and_only_when_those_beside_it_have_ended(
+    on_two_cores: OpenVinoBackend, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     many = pixels[:4].contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        before = backend.run(many)
+        before = on_two_cores.run(many)
         start, started = InferRequest.start_async, []
 
         def start_all_but_the_second(request: InferRequest, pieces: list[Any], **options: Any) -> None:
@@ -128,20 +132,17 @@ def test_a_piece_that_fails_fails_its_batch_alone_and_only_when_those_beside_it_
         with monkeypatch.context() as broken:
             broken.setattr(InferRequest, "start_async", start_all_but_the_second)
             with pytest.raises(MemoryError):
-                backend.run(many)
+                on_two_cores.run(many)
         assert len(started) == 2
         # Zero: whether it has ended, without waiting for it. Of one that was given up it says that by an exception.
         with pytest.raises(RuntimeError, match="canceled"):
             started[0].wait_for(0)
-        assert backend.run(many).logits.equal(before.logits)
+        assert on_two_cores.run(many).logits.equal(before.logits)
 
 
 def test_beside_another_batch_openvino_runs_no_image_on_all_cores(
-    default_model: LoadedModel, cache_folder: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    on_two_cores: OpenVinoBackend, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = dataclasses.replace(default_model, placement=devices.place("cpu", "fp32", "openvino"))
-    monkeypatch.setattr(devices, "available_cores", lambda: 2)
-    backend = OpenVinoBackend(model, max_batch_size=8, cache_folder=cache_folder)
     three = pixels[:3].contiguous(memory_format=torch.channels_last)
     begun, may_end = threading.Event(), threading.Event()
     ran: list[tuple[str, int]] = []
@@ -160,15 +161,15 @@ def test_beside_another_batch_openvino_runs_no_image_on_all_cores(
         return may_end.wait(_PATIENCE_S)
 
     with torch.inference_mode(), ThreadPoolExecutor(1) as other:
-        alone = backend.run(three)
+        alone = on_two_cores.run(three)
         for name in ("infer", "start_async"):
             monkeypatch.setattr(InferRequest, name, noting(name))
-        backend.run(three)
+        on_two_cores.run(three)
         assert ran == [("start_async", 1), ("start_async", 1), ("infer", 1)]
-        company = other.submit(backend.run, three[:2].contiguous(memory_format=torch.channels_last), hold)
+        company = other.submit(on_two_cores.run, three[:2].contiguous(memory_format=torch.channels_last), hold)
         assert begun.wait(_PATIENCE_S)
         ran.clear()
-        beside = backend.run(three)
+        beside = on_two_cores.run(three)
         assert ran == [("start_async", 2), ("start_async", 1)]
         may_end.set()
         company.result(_PATIENCE_S)

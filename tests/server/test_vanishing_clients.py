@@ -52,12 +52,15 @@ def test_two_hundred_vanished_clients_leave_no_image_in_flight(
     assert answer.json()["results"][0]["predictions"][0]["label"] == "analog clock"
 
 
-def test_images_of_a_client_that_left_after_their_admission_are_given_up(
-    service: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
-) -> None:
-    def now(name: str, **labels: str) -> float:
-        return metric_sum(httpx2.get(f"{service.address}/metrics", timeout=30).text, name, **labels)
+@pytest.fixture
+def now(service: Any, metric_sum: Callable[..., float]) -> Callable[..., float]:
+    """A metric of the service, by name and labels."""
+    return lambda name, **labels: metric_sum(httpx2.get(f"{service.address}/metrics", timeout=30).text, name, **labels)
 
+
+def test_images_of_a_client_that_left_after_their_admission_are_given_up(
+    service: Any, clock_jpeg: bytes, now: Callable[..., float]
+) -> None:
     cancelled_before = now("gradless_images_total", outcome="cancelled")
     files = [("images", (f"{number}.jpg", clock_jpeg, "image/jpeg")) for number in range(64)]
     request = httpx2.Request("POST", f"{service.address}/v1/classify", files=files)
@@ -73,11 +76,8 @@ def test_images_of_a_client_that_left_after_their_admission_are_given_up(
 
 
 def test_requests_in_a_row_of_clients_who_leave_keep_no_place(
-    service: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+    service: Any, clock_jpeg: bytes, now: Callable[..., float]
 ) -> None:
-    def now(name: str, **labels: str) -> float:
-        return metric_sum(httpx2.get(f"{service.address}/metrics", timeout=30).text, name, **labels)
-
     late_before = now("gradless_images_total", outcome="late")
     request = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n".encode()
     # So many that nothing is read any more of what comes behind them: the end does not.
