@@ -137,6 +137,8 @@ def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its
 
 def test_what_a_front_that_is_killed_had_not_come_to_is_answered_by_another(by_fronts: Any, clock_jpeg: bytes) -> None:
     killed, left = _fronts(by_fronts)
+    # One that has not let go of the connection of a test before when it is stopped gets less than its half.
+    _until(lambda: _connections(killed) == _connections(left) == 0)
     killed.suspend()
     connections = [by_fronts.connect() for _ in range(4 * _FRONTS)]
     # The others have come to nobody.
