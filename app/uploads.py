@@ -44,6 +44,7 @@ UPLOAD_ERRORS: tuple[type[Exception], ...] = (
     errors.UndecodableImageError,
     errors.TooManyPixelsError,
     errors.TooElongatedError,
+    errors.TooCostlyError,
 )
 
 # Form fields beside the files: none are needed, a few are forgiven.

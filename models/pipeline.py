@@ -10,9 +10,10 @@ from functools import partial
 from time import perf_counter
 from typing import Protocol
 
+import torch
+
 from models.admission import Admission
 from models.batching import Completed
-from models.decode_pool import DecodePool
 from models.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -22,12 +23,11 @@ from models.errors import (
     OverloadedError,
     RefusedError,
 )
+from models.images.decode_pool import DecodePool
 from models.items import Item, Output
-from models.limits import ImageLimits
 from models.loop_inbox import LoopInbox
 from models.passage import Passage, Queue
 from models.predictions import Answer, ModelCard, Prediction, ScoredClass
-from models.preprocessing import preprocess
 from models.telemetry import Outcome, StageSeconds, Task, Telemetry
 from models.transforms import Transform
 from models.wanted import Wanted, always
@@ -47,8 +47,8 @@ class ServedFacts(Protocol):
 
 
 class Pipeline:
-    """The way of images through one model. Everything here runs on the event loop but `_decode_and_queue`, which the
-    decode pool runs, and what is behind the batcher."""
+    """The way of images through one model. Everything here runs on the event loop but `_queue_decoded`, which the
+    decode pool calls, and what is behind the batcher."""
 
     def __init__(
         self,
@@ -57,7 +57,6 @@ class Pipeline:
         decode_pool: DecodePool,
         admission: Admission,
         *,
-        limits: ImageLimits,
         deadline_s: float,
         telemetry: Telemetry,
     ) -> None:
@@ -65,7 +64,6 @@ class Pipeline:
         self._batcher = batcher
         self._decode_pool = decode_pool
         self._admission = admission
-        self._limits = limits
         self._deadline_s = deadline_s
         self._telemetry = telemetry
         self._inbox: LoopInbox | None = None
@@ -144,29 +142,32 @@ class Pipeline:
                 # Another thread of the pool was faster.
                 return
             try:
-                self._decode_pool.submit(partial(self._decode_and_queue, passage, undecoded))
-            except DrainingError as error:
-                # Nobody will decode the others either.
+                self._decode_pool.preprocess(
+                    passage, self._model.transform, partial(self._queue_decoded, passage, undecoded)
+                )
+            except Exception as error:  # noqa: BLE001 - whatever it was: the client hears of it, the pool lives on
+                # The pool is closed or has no thread: it will not decode the others either.
                 passage.fail(error)
             else:
                 return
 
-    def _decode_and_queue(self, passage: Passage, undecoded: deque[Passage]) -> None:
-        try:
-            if passage.wanted():
-                passage.queue(self._batcher, self._decoded(passage))
-        except Exception as error:  # noqa: BLE001 - whatever it was: the caller hears, the pool lives on
-            _let_go(error)
-            passage.fail(error)
+    def _queue_decoded(
+        self, passage: Passage, undecoded: deque[Passage], outcome: torch.Tensor | Exception | None
+    ) -> None:
+        """Called by the decode pool, from one of its threads."""
+        if isinstance(outcome, Exception):
+            _let_go(outcome)
+            passage.fail(outcome)
+        elif outcome is not None and passage.wanted():
+            passage.decode_seconds = perf_counter() - passage.started_at
+            try:
+                passage.queue(self._batcher, Item(outcome, passage.top_k, passage.wanted))
+            except Exception as error:  # noqa: BLE001 - as in _decode_next
+                _let_go(error)
+                passage.fail(error)
         # At the end of the pool's line, behind the images of others. From this thread, like the queueing: neither
         # the next batch nor the next decode must wait for a busy event loop.
         self._decode_next(undecoded)
-
-    def _decoded(self, passage: Passage) -> Item:
-        pixels = preprocess(passage.take_encoded(), self._model.transform, self._limits)
-        item = Item(pixels, passage.top_k, passage.wanted)
-        passage.decode_seconds = perf_counter() - passage.started_at
-        return item
 
     def _result(self, passage: Passage) -> Prediction | ImageError:
         if isinstance(passage.outcome, Completed):
