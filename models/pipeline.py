@@ -12,7 +12,7 @@ from typing import Protocol
 
 from models.admission import Admission
 from models.batching import Completed
-from models.decode_pool import DecodePool
+from models.decode_pool import Decoders
 from models.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -54,7 +54,7 @@ class Pipeline:
         self,
         model: ServedFacts,
         batcher: Queue,
-        decode_pool: DecodePool,
+        decode_pool: Decoders,
         admission: Admission,
         *,
         limits: ImageLimits,
@@ -154,7 +154,10 @@ class Pipeline:
     def _decode_and_queue(self, passage: Passage, undecoded: deque[Passage]) -> None:
         try:
             if passage.wanted():
-                passage.queue(self._batcher, self._decoded(passage))
+                item = self._decoded(passage)
+                # The client may have disconnected during the decode.
+                if passage.wanted():
+                    passage.queue(self._batcher, item)
         except Exception as error:  # noqa: BLE001 - whatever it was: the caller hears, the pool lives on
             _let_go(error)
             passage.fail(error)

@@ -184,7 +184,7 @@ class _Engine:
 
     def _start_front(self) -> None:
         loop = asyncio.get_running_loop()
-        number = self._house.free_number()
+        number = self._house.free_number(self._fronts)
         if number is None:
             # Images of one that has gone are still in a forward.
             loop.call_later(_RETRY_S, self._start_another)
