@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 
@@ -59,9 +60,12 @@ async def well_afterwards(place: Place) -> tuple[bool, str]:
     """Whether the server is ready, and answers clients with connections of their own, which come to all its processes;
     what was seen, as text."""
     afterwards = Known()
-    for number in range(_AFTERWARDS):
+
+    async def ask(number: int) -> None:
         async with Connection(place) as connection:
             await afterwards.ask(connection, range(number, number + 1))
+
+    await asyncio.gather(*map(ask, range(_AFTERWARDS)))
     async with Connection(place) as connection:
         ready, _ = await exchange(connection, get("/readyz"))
     well = ready == str(_OK) and afterwards.all_answered and not afterwards.wrong
