@@ -181,6 +181,8 @@ class Batcher(Generic[Item, Result]):
         for entry in waiting:
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(error())
+            else:
+                entry.future.cancel()
 
     def _work(self) -> None:
         # No local holds a batch while this thread waits: an idle service keeps no image alive.

@@ -7,21 +7,12 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from time import perf_counter
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from models import devices
 from models.errors import DrainingError
 
 _T = TypeVar("_T")
-
-
-class Decoders(Protocol):
-    """What a pipeline needs of a decode pool. Described at DecodePool."""
-
-    @property
-    def threads(self) -> int: ...
-
-    def submit(self, decode: Callable[[], _T]) -> Future[_T]: ...
 
 
 class DecodePool:

@@ -240,6 +240,7 @@ class _Engine:
         front.let_go()
         front.handing.close()
         self._doorkeeper.take_back(front.not_taken)
+        self._house.process_ended(number)
         self._ended.set()
         status = front.process.exitcode
         if self._stopping.is_set():

@@ -24,7 +24,6 @@ from models.errors import ModelDownError, OverloadedError
 from models.finding import find
 from models.fronts.asking import Asking
 from models.fronts.channel import Channel, receive_first
-from models.fronts.counted_decodes import CountedDecodes
 from models.fronts.messages import Announced, Heard, Outcome, Scrape, Scraped, State, Taken
 from models.fronts.records import Answers, Failure, Frames
 from models.fronts.remote_batcher import RemoteBatcher
@@ -39,6 +38,8 @@ from models.wanted import Wanted, always
 _log = logging.getLogger(__name__)
 
 _PIECE = 1 << 18
+
+_LEFT = "the engine process has ended, or has given this process up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,6 @@ class _Served:
     pipeline: Pipeline
     admission: Admission
     batcher: RemoteBatcher
-    decodes: CountedDecodes
 
     @property
     def card(self) -> ModelCard:
@@ -77,7 +77,7 @@ class _Served:
     def idle(self) -> bool:
         """Whether no image is inside, and none can come: one that nobody waits for may be with the engine process, and
         one that is being decoded will be."""
-        return self.batcher.idle and self.decodes.idle and not self.admission.in_flight
+        return self.batcher.idle and not self.pipeline.decoding and not self.admission.in_flight
 
 
 class Front:
@@ -249,7 +249,6 @@ class Front:
         batcher = RemoteBatcher(
             announced.version, slots, front, self._place.images, partial(self._drop_answer, announced.version)
         )
-        decodes = CountedDecodes(self._decode_pool, self._decodes_idle)
         admission = Admission(
             announced.capacity,
             batcher.expected_seconds,
@@ -261,14 +260,15 @@ class Front:
         pipeline = Pipeline(
             facts,
             batcher,
-            decodes,
+            self._decode_pool,
             admission,
             limits=self._options.limits,
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
+            on_decodes_ended=self._decodes_ended,
         )
         self._telemetry.model_shown(facts.name)
-        served = self._versions[announced.version] = _Served(announced, pipeline, admission, batcher, decodes)
+        served = self._versions[announced.version] = _Served(announced, pipeline, admission, batcher)
         return served
 
     def _tell_inside(self, slots: Slots, images: int) -> None:
@@ -285,7 +285,7 @@ class Front:
             if version not in current and served.idle:
                 del self._versions[version]
 
-    def _decodes_idle(self) -> None:
+    def _decodes_ended(self) -> None:
         """From a thread of the decode pool. Only a version that is served no more waits for this."""
         if len(self._versions) != len(self._served):
             with suppress(RuntimeError):
@@ -297,7 +297,7 @@ class Front:
         except OSError:
             piece = b""
         if not piece:
-            self._end("the engine process has ended")
+            self._end(_LEFT)
             return
         try:
             for frame in self._frames.feed(piece):
@@ -344,7 +344,7 @@ class Front:
 
     def _channel_ended(self, error: Exception | None) -> None:
         if error is None:
-            self._end("the engine process has ended")
+            self._end(_LEFT)
         else:
             self._end(f"the engine process cannot be followed: {type(error).__name__}: {error}")
 

@@ -140,6 +140,11 @@ class House:
         self._fronts[number] = front = _Front(images, its_channel, answering)
         self._announce_to(front)
 
+    def process_ended(self, number: int) -> None:
+        """The process of a front has ended. One that was lost before may have said since how many images it has."""
+        for version in self._open.values():
+            version.slots.count(number, 0)
+
     async def look_after(self) -> None:
         """Announce what is served whenever that changes, for as long as this is not cancelled."""
         self._loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from models.batching import Batcher
-from models.errors import ModelGoneError
+from models.errors import ModelDownError, ModelGoneError
 from models.fronts import desk as desk_module
 from models.fronts.desk import Desk, Version
 from models.fronts.outbox import Outbox
@@ -195,6 +195,23 @@ def test_an_image_that_is_abandoned_in_the_queue_is_let_go_without_the_batchers_
         frames += front.read()
     assert frames[1] == Failure(0, leaving.slot, leaving.generation, None)
     assert others_went_on == [True, True]
+
+
+def test_an_image_that_is_abandoned_is_let_go_when_its_batcher_is(at_desk: _Desk) -> None:
+    [front, _] = at_desk.fronts
+    batcher = at_desk.version.batcher
+    front.hand_in(7)
+    assert at_desk.engine.entered.wait(_PATIENCE_S)
+    leaving = front.hand_in(8, which=1)
+    at_desk.until(lambda: batcher.depth == 1)
+    front.slots.abandon(leaving.slot, leaving.generation)
+    batcher.abandon(lambda: ModelDownError("tiny"))
+
+    frames = front.read()
+    while len(frames) < 2:
+        frames += front.read()
+    assert frames[1] == Failure(0, leaving.slot, leaving.generation, None)
+    at_desk.until(lambda: not at_desk.desk._inside[0])  # noqa: SLF001
 
 
 def test_abandoning_an_image_does_not_abandon_the_next_one_of_its_slot(at_desk: _Desk) -> None:

@@ -405,6 +405,21 @@ async def test_a_front_that_is_lost_keeps_its_number_for_as_long_as_its_process_
         service.reasons.clear()
 
 
+async def test_places_that_a_lost_front_still_gives_away_are_free_when_its_process_has_ended(tiny: ModelSpec) -> None:
+    async with _started(tiny) as service:
+        for end in service.sockets[0]:
+            end.shutdown(socket.SHUT_RDWR)
+        await _until(lambda: service.lost == [0])
+        await _until(lambda: service.house.free_number() == 0)
+        # A front that is killed says no more that these have left.
+        service.house._open[0].slots.count(0, 3)  # noqa: SLF001
+        assert service.house.serving.queues()["tiny"].in_flight == 3
+        service.house.process_ended(0)
+
+        assert service.house.serving.queues()["tiny"].in_flight == 0
+        service.reasons.clear()
+
+
 async def test_a_front_whose_message_cannot_be_acted_on_is_lost_alone(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -416,7 +431,7 @@ async def test_a_front_whose_message_cannot_be_acted_on_is_lost_alone(
         await _until(lambda: service.lost == [0])
 
         assert isinstance((await _ask(other, clock_png)).results[0], Prediction)
-        assert service.reasons == ["the engine process has ended"]
+        assert service.reasons == ["the engine process has ended, or has given this process up"]
 
 
 async def test_fronts_whose_engine_process_has_gone_say_so_to_everybody(
@@ -435,7 +450,7 @@ async def test_fronts_whose_engine_process_has_gone_say_so_to_everybody(
         with pytest.raises(ModelDownError):
             await _ask(front, clock_png)
         assert not front.ready
-        assert service.reasons == ["the engine process has ended"]
+        assert service.reasons == ["the engine process has ended, or has given this process up"]
         gate.set()
 
 
