@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Protocol
@@ -48,7 +48,8 @@ class ServedFacts(Protocol):
 
 class Pipeline:
     """The way of images through one model. Everything here runs on the event loop but `_queue_decoded`, which the
-    decode pool calls, and what is behind the batcher."""
+    decode pool calls, and what is behind the batcher. `on_decodes_ended` is called, from a thread of that pool, when no
+    image is `decoding` any more."""
 
     def __init__(
         self,
@@ -59,6 +60,7 @@ class Pipeline:
         *,
         deadline_s: float,
         telemetry: Telemetry,
+        on_decodes_ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._batcher = batcher
@@ -66,7 +68,14 @@ class Pipeline:
         self._admission = admission
         self._deadline_s = deadline_s
         self._telemetry = telemetry
+        self._on_decodes_ended = on_decodes_ended
+        self._decoding: set[Passage] = set()
         self._inbox: LoopInbox | None = None
+
+    @property
+    def decoding(self) -> bool:
+        """Whether an image is in the decode pool, also one whose client has disconnected: it may still be queued."""
+        return bool(self._decoding)
 
     async def predict(
         self, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
@@ -141,6 +150,7 @@ class Pipeline:
             except IndexError:
                 # Another thread of the pool was faster.
                 return
+            self._decoding.add(passage)
             try:
                 self._decode_pool.preprocess(
                     passage, self._model.transform, partial(self._queue_decoded, passage, undecoded)
@@ -148,6 +158,7 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001 - whatever it was: the client hears of it, the pool lives on
                 # The pool is closed or has no thread: it will not decode the others either.
                 passage.fail(error)
+                self._decode_ended(passage)
             else:
                 return
 
@@ -158,6 +169,7 @@ class Pipeline:
         if isinstance(outcome, Exception):
             _let_go(outcome)
             passage.fail(outcome)
+        # The client may have disconnected during the decode.
         elif outcome is not None and passage.wanted():
             passage.decode_seconds = perf_counter() - passage.started_at
             try:
@@ -168,6 +180,12 @@ class Pipeline:
         # At the end of the pool's line, behind the images of others. From this thread, like the queueing: neither
         # the next batch nor the next decode must wait for a busy event loop.
         self._decode_next(undecoded)
+        self._decode_ended(passage)
+
+    def _decode_ended(self, passage: Passage) -> None:
+        self._decoding.discard(passage)
+        if not self._decoding:
+            self._on_decodes_ended()
 
     def _result(self, passage: Passage) -> Prediction | ImageError:
         if isinstance(passage.outcome, Completed):

@@ -24,6 +24,8 @@ from reliability.scenarios import (
     hang_up,
     neighbours,
     overload,
+    own_answers,
+    reloads,
     same_answer,
     sigkill,
     sigterm,
@@ -41,6 +43,8 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "sigterm": sigterm.measure,
     "sigkill": sigkill.measure,
     "neighbours": neighbours.measure,
+    "reloads": reloads.measure,
+    "own-answers": own_answers.measure,
     "same-answer": same_answer.measure,
 }
 

@@ -186,7 +186,7 @@ class _Engine:
 
     def _start_front(self) -> None:
         loop = asyncio.get_running_loop()
-        number = self._house.free_number()
+        number = self._house.free_number(self._fronts)
         if number is None:
             # Images of one that has gone are still in a forward.
             loop.call_later(_RETRY_S, self._start_another)
@@ -243,6 +243,7 @@ class _Engine:
         front.let_go()
         front.handing.close()
         self._doorkeeper.take_back(front.not_taken)
+        self._house.process_ended(number)
         self._ended.set()
         status = front.process.exitcode
         if self._stopping.is_set():
