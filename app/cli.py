@@ -18,6 +18,7 @@ from app.lens.command import compare
 from app.logs import configure_logging
 from app.settings import Settings, SettingsError, load_settings
 from app.settings_table import settings_table
+from app.standard_streams import open_standard_streams
 from models.samples import Sample, draw, encode
 
 app = typer.Typer(
@@ -92,4 +93,5 @@ def settings() -> None:
 
 
 def main() -> None:
+    open_standard_streams()
     app()

@@ -45,7 +45,7 @@ def say_serving(settings: Settings, listener: socket.socket) -> None:
     address = f"http://{_reachable(host)}:{port}"
     _log.info("serving", extra={"address": address, "models": settings.models})
     if not logs_json(settings.log_format):
-        print(_welcome(settings, address), flush=True)  # noqa: T201
+        print(_welcome(settings, address), file=sys.stderr)  # noqa: T201
 
 
 def _reachable(host: str) -> str:

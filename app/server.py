@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -15,7 +14,7 @@ from fastapi import FastAPI
 
 from app.dependencies import Parts
 from app.listening import allow_many_connections, bind, say_serving
-from app.logs import configure_logging
+from app.logs import exit_at_once
 from app.main import create_app
 from app.settings import Settings
 from app.shedding_connection import shedding_connection
@@ -38,7 +37,6 @@ _COLLECT_AFTER = (5_000, 10, 100)
 
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot start."""
-    configure_logging(settings.log_level, settings.log_format)
     tune_interpreter()
     app = create_app(settings)
     parts: Parts = app.state.parts
@@ -81,9 +79,8 @@ def end_without_success(failure: str | None) -> None:
     """End the process with status 1 if there is a reason to."""
     if failure is not None:
         _log.critical("ended: %s", failure)
-        logging.shutdown()
         # Not sys.exit: Python would wait for the very thread that hangs.
-        os._exit(1)
+        exit_at_once(1)
 
 
 class Server(uvicorn.Server):
@@ -108,7 +105,7 @@ class Server(uvicorn.Server):
         _log.log(self.told_at, "%s: answering what was accepted, then stopping", signal.Signals(sig).name)
         if self._parts.runtime is None:
             # Nothing has been accepted. An exception would be lost in the load that this has interrupted.
-            os._exit(0)
+            exit_at_once(0)
         # Before the socket closes: who comes now is told so.
         self._parts.runtime.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT

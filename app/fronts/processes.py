@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
 import sys
@@ -17,7 +16,7 @@ from app.fronts.front_process import Connections, run_front
 from app.fronts.handing import Doorkeeper, FrontProcess
 from app.garbage import leave_out_what_is_loaded, take_in_everything
 from app.listening import allow_many_connections, bind, say_serving
-from app.logs import configure_logging
+from app.logs import exit_at_once
 from app.main import search_index_beside, serving_options
 from app.metrics import Metrics
 from app.server import end_without_success, tune_interpreter
@@ -52,11 +51,10 @@ _ENDING_S = 5.0
 def serve_by_fronts(settings: Settings, fronts: int) -> None:
     """Serve by so many fronts until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot
     start."""
-    configure_logging(settings.log_level, settings.log_format, shared=True)
     tune_interpreter()
     # Nothing has been accepted until there are fronts.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
+        signal.signal(number, lambda *_: exit_at_once(0))
     listener = bind(settings)
     allow_many_connections()
     get_context("forkserver").set_forkserver_preload(_PRELOADED)
