@@ -36,7 +36,7 @@ _COLLECT_AFTER = (5_000, 10, 100)
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot start."""
+    """Serve until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Raises SystemExit when it cannot start."""
     tune_interpreter()
     app = create_app(settings)
     parts: Parts = app.state.parts
@@ -44,6 +44,9 @@ def serve(settings: Settings) -> None:
     listener = bind(settings)
     allow_many_connections()
     server = Server(server_config(app, parts), parts)
+    if heeds_hangup():
+        # uvicorn itself handles the others.
+        signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])
     if not server.started:
         sys.exit(1)
@@ -54,6 +57,11 @@ def tune_interpreter() -> None:
     """Have threads and garbage collector disturb an event loop little."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*_COLLECT_AFTER)
+
+
+def heeds_hangup() -> bool:
+    """Return False where SIGHUP is ignored, as `nohup` has it."""
+    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def server_config(app: FastAPI, parts: Parts) -> uvicorn.Config:

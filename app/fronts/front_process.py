@@ -50,6 +50,8 @@ class Connections:
 
 def run_front(settings: Settings, options: FrontOptions, place: Place, connections: Connections) -> None:
     """Serve until SIGTERM. `settings` and `options` are this front's share of the service's."""
+    # The engine process has it as well, and tells when to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Until there is something to drain.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: exit_at_once(0))

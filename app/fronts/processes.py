@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from multiprocessing import forkserver, get_context
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from app.listening import allow_many_connections, bind, say_serving
 from app.logs import exit_at_once
 from app.main import search_index_beside, serving_options
 from app.metrics import Metrics
-from app.server import end_without_success, tune_interpreter
+from app.server import end_without_success, heeds_hangup, tune_interpreter
 from app.settings import Settings
 from models.errors import StartError
 
@@ -49,20 +50,26 @@ _ENDING_S = 5.0
 
 
 def serve_by_fronts(settings: Settings, fronts: int) -> None:
-    """Serve by so many fronts until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot
-    start."""
+    """Serve by so many fronts until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Raises SystemExit when it
+    cannot start."""
     tune_interpreter()
+    endings = [signal.SIGTERM, signal.SIGINT]
+    if heeds_hangup():
+        endings.append(signal.SIGHUP)
     # Nothing has been accepted until there are fronts.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in endings:
         signal.signal(number, lambda *_: exit_at_once(0))
     listener = bind(settings)
     allow_many_connections()
     get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    # A terminal that closes sends it to all processes at once. The one that fronts are forks of inherits this.
+    heeded = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # While the models are loaded here, fronts are prepared there.
     forkserver.ensure_running()
+    signal.signal(signal.SIGHUP, heeded)
     engine = _Engine(settings, fronts, listener)
     engine.load()
-    asyncio.run(engine.serve())
+    asyncio.run(engine.serve(endings))
     end_without_success(engine.failure)
 
 
@@ -108,13 +115,13 @@ class _Engine:
         metrics.watch(self._house.serving)
         leave_out_what_is_loaded()
 
-    async def serve(self) -> None:
-        """Serve until told to stop."""
+    async def serve(self, endings: Sequence[signal.Signals]) -> None:
+        """Serve until one of these signals comes."""
         self._loop = loop = asyncio.get_running_loop()
         if self.failure is not None:
             # Before anybody was served.
             return
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in endings:
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
         looking = loop.create_task(self._house.look_after())
         looking.add_done_callback(self._looked)
