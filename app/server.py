@@ -18,7 +18,8 @@ from app.logs import exit_at_once
 from app.main import create_app
 from app.settings import Settings
 from app.shedding_connection import shedding_connection
-from app.start_failures import PlainStartFailures
+from app.start_failures import PlainStartFailures, refuse_to_start
+from models.errors import StartError
 
 _log = logging.getLogger(__name__)
 
@@ -36,12 +37,15 @@ _COLLECT_AFTER = (5_000, 10, 100)
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Raises SystemExit when it cannot start."""
+    """Serve until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Ends the process when it cannot start."""
     tune_interpreter()
     app = create_app(settings)
     parts: Parts = app.state.parts
     # Before the models are loaded, so that a wrong address is known at once; open to callers only afterwards.
-    listener = bind(settings)
+    try:
+        listener = bind(settings)
+    except StartError as error:
+        refuse_to_start(error)
     allow_many_connections()
     server = Server(server_config(app, parts), parts)
     if heeds_hangup():

@@ -7,7 +7,6 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from multiprocessing import forkserver, get_context
 from time import perf_counter
@@ -22,6 +21,7 @@ from app.main import search_index_beside, serving_options
 from app.metrics import Metrics
 from app.server import end_without_success, heeds_hangup, tune_interpreter
 from app.settings import Settings
+from app.start_failures import refuse_to_start, start_error
 from models.errors import StartError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _ENDING_S = 5.0
 
 
 def serve_by_fronts(settings: Settings, fronts: int) -> None:
-    """Serve by so many fronts until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Raises SystemExit when it
+    """Serve by so many fronts until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Ends the process when it
     cannot start."""
     tune_interpreter()
     endings = [signal.SIGTERM, signal.SIGINT]
@@ -59,7 +59,10 @@ def serve_by_fronts(settings: Settings, fronts: int) -> None:
     # Nothing has been accepted until there are fronts.
     for number in endings:
         signal.signal(number, lambda *_: exit_at_once(0))
-    listener = bind(settings)
+    try:
+        listener = bind(settings)
+    except StartError as error:
+        refuse_to_start(error)
     allow_many_connections()
     get_context("forkserver").set_forkserver_preload(_PRELOADED)
     # A terminal that closes sends it to all processes at once. The one that fronts are forks of inherits this.
@@ -88,7 +91,7 @@ class _Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def load(self) -> None:
-        """Load the models. Raises SystemExit where they cannot be served."""
+        """Load the models. Ends the process where they cannot be served."""
         # Here, not above: the HTTP side is imported and tested without torch.
         from models.devices import available_cores  # noqa: PLC0415 - as above
         from models.fronts.house import House  # noqa: PLC0415
@@ -109,9 +112,8 @@ class _Engine:
             )
             # Each front opens it for itself; here it is found out whether they can.
             search_index_beside(self._house.serving, settings)
-        except StartError as error:
-            _log.error("cannot start: %s", error)
-            sys.exit(1)
+        except (StartError, OSError) as error:
+            refuse_to_start(start_error(error) if isinstance(error, OSError) else error)
         metrics.watch(self._house.serving)
         leave_out_what_is_loaded()
 
@@ -125,8 +127,16 @@ class _Engine:
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
         looking = loop.create_task(self._house.look_after())
         looking.add_done_callback(self._looked)
-        for _ in range(self._fronts_wanted):
-            self._start_front()
+        try:
+            for _ in range(self._fronts_wanted):
+                self._start_front()
+        except OSError as error:
+            reason = start_error(error)
+            refuse_to_start(
+                StartError(
+                    f"{reason}. Fronts share memory, by files in /dev/shm; GRADLESS_FRONTS=0 serves without fronts"
+                )
+            )
         greeting = loop.create_task(self._house.greeted(self._fronts_wanted))
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([greeting, stopping], return_when=asyncio.FIRST_COMPLETED)
