@@ -18,7 +18,7 @@ import uvicorn
 
 from app.dependencies import Parts
 from app.fronts.exposition import added
-from app.logs import configure_logging
+from app.logs import configure_logging, exit_at_once
 from app.main import create_app
 from app.metrics import content_type_for
 from app.runtime import Runtime
@@ -50,10 +50,23 @@ class Connections:
 
 def run_front(settings: Settings, options: FrontOptions, place: Place, connections: Connections) -> None:
     """Serve until SIGTERM. `settings` and `options` are this front's share of the service's."""
+    # The engine process has it as well, and tells when to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Until there is something to drain.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
-    configure_logging(settings.log_level, settings.log_format, shared=True)
+        signal.signal(number, lambda *_: exit_at_once(0))
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        _serve(settings, options, place, connections)
+    except Exception:  # noqa: BLE001 - told here, as multiprocessing would tell it after the log has been closed
+        _log.exception("a front failed")
+        raise SystemExit(1) from None
+    finally:
+        # A process that multiprocessing has started ends without Python's own exit handlers.
+        logging.shutdown()
+
+
+def _serve(settings: Settings, options: FrontOptions, place: Place, connections: Connections) -> None:
     # The engine process tells when the service begins and ends.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     tune_interpreter()

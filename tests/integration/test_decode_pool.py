@@ -74,6 +74,7 @@ class _Held:
     def __init__(self) -> None:
         self.began: queue.Queue[None] = queue.Queue()
         self.go_on = threading.Event()
+        self.pids: list[int | None] = []
 
 
 @pytest.fixture
@@ -83,7 +84,9 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Held]:
     def wait(self: DecoderProcess, *args: object, **kwargs: object) -> object:
         gate.began.put(None)
         assert gate.go_on.wait(_PATIENCE_S)
-        return decode(self, *args, **kwargs)  # type: ignore[arg-type]
+        pixels = decode(self, *args, **kwargs)  # type: ignore[arg-type]
+        gate.pids.append(self.pid)
+        return pixels
 
     monkeypatch.setattr(DecoderProcess, "decode", wait)
     yield gate
@@ -154,8 +157,9 @@ def test_a_closed_pool_answers_what_it_has_takes_nothing_new_and_leaves_no_proce
         pool.preprocessed(JPEG, _TRANSFORM)
     held.go_on.set()
     assert accepted.result(_PATIENCE_S) is not None
-    (decoder,) = _decoders(pool)
     assert pool.close(_PATIENCE_S)
+    (decoder,) = held.pids
+    assert decoder is not None
     assert not psutil.pid_exists(decoder)
 
 
