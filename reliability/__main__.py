@@ -19,6 +19,7 @@ from reliability.finding import Finding, show
 from reliability.page import page
 from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale
 from reliability.scenarios import (
+    costly,
     decoder,
     fuzz,
     hang_up,
@@ -41,6 +42,7 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "vanishing": vanishing.measure,
     "fuzz": fuzz.measure,
     "decoder": decoder.measure,
+    "costly": costly.measure,
     "sigterm": sigterm.measure,
     "sigkill": sigkill.measure,
     "log-failures": log_failures.measure,
