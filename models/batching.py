@@ -94,6 +94,8 @@ class Batcher(Generic[Item, Result]):
         self._refusal: Callable[[], Exception] = DrainingError
         # One lane at a time picks the next batch, which may take it `max_wait_s`.
         self._forming = False
+        # Items whose clients have left since the last batch was formed.
+        self._dropped = 0
         self._occupancy: Occupancy[_Batch[Item, Result]] = Occupancy(full_size=max_batch_size, room_from=room_from)
         self._lanes = Lanes(
             lanes,
@@ -139,9 +141,9 @@ class Batcher(Generic[Item, Result]):
     def submit(
         self, item: Item, *, caller: Hashable | None = None, future: Future[Completed[Result]] | None = None
     ) -> Future[Completed[Result]]:
-        """Queue one item. Cancelling the future before its batch forms costs no forward. Items of one `caller`
-        take turns with everybody else's; without one, an item is its own. `future`: one to answer by, of a kind that
-        hears by itself of being cancelled, or of its batch.
+        """Queue one item. Cancelling the future before its batch forms costs no forward, and frees the item's place at
+        once. Items of one `caller` take turns with everybody else's; without one, an item is its own. `future`: one to
+        answer by, of a kind that hears by itself of being cancelled, or of its batch.
 
         Raises DrainingError once closed, after `abandon` its error; OverloadedError when `queue_capacity` items wait.
         """
@@ -152,8 +154,10 @@ class Batcher(Generic[Item, Result]):
                 raise self._refusal()
             if len(self._queue) >= self._queue_capacity:
                 raise OverloadedError(self._queue_capacity, self.expected_seconds(len(self._queue)))
-            self._queue.append(_Waiting(item, future, perf_counter()), future if caller is None else caller)
+            self._queue.append(future, _Waiting(item, future, perf_counter()), future if caller is None else caller)
             self._changed.notify_all()
+        # It has no reference to the future: that would be a cycle. Called at once if the future is cancelled by now.
+        future.add_done_callback(self._remove_cancelled)
         return future
 
     def close(self, timeout_s: float | None = None) -> bool:
@@ -193,7 +197,6 @@ class Batcher(Generic[Item, Result]):
 
     def _next_batch(self) -> _Batch[Item, Result] | None:
         """The next batch, waited for; None once closed and empty. Decides under the lock; runs nothing."""
-        dropped = 0
         with self._changed:
             while True:
                 self._changed.wait_for(lambda: self._closed or self._wanted())
@@ -207,9 +210,10 @@ class Batcher(Generic[Item, Result]):
                     if entry.future.set_running_or_notify_cancel():
                         entries.append(entry)
                     else:
-                        dropped += 1
+                        self._dropped += 1
                 if entries:
                     full = len(entries) == self._max_batch_size
+                    dropped, self._dropped = self._dropped, 0
                     batch = _Batch(
                         began_at=perf_counter(),
                         leaves_room=self._occupancy.would_leave_room(len(entries)),
@@ -235,9 +239,17 @@ class Batcher(Generic[Item, Result]):
                 lambda: self._closed or len(self._queue) >= self._max_batch_size, timeout=max(remaining, 0.0)
             )
             self._forming = False
+            # More may wait than one batch takes: the other lanes have looked while this one was forming.
+            self._changed.notify_all()
         if self._closed:
             return "drain"
         return "wait" if self._max_wait_s else "idle"
+
+    def _remove_cancelled(self, future: Future[Completed[Result]]) -> None:
+        """Free the place of an item whose client has left. No lane waits for the queue to become shorter."""
+        if future.cancelled():
+            with self._changed:
+                self._dropped += self._queue.remove(future)
 
     def _oldest(self) -> float:
         return min(entry.enqueued_at for entry in self._queue.firsts())

@@ -7,6 +7,7 @@ import traceback
 from collections import deque
 from collections.abc import Sequence
 from functools import partial
+from itertools import count
 from time import perf_counter
 from typing import Protocol
 
@@ -69,6 +70,7 @@ class Pipeline:
         self._deadline_s = deadline_s
         self._telemetry = telemetry
         self._inbox: LoopInbox | None = None
+        self._callers = count()
 
     async def predict(
         self, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
@@ -108,8 +110,9 @@ class Pipeline:
 
     async def _predict_all(self, images: Sequence[bytes], top_k: int, wanted: Wanted) -> list[Prediction | ImageError]:
         inbox = self._inbox_of(asyncio.get_running_loop())
-        # Images of one request have one caller, and take turns with others in the batcher's queue.
-        caller = object()
+        # Images of one request have one caller, and take turns with others in the batcher's queue. A number, which is
+        # never used again: the queue may be in another process, and hold images of a request that has ended.
+        caller = next(self._callers)
         passages = [Passage(image, top_k, caller, inbox, wanted) for image in images]
         undecoded = deque(passages)
         if wanted():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,9 @@ from models.sources import Origin
 from models.specs import ModelSpec
 from models.splitting import SplittingRun
 from models.telemetry import BatcherState, BatchReport, QueueState, Telemetry
+
+# For the threads of a model that cannot be served after all; a warm-up that goes on longer is not waited for.
+_ENDING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,60 +141,61 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
     if beside_others:
         _check_room(model)
     max_batch_size = options.max_batch_size or devices.batch_size(model.placement, model.weight_bytes)
-    backend = backends.make(
-        model,
-        max_batch_size=max_batch_size,
-        cache_folder=options.cache_folder.expanduser(),
-        fixed_shape=options.fixed_batch,
-    )
-    engine = Engine(model, backend)
+    with ExitStack() as unfinished:
+        backend = backends.make(
+            model,
+            max_batch_size=max_batch_size,
+            cache_folder=options.cache_folder.expanduser(),
+            fixed_shape=options.fixed_batch,
+        )
+        engine = Engine(model, backend)
+        unfinished.callback(engine.close)
 
-    def prepare() -> None:
-        engine.prepare_thread()
-        engine.warm_up()
+        def prepare() -> None:
+            engine.prepare_thread()
+            engine.warm_up()
 
-    def over(report: BatchReport) -> None:
-        if around.reception is not None:
-            around.reception.batch_over(report)
-        around.telemetry.batch_ran(report)
+        def over(report: BatchReport) -> None:
+            if around.reception is not None:
+                around.reception.batch_over(report)
+            around.telemetry.batch_ran(report)
 
-    run = SplittingRun(
-        engine.run,
-        model=spec.name,
-        out_of_memory=memory.ran_out,
-        release_memory=partial(memory.give_back, model.placement.device),
-        telemetry=around.telemetry,
-    )
-    batcher: Batcher[Item, Output] = Batcher(
-        run,
-        name=spec.name,
-        max_batch_size=max_batch_size,
-        max_wait_s=options.max_wait_s,
-        queue_capacity=options.queue_capacity,
-        lanes=engine.lanes,
-        room_from=engine.room_from,
-        prepare=prepare,
-        on_batch=over,
-    )
-    try:
+        run = SplittingRun(
+            engine.run,
+            model=spec.name,
+            out_of_memory=memory.ran_out,
+            release_memory=partial(memory.give_back, model.placement.device),
+            telemetry=around.telemetry,
+        )
+        batcher: Batcher[Item, Output] = Batcher(
+            run,
+            name=spec.name,
+            max_batch_size=max_batch_size,
+            max_wait_s=options.max_wait_s,
+            queue_capacity=options.queue_capacity,
+            lanes=engine.lanes,
+            room_from=engine.room_from,
+            prepare=prepare,
+            on_batch=over,
+        )
+        unfinished.callback(batcher.close, _ENDING_S)
         batcher.wait_until_ready()
-    except BaseException:
-        engine.close()
-        raise
-    if around.reception is None:
-        admission = Admission(options.queue_capacity, batcher.expected_seconds)
-    else:
-        admission = around.reception.admission(model, batcher)
-    pipeline = Pipeline(
-        model,
-        batcher,
-        around.decode_pool,
-        admission,
-        limits=options.limits,
-        deadline_s=options.deadline_s,
-        telemetry=around.telemetry,
-    )
-    return ServedModel(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
+        if around.reception is None:
+            admission = Admission(options.queue_capacity, batcher.expected_seconds)
+        else:
+            admission = around.reception.admission(model, batcher)
+        pipeline = Pipeline(
+            model,
+            batcher,
+            around.decode_pool,
+            admission,
+            limits=options.limits,
+            deadline_s=options.deadline_s,
+            telemetry=around.telemetry,
+        )
+        served = ServedModel(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
+        unfinished.pop_all()
+    return served
 
 
 def _check_room(model: LoadedModel) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
@@ -58,9 +58,9 @@ class RemoteBatcher:
         """How long the device needs for that many items; 0 before its first batch."""
         return items * self._slots.pace
 
-    def submit(self, item: Item, *, caller: Hashable | None = None) -> Future[Completed[Output]]:
-        """Queue one item, as Batcher.submit does. Raises OverloadedError when no slot is free, and what `abandon` was
-        given."""
+    def submit(self, item: Item, *, caller: int) -> Future[Completed[Output]]:
+        """Queue one item, as Batcher.submit does. `caller`: a number from 0 to 2**64 - 1 that only the items of one
+        request have. Raises OverloadedError when no slot is free, and what `abandon` was given."""
         try:
             slot = self._free.pop()
         except IndexError:
@@ -74,7 +74,7 @@ class RemoteBatcher:
         if self._refusal is None:
             # Whose other end is gone hears of that on the event loop, and fails all who wait.
             with suppress(OSError):
-                self._desk.send(submission(self._version, slot, item.top_k, id(future if caller is None else caller)))
+                self._desk.send(submission(self._version, slot, item.top_k, caller))
         if self._refusal is not None:
             # Said before or after this one was put among those that wait: it may have been overlooked.
             self.failed(slot, self._refusal())

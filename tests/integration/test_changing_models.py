@@ -263,6 +263,22 @@ async def test_a_version_that_fails_its_warm_up_leaves_no_thread(
     assert _model_threads() == before
 
 
+async def test_a_version_that_gets_no_places_leaves_no_thread(
+    serve: Callable[..., Serving], versions: _Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = serve()
+    assert versions.gates
+    before = _model_threads()
+
+    def fails(_capacity: int, _expected_seconds: object) -> None:
+        raise OSError("no descriptor is left")
+
+    monkeypatch.setattr("models.served.Admission", fails)
+    with pytest.raises(ModelNotLoadedError, match="no descriptor is left"):
+        await serving.load("tiny")
+    assert _model_threads() == before
+
+
 async def test_what_there_is_no_memory_for_is_not_tried(
     serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
 ) -> None:

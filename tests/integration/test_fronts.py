@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.batching import Batcher
 from models.comparison import ComparisonOptions, Progress
 from models.errors import (
     ComparisonRunningError,
@@ -201,6 +202,25 @@ async def test_images_of_all_fronts_share_a_batch(
         sizes = [result.batch.size for answer in await asyncio.gather(*others) for result in answer.results]  # type: ignore[union-attr]
 
     assert sizes == [2, 2]
+
+
+async def test_no_two_requests_of_a_front_share_a_turn_in_the_queue(
+    tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers: list[object] = []
+    submit = Batcher.submit
+
+    def seen(batcher: Batcher[Any, Any], item: Any, *, caller: object, **others: Any) -> Any:
+        callers.append(caller)
+        return submit(batcher, item, caller=caller, **others)
+
+    monkeypatch.setattr(Batcher, "submit", seen)
+    async with _started(tiny, fronts=1) as service:
+        for _ in range(20):
+            await _ask(service.fronts[0], clock_png, clock_png)
+    # The two images of a request share theirs.
+    assert callers[::2] == callers[1::2]
+    assert len(set(callers)) == 20
 
 
 async def test_fronts_share_the_places_of_a_model(gated: ModelSpec, gate: threading.Event, clock_png: bytes) -> None:
