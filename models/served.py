@@ -13,6 +13,7 @@ import torch
 
 from models import backends, catalog, devices, memory
 from models.admission import Admission
+from models.backend_agreement import with_fresh_conversion
 from models.batching import Batcher
 from models.calibration import Calibration
 from models.decode_pool import DecodePool
@@ -42,6 +43,7 @@ class ServingOptions:
     `calibration_folder`: images, for int8 alone. `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a
     forward that takes longer has hung, and its model is started anew. `models_folder`: where models of one's own
     lie that are loaded by name while others are served; `max_models`: how many may be served at once.
+    `load_timeout_s`: a load that takes longer while others are served, or a restart, has failed.
     """
 
     models: Sequence[str | ModelSpec] = (catalog.DEFAULT_MODEL,)
@@ -60,6 +62,7 @@ class ServingOptions:
     cores: int | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
     deadline_s: float = 30.0
+    load_timeout_s: float = 600.0
     forward_timeout_s: float = 60.0
 
     @property
@@ -72,7 +75,10 @@ class Reception(Protocol):
     """Where images come from, if not from this process."""
 
     def admission(self, model: LoadedModel, batcher: Batcher[Item, Output]) -> Admission:
-        """For a model that is warmed up, and will be served or thrown away."""
+        """For a model that is warmed up, and will be served or given to `forget`."""
+
+    def forget(self, admission: Admission) -> None:
+        """The model of that admission was never served, and will not be. From any thread."""
 
     def batch_over(self, report: BatchReport) -> None:
         """A batch's callers have their answers. From the thread that ran it."""
@@ -136,17 +142,24 @@ class ServedModel:
 def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside_others: bool = False) -> ServedModel:
     """Load and warm up what was found at `origin`, which blocks. `beside_others`: not at any price, for what is served
     already needs memory too. Raises StartError, NoRoomError."""
-    options = around.options
     model = load(spec, around.placement, around.calibration)
     if beside_others:
         _check_room(model)
+    return with_fresh_conversion(model, lambda fresh: _serve_loaded(model, spec, origin, around, fresh=fresh))
+
+
+def _serve_loaded(
+    model: LoadedModel, spec: ModelSpec, origin: Origin, around: Surroundings, *, fresh: bool
+) -> ServedModel:
+    options = around.options
     max_batch_size = options.max_batch_size or devices.batch_size(model.placement, model.weight_bytes)
     with ExitStack() as unfinished:
         backend = backends.make(
             model,
             max_batch_size=max_batch_size,
-            cache_folder=options.cache_folder.expanduser(),
+            cache_folder=options.cache_folder,
             fixed_shape=options.fixed_batch,
+            fresh=fresh,
         )
         engine = Engine(model, backend)
         unfinished.callback(engine.close)

@@ -116,6 +116,11 @@ class House:
         facts = Facts(model.name, model.transform, model.labels)
         return Doors(version, self._options.queue_capacity, facts, self._nobody_inside)
 
+    def forget(self, admission: Admission) -> None:
+        """As Reception.forget: its memory is given back as that of a model that is served no more."""
+        if isinstance(admission, Doors):
+            self._ever_served.add(admission.version.number)
+
     def batch_over(self, report: BatchReport) -> None:
         """As Reception.batch_over."""
         self._desk.batch_over(report)
