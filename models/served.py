@@ -74,6 +74,11 @@ class ServingOptions:
 class Reception(Protocol):
     """Where images come from, if not from this process."""
 
+    @property
+    def queue_capacity(self) -> int:
+        """Items that the queue of a model must have room for, with those whose clients have left: of these the batcher
+        hears only when it comes to them."""
+
     def admission(self, model: LoadedModel, batcher: Batcher[Item, Output]) -> Admission:
         """For a model that is warmed up, and will be served or given to `forget`."""
 
@@ -185,7 +190,7 @@ def _serve_loaded(
             name=spec.name,
             max_batch_size=max_batch_size,
             max_wait_s=options.max_wait_s,
-            queue_capacity=options.queue_capacity,
+            queue_capacity=options.queue_capacity if around.reception is None else around.reception.queue_capacity,
             lanes=engine.lanes,
             room_from=engine.room_from,
             prepare=prepare,
@@ -197,6 +202,7 @@ def _serve_loaded(
             admission = Admission(options.queue_capacity, batcher.expected_seconds)
         else:
             admission = around.reception.admission(model, batcher)
+            unfinished.callback(around.reception.forget, admission)
         pipeline = Pipeline(
             model,
             batcher,

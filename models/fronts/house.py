@@ -99,6 +99,11 @@ class House:
             self._desk.close()
             raise
 
+    @property
+    def queue_capacity(self) -> int:
+        """As Reception.queue_capacity: one for each slot. Fronts admit no more than there are places."""
+        return self._fronts_at_once * _SLOTS_TO_PLACES * self._options.queue_capacity
+
     def admission(self, model: LoadedModel, batcher: Batcher[Item, Output]) -> Doors:
         """As Reception.admission."""
         network = model.network
