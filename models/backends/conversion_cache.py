@@ -73,7 +73,7 @@ class ConversionCache:
         with tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=folder, ignore_cleanup_errors=True) as temporary:
             unfinished = Path(temporary) / entry.name
             unfinished.mkdir()
-            openvino.save_model(network, unfinished / _NETWORK, compress_to_fp16=False)
+            save(network, unfinished / _NETWORK)
             # A full disk may have taken the beginning of a file without a word.
             self._core.read_model(unfinished / _NETWORK)
             (unfinished / _DIGESTS).write_text(json.dumps(_digests(unfinished)), encoding="utf-8")
@@ -81,6 +81,16 @@ class ConversionCache:
                 _sync(path)
             _put(unfinished, entry, aside=Path(temporary) / "replaced")
             _sync(folder)
+
+
+def save(network: openvino.Model, file: Path) -> None:
+    """Write `network` to `file`, a .xml, and its weights beside it. Raises OSError."""
+    try:
+        openvino.save_model(network, file, compress_to_fp16=False)
+    except RuntimeError as error:
+        # OpenVINO does not say why: most often the disk is full.
+        free_mb = shutil.disk_usage(file.parent).free / 1e6
+        raise OSError(f"OpenVINO cannot write {file}, {free_mb:.0f} MB are free: {_line(error)}") from error
 
 
 def _put(finished: Path, entry: Path, *, aside: Path) -> None:

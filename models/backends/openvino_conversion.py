@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from models.backends.conversion_cache import ConversionCache
+from models.backends.conversion_cache import ConversionCache, save
 from models.calibration import Calibration
 from models.errors import ModelFolderError
 from models.loading import LoadedModel, fingerprint
@@ -49,11 +49,7 @@ def quantize(model: LoadedModel, calibration: Calibration, file: Path) -> None:
     model folder says as quantized. Raises StartError when no image can be read, and OSError."""
     made = _quantized(_convert(model), calibration.batches(model.transform))
     made.set_rt_info(_source(model), list(_SOURCE))
-    try:
-        openvino.save_model(made, file, compress_to_fp16=False)
-    except RuntimeError as error:
-        # OpenVINO's word for a disk that is full, among others.
-        raise OSError(f"{file} cannot be written: {error}") from error
+    save(made, file)
 
 
 def _own(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.Model:

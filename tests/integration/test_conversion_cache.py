@@ -233,6 +233,7 @@ def test_on_a_full_disk_a_model_is_served_and_nothing_is_left_of_the_attempt(
     assert _right(model, tmp_path)
     [line] = _logged(caplog)
     assert "cannot be kept" in line
+    assert "MB are free" in line
     assert not list(tmp_path.iterdir())
 
 
