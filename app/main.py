@@ -210,5 +210,6 @@ def serving_options(settings: Settings) -> ServingOptions:
         decode_threads=settings.decode_threads,
         limits=settings.image_limits,
         deadline_s=settings.deadline_s,
+        load_timeout_s=settings.load_timeout_s,
         forward_timeout_s=settings.forward_timeout_s,
     )

@@ -147,6 +147,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.NoClassesError: Row(422, "no-classes", "The model has no classes"),
     errors.ModelNotLoadedError: Row(422, "model-not-loaded", "The model cannot be loaded"),
     errors.NoRoomError: Row(503, "no-room", "There is no memory for another model"),
+    errors.LoadTimeoutError: Row(503, "load-timeout", "The model did not load in time"),
     errors.ModelChangingError: Row(409, "model-changing", "A model is being loaded or unloaded"),
     errors.TooManyModelsError: Row(409, "too-many-models", "No more models may be served"),
     errors.LastModelError: Row(409, "last-model", "The last model stays"),

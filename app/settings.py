@@ -135,6 +135,12 @@ class Settings(BaseSettings):
         30, gt=0, le=3600, description="s a client may take to send its body, or to read 64 KiB of an answer"
     )
     deadline_s: float = Field(30, gt=0, le=3600, description="s from a body read to its answer")
+    load_timeout_s: float = Field(
+        600,
+        gt=0,
+        le=86400,
+        description="s a model may take to be loaded while others are served; after that the request gets 503",
+    )
     forward_timeout_s: float = Field(
         60,
         gt=0,

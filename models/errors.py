@@ -9,6 +9,7 @@ GradlessError
 │   ├── ModelFolderError            a file of a model folder says what cannot be served
 │   ├── DeviceUnavailableError
 │   ├── WarmUpError
+│   │   └── DisagreementError       its backend gives other numbers than PyTorch
 │   ├── SearchIndexError            of nearest neighbours: broken, or of another model
 │   └── JobError                    a job over files cannot be done as asked
 ├── ImageError                      one image's own fault: it fails alone
@@ -33,6 +34,7 @@ GradlessError
 ├── NotChangedError                 what is served stays as it was
 │   ├── ModelNotLoadedError
 │   ├── NoRoomError
+│   ├── LoadTimeoutError
 │   ├── ModelChangingError
 │   ├── TooManyModelsError
 │   └── LastModelError
@@ -115,6 +117,18 @@ class WarmUpError(StartError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} failed its warm-up: {reason}")
         self.model = model
+
+
+class DisagreementError(WarmUpError):
+    """`difference` and `tolerance` are relative to the numbers that PyTorch gives."""
+
+    def __init__(self, model: str, backend: str, difference: float, tolerance: float) -> None:
+        super().__init__(
+            model,
+            f"for a drawn picture {backend} gives other numbers than PyTorch in float32: the difference is "
+            f"{difference:.2g} of them, and at most {tolerance:g} is allowed; try another precision or backend",
+        )
+        self.backend, self.difference, self.tolerance = backend, difference, tolerance
 
 
 class SearchIndexError(StartError):
@@ -267,6 +281,14 @@ class NoRoomError(NotChangedError):
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"There is no memory for {model} beside what is served: {reason}")
+        self.model, self.reason = model, reason
+
+
+class LoadTimeoutError(NotChangedError):
+    """It had not loaded in time, or cannot begin to, because others before it have not ended."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} was not loaded: {reason}")
         self.model, self.reason = model, reason
 
 

@@ -7,6 +7,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from time import perf_counter
 from typing import Protocol
 
@@ -71,6 +72,7 @@ class Pipeline:
         self._on_decodes_ended = on_decodes_ended
         self._decoding: set[Passage] = set()
         self._inbox: LoopInbox | None = None
+        self._callers = count()
 
     @property
     def decoding(self) -> bool:
@@ -115,8 +117,9 @@ class Pipeline:
 
     async def _predict_all(self, images: Sequence[bytes], top_k: int, wanted: Wanted) -> list[Prediction | ImageError]:
         inbox = self._inbox_of(asyncio.get_running_loop())
-        # Images of one request have one caller, and take turns with others in the batcher's queue.
-        caller = object()
+        # Images of one request have one caller, and take turns with others in the batcher's queue. A number, which is
+        # never used again: the queue may be in another process, and hold images of a request that has ended.
+        caller = next(self._callers)
         passages = [Passage(image, top_k, caller, inbox, wanted) for image in images]
         undecoded = deque(passages)
         if wanted():

@@ -59,6 +59,7 @@ class Serving:
             reception=reception,
         )
         self._draining = False
+        self._give_up = give_up
         self._roster = Roster()
         self._lens = Lens()
         self._changes = Changes(self._roster, self._around, self._lens, lambda: self._draining)
@@ -66,13 +67,12 @@ class Serving:
         try:
             for spec, wanted in zip(specs, options.models, strict=True):
                 self._changes.start(spec, sources.of_operator(wanted))
+            self._supervisor = Supervisor(
+                self._ailments, self._changes.start_anew, self._give_up_on_the_ill, beyond_cure=self._stuck_decode
+            )
         except BaseException:
             self.close(timeout_s=0)
             raise
-        self._give_up = give_up
-        self._supervisor = Supervisor(
-            self._ailments, self._changes.start_anew, self._give_up_on_the_ill, beyond_cure=self._stuck_decode
-        )
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:

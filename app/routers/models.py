@@ -30,6 +30,7 @@ _LOADING: tuple[type[Exception], ...] = (
     UnknownModelError,
     errors.ModelNotLoadedError,
     errors.NoRoomError,
+    errors.LoadTimeoutError,
     errors.ModelChangingError,
     errors.TooManyModelsError,
     errors.DrainingError,
