@@ -122,6 +122,12 @@ def server() -> Iterator[Server]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def serving() -> type[Server]:
+    """A server by the way it is started and its settings, for fixtures that last longer than a test."""
+    return Server
+
+
 @pytest.fixture
 def start_server(warm_command: Any) -> Iterator[Callable[..., Server]]:
     """Start a server with settings of one's own, GRADLESS_ prefix included; it ends with the test."""
