@@ -8,7 +8,8 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Header, Query, Request
 
-from app.access import Keys, authorize
+from app.access import Keys, Right, authorize
+from app.hosts import Hosts
 from app.metrics import Metrics
 from app.problems import DebugDisabledError, FingerprintMismatchError
 from app.runtime import Runtime
@@ -28,6 +29,7 @@ class Parts:
     settings: Settings
     metrics: Metrics
     keys: Keys
+    own_names: Hosts
     runtime: Runtime | None = None
     search_index: SearchIndex | None = None
     start_error: StartError | None = None
@@ -102,7 +104,7 @@ async def upload_of(request: Request, model: ModelName = None, if_match: Pinned 
 
 async def _read(request: Request, model: str | None, if_match: str | None, *, classes: bool) -> Upload:
     parts = parts_of(request)
-    authorize(request, parts.keys, "inference")
+    _authorize(request, "inference")
     runtime = await _runtime(request)
     # Before the body is read: a caller who asks for a model that is not there need not send it.
     card = card_named(runtime, model)
@@ -139,19 +141,24 @@ async def debug_allowed(request: Request) -> None:
     parts = parts_of(request)
     if not parts.settings.debug_endpoints:
         raise DebugDisabledError
-    authorize(request, parts.keys, "debug")
+    _authorize(request, "debug")
 
 
 async def inference_allowed(request: Request) -> None:
     """Raises UnauthorizedError, ForbiddenError."""
-    authorize(request, parts_of(request).keys, "inference")
+    _authorize(request, "inference")
 
 
 async def admin_allowed(request: Request) -> None:
     """Raises UnauthorizedError, ForbiddenError."""
-    authorize(request, parts_of(request).keys, "admin")
+    _authorize(request, "admin")
 
 
 async def metrics_allowed(request: Request) -> None:
     """Raises UnauthorizedError, ForbiddenError."""
-    authorize(request, parts_of(request).keys, "metrics")
+    _authorize(request, "metrics")
+
+
+def _authorize(request: Request, right: Right) -> None:
+    parts = parts_of(request)
+    authorize(request, parts.keys, right, parts.own_names)

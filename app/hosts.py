@@ -84,6 +84,12 @@ def allowed_hosts(configured: Sequence[str], listening_on: str) -> Sequence[str]
     return _LOOPBACK if listening_on in _LOOPBACK else (ANY,)
 
 
+def own_names(configured: Sequence[str]) -> Sequence[str]:
+    """Names that lead to this machine and that nobody else can point to it: those of loopback, and the configured ones
+    but for `*`, which is any."""
+    return (*_LOOPBACK, *(name for name in configured if name != ANY))
+
+
 def fault_of_authority(target: bytes, headers: Sequence[tuple[bytes, bytes]], *, host_needed: bool) -> str | None:
     """What is wrong with the host that a request is for, as its target and Host header state it (RFC 9112, section
     3.2); None if nothing is."""

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.routing import APIRoute
 
 from app import faults
 from app.dependencies import Parts
 from app.documents import complete_document, documented_ends, other_ends
 from app.garbage import leave_out_what_is_loaded, take_in_everything
 from app.held_bytes import HeldBytes
-from app.hosts import HostCheck, Hosts, allowed_hosts
+from app.hosts import HostCheck, Hosts, allowed_hosts, own_names
 from app.image_route import ImageRoute
 from app.metrics import Metrics
 from app.observation import Observation, ObservationMiddleware, Traces
@@ -54,7 +53,7 @@ def create_app(
     settings = settings or load_settings()
     metrics = Metrics()
     request_log = RequestLog(settings.slow_request_ms / 1e3)
-    parts = Parts(settings, metrics, settings.known_keys())
+    parts = Parts(settings, metrics, settings.known_keys(), Hosts(own_names(settings.allowed_hosts)))
     traces = traces or (_exporting_traces() if settings.traces else None)
 
     def give_up(reason: str) -> None:
@@ -155,8 +154,8 @@ def create_app(
     return app
 
 
-def _tasks(router: APIRouter, task: Task) -> dict[str, tuple[APIRoute, Task]]:
-    return {route.path: (route, task) for route in router.routes if isinstance(route, APIRoute)}
+def _tasks(router: APIRouter, task: Task) -> dict[str, tuple[ImageRoute, Task]]:
+    return {route.path: (route, task) for route in router.routes if isinstance(route, ImageRoute)}
 
 
 def search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:

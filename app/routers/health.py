@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.api_route import ApiRoute
 from app.dependencies import TheMetrics, metrics_allowed, parts_of
 from app.documents import answers
 from app.problems import ForbiddenError, NotReadyError, UnauthorizedError
 from app.schemas import Health
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=ApiRoute)
 
 _TEXT = {"schema": {"type": "string"}}
 _EXPOSITION: dict[int | str, dict[str, Any]] = {

@@ -249,7 +249,7 @@ async def test_who_looks_for_every_request_finds_the_line_of_each(
     assert (line["path"], line["request_id"]) == ("/v1/features", answer.headers["x-request-id"])
 
 
-@pytest.mark.parametrize("query", ["?model=fake", "?top_k=2&model=fake", "?top_k=2", "?encoding=base64"])
+@pytest.mark.parametrize("query", ["?model=fake", "?top_k=2&model=fake", "?top_k=2", "?top_k=0"])
 async def test_whatever_else_is_asked_of_the_model_it_is_refused(listen: Listen, query: str) -> None:
     async with listen(FULL) as listening:
         [(head, _)] = await listening.sent(head_of("content-length: 5", path=f"/v1/classify{query}"))
@@ -270,9 +270,20 @@ async def test_images_of_a_multipart_body_are_counted_before_they_are_refused(
     listen: Listen, multipart: Callable[..., tuple[dict[str, str], bytes]]
 ) -> None:
     headers, body = multipart(b"one", b"two")
+    shouted = {"Content-Type": headers["Content-Type"].replace("multipart/form-data", "Multipart/Form-Data")}
     async with listen(FULL) as listening:
         # By the runtime, that is: this one takes them.
         assert (await listening.client.post("/v1/classify", content=body, headers=headers)).status_code == 200
+        assert (await listening.client.post("/v1/classify", content=body, headers=shouted)).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["?model=full&model=free", "?top_k=1&top_k=2", "?topk=1", "?encoding=list"])
+async def test_a_query_that_would_be_refused_anyway_is_refused_for_what_is_wrong_with_it(
+    listen: Listen, query: str
+) -> None:
+    async with listen({"names": ("full", "free"), **FULL}) as listening:
+        answer = await listening.client.post(f"/v1/classify{query}", content=b"image")
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:gradless:problem:invalid-parameter")
 
 
 @pytest.mark.parametrize(
