@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -10,7 +9,7 @@ from fastapi import Depends, Header, Query, Request
 
 from app.access import Keys, Right, authorize
 from app.hosts import Hosts
-from app.metrics import Metrics
+from app.metrics import Metrics, SharedExposition
 from app.problems import DebugDisabledError, FingerprintMismatchError
 from app.runtime import Runtime
 from app.settings import Settings
@@ -23,18 +22,17 @@ from models.search.index import SearchIndex
 @dataclass(slots=True)
 class Parts:
     """What an application is made of: the one object on app.state. `runtime` is None until started; `failure` is why
-    the process ends without success; `scraped`, what /metrics shows in place of this process's own metrics, as
-    Metrics.exposition does, for those who serve in several."""
+    the process ends without success; `scraped`, what /metrics shows: where several processes serve, those of all."""
 
     settings: Settings
     metrics: Metrics
     keys: Keys
     own_names: Hosts
+    scraped: SharedExposition
     runtime: Runtime | None = None
     search_index: SearchIndex | None = None
     start_error: StartError | None = None
     failure: str | None = None
-    scraped: Callable[[str], tuple[bytes, str]] | None = None
 
 
 def parts_of(request: Request) -> Parts:

@@ -21,7 +21,7 @@ from app.garbage import leave_out_what_is_loaded, take_in_everything
 from app.held_bytes import HeldBytes
 from app.hosts import HostCheck, Hosts, allowed_hosts, own_names
 from app.image_route import ImageRoute
-from app.metrics import Metrics
+from app.metrics import Metrics, SharedExposition
 from app.observation import Observation, ObservationMiddleware, Traces
 from app.request_log import RequestLog
 from app.routers import classify, debug, documentation, features, health, models, page, search
@@ -53,7 +53,13 @@ def create_app(
     settings = settings or load_settings()
     metrics = Metrics()
     request_log = RequestLog(settings.slow_request_ms / 1e3)
-    parts = Parts(settings, metrics, settings.known_keys(), Hosts(own_names(settings.allowed_hosts)))
+    parts = Parts(
+        settings,
+        metrics,
+        settings.known_keys(),
+        Hosts(own_names(settings.allowed_hosts)),
+        SharedExposition(metrics.exposition, settings.metrics_max_age_s),
+    )
     traces = traces or (_exporting_traces() if settings.traces else None)
 
     def give_up(reason: str) -> None:
