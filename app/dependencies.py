@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, cast
 
@@ -14,7 +15,7 @@ from app.problems import DebugDisabledError, FingerprintMismatchError
 from app.runtime import Runtime
 from app.settings import Settings
 from app.uploads import read_images
-from models.errors import DrainingError, NoClassesError, StartError, UnknownModelError
+from models.errors import DrainingError, ImageTooLargeError, NoClassesError, StartError, UnknownModelError
 from models.predictions import ModelCard
 from models.search.index import SearchIndex
 
@@ -71,7 +72,8 @@ ModelName = Annotated[str | None, Query(description="a served model's name; the 
 @dataclass(frozen=True, slots=True)
 class Upload:
     """A request with images: all of it that has been checked and read before a handler begins. `asked`: the model that
-    it names, if it names one; `model`: who that was before the body was read."""
+    it names, if it names one; `model`: who that was before the body was read. Of several images, each that is too large
+    is its error."""
 
     request: Request
     runtime: Runtime
@@ -79,7 +81,7 @@ class Upload:
     asked: str | None
     model: ModelCard
     pinned: str | None
-    images: list[bytes]
+    images: Sequence[bytes | ImageTooLargeError]
 
     def check_answer_of(self, fingerprint: str) -> None:
         """Raises FingerprintMismatchError where that is not what was asked for: another version of the model took over

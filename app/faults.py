@@ -18,6 +18,7 @@ from app.problems import (
     INVALID_PARAMETER,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
+    ContentEncodingError,
     RequestError,
     Row,
     TooMuchAtOnceError,
@@ -52,7 +53,10 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         row = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(
             error.status_code, Row(error.status_code, "http-error", "The request cannot be answered")
         )
-        return answer(request, row, f"{request.method} {request.url.path}", dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if "GET" in headers.get("Allow", "").split(", "):
+            headers["Allow"] += ", HEAD"
+        return answer(request, row, _where(request, row), headers)
 
     app.add_exception_handler(GradlessError, ours)
     app.add_exception_handler(RequestError, ours)
@@ -77,6 +81,8 @@ def answer_to(request: Request, metrics: Metrics, error: Exception) -> Response:
     headers = {}
     if isinstance(error, OverloadedError | TooMuchAtOnceError):
         headers = {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, ContentEncodingError):
+        headers = {"Accept-Encoding": error.accepted}
     if isinstance(error, UnauthorizedError):
         headers = {"WWW-Authenticate": error.challenge}
     return answer(request, row, str(error), headers)
@@ -93,6 +99,12 @@ def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
     if row.reason is not None:
         metrics.rejected(row.reason)
     return problem(row, str(error), None)
+
+
+def _where(request: Request, row: Row) -> str:
+    path = request.url.path
+    slash = row is NOT_FOUND and path.endswith("/") and path.strip("/")
+    return f"{request.method} {path}" + (": addresses here have no slash at their end" if slash else "")
 
 
 def _invalid(request: Request, error: Exception) -> Response:

@@ -18,6 +18,7 @@ from app import faults
 from app.dependencies import Parts
 from app.documents import complete_document, documented_ends, other_ends
 from app.garbage import leave_out_what_is_loaded, take_in_everything
+from app.head import HeadAsGet
 from app.held_bytes import HeldBytes
 from app.hosts import HostCheck, Hosts, allowed_hosts, own_names
 from app.image_route import ImageRoute
@@ -98,6 +99,8 @@ def create_app(
         # app/routers/documentation.py has a page of its own.
         docs_url=None,
         redoc_url=None,
+        # To where is read from the Host header, and as which protocol is not known behind a proxy.
+        redirect_slashes=False,
         # Of its own, where somebody has set up OpenTelemetry for the process: app/tracing.py and app/metrics tell of a
         # request, once and with what was done for it.
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -114,6 +117,7 @@ def create_app(
             if isinstance(route, ImageRoute)
         ],
     )
+    app.add_middleware(HeadAsGet)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -13,7 +13,14 @@ from starlette.responses import Response
 from app.api_route import ApiRoute
 from app.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, parts_of
 from app.documents import answers
-from app.problems import BodyTooLargeError, ForbiddenError, SlowBodyError, TooMuchAtOnceError, UnauthorizedError
+from app.problems import (
+    BodyTooLargeError,
+    ContentEncodingError,
+    ForbiddenError,
+    SlowBodyError,
+    TooMuchAtOnceError,
+    UnauthorizedError,
+)
 from app.schemas import IndexDescription, ModelDescription, ModelList, ModelSource
 from app.uploads import read_small
 from models import errors
@@ -25,6 +32,7 @@ _ASKING = (UnauthorizedError, ForbiddenError)
 
 _LOADING: tuple[type[Exception], ...] = (
     *_ASKING,
+    ContentEncodingError,
     BodyTooLargeError,
     SlowBodyError,
     TooMuchAtOnceError,
