@@ -18,7 +18,7 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 # Orchestrators ask for these by a pod's address, whatever name it is served under; they tell nothing but that it is
 # there.
-_PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/healthz", "/readyz"})
 
 
 # uri-host [ ":" port ] (RFC 9110, section 7.2; RFC 3986, section 3.2.2). What else an authority may have, as userinfo,
@@ -43,7 +43,7 @@ class Hosts:
 
     def allow(self, scope: Scope) -> bool:
         """Whether that request may pass. One without a Host header, which no browser sends, may, and so may probes."""
-        if self._any or scope["path"] in _PROBES:
+        if self._any or scope["path"] in PROBES:
             return True
         stated = _host(scope)
         return stated is None or self.have(parse_host(stated))

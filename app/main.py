@@ -40,7 +40,9 @@ if TYPE_CHECKING:
     from models.served import ServingOptions
 
 _DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.
-Errors are RFC 9457 problem details with a stable `type`."""
+Errors are RFC 9457 problem details with a stable `type`. Beside those that an operation names, an address that is none
+is answered with 404 (`urn:gradless:problem:not-found`), and a method that an address does not take with 405
+(`urn:gradless:problem:method-not-allowed`). HEAD is answered wherever GET is."""
 
 
 def create_app(
