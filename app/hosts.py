@@ -93,7 +93,8 @@ def own_names(configured: Sequence[str]) -> Sequence[str]:
 def fault_of_authority(target: bytes, headers: Sequence[tuple[bytes, bytes]], *, host_needed: bool) -> str | None:
     """What is wrong with the host that a request is for, as its target and Host header state it (RFC 9112, section
     3.2); None if nothing is."""
-    stated = [value for name, value in headers if name == b"host"]
+    # The parser leaves spaces at the end of a value, which are no part of it.
+    stated = [value.strip(b" \t") for name, value in headers if name == b"host"]
     if len(stated) > 1:
         return "The request has more than one Host header."
     if host_needed and not stated:
@@ -134,4 +135,4 @@ def _shown(value: bytes) -> str:
 
 
 def _host(scope: Scope) -> bytes | None:
-    return next((value for name, value in scope["headers"] if name == b"host"), None)
+    return next((value.strip(b" \t") for name, value in scope["headers"] if name == b"host"), None)

@@ -12,7 +12,7 @@ _QUIET_S = 5.0
 _MOST_BYTES = 256 * 1024 * 1024
 
 # While the service stops nobody waits for long.
-_HURRIED_S = 0.5
+_HURRIED_S = 2.0
 
 
 class LingeringClose:
@@ -49,7 +49,7 @@ class LingeringClose:
             self._transport.close()
 
     def hurry(self) -> None:
-        """Take no longer than half a second from now on, or from when it begins."""
+        """Take no longer than 2 s from now on, or from when it begins."""
         self._most_s = min(self._most_s, _HURRIED_S)
         self._ends_at = min(self._ends_at, self._loop.time() + self._most_s)
         if self.begun:

@@ -156,6 +156,7 @@ def test_a_request_that_does_not_say_clearly_which_host_it_is_for_is_malformed(
         "GET HTTP://LOCALHOST:80/healthz HTTP/1.1\r\nHost: localhost",
         "GET https://localhost/healthz HTTP/1.1\r\nHost: localhost:443",
         "GET /healthz HTTP/1.1\r\nHost: [::1]:8000",
+        "GET /v1/models HTTP/1.1\r\nHost: localhost \t ",
         "GET /healthz HTTP/1.0",
     ],
 )

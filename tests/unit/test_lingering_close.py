@@ -116,7 +116,7 @@ async def test_a_client_that_sends_without_end_is_cut_off_after_so_many_bytes(mo
         assert 2**20 < sent < 2**25
 
 
-async def test_who_stops_waits_half_a_second_for_it_whenever_it_began() -> None:
+async def test_a_service_that_stops_waits_a_short_time_for_it_whenever_it_began() -> None:
     async with served(PATIENCE_S) as connection:
         await connection.refused()
         for each in connection.state.connections:
