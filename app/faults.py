@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.metrics import Metrics
 from app.observed import observed
@@ -38,8 +40,9 @@ _SHORT_BODY_DIGITS = 5
 _log = logging.getLogger(__name__)
 
 
-def install(app: FastAPI, metrics: Metrics) -> None:
-    """Make `app` answer every exception with a problem, counted among the refusals where it is one."""
+def install(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
+    """Make `app`, whose routes these are, answer every exception with a problem, counted among the refusals where it is
+    one."""
 
     async def ours(request: Request, error: Exception) -> Response:
         return answer_to(request, metrics, error)
@@ -54,8 +57,10 @@ def install(app: FastAPI, metrics: Metrics) -> None:
             error.status_code, Row(error.status_code, "http-error", "The request cannot be answered")
         )
         headers = dict(error.headers or {})
-        if "GET" in headers.get("Allow", "").split(", "):
-            headers["Allow"] += ", HEAD"
+        if row is METHOD_NOT_ALLOWED:
+            # The framework names the methods of the first route alone that has the address.
+            stated = headers.get("Allow", "").split(", ")
+            headers["Allow"] = ", ".join(sorted({*stated, *_methods(request, routes)}))
         return answer(request, row, _where(request, row), headers)
 
     app.add_exception_handler(GradlessError, ours)
@@ -99,6 +104,16 @@ def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
     if row.reason is not None:
         metrics.rejected(row.reason)
     return problem(row, str(error), None)
+
+
+def _methods(request: Request, routes: Sequence[APIRoute]) -> Iterator[str]:
+    """Those that the address takes."""
+    for route in routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            yield from route.methods or ()
+            if "GET" in (route.methods or ()):
+                # As app/head.py has it.
+                yield "HEAD"
 
 
 def _where(request: Request, row: Row) -> str:

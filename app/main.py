@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 
 from app import faults
 from app.dependencies import Parts
@@ -146,8 +147,7 @@ def create_app(
         {**_tasks(classify.router, "classify"), **_tasks(features.router, "features")},
         cross_origin=bool(settings.cors_origins),
     )
-    faults.install(app, metrics)
-    for router in (
+    routers = (
         classify.router,
         features.router,
         search.router,
@@ -156,7 +156,10 @@ def create_app(
         debug.router,
         page.router,
         documentation.router,
-    ):
+    )
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    faults.install(app, metrics, routes)
+    for router in routers:
         app.include_router(router)
         for path, method, status in documented_ends(router):
             metrics.expect(path, method, status)
