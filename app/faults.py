@@ -59,7 +59,7 @@ def install(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
         headers = dict(error.headers or {})
         if row is METHOD_NOT_ALLOWED:
             # The framework names the methods of the first route alone that has the address.
-            stated = headers.get("Allow", "").split(", ")
+            stated = filter(None, headers.get("Allow", "").split(", "))
             headers["Allow"] = ", ".join(sorted({*stated, *_methods(request, routes)}))
         return answer(request, row, _where(request, row), headers)
 
