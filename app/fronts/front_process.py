@@ -72,7 +72,7 @@ def _serve(settings: Settings, options: FrontOptions, place: Place, connections:
     tune_interpreter()
     app = create_app(settings, lambda telemetry: start_front(options, place, parts, telemetry))
     parts: Parts = app.state.parts
-    parts.scraped = partial(_everybodys_metrics, parts)
+    parts.scraped.build = partial(_everybodys_metrics, parts)
     server = _FrontServer(server_config(app, parts), parts, connections)
     server.run()
     if not server.started:
@@ -98,7 +98,7 @@ def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
 
     if not isinstance(parts.runtime, Front):
         return parts.metrics.exposition(accept)
-    engine, *fronts = parts.runtime.expositions(accept, _SCRAPE_TIMEOUT_S)
+    engine, *fronts = parts.runtime.expositions(accept, parts.settings.metrics_max_age_s, _SCRAPE_TIMEOUT_S)
     return added(engine, fronts).encode(), content_type_for(accept)
 
 

@@ -183,10 +183,11 @@ class Front:
         """As Serving.unload; no front serves it when this returns."""
         await self._asking.ask("unload", name)
 
-    def expositions(self, accept: str, timeout_s: float) -> list[str]:
-        """Metrics of the engine process, then of each front, this one among them, in the format that `accept` asks for.
-        Blocks, and is not for the event loop. Raises TimeoutError."""
-        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("expositions", accept), self._loop)
+    def expositions(self, accept: str, max_age_s: float, timeout_s: float) -> list[str]:
+        """Metrics of the engine process, then of each front, this one among them, in the format that `accept` asks for:
+        those of now, or those that another front got at most `max_age_s` seconds ago. Blocks, and is not for the event
+        loop. Raises TimeoutError."""
+        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("expositions", accept, max_age_s), self._loop)
         found: list[str] = asking.result(timeout_s)
         return found
 

@@ -80,6 +80,8 @@ class _Service:
     sockets: list[tuple[socket.socket, socket.socket]]
     reasons: list[str]
     lost: list[int]
+    # Formats in which the engine process has told its metrics.
+    scraped: list[str]
 
 
 async def _until(holds: Callable[[], bool]) -> None:
@@ -91,12 +93,17 @@ async def _until(holds: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIterator[_Service]:
     wanted = ServingOptions(**{"models": [spec], "device": "cpu", "backend": "eager", "decode_threads": 2, **options})
-    service = _Service(None, _Counts(), [], [], [], [], [])  # type: ignore[arg-type]  # the house is built next
+    service = _Service(None, _Counts(), [], [], [], [], [], [])  # type: ignore[arg-type]  # the house is built next
+
+    def own_metrics(accept: str) -> str:
+        service.scraped.append(accept)
+        return "engine"
+
     service.house = House(
         wanted,
         2 * fronts,
         service.engine,
-        lambda _: "engine",
+        own_metrics,
         give_up=service.reasons.append,
         on_lost=service.lost.append,
     )
@@ -408,9 +415,18 @@ async def test_a_comparison_ends_with_its_caller(
 
 async def test_any_front_has_the_metrics_of_all(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        found = await asyncio.to_thread(service.fronts[1].expositions, "text", _PATIENCE_S)
+        found = await asyncio.to_thread(service.fronts[1].expositions, "text", 0, _PATIENCE_S)
 
     assert found == ["engine", "front 0 text", "front 1 text"]
+
+
+async def test_fronts_that_are_asked_together_share_the_metrics_of_all(tiny: ModelSpec) -> None:
+    async with _started(tiny) as service:
+        for front in service.fronts:
+            found = await asyncio.to_thread(front.expositions, "text", 60, _PATIENCE_S)
+            assert found == ["engine", "front 0 text", "front 1 text"]
+
+    assert service.scraped == ["text"]
 
 
 async def test_a_front_that_dies_takes_nothing_along_but_its_own(
