@@ -6,11 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from fastapi import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-from app.faults import answer
-from app.problems import MALFORMED_REQUEST, UNKNOWN_HOST
+from starlette.types import Scope
 
 ANY = "*"
 
@@ -45,35 +41,12 @@ class Hosts:
         """Whether that request may pass. One without a Host header, which no browser sends, may, and so may probes."""
         if self._any or scope["path"] in PROBES:
             return True
-        stated = _host(scope)
+        stated = stated_host(scope)
         return stated is None or self.have(parse_host(stated))
 
     def have(self, host: str | None) -> bool:
         """Whether `host`, as `parse_host` gives it, is one of them."""
         return host is not None and (host in self._allowed or host.endswith(self._below))
-
-
-class HostCheck:
-    """Refuses requests for other hosts than `hosts`."""
-
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
-        self._app = app
-        self._hosts = hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        # The connection has looked already where it is app/connection.py's; other servers' may not have.
-        fault = fault_of_authority(b"/", scope["headers"], host_needed=False)
-        if fault is not None:
-            await answer(Request(scope), MALFORMED_REQUEST, fault)(scope, receive, send)
-        elif not self._hosts.allow(scope):
-            stated = _shown(_host(scope) or b"")
-            detail = f"It is not served under {stated}; GRADLESS_ALLOWED_HOSTS says under which names it is."
-            await answer(Request(scope), UNKNOWN_HOST, detail)(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
 
 
 def allowed_hosts(configured: Sequence[str], listening_on: str) -> Sequence[str]:
@@ -100,7 +73,7 @@ def fault_of_authority(target: bytes, headers: Sequence[tuple[bytes, bytes]], *,
     if host_needed and not stated:
         return "The request has no Host header."
     if stated and parse_host(stated[0]) is None:
-        return f"The Host header is no host with an optional port: {_shown(stated[0])}."
+        return f"The Host header is no host with an optional port: {shown(stated[0])}."
     return None if target[:1] == b"/" else _fault_of_absolute(target, stated)
 
 
@@ -119,7 +92,7 @@ def _fault_of_absolute(target: bytes, stated: Sequence[bytes]) -> str | None:
         # No absolute form either: the parser of targets refuses it.
         return None
     if scheme.lower() not in _STANDARD_PORTS:
-        return f"The target is of another protocol than HTTP: {_shown(scheme)}."
+        return f"The target is of another protocol than HTTP: {shown(scheme)}."
     if not stated or _with_port(_AUTHORITY_END.split(rest, maxsplit=1)[0], scheme) != _with_port(stated[0], scheme):
         return "The target and the Host header name different hosts."
     return None
@@ -130,9 +103,11 @@ def _with_port(authority: bytes, scheme: bytes) -> bytes:
     return authority.removesuffix(b":").removesuffix(_STANDARD_PORTS[scheme.lower()])
 
 
-def _shown(value: bytes) -> str:
+def shown(value: bytes) -> str:
+    """A host that is not allowed, as its client may be shown it: its beginning, with what cannot be printed escaped."""
     return ascii(value[:_MOST_SHOWN].decode("latin-1"))
 
 
-def _host(scope: Scope) -> bytes | None:
+def stated_host(scope: Scope) -> bytes | None:
+    """The value of the first Host header; None without one."""
     return next((value.strip(b" \t") for name, value in scope["headers"] if name == b"host"), None)

@@ -21,7 +21,8 @@ from app.documents import complete_document, documented_ends, other_ends
 from app.garbage import leave_out_what_is_loaded, take_in_everything
 from app.head import HeadAsGet
 from app.held_bytes import HeldBytes
-from app.hosts import HostCheck, Hosts, allowed_hosts, own_names
+from app.host_check import HostCheck
+from app.hosts import Hosts, allowed_hosts, own_names
 from app.image_route import ImageRoute
 from app.metrics import Metrics, SharedExposition
 from app.observation import Observation, ObservationMiddleware, Traces

@@ -26,7 +26,7 @@ _NS_FOR_RESIZED_PIXEL = 4.0
 
 _MIB = 2**20
 # Strips of rows while they are converted, rows and tables of decoders.
-_LEAST_BYTES = 4 * _MIB
+_LEAST_BYTES = 8 * _MIB
 # A strip of a million pixels in RGBA, over white, and as an array.
 _STRIP_BYTES = 16 * _MIB
 # (H, W, 3) uint8.

@@ -276,3 +276,15 @@ def _child(code: str, *files: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, check=True, timeout=60
     )
+
+
+def test_importing_models_leaves_the_limits_and_warnings_of_pillow_to_the_process() -> None:
+    looking = (
+        "import logging, warnings\n"
+        "from PIL import Image\n"
+        "def state(): return Image.MAX_IMAGE_PIXELS, logging.getLogger('PIL').level, 'PIL' in str(warnings.filters)\n"
+        "before = state()\n"
+        "import models.preprocessing, models.serving\n"
+        "assert before[0] and state() == before, (before, state())\n"
+    )
+    _child(looking)

@@ -1,0 +1,142 @@
+"""Predicted and measured costs of decodes: `python -m benchmarks.decode_cost [FILE...]`.
+
+Each file, of reliability.costly and of ordinary kinds unless files are named, is decoded and resized in a fork of this
+process, twice, as far as its prediction is below 8 s. Prints the CPU seconds (the less of the two), the growth of
+resident memory, what was predicted, and the ratios. Ends with status 1 where a decode cost more than was predicted: the
+constants of models/images/cost.py are to be upper bounds. Exempt are files whose cost their header does not tell; their
+decoder is held to the prediction by limits of its process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from time import process_time
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+
+from models import catalog
+from models.errors import ImageError
+from models.images.cost import DecodeCost, predict
+from models.images.decode import decode_pixels, ignore_pillow_warnings
+from models.limits import ImageLimits
+from models.preprocessing import pixels_needed, to_tensor
+from models.samples import encode
+from reliability.costly import CORPUS
+
+_NO_LIMITS = ImageLimits(max_decode_seconds=1e9, max_decode_bytes=2**60)
+_LONGEST_S = 8.0
+# CPU seconds and bytes below which a difference is the clock's and the allocator's.
+_LEAST_S = 0.02
+_LEAST_BYTES = 16_000_000
+# A JPEG stream within a TIFF has scans of its own, a lossless WebP tables for every few pixels.
+_NOT_TOLD = ("tiff-jpeg", "tiff-tiles-of-arithmetic", "webp-65536-groups")
+_PIPE_BYTES = 65_536
+
+
+class _Measured(NamedTuple):
+    seconds: float
+    memory_bytes: int
+    outcome: str
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode_cost", description=__doc__)
+    parser.add_argument("files", nargs="*", type=Path, help="files to decode in place of the corpus")
+    wanted = parser.parse_args()
+    files: Mapping[str, Callable[[], bytes]] = {path.name: path.read_bytes for path in wanted.files} or {
+        **CORPUS,
+        **_ordinary(),
+    }
+    torch.set_num_threads(1)
+    ignore_pillow_warnings()
+    held = [_compare(name, make()) for name, make in files.items()]
+    sys.exit(0 if all(held) else 1)
+
+
+def _ordinary() -> dict[str, Callable[[], bytes]]:
+    """Pictures of noise, the most expensive content that everyday files have."""
+    picture = Image.effect_noise((4000, 3000), 60)
+    return {
+        f"noise-12-MP.{name.lower()}": partial(encode, picture.convert("RGB"), name)
+        for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+    }
+
+
+def _compare(name: str, encoded: bytes) -> bool:
+    """Print a line; False where a decode cost more than was predicted."""
+    transform = catalog.find(catalog.NULL_MODEL).build().transform
+    try:
+        predicted = predict(encoded, _NO_LIMITS, enough=pixels_needed(transform))
+    except ImageError as error:
+        _say(f"{name:44} refused: {error}")
+        return True
+    if predicted.seconds > _LONGEST_S:
+        _say(f"{name:44} {predicted.seconds:8.2f} s predicted: not decoded")
+        return True
+    measured = min((_measure(encoded) for _ in range(2)), key=lambda each: each.seconds)
+    held = _is_bounded(measured, predicted)
+    exempt = name.startswith(_NOT_TOLD)
+    _say(
+        f"{name:44} {measured.seconds:8.3f} s of {predicted.seconds:7.3f} "
+        f"({measured.seconds / predicted.seconds:4.2f}), "
+        f"{measured.memory_bytes / 1e6:6.1f} MB of {predicted.memory_bytes / 1e6:6.1f} "
+        f"({measured.memory_bytes / predicted.memory_bytes:4.2f}), {measured.outcome}"
+        f"{'' if held else ', not told by its header' if exempt else ', MORE THAN PREDICTED'}"
+    )
+    return held or exempt
+
+
+def _is_bounded(measured: _Measured, predicted: DecodeCost) -> bool:
+    return measured.seconds <= max(predicted.seconds, _LEAST_S) and measured.memory_bytes <= max(
+        predicted.memory_bytes, _LEAST_BYTES
+    )
+
+
+def _measure(encoded: bytes) -> _Measured:
+    """One decode in a fork, whose peak of memory is its own."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, json.dumps(_decode(encoded)).encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        said = pipe.read(_PIPE_BYTES)
+    _, status = os.waitpid(child, 0)
+    return _Measured(*json.loads(said)) if said else _Measured(0.0, 0, f"died with status {status}")
+
+
+def _decode(encoded: bytes) -> _Measured:
+    transform = catalog.find(catalog.NULL_MODEL).build().transform
+    # Resets VmHWM, the peak of resident memory (proc(5)).
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before, began = _status_bytes("VmRSS"), process_time()
+    outcome = "decoded"
+    try:
+        transform.shape(to_tensor(decode_pixels(encoded, _NO_LIMITS, enough=pixels_needed(transform))))
+    except ImageError as error:
+        outcome = type(error).__name__
+    return _Measured(process_time() - began, _status_bytes("VmHWM") - before, outcome)
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

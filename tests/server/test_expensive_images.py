@@ -1,0 +1,77 @@
+"""Images that are small to send and expensive to decode, at a real server: refused or decoded apart, whatever becomes
+of their decoder."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+from PIL import Image
+
+from models.samples import draw, encode
+from reliability.costly import CORPUS
+
+# One of each way to be expensive that a header tells, and files whose header does not tell it.
+_REFUSED = ("jpeg-arithmetic-99-scans-of-12-MP.jpg", "tiff-63-tiles-of-48-MB.tif", "webp-canvas-50-MP.webp")
+_NOT_TOLD = ("tiff-tiles-of-arithmetic-jpegs-1-MP.tif", "webp-65536-groups.webp")
+
+
+@pytest.fixture(params=["0", "2"], ids=["in one process", "behind two fronts"])
+def service(request: pytest.FixtureRequest, start_server: Callable[..., Any]) -> Any:
+    return start_server(GRADLESS_FRONTS=request.param)
+
+
+def _post(service: Any, encoded: bytes) -> httpx2.Response:
+    return httpx2.post(f"{service.address}/v1/classify", content=encoded, timeout=60)
+
+
+def _decoders(service: Any) -> list[psutil.Process]:
+    children = psutil.Process(service.process.pid).children(recursive=True)
+    return [child for child in children if "models.images.decoder_process" in child.cmdline()]
+
+
+def test_an_image_that_is_too_expensive_to_decode_is_refused_and_the_same_process_serves_on(service: Any) -> None:
+    for name in _REFUSED:
+        refused = _post(service, CORPUS[name]())
+        assert refused.status_code == 422, name
+        assert refused.json()["type"] == "urn:gradless:problem:too-costly", name
+    # None of them was decoded.
+    assert not _decoders(service)
+    for name in _NOT_TOLD:
+        assert _post(service, CORPUS[name]()).json()["type"] == "urn:gradless:problem:too-costly", name
+    # It crashed the decoder that reduces images, in the process that had it.
+    assert _post(service, CORPUS["jpeg-lossless-colour.jpg"]()).status_code == 200
+    label = _post(service, encode(draw("clock"), "TIFF")).json()["results"][0]["predictions"][0]["label"]
+    assert label == "analog clock"
+    assert service.process.poll() is None
+
+
+def test_a_decoder_that_is_killed_costs_no_further_image_and_none_outlives_the_service(service: Any) -> None:
+    clock = encode(draw("clock"), "BMP")
+    assert _post(service, clock).status_code == 200
+    for decoder in _decoders(service):
+        decoder.kill()
+    assert _post(service, clock).status_code == 200
+    left = _decoders(service)
+    assert left
+    service.process.terminate()
+    assert service.process.wait(60) == 0
+    gone, alive = psutil.wait_procs(left, timeout=60)
+    assert len(gone) == len(left)
+    assert not alive
+
+
+def test_an_expensive_image_fails_alone_among_others_of_its_request(service: Any) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "GIF")
+    files = [("f", draw_file) for draw_file in (encode(draw("clock"), "JPEG"), CORPUS[_REFUSED[0]](), file.getvalue())]
+    answer = httpx2.post(f"{service.address}/v1/classify", files=files, timeout=60)
+    assert answer.status_code == 200
+    first, second, third = answer.json()["results"]
+    assert first["predictions"][0]["label"] == "analog clock"
+    assert second["error"]["type"] == "urn:gradless:problem:too-costly"
+    assert third["predictions"]
