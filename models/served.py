@@ -9,23 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
-
 from models import backends, catalog, devices, memory
 from models.admission import Admission
 from models.backend_agreement import with_fresh_conversion
 from models.batching import Batcher
 from models.calibration import Calibration
-from models.decode_pool import DecodePool
 from models.devices import BackendName, Placement, Precision
 from models.engine import Engine
 from models.errors import NoRoomError
+from models.home import expand_home
+from models.images.decode_pool import DecodePool
 from models.items import Item, Output
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.pipeline import Pipeline
 from models.predictions import ModelCard
-from models.preprocessing import preprocess
 from models.sources import Origin
 from models.specs import ModelSpec
 from models.splitting import SplittingRun
@@ -114,10 +112,6 @@ class ServedModel:
     pipeline: Pipeline
     options: ServingOptions
 
-    def pixels_of(self, encoded: bytes) -> torch.Tensor:
-        """(3, side, side) uint8 of the model's input size, as a request's image becomes. Raises ImageError."""
-        return preprocess(encoded, self.engine.model.transform, self.options.limits)
-
     def queue_state(self) -> QueueState:
         return QueueState(
             self.batcher.depth, self.batcher.oldest_age_seconds(), self.admission.in_flight, self.admission.capacity
@@ -162,7 +156,7 @@ def _serve_loaded(
         backend = backends.make(
             model,
             max_batch_size=max_batch_size,
-            cache_folder=options.cache_folder,
+            cache_folder=expand_home(options.cache_folder),
             fixed_shape=options.fixed_batch,
             fresh=fresh,
         )
@@ -208,7 +202,6 @@ def _serve_loaded(
             batcher,
             around.decode_pool,
             admission,
-            limits=options.limits,
             deadline_s=options.deadline_s,
             telemetry=around.telemetry,
         )

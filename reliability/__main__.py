@@ -19,11 +19,15 @@ from reliability.finding import Finding, show
 from reliability.page import page
 from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale
 from reliability.scenarios import (
+    costly,
     decoder,
     fuzz,
     hang_up,
+    log_failures,
     neighbours,
     overload,
+    own_answers,
+    reloads,
     same_answer,
     sigkill,
     sigterm,
@@ -38,9 +42,13 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "vanishing": vanishing.measure,
     "fuzz": fuzz.measure,
     "decoder": decoder.measure,
+    "costly": costly.measure,
     "sigterm": sigterm.measure,
     "sigkill": sigkill.measure,
+    "log-failures": log_failures.measure,
     "neighbours": neighbours.measure,
+    "reloads": reloads.measure,
+    "own-answers": own_answers.measure,
     "same-answer": same_answer.measure,
 }
 

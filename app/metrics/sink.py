@@ -8,11 +8,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from app.metrics.exposition import Exposition
 from app.metrics.families import Families
-from app.metrics.gauges import RuntimeCollector
+from app.metrics.gauges import LogCollector, RuntimeCollector
 from app.problems import Reason, Row
 from app.runtime import Runtime
 from models.comparison import ARMS, Comparison
-from models.telemetry import BatchReport, Outcome, Stage, StageSeconds, Task, Trigger
+from models.telemetry import BatchReport, Outcome, Stage, StageSeconds, StaleMessage, Task, Trigger
 
 # Why a front is no more.
 FrontEnd = Literal["ended", "hung"]
@@ -31,6 +31,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        self._registry.register(LogCollector())
         self._families = Families(self._registry)
         self._exposition = Exposition(self._registry)
         for reason in get_args(Reason):
@@ -38,6 +39,8 @@ class Metrics:
         self._families.loads.create(_NOT_SERVED, "failed")
         for why in get_args(FrontEnd):
             self._families.front_replacements.create(why)
+        for message in get_args(StaleMessage):
+            self._families.stale_messages.create(message)
 
     def expect(self, route: str | None, method: str, status: int) -> None:
         """From now on there is a series, zero if need be, of requests that end so; without a `route`, of those to
@@ -79,6 +82,9 @@ class Metrics:
     def front_replaced(self, why: FrontEnd) -> None:
         """Another front takes the place of one."""
         self._families.front_replacements[why,].inc()
+
+    def message_dropped(self, message: StaleMessage) -> None:
+        self._families.stale_messages[message,].inc()
 
     def batch_ran(self, report: BatchReport) -> None:
         self._families.batch_size[report.model,].observe(report.size)

@@ -4,11 +4,13 @@ elsewhere."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -17,7 +19,6 @@ from types import MappingProxyType
 from models import memory
 from models.admission import Admission
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.decode_pool import DecodePool
 from models.errors import ModelDownError, OverloadedError
 from models.finding import find
 from models.fronts.asking import Asking
@@ -26,6 +27,8 @@ from models.fronts.messages import Announced, Heard, Outcome, Scrape, Scraped, S
 from models.fronts.records import Answers, Failure, Frames
 from models.fronts.remote_batcher import RemoteBatcher
 from models.fronts.slots import Slots
+from models.images.decode_memory import DecodeMemory
+from models.images.decode_pool import DecodePool
 from models.limits import ImageLimits
 from models.pipeline import Pipeline, answer
 from models.predictions import Answer, Loaded, ModelCard
@@ -33,7 +36,11 @@ from models.supervision import Supervisor
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 from models.wanted import Wanted, always
 
+_log = logging.getLogger(__name__)
+
 _PIECE = 1 << 18
+
+_LEFT = "the engine process has ended, or has given this process up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +55,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontOptions:
-    """What ServingOptions say to those who decode. A decode of more than `longest_decode_s` hangs."""
+    """What ServingOptions say to those who decode, and the memory that they share for it. A decode of more than
+    `longest_decode_s` hangs."""
 
     decode_threads: int
+    decode_memory: DecodeMemory
     limits: ImageLimits
     deadline_s: float
     longest_decode_s: float
@@ -66,6 +75,12 @@ class _Served:
     @property
     def card(self) -> ModelCard:
         return self.announced.card
+
+    @property
+    def idle(self) -> bool:
+        """Whether no image is inside, and none can come: one that nobody waits for may be with the engine process, and
+        one that is being decoded will be."""
+        return self.batcher.idle and not self.pipeline.decoding and not self.admission.in_flight
 
 
 class Front:
@@ -87,7 +102,12 @@ class Front:
         self._telemetry = telemetry
         self._exposition = exposition
         self._give_up = give_up
-        self._decode_pool = DecodePool(options.decode_threads)
+        self._decode_pool = DecodePool(
+            options.decode_threads,
+            options.limits,
+            longest_wait_s=options.deadline_s / 2,
+            memory=options.decode_memory,
+        )
         self._served: Mapping[str, _Served] = MappingProxyType({})
         self._down: frozenset[str] = frozenset()
         self._engine_ready = False
@@ -95,11 +115,11 @@ class Front:
         self._gone = False
         # Also those that others have taken the place of, until nobody is inside for them.
         self._versions: dict[int, _Served] = {}
-        self._frames = Frames(lambda version: self._versions[version].card.name)
+        self._frames = Frames()
         self._loop = asyncio.get_running_loop()
         place.images.setblocking(True)
         state, descriptors = receive_first(place.channel)
-        self._channel = Channel(place.channel, self._hear, self._left_alone)
+        self._channel = Channel(place.channel, self._hear, self._channel_ended)
         self._asking = Asking(self._channel.send)
         self._take(state, deque(descriptors))
         self._loop.add_reader(place.images, self._receive)
@@ -163,10 +183,11 @@ class Front:
         """As Serving.unload; no front serves it when this returns."""
         await self._asking.ask("unload", name)
 
-    def expositions(self, accept: str, timeout_s: float) -> list[str]:
-        """Metrics of the engine process, then of each front, this one among them, in the format that `accept` asks for.
-        Blocks, and is not for the event loop. Raises TimeoutError."""
-        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("expositions", accept), self._loop)
+    def expositions(self, accept: str, max_age_s: float, timeout_s: float) -> list[str]:
+        """Metrics of the engine process, then of each front, this one among them, in the format that `accept` asks for:
+        those of now, or those that another front got at most `max_age_s` seconds ago. Blocks, and is not for the event
+        loop. Raises TimeoutError."""
+        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("expositions", accept, max_age_s), self._loop)
         found: list[str] = asking.result(timeout_s)
         return found
 
@@ -214,7 +235,7 @@ class Front:
         before = self._served
         self._served = MappingProxyType(
             {
-                each.card.name: self._versions.get(each.version) or self._begin(each, descriptors.popleft())
+                each.card.name: self._versions.get(each.version) or self._begin(each, descriptors)
                 for each in state.models
             }
         )
@@ -226,11 +247,17 @@ class Front:
         self._forget_versions()
         self._channel.send(Taken(state.number))
 
-    def _begin(self, announced: Announced, descriptor: int) -> _Served:
+    def _begin(self, announced: Announced, descriptors: deque[int]) -> _Served:
         front, facts = self._place.front, announced.facts
+        if not descriptors:
+            # The kernel leaves out those for which a process has no number left.
+            raise OSError(f"the memory of {facts.name} did not arrive; this process may have too many open files")
+        descriptor = descriptors.popleft()
         slots = Slots(descriptor, announced.shape)
         os.close(descriptor)
-        batcher = RemoteBatcher(announced.version, slots, front, self._place.images)
+        batcher = RemoteBatcher(
+            announced.version, slots, front, self._place.images, partial(self._drop_answer, announced.version)
+        )
         admission = Admission(
             announced.capacity,
             batcher.expected_seconds,
@@ -244,9 +271,9 @@ class Front:
             batcher,
             self._decode_pool,
             admission,
-            limits=self._options.limits,
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
+            on_decodes_ended=self._decodes_ended,
         )
         self._telemetry.model_shown(facts.name)
         served = self._versions[announced.version] = _Served(announced, pipeline, admission, batcher)
@@ -263,9 +290,14 @@ class Front:
             return
         current = {served.announced.version for served in self._served.values()}
         for version, served in list(self._versions.items()):
-            # An image that nobody waits for any more may still be in the house, and one that is waited for not yet.
-            if version not in current and served.batcher.idle and not served.admission.in_flight:
+            if version not in current and served.idle:
                 del self._versions[version]
+
+    def _decodes_ended(self) -> None:
+        """From a thread of the decode pool. Only a version that is served no more waits for this."""
+        if len(self._versions) != len(self._served):
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._forget_versions)
 
     def _receive(self) -> None:
         try:
@@ -273,17 +305,38 @@ class Front:
         except OSError:
             piece = b""
         if not piece:
-            self._loop.remove_reader(self._place.images)
-            self._left_alone()
+            self._end(_LEFT)
             return
-        for frame in self._frames.feed(piece):
-            batcher = self._versions[frame.version].batcher
-            match frame:
-                case Answers():
-                    batcher.answered(frame)
-                case Failure(slot=slot, error=error):
-                    batcher.failed(slot, error)
+        try:
+            for frame in self._frames.feed(piece):
+                self._hand_out(frame)
+        except Exception as error:  # noqa: BLE001 - whatever it was: which answers are missing is not known any more
+            _log.exception("front %d cannot read its answers", self._place.front)
+            self._end(f"answers cannot be read: {type(error).__name__}: {error}")
         self._forget_versions()
+
+    def _hand_out(self, frame: Answers | Failure) -> None:
+        served = self._versions.get(frame.version)
+        match frame:
+            case Answers() if served is not None:
+                served.batcher.answered(frame)
+            case Answers():
+                for answered in frame.answers:
+                    self._drop_answer(frame.version, answered.slot, answered.generation)
+            case Failure(slot=slot, generation=generation, error=error) if served is not None:
+                served.batcher.failed(slot, generation, error)
+            case Failure(slot=slot, generation=generation):
+                self._drop_answer(frame.version, slot, generation)
+
+    def _drop_answer(self, version: int, slot: int, generation: int) -> None:
+        _log.warning(
+            "front %d dropped a stale answer: version %d, slot %d, generation %d",
+            self._place.front,
+            version,
+            slot,
+            generation,
+        )
+        self._telemetry.message_dropped("answer")
 
     def _hear(self, message: object, descriptors: deque[int]) -> None:
         match message:
@@ -297,14 +350,26 @@ class Front:
     async def _tell_metrics(self, number: int, accept: str) -> None:
         self._channel.send(Scraped(number, await asyncio.to_thread(self._exposition, accept)))
 
-    def _left_alone(self) -> None:
-        """The engine process has ended. Nobody will be answered."""
+    def _channel_ended(self, error: Exception | None) -> None:
+        if error is None:
+            self._end(_LEFT)
+        else:
+            self._end(f"the engine process cannot be followed: {type(error).__name__}: {error}")
+
+    def _end(self, reason: str) -> None:
+        """Nobody will be answered from here on: give everybody who waits an error, and give up, so that another front
+        takes this one's place. The engine process, if it is there, hears at once, and waits for this front no more."""
         if self._gone:
             return
         self._gone = True
+        self._loop.remove_reader(self._place.images)
+        self._channel.close()
+        # Not closed yet: a decode may be about to send.
+        with suppress(OSError):
+            self._place.images.shutdown(socket.SHUT_RDWR)
         for served in self._versions.values():
             name = served.card.name
             served.batcher.abandon(lambda name=name: ModelDownError(name))  # type: ignore[misc]  # of its own name
         self._asking.end()
         if not self._draining:
-            self._give_up("the engine process has ended")
+            self._give_up(reason)
