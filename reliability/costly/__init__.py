@@ -28,7 +28,7 @@ CORPUS: Mapping[str, Callable[[], bytes]] = {
     "jpeg-without-restart-markers-48-MP.jpg": partial(jpegs.baseline, *_48_MEGAPIXELS, YCC_420, restart_interval=1),
     "jpeg-cmyk-48-MP.jpg": partial(jpegs.whole_baseline, *_48_MEGAPIXELS, CMYK),
     "jpeg-lossless-48-MP.jpg": partial(jpegs.lossless, *_48_MEGAPIXELS, GREY),
-    "jpeg-lossless-colour.jpg": partial(jpegs.lossless, 500, 500, YCC_444),
+    "jpeg-lossless-colour.jpg": partial(jpegs.lossless, 2000, 2000, YCC_444),
     "png-rgba-16-bit-48-MP.png": partial(pngs.png, *_48_MEGAPIXELS, Colour.RGBA, 16),
     "png-rgba-16-bit-interlaced-48-MP.png": partial(pngs.png, *_48_MEGAPIXELS, Colour.RGBA, 16, interlaced=True),
     "png-rgba-16-bit-noise-48-MP.png": partial(pngs.png, *_48_MEGAPIXELS, Colour.RGBA, 16, noise=True),
