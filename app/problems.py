@@ -18,6 +18,7 @@ Reason = Literal[
     "deadline",
     "too_large",
     "too_many_pixels",
+    "too_costly",
     "bad_image",
     "unsupported_type",
     "draining",
@@ -55,6 +56,16 @@ class TooMuchAtOnceError(RequestError):
 class MalformedMultipartError(RequestError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"The multipart body cannot be read: {reason}")
+
+
+class ContentEncodingError(RequestError):
+    """The body is compressed: what it would become is not known before it has."""
+
+    # What is taken: bodies as they are.
+    accepted = "identity"
+
+    def __init__(self, codings: str) -> None:
+        super().__init__(f"Bodies are read as they are: send this one without Content-Encoding: {codings[:100]}.")
 
 
 class TooManyImagesError(RequestError):
@@ -133,8 +144,10 @@ TABLE: dict[type[Exception], Row] = {
     errors.UndecodableImageError: Row(422, "undecodable-image", "The image cannot be decoded", "bad_image"),
     errors.TooManyPixelsError: Row(422, "too-many-pixels", "The image has too many pixels", "too_many_pixels"),
     errors.TooElongatedError: Row(422, "too-elongated", "The image is too long and thin", "bad_image"),
+    errors.TooCostlyError: Row(422, "too-costly", "The image is too expensive to decode", "too_costly"),
     errors.NotFiniteError: Row(422, "not-finite", "The network gave no finite numbers for this image", "bad_image"),
     errors.OverloadedError: Row(429, "overloaded", "The service is full", "queue_full"),
+    errors.DecodersBusyError: Row(429, "decoders-busy", "Too many expensive images wait", "queue_full"),
     errors.DrainingError: Row(503, "draining", "The service is stopping", "draining"),
     errors.DeadlineExceededError: Row(504, "deadline-exceeded", "No answer in time", "deadline"),
     errors.ModelDownError: Row(503, "model-down", "The model is being started anew", "model_down"),
@@ -144,6 +157,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.NoClassesError: Row(422, "no-classes", "The model has no classes"),
     errors.ModelNotLoadedError: Row(422, "model-not-loaded", "The model cannot be loaded"),
     errors.NoRoomError: Row(503, "no-room", "There is no memory for another model"),
+    errors.LoadTimeoutError: Row(503, "load-timeout", "The model did not load in time"),
     errors.ModelChangingError: Row(409, "model-changing", "A model is being loaded or unloaded"),
     errors.TooManyModelsError: Row(409, "too-many-models", "No more models may be served"),
     errors.LastModelError: Row(409, "last-model", "The last model stays"),
@@ -154,6 +168,7 @@ TABLE: dict[type[Exception], Row] = {
     SlowBodyError: Row(408, "slow-body", "The request did not arrive in time", "slow_body"),
     TooMuchAtOnceError: Row(429, "too-much-at-once", "Too much is being sent at once", "queue_full"),
     MalformedMultipartError: Row(400, "malformed-multipart", "The multipart body cannot be read"),
+    ContentEncodingError: Row(415, "unsupported-content-encoding", "The body has a content coding", "unsupported_type"),
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
     CallerGoneError: Row(CLIENT_GONE_STATUS, "caller-gone", "The caller has gone"),

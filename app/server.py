@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -15,11 +14,12 @@ from fastapi import FastAPI
 
 from app.dependencies import Parts
 from app.listening import allow_many_connections, bind, say_serving
-from app.logs import configure_logging
+from app.logs import exit_at_once
 from app.main import create_app
 from app.settings import Settings
 from app.shedding_connection import shedding_connection
-from app.start_failures import PlainStartFailures
+from app.start_failures import PlainStartFailures, refuse_to_start
+from models.errors import StartError
 
 _log = logging.getLogger(__name__)
 
@@ -37,15 +37,20 @@ _COLLECT_AFTER = (5_000, 10, 100)
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot start."""
-    configure_logging(settings.log_level, settings.log_format)
+    """Serve until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Ends the process when it cannot start."""
     tune_interpreter()
     app = create_app(settings)
     parts: Parts = app.state.parts
     # Before the models are loaded, so that a wrong address is known at once; open to callers only afterwards.
-    listener = bind(settings)
+    try:
+        listener = bind(settings)
+    except StartError as error:
+        refuse_to_start(error)
     allow_many_connections()
     server = Server(server_config(app, parts), parts)
+    if heeds_hangup():
+        # uvicorn itself handles the others.
+        signal.signal(signal.SIGHUP, server.handle_exit)
     server.run(sockets=[listener])
     if not server.started:
         sys.exit(1)
@@ -56,6 +61,11 @@ def tune_interpreter() -> None:
     """Have threads and garbage collector disturb an event loop little."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*_COLLECT_AFTER)
+
+
+def heeds_hangup() -> bool:
+    """Return False where SIGHUP is ignored, as `nohup` has it."""
+    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def server_config(app: FastAPI, parts: Parts) -> uvicorn.Config:
@@ -81,9 +91,8 @@ def end_without_success(failure: str | None) -> None:
     """End the process with status 1 if there is a reason to."""
     if failure is not None:
         _log.critical("ended: %s", failure)
-        logging.shutdown()
         # Not sys.exit: Python would wait for the very thread that hangs.
-        os._exit(1)
+        exit_at_once(1)
 
 
 class Server(uvicorn.Server):
@@ -108,7 +117,7 @@ class Server(uvicorn.Server):
         _log.log(self.told_at, "%s: answering what was accepted, then stopping", signal.Signals(sig).name)
         if self._parts.runtime is None:
             # Nothing has been accepted. An exception would be lost in the load that this has interrupted.
-            os._exit(0)
+            exit_at_once(0)
         # Before the socket closes: who comes now is told so.
         self._parts.runtime.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT

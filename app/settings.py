@@ -10,14 +10,23 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from app.access import Keys, read_keys
 from app.origins import host_names, origins
+from app.service_links import service_links
+from models.limits import ImageLimits
 
 LogFormat = Literal["auto", "json", "console"]
 
 PREFIX = "GRADLESS_"
+_KEYS = frozenset({f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE"})
 _MIB = 2**20
 
 
@@ -47,7 +56,7 @@ def _some_and_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 class Settings(BaseSettings):
     """How this process serves. Each field is the environment variable GRADLESS_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -108,10 +117,30 @@ class Settings(BaseSettings):
         50_000_000, ge=1, le=2**31, description="pixels of one image, and of a TIFF's tile, known from the header"
     )
     max_aspect_ratio: int = Field(50, ge=1, le=1000, description="longer side of an image over its shorter one")
+    max_decode_seconds: float = Field(
+        1,
+        gt=0,
+        le=3600,
+        description="CPU seconds that decoding one image may take, as predicted from its header; more is refused. "
+        "Images that take over an eighth of it are decoded in separate processes",
+    )
+    max_decode_bytes: int = Field(
+        192 * _MIB,
+        ge=16 * _MIB,
+        le=2**40,
+        description="bytes of memory that decoding one image may take, as predicted from its header, and all that are "
+        "decoded in separate processes at once",
+    )
     read_timeout_s: float = Field(
         30, gt=0, le=3600, description="s a client may take to send its body, or to read 64 KiB of an answer"
     )
     deadline_s: float = Field(30, gt=0, le=3600, description="s from a body read to its answer")
+    load_timeout_s: float = Field(
+        600,
+        gt=0,
+        le=86400,
+        description="s a model may take to be loaded while others are served; after that the request gets 503",
+    )
     forward_timeout_s: float = Field(
         60,
         gt=0,
@@ -145,9 +174,35 @@ class Settings(BaseSettings):
     slow_request_ms: float = Field(
         1000, gt=0, le=3_600_000, description="ms from which on the line of an inference request is a warning"
     )
+    metrics_max_age_s: float = Field(
+        1, ge=0, le=60, description="s for which all scrapers get the same exposition; 0 builds one for each"
+    )
     traces: bool = Field(
         False, description="send OpenTelemetry traces to where the OTEL_* variables say; needs the extra otel"
     )
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What an image may be and cost."""
+        return ImageLimits(self.max_image_pixels, self.max_aspect_ratio, self.max_decode_seconds, self.max_decode_bytes)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """pydantic's, without the variables that are service links."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        if isinstance(env_settings, EnvSettingsSource):
+            links = {name.lower() for name in ignored_variables()}
+            env_settings.env_vars = {
+                name: value for name, value in env_settings.env_vars.items() if name.lower() not in links
+            }
+        return init_settings, env_settings
 
     def known_keys(self) -> Keys:
         """Who may ask."""
@@ -226,9 +281,15 @@ def _installed(module: str) -> bool:
         return False
 
 
+def ignored_variables() -> list[str]:
+    """Variables with the prefix that Kubernetes has set, and nobody as a setting."""
+    return service_links(os.environ)
+
+
 def load_settings() -> Settings:
-    """The settings of the environment. Raises SettingsError, also for a GRADLESS_ variable that is none."""
-    lines = _unknown_variables()
+    """The settings of the environment. An empty variable counts as unset. Raises SettingsError, also for a GRADLESS_
+    variable that is none."""
+    lines = [*_unknown_variables(), *_empty_keys()]
     try:
         settings = Settings()
     except ValidationError as error:
@@ -241,13 +302,25 @@ def load_settings() -> Settings:
 
 def _unknown_variables() -> list[str]:
     known = {name.upper() for name in Settings.model_fields}
+    ignored = set(ignored_variables())
     lines = []
-    for name in sorted(os.environ):
+    for name, value in sorted(os.environ.items()):
+        if not value or name in ignored:
+            continue
         if name.upper().startswith(PREFIX) and name.upper().removeprefix(PREFIX) not in known:
             # Without the prefix, which makes all of them alike.
             similar = difflib.get_close_matches(name.upper().removeprefix(PREFIX), known, n=1)
             lines.append(f"{name} is no setting" + (f"; did you mean {PREFIX}{similar[0]}?" if similar else ""))
     return lines
+
+
+def _empty_keys() -> list[str]:
+    """A secret that was not filled in must not open the service to everybody."""
+    return [
+        f"{name}: there is no key in it; unset it to serve without keys"
+        for name, value in sorted(os.environ.items())
+        if not value and name.upper() in _KEYS
+    ]
 
 
 def _line(location: tuple[int | str, ...], message: str, value: object) -> str:

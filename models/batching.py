@@ -142,9 +142,10 @@ class Batcher(Generic[Item, Result]):
     def submit(
         self, item: Item, *, caller: Hashable | None = None, future: Future[Completed[Result]] | None = None
     ) -> Future[Completed[Result]]:
-        """Queue one item. Cancelling the future before its batch forms costs no forward. Items of one `caller`
-        take turns with everybody else's; without one, an item is its own. `future`: one to answer by, of a kind that
-        hears by itself of its batch, or says there that it is cancelled; then it is cancelled here, without any lock.
+        """Queue one item. Cancelling the future before its batch forms costs no forward, and frees the item's place at
+        once. Items of one `caller` take turns with everybody else's; without one, an item is its own. `future`: one to
+        answer by, of a kind that hears by itself of its batch, or says there that it is cancelled; then it is cancelled
+        here, without any lock.
 
         Raises DrainingError once closed, after `abandon` its error; OverloadedError when `queue_capacity` items wait.
         """
@@ -155,8 +156,10 @@ class Batcher(Generic[Item, Result]):
                 raise self._refusal()
             if len(self._queue) >= self._queue_capacity:
                 raise OverloadedError(self._queue_capacity, self.expected_seconds(len(self._queue)))
-            self._queue.append(_Waiting(item, future, perf_counter()), future if caller is None else caller)
+            self._queue.append(future, _Waiting(item, future, perf_counter()), future if caller is None else caller)
             self._changed.notify_all()
+        # It has no reference to the future: that would be a cycle. Called at once if the future is cancelled by now.
+        future.add_done_callback(self._remove_cancelled)
         return future
 
     def close(self, timeout_s: float | None = None) -> bool:
@@ -246,9 +249,17 @@ class Batcher(Generic[Item, Result]):
                 lambda: self._closed or len(self._queue) >= self._max_batch_size, timeout=max(remaining, 0.0)
             )
             self._forming = False
+            # More may wait than one batch takes: the other lanes have looked while this one was forming.
+            self._changed.notify_all()
         if self._closed:
             return "drain"
         return "wait" if self._max_wait_s else "idle"
+
+    def _remove_cancelled(self, future: Future[Completed[Result]]) -> None:
+        """Free the place of an item whose client has left. No lane waits for the queue to become shorter."""
+        if future.cancelled():
+            with self._changed:
+                self._dropped += self._queue.remove(future)
 
     def _oldest(self) -> float:
         return min(entry.enqueued_at for entry in self._queue.firsts())

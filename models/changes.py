@@ -7,16 +7,17 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
 
 from models import memory, sources
+from models.background import BackgroundWork
 from models.errors import (
     DrainingError,
     GradlessError,
+    LoadTimeoutError,
     ModelChangingError,
     ModelDownError,
     ModelGoneError,
@@ -37,6 +38,9 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# Loads that nobody waits for any more, and that have not ended: each keeps a thread, and what it has read so far.
+_MOST_LEFT_BEHIND = 4
+
 
 class Changes:
     """Puts models on the roster and takes them off it. Coroutines belong to one event loop, on which a model takes over
@@ -49,6 +53,7 @@ class Changes:
         self._draining = draining
         self._under_way: str | None = None
         self._left: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._left_behind: list[BackgroundWork[ServedModel | GradlessError]] = []
         self._idle = threading.Event()
         self._idle.set()
 
@@ -62,7 +67,7 @@ class Changes:
         others and takes over in one step; what was served under its name answers all that it has accepted, and is gone
         when this returns. Goes on when cancelled.
 
-        Raises UnknownModelError without source, ModelNotLoadedError, NoRoomError, ModelChangingError,
+        Raises UnknownModelError without source, ModelNotLoadedError, NoRoomError, LoadTimeoutError, ModelChangingError,
         TooManyModelsError, DrainingError.
         """
         origin = self._origin(name, source)
@@ -106,7 +111,16 @@ class Changes:
         if self._roster.served.get(name) is not old:
             # Another took its place in the last moment.
             return
-        new = serve_model(replace(old.origin(), name=name), old.origin, self._around)
+        timeout_s = self._around.options.load_timeout_s
+        loading = BackgroundWork(
+            lambda: serve_model(replace(old.origin(), name=name), old.origin, self._around),
+            f"loader-{name}",
+            unwanted=self._discard,
+        )
+        try:
+            new = loading.wait(timeout_s)
+        except TimeoutError as error:
+            raise StartError(f"{name} had not loaded after {timeout_s:g} s") from error
         self._roster.put(new)
         # Drained while it was loading.
         if self._draining():
@@ -140,20 +154,25 @@ class Changes:
                 result = await change
         finally:
             change.close()
-            # By now nothing refers to what has been replaced, or was not finished, but what refers to itself.
-            device = self._around.placement.device
-            left, self._left = self._left, weakref.WeakSet()
-            await _in_background(lambda: memory.let_go(device, left), f"unloader-{name}")
-            self._under_way = None
-            self._idle.set()
+            try:
+                await self._let_go(name)
+            finally:
+                self._under_way = None
+                self._idle.set()
         return result
+
+    async def _let_go(self, name: str) -> None:
+        # By now nothing refers to what has been replaced, or was not finished, but what refers to itself.
+        device = self._around.placement.device
+        left, self._left = self._left, weakref.WeakSet()
+        await BackgroundWork(lambda: memory.let_go(device, left), f"unloader-{name}").result()
 
     async def _load(self, name: str, origin: Origin) -> Loaded:
         replaced = self._roster.served.get(name)
         limit = self._around.options.max_models
         if replaced is None and len(self._roster.served) >= limit:
             raise TooManyModelsError(limit)
-        built = await _in_background(lambda: self._built(name, origin), f"loader-{name}")
+        built = await self._built_in_time(name, origin)
         if isinstance(built, GradlessError):
             self._around.telemetry.model_not_loaded(name)
             raise built
@@ -166,6 +185,30 @@ class Changes:
         if replaced is not None:
             await self._retire(replaced)
         return Loaded(card, replaced=replaced is not None)
+
+    async def _built_in_time(self, name: str, origin: Origin) -> ServedModel | GradlessError:
+        """As `_built`, in a thread; a LoadTimeoutError where that goes on for too long. The thread is left behind: what
+        it waits for, a disk say, or code of the user's, cannot be interrupted."""
+        self._left_behind = [each for each in self._left_behind if each.under_way]
+        if len(self._left_behind) >= _MOST_LEFT_BEHIND:
+            return LoadTimeoutError(
+                name, f"{len(self._left_behind)} earlier loads have not ended; restart the service to be rid of them."
+            )
+        timeout_s = self._around.options.load_timeout_s
+        loading = BackgroundWork(lambda: self._built(name, origin), f"loader-{name}", unwanted=self._discard)
+        try:
+            return await loading.result(timeout_s)
+        except TimeoutError:
+            _log.error("%s had not loaded after %g s: the thread that loads it is left behind", name, timeout_s)
+            self._left_behind.append(loading)
+            return LoadTimeoutError(name, f"it had not loaded after {timeout_s:g} s (GRADLESS_LOAD_TIMEOUT_S).")
+
+    def _discard(self, built: ServedModel | GradlessError) -> None:
+        """End what nobody will be answered by."""
+        if isinstance(built, ServedModel):
+            built.end(self._around.options.forward_timeout_s)
+            if self._around.reception is not None:
+                self._around.reception.forget(built.admission)
 
     def _built(self, name: str, origin: Origin) -> ServedModel | GradlessError:
         """The model, or what to tell of why there is none: an error without a traceback, which would keep all that had
@@ -183,7 +226,7 @@ class Changes:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return NoRoomError(name, reason) if memory.ran_out(error) else ModelNotLoadedError(name, reason)
         if self._draining():
-            new.end(self._around.options.forward_timeout_s)
+            self._discard(new)
             return DrainingError()
         return new
 
@@ -207,24 +250,4 @@ class Changes:
             elif not old.end(patience_s):
                 _log.error("a forward of %s hangs: its threads are left behind", name)
 
-        await _in_background(end, f"unloader-{name}")
-
-
-async def _in_background(work: Callable[[], T], name: str) -> T:
-    """The result of `work`, in a thread of its own."""
-    outcome: Future[T] = Future()
-    outcome.set_running_or_notify_cancel()
-    # Taken out by the thread: whoever hears of the result may count on its being done with what it worked on.
-    to_do = [work]
-    del work
-
-    def run() -> None:
-        try:
-            result = to_do.pop()()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(result)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return await asyncio.wrap_future(outcome)
+        await BackgroundWork(end, f"unloader-{name}").result()

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import devices
+from models import backend_agreement, devices
 from models.backends import Backend
 from models.errors import WarmUpError
 from models.items import Item, Output
@@ -28,6 +28,7 @@ class Engine:
         self.model = model
         self.turn = TurnLock()
         self._backend = backend
+        self._reference: FeaturesAndLogits | None = None
 
     @property
     def max_batch_size(self) -> int:
@@ -98,21 +99,40 @@ class Engine:
         self._backend.close()
 
     def warm_up(self) -> None:
-        """Run batches of the sizes that the backend wants to have run, as requests will.
+        """Run batches of the sizes that the backend wants to have run, as requests will. To be called in each thread
+        that will call `run`, in one after another.
 
-        Raises WarmUpError, also for a model that is not in eval mode or whose outputs are not finite numbers.
+        Raises WarmUpError, also for a model that is not in eval mode or whose outputs are not finite numbers, and
+        DisagreementError where they are not those of PyTorch.
         """
         model = self.model
         if any(module.training for module in model.network.modules()):
             raise WarmUpError(model.name, "it is not in eval mode")
-        side = model.transform.crop
-        blank = Item(torch.zeros(3, side, side, dtype=torch.uint8), top_k=min(1, model.network.classes))
+        picture = backend_agreement.drawn_picture(model.transform)
+        drawn = Item(picture, top_k=min(1, model.network.classes))
         try:
-            outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([blank] * size)]
+            outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([drawn] * size)]
+            self._compare(picture, outputs)
+        except WarmUpError:
+            raise
         except Exception as error:
             raise WarmUpError(model.name, f"{type(error).__name__}: {error}") from error
+
+    def _compare(self, picture: torch.Tensor, outputs: list[Output]) -> None:
+        """Hold what batches of one picture have given to what the network gives."""
+        model = self.model
         if not all(output.finite for output in outputs):
             raise WarmUpError(model.name, "its outputs are not finite numbers")
+        pixels = _stacked([picture], model.placement.device)
+        with self.turn.shared():
+            if self._reference is None:
+                self._reference = backend_agreement.reference(model, pixels)
+            logits = self.forward(pixels).logits
+        if self._reference is None:
+            return
+        for output in outputs:
+            answer = FeaturesAndLogits(torch.from_numpy(output.features)[None], logits)
+            backend_agreement.check(model, answer, self._reference, pixels)
 
 
 def _stacked(images: list[torch.Tensor], device: torch.device) -> torch.Tensor:

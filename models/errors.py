@@ -9,6 +9,7 @@ GradlessError
 │   ├── ModelFolderError            a file of a model folder says what cannot be served
 │   ├── DeviceUnavailableError
 │   ├── WarmUpError
+│   │   └── DisagreementError       its backend gives other numbers than PyTorch
 │   ├── SearchIndexError            of nearest neighbours: broken, or of another model
 │   └── JobError                    a job over files cannot be done as asked
 ├── ImageError                      one image's own fault: it fails alone
@@ -18,9 +19,11 @@ GradlessError
 │   ├── UndecodableImageError
 │   ├── TooManyPixelsError
 │   ├── TooElongatedError
+│   ├── TooCostlyError
 │   └── NotFiniteError
 ├── RefusedError                    no fault of the image: the service did not take it, or not in time
 │   ├── OverloadedError
+│   ├── DecodersBusyError
 │   ├── DrainingError
 │   ├── ModelDownError
 │   ├── ModelGoneError
@@ -31,6 +34,7 @@ GradlessError
 ├── NotChangedError                 what is served stays as it was
 │   ├── ModelNotLoadedError
 │   ├── NoRoomError
+│   ├── LoadTimeoutError
 │   ├── ModelChangingError
 │   ├── TooManyModelsError
 │   └── LastModelError
@@ -115,6 +119,18 @@ class WarmUpError(StartError):
         self.model = model
 
 
+class DisagreementError(WarmUpError):
+    """`difference` and `tolerance` are relative to the numbers that PyTorch gives."""
+
+    def __init__(self, model: str, backend: str, difference: float, tolerance: float) -> None:
+        super().__init__(
+            model,
+            f"for a drawn picture {backend} gives other numbers than PyTorch in float32: the difference is "
+            f"{difference:.2g} of them, and at most {tolerance:g} is allowed; try another precision or backend",
+        )
+        self.backend, self.difference, self.tolerance = backend, difference, tolerance
+
+
 class SearchIndexError(StartError):
     def __init__(self, folder: object, reason: str) -> None:
         super().__init__(f"the search index {folder} cannot be used: {reason}")
@@ -135,8 +151,12 @@ class EmptyImageError(ImageError):
 
 
 class ImageTooLargeError(ImageError):
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The image is larger than {limit_bytes} bytes.")
+    """`name` and `size_bytes` of the file, where they are known."""
+
+    def __init__(self, limit_bytes: int, *, name: str | None = None, size_bytes: int | None = None) -> None:
+        which = f"The image {name}" if name else "The image"
+        size = "" if size_bytes is None else f": it has {size_bytes / 1e6:.3g} MB"
+        super().__init__(f"{which} is larger than {limit_bytes} bytes{size}.")
         self.limit_bytes = limit_bytes
 
 
@@ -150,7 +170,7 @@ class UndecodableImageError(ImageError):
     def __init__(self, image_format: str | None, reason: str) -> None:
         what = f"{image_format} image" if image_format else "image"
         super().__init__(f"The {what} cannot be decoded: {reason}.")
-        self.image_format = image_format
+        self.image_format, self.reason = image_format, reason
 
 
 class TooManyPixelsError(ImageError):
@@ -163,6 +183,15 @@ class TooElongatedError(ImageError):
     def __init__(self, width: int, height: int, limit: int) -> None:
         super().__init__(f"The image is {width} x {height}: its sides differ more than {limit} to 1.")
         self.width, self.height, self.limit = width, height, limit
+
+
+class TooCostlyError(ImageError):
+    """Its decode would take, or took, more CPU time or memory than is allowed. `reason` is a clause that says so."""
+
+    def __init__(self, image_format: str | None, reason: str) -> None:
+        what = f"{image_format} image" if image_format else "image"
+        super().__init__(f"The {what} is too expensive to decode: {reason}.")
+        self.image_format = image_format
 
 
 class NotFiniteError(ImageError):
@@ -181,6 +210,16 @@ class OverloadedError(RefusedError):
     def __init__(self, capacity: int, expected_seconds: float) -> None:
         self.capacity, self.retry_after_s = capacity, max(1, math.ceil(expected_seconds))
         super().__init__(f"All {capacity} places for images are taken; try again in {self.retry_after_s} s.")
+
+
+class DecodersBusyError(RefusedError):
+    """More expensive images wait for a decoder than can be decoded in time. `retry_after_s`: as of OverloadedError."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.retry_after_s = max(1, math.ceil(wait_s))
+        super().__init__(
+            f"Expensive images that wait will take {wait_s:.0f} s to decode; try again in {self.retry_after_s} s."
+        )
 
 
 class DrainingError(RefusedError):
@@ -246,6 +285,14 @@ class NoRoomError(NotChangedError):
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"There is no memory for {model} beside what is served: {reason}")
+        self.model, self.reason = model, reason
+
+
+class LoadTimeoutError(NotChangedError):
+    """It had not loaded in time, or cannot begin to, because others before it have not ended."""
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(f"{model} was not loaded: {reason}")
         self.model, self.reason = model, reason
 
 

@@ -30,9 +30,14 @@ class Lanes:
         ]
 
     def start(self) -> None:
-        """Begin to prepare, without waiting for it."""
+        """Begin to prepare, without waiting for it. Raises RuntimeError when the system has no thread left; those that
+        were started end."""
         for thread in self._threads:
-            thread.start()
+            try:
+                thread.start()
+            except BaseException:
+                self._on_failure()
+                raise
 
     def wait_until_prepared(self) -> None:
         """Return once all are; raises what `prepare` raised."""

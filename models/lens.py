@@ -61,14 +61,20 @@ class Lens:
         def tell(progress: Progress) -> None:
             loop.call_soon_threadsafe(on_progress, progress)
 
-        running = self._thread.submit(
-            compare_served,
-            engine,
-            options,
-            image=pixels,
-            abandoned=this.abandoned.is_set,
-            on_progress=tell,
-        )
+        try:
+            running = self._thread.submit(
+                compare_served,
+                engine,
+                options,
+                image=pixels,
+                abandoned=this.abandoned.is_set,
+                on_progress=tell,
+            )
+        except BaseException:
+            # There is no thread for it. What waits in the executor all the same ends as soon as it begins.
+            this.abandoned.set()
+            self._under_way = None
+            raise
         # Not when the caller leaves, but when the thread is free again.
         running.add_done_callback(lambda _: this.over.set())
         running.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ended, this, done))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
 from concurrent.futures import Future
 from time import perf_counter
 from typing import Protocol
@@ -18,7 +17,7 @@ from models.wanted import NobodyWaitsError, Wanted, always
 class Queue(Protocol):
     """The near side of a batcher, whichever process has its far one. Described at models.batching.Batcher."""
 
-    def submit(self, item: Item, *, caller: Hashable | None = None) -> Future[Completed[Output]]: ...
+    def submit(self, item: Item, *, caller: int) -> Future[Completed[Output]]: ...
 
     def expected_seconds(self, items: int) -> float: ...
 
@@ -29,7 +28,7 @@ class Passage:
     `outcome` is what came of it: no exception is raised on the way, which would tie the request's images to it.
     """
 
-    def __init__(self, encoded: bytes, top_k: int, caller: Hashable, inbox: LoopInbox, wanted: Wanted = always) -> None:
+    def __init__(self, encoded: bytes, top_k: int, caller: int, inbox: LoopInbox, wanted: Wanted = always) -> None:
         self._encoded = encoded
         self.top_k = top_k
         self.started_at = perf_counter()

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
-
 from models import backends, catalog, devices, memory
 from models.admission import Admission
+from models.backend_agreement import with_fresh_conversion
 from models.batching import Batcher
 from models.calibration import Calibration
-from models.decode_pool import DecodePool
 from models.devices import BackendName, Placement, Precision
 from models.engine import Engine
 from models.errors import NoRoomError
+from models.home import expand_home
+from models.images.decode_pool import DecodePool
 from models.items import Item, Output
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.pipeline import Pipeline
 from models.predictions import ModelCard
-from models.preprocessing import preprocess
 from models.sources import Origin
 from models.specs import ModelSpec
 from models.splitting import SplittingRun
 from models.telemetry import BatcherState, BatchReport, QueueState, Telemetry
+
+# For the threads of a model that cannot be served after all; a warm-up that goes on longer is not waited for.
+_ENDING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,7 @@ class ServingOptions:
     `calibration_folder`: images, for int8 alone. `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a
     forward that takes longer has hung, and its model is started anew. `models_folder`: where models of one's own
     lie that are loaded by name while others are served; `max_models`: how many may be served at once.
+    `load_timeout_s`: a load that takes longer while others are served, or a restart, has failed.
     """
 
     models: Sequence[str | ModelSpec] = (catalog.DEFAULT_MODEL,)
@@ -56,6 +60,7 @@ class ServingOptions:
     cores: int | None = None
     limits: ImageLimits = field(default_factory=ImageLimits)
     deadline_s: float = 30.0
+    load_timeout_s: float = 600.0
     forward_timeout_s: float = 60.0
 
     @property
@@ -67,8 +72,16 @@ class ServingOptions:
 class Reception(Protocol):
     """Where images come from, if not from this process."""
 
+    @property
+    def queue_capacity(self) -> int:
+        """Items that the queue of a model must have room for, with those whose clients have left: of these the batcher
+        hears only when it comes to them."""
+
     def admission(self, model: LoadedModel, batcher: Batcher[Item, Output]) -> Admission:
-        """For a model that is warmed up, and will be served or thrown away."""
+        """For a model that is warmed up, and will be served or given to `forget`."""
+
+    def forget(self, admission: Admission) -> None:
+        """The model of that admission was never served, and will not be. From any thread."""
 
     def batch_over(self, report: BatchReport) -> None:
         """A batch's callers have their answers. From the thread that ran it."""
@@ -99,10 +112,6 @@ class ServedModel:
     pipeline: Pipeline
     options: ServingOptions
 
-    def pixels_of(self, encoded: bytes) -> torch.Tensor:
-        """(3, side, side) uint8 of the model's input size, as a request's image becomes. Raises ImageError."""
-        return preprocess(encoded, self.engine.model.transform, self.options.limits)
-
     def queue_state(self) -> QueueState:
         return QueueState(
             self.batcher.depth, self.batcher.oldest_age_seconds(), self.admission.in_flight, self.admission.capacity
@@ -132,65 +141,73 @@ class ServedModel:
 def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside_others: bool = False) -> ServedModel:
     """Load and warm up what was found at `origin`, which blocks. `beside_others`: not at any price, for what is served
     already needs memory too. Raises StartError, NoRoomError."""
-    options = around.options
     model = load(spec, around.placement, around.calibration)
     if beside_others:
         _check_room(model)
+    return with_fresh_conversion(model, lambda fresh: _serve_loaded(model, spec, origin, around, fresh=fresh))
+
+
+def _serve_loaded(
+    model: LoadedModel, spec: ModelSpec, origin: Origin, around: Surroundings, *, fresh: bool
+) -> ServedModel:
+    options = around.options
     max_batch_size = options.max_batch_size or devices.batch_size(model.placement, model.weight_bytes)
-    backend = backends.make(
-        model,
-        max_batch_size=max_batch_size,
-        cache_folder=options.cache_folder.expanduser(),
-        fixed_shape=options.fixed_batch,
-    )
-    engine = Engine(model, backend)
+    with ExitStack() as unfinished:
+        backend = backends.make(
+            model,
+            max_batch_size=max_batch_size,
+            cache_folder=expand_home(options.cache_folder),
+            fixed_shape=options.fixed_batch,
+            fresh=fresh,
+        )
+        engine = Engine(model, backend)
+        unfinished.callback(engine.close)
 
-    def prepare() -> None:
-        engine.prepare_thread()
-        engine.warm_up()
+        def prepare() -> None:
+            engine.prepare_thread()
+            engine.warm_up()
 
-    def over(report: BatchReport) -> None:
-        if around.reception is not None:
-            around.reception.batch_over(report)
-        around.telemetry.batch_ran(report)
+        def over(report: BatchReport) -> None:
+            if around.reception is not None:
+                around.reception.batch_over(report)
+            around.telemetry.batch_ran(report)
 
-    run = SplittingRun(
-        engine.run,
-        model=spec.name,
-        out_of_memory=memory.ran_out,
-        release_memory=partial(memory.give_back, model.placement.device),
-        telemetry=around.telemetry,
-    )
-    batcher: Batcher[Item, Output] = Batcher(
-        run,
-        name=spec.name,
-        max_batch_size=max_batch_size,
-        max_wait_s=options.max_wait_s,
-        queue_capacity=options.queue_capacity,
-        lanes=engine.lanes,
-        room_from=engine.room_from,
-        prepare=prepare,
-        on_batch=over,
-    )
-    try:
+        run = SplittingRun(
+            engine.run,
+            model=spec.name,
+            out_of_memory=memory.ran_out,
+            release_memory=partial(memory.give_back, model.placement.device),
+            telemetry=around.telemetry,
+        )
+        batcher: Batcher[Item, Output] = Batcher(
+            run,
+            name=spec.name,
+            max_batch_size=max_batch_size,
+            max_wait_s=options.max_wait_s,
+            queue_capacity=options.queue_capacity if around.reception is None else around.reception.queue_capacity,
+            lanes=engine.lanes,
+            room_from=engine.room_from,
+            prepare=prepare,
+            on_batch=over,
+        )
+        unfinished.callback(batcher.close, _ENDING_S)
         batcher.wait_until_ready()
-    except BaseException:
-        engine.close()
-        raise
-    if around.reception is None:
-        admission = Admission(options.queue_capacity, batcher.expected_seconds)
-    else:
-        admission = around.reception.admission(model, batcher)
-    pipeline = Pipeline(
-        model,
-        batcher,
-        around.decode_pool,
-        admission,
-        limits=options.limits,
-        deadline_s=options.deadline_s,
-        telemetry=around.telemetry,
-    )
-    return ServedModel(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
+        if around.reception is None:
+            admission = Admission(options.queue_capacity, batcher.expected_seconds)
+        else:
+            admission = around.reception.admission(model, batcher)
+            unfinished.callback(around.reception.forget, admission)
+        pipeline = Pipeline(
+            model,
+            batcher,
+            around.decode_pool,
+            admission,
+            deadline_s=options.deadline_s,
+            telemetry=around.telemetry,
+        )
+        served = ServedModel(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
+        unfinished.pop_all()
+    return served
 
 
 def _check_room(model: LoadedModel) -> None:

@@ -19,9 +19,11 @@ from reliability.finding import Finding, show
 from reliability.page import page
 from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale
 from reliability.scenarios import (
+    costly,
     decoder,
     fuzz,
     hang_up,
+    log_failures,
     neighbours,
     overload,
     own_answers,
@@ -40,8 +42,10 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "vanishing": vanishing.measure,
     "fuzz": fuzz.measure,
     "decoder": decoder.measure,
+    "costly": costly.measure,
     "sigterm": sigterm.measure,
     "sigkill": sigkill.measure,
+    "log-failures": log_failures.measure,
     "neighbours": neighbours.measure,
     "reloads": reloads.measure,
     "own-answers": own_answers.measure,

@@ -11,6 +11,8 @@ from time import perf_counter
 from reliability.wire import Connection, Place, Request
 
 _OK = 200
+# A server that has ended refuses connections as fast as they come.
+_RECONNECT_S = 0.1
 
 
 class Callers:
@@ -39,6 +41,7 @@ class Callers:
         except (OSError, EOFError):
             self.broken += 1
             await connection.leave()
+            await asyncio.sleep(_RECONNECT_S)
         else:
             self.statuses[answer.status] += 1
             self.latencies_ms.append((perf_counter() - sent_at) * 1e3)

@@ -18,7 +18,7 @@ import uvicorn
 
 from app.dependencies import Parts
 from app.fronts.exposition import added
-from app.logs import configure_logging
+from app.logs import configure_logging, exit_at_once
 from app.main import create_app
 from app.metrics import content_type_for
 from app.runtime import Runtime
@@ -50,16 +50,29 @@ class Connections:
 
 def run_front(settings: Settings, options: FrontOptions, place: Place, connections: Connections) -> None:
     """Serve until SIGTERM. `settings` and `options` are this front's share of the service's."""
+    # The engine process has it as well, and tells when to end.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Until there is something to drain.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
-    configure_logging(settings.log_level, settings.log_format, shared=True)
+        signal.signal(number, lambda *_: exit_at_once(0))
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        _serve(settings, options, place, connections)
+    except Exception:  # noqa: BLE001 - told here, as multiprocessing would tell it after the log has been closed
+        _log.exception("a front failed")
+        raise SystemExit(1) from None
+    finally:
+        # A process that multiprocessing has started ends without Python's own exit handlers.
+        logging.shutdown()
+
+
+def _serve(settings: Settings, options: FrontOptions, place: Place, connections: Connections) -> None:
     # The engine process tells when the service begins and ends.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     tune_interpreter()
     app = create_app(settings, lambda telemetry: start_front(options, place, parts, telemetry))
     parts: Parts = app.state.parts
-    parts.scraped = partial(_everybodys_metrics, parts)
+    parts.scraped.build = partial(_everybodys_metrics, parts)
     server = _FrontServer(server_config(app, parts), parts, connections)
     server.run()
     if not server.started:
@@ -85,7 +98,7 @@ def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
 
     if not isinstance(parts.runtime, Front):
         return parts.metrics.exposition(accept)
-    engine, *fronts = parts.runtime.expositions(accept, _SCRAPE_TIMEOUT_S)
+    engine, *fronts = parts.runtime.expositions(accept, parts.settings.metrics_max_age_s, _SCRAPE_TIMEOUT_S)
     return added(engine, fronts).encode(), content_type_for(accept)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import sys
+from collections.abc import Sequence
 from multiprocessing import forkserver, get_context
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -17,11 +16,12 @@ from app.fronts.front_process import Connections, run_front
 from app.fronts.handing import Doorkeeper, FrontProcess
 from app.garbage import leave_out_what_is_loaded, take_in_everything
 from app.listening import allow_many_connections, bind, say_serving
-from app.logs import configure_logging
+from app.logs import exit_at_once
 from app.main import search_index_beside, serving_options
 from app.metrics import Metrics
-from app.server import end_without_success, tune_interpreter
+from app.server import end_without_success, heeds_hangup, tune_interpreter
 from app.settings import Settings
+from app.start_failures import refuse_to_start, start_error
 from models.errors import StartError
 
 if TYPE_CHECKING:
@@ -50,21 +50,29 @@ _ENDING_S = 5.0
 
 
 def serve_by_fronts(settings: Settings, fronts: int) -> None:
-    """Serve by so many fronts until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot
-    start."""
-    configure_logging(settings.log_level, settings.log_format, shared=True)
+    """Serve by so many fronts until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Ends the process when it
+    cannot start."""
     tune_interpreter()
+    endings = [signal.SIGTERM, signal.SIGINT]
+    if heeds_hangup():
+        endings.append(signal.SIGHUP)
     # Nothing has been accepted until there are fronts.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
-    listener = bind(settings)
+    for number in endings:
+        signal.signal(number, lambda *_: exit_at_once(0))
+    try:
+        listener = bind(settings)
+    except StartError as error:
+        refuse_to_start(error)
     allow_many_connections()
     get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    # A terminal that closes sends it to all processes at once. The one that fronts are forks of inherits this.
+    heeded = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # While the models are loaded here, fronts are prepared there.
     forkserver.ensure_running()
+    signal.signal(signal.SIGHUP, heeded)
     engine = _Engine(settings, fronts, listener)
     engine.load()
-    asyncio.run(engine.serve())
+    asyncio.run(engine.serve(endings))
     end_without_success(engine.failure)
 
 
@@ -83,16 +91,18 @@ class _Engine:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def load(self) -> None:
-        """Load the models. Raises SystemExit where they cannot be served."""
+        """Load the models. Ends the process where they cannot be served."""
         # Here, not above: the HTTP side is imported and tested without torch.
         from models.devices import available_cores  # noqa: PLC0415 - as above
         from models.fronts.house import House  # noqa: PLC0415
+        from models.images.decode_memory import DecodeMemory  # noqa: PLC0415
 
         settings, metrics = self._settings, self._metrics
         self._options = serving_options(settings)
         # Each front has its share of them.
         self._decode_threads = -(-(settings.decode_threads or available_cores()) // self._fronts_wanted)
         try:
+            self._decode_memory = DecodeMemory(self._options.limits.max_decode_bytes)
             self._house: House = House(
                 self._options,
                 # Of one that has gone, images may still be in a forward when another is there.
@@ -104,24 +114,31 @@ class _Engine:
             )
             # Each front opens it for itself; here it is found out whether they can.
             search_index_beside(self._house.serving, settings)
-        except StartError as error:
-            _log.error("cannot start: %s", error)
-            sys.exit(1)
+        except (StartError, OSError) as error:
+            refuse_to_start(start_error(error) if isinstance(error, OSError) else error)
         metrics.watch(self._house.serving)
         leave_out_what_is_loaded()
 
-    async def serve(self) -> None:
-        """Serve until told to stop."""
+    async def serve(self, endings: Sequence[signal.Signals]) -> None:
+        """Serve until one of these signals comes."""
         self._loop = loop = asyncio.get_running_loop()
         if self.failure is not None:
             # Before anybody was served.
             return
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in endings:
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
         looking = loop.create_task(self._house.look_after())
         looking.add_done_callback(self._looked)
-        for _ in range(self._fronts_wanted):
-            self._start_front()
+        try:
+            for _ in range(self._fronts_wanted):
+                self._start_front()
+        except OSError as error:
+            reason = start_error(error)
+            refuse_to_start(
+                StartError(
+                    f"{reason}. Fronts share memory, by files in /dev/shm; GRADLESS_FRONTS=0 serves without fronts"
+                )
+            )
         greeting = loop.create_task(self._house.greeted(self._fronts_wanted))
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([greeting, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -206,6 +223,7 @@ class _Engine:
                 _share(self._settings, self._fronts_wanted),
                 FrontOptions(
                     decode_threads=self._decode_threads,
+                    decode_memory=self._decode_memory,
                     limits=self._options.limits,
                     deadline_s=self._options.deadline_s,
                     longest_decode_s=self._options.longest_decode_s,

@@ -6,6 +6,7 @@ from when it is served until it is unloaded, so that rate() works from the first
 """
 
 from app.metrics.exposition import END, content_type_for, families_of, number
+from app.metrics.shared import SharedExposition
 from app.metrics.sink import Metrics
 
-__all__ = ["END", "Metrics", "content_type_for", "families_of", "number"]
+__all__ = ["END", "Metrics", "SharedExposition", "content_type_for", "families_of", "number"]

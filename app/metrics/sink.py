@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from app.metrics.exposition import Exposition
 from app.metrics.families import Families
-from app.metrics.gauges import RuntimeCollector
+from app.metrics.gauges import LogCollector, RuntimeCollector
 from app.problems import Reason, Row
 from app.runtime import Runtime
 from models.comparison import ARMS, Comparison
@@ -31,6 +31,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
+        self._registry.register(LogCollector())
         self._families = Families(self._registry)
         self._exposition = Exposition(self._registry)
         for reason in get_args(Reason):

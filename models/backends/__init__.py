@@ -61,9 +61,12 @@ class Backend(Protocol):
         """Batch sizes to run before the service is ready."""
 
 
-def make(model: LoadedModel, *, max_batch_size: int, cache_folder: Path, fixed_shape: bool = False) -> Backend:
+def make(
+    model: LoadedModel, *, max_batch_size: int, cache_folder: Path, fixed_shape: bool = False, fresh: bool = False
+) -> Backend:
     """The backend that `model` is placed on, ready to be warmed up. `fixed_shape`: every forward is of one shape, to
-    which batches are padded, so that what an image gives does not depend on its company. Raises StartError."""
+    which batches are padded, so that what an image gives does not depend on its company. `fresh`: what an earlier start
+    has left in `cache_folder` is not used, but replaced. Raises StartError."""
     # Each is imported when it is asked for: torch's compiler and OpenVINO take seconds to import.
     match model.placement.backend:
         case "eager" | "compiled" if devices.records_forwards(model.placement.device):
@@ -82,7 +85,11 @@ def make(model: LoadedModel, *, max_batch_size: int, cache_folder: Path, fixed_s
             from models.backends.openvino import OpenVinoBackend  # noqa: PLC0415
 
             return OpenVinoBackend(
-                model, max_batch_size=max_batch_size, cache_folder=cache_folder, fixed_shape=fixed_shape
+                model,
+                max_batch_size=max_batch_size,
+                cache_folder=cache_folder,
+                fixed_shape=fixed_shape,
+                fresh=fresh,
             )
         case "null":
             from models.backends.null import NullBackend  # noqa: PLC0415

@@ -55,14 +55,20 @@ class OpenVinoBackend:
     memory_note = "OpenVINO has memory of its own"
 
     def __init__(
-        self, model: LoadedModel, *, max_batch_size: int, cache_folder: Path, fixed_shape: bool = False
+        self,
+        model: LoadedModel,
+        *,
+        max_batch_size: int,
+        cache_folder: Path,
+        fixed_shape: bool = False,
+        fresh: bool = False,
     ) -> None:
         self._fixed_shape = fixed_shape
         core = _core()
         precision = model.placement.precision
         if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise DeviceUnavailableError("cpu", f"OpenVINO does not compute in {precision} on this processor")
-        network = converted(core, model, cache_folder)
+        network = converted(core, model, cache_folder, fresh=fresh)
         options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": devices.available_cores()}
         self._cores = devices.available_cores()
         streams = (

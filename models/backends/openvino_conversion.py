@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -18,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from models.backends.conversion_cache import ConversionCache, save
 from models.calibration import Calibration
 from models.errors import ModelFolderError
 from models.loading import LoadedModel, fingerprint
 from models.network import FeaturesAndLogits
-
-_log = logging.getLogger(__name__)
 
 # Where a quantized network that is kept says what it was made from.
 _SOURCE = ("gradless", "source")
@@ -51,7 +49,7 @@ def quantize(model: LoadedModel, calibration: Calibration, file: Path) -> None:
     model folder says as quantized. Raises StartError when no image can be read, and OSError."""
     made = _quantized(_convert(model), calibration.batches(model.transform))
     made.set_rt_info(_source(model), list(_SOURCE))
-    _keep(made, file)
+    save(made, file)
 
 
 def _own(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.Model:
@@ -74,36 +72,32 @@ def _source(model: LoadedModel) -> str:
     return fingerprint("", model.network, model.transform, model.features, precision="fp32", backend="openvino")
 
 
-def converted(core: openvino.Core, model: LoadedModel, cache_folder: Path) -> openvino.Model:
+def converted(core: openvino.Core, model: LoadedModel, cache_folder: Path, *, fresh: bool = False) -> openvino.Model:
     """(N, side, side, 3) uint8 to features (N, D) and, where there are classes, logits (N, C), both float32; of int8
-    where the model is calibrated or was quantized into its folder. Raises StartError."""
+    where the model is calibrated or was quantized into its folder. `fresh`: made now, whatever the cache has. Raises
+    StartError."""
     if model.quantized is not None:
         return _own(core, model, model.quantized)
-    key = _key(model)
+    cache = ConversionCache(core, cache_folder)
+    name = f"openvino-{_key(model)}"
+
+    def kept(name: str, make: Callable[[], openvino.Model]) -> openvino.Model:
+        found = None if fresh else cache.read(name)
+        if found is None:
+            found = make()
+            cache.keep(found, name)
+        return found
 
     def unquantized() -> openvino.Model:
-        return _kept(core, model, cache_folder / f"openvino-{key}.xml", lambda: _convert(model))
+        return kept(name, lambda: _convert(model))
 
     calibration = model.calibration
     if calibration is None:
         return unquantized()
-    path = cache_folder / f"openvino-{key}-int8-{calibration.digest}-nncf-{version('nncf')}.xml"
-    return _kept(core, model, path, lambda: _quantized(unquantized(), calibration.batches(model.transform)))
-
-
-def _kept(core: openvino.Core, model: LoadedModel, path: Path, make: Callable[[], openvino.Model]) -> openvino.Model:
-    """What `make` makes, made once and kept at `path`."""
-    if path.exists():
-        try:
-            return core.read_model(path)
-        except RuntimeError as error:
-            _log.warning("%s cannot be read and is made anew: %s", path, error)
-    made = make()
-    try:
-        _keep(made, path)
-    except OSError as error:
-        _log.warning("the converted %s is not kept, so the next start converts again: %s", model.name, error)
-    return made
+    return kept(
+        f"{name}-int8-{calibration.digest}-nncf-{version('nncf')}",
+        lambda: _quantized(unquantized(), calibration.batches(model.transform)),
+    )
 
 
 def _key(model: LoadedModel) -> str:
@@ -145,13 +139,3 @@ def _nothing_drawn() -> Iterator[None]:
         yield
     finally:
         console.quiet = quiet
-
-
-def _keep(network: openvino.Model, path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        unfinished = Path(folder) / path.name
-        openvino.save_model(network, unfinished, compress_to_fp16=False)
-        # The weights first: a reader that finds the description finds them too.
-        for suffix in (".bin", ".xml"):
-            unfinished.with_suffix(suffix).replace(path.with_suffix(suffix))

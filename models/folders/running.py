@@ -8,9 +8,11 @@ from functools import partial
 import torch
 
 from models import backends, catalog, devices, memory
+from models.backend_agreement import with_fresh_conversion
 from models.calibration import Calibration
 from models.engine import Engine
 from models.errors import GradlessError, NotFiniteError
+from models.home import expand_home
 from models.items import Item, Output
 from models.loading import LoadedModel, load
 from models.served import ServingOptions
@@ -38,15 +40,7 @@ class Runner:
         spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
         self.model: LoadedModel = load(spec, placement, calibration)
         check(self.model)
-        backend = backends.make(
-            self.model,
-            max_batch_size=batch_size,
-            cache_folder=options.cache_folder.expanduser(),
-            fixed_shape=options.fixed_batch,
-        )
-        self._engine = Engine(self.model, backend)
-        self._engine.prepare_thread()
-        self._engine.warm_up()
+        self._engine = with_fresh_conversion(self.model, lambda fresh: self._warmed_up(options, batch_size, fresh))
         self._run = SplittingRun[Item, Output](
             self._engine.run,
             model=self.model.name,
@@ -54,6 +48,23 @@ class Runner:
             release_memory=partial(memory.give_back, placement.device),
             telemetry=Unheard(),
         )
+
+    def _warmed_up(self, options: ServingOptions, batch_size: int, fresh: bool) -> Engine:  # noqa: FBT001 - of one call
+        backend = backends.make(
+            self.model,
+            max_batch_size=batch_size,
+            cache_folder=expand_home(options.cache_folder),
+            fixed_shape=options.fixed_batch,
+            fresh=fresh,
+        )
+        engine = Engine(self.model, backend)
+        try:
+            engine.prepare_thread()
+            engine.warm_up()
+        except BaseException:
+            engine.close()
+            raise
+        return engine
 
     def answer(self, pixels: torch.Tensor, *, top_k: int) -> Sequence[Output | GradlessError]:
         """One output an image of (N, 3, crop, crop) uint8; an error in the place of one that cannot be answered.

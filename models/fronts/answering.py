@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 from models.comparison import Progress
@@ -13,6 +14,7 @@ from models.errors import GradlessError
 from models.fronts.channel import Channel
 from models.fronts.messages import Ask, Heard, LeaveIt, Outcome, Scrape, Scraped
 from models.serving import Serving
+from models.shared_work import SharedWork
 
 _log = logging.getLogger(__name__)
 
@@ -27,11 +29,16 @@ class Scrapes:
     def __init__(self, own: Callable[[str], str], channels: Callable[[], Mapping[int, Channel]]) -> None:
         self._own = own
         self._channels = channels
+        self._shared: SharedWork[str, list[str]] = SharedWork()
         self._numbers = itertools.count()
         self._waiting: dict[int, dict[int, asyncio.Future[str]]] = {}
 
-    async def all(self, accept: str) -> list[str]:
-        """This process's, then those of the fronts that tell them in time."""
+    async def all(self, accept: str, max_age_s: float) -> list[str]:
+        """This process's, then those of the fronts that tell them in time: collected now, or for another front at most
+        so long ago."""
+        return await self._shared.result(accept, partial(self._collected, accept), max_age_s=max_age_s)
+
+    async def _collected(self, accept: str) -> list[str]:
         number = next(self._numbers)
         loop = asyncio.get_running_loop()
         channels = self._channels()

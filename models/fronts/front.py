@@ -19,7 +19,6 @@ from types import MappingProxyType
 from models import memory
 from models.admission import Admission
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.decode_pool import DecodePool
 from models.errors import ModelDownError, OverloadedError
 from models.finding import find
 from models.fronts.asking import Asking
@@ -28,6 +27,8 @@ from models.fronts.messages import Announced, Heard, Outcome, Scrape, Scraped, S
 from models.fronts.records import Answers, Failure, Frames
 from models.fronts.remote_batcher import RemoteBatcher
 from models.fronts.slots import Slots
+from models.images.decode_memory import DecodeMemory
+from models.images.decode_pool import DecodePool
 from models.limits import ImageLimits
 from models.pipeline import Pipeline, answer
 from models.predictions import Answer, Loaded, ModelCard
@@ -54,9 +55,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontOptions:
-    """What ServingOptions say to those who decode. A decode of more than `longest_decode_s` hangs."""
+    """What ServingOptions say to those who decode, and the memory that they share for it. A decode of more than
+    `longest_decode_s` hangs."""
 
     decode_threads: int
+    decode_memory: DecodeMemory
     limits: ImageLimits
     deadline_s: float
     longest_decode_s: float
@@ -99,7 +102,12 @@ class Front:
         self._telemetry = telemetry
         self._exposition = exposition
         self._give_up = give_up
-        self._decode_pool = DecodePool(options.decode_threads)
+        self._decode_pool = DecodePool(
+            options.decode_threads,
+            options.limits,
+            longest_wait_s=options.deadline_s / 2,
+            memory=options.decode_memory,
+        )
         self._served: Mapping[str, _Served] = MappingProxyType({})
         self._down: frozenset[str] = frozenset()
         self._engine_ready = False
@@ -175,10 +183,11 @@ class Front:
         """As Serving.unload; no front serves it when this returns."""
         await self._asking.ask("unload", name)
 
-    def expositions(self, accept: str, timeout_s: float) -> list[str]:
-        """Metrics of the engine process, then of each front, this one among them, in the format that `accept` asks for.
-        Blocks, and is not for the event loop. Raises TimeoutError."""
-        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("expositions", accept), self._loop)
+    def expositions(self, accept: str, max_age_s: float, timeout_s: float) -> list[str]:
+        """Metrics of the engine process, then of each front, this one among them, in the format that `accept` asks for:
+        those of now, or those that another front got at most `max_age_s` seconds ago. Blocks, and is not for the event
+        loop. Raises TimeoutError."""
+        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("expositions", accept, max_age_s), self._loop)
         found: list[str] = asking.result(timeout_s)
         return found
 
@@ -262,7 +271,6 @@ class Front:
             batcher,
             self._decode_pool,
             admission,
-            limits=self._options.limits,
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
             on_decodes_ended=self._decodes_ended,

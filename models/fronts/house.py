@@ -99,6 +99,11 @@ class House:
             self._desk.close()
             raise
 
+    @property
+    def queue_capacity(self) -> int:
+        """As Reception.queue_capacity: one for each slot. Fronts admit no more than there are places."""
+        return self._fronts_at_once * _SLOTS_TO_PLACES * self._options.queue_capacity
+
     def admission(self, model: LoadedModel, batcher: Batcher[Item, Output]) -> Doors:
         """As Reception.admission."""
         network = model.network
@@ -115,6 +120,11 @@ class House:
         self._desk.open_for(version)
         facts = Facts(model.name, model.transform, model.labels)
         return Doors(version, self._options.queue_capacity, facts, self._nobody_inside)
+
+    def forget(self, admission: Admission) -> None:
+        """As Reception.forget: its memory is given back as that of a model that is served no more."""
+        if isinstance(admission, Doors):
+            self._ever_served.add(admission.version.number)
 
     def batch_over(self, report: BatchReport) -> None:
         """As Reception.batch_over."""

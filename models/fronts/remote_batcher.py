@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
@@ -53,9 +53,9 @@ class RemoteBatcher:
         """How long the device needs for that many items; 0 before its first batch."""
         return items * self._slots.pace
 
-    def submit(self, item: Item, *, caller: Hashable | None = None) -> Future[Completed[Output]]:
-        """Queue one item, as Batcher.submit does. Raises OverloadedError when no slot is free, and what `abandon` was
-        given."""
+    def submit(self, item: Item, *, caller: int) -> Future[Completed[Output]]:
+        """Queue one item, as Batcher.submit does. `caller`: a number from 0 to 2**64 - 1 that only the items of one
+        request have. Raises OverloadedError when no slot is free, and what `abandon` was given."""
         try:
             slot = self._free.pop()
         except IndexError:
@@ -70,9 +70,7 @@ class RemoteBatcher:
             raise
         future = self._waiting[slot, generation] = _Awaited(self._slots, slot, generation)
         if self._refusal is None:
-            submitted = Submission(
-                self._version, slot, item.top_k, generation, id(future if caller is None else caller)
-            )
+            submitted = Submission(self._version, slot, item.top_k, generation, caller)
             # Whose other end is gone hears of that on the event loop, and fails all who wait.
             with suppress(OSError):
                 self._desk.send(submission(submitted))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.errors import ModelFolderError
+from models.model_folder import bounded
 from models.model_folder.keys import Keys
 
 FILE_NAME = "model.toml"
@@ -52,8 +53,11 @@ REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
 # It is part of addresses, labels of metrics and lists separated by commas.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
+# Room for the names of some 30,000 classes in the file itself.
+_MOST_BYTES = bounded.MIB
+
 _LARGEST_SIDE = 4096
-_MOST_CLASSES = 1_000_000
+MOST_CLASSES = 1_000_000
 _TOLERANCE = 0.05
 
 
@@ -139,7 +143,7 @@ def read(folder: Path) -> Description:
         weights=_weights(keys),
         pruned=_pruned(keys),
         labels=_labels(keys),
-        classes=keys.whole_number("classes", 0, _MOST_CLASSES),
+        classes=keys.whole_number("classes", 0, MOST_CLASSES),
         features=keys.text("features"),
         feature_form="map" if form == "map" else "pooled",
         transform=TransformKeys(None, {}) if transform is None else _transform(transform),
@@ -150,15 +154,13 @@ def read(folder: Path) -> Description:
 
 def _parsed(file: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(bounded.read(file, _MOST_BYTES).decode())
     except FileNotFoundError:
         folder = file.parent
         if not folder.is_dir():
             raise ModelFolderError(folder, "there is no such folder") from None
         raise ModelFolderError(folder, f"there is no {FILE_NAME}; `gradless models init {folder}` writes one") from None
-    except OSError as error:
-        raise ModelFolderError(file, f"cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelFolderError(file, f"is not TOML: {error}") from error
 
 

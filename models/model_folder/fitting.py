@@ -68,7 +68,7 @@ def classes_of(tensors: Tensors, build: Callable[[int | None], nn.Module]) -> in
     rows = {
         named[name].shape[0]
         for name, shape in wanted.items()
-        if shape[:1] == (ODD_CLASSES,) and name in named and named[name].ndim == len(shape)
+        if shape[:1] == (ODD_CLASSES,) and name in named and named[name].shape[1:] == shape[1:]
     }
     return rows.pop() if len(rows) == 1 else None
 

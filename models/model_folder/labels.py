@@ -7,6 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.errors import ModelFolderError
+from models.model_folder import bounded
+from models.model_folder.description import MOST_CLASSES
+
+# Of a million classes, with 32 bytes each.
+_MOST_BYTES = 32 * bounded.MIB
+
+# A name is part of every answer.
+_LONGEST_NAME = 1000
 
 
 def read(file: Path) -> tuple[str, ...]:
@@ -14,10 +22,18 @@ def read(file: Path) -> tuple[str, ...]:
     by name, as torchvision's `ImageFolder.class_to_idx`. Anything else is text, one name a line. Raises
     ModelFolderError."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = bounded.read(file, _MOST_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelFolderError(file, f"cannot be read as UTF-8 text: {error}") from error
-    return _of_json(file, text) if file.suffix.lower() == ".json" else _of_lines(file, text)
+    names = _of_json(file, text) if file.suffix.lower() == ".json" else _of_lines(file, text)
+    if len(names) > MOST_CLASSES:
+        raise ModelFolderError(file, f"has {len(names)} names; at most {MOST_CLASSES} are read")
+    longest = max(names, key=len)
+    if len(longest) > _LONGEST_NAME:
+        raise ModelFolderError(
+            file, f"has a name of {len(longest)} characters, {longest[:20]!r}…; at most {_LONGEST_NAME} are allowed"
+        )
+    return names
 
 
 def _of_lines(file: Path, text: str) -> tuple[str, ...]:
@@ -33,7 +49,7 @@ def _of_lines(file: Path, text: str) -> tuple[str, ...]:
 def _of_json(file: Path, text: str) -> tuple[str, ...]:
     try:
         held = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelFolderError(file, f"is not JSON: {error}") from error
     if isinstance(held, list):
         held = {str(index): name for index, name in enumerate(held)}

@@ -20,11 +20,15 @@ import torch
 from torch import nn
 
 from models.errors import ModelFolderError
+from models.model_folder import bounded
 from models.model_folder.description import Description
 
 _REFERENCE = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+(\.\w+)*)")
 
 _SEED = 0
+
+# Of one file of Python.
+_MOST_BYTES = 16 * bounded.MIB
 
 
 def is_own(architecture: str) -> bool:
@@ -40,7 +44,7 @@ def digest(description: Description) -> str | None:
     found = hashlib.sha256()
     for file in sources(description.folder):
         found.update(f"{file.relative_to(description.folder)}\0".encode())
-        found.update(hashlib.sha256(file.read_bytes()).digest())
+        found.update(hashlib.sha256(bounded.read(file, _MOST_BYTES)).digest())
     return found.hexdigest()[:16]
 
 

@@ -19,10 +19,10 @@ from models.backends.openvino import OpenVinoBackend
 from models.backends.shapes import buckets
 from models.devices import BackendName, Precision
 from models.errors import DeviceUnavailableError
-from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.network import FeaturesAndLogits, Network
+from models.preprocessing import decode_image
 from models.samples import draw, encode
 from models.specs import ModelSpec
 
@@ -288,21 +288,11 @@ def test_the_second_start_reads_what_the_first_has_converted(
         OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "new")
     assert len(conversions) == 1
 
-    # What is no model is made anew; what the fingerprint covers has a file of its own.
-    next((tmp_path / "new").glob("*.xml")).write_text("not a model")
-    OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "new")
-    assert len(conversions) == 2
+    # What the fingerprint covers has an entry of its own.
     with torch.no_grad():
         model.network.head.bias += 1
     OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "new")
-    assert len(conversions) == 3
-
-
-def test_a_cache_that_cannot_be_written_does_not_stop_the_start(tiny: ModelSpec, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    model = load(tiny, devices.place("cpu", "fp32", "openvino"))
-    backend = OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "file")
-    assert backend.run(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).features.shape == (1, 16)
+    assert len(conversions) == 2
 
 
 def test_compiled_pads_to_a_bucket_and_compiles_nothing_after_that_buckets_first_run(

@@ -19,6 +19,7 @@ from models.engine import Engine
 from models.errors import (
     DrainingError,
     LastModelError,
+    LoadTimeoutError,
     ModelChangingError,
     ModelGoneError,
     ModelNotLoadedError,
@@ -135,6 +136,10 @@ async def _ask(serving: Serving, image: bytes, model: str | None = None) -> Answ
 def _model_threads() -> set[threading.Thread]:
     """Those that live as long as a model."""
     return {thread for thread in threading.enumerate() if thread.name.startswith(("batcher", "forward"))}
+
+
+def _loaders() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
 async def test_a_new_version_takes_over_and_the_old_one_answers_what_it_has_accepted(
@@ -263,6 +268,22 @@ async def test_a_version_that_fails_its_warm_up_leaves_no_thread(
     assert _model_threads() == before
 
 
+async def test_a_version_that_gets_no_places_leaves_no_thread(
+    serve: Callable[..., Serving], versions: _Versions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = serve()
+    assert versions.gates
+    before = _model_threads()
+
+    def fails(_capacity: int, _expected_seconds: object) -> None:
+        raise OSError("no descriptor is left")
+
+    monkeypatch.setattr("models.served.Admission", fails)
+    with pytest.raises(ModelNotLoadedError, match="no descriptor is left"):
+        await serving.load("tiny")
+    assert _model_threads() == before
+
+
 async def test_what_there_is_no_memory_for_is_not_tried(
     serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +323,67 @@ async def test_changes_are_made_one_at_a_time_and_go_on_when_their_caller_leaves
             await asyncio.sleep(0.01)
     # What is left of it, too.
     assert await asyncio.to_thread(serving.close, _PATIENCE_S)
+
+
+async def test_a_change_that_gets_no_thread_to_clear_up_after_it_blocks_no_other(
+    serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serving = serve()
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith("unloader"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await serving.load("second", "null")
+    assert not (await serving.load("third", "null")).replaced
+    assert list(serving.cards) == ["tiny", "second", "third"]
+
+
+async def test_a_load_that_hangs_is_given_up_and_what_comes_of_it_later_is_thrown_away(
+    serve: Callable[..., Serving], versions: _Versions, clock_png: bytes
+) -> None:
+    serving = serve(load_timeout_s=0.2)
+    before = _model_threads()
+    versions.hold.clear()
+    with pytest.raises(LoadTimeoutError, match=r"had not loaded after 0\.2 s \(GRADLESS_LOAD_TIMEOUT_S\)"):
+        await serving.load("tiny")
+    [hanging] = _loaders()
+    # Nobody waits for it any more.
+    assert (await _ask(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint
+    assert not (await serving.load("second", "null")).replaced
+    await serving.unload("second")
+    assert serving.ready
+
+    versions.hold.set()
+    await asyncio.to_thread(hanging.join, _PATIENCE_S)
+    assert not hanging.is_alive()
+    assert len(versions.gates) == 2
+    assert serving.cards["tiny"].version == 1
+    assert _model_threads() == before
+
+
+async def test_of_loads_that_hang_no_more_are_left_behind_than_four(
+    serve: Callable[..., Serving], versions: _Versions
+) -> None:
+    serving = serve(load_timeout_s=0.1)
+    versions.hold.clear()
+    for _ in range(4):
+        with pytest.raises(LoadTimeoutError, match="had not loaded"):
+            await serving.load("tiny")
+    with pytest.raises(LoadTimeoutError, match="4 earlier loads have not ended"):
+        await serving.load("tiny")
+    hanging = _loaders()
+    assert len(hanging) == 4
+
+    versions.hold.set()
+    for thread in hanging:
+        await asyncio.to_thread(thread.join, _PATIENCE_S)
+    assert (await serving.load("second", "null")).card.name == "second"
 
 
 async def test_a_comparison_ends_when_its_model_is_replaced(serve: Callable[..., Serving], versions: _Versions) -> None:

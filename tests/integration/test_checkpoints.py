@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from models import memory
 from models.errors import ModelFolderError
 from models.model_folder import checkpoint, fitting
 
@@ -222,3 +223,83 @@ def test_a_file_of_text_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(ModelFolderError, match=r"is no checkpoint that torch\.save has written"):
         checkpoint.read(tmp_path / "model.pt")
+
+
+def _bomb(file: Path) -> Path:
+    """A checkpoint as torch.save writes it, the numbers of one tensor replaced by 64 MiB of zeros, compressed."""
+    saved({"weight": torch.ones(2**24)}, file)
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, bytes(len(content)) if name.endswith("/data/0") else content)
+    return file
+
+
+def test_a_checkpoint_that_unpacks_to_far_more_than_its_size_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = _bomb(tmp_path / "model.pt")
+    # What PyTorch would make of it.
+    assert torch.load(file, weights_only=True)["weight"].shape == (2**24,)
+    monkeypatch.delattr(torch, "load")
+    with pytest.raises(ModelFolderError, match=r"says that it unpacks to 67\.1 MB, more than 4 times its size"):
+        checkpoint.read(file)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_a_checkpoint_for_which_there_is_no_memory_is_not_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / name
+    if file.suffix == ".safetensors":
+        save_file(STATE, file)
+    else:
+        saved(STATE, file)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 100)
+    with pytest.raises(ModelFolderError, match=r"needs 0\.0 MB of memory, and 0\.0 MB are free"):
+        checkpoint.read(file)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(1).expand(2**22), torch.ones(1, 1).expand(2**12, 2**12)],
+    ids=["one number many times", "a matrix of one number"],
+)
+def test_a_tensor_that_shows_a_few_numbers_many_times_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+    file = saved({"weight": tensor}, tmp_path / "model.pt")
+    assert file.stat().st_size < 10_000
+    with pytest.raises(ModelFolderError, match=r"holds weight as .* and only 4 bytes of it"):
+        checkpoint.read(file)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(2**30, device="meta"), torch.sparse_coo_tensor([[0]], [1.0], (2**30,), check_invariants=True)],
+    ids=["meta", "sparse"],
+)
+def test_a_tensor_without_all_of_its_numbers_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+    file = saved({"weight": tensor}, tmp_path / "model.pt")
+    with pytest.raises(ModelFolderError, match="holds weight without all of its numbers"):
+        checkpoint.read(file)
+
+
+def test_views_of_one_storage_are_read(tmp_path: Path) -> None:
+    both = torch.arange(2.0**19)
+    held = checkpoint.read(saved({"one": both[: 2**18], "other": both[2**18 :]}, tmp_path / "model.pt"))
+    assert torch.cat([held["one"], held["other"]]).equal(both)
+
+
+@pytest.mark.parametrize("length", [16 * 2**20 + 1, 2**63])
+def test_a_safetensors_header_of_more_than_16_mib_is_not_read(length: int, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(length.to_bytes(8, "little") + b"{}")
+    with pytest.raises(ModelFolderError, match=f"its header would have {length} bytes"):
+        checkpoint.read(file)
+
+
+def test_a_tensor_with_rows_and_no_numbers_does_not_say_how_many_classes_there_are() -> None:
+    rows = torch.empty(10**9, 0)
+    assert fitting.classes_of({**STATE, "head.weight": rows, "head.bias": torch.ones(3)}, network) == 3
+    assert fitting.classes_of({"head.weight": rows}, network) is None

@@ -10,18 +10,20 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from models.batching import Batcher
 from models.comparison import ComparisonOptions, Progress
 from models.errors import (
     ComparisonRunningError,
     DrainingError,
     ImageError,
+    LoadTimeoutError,
     ModelDownError,
     ModelNotLoadedError,
     OverloadedError,
@@ -30,10 +32,11 @@ from models.errors import (
 )
 from models.fronts.front import Front, FrontOptions, Place
 from models.fronts.house import House
+from models.images.decode_memory import DecodeMemory
 from models.predictions import Answer, Prediction
 from models.served import ServingOptions
 from models.serving import Serving
-from models.specs import ModelSpec
+from models.specs import Classifier, ModelSpec
 from models.telemetry import BatchReport, Outcome, Stage, Task, Unheard
 
 pytestmark = pytest.mark.anyio
@@ -77,6 +80,8 @@ class _Service:
     sockets: list[tuple[socket.socket, socket.socket]]
     reasons: list[str]
     lost: list[int]
+    # Formats in which the engine process has told its metrics.
+    scraped: list[str]
 
 
 async def _until(holds: Callable[[], bool]) -> None:
@@ -88,12 +93,17 @@ async def _until(holds: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIterator[_Service]:
     wanted = ServingOptions(**{"models": [spec], "device": "cpu", "backend": "eager", "decode_threads": 2, **options})
-    service = _Service(None, _Counts(), [], [], [], [], [])  # type: ignore[arg-type]  # the house is built next
+    service = _Service(None, _Counts(), [], [], [], [], [], [])  # type: ignore[arg-type]  # the house is built next
+
+    def own_metrics(accept: str) -> str:
+        service.scraped.append(accept)
+        return "engine"
+
     service.house = House(
         wanted,
         2 * fronts,
         service.engine,
-        lambda _: "engine",
+        own_metrics,
         give_up=service.reasons.append,
         on_lost=service.lost.append,
     )
@@ -110,6 +120,7 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
                     Place(number, its_images, its_channel),
                     FrontOptions(
                         decode_threads=2,
+                        decode_memory=DecodeMemory(wanted.limits.max_decode_bytes),
                         limits=wanted.limits,
                         deadline_s=wanted.deadline_s,
                         longest_decode_s=wanted.longest_decode_s,
@@ -202,6 +213,67 @@ async def test_images_of_all_fronts_share_a_batch(
         sizes = [result.batch.size for answer in await asyncio.gather(*others) for result in answer.results]  # type: ignore[union-attr]
 
     assert sizes == [2, 2]
+
+
+async def test_no_two_requests_of_a_front_share_a_turn_in_the_queue(
+    tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    callers: list[object] = []
+    submit = Batcher.submit
+
+    def seen(batcher: Batcher[Any, Any], item: Any, *, caller: object, **others: Any) -> Any:
+        callers.append(caller)
+        return submit(batcher, item, caller=caller, **others)
+
+    monkeypatch.setattr(Batcher, "submit", seen)
+    async with _started(tiny, fronts=1) as service:
+        for _ in range(20):
+            await _ask(service.fronts[0], clock_png, clock_png)
+    # The two images of a request share theirs.
+    assert callers[::2] == callers[1::2]
+    assert len(set(callers)) == 20
+
+
+async def test_a_load_that_was_given_up_keeps_no_slots_when_it_ends_after_all(tiny: ModelSpec) -> None:
+    builds, hold = [0], threading.Event()
+
+    def build() -> Classifier:
+        builds[0] += 1
+        if builds[0] > 1:
+            assert hold.wait(_PATIENCE_S)
+        return tiny.build()
+
+    async with _started(replace(tiny, build=build), fronts=1, load_timeout_s=0.1) as service:
+        with pytest.raises(LoadTimeoutError):
+            await service.fronts[0].load("tiny", None)
+        [loader] = [thread for thread in threading.enumerate() if thread.name == "loader-tiny"]
+        hold.set()
+        await asyncio.to_thread(loader.join, _PATIENCE_S)
+        await _until(lambda: len(service.house._open) == 1)  # noqa: SLF001
+        assert service.house.serving.cards["tiny"].version == 1
+
+
+async def test_images_whose_clients_have_left_take_no_place_in_the_queue_from_others(
+    gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
+) -> None:
+    async with _started(gated, fronts=1, queue_capacity=4) as service:
+        [front] = service.fronts
+        queue = service.house.serving.queues
+        gate.clear()
+        entered.clear()
+        first = asyncio.create_task(_ask(front, clock_png))
+        await asyncio.to_thread(entered.wait, _PATIENCE_S)
+        leaving = asyncio.create_task(_ask(front, clock_png, clock_png, clock_png))
+        await _until(lambda: queue()["tiny"].depth == 3)
+        leaving.cancel()
+        with suppress(asyncio.CancelledError):
+            await leaving
+        staying = asyncio.create_task(_ask(front, clock_png, clock_png, clock_png))
+        # Those who left are in the queue until it moves.
+        await _until(lambda: staying.done() or queue()["tiny"].depth == 6)
+        gate.set()
+        assert len((await staying).results) == 3
+        await first
 
 
 async def test_fronts_share_the_places_of_a_model(gated: ModelSpec, gate: threading.Event, clock_png: bytes) -> None:
@@ -343,9 +415,18 @@ async def test_a_comparison_ends_with_its_caller(
 
 async def test_any_front_has_the_metrics_of_all(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        found = await asyncio.to_thread(service.fronts[1].expositions, "text", _PATIENCE_S)
+        found = await asyncio.to_thread(service.fronts[1].expositions, "text", 0, _PATIENCE_S)
 
     assert found == ["engine", "front 0 text", "front 1 text"]
+
+
+async def test_fronts_that_are_asked_together_share_the_metrics_of_all(tiny: ModelSpec) -> None:
+    async with _started(tiny) as service:
+        for front in service.fronts:
+            found = await asyncio.to_thread(front.expositions, "text", 60, _PATIENCE_S)
+            assert found == ["engine", "front 0 text", "front 1 text"]
+
+    assert service.scraped == ["text"]
 
 
 async def test_a_front_that_dies_takes_nothing_along_but_its_own(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,9 @@ from models import devices
 from models.backends.openvino import OpenVinoBackend
 from models.calibration import Calibration
 from models.errors import DeviceUnavailableError, StartError
-from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
+from models.preprocessing import decode_image
 from models.samples import draw, encode
 from models.serving import Serving, ServingOptions
 from models.specs import ModelSpec
@@ -64,10 +65,10 @@ def test_int8_names_the_drawn_samples_as_fp32_does_and_moves_their_numbers_a_lit
     # Where a command's results are read from.
     assert not capfd.readouterr().out
     # Made once: the next start finds it under the digest of its images.
-    [kept] = tmp_path.glob(f"*-int8-{calibration.digest}-*.xml")
+    [kept] = tmp_path.glob(f"*-int8-{calibration.digest}-*")
     made_at = kept.stat().st_mtime_ns
-    [unquantized] = set(tmp_path.glob("*.xml")) - {kept}
-    unquantized.unlink()
+    [unquantized] = set(tmp_path.iterdir()) - {kept}
+    shutil.rmtree(unquantized)
     OpenVinoBackend(model, max_batch_size=4, cache_folder=tmp_path)
     assert kept.stat().st_mtime_ns == made_at
     # And needs nothing else.

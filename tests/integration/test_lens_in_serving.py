@@ -46,6 +46,23 @@ async def test_a_second_comparison_is_refused_while_one_runs(
     assert (await held.compare(None, ComparisonOptions(batch_size=1, iterations=1))).model == "tiny"
 
 
+async def test_a_comparison_for_which_there_is_no_thread_keeps_no_other_from_running(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        if thread.name.startswith("lens"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="new thread"):
+            await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
+    assert (await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))).model == "tiny"
+
+
 async def test_a_cancelled_comparison_makes_room_when_its_forward_is_over(
     held: Serving, gate: threading.Event, entered: threading.Event
 ) -> None:

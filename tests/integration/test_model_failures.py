@@ -14,18 +14,18 @@ import pytest
 import torch
 from torch import nn
 
+from models.backend_agreement import drawn_picture
 from models.errors import ModelDownError, StartError
+from models.samples import draw, encode
 from models.serving import Serving, ServingOptions
 from models.specs import Classifier, ModelSpec
 from models.telemetry import Unheard
+from models.transforms import Normalize, Transform
 
 pytestmark = pytest.mark.anyio
 
 _PATIENCE_S = 60
 _IMPATIENT_S = 0.2
-
-# Far under the deviation of any picture.
-_BLANK = 1e-3
 
 StartOverHttp = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
@@ -191,20 +191,59 @@ async def test_a_model_that_cannot_be_built_again_is_given_up_with_the_reason(
         serving.close(timeout_s=10)
 
 
-class _HangsOnPictures(_Hanging):
-    """Loads, and warms up on blank images; where batches run, it hangs at whatever has something in it."""
+async def test_a_restart_that_hangs_is_given_up_after_the_time_that_a_load_may_take(
+    hanging: ModelSpec, released: threading.Event, built: list[str], clock_jpeg: bytes
+) -> None:
+    disk = threading.Event()
+
+    def build() -> Classifier:
+        if built:
+            assert disk.wait(_PATIENCE_S)
+        return hanging.build()
+
+    given_up: list[str] = []
+    told = threading.Event()
+
+    def give_up(reason: str) -> None:
+        given_up.append(reason)
+        told.set()
+
+    spec = ModelSpec("tiny", "tiny-convnet", build)
+    options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, load_timeout_s=0.3)
+    serving = Serving(options, Unheard(), give_up)
+    released.clear()
+    try:
+        with pytest.raises(ModelDownError):
+            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+        assert await asyncio.to_thread(told.wait, _PATIENCE_S)
+        assert "cannot be started anew: StartError: tiny had not loaded after 0.3 s" in given_up[0]
+    finally:
+        disk.set()
+        released.set()
+        serving.close(timeout_s=10)
+
+
+class _HangsOnRequests(_Hanging):
+    """Loads, and warms up on the picture that is drawn for that; where batches run, it hangs at any other."""
+
+    def __init__(self, released: threading.Event, transform: Transform) -> None:
+        super().__init__(released)
+        self._drawn = Normalize(transform)(drawn_picture(transform)[None])
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         serving = threading.current_thread().name.startswith(("batcher", "forward"))
-        return super().forward(images) if serving and images.std() > _BLANK else images
+        return super().forward(images) if serving and not torch.allclose(images[:1], self._drawn) else images
 
 
 async def test_the_last_callers_of_a_model_that_is_given_up_hear_of_it_too(
-    tiny: ModelSpec, released: threading.Event, clock_jpeg: bytes
+    tiny: ModelSpec, released: threading.Event
 ) -> None:
     def build() -> Classifier:
         made = tiny.build()
-        return Classifier(nn.Sequential(_HangsOnPictures(released), made.module), made.transform, made.labels)
+        hangs = _HangsOnRequests(released, made.transform)
+        return Classifier(nn.Sequential(hangs, made.module), made.transform, made.labels)
+
+    picture = encode(draw("crossword"), "JPEG")
 
     told = threading.Event()
     spec = ModelSpec("tiny", "tiny-convnet", build)
@@ -217,7 +256,7 @@ async def test_the_last_callers_of_a_model_that_is_given_up_hear_of_it_too(
                 await asyncio.sleep(0.01)
             assert not told.is_set(), attempt
             with pytest.raises(ModelDownError):
-                await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+                await serving.predict(None, [picture], task="classify", top_k=1)
         assert await asyncio.to_thread(told.wait, _PATIENCE_S)
         assert not serving.ready
     finally:

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
+import pytest
+
 from models.batching import Batcher, Completed
+from models.errors import OverloadedError
 from models.telemetry import BatchReport
 
 if TYPE_CHECKING:
     from tests.unit.conftest import GatedDevice
 
 _PATIENCE_S = 30
+
+
+class Image:
+    """A thing that can be weakly referred to."""
+
 
 NewBatcher = Callable[..., Batcher[int, int]]
 
@@ -34,6 +44,55 @@ def test_an_item_cancelled_before_its_batch_costs_no_forward_and_is_counted(
 
     assert device.batches == [[1], [3, 5]]
     assert [(report.size, report.dropped) for report in reports] == [(1, 0), (2, 2)]
+
+
+def test_a_cancelled_item_frees_its_place_in_a_full_queue_at_once(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(max_batch_size=1, queue_capacity=4)
+    batcher.submit(0)
+    device.wait_until_busy()
+    futures = [batcher.submit(item) for item in range(1, 5)]
+    with pytest.raises(OverloadedError):
+        batcher.submit(5)
+
+    assert futures[1].cancel()
+    assert batcher.depth == 3
+    last = batcher.submit(6)
+    with pytest.raises(OverloadedError):
+        batcher.submit(7)
+
+    device.open()
+    assert last.result(_PATIENCE_S).result == 60
+    assert device.batches == [[0], [1], [3], [4], [6]]
+
+
+def test_a_cancelled_item_is_not_kept_by_a_queue_that_does_not_move(
+    new_batcher: Callable[..., Batcher[Image, Image]], device: GatedDevice
+) -> None:
+    batcher = new_batcher(max_batch_size=1)
+    batcher.submit(0)  # type: ignore[arg-type]
+    device.wait_until_busy()
+    image = Image()
+    future, left = batcher.submit(image), weakref.ref(image)
+    del image
+    gc.disable()
+    try:
+        assert future.cancel()
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+def test_a_cancelled_item_no_longer_counts_as_the_oldest(
+    new_batcher: NewBatcher, device: GatedDevice, clock: list[float]
+) -> None:
+    batcher = new_batcher()
+    batcher.submit(1)
+    device.wait_until_busy()
+    oldest = batcher.submit(2)
+    clock[0] += 5
+    batcher.submit(3)
+    oldest.cancel()
+    assert batcher.oldest_age_seconds() == 0
 
 
 def test_a_cancelled_item_never_disturbs_its_batch_mates(new_batcher: NewBatcher, device: GatedDevice) -> None:

@@ -242,6 +242,48 @@ def test_a_batch_that_waits_for_company_is_formed_by_one_lane() -> None:
     assert batches == [[0, 1, 2, 3]]
 
 
+def test_a_full_batch_left_by_the_batch_that_waited_is_begun_by_the_other_lane(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    prepared = threading.Event()
+    batcher = new_batcher(lanes=2, max_batch_size=2, max_wait_s=_PATIENCE_S, prepare=prepared.wait)
+    changed = _OtherLaneLooksFirst()
+    batcher._changed = changed  # noqa: SLF001 - which lane gets the lock first is otherwise up to the kernel
+    prepared.set()
+    batcher.wait_until_ready()
+    batcher.submit(0)
+    assert changed.forming.wait(_PATIENCE_S)
+    with changed:
+        for item in range(1, 5):
+            batcher.submit(item)
+        changed.burst = True
+    device.wait_until_busy()
+    device.wait_until_busy()
+    assert sorted(device.batches) == [[0, 1], [2, 3]]
+
+
+class _OtherLaneLooksFirst(threading.Condition):
+    """Hold the lane that waits for a batch to fill until the other lane has looked at the queue, after `burst`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forming = threading.Event()
+        self.burst = False
+        self._looked = False
+
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
+        if timeout is not None:
+            self.forming.set()
+            return super().wait_for(lambda: predicate() and self._looked, timeout)
+        return super().wait_for(lambda: self._look(predicate))
+
+    def _look(self, predicate: Callable[[], Any]) -> Any:
+        if self.burst and not self._looked:
+            self._looked = True
+            self.notify_all()
+        return predicate()
+
+
 def test_each_lane_is_prepared_in_its_own_thread_one_after_another() -> None:
     threads: list[int] = []
     inside = threading.Lock()
@@ -255,6 +297,23 @@ def test_each_lane_is_prepared_in_its_own_thread_one_after_another() -> None:
     batcher.wait_until_ready()
     assert len(set(threads)) == len(threads) == 2
     assert batcher.close(_PATIENCE_S)
+
+
+def test_a_lane_for_which_there_is_no_thread_ends_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def only_one(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", only_one)
+    with pytest.raises(RuntimeError, match="new thread"):
+        Batcher(lambda items: items, name="m", lanes=2)
+    started[0].join(_PATIENCE_S)
+    assert not started[0].is_alive()
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])

@@ -140,6 +140,7 @@ async def test_a_body_that_does_not_say_a_source_is_refused(
         (errors.ModelNotLoadedError("fake", "its file is gone"), 422, "model-not-loaded"),
         (errors.DrainingError(), 503, "draining"),
         (errors.NoRoomError("fake", "too large."), 503, "no-room"),
+        (errors.LoadTimeoutError("fake", "it had not loaded after 3 s."), 503, "load-timeout"),
     ],
 )
 @pytest.mark.parametrize(("method", "path"), CHANGES)

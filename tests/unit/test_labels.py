@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,13 @@ def test_classes_that_are_named_by_digits_keep_their_indices(tmp_path: Path) -> 
     assert labels.read(file_of(tmp_path, "class_to_idx.json", '{"7": 0, "3": 1}')) == ("7", "3")
 
 
+@pytest.mark.timeout(30)
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "labels.txt")
+    with pytest.raises(ModelFolderError, match="is not a regular file"):
+        labels.read(tmp_path / "labels.txt")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -49,6 +57,10 @@ def test_classes_that_are_named_by_digits_keep_their_indices(tmp_path: Path) -> 
         ("labels.json", '["cat", 3]', "must be a list of names"),
         ("labels.json", '{"1": "cat", "2": "dog"}', "none of index 0; indices begin at 0"),
         ("labels.json", '{"cat": 0, "dog": 0}', "two names have the same index"),
+        ("labels.json", "[" * 100_000, "is not JSON"),
+        ("labels.txt", "x" * 1001, "has a name of 1001 characters"),
+        ("labels.txt", "x\n" * 1_000_001, "has 1000001 names; at most 1000000 are read"),
+        ("labels.txt", "x" * (32 * 2**20 + 1), "is larger than 32 MiB"),
     ],
 )
 def test_what_names_no_classes_is_refused_in_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -40,6 +40,19 @@ def test_what_is_not_said_is_the_folders_name_and_the_architectures_own(written:
     assert (read.transform.preset, read.transform.explicit, read.reference) == (None, {}, None)
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (LEAST + "# " + "x" * 2**20, "is larger than 1 MiB"),
+        (LEAST + "labels = " + "[" * 100_000, "is not TOML"),
+    ],
+    ids=["large", "deep"],
+)
+def test_a_file_that_no_description_needs_is_refused(written: Written, text: str, said: str) -> None:
+    with pytest.raises(ModelFolderError, match=said):
+        description.read(written(text))
+
+
 def test_everything_that_can_be_said_is_read(written: Written) -> None:
     folder = written("""
         name = "roses-2"
