@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from models import pipeline
 from models.errors import ModelDownError, ModelGoneError
 from models.fronts.channel import Channel
 from models.fronts.front import Front, FrontOptions, Place
@@ -31,11 +31,14 @@ from models.fronts.records import (
     submissions,
 )
 from models.fronts.slots import Slots, SlotShape
+from models.images.decode_memory import DecodeMemory
+from models.images.decode_pool import DecodeJob, DecodePool, Done
 from models.items import Output
 from models.limits import ImageLimits
 from models.predictions import ModelCard, Prediction
 from models.specs import ModelSpec
 from models.telemetry import BatchReport, StaleMessage, Unheard
+from models.transforms import Transform
 
 pytestmark = pytest.mark.anyio
 
@@ -134,7 +137,14 @@ class _Engine:
 
 
 def _front(engine: _Engine, place: Place) -> Front:
-    options = FrontOptions(decode_threads=2, limits=ImageLimits(), deadline_s=_PATIENCE_S, longest_decode_s=60.0)
+    limits = ImageLimits()
+    options = FrontOptions(
+        decode_threads=2,
+        decode_memory=DecodeMemory(limits.max_decode_bytes),
+        limits=limits,
+        deadline_s=_PATIENCE_S,
+        longest_decode_s=60.0,
+    )
     return Front(place, options, engine.counts, lambda _: "", engine.reasons.append)
 
 
@@ -186,15 +196,17 @@ def _mapped() -> int:
 @pytest.fixture
 def gated_decode(monkeypatch: pytest.MonkeyPatch, gate: threading.Event, entered: threading.Event) -> None:
     """The gate at the end of each decode."""
-    preprocess = pipeline.preprocess
+    preprocess = DecodePool.preprocess
 
-    def gated(*arguments: Any) -> Any:
-        pixels = preprocess(*arguments)
-        entered.set()
-        assert gate.wait(_PATIENCE_S)
-        return pixels
+    def gated(pool: DecodePool, job: DecodeJob, transform: Transform, done: Done) -> None:
+        def held(outcome: torch.Tensor | Exception | None) -> None:
+            entered.set()
+            assert gate.wait(_PATIENCE_S)
+            done(outcome)
 
-    monkeypatch.setattr(pipeline, "preprocess", gated)
+        preprocess(pool, job, transform, held)
+
+    monkeypatch.setattr(DecodePool, "preprocess", gated)
 
 
 @pytest.mark.usefixtures("gated_decode")

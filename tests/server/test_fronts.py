@@ -175,6 +175,8 @@ def test_a_front_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
 
     before = replaced()
     unable, other = _fronts(by_fronts)
+    # Of the test before, or of the scrape.
+    _until(lambda: _connections(unable) == _connections(other) == 0)
     with contextlib.ExitStack() as open_until_here:
         # Later the front that is unable can take no connection either.
         connections = [
