@@ -48,6 +48,8 @@ def serve() -> None:
     try:
         settings = load_settings()
     except SettingsError as error:
+        # The status stays the same where the lines cannot be written.
+        configure_logging("info", "auto")
         for line in str(error).splitlines():
             typer.echo(f"gradless: {line}", err=True)
         raise typer.Exit(2) from None

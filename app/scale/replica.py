@@ -4,6 +4,7 @@ loop that Ray gives it."""
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Sequence
 
 from starlette.types import ASGIApp
@@ -49,15 +50,19 @@ class Replica:
         if runtime is None or not runtime.ready:
             raise RuntimeError("the models of this replica are not ready")
 
-    def metrics(self, accept: str) -> tuple[str, str, str]:
-        """This replica's id, its metrics, and their content type. For the others, by Ray."""
+    def metrics(self, accept: str) -> tuple[str, bytes, str]:
+        """This replica's id, its metrics, compressed, and their content type. For the others, by Ray.
+
+        From 100 KiB on Ray would pass the answer through its object store, where the replica that asks has been seen to
+        crash (Ray 2.60, "ObjectUnknownOwner"). One model's metrics are that large; compressed they are 7 kB.
+        """
         if self._parts is None:  # pragma: no cover - nobody is asked before
             raise RuntimeError("this replica has not begun")
         # Here and below, not above: importing Ray changes how a whole process logs, and tests read this too.
         from ray import serve  # noqa: PLC0415
 
         body, content_type = self._parts.metrics.exposition(accept)
-        return serve.get_replica_context().replica_tag, body.decode(), content_type
+        return serve.get_replica_context().replica_tag, zlib.compress(body, level=1), content_type
 
     def _start(self, telemetry: Telemetry) -> Runtime:
         # Not ready from then on, which Ray hears of: it is Ray that ends processes here.
@@ -70,7 +75,7 @@ class Replica:
 
         context = serve.get_replica_context()
         replicas = serve.get_deployment_handle(context.deployment, context.app_name)
-        answers: Sequence[tuple[str, str, str] | Exception]
+        answers: Sequence[tuple[str, bytes, str] | Exception]
         try:
             answers = replicas.broadcast("metrics", accept).results(timeout_s=_SCRAPE_TIMEOUT_S, return_exceptions=True)
         except Exception as error:  # noqa: BLE001 - a router that is not up yet, under load: whatever it is
@@ -80,7 +85,8 @@ class Replica:
             _log.warning("not all replicas have told their metrics; the first of %d errors: %r", len(silent), silent[0])
         told = {answer[0]: answer[1] for answer in answers if not isinstance(answer, Exception)}
         own_id, own, content_type = self.metrics(accept)
-        return merged({own_id: own, **told}).encode(), content_type
+        expositions = {name: zlib.decompress(body).decode() for name, body in {own_id: own, **told}.items()}
+        return merged(expositions).encode(), content_type
 
 
 async def _refuse_changes() -> None:

@@ -164,3 +164,20 @@ def test_a_service_whose_log_is_a_full_pipe_ends_when_told(serve: Serve, clock_j
     assert service.status_after_sigterm() == 0
     assert monotonic() - began < 15
     os.close(read)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "status"), [("GRADLESS_PORT", "x", 2), ("GRADLESS_MODELS", "resnet51", 3)]
+)
+def test_why_it_does_not_start_cannot_be_written_and_the_status_says_it_all_the_same(
+    warm_command: Any,
+    gradless_path: Path,
+    server_environment: Callable[..., dict[str, str]],
+    setting: str,
+    value: str,
+    status: int,
+) -> None:
+    with Path("/dev/full").open("wb") as log:
+        process = warm_command.start([gradless_path, "serve"], server_environment(**{setting: value}), log)
+    with process:
+        assert process.wait(_PATIENCE_S) == status
