@@ -68,7 +68,8 @@ class _Front:
 
 class House:
     """Made, with its models loaded, before there is an event loop; all else belongs to one. `fronts` front numbers may
-    be in use at once. `on_lost` is told of a front that has gone. Raises StartError as Serving does."""
+    be in use at once. `on_lost` is told of a front that has gone, `on_fault`, from any thread, of an error after which
+    fronts are not answered as they should be. Raises StartError as Serving does."""
 
     def __init__(
         self,
@@ -79,10 +80,12 @@ class House:
         *,
         give_up: Callable[[str], None],
         on_lost: Callable[[int], None],
+        on_fault: Callable[[Exception], None],
     ) -> None:
         self._fronts_at_once = fronts
         self._options = options
         self._on_lost = on_lost
+        self._on_fault = on_fault
         self._versions = itertools.count()
         self._scrapes = Scrapes(exposition, lambda: {number: each.channel for number, each in self._fronts.items()})
         self._open: dict[int, Version] = {}
@@ -92,7 +95,7 @@ class House:
         self._loop: asyncio.AbstractEventLoop | None = None
         # Set when it is time to look again whether what is waited for has come.
         self._moved = asyncio.Event()
-        self._desk = Desk(self._lost, give_up)
+        self._desk = Desk(self._lost, lambda reason: on_fault(RuntimeError(reason)))
         try:
             self.serving = Serving(options, telemetry, give_up, self)
         except BaseException:
@@ -118,7 +121,10 @@ class House:
 
     def batch_over(self, report: BatchReport) -> None:
         """As Reception.batch_over."""
-        self._desk.batch_over(report)
+        try:
+            self._desk.batch_over(report)
+        except Exception as error:  # noqa: BLE001 - whatever it was: the batcher, which called this, would go on
+            self._on_fault(error)
 
     def free_number(self) -> int | None:
         """A number for another front, of whose slots none is in use; None while there is none."""
