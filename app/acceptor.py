@@ -41,7 +41,7 @@ _NO_NEW_HANDSHAKES = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x
 
 class Acceptor:
     """Gives each connection of `listener`, which is its own from here, to `take`. `take` returns False to refuse it for
-    now: then the connection, and those behind it, wait."""
+    now: then the connection, and those behind it, wait. `out_of_files` logs that there are no file descriptors."""
 
     def __init__(self, listener: socket.socket, take: Callable[[socket.socket], bool]) -> None:
         self._listener = listener
@@ -49,7 +49,7 @@ class Acceptor:
         # Accepted, and not taken yet.
         self._held: deque[socket.socket] = deque()
         self._open = False
-        self._out_of_files = Rarely()
+        self.out_of_files = Rarely()
 
     def open(self) -> None:
         """Listen."""
@@ -107,7 +107,7 @@ class Acceptor:
                     return
                 except OSError as error:
                     if error.errno in _NO_RESOURCES:
-                        self._out_of_files.log(
+                        self.out_of_files.log(
                             "no connection can be accepted: %s; new ones wait. Raise the limit (ulimit -n)",
                             error.strerror,
                         )

@@ -15,7 +15,7 @@ from contextlib import ExitStack, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from app.acceptor import Acceptor, Rarely
+from app.acceptor import Acceptor
 from app.fronts.fork_server import ForkServer
 from app.fronts.front_process import shared_told
 from app.fronts.handing import FrontProcess, hand
@@ -103,7 +103,6 @@ class _Engine:
         # A fault of this process, not of what it serves: it cannot be relied on for anything any more.
         self._faulty = False
         self._drain_timeout_s = settings.drain_timeout_s
-        self._out_of_files = Rarely()
 
     def load(self) -> None:
         """Load the models. Raises SystemExit where they cannot be served."""
@@ -258,7 +257,7 @@ class _Engine:
         try:
             self._fork_server.start_again()
         except OSError as error:
-            self._out_of_files.log("no fork server can be started: %s", error.strerror)
+            self._acceptor.out_of_files.log("no fork server can be started: %s", error.strerror)
             loop.call_later(_RETRY_S, self._start_fork_server_again)
         else:
             loop.add_reader(self._fork_server, self._fork_server_ended)
@@ -273,7 +272,7 @@ class _Engine:
         try:
             front = self._forked(number)
         except OSError as error:
-            self._out_of_files.log("no front can be started: %s", error.strerror)
+            self._acceptor.out_of_files.log("no front can be started: %s", error.strerror)
             loop.call_later(_RETRY_S, self._start_another)
             return
         self._fronts[number] = front
@@ -323,7 +322,7 @@ class _Engine:
         if refused is None:
             asyncio.get_running_loop().remove_reader(front.handing)
         elif refused:
-            self._out_of_files.log(
+            self._acceptor.out_of_files.log(
                 "process %s has no file descriptors left: raise the limit (ulimit -n)", front.process.pid
             )
             self._acceptor.take_back(refused)

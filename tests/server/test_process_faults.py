@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
@@ -16,7 +14,6 @@ import httpx2
 import psutil
 import pytest
 
-_PATCHED = str(Path(__file__).parent / "patched_serve.py")
 _PATIENCE_S = 30
 _FRONTS = 2
 
@@ -48,16 +45,6 @@ def _fork_server(service: Any) -> psutil.Process:
 
 def _fronts(service: Any) -> list[psutil.Process]:
     return _fork_server(service).children()
-
-
-@pytest.fixture
-def patched(start_command: Callable[..., Any]) -> Callable[..., Any]:
-    """Start a service of that many fronts with the `null` model and a patch, as patched_serve.py has it."""
-
-    def start(fronts: int, patch: str = "", **settings: str) -> Any:
-        return start_command([sys.executable, _PATCHED, str(fronts), patch], GRADLESS_MODELS="null", **settings)
-
-    return start
 
 
 @contextlib.contextmanager
@@ -95,9 +82,9 @@ def _asking(service: Any, path: str, image: bytes | None) -> Iterator[None]:
     ],
 )
 def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
-    patched: Callable[..., Any], clock_jpeg: bytes, where: str, patch: str
+    start_patched: Callable[..., Any], clock_jpeg: bytes, where: str, patch: str
 ) -> None:
-    service = patched(_FRONTS, patch)
+    service = start_patched(_FRONTS, patch)
     processes = _descendants(service)
     with _asking(service, "/v1/classify", clock_jpeg), _asking(service, "/metrics", None):
         service.process.send_signal(signal.SIGUSR1)
@@ -112,8 +99,8 @@ def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
     assert "forced" in "".join(service.log)
 
 
-def test_an_exception_while_the_engine_process_ends_leaves_no_process(patched: Callable[..., Any]) -> None:
-    service = patched(_FRONTS, "fail(processes.Acceptor, 'close')")
+def test_an_exception_while_the_engine_process_ends_leaves_no_process(start_patched: Callable[..., Any]) -> None:
+    service = start_patched(_FRONTS, "fail(processes.Acceptor, 'close')")
     processes = _descendants(service)
     service.process.send_signal(signal.SIGUSR1)
     service.process.terminate()
@@ -122,9 +109,9 @@ def test_an_exception_while_the_engine_process_ends_leaves_no_process(patched: C
     _until(lambda: not _alive(processes), 1)
 
 
-def test_an_engine_process_whose_end_hangs_is_ended_by_force(patched: Callable[..., Any]) -> None:
+def test_an_engine_process_whose_end_hangs_is_ended_by_force(start_patched: Callable[..., Any]) -> None:
     hanging = "from models.fronts.house import House; House.close = lambda *_: asyncio.sleep(1e6)"
-    service = patched(
+    service = start_patched(
         _FRONTS,
         f"import asyncio, app.fronts.processes as p; p.FORCED_AFTER_DRAIN_S = 1; {hanging}",
         GRADLESS_DRAIN_TIMEOUT_S="1",
@@ -137,9 +124,9 @@ def test_an_engine_process_whose_end_hangs_is_ended_by_force(patched: Callable[.
 
 
 def test_when_the_fork_server_is_killed_fronts_go_on_and_another_makes_replacements(
-    patched: Callable[..., Any], clock_jpeg: bytes
+    start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    service = patched(_FRONTS)
+    service = start_patched(_FRONTS)
     fork_server = _fork_server(service)
     fronts = fork_server.children()
     fork_server.kill()
@@ -165,9 +152,9 @@ def test_when_the_fork_server_is_killed_fronts_go_on_and_another_makes_replaceme
 
 
 def test_a_fork_server_that_is_killed_while_fronts_start_is_replaced(
-    patched: Callable[..., Any], clock_jpeg: bytes
+    start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    service = patched(_FRONTS)
+    service = start_patched(_FRONTS)
     _fork_server(service).kill()
     service.wait_for_line("another is started")
     # It imports, and has forked nothing yet.
@@ -180,9 +167,9 @@ def test_a_fork_server_that_is_killed_while_fronts_start_is_replaced(
 
 
 def test_a_service_that_was_stopped_and_continued_keeps_its_fronts(
-    patched: Callable[..., Any], clock_jpeg: bytes
+    start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    service = patched(_FRONTS, "processes._HANGS_S = 1.0; processes._LATE_S = 0.5")
+    service = start_patched(_FRONTS, "processes._HANGS_S = 1.0; processes._LATE_S = 0.5")
     engine = psutil.Process(service.process.pid)
     fronts = _fronts(service)
     stopped = [engine, *fronts]

@@ -22,7 +22,9 @@ class _Clients:
 
     def __init__(self, host: str, port: int, image: bytes, clients: int = _CLIENTS) -> None:
         self._address = host, port
-        head = f"POST /v1/classify HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(image)}\r\n\r\n"
+        head = (
+            f"POST /v1/classify HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(image)}\r\n\r\n"
+        )
         self._request = head.encode() + image
         self.ends: Counter[str] = Counter()
         self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
@@ -73,3 +75,29 @@ def test_a_stopping_service_answers_on_every_connection_that_was_made(
         ends += clients.ends
 
     assert set(ends) <= {"200", "503", _GONE}, ends
+
+
+@pytest.mark.parametrize("fronts", ["0", "2"])
+def test_without_file_descriptors_connections_wait_and_one_line_is_logged(
+    start_patched: Callable[..., Any], clock_jpeg: bytes, fronts: str
+) -> None:
+    server = start_patched(fronts, "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))")
+    connections = [server.connect() for _ in range(200)]
+    server.wait_for_line("ulimit -n")
+    # Several times as long as until it is tried again.
+    sleep(3)
+    request = f"POST /v1/classify HTTP/1.1\r\nHost: {server.host}\r\nConnection: close\r\n"
+    request += f"Content-Length: {len(clock_jpeg)}\r\n\r\n"
+    for connection in connections:
+        connection.sendall(request.encode() + clock_jpeg)
+    statuses = Counter(connection.recv(12)[9:].decode() for connection in connections)
+    for connection in connections:
+        connection.close()
+
+    # Those that were open are answered, and closed; then it is the turn of those that waited.
+    assert set(statuses) <= {"200", "503", "429"}, statuses
+    server.process.terminate()
+    assert server.exit_status() == 0
+    server.end_of_output()
+    lines = [line for line in server.log if re.search("ulimit -n|Too many open files", line)]
+    assert len(lines) == 1, lines
