@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from app.dependencies import Parts
-from app.fronts.exposition import added
 from app.logs import configure_logging
 from app.main import create_app
-from app.metrics import content_type_for
+from app.metrics import content_type_for, count_in
 from app.runtime import Runtime
 from app.server import Server, server_config, tune_interpreter
 from app.settings import Settings
@@ -58,8 +57,8 @@ def _map_told(descriptor: int) -> ctypes.Array[ctypes.c_uint]:
 
 def run_front(settings: Settings, options: FrontOptions, number: int, descriptors: Sequence[int]) -> None:
     """Serve until SIGTERM. `settings` and `options` are this front's share of the service's. `descriptors`: its ends of
-    three sockets, for images, for messages and for the connections that it is handed, and memory as of `shared_told`.
-    """
+    three sockets, for images, for messages and for the connections that it is handed, memory as of `shared_told`, and
+    that for what it counts."""
     # Here, not above: the HTTP side is imported and tested without torch.
     from models.fronts.front import Place  # noqa: PLC0415
 
@@ -67,9 +66,12 @@ def run_front(settings: Settings, options: FrontOptions, number: int, descriptor
     # The engine process tells when the service begins and ends.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     tune_interpreter()
+    # Before there is anything that counts.
+    count_in(descriptors[4])
     images, channel, handed = (socket.socket(fileno=descriptor) for descriptor in descriptors[:3])
     told = _map_told(descriptors[3])
-    os.close(descriptors[3])
+    for descriptor in descriptors[3:]:
+        os.close(descriptor)
     place = Place(number, images, channel)
     app = create_app(settings, lambda telemetry: start_front(options, place, parts, telemetry))
     parts: Parts = app.state.parts
@@ -88,17 +90,17 @@ def start_front(options: FrontOptions, place: Place, parts: Parts, telemetry: Te
         parts.failure = reason
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return Front(place, options, telemetry, lambda accept: parts.metrics.exposition(accept)[0].decode(), give_up)
+    return Front(place, options, telemetry, give_up)
 
 
 def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
-    """Of the whole service, whichever front was asked. Blocks, and is not for the event loop."""
+    """Of the whole service, whichever front was asked: the engine process has them. Blocks, and is not for the event
+    loop."""
     from models.fronts.front import Front  # noqa: PLC0415 - as above
 
     if not isinstance(parts.runtime, Front):
         return parts.metrics.exposition(accept)
-    engine, *fronts = parts.runtime.expositions(accept, _SCRAPE_TIMEOUT_S)
-    return added(engine, fronts).encode(), content_type_for(accept)
+    return parts.runtime.exposition(accept, _SCRAPE_TIMEOUT_S).encode(), content_type_for(accept)
 
 
 class _FrontServer(Server):

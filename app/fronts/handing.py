@@ -12,6 +12,7 @@ from time import perf_counter
 from app.acceptor import NO_FILES_S
 from app.fronts.fork_server import Fork
 from app.fronts.front_process import NO_FILES
+from app.metrics import CountsReader
 
 # An event loop that has not turned for so long, where it does ten times a second, is handed nothing if others turn.
 _SLOW_S = 1.0
@@ -23,11 +24,12 @@ _MOST_TAKEN = 4096
 @dataclass(slots=True, eq=False)
 class FrontProcess:
     """A front, as its parent knows it. `handing` is the socket that its connections go over; `told`, what it says of
-    itself, as app/fronts/front_process.py has it."""
+    itself, as app/fronts/front_process.py has it; `counts`, what it counts."""
 
     process: Fork
     handing: socket.socket
     told: ctypes.Array[ctypes.c_uint]
+    counts: CountsReader
     # What it has been handed and has not taken: it is kept open here, for others if this one ends.
     not_taken: deque[socket.socket] = field(default_factory=deque)
     # It is ended because of that.

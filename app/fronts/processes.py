@@ -23,7 +23,7 @@ from app.garbage import leave_out_what_is_loaded
 from app.listening import allow_many_connections, bind, say_serving
 from app.logs import configure_logging
 from app.main import search_index_beside, serving_options
-from app.metrics import Metrics
+from app.metrics import CountsReader, Metrics, create_counts
 from app.server import tune_interpreter
 from app.settings import Settings
 from app.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
@@ -301,19 +301,23 @@ class _Engine:
             handing.setblocking(False)
             told_descriptor, told = shared_told()
             its_own.callback(os.close, told_descriptor)
+            counts_descriptor = create_counts()
+            its_own.callback(os.close, counts_descriptor)
+            counts = CountsReader(counts_descriptor)
             process = self._fork_server.fork(
                 (_share(self._settings, self._fronts_wanted), options, number),
-                [its_images.fileno(), its_channel.fileno(), handed.fileno(), told_descriptor],
+                [its_images.fileno(), its_channel.fileno(), handed.fileno(), told_descriptor, counts_descriptor],
             )
             self._house.add(number, images, channel)
-        return FrontProcess(process, handing, told)
+        return FrontProcess(process, handing, told, counts)
 
     def _heard(self, number: int) -> None:
         front = self._fronts[number]
         started = front.process.pid is not None
         if not front.process.hear():
             self._front_ended(number)
-        elif not started:
+        elif not started and front.process.pid is not None:
+            self._metrics.process_started(front.process.pid, front.counts)
             # It waited for the fork server's imports until now.
             front.give_time()
 
@@ -341,6 +345,8 @@ class _Engine:
         front.handing.close()
         self._acceptor.take_back([*(refused or ()), *front.not_taken])
         self._ended.set()
+        if front.process.pid is not None:
+            self._metrics.process_ended(front.process.pid)
         status = front.process.status
         if self._stopping.is_set():
             if status:

@@ -14,10 +14,10 @@ from typing import Any
 
 from models.admission import Admission
 from models.batching import Batcher
-from models.fronts.answering import Answering, Scrapes
+from models.fronts.answering import Answering
 from models.fronts.channel import Channel
 from models.fronts.desk import Desk, Version
-from models.fronts.messages import Announced, Ask, Facts, LeaveIt, Scraped, State, Taken
+from models.fronts.messages import Announced, Ask, Facts, LeaveIt, State, Taken
 from models.fronts.slots import Slots, SlotShape
 from models.items import Item, Output
 from models.loading import LoadedModel
@@ -68,8 +68,8 @@ class _Front:
 
 class House:
     """Made, with its models loaded, before there is an event loop; all else belongs to one. `fronts` front numbers may
-    be in use at once. `on_lost` is told of a front that has gone, `on_fault`, from any thread, of an error after which
-    fronts are not answered as they should be. Raises StartError as Serving does."""
+    be in use at once. `exposition` is Answering's. `on_lost` is told of a front that has gone, `on_fault`, from any
+    thread, of an error after which fronts are not answered as they should be. Raises StartError as Serving does."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class House:
         self._on_lost = on_lost
         self._on_fault = on_fault
         self._versions = itertools.count()
-        self._scrapes = Scrapes(exposition, lambda: {number: each.channel for number, each in self._fronts.items()})
+        self._exposition = exposition
         self._open: dict[int, Version] = {}
         self._ever_served: set[int] = set()
         self._fronts: dict[int, _Front] = {}
@@ -138,7 +138,7 @@ class House:
         its_channel = Channel(
             channel, lambda message, _: self._hear(number, message), lambda: self._front_gone(number, images)
         )
-        answering = Answering(its_channel, self.serving, self._scrapes, self._agreed)
+        answering = Answering(its_channel, self.serving, self._exposition, self._agreed)
         self._fronts[number] = front = _Front(images, its_channel, answering)
         self._announce_to(front)
 
@@ -222,8 +222,6 @@ class House:
                 self._moved.set()
             case Ask() | LeaveIt():
                 front.answering.hear(message)
-            case Scraped():
-                self._scrapes.hear(number, message)
 
     def _lost(self, number: int, images: socket.socket) -> None:
         """The desk has lost a front: its thread says so."""
@@ -238,7 +236,6 @@ class House:
         del self._fronts[number]
         front.channel.close()
         front.answering.end()
-        self._scrapes.forget(number)
         self._on_lost(number)
 
 

@@ -92,9 +92,10 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
         wanted,
         2 * fronts,
         service.engine,
-        lambda _: "engine",
+        lambda accept: f"engine {accept}",
         give_up=service.reasons.append,
         on_lost=service.lost.append,
+        on_fault=lambda error: service.reasons.append(str(error)),
     )
     looking = asyncio.create_task(service.house.look_after())
     try:
@@ -114,7 +115,6 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
                         longest_decode_s=wanted.longest_decode_s,
                     ),
                     service.counts[-1],
-                    lambda accept, number=number: f"front {number} {accept}",  # type: ignore[misc]  # of its own
                     service.reasons.append,
                 )
             )
@@ -340,11 +340,11 @@ async def test_a_comparison_ends_with_its_caller(
                     break
 
 
-async def test_any_front_has_the_metrics_of_all(tiny: ModelSpec) -> None:
+async def test_a_front_gets_the_metrics_from_the_engine_process(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        found = await asyncio.to_thread(service.fronts[1].expositions, "text", _PATIENCE_S)
+        found = await asyncio.to_thread(service.fronts[1].exposition, "text", _PATIENCE_S)
 
-    assert found == ["engine", "front 0 text", "front 1 text"]
+    assert found == "engine text"
 
 
 async def test_a_front_that_dies_takes_nothing_along_but_its_own(

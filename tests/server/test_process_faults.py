@@ -75,7 +75,7 @@ def _asking(service: Any, path: str, image: bytes | None) -> Iterator[None]:
         ("a task", "from models.fronts.house import House; fail(House, '_forget_versions')"),
         ("the watch over fronts", "from app.fronts.handing import FrontProcess; fail(FrontProcess, 'silent_seconds')"),
         ("a callback", "fail(processes._Engine, '_let_go')"),
-        ("a scrape", "from models.fronts.answering import Scrapes; fail(Scrapes, 'hear')"),
+        ("a message", "from models.fronts.house import House; fail(House, '_hear')"),
         ("the desk", "from models.fronts.desk import Desk; fail(Desk, '_submit')"),
         ("a batch's report", "from models.fronts.desk import Desk; fail(Desk, 'batch_over')"),
         ("a thread", "from models.serving import Serving; fail(Serving, '_ailments')"),
@@ -191,3 +191,34 @@ def test_a_service_that_was_stopped_and_continued_keeps_its_fronts(
     os.kill(fronts[0].pid, signal.SIGSTOP)
     service.wait_for_line("has not turned for 1 s")
     service.wait_for_line("another takes its place")
+
+
+def test_no_counter_falls_when_a_front_is_killed(start_patched: Callable[..., Any], clock_jpeg: bytes) -> None:
+    service = start_patched(_FRONTS)
+    # One connection is on one front.
+    with httpx2.Client(base_url=service.address) as client, httpx2.Client(base_url=service.address) as other:
+        for asking in (client, other):
+            for _ in range(5):
+                asking.post("/v1/classify", content=clock_jpeg).raise_for_status()
+        before = _counters(other.get("/metrics").text)
+        # After the last scrape: they are not lost either.
+        for asking in (client, other):
+            for _ in range(5):
+                asking.post("/v1/classify", content=clock_jpeg).raise_for_status()
+    fronts = _fronts(service)
+    for front in fronts:
+        front.kill()
+        service.wait_for_line("another takes its place")
+    _until(lambda: not _alive(fronts))
+    after = _counters(httpx2.get(f"{service.address}/metrics").text)
+
+    assert {name for name, value in before.items() if after.get(name, 0) < value} == set()
+    answered = 'gradless_images_total{model="null",outcome="ok",task="classify"}'
+    assert (before[answered], after[answered]) == (10, 20)
+
+
+def _counters(exposition: str) -> dict[str, float]:
+    """Counters and histograms, by their names and labels."""
+    samples = [line.rpartition(" ") for line in exposition.splitlines() if not line.startswith("#")]
+    kinds = ("_total", "_count", "_sum", "_bucket")
+    return {name: float(value) for name, _, value in samples if name.partition("{")[0].endswith(kinds)}

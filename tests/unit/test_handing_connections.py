@@ -27,7 +27,7 @@ class _Front:
         handing.setblocking(False)
         self.handed.settimeout(_PATIENCE_S)
         self.told = (ctypes.c_uint * 2)()
-        self.known = FrontProcess(cast("Any", None), handing, self.told)
+        self.known = FrontProcess(cast("Any", None), handing, self.told, cast("Any", None))
 
     def connections(self, number: int) -> list[socket.socket]:
         """The next that it was handed. They are not taken by that."""
