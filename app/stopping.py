@@ -56,8 +56,8 @@ def _end_later(seconds: float, reason: str, before: Callable[[], None]) -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """While models are loaded, SIGTERM and SIGINT end the process with status 0, even if the load hangs outside of
-    Python, where no Python handler runs. Main thread only; the handlers stay those that are set."""
+    """While models are loaded, signals that have a handler and mean the end do end the process with status 0, even if the
+    load hangs outside of Python, where no handler runs. Main thread only."""
     heard, said = socket.socketpair()
     said.setblocking(False)
     threading.Thread(target=_end_at_signals, args=(heard,), name="signals", daemon=True).start()
@@ -72,6 +72,6 @@ def ended_by_signals() -> Iterator[None]:
 def _end_at_signals(heard: socket.socket) -> None:
     with heard:
         while number := heard.recv(1):
-            if number[0] in {signal.SIGTERM, signal.SIGINT}:
+            if number[0] in {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
                 time.sleep(_HANDLERS_S)
                 os._exit(0)

@@ -140,8 +140,10 @@ class ForkServer:
 
 def run(descriptor: int) -> None:
     """Be the fork server, until the other end of the socket `descriptor` is closed."""
-    # Ctrl-C goes to all processes of a terminal. A fork has nothing to drain either until it serves.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A terminal sends them to all its processes. The engine process tells when to end. A fork inherits all three, and
+    # has nothing to drain until it serves.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # Here, not above: this is what is imported once for all workers.
     import models.fronts.front  # noqa: F401, PLC0415
@@ -192,7 +194,6 @@ class _Server:
                 os.close(life)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))
             return True
         self._lives[pid] = told
         _tell(told, pid)

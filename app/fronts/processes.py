@@ -269,13 +269,7 @@ class _Engine:
             # Images of one that has gone are still in a forward.
             loop.call_later(_RETRY_S, self._start_another)
             return
-        try:
-            front = self._forked(number)
-        except OSError as error:
-            self._acceptor.out_of_files.log("no front can be started: %s", error.strerror)
-            loop.call_later(_RETRY_S, self._start_another)
-            return
-        self._fronts[number] = front
+        front = self._fronts[number] = self._forked(number)
         loop.add_reader(front.handing, self._let_go, front)
         loop.add_reader(front.process.life, self._heard, number)
 
@@ -332,8 +326,14 @@ class _Engine:
             self._acceptor.take_back(refused)
 
     def _start_another(self) -> None:
-        if not self._stopping.is_set():
+        if self._stopping.is_set():
+            return
+        try:
             self._start_front()
+        except OSError as error:
+            # The system has no file descriptors, or the fork server has just died.
+            self._acceptor.out_of_files.log("no front can be started: %s", error.strerror)
+            asyncio.get_running_loop().call_later(_RETRY_S, self._start_another)
 
     def _front_ended(self, number: int) -> None:
         front = self._fronts.pop(number)
@@ -359,7 +359,7 @@ class _Engine:
             self._give_up(f"{self._stillborn} fronts in a row have ended before they served")
         else:
             self._metrics.front_replaced("hung" if front.hung else "ended")
-            self._start_front()
+            self._start_another()
 
     async def _watch(self) -> None:
         while True:

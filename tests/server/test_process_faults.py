@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, sleep
 from typing import Any
 
@@ -191,6 +192,34 @@ def test_a_service_that_was_stopped_and_continued_keeps_its_fronts(
     os.kill(fronts[0].pid, signal.SIGSTOP)
     service.wait_for_line("has not turned for 1 s")
     service.wait_for_line("another takes its place")
+
+
+def test_a_process_that_was_stopped_in_a_forward_and_continued_goes_on_with_it(
+    start_patched: Callable[..., Any], clock_jpeg: bytes
+) -> None:
+    waiting = """
+import models.backends.null as null
+def wait(*given):
+    if "ready" in globals():
+        print("waits", flush=True)
+        told.wait()
+    return real(*given)
+real, null.NullBackend.run = null.NullBackend.run, wait
+signal.signal(signal.SIGUSR2, lambda *_: globals().update(ready=True))
+"""
+    service = start_patched(0, waiting, GRADLESS_FORWARD_TIMEOUT_S="3")
+    service.process.send_signal(signal.SIGUSR2)
+    with ThreadPoolExecutor(1) as clients:
+        asking = clients.submit(httpx2.post, f"{service.address}/v1/classify", content=clock_jpeg, timeout=60)
+        service.wait_for_line("waits")
+        service.process.send_signal(signal.SIGSTOP)
+        sleep(5)
+        service.process.send_signal(signal.SIGCONT)
+        # Several looks of the supervisor.
+        sleep(3)
+        service.process.send_signal(signal.SIGUSR1)
+
+        assert asking.result().status_code == 200
 
 
 def test_no_counter_falls_when_a_front_is_killed(start_patched: Callable[..., Any], clock_jpeg: bytes) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import httpx2
 import pytest
 
-_DRAIN_S = 3
+_DRAIN_S = 8
 # What the process takes beyond it, on a busy machine.
 _BEYOND_S = 6
 
