@@ -21,6 +21,9 @@ Right = Literal["inference", "debug", "metrics", "admin"]
 _KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
 _KEY_FORM = "a key has 16 to 512 letters, digits or ._~+/=-"
 
+# Some thousand keys.
+_LARGEST_FILE_BYTES = 1 << 20
+
 # Set by proxies: what comes through one does not come from this machine, even where the proxy does.
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
@@ -75,12 +78,25 @@ def read_keys(keys: str | None, file: Path | None) -> Keys:
     if file is None:
         return Keys({})
     try:
-        text = file.read_text(encoding="ascii")
+        text = _start_of(file).decode("ascii")
+    except PermissionError:
+        raise ValueError(f"{file} is not readable by this user") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not plain ASCII text") from None
     return _some(parse_keys(text, "\n"))
+
+
+def _start_of(file: Path) -> bytes:
+    if not file.is_file() and file.exists() and not file.is_dir():
+        # It may have no end, or never begin.
+        raise ValueError(f"{file} is a pipe or a device, not a file")
+    with file.open("rb") as opened:
+        text = opened.read(_LARGEST_FILE_BYTES + 1)
+    if len(text) > _LARGEST_FILE_BYTES:
+        raise ValueError(f"{file} is larger than {_LARGEST_FILE_BYTES} bytes, and so no file of keys")
+    return text
 
 
 def authorize(request: Request, keys: Keys, right: Right) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,9 +17,12 @@ from app.commands.stats import stats
 from app.evaluation.command import evaluate
 from app.lens.command import compare
 from app.logs import configure_logging
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import Settings, SettingsError, ignored_variables, load_settings
 from app.settings_table import settings_table
+from app.standard_streams import open_standard_streams
 from models.samples import Sample, draw, encode
+
+_log = logging.getLogger(__name__)
 
 app = typer.Typer(
     help="Serve image models without gradients.",
@@ -49,6 +53,8 @@ def serve() -> None:
         raise typer.Exit(2) from None
     # PyTorch, which knows of GPUs, may have something to say as it is imported.
     configure_logging(settings.log_level, settings.log_format)
+    if ignored := ignored_variables():
+        _log.info("service links of Kubernetes are ignored", extra={"variables": ignored})
     # Here, not above: `gradless sample` and `gradless --help` need not wait for the web server's imports.
     if fronts := _fronts(settings):
         from app.fronts.processes import serve_by_fronts  # noqa: PLC0415
@@ -92,4 +98,5 @@ def settings() -> None:
 
 
 def main() -> None:
+    open_standard_streams()
     app()

@@ -7,26 +7,39 @@ import resource
 import shlex
 import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from app.logs import logs_json
 from app.settings import Settings
+from models.errors import StartError
 
 _log = logging.getLogger(__name__)
 
 _MANY_FILES = 65536
 
+# Who listens on every address is reached at this one, from here.
+_REACHED_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
 
 def bind(settings: Settings) -> socket.socket:
-    """The address is taken, and nobody is listened to yet. Raises SystemExit where it cannot be had."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """The address is taken, and nobody is listened to yet. Raises StartError where it cannot be had."""
     try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        address = f"GRADLESS_HOST={settings.host}, GRADLESS_PORT={settings.port}"
-        sys.exit(f"gradless: cannot listen there: {error.strerror} ({address})")
+        # IPv4 where a name stands for both.
+        family, *_, place = min(
+            socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM),
+            key=lambda found: found[0] != socket.AF_INET,
+        )
+        with ExitStack() as refused:
+            listener = refused.enter_context(socket.socket(family))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(place)
+            refused.pop_all()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no name of a host"
+        raise StartError(
+            f"cannot listen on GRADLESS_HOST={settings.host}, GRADLESS_PORT={settings.port}: {reason}"
+        ) from error
     return listener
 
 
@@ -42,14 +55,13 @@ def allow_many_connections() -> None:
 def say_serving(settings: Settings, listener: socket.socket) -> None:
     """That callers are answered there: a line of log, and for people how to try it."""
     host, port = listener.getsockname()[:2]
-    address = f"http://{_reachable(host)}:{port}"
-    _log.info("serving", extra={"address": address, "models": settings.models})
+    _log.info("serving", extra={"address": _url(host, port), "models": settings.models})
     if not logs_json(settings.log_format):
-        print(_welcome(settings, address), flush=True)  # noqa: T201
+        print(_welcome(settings, _url(_REACHED_AT.get(host, host), port)), file=sys.stderr)  # noqa: T201
 
 
-def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # noqa: S104
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _welcome(settings: Settings, address: str) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
-import select
+import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any, NoReturn, get_args
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
+from app.log_writer import DropReason, LineWriter, PrintedText
 from app.settings import LogFormat
+
+_log = logging.getLogger(__name__)
 
 # The logger of requests.
 REQUESTS = "gradless.requests"
@@ -30,18 +31,34 @@ _FOR_OTHERS = frozenset({"color_message", "_ray_timestamp_ns"})
 _NOT_SENT_ALONG = frozenset(vars(logging.makeLogRecord({}))) | {"message", "taskName"} | _FOR_OTHERS
 
 
-def configure_logging(level: str, form: LogFormat, *, shared: bool = False) -> None:
-    """Let everything from `level` on that goes through `logging`, warnings too, end as lines on stderr; `shared`: with
-    those of other processes."""
-    handler = _GatheredLines(sys.stderr, select.PIPE_BUF if shared else None)
+def configure_logging(level: str, form: LogFormat) -> None:
+    """Let everything from `level` on that goes through `logging`, warnings too, end as lines on stderr, and whatever is
+    printed. A thread writes them: a log that cannot be written loses lines, nothing else."""
+    handler = _QueuedLines(sys.stderr.fileno())
     handler.setFormatter(line_formatter(json=logs_json(form), colors=sys.stderr.isatty()))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # Libraries print to either, as PyTorch does when it downloads weights.
+    sys.stdout = sys.stderr = PrintedText(handler.writer, sys.stderr)
     logging.captureWarnings(capture=True)
     # A line for each body that cannot be read, whose problem stands in the line of its request.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     # What no line has: the caller's place in the code, threads and processes (Python's logging HOWTO, "Optimization").
     logging._srcfile = None  # noqa: SLF001 - that is how it is to be said
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
+def dropped_lines() -> Mapping[DropReason, int]:
+    """Lines that this process has logged and not written, by reason."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _QueuedLines):
+            return handler.writer.dropped
+    return dict.fromkeys(get_args(DropReason), 0)
+
+
+def exit_at_once(status: int) -> NoReturn:
+    """End the process without waiting for its threads, once the log is written."""
+    logging.shutdown()
+    os._exit(status)
 
 
 def line_formatter(*, json: bool, colors: bool = False) -> logging.Formatter:
@@ -54,52 +71,37 @@ def logs_json(form: LogFormat) -> bool:
     return form == "json" or (form == "auto" and not sys.stderr.isatty())
 
 
-class _GatheredLines(logging.StreamHandler[TextIO]):
-    """Writes the lines of requests that end in one turn of the event loop together, at its end, and all others at once.
-    A batch is answered in one turn; at each write the loop gives the GIL away, and waits to get it back."""
+class _QueuedLines(logging.Handler):
+    """Makes the lines where they are logged, so that the queue holds no objects of a request, and has them written."""
 
-    def __init__(self, stream: TextIO, at_once: int | None) -> None:
-        """`at_once`: bytes that the kernel writes in one piece, whoever else is writing."""
-        super().__init__(stream)
-        self._at_once = at_once
-        self._waiting: list[str] = []
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.writer = LineWriter(descriptor, self._lost_line)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            line = self.format(record) + self.terminator
+            line = self.format(record)
         except Exception:  # noqa: BLE001 - as every handler has it: a line that cannot be made ends nothing else
             self.handleError(record)
-            return
-        self._waiting.append(line)
-        loop = _running_loop() if record.name == REQUESTS else None
-        if loop is None:
-            self.flush()
-        elif len(self._waiting) == 1:
-            loop.call_soon(self.flush)
+        else:
+            self.writer.put(f"{line}\n")
 
-    def flush(self) -> None:
-        """Write what waits."""
-        with self.lock or nullcontext():
-            waiting, self._waiting = self._waiting, []
-            for piece in _pieces(waiting, self._at_once):
-                self.stream.write(piece)
-                super().flush()
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Count the line; logging's own would print a traceback."""
+        del record
+        self.writer.drop("error")
 
+    def close(self) -> None:
+        self.writer.close()
+        super().close()
 
-def _pieces(lines: list[str], at_once: int | None) -> Iterator[str]:
-    """The lines together, or as many of them in a piece as are written at once."""
-    piece: list[str] = []
-    size = 0
-    for line in lines:
-        # JSON of ours is ASCII; columns may be more.
-        line_size = len(line) if at_once is None or line.isascii() else len(line.encode())
-        if piece and at_once is not None and size + line_size > at_once:
-            yield "".join(piece)
-            piece, size = [], 0
-        piece.append(line)
-        size += line_size
-    if piece:
-        yield "".join(piece)
+    def _lost_line(self, lost: int) -> str | None:
+        if not _log.isEnabledFor(logging.WARNING):
+            return None
+        record = _log.makeRecord(
+            _log.name, logging.WARNING, "", 0, "log lines were dropped", (), None, extra={"lines": lost}
+        )
+        return f"{self.format(record)}\n"
 
 
 class _JsonLines(logging.Formatter):
@@ -151,13 +153,6 @@ def _columns(*, colors: bool) -> logging.Formatter:
             ),
         ],
     )
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _sent_along(record: logging.LogRecord) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from app.search_index import open_search_index
 from app.settings import Settings, load_settings
 from app.shedding import LoadShedding
 from app.short_cut import ShortCut
+from app.start_failures import start_error
 from models.errors import StartError
 from models.limits import ImageLimits
 from models.search.index import SearchIndex
@@ -67,8 +68,8 @@ def create_app(
         try:
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, give_up)
             parts.search_index = search_index_beside(runtime, settings)
-        except StartError as error:
-            parts.start_error = error
+        except (StartError, OSError) as error:
+            parts.start_error = start_error(error) if isinstance(error, OSError) else error
             raise
         parts.runtime = runtime
         metrics.watch(runtime)

@@ -9,6 +9,7 @@ from fastapi import Request
 from app.dependencies import parts_of
 from app.problems import NoSearchIndexError
 from app.runtime import Runtime
+from models.home import expand_home
 from models.search.index import SearchIndex
 
 
@@ -17,7 +18,7 @@ def open_search_index(folder: Path | None, runtime: Runtime) -> SearchIndex | No
     no served model made. After the runtime: below the index are libraries that PyTorch should come before."""
     if folder is None:
         return None
-    index = SearchIndex.open(folder.expanduser())
+    index = SearchIndex.open(expand_home(folder))
     index.check_model({name: card.fingerprint for name, card in runtime.cards.items()})
     return index
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 import sys
@@ -19,12 +18,13 @@ from uvicorn.config import STARTUP_FAILURE
 from app.acceptor import Acceptor
 from app.dependencies import Parts
 from app.listening import allow_many_connections, bind, say_serving
-from app.logs import configure_logging
+from app.logs import exit_at_once
 from app.main import create_app
 from app.settings import Settings
 from app.shedding_connection import shedding_connection
-from app.start_failures import PlainStartFailures
+from app.start_failures import PlainStartFailures, refuse_to_start
 from app.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
+from models.errors import StartError
 
 _log = logging.getLogger(__name__)
 
@@ -42,15 +42,20 @@ _COLLECT_AFTER = (5_000, 10, 100)
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot start."""
-    configure_logging(settings.log_level, settings.log_format)
+    """Serve until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Ends the process when it cannot start."""
     tune_interpreter()
     app = create_app(settings)
     parts: Parts = app.state.parts
     # Before the models are loaded, so that a wrong address is known at once; open to callers only afterwards.
-    listener = bind(settings)
+    try:
+        listener = bind(settings)
+    except StartError as error:
+        refuse_to_start(error)
     allow_many_connections()
     server = Server(server_config(app, parts), parts, listener)
+    if heeds_hangup():
+        # uvicorn itself handles the others.
+        signal.signal(signal.SIGHUP, server.handle_exit)
     server.run()
     sys.exit(1)
 
@@ -59,6 +64,11 @@ def tune_interpreter() -> None:
     """Have threads and garbage collector disturb an event loop little."""
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
     gc.set_threshold(*_COLLECT_AFTER)
+
+
+def heeds_hangup() -> bool:
+    """Return False where SIGHUP is ignored, as `nohup` has it."""
+    return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def server_config(app: FastAPI, parts: Parts) -> uvicorn.Config:
@@ -142,7 +152,7 @@ class Server(uvicorn.Server):
         _log.log(self.told_at, "%s: answering what was accepted, then stopping", signal.Signals(sig).name)
         if self._parts.runtime is None:
             # Nothing has been accepted. An exception would be lost in the load that this has interrupted.
-            os._exit(0)
+            exit_at_once(0)
         if not self.should_exit:
             self._parts.drained_at = self._drained_at()
             end_process_within(

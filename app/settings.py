@@ -10,14 +10,22 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from app.access import Keys, read_keys
 from app.origins import host_names, origins
+from app.service_links import service_links
 
 LogFormat = Literal["auto", "json", "console"]
 
 PREFIX = "GRADLESS_"
+_KEYS = frozenset({f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE"})
 _MIB = 2**20
 
 
@@ -47,7 +55,7 @@ def _some_and_distinct(names: tuple[str, ...]) -> tuple[str, ...]:
 class Settings(BaseSettings):
     """How this process serves. Each field is the environment variable GRADLESS_<FIELD>."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True)
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -149,6 +157,24 @@ class Settings(BaseSettings):
         False, description="send OpenTelemetry traces to where the OTEL_* variables say; needs the extra otel"
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """pydantic's, without the variables that are service links."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        if isinstance(env_settings, EnvSettingsSource):
+            links = {name.lower() for name in ignored_variables()}
+            env_settings.env_vars = {
+                name: value for name, value in env_settings.env_vars.items() if name.lower() not in links
+            }
+        return init_settings, env_settings
+
     def known_keys(self) -> Keys:
         """Who may ask."""
         return read_keys(None if self.api_keys is None else self.api_keys.get_secret_value(), self.api_keys_file)
@@ -226,9 +252,15 @@ def _installed(module: str) -> bool:
         return False
 
 
+def ignored_variables() -> list[str]:
+    """Variables with the prefix that Kubernetes has set, and nobody as a setting."""
+    return service_links(os.environ)
+
+
 def load_settings() -> Settings:
-    """The settings of the environment. Raises SettingsError, also for a GRADLESS_ variable that is none."""
-    lines = _unknown_variables()
+    """The settings of the environment. An empty variable counts as unset. Raises SettingsError, also for a GRADLESS_
+    variable that is none."""
+    lines = [*_unknown_variables(), *_empty_keys()]
     try:
         settings = Settings()
     except ValidationError as error:
@@ -241,13 +273,25 @@ def load_settings() -> Settings:
 
 def _unknown_variables() -> list[str]:
     known = {name.upper() for name in Settings.model_fields}
+    ignored = set(ignored_variables())
     lines = []
-    for name in sorted(os.environ):
+    for name, value in sorted(os.environ.items()):
+        if not value or name in ignored:
+            continue
         if name.upper().startswith(PREFIX) and name.upper().removeprefix(PREFIX) not in known:
             # Without the prefix, which makes all of them alike.
             similar = difflib.get_close_matches(name.upper().removeprefix(PREFIX), known, n=1)
             lines.append(f"{name} is no setting" + (f"; did you mean {PREFIX}{similar[0]}?" if similar else ""))
     return lines
+
+
+def _empty_keys() -> list[str]:
+    """A secret that was not filled in must not open the service to everybody."""
+    return [
+        f"{name}: there is no key in it; unset it to serve without keys"
+        for name, value in sorted(os.environ.items())
+        if not value and name.upper() in _KEYS
+    ]
 
 
 def _line(location: tuple[int | str, ...], message: str, value: object) -> str:

@@ -1,10 +1,20 @@
-"""Why models did not start, told in one line by whoever runs the application's lifespan."""
+"""Why the service did not start, in one line of log."""
 
 from __future__ import annotations
+
+import logging
+from typing import NoReturn
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.dependencies import Parts
+from app.logs import exit_at_once
+from models.errors import StartError
+
+_log = logging.getLogger(__name__)
+
+# As uvicorn has it.
+_STATUS = 3
 
 
 class PlainStartFailures:
@@ -25,3 +35,16 @@ class PlainStartFailures:
             await send(message)
 
         await self._app(scope, receive, send_plain)
+
+
+def refuse_to_start(error: Exception) -> NoReturn:
+    """Log the reason and end the process, whatever threads it has."""
+    _log.error("cannot start: %s", error)
+    exit_at_once(_STATUS)
+
+
+def start_error(error: OSError) -> StartError:
+    """What the operating system refused, as a reason not to start."""
+    _log.debug("cannot start", exc_info=error)
+    where = "" if error.filename is None else f"{error.filename}: "
+    return StartError(f"{where}{error.strerror or error}")

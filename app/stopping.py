@@ -6,12 +6,13 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
+
+from app.logs import exit_at_once
 
 _log = logging.getLogger(__name__)
 
@@ -32,9 +33,7 @@ def end_process(failure: str | None) -> NoReturn:
     """
     if failure is not None:
         _log.critical("ended: %s", failure)
-    logging.shutdown()
-    sys.stdout.flush()
-    os._exit(0 if failure is None else 1)
+    exit_at_once(0 if failure is None else 1)
 
 
 def end_process_within(seconds: float, reason: str, before: Callable[[], None] = lambda: None) -> None:
@@ -47,7 +46,7 @@ def _end_later(seconds: float, reason: str, before: Callable[[], None]) -> None:
     time.sleep(seconds)
     try:
         before()
-        last_line = threading.Thread(target=_log.critical, args=("ended: %s", reason), daemon=True)
+        last_line = threading.Thread(target=end_process, args=(reason,), daemon=True)
         last_line.start()
         last_line.join(_LAST_LINE_S)
     finally:
@@ -56,8 +55,8 @@ def _end_later(seconds: float, reason: str, before: Callable[[], None]) -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """While models are loaded, signals that have a handler and mean the end do end the process with status 0, even if the
-    load hangs outside of Python, where no handler runs. Main thread only."""
+    """While models are loaded, signals that have a handler and mean the end do end the process with status 0, even if
+    the load hangs outside of Python, where no handler runs. Main thread only."""
     heard, said = socket.socketpair()
     said.setblocking(False)
     threading.Thread(target=_end_at_signals, args=(heard,), name="signals", daemon=True).start()

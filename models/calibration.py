@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from models.devices import Precision
 from models.errors import ImageError, StartError
+from models.home import expand_home
 from models.limits import ImageLimits
 from models.preprocessing import preprocess
 from models.transforms import Transform
@@ -59,7 +60,7 @@ class Calibration:
             return None
         if folder is None:
             raise StartError("int8 is calibrated on images of yours: it needs a calibration folder")
-        return cls.of(folder.expanduser())
+        return cls.of(expand_home(folder))
 
     def batches(self, transform: Transform) -> list[NDArray[np.uint8]]:
         """Each image as requests would have it, (1, side, side, 3). What is no image is left out with a warning.

@@ -19,6 +19,7 @@ from models import architectures
 from models.architectures.torchvision import imagenet_labels
 from models.architectures.torchvision import names as torchvision_names
 from models.errors import StartError, UnknownCatalogNameError, WeightsUnavailableError
+from models.home import expand_home
 from models.model_folder import building
 from models.model_folder.description import FILE_NAME
 from models.specs import Classifier, ModelSpec
@@ -39,7 +40,7 @@ def find(name: str) -> ModelSpec:
     is no name but a folder with a model.toml. Raises UnknownCatalogNameError, with what is spelled alike, and
     ModelFolderError."""
     if name.startswith(_PATH_BEGINS):
-        return building.find(Path(name).expanduser())
+        return building.find(expand_home(Path(name)))
     try:
         return named(name)
     except UnknownCatalogNameError:

@@ -18,6 +18,7 @@ from models.decode_pool import DecodePool
 from models.devices import BackendName, Placement, Precision
 from models.engine import Engine
 from models.errors import NoRoomError
+from models.home import expand_home
 from models.items import Item, Output
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
@@ -140,7 +141,7 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
     backend = backends.make(
         model,
         max_batch_size=max_batch_size,
-        cache_folder=options.cache_folder.expanduser(),
+        cache_folder=expand_home(options.cache_folder),
         fixed_shape=options.fixed_batch,
     )
     engine = Engine(model, backend)

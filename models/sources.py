@@ -10,6 +10,7 @@ from pathlib import Path
 
 from models import catalog
 from models.errors import UnknownSourceError
+from models.home import expand_home
 from models.specs import ModelSpec
 
 # What finds the spec. Raises StartError.
@@ -36,7 +37,7 @@ def _found(source: str, models_folder: Path | None) -> ModelSpec:
         raise UnknownSourceError(
             source, "say a name that `gradless models` lists, or a folder of GRADLESS_MODELS_FOLDER"
         )
-    folder = None if models_folder is None else _inside(models_folder.expanduser(), source)
+    folder = None if models_folder is None else _inside(expand_home(models_folder), source)
     return catalog.named(source) if folder is None else catalog.find(str(folder))
 
 

@@ -22,6 +22,7 @@ from reliability.scenarios import (
     decoder,
     fuzz,
     hang_up,
+    log_failures,
     neighbours,
     overload,
     same_answer,
@@ -40,6 +41,7 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "decoder": decoder.measure,
     "sigterm": sigterm.measure,
     "sigkill": sigkill.measure,
+    "log-failures": log_failures.measure,
     "neighbours": neighbours.measure,
     "same-answer": same_answer.measure,
 }

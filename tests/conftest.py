@@ -45,9 +45,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=turn)
 
 
-# A shell without job control has what it runs in the background ignore Ctrl-C, and that is inherited; what the tests
-# start is to heed it.
+# A shell without job control has what it runs in the background ignore Ctrl-C, and nohup has it ignore the end of the
+# terminal. Both are inherited; what the tests start is to heed them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Forked:

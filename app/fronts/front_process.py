@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from app.dependencies import Parts
-from app.logs import configure_logging
+from app.logs import configure_logging, exit_at_once
 from app.main import create_app
 from app.metrics import content_type_for, count_in
 from app.runtime import Runtime
@@ -28,6 +28,8 @@ from models.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from models.fronts.front import FrontOptions, Place
+
+_log = logging.getLogger(__name__)
 
 # What a front says of each connection that it is handed: that it has taken it, or has no file descriptor for it.
 TAKEN, NO_FILES = b".", b"!"
@@ -59,10 +61,23 @@ def run_front(settings: Settings, options: FrontOptions, number: int, descriptor
     """Serve until SIGTERM. `settings` and `options` are this front's share of the service's. `descriptors`: its ends of
     three sockets, for images, for messages and for the connections that it is handed, memory as of `shared_told`, and
     that for what it counts."""
+    # Until there is something to drain.
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: exit_at_once(0))
+    configure_logging(settings.log_level, settings.log_format)
+    try:
+        _serve(settings, options, number, descriptors)
+    except Exception:  # noqa: BLE001 - told here: nobody else has the log
+        _log.exception("a front failed")
+    finally:
+        # One that has served has ended by itself.
+        exit_at_once(1)
+
+
+def _serve(settings: Settings, options: FrontOptions, number: int, descriptors: Sequence[int]) -> None:
     # Here, not above: the HTTP side is imported and tested without torch.
     from models.fronts.front import Place  # noqa: PLC0415
 
-    configure_logging(settings.log_level, settings.log_format, shared=True)
     # The engine process tells when the service begins and ends.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     tune_interpreter()

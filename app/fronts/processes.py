@@ -8,9 +8,8 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,12 @@ from app.fronts.front_process import shared_told
 from app.fronts.handing import FrontProcess, hand
 from app.garbage import leave_out_what_is_loaded
 from app.listening import allow_many_connections, bind, say_serving
-from app.logs import configure_logging
+from app.logs import exit_at_once
 from app.main import search_index_beside, serving_options
 from app.metrics import CountsReader, Metrics, create_counts
-from app.server import tune_interpreter
+from app.server import heeds_hangup, tune_interpreter
 from app.settings import Settings
+from app.start_failures import refuse_to_start, start_error
 from app.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
 from models.errors import StartError
 
@@ -62,14 +62,19 @@ _LAST_S = 1.0
 
 
 def serve_by_fronts(settings: Settings, fronts: int) -> None:
-    """Serve by so many fronts until SIGTERM or SIGINT, then answer what was accepted. Raises SystemExit when it cannot
-    start."""
-    configure_logging(settings.log_level, settings.log_format, shared=True)
+    """Serve by so many fronts until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Ends the process when it
+    cannot start."""
     tune_interpreter()
+    endings = [signal.SIGTERM, signal.SIGINT]
+    if heeds_hangup():
+        endings.append(signal.SIGHUP)
     # Nothing has been accepted until there are fronts.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
-    listener = bind(settings)
+    for number in endings:
+        signal.signal(number, lambda *_: exit_at_once(0))
+    try:
+        listener = bind(settings)
+    except StartError as error:
+        refuse_to_start(error)
     allow_many_connections()
     # While the models are loaded here, fronts are prepared there.
     fork_server = ForkServer()
@@ -79,7 +84,7 @@ def serve_by_fronts(settings: Settings, fronts: int) -> None:
         engine.load()
     try:
         # Not by asyncio.run, which waits for its threads in the end.
-        asyncio.new_event_loop().run_until_complete(engine.serve())
+        asyncio.new_event_loop().run_until_complete(engine.serve(endings))
     except BaseException as error:  # noqa: BLE001 - whatever it was: no process is left
         engine.fault(error)
     engine.kill_fronts()
@@ -105,7 +110,7 @@ class _Engine:
         self._drain_timeout_s = settings.drain_timeout_s
 
     def load(self) -> None:
-        """Load the models. Raises SystemExit where they cannot be served."""
+        """Load the models. Ends the process where they cannot be served."""
         # Here, not above: the HTTP side is imported and tested without torch.
         from models.devices import available_cores  # noqa: PLC0415 - as above
         from models.fronts.house import House  # noqa: PLC0415
@@ -127,25 +132,30 @@ class _Engine:
             )
             # Each front opens it for itself; here it is found out whether they can.
             search_index_beside(self._house.serving, settings)
-        except StartError as error:
-            _log.error("cannot start: %s", error)
-            sys.exit(1)
+        except (StartError, OSError) as error:
+            refuse_to_start(start_error(error) if isinstance(error, OSError) else error)
         metrics.watch(self._house.serving)
         leave_out_what_is_loaded()
 
-    async def serve(self) -> None:
-        """Serve until told to stop."""
+    async def serve(self, endings: Sequence[signal.Signals]) -> None:
+        """Serve until one of these signals comes."""
         self._loop = loop = asyncio.get_running_loop()
         if self.failure is not None:
             # Before anybody was served.
             return
         loop.set_exception_handler(self._callback_failed)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in endings:
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
         loop.add_reader(self._fork_server, self._fork_server_ended)
         looking = self._task(self._house.look_after())
-        for _ in range(self._fronts_wanted):
-            self._start_front()
+        try:
+            for _ in range(self._fronts_wanted):
+                self._start_front()
+        except OSError as error:
+            reason = start_error(error)
+            refuse_to_start(
+                StartError(f"{reason}. Fronts share memory and files; GRADLESS_FRONTS=0 serves without fronts")
+            )
         greeting = self._task(self._house.greeted(self._fronts_wanted))
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([greeting, stopping], return_when=asyncio.FIRST_COMPLETED)

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from app.metrics.counts import CountsReader
 from app.metrics.exposition import Exposition
 from app.metrics.families import Families
-from app.metrics.gauges import RuntimeCollector
+from app.metrics.gauges import LogCollector, RuntimeCollector
 from app.metrics.processes import Processes
 from app.problems import Reason, Row
 from app.runtime import Runtime
@@ -35,6 +35,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._processes = Processes()
         self._registry.register(self._processes)
+        self._registry.register(LogCollector())
         self._families = Families(self._registry)
         self._exposition = Exposition(self._registry)
         # What other processes count, by their ids.

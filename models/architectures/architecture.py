@@ -31,5 +31,7 @@ class Architecture:
 
 def reason(error: BaseException) -> str:
     """The kind of an error and the first line of its message, without a full stop."""
+    if isinstance(error, PermissionError) and error.filename is not None:
+        return f"{error.filename} is not readable by this user"
     first_line = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {first_line.rstrip('.')}"

@@ -11,6 +11,7 @@ from models import backends, catalog, devices, memory
 from models.calibration import Calibration
 from models.engine import Engine
 from models.errors import GradlessError, NotFiniteError
+from models.home import expand_home
 from models.items import Item, Output
 from models.loading import LoadedModel, load
 from models.served import ServingOptions
@@ -41,7 +42,7 @@ class Runner:
         backend = backends.make(
             self.model,
             max_batch_size=batch_size,
-            cache_folder=options.cache_folder.expanduser(),
+            cache_folder=expand_home(options.cache_folder),
             fixed_shape=options.fixed_batch,
         )
         self._engine = Engine(self.model, backend)

@@ -27,6 +27,7 @@ _BROKEN = (UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, At
 def read(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint by name, on the CPU, as they were saved; other values beside them are left out.
     Raises ModelFolderError."""
+    _check_readable(file)
     held = _unwrapped(_safetensors(file) if file.suffix == ".safetensors" else _checkpoint(file))
     if not isinstance(held, Mapping):
         raise ModelFolderError(file, f"holds a {type(held).__name__}, and not tensors by name, as a state dict does")
@@ -35,6 +36,15 @@ def read(file: Path) -> dict[str, torch.Tensor]:
         keys = ", ".join(map(str, list(held)[:_MOST_KEYS_TOLD])) or "nothing"
         raise ModelFolderError(file, f"holds no tensors by name, as a state dict does; it holds {keys}")
     return tensors
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        file.open("rb").close()
+    except PermissionError as error:
+        raise ModelFolderError(file, "is not readable by this user") from error
+    except OSError as error:
+        raise ModelFolderError(file, f"cannot be read: {error.strerror}") from error
 
 
 def _safetensors(file: Path) -> object:

@@ -72,6 +72,10 @@ def test_a_pod_is_restricted_and_the_user_of_the_image(dockerfile: Any) -> None:
     assert POD["automountServiceAccountToken"] is False
 
 
+def test_a_pod_gets_no_variables_of_the_service_that_leads_to_it() -> None:
+    assert POD["enableServiceLinks"] is False
+
+
 def test_nothing_is_mounted_over_the_model_that_the_image_holds(dockerfile: Any) -> None:
     cache = dockerfile.environment("cpu")["GRADLESS_CACHE_FOLDER"]
     assert [mount["mountPath"] for mount in GRADLESS["volumeMounts"]] == ["/tmp"]  # noqa: S108 - inside

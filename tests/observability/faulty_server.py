@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from app.logs import configure_logging
 from app.server import serve
 from app.settings import load_settings
 from models import control_groups
@@ -73,4 +74,6 @@ NullBackend.__init__ = start  # type: ignore[method-assign]
 NullBackend.run = run  # type: ignore[method-assign]
 Network.forward = forward  # type: ignore[method-assign]
 threading.Thread(target=kill_when_told, daemon=True).start()
-serve(load_settings())
+settings = load_settings()
+configure_logging(settings.log_level, settings.log_format)
+serve(settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from app.fronts import fork_server, processes
+from app.logs import configure_logging
 from app.settings import load_settings
 
 _END = "import app.fronts.front_process as front; front.run_front = lambda *_: sys.exit(3); "
@@ -15,4 +16,6 @@ if __name__ == "__main__":
         fork_server.PROGRAM = fork_server.PROGRAM.replace("from app", f"{_END}from app")
     else:
         processes._HANGS_S = 3.0  # noqa: SLF001 - 20 s are long for a test
-    processes.serve_by_fronts(load_settings(), 2)
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    processes.serve_by_fronts(settings, 2)

@@ -10,6 +10,7 @@ import threading
 from typing import Any
 
 from app.fronts import processes
+from app.logs import configure_logging
 from app.server import serve
 from app.settings import load_settings
 
@@ -31,7 +32,9 @@ def fail(owner: Any, name: str) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, lambda *_: told.set())
     exec(sys.argv[2])  # noqa: S102 - of the test that starts this
+    settings = load_settings()
+    configure_logging(settings.log_level, settings.log_format)
     if fronts := int(sys.argv[1]):
-        processes.serve_by_fronts(load_settings(), fronts)
+        processes.serve_by_fronts(settings, fronts)
     else:
-        serve(load_settings())
+        serve(settings)

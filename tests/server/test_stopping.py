@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -26,7 +28,7 @@ def wait_until_admitted(server: Any, images: int, metric_sum: Callable[..., floa
         pass
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stopping_server_answers_what_it_accepted_and_exits_with_success(
     start_server: Callable[..., Any],
     metric_sum: Callable[..., float],
@@ -92,3 +94,32 @@ def test_a_slow_reader_gets_its_whole_answer_from_a_stopping_server(
     assert answer.status == 200
     assert answer.body.count(b'"label"') == 64 * 1000
     assert server.exit_status() == 0
+
+
+@pytest.mark.parametrize("fronts", ["0", "2"])
+def test_a_service_whose_terminal_closes_drains_and_exits_with_success(
+    start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, fronts: str
+) -> None:
+    # As a terminal does: to every process of the group, also to those that the service has started.
+    command = ["setsid", gradless_path, "serve"]
+    server = start_command(command, GRADLESS_MODELS="null", GRADLESS_FRONTS=fronts)
+    httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=30).raise_for_status()
+    os.killpg(server.process.pid, signal.SIGHUP)
+    server.wait_for_line("SIGHUP: answering what was accepted, then stopping")
+
+    assert server.exit_status() == 0
+
+
+@pytest.mark.parametrize("fronts", ["0", "2"])
+def test_a_service_under_nohup_outlives_its_terminal(
+    start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, fronts: str
+) -> None:
+    command = ["setsid", "nohup", gradless_path, "serve"]
+    server = start_command(command, GRADLESS_MODELS="null", GRADLESS_FRONTS=fronts)
+    os.killpg(server.process.pid, signal.SIGHUP)
+    for _ in range(20):
+        httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=30).raise_for_status()
+    server.process.terminate()
+
+    assert server.exit_status() == 0
+    assert not any("SIGHUP" in line for line in server.log)

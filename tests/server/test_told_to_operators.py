@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
@@ -143,3 +144,27 @@ def test_in_a_terminal_lines_are_columns_and_the_welcome_is_there(
     assert "gradless serves efficientnet_lite0 at http://127.0.0.1:" in text
     assert "serving" in text
     assert '{"event"' not in text
+
+
+def test_a_service_in_a_pod_with_service_links_serves_and_says_that_they_are_ignored(start_server: StartServer) -> None:
+    server = start_server(
+        GRADLESS_MODELS="null",
+        GRADLESS_SERVICE_HOST="10.43.0.1",
+        GRADLESS_SERVICE_PORT="80",
+        GRADLESS_PORT_80_TCP="tcp://10.43.0.1:80",
+    )
+    assert httpx2.get(f"{server.address}/readyz").status_code == 200
+    lines = [json.loads(line) for line in server.log]
+    [ignored] = [line for line in lines if line["event"] == "service links of Kubernetes are ignored"]
+    assert ignored["variables"] == ["GRADLESS_PORT_80_TCP", "GRADLESS_SERVICE_HOST", "GRADLESS_SERVICE_PORT"]
+
+
+def test_a_service_with_an_empty_host_listens_on_this_machine_alone(start_server: StartServer) -> None:
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_HOST="")
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.Process(server.process.pid).net_connections("tcp")
+        if connection.status == "LISTEN"
+    ]
+    assert server.host == "127.0.0.1"
+    assert listening == ["127.0.0.1"]

@@ -15,10 +15,10 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
     """The one line that is not the log of an ordinary start."""
     assert done.returncode not in {0, None}
-    assert b"gradless serves" not in done.stdout
+    assert done.stdout == b""
     printed = done.stderr.decode()
     assert "Traceback" not in printed
-    ordinary = ('"level": "info"', "Application startup failed")
+    ordinary = ('"level": "info"', "Application startup failed", "Downloading: ")
     lines = [line for line in printed.splitlines() if not any(word in line for word in ordinary)]
     assert len(lines) == 1, printed
     return lines[0]
@@ -57,8 +57,89 @@ def test_a_port_in_use_is_named(gradless: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         line = complaint(gradless("serve", GRADLESS_PORT=port))
+    assert "cannot start: cannot listen on GRADLESS_HOST=127.0.0.1" in line
     assert port in line
     assert "in use" in line
+
+
+@pytest.mark.parametrize("fronts", ["0", "2"])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("GRADLESS_MODELS", "resnet51"),
+        ("GRADLESS_HOST", "not.there.invalid"),
+        ("GRADLESS_CACHE_FOLDER", "~no-user/x"),
+    ],
+)
+def test_what_turns_out_at_the_start_alone_is_one_line_of_log_and_status_3(
+    gradless: Run, fronts: str, setting: str, value: str
+) -> None:
+    done = gradless("serve", GRADLESS_FRONTS=fronts, **{setting: value})
+    assert "cannot start: " in complaint(done)
+    assert done.returncode == 3
+
+
+# The user of no entry in /etc/passwd, who may read nothing but what everybody or its owner may, whoever runs the tests.
+_AS_ANOTHER_USER = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
+_AS_ROOT_WITH_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+@pytest.fixture
+def unshared(
+    server_environment: Callable[..., dict[str, str]], gradless_path: Path
+) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run `gradless serve` behind `before`, which unshares namespaces. A variable that is None is not set."""
+
+    def run(*before: str, **settings: str | None) -> subprocess.CompletedProcess[bytes]:
+        if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+            pytest.skip("namespaces cannot be made here")
+        environment = {**server_environment(), **settings}
+        stated = {name: value for name, value in environment.items() if value is not None}
+        command = [*before, gradless_path, "serve"]
+        return subprocess.run(command, env=stated, capture_output=True, timeout=90, check=False)
+
+    return run
+
+
+def test_a_user_without_a_home_folder_is_told_so(unshared: Run) -> None:
+    line = complaint(unshared(*_AS_ANOTHER_USER, HOME=None))
+    assert "cannot start: ~/.cache/gradless names no folder" in line
+    assert "set HOME" in line
+
+
+def test_a_file_of_keys_that_the_user_may_not_read_is_named(unshared: Run, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.touch(mode=0)
+    done = unshared(*_AS_ANOTHER_USER, GRADLESS_API_KEYS_FILE=str(keys))
+    assert complaint(done) == f"gradless: GRADLESS_API_KEYS_FILE: {keys} is not readable by this user"
+    assert done.returncode == 2
+
+
+def test_weights_of_a_model_folder_that_the_user_may_not_read_are_named(unshared: Run, tmp_path: Path) -> None:
+    (tmp_path / "model.toml").write_text('architecture = "resnet18"\nweights = "weights.pt"\n')
+    (tmp_path / "weights.pt").touch(mode=0)
+    line = complaint(unshared(*_AS_ANOTHER_USER, GRADLESS_MODELS=str(tmp_path), HOME=str(tmp_path)))
+    assert "weights.pt: is not readable by this user" in line
+
+
+def test_published_weights_that_the_user_may_not_read_are_named(unshared: Run, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    file = checkpoints / "resnet18-f37072fd.pth"
+    file.touch(mode=0)
+    done = unshared(*_AS_ANOTHER_USER, GRADLESS_MODELS="resnet18", HOME=str(tmp_path), TORCH_HOME=str(tmp_path))
+    assert f"{file} is not readable by this user" in complaint(done)
+
+
+def test_shared_memory_that_cannot_be_written_is_named_with_what_does_without_it(unshared: Run) -> None:
+    read_only = 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"'
+    before = [*_AS_ROOT_WITH_MOUNTS, "sh", "-c", read_only, "sh"]
+    done = unshared(*before, GRADLESS_MODELS="null", GRADLESS_FRONTS="2")
+    line = complaint(done)
+    assert "cannot start: " in line
+    assert "/dev/shm" in line  # noqa: S108 - what is said of it
+    assert "GRADLESS_FRONTS=0" in line
+    assert done.returncode == 3
 
 
 def test_weights_that_cannot_be_downloaded_are_asked_for_by_file_name(gradless: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -260,4 +261,23 @@ def test_a_file_of_keys_that_cannot_be_read_stops_the_start(monkeypatch: pytest.
 
     monkeypatch.setenv("GRADLESS_API_KEYS", KEY)
     with pytest.raises(SettingsError, match="one of them is enough"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda path: path.write_bytes(b"#" * (1 << 20) + b"\n"), "is larger than 1048576 bytes"),
+        (os.mkfifo, "is a pipe or a device, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a pipe or a device, not a file"),
+        (Path.mkdir, "cannot be read: Is a directory"),
+    ],
+    ids=["too large", "a pipe", "a device", "a folder"],
+)
+def test_a_file_of_keys_without_an_end_stops_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], object], said: str
+) -> None:
+    make(tmp_path / "keys")
+    monkeypatch.setenv("GRADLESS_API_KEYS_FILE", str(tmp_path / "keys"))
+    with pytest.raises(SettingsError, match=f"GRADLESS_API_KEYS_FILE: .*keys {said}"):
         load_settings()

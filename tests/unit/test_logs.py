@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import logging
-import select
+import sys
+import tempfile
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
-from app.logs import REQUESTS, configure_logging, line_formatter, logs_json
+from app.logs import REQUESTS, configure_logging, dropped_lines, line_formatter, logs_json
 
 _requests = logging.getLogger(REQUESTS)
 
@@ -79,106 +79,74 @@ def test_lines_are_json_unless_somebody_is_likely_to_look(
     assert logs_json(form) is expected
 
 
-class _Writes(io.StringIO):
-    """What was written, and how it was cut."""
+class _Written:
+    """What this process has logged, once it has been written."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.pieces: list[str] = []
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
 
-    def write(self, text: str, /) -> int:
-        self.pieces.append(text)
-        return len(text)
+    def lines(self) -> list[str]:
+        logging.shutdown()
+        self._file.seek(0)
+        return self._file.read().splitlines()
 
-    def events(self) -> list[list[str]]:
-        return [[json.loads(line)["event"] for line in piece.splitlines()] for piece in self.pieces]
+    def events(self) -> list[str]:
+        return [json.loads(line)["event"] for line in self.lines()]
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Writes]:
+def written(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Written]:
     """Where the lines of this process go, as a service has it."""
     root = logging.getLogger()
     handlers, level, options = root.handlers[:], root.level, (logging._srcfile, logging.logThreads)  # noqa: SLF001
-    writes = _Writes()
-    monkeypatch.setattr("sys.stderr", writes)
-    configure_logging("info", "json")
-    yield writes
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        monkeypatch.setattr("sys.stdout", sys.stdout)
+        monkeypatch.setattr("sys.stderr", file)
+        # pytest's own handler raises otherwise.
+        monkeypatch.setattr(logging, "raiseExceptions", False)
+        configure_logging("info", "json")
+        yield _Written(file)
+        logging.shutdown()
     root.handlers, root.level = handlers, level
     logging._srcfile, logging.logThreads = options  # noqa: SLF001
     logging.logProcesses = logging.logMultiprocessing = True
     logging.captureWarnings(capture=False)
 
 
-def test_the_lines_of_requests_that_end_in_one_turn_of_the_event_loop_are_written_at_once(written: _Writes) -> None:
-    async def turns() -> None:
-        _requests.info("first")
-        _requests.info("second")
-        assert not written.pieces
-        await asyncio.sleep(0)
-        assert written.events() == [["first", "second"]]
-        _requests.info("third")
-
-    asyncio.run(turns())
-
-    assert written.events() == [["first", "second"], ["third"]]
-
-
-def test_lines_that_share_a_pipe_with_those_of_other_processes_are_written_in_pieces_that_nobody_cuts(
-    written: _Writes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sys.stderr", written)
-    configure_logging("info", "json", shared=True)
-
-    async def turn() -> None:
-        for number in range(100):
-            _requests.info("%s, of two bytes each: %s", number, "\u00e9" * 50)
-        await asyncio.sleep(0)
-
-    asyncio.run(turn())
-
-    assert 1 < len(written.pieces) < 30
-    assert all(len(piece.encode()) <= select.PIPE_BUF and piece.endswith("\n") for piece in written.pieces)
-    assert [int(event.partition(",")[0]) for piece in written.events() for event in piece] == list(range(100))
-
-
-def test_any_other_line_is_written_at_once_behind_those_that_wait(written: _Writes) -> None:
-    async def turn() -> None:
-        _requests.info("a request")
-        logging.getLogger("app.server").info("another")
-        assert written.events() == [["a request", "another"]]
-
-    asyncio.run(turn())
-
-
-def test_a_line_of_another_thread_is_written_at_once_behind_those_that_wait(written: _Writes) -> None:
+def test_lines_of_all_threads_are_written_in_the_order_in_which_they_were_logged(written: _Written) -> None:
     async def turn() -> None:
         _requests.info("of the loop")
         thread = threading.Thread(target=_requests.info, args=("of a thread",))
         thread.start()
         thread.join()
-        assert written.events() == [["of the loop", "of a thread"]]
-
-    asyncio.run(turn())
-    _requests.info("of nobody's loop")
-
-    assert written.events() == [["of the loop", "of a thread"], ["of nobody's loop"]]
-
-
-def test_what_waits_when_the_process_ends_is_written(written: _Writes) -> None:
-    async def turn() -> None:
-        _requests.info("the last")
-        logging.shutdown()
-        assert written.events() == [["the last"]]
+        logging.getLogger("app.server").info("of another module")
 
     asyncio.run(turn())
 
+    assert written.events() == ["of the loop", "of a thread", "of another module"]
 
-def test_a_line_that_cannot_be_made_takes_no_other_with_it(written: _Writes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+
+def test_what_is_below_the_level_is_not_written(written: _Written) -> None:
+    _requests.debug("a probe")
+    _requests.info("a request")
+
+    assert written.events() == ["a request"]
+
+
+def test_a_line_that_cannot_be_made_is_counted_and_takes_no_other_with_it(written: _Written) -> None:
     _requests.info("%d", "not a number")
+    assert dropped_lines() == {"full": 0, "error": 1}
     _requests.info("the next")
 
-    assert written.events() == [["the next"]]
+    assert written.events() == ["the next", "log lines were dropped"]
+
+
+def test_nothing_is_said_of_dropped_lines_where_warnings_are_not_logged(written: _Written) -> None:
+    logging.getLogger().setLevel(logging.ERROR)
+    _requests.error("%d", "not a number")
+    _requests.error("the next")
+
+    assert written.events() == ["the next"]
 
 
 def test_the_time_of_a_line_is_its_records_in_utc_to_the_microsecond() -> None:

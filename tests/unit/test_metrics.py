@@ -55,6 +55,7 @@ def _value(metrics: Metrics, name: str, **labels: str) -> float:
     [
         *(("gradless_rejected_total", {"reason": reason}) for reason in get_args(Reason)),
         *(("gradless_front_replacements_total", {"reason": why}) for why in ("ended", "hung")),
+        *(("gradless_log_lines_dropped_total", {"reason": why}) for why in ("full", "error")),
         *(
             (name, {"model": model, **labels})
             for model in ("a", "b")

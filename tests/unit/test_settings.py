@@ -7,7 +7,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from app.settings import Settings, SettingsError, load_settings
+from app.settings import Settings, SettingsError, ignored_variables, load_settings
 
 
 def _fault(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
@@ -41,6 +41,69 @@ def test_each_field_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -
     assert (settings.debug_endpoints, settings.precision) == (False, "bf16")
 
 
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = load_settings()
+    for name in [*Settings.model_fields, "no_setting"]:
+        if not name.startswith("api_keys"):
+            monkeypatch.setenv(f"GRADLESS_{name.upper()}", "")
+
+    assert load_settings() == defaults
+
+
+@pytest.mark.parametrize("name", ["GRADLESS_API_KEYS", "GRADLESS_API_KEYS_FILE"])
+def test_an_empty_variable_of_keys_does_not_open_the_service_to_everybody(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert _fault(monkeypatch, **{name: ""}) == f"{name}: there is no key in it; unset it to serve without keys"
+
+
+# What Kubernetes sets for the Services gradless, with a named port, and gradless-gpu, by IPv6.
+_SERVICE_LINKS = {
+    "GRADLESS_SERVICE_HOST": "10.43.0.1",
+    "GRADLESS_SERVICE_PORT": "80",
+    "GRADLESS_SERVICE_PORT_HTTP": "80",
+    "GRADLESS_PORT": "tcp://10.43.0.1:80",
+    "GRADLESS_PORT_80_TCP": "tcp://10.43.0.1:80",
+    "GRADLESS_PORT_80_TCP_PROTO": "tcp",
+    "GRADLESS_PORT_80_TCP_PORT": "80",
+    "GRADLESS_PORT_80_TCP_ADDR": "10.43.0.1",
+    "GRADLESS_GPU_SERVICE_HOST": "fd00::7",
+    "GRADLESS_GPU_SERVICE_PORT": "8000",
+    "GRADLESS_GPU_PORT": "tcp://[fd00::7]:8000",
+    "GRADLESS_GPU_PORT_8000_TCP": "tcp://[fd00::7]:8000",
+    "GRADLESS_GPU_PORT_8000_TCP_PROTO": "tcp",
+    "GRADLESS_GPU_PORT_8000_TCP_PORT": "8000",
+    "GRADLESS_GPU_PORT_8000_TCP_ADDR": "fd00::7",
+}
+
+
+def test_service_links_of_kubernetes_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    defaults = load_settings()
+    for name, value in _SERVICE_LINKS.items():
+        monkeypatch.setenv(name, value)
+
+    assert load_settings() == defaults
+    assert ignored_variables() == sorted(_SERVICE_LINKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("GRADLESS_PORT", "tcp://10.43.0.1"),
+        ("GRADLESS_PORT", "http://10.43.0.1:80"),
+        ("GRADLESS_SERVICE_PORT", "http"),
+        ("GRADLESS_PORT_80", "80"),
+        ("GRADLESS_SERVICE_HOSTS", "10.43.0.1"),
+        ("GRADLESS_HTTP_PORT", "8000"),
+        ("GRADLESS_MODELS_PORT_80_TCP_PROTO", "http"),
+    ],
+)
+def test_what_only_looks_like_a_service_link_is_a_wrong_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    assert _fault(monkeypatch, **{name: value}).startswith(name)
+
+
 @pytest.mark.parametrize(
     ("value", "models"),
     [("a", ("a",)), ("a,b", ("a", "b")), (" a , b ,", ("a", "b")), ("b,a:random", ("b", "a:random"))],
@@ -60,7 +123,6 @@ def test_models_are_separated_by_commas_and_keep_their_order(
         ("GRADLESS_PORT", "65536"),
         ("GRADLESS_PORT", "-1"),
         ("GRADLESS_PORT", "80\n81"),
-        ("GRADLESS_MODELS", ""),
         ("GRADLESS_MODELS", " , "),
         ("GRADLESS_MODELS", "a,b,a"),
         ("GRADLESS_PRECISION", "int8"),
@@ -88,7 +150,7 @@ def test_a_wrong_value_gives_one_line_with_the_variable_and_the_value(
 
 
 def test_a_fault_in_the_list_of_models_speaks_of_names_and_not_of_tuples(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = _fault(monkeypatch, GRADLESS_MODELS="")
+    line = _fault(monkeypatch, GRADLESS_MODELS=" , ")
 
     assert "tuple" not in line
     assert "()" not in line

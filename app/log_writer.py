@@ -1,0 +1,156 @@
+"""Write lines to a file descriptor from a thread of its own: no request waits for whoever reads the log."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Literal, TextIO
+
+# Why a line was not written: the queue had no room, or it could not be made or written.
+DropReason = Literal["full", "error"]
+
+# Some seconds of lines of a busy service, about 2 MB.
+QUEUE_LINES = 4096
+
+# Lines that come within so long of the first are written by one call, after one wake-up of the thread.
+_GATHER_S = 0.01
+
+# What a reader that has stalled may delay the end of the process.
+_CLOSE_TIMEOUT_S = 1.0
+
+
+class LineWriter:
+    """Lines are written in the order in which they were put. Those for which the queue has no room, and those whose
+    write fails, are dropped and counted. Thread-safe, and safe in signal handlers."""
+
+    def __init__(self, descriptor: int, lost_line: Callable[[int], str | None]) -> None:
+        """`lost_line` makes the line that says how many were dropped; it is written once writing works again."""
+        self._descriptor = descriptor
+        self._lost_line = lost_line
+        # Unlike queue.Queue it takes no lock that a signal handler could find held by the code it interrupted.
+        self._queue: SimpleQueue[bytes | None] = SimpleQueue()
+        self._dropped: dict[DropReason, int] = {"full": 0, "error": 0}
+        self._count_lock = threading.RLock()
+        self._reported = 0
+        # A line that was written in part: the next begins on a line of its own.
+        self._torn = False
+        self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> Mapping[DropReason, int]:
+        """Lines that were dropped so far, by reason."""
+        return self._dropped
+
+    def put(self, text: str) -> None:
+        """Have `text`, one or more whole lines, written soon. Never blocks, never raises OSError."""
+        if self._queue.qsize() >= QUEUE_LINES:
+            self.drop("full")
+        else:
+            self._queue.put(text.encode("utf-8", "backslashreplace"))
+
+    def drop(self, reason: DropReason, lines: int = 1) -> None:
+        """Count lines that are not written."""
+        with self._count_lock:
+            self._dropped[reason] += lines
+
+    def close(self) -> None:
+        """Wait until what was put has been written, at most for a second. What is put later is not written."""
+        self._queue.put(None)
+        self._thread.join(_CLOSE_TIMEOUT_S)
+
+    def _run(self) -> None:
+        closed = False
+        while not closed:
+            lines = [self._queue.get()]
+            time.sleep(_GATHER_S)
+            lines += [self._queue.get() for _ in range(self._queue.qsize())]
+            closed = None in lines
+            written = True
+            for piece in _pieces([line for line in lines if line is not None]):
+                written = self._write(piece)
+            if written:
+                self._report_lost()
+
+    def _report_lost(self) -> None:
+        lost = sum(self._dropped.values()) - self._reported
+        # As long as lines wait, more may be lost.
+        if lost and self._queue.empty():
+            line = self._lost_line(lost)
+            if line is None or self._write([line.encode()]):
+                self._reported += lost
+
+    def _write(self, lines: Sequence[bytes]) -> bool:
+        data = b"".join([b"\n" if self._torn else b"", *lines])
+        written = 0
+        try:
+            while written < len(data):
+                written += self._write_some(data[written:])
+        except OSError:
+            rest = len(data)
+            lost = 0
+            for line in reversed(lines):
+                lost += rest > written
+                rest -= len(line)
+            self.drop("error", lost)
+            if written:
+                self._torn = not data[:written].endswith(b"\n")
+            return False
+        self._torn = False
+        return True
+
+    def _write_some(self, data: bytes) -> int:
+        while True:
+            try:
+                return os.write(self._descriptor, data)
+            except BlockingIOError:
+                # Another process has made the shared file non-blocking.
+                writable = select.poll()
+                writable.register(self._descriptor, select.POLLOUT)
+                writable.poll()
+
+
+class PrintedText(io.TextIOBase):
+    """`sys.stdout` and `sys.stderr` of a process that logs: what code prints, tracebacks too, the writer writes."""
+
+    def __init__(self, writer: LineWriter, stderr: TextIO) -> None:
+        super().__init__()
+        self._writer = writer
+        self._descriptor = stderr.fileno()
+        self._terminal = stderr.isatty()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
+        return "utf-8"
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self._writer.put(text)
+        return len(text)
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def _pieces(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """As many lines together as the kernel writes to a pipe in one piece, whichever other processes write there."""
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        if piece and size + len(line) > select.PIPE_BUF:
+            yield piece
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    if piece:
+        yield piece

@@ -1,0 +1,166 @@
+"""A log that cannot be written costs its lines alone: requests are answered, and the service ends when told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import httpx2
+import pytest
+
+_PATIENCE_S = 60
+# More than a pipe holds lines.
+_MANY = 400
+_FRONTS = ["0", "2"]
+
+Serve = Callable[..., Any]
+Dropped = Callable[[str], dict[str, float]]
+
+
+class _Service:
+    def __init__(self, process: Any, port: int) -> None:
+        self.process = process
+        self.address = f"http://127.0.0.1:{port}"
+
+    def wait_until_ready(self) -> None:
+        """Its log does not say it."""
+        deadline = monotonic() + _PATIENCE_S
+        while not self._ready():
+            assert monotonic() < deadline
+            assert self.process.poll() is None
+            sleep(0.1)
+
+    def _ready(self) -> bool:
+        try:
+            return httpx2.get(f"{self.address}/readyz").status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def status_after_sigterm(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        status: int = self.process.wait(_PATIENCE_S)
+        return status
+
+
+@pytest.fixture(params=_FRONTS, ids=["one process", "two fronts"])
+def settings(
+    request: pytest.FixtureRequest, server_environment: Callable[..., dict[str, str]], unused_port: int
+) -> dict[str, str]:
+    return server_environment(
+        GRADLESS_MODELS="null",
+        GRADLESS_FRONTS=request.param,
+        GRADLESS_PORT=str(unused_port),
+        GRADLESS_LOG_FORMAT="json",
+    )
+
+
+@pytest.fixture
+def serve(settings: dict[str, str], warm_command: Any, gradless_path: Path) -> Iterator[Serve]:
+    """Start a service that logs to that file, and wait until it is ready."""
+    with ExitStack() as ending:
+
+        def start(log: Any) -> _Service:
+            process = warm_command.start([gradless_path, "serve"], settings, log)
+            return ending.enter_context(_served(process, settings))
+
+        yield start
+
+
+@contextmanager
+def _served(process: Any, settings: dict[str, str]) -> Iterator[_Service]:
+    service = _Service(process, int(settings["GRADLESS_PORT"]))
+    with process:
+        try:
+            service.wait_until_ready()
+            yield service
+        finally:
+            process.kill()
+
+
+@pytest.fixture
+def dropped(metric_sum: Callable[..., float]) -> Dropped:
+    def of(address: str) -> dict[str, float]:
+        exposition = httpx2.get(f"{address}/metrics").text
+        return {
+            reason: metric_sum(exposition, "gradless_log_lines_dropped_total", reason=reason)
+            for reason in ("full", "error")
+        }
+
+    return of
+
+
+def _statuses(service: _Service, image: bytes, requests: int) -> set[int]:
+    with httpx2.Client(base_url=service.address, timeout=_PATIENCE_S) as client:
+        return {client.post("/v1/classify", content=image).status_code for _ in range(requests)}
+
+
+def test_a_reader_that_leaves_costs_the_lines_that_nobody_reads(
+    serve: Serve, dropped: Dropped, clock_jpeg: bytes
+) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "wb") as log:
+        service = serve(log)
+    os.close(read)
+
+    assert _statuses(service, clock_jpeg, 20) == {200}
+    assert dropped(service.address)["error"] >= 10
+    assert service.status_after_sigterm() == 0
+
+
+def test_a_full_disk_costs_the_lines_that_do_not_fit(serve: Serve, dropped: Dropped, clock_jpeg: bytes) -> None:
+    with Path("/dev/full").open("wb") as log:
+        service = serve(log)
+
+    assert _statuses(service, clock_jpeg, 20) == {200}
+    assert dropped(service.address)["error"] >= 10
+    assert service.status_after_sigterm() == 0
+
+
+def test_a_service_that_is_started_with_closed_streams_serves_and_opens_nothing_in_their_place(
+    settings: dict[str, str], gradless_path: Path, clock_jpeg: bytes
+) -> None:
+    command = ["sh", "-c", 'exec "$0" serve <&- >&- 2>&-', str(gradless_path)]
+    with _served(subprocess.Popen(command, env=settings), settings) as service:
+        assert _statuses(service, clock_jpeg, 20) == {200}
+        opened = [Path(f"/proc/{service.process.pid}/fd/{number}").readlink() for number in range(3)]
+        assert opened == [Path(os.devnull)] * 3
+        assert service.status_after_sigterm() == 0
+
+
+def test_a_reader_that_stalls_delays_no_answer_and_is_told_what_it_missed(
+    serve: Serve, dropped: Dropped, clock_jpeg: bytes
+) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "wb") as log:
+        service = serve(log)
+
+    assert _statuses(service, clock_jpeg, _MANY) == {200}
+    with httpx2.Client(base_url=service.address, timeout=_PATIENCE_S) as client:
+        # One connection, so one process: whose queue is to be full.
+        while not dropped(service.address)["full"]:
+            for _ in range(500):
+                assert client.get("/not-there").status_code == 404
+    text = b""
+    while b'"log lines were dropped"' not in text:
+        text += os.read(read, 1 << 16)
+    os.close(read)
+
+    assert service.status_after_sigterm() == 0
+
+
+def test_a_service_whose_log_is_a_full_pipe_ends_when_told(serve: Serve, clock_jpeg: bytes) -> None:
+    read, write = os.pipe()
+    with os.fdopen(write, "wb") as log:
+        service = serve(log)
+    assert _statuses(service, clock_jpeg, _MANY) == {200}
+
+    began = monotonic()
+    assert service.status_after_sigterm() == 0
+    assert monotonic() - began < 15
+    os.close(read)
