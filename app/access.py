@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from starlette.requests import Request
 
+from app.hosts import Hosts
 from app.problems import ForbiddenError, UnauthorizedError
 
 Right = Literal["inference", "debug", "metrics", "admin"]
@@ -26,6 +27,10 @@ _LARGEST_FILE_BYTES = 1 << 20
 
 # Set by proxies: what comes through one does not come from this machine, even where the proxy does.
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
+
+_LOCALLY = (
+    "to this machine under the name localhost or one of GRADLESS_ALLOWED_HOSTS, or with a key (GRADLESS_API_KEYS)"
+)
 
 # Browsers send it with whatever changes something. A page of another's that is open on this machine may not.
 _OF_A_PAGE = "origin"
@@ -99,18 +104,16 @@ def _start_of(file: Path) -> bytes:
     return text
 
 
-def authorize(request: Request, keys: Keys, right: Right) -> None:
-    """Let `request` pass if its caller has that right. Raises UnauthorizedError, ForbiddenError."""
-    if right == "debug" and is_local(request) and not _of_another_page(request):
+def authorize(request: Request, keys: Keys, right: Right, own_names: Hosts) -> None:
+    """Let `request` pass if its caller has that right. `own_names` are the hosts under which a request of this machine
+    counts as one. Raises UnauthorizedError, ForbiddenError."""
+    if right == "debug" and _is_trusted(request, own_names) and not _of_another_page(request):
         return
     if not keys:
         if right == "debug":
-            raise ForbiddenError(
-                "Debug endpoints answer to this machine alone and to no page of another origin, or to a key "
-                "(GRADLESS_API_KEYS)."
-            )
-        if right == "admin" and not (is_local(request) and _OF_A_PAGE not in request.headers):
-            raise ForbiddenError("Models are changed from this machine alone, or with a key (GRADLESS_API_KEYS).")
+            raise ForbiddenError(f"Debug endpoints answer {_LOCALLY}, and to no page of another origin there.")
+        if right == "admin" and not (_is_trusted(request, own_names) and _OF_A_PAGE not in request.headers):
+            raise ForbiddenError(f"Requests that change models are answered {_LOCALLY}, and to no page there.")
         return
     offered = _offered(request)
     if offered is None:
@@ -132,6 +135,12 @@ def is_local(request: Request) -> bool:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
     return (mapped or address).is_loopback
+
+
+def _is_trusted(request: Request, own_names: Hosts) -> bool:
+    """Whether it comes from this machine, under a name of its own. Under another name it may come from a page whose
+    name was made to lead here (DNS rebinding): the browser takes that page for one of this service's."""
+    return is_local(request) and own_names.allow(request.scope)
 
 
 def _of_another_page(request: Request) -> bool:

@@ -9,19 +9,24 @@ from functools import partial
 from time import perf_counter
 from typing import Any, ClassVar, Self, cast
 
-from starlette.types import Scope
+from starlette.responses import Response
+from starlette.types import ASGIApp, Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.answer_bytes import answer_bytes
 from app.callers import Departure
 from app.gathered_writes import GatheredWrites
+from app.hosts import fault_of_authority
+from app.lingering_close import LingeringClose
 from app.problems import (
+    CONTENT_TYPE,
     HEADERS_TOO_LARGE,
     MALFORMED_REQUEST,
     TOO_FINELY_CHUNKED,
     Row,
     SlowBodyError,
+    problem,
     row_of,
 )
 from app.request_log import refused
@@ -68,6 +73,8 @@ class BoundedConnection(HttpToolsProtocol):
     _head_ended = False
     _too_slow: asyncio.TimerHandle | None = None
     _unread: UnreadAnswers
+    _lingering: LingeringClose
+    _writes: GatheredWrites
     _departure: Departure
     _parser: StayingParser
     _ending = False
@@ -82,10 +89,11 @@ class BoundedConnection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._unread = UnreadAnswers(transport, self.loop, self.head_timeout_s)
-        writes = GatheredWrites(transport, self.loop, self._unread.begin)
+        self._lingering = LingeringClose(transport, self.loop, self.head_timeout_s)
+        self._writes = GatheredWrites(transport, self.loop, self._unread.begin, self._lingering)
         # Neither it nor the parser holds the connection once that is lost: it goes without the garbage collector.
-        self._departure = Departure(transport, partial(_close_soon, writes, self.loop))
-        super().connection_made(writes)  # type: ignore[arg-type]  # it is one by its methods
+        self._departure = Departure(transport, partial(_close_soon, self._writes, self.loop))
+        super().connection_made(self._writes)  # type: ignore[arg-type]  # it is one by its methods
         self._parser = StayingParser(self)
         self.parser = self._parser  # type: ignore[assignment]  # it is one by its methods
         self.expect()
@@ -95,6 +103,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
         del self._parser
         self._unread.end()
+        self._lingering.end()
         self._departure.happen()
 
     def pause_writing(self) -> None:
@@ -107,6 +116,9 @@ class BoundedConnection(HttpToolsProtocol):
             self._unread.end()
 
     def data_received(self, data: bytes) -> None:
+        if self._lingering.begun:
+            self._lingering.received(len(data))
+            return
         if self._read_to_its_end:
             return
         began_in_head, self._head_ended = self._in_head, False
@@ -118,7 +130,7 @@ class BoundedConnection(HttpToolsProtocol):
         # What the parser has of an unfinished head it keeps, and tells of it only at the end of each header.
         self._untold_bytes += len(data)
         super().data_received(data)
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._read_to_its_end:
             return
         if self._head_ended or self._in_head != began_in_head:
             self._untold_bytes = 0
@@ -135,19 +147,29 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._parser.asked_to_leave:
             return
+        if self.transport.is_closing():
+            # Behind a request whose answer was the last.
+            raise _BrokenOffError
         if self._untold_bytes > _MOST_HEAD_BYTES and self._head_bytes() > _MOST_HEAD_BYTES:
             # It came in one read with its end.
             self._end_with_fields(in_head=True)
             raise _BrokenOffError
-        if self._parser.get_method() == b"CONNECT":
-            # Its target is no resource of this server's, whatever it looks like: it is refused as malformed.
+        fault = self._fault_of_head()
+        if fault is not None:
+            self._refuse(MALFORMED_REQUEST, fault)
             raise _BrokenOffError
+        if self.answered_at_head():
+            return
         self._departure.offer(cast(Scope, self.scope))
         # Raises for a target that is none: so far it is a head, and refused as one.
         super().on_headers_complete()
         self.end_head()
         if self._ending and self.cycle is not None:
             self.cycle.keep_alive = False
+
+    def answered_at_head(self) -> bool:
+        """Answer the request whose head has been read, if that needs no application; for subclasses."""
+        return False
 
     def on_chunk_header(self) -> None:
         self.told()
@@ -198,12 +220,14 @@ class BoundedConnection(HttpToolsProtocol):
             self.loop.call_later(_LAST_REQUESTS_S, self._end)
         else:
             super().shutdown()
+        self._lingering.hurry()
         self._ending = True
 
     def end_head(self) -> None:
         """Its body comes next."""
         self._in_head = False
         self._head_ended = True
+        self._writes.client_may_send = True
         self._chunks = self._body_bytes = 0
         self._end_of_waiting()
 
@@ -211,6 +235,8 @@ class BoundedConnection(HttpToolsProtocol):
         """The next request's head comes next, which may be in the same piece."""
         self._in_head = True
         self._head_began_at = perf_counter()
+        # Requests that wait may have more behind them, which is not read until they are answered.
+        self._writes.client_may_send = bool(self.pipeline)
         self._end_of_waiting()
 
     def told(self) -> None:
@@ -250,6 +276,12 @@ class BoundedConnection(HttpToolsProtocol):
         if self.between_requests() and not self.transport.is_closing():
             self.transport.close()
 
+    def _fault_of_head(self) -> str | None:
+        if self._parser.get_method() == b"CONNECT":
+            # Its target is no resource of this server's, whatever it looks like.
+            return "This is no proxy: CONNECT is not answered."
+        return fault_of_authority(self.url, self.headers, host_needed=self._parser.get_http_version() == "1.1")
+
     def _head_bytes(self) -> int:
         # As it is written at the least: with a colon and the end of its line for each field.
         return len(self.url) + sum(len(name) + len(value) + 3 for name, value in self.headers)
@@ -263,7 +295,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self._in_head and self._untold_bytes:
             self._refuse(row_of(SlowBodyError(0)), f"The headers had not arrived after {self.head_timeout_s:g} s.")
         else:
-            # It has asked for nothing, or has its answer.
+            # It has asked for nothing, or has its answer, and has had its time to send the rest.
+            self._writes.client_may_send = False
             self.transport.close()
 
     def _end_with_fields(self, *, in_head: bool) -> None:
@@ -275,12 +308,22 @@ class BoundedConnection(HttpToolsProtocol):
     def _break_off(self, row: Row, detail: str) -> None:
         """End a request whose body is under way: its handler, who counts it, hears that its caller has gone."""
         self._end_of_waiting()
-        self.on_refusal(row, None)
+        if self.pipeline:
+            # Its handler has not begun, nor may its answer, until the requests before it have theirs.
+            self.on_refusal(row, perf_counter() - self._head_began_at)
+            self.pipeline[0] = self.cycle, cast(Any, _problem_app(row, detail))
+            self._read_no_more()
+        else:
+            self.on_refusal(row, None)
+            # Once an answer has begun, another would be read as part of it.
+            self._writes.client_may_send = not self.cycle.response_started
+            if not self.cycle.response_started:
+                self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
+            self.cycle.disconnected = not self.cycle.response_complete
+            self.cycle.message_event.set()
+            self._departure.happen()
+            self.transport.close()
         refused(self.client[0] if self.client else None, row)
-        # Once an answer has begun, to this request or to one before it, another would be read as part of it.
-        if not (self.cycle.response_started or self.pipeline):
-            self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
-        self.transport.close()
 
     def _refuse(self, row: Row, detail: str) -> None:
         self._end_of_waiting()
@@ -290,12 +333,24 @@ class BoundedConnection(HttpToolsProtocol):
         if not self.between_requests():
             # Requests before it have their answers first, the last of which ends the connection: in their place, or
             # in the midst of one, another would be taken for theirs.
-            self._read_to_its_end = True
-            self.cycle.keep_alive = False
-            self.flow.pause_reading()
+            self._read_no_more()
         elif not self.transport.is_closing():
+            self._writes.client_may_send = True
             self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
             self.transport.close()
+
+    def _read_no_more(self) -> None:
+        """End with the answer to the last request that has been read."""
+        self._read_to_its_end = True
+        self.cycle.keep_alive = False
+        self._writes.client_may_send = True
+        self.flow.pause_reading()
+
+
+def _problem_app(row: Row, detail: str) -> ASGIApp:
+    """An application that answers with that problem and ends the connection."""
+    body = problem(row, detail, None).model_dump_json(exclude_none=True)
+    return Response(body, row.status, headers={"Connection": "close"}, media_type=CONTENT_TYPE)
 
 
 def _close_soon(writes: GatheredWrites, loop: asyncio.AbstractEventLoop) -> None:

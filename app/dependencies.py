@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Query, Request
 
-from app.access import Keys, authorize
-from app.metrics import Metrics
+from app.access import Keys, Right, authorize
+from app.hosts import Hosts
+from app.metrics import Metrics, SharedExposition
 from app.problems import DebugDisabledError, FingerprintMismatchError
 from app.runtime import Runtime
 from app.settings import Settings
 from app.uploads import read_images
-from models.errors import DrainingError, NoClassesError, StartError, UnknownModelError
+from models.errors import DrainingError, ImageTooLargeError, NoClassesError, StartError, UnknownModelError
 from models.predictions import ModelCard
 from models.search.index import SearchIndex
 
@@ -27,18 +28,18 @@ _LAST_S = 1.0
 class Parts:
     """What an application is made of: the one object on app.state. `runtime` is None until started; `failure` is why
     the process ends without success; `drained_at`, once it drains, until when accepted requests have time
-    (`perf_counter`); `scraped`, what /metrics shows in place of this process's own metrics, as Metrics.exposition does,
-    for those who serve in several."""
+    (`perf_counter`); `scraped`, what /metrics shows: where several processes serve, those of all."""
 
     settings: Settings
     metrics: Metrics
     keys: Keys
+    own_names: Hosts
+    scraped: SharedExposition
     runtime: Runtime | None = None
     search_index: SearchIndex | None = None
     start_error: StartError | None = None
     failure: str | None = None
     drained_at: float | None = None
-    scraped: Callable[[str], tuple[bytes, str]] | None = None
 
     def left_to_close_s(self) -> float:
         """How long models may take to end, after the last answer."""
@@ -85,7 +86,8 @@ ModelName = Annotated[str | None, Query(description="a served model's name; the 
 @dataclass(frozen=True, slots=True)
 class Upload:
     """A request with images: all of it that has been checked and read before a handler begins. `asked`: the model that
-    it names, if it names one; `model`: who that was before the body was read."""
+    it names, if it names one; `model`: who that was before the body was read. Of several images, each that is too large
+    is its error."""
 
     request: Request
     runtime: Runtime
@@ -93,7 +95,7 @@ class Upload:
     asked: str | None
     model: ModelCard
     pinned: str | None
-    images: list[bytes]
+    images: Sequence[bytes | ImageTooLargeError]
 
     def check_answer_of(self, fingerprint: str) -> None:
         """Raises FingerprintMismatchError where that is not what was asked for: another version of the model took over
@@ -116,7 +118,7 @@ async def upload_of(request: Request, model: ModelName = None, if_match: Pinned 
 
 async def _read(request: Request, model: str | None, if_match: str | None, *, classes: bool) -> Upload:
     parts = parts_of(request)
-    authorize(request, parts.keys, "inference")
+    _authorize(request, "inference")
     runtime = await _runtime(request)
     # Before the body is read: a caller who asks for a model that is not there need not send it.
     card = card_named(runtime, model)
@@ -153,19 +155,24 @@ async def debug_allowed(request: Request) -> None:
     parts = parts_of(request)
     if not parts.settings.debug_endpoints:
         raise DebugDisabledError
-    authorize(request, parts.keys, "debug")
+    _authorize(request, "debug")
 
 
 async def inference_allowed(request: Request) -> None:
     """Raises UnauthorizedError, ForbiddenError."""
-    authorize(request, parts_of(request).keys, "inference")
+    _authorize(request, "inference")
 
 
 async def admin_allowed(request: Request) -> None:
     """Raises UnauthorizedError, ForbiddenError."""
-    authorize(request, parts_of(request).keys, "admin")
+    _authorize(request, "admin")
 
 
 async def metrics_allowed(request: Request) -> None:
     """Raises UnauthorizedError, ForbiddenError."""
-    authorize(request, parts_of(request).keys, "metrics")
+    _authorize(request, "metrics")
+
+
+def _authorize(request: Request, right: Right) -> None:
+    parts = parts_of(request)
+    authorize(request, parts.keys, right, parts.own_names)

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
+from app.hosts import PROBES
 from app.problems import (
     CLIENT_GONE_STATUS,
     CONTENT_TYPE,
@@ -17,6 +18,7 @@ from app.problems import (
     MALFORMED_REQUEST,
     NOT_FOUND,
     TABLE,
+    TOO_FINELY_CHUNKED,
     UNKNOWN_HOST,
     Row,
     SlowBodyError,
@@ -60,13 +62,35 @@ def answers(*errors: type[Exception] | Row) -> dict[int | str, dict[str, Any]]:
     by_status: dict[int, list[Row]] = {}
     for row in (*rows, INVALID_PARAMETER, INTERNAL_ERROR):
         by_status.setdefault(row.status, []).append(row)
+    return {status: _answer(*found) for status, found in sorted(by_status.items())}
+
+
+def _answer(*rows: Row) -> dict[str, Any]:
     return {
-        status: {
-            "description": "; ".join(f"{row.title} (`{row.type}`)" for row in found),
-            "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        }
-        for status, found in sorted(by_status.items())
+        "description": "; ".join(map(_described, rows)),
+        "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
+
+
+def _described(row: Row) -> str:
+    return f"{row.title} (`{row.type}`)"
+
+
+def _add_answers_of_connections(path: str, responses: dict[str, Any]) -> None:
+    """Refusals of a head or of how a body is framed, and of the host where that is looked at."""
+    for row in (
+        MALFORMED_REQUEST,
+        TOO_FINELY_CHUNKED,
+        TABLE[SlowBodyError],
+        *(() if path in PROBES else (UNKNOWN_HOST,)),
+        HEADERS_TOO_LARGE,
+    ):
+        answer = responses.setdefault(str(row.status), _answer(row))
+        if _described(row) not in answer["description"]:
+            answer["description"] += f"; {_described(row)}"
+    ordered = sorted(responses.items())
+    responses.clear()
+    responses.update(ordered)
 
 
 def documented_ends(router: APIRouter) -> Iterator[tuple[str, str, int]]:
@@ -92,13 +116,17 @@ def other_ends() -> Iterator[tuple[None, str, int]]:
 
 
 def complete_document(app: FastAPI, *, keys: bool) -> None:
-    """Add the Problem schema, which no route declares as its own, and take out FastAPI's error schemas, which no
-    route answers with. `keys`: tell of them too, so that /docs and generated clients can send one."""
+    """Add the Problem schema, which no route declares as its own, and the errors that come before a route is found.
+    Take out FastAPI's error schemas, which no route answers with. `keys`: tell of them too, so that /docs and generated
+    clients can send one."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = generate()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                _add_answers_of_connections(path, operation["responses"])
         schemas["Problem"] = Problem.model_json_schema()
         for replaced in ("HTTPValidationError", "ValidationError"):
             schemas.pop(replaced, None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from app.metrics import Metrics
 from app.observed import observed
@@ -18,6 +20,7 @@ from app.problems import (
     INVALID_PARAMETER,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
+    ContentEncodingError,
     RequestError,
     Row,
     TooMuchAtOnceError,
@@ -37,8 +40,9 @@ _SHORT_BODY_DIGITS = 5
 _log = logging.getLogger(__name__)
 
 
-def install(app: FastAPI, metrics: Metrics) -> None:
-    """Make `app` answer every exception with a problem, counted among the refusals where it is one."""
+def install(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
+    """Make `app`, whose routes these are, answer every exception with a problem, counted among the refusals where it is
+    one."""
 
     async def ours(request: Request, error: Exception) -> Response:
         return answer_to(request, metrics, error)
@@ -52,7 +56,12 @@ def install(app: FastAPI, metrics: Metrics) -> None:
         row = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(
             error.status_code, Row(error.status_code, "http-error", "The request cannot be answered")
         )
-        return answer(request, row, f"{request.method} {request.url.path}", dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if row is METHOD_NOT_ALLOWED:
+            # The framework names the methods of the first route alone that has the address.
+            stated = headers.get("Allow", "").split(", ")
+            headers["Allow"] = ", ".join(sorted({*stated, *_methods(request, routes)}))
+        return answer(request, row, _where(request, row), headers)
 
     app.add_exception_handler(GradlessError, ours)
     app.add_exception_handler(RequestError, ours)
@@ -77,6 +86,8 @@ def answer_to(request: Request, metrics: Metrics, error: Exception) -> Response:
     headers = {}
     if isinstance(error, OverloadedError | TooMuchAtOnceError):
         headers = {"Retry-After": str(error.retry_after_s)}
+    if isinstance(error, ContentEncodingError):
+        headers = {"Accept-Encoding": error.accepted}
     if isinstance(error, UnauthorizedError):
         headers = {"WWW-Authenticate": error.challenge}
     return answer(request, row, str(error), headers)
@@ -93,6 +104,22 @@ def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
     if row.reason is not None:
         metrics.rejected(row.reason)
     return problem(row, str(error), None)
+
+
+def _methods(request: Request, routes: Sequence[APIRoute]) -> Iterator[str]:
+    """Those that the address takes."""
+    for route in routes:
+        if route.matches(request.scope)[0] != Match.NONE:
+            yield from route.methods or ()
+            if "GET" in (route.methods or ()):
+                # As app/head.py has it.
+                yield "HEAD"
+
+
+def _where(request: Request, row: Row) -> str:
+    path = request.url.path
+    slash = row is NOT_FOUND and path.endswith("/") and path.strip("/")
+    return f"{request.method} {path}" + (": addresses here have no slash at their end" if slash else "")
 
 
 def _invalid(request: Request, error: Exception) -> Response:

@@ -3,13 +3,14 @@ its own (DNS rebinding); the name in the Host header gives it away."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.faults import answer
-from app.problems import UNKNOWN_HOST
+from app.problems import MALFORMED_REQUEST, UNKNOWN_HOST
 
 ANY = "*"
 
@@ -17,7 +18,19 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 # Orchestrators ask for these by a pod's address, whatever name it is served under; they tell nothing but that it is
 # there.
-_PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset({"/healthz", "/readyz"})
+
+
+# uri-host [ ":" port ] (RFC 9110, section 7.2; RFC 3986, section 3.2.2). What else an authority may have, as userinfo,
+# has no place in a Host header.
+_HOST = re.compile(
+    rb"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*))(?::[0-9]{0,5})?"
+)
+_AUTHORITY_END = re.compile(rb"[/?#]")
+_STANDARD_PORTS = {b"http": b":80", b"https": b":443"}
+
+# Characters of a wrong host that its caller is shown.
+_MOST_SHOWN = 100
 
 
 class Hosts:
@@ -30,10 +43,14 @@ class Hosts:
 
     def allow(self, scope: Scope) -> bool:
         """Whether that request may pass. One without a Host header, which no browser sends, may, and so may probes."""
-        if self._any or scope["path"] in _PROBES:
+        if self._any or scope["path"] in PROBES:
             return True
-        host = _host(scope)
-        return host is None or host in self._allowed or host.endswith(self._below)
+        stated = _host(scope)
+        return stated is None or self.have(parse_host(stated))
+
+    def have(self, host: str | None) -> bool:
+        """Whether `host`, as `parse_host` gives it, is one of them."""
+        return host is not None and (host in self._allowed or host.endswith(self._below))
 
 
 class HostCheck:
@@ -44,11 +61,19 @@ class HostCheck:
         self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._hosts.allow(scope):
-            detail = f"It is not served under {_host(scope)!a}; GRADLESS_ALLOWED_HOSTS says under which names it is."
-            await answer(Request(scope), UNKNOWN_HOST, detail)(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        # The connection has looked already where it is app/connection.py's; other servers' may not have.
+        fault = fault_of_authority(b"/", scope["headers"], host_needed=False)
+        if fault is not None:
+            await answer(Request(scope), MALFORMED_REQUEST, fault)(scope, receive, send)
+        elif not self._hosts.allow(scope):
+            stated = _shown(_host(scope) or b"")
+            detail = f"It is not served under {stated}; GRADLESS_ALLOWED_HOSTS says under which names it is."
+            await answer(Request(scope), UNKNOWN_HOST, detail)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def allowed_hosts(configured: Sequence[str], listening_on: str) -> Sequence[str]:
@@ -59,11 +84,55 @@ def allowed_hosts(configured: Sequence[str], listening_on: str) -> Sequence[str]
     return _LOOPBACK if listening_on in _LOOPBACK else (ANY,)
 
 
-def _host(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"host":
-            stated: str = value.decode("latin-1").lower()
-            if stated.startswith("["):
-                return stated[1:].partition("]")[0]
-            return stated.partition(":")[0]
+def own_names(configured: Sequence[str]) -> Sequence[str]:
+    """Names that lead to this machine and that nobody else can point to it: those of loopback, and the configured ones
+    but for `*`, which is any."""
+    return (*_LOOPBACK, *(name for name in configured if name != ANY))
+
+
+def fault_of_authority(target: bytes, headers: Sequence[tuple[bytes, bytes]], *, host_needed: bool) -> str | None:
+    """What is wrong with the host that a request is for, as its target and Host header state it (RFC 9112, section
+    3.2); None if nothing is."""
+    # The parser leaves spaces at the end of a value, which are no part of it.
+    stated = [value.strip(b" \t") for name, value in headers if name == b"host"]
+    if len(stated) > 1:
+        return "The request has more than one Host header."
+    if host_needed and not stated:
+        return "The request has no Host header."
+    if stated and parse_host(stated[0]) is None:
+        return f"The Host header is no host with an optional port: {_shown(stated[0])}."
+    return None if target[:1] == b"/" else _fault_of_absolute(target, stated)
+
+
+def parse_host(value: bytes) -> str | None:
+    """The name or address, in lower case and without brackets, of a Host header; None if it is not a host with an
+    optional port. An empty value is an empty name."""
+    found = _HOST.fullmatch(value)
+    if found is None:
+        return None
+    return (found["address"] or found["name"]).decode("ascii").lower()
+
+
+def _fault_of_absolute(target: bytes, stated: Sequence[bytes]) -> str | None:
+    scheme, absolute, rest = target.partition(b"://")
+    if not absolute:
+        # No absolute form either: the parser of targets refuses it.
+        return None
+    if scheme.lower() not in _STANDARD_PORTS:
+        return f"The target is of another protocol than HTTP: {_shown(scheme)}."
+    if not stated or _with_port(_AUTHORITY_END.split(rest, maxsplit=1)[0], scheme) != _with_port(stated[0], scheme):
+        return "The target and the Host header name different hosts."
     return None
+
+
+def _with_port(authority: bytes, scheme: bytes) -> bytes:
+    authority = authority.lower()
+    return authority.removesuffix(b":").removesuffix(_STANDARD_PORTS[scheme.lower()])
+
+
+def _shown(value: bytes) -> str:
+    return ascii(value[:_MOST_SHOWN].decode("latin-1"))
+
+
+def _host(scope: Scope) -> bytes | None:
+    return next((value.strip(b" \t") for name, value in scope["headers"] if name == b"host"), None)

@@ -10,14 +10,14 @@ from typing import Any, get_args
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, create_model
 from starlette.responses import Response
 
+from app.api_route import ApiRoute
 from app.dependencies import ModelName, Upload
 
 
-class ImageRoute(APIRoute):
+class ImageRoute(ApiRoute):
     """For endpoints `async (upload: <Upload by a dependency>, <query parameters>) -> a schema or a Response`.
 
     FastAPI reads the signature for the documentation; a request is answered by `_handler_of`. Whatever FastAPI
@@ -25,7 +25,13 @@ class ImageRoute(APIRoute):
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        return _handler_of(self.endpoint)
+        handle = _handler_of(self.endpoint)
+
+        async def handle_known(request: Request) -> Response:
+            self.check_query(request.scope["query_string"])
+            return await handle(request)
+
+        return handle_known
 
 
 def _handler_of(endpoint: Callable[..., Any]) -> Callable[[Request], Coroutine[Any, Any, Response]]:

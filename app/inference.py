@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app.callers import still_there, unless_gone
 from app.dependencies import Upload
 from app.observed import observed
@@ -34,10 +36,7 @@ async def answered(upload: Upload, *, task: Task, top_k: int) -> Answer:
     """
     seen = observed(upload.request.scope)
     seen.asks(upload.model.name, task, len(upload.images))
-    # As it was asked: who names no model is answered by whichever is the default by now.
-    wanted = still_there(upload.request)
-    work = upload.runtime.predict(upload.asked, upload.images, task=task, top_k=top_k, wanted=wanted)
-    answer = await unless_gone(upload.request, work)
+    answer = await _with_large_ones(upload, task, top_k)
     seen.model = answer.model
     upload.check_answer_of(answer.fingerprint)
     seen.answered([result for result in answer.results if isinstance(result, Prediction)])
@@ -49,3 +48,23 @@ async def answered(upload: Upload, *, task: Task, top_k: int) -> Answer:
             # Its traceback has this frame: a ring would keep the request and its body.
             del answer, fault
     return answer
+
+
+async def _with_large_ones(upload: Upload, task: Task, top_k: int) -> Answer:
+    """The runtime's answer for those images that have been kept, with the errors of the others in their places."""
+    kept = [image for image in upload.images if isinstance(image, bytes)]
+    large = len(upload.images) - len(kept)
+    if large:
+        upload.metrics.images_done(upload.model.name, task, "bad_image", large)
+    if kept:
+        # As it was asked: who names no model is answered by whichever is the default by now.
+        wanted = still_there(upload.request)
+        work = upload.runtime.predict(upload.asked, kept, task=task, top_k=top_k, wanted=wanted)
+        answer = await unless_gone(upload.request, work)
+    else:
+        card = upload.model
+        answer = Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, [])
+    if not large:
+        return answer
+    results = iter(answer.results)
+    return replace(answer, results=[next(results) if isinstance(image, bytes) else image for image in upload.images])

@@ -19,10 +19,11 @@ from app import faults
 from app.dependencies import Parts
 from app.documents import complete_document, documented_ends, other_ends
 from app.garbage import leave_out_what_is_loaded, take_in_everything
+from app.head import HeadAsGet
 from app.held_bytes import HeldBytes
-from app.hosts import HostCheck, Hosts, allowed_hosts
+from app.hosts import HostCheck, Hosts, allowed_hosts, own_names
 from app.image_route import ImageRoute
-from app.metrics import Metrics
+from app.metrics import Metrics, SharedExposition
 from app.observation import Observation, ObservationMiddleware, Traces
 from app.request_log import RequestLog
 from app.routers import classify, debug, documentation, features, health, models, page, search
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
     from models.served import ServingOptions
 
 _DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.
-Errors are RFC 9457 problem details with a stable `type`."""
+Errors are RFC 9457 problem details with a stable `type`. Beside those that an operation names, an address that is none
+is answered with 404 (`urn:gradless:problem:not-found`), and a method that an address does not take with 405
+(`urn:gradless:problem:method-not-allowed`). HEAD is answered wherever GET is."""
 
 
 def create_app(
@@ -55,7 +58,13 @@ def create_app(
     settings = settings or load_settings()
     metrics = Metrics()
     request_log = RequestLog(settings.slow_request_ms / 1e3)
-    parts = Parts(settings, metrics, settings.known_keys())
+    parts = Parts(
+        settings,
+        metrics,
+        settings.known_keys(),
+        Hosts(own_names(settings.allowed_hosts)),
+        SharedExposition(metrics.exposition, settings.metrics_max_age_s),
+    )
     traces = traces or (_exporting_traces() if settings.traces else None)
 
     def give_up(reason: str) -> None:
@@ -94,6 +103,8 @@ def create_app(
         # app/routers/documentation.py has a page of its own.
         docs_url=None,
         redoc_url=None,
+        # To where is read from the Host header, and as which protocol is not known behind a proxy.
+        redirect_slashes=False,
         # Of its own, where somebody has set up OpenTelemetry for the process: app/tracing.py and app/metrics tell of a
         # request, once and with what was done for it.
         telemetry={"tracing": False, "metrics": False, "logs": False},
@@ -110,6 +121,7 @@ def create_app(
             if isinstance(route, ImageRoute)
         ],
     )
+    app.add_middleware(HeadAsGet)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -136,8 +148,7 @@ def create_app(
         {**_tasks(classify.router, "classify"), **_tasks(features.router, "features")},
         cross_origin=bool(settings.cors_origins),
     )
-    faults.install(app, metrics)
-    for router in (
+    routers = (
         classify.router,
         features.router,
         search.router,
@@ -146,7 +157,10 @@ def create_app(
         debug.router,
         page.router,
         documentation.router,
-    ):
+    )
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    faults.install(app, metrics, routes)
+    for router in routers:
         app.include_router(router)
         for path, method, status in documented_ends(router):
             metrics.expect(path, method, status)
@@ -156,8 +170,8 @@ def create_app(
     return app
 
 
-def _tasks(router: APIRouter, task: Task) -> dict[str, tuple[APIRoute, Task]]:
-    return {route.path: (route, task) for route in router.routes if isinstance(route, APIRoute)}
+def _tasks(router: APIRouter, task: Task) -> dict[str, tuple[ImageRoute, Task]]:
+    return {route.path: (route, task) for route in router.routes if isinstance(route, ImageRoute)}
 
 
 def search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:

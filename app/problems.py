@@ -57,6 +57,16 @@ class MalformedMultipartError(RequestError):
         super().__init__(f"The multipart body cannot be read: {reason}")
 
 
+class ContentEncodingError(RequestError):
+    """The body is compressed: what it would become is not known before it has."""
+
+    # What is taken: bodies as they are.
+    accepted = "identity"
+
+    def __init__(self, codings: str) -> None:
+        super().__init__(f"Bodies are read as they are: send this one without Content-Encoding: {codings[:100]}.")
+
+
 class TooManyImagesError(RequestError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"The request has more than {limit} images.")
@@ -154,6 +164,7 @@ TABLE: dict[type[Exception], Row] = {
     SlowBodyError: Row(408, "slow-body", "The request did not arrive in time", "slow_body"),
     TooMuchAtOnceError: Row(429, "too-much-at-once", "Too much is being sent at once", "queue_full"),
     MalformedMultipartError: Row(400, "malformed-multipart", "The multipart body cannot be read"),
+    ContentEncodingError: Row(415, "unsupported-content-encoding", "The body has a content coding", "unsupported_type"),
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
     CallerGoneError: Row(CLIENT_GONE_STATUS, "caller-gone", "The caller has gone"),

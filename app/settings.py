@@ -153,6 +153,9 @@ class Settings(BaseSettings):
     slow_request_ms: float = Field(
         1000, gt=0, le=3_600_000, description="ms from which on the line of an inference request is a warning"
     )
+    metrics_max_age_s: float = Field(
+        1, ge=0, le=60, description="s for which all scrapers get the same exposition; 0 builds one for each"
+    )
     traces: bool = Field(
         False, description="send OpenTelemetry traces to where the OTEL_* variables say; needs the extra otel"
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 from fastapi import Request
-from fastapi.routing import APIRoute
 from starlette.types import Scope
 
 from app.access import authorize
@@ -16,6 +15,7 @@ from app.answer_bytes import answer_bytes
 from app.dependencies import Parts
 from app.faults import body_is_short
 from app.hosts import Hosts
+from app.image_route import ImageRoute
 from app.observation import Observation
 from app.problems import TABLE, RequestError
 from models.errors import OverloadedError
@@ -40,7 +40,7 @@ class LoadShedding:
         parts: Parts,
         observation: Observation,
         hosts: Hosts,
-        tasks: Mapping[str, tuple[APIRoute, Task]],
+        tasks: Mapping[str, tuple[ImageRoute, Task]],
         *,
         cross_origin: bool,
     ) -> None:
@@ -63,10 +63,11 @@ class LoadShedding:
         if runtime is None or scope["path"] not in self._tasks:
             return None
         head = dict(scope["headers"])
-        if self._needs_a_closer_look(scope, head):
-            return None
         route, task = self._tasks[scope["path"]]
-        model = _model(scope["query_string"]) or next(iter(runtime.cards))
+        if self._needs_a_closer_look(scope, head) or not route.takes_query(scope["query_string"]):
+            return None
+        asked = _model(scope["query_string"])
+        model = next(iter(runtime.cards)) if asked is None else asked
         overload = runtime.refusal(model, task)
         if overload is None:
             return None
@@ -90,14 +91,14 @@ class LoadShedding:
         # The dictionary has one of each name: of headers that come twice, somebody else decides which counts.
         if len(head) < len(scope["headers"]) or b"if-match" in head:
             return True
-        if head.get(b"content-type", b"").startswith(b"multipart/"):
+        if b"content-encoding" in head or head.get(b"content-type", b"").lower().startswith(b"multipart/"):
             return True
         if (self._cross_origin and b"origin" in head) or not self._hosts.allow(scope):
             return True
         if not self._parts.keys:
             return False
         try:
-            authorize(Request(scope), self._parts.keys, "inference")
+            authorize(Request(scope), self._parts.keys, "inference", self._parts.own_names)
         except RequestError:
             return True
         return False
@@ -106,4 +107,4 @@ class LoadShedding:
 def _model(query_string: bytes) -> str | None:
     if b"model" not in query_string:
         return None
-    return next(iter(parse_qs(query_string.decode("latin-1")).get("model", [])), None)
+    return dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)).get("model")

@@ -23,11 +23,11 @@ class _SheddingConnection(BoundedConnection):
     # The request whose body comes has its answer.
     _shed = False
 
-    def on_headers_complete(self) -> None:
+    def answered_at_head(self) -> bool:
+        """Refuse the request where `shedding` does."""
         shed = self._refusal() if self.shedding.on else None
         if shed is None:
-            super().on_headers_complete()
-            return
+            return False
         self._shed = True
         self.end_head()
         self.transport.write(shed.answer)
@@ -36,6 +36,7 @@ class _SheddingConnection(BoundedConnection):
         else:
             # The rest of the body, which is short.
             self.expect()
+        return True
 
     def on_chunk_header(self) -> None:
         if not self._shed:
@@ -58,9 +59,9 @@ class _SheddingConnection(BoundedConnection):
 
     def _refusal(self) -> Shed | None:
         parser = self._parser
-        if parser.get_method() != b"POST" or parser.asked_to_leave or parser.get_http_version() != "1.1":
+        if parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
             return None
-        if not self.between_requests() or self.transport.is_closing():
+        if not self.between_requests():
             # Answers leave in the order of their requests.
             return None
         path, _, query = self.url.partition(b"?")

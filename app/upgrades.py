@@ -23,15 +23,23 @@ class StayingParser:
 
     def feed_data(self, data: bytes) -> None:
         """Raises httptools.HttpParserError."""
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if not self.asked_to_leave:
-                raise
-            head = self._head_without_it()
-            self._parser = httptools.HttpRequestParser(self._protocol)
-            self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            self.feed_data(head + data[upgrade.args[0] :])
+        # Views: each of many such requests in one read would copy all behind it.
+        left = memoryview(data)
+        head: bytes | None = None
+        while True:
+            try:
+                if head is not None:
+                    self._parser.feed_data(head)
+                self._parser.feed_data(left)
+            except httptools.HttpParserUpgrade as upgrade:
+                if not self.asked_to_leave:
+                    raise
+                left = left[upgrade.args[0] :]
+                head = self._head_without_it()
+                self._parser = httptools.HttpRequestParser(self._protocol)
+                self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            else:
+                return
 
     def should_upgrade(self) -> bool:
         """Never, whoever asks."""

@@ -135,8 +135,12 @@ class EmptyImageError(ImageError):
 
 
 class ImageTooLargeError(ImageError):
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The image is larger than {limit_bytes} bytes.")
+    """`name` and `size_bytes` of the file, where they are known."""
+
+    def __init__(self, limit_bytes: int, *, name: str | None = None, size_bytes: int | None = None) -> None:
+        which = f"The image {name}" if name else "The image"
+        size = "" if size_bytes is None else f": it has {size_bytes / 1e6:.3g} MB"
+        super().__init__(f"{which} is larger than {limit_bytes} bytes{size}.")
         self.limit_bytes = limit_bytes
 
 

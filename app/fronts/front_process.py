@@ -90,7 +90,7 @@ def _serve(settings: Settings, options: FrontOptions, number: int, descriptors: 
     place = Place(number, images, channel)
     app = create_app(settings, lambda telemetry: start_front(options, place, parts, telemetry))
     parts: Parts = app.state.parts
-    parts.scraped = partial(_everybodys_metrics, parts)
+    parts.scraped.build = partial(_everybodys_metrics, parts)
     server = _FrontServer(server_config(app, parts), parts, handed, told)
     server.run()
     sys.exit(1)
@@ -115,7 +115,8 @@ def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
 
     if not isinstance(parts.runtime, Front):
         return parts.metrics.exposition(accept)
-    return parts.runtime.exposition(accept, _SCRAPE_TIMEOUT_S).encode(), content_type_for(accept)
+    max_age_s = parts.settings.metrics_max_age_s
+    return parts.runtime.exposition(accept, max_age_s, _SCRAPE_TIMEOUT_S).encode(), content_type_for(accept)
 
 
 class _FrontServer(Server):

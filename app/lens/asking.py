@@ -17,6 +17,7 @@ from app.problems import TooManyImagesError
 from app.runtime import Runtime
 from app.uploads import read_images, read_small
 from models.comparison import ComparisonOptions
+from models.errors import ImageTooLargeError
 
 _JSON = b"application/json"
 
@@ -41,8 +42,11 @@ async def asked(request: Request, runtime: Runtime, query: GradModesQuery) -> Qu
     images = await read_images(request, settings)
     if len(images) > 1:
         raise TooManyImagesError(1)
+    image = images[0]
+    if isinstance(image, ImageTooLargeError):
+        raise image
     # No body is one of no bytes.
-    return Question(card.name, query.options(), images[0] or None)
+    return Question(card.name, query.options(), image or None)
 
 
 def _merged(query: GradModesQuery, body: bytes) -> GradModesRequest:

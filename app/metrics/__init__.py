@@ -7,6 +7,16 @@ from when it is served until it is unloaded, so that rate() works from the first
 
 from app.metrics.counts import CountsReader, count_in, create_counts
 from app.metrics.exposition import END, content_type_for, families_of
+from app.metrics.shared import SharedExposition
 from app.metrics.sink import Metrics
 
-__all__ = ["END", "CountsReader", "Metrics", "content_type_for", "count_in", "create_counts", "families_of"]
+__all__ = [
+    "END",
+    "CountsReader",
+    "Metrics",
+    "SharedExposition",
+    "content_type_for",
+    "count_in",
+    "create_counts",
+    "families_of",
+]

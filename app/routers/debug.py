@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from app.accept import accepts
+from app.api_route import ApiRoute
 from app.callers import unless_gone
 from app.dependencies import TheRuntime, debug_allowed
 from app.documents import answers
@@ -41,7 +42,7 @@ _ERRORS: tuple[type[Exception], ...] = (
 
 _EVENTS = {"schema": {"type": "string", "description": "events `progress`, then one `report` or `problem`"}}
 
-router = APIRouter(prefix="/debug", tags=["debug"], dependencies=[Depends(debug_allowed)])
+router = APIRouter(prefix="/debug", tags=["debug"], dependencies=[Depends(debug_allowed)], route_class=ApiRoute)
 
 
 @router.post(

@@ -9,7 +9,7 @@ import fastapi_offline
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.files_in_memory import METHODS, File, answer, file, named
+from app.files_in_memory import File, answer, file, named
 
 router = APIRouter(include_in_schema=False)
 
@@ -29,12 +29,12 @@ _POLICY = (
 )
 
 
-@router.api_route("/docs", methods=METHODS)
+@router.get("/docs")
 def documentation(request: Request) -> Response:
     return answer(request, _files()["index.html"], _POLICY)
 
 
-@router.api_route("/docs/{name}", methods=METHODS)
+@router.get("/docs/{name}")
 def documentation_file(request: Request, name: str) -> Response:
     return answer(request, named(name, _files()), _POLICY)
 

@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.dependencies import TheMetrics, metrics_allowed, parts_of
+from app.api_route import ApiRoute
+from app.dependencies import metrics_allowed, parts_of
 from app.documents import answers
 from app.problems import ForbiddenError, NotReadyError, UnauthorizedError
 from app.schemas import Health
 
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["operation"], route_class=ApiRoute)
 
 _TEXT = {"schema": {"type": "string"}}
 _EXPOSITION: dict[int | str, dict[str, Any]] = {
@@ -39,8 +40,8 @@ async def readyz(request: Request) -> Health:
 
 
 @router.get("/metrics", response_class=Response, responses=_EXPOSITION, dependencies=[Depends(metrics_allowed)])
-def metrics(request: Request, metrics: TheMetrics) -> Response:
-    """All metrics, in the Prometheus text format or OpenMetrics, as the scraper asks."""
-    exposition = parts_of(request).scraped or metrics.exposition
-    body, content_type = exposition(request.headers.get("accept", ""))
+async def metrics(request: Request) -> Response:
+    """All metrics, in the Prometheus text format or OpenMetrics, as the scraper asks. All scrapers of a second get the
+    same."""
+    body, content_type = await parts_of(request).scraped.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

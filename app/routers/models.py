@@ -10,9 +10,17 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from app.api_route import ApiRoute
 from app.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, parts_of
 from app.documents import answers
-from app.problems import BodyTooLargeError, ForbiddenError, SlowBodyError, TooMuchAtOnceError, UnauthorizedError
+from app.problems import (
+    BodyTooLargeError,
+    ContentEncodingError,
+    ForbiddenError,
+    SlowBodyError,
+    TooMuchAtOnceError,
+    UnauthorizedError,
+)
 from app.schemas import IndexDescription, ModelDescription, ModelList, ModelSource
 from app.uploads import read_small
 from models import errors
@@ -24,6 +32,7 @@ _ASKING = (UnauthorizedError, ForbiddenError)
 
 _LOADING: tuple[type[Exception], ...] = (
     *_ASKING,
+    ContentEncodingError,
     BodyTooLargeError,
     SlowBodyError,
     TooMuchAtOnceError,
@@ -52,7 +61,7 @@ _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*$"
 
 ModelName = Annotated[str, Path(pattern=_NAME, max_length=128, description="the name that it is served under")]
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
 
 
 @router.get("", responses=answers(*_ASKING), dependencies=[Depends(inference_allowed)])

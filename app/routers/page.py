@@ -10,7 +10,7 @@ from typing import get_args
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.files_in_memory import CONTENT_TYPES, METHODS, File, answer, file, named
+from app.files_in_memory import CONTENT_TYPES, File, answer, file, named
 from models.samples import Sample, draw, encode
 
 router = APIRouter(include_in_schema=False)
@@ -35,17 +35,17 @@ _POLICY = (
 _THUMBNAIL_SIDE = 112
 
 
-@router.api_route("/", methods=METHODS)
+@router.get("/")
 def page(request: Request) -> Response:
     return answer(request, _page_files()["index.html"], _POLICY)
 
 
-@router.api_route("/page/{name}", methods=METHODS)
+@router.get("/page/{name}")
 def page_file(request: Request, name: str) -> Response:
     return answer(request, named(name, _page_files()), _POLICY)
 
 
-@router.api_route("/samples/{name}", methods=METHODS)
+@router.get("/samples/{name}")
 def sample(request: Request, name: str) -> Response:
     return answer(request, named(name, _samples()), _POLICY)
 

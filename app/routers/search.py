@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Query, Request
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from app.api_route import ApiRoute
 from app.dependencies import ImageUpload, inference_allowed
 from app.documents import IMAGE_BODY, answers
 from app.faults import fault_of_one
@@ -92,7 +92,7 @@ router.add_api_route(
     responses={**_THUMBNAIL, **answers(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
     dependencies=[Depends(inference_allowed)],
     # It has no image to read.
-    route_class_override=APIRoute,
+    route_class_override=ApiRoute,
 )
 
 

@@ -39,7 +39,7 @@ class Replica:
         app = create_app(self._settings, self._start)
         app.dependency_overrides[admin_allowed] = _refuse_changes
         self._parts = app.state.parts
-        self._parts.scraped = self._everybodys_metrics
+        self._parts.scraped.build = self._everybodys_metrics
         return BehindServe(PlainStartFailures(app, self._parts))
 
     def check_health(self) -> None:

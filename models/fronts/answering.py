@@ -18,13 +18,13 @@ _log = logging.getLogger(__name__)
 
 class Answering:
     """What one front asks for. `exposition` gives the service's metrics in the format that an Accept header asks for,
-    from any thread. `agreed` waits until all fronts go by what is served."""
+    as of now or at most so many seconds ago. `agreed` waits until all fronts go by what is served."""
 
     def __init__(
         self,
         channel: Channel,
         serving: Serving,
-        exposition: Callable[[str], str],
+        exposition: Callable[[str, float], Awaitable[str]],
         agreed: Callable[[], Awaitable[None]],
     ) -> None:
         self._channel = channel
@@ -74,4 +74,4 @@ class Answering:
             case "unload":
                 return await self._serving.unload(*ask.arguments)
             case "exposition":
-                return await asyncio.to_thread(self._exposition, *ask.arguments)
+                return await self._exposition(*ask.arguments)

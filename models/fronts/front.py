@@ -160,10 +160,11 @@ class Front:
         """As Serving.unload; no front serves it when this returns."""
         await self._asking.ask("unload", name)
 
-    def exposition(self, accept: str, timeout_s: float) -> str:
-        """The metrics of the service, which the engine process has, in the format that `accept` asks for. Blocks, and
-        is not for the event loop. Raises TimeoutError."""
-        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("exposition", accept), self._loop)
+    def exposition(self, accept: str, max_age_s: float, timeout_s: float) -> str:
+        """The metrics of the service, which the engine process has, in the format that `accept` asks for: those of now,
+        or those that another front got at most `max_age_s` seconds ago. Blocks, and is not for the event loop. Raises
+        TimeoutError."""
+        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("exposition", accept, max_age_s), self._loop)
         found: str = asking.result(timeout_s)
         return found
 

@@ -23,6 +23,7 @@ from models.items import Item, Output
 from models.loading import LoadedModel
 from models.served import ServedModel, ServingOptions
 from models.serving import Serving
+from models.shared_work import SharedWork
 from models.telemetry import BatchReport, Telemetry
 
 # How often it is looked whether what is served has changed, and whether what has gone is empty.
@@ -68,8 +69,9 @@ class _Front:
 
 class House:
     """Made, with its models loaded, before there is an event loop; all else belongs to one. `fronts` front numbers may
-    be in use at once. `exposition` is Answering's. `on_lost` is told of a front that has gone, `on_fault`, from any
-    thread, of an error after which fronts are not answered as they should be. Raises StartError as Serving does."""
+    be in use at once. `exposition` gives the service's metrics, from any thread. `on_lost` is told of a front that has
+    gone, `on_fault`, from any thread, of an error after which fronts are not answered as they should be. Raises
+    StartError as Serving does."""
 
     def __init__(
         self,
@@ -88,6 +90,7 @@ class House:
         self._on_fault = on_fault
         self._versions = itertools.count()
         self._exposition = exposition
+        self._expositions: SharedWork[str, str] = SharedWork()
         self._open: dict[int, Version] = {}
         self._ever_served: set[int] = set()
         self._fronts: dict[int, _Front] = {}
@@ -138,7 +141,7 @@ class House:
         its_channel = Channel(
             channel, lambda message, _: self._hear(number, message), lambda: self._front_gone(number, images)
         )
-        answering = Answering(its_channel, self.serving, self._exposition, self._agreed)
+        answering = Answering(its_channel, self.serving, self._shared_exposition, self._agreed)
         self._fronts[number] = front = _Front(images, its_channel, answering)
         self._announce_to(front)
 
@@ -185,6 +188,12 @@ class House:
         new = [each.version for each in self._state.models if each.version not in front.known]
         front.known.update(new)
         front.channel.send(self._state, [self._open[number].descriptor for number in new])
+
+    async def _shared_exposition(self, accept: str, max_age_s: float) -> str:
+        async def build() -> str:
+            return await asyncio.to_thread(self._exposition, accept)
+
+        return await self._expositions.result(accept, build, max_age_s=max_age_s)
 
     async def _agreed(self) -> None:
         """Until every front goes by what is served now."""

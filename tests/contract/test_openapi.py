@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import pytest
@@ -193,8 +195,61 @@ def test_every_documented_error_is_a_problem(document: dict[str, Any]) -> None:
 def test_the_inference_routes_document_each_way_they_can_fail(document: dict[str, Any], path: str) -> None:
     documented = set(document["paths"][path]["post"]["responses"])
     assert documented == {
-        *("200", "400", "401", "403", "404", "408", "412", "413", "415", "422", "429", "500", "503", "504")
+        *(
+            "200",
+            "400",
+            "401",
+            "403",
+            "404",
+            "408",
+            "412",
+            "413",
+            "415",
+            "421",
+            "422",
+            "429",
+            "431",
+            "500",
+            "503",
+            "504",
+        )
     }
+
+
+def test_what_is_refused_before_a_route_is_found_is_documented_at_each(document: dict[str, Any]) -> None:
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            described = " ".join(answer["description"] for answer in operation["responses"].values())
+            for slug in ("malformed-request", "too-finely-chunked", "slow-body", "headers-too-large"):
+                assert described.count(f"urn:gradless:problem:{slug}`") == 1, (path, slug)
+            # Probes are answered under any host.
+            assert ("421" in operation["responses"]) == (path not in {"/healthz", "/readyz"})
+    for slug in ("not-found", "method-not-allowed"):
+        assert slug in document["info"]["description"]
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("{method} {path} HTTP/1.1\r\nHost: localhost\r\nHost: localhost", 400),
+        ("{method} {path} HTTP/1.1\r\nHost: elsewhere.example", 421),
+        ("{method} {path} HTTP/1.1\r\nHost: localhost\r\nX: " + "x" * 33_000, 431),
+    ],
+    ids=["malformed", "another host", "a large head"],
+)
+def test_what_is_refused_before_a_route_is_found_is_as_documented(
+    address: str, document: dict[str, Any], head: str, status: int
+) -> None:
+    url = urlsplit(address)
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if str(status) not in operation["responses"]:
+                continue
+            asked = head.format(method=method.upper(), path=path.format(name="a", row=0))
+            with socket.create_connection((url.hostname, url.port)) as connection, connection.makefile("rb") as file:
+                connection.sendall(f"{asked}\r\nConnection: close\r\n\r\n".encode())
+                assert file.readline().split()[1] == str(status).encode()
+                assert b"content-type: application/problem+json" in file.read().lower()
 
 
 @pytest.mark.parametrize(

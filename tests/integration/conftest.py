@@ -229,7 +229,7 @@ def _application(spec: ModelSpec, **options: Any) -> FastAPI:
     def start(telemetry: Telemetry) -> Serving:
         return Serving(ServingOptions(models=[spec], **{"device": "cpu", "backend": "eager", **options}), telemetry)
 
-    return create_app(Settings(models=(spec.name,)), start)
+    return create_app(Settings(models=(spec.name,), metrics_max_age_s=0), start)
 
 
 @asynccontextmanager

@@ -76,6 +76,8 @@ class _Service:
     sockets: list[tuple[socket.socket, socket.socket]]
     reasons: list[str]
     lost: list[int]
+    # Formats in which the engine process has told its metrics.
+    scraped: list[str]
 
 
 async def _until(holds: Callable[[], bool]) -> None:
@@ -87,12 +89,17 @@ async def _until(holds: Callable[[], bool]) -> None:
 @asynccontextmanager
 async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIterator[_Service]:
     wanted = ServingOptions(**{"models": [spec], "device": "cpu", "backend": "eager", "decode_threads": 2, **options})
-    service = _Service(None, _Counts(), [], [], [], [], [])  # type: ignore[arg-type]  # the house is built next
+    service = _Service(None, _Counts(), [], [], [], [], [], [])  # type: ignore[arg-type]  # the house is built next
+
+    def own_metrics(accept: str) -> str:
+        service.scraped.append(accept)
+        return f"engine {accept}"
+
     service.house = House(
         wanted,
         2 * fronts,
         service.engine,
-        lambda accept: f"engine {accept}",
+        own_metrics,
         give_up=service.reasons.append,
         on_lost=service.lost.append,
         on_fault=lambda error: service.reasons.append(str(error)),
@@ -342,9 +349,17 @@ async def test_a_comparison_ends_with_its_caller(
 
 async def test_a_front_gets_the_metrics_from_the_engine_process(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        found = await asyncio.to_thread(service.fronts[1].exposition, "text", _PATIENCE_S)
+        found = await asyncio.to_thread(service.fronts[1].exposition, "text", 0, _PATIENCE_S)
 
     assert found == "engine text"
+
+
+async def test_fronts_that_are_asked_together_share_the_metrics_of_all(tiny: ModelSpec) -> None:
+    async with _started(tiny) as service:
+        for front in service.fronts:
+            assert await asyncio.to_thread(front.exposition, "text", 60, _PATIENCE_S) == "engine text"
+
+    assert service.scraped == ["text"]
 
 
 async def test_a_front_that_dies_takes_nothing_along_but_its_own(

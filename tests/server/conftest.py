@@ -30,9 +30,11 @@ COMMAND_TIMEOUT_S = 90
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's environment with these settings and no other GRADLESS_ ones, on a free port."""
+    """This process's environment with these settings and no other GRADLESS_ ones, on a free port. Tests look at metrics
+    in a row, and want those of now."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRADLESS_")}
-    return inherited | {"GRADLESS_PORT": "0", "PYTHONUNBUFFERED": "1"} | settings
+    own = {"GRADLESS_PORT": "0", "PYTHONUNBUFFERED": "1", "GRADLESS_METRICS_MAX_AGE_S": "0"}
+    return inherited | own | settings
 
 
 class Server:
@@ -120,6 +122,12 @@ def server() -> Iterator[Server]:
     """The default model, as in a terminal but else with default settings, shared: leave it as you found it."""
     with Server(start, GRADLESS_LOG_FORMAT="console") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def serving() -> type[Server]:
+    """A server by the way it is started and its settings, for fixtures that last longer than a test."""
+    return Server
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def _asking(service: Any, path: str, image: bytes | None) -> Iterator[None]:
         ("a message", "from models.fronts.house import House; fail(House, '_hear')"),
         ("the desk", "from models.fronts.desk import Desk; fail(Desk, '_submit')"),
         ("a batch's report", "from models.fronts.desk import Desk; fail(Desk, 'batch_over')"),
-        ("a thread", "from models.serving import Serving; fail(Serving, '_ailments')"),
+        ("a thread", "from models.supervision import Supervisor; fail(Supervisor, '_looked')"),
     ],
 )
 def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
@@ -223,7 +223,7 @@ signal.signal(signal.SIGUSR2, lambda *_: globals().update(ready=True))
 
 
 def test_no_counter_falls_when_a_front_is_killed(start_patched: Callable[..., Any], clock_jpeg: bytes) -> None:
-    service = start_patched(_FRONTS)
+    service = start_patched(_FRONTS, GRADLESS_METRICS_MAX_AGE_S="0")
     # One connection is on one front.
     with httpx2.Client(base_url=service.address) as client, httpx2.Client(base_url=service.address) as other:
         for asking in (client, other):

@@ -118,6 +118,80 @@ def test_a_target_that_is_none_is_malformed(server: Any, read_answer: ReadAnswer
 
 
 @pytest.mark.parametrize(
+    "head",
+    [
+        "GET /v1/models HTTP/1.1\r\nHost: localhost\r\nHost: localhost",
+        "GET /healthz HTTP/1.1\r\nHost: localhost\r\nhost: elsewhere.example",
+        "GET /healthz HTTP/1.1\r\nAccept: */*",
+        "GET /v1/models HTTP/1.1\r\nHost: user@localhost",
+        "GET /v1/models HTTP/1.1\r\nHost: user:secret@localhost:80",
+        "GET /v1/models HTTP/1.1\r\nHost: [::1]evil",
+        "GET /v1/models HTTP/1.1\r\nHost: ::1",
+        "GET /v1/models HTTP/1.1\r\nHost: localhost:80x",
+        "GET /v1/models HTTP/1.1\r\nHost: localhost/evil",
+        "GET /v1/models HTTP/1.1\r\nHost: localhost, elsewhere.example",
+        "GET http://elsewhere.example/healthz HTTP/1.1\r\nHost: localhost",
+        "GET http://user@localhost/healthz HTTP/1.1\r\nHost: localhost",
+        "GET http://localhost:81/healthz HTTP/1.1\r\nHost: localhost",
+        "GET http://localhost/healthz HTTP/1.0",
+        "GET ftp://localhost/healthz HTTP/1.1\r\nHost: localhost",
+        "GET ws://localhost/healthz HTTP/1.1\r\nHost: localhost",
+    ],
+)
+def test_a_request_that_does_not_say_clearly_which_host_it_is_for_is_malformed(
+    server: Any, read_answer: ReadAnswer, head: str
+) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        answer = read_answer(file)
+        assert (answer.status, answer.headers["connection"]) == (400, "close")
+        assert json.loads(answer.body)["type"] == "urn:gradless:problem:malformed-request"
+        assert file.read() == b""
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET http://localhost/healthz HTTP/1.1\r\nHost: localhost",
+        "GET HTTP://LOCALHOST:80/healthz HTTP/1.1\r\nHost: localhost",
+        "GET https://localhost/healthz HTTP/1.1\r\nHost: localhost:443",
+        "GET /healthz HTTP/1.1\r\nHost: [::1]:8000",
+        "GET /v1/models HTTP/1.1\r\nHost: localhost \t ",
+        "GET /healthz HTTP/1.0",
+    ],
+)
+def test_a_request_may_state_its_host_in_its_target_as_well_or_by_address(
+    server: Any, read_answer: ReadAnswer, head: str
+) -> None:
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(f"{head}\r\n\r\n".encode())
+        assert read_answer(file).status == 200
+
+
+def test_a_thousand_requests_in_a_row_that_would_go_on_in_http_2_are_answered(
+    server: Any, read_answer: ReadAnswer
+) -> None:
+    head = "\r\n".join(["GET /healthz HTTP/1.1", "Host: localhost", *H2C, "", ""])
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(head.encode() * 1000)
+        assert {read_answer(file).status for _ in range(1000)} == {200}
+
+
+@pytest.mark.parametrize("good", [1, 3])
+def test_a_broken_body_behind_requests_is_refused_after_their_answers(
+    server: Any, clock_jpeg: bytes, read_answer: ReadAnswer, good: int
+) -> None:
+    broken = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n"
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(request(clock_jpeg) * good + broken)
+        assert [read_answer(file).status for _ in range(good)] == [200] * good
+        refusal = read_answer(file)
+        assert (refusal.status, refusal.headers["connection"]) == (400, "close")
+        assert json.loads(refusal.body)["type"] == "urn:gradless:problem:malformed-request"
+        assert file.read() == b""
+
+
+@pytest.mark.parametrize(
     "head", ["GET /healthz?{} HTTP/1.1", "GET /healthz HTTP/1.1\r\nX: {}"], ids=["target", "field"]
 )
 def test_a_head_of_over_32_kib_is_refused_also_where_it_comes_in_one_piece(

@@ -293,7 +293,8 @@ def application(new_runtime: Callable[..., FakeRuntime]) -> Callable[..., FastAP
 
     def make(runtime: Mapping[str, Any] | None = None, /, traces: Traces | None = None, **settings: Any) -> FastAPI:
         fake = new_runtime(**(runtime or {}))
-        return create_app(Settings(models=tuple(fake.names), **settings), fake.started, traces)
+        told = {"models": tuple(fake.names), "metrics_max_age_s": 0, **settings}
+        return create_app(Settings(**told), fake.started, traces)
 
     return make
 

@@ -22,6 +22,7 @@ Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 KEY = "a-key-for-inference-0001"
 ADMIN = "a-key-for-everything-0002"
 SCRAPER = "a-key-for-metrics-0003"
+CHANGER = "a-key-for-changes-0004"
 KEYS = f"{KEY}, inference+debug+metrics:{ADMIN}, metrics:{SCRAPER}"
 
 INFERENCE = [("POST", "/v1/classify"), ("POST", "/v1/features"), ("GET", "/v1/models"), ("GET", "/v1/models/fake")]
@@ -158,6 +159,49 @@ async def test_without_keys_no_other_page_of_this_machine_runs_a_comparison(
     headers = {"Host": "localhost:8000"} | ({} if origin is None else {"Origin": origin})
     async with serve() as client:
         assert (await ask(client, *DEBUG[0], headers)).status_code == status
+
+
+PRIVILEGED = [*DEBUG, ("POST", "/v1/models/fake"), ("DELETE", "/v1/models/fake")]
+
+
+@pytest.mark.parametrize(("method", "path"), PRIVILEGED)
+@pytest.mark.parametrize("listening_on", ["0.0.0.0", "192.0.2.7"])  # noqa: S104 - nothing listens there
+async def test_a_page_whose_name_was_made_to_lead_to_this_machine_may_do_nothing_special(
+    serve: Serve, method: str, path: str, listening_on: str
+) -> None:
+    rebound = {"Host": "evil.example:8000"}
+    page = rebound | {"Origin": "http://evil.example:8000"}
+    async with serve({}, host=listening_on) as client:
+        answers = [(await client.request(method, path, headers=headers)) for headers in (page, rebound)]
+    async with serve({}, host=listening_on, allowed_hosts=("*",)) as client:
+        answers.append(await client.request(method, path, headers=page))
+    async with serve({}, host=listening_on, api_keys=f"debug+admin:{CHANGER}") as client:
+        answers.append(await client.request(method, path, headers=page))
+        with_key = await client.request(method, path, headers=page | bearer(CHANGER))
+
+    assert [answer.status_code for answer in answers] == [403, 403, 403, 401]
+    assert with_key.status_code < 300
+
+
+@pytest.mark.parametrize(("method", "path"), PRIVILEGED)
+async def test_where_others_can_connect_this_machine_asks_by_a_name_that_nobody_else_can_lead_here(
+    serve: Serve, method: str, path: str
+) -> None:
+    async with serve({}, host="0.0.0.0") as client:  # noqa: S104 - nothing listens there
+        here = [
+            await client.request(method, path, headers={"Host": host})
+            for host in ("localhost:8000", "127.0.0.1", "[::1]:80")
+        ]
+    async with serve({}, host="0.0.0.0", allowed_hosts=("lens.example",)) as client:  # noqa: S104 - as above
+        here.append(await client.request(method, path, headers={"Host": "lens.example"}))
+
+    assert {answer.status_code for answer in here} <= {200, 201, 204}
+
+
+async def test_on_every_address_the_lens_answers_its_own_page_of_this_machine(serve: Serve) -> None:
+    page = {"Host": "localhost:8000", "Origin": "http://localhost:8000"}
+    async with serve({}, host="0.0.0.0") as client:  # noqa: S104 - nothing listens there
+        assert (await ask(client, *DEBUG[0], page)).status_code == 200
 
 
 async def test_another_page_of_this_machine_runs_a_comparison_with_a_key(serve: Serve) -> None:

@@ -11,7 +11,8 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from models.predictions import Answer
+from models.errors import EmptyImageError
+from models.predictions import Answer, Prediction
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exchange
@@ -124,12 +125,90 @@ async def test_an_image_of_exactly_the_limit_passes_and_one_byte_more_does_not(
     statuses = []
     async with serve(max_image_bytes=50) as client:
         for size in (50, 51):
-            headers, body = multipart(b"a", b"x" * size)
+            headers, body = multipart(b"x" * size)
             for content, options in ((b"x" * size, {}), (body, {"headers": headers})):
                 response = await client.post("/v1/classify", content=content, **options)
                 statuses.append((response.status_code, response.status_code == 200 or _slug(response)))
 
     assert statuses == [(200, True)] * 2 + [(413, "image-too-large")] * 2
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+async def test_an_image_among_several_that_is_too_large_has_its_error_in_its_place(
+    serve: Serve, multipart: Multipart, answer: Callable[..., Answer], prediction: Callable[..., Prediction], path: str
+) -> None:
+    asked: list[bytes] = []
+
+    async def predict(_model: str | None, images: Sequence[bytes], **_: object) -> Answer:
+        asked.extend(images)
+        return answer(*[EmptyImageError() if image == b"bad" else prediction() for image in images])
+
+    headers, body = multipart(b"x" * 60, b"good", b"y" * 51, b"bad", b"good")
+    async with serve({"predict": predict}, max_image_bytes=50) as client:
+        response = await client.post(path, content=body, headers=headers)
+        exposition = (await client.get("/metrics")).text
+
+    assert response.status_code == 200
+    errors = [result.get("error", {}) for result in response.json()["results"]]
+    assert [error.get("status") for error in errors] == [413, None, 413, 422, None]
+    assert errors[0]["type"] == "urn:gradless:problem:image-too-large"
+    assert errors[0]["detail"] == "The image a is larger than 50 bytes: it has 6e-05 MB."
+    assert asked == [b"good", b"bad", b"good"]
+    task = path.rpartition("/")[2]
+    assert f'gradless_images_total{{model="fake",outcome="bad_image",task="{task}"}} 2.0' in exposition
+    assert 'gradless_rejected_total{reason="too_large"} 2.0' in exposition
+
+
+async def test_where_every_image_is_too_large_each_is_told_so_and_none_is_asked_for(
+    serve: Serve, multipart: Multipart
+) -> None:
+    async def predict(*_: object, **__: object) -> Answer:
+        pytest.fail("there is nothing to answer")
+
+    headers, body = multipart(b"x" * 60, b"y" * 51)
+    async with serve({"predict": predict}, max_image_bytes=50) as client:
+        response = await client.post("/v1/classify", content=body, headers=headers)
+        lens = await client.post("/debug/grad-modes", content=multipart(b"x" * 60)[1], headers=headers)
+
+    assert [result["error"]["status"] for result in response.json()["results"]] == [413, 413]
+    assert response.json()["model"] == "fake"
+    assert (lens.status_code, _slug(lens)) == (413, "image-too-large")
+
+
+async def test_a_file_of_numbers_has_no_place_for_an_image_that_is_too_large(
+    serve: Serve, multipart: Multipart
+) -> None:
+    headers, body = multipart(b"x" * 60, b"good")
+    async with serve(max_image_bytes=50) as client:
+        response = await client.post("/v1/features", content=body, headers={**headers, "Accept": "application/x-npy"})
+
+    assert (response.status_code, _slug(response)) == (413, "image-too-large")
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/debug/grad-modes", "/v1/models/fake"])
+@pytest.mark.parametrize("codings", ["gzip", "deflate", "x-made-up", "identity, GZIP"])
+async def test_a_compressed_body_is_refused_unread_with_the_name_of_what_makes_it_one(
+    application: Callable[..., FastAPI], exchange: Exchange, path: str, codings: str
+) -> None:
+    async def receive() -> dict[str, Any]:
+        pytest.fail("it is not read")
+
+    app = application()
+    async with app.router.lifespan_context(app):
+        [start, body] = await exchange(app, receive, path, [(b"content-encoding", codings.encode())])
+
+    assert start["status"] == 415
+    assert (b"accept-encoding", b"identity") in start["headers"]
+    assert b"urn:gradless:problem:unsupported-content-encoding" in body["body"]
+    assert f"Content-Encoding: {codings}".encode() in body["body"]
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+async def test_a_body_whose_coding_is_none_is_read(serve: Serve, coding: str) -> None:
+    async with serve() as client:
+        assert (
+            await client.post("/v1/classify", content=b"image", headers={"Content-Encoding": coding})
+        ).status_code == 200
 
 
 async def test_one_image_too_many_is_refused(serve: Serve, multipart: Multipart) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -85,6 +86,9 @@ def listen(application: Callable[..., FastAPI]) -> Listen:
                 listening = Listening(app, server.sockets[0].getsockname())
                 async with listening.client:
                     yield listening
+                for connection in state.connections:
+                    connection.transport.abort()
+                await asyncio.sleep(0)
             await asyncio.gather(*state.tasks)
 
     return start
@@ -134,6 +138,42 @@ async def test_a_connection_lives_on_unless_much_would_have_to_be_read_for_it(
         assert await listening.ends_after(head_of(*headers)) == ends
 
 
+async def test_a_client_that_writes_its_whole_body_first_reads_the_refusal(listen: Listen) -> None:
+    def refused(address: tuple[str, int]) -> int:
+        connection = http.client.HTTPConnection(*address, timeout=_PATIENCE_S)
+        connection.request("POST", "/v1/classify", bytes(8 * 2**20))
+        status = connection.getresponse().status
+        connection.close()
+        return status
+
+    async with listen(FULL) as listening:
+        statuses = [await asyncio.to_thread(refused, listening.address) for _ in range(20)]
+    assert statuses == [429] * 20
+
+
+async def test_a_full_house_takes_no_head_that_it_would_not_take_else(listen: Listen) -> None:
+    heads = {
+        b"431": head_of("content-length: 5", "x-long: " + "x" * 33_000),
+        b"400": head_of("content-length: 5", "host: elsewhere"),
+        b"429": head_of("content-length: 5"),
+    }
+    async with listen(FULL) as listening:
+        for status, head in heads.items():
+            [(answer, _)] = await listening.sent(head + b"image")
+            assert answer[b"status"] == status
+
+
+async def test_requests_behind_a_refusal_that_ends_the_connection_are_not_begun(listen: Listen) -> None:
+    async with listen(FULL) as listening:
+        # By this runtime the second would be answered.
+        assert await listening.ends_after(
+            head_of("content-length: 5", "connection: close") + b"image" + head_of("if-match: *", "content-length: 0")
+        )
+        exposition = (await listening.client.get("/metrics")).text
+    assert 'gradless_requests_total{code="429",method="POST",route="/v1/classify"} 1.0' in exposition
+    assert 'gradless_requests_total{code="200",method="POST",route="/v1/classify"} 0.0' in exposition
+
+
 async def test_requests_after_a_refused_one_are_answered_on_the_same_connection(listen: Listen) -> None:
     pieces = [
         head_of("content-length: 70000") + b"i" * 40_000,
@@ -166,7 +206,7 @@ async def test_headers_that_come_twice_are_left_to_the_application(listen: Liste
         # By this runtime whatever gets to the application is answered.
         answers = [
             await listening.sent(head_of(*image, *more) + b"image")
-            for more in ([], ["content-type: multipart/form-data"], ["host: elsewhere"])
+            for more in ([], ["content-type: multipart/form-data"], ["x-request-id: one", "x-request-id: two"])
         ]
     assert [head[b"status"] for [(head, _)] in answers] == [b"429", b"200", b"200"]
 
@@ -209,7 +249,7 @@ async def test_who_looks_for_every_request_finds_the_line_of_each(
     assert (line["path"], line["request_id"]) == ("/v1/features", answer.headers["x-request-id"])
 
 
-@pytest.mark.parametrize("query", ["?model=fake", "?top_k=2&model=fake", "?top_k=2", "?encoding=base64"])
+@pytest.mark.parametrize("query", ["?model=fake", "?top_k=2&model=fake", "?top_k=2", "?top_k=0"])
 async def test_whatever_else_is_asked_of_the_model_it_is_refused(listen: Listen, query: str) -> None:
     async with listen(FULL) as listening:
         [(head, _)] = await listening.sent(head_of("content-length: 5", path=f"/v1/classify{query}"))
@@ -230,9 +270,20 @@ async def test_images_of_a_multipart_body_are_counted_before_they_are_refused(
     listen: Listen, multipart: Callable[..., tuple[dict[str, str], bytes]]
 ) -> None:
     headers, body = multipart(b"one", b"two")
+    shouted = {"Content-Type": headers["Content-Type"].replace("multipart/form-data", "Multipart/Form-Data")}
     async with listen(FULL) as listening:
         # By the runtime, that is: this one takes them.
         assert (await listening.client.post("/v1/classify", content=body, headers=headers)).status_code == 200
+        assert (await listening.client.post("/v1/classify", content=body, headers=shouted)).status_code == 200
+
+
+@pytest.mark.parametrize("query", ["?model=full&model=free", "?top_k=1&top_k=2", "?topk=1", "?encoding=list"])
+async def test_a_query_that_would_be_refused_anyway_is_refused_for_what_is_wrong_with_it(
+    listen: Listen, query: str
+) -> None:
+    async with listen({"names": ("full", "free"), **FULL}) as listening:
+        answer = await listening.client.post(f"/v1/classify{query}", content=b"image")
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:gradless:problem:invalid-parameter")
 
 
 @pytest.mark.parametrize(

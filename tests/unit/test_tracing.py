@@ -75,7 +75,7 @@ def in_one_batch(prediction: Callable[..., Prediction], count: int) -> list[Pred
 
 async def test_a_request_is_a_span_with_its_route_status_and_model(serve: Serve, kept: Kept) -> None:
     async with serve({}, traces=kept.traces) as client:
-        answer = await client.post("/v1/classify?key=secret", content=b"image")
+        answer = await client.post("/v1/classify?model=fake", content=b"image")
 
     (span,) = kept.spans("POST /v1/classify")
     assert span.kind is SpanKind.SERVER

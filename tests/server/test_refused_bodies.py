@@ -1,0 +1,100 @@
+"""A refusal reaches clients that write their whole body before they read: its connection is not reset under them."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from time import monotonic
+from typing import Any
+
+import pytest
+
+KEY = "a-key-of-sixteen-letters-or-more"
+MANY_TRIES = 15
+# More than the kernel keeps of a connection on both sides: a client is still writing when it is refused.
+BODY = bytes(8 * 2**20)
+
+REFUSALS = [
+    ("POST", "/v1/classify", {}, 401),
+    ("POST", "/v1/classify?model=none", {"X-API-Key": KEY}, 404),
+    ("POST", "/nowhere", {}, 404),
+    ("PUT", "/v1/classify", {}, 405),
+    ("POST", "/v1/classify", {"X-API-Key": KEY, "If-Match": "another"}, 412),
+    ("POST", "/v1/classify", {"X-API-Key": KEY}, 413),
+    ("POST", "/v1/models/null", {}, 401),
+    ("POST", "/v1/classify?top_k=0", {"X-API-Key": KEY}, 422),
+    ("POST", "/v1/classify", {"Host": "elsewhere.example"}, 421),
+    ("POST", "/v1/classify", {"Host": "user@localhost"}, 400),
+    ("POST", "/v1/classify", {"X-Long": "x" * 33_000}, 431),
+]
+
+
+@pytest.fixture(scope="module")
+def strict_server(warm_command: Any, serving: Callable[..., Any]) -> Any:
+    """Every kind of refusal can be had from it."""
+    with ExitStack() as running:
+        yield running.enter_context(
+            serving(
+                warm_command.start,
+                GRADLESS_MODELS="null",
+                GRADLESS_MAX_REQUEST_BYTES=str(2**20),
+                GRADLESS_MAX_IMAGE_BYTES=str(2**19),
+                GRADLESS_API_KEYS=KEY,
+            )
+        )
+
+
+def refused_by_http_client(server: Any, method: str, target: str, headers: Mapping[str, str]) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
+    connection.request(method, target, BODY, dict(headers))
+    response = connection.getresponse()
+    found = response.status, json.loads(response.read())
+    connection.close()
+    return found
+
+
+def refused_by_urllib(server: Any, method: str, target: str, headers: Mapping[str, str]) -> tuple[int, Any]:
+    request = urllib.request.Request(server.address + target, BODY, dict(headers), method=method)  # noqa: S310 - ours
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=30)  # noqa: S310 - as above
+    with refused.value as response:
+        return response.status, json.loads(response.read())
+
+
+@pytest.mark.parametrize("refused_by", [refused_by_http_client, refused_by_urllib])
+@pytest.mark.parametrize(("method", "target", "headers", "status"), REFUSALS)
+def test_a_client_that_is_still_writing_reads_why_it_was_refused(
+    strict_server: Any,
+    refused_by: Callable[..., tuple[int, Any]],
+    method: str,
+    target: str,
+    headers: dict[str, str],
+    status: int,
+) -> None:
+    for _ in range(MANY_TRIES):
+        answered, problem = refused_by(strict_server, method, target, headers)
+        assert (answered, problem["status"]) == (status, status)
+
+
+def test_behind_fronts_a_client_that_is_still_writing_reads_why_it_was_refused(by_fronts: Any) -> None:
+    for _ in range(MANY_TRIES):
+        assert refused_by_http_client(by_fronts, "POST", "/v1/classify?model=none", {})[0] == 404
+
+
+def test_a_client_that_goes_on_slowly_after_its_refusal_is_cut_off(
+    start_server: Callable[..., Any], read_answer: Callable[..., Any]
+) -> None:
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_READ_TIMEOUT_S="1")
+    with server.connect() as connection, connection.makefile("rb") as file:
+        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n")
+        assert read_answer(file).status == 404
+        assert file.read() == b""
+        began_at = monotonic()
+        with pytest.raises(ConnectionError):  # noqa: PT012 - whichever write it is that fails
+            while monotonic() < began_at + 30:
+                connection.sendall(b"x")
+        assert monotonic() - began_at < 10
