@@ -54,6 +54,7 @@ class _Batch(Stay, Generic[Item, Result]):
     entries: list[_Waiting[Item, Result]]
     trigger: Trigger
     dropped: int
+    cancelled: list[Future[Completed[Result]]]
 
 
 class Batcher(Generic[Item, Result]):
@@ -94,6 +95,8 @@ class Batcher(Generic[Item, Result]):
         self._refusal: Callable[[], Exception] = DrainingError
         # One lane at a time picks the next batch, which may take it `max_wait_s`.
         self._forming = False
+        # Items whose clients have disconnected since the last batch was formed.
+        self._dropped = 0
         self._occupancy: Occupancy[_Batch[Item, Result]] = Occupancy(full_size=max_batch_size, room_from=room_from)
         self._lanes = Lanes(
             lanes,
@@ -141,7 +144,7 @@ class Batcher(Generic[Item, Result]):
     ) -> Future[Completed[Result]]:
         """Queue one item. Cancelling the future before its batch forms costs no forward. Items of one `caller`
         take turns with everybody else's; without one, an item is its own. `future`: one to answer by, of a kind that
-        hears by itself of being cancelled, or of its batch.
+        hears by itself of its batch, or says there that it is cancelled; then it is cancelled here, without any lock.
 
         Raises DrainingError once closed, after `abandon` its error; OverloadedError when `queue_capacity` items wait.
         """
@@ -178,6 +181,8 @@ class Batcher(Generic[Item, Result]):
         for entry in waiting:
             if entry.future.set_running_or_notify_cancel():
                 entry.future.set_exception(error())
+            else:
+                entry.future.cancel()
 
     def _work(self) -> None:
         # No local holds a batch while this thread waits: an idle service keeps no image alive.
@@ -188,37 +193,43 @@ class Batcher(Generic[Item, Result]):
         batch = self._next_batch()
         if batch is None:
             return False
-        self._report(self._answer(batch))
+        # What hears of it may do I/O: not under the lock.
+        for future in batch.cancelled:
+            future.cancel()
+        if batch.entries:
+            self._report(self._answer(batch))
         return True
 
     def _next_batch(self) -> _Batch[Item, Result] | None:
-        """The next batch, waited for; None once closed and empty. Decides under the lock; runs nothing."""
-        dropped = 0
+        """The next batch, waited for, without entries where all who waited have left; None once closed and empty.
+        Decides under the lock; runs nothing."""
         with self._changed:
-            while True:
-                self._changed.wait_for(lambda: self._closed or self._wanted())
-                if not self._queue:
-                    return None
-                trigger = self._wait_for_company()
-                entries: list[_Waiting[Item, Result]] = []
-                while self._queue and len(entries) < self._max_batch_size:
-                    entry = self._queue.popleft()
-                    # False: its caller has gone. True: from here on it cannot be cancelled.
-                    if entry.future.set_running_or_notify_cancel():
-                        entries.append(entry)
-                    else:
-                        dropped += 1
-                if entries:
-                    full = len(entries) == self._max_batch_size
-                    batch = _Batch(
-                        began_at=perf_counter(),
-                        leaves_room=self._occupancy.would_leave_room(len(entries)),
-                        entries=entries,
-                        trigger="full" if full else trigger,
-                        dropped=dropped,
-                    )
-                    self._occupancy.begin(batch)
-                    return batch
+            self._changed.wait_for(lambda: self._closed or self._wanted())
+            if not self._queue:
+                return None
+            trigger = self._wait_for_company()
+            entries: list[_Waiting[Item, Result]] = []
+            cancelled: list[Future[Completed[Result]]] = []
+            while self._queue and len(entries) < self._max_batch_size:
+                entry = self._queue.popleft()
+                # False: its client has disconnected. True: from here on it cannot be cancelled.
+                if entry.future.set_running_or_notify_cancel():
+                    entries.append(entry)
+                else:
+                    cancelled.append(entry.future)
+            self._dropped += len(cancelled)
+            batch = _Batch(
+                began_at=perf_counter(),
+                leaves_room=self._occupancy.would_leave_room(len(entries)),
+                entries=entries,
+                trigger="full" if len(entries) == self._max_batch_size else trigger,
+                dropped=self._dropped,
+                cancelled=cancelled,
+            )
+            if entries:
+                self._dropped = 0
+                self._occupancy.begin(batch)
+            return batch
 
     def _wanted(self) -> bool:
         """Whether there is something for the lane that asks."""

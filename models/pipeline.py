@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Protocol
@@ -48,7 +48,8 @@ class ServedFacts(Protocol):
 
 class Pipeline:
     """The way of images through one model. Everything here runs on the event loop but `_decode_and_queue`, which the
-    decode pool runs, and what is behind the batcher."""
+    decode pool runs, and what is behind the batcher. `on_decodes_ended` is called, from a thread of that pool, when no
+    image is `decoding` any more."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Pipeline:
         limits: ImageLimits,
         deadline_s: float,
         telemetry: Telemetry,
+        on_decodes_ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._batcher = batcher
@@ -68,7 +70,14 @@ class Pipeline:
         self._limits = limits
         self._deadline_s = deadline_s
         self._telemetry = telemetry
+        self._on_decodes_ended = on_decodes_ended
+        self._decoding: set[Passage] = set()
         self._inbox: LoopInbox | None = None
+
+    @property
+    def decoding(self) -> bool:
+        """Whether an image is in the decode pool, also one whose client has disconnected: it may still be queued."""
+        return bool(self._decoding)
 
     async def predict(
         self, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
@@ -143,24 +152,35 @@ class Pipeline:
             except IndexError:
                 # Another thread of the pool was faster.
                 return
+            self._decoding.add(passage)
             try:
                 self._decode_pool.submit(partial(self._decode_and_queue, passage, undecoded))
             except DrainingError as error:
                 # Nobody will decode the others either.
                 passage.fail(error)
+                self._decode_ended(passage)
             else:
                 return
 
     def _decode_and_queue(self, passage: Passage, undecoded: deque[Passage]) -> None:
         try:
             if passage.wanted():
-                passage.queue(self._batcher, self._decoded(passage))
+                item = self._decoded(passage)
+                # The client may have disconnected during the decode.
+                if passage.wanted():
+                    passage.queue(self._batcher, item)
         except Exception as error:  # noqa: BLE001 - whatever it was: the caller hears, the pool lives on
             _let_go(error)
             passage.fail(error)
         # At the end of the pool's line, behind the images of others. From this thread, like the queueing: neither
         # the next batch nor the next decode must wait for a busy event loop.
         self._decode_next(undecoded)
+        self._decode_ended(passage)
+
+    def _decode_ended(self, passage: Passage) -> None:
+        self._decoding.discard(passage)
+        if not self._decoding:
+            self._on_decodes_ended()
 
     def _decoded(self, passage: Passage) -> Item:
         pixels = preprocess(passage.take_encoded(), self._model.transform, self._limits)

@@ -11,6 +11,7 @@ Task = Literal["classify", "features", "search"]
 Stage = Literal["decode", "queue", "forward"]
 Trigger = Literal["idle", "full", "wait", "drain"]
 MemoryKind = Literal["allocated", "reserved", "peak", "free", "total"]
+StaleMessage = Literal["answer", "submission"]
 Outcome = Literal["ok", "bad_image", "refused", "late", "cancelled", "failed"]
 
 
@@ -94,6 +95,9 @@ class Telemetry(Protocol):
     def model_gone(self, model: str) -> None:
         """It is served no more, under any version: what is still told of it is for nobody."""
 
+    def message_dropped(self, message: StaleMessage) -> None:
+        """A message between an HTTP process and the engine process was about an image that is not there any more."""
+
     def compared(self, comparison: Comparison) -> None: ...
 
 
@@ -134,4 +138,7 @@ class Unheard:
         pass
 
     def model_gone(self, model: str) -> None:
+        pass
+
+    def message_dropped(self, message: StaleMessage) -> None:
         pass

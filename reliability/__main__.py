@@ -25,6 +25,8 @@ from reliability.scenarios import (
     log_failures,
     neighbours,
     overload,
+    own_answers,
+    reloads,
     same_answer,
     sigkill,
     sigterm,
@@ -43,6 +45,8 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "sigkill": sigkill.measure,
     "log-failures": log_failures.measure,
     "neighbours": neighbours.measure,
+    "reloads": reloads.measure,
+    "own-answers": own_answers.measure,
     "same-answer": same_answer.measure,
 }
 

@@ -53,6 +53,10 @@ class Served:
         times = self._looked_at.cpu_times()
         return float(times.user + times.system)
 
+    def fronts(self) -> list[psutil.Process]:
+        """The HTTP processes, where there are several: forks of a child of the one that was started."""
+        return [front for child in self._looked_at.children() for front in child.children()]
+
     def alive(self) -> bool:
         """Whether the process that was started still runs."""
         return self.process.poll() is None

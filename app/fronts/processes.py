@@ -274,7 +274,7 @@ class _Engine:
 
     def _start_front(self) -> None:
         loop = asyncio.get_running_loop()
-        number = self._house.free_number()
+        number = self._house.free_number(self._fronts)
         if number is None:
             # Images of one that has gone are still in a forward.
             loop.call_later(_RETRY_S, self._start_another)
@@ -354,6 +354,7 @@ class _Engine:
         refused = front.let_go()
         front.handing.close()
         self._acceptor.take_back([*(refused or ()), *front.not_taken])
+        self._house.process_ended(number)
         self._ended.set()
         if front.process.pid is not None:
             self._metrics.process_ended(front.process.pid)

@@ -115,6 +115,11 @@ class Families:
             "Processes that read and decode, started anew because one had ended or hung.",
             "reason",
         )
+        self.stale_messages = self._counter(
+            "gradless_stale_messages_total",
+            "Messages between processes that were dropped, because their image was not there any more.",
+            "message",
+        )
         self.replacements = self._counter(
             "gradless_model_replacements_total", "Models started anew because they stopped.", "model"
         )

@@ -15,7 +15,7 @@ from app.metrics.processes import Processes
 from app.problems import Reason, Row
 from app.runtime import Runtime
 from models.comparison import ARMS, Comparison
-from models.telemetry import BatchReport, Outcome, Stage, StageSeconds, Task, Trigger
+from models.telemetry import BatchReport, Outcome, Stage, StageSeconds, StaleMessage, Task, Trigger
 
 # Why a front is no more.
 FrontEnd = Literal["ended", "hung"]
@@ -46,6 +46,8 @@ class Metrics:
         self._families.loads.create(_NOT_SERVED, "failed")
         for why in get_args(FrontEnd):
             self._families.front_replacements.create(why)
+        for message in get_args(StaleMessage):
+            self._families.stale_messages.create(message)
 
     def expect(self, route: str | None, method: str, status: int) -> None:
         """From now on there is a series, zero if need be, of requests that end so; without a `route`, of those to
@@ -104,6 +106,9 @@ class Metrics:
     def front_replaced(self, why: FrontEnd) -> None:
         """Another front takes the place of one."""
         self._families.front_replacements[why,].inc()
+
+    def message_dropped(self, message: StaleMessage) -> None:
+        self._families.stale_messages[message,].inc()
 
     def batch_ran(self, report: BatchReport) -> None:
         self._families.batch_size[report.model,].observe(report.size)

@@ -4,12 +4,15 @@ some. Only processes of this service hold its ends, so objects are pickled."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
+
+_log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct("<Q")
 _PIECE = 1 << 18
@@ -19,13 +22,14 @@ _MOST_DESCRIPTORS = 253
 
 class Channel:
     """One end, on an event loop. `on_message` gets each object, and the descriptors that came by then, as a queue of
-    which it takes those that are the message's; `on_end` is called once, when the other end is there no more."""
+    which it takes those that are the message's. `on_end` is called once: with None when the other end is there no more,
+    or with what a message raised, for an end that does not go by a message must not go on as if it had."""
 
     def __init__(
         self,
         end: socket.socket,
         on_message: Callable[[Any, deque[int]], None],
-        on_end: Callable[[], None],
+        on_end: Callable[[Exception | None], None],
     ) -> None:
         end.setblocking(False)
         self._socket = end
@@ -82,13 +86,21 @@ class Channel:
         except OSError:
             piece, descriptors = b"", []
         if not piece:
-            self.close()
-            self._on_end()
+            self._end(None)
             return
         self._descriptors.extend(descriptors)
         self._incoming += piece
-        while self._open and (message := _first(self._incoming)) is not None:
-            self._on_message(message[0], self._descriptors)
+        try:
+            while self._open and (message := _first(self._incoming)) is not None:
+                self._on_message(message[0], self._descriptors)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it ends this channel alone
+            _log.exception("a message between processes cannot be acted on")
+            self._end(error)
+
+    def _end(self, error: Exception | None) -> None:
+        if self._open:
+            self.close()
+            self._on_end(error)
 
 
 def receive_first(end: socket.socket) -> tuple[Any, list[int]]:

@@ -4,11 +4,13 @@ elsewhere."""
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -33,7 +35,11 @@ from models.supervision import Supervisor
 from models.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 from models.wanted import Wanted, always
 
+_log = logging.getLogger(__name__)
+
 _PIECE = 1 << 18
+
+_LEFT = "the engine process has ended, or has given this process up"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,12 @@ class _Served:
     def card(self) -> ModelCard:
         return self.announced.card
 
+    @property
+    def idle(self) -> bool:
+        """Whether no image is inside, and none can come: one that nobody waits for may be with the engine process, and
+        one that is being decoded will be."""
+        return self.batcher.idle and not self.pipeline.decoding and not self.admission.in_flight
+
 
 class Front:
     """Waits on construction until it knows what is served; after that it belongs to the event loop that runs, as
@@ -92,11 +104,11 @@ class Front:
         self._gone = False
         # Also those that others have taken the place of, until nobody is inside for them.
         self._versions: dict[int, _Served] = {}
-        self._frames = Frames(lambda version: self._versions[version].card.name)
+        self._frames = Frames()
         self._loop = asyncio.get_running_loop()
         place.images.setblocking(True)
         state, descriptors = receive_first(place.channel)
-        self._channel = Channel(place.channel, self._hear, self._left_alone)
+        self._channel = Channel(place.channel, self._hear, self._channel_ended)
         self._asking = Asking(self._channel.send)
         self._take(state, deque(descriptors))
         self._loop.add_reader(place.images, self._receive)
@@ -212,7 +224,7 @@ class Front:
         before = self._served
         self._served = MappingProxyType(
             {
-                each.card.name: self._versions.get(each.version) or self._begin(each, descriptors.popleft())
+                each.card.name: self._versions.get(each.version) or self._begin(each, descriptors)
                 for each in state.models
             }
         )
@@ -224,11 +236,17 @@ class Front:
         self._forget_versions()
         self._channel.send(Taken(state.number))
 
-    def _begin(self, announced: Announced, descriptor: int) -> _Served:
+    def _begin(self, announced: Announced, descriptors: deque[int]) -> _Served:
         front, facts = self._place.front, announced.facts
+        if not descriptors:
+            # The kernel leaves out those for which a process has no number left.
+            raise OSError(f"the memory of {facts.name} did not arrive; this process may have too many open files")
+        descriptor = descriptors.popleft()
         slots = Slots(descriptor, announced.shape)
         os.close(descriptor)
-        batcher = RemoteBatcher(announced.version, slots, front, self._place.images)
+        batcher = RemoteBatcher(
+            announced.version, slots, front, self._place.images, partial(self._drop_answer, announced.version)
+        )
         admission = Admission(
             announced.capacity,
             batcher.expected_seconds,
@@ -245,6 +263,7 @@ class Front:
             limits=self._options.limits,
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
+            on_decodes_ended=self._decodes_ended,
         )
         self._telemetry.model_shown(facts.name)
         served = self._versions[announced.version] = _Served(announced, pipeline, admission, batcher)
@@ -261,9 +280,14 @@ class Front:
             return
         current = {served.announced.version for served in self._served.values()}
         for version, served in list(self._versions.items()):
-            # An image that nobody waits for any more may still be in the house, and one that is waited for not yet.
-            if version not in current and served.batcher.idle and not served.admission.in_flight:
+            if version not in current and served.idle:
                 del self._versions[version]
+
+    def _decodes_ended(self) -> None:
+        """From a thread of the decode pool. Only a version that is served no more waits for this."""
+        if len(self._versions) != len(self._served):
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._forget_versions)
 
     def _receive(self) -> None:
         try:
@@ -271,17 +295,38 @@ class Front:
         except OSError:
             piece = b""
         if not piece:
-            self._loop.remove_reader(self._place.images)
-            self._left_alone()
+            self._end(_LEFT)
             return
-        for frame in self._frames.feed(piece):
-            batcher = self._versions[frame.version].batcher
-            match frame:
-                case Answers():
-                    batcher.answered(frame)
-                case Failure(slot=slot, error=error):
-                    batcher.failed(slot, error)
+        try:
+            for frame in self._frames.feed(piece):
+                self._hand_out(frame)
+        except Exception as error:  # noqa: BLE001 - whatever it was: which answers are missing is not known any more
+            _log.exception("front %d cannot read its answers", self._place.front)
+            self._end(f"answers cannot be read: {type(error).__name__}: {error}")
         self._forget_versions()
+
+    def _hand_out(self, frame: Answers | Failure) -> None:
+        served = self._versions.get(frame.version)
+        match frame:
+            case Answers() if served is not None:
+                served.batcher.answered(frame)
+            case Answers():
+                for answered in frame.answers:
+                    self._drop_answer(frame.version, answered.slot, answered.generation)
+            case Failure(slot=slot, generation=generation, error=error) if served is not None:
+                served.batcher.failed(slot, generation, error)
+            case Failure(slot=slot, generation=generation):
+                self._drop_answer(frame.version, slot, generation)
+
+    def _drop_answer(self, version: int, slot: int, generation: int) -> None:
+        _log.warning(
+            "front %d dropped a stale answer: version %d, slot %d, generation %d",
+            self._place.front,
+            version,
+            slot,
+            generation,
+        )
+        self._telemetry.message_dropped("answer")
 
     def _hear(self, message: object, descriptors: deque[int]) -> None:
         match message:
@@ -290,14 +335,26 @@ class Front:
             case Heard() | Outcome():
                 self._asking.hear(message)
 
-    def _left_alone(self) -> None:
-        """The engine process has ended. Nobody will be answered."""
+    def _channel_ended(self, error: Exception | None) -> None:
+        if error is None:
+            self._end(_LEFT)
+        else:
+            self._end(f"the engine process cannot be followed: {type(error).__name__}: {error}")
+
+    def _end(self, reason: str) -> None:
+        """Nobody will be answered from here on: give everybody who waits an error, and give up, so that another front
+        takes this one's place. The engine process, if it is there, hears at once, and waits for this front no more."""
         if self._gone:
             return
         self._gone = True
+        self._loop.remove_reader(self._place.images)
+        self._channel.close()
+        # Not closed yet: a decode may be about to send.
+        with suppress(OSError):
+            self._place.images.shutdown(socket.SHUT_RDWR)
         for served in self._versions.values():
             name = served.card.name
             served.batcher.abandon(lambda name=name: ModelDownError(name))  # type: ignore[misc]  # of its own name
         self._asking.end()
         if not self._draining:
-            self._give_up("the engine process has ended")
+            self._give_up(reason)

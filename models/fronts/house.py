@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import os
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -98,7 +98,7 @@ class House:
         self._loop: asyncio.AbstractEventLoop | None = None
         # Set when it is time to look again whether what is waited for has come.
         self._moved = asyncio.Event()
-        self._desk = Desk(self._lost, lambda reason: on_fault(RuntimeError(reason)))
+        self._desk = Desk(self._lost, lambda reason: on_fault(RuntimeError(reason)), telemetry.message_dropped)
         try:
             self.serving = Serving(options, telemetry, give_up, self)
         except BaseException:
@@ -129,21 +129,30 @@ class House:
         except Exception as error:  # noqa: BLE001 - whatever it was: the batcher, which called this, would go on
             self._on_fault(error)
 
-    def free_number(self) -> int | None:
-        """A number for another front, of whose slots none is in use; None while there is none."""
-        numbers = range(self._fronts_at_once)
-        return next((each for each in numbers if each not in self._fronts and not self._desk.busy_with(each)), None)
+    def free_number(self, alive: Container[int] = ()) -> int | None:
+        """A number for another front, of whose slots none is in use; None while there is none. `alive`: numbers of
+        fronts whose processes run, and may still write into their slots, though this has lost them."""
+        taken = (
+            number in alive or number in self._fronts or self._desk.busy_with(number)
+            for number in range(self._fronts_at_once)
+        )
+        return next((number for number, is_taken in enumerate(taken) if not is_taken), None)
 
     def add(self, number: int, images: socket.socket, channel: socket.socket) -> None:
         """Serve a front from now on, over these ends of its two sockets, which are the house's from here."""
         self._announce()
         self._desk.add(number, images)
         its_channel = Channel(
-            channel, lambda message, _: self._hear(number, message), lambda: self._front_gone(number, images)
+            channel, lambda message, _: self._hear(number, message), lambda _: self._front_gone(number, images)
         )
         answering = Answering(its_channel, self.serving, self._shared_exposition, self._agreed)
         self._fronts[number] = front = _Front(images, its_channel, answering)
         self._announce_to(front)
+
+    def process_ended(self, number: int) -> None:
+        """The process of a front has ended. One that was lost before may have said since how many images it has."""
+        for version in self._open.values():
+            version.slots.count(number, 0)
 
     async def look_after(self) -> None:
         """Announce what is served whenever that changes, for as long as this is not cancelled."""

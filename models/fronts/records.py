@@ -1,11 +1,12 @@
 """What goes over the sockets of images between a front and the engine process: who waits in which slot, and who has
-been answered. The bytes of images and answers are in the slots."""
+been answered. The bytes of images and answers are in the slots. Each message names the image by its slot and the
+slot's generation (models/fronts/slots.py)."""
 
 from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
@@ -13,17 +14,17 @@ from models.telemetry import BatchReport, Trigger
 
 _TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
 
-# The number of the model's version, the slot, how many classes, and whose image it is.
-_SUBMISSION = struct.Struct("<IIIxxxxQ")
+# The number of the model's version, the slot, how many classes, the slot's generation, and whose image it is.
+_SUBMISSION = struct.Struct("<IIIxxxxQQ")
 SUBMISSION_BYTES = _SUBMISSION.size
 
 _FRAME = struct.Struct("<IB")
 _ANSWERS, _FAILURE = 0, 1
 
-# The version, how many of this front's, then what BatchReport has.
-_BATCH = struct.Struct("<IIIBxxxIddd")
-# The slot, how many classes, whether its numbers are finite, and the seconds it waited.
-_ANSWER = struct.Struct("<IIBxxxxxxxd")
+# The version, then what BatchReport has: the bytes of the model's name, which follow, and numbers.
+_BATCH = struct.Struct("<IHBxIIddd")
+# The slot, how many classes, its generation, the seconds it waited, and whether its numbers are finite.
+_ANSWER = struct.Struct("<IIQdB")
 
 
 class Submission(NamedTuple):
@@ -32,6 +33,7 @@ class Submission(NamedTuple):
     version: int
     slot: int
     top_k: int
+    generation: int
     caller: int
 
 
@@ -40,8 +42,9 @@ class Answered(NamedTuple):
 
     slot: int
     classes: int
-    finite: bool
+    generation: int
     queue_seconds: float
+    finite: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,12 @@ class Failure:
 
     version: int
     slot: int
+    generation: int
     error: Exception | None
 
 
-def submission(version: int, slot: int, top_k: int, caller: int) -> bytes:
-    return _SUBMISSION.pack(version, slot, top_k, caller)
+def submission(submitted: Submission) -> bytes:
+    return _SUBMISSION.pack(*submitted)
 
 
 def submissions(records: bytes) -> Iterator[Submission]:
@@ -72,55 +76,54 @@ def submissions(records: bytes) -> Iterator[Submission]:
 
 
 def answers_frame(version: int, batch: BatchReport, answers: Sequence[Answered]) -> bytes:
+    name = batch.model.encode()
     head = _BATCH.pack(
         version,
-        len(answers),
-        batch.size,
+        len(name),
         _TRIGGERS.index(batch.trigger),
+        batch.size,
         batch.dropped,
         batch.started_at,
         batch.forward_seconds,
         batch.busy_seconds,
     )
-    return _framed(_ANSWERS, head + b"".join(_ANSWER.pack(*answer) for answer in answers))
+    return _framed(_ANSWERS, head + name + b"".join(_ANSWER.pack(*answer) for answer in answers))
 
 
 def failure_frame(failure: Failure) -> bytes:
-    return _framed(_FAILURE, pickle.dumps((failure.version, failure.slot, failure.error)))
+    return _framed(_FAILURE, pickle.dumps((failure.version, failure.slot, failure.generation, failure.error)))
 
 
 class Frames:
-    """Frames out of what comes over a socket in pieces. `name_of` gives a version's model."""
+    """Frames out of what comes over a socket in pieces."""
 
-    def __init__(self, name_of: Callable[[int], str]) -> None:
-        self._name_of = name_of
+    def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, piece: bytes) -> Iterator[Answers | Failure]:
-        """What is whole with this piece."""
+        """What is whole with this piece. Each frame is given once, also when what is made of it raises."""
         buffer = self._buffer
         buffer += piece
-        at = 0
-        while len(buffer) - at >= _FRAME.size:
-            length, kind = _FRAME.unpack_from(buffer, at)
-            end = at + _FRAME.size + length
+        while len(buffer) >= _FRAME.size:
+            length, kind = _FRAME.unpack_from(buffer)
+            end = _FRAME.size + length
             if end > len(buffer):
-                break
-            payload = bytes(buffer[at + _FRAME.size : end])
-            at = end
-            yield self._answers(payload) if kind == _ANSWERS else Failure(*pickle.loads(payload))  # noqa: S301 - ours
-        del buffer[:at]
+                return
+            payload = bytes(buffer[_FRAME.size : end])
+            del buffer[:end]
+            yield _answers(payload) if kind == _ANSWERS else Failure(*pickle.loads(payload))  # noqa: S301 - ours
 
-    def _answers(self, payload: bytes) -> Answers:
-        version, _, size, trigger, dropped, started_at, forward_seconds, busy_seconds = _BATCH.unpack_from(payload)
-        batch = BatchReport(
-            self._name_of(version), size, _TRIGGERS[trigger], started_at, forward_seconds, busy_seconds, dropped
-        )
-        answers = [
-            Answered(slot, classes, bool(finite), queue_seconds)
-            for slot, classes, finite, queue_seconds in _ANSWER.iter_unpack(payload[_BATCH.size :])
-        ]
-        return Answers(version, batch, answers)
+
+def _answers(payload: bytes) -> Answers:
+    version, name_bytes, trigger, size, dropped, started_at, forward_s, busy_s = _BATCH.unpack_from(payload)
+    answers_at = _BATCH.size + name_bytes
+    name = payload[_BATCH.size : answers_at].decode()
+    answers = [
+        Answered(slot, classes, generation, queue_seconds, bool(finite))
+        for slot, classes, generation, queue_seconds, finite in _ANSWER.iter_unpack(payload[answers_at:])
+    ]
+    batch = BatchReport(name, size, _TRIGGERS[trigger], started_at, forward_s, busy_s, dropped)
+    return Answers(version, batch, answers)
 
 
 def _framed(kind: int, payload: bytes) -> bytes:

@@ -1,5 +1,9 @@
 """Memory that the engine process shares with its fronts for one model: a slot for each image on its way, which holds
-its pixels until the forward and its answer afterwards, and how many images each front has inside."""
+its pixels until the forward and its answer afterwards, and how many images each front has inside.
+
+A slot is used by one image after another. Each use has a generation, a number that only grows, also when another front
+takes over the slots of one that was killed. Every message and every flag names the generation, so what is late or
+repeated is never taken for the image that has the slot now."""
 
 from __future__ import annotations
 
@@ -19,8 +23,11 @@ _PAGE = 4096
 _LINE = 64
 _PACE_AT, _COUNTS_AT = 0, _LINE
 
-# What a slot says of its image.
-_ABANDONED, _BEGUN = 0, 1
+# What is said of each slot, one unsigned number each: the generation that has it, and the last generation that was
+# abandoned, and whose forward has begun.
+_GENERATION, _ABANDONED, _BEGUN = range(3)
+_SAID = 3
+_NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +52,17 @@ class SlotShape:
         return _whole(max(3 * self.side * self.side, answer), _LINE)
 
     @property
-    def flags_at(self) -> int:
+    def said_at(self) -> int:
         return _PAGE
 
     @property
+    def said_bytes(self) -> int:
+        """Of the numbers of all slots."""
+        return _SAID * _NUMBER_BYTES * self.slots
+
+    @property
     def bodies_at(self) -> int:
-        return _whole(self.flags_at + 2 * self.slots, _PAGE)
+        return _whole(self.said_at + self.said_bytes, _PAGE)
 
     @property
     def total_bytes(self) -> int:
@@ -67,7 +79,8 @@ class Slots:
         whole = memoryview(self._memory)
         self._pace = whole[_PACE_AT : _PACE_AT + 8].cast("d")
         self._counts = whole[_COUNTS_AT : _COUNTS_AT + 4 * MOST_FRONTS].cast("I")
-        self._flags = whole[shape.flags_at : shape.flags_at + 2 * shape.slots]
+        # One store each, so that another process reads a number as it was or as it is.
+        self._said = whole[shape.said_at : shape.said_at + shape.said_bytes].cast("Q")
         self._pixels: dict[int, torch.Tensor] = {}
 
     @staticmethod
@@ -99,21 +112,28 @@ class Slots:
         every = sum(self._counts[: self.shape.fronts])
         return every if but is None else every - self._counts[but]
 
-    def begin_anew(self, slot: int) -> None:
-        """Another image comes into it."""
-        self._flags[2 * slot : 2 * slot + 2] = b"\0\0"
+    def generation(self, slot: int) -> int:
+        """The generation that has the slot, or had it last; 0 for a slot that was never used."""
+        return self._said[_SAID * slot + _GENERATION]
 
-    def abandon(self, slot: int) -> bool:
-        """Nobody waits for its image any more. False where its forward had begun."""
-        self._flags[2 * slot + _ABANDONED] = 1
-        return not self._flags[2 * slot + _BEGUN]
+    def claim(self, slot: int) -> int:
+        """Use a free slot for another image. Returns the image's generation."""
+        generation = self.generation(slot) + 1
+        self._said[_SAID * slot + _GENERATION] = generation
+        return generation
 
-    def abandoned(self, slot: int) -> bool:
-        return bool(self._flags[2 * slot + _ABANDONED])
+    def abandon(self, slot: int, generation: int) -> bool:
+        """Say that nobody waits for that image any more. False where its forward had begun."""
+        self._said[_SAID * slot + _ABANDONED] = generation
+        return self._said[_SAID * slot + _BEGUN] != generation
 
-    def begin(self, slot: int) -> None:
-        """Its forward begins."""
-        self._flags[2 * slot + _BEGUN] = 1
+    def abandoned(self, slot: int, generation: int) -> bool:
+        """Whether nobody waits for that image, which is also so once another has its slot."""
+        return self._said[_SAID * slot + _ABANDONED] == generation or self.generation(slot) != generation
+
+    def begin(self, slot: int, generation: int) -> None:
+        """Say that the forward of that image begins."""
+        self._said[_SAID * slot + _BEGUN] = generation
 
     def pixels(self, slot: int) -> torch.Tensor:
         """(3, side, side) uint8, channels last in memory: a view of the slot."""

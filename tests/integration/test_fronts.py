@@ -20,6 +20,7 @@ import pytest
 from models.comparison import ComparisonOptions, Progress
 from models.errors import (
     ComparisonRunningError,
+    DrainingError,
     ImageError,
     ModelDownError,
     ModelNotLoadedError,
@@ -388,6 +389,66 @@ async def test_a_front_that_dies_takes_nothing_along_but_its_own(
         service.reasons.clear()
 
 
+async def test_loads_go_on_when_a_front_cannot_follow_one(
+    tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unable(*_: object) -> None:
+        raise OSError("no memory to map")
+
+    async with _started(tiny) as service:
+        faulty, other = service.fronts
+        monkeypatch.setattr(faulty, "_begin", unable)
+        async with asyncio.timeout(_PATIENCE_S):
+            await other.load("null", "null")
+            assert (await other.load("null")).card.version == 2
+
+        assert service.lost == [0]
+        assert service.reasons == ["the engine process cannot be followed: OSError: no memory to map"]
+        assert not faulty.ready
+        with pytest.raises(ModelDownError):
+            await _ask(faulty, clock_png)
+        assert isinstance((await _ask(other, clock_png)).results[0], Prediction)
+
+
+async def test_a_front_that_is_lost_keeps_its_number_for_as_long_as_its_process_runs(tiny: ModelSpec) -> None:
+    async with _started(tiny) as service:
+        for end in service.sockets[0]:
+            end.shutdown(socket.SHUT_RDWR)
+        await _until(lambda: service.lost == [0])
+        await _until(lambda: service.house.free_number() == 0)
+        assert service.house.free_number(alive={0, 1}) == 2
+        service.reasons.clear()
+
+
+async def test_places_that_a_lost_front_still_gives_away_are_free_when_its_process_has_ended(tiny: ModelSpec) -> None:
+    async with _started(tiny) as service:
+        for end in service.sockets[0]:
+            end.shutdown(socket.SHUT_RDWR)
+        await _until(lambda: service.lost == [0])
+        await _until(lambda: service.house.free_number() == 0)
+        # A front that is killed says no more that these have left.
+        service.house._open[0].slots.count(0, 3)  # noqa: SLF001
+        assert service.house.serving.queues()["tiny"].in_flight == 3
+        service.house.process_ended(0)
+
+        assert service.house.serving.queues()["tiny"].in_flight == 0
+        service.reasons.clear()
+
+
+async def test_a_front_whose_message_cannot_be_acted_on_is_lost_alone(
+    tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _started(tiny) as service:
+        faulty, other = service.fronts
+        monkeypatch.setattr("models.fronts.house.Answering.hear", lambda *_: 1 / 0)
+        with pytest.raises(DrainingError):
+            await faulty.load("null", "null")
+        await _until(lambda: service.lost == [0])
+
+        assert isinstance((await _ask(other, clock_png)).results[0], Prediction)
+        assert service.reasons == ["the engine process has ended, or has given this process up"]
+
+
 async def test_fronts_whose_engine_process_has_gone_say_so_to_everybody(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
@@ -404,7 +465,7 @@ async def test_fronts_whose_engine_process_has_gone_say_so_to_everybody(
         with pytest.raises(ModelDownError):
             await _ask(front, clock_png)
         assert not front.ready
-        assert service.reasons == ["the engine process has ended"]
+        assert service.reasons == ["the engine process has ended, or has given this process up"]
         gate.set()
 
 
@@ -434,8 +495,8 @@ async def test_a_full_house_of_errors_reaches_a_front_that_reads_them(
 ) -> None:
     async with _started(gated, fronts=1, forward_timeout_s=0.2) as service:
         # As little as the kernel gives a socket.
-        for end in service.house._desk._fronts.values():  # noqa: SLF001
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        for front in service.house._desk._fronts.values():  # noqa: SLF001
+            front.end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         gate.clear()
         callers = [asyncio.create_task(_ask(service.fronts[0], clock_png)) for _ in range(200)]
         errors = await asyncio.gather(*callers, return_exceptions=True)
@@ -452,7 +513,7 @@ async def test_a_front_that_reads_no_answers_is_given_up_and_the_others_are_answ
 ) -> None:
     async with _started(tiny) as service:
         silent, living = service.fronts
-        service.house._desk._fronts[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
+        service.house._desk._fronts[0].end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
         asyncio.get_running_loop().remove_reader(service.sockets[0][0])
         callers = [asyncio.create_task(_ask(silent, clock_png)) for _ in range(200)]
         await _until(lambda: service.lost == [0])

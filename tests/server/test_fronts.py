@@ -3,6 +3,7 @@ of it is killed."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -163,6 +165,43 @@ def test_no_process_is_left_when_the_one_with_the_model_is_killed(ending: Any, c
 
     _until(lambda: not any(front.is_running() for front in fronts))
     callers.end()
+
+
+def test_a_front_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
+    by_fronts: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
+    def replaced() -> float:
+        return metric_sum(httpx2.get(f"{by_fronts.address}/metrics").text, "gradless_front_replacements_total")
+
+    before = replaced()
+    unable, other = _fronts(by_fronts)
+    with contextlib.ExitStack() as open_until_here:
+        # Later the front that is unable can take no connection either.
+        connections = [
+            open_until_here.enter_context(contextlib.closing(HTTPConnection(by_fronts.host, by_fronts.port, 60)))
+            for _ in range(2 * _FRONTS)
+        ]
+        for connection in connections:
+            connection.connect()
+        _until(lambda: _connections(unable) == _connections(other) == 2)
+        ports = {connected.raddr.port for connected in other.net_connections("tcp")}
+        loader = next(one for one in connections if one.sock.getsockname()[1] in ports)
+        # The memory of a new version comes as a file descriptor, of which it may have no more.
+        _, most = unable.rlimit(psutil.RLIMIT_NOFILE)
+        unable.rlimit(psutil.RLIMIT_NOFILE, (1, most))
+        loader.request("POST", "/v1/models/null")
+        assert loader.getresponse().status == 200
+    by_fronts.wait_for_line("a message between processes cannot be acted on.*did not arrive")
+    by_fronts.wait_for_line("another takes its place")
+    _until(lambda: len(_fronts(by_fronts)) == _FRONTS)
+
+    assert other in _fronts(by_fronts)
+    assert unable not in _fronts(by_fronts)
+    assert replaced() == before + 1
+    assert httpx2.post(f"{by_fronts.address}/v1/models/null", timeout=60).status_code == 200
+    for _ in range(2 * _FRONTS):
+        httpx2.post(f"{by_fronts.address}/v1/classify", content=clock_jpeg).raise_for_status()
+    _until(lambda: httpx2.get(f"{by_fronts.address}/readyz").status_code == 200)
 
 
 @pytest.mark.slow

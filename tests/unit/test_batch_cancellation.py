@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from models.batching import Batcher
+from models.batching import Batcher, Completed
 from models.telemetry import BatchReport
 
 if TYPE_CHECKING:
@@ -101,3 +103,32 @@ def test_a_batcher_closed_over_nothing_but_cancelled_items_ends(new_batcher: New
 
     assert batcher.close(_PATIENCE_S)
     assert device.batches == [[1]]
+
+
+class _LearnsAtItsBatch(Future[Completed[int]]):
+    """As that of an image of another process, which is told at its batch alone that nobody waits."""
+
+    def set_running_or_notify_cancel(self) -> bool:
+        return False
+
+
+def test_what_hears_of_a_cancellation_at_the_batch_runs_without_the_batchers_lock(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    batcher = new_batcher()
+    others_went_on: list[bool] = []
+
+    def hear(_: Future[Completed[int]]) -> None:
+        other = threading.Thread(target=batcher.running_seconds, daemon=True)
+        other.start()
+        other.join(5)
+        others_went_on.append(not other.is_alive())
+
+    device.open()
+    leaving = _LearnsAtItsBatch()
+    leaving.add_done_callback(hear)
+    batcher.submit(1, future=leaving)
+    batcher.submit(2).result(_PATIENCE_S)
+
+    assert leaving.cancelled()
+    assert others_went_on == [True]

@@ -16,6 +16,11 @@ class _Ear:
     def __init__(self) -> None:
         self.heard: asyncio.Queue[tuple[Any, list[int]]] = asyncio.Queue()
         self.ended = asyncio.Event()
+        self.error: Exception | None = None
+
+    def end(self, error: Exception | None) -> None:
+        self.error = error
+        self.ended.set()
 
     def hear(self, message: Any, descriptors: deque[int]) -> None:
         its_own = message.count("+") if isinstance(message, str) else 0
@@ -26,7 +31,7 @@ def _between_two(talk: Callable[[Channel, _Ear, Channel, _Ear], Any]) -> None:
     async def run() -> None:
         here, there = socket.socketpair()
         ears = _Ear(), _Ear()
-        one, other = (Channel(end, ear.hear, ear.ended.set) for end, ear in zip((here, there), ears, strict=True))
+        one, other = (Channel(end, ear.hear, ear.end) for end, ear in zip((here, there), ears, strict=True))
         await asyncio.wait_for(talk(one, ears[0], other, ears[1]), 30)
         one.close()
         other.close()
@@ -81,7 +86,7 @@ def test_the_first_message_is_read_before_there_is_a_loop_and_nothing_after_it()
     read, write = os.pipe()
 
     async def send() -> None:
-        channel = Channel(here, lambda *_: None, lambda: None)
+        channel = Channel(here, lambda *_: None, lambda _: None)
         channel.send({"first": 1}, [read])
         channel.send("second")
         channel.close()
@@ -95,7 +100,7 @@ def test_the_first_message_is_read_before_there_is_a_loop_and_nothing_after_it()
     ear = _Ear()
 
     async def hear() -> None:
-        channel = Channel(there, ear.hear, ear.ended.set)
+        channel = Channel(there, ear.hear, ear.end)
         assert (await asyncio.wait_for(ear.heard.get(), 30))[0] == "second"
         channel.close()
 
