@@ -29,7 +29,7 @@ from app.problems import (
     row_of,
 )
 from app.schemas import Problem
-from models.errors import GradlessError, ImageError, OverloadedError
+from models.errors import DecodersBusyError, GradlessError, ImageError, OverloadedError
 
 # Answers to a body that did not come, or came in excess: no more of it is waited for.
 _BROKEN_OFF = frozenset({408, 413})
@@ -84,7 +84,7 @@ def answer_to(request: Request, metrics: Metrics, error: Exception) -> Response:
     """The answer to a request that ended with an error of ours, counted among the refusals where it is one."""
     row = _noted(request, metrics, error)
     headers = {}
-    if isinstance(error, OverloadedError | TooMuchAtOnceError):
+    if isinstance(error, OverloadedError | DecodersBusyError | TooMuchAtOnceError):
         headers = {"Retry-After": str(error.retry_after_s)}
     if isinstance(error, ContentEncodingError):
         headers = {"Accept-Encoding": error.accepted}

@@ -22,6 +22,7 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     errors.UnknownModelError,
     errors.NotFiniteError,
     errors.OverloadedError,
+    errors.DecodersBusyError,
     errors.DrainingError,
     errors.ModelDownError,
     errors.OutOfMemoryError,

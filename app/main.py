@@ -34,7 +34,6 @@ from app.shedding import LoadShedding
 from app.short_cut import ShortCut
 from app.start_failures import start_error
 from models.errors import StartError
-from models.limits import ImageLimits
 from models.search.index import SearchIndex
 from models.telemetry import Task, Telemetry
 
@@ -223,7 +222,7 @@ def serving_options(settings: Settings) -> ServingOptions:
         max_wait_s=settings.max_wait_ms / 1e3,
         queue_capacity=settings.queue_capacity,
         decode_threads=settings.decode_threads,
-        limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
+        limits=settings.image_limits,
         deadline_s=settings.deadline_s,
         forward_timeout_s=settings.forward_timeout_s,
     )

@@ -21,6 +21,7 @@ from pydantic_settings import (
 from app.access import Keys, read_keys
 from app.origins import host_names, origins
 from app.service_links import service_links
+from models.limits import ImageLimits
 
 LogFormat = Literal["auto", "json", "console"]
 
@@ -116,6 +117,20 @@ class Settings(BaseSettings):
         50_000_000, ge=1, le=2**31, description="pixels of one image, and of a TIFF's tile, known from the header"
     )
     max_aspect_ratio: int = Field(50, ge=1, le=1000, description="longer side of an image over its shorter one")
+    max_decode_seconds: float = Field(
+        1,
+        gt=0,
+        le=3600,
+        description="CPU seconds that decoding one image may take, as predicted from its header; more is refused. "
+        "Images that take over an eighth of it are decoded in separate processes",
+    )
+    max_decode_bytes: int = Field(
+        192 * _MIB,
+        ge=16 * _MIB,
+        le=2**40,
+        description="bytes of memory that decoding one image may take, as predicted from its header, and all that are "
+        "decoded in separate processes at once",
+    )
     read_timeout_s: float = Field(
         30, gt=0, le=3600, description="s a client may take to send its body, or to read 64 KiB of an answer"
     )
@@ -177,6 +192,11 @@ class Settings(BaseSettings):
                 name: value for name, value in env_settings.env_vars.items() if name.lower() not in links
             }
         return init_settings, env_settings
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What an image may be and cost."""
+        return ImageLimits(self.max_image_pixels, self.max_aspect_ratio, self.max_decode_seconds, self.max_decode_bytes)
 
     def known_keys(self) -> Keys:
         """Who may ask."""

@@ -46,6 +46,7 @@ UPLOAD_ERRORS: tuple[type[Exception], ...] = (
     errors.UndecodableImageError,
     errors.TooManyPixelsError,
     errors.TooElongatedError,
+    errors.TooCostlyError,
 )
 
 # Parameters as JSON, with room for whitespace.

@@ -18,9 +18,11 @@ GradlessError
 │   ├── UndecodableImageError
 │   ├── TooManyPixelsError
 │   ├── TooElongatedError
+│   ├── TooCostlyError
 │   └── NotFiniteError
 ├── RefusedError                    no fault of the image: the service did not take it, or not in time
 │   ├── OverloadedError
+│   ├── DecodersBusyError
 │   ├── DrainingError
 │   ├── ModelDownError
 │   ├── ModelGoneError
@@ -154,7 +156,7 @@ class UndecodableImageError(ImageError):
     def __init__(self, image_format: str | None, reason: str) -> None:
         what = f"{image_format} image" if image_format else "image"
         super().__init__(f"The {what} cannot be decoded: {reason}.")
-        self.image_format = image_format
+        self.image_format, self.reason = image_format, reason
 
 
 class TooManyPixelsError(ImageError):
@@ -167,6 +169,15 @@ class TooElongatedError(ImageError):
     def __init__(self, width: int, height: int, limit: int) -> None:
         super().__init__(f"The image is {width} x {height}: its sides differ more than {limit} to 1.")
         self.width, self.height, self.limit = width, height, limit
+
+
+class TooCostlyError(ImageError):
+    """Its decode would take, or took, more CPU time or memory than is allowed. `reason` is a clause that says so."""
+
+    def __init__(self, image_format: str | None, reason: str) -> None:
+        what = f"{image_format} image" if image_format else "image"
+        super().__init__(f"The {what} is too expensive to decode: {reason}.")
+        self.image_format = image_format
 
 
 class NotFiniteError(ImageError):
@@ -185,6 +196,16 @@ class OverloadedError(RefusedError):
     def __init__(self, capacity: int, expected_seconds: float) -> None:
         self.capacity, self.retry_after_s = capacity, max(1, math.ceil(expected_seconds))
         super().__init__(f"All {capacity} places for images are taken; try again in {self.retry_after_s} s.")
+
+
+class DecodersBusyError(RefusedError):
+    """More expensive images wait for a decoder than can be decoded in time. `retry_after_s`: as of OverloadedError."""
+
+    def __init__(self, wait_s: float) -> None:
+        self.retry_after_s = max(1, math.ceil(wait_s))
+        super().__init__(
+            f"Expensive images that wait will take {wait_s:.0f} s to decode; try again in {self.retry_after_s} s."
+        )
 
 
 class DrainingError(RefusedError):

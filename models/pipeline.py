@@ -10,9 +10,10 @@ from functools import partial
 from time import perf_counter
 from typing import Protocol
 
+import torch
+
 from models.admission import Admission
 from models.batching import Completed
-from models.decode_pool import DecodePool
 from models.errors import (
     DeadlineExceededError,
     DrainingError,
@@ -22,12 +23,11 @@ from models.errors import (
     OverloadedError,
     RefusedError,
 )
+from models.images.decode_pool import DecodePool
 from models.items import Item, Output
-from models.limits import ImageLimits
 from models.loop_inbox import LoopInbox
 from models.passage import Passage, Queue
 from models.predictions import Answer, ModelCard, Prediction, ScoredClass
-from models.preprocessing import preprocess
 from models.telemetry import Outcome, StageSeconds, Task, Telemetry
 from models.transforms import Transform
 from models.wanted import Wanted, always
@@ -47,8 +47,8 @@ class ServedFacts(Protocol):
 
 
 class Pipeline:
-    """The way of images through one model. Everything here runs on the event loop but `_decode_and_queue`, which the
-    decode pool runs, and what is behind the batcher. `on_decodes_ended` is called, from a thread of that pool, when no
+    """The way of images through one model. Everything here runs on the event loop but `_queue_decoded`, which the
+    decode pool calls, and what is behind the batcher. `on_decodes_ended` is called, from a thread of that pool, when no
     image is `decoding` any more."""
 
     def __init__(
@@ -58,7 +58,6 @@ class Pipeline:
         decode_pool: DecodePool,
         admission: Admission,
         *,
-        limits: ImageLimits,
         deadline_s: float,
         telemetry: Telemetry,
         on_decodes_ended: Callable[[], None] = lambda: None,
@@ -67,7 +66,6 @@ class Pipeline:
         self._batcher = batcher
         self._decode_pool = decode_pool
         self._admission = admission
-        self._limits = limits
         self._deadline_s = deadline_s
         self._telemetry = telemetry
         self._on_decodes_ended = on_decodes_ended
@@ -154,24 +152,31 @@ class Pipeline:
                 return
             self._decoding.add(passage)
             try:
-                self._decode_pool.submit(partial(self._decode_and_queue, passage, undecoded))
-            except DrainingError as error:
-                # Nobody will decode the others either.
+                self._decode_pool.preprocess(
+                    passage, self._model.transform, partial(self._queue_decoded, passage, undecoded)
+                )
+            except Exception as error:  # noqa: BLE001 - whatever it was: the client hears of it, the pool lives on
+                # The pool is closed or has no thread: it will not decode the others either.
                 passage.fail(error)
                 self._decode_ended(passage)
             else:
                 return
 
-    def _decode_and_queue(self, passage: Passage, undecoded: deque[Passage]) -> None:
-        try:
-            if passage.wanted():
-                item = self._decoded(passage)
-                # The client may have disconnected during the decode.
-                if passage.wanted():
-                    passage.queue(self._batcher, item)
-        except Exception as error:  # noqa: BLE001 - whatever it was: the caller hears, the pool lives on
-            _let_go(error)
-            passage.fail(error)
+    def _queue_decoded(
+        self, passage: Passage, undecoded: deque[Passage], outcome: torch.Tensor | Exception | None
+    ) -> None:
+        """Called by the decode pool, from one of its threads."""
+        if isinstance(outcome, Exception):
+            _let_go(outcome)
+            passage.fail(outcome)
+        # The client may have disconnected during the decode.
+        elif outcome is not None and passage.wanted():
+            passage.decode_seconds = perf_counter() - passage.started_at
+            try:
+                passage.queue(self._batcher, Item(outcome, passage.top_k, passage.wanted))
+            except Exception as error:  # noqa: BLE001 - as in _decode_next
+                _let_go(error)
+                passage.fail(error)
         # At the end of the pool's line, behind the images of others. From this thread, like the queueing: neither
         # the next batch nor the next decode must wait for a busy event loop.
         self._decode_next(undecoded)
@@ -181,12 +186,6 @@ class Pipeline:
         self._decoding.discard(passage)
         if not self._decoding:
             self._on_decodes_ended()
-
-    def _decoded(self, passage: Passage) -> Item:
-        pixels = preprocess(passage.take_encoded(), self._model.transform, self._limits)
-        item = Item(pixels, passage.top_k, passage.wanted)
-        passage.decode_seconds = perf_counter() - passage.started_at
-        return item
 
     def _result(self, passage: Passage) -> Prediction | ImageError:
         if isinstance(passage.outcome, Completed):

@@ -8,23 +8,20 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
-
 from models import backends, catalog, devices, memory
 from models.admission import Admission
 from models.batching import Batcher
 from models.calibration import Calibration
-from models.decode_pool import DecodePool
 from models.devices import BackendName, Placement, Precision
 from models.engine import Engine
 from models.errors import NoRoomError
 from models.home import expand_home
+from models.images.decode_pool import DecodePool
 from models.items import Item, Output
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.pipeline import Pipeline
 from models.predictions import ModelCard
-from models.preprocessing import preprocess
 from models.sources import Origin
 from models.specs import ModelSpec
 from models.splitting import SplittingRun
@@ -99,10 +96,6 @@ class ServedModel:
     admission: Admission
     pipeline: Pipeline
     options: ServingOptions
-
-    def pixels_of(self, encoded: bytes) -> torch.Tensor:
-        """(3, side, side) uint8 of the model's input size, as a request's image becomes. Raises ImageError."""
-        return preprocess(encoded, self.engine.model.transform, self.options.limits)
 
     def queue_state(self) -> QueueState:
         return QueueState(
@@ -187,7 +180,6 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
         batcher,
         around.decode_pool,
         admission,
-        limits=options.limits,
         deadline_s=options.deadline_s,
         telemetry=around.telemetry,
     )

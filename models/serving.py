@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from time import perf_counter
 from types import MappingProxyType
 
@@ -12,9 +11,9 @@ from models import catalog, devices, memory, sources
 from models.calibration import Calibration
 from models.changes import Changes
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.decode_pool import DecodePool
 from models.errors import ModelGoneError, OverloadedError
 from models.gradmodes import prepare_profiler
+from models.images.decode_pool import DecodePool
 from models.lens import Lens
 from models.pipeline import answer
 from models.predictions import Answer, Loaded, ModelCard
@@ -48,7 +47,9 @@ class Serving:
         calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         prepare_profiler()
-        self._decode_pool = DecodePool(options.decode_threads or devices.decode_threads())
+        self._decode_pool = DecodePool(
+            options.decode_threads or devices.decode_threads(), options.limits, longest_wait_s=options.deadline_s / 2
+        )
         self._around = Surroundings(
             options=options,
             placement=placement,
@@ -135,7 +136,8 @@ class Serving:
         served = self._roster.find(model)
         pixels = None
         if image is not None:
-            pixels = await asyncio.wrap_future(self._decode_pool.submit(partial(served.pixels_of, image)))
+            transform = served.engine.model.transform
+            pixels = await asyncio.wrap_future(self._decode_pool.preprocessed(image, transform))
         if self._roster.served.get(served.card.name) is not served:
             raise ModelGoneError(served.card.name)
         comparison = await self._lens.compare(served.engine, options, pixels, on_progress)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from models.images import Pixels
+from models.images.decode import Pixels
 
 Interpolation = Literal["bilinear", "bicubic"]
 

@@ -13,7 +13,6 @@ import typer
 
 from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
 from models.folders import files
-from models.limits import ImageLimits
 from models.search.index import Neighbour, installed
 from models.search.manifest import Manifest
 
@@ -100,7 +99,7 @@ def _thumbnails(settings: Settings, *, wanted: bool) -> Iterator[MakeThumbnails 
         return
     from models.search.thumbnails import thumbnails  # noqa: PLC0415 - as above
 
-    limits = ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio)
+    limits = settings.image_limits
     with thumbnails(limits, settings.max_image_bytes) as made:
         yield made.of
 

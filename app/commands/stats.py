@@ -10,7 +10,6 @@ import typer
 from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
 from app.settings import Settings
 from models.folders.files import find, name
-from models.limits import ImageLimits
 
 if TYPE_CHECKING:
     from models.folders.survey import Survey
@@ -72,7 +71,7 @@ def _surveyed(files: list[str], settings: Settings, served_as: str | None, worke
     found = Survey()
     pictures = survey(
         files,
-        limits=ImageLimits(settings.max_image_pixels, settings.max_aspect_ratio),
+        limits=settings.image_limits,
         max_file_bytes=settings.max_image_bytes,
         transform=None if served_as is None else _transform_of(served_as),
         workers=workers,

@@ -18,7 +18,8 @@ import struct
 import subprocess
 import sys
 from collections.abc import Sequence
-from typing import Any
+from multiprocessing.context import set_spawning_popen
+from typing import Any, ClassVar
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +31,34 @@ _MOST_REQUEST_BYTES = 1 << 18
 _SOCKET_BYTES = 1 << 20
 _MOST_DESCRIPTORS = 16
 _END_S = 1.0
+
+
+class _Descriptors:
+    """File descriptors on their way to a fork: those that are sent with a request, and those of objects in it, which
+    multiprocessing.reduction.DupFd asks for while they are pickled."""
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self.all = list(descriptors)
+
+    def duplicate_for_child(self, descriptor: int) -> int:
+        self.all.append(descriptor)
+        return len(self.all) - 1
+
+    def DupFd(self, index: int) -> _Sent:  # noqa: N802 - as multiprocessing has it
+        return _Sent(index)
+
+
+class _Sent:
+    """One of them, by its place."""
+
+    # In the fork, where what was received is unpickled.
+    received: ClassVar[Sequence[int]] = ()
+
+    def __init__(self, index: int) -> None:
+        self._index = index
+
+    def detach(self) -> int:
+        return self.received[self._index]
 
 
 class Fork:
@@ -97,7 +126,8 @@ class ForkServer:
         the fork server has died, or there are no file descriptors."""
         life, told = os.pipe()
         try:
-            socket.send_fds(self._asking, [pickle.dumps(arguments)], [told, *descriptors])
+            request, sent = _pickled(arguments, descriptors)
+            socket.send_fds(self._asking, [request], [told, *sent])
         except BaseException:
             os.close(life)
             raise
@@ -138,6 +168,16 @@ class ForkServer:
             )
 
 
+def _pickled(arguments: Sequence[Any], descriptors: Sequence[int]) -> tuple[bytes, list[int]]:
+    """The arguments as bytes, and all descriptors that go with them, `descriptors` first."""
+    sent = _Descriptors(descriptors)
+    set_spawning_popen(sent)  # type: ignore[arg-type]  # it is one by its methods
+    try:
+        return pickle.dumps(arguments), sent.all
+    finally:
+        set_spawning_popen(None)
+
+
 def run(descriptor: int) -> None:
     """Be the fork server, until the other end of the socket `descriptor` is closed."""
     # A terminal sends them to all its processes. The engine process tells when to end. A fork inherits all three, and
@@ -152,6 +192,7 @@ def run(descriptor: int) -> None:
     with socket.socket(fileno=descriptor) as asked:
         request = _Server(asked).serve()
     if request is not None:
+        _Sent.received = request[1]
         settings, options, number = pickle.loads(request[0])  # noqa: S301 - of our own
         run_front(settings, options, number, request[1])
 

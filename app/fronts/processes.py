@@ -114,12 +114,14 @@ class _Engine:
         # Here, not above: the HTTP side is imported and tested without torch.
         from models.devices import available_cores  # noqa: PLC0415 - as above
         from models.fronts.house import House  # noqa: PLC0415
+        from models.images.decode_memory import DecodeMemory  # noqa: PLC0415
 
         settings, metrics = self._settings, self._metrics
         self._options = serving_options(settings)
         # Each front has its share of them.
         self._decode_threads = -(-(settings.decode_threads or available_cores()) // self._fronts_wanted)
         try:
+            self._decode_memory = DecodeMemory(self._options.limits.max_decode_bytes)
             self._house: House = House(
                 self._options,
                 # Of one that has gone, images may still be in a forward when another is there.
@@ -289,6 +291,7 @@ class _Engine:
 
         options = FrontOptions(
             decode_threads=self._decode_threads,
+            decode_memory=self._decode_memory,
             limits=self._options.limits,
             deadline_s=self._options.deadline_s,
             longest_decode_s=self._options.longest_decode_s,

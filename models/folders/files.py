@@ -8,7 +8,8 @@ from pathlib import Path
 
 from models.errors import JobError
 
-# Of the formats that models/images.py reads. In folders alone: a file that is named is taken whatever it is called.
+# Of the formats that models/images/decode.py reads. In folders alone: a file that is named is taken whatever it is
+# called.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 )

@@ -21,6 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from models.errors import ImageError, ImageTooLargeError, JobError
+from models.images.decode import ignore_pillow_warnings
 from models.limits import ImageLimits
 from models.preprocessing import preprocess
 from models.transforms import Transform
@@ -100,11 +101,13 @@ def batches(files: Sequence[str], reading: Reading, *, batch_size: int, workers:
         sampler=files,
         num_workers=workers,
         collate_fn=_Collation(reading.transform.crop),
-        worker_init_fn=_end_with_this_process,
+        worker_init_fn=_begin_reading,
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=_AHEAD if workers else None,
     )
-    if workers:
+    if not workers:
+        ignore_pillow_warnings()
+    else:
         _check_shared_memory(workers * (_AHEAD + 1) * batch_size * 3 * reading.transform.crop**2)
         start_early()
     with _deaf_to_interrupts():
@@ -139,9 +142,10 @@ class _Collation:
         return Batch.of(images, self.side)
 
 
-def _end_with_this_process(_worker: int) -> None:
+def _begin_reading(_worker: int) -> None:
     """In a worker: let it not outlive the process that reads from it, however that ends. PyTorch's own watchdog looks
     at the parent, which is the server here, and the server waits for its workers."""
+    ignore_pillow_warnings()
 
     def wait() -> None:
         reader = multiprocessing.parent_process()

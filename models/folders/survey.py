@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.devices import available_cores
 from models.errors import ImageError, ImageTooLargeError, JobError
-from models.images import decode_image, read_header
+from models.images.decode import ignore_pillow_warnings, read_header
 from models.limits import ImageLimits
-from models.preprocessing import preprocess
+from models.preprocessing import decode_image, preprocess
 from models.statistics import Moments
 from models.transforms import Transform
 
@@ -80,7 +80,7 @@ def survey(
         _Pictures(files, limits, max_file_bytes, transform),
         batch_size=None,
         num_workers=available_cores() if workers is None else workers,
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_begin_reading,
     )
     # Here, not in a generator: the processes are made before the caller starts threads of its own.
     return _named(files, iter(loader))
@@ -95,7 +95,8 @@ def _named(files: Sequence[str], found: Iterator[Surveyed | Unreadable]) -> Iter
         raise JobError(f"a worker that reads files has died: {' '.join(str(error).split())}") from error
 
 
-def _leave_interrupts_to_the_parent(_worker: int) -> None:
+def _begin_reading(_worker: int) -> None:
+    ignore_pillow_warnings()
     # Ctrl-C goes to all of them, and only the parent has something to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from models.errors import ImageError
-from models.images import decode_image
 from models.limits import ImageLimits
+from models.preprocessing import decode_image
 
 _QUALITY = 80
 

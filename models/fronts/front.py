@@ -19,7 +19,6 @@ from types import MappingProxyType
 from models import memory
 from models.admission import Admission
 from models.comparison import Comparison, ComparisonOptions, Progress
-from models.decode_pool import DecodePool
 from models.errors import ModelDownError, OverloadedError
 from models.finding import find
 from models.fronts.asking import Asking
@@ -28,6 +27,8 @@ from models.fronts.messages import Announced, Heard, Outcome, State, Taken
 from models.fronts.records import Answers, Failure, Frames
 from models.fronts.remote_batcher import RemoteBatcher
 from models.fronts.slots import Slots
+from models.images.decode_memory import DecodeMemory
+from models.images.decode_pool import DecodePool
 from models.limits import ImageLimits
 from models.pipeline import Pipeline, answer
 from models.predictions import Answer, Loaded, ModelCard
@@ -54,9 +55,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontOptions:
-    """What ServingOptions say to those who decode. A decode of more than `longest_decode_s` hangs."""
+    """What ServingOptions say to those who decode, and the memory that they share for it. A decode of more than
+    `longest_decode_s` hangs."""
 
     decode_threads: int
+    decode_memory: DecodeMemory
     limits: ImageLimits
     deadline_s: float
     longest_decode_s: float
@@ -96,7 +99,12 @@ class Front:
         self._options = options
         self._telemetry = telemetry
         self._give_up = give_up
-        self._decode_pool = DecodePool(options.decode_threads)
+        self._decode_pool = DecodePool(
+            options.decode_threads,
+            options.limits,
+            longest_wait_s=options.deadline_s / 2,
+            memory=options.decode_memory,
+        )
         self._served: Mapping[str, _Served] = MappingProxyType({})
         self._down: frozenset[str] = frozenset()
         self._engine_ready = False
@@ -260,7 +268,6 @@ class Front:
             batcher,
             self._decode_pool,
             admission,
-            limits=self._options.limits,
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
             on_decodes_ended=self._decodes_ended,

@@ -22,6 +22,7 @@ from models.errors import JobError
 from models.folders.reading import Batch, Reading
 from models.folders.running import Runner
 from models.folders.tables import ERROR, Columns, Task, check_answers
+from models.images.decode import ignore_pillow_warnings
 from models.scale.results import Results
 from models.scale.storage import absolute, opened
 from models.served import ServingOptions
@@ -89,6 +90,7 @@ def described(question: Question) -> tuple[Reading, Columns]:
 def pixels_of(rows: Rows, reading: ReadingAnywhere) -> Rows:
     """`rows` with pixels (N, crop, crop, 3) uint8, and fault, why there are none, or an empty text. A task's work."""
     devices.use_one_core_in_this_thread()
+    ignore_pillow_warnings()
     side = reading.reading.transform.crop
     pixels = np.zeros((len(rows["path"]), side, side, 3), dtype=np.uint8)
     faults = [""] * len(pixels)

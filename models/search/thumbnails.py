@@ -13,8 +13,8 @@ from PIL import Image
 
 from models.devices import available_cores, use_one_core_in_this_thread
 from models.errors import ImageError
-from models.images import decode_image
 from models.limits import ImageLimits
+from models.preprocessing import decode_image
 
 # Of the longer side, in pixels: twice what the page shows, for screens that have twice as many.
 _SIDE = 192

@@ -19,10 +19,10 @@ from models.backends.openvino import OpenVinoBackend
 from models.backends.shapes import buckets
 from models.devices import BackendName, Precision
 from models.errors import DeviceUnavailableError
-from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.network import FeaturesAndLogits, Network
+from models.preprocessing import decode_image
 from models.samples import draw, encode
 from models.specs import ModelSpec
 

@@ -9,10 +9,10 @@ import torchvision
 from models import architectures, catalog, devices
 from models.engine import Engine
 from models.errors import UnknownCatalogNameError
-from models.images import decode_image
 from models.items import Item
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
+from models.preprocessing import decode_image
 from models.samples import Sample, draw, encode
 from models.specs import Classifier
 

@@ -23,11 +23,11 @@ from models.comparison import ComparisonOptions
 from models.devices import BackendName, Precision
 from models.engine import Engine
 from models.gradmodes import compare_served
-from models.images import decode_image
 from models.items import Item, Output
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
 from models.network import FeaturesAndLogits
+from models.preprocessing import decode_image
 from models.samples import draw, encode
 from models.specs import Classifier, ModelSpec
 from models.splitting import SplittingRun

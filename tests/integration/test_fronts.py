@@ -30,6 +30,7 @@ from models.errors import (
 )
 from models.fronts.front import Front, FrontOptions, Place
 from models.fronts.house import House
+from models.images.decode_memory import DecodeMemory
 from models.predictions import Answer, Prediction
 from models.served import ServingOptions
 from models.serving import Serving
@@ -118,6 +119,7 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
                     Place(number, its_images, its_channel),
                     FrontOptions(
                         decode_threads=2,
+                        decode_memory=DecodeMemory(wanted.limits.max_decode_bytes),
                         limits=wanted.limits,
                         deadline_s=wanted.deadline_s,
                         longest_decode_s=wanted.longest_decode_s,

@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from models.images import FORMATS, decode_image
+from models.images.decode import FORMATS
 from models.limits import ImageLimits
+from models.preprocessing import decode_image
 
 LIMITS = ImageLimits()
 LOSSLESS = ("PNG", "GIF", "BMP", "TIFF")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.errors import ImageError
-from models.images import decode_image
 from models.limits import ImageLimits
+from models.preprocessing import decode_image
 
 LIMITS = ImageLimits(max_pixels=1_000_000)
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.Image import Transpose
 
-from models.images import decode_image, read_header
+from models.images.decode import read_header
 from models.limits import ImageLimits
+from models.preprocessing import decode_image
 
 ORIENTATION = 0x0112
 

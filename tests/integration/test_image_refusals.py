@@ -18,8 +18,9 @@ from models.errors import (
     UndecodableImageError,
     UnsupportedFormatError,
 )
-from models.images import FORMATS, decode_image
+from models.images.decode import FORMATS
 from models.limits import ImageLimits
+from models.preprocessing import decode_image
 
 LIMITS = ImageLimits()
 
@@ -68,7 +69,7 @@ def test_a_png_whose_text_unpacks_to_megabytes_is_refused_for_that_and_not_for_i
     bomb = _png_chunk(b"zTXt", b"comment\0\0" + zlib.compress(b"x" * 100_000_000))
     pixels = _png_chunk(b"IDAT", zlib.compress(bytes(310)))
     encoded = b"\x89PNG\r\n\x1a\n" + header + bomb + pixels + _png_chunk(b"IEND", b"")
-    with pytest.raises(UndecodableImageError, match=r"The image cannot be decoded: .*too large"):
+    with pytest.raises(UndecodableImageError, match=r"The PNG image cannot be decoded: .*too large"):
         decode_image(encoded, LIMITS)
 
 

@@ -12,9 +12,9 @@ from models import devices
 from models.backends.openvino import OpenVinoBackend
 from models.calibration import Calibration
 from models.errors import DeviceUnavailableError, StartError
-from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel, load
+from models.preprocessing import decode_image
 from models.samples import draw, encode
 from models.serving import Serving, ServingOptions
 from models.specs import ModelSpec

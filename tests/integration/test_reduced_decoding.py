@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.images import decode_image
 from models.limits import ImageLimits
+from models.preprocessing import decode_image
 from models.samples import draw
 
 

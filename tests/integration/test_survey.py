@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from models.folders.survey import Survey, survey
-from models.images import decode_image
 from models.limits import ImageLimits
-from models.preprocessing import preprocess
+from models.preprocessing import decode_image, preprocess
 from models.samples import draw
 from models.transforms import Transform
 

@@ -13,9 +13,9 @@ from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import InterpolationMode
 
 from models import catalog
-from models.images import decode_image
 from models.limits import ImageLimits
 from models.loading import LoadedModel
+from models.preprocessing import decode_image
 from models.transforms import Fit, Interpolation, Normalize, Transform
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -1,0 +1,318 @@
+"""Decode an image file to RGB pixels.
+
+The result is the RGB that a person sees: EXIF orientation applied, transparency over white, the first frame of an
+animation, 16 bits reduced to 8. Colour profiles are not applied, as in the pipelines that models are trained with.
+Plain JPEGs are decoded by libjpeg-turbo without the GIL, everything else by Pillow. This module imports no torch: a
+decoder process (decoder_process.py) starts with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from typing import Literal, NamedTuple
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.errors import (
+    EmptyImageError,
+    TooElongatedError,
+    TooManyPixelsError,
+    UndecodableImageError,
+    UnsupportedFormatError,
+)
+from models.images.file_limits import MeteredFile, format_of
+from models.images.jpeg_limits import read_layout
+from models.images.tiff_tags import read_numbers
+from models.limits import ImageLimits
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
+Pixels = NDArray[np.uint8]
+
+_ORIENTATION = 0x0112
+_EXIF_PREFIX = b"Exif\0\0"
+_ORIENTATION_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
+_ON_ITS_SIDE = frozenset({5, 6, 7, 8})
+_LARGEST_16_BIT = 65535
+
+# Tags of a TIFF, and a value of the second (TIFF 6.0, section 8). Pillow assumes that value where the tag is missing.
+_BITS_PER_SAMPLE = 258
+_PHOTOMETRIC_INTERPRETATION = 262
+_WHITE_IS_ZERO = 0
+
+# Pixels converted at once. Conversions copy what they convert; in strips, no large image exists twice.
+_STRIP_PIXELS = 1_000_000
+
+# Cameras append further pictures to a JPEG and call it MPO; the first is what a person sees.
+_JPEGS = frozenset({"JPEG", "MPO"})
+
+# Factors under 2 may take longer than decoding the whole (simplejpeg's documentation).
+_LEAST_REDUCTION = 2
+
+# What Pillow's readers raise for damaged files.
+_DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+# Pillow imports a reader at the first file that needs it; here that is before any request.
+Image.init()
+
+
+class Header(NamedTuple):
+    """What a file says of its picture: one of FORMATS, and the size in pixels as a person sees it."""
+
+    format: str
+    width: int
+    height: int
+
+
+# How a JPEG is read: by libjpeg-turbo alone, which stops at whatever libjpeg warns of; by Pillow, which reads on where
+# a person would still see the picture, with more CPU time and memory; or by whichever of the two can, in this order.
+JpegReader = Literal["fast", "tolerant", "either"]
+
+
+class DamagedJpegError(Exception):
+    """The fast reader of JPEGs has found something wrong; the tolerant one may still read it."""
+
+
+class Strips(NamedTuple):
+    """A decoded picture in strips of rows, (rows, width, 3) uint8 RGB each, before `orientation` (EXIF tag 0x0112) is
+    applied."""
+
+    height: int
+    width: int
+    orientation: int
+    strips: Iterator[Pixels]
+
+    def assembled(self) -> Pixels:
+        """(H, W, 3) uint8 RGB, turned as `orientation` says, contiguous."""
+        first = next(self.strips)
+        if first.shape[0] == self.height:
+            pixels = first
+        else:
+            pixels = np.empty((self.height, self.width, 3), np.uint8)
+            pixels[: first.shape[0]] = first
+            top = first.shape[0]
+            for strip in self.strips:
+                pixels[top : top + strip.shape[0]] = strip
+                top += strip.shape[0]
+        return np.ascontiguousarray(_oriented(pixels, self.orientation))
+
+
+def ignore_pillow_warnings() -> None:
+    """Silence Pillow's log lines and warnings in this process. For processes that decode what strangers send: Pillow
+    logs or warns of each damaged tag, and Python remembers each text of a warning for good."""
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def decode_pixels(
+    encoded: bytes, limits: ImageLimits, *, enough: int | None = None, jpeg_reader: JpegReader = "either"
+) -> Pixels:
+    """Return the picture in `encoded` as (H, W, 3) uint8 RGB.
+
+    A JPEG much larger than needed may be decoded at a reduced size, its shorter side never under `enough` pixels:
+    libjpeg-turbo then computes fewer coefficients of each block, at a fraction of the cost. Without it, full size.
+
+    Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError, UndecodableImageError, and
+    DamagedJpegError from the fast reader. What a decode may cost is not checked here: call cost.predict before it.
+    """
+    return decode_strips(encoded, limits, enough=enough, jpeg_reader=jpeg_reader).assembled()
+
+
+def decode_strips(
+    encoded: bytes, limits: ImageLimits, *, enough: int | None = None, jpeg_reader: JpegReader = "either"
+) -> Strips:
+    """As `decode_pixels`, in strips, so that a large picture need not be in memory as a whole. What that raises is
+    raised here, or with the first strip."""
+    image_format = format_of(encoded)
+    if image_format == "JPEG" and jpeg_reader != "tolerant":
+        try:
+            return _decode_jpeg(encoded, limits, enough or 0)
+        except DamagedJpegError:
+            if jpeg_reader == "fast":
+                raise
+    image = _open(encoded)
+    check_size(image.width, image.height, limits)
+    try:
+        if enough and image.format in _JPEGS:
+            # At a reduced size, too.
+            image.draft(None, (enough, enough))
+        image.load()
+        # Asked for after the decode: a PNG may have its EXIF data behind its pixels.
+        decoded = Strips(image.height, image.width, _orientation_of(image), _strips(image))
+    except _DECODE_ERRORS as error:
+        raise UndecodableImageError(image_format, _reason(error)) from error
+    return decoded._replace(strips=_undecodable(image_format, decoded.strips))
+
+
+def read_header(encoded: bytes) -> Header:
+    """The header of `encoded`, without a decode. Raises EmptyImageError, UnsupportedFormatError,
+    UndecodableImageError."""
+    image = _open(encoded)
+    width, height = image.size
+    if _orientation_of(image) in _ON_ITS_SIDE:
+        width, height = height, width
+    return Header("JPEG" if image.format in _JPEGS else str(image.format), width, height)
+
+
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Raises TooManyPixelsError, TooElongatedError."""
+    if width * height > limits.max_pixels:
+        raise TooManyPixelsError(width, height, limits.max_pixels)
+    if max(width, height) > limits.max_aspect_ratio * max(1, min(width, height)):
+        raise TooElongatedError(width, height, limits.max_aspect_ratio)
+
+
+def _open(encoded: bytes) -> Image.Image:
+    if not encoded:
+        raise EmptyImageError
+    image_format = format_of(encoded)
+    if image_format is None:
+        raise UnsupportedFormatError(FORMATS)
+    if image_format == "JPEG":
+        return _opened(image_format, BytesIO(encoded))
+    file = MeteredFile(encoded)
+    image = _opened(image_format, file)
+    file.grant_pixels(image)
+    return image
+
+
+def _opened(image_format: str, file: BytesIO) -> Image.Image:
+    # Not Image.open: it refuses sizes by a limit that all code of the process shares, where ImageLimits decide here.
+    reader, _ = Image.OPEN[image_format]
+    try:
+        return reader(file, "")
+    except _DECODE_ERRORS as error:
+        raise UndecodableImageError(image_format, _reason(error)) from error
+
+
+def _decode_jpeg(encoded: bytes, limits: ImageLimits, enough: int) -> Strips:
+    """Raises DamagedJpegError for what libjpeg-turbo does not read, or warns of."""
+    layout = read_layout(encoded)
+    check_size(layout.width, layout.height, limits)
+    if not layout.plain:
+        raise DamagedJpegError
+    try:
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            encoded, "RGB", min_height=enough, min_width=enough, min_factor=_LEAST_REDUCTION if enough else 1
+        )
+    except ValueError as error:
+        raise DamagedJpegError from error
+    height, width, _ = pixels.shape
+    return Strips(height, width, _orientation(layout.exif, layout.xmp), iter([pixels]))
+
+
+def _orientation_of(image: Image.Image) -> int:
+    """Of a picture that Pillow has decoded."""
+    if image.format == "TIFF":
+        # Pillow turns these by itself.
+        return 1
+    info = image.info
+    xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
+    exif = info.get("exif") or _exif_in_text(info.get("Raw profile type exif"))
+    return _orientation(exif.removeprefix(_EXIF_PREFIX), xmp if isinstance(xmp, bytes) else xmp.encode())
+
+
+def _orientation(exif: bytes, xmp: bytes) -> int:
+    """EXIF tag 0x0112, or what XMP says where there is no EXIF; 1 where neither does."""
+    if exif:
+        try:
+            return read_numbers(exif, {_ORIENTATION}).get(_ORIENTATION, 1)
+        except struct.error:
+            # A photograph with broken metadata is still a photograph.
+            return 1
+    match = _ORIENTATION_IN_XMP.search(xmp)
+    return 1 if match is None else int(match[1])
+
+
+def _exif_in_text(text: str | None) -> bytes:
+    """EXIF data as ImageMagick writes it into a PNG: lines of a name and a length, then hexadecimal digits."""
+    try:
+        return b"" if text is None else bytes.fromhex("".join(text.split("\n")[3:]))
+    except ValueError:
+        return b""
+
+
+def _oriented(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo the camera's rotation: the eight cases of EXIF tag 0x0112 (Exif 2.32, table 4.6.4 A)."""
+    if orientation in _ON_ITS_SIDE:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in {2, 3, 6, 7}:
+        pixels = pixels[:, ::-1]
+    if orientation in {3, 4, 7, 8}:
+        pixels = pixels[::-1]
+    return pixels
+
+
+def _strips(image: Image.Image) -> Iterator[Pixels]:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range")
+    convert = _from_16_bit(image) if image.mode.startswith("I") else _over_white
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        yield convert(image)
+        return
+    for top in range(0, image.height, rows):
+        yield convert(image.crop((0, top, image.width, min(top + rows, image.height))))
+
+
+def _undecodable(image_format: str | None, strips: Iterator[Pixels]) -> Iterator[Pixels]:
+    """The same strips, with errors of their conversion as the image's own."""
+    try:
+        yield from strips
+    except _DECODE_ERRORS as error:
+        raise UndecodableImageError(image_format, _reason(error)) from error
+
+
+def _over_white(image: Image.Image) -> Pixels:
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image)
+    return np.array(white)
+
+
+def _from_16_bit(image: Image.Image) -> Callable[[Image.Image], Pixels]:
+    if image.mode == "I":
+        least, most = np.ravel(image.getextrema())
+        if least < 0 or most > _LARGEST_16_BIT:
+            raise ValueError("its pixels have more than 16 bits")
+    tags = getattr(image, "tag_v2", None)
+    # Pillow inverts such TIFFs where there are eight bits, and does not here.
+    inverted = tags is not None and tags.get(_PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
+    bits = 12 if tags is not None and tags.get(_BITS_PER_SAMPLE) == (12,) else 16
+
+    def convert(strip: Image.Image) -> Pixels:
+        grey = np.asarray(strip)
+        if inverted:
+            grey = _LARGEST_16_BIT - grey
+        # The upper eight bits; Pillow's own conversion would clip everything over 255 to white.
+        return np.repeat((grey >> (bits - 8)).astype(np.uint8)[:, :, None], 3, axis=2)
+
+    return convert
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).strip().rstrip(".") or type(error).__name__

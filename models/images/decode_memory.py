@@ -1,0 +1,95 @@
+"""A budget of memory for expensive decodes, shared by all processes of a service.
+
+The budget is a file of units that exists in memory alone. A decode locks as many units as it needs, and the kernel
+gives them back when the process that holds them ends, however it ends. fcntl(2) calls these open file description
+locks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.reduction import DupFd
+from time import sleep
+from typing import Protocol
+
+# How finely the budget is divided, and where the lock lies that lets one decode at a time look for room.
+_UNITS = 64
+_QUEUE = _UNITS
+_LOOK_AGAIN_S = 0.01
+
+
+class _Duplicate(Protocol):
+    """A file descriptor on its way to another process."""
+
+    def detach(self) -> int: ...
+
+
+class DecodeMemory:
+    """`limit_bytes` for all decodes that reserve memory at the same time. Pickled to a process that is being started,
+    it is the same budget there. Where there is no Linux, one decode at a time may have reserved anything."""
+
+    def __init__(self, limit_bytes: int, descriptor: int | None = None) -> None:
+        self._limit_bytes = limit_bytes
+        self._one_at_a_time = threading.Lock()
+        if descriptor is None and sys.platform == "linux":
+            descriptor = os.memfd_create("decode-memory")
+        self._descriptor = descriptor
+
+    @contextmanager
+    def reserved(self, count: int, wanted: Callable[[], bool]) -> Iterator[bool]:
+        """Wait for `count` bytes, first come, first served, and hold them. Gives False, and no bytes, once `wanted`
+        says that nobody waits for the decode any more. `count` is at most the limit."""
+        if self._descriptor is None:
+            with self._one_at_a_time:
+                yield wanted()
+            return
+        units = min(_UNITS, -(-count * _UNITS // self._limit_bytes))
+        # Locks belong to an open file, so each reservation opens its own. To close it releases its locks.
+        own = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR)
+        try:
+            yield self._lock(own, units, wanted)
+        finally:
+            os.close(own)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _lock(self, own: int, units: int, wanted: Callable[[], bool]) -> bool:
+        fcntl.fcntl(own, fcntl.F_OFD_SETLKW, _lock_of(fcntl.F_WRLCK, _QUEUE, 1))
+        try:
+            while wanted():
+                if any(_try_to_lock(own, first, units) for first in range(_UNITS - units + 1)):
+                    return True
+                sleep(_LOOK_AGAIN_S)
+            return False
+        finally:
+            fcntl.fcntl(own, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_UNLCK, _QUEUE, 1))
+
+    def __reduce__(self) -> tuple[Callable[[int, _Duplicate | None], DecodeMemory], tuple[int, _Duplicate | None]]:
+        return _received, (self._limit_bytes, None if self._descriptor is None else DupFd(self._descriptor))
+
+
+def _received(limit_bytes: int, duplicate: _Duplicate | None) -> DecodeMemory:
+    return DecodeMemory(limit_bytes, None if duplicate is None else duplicate.detach())
+
+
+def _try_to_lock(descriptor: int, first: int, units: int) -> bool:
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_WRLCK, first, units))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock_of(kind: int, first: int, units: int) -> bytes:
+    """struct flock of fcntl(2): type, whence, start, length, pid."""
+    return struct.pack("hhqqi4x", kind, os.SEEK_SET, first, units, 0)

@@ -1,0 +1,254 @@
+"""Where images are decoded: ordinary ones in threads, expensive and unusual ones in processes of their own.
+
+All models of a process share its pool. An image's cost is predicted first (cost.py). Expensive decodes use at most half
+as many processes as there are threads, so that any number of them leaves the threads to cheap images; they share a
+budget of memory (decode_memory.py), and are refused once those that wait would take too long.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple, Protocol
+
+import torch
+
+from models import devices
+from models.errors import DecodersBusyError, DrainingError
+from models.images import cost
+from models.images.cost import DecodeCost
+from models.images.decode import DamagedJpegError, JpegReader, Pixels, decode_pixels, ignore_pillow_warnings
+from models.images.decode_memory import DecodeMemory
+from models.images.decoder_process import DecoderProcess
+from models.limits import ImageLimits
+from models.preprocessing import pixels_needed, to_tensor
+from models.transforms import Transform
+
+# Shares of the limits up to which an ordinary image is decoded in a thread. The threads' memory together is a quarter
+# of the budget, but each may have what a picture of half a megapixel needs.
+_THREAD_SECONDS = 1 / 8
+_THREADS_BYTES = 1 / 4
+_LEAST_THREAD_BYTES = 8 * 2**20
+_MOST_THREAD_BYTES = 48 * 2**20
+
+
+class DecodeJob(Protocol):
+    """One image to be decoded. Called from any thread."""
+
+    def wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+
+    def take_encoded(self) -> bytes:
+        """The file. Called once at most."""
+
+
+class Done(Protocol):
+    """What is called once a job has ended, from the thread that did it: with (3, crop, crop) uint8, with why there is
+    none, or with None where nobody waits for it any more. Must not raise."""
+
+    def __call__(self, outcome: torch.Tensor | Exception | None, /) -> None: ...
+
+
+class _Handover(NamedTuple):
+    """An image that a thread leaves to a process."""
+
+    job: DecodeJob
+    encoded: bytes
+    predicted: DecodeCost
+    jpeg_reader: JpegReader
+
+
+class DecodePool:
+    """`threads` threads, of one core each, and half as many decoder processes, at least one, which are started when
+    they are first needed. `longest_wait_s`: predicted seconds of decoding that may wait for a process. `memory` is for
+    decodes in processes; without it, they have limits.max_decode_bytes in this pool."""
+
+    def __init__(
+        self,
+        threads: int,
+        limits: ImageLimits,
+        *,
+        longest_wait_s: float = 30.0,
+        memory: DecodeMemory | None = None,
+    ) -> None:
+        ignore_pillow_warnings()
+        self.threads = threads
+        self.processes = max(1, threads // 2)
+        self._limits = limits
+        self._longest_wait_s = longest_wait_s
+        self._memory = memory or DecodeMemory(limits.max_decode_bytes)
+        share = limits.max_decode_bytes * _THREADS_BYTES / threads
+        self._thread_bytes = min(max(share, _LEAST_THREAD_BYTES), _MOST_THREAD_BYTES)
+        self._executor = ThreadPoolExecutor(
+            threads, thread_name_prefix="decode", initializer=devices.use_one_core_in_this_thread
+        )
+        # One thread for each process, which waits for it, and resizes what comes back.
+        self._attendants = ThreadPoolExecutor(
+            self.processes, thread_name_prefix="decoder-process", initializer=self._begin_attending
+        )
+        self._decoders: dict[int, DecoderProcess] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self._ending = threading.Thread(target=self._shut_down, name="decode-ending", daemon=True)
+        self._waiting_s = 0.0
+        # By thread, when it began with what it has.
+        self._since: dict[int, float] = {}
+
+    def preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
+        """Decode and resize behind what was submitted before, from any thread. Raises DrainingError once closed."""
+        self._submit(self._executor, partial(self._preprocess, job, transform, done))
+
+    def preprocessed(self, encoded: bytes, transform: Transform) -> Future[torch.Tensor]:
+        """As `preprocess`, for somebody who waits. The future raises ImageError, DecodersBusyError."""
+        future: Future[torch.Tensor] = Future()
+
+        def done(outcome: torch.Tensor | Exception | None) -> None:
+            if isinstance(outcome, torch.Tensor):
+                future.set_result(outcome)
+            else:
+                future.set_exception(outcome or DrainingError())
+
+        future.set_running_or_notify_cancel()
+        self.preprocess(_Awaited(encoded), transform, done)
+        return future
+
+    def longest_seconds(self) -> float:
+        """How long the oldest decode in a thread has taken so far; 0 while there is none. Those in processes end by
+        themselves."""
+        since = min(self._since.copy().values(), default=None)
+        return 0.0 if since is None else perf_counter() - since
+
+    def stuck(self, longest_s: float) -> str | None:
+        """Why the pool has a thread less, where a decode takes longer than that; None while it has all."""
+        seconds = self.longest_seconds()
+        return None if seconds <= longest_s else f"an image has been decoded for {seconds:.0f} s"
+
+    def close(self, timeout_s: float) -> bool:
+        """Take nothing new, and end threads and processes once all that was submitted is done. False if they had not
+        ended after `timeout_s`."""
+        with self._lock:
+            first, self._closed = not self._closed, True
+        if first:
+            # The executors would wait for ever for a decode that hangs.
+            self._ending.start()
+        self._ending.join(timeout_s)
+        return not self._ending.is_alive()
+
+    def _shut_down(self) -> None:
+        # Threads hand over to processes, not the other way.
+        self._executor.shutdown()
+        self._attendants.shutdown()
+        for decoder in self._decoders.values():
+            decoder.close()
+        self._memory.close()
+
+    def _submit(self, executor: ThreadPoolExecutor, work: Callable[[], None]) -> None:
+        try:
+            executor.submit(work)
+        except RuntimeError:
+            with self._lock:
+                closed = self._closed
+            if closed:
+                raise DrainingError from None
+            # No thread could be started.
+            raise
+
+    def _preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
+        thread = threading.get_ident()
+        self._since[thread] = perf_counter()
+        outcome: torch.Tensor | Exception | None
+        try:
+            if not job.wanted():
+                outcome = None
+            else:
+                pixels = self._decode_here(job, transform, done)
+                if pixels is None:
+                    return
+                outcome = transform.shape(to_tensor(pixels))
+                del pixels
+        except Exception as error:  # noqa: BLE001 - whatever it was: the client hears of it, the pool lives on
+            outcome = error
+        finally:
+            del self._since[thread]
+        done(outcome)
+        # The traceback of an error has this frame: a cycle of the two would keep the image until it is collected.
+        del outcome
+
+    def _decode_here(self, job: DecodeJob, transform: Transform, done: Done) -> Pixels | None:
+        """Decode it in this thread, or hand it over to a process and return None."""
+        encoded, enough = job.take_encoded(), pixels_needed(transform)
+        predicted = cost.predict(encoded, self._limits, enough=enough)
+        reader: JpegReader = "either"
+        if self._may_have_a_thread(predicted):
+            try:
+                return decode_pixels(encoded, self._limits, enough=enough, jpeg_reader="fast")
+            except DamagedJpegError:
+                reader = "tolerant"
+        self._hand_over(_Handover(job, encoded, predicted, reader), transform, done)
+        return None
+
+    def _may_have_a_thread(self, predicted: DecodeCost) -> bool:
+        return (
+            predicted.ordinary
+            and predicted.seconds <= _THREAD_SECONDS * self._limits.max_decode_seconds
+            and predicted.memory_bytes <= self._thread_bytes
+        )
+
+    def _hand_over(self, image: _Handover, transform: Transform, done: Done) -> None:
+        """Have a process decode it. Raises DecodersBusyError, DrainingError."""
+        with self._lock:
+            wait_s = self._waiting_s / self.processes
+            if wait_s <= self._longest_wait_s:
+                self._waiting_s += image.predicted.seconds
+        if wait_s > self._longest_wait_s:
+            raise DecodersBusyError(wait_s)
+        try:
+            self._submit(self._attendants, partial(self._attend, image, transform, done))
+        except BaseException:
+            self._no_longer_waits(image.predicted)
+            raise
+
+    def _attend(self, image: _Handover, transform: Transform, done: Done) -> None:
+        outcome: torch.Tensor | Exception | None
+        try:
+            outcome = self._decode_in_process(image, transform)
+        except Exception as error:  # noqa: BLE001 - as above
+            outcome = error
+        self._no_longer_waits(image.predicted)
+        done(outcome)
+        del outcome  # as above
+
+    def _decode_in_process(self, image: _Handover, transform: Transform) -> torch.Tensor | None:
+        """None where nobody waits for it any more."""
+        decoder = self._decoders[threading.get_ident()]
+        with self._memory.reserved(image.predicted.memory_bytes, image.job.wanted) as has_memory:
+            if not has_memory:
+                return None
+            pixels = decoder.decode(
+                image.encoded, image.predicted, enough=pixels_needed(transform), jpeg_reader=image.jpeg_reader
+            )
+            return transform.shape(to_tensor(pixels))
+
+    def _no_longer_waits(self, predicted: DecodeCost) -> None:
+        with self._lock:
+            self._waiting_s -= predicted.seconds
+
+    def _begin_attending(self) -> None:
+        devices.use_one_core_in_this_thread()
+        self._decoders[threading.get_ident()] = DecoderProcess(self._limits)
+
+
+class _Awaited:
+    """A DecodeJob that somebody waits for until it is done."""
+
+    def __init__(self, encoded: bytes) -> None:
+        self._encoded = encoded
+
+    def wanted(self) -> bool:
+        return True
+
+    def take_encoded(self) -> bytes:
+        return self._encoded

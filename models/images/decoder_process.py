@@ -1,0 +1,251 @@
+"""Decode images in a process of its own, which may crash, hang or be killed without harm to the service.
+
+The parent (`DecoderProcess`) starts `python -m models.images.decoder_process` and talks to it over a pair of sockets.
+The child imports no torch, has no secrets in its memory or environment, and bounds its own CPU time, memory and files.
+What it answers is read as JSON and raw pixels and never unpickled: a decoder that an image has taken over must not take
+over the service.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import astuple
+from math import ceil
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from models.errors import ImageError, TooCostlyError, UndecodableImageError
+from models.images.cost import DecodeCost
+from models.images.decode import JpegReader, Pixels, Strips, decode_strips, ignore_pillow_warnings
+from models.images.file_limits import format_of
+from models.limits import ImageLimits
+
+_log = logging.getLogger(__name__)
+
+# Predictions are upper bounds, and a decode that takes more than this has defeated its own: CPU seconds, and bytes
+# beyond what the process has before, for the file itself and what its allocator does not give back at once.
+_CPU_FACTOR = 2
+_SPARE_CPU_S = 1
+_MEMORY_SHARE = 4
+_SPARE_BYTES = 48 * 2**20
+# A child that computes may wait for a core. One that has not answered after so many times its CPU seconds hangs.
+_WALL_FACTOR = 20
+_LEAST_WALL_S = 10.0
+# It yields to the event loop and to the threads that decode cheap images, as forwards do.
+_NICE = 5
+_MOST_FILES = 16
+# From the end of its socket to its own.
+_DYING_S = 1.0
+# Of this process' environment, all that the child gets: API keys are in there too.
+_PASSED_ON = ("LD_LIBRARY_PATH", "TZ", "LANG")
+
+
+class _Child(NamedTuple):
+    process: subprocess.Popen[bytes]
+    connection: Connection
+
+
+class DecoderProcess:
+    """One child that decodes one image at a time, for one thread at a time. It is started when it is first needed, and
+    again after it has died."""
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self._limits = limits
+        self._child: _Child | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """The child's process id; None while there is none."""
+        return None if self._child is None else self._child.process.pid
+
+    def decode(
+        self, encoded: bytes, predicted: DecodeCost, *, enough: int, jpeg_reader: JpegReader = "either"
+    ) -> Pixels:
+        """Return the picture in `encoded` as (H, W, 3) uint8 RGB, as decode.decode_pixels does. The child is held to
+        what was predicted, with some room.
+
+        Raises UndecodableImageError, also where the decoder crashed, and TooCostlyError where it took more than the
+        prediction. Raises OSError where no process can be started.
+        """
+        wanted = {
+            "enough": enough,
+            "jpeg_reader": jpeg_reader,
+            "seconds": ceil(_CPU_FACTOR * predicted.seconds) + _SPARE_CPU_S,
+            "bytes": predicted.memory_bytes + predicted.memory_bytes // _MEMORY_SHARE + _SPARE_BYTES,
+        }
+        child = self._child
+        if child is None or child.process.poll() is not None:
+            self.close()
+            child = self._child = _start(self._limits)
+        try:
+            with _killed_if_it_hangs(child, max(_LEAST_WALL_S, _WALL_FACTOR * self._limits.max_decode_seconds)):
+                return self._ask(child.connection, encoded, wanted)
+        except (OSError, EOFError, ValueError, LookupError) as error:
+            raise self._failure(child, encoded) from error
+
+    def close(self) -> None:
+        """End the child, whatever it does."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.connection.close()
+            child.process.kill()
+            child.process.wait()
+
+    def _ask(self, connection: Connection, encoded: bytes, wanted: Mapping[str, object]) -> Pixels:
+        connection.send_bytes(json.dumps(wanted).encode())
+        connection.send_bytes(encoded)
+        answer = json.loads(connection.recv_bytes())
+        if answer.get("out_of_memory"):
+            raise self._too_costly(encoded)
+        if "reason" in answer:
+            raise UndecodableImageError(format_of(encoded), str(answer["reason"]))
+        height, width, orientation = (int(answer[key]) for key in ("height", "width", "orientation"))
+        if not 0 < height * width <= self._limits.max_pixels:
+            raise ValueError("the decoder answered with a picture of another size")
+        pixels = np.empty((height, width, 3), np.uint8)
+        filled, memory = 0, pixels.reshape(-1).data
+        while filled < pixels.nbytes:
+            filled += connection.recv_bytes_into(memory[filled:])
+        return Strips(height, width, orientation, iter([pixels])).assembled()
+
+    def _failure(self, child: _Child, encoded: bytes) -> ImageError:
+        """End a child that has not answered, or not as it should, and return what is said of the image."""
+        try:
+            status = child.process.wait(_DYING_S)
+        except subprocess.TimeoutExpired:
+            status = None
+        self.close()
+        image_format = format_of(encoded)
+        _log.warning("a decoder process ended with status %s at a %s image; another is started", status, image_format)
+        if status in {-signal.SIGXCPU, -signal.SIGKILL}:
+            return self._too_costly(encoded)
+        return UndecodableImageError(image_format, "its decoder crashed")
+
+    def _too_costly(self, encoded: bytes) -> TooCostlyError:
+        limits = self._limits
+        return TooCostlyError(
+            format_of(encoded),
+            f"its decoder needed more than {limits.max_decode_seconds:g} s of CPU time or "
+            f"{limits.max_decode_bytes / 1e6:.0f} MB of memory",
+        )
+
+
+def _start(limits: ImageLimits) -> _Child:
+    ours, its = socket.socketpair()
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    try:
+        with its:
+            process = subprocess.Popen(  # noqa: S603 - this interpreter, and no word of a request
+                [sys.executable, "-S", "-P", "-m", __spec__.name, str(its.fileno()), json.dumps(astuple(limits))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[its.fileno()],
+                env=environment,
+                # Ctrl-C in a terminal goes to the parent, which still waits for answers.
+                start_new_session=True,
+            )
+    except BaseException:
+        ours.close()
+        raise
+    return _Child(process, Connection(ours.detach()))
+
+
+@contextmanager
+def _killed_if_it_hangs(child: _Child, seconds: float) -> Iterator[None]:
+    watchdog = threading.Timer(seconds, child.process.kill)
+    watchdog.daemon = True
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.cancel()
+
+
+def main() -> None:
+    """Decode for the parent until it closes its end of the socket whose descriptor is the first argument. The second is
+    the limits."""
+    # Only the parent ends it: a signal to all processes of a service must not take away answers that are still owed.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    limits = ImageLimits(*json.loads(sys.argv[2]))
+    os.nice(_NICE)
+    _bound(resource.RLIMIT_FSIZE, 0)
+    _bound(resource.RLIMIT_CORE, 0)
+    _bound(resource.RLIMIT_NOFILE, _MOST_FILES)
+    ignore_pillow_warnings()
+    own_bytes = _virtual_bytes()
+    with Connection(int(sys.argv[1])) as connection, suppress(EOFError, ConnectionError):
+        while True:
+            _decode_next(connection, limits, own_bytes)
+
+
+def _decode_next(connection: Connection, limits: ImageLimits, own_bytes: int) -> None:
+    wanted = json.loads(connection.recv_bytes())
+    encoded = connection.recv_bytes()
+    _allow(resource.RLIMIT_CPU, _cpu_seconds() + wanted["seconds"])
+    _allow(resource.RLIMIT_AS, own_bytes + len(encoded) + wanted["bytes"])
+    try:
+        decoded = decode_strips(encoded, limits, enough=wanted["enough"], jpeg_reader=wanted["jpeg_reader"])
+        first = next(decoded.strips)
+    except ImageError as error:
+        _answer(connection, out_of_memory=isinstance(error.__cause__, MemoryError), reason=_reason(error))
+        return
+    _answer(connection, height=decoded.height, width=decoded.width, orientation=decoded.orientation)
+    connection.send_bytes(first.reshape(-1).data)
+    # What fails from here on ends this process: the parent cannot be told of it among pixels.
+    for strip in decoded.strips:
+        connection.send_bytes(strip.reshape(-1).data)
+
+
+def _answer(connection: Connection, **facts: object) -> None:
+    connection.send_bytes(json.dumps(facts).encode())
+
+
+def _reason(error: ImageError) -> str:
+    return error.reason if isinstance(error, UndecodableImageError) else str(error).rstrip(".")
+
+
+def _bound(kind: int, value: int) -> None:
+    """Set a limit that this process cannot raise again."""
+    _, hard = resource.getrlimit(kind)
+    bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (bound, bound))
+
+
+def _allow(kind: int, value: int) -> None:
+    """Set a limit for one decode. At its CPU seconds the kernel sends SIGXCPU, which ends the process."""
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+def _cpu_seconds() -> int:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return ceil(used.ru_utime + used.ru_stime)
+
+
+def _virtual_bytes() -> int:
+    """The size of this process' address space."""
+    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+
+
+if __name__ == "__main__":
+    main()

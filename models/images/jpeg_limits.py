@@ -1,0 +1,219 @@
+"""What a JPEG consists of, read marker by marker before any decode.
+
+A file of endless markers is refused here: Pillow reads a header marker by marker in Python. What the decode of the rest
+costs is predicted in cost.py from the layout that this module returns. The bounds are far above what cameras and
+programs write. Markers and segments are those of ITU-T T.81, annex B.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import NamedTuple
+
+from models.errors import UndecodableImageError
+
+# A JPEG of 20 MB that is metadata all over has 320 segments.
+_MOST_SEGMENTS = 1000
+_MOST_JUNK_BYTES = 65_536
+# Pillow adds them up one by one, and what it has by then is copied each time.
+_MOST_EXIF_SEGMENTS = 64
+_MOST_PHOTOSHOP_RESOURCES = 10_000
+# Four quantization tables of 16 bits take 518, a frame of 255 components 773.
+_MOST_TABLE_BYTES = 1024
+_MOST_SEGMENTS_BETWEEN_SCANS = 10_000
+# Scans that are counted without looking where they are. Encoders write about ten.
+_MANY_SCANS = 64
+
+_SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
+_LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
+_FIRST_ARITHMETIC = 0xC9
+_EOI, _SOS, _DQT, _APP1, _APP13 = 0xD9, 0xDA, 0xDB, 0xE1, 0xED
+# Those that Pillow and libjpeg take to be markers alone, without a length behind them.
+_ALONE = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
+_MOST_SCAN_COMPONENTS = 4
+# What APP1 segments begin with (Exif 2.32, 4.7.2; XMP specification part 3, 1.1.3).
+_EXIF = b"Exif\0\0"
+_XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_BLOCK = 8
+_BITS = 8
+COEFFICIENTS = 64
+# Precision, height, width and number of components of a frame, and what it says of each (T.81, B.2.2).
+_FRAME = struct.Struct(">BHHB")
+_COMPONENT = struct.Struct("BBB")
+
+# One byte 0xFF and the marker: a pattern for all the padding before it would go back through it at each byte.
+_MARKER = re.compile(rb"\xff[^\x00\xff]")
+_SCAN = re.compile(rb"\xff\xda")
+_MARKER_AMONG_PIXELS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
+
+
+class Component(NamedTuple):
+    """One colour channel of a frame: its number and its sampling factors."""
+
+    number: int
+    across: int
+    down: int
+
+
+class Scan(NamedTuple):
+    """One scan: positions of its components in the frame, and the coefficients of each block that it may change."""
+
+    components: tuple[int, ...]
+    coefficients: int
+
+
+@dataclass(slots=True)
+class Layout:
+    """A JPEG's frame and scans. Width and height are 0 where no frame header came before the first scan."""
+
+    width: int = 0
+    height: int = 0
+    precision: int = 8
+    progressive: bool = False
+    arithmetic: bool = False
+    lossless: bool = False
+    components: list[Component] = field(default_factory=list)
+    scans: list[Scan] = field(default_factory=list)
+    exif: bytes = b""
+    xmp: bytes = b""
+
+    def blocks(self, component: int) -> int:
+        """8 x 8 blocks of one component (T.81, A.1.1)."""
+        across, down = (max(getattr(each, side) for each in self.components) or 1 for side in ("across", "down"))
+        one = self.components[component]
+        width, height = -(-self.width * one.across // across), -(-self.height * one.down // down)
+        return -(-width // _BLOCK) * -(-height // _BLOCK)
+
+    @property
+    def plain(self) -> bool:
+        """Whether libjpeg-turbo's own interface reads it, at a reduced size too: eight bits, grey or three colours, and
+        not lossless, which at a reduced size crashes it."""
+        return self.precision == _BITS and len(self.components) in {1, 3} and not self.lossless
+
+    @property
+    def buffered(self) -> bool:
+        """Whether libjpeg keeps all coefficients in memory until the last scan, two bytes each."""
+        return self.progressive or len(self.scans) > 1 or len(self.scans[0].components) < len(self.components)
+
+
+def read_layout(encoded: bytes) -> Layout:
+    """Read all markers of a JPEG up to its end. Takes microseconds for one with a single scan; others are searched for
+    their scans. Raises UndecodableImageError for one with more of anything than pictures have, or without a scan."""
+    header = _Header(encoded)
+    at, junk_left = 0, _MOST_JUNK_BYTES
+    for segments in count(1):
+        found = _MARKER.search(encoded, at, at + junk_left + 2)
+        if found is None:
+            _refuse(at + junk_left < len(encoded), "there is too much between its markers")
+            break
+        _refuse(segments > _MOST_SEGMENTS, "it has too many segments")
+        junk_left -= found.start() - at
+        at = found.end()
+        marker = encoded[at - 1]
+        if marker in _ALONE:
+            continue
+        start, at = at, _end(encoded, at)
+        if marker == _SOS:
+            layout = header.layout
+            layout.scans = _scans(encoded, start, layout)
+            _refuse(not layout.scans, "its first scan is damaged")
+            return layout
+        header.take(marker, start, at)
+    raise UndecodableImageError("JPEG", "it ends before its pixels")
+
+
+@dataclass(slots=True)
+class _Header:
+    """What has been seen of a JPEG before its first scan."""
+
+    encoded: bytes
+    layout: Layout = field(default_factory=Layout)
+    exif_segments: int = 0
+    resources: int = 0
+
+    def take(self, marker: int, start: int, end: int) -> None:
+        """One segment, from its length to its end. Raises UndecodableImageError."""
+        if marker in _SOF or marker == _DQT:
+            _refuse(end - start > _MOST_TABLE_BYTES, "a table in its header is too long")
+        if marker in _SOF:
+            self._take_frame(marker, self.encoded[start + 2 : end])
+        elif marker == _APP1 and self.encoded.startswith(_EXIF, start + 2):
+            self.exif_segments += 1
+            _refuse(self.exif_segments > _MOST_EXIF_SEGMENTS, "its Exif data is in too many segments")
+            self.layout.exif += self.encoded[start + 2 + len(_EXIF) : end]
+        elif marker == _APP1 and self.encoded.startswith(_XMP, start + 2):
+            self.layout.xmp = self.encoded[start + 2 + len(_XMP) : end]
+        elif marker == _APP13:
+            self.resources += self.encoded.count(b"8BIM", start, end)
+            _refuse(self.resources > _MOST_PHOTOSHOP_RESOURCES, "it has too many resources of Photoshop")
+
+    def _take_frame(self, marker: int, frame: bytes) -> None:
+        layout = self.layout
+        _refuse(bool(layout.components), "it has two frames")
+        _refuse(len(frame) < _FRAME.size, "its frame header is too short")
+        layout.precision, layout.height, layout.width, components = _FRAME.unpack_from(frame)
+        _refuse(len(frame) < _FRAME.size + 3 * components, "its frame header is too short")
+        layout.progressive, layout.lossless = marker in _PROGRESSIVE, marker in _LOSSLESS
+        layout.arithmetic = marker >= _FIRST_ARITHMETIC
+        layout.components = [
+            Component(number, sampling >> 4, sampling & 15)
+            for number, sampling, _ in _COMPONENT.iter_unpack(frame[_FRAME.size : _FRAME.size + 3 * components])
+        ]
+
+
+def _scans(encoded: bytes, first: int, layout: Layout) -> list[Scan]:
+    """The scans of a file whose first one has its length at `first`."""
+    scan = _scan_at(encoded, first, layout)
+    if scan is None:
+        return []
+    if not layout.progressive and len(scan.components) == len(layout.components):
+        # It has all components: such a JPEG can have no further scan.
+        return [scan]
+    # An upper bound, without looking where: pictures inside of metadata count as well, and films behind the picture.
+    if encoded.count(b"\xff\xda", first) < _MANY_SCANS:
+        starts = [found.end() for found in _SCAN.finditer(encoded, first)]
+    else:
+        starts = list(_walk(encoded, _end(encoded, first)))
+    return [scan, *filter(None, (_scan_at(encoded, start, layout) for start in starts))]
+
+
+def _scan_at(encoded: bytes, start: int, layout: Layout) -> Scan | None:
+    """The scan whose header has its length at `start` (T.81, B.2.3); None where libjpeg would refuse it."""
+    number = encoded[start + 2] if start + 2 < len(encoded) else 0
+    end = start + 6 + 2 * number
+    if not 1 <= number <= _MOST_SCAN_COMPONENTS or end > len(encoded) or _end(encoded, start) != end:
+        return None
+    known = {component.number: position for position, component in enumerate(layout.components)}
+    positions = [known.get(encoded[at]) for at in range(start + 3, end - 3, 2)]
+    first, last = encoded[end - 3], encoded[end - 2]
+    coefficients = max(1, min(last, 63) - first + 1) if layout.progressive else COEFFICIENTS
+    return Scan(tuple(each for each in positions if each is not None), coefficients)
+
+
+def _walk(encoded: bytes, at: int) -> Iterator[int]:
+    """Where the headers of further scans have their lengths, from behind the first one's on."""
+    for segments in count(1):
+        found = _MARKER_AMONG_PIXELS.search(encoded, at)
+        if found is None or found[0][1] == _EOI:
+            return
+        marker, at = found[0][1], found.end()
+        _refuse(segments > _MOST_SEGMENTS_BETWEEN_SCANS, "it has too many segments")
+        if marker == _SOS:
+            yield at
+        if marker not in _ALONE:
+            at = _end(encoded, at)
+
+
+def _end(encoded: bytes, start: int) -> int:
+    """Where the segment ends that says its length at `start`, which counts the two bytes that say it."""
+    return start + max(2, int.from_bytes(encoded[start : start + 2]))
+
+
+def _refuse(too_much: bool, reason: str) -> None:  # noqa: FBT001 - a condition, as of assert
+    if too_much:
+        raise UndecodableImageError("JPEG", reason)

@@ -1,0 +1,109 @@
+"""Expensive decodes of all processes share one budget of memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+
+import pytest
+
+from models.images.decode_memory import DecodeMemory
+
+_MIB = 2**20
+_PATIENCE_S = 60
+
+
+@pytest.fixture
+def memory() -> Iterator[DecodeMemory]:
+    made = DecodeMemory(64 * _MIB)
+    yield made
+    made.close()
+
+
+def _always() -> bool:
+    return True
+
+
+def _reserve_in_thread(memory: DecodeMemory, count: int, log: queue.Queue[str], name: str) -> threading.Event:
+    """Reserve in a thread, which says so in the log, and let go once the event is set."""
+    release = threading.Event()
+
+    def reserve() -> None:
+        with memory.reserved(count, _always):
+            log.put(name)
+            assert release.wait(_PATIENCE_S)
+
+    threading.Thread(target=reserve, daemon=True).start()
+    return release
+
+
+def test_decodes_that_fit_together_run_together(memory: DecodeMemory) -> None:
+    with memory.reserved(32 * _MIB, _always) as first, memory.reserved(32 * _MIB, _always) as second:
+        assert first
+        assert second
+
+
+def test_one_that_does_not_fit_waits_until_there_is_room(memory: DecodeMemory) -> None:
+    log: queue.Queue[str] = queue.Queue()
+    with memory.reserved(40 * _MIB, _always):
+        release = _reserve_in_thread(memory, 40 * _MIB, log, "second")
+        with pytest.raises(queue.Empty):
+            log.get(timeout=0.1)
+    assert log.get(timeout=_PATIENCE_S) == "second"
+    release.set()
+
+
+def test_a_large_one_is_not_overtaken_by_small_ones(memory: DecodeMemory) -> None:
+    log: queue.Queue[str] = queue.Queue()
+    with memory.reserved(40 * _MIB, _always):
+        large_looks = threading.Event()
+
+        def looks() -> bool:
+            large_looks.set()
+            return True
+
+        def reserve_large() -> None:
+            with memory.reserved(64 * _MIB, looks):
+                log.put("large")
+
+        threading.Thread(target=reserve_large, daemon=True).start()
+        assert large_looks.wait(_PATIENCE_S)
+        release = _reserve_in_thread(memory, _MIB, log, "small")
+        with pytest.raises(queue.Empty):
+            log.get(timeout=0.1)
+    assert [log.get(timeout=_PATIENCE_S), log.get(timeout=_PATIENCE_S)] == ["large", "small"]
+    release.set()
+
+
+def test_a_decode_that_nobody_waits_for_any_more_gives_up_waiting(memory: DecodeMemory) -> None:
+    with memory.reserved(64 * _MIB, _always), memory.reserved(_MIB, lambda: False) as held:
+        assert not held
+    with memory.reserved(64 * _MIB, _always) as held:
+        assert held
+
+
+def _hold(memory: DecodeMemory, ready: Connection) -> None:
+    with memory.reserved(64 * _MIB, _always):
+        ready.send("held")
+        ready.recv()
+
+
+def test_another_process_has_the_same_budget_and_gives_it_back_when_it_is_killed(memory: DecodeMemory) -> None:
+    ours, its = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(memory, its))
+    process.start()
+    assert ours.recv() == "held"
+    log: queue.Queue[str] = queue.Queue()
+    release = _reserve_in_thread(memory, _MIB, log, "here")
+    with pytest.raises(queue.Empty):
+        log.get(timeout=0.1)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    assert log.get(timeout=_PATIENCE_S) == "here"
+    release.set()
+    process.join(_PATIENCE_S)
