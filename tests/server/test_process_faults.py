@@ -70,11 +70,21 @@ def _asking(service: Any, path: str, image: bytes | None) -> Iterator[None]:
         thread.join()
 
 
+_FAILING_WATCH = """
+import asyncio
+async def watch(self):
+    while not told.is_set():
+        await asyncio.sleep(0.1)
+    raise RuntimeError("forced")
+processes._Engine._watch = watch
+"""
+
+
 @pytest.mark.parametrize(
     ("where", "patch"),
     [
         ("a task", "from models.fronts.house import House; fail(House, '_forget_versions')"),
-        ("the watch over fronts", "from app.fronts.handing import FrontProcess; fail(FrontProcess, 'silent_seconds')"),
+        ("the watch over fronts", _FAILING_WATCH),
         ("a callback", "fail(processes._Engine, '_let_go')"),
         ("a message", "from models.fronts.house import House; fail(House, '_hear')"),
         ("the desk", "from models.fronts.desk import Desk; fail(Desk, '_submit')"),
