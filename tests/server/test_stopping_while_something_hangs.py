@@ -19,28 +19,41 @@ _DRAIN_S = 8
 # What the process takes beyond it, on a busy machine.
 _BEYOND_S = 6
 
-# A load that hangs outside of Python, where no Python signal handler runs. It says so first.
-_HANGING_LOAD = """
-import ctypes, models.served
+# To lock a mutex twice hangs outside of Python, where no Python signal handler runs, and no signal interrupts it.
+_HANG = """
+import ctypes
+def hang_outside_of_python():
+    print("hangs", flush=True)
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+_HANGING_LOAD = (
+    _HANG
+    + """
+import models.served
 def hang(*_):
     if {when}:
-        print("hangs", flush=True)
-        ctypes.CDLL(None).sleep(1000)
+        hang_outside_of_python()
     return real(*_)
 real, models.served.load = models.served.load, hang
 """
+)
 
-# One forward that hangs in the same way.
-_HANGING_FORWARD = """
-import ctypes, models.backends.null
+# One forward.
+_HANGING_FORWARD = (
+    _HANG
+    + """
+import models.backends.null
 def hang(*given):
     if told.is_set():
         told.clear()
-        print("hangs", flush=True)
-        ctypes.CDLL(None).sleep(1000)
+        hang_outside_of_python()
     return real(*given)
 real, models.backends.null.NullBackend.run = models.backends.null.NullBackend.run, hang
 """
+)
 
 
 def _end_in_time(server: Any) -> int:
