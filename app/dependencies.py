@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Query, Request
@@ -19,11 +20,15 @@ from models.errors import DrainingError, ImageTooLargeError, NoClassesError, Sta
 from models.predictions import ModelCard
 from models.search.index import SearchIndex
 
+# After the time to drain, threads have so long to end.
+_LAST_S = 1.0
+
 
 @dataclass(slots=True)
 class Parts:
     """What an application is made of: the one object on app.state. `runtime` is None until started; `failure` is why
-    the process ends without success; `scraped`, what /metrics shows: where several processes serve, those of all."""
+    the process ends without success; `drained_at`, once it drains, until when accepted requests have time
+    (`perf_counter`); `scraped`, what /metrics shows: where several processes serve, those of all."""
 
     settings: Settings
     metrics: Metrics
@@ -34,6 +39,15 @@ class Parts:
     search_index: SearchIndex | None = None
     start_error: StartError | None = None
     failure: str | None = None
+    drained_at: float | None = None
+
+    def left_to_close_s(self) -> float:
+        """How long models may take to end, after the last answer."""
+        whole_s = self.settings.drain_timeout_s
+        if self.drained_at is None:
+            return whole_s
+        # Requests may have taken all of the time. Then threads have nothing to do, and end at once, or hang.
+        return max(self.drained_at - perf_counter(), min(whole_s, _LAST_S))
 
 
 def parts_of(request: Request) -> Parts:

@@ -8,13 +8,16 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 from app.log_writer import DropReason, LineWriter, PrintedText
-from app.settings import LogFormat
+
+if TYPE_CHECKING:
+    # Settings import what logs.
+    from app.settings import LogFormat
 
 _log = logging.getLogger(__name__)
 

@@ -87,7 +87,7 @@ def create_app(
             yield
         finally:
             # In a thread: a forward may still run, and the loop has answers to send.
-            if not await asyncio.to_thread(runtime.close, settings.drain_timeout_s):
+            if not await asyncio.to_thread(runtime.close, parts.left_to_close_s()):
                 parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
             request_log.close()
             if traces is not None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import signal
 import socket
 import sys
+from time import perf_counter
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
 
+from app.acceptor import Acceptor
 from app.dependencies import Parts
 from app.listening import allow_many_connections, bind, say_serving
 from app.logs import exit_at_once
@@ -19,6 +23,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.shedding_connection import shedding_connection
 from app.start_failures import PlainStartFailures, refuse_to_start
+from app.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
 from models.errors import StartError
 
 _log = logging.getLogger(__name__)
@@ -47,14 +52,12 @@ def serve(settings: Settings) -> None:
     except StartError as error:
         refuse_to_start(error)
     allow_many_connections()
-    server = Server(server_config(app, parts), parts)
+    server = Server(server_config(app, parts), parts, listener)
     if heeds_hangup():
         # uvicorn itself handles the others.
         signal.signal(signal.SIGHUP, server.handle_exit)
-    server.run(sockets=[listener])
-    if not server.started:
-        sys.exit(1)
-    end_without_success(parts.failure)
+    server.run()
+    sys.exit(1)
 
 
 def tune_interpreter() -> None:
@@ -87,28 +90,60 @@ def server_config(app: FastAPI, parts: Parts) -> uvicorn.Config:
     )
 
 
-def end_without_success(failure: str | None) -> None:
-    """End the process with status 1 if there is a reason to."""
-    if failure is not None:
-        _log.critical("ended: %s", failure)
-        # Not sys.exit: Python would wait for the very thread that hangs.
-        exit_at_once(1)
-
-
 class Server(uvicorn.Server):
-    """uvicorn's, that drains, and tells at that level of log that it does."""
+    """uvicorn's, that drains, and tells at that level of log that it does. It accepts connections itself: uvicorn would
+    reset those that wait in the kernel when it stops, and without file descriptors its event loop would drop them."""
 
     told_at = logging.INFO
 
-    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+    def __init__(self, config: uvicorn.Config, parts: Parts, listener: socket.socket | None = None) -> None:
         super().__init__(config)
         self._parts = parts
+        self._listener = listener
+        self._acceptor: Acceptor | None = None
+        # Accepted, and no connection of the application's yet.
+        self.beginning: set[asyncio.Task[None]] = set()
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's, and say so."""
-        await super().startup(sockets=sockets)
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's. Once it has started, the process ends with this: uvicorn's loop would wait for its threads."""
+        await super().serve(sockets)
         if self.started:
-            say_serving(self._parts.settings, self.servers[0].sockets[0])
+            end_process(self._parts.failure)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - there are none
+        """uvicorn's, but for how connections come."""
+        with ended_by_signals():
+            await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(STARTUP_FAILURE)
+        self.servers = []
+        self.take_connections()
+        self.started = True
+
+    def take_connections(self) -> None:
+        """Begin to take them, and say so."""
+        if self._listener is not None:
+            self._acceptor = Acceptor(self._listener, self.begin)
+            self._acceptor.open()
+            say_serving(self._parts.settings, self._listener)
+
+    async def take_last_connections(self) -> None:
+        """Take what has been connected by now, and no more."""
+        if self._acceptor is not None:
+            await self._acceptor.close(self._drained_at())
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's, after the last connections."""
+        await self.take_last_connections()
+        await asyncio.gather(*self.beginning, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    def begin(self, connection: socket.socket) -> bool:
+        """Serve on a connection, which is this server's from here."""
+        task = asyncio.get_running_loop().create_task(self._begin(connection))
+        self.beginning.add(task)
+        task.add_done_callback(self.beginning.discard)
+        return True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain."""
@@ -118,7 +153,30 @@ class Server(uvicorn.Server):
         if self._parts.runtime is None:
             # Nothing has been accepted. An exception would be lost in the load that this has interrupted.
             exit_at_once(0)
+        if not self.should_exit:
+            self._parts.drained_at = self._drained_at()
+            end_process_within(
+                self._parts.settings.drain_timeout_s + FORCED_AFTER_DRAIN_S,
+                "it had not ended by itself long after the time to drain",
+            )
         # Before the socket closes: who comes now is told so.
         self._parts.runtime.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+    def _drained_at(self) -> float:
+        return self._parts.drained_at or perf_counter() + self._parts.settings.drain_timeout_s
+
+    async def _begin(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: self.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn calls it itself
+                    config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
+                ),
+                connection,
+            )
+        except OSError:
+            # Its caller has gone already.
+            connection.close()

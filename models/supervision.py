@@ -7,8 +7,14 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from time import perf_counter
 
 _log = logging.getLogger(__name__)
+
+# If a look comes so late, the whole process was stopped, and has not run for the time that forwards seem to have taken.
+# What goes on has so long to end before it is judged.
+_LATE_S = 2.0
+_GRACE_S = 10.0
 
 
 class Supervisor:
@@ -49,13 +55,24 @@ class Supervisor:
         self._replaced.pop(name, None)
 
     def _work(self) -> None:
-        while not self._stopping.wait(self._interval_s):
-            reasons = (self._cure(name, ailment) for name, ailment in self._ailments().items())
-            reason = self._beyond_cure() or next(filter(None, reasons), None)
+        judges_at = 0.0
+        while True:
+            waits_at = perf_counter()
+            if self._stopping.wait(self._interval_s):
+                return
+            now = perf_counter()
+            if now - waits_at > self._interval_s + _LATE_S:
+                judges_at = now + _GRACE_S
+            reason = self._looked() if now >= judges_at else None
             if reason is not None:
                 _log.critical("giving up: %s", reason)
                 self._give_up(reason)
                 return
+
+    def _looked(self) -> str | None:
+        """Replace what is ill. Why that cannot be, or None."""
+        reasons = (self._cure(name, ailment) for name, ailment in self._ailments().items())
+        return self._beyond_cure() or next(filter(None, reasons), None)
 
     def _cure(self, name: str, ailment: str) -> str | None:
         """Replace a model. Why that cannot be, or None."""

@@ -50,6 +50,9 @@ _LIMITS = """## Known limits
 - Latencies are those of a process's own loopback; no network, proxy or TLS is between.
 - A connection that asks for nothing is closed after `GRADLESS_READ_TIMEOUT_S`; the number of connections itself is
   bounded by the process's file descriptors alone. Put a proxy in front where strangers can connect.
+- A stop resets no connection that was made, as far as Linux tells: those under way have 0.3 s to complete. A client
+  farther away than that, or in a sandbox whose kernel ignores socket filters, may still be reset. So may one that sends
+  its first byte more than half a second after the stop began.
 - What is measured is one process on CPUs, but for `reloads` and `own-answers`. A GPU's faults are not among the
   scenarios.
 - `make soak MINUTES=30` mixes all kinds of callers for as long as wanted; its findings are printed, and not on this

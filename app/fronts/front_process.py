@@ -6,23 +6,23 @@ import asyncio
 import contextlib
 import ctypes
 import logging
+import mmap
 import os
 import signal
 import socket
 import sys
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from app.dependencies import Parts
-from app.fronts.exposition import added
 from app.logs import configure_logging, exit_at_once
 from app.main import create_app
-from app.metrics import content_type_for
+from app.metrics import content_type_for, count_in
 from app.runtime import Runtime
-from app.server import Server, end_without_success, server_config, tune_interpreter
+from app.server import Server, server_config, tune_interpreter
 from app.settings import Settings
 from models.telemetry import Telemetry
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+# What a front says of each connection that it is handed: that it has taken it, or has no file descriptor for it.
+TAKEN, NO_FILES = b".", b"!"
+
 # As many as come with one message of Linux's.
 _MOST_CONNECTIONS = 253
 
@@ -38,46 +41,59 @@ _MOST_CONNECTIONS = 253
 _SCRAPE_TIMEOUT_S = 8.0
 
 
-@dataclass(frozen=True, slots=True)
-class Connections:
-    """The socket over which a front is handed its connections, and says with as many bytes how many it has taken, and
-    where it says how many it has open, and how often it has said so since it serves: two unsigned numbers in shared
-    memory."""
-
-    handed: socket.socket
-    told: ctypes.Array[ctypes.c_uint]
+# What it says of itself, two unsigned numbers in shared memory: how many connections it has open, and how often it has
+# said so since it serves.
+Told = ctypes.c_uint * 2
 
 
-def run_front(settings: Settings, options: FrontOptions, place: Place, connections: Connections) -> None:
-    """Serve until SIGTERM. `settings` and `options` are this front's share of the service's."""
-    # The engine process has it as well, and tells when to end.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def shared_told() -> tuple[int, ctypes.Array[ctypes.c_uint]]:
+    """Memory for what a front says of itself, and its file descriptor, by which the front maps it."""
+    descriptor = os.memfd_create("front")
+    os.ftruncate(descriptor, ctypes.sizeof(Told))
+    return descriptor, _map_told(descriptor)
+
+
+def _map_told(descriptor: int) -> ctypes.Array[ctypes.c_uint]:
+    return Told.from_buffer(mmap.mmap(descriptor, ctypes.sizeof(Told)))
+
+
+def run_front(settings: Settings, options: FrontOptions, number: int, descriptors: Sequence[int]) -> None:
+    """Serve until SIGTERM. `settings` and `options` are this front's share of the service's. `descriptors`: its ends of
+    three sockets, for images, for messages and for the connections that it is handed, memory as of `shared_told`, and
+    that for what it counts."""
     # Until there is something to drain.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: exit_at_once(0))
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: exit_at_once(0))
     configure_logging(settings.log_level, settings.log_format)
     try:
-        _serve(settings, options, place, connections)
-    except Exception:  # noqa: BLE001 - told here, as multiprocessing would tell it after the log has been closed
+        _serve(settings, options, number, descriptors)
+    except Exception:  # noqa: BLE001 - told here: nobody else has the log
         _log.exception("a front failed")
-        raise SystemExit(1) from None
     finally:
-        # A process that multiprocessing has started ends without Python's own exit handlers.
-        logging.shutdown()
+        # One that has served has ended by itself.
+        exit_at_once(1)
 
 
-def _serve(settings: Settings, options: FrontOptions, place: Place, connections: Connections) -> None:
+def _serve(settings: Settings, options: FrontOptions, number: int, descriptors: Sequence[int]) -> None:
+    # Here, not above: the HTTP side is imported and tested without torch.
+    from models.fronts.front import Place  # noqa: PLC0415
+
     # The engine process tells when the service begins and ends.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     tune_interpreter()
+    # Before there is anything that counts.
+    count_in(descriptors[4])
+    images, channel, handed = (socket.socket(fileno=descriptor) for descriptor in descriptors[:3])
+    told = _map_told(descriptors[3])
+    for descriptor in descriptors[3:]:
+        os.close(descriptor)
+    place = Place(number, images, channel)
     app = create_app(settings, lambda telemetry: start_front(options, place, parts, telemetry))
     parts: Parts = app.state.parts
     parts.scraped.build = partial(_everybodys_metrics, parts)
-    server = _FrontServer(server_config(app, parts), parts, connections)
+    server = _FrontServer(server_config(app, parts), parts, handed, told)
     server.run()
-    if not server.started:
-        sys.exit(1)
-    end_without_success(parts.failure)
+    sys.exit(1)
 
 
 def start_front(options: FrontOptions, place: Place, parts: Parts, telemetry: Telemetry) -> Runtime:
@@ -89,17 +105,18 @@ def start_front(options: FrontOptions, place: Place, parts: Parts, telemetry: Te
         parts.failure = reason
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return Front(place, options, telemetry, lambda accept: parts.metrics.exposition(accept)[0].decode(), give_up)
+    return Front(place, options, telemetry, give_up)
 
 
 def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
-    """Of the whole service, whichever front was asked. Blocks, and is not for the event loop."""
+    """Of the whole service, whichever front was asked: the engine process has them. Blocks, and is not for the event
+    loop."""
     from models.fronts.front import Front  # noqa: PLC0415 - as above
 
     if not isinstance(parts.runtime, Front):
         return parts.metrics.exposition(accept)
-    engine, *fronts = parts.runtime.expositions(accept, parts.settings.metrics_max_age_s, _SCRAPE_TIMEOUT_S)
-    return added(engine, fronts).encode(), content_type_for(accept)
+    max_age_s = parts.settings.metrics_max_age_s
+    return parts.runtime.exposition(accept, max_age_s, _SCRAPE_TIMEOUT_S).encode(), content_type_for(accept)
 
 
 class _FrontServer(Server):
@@ -107,77 +124,54 @@ class _FrontServer(Server):
 
     told_at = logging.DEBUG
 
-    def __init__(self, config: uvicorn.Config, parts: Parts, connections: Connections) -> None:
+    def __init__(
+        self, config: uvicorn.Config, parts: Parts, handed: socket.socket, told: ctypes.Array[ctypes.c_uint]
+    ) -> None:
         super().__init__(config, parts)
-        self._connections = connections
-        # Taken, and not said yet.
-        self._untold = 0
-        self._beginning: set[asyncio.Task[object]] = set()
+        self._handed = handed
+        self._told = told
+        # Of connections that it was handed, in their order: not said yet.
+        self._untold = b""
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - there are none
-        await self.lifespan.startup()
-        if self.lifespan.should_exit:
-            sys.exit(1)
-        self.servers = []
-        self._connections.handed.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._connections.handed, self._take)
-        self.started = True
+    def take_connections(self) -> None:
+        self._handed.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._handed, self._take)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        handed = self._connections.handed
+    async def take_last_connections(self) -> None:
         # Of this front alone it may be the end: from here on others are handed what comes.
-        handed.shutdown(socket.SHUT_RD)
+        self._handed.shutdown(socket.SHUT_RD)
         # What has been handed over by now was accepted.
         self._take()
-        asyncio.get_running_loop().remove_reader(handed)
-        handed.close()
-        await asyncio.gather(*self._beginning, return_exceptions=True)
-        await super().shutdown(sockets)
+        asyncio.get_running_loop().remove_reader(self._handed)
+        self._handed.close()
 
     async def on_tick(self, counter: int) -> bool:
-        self._connections.told[1] += 1
+        self._told[1] += 1
         self._tell()
         return await super().on_tick(counter)
 
     def _take(self) -> None:
-        loop = asyncio.get_running_loop()
-        handed = self._connections.handed
         told = b"more"
         while told:
             try:
-                told, descriptors, _, _ = socket.recv_fds(handed, _MOST_CONNECTIONS, _MOST_CONNECTIONS)
+                told, descriptors, _, _ = socket.recv_fds(self._handed, _MOST_CONNECTIONS, _MOST_CONNECTIONS)
             except BlockingIOError:
                 break
             except ConnectionResetError:
                 # The engine process has ended, and had not heard all.
                 told, descriptors = b"", []
-            # A connection for which this process may open no file is closed by the kernel.
-            self._untold += len(told)
             for descriptor in descriptors:
-                task = loop.create_task(self._begin(loop, socket.socket(fileno=descriptor)))
-                self._beginning.add(task)
-                task.add_done_callback(self._beginning.discard)
+                self.begin(socket.socket(fileno=descriptor))
+            # The kernel leaves out those for which this process may open no file.
+            self._untold += TAKEN * len(descriptors) + NO_FILES * (len(told) - len(descriptors))
         if not told:
             # No more will come. If it is for the engine process's end, its other sockets tell of that as well.
-            loop.remove_reader(handed)
+            asyncio.get_running_loop().remove_reader(self._handed)
         # Before anything is read from them: what is not taken by its end, another is handed.
         self._tell()
 
-    async def _begin(self, loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        try:
-            await loop.connect_accepted_socket(
-                lambda: self.config.http_protocol_class(  # type: ignore[call-arg]  # as uvicorn calls it itself
-                    config=self.config, server_state=self.server_state, app_state=self.lifespan.state, _loop=loop
-                ),
-                connection,
-            )
-        except OSError:
-            # Its caller has gone already.
-            connection.close()
-
     def _tell(self) -> None:
-        self._connections.told[0] = len(self.server_state.connections) + len(self._beginning)
+        self._told[0] = len(self.server_state.connections) + len(self.beginning)
         # It may have no room for more words, and is told later, or have ended.
         with contextlib.suppress(OSError):
-            self._untold -= self._connections.handed.send(b"." * self._untold)
+            self._untold = self._untold[self._handed.send(self._untold) :]

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
-import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerProcess
 from time import perf_counter
 
-_log = logging.getLogger(__name__)
-
-_BACKLOG = 2048
-# As many connections as are accepted before anything else has its turn.
-_AT_ONCE = 64
-
-# Where there are no more file descriptors, the next may be free after so long; where fronts are behind, a place.
-_NO_FILES_S = 0.5
-_FULL_S = 0.005
+from app.acceptor import NO_FILES_S
+from app.fronts.fork_server import Fork
+from app.fronts.front_process import NO_FILES
+from app.metrics import CountsReader
 
 # An event loop that has not turned for so long, where it does ten times a second, is handed nothing if others turn.
 _SLOW_S = 1.0
@@ -29,14 +21,15 @@ _SLOW_S = 1.0
 _MOST_TAKEN = 4096
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class FrontProcess:
     """A front, as its parent knows it. `handing` is the socket that its connections go over; `told`, what it says of
-    itself, as app/fronts/front_process.py has it."""
+    itself, as app/fronts/front_process.py has it; `counts`, what it counts."""
 
-    process: ForkServerProcess
+    process: Fork
     handing: socket.socket
     told: ctypes.Array[ctypes.c_uint]
+    counts: CountsReader
     # What it has been handed and has not taken: it is kept open here, for others if this one ends.
     not_taken: deque[socket.socket] = field(default_factory=deque)
     # It is ended because of that.
@@ -44,6 +37,8 @@ class FrontProcess:
     # How often it had told by when that was last looked at and had changed.
     turns: int = 0
     turned_at: float = field(default_factory=perf_counter)
+    # It has no file descriptors until then, as far as is known.
+    full_until: float = 0.0
 
     @property
     def open_connections(self) -> int:
@@ -61,8 +56,15 @@ class FrontProcess:
             self.turns, self.turned_at = self.told[1], perf_counter()
         return perf_counter() - self.turned_at
 
+    def give_time(self) -> None:
+        """Count its silence from now on: nobody could have looked at it before."""
+        self.turned_at = perf_counter()
+
     def hand(self, connection: socket.socket) -> bool:
-        """Give it a connection. False where it is ending, or has not come to many: then it stays the caller's."""
+        """Give it a connection. False where it is ending, or has no file descriptors, or has not come to many: then it
+        stays the caller's."""
+        if perf_counter() < self.full_until:
+            return False
         try:
             socket.send_fds(self.handing, [b"."], [connection.fileno()])
         except OSError:
@@ -70,92 +72,28 @@ class FrontProcess:
         self.not_taken.append(connection)
         return True
 
-    def let_go(self) -> bool:
+    def let_go(self) -> list[socket.socket] | None:
         """Close here what it has taken by now. It says so at once, for until then a caller does not hear of it when the
-        front closes his connection. False if it will say no more."""
+        front closes his connection. Returns those that it has no file descriptors for; None if it will say no more."""
         try:
-            taken = len(self.handing.recv(_MOST_TAKEN))
+            said = self.handing.recv(_MOST_TAKEN)
         except BlockingIOError:
-            return True
+            return []
         except OSError:
-            return False
-        for _ in range(taken):
-            self.not_taken.popleft().close()
-        return taken > 0
-
-
-class Doorkeeper:
-    """Accepts connections on an event loop, and hands each to that of `fronts` which has the fewest."""
-
-    def __init__(self, listener: socket.socket, fronts: Callable[[], Iterable[FrontProcess]]) -> None:
-        self._listener = listener
-        self._fronts = fronts
-        # Accepted, and not handed over yet.
-        self._held: deque[socket.socket] = deque()
-        self._open = False
-
-    def open(self) -> None:
-        """Listen."""
-        self._listener.setblocking(False)
-        self._listener.listen(_BACKLOG)
-        self._open = True
-        self._go_on()
-
-    async def close(self, until: float) -> None:
-        """Hand over those that wait to be accepted, until that moment (`perf_counter`) at the latest and for as long as
-        there are fronts, and listen no more."""
-        if self._open:
-            self._open = False
-            asyncio.get_running_loop().remove_reader(self._listener)
-            while self._accept() and list(self._fronts()) and perf_counter() < until:  # noqa: ASYNC110 - the kernel's
-                await asyncio.sleep(_FULL_S)
-        self._listener.close()
-        for connection in self._held:
-            connection.close()
-
-    def take_back(self, connections: Sequence[socket.socket]) -> None:
-        """Hand to others what a front that has ended had not taken; close it, when nobody listens any more."""
-        if self._open:
-            self._held.extendleft(reversed(connections))
-            self._accept()
-        else:
-            for connection in connections:
+            said = b""
+        refused = []
+        for word in said:
+            connection = self.not_taken.popleft()
+            if word == NO_FILES[0]:
+                refused.append(connection)
+            else:
                 connection.close()
+        if refused:
+            self.full_until = perf_counter() + NO_FILES_S
+        return refused if said else None
 
-    def _go_on(self) -> None:
-        if self._open:
-            asyncio.get_running_loop().add_reader(self._listener, self._accept)
-            if self._held:
-                self._accept()
 
-    def _accept(self) -> bool:
-        """Hand over those that wait, or some of many. False where there is none left, or none can be had."""
-        for _ in range(_AT_ONCE):
-            if not self._held:
-                try:
-                    connection, _ = self._listener.accept()
-                    self._held.append(connection)
-                except BlockingIOError:
-                    return False
-                except OSError as error:
-                    _log.warning("no connection can be accepted: %s", error.strerror)
-                    self._pause(_NO_FILES_S)
-                    return False
-            by_load = sorted(
-                self._fronts(), key=lambda front: (front.silent_seconds() > _SLOW_S, front.open_connections)
-            )
-            if not any(front.hand(self._held[0]) for front in by_load):
-                # Whoever comes meanwhile waits in the kernel.
-                self._pause(_FULL_S)
-                return True
-            self._held.popleft()
-        if self._held:
-            # Of many that came back: nobody may come who would have them looked at again.
-            self._pause(0)
-        return True
-
-    def _pause(self, seconds: float) -> None:
-        if self._open:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._listener)
-            loop.call_later(seconds, self._go_on)
+def hand(connection: socket.socket, fronts: Iterable[FrontProcess]) -> bool:
+    """Give a connection to that of `fronts` which has the fewest. False where none takes it: it stays the caller's."""
+    by_load = sorted(fronts, key=lambda front: (front.silent_seconds() > _SLOW_S, front.open_connections))
+    return any(front.hand(connection) for front in by_load)

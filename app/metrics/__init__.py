@@ -5,8 +5,18 @@ number of time series is bounded by the configuration. Those of the application 
 from when it is served until it is unloaded, so that rate() works from the first event on.
 """
 
-from app.metrics.exposition import END, content_type_for, families_of, number
+from app.metrics.counts import CountsReader, count_in, create_counts
+from app.metrics.exposition import END, content_type_for, families_of
 from app.metrics.shared import SharedExposition
 from app.metrics.sink import Metrics
 
-__all__ = ["END", "Metrics", "SharedExposition", "content_type_for", "families_of", "number"]
+__all__ = [
+    "END",
+    "CountsReader",
+    "Metrics",
+    "SharedExposition",
+    "content_type_for",
+    "count_in",
+    "create_counts",
+    "families_of",
+]

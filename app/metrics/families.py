@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.samples import Sample
+from prometheus_client.samples import Exemplar, Sample
 
+from app.metrics.counts import Key
 from app.metrics.exposition import number
 
 # A second series beside each counter and histogram, which nothing here asks for.
@@ -80,6 +81,7 @@ class Families:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._of_models: list[Series[Any]] = []
+        self._counted: dict[str, Series[Any]] = {}
         request = ("route", "method", "code")
         self.requests = self._counter("gradless_requests_total", "Requests by outcome.", *request)
         # By the class of the status, 2xx: by the status itself there would be twice as many series in all.
@@ -160,6 +162,18 @@ class Families:
         for series in self._of_models:
             series.forget(model)
 
+    def add(self, key: Key, amount: float, exemplar: Exemplar | None) -> None:
+        """Add to a counter or a part of a histogram what another process has counted."""
+        bucket = key.sample.endswith("_bucket")
+        series = self._counted[key.name][key.labels[:-1] if bucket else key.labels]
+        if bucket:
+            value = series._buckets[series._upper_bounds.index(float(key.labels[-1]))]  # noqa: SLF001 - of its own kind
+        else:
+            value = series._value if key.sample.endswith("_total") else series._sum  # noqa: SLF001 - as above
+        value.inc(amount)
+        if exemplar is not None:
+            value.set_exemplar(exemplar)
+
     def _counter(self, name: str, help_text: str, *labels: str) -> Series[Counter]:
         return self._series(Counter, name, help_text, labels)
 
@@ -175,8 +189,9 @@ class Families:
         self, kind: type[Family], name: str, help_text: str, labels: tuple[str, ...], **options: Any
     ) -> Series[Family]:
         family = kind(name, help_text, labels, registry=self._registry, **options)
-        if labels[0] != "model":
-            return Series(family)
-        of_models = Series(family, kind(name, help_text, registry=None, **options))
-        self._of_models.append(of_models)
-        return of_models
+        series = Series(family)
+        if labels[0] == "model":
+            series = Series(family, kind(name, help_text, registry=None, **options))
+            self._of_models.append(series)
+        self._counted[family._name] = series  # noqa: SLF001 - as its values are told of
+        return series

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 
+from app.metrics.counts import CountsReader
 from app.metrics.exposition import Exposition
 from app.metrics.families import Families
 from app.metrics.gauges import LogCollector, RuntimeCollector
+from app.metrics.processes import Processes
 from app.problems import Reason, Row
 from app.runtime import Runtime
 from models.comparison import ARMS, Comparison
@@ -30,10 +33,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
+        self._processes = Processes()
+        self._registry.register(self._processes)
         self._registry.register(LogCollector())
         self._families = Families(self._registry)
         self._exposition = Exposition(self._registry)
+        # What other processes count, by their ids.
+        self._counts: dict[int, CountsReader] = {}
+        self._adding = Lock()
         for reason in get_args(Reason):
             self._families.rejected.create(reason)
         self._families.loads.create(_NOT_SERVED, "failed")
@@ -55,7 +62,24 @@ class Metrics:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics as (body, content type): OpenMetrics where `accept` asks for it, else Prometheus text."""
+        with self._adding:
+            for counts in self._counts.values():
+                self._add(counts)
         return self._exposition.encode(accept)
+
+    def process_started(self, pid: int, counts: CountsReader) -> None:
+        """Show what another process of the service counts as well, and what it takes."""
+        with self._adding:
+            self._counts[pid] = counts
+        self._processes.add(pid)
+
+    def process_ended(self, pid: int) -> None:
+        """It counts no more. What it has counted remains."""
+        self._processes.remove(pid)
+        with self._adding:
+            counts = self._counts.pop(pid, None)
+            if counts is not None:
+                self._add(counts)
 
     def request_done(self, route: str | None, method: str, status: int, seconds: float, request_id: str | None) -> None:
         place = _place(route, method)
@@ -139,6 +163,10 @@ class Metrics:
             families.arm_retained[comparison.model, report.arm].set(report.retained_bytes)
             if report.peak_bytes is not None:
                 families.arm_peak[comparison.model, report.arm].set(report.peak_bytes)
+
+    def _add(self, counts: CountsReader) -> None:
+        for key, amount, exemplar in counts.changes():
+            self._families.add(key, amount, exemplar)
 
     def _forget_comparison(self, model: str) -> None:
         """What the last comparison did not measure is no number."""

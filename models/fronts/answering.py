@@ -3,81 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from models.comparison import Progress
 from models.errors import GradlessError
 from models.fronts.channel import Channel
-from models.fronts.messages import Ask, Heard, LeaveIt, Outcome, Scrape, Scraped
+from models.fronts.messages import Ask, Heard, LeaveIt, Outcome
 from models.serving import Serving
-from models.shared_work import SharedWork
 
 _log = logging.getLogger(__name__)
 
-# A front that does not tell its metrics in that time is missing from them.
-_SCRAPE_S = 5.0
-
-
-class Scrapes:
-    """The metrics of all processes: `own` gives this one's, from any thread, `channels` are those of the fronts, by
-    their numbers."""
-
-    def __init__(self, own: Callable[[str], str], channels: Callable[[], Mapping[int, Channel]]) -> None:
-        self._own = own
-        self._channels = channels
-        self._shared: SharedWork[str, list[str]] = SharedWork()
-        self._numbers = itertools.count()
-        self._waiting: dict[int, dict[int, asyncio.Future[str]]] = {}
-
-    async def all(self, accept: str, max_age_s: float) -> list[str]:
-        """This process's, then those of the fronts that tell them in time: collected now, or for another front at most
-        so long ago."""
-        return await self._shared.result(accept, partial(self._collected, accept), max_age_s=max_age_s)
-
-    async def _collected(self, accept: str) -> list[str]:
-        number = next(self._numbers)
-        loop = asyncio.get_running_loop()
-        channels = self._channels()
-        self._waiting[number] = told = {front: loop.create_future() for front in channels}
-        try:
-            for channel in channels.values():
-                channel.send(Scrape(number, accept))
-            own = await asyncio.to_thread(self._own, accept)
-            if told:
-                await asyncio.wait(told.values(), timeout=_SCRAPE_S)
-        finally:
-            del self._waiting[number]
-        silent = [front for front, exposition in told.items() if not exposition.done()]
-        if silent:
-            _log.warning("fronts %s have not told their metrics", silent)
-        return [own, *(each.result() for each in told.values() if each.done() and not each.cancelled())]
-
-    def hear(self, front: int, scraped: Scraped) -> None:
-        """A front's."""
-        waiting = self._waiting.get(scraped.number, {}).get(front)
-        if waiting is not None and not waiting.done():
-            waiting.set_result(scraped.exposition)
-
-    def forget(self, front: int) -> None:
-        """It has gone: nobody waits for it."""
-        for told in self._waiting.values():
-            if front in told:
-                told[front].cancel()
-
 
 class Answering:
-    """What one front asks for. `agreed` waits until all fronts go by what is served."""
+    """What one front asks for. `exposition` gives the service's metrics in the format that an Accept header asks for,
+    as of now or at most so many seconds ago. `agreed` waits until all fronts go by what is served."""
 
     def __init__(
-        self, channel: Channel, serving: Serving, scrapes: Scrapes, agreed: Callable[[], Awaitable[None]]
+        self,
+        channel: Channel,
+        serving: Serving,
+        exposition: Callable[[str, float], Awaitable[str]],
+        agreed: Callable[[], Awaitable[None]],
     ) -> None:
         self._channel = channel
         self._serving = serving
-        self._scrapes = scrapes
+        self._exposition = exposition
         self._agreed = agreed
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
@@ -121,5 +73,5 @@ class Answering:
                 return loaded
             case "unload":
                 return await self._serving.unload(*ask.arguments)
-            case "expositions":
-                return await self._scrapes.all(*ask.arguments)
+            case "exposition":
+                return await self._exposition(*ask.arguments)

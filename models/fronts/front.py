@@ -23,7 +23,7 @@ from models.errors import ModelDownError, OverloadedError
 from models.finding import find
 from models.fronts.asking import Asking
 from models.fronts.channel import Channel, receive_first
-from models.fronts.messages import Announced, Heard, Outcome, Scrape, Scraped, State, Taken
+from models.fronts.messages import Announced, Heard, Outcome, State, Taken
 from models.fronts.records import Answers, Failure, Frames
 from models.fronts.remote_batcher import RemoteBatcher
 from models.fronts.slots import Slots
@@ -85,22 +85,19 @@ class _Served:
 
 class Front:
     """Waits on construction until it knows what is served; after that it belongs to the event loop that runs, as
-    Serving's coroutines do, whose protocol it has. `exposition` gives this process's metrics in the format that an
-    Accept header asks for, from any thread. `give_up` is told why this process should end."""
+    Serving's coroutines do, whose protocol it has. `give_up` is told why this process should end."""
 
     def __init__(
         self,
         place: Place,
         options: FrontOptions,
         telemetry: Telemetry,
-        exposition: Callable[[str], str],
         give_up: Callable[[str], None],
     ) -> None:
         memory.keep_freed()
         self._place = place
         self._options = options
         self._telemetry = telemetry
-        self._exposition = exposition
         self._give_up = give_up
         self._decode_pool = DecodePool(
             options.decode_threads,
@@ -183,12 +180,12 @@ class Front:
         """As Serving.unload; no front serves it when this returns."""
         await self._asking.ask("unload", name)
 
-    def expositions(self, accept: str, max_age_s: float, timeout_s: float) -> list[str]:
-        """Metrics of the engine process, then of each front, this one among them, in the format that `accept` asks for:
-        those of now, or those that another front got at most `max_age_s` seconds ago. Blocks, and is not for the event
-        loop. Raises TimeoutError."""
-        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("expositions", accept, max_age_s), self._loop)
-        found: list[str] = asking.result(timeout_s)
+    def exposition(self, accept: str, max_age_s: float, timeout_s: float) -> str:
+        """The metrics of the service, which the engine process has, in the format that `accept` asks for: those of now,
+        or those that another front got at most `max_age_s` seconds ago. Blocks, and is not for the event loop. Raises
+        TimeoutError."""
+        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("exposition", accept, max_age_s), self._loop)
+        found: str = asking.result(timeout_s)
         return found
 
     # What the engine process alone knows is not told by each front as well.
@@ -344,11 +341,6 @@ class Front:
                 self._take(message, descriptors)
             case Heard() | Outcome():
                 self._asking.hear(message)
-            case Scrape(number, accept):
-                self._loop.create_task(self._tell_metrics(number, accept))
-
-    async def _tell_metrics(self, number: int, accept: str) -> None:
-        self._channel.send(Scraped(number, await asyncio.to_thread(self._exposition, accept)))
 
     def _channel_ended(self, error: Exception | None) -> None:
         if error is None:

@@ -14,15 +14,16 @@ from typing import Any
 
 from models.admission import Admission
 from models.batching import Batcher
-from models.fronts.answering import Answering, Scrapes
+from models.fronts.answering import Answering
 from models.fronts.channel import Channel
 from models.fronts.desk import Desk, Version
-from models.fronts.messages import Announced, Ask, Facts, LeaveIt, Scraped, State, Taken
+from models.fronts.messages import Announced, Ask, Facts, LeaveIt, State, Taken
 from models.fronts.slots import Slots, SlotShape
 from models.items import Item, Output
 from models.loading import LoadedModel
 from models.served import ServedModel, ServingOptions
 from models.serving import Serving
+from models.shared_work import SharedWork
 from models.telemetry import BatchReport, Telemetry
 
 # How often it is looked whether what is served has changed, and whether what has gone is empty.
@@ -68,7 +69,9 @@ class _Front:
 
 class House:
     """Made, with its models loaded, before there is an event loop; all else belongs to one. `fronts` front numbers may
-    be in use at once. `on_lost` is told of a front that has gone. Raises StartError as Serving does."""
+    be in use at once. `exposition` gives the service's metrics, from any thread. `on_lost` is told of a front that has
+    gone, `on_fault`, from any thread, of an error after which fronts are not answered as they should be. Raises
+    StartError as Serving does."""
 
     def __init__(
         self,
@@ -79,12 +82,15 @@ class House:
         *,
         give_up: Callable[[str], None],
         on_lost: Callable[[int], None],
+        on_fault: Callable[[Exception], None],
     ) -> None:
         self._fronts_at_once = fronts
         self._options = options
         self._on_lost = on_lost
+        self._on_fault = on_fault
         self._versions = itertools.count()
-        self._scrapes = Scrapes(exposition, lambda: {number: each.channel for number, each in self._fronts.items()})
+        self._exposition = exposition
+        self._expositions: SharedWork[str, str] = SharedWork()
         self._open: dict[int, Version] = {}
         self._ever_served: set[int] = set()
         self._fronts: dict[int, _Front] = {}
@@ -92,7 +98,7 @@ class House:
         self._loop: asyncio.AbstractEventLoop | None = None
         # Set when it is time to look again whether what is waited for has come.
         self._moved = asyncio.Event()
-        self._desk = Desk(self._lost, give_up, telemetry.message_dropped)
+        self._desk = Desk(self._lost, lambda reason: on_fault(RuntimeError(reason)), telemetry.message_dropped)
         try:
             self.serving = Serving(options, telemetry, give_up, self)
         except BaseException:
@@ -128,7 +134,10 @@ class House:
 
     def batch_over(self, report: BatchReport) -> None:
         """As Reception.batch_over."""
-        self._desk.batch_over(report)
+        try:
+            self._desk.batch_over(report)
+        except Exception as error:  # noqa: BLE001 - whatever it was: the batcher, which called this, would go on
+            self._on_fault(error)
 
     def free_number(self, alive: Container[int] = ()) -> int | None:
         """A number for another front, of whose slots none is in use; None while there is none. `alive`: numbers of
@@ -146,7 +155,7 @@ class House:
         its_channel = Channel(
             channel, lambda message, _: self._hear(number, message), lambda _: self._front_gone(number, images)
         )
-        answering = Answering(its_channel, self.serving, self._scrapes, self._agreed)
+        answering = Answering(its_channel, self.serving, self._shared_exposition, self._agreed)
         self._fronts[number] = front = _Front(images, its_channel, answering)
         self._announce_to(front)
 
@@ -199,6 +208,12 @@ class House:
         front.known.update(new)
         front.channel.send(self._state, [self._open[number].descriptor for number in new])
 
+    async def _shared_exposition(self, accept: str, max_age_s: float) -> str:
+        async def build() -> str:
+            return await asyncio.to_thread(self._exposition, accept)
+
+        return await self._expositions.result(accept, build, max_age_s=max_age_s)
+
     async def _agreed(self) -> None:
         """Until every front goes by what is served now."""
         self._announce()
@@ -235,8 +250,6 @@ class House:
                 self._moved.set()
             case Ask() | LeaveIt():
                 front.answering.hear(message)
-            case Scraped():
-                self._scrapes.hear(number, message)
 
     def _lost(self, number: int, images: socket.socket) -> None:
         """The desk has lost a front: its thread says so."""
@@ -251,7 +264,6 @@ class House:
         del self._fronts[number]
         front.channel.close()
         front.answering.end()
-        self._scrapes.forget(number)
         self._on_lost(number)
 
 

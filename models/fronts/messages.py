@@ -10,7 +10,7 @@ from models.fronts.slots import SlotShape
 from models.predictions import ModelCard
 from models.transforms import Transform
 
-Method = Literal["load", "unload", "compare", "expositions"]
+Method = Literal["load", "unload", "compare", "exposition"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,17 +83,3 @@ class Outcome:
     number: int
     result: Any
     error: Exception | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Scrape:
-    """The engine process wants to know a front's metrics, in the format that `accept` asks for."""
-
-    number: int
-    accept: str
-
-
-@dataclass(frozen=True, slots=True)
-class Scraped:
-    number: int
-    exposition: str

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from app.settings import Settings
+from app.stopping import FORCED_AFTER_DRAIN_S
 from observe.places import GRAFANA, PROMETHEUS, ROOT
 
 FILES = [ROOT / "docker/compose.yaml", ROOT / "docker/compose.gpu.yaml"]
@@ -83,7 +84,7 @@ def test_gradless_is_built_by_targets_that_there_are(dockerfile: Any) -> None:
 def test_gradless_has_the_settings_that_there_are_and_longer_to_stop_than_it_drains() -> None:
     settings = Settings(**{name.removeprefix("GRADLESS_").lower(): value for name, value in OURS.items()})
     grace_s = int(SERVICES["gradless"]["stop_grace_period"].removesuffix("s"))
-    assert grace_s > settings.drain_timeout_s
+    assert grace_s > settings.drain_timeout_s + FORCED_AFTER_DRAIN_S
 
 
 def test_prometheus_scrapes_gradless_at_its_name_and_port(dockerfile: Any) -> None:

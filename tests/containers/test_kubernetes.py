@@ -14,6 +14,7 @@ import yaml
 
 from app.main import create_app
 from app.settings import Settings
+from app.stopping import FORCED_AFTER_DRAIN_S
 from observe.places import ROOT
 
 FOLDER = ROOT / "docker/kubernetes"
@@ -56,7 +57,7 @@ def test_a_pod_has_longer_to_stop_than_it_sleeps_and_drains() -> None:
     drain_s = Settings(drain_timeout_s=ENVIRONMENT["GRADLESS_DRAIN_TIMEOUT_S"]).drain_timeout_s
     sleep_s = GRADLESS["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert sleep_s > 0
-    assert POD["terminationGracePeriodSeconds"] > sleep_s + drain_s
+    assert POD["terminationGracePeriodSeconds"] > sleep_s + drain_s + FORCED_AFTER_DRAIN_S
 
 
 def test_a_pod_is_restricted_and_the_user_of_the_image(dockerfile: Any) -> None:

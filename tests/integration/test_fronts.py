@@ -97,7 +97,7 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
 
     def own_metrics(accept: str) -> str:
         service.scraped.append(accept)
-        return "engine"
+        return f"engine {accept}"
 
     service.house = House(
         wanted,
@@ -106,6 +106,7 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
         own_metrics,
         give_up=service.reasons.append,
         on_lost=service.lost.append,
+        on_fault=lambda error: service.reasons.append(str(error)),
     )
     looking = asyncio.create_task(service.house.look_after())
     try:
@@ -126,7 +127,6 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
                         longest_decode_s=wanted.longest_decode_s,
                     ),
                     service.counts[-1],
-                    lambda accept, number=number: f"front {number} {accept}",  # type: ignore[misc]  # of its own
                     service.reasons.append,
                 )
             )
@@ -413,18 +413,17 @@ async def test_a_comparison_ends_with_its_caller(
                     break
 
 
-async def test_any_front_has_the_metrics_of_all(tiny: ModelSpec) -> None:
+async def test_a_front_gets_the_metrics_from_the_engine_process(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        found = await asyncio.to_thread(service.fronts[1].expositions, "text", 0, _PATIENCE_S)
+        found = await asyncio.to_thread(service.fronts[1].exposition, "text", 0, _PATIENCE_S)
 
-    assert found == ["engine", "front 0 text", "front 1 text"]
+    assert found == "engine text"
 
 
 async def test_fronts_that_are_asked_together_share_the_metrics_of_all(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
         for front in service.fronts:
-            found = await asyncio.to_thread(front.expositions, "text", 60, _PATIENCE_S)
-            assert found == ["engine", "front 0 text", "front 1 text"]
+            assert await asyncio.to_thread(front.exposition, "text", 60, _PATIENCE_S) == "engine text"
 
     assert service.scraped == ["text"]
 

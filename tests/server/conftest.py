@@ -151,6 +151,17 @@ def start_command() -> Iterator[Callable[..., Server]]:
         yield lambda command, **settings: running.enter_context(Server(start, command, **settings))
 
 
+@pytest.fixture
+def start_patched(start_command: Callable[..., Server]) -> Callable[..., Server]:
+    """Start a service of so many fronts with the `null` model and a patch, as patched_serve.py has it."""
+
+    def start_it(fronts: int | str, patch: str = "", **settings: str) -> Server:
+        command = [sys.executable, Path(__file__).with_name("patched_serve.py"), fronts, patch]
+        return start_command([str(each) for each in command], GRADLESS_MODELS="null", **settings)
+
+    return start_it
+
+
 @pytest.fixture(scope="session")
 def gradless_path() -> Path:
     return GRADLESS

@@ -10,7 +10,9 @@ from typing import Any, cast
 
 import pytest
 
-from app.fronts.handing import Doorkeeper, FrontProcess
+from app.acceptor import Acceptor
+from app.fronts.front_process import NO_FILES, TAKEN
+from app.fronts.handing import FrontProcess, hand
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +27,7 @@ class _Front:
         handing.setblocking(False)
         self.handed.settimeout(_PATIENCE_S)
         self.told = (ctypes.c_uint * 2)()
-        self.known = FrontProcess(cast("Any", None), handing, self.told)
+        self.known = FrontProcess(cast("Any", None), handing, self.told, cast("Any", None))
 
     def connections(self, number: int) -> list[socket.socket]:
         """The next that it was handed. They are not taken by that."""
@@ -37,8 +39,8 @@ class _Front:
 
     def take(self, number: int) -> list[socket.socket]:
         taken = self.connections(number)
-        self.handed.send(b"." * number)
-        assert self.known.let_go()
+        self.handed.send(TAKEN * number)
+        assert self.known.let_go() == []
         return taken
 
     def close(self) -> None:
@@ -86,6 +88,10 @@ async def _until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
+def _accepting(listener: socket.socket, fronts: Callable[[], list[FrontProcess]]) -> Acceptor:
+    return Acceptor(listener, lambda connection: hand(connection, fronts()))
+
+
 def _is_of(connection: socket.socket, caller: socket.socket) -> bool:
     return bool(connection.getpeername() == caller.getsockname())
 
@@ -95,12 +101,12 @@ async def test_the_front_with_the_fewest_is_handed_the_next(
 ) -> None:
     busy, idle = front(), front()
     busy.told[0], idle.told[0] = 3, 1
-    doorkeeper = Doorkeeper(listener, lambda: [busy.known, idle.known])
-    doorkeeper.open()
+    acceptor = _accepting(listener, lambda: [busy.known, idle.known])
+    acceptor.open()
     for _ in range(4):
         call()
     await _until(lambda: len(busy.known.not_taken) + len(idle.known.not_taken) == 4)
-    await doorkeeper.close(0)
+    await acceptor.close(0)
 
     assert (busy.known.open_connections, idle.known.open_connections) == (4, 4)
 
@@ -111,23 +117,23 @@ async def test_one_that_does_not_turn_is_handed_nothing_while_another_does(
     hanging, busy = front(), front()
     hanging.known.turned_at -= 2
     busy.told[0] = 100
-    doorkeeper = Doorkeeper(listener, lambda: [hanging.known, busy.known])
-    doorkeeper.open()
+    acceptor = _accepting(listener, lambda: [hanging.known, busy.known])
+    acceptor.open()
     call()
     await _until(lambda: len(busy.known.not_taken) == 1)
     busy.known.turned_at -= 2
     # Nobody turns.
     call()
     await _until(lambda: len(hanging.known.not_taken) == 1)
-    await doorkeeper.close(0)
+    await acceptor.close(0)
 
 
 async def test_what_a_front_has_taken_is_its_own(
     listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
 ) -> None:
     only = front()
-    doorkeeper = Doorkeeper(listener, lambda: [only.known])
-    doorkeeper.open()
+    acceptor = _accepting(listener, lambda: [only.known])
+    acceptor.open()
     caller = call()
     await _until(lambda: only.known.open_connections == 1)
     [taken] = only.take(1)
@@ -136,7 +142,7 @@ async def test_what_a_front_has_taken_is_its_own(
     assert not only.known.not_taken
     # Nobody else keeps it open.
     assert caller.recv(1) == b""
-    await doorkeeper.close(0)
+    await acceptor.close(0)
 
 
 async def test_what_a_front_had_not_taken_when_it_ended_others_are_handed(
@@ -144,14 +150,14 @@ async def test_what_a_front_had_not_taken_when_it_ended_others_are_handed(
 ) -> None:
     ending, other = front(), front()
     fronts = [ending.known]
-    doorkeeper = Doorkeeper(listener, lambda: fronts)
-    doorkeeper.open()
+    acceptor = _accepting(listener, lambda: fronts)
+    acceptor.open()
     callers = [call() for _ in range(3)]
     await _until(lambda: ending.known.open_connections == 3)
     [taken] = ending.take(1)
     fronts[:] = [other.known]
     ending.handed.close()
-    doorkeeper.take_back(ending.known.not_taken)
+    acceptor.take_back(ending.known.not_taken)
     handed = other.take(2)
 
     assert _is_of(taken, callers[0])
@@ -160,7 +166,7 @@ async def test_what_a_front_had_not_taken_when_it_ended_others_are_handed(
     assert callers[1].recv(1) == b""
     taken.close()
     handed[1].close()
-    await doorkeeper.close(0)
+    await acceptor.close(0)
 
 
 async def test_a_connection_that_nobody_can_be_handed_waits_for_the_first_who_can(
@@ -173,15 +179,15 @@ async def test_a_connection_that_nobody_can_be_handed_waits_for_the_first_who_ca
         asked.set()
         return fronts
 
-    doorkeeper = Doorkeeper(listener, those)
-    doorkeeper.open()
+    acceptor = _accepting(listener, those)
+    acceptor.open()
     call()
     await asyncio.wait_for(asked.wait(), _PATIENCE_S)
     late = front()
     fronts.append(late.known)
     # Although nobody else calls.
     await _until(lambda: late.known.open_connections == 1)
-    await doorkeeper.close(0)
+    await acceptor.close(0)
 
 
 async def test_all_of_many_that_come_back_are_handed_on(
@@ -189,27 +195,48 @@ async def test_all_of_many_that_come_back_are_handed_on(
 ) -> None:
     ending, other = front(), front()
     fronts = [ending.known]
-    doorkeeper = Doorkeeper(listener, lambda: fronts)
-    doorkeeper.open()
+    acceptor = _accepting(listener, lambda: fronts)
+    acceptor.open()
     for _ in range(100):
         call()
     await _until(lambda: ending.known.open_connections == 100)
     fronts[:] = [other.known]
-    doorkeeper.take_back(ending.known.not_taken)
+    acceptor.take_back(ending.known.not_taken)
     await _until(lambda: other.known.open_connections == 100)
-    await doorkeeper.close(0)
+    await acceptor.close(0)
 
 
 async def test_what_comes_back_when_nobody_listens_any_more_is_closed(
     listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
 ) -> None:
     ending = front()
-    doorkeeper = Doorkeeper(listener, lambda: [ending.known])
-    doorkeeper.open()
+    acceptor = _accepting(listener, lambda: [ending.known])
+    acceptor.open()
     caller = call()
     await _until(lambda: ending.known.open_connections == 1)
-    await doorkeeper.close(0)
+    await acceptor.close(0)
     ending.handed.close()
-    doorkeeper.take_back(ending.known.not_taken)
+    acceptor.take_back(ending.known.not_taken)
 
     assert caller.recv(1) == b""
+
+
+async def test_what_a_front_has_no_file_descriptors_for_others_are_handed(
+    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+) -> None:
+    full, other = front(), front()
+    other.told[0] = 100
+    acceptor = _accepting(listener, lambda: [full.known, other.known])
+    acceptor.open()
+    client = call()
+    await _until(lambda: full.known.open_connections == 1)
+    full.handed.send(NO_FILES)
+    refused = full.known.let_go()
+    assert refused
+    acceptor.take_back(refused)
+    [handed] = other.take(1)
+
+    assert _is_of(handed, client)
+    assert full.known.open_connections == 0
+    handed.close()
+    await acceptor.close(0)

@@ -1,0 +1,263 @@
+"""Faults of the processes themselves: of the engine process, of the fork server, and of whoever stops them all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic, sleep
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+_PATIENCE_S = 30
+_FRONTS = 2
+
+
+def _until(holds: Callable[[], bool], patience_s: float = _PATIENCE_S) -> None:
+    deadline = monotonic() + patience_s
+    while not holds():
+        assert monotonic() < deadline
+        sleep(0.01)
+
+
+def _descendants(service: Any) -> list[psutil.Process]:
+    return [*psutil.Process(service.process.pid).children(recursive=True)]
+
+
+def _alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    alive = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                alive.append(process)
+    return alive
+
+
+def _fork_server(service: Any) -> psutil.Process:
+    [child] = psutil.Process(service.process.pid).children()
+    return child
+
+
+def _fronts(service: Any) -> list[psutil.Process]:
+    return _fork_server(service).children()
+
+
+@contextlib.contextmanager
+def _asking(service: Any, path: str, image: bytes | None) -> Iterator[None]:
+    """A client that asks all the time, each time on a connection of its own, whatever comes of it."""
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            with contextlib.suppress(httpx2.TransportError):
+                if image is None:
+                    httpx2.get(f"{service.address}{path}", timeout=5)
+                else:
+                    httpx2.post(f"{service.address}{path}", content=image, timeout=5)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+_FAILING_WATCH = """
+import asyncio
+async def watch(self):
+    while not told.is_set():
+        await asyncio.sleep(0.1)
+    raise RuntimeError("forced")
+processes._Engine._watch = watch
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "patch"),
+    [
+        ("a task", "from models.fronts.house import House; fail(House, '_forget_versions')"),
+        ("the watch over fronts", _FAILING_WATCH),
+        ("a callback", "fail(processes._Engine, '_let_go')"),
+        ("a message", "from models.fronts.channel import Channel; fail(Channel, '_receive')"),
+        ("the desk", "from models.fronts.desk import Desk; fail(Desk, '_look')"),
+        ("a batch's report", "from models.fronts.desk import Desk; fail(Desk, 'batch_over')"),
+        ("a thread", "from models.supervision import Supervisor; fail(Supervisor, '_looked')"),
+    ],
+)
+def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
+    start_patched: Callable[..., Any], clock_jpeg: bytes, where: str, patch: str
+) -> None:
+    service = start_patched(_FRONTS, patch)
+    processes = _descendants(service)
+    with _asking(service, "/v1/classify", clock_jpeg), _asking(service, "/metrics", None):
+        service.process.send_signal(signal.SIGUSR1)
+        failed_at = monotonic()
+        assert service.exit_status() == 1, where
+        assert monotonic() - failed_at < 5
+
+    _until(lambda: not _alive(processes), 1)
+    with pytest.raises(OSError, match="refused"):
+        service.connect()
+    service.end_of_output()
+    assert "forced" in "".join(service.log)
+
+
+def test_an_exception_while_the_engine_process_ends_leaves_no_process(start_patched: Callable[..., Any]) -> None:
+    service = start_patched(_FRONTS, "fail(processes.Acceptor, 'close')")
+    processes = _descendants(service)
+    service.process.send_signal(signal.SIGUSR1)
+    service.process.terminate()
+
+    assert service.exit_status() == 1
+    _until(lambda: not _alive(processes), 1)
+
+
+def test_an_engine_process_whose_end_hangs_is_ended_by_force(start_patched: Callable[..., Any]) -> None:
+    hanging = "from models.fronts.house import House; House.close = lambda *_: asyncio.sleep(1e6)"
+    service = start_patched(
+        _FRONTS,
+        f"import asyncio, app.fronts.processes as p; p.FORCED_AFTER_DRAIN_S = 1; {hanging}",
+        GRADLESS_DRAIN_TIMEOUT_S="1",
+    )
+    processes = _descendants(service)
+    service.process.terminate()
+
+    assert service.exit_status() == 1
+    _until(lambda: not _alive(processes), 1)
+
+
+def test_when_the_fork_server_is_killed_fronts_go_on_and_another_makes_replacements(
+    start_patched: Callable[..., Any], clock_jpeg: bytes
+) -> None:
+    service = start_patched(_FRONTS)
+    fork_server = _fork_server(service)
+    fronts = fork_server.children()
+    fork_server.kill()
+    service.wait_for_line("another is started")
+
+    assert _alive(fronts) == fronts
+    for _ in range(2 * _FRONTS):
+        httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
+    # One whose end the fork server cannot tell of.
+    fronts[0].kill()
+    service.wait_for_line("another takes its place")
+    _until(lambda: len(_fronts(service)) == 1)
+    # One that the new fork server has made.
+    _fronts(service)[0].kill()
+    service.wait_for_line("status -9: another takes its place")
+    _until(lambda: len(_fronts(service)) == 1)
+    httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
+    processes = [*fronts, *_descendants(service)]
+    service.process.terminate()
+
+    assert service.exit_status() == 0
+    _until(lambda: not _alive(processes), 1)
+
+
+def test_a_fork_server_that_is_killed_while_fronts_start_is_replaced(
+    start_patched: Callable[..., Any], clock_jpeg: bytes
+) -> None:
+    service = start_patched(_FRONTS)
+    _fork_server(service).kill()
+    service.wait_for_line("another is started")
+    # It imports, and has forked nothing yet.
+    _fork_server(service).kill()
+    service.wait_for_line("another is started")
+    httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
+    service.process.terminate()
+
+    assert service.exit_status() == 0
+
+
+def test_a_service_that_was_stopped_and_continued_keeps_its_fronts(
+    start_patched: Callable[..., Any], clock_jpeg: bytes
+) -> None:
+    service = start_patched(_FRONTS, "processes._HANGS_S = 1.0; processes._LATE_S = 0.5")
+    engine = psutil.Process(service.process.pid)
+    fronts = _fronts(service)
+    stopped = [engine, *fronts]
+    for process in stopped:
+        os.kill(process.pid, signal.SIGSTOP)
+    sleep(3)
+    # The engine process first: it looks before the fronts have turned again.
+    os.kill(engine.pid, signal.SIGCONT)
+    sleep(0.5)
+    for front in fronts:
+        os.kill(front.pid, signal.SIGCONT)
+    for _ in range(2 * _FRONTS):
+        httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
+    # Longer than a front may hang.
+    sleep(2)
+
+    assert _fronts(service) == fronts
+    # One that hangs alone is still replaced.
+    os.kill(fronts[0].pid, signal.SIGSTOP)
+    service.wait_for_line("has not turned for 1 s")
+    service.wait_for_line("another takes its place")
+
+
+def test_a_process_that_was_stopped_in_a_forward_and_continued_goes_on_with_it(
+    start_patched: Callable[..., Any], clock_jpeg: bytes
+) -> None:
+    waiting = """
+import models.backends.null as null
+def wait(*given):
+    if "ready" in globals():
+        print("waits", flush=True)
+        told.wait()
+    return real(*given)
+real, null.NullBackend.run = null.NullBackend.run, wait
+signal.signal(signal.SIGUSR2, lambda *_: globals().update(ready=True))
+"""
+    service = start_patched(0, waiting, GRADLESS_FORWARD_TIMEOUT_S="3")
+    service.process.send_signal(signal.SIGUSR2)
+    with ThreadPoolExecutor(1) as clients:
+        asking = clients.submit(httpx2.post, f"{service.address}/v1/classify", content=clock_jpeg, timeout=60)
+        service.wait_for_line("waits")
+        service.process.send_signal(signal.SIGSTOP)
+        sleep(5)
+        service.process.send_signal(signal.SIGCONT)
+        # Several looks of the supervisor.
+        sleep(3)
+        service.process.send_signal(signal.SIGUSR1)
+
+        assert asking.result().status_code == 200
+
+
+def test_no_counter_falls_when_a_front_is_killed(start_patched: Callable[..., Any], clock_jpeg: bytes) -> None:
+    service = start_patched(_FRONTS, GRADLESS_METRICS_MAX_AGE_S="0")
+    # One connection is on one front.
+    with httpx2.Client(base_url=service.address) as client, httpx2.Client(base_url=service.address) as other:
+        for asking in (client, other):
+            for _ in range(5):
+                asking.post("/v1/classify", content=clock_jpeg).raise_for_status()
+        before = _counters(other.get("/metrics").text)
+        # After the last scrape: they are not lost either.
+        for asking in (client, other):
+            for _ in range(5):
+                asking.post("/v1/classify", content=clock_jpeg).raise_for_status()
+    fronts = _fronts(service)
+    for front in fronts:
+        front.kill()
+        service.wait_for_line("another takes its place")
+    _until(lambda: not _alive(fronts))
+    after = _counters(httpx2.get(f"{service.address}/metrics").text)
+
+    assert {name for name, value in before.items() if after.get(name, 0) < value} == set()
+    answered = 'gradless_images_total{model="null",outcome="ok",task="classify"}'
+    assert (before[answered], after[answered]) == (10, 20)
+
+
+def _counters(exposition: str) -> dict[str, float]:
+    """Counters and histograms, by their names and labels."""
+    samples = [line.rpartition(" ") for line in exposition.splitlines() if not line.startswith("#")]
+    kinds = ("_total", "_count", "_sum", "_bucket")
+    return {name: float(value) for name, _, value in samples if name.partition("{")[0].endswith(kinds)}

@@ -1,0 +1,103 @@
+"""Clients that make a connection for each request, while the service stops or has no file descriptors left: a
+connection that was made is answered on, and none is reset."""
+
+from __future__ import annotations
+
+import re
+import socket
+import threading
+from collections import Counter
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+
+_CLIENTS = 24
+_GONE = "refused"
+
+
+class _Clients:
+    """Clients that connect, ask, read the answer to its end, and begin again, until they are refused."""
+
+    def __init__(self, host: str, port: int, image: bytes, clients: int = _CLIENTS) -> None:
+        self._address = host, port
+        head = (
+            f"POST /v1/classify HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(image)}\r\n\r\n"
+        )
+        self._request = head.encode() + image
+        self.ends: Counter[str] = Counter()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self) -> None:
+        end = ""
+        while end != _GONE:
+            end = self._once()
+            self.ends[end] += 1
+
+    def _once(self) -> str:
+        try:
+            connection = socket.create_connection(self._address, timeout=30)
+        except ConnectionRefusedError:
+            return _GONE
+        with connection:
+            try:
+                connection.sendall(self._request)
+                answer = b""
+                while piece := connection.recv(65536):
+                    answer += piece
+            except OSError as error:
+                return type(error).__name__
+        return answer[9:12].decode() or "closed without an answer"
+
+
+@pytest.mark.parametrize("fronts", ["0", "2"])
+def test_a_stopping_service_answers_on_every_connection_that_was_made(
+    start_server: Callable[..., Any], clock_jpeg: bytes, fronts: str
+) -> None:
+    ends: Counter[str] = Counter()
+    for _ in range(3):
+        server = start_server(GRADLESS_FRONTS=fronts, GRADLESS_MODELS="null")
+        clients = _Clients(server.host, server.port, clock_jpeg)
+        deadline = monotonic() + 30
+        while clients.ends["200"] < 200:
+            assert monotonic() < deadline
+            sleep(0.01)
+        server.process.terminate()
+        assert server.exit_status() == 0
+        clients.join()
+        ends += clients.ends
+
+    assert set(ends) <= {"200", "503", _GONE}, ends
+
+
+@pytest.mark.parametrize("fronts", ["0", "2"])
+def test_without_file_descriptors_connections_wait_and_one_line_is_logged(
+    start_patched: Callable[..., Any], clock_jpeg: bytes, fronts: str
+) -> None:
+    server = start_patched(fronts, "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))")
+    connections = [server.connect() for _ in range(200)]
+    server.wait_for_line("ulimit -n")
+    # Several times as long as until it is tried again.
+    sleep(3)
+    request = f"POST /v1/classify HTTP/1.1\r\nHost: {server.host}\r\nConnection: close\r\n"
+    request += f"Content-Length: {len(clock_jpeg)}\r\n\r\n"
+    for connection in connections:
+        connection.sendall(request.encode() + clock_jpeg)
+    statuses = Counter(connection.recv(12)[9:].decode() for connection in connections)
+    for connection in connections:
+        connection.close()
+
+    # Those that were open are answered, and closed; then it is the turn of those that waited.
+    assert set(statuses) <= {"200", "503", "429"}, statuses
+    server.process.terminate()
+    assert server.exit_status() == 0
+    server.end_of_output()
+    lines = [line for line in server.log if re.search("ulimit -n|Too many open files", line)]
+    assert len(lines) == 1, lines

@@ -1,0 +1,129 @@
+"""SIGTERM to a process in which something hangs: it ends in about the time that it has to drain, and says so."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import httpx2
+import pytest
+
+_DRAIN_S = 8
+# What the process takes beyond it, on a busy machine.
+_BEYOND_S = 6
+
+# To lock a mutex twice hangs outside of Python, where no Python signal handler runs, and no signal interrupts it.
+_HANG = """
+import ctypes
+def hang_outside_of_python():
+    print("hangs", flush=True)
+    mutex = ctypes.create_string_buffer(64)
+    for _ in range(2):
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+_HANGING_LOAD = (
+    _HANG
+    + """
+import models.served
+def hang(*_):
+    if {when}:
+        hang_outside_of_python()
+    return real(*_)
+real, models.served.load = models.served.load, hang
+"""
+)
+
+# One forward.
+_HANGING_FORWARD = (
+    _HANG
+    + """
+import models.backends.null
+def hang(*given):
+    if told.is_set():
+        told.clear()
+        hang_outside_of_python()
+    return real(*given)
+real, models.backends.null.NullBackend.run = models.backends.null.NullBackend.run, hang
+"""
+)
+
+
+def _end_in_time(server: Any) -> int:
+    server.process.terminate()
+    told_at = monotonic()
+    status: int = server.exit_status()
+    assert monotonic() - told_at < _DRAIN_S + _BEYOND_S
+    return status
+
+
+@pytest.mark.parametrize("fronts", ["0", "2"])
+def test_sigterm_ends_a_process_whose_first_load_hangs(
+    server_environment: Callable[..., dict[str, str]], fronts: str
+) -> None:
+    patch = _HANGING_LOAD.format(when=True)
+    command = [sys.executable, str(Path(__file__).with_name("patched_serve.py")), fronts, patch]
+    environ = server_environment(GRADLESS_MODELS="null")
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        try:
+            assert process.stdout is not None
+            assert any(line == b"hangs\n" for line in process.stdout)
+            process.terminate()
+            assert process.wait(_BEYOND_S) == 0
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("fronts", ["0", "2"])
+def test_sigterm_ends_a_process_in_which_a_load_by_the_api_hangs(
+    start_patched: Callable[..., Any], fronts: str
+) -> None:
+    patch = _HANGING_LOAD.format(when="told.is_set()")
+    server = start_patched(fronts, patch, GRADLESS_DRAIN_TIMEOUT_S=str(_DRAIN_S))
+    server.process.send_signal(signal.SIGUSR1)
+    loading = _asked(f"{server.address}/v1/models/null")
+    server.wait_for_line("hangs")
+
+    assert _end_in_time(server) == 1
+    loading.join()
+    server.end_of_output()
+    assert "still running when the time to drain was over" in "".join(server.log)
+
+
+@pytest.mark.parametrize("fronts", ["0", "2"])
+def test_sigterm_ends_a_process_whose_threads_an_abandoned_forward_keeps(
+    start_patched: Callable[..., Any], clock_jpeg: bytes, fronts: str
+) -> None:
+    server = start_patched(
+        fronts, _HANGING_FORWARD, GRADLESS_DRAIN_TIMEOUT_S=str(_DRAIN_S), GRADLESS_FORWARD_TIMEOUT_S="4"
+    )
+    server.process.send_signal(signal.SIGUSR1)
+    asking = _asked(f"{server.address}/v1/classify", clock_jpeg)
+    server.wait_for_line("hangs")
+    # The lens waits for its turn behind the forward.
+    comparing = _asked(f"{server.address}/debug/grad-modes?batch_size=1")
+    server.wait_for_line("it is started anew")
+    for each in (asking, comparing):
+        each.join()
+    httpx2.post(f"{server.address}/v1/classify", content=clock_jpeg).raise_for_status()
+
+    assert _end_in_time(server) == 0
+
+
+def _asked(address: str, content: bytes = b"") -> threading.Thread:
+    """Ask, and leave it to a thread to hear what comes of it, if anything."""
+
+    def ask() -> None:
+        with contextlib.suppress(httpx2.TransportError):
+            httpx2.post(address, content=content, timeout=60)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
