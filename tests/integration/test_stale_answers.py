@@ -145,7 +145,7 @@ def _front(engine: _Engine, place: Place) -> Front:
         deadline_s=_PATIENCE_S,
         longest_decode_s=60.0,
     )
-    return Front(place, options, engine.counts, lambda _: "", engine.reasons.append)
+    return Front(place, options, engine.counts, engine.reasons.append)
 
 
 @asynccontextmanager

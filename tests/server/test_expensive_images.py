@@ -31,7 +31,8 @@ def _post(service: Any, encoded: bytes) -> httpx2.Response:
 
 def _decoders(service: Any) -> list[psutil.Process]:
     children = psutil.Process(service.process.pid).children(recursive=True)
-    return [child for child in children if "models.images.decoder_process" in child.cmdline()]
+    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "models.images.decoder_process" in child.cmdline()]
 
 
 def test_an_image_that_is_too_expensive_to_decode_is_refused_and_the_same_process_serves_on(service: Any) -> None:
@@ -44,8 +45,8 @@ def test_an_image_that_is_too_expensive_to_decode_is_refused_and_the_same_proces
     for name in _NOT_TOLD:
         # A decoder that gets no memory may say something else of it.
         assert _post(service, CORPUS[name]()).status_code == 422, name
-    # It crashed the decoder that reduces images, in the process that had it.
-    assert _post(service, CORPUS["jpeg-lossless-colour.jpg"]()).status_code == 200
+    # In a process that reduces images by libjpeg-turbo it wrote beyond its memory.
+    assert _post(service, CORPUS["jpeg-lossless-colour.jpg"]()).status_code == 422
     label = _post(service, encode(draw("clock"), "TIFF")).json()["results"][0]["predictions"][0]["label"]
     assert label == "analog clock"
     assert service.process.poll() is None
