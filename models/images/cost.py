@@ -80,7 +80,7 @@ def predict(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -
     if cost.seconds > limits.max_decode_seconds or cost.memory_bytes > limits.max_decode_bytes:
         raise TooCostlyError(
             image_format,
-            f"it may take {cost.seconds:.2g} s of CPU time and {cost.memory_bytes / 1e6:.0f} MB of memory, and "
+            f"it may take {cost.seconds:,.1f} s of CPU time and {cost.memory_bytes / 1e6:.0f} MB of memory, and "
             f"{limits.max_decode_seconds:g} s and {limits.max_decode_bytes / 1e6:.0f} MB are allowed",
         )
     return cost
