@@ -35,10 +35,12 @@ _RGB_BYTES = 3
 
 class DecodeCost(NamedTuple):
     """CPU seconds on one core and bytes of memory at the peak, beyond the file itself, both for a decode and the resize
-    after it. `ordinary`: of a kind that decoders handle every day, so that it may be decoded in a thread."""
+    after it. `ordinary`: of a kind that decoders handle every day, so that it may be decoded in a thread. There it
+    takes `thread_bytes`: JPEGs are read by libjpeg-turbo, which needs less than Pillow."""
 
     seconds: float
     memory_bytes: int
+    thread_bytes: int
     ordinary: bool
 
 
@@ -52,6 +54,8 @@ class _Picture(NamedTuple):
     ordinary: bool
     # Pixels that are left to be converted and resized; None is all.
     output_pixels: int | None = None
+    # What the decoder allocates in a thread, where it writes the array itself; None where it is as everywhere.
+    thread_decoder_bytes: float | None = None
 
 
 def predict(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> DecodeCost:
@@ -72,9 +76,12 @@ def predict(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -
         raise UndecodableImageError(image_format, "its header is damaged") from error
     check_size(picture.width, picture.height, limits)
     pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
+    rgb_bytes = pixels * _RGB_BYTES + _LEAST_BYTES
+    memory_bytes = int(picture.decoder_bytes + min(_STRIP_BYTES, 16 * pixels) + rgb_bytes)
     cost = DecodeCost(
         (picture.decoder_ns + pixels * (_NS_FOR_CONVERTED_PIXEL + _NS_FOR_RESIZED_PIXEL)) / 1e9,
-        int(picture.decoder_bytes + pixels * _RGB_BYTES + min(_STRIP_BYTES, 16 * pixels) + _LEAST_BYTES),
+        memory_bytes,
+        memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + rgb_bytes),
         picture.ordinary,
     )
     if cost.seconds > limits.max_decode_seconds or cost.memory_bytes > limits.max_decode_bytes:
@@ -122,14 +129,16 @@ def _jpeg(encoded: bytes, enough: int) -> _Picture:
     reduction = next((each for each in _REDUCTIONS if reducible and shorter // each >= enough), 1)
     output = -(-layout.width // reduction) * -(-layout.height // reduction)
     ns += sum(blocks) * max(_NS_JPEG_BLOCK_OUT / reduction, _NS_JPEG_SMOOTHED_BLOCK * layout.buffered)
+    coefficient_bytes = sum(blocks) * _COEFFICIENT_BYTES * layout.buffered
     return _Picture(
         layout.width,
         layout.height,
         ns,
         # Four bytes a pixel in Pillow; libjpeg-turbo writes the array itself.
-        sum(blocks) * _COEFFICIENT_BYTES * layout.buffered + 4 * output,
+        coefficient_bytes + 4 * output,
         ordinary=layout.plain and not layout.arithmetic,
         output_pixels=output,
+        thread_decoder_bytes=coefficient_bytes,
     )
 
 

@@ -31,7 +31,7 @@ from models.transforms import Transform
 # of the budget, but each may have what a picture of half a megapixel needs.
 _THREAD_SECONDS = 1 / 8
 _THREADS_BYTES = 1 / 4
-_LEAST_THREAD_BYTES = 8 * 2**20
+_LEAST_THREAD_BYTES = 20 * 2**20
 _MOST_THREAD_BYTES = 48 * 2**20
 
 
@@ -194,7 +194,7 @@ class DecodePool:
         return (
             predicted.ordinary
             and predicted.seconds <= _THREAD_SECONDS * self._limits.max_decode_seconds
-            and predicted.memory_bytes <= self._thread_bytes
+            and predicted.thread_bytes <= self._thread_bytes
         )
 
     def _hand_over(self, image: _Handover, transform: Transform, done: Done) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 import psutil
 import pytest
+from PIL import Image
 
 from models import catalog
 from models.errors import DecodersBusyError, DrainingError, UndecodableImageError
@@ -42,6 +43,17 @@ def _decoders(pool: DecodePool) -> list[int]:
 def test_ordinary_images_need_no_process(pool: DecodePool) -> None:
     assert pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S).equal(preprocess(JPEG, _TRANSFORM, _LIMITS))
     assert not _decoders(pool)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8, 32])
+def test_everyday_images_need_no_process_however_many_threads_share_the_memory(threads: int) -> None:
+    pool = DecodePool(threads, _LIMITS)
+    photograph = encode(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB"), "JPEG")
+    half_a_megapixel = encode(draw("clock").resize((800, 600)).convert("RGBA"), "PNG")
+    for encoded in (photograph, half_a_megapixel):
+        pool.preprocessed(encoded, _TRANSFORM).result(_PATIENCE_S)
+    assert not _decoders(pool)
+    assert pool.close(_PATIENCE_S)
 
 
 @pytest.mark.parametrize("image_format", ["TIFF", "BMP", "GIF"])

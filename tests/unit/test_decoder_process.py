@@ -214,7 +214,7 @@ def test_a_decode_that_takes_more_cpu_than_was_predicted_is_ended(decoder: Decod
     size = (40).to_bytes(4, "little") + (5000).to_bytes(4, "little") + (4000).to_bytes(4, "little")
     encoded = head + size + b"\1\0\x08\0\1\0\0\0" + bytes(20) + bytes(1024) + pixels
     with pytest.raises(TooCostlyError, match=r"needed more than .* CPU time"):
-        _decode(decoder, encoded, DecodeCost(0, 2**27, ordinary=False))
+        _decode(decoder, encoded, DecodeCost(0, 2**27, 2**27, ordinary=False))
     _decode(decoder)
 
 
@@ -223,7 +223,7 @@ def test_a_decode_that_takes_more_memory_than_was_predicted_is_ended(decoder: De
     _decode(decoder)
     before = decoder.pid
     with pytest.raises(TooCostlyError, match="MB of memory"):
-        _decode(decoder, encoded, DecodeCost(5, 2**20, ordinary=False))
+        _decode(decoder, encoded, DecodeCost(5, 2**20, 2**20, ordinary=False))
     _decode(decoder)
     assert decoder.pid == before
 
