@@ -146,9 +146,18 @@ class DecodePool:
         self._memory.close()
 
     def _submit(self, executor: ThreadPoolExecutor, work: Callable[[], None]) -> None:
+        begun = threading.Lock()
+
+        def work_once() -> None:
+            if begun.acquire(blocking=False):
+                work()
+
         try:
-            executor.submit(work)
+            executor.submit(work_once)
         except RuntimeError:
+            # Where no thread can be started, the executor has queued the work all the same.
+            if not begun.acquire(blocking=False):
+                return
             with self._lock:
                 closed = self._closed
             if closed:

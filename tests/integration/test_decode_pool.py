@@ -185,3 +185,32 @@ def test_a_pool_that_cannot_start_a_thread_does_not_say_that_the_service_stops(
     with pytest.raises(RuntimeError, match="can't start new thread"):
         pool.preprocessed(JPEG, _TRANSFORM)
     monkeypatch.undo()
+
+
+def test_an_image_that_was_refused_for_want_of_a_thread_is_not_decoded_afterwards(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    outcomes: queue.Queue[object] = queue.Queue()
+
+    class Job:
+        def wanted(self) -> bool:
+            began.set()
+            return go_on.wait(_PATIENCE_S)
+
+        def take_encoded(self) -> bytes:
+            return JPEG
+
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool.preprocess(Job(), _TRANSFORM, lambda _outcome: outcomes.put("first"))
+    assert began.wait(_PATIENCE_S)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            pool.preprocess(Job(), _TRANSFORM, lambda _outcome: outcomes.put("refused"))
+    go_on.set()
+    assert pool.close(_PATIENCE_S)
+    assert outcomes.get(timeout=_PATIENCE_S) == "first"
+    assert outcomes.empty()
