@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from models.errors import EmptyImageError, TooCostlyError, UndecodableImageError, UnsupportedFormatError
-from models.images import jpeg_limits
+from models.images import jpeg_limits, png_limits
 from models.images.decode import FORMATS, check_size
 from models.images.file_limits import format_of
 from models.images.tiff_tags import read_numbers
@@ -35,10 +35,12 @@ _RGB_BYTES = 3
 
 class DecodeCost(NamedTuple):
     """CPU seconds on one core and bytes of memory at the peak, beyond the file itself, both for a decode and the resize
-    after it. `ordinary`: of a kind that decoders handle every day, so that it may be decoded in a thread."""
+    after it. `ordinary`: of a kind that decoders handle every day, so that it may be decoded in a thread. There it
+    takes `thread_bytes`: JPEGs are read by libjpeg-turbo, which needs less than Pillow."""
 
     seconds: float
     memory_bytes: int
+    thread_bytes: int
     ordinary: bool
 
 
@@ -52,6 +54,8 @@ class _Picture(NamedTuple):
     ordinary: bool
     # Pixels that are left to be converted and resized; None is all.
     output_pixels: int | None = None
+    # What the decoder allocates in a thread, where it writes the array itself; None where it is as everywhere.
+    thread_decoder_bytes: float | None = None
 
 
 def predict(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> DecodeCost:
@@ -72,9 +76,12 @@ def predict(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -
         raise UndecodableImageError(image_format, "its header is damaged") from error
     check_size(picture.width, picture.height, limits)
     pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
+    rgb_bytes = pixels * _RGB_BYTES + _LEAST_BYTES
+    memory_bytes = int(picture.decoder_bytes + min(_STRIP_BYTES, 16 * pixels) + rgb_bytes)
     cost = DecodeCost(
         (picture.decoder_ns + pixels * (_NS_FOR_CONVERTED_PIXEL + _NS_FOR_RESIZED_PIXEL)) / 1e9,
-        int(picture.decoder_bytes + pixels * _RGB_BYTES + min(_STRIP_BYTES, 16 * pixels) + _LEAST_BYTES),
+        memory_bytes,
+        memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + rgb_bytes),
         picture.ordinary,
     )
     if cost.seconds > limits.max_decode_seconds or cost.memory_bytes > limits.max_decode_bytes:
@@ -122,19 +129,28 @@ def _jpeg(encoded: bytes, enough: int) -> _Picture:
     reduction = next((each for each in _REDUCTIONS if reducible and shorter // each >= enough), 1)
     output = -(-layout.width // reduction) * -(-layout.height // reduction)
     ns += sum(blocks) * max(_NS_JPEG_BLOCK_OUT / reduction, _NS_JPEG_SMOOTHED_BLOCK * layout.buffered)
+    coefficient_bytes = sum(blocks) * _COEFFICIENT_BYTES * layout.buffered
     return _Picture(
         layout.width,
         layout.height,
         ns,
         # Four bytes a pixel in Pillow; libjpeg-turbo writes the array itself.
-        sum(blocks) * _COEFFICIENT_BYTES * layout.buffered + 4 * output,
+        coefficient_bytes + 4 * output,
         ordinary=layout.plain and not layout.arithmetic,
         output_pixels=output,
+        thread_decoder_bytes=coefficient_bytes,
     )
 
 
-# zlib and Pillow's filters, nanoseconds for each byte of the unpacked rows.
+# zlib and Pillow's filters, nanoseconds for each byte of the unpacked rows. Pillow, nanoseconds for each chunk, each
+# byte of metadata, and each byte that is unpacked from it, and the bytes of memory that it takes for these. The slowest
+# is text of many lines that claims to be Exif data; the largest is text with letters outside of the BMP.
 _NS_PNG_BYTE = 9.0
+_NS_PNG_CHUNK = 3_000.0
+_NS_PNG_METADATA_BYTE = 50.0
+_NS_PNG_UNPACKED_BYTE = 6.0
+_PNG_BYTES_FOR_METADATA_BYTE = 20
+_PNG_BYTES_FOR_UNPACKED_BYTE = 6
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _PNG_GREY, _PNG_PALETTE = 0, 3
 _INTERLACED_FACTOR = 2.0
@@ -143,17 +159,26 @@ _BYTE_BITS = 8
 
 def _png(encoded: bytes, _enough: int) -> _Picture:
     width, height, depth, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", encoded, 16)
+    chunks = png_limits.read_chunks(encoded)
     channels = _PNG_CHANNELS.get(colours, 4)
     row_bytes = -(-width * channels * depth // 8) + 1
     deep = depth > _BYTE_BITS
     # Grey and palettes have one byte a pixel in Pillow, two where there are sixteen bits; everything else has four.
     stored = (2 if deep else 1) if colours in {_PNG_GREY, _PNG_PALETTE} else 4
+    ns = row_bytes * height * _NS_PNG_BYTE * (_INTERLACED_FACTOR if interlaced else 1.0)
+    ns += chunks.number * _NS_PNG_CHUNK
+    ns += chunks.interpreted_bytes * _NS_PNG_METADATA_BYTE + chunks.unpacked_bytes * _NS_PNG_UNPACKED_BYTE
     return _Picture(
         width,
         height,
-        row_bytes * height * _NS_PNG_BYTE * (_INTERLACED_FACTOR if interlaced else 1.0),
-        width * height * stored + 4 * row_bytes,
-        ordinary=not deep,
+        ns,
+        width * height * stored
+        + 4 * row_bytes
+        + chunks.interpreted_bytes * _PNG_BYTES_FOR_METADATA_BYTE
+        + chunks.unpacked_bytes * _PNG_BYTES_FOR_UNPACKED_BYTE
+        + chunks.other_bytes,
+        # Only a process is held to what was predicted.
+        ordinary=not deep and chunks.complete,
     )
 
 

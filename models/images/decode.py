@@ -14,6 +14,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from io import BytesIO
 from typing import Literal, NamedTuple
 
@@ -235,13 +236,13 @@ def _orientation_of(image: Image.Image) -> int:
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """EXIF tag 0x0112, or what XMP says where there is no EXIF; 1 where neither does."""
+    """EXIF tag 0x0112, or what XMP says where EXIF does not; 1 where neither does."""
     if exif:
-        try:
-            return read_numbers(exif, {_ORIENTATION}).get(_ORIENTATION, 1)
-        except struct.error:
-            # A photograph with broken metadata is still a photograph.
-            return 1
+        # A photograph with broken metadata is still a photograph. Some programs write the prefix twice.
+        with suppress(struct.error):
+            numbers = read_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
+            if _ORIENTATION in numbers:
+                return numbers[_ORIENTATION]
     match = _ORIENTATION_IN_XMP.search(xmp)
     return 1 if match is None else int(match[1])
 

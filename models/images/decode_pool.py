@@ -31,7 +31,7 @@ from models.transforms import Transform
 # of the budget, but each may have what a picture of half a megapixel needs.
 _THREAD_SECONDS = 1 / 8
 _THREADS_BYTES = 1 / 4
-_LEAST_THREAD_BYTES = 8 * 2**20
+_LEAST_THREAD_BYTES = 20 * 2**20
 _MOST_THREAD_BYTES = 48 * 2**20
 
 
@@ -146,9 +146,18 @@ class DecodePool:
         self._memory.close()
 
     def _submit(self, executor: ThreadPoolExecutor, work: Callable[[], None]) -> None:
+        begun = threading.Lock()
+
+        def work_once() -> None:
+            if begun.acquire(blocking=False):
+                work()
+
         try:
-            executor.submit(work)
+            executor.submit(work_once)
         except RuntimeError:
+            # Where no thread can be started, the executor has queued the work all the same.
+            if not begun.acquire(blocking=False):
+                return
             with self._lock:
                 closed = self._closed
             if closed:
@@ -194,7 +203,7 @@ class DecodePool:
         return (
             predicted.ordinary
             and predicted.seconds <= _THREAD_SECONDS * self._limits.max_decode_seconds
-            and predicted.memory_bytes <= self._thread_bytes
+            and predicted.thread_bytes <= self._thread_bytes
         )
 
     def _hand_over(self, image: _Handover, transform: Transform, done: Done) -> None:

@@ -49,6 +49,19 @@ _NICE = 5
 _MOST_FILES = 16
 # From the end of its socket to its own.
 _DYING_S = 1.0
+# Of an answer without its pixels: facts, or a reason.
+_MOST_ANSWER_BYTES = 2**16
+# What comes of reading an answer that a decoder would not give.
+_BAD_ANSWERS = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
 # Of this process' environment, all that the child gets: API keys are in there too.
 _PASSED_ON = ("LD_LIBRARY_PATH", "TZ", "LANG")
 
@@ -93,8 +106,15 @@ class DecoderProcess:
         try:
             with _killed_if_it_hangs(child, max(_LEAST_WALL_S, _WALL_FACTOR * self._limits.max_decode_seconds)):
                 return self._ask(child.connection, encoded, wanted)
-        except (OSError, EOFError, ValueError, LookupError) as error:
+        except ImageError:
+            # The child has said so, and waits for the next image.
+            raise
+        except _BAD_ANSWERS as error:
             raise self._failure(child, encoded) from error
+        except BaseException:
+            # What it still sends of this image would be taken for the next one's.
+            self.close()
+            raise
 
     def close(self) -> None:
         """End the child, whatever it does."""
@@ -107,7 +127,7 @@ class DecoderProcess:
     def _ask(self, connection: Connection, encoded: bytes, wanted: Mapping[str, object]) -> Pixels:
         connection.send_bytes(json.dumps(wanted).encode())
         connection.send_bytes(encoded)
-        answer = json.loads(connection.recv_bytes())
+        answer = json.loads(connection.recv_bytes(_MOST_ANSWER_BYTES))
         if answer.get("out_of_memory"):
             raise self._too_costly(encoded)
         if "reason" in answer:
@@ -118,7 +138,10 @@ class DecoderProcess:
         pixels = np.empty((height, width, 3), np.uint8)
         filled, memory = 0, pixels.reshape(-1).data
         while filled < pixels.nbytes:
-            filled += connection.recv_bytes_into(memory[filled:])
+            # Bounded: recv_bytes_into would read a longer message before it complains.
+            piece = connection.recv_bytes(pixels.nbytes - filled)
+            memory[filled : filled + len(piece)] = piece
+            filled += len(piece)
         return Strips(height, width, orientation, iter([pixels])).assembled()
 
     def _failure(self, child: _Child, encoded: bytes) -> ImageError:

@@ -11,6 +11,7 @@ from concurrent.futures import Future
 
 import psutil
 import pytest
+from PIL import Image
 
 from models import catalog
 from models.errors import DecodersBusyError, DrainingError, UndecodableImageError
@@ -42,6 +43,17 @@ def _decoders(pool: DecodePool) -> list[int]:
 def test_ordinary_images_need_no_process(pool: DecodePool) -> None:
     assert pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S).equal(preprocess(JPEG, _TRANSFORM, _LIMITS))
     assert not _decoders(pool)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8, 32])
+def test_everyday_images_need_no_process_however_many_threads_share_the_memory(threads: int) -> None:
+    pool = DecodePool(threads, _LIMITS)
+    photograph = encode(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB"), "JPEG")
+    half_a_megapixel = encode(draw("clock").resize((800, 600)).convert("RGBA"), "PNG")
+    for encoded in (photograph, half_a_megapixel):
+        pool.preprocessed(encoded, _TRANSFORM).result(_PATIENCE_S)
+    assert not _decoders(pool)
+    assert pool.close(_PATIENCE_S)
 
 
 @pytest.mark.parametrize("image_format", ["TIFF", "BMP", "GIF"])
@@ -173,3 +185,32 @@ def test_a_pool_that_cannot_start_a_thread_does_not_say_that_the_service_stops(
     with pytest.raises(RuntimeError, match="can't start new thread"):
         pool.preprocessed(JPEG, _TRANSFORM)
     monkeypatch.undo()
+
+
+def test_an_image_that_was_refused_for_want_of_a_thread_is_not_decoded_afterwards(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    outcomes: queue.Queue[object] = queue.Queue()
+
+    class Job:
+        def wanted(self) -> bool:
+            began.set()
+            return go_on.wait(_PATIENCE_S)
+
+        def take_encoded(self) -> bytes:
+            return JPEG
+
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool.preprocess(Job(), _TRANSFORM, lambda _outcome: outcomes.put("first"))
+    assert began.wait(_PATIENCE_S)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            pool.preprocess(Job(), _TRANSFORM, lambda _outcome: outcomes.put("refused"))
+    go_on.set()
+    assert pool.close(_PATIENCE_S)
+    assert outcomes.get(timeout=_PATIENCE_S) == "first"
+    assert outcomes.empty()

@@ -34,6 +34,14 @@ def _png(width: int, height: int, depth: int, colours: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body))
 
 
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def _unpacked_text(letter: str) -> bytes:
+    return _chunk(b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(letter.encode() + b"a" * (2**20 - 8)))
+
+
 def _webp(width: int, height: int) -> bytes:
     bits = (width - 1) | (height - 1) << 14
     return b"RIFF" + struct.pack("<I", 21) + b"WEBPVP8L" + struct.pack("<IBI", 9, 0x2F, bits)
@@ -80,6 +88,11 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     "an arithmetically coded JPEG": lambda: _jpeg_of_kind(0xC9, _file((4000, 3000), "JPEG", quality=50)),
     "a PNG of 50 megapixels": lambda: _png(7000, 7142, 8, 2),
     "a PNG of 16 bits": lambda: _png(5000, 4000, 16, 6),
+    "a PNG of compressed text": lambda: _png(64, 64, 8, 2) + 60 * _unpacked_text("\N{GRINNING FACE}"),
+    "a PNG of Exif data": lambda: _png(64, 64, 8, 2) + _chunk(b"eXIf", bytes(18_000_000)),
+    "a PNG with metadata behind its pixels": lambda: (
+        _png(64, 64, 8, 2) + _chunk(b"IDAT", b"") + _chunk(b"tEXt", bytes(18_000_000))
+    ),
     "a WebP of one colour": lambda: _webp(7000, 7142),
     "a GIF of 48 megapixels": lambda: _gif(8000, 6000),
     "a BMP of 48 megapixels": lambda: _bmp(8000, 6000, 24),
@@ -95,6 +108,9 @@ ORDINARY: dict[str, Callable[[], bytes]] = {
     "a small arithmetically coded JPEG": lambda: _jpeg_of_kind(0xC9, _file((640, 480), "JPEG")),
     "a PNG of 24 megapixels": lambda: _png(6000, 4000, 8, 2),
     "a PNG of 6 megapixels with 16 bits": lambda: _png(3000, 2000, 16, 2),
+    "a PNG with a colour profile and a description": lambda: (
+        _png(64, 64, 8, 6) + _chunk(b"iCCP", bytes(3000)) + _chunk(b"tEXt", bytes(200_000))
+    ),
     "a WebP of 8 megapixels": lambda: _webp(3264, 2448),
     "a GIF of 2 megapixels": lambda: _gif(1920, 1080),
     "a BMP of 12 megapixels": lambda: _bmp(4000, 3000, 24),
@@ -177,6 +193,8 @@ def test_a_reduced_decode_costs_less_than_a_full_one() -> None:
         (_jpeg_of_kind(0xC9, _file((64, 64), "JPEG")), False),
         (_png(64, 64, 8, 6), True),
         (_png(64, 64, 16, 0), False),
+        (_png(64, 64, 8, 6) + _chunk(b"IDAT", b"") * 2_000, True),
+        (_png(64, 64, 8, 6) + _chunk(b"IDAT", b"") * 5_000, False),
         (_file((64, 64), "WEBP"), True),
         (_file((64, 64), "WEBP", lossless=True), False),
         (_transparent_webp(), False),
@@ -200,6 +218,18 @@ def test_what_is_no_image_or_too_large_is_refused_as_such() -> None:
     for damaged in (_png(64, 64, 8, 2)[:20], _webp(64, 64)[:22], _gif(64, 64)[:9], _bmp(64, 64, 8)[:20], b"II*\0\xff"):
         with pytest.raises(UndecodableImageError, match="header is damaged"):
             predict(damaged, _LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "reason"),
+    [
+        (_png(64, 64, 8, 2)[8:] + _png(7000, 7000, 8, 6)[8:], "it has two headers"),
+        (_chunk(b"tEXt", _png(64, 64, 8, 2)[16:29]) + _png(7000, 7000, 8, 6)[8:], "it does not begin with its header"),
+    ],
+)
+def test_a_png_whose_reader_would_find_another_size_is_refused(chunks: bytes, reason: str) -> None:
+    with pytest.raises(UndecodableImageError, match=reason):
+        predict(b"\x89PNG\r\n\x1a\n" + chunks, _LIMITS)
 
 
 def test_every_format_that_is_read_has_a_prediction() -> None:

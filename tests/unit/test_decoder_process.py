@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
+from typing import NoReturn
 
 import numpy as np
 import psutil
@@ -62,9 +64,9 @@ def while_it_decodes(decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch) -
     waits_for_answer = threading.Event()
     receive = Connection.recv_bytes
 
-    def told(connection: Connection) -> bytes:
+    def told(connection: Connection, most: int | None = None) -> bytes:
         waits_for_answer.set()
-        return receive(connection)
+        return receive(connection, most)
 
     def run(act: Callable[[int], None]) -> BaseException | None:
         _decode(decoder)
@@ -134,6 +136,53 @@ def test_a_crash_of_the_decoder_refuses_its_image_and_the_next_one_is_decoded(
     _decode(decoder)
 
 
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [b"no JSON"],
+        [b"[1, 2]"],
+        [b"null"],
+        [b"[" * 60_000],
+        [b'{"height": Infinity, "width": 1, "orientation": 1}'],
+        [b'{"height": null, "width": 1, "orientation": 1}'],
+        [b'{"height": -1, "width": -1, "orientation": 1}'],
+        [b"{" + b" " * 70_000 + b'"height": 1, "width": 1, "orientation": 1}', bytes(3)],
+        [b'{"height": 1, "width": 1, "orientation": 1}', bytes(4)],
+    ],
+    ids=lambda answers: answers[0][:40].decode(),
+)
+def test_an_answer_that_no_decoder_would_give_refuses_its_image_and_the_next_one_is_decoded(
+    decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch, answers: list[bytes]
+) -> None:
+    monkeypatch.setattr(decoder_process, "_DYING_S", 0)
+    _decode(decoder)
+    assert decoder._child is not None  # noqa: SLF001 - there is no other way to speak in the child's place
+    ours, its = multiprocessing.Pipe()
+    decoder._child.connection.close()  # noqa: SLF001
+    decoder._child = decoder._child._replace(connection=ours)  # noqa: SLF001
+    with its:
+        for answer in answers:
+            its.send_bytes(answer)
+        with pytest.raises((UndecodableImageError, TooCostlyError)):
+            _decode(decoder)
+    _decode(decoder)
+
+
+def test_a_decode_whose_pixels_the_service_cannot_keep_leaves_none_to_the_next_one(
+    decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _decode(decoder)
+
+    def no_memory(*_arguments: object) -> NoReturn:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "empty", no_memory)
+        with pytest.raises(MemoryError):
+            _decode(decoder)
+    assert np.array_equal(_decode(decoder), expected)
+
+
 def test_a_decoder_that_died_while_it_had_nothing_to_do_costs_no_image(decoder: DecoderProcess) -> None:
     _decode(decoder)
     child = psutil.Process(_pid(decoder))
@@ -165,7 +214,7 @@ def test_a_decode_that_takes_more_cpu_than_was_predicted_is_ended(decoder: Decod
     size = (40).to_bytes(4, "little") + (5000).to_bytes(4, "little") + (4000).to_bytes(4, "little")
     encoded = head + size + b"\1\0\x08\0\1\0\0\0" + bytes(20) + bytes(1024) + pixels
     with pytest.raises(TooCostlyError, match=r"needed more than .* CPU time"):
-        _decode(decoder, encoded, DecodeCost(0, 2**27, ordinary=False))
+        _decode(decoder, encoded, DecodeCost(0, 2**27, 2**27, ordinary=False))
     _decode(decoder)
 
 
@@ -174,7 +223,7 @@ def test_a_decode_that_takes_more_memory_than_was_predicted_is_ended(decoder: De
     _decode(decoder)
     before = decoder.pid
     with pytest.raises(TooCostlyError, match="MB of memory"):
-        _decode(decoder, encoded, DecodeCost(5, 2**20, ordinary=False))
+        _decode(decoder, encoded, DecodeCost(5, 2**20, 2**20, ordinary=False))
     _decode(decoder)
     assert decoder.pid == before
 
