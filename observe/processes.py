@@ -48,10 +48,11 @@ class Process(AbstractContextManager["Process"], Protocol):
 
 
 class Running(NamedTuple):
-    """A process that serves, and where."""
+    """A process that serves, where, and its log."""
 
     address: str
     process: Process
+    log: Path
 
 
 def start(command: Sequence[str], environ: Mapping[str, str], output: IO[bytes]) -> Process:
@@ -138,7 +139,7 @@ def _running(
 ) -> Iterator[Running]:
     with log.open("wb") as output, start(command, environ, output) as process:
         try:
-            yield Running(_address(process, command, log, address_in), process)
+            yield Running(_address(process, command, log, address_in), process, log)
         finally:
             _end(process)
 

@@ -20,9 +20,11 @@ from reliability.page import page
 from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale
 from reliability.scenarios import (
     costly,
+    damaged_cache,
     decoder,
     fuzz,
     hang_up,
+    killed_processes,
     log_failures,
     neighbours,
     overload,
@@ -45,6 +47,8 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "costly": costly.measure,
     "sigterm": sigterm.measure,
     "sigkill": sigkill.measure,
+    "killed-processes": killed_processes.measure,
+    "damaged-cache": damaged_cache.measure,
     "log-failures": log_failures.measure,
     "neighbours": neighbours.measure,
     "reloads": reloads.measure,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from reliability.wire import METRICS, Connection, Place, get
@@ -25,14 +27,19 @@ class Counted(NamedTuple):
     in_flight: float
 
 
-async def counted(place: Place) -> Counted:
-    """Since the server's start. The scrape itself is not among them. Raises OSError, EOFError."""
+async def metric_families(place: Place) -> Iterable[Metric]:
+    """What it exposes, by one scrape. Raises OSError, EOFError."""
     async with Connection(place) as connection:
         exposition = (await connection.answer_to(get(METRICS))).body.decode()
+    return text_string_to_metric_families(exposition)
+
+
+async def counted(place: Place) -> Counted:
+    """Since the server's start. The scrape itself is not among them. Raises OSError, EOFError."""
     requests: Statuses = Counter()
     images: Counter[str] = Counter()
     in_flight = 0.0
-    for family in text_string_to_metric_families(exposition):
+    for family in await metric_families(place):
         for sample in family.samples:
             if sample.name == "gradless_requests_total":
                 requests[sample.labels["route"], int(sample.labels["code"])] += int(sample.value)

@@ -21,9 +21,11 @@ _INTRODUCTION = """# Reliability
 
 A service that decodes other people's files meets callers who leave, dawdle, send rubbish or come all at once, and is
 itself stopped, killed and started again. Each row below is one bar, held against a real `gradless serve` on 127.0.0.1
-with default settings, by `python -m reliability`, which wrote this page; what was missed stands here too. Two scenarios
-have several HTTP processes (`GRADLESS_FRONTS=2`) and the `null` model, whose answer tells which image it is of:
-`reloads` replaces the model while clients disconnect, `own-answers` kills HTTP processes.
+with default settings, by `python -m reliability`, which wrote this page; what was missed stands here too. Three
+scenarios have several HTTP processes (`GRADLESS_FRONTS=2`) and the `null` model, whose answer tells which image it is
+of: `reloads` replaces the model while clients disconnect, `own-answers` kills HTTP processes under load, and
+`killed-processes` kills each kind of process in turn. `damaged-cache` damages the converted network on disk between
+starts, and compares the answers.
 
 Some of it has been measured elsewhere, for comparison: one bad image in a burst of 16 failed 3 to 14 of its 15
 neighbours in LitServe and 3 to 15 in MLServer; after 200 clients hung up, the first good answer took 6 to 10 s in
@@ -53,8 +55,8 @@ _LIMITS = """## Known limits
 - A stop resets no connection that was made, as far as Linux tells: those under way have 0.3 s to complete. A client
   farther away than that, or in a sandbox whose kernel ignores socket filters, may still be reset. So may one that sends
   its first byte more than half a second after the stop began.
-- What is measured is one process on CPUs, but for `reloads` and `own-answers`. A GPU's faults are not among the
-  scenarios.
+- What is measured is one process on CPUs, but for `reloads`, `own-answers` and `killed-processes`. A GPU's faults are
+  not among the scenarios.
 - `make soak MINUTES=30` mixes all kinds of callers for as long as wanted; its findings are printed, and not on this
   page. A test runs it for a minute.
 """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ DRAIN_TIMEOUT_S = 30
 
 _MEGABYTE = 1e6
 _LOOKING_S = 0.05
+_WARNINGS = {"warning", "error", "critical"}
 
 
 class Vitals(NamedTuple):
@@ -41,6 +43,7 @@ class Served:
         url = urlsplit(running.address)
         self.place = Place(url.hostname or "127.0.0.1", url.port or 80)
         self.process = running.process
+        self._log = running.log
         self._looked_at = psutil.Process(running.process.pid)
 
     def vitals(self) -> Vitals:
@@ -56,6 +59,20 @@ class Served:
     def fronts(self) -> list[psutil.Process]:
         """The HTTP processes, where there are several: forks of a child of the one that was started."""
         return [front for child in self._looked_at.children() for front in child.children()]
+
+    def fork_server(self) -> psutil.Process | None:
+        """The process that HTTP processes are forks of, the only child of the one that was started. None while there is
+        none."""
+        return next(iter(living(self._looked_at.children())), None)
+
+    def processes(self) -> list[psutil.Process]:
+        """The process that was started and all its descendants."""
+        return [self._looked_at, *self._looked_at.children(recursive=True)]
+
+    def warnings(self) -> list[str]:
+        """The events of its log so far that are warnings or worse."""
+        lines = [json.loads(line) for line in self._log.read_text("utf-8").splitlines() if line.startswith("{")]
+        return [line["event"] for line in lines if line["level"] in _WARNINGS]
 
     def alive(self) -> bool:
         """Whether the process that was started still runs."""
@@ -86,6 +103,16 @@ def serving(model: str, **settings: str) -> Iterator[Served]:
         gradless_process(Path(folder), {"GRADLESS_MODELS": model, **settings}) as running,
     ):
         yield Served(running)
+
+
+def living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    """Those that have not ended. One that has and that nobody has reaped is not among them."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
 
 
 def growth_mb(before: Vitals, after: Vitals) -> float:

@@ -24,6 +24,7 @@ from app.metrics import content_type_for, count_in
 from app.runtime import Runtime
 from app.server import Server, server_config, tune_interpreter
 from app.settings import Settings
+from app.stopping import end_process_within
 from models.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ _MOST_CONNECTIONS = 253
 
 # A scrape without an answer is over in ten, where Prometheus is left as it is.
 _SCRAPE_TIMEOUT_S = 8.0
+
+# Without the engine process requests are failed at once. Bodies that are half sent are not waited for.
+_GIVEN_UP_END_S = 1.0
 
 
 # What it says of itself, two unsigned numbers in shared memory: how many connections it has open, and how often it has
@@ -103,6 +107,7 @@ def start_front(options: FrontOptions, place: Place, parts: Parts, telemetry: Te
 
     def give_up(reason: str) -> None:
         parts.failure = reason
+        end_process_within(_GIVEN_UP_END_S, reason)
         os.kill(os.getpid(), signal.SIGTERM)
 
     return Front(place, options, telemetry, give_up)

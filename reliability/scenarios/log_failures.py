@@ -13,15 +13,14 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from prometheus_client.parser import text_string_to_metric_families
-
 from observe.processes import free_port
 from reliability.callers import Callers, calling
+from reliability.counted import metric_families
 from reliability.finding import Finding, Scenario
 from reliability.pictures import draw_pictures
 from reliability.scale import Scale
 from reliability.serving import NULL_MODEL
-from reliability.wire import CLASSIFY, METRICS, Connection, Place, get, post
+from reliability.wire import CLASSIFY, Connection, Place, get, post
 
 _CALLERS = 8
 _LOAD_SHARE = 0.05
@@ -89,11 +88,9 @@ async def _ready(place: Place) -> None:
 
 
 async def _dropped(place: Place) -> float:
-    async with Connection(place) as connection:
-        exposition = (await connection.answer_to(get(METRICS))).body.decode()
     return sum(
         sample.value
-        for family in text_string_to_metric_families(exposition)
+        for family in await metric_families(place)
         for sample in family.samples
         if sample.name == "gradless_log_lines_dropped_total"
     )

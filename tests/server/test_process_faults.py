@@ -134,6 +134,20 @@ def test_an_engine_process_whose_end_hangs_is_ended_by_force(start_patched: Call
     _until(lambda: not _alive(processes), 1)
 
 
+def test_when_the_engine_process_is_killed_no_front_waits_for_a_body_that_is_half_sent(
+    start_patched: Callable[..., Any],
+) -> None:
+    service = start_patched(_FRONTS)
+    processes = _descendants(service)
+    with service.connect() as connection:
+        connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
+        # Another request on its own connection is answered, so the first one has been taken.
+        httpx2.get(f"{service.address}/readyz").raise_for_status()
+        service.process.kill()
+        # Half of the time that a client has for its body.
+        _until(lambda: not _alive(processes), 15)
+
+
 def test_when_the_fork_server_is_killed_fronts_go_on_and_another_makes_replacements(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
