@@ -125,7 +125,7 @@ class Settings(BaseSettings):
         "Images that take over an eighth of it are decoded in separate processes",
     )
     max_decode_bytes: int = Field(
-        192 * _MIB,
+        224 * _MIB,
         ge=16 * _MIB,
         le=2**40,
         description="bytes of memory that decoding one image may take, as predicted from its header, and all that are "

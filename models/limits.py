@@ -18,4 +18,4 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     max_aspect_ratio: int = 50
     max_decode_seconds: float = 1.0
-    max_decode_bytes: int = 192 * 2**20
+    max_decode_bytes: int = 224 * 2**20

@@ -285,9 +285,9 @@ def _bmp(encoded: bytes, _enough: int) -> _Picture:
 # slowest for those that are not here. CCITT's are of bits: a byte is eight pixels.
 _NS_TIFF_BYTE: Mapping[int, float] = {
     1: 2.0,  # none
-    2: 150.0,  # CCITT
-    3: 150.0,
-    4: 150.0,
+    2: 80.0,  # CCITT
+    3: 80.0,
+    4: 80.0,
     5: 12.0,  # LZW
     7: 25.0,  # JPEG
     8: 10.0,  # Deflate
@@ -297,10 +297,29 @@ _NS_TIFF_BYTE: Mapping[int, float] = {
 }
 _NS_TIFF_OTHER_BYTE = 200.0
 _NS_TIFF_PIECE = 5_000.0
+# LittleCMS converts LAB to RGB.
+_NS_TIFF_LAB_PIXEL = 25.0
+_LAB = 8
 # Tags (TIFF 6.0, section 8).
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANES = 256, 257, 258, 259, 277, 278, 284
 _TILE_WIDTH, _TILE_LENGTH = 322, 323
-_TIFF_TAGS = frozenset({_WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANES, _TILE_WIDTH, _TILE_LENGTH})
+_PHOTOMETRIC, _ORIENTATION = 262, 274
+_TIFF_TAGS = frozenset(
+    {
+        _WIDTH,
+        _LENGTH,
+        _BITS,
+        _COMPRESSION,
+        _PHOTOMETRIC,
+        _ORIENTATION,
+        _SAMPLES,
+        _ROWS,
+        _PLANES,
+        _TILE_WIDTH,
+        _TILE_LENGTH,
+    }
+)
+_NOT_PACKED = 1
 _SEPARATE_PLANES = 2
 
 
@@ -317,14 +336,18 @@ def _tiff(encoded: bytes, _enough: int) -> _Picture:
     if tags.get(_PLANES) == _SEPARATE_PLANES:
         pieces, piece_samples = pieces * samples, 1
     piece_bytes = -(-across * piece_samples * bits // 8) * down
-    byte_ns = _NS_TIFF_BYTE.get(tags.get(_COMPRESSION, 1), _NS_TIFF_OTHER_BYTE)
+    compression = tags.get(_COMPRESSION, _NOT_PACKED)
+    byte_ns = _NS_TIFF_BYTE.get(compression, _NS_TIFF_OTHER_BYTE)
     pixels = width * length
+    packed = compression != _NOT_PACKED
+    copies = 1 if tags.get(_ORIENTATION, 1) == 1 else 2
     return _Picture(
         width,
         length,
-        pieces * (_NS_TIFF_PIECE + piece_bytes * byte_ns),
-        # One piece, unpacked and as it is read, and Pillow's image, which is turned into a second one.
-        2 * piece_bytes + pixels * 2 * (4 if samples > 1 else max(1, bits // 8)),
+        pieces * (_NS_TIFF_PIECE + piece_bytes * byte_ns)
+        + pixels * _NS_TIFF_LAB_PIXEL * (tags.get(_PHOTOMETRIC) == _LAB),
+        # One piece, unpacked and as it is read, and Pillow's image, twice where it has to be turned.
+        2 * piece_bytes * packed + pixels * copies * (4 if samples > 1 else -(-bits // 8)),
         ordinary=False,
     )
 
