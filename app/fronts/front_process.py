@@ -153,6 +153,8 @@ class _FrontServer(Server):
     async def on_tick(self, counter: int) -> bool:
         self._told[1] += 1
         self._tell()
+        # The engine process has its metrics, and this process's log.
+        self._parts.metrics.count_dropped_lines()
         return await super().on_tick(counter)
 
     def _take(self) -> None:

@@ -155,9 +155,7 @@ class _Engine:
                 self._start_front()
         except OSError as error:
             reason = start_error(error)
-            refuse_to_start(
-                StartError(f"{reason}. Fronts share memory and files; GRADLESS_FRONTS=0 serves without fronts")
-            )
+            refuse_to_start(StartError(f"{reason}. GRADLESS_FRONTS=0 serves by one process"))
         greeting = self._task(self._house.greeted(self._fronts_wanted))
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([greeting, stopping], return_when=asyncio.FIRST_COMPLETED)

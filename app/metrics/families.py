@@ -120,6 +120,11 @@ class Families:
             "Messages between processes that were dropped, because their image was not there any more.",
             "message",
         )
+        self.log_lines_dropped = self._counter(
+            "gradless_log_lines_dropped_total",
+            "Lines of the log that were dropped: the queue to the writer was full, or the write failed.",
+            "reason",
+        )
         self.replacements = self._counter(
             "gradless_model_replacements_total", "Models started anew because they stopped.", "model"
         )

@@ -7,26 +7,11 @@ import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from app.logs import dropped_lines
 from app.runtime import Runtime
-
-
-class LogCollector(Collector):
-    """Lines that this process has logged and not written."""
-
-    def collect(self) -> Iterable[Metric]:
-        dropped = CounterMetricFamily(
-            "gradless_log_lines_dropped",
-            "Lines of the log that were dropped: the queue to the writer was full, or the write failed.",
-            labels=["reason"],
-        )
-        for reason, lines in dropped_lines().items():
-            dropped.add_metric([reason], lines)
-        yield dropped
 
 
 class RuntimeCollector(Collector):

@@ -7,10 +7,12 @@ from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry
 
+from app.log_writer import DropReason
+from app.logs import dropped_lines
 from app.metrics.counts import CountsReader
 from app.metrics.exposition import Exposition
 from app.metrics.families import Families
-from app.metrics.gauges import LogCollector, RuntimeCollector
+from app.metrics.gauges import RuntimeCollector
 from app.metrics.processes import Processes
 from app.problems import Reason, Row
 from app.runtime import Runtime
@@ -35,15 +37,18 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._processes = Processes()
         self._registry.register(self._processes)
-        self._registry.register(LogCollector())
         self._families = Families(self._registry)
         self._exposition = Exposition(self._registry)
         # What other processes count, by their ids.
         self._counts: dict[int, CountsReader] = {}
         self._adding = Lock()
+        # Lines of the log that are counted among the dropped.
+        self._lines_counted: dict[DropReason, int] = dict.fromkeys(get_args(DropReason), 0)
         for reason in get_args(Reason):
             self._families.rejected.create(reason)
         self._families.loads.create(_NOT_SERVED, "failed")
+        for cause in get_args(DropReason):
+            self._families.log_lines_dropped.create(cause)
         for why in get_args(FrontEnd):
             self._families.front_replacements.create(why)
         for message in get_args(StaleMessage):
@@ -62,10 +67,19 @@ class Metrics:
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """All metrics as (body, content type): OpenMetrics where `accept` asks for it, else Prometheus text."""
+        self.count_dropped_lines()
         with self._adding:
             for counts in self._counts.values():
                 self._add(counts)
         return self._exposition.encode(accept)
+
+    def count_dropped_lines(self) -> None:
+        """Count the lines of the log that this process has dropped since the last call. They are not counted as they
+        are dropped: a signal handler may log, and must not wait for a lock of a counter."""
+        with self._adding:
+            for reason, lines in dropped_lines().items():
+                self._families.log_lines_dropped[reason,].inc(lines - self._lines_counted[reason])
+                self._lines_counted[reason] = lines
 
     def process_started(self, pid: int, counts: CountsReader) -> None:
         """Show what another process of the service counts as well, and what it takes."""

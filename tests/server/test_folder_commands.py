@@ -116,7 +116,7 @@ def test_what_is_done_and_what_is_unreadable_is_told_and_strict_minds(
     done = gradless("classify", str(folder), "-o", str(output), *SMALL, "--strict", **EAGER)
     assert done.returncode == 1
     first, last = lines(done)
-    assert first.startswith(f"gradless: {folder}/broken.jpg: The image cannot be decoded")
+    assert first.startswith(f"gradless: {folder}/broken.jpg: The JPEG image cannot be decoded")
     assert last.startswith(f"gradless: 9 images in {output}, ")
     assert last.endswith(f"/s; 1 files without an answer are in {tmp_path}/out.csv.errors.jsonl")
     [fault] = map(json.loads, (tmp_path / "out.csv.errors.jsonl").read_text().splitlines())

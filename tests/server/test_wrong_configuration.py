@@ -131,15 +131,24 @@ def test_published_weights_that_the_user_may_not_read_are_named(unshared: Run, t
     assert f"{file} is not readable by this user" in complaint(done)
 
 
-def test_shared_memory_that_cannot_be_written_is_named_with_what_does_without_it(unshared: Run) -> None:
+def test_a_service_of_several_processes_needs_no_writable_dev_shm(
+    server_environment: Callable[..., dict[str, str]], gradless_path: Path
+) -> None:
     read_only = 'mount -t tmpfs -o ro tmpfs /dev/shm && exec "$@"'
     before = [*_AS_ROOT_WITH_MOUNTS, "sh", "-c", read_only, "sh"]
-    done = unshared(*before, GRADLESS_MODELS="null", GRADLESS_FRONTS="2")
-    line = complaint(done)
-    assert "cannot start: " in line
-    assert "/dev/shm" in line  # noqa: S108 - what is said of it
-    assert "GRADLESS_FRONTS=0" in line
-    assert done.returncode == 3
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("namespaces cannot be made here")
+    environment = server_environment(GRADLESS_MODELS="null", GRADLESS_FRONTS="2", GRADLESS_PORT="0")
+    with subprocess.Popen([*before, gradless_path, "serve"], env=environment, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        said = b""
+        while b'"serving"' not in said:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        process.terminate()
+        process.stderr.read()
+        assert process.wait(60) == 0
 
 
 def test_weights_that_cannot_be_downloaded_are_asked_for_by_file_name(gradless: Run, tmp_path: Path) -> None:
