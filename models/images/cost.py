@@ -20,7 +20,7 @@ from models.images.file_limits import format_of
 from models.images.tiff_tags import read_numbers
 from models.limits import ImageLimits
 
-# Nanoseconds on one core (AMD EPYC 9V74, 2.6 GHz), by `python -m benchmarks.decode_cost`.
+# Nanoseconds on one core of an Intel Xeon, by `python -m benchmarks.decode_cost`.
 _NS_FOR_CONVERTED_PIXEL = 6.0
 _NS_FOR_RESIZED_PIXEL = 4.0
 

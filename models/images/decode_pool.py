@@ -27,8 +27,8 @@ from models.limits import ImageLimits
 from models.preprocessing import pixels_needed, to_tensor
 from models.transforms import Transform
 
-# Shares of the limits up to which an ordinary image is decoded in a thread. The threads' memory together is a quarter
-# of the budget, but each may have what a picture of half a megapixel needs.
+# Shares of the limits up to which an ordinary image is decoded in a thread: an eighth of the CPU time, and an equal
+# share of a quarter of the memory, within bounds. The least is enough for a JPEG of 48 megapixels at a reduced size.
 _THREAD_SECONDS = 1 / 8
 _THREADS_BYTES = 1 / 4
 _LEAST_THREAD_BYTES = 20 * 2**20
