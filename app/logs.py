@@ -37,11 +37,17 @@ _NOT_SENT_ALONG = frozenset(vars(logging.makeLogRecord({}))) | {"message", "task
 def configure_logging(level: str, form: LogFormat) -> None:
     """Let everything from `level` on that goes through `logging`, warnings too, end as lines on stderr, and whatever is
     printed. A thread writes them: a log that cannot be written loses lines, nothing else."""
-    handler = _QueuedLines(sys.stderr.fileno())
+    handler: logging.Handler
+    try:
+        handler = _QueuedLines(sys.stderr.fileno())
+    except OSError:
+        # Something else has taken the place of stderr, as Ray or a test may, and sees to what is written to it.
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        # Libraries print to either, as PyTorch does when it downloads weights.
+        sys.stdout = sys.stderr = PrintedText(handler.writer, sys.stderr)
     handler.setFormatter(line_formatter(json=logs_json(form), colors=sys.stderr.isatty()))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Libraries print to either, as PyTorch does when it downloads weights.
-    sys.stdout = sys.stderr = PrintedText(handler.writer, sys.stderr)
     logging.captureWarnings(capture=True)
     # A line for each body that cannot be read, whose problem stands in the line of its request.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)

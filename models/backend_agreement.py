@@ -38,8 +38,8 @@ _FLOOR = 1e-3
 
 def drawn_picture(transform: Transform) -> torch.Tensor:
     """(3, crop, crop) uint8, channels last in memory: the same drawn clock each time."""
-    pixels = np.array(samples.draw("clock"))
-    return transform.shape(torch.from_numpy(pixels).permute(2, 0, 1))
+    pixels = np.array(samples.draw("clock").resize((transform.crop, transform.crop)))
+    return torch.from_numpy(pixels.transpose(2, 0, 1))
 
 
 def reference(model: LoadedModel, pixels: torch.Tensor) -> FeaturesAndLogits | None:
