@@ -3,7 +3,7 @@
 Small files can be expensive: a TIFF of 72 kB may hold 3125 tiles of 48 megapixels each. For every format the prediction
 is an amount of work (samples, scans, tiles) times the seconds that the slowest content of its kind takes on one core,
 and pixels times the bytes that its decoder allocates. It is an upper bound for what was measured, not an average:
-`python -m benchmarks.decode_cost` prints both for a corpus of such files, and its test fails where a file costs more
+`python -m benchmarks.decode_cost` prints both for a corpus of such files, and ends with status 1 if a file costs more
 than was predicted.
 """
 
