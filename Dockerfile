@@ -18,6 +18,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/gradless/bin/python install --only-binary :all: torch torchvision
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
+COPY gradless gradless
 COPY models models
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/gradless/bin/python install '.[gpu,otel]'
@@ -36,6 +37,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --index-url "${TORCH_INDEX}" --no-deps torch torchvision
 COPY pyproject.toml README.md LICENSE ./
 COPY app app
+COPY gradless gradless
 COPY models models
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m pip --python /opt/gradless/bin/python install '.[openvino,otel]'

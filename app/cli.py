@@ -9,18 +9,18 @@ from typing import Annotated
 
 import typer
 
+from app.commands.compare import compare
+from app.commands.evaluate import evaluate
 from app.commands.folders import classify, features
 from app.commands.models import models
 from app.commands.optimize import optimize
 from app.commands.search import search
+from app.commands.settings_table import settings_table
 from app.commands.stats import stats
-from app.evaluation.command import evaluate
-from app.lens.command import compare
-from app.logs import configure_logging
+from app.process.logs import configure_logging
+from app.process.standard_streams import open_standard_streams
 from app.settings import Settings, SettingsError, ignored_variables, load_settings
-from app.settings_table import settings_table
-from app.standard_streams import open_standard_streams
-from models.samples import Sample, draw, encode
+from models.images.samples import Sample, draw, encode
 
 _log = logging.getLogger(__name__)
 
@@ -59,11 +59,11 @@ def serve() -> None:
         _log.info("service links of Kubernetes are ignored", extra={"variables": ignored})
     # Here, not above: `gradless sample` and `gradless --help` need not wait for the web server's imports.
     if fronts := _fronts(settings):
-        from app.fronts.processes import serve_by_fronts  # noqa: PLC0415
+        from app.workers.engine_process import serve_by_fronts  # noqa: PLC0415
 
         serve_by_fronts(settings, fronts)
     else:
-        from app.server import serve as run  # noqa: PLC0415
+        from app.server.server import serve as run  # noqa: PLC0415
 
         run(settings)
 
@@ -71,9 +71,9 @@ def serve() -> None:
 def _fronts(settings: Settings) -> int:
     if settings.fronts is not None:
         return settings.fronts
-    from models import devices  # noqa: PLC0415 - as above
+    from models.hardware import cores  # noqa: PLC0415 - torch takes seconds to import
 
-    return devices.fronts(settings.device)
+    return cores.fronts(settings.device)
 
 
 @app.command()

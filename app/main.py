@@ -15,31 +15,31 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
-from app import faults
-from app.dependencies import Parts
-from app.documents import complete_document, documented_ends, other_ends
-from app.garbage import leave_out_what_is_loaded, take_in_everything
-from app.head import HeadAsGet
-from app.held_bytes import HeldBytes
-from app.host_check import HostCheck
-from app.hosts import Hosts, allowed_hosts, own_names
-from app.image_route import ImageRoute
-from app.metrics import Metrics, SharedExposition
-from app.observation import Observation, ObservationMiddleware, Traces
-from app.request_log import RequestLog
-from app.routers import classify, debug, documentation, features, health, models, page, search
-from app.runtime import Runtime, StartRuntime
-from app.search_index import open_search_index
+from app.api import error_responses
+from app.api.dependencies import Parts
+from app.api.image_route import ImageRoute
+from app.api.openapi import complete_document, documented_ends, other_ends
+from app.api.routers import classify, debug, documentation, features, health, models, page, search
+from app.api.search_index import open_search_index
+from app.http.allowed_hosts import Hosts, allowed_hosts, own_names
+from app.http.body_budget import HeldBytes
+from app.middleware.fast_path import ShortCut
+from app.middleware.head import HeadAsGet
+from app.middleware.host_check import HostCheck
+from app.middleware.load_shedding import LoadShedding
+from app.middleware.start_failures import start_error
+from app.observability.metrics import Metrics, SharedExposition
+from app.observability.request_log import RequestLog
+from app.observability.request_observer import Observation, ObservationMiddleware, Traces
+from app.process.gc_tuning import leave_out_what_is_loaded, take_in_everything
 from app.settings import Settings, load_settings
-from app.shedding import LoadShedding
-from app.short_cut import ShortCut
-from app.start_failures import start_error
-from models.errors import StartError
+from models.interface.errors import StartError
+from models.interface.runtime import Runtime, StartRuntime
+from models.interface.telemetry import Task, Telemetry
 from models.search.index import SearchIndex
-from models.telemetry import Task, Telemetry
 
 if TYPE_CHECKING:
-    from models.served import ServingOptions
+    from models.serving.model_instance import ServingOptions
 
 _DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.
 Errors are RFC 9457 problem details with a stable `type`. Beside those that an operation names, an address that is none
@@ -50,8 +50,9 @@ is answered with 404 (`urn:gradless:problem:not-found`), and a method that an ad
 def create_app(
     settings: Settings | None = None, start_runtime: StartRuntime | None = None, traces: Traces | None = None
 ) -> FastAPI:
-    """An application that loads its models when it starts. `start_runtime` stands in for models.serving, `traces`
-    for those that the settings ask for.
+    """An application that loads its models when it starts.
+
+    `start_runtime` replaces models.serving.runtime, `traces` what the settings ask for.
 
     Raises SettingsError; starting it raises StartError.
     """
@@ -100,13 +101,12 @@ def create_app(
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
-        # app/routers/documentation.py has a page of its own.
+        # app/api/routers/documentation.py has a page of its own.
         docs_url=None,
         redoc_url=None,
         # To where is read from the Host header, and as which protocol is not known behind a proxy.
         redirect_slashes=False,
-        # Of its own, where somebody has set up OpenTelemetry for the process: app/tracing.py and app/metrics tell of a
-        # request, once and with what was done for it.
+        # FastAPI's own, if OpenTelemetry is set up for the process: app/observability records each request once.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
@@ -140,7 +140,7 @@ def create_app(
         traces,
     )
     app.add_middleware(ObservationMiddleware, observation=observation)
-    # Outside of all: app/server.py asks it at the headers of a request.
+    # Outside of all: app/server/server.py asks it at the headers of a request.
     app.state.shedding = LoadShedding(
         parts,
         observation,
@@ -159,7 +159,7 @@ def create_app(
         documentation.router,
     )
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-    faults.install(app, metrics, routes)
+    error_responses.install(app, metrics, routes)
     for router in routers:
         app.include_router(router)
         for path, method, status in documented_ends(router):
@@ -187,7 +187,7 @@ def search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | N
 
 def _exporting_traces() -> Traces:
     # Here, not above: OpenTelemetry is an extra.
-    from app.tracing import exporting_traces  # noqa: PLC0415
+    from app.observability.tracing import exporting_traces  # noqa: PLC0415
 
     return exporting_traces(version("gradless"))
 
@@ -198,16 +198,16 @@ def start_serving(
     give_up: Callable[[str], None] = lambda _reason: None,
     cores: int | None = None,
 ) -> Runtime:
-    """Load and warm up what the settings say; `give_up` and `cores` as in models.serving. Raises StartError."""
+    """Load and warm up what the settings say; `give_up` and `cores` as in models.serving.runtime. Raises StartError."""
     # Here, not above: the HTTP side is imported and tested without torch.
-    from models.serving import Serving  # noqa: PLC0415
+    from models.serving.runtime import Serving  # noqa: PLC0415
 
     return Serving(replace(serving_options(settings), cores=cores), telemetry, give_up)
 
 
 def serving_options(settings: Settings) -> ServingOptions:
     """What the settings say, as `models` has it."""
-    from models.served import ServingOptions  # noqa: PLC0415 - as above
+    from models.serving.model_instance import ServingOptions  # noqa: PLC0415 - as above
 
     return ServingOptions(
         models=settings.models,

@@ -18,10 +18,10 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from app.access import Keys, read_keys
-from app.origins import host_names, origins
+from app.security.api_keys import Keys, read_keys
+from app.security.origins import host_names, origins
 from app.service_links import service_links
-from models.limits import ImageLimits
+from models.interface.image_limits import ImageLimits
 
 LogFormat = Literal["auto", "json", "console"]
 

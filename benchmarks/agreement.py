@@ -17,11 +17,13 @@ from PIL import Image, ImageOps
 
 from benchmarks.ceilings import CACHE
 from benchmarks.preprocessing import by_gradless, shaped_by_pillow
-from models import backends, catalog, devices, memory
-from models.calibration import Calibration
-from models.devices import BackendName, Precision
-from models.errors import StartError
-from models.loading import LoadedModel, load
+from models import backends
+from models.hardware import cores, memory
+from models.hardware.placement import BackendName, Precision, place
+from models.interface.errors import StartError
+from models.loading import catalog
+from models.loading.calibration import Calibration
+from models.loading.load import LoadedModel, load
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
@@ -42,7 +44,7 @@ def served(images: Sequence[torch.Tensor], model: LoadedModel) -> torch.Tensor:
     """(N, C) probabilities by the backend that `model` is placed on. Raises StartError."""
     backend = backends.make(model, max_batch_size=1, cache_folder=CACHE)
     try:
-        devices.use_cores_in_this_thread(backend.intra_op_threads)
+        cores.use_cores_in_this_thread(backend.intra_op_threads)
         return probabilities(lambda pixels: backend.run(pixels).logits, images)
     finally:
         backend.close()
@@ -61,7 +63,7 @@ def _report(engine: str, images: Sequence[torch.Tensor], expected: torch.Tensor,
     backend, precision = engine.split()
     calibration = Calibration.of(folder) if precision == "int8" else None
     try:
-        placement = devices.place("cpu", cast("Precision", precision), cast("BackendName", backend))
+        placement = place("cpu", cast("Precision", precision), cast("BackendName", backend))
         model = load(catalog.find(catalog.DEFAULT_MODEL), placement, calibration)
         found = served(images, model)
     except StartError as error:
@@ -78,7 +80,7 @@ def main() -> None:
     wanted = parser.parse_args()
     bodies = [path.read_bytes() for path in wanted.pictures]
     memory.keep_freed()
-    model = load(catalog.find(catalog.DEFAULT_MODEL), devices.place("cpu", "fp32", "eager"))
+    model = load(catalog.find(catalog.DEFAULT_MODEL), place("cpu", "fp32", "eager"))
     expected = reference(bodies, model)
     images = [by_gradless(body, model.transform) for body in bodies]
     for engine in wanted.engines:

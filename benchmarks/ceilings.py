@@ -18,13 +18,16 @@ from typing import cast
 from benchmarks.measurement import Ceiling
 from benchmarks.preprocessing import by_gradless
 from benchmarks.statistic import latency_summary
-from models import backends, catalog, devices, memory
-from models.batching import Batcher
-from models.calibration import Calibration
-from models.engine import Engine
-from models.items import Item, Output
-from models.loading import load
-from models.transforms import Transform
+from models import backends
+from models.hardware import memory, placement
+from models.hardware.cores import available_cores, use_one_core_in_this_thread
+from models.images.transforms import Transform
+from models.inference.batch_item import Item, Output
+from models.inference.engine import Engine
+from models.loading import catalog
+from models.loading.calibration import Calibration
+from models.loading.load import load
+from models.scheduling.batcher import Batcher
 
 _MAX_BATCH_SIZE = 32
 
@@ -42,7 +45,7 @@ CACHE = Path("~/.cache/gradless").expanduser()
 
 def decoding_alone(bodies: Sequence[bytes], transform: Transform, seconds: float) -> float:
     """Images a second that all cores decode, once they have begun."""
-    cores = devices.available_cores()
+    cores = available_cores()
 
     def rate(for_seconds: float) -> float:
         done = 0
@@ -55,7 +58,7 @@ def decoding_alone(bodies: Sequence[bytes], transform: Transform, seconds: float
                 break
         return done / elapsed
 
-    with ThreadPoolExecutor(cores, initializer=devices.use_one_core_in_this_thread) as pool:
+    with ThreadPoolExecutor(cores, initializer=use_one_core_in_this_thread) as pool:
         list(pool.map(rate, [_WARM_UP_S] * cores))
         return sum(pool.map(rate, [seconds] * cores))
 
@@ -81,7 +84,7 @@ def one_at_a_time(bodies: Sequence[bytes], engine: Engine, seconds: float) -> li
 
 def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
     """Images a second through a decode pool and the batcher, with always enough under way."""
-    cores = devices.available_cores()
+    cores = available_cores()
     places = threading.Semaphore(_IN_FLIGHT)
     done_at: list[float] = []
 
@@ -108,7 +111,7 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
         batcher.submit(Item(by_gradless(body, engine.model.transform), 5)).add_done_callback(answered)
 
     started_at = ended_at = perf_counter()
-    with ThreadPoolExecutor(cores, initializer=devices.use_one_core_in_this_thread) as pool:
+    with ThreadPoolExecutor(cores, initializer=use_one_core_in_this_thread) as pool:
         for body in cycle(bodies):
             places.acquire()
             pool.submit(decode_and_queue, body)
@@ -141,7 +144,7 @@ def main() -> None:
     bodies = [path.read_bytes() for path in wanted.bodies]
     memory.keep_freed()
     calibration = Calibration.of(wanted.calibration_folder) if wanted.precision == "int8" else None
-    model = load(catalog.find(wanted.model), devices.place("cpu", wanted.precision, wanted.backend), calibration)
+    model = load(catalog.find(wanted.model), placement.place("cpu", wanted.precision, wanted.backend), calibration)
     engine = Engine(model, backends.make(model, max_batch_size=_MAX_BATCH_SIZE, cache_folder=CACHE))
     ways: dict[Ceiling, Callable[[], dict[str, float]]] = {
         "decoding": lambda: {"per_second": decoding_alone(bodies, model.transform, wanted.seconds)},

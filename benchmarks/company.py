@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 from benchmarks.markdown import over_rounds, table
 from benchmarks.statistic import latency_summary
-from models.samples import draw, encode
-from models.serving import Serving, ServingOptions
-from models.telemetry import Unheard
-from models.turns import TurnLock
+from models.images.samples import draw, encode
+from models.interface.telemetry import Unheard
+from models.scheduling.fair_lock import TurnLock
+from models.serving.runtime import Serving, ServingOptions
 
 _SIZE = (500, 375)
 

@@ -22,13 +22,13 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from models import catalog
-from models.errors import ImageError
 from models.images.cost import DecodeCost, predict
 from models.images.decode import decode_pixels, ignore_pillow_warnings
-from models.limits import ImageLimits
-from models.preprocessing import pixels_needed, to_tensor
-from models.samples import encode
+from models.images.preprocessing import pixels_needed, to_tensor
+from models.images.samples import encode
+from models.interface.errors import ImageError
+from models.interface.image_limits import ImageLimits
+from models.loading import catalog
 from reliability.costly import CORPUS
 
 _NO_LIMITS = ImageLimits(max_decode_seconds=1e9, max_decode_bytes=2**60)

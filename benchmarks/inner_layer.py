@@ -12,11 +12,12 @@ from time import perf_counter
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import architectures, devices
 from models.backends.eager import served_network
-from models.loading import LoadedModel, load
-from models.network import Network
-from models.specs import Classifier, FeatureLayer, ModelSpec
+from models.hardware import placement
+from models.loading.load import LoadedModel, load
+from models.networks import architectures
+from models.networks.network import Network
+from models.networks.specs import Classifier, FeatureLayer, ModelSpec
 
 _IMAGES = 8
 _ROUNDS = 9
@@ -43,7 +44,7 @@ def _loaded(name: str, features: FeatureLayer | None) -> LoadedModel:
         architecture = architectures.find(name)
         return Classifier(architecture.build(None), architecture.transform, architecture.labels, features)
 
-    return load(ModelSpec(name, name, build), devices.place("cpu", "fp32", "eager"))
+    return load(ModelSpec(name, name, build), placement.place("cpu", "fp32", "eager"))
 
 
 def _seconds(network: Network, images: torch.Tensor) -> float:

@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 import psutil
 from PIL import Image
 
-from app.metrics import Metrics
+from app.observability.metrics import Metrics
 from benchmarks.markdown import over_rounds, percent, table
 from benchmarks.statistic import spread
-from models.telemetry import BatchReport, StageSeconds
+from models.interface.telemetry import BatchReport, StageSeconds
 from observe.processes import gradless_process
 
 MODELS = (1, 2, 4, 8, 16)

@@ -29,7 +29,7 @@ from benchmarks.load import closed_loop, require_wrk
 from benchmarks.markdown import over_rounds, table
 from benchmarks.processes import RunningServer, ServerFailedError, post, resident_bytes, running
 from benchmarks.servers import SERVERS, ServerSpec
-from models.devices import available_cores
+from models.hardware.cores import available_cores
 
 CONNECTIONS = (32, 128)
 

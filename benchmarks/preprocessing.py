@@ -17,10 +17,10 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - the field's name for it
 
-from models import catalog
-from models.limits import ImageLimits
-from models.preprocessing import preprocess
-from models.transforms import Transform
+from models.images.preprocessing import preprocess
+from models.images.transforms import Transform
+from models.interface.image_limits import ImageLimits
+from models.loading import catalog
 
 Way = Callable[[bytes, Transform], torch.Tensor]
 

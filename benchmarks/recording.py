@@ -12,14 +12,15 @@ from time import perf_counter
 
 import torch
 
-from models import catalog, devices
 from models.backends import Backend
 from models.backends.eager import EagerBackend
 from models.backends.recorded import RecordedBackend
-from models.devices import Precision
-from models.engine import Engine
-from models.items import Item
-from models.loading import load
+from models.hardware import placement
+from models.hardware.placement import Precision
+from models.inference.batch_item import Item
+from models.inference.engine import Engine
+from models.loading import catalog
+from models.loading.load import load
 
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 _SIZES = (1, 8, 32)
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def _engines(precision: Precision) -> list[Engine]:
-    model = load(catalog.find(catalog.DEFAULT_MODEL), devices.place("cuda", precision, "eager"))
+    model = load(catalog.find(catalog.DEFAULT_MODEL), placement.place("cuda", precision, "eager"))
     largest = max(_SIZES)
     made: list[Backend] = [EagerBackend(model, max_batch_size=largest), RecordedBackend(model, max_batch_size=largest)]
     engines = [Engine(model, backend) for backend in made]

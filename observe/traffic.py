@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import httpx2
 from PIL import Image
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 
 # For the server: limits within reach of a few requests.
 SETTINGS = {

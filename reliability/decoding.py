@@ -17,10 +17,11 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from models import catalog, memory
-from models.errors import ImageError
-from models.limits import ImageLimits
-from models.preprocessing import preprocess
+from models.hardware import memory
+from models.images.preprocessing import preprocess
+from models.interface.errors import ImageError
+from models.interface.image_limits import ImageLimits
+from models.loading import catalog
 from reliability.mutations import SEED, mutated_images
 
 # What decoders allocate once has been by then.
@@ -70,9 +71,11 @@ class _Resident(NamedTuple):
 
 
 def _resident() -> _Resident:
-    """The heap keeps what is freed (models/memory.py), so it is as high as the largest picture so far has made it; a
-    larger one may come at any time, however many have come before: 21 MB by one damaged GIF of 9.8 megapixels, with no
-    more in use than before. What is kept in use is seen once the rest has been given back."""
+    """Resident memory after freed pages were returned to the system.
+
+    The heap keeps freed pages (models/hardware/memory.py), so plain RSS is as high as the largest image so far made it.
+    One damaged GIF of 9.8 megapixels added 21 MB with no more in use than before.
+    """
     process = psutil.Process()
     with_free = process.memory_info().rss
     gc.collect()

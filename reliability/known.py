@@ -8,7 +8,7 @@ from collections import Counter
 
 from PIL import Image
 
-from models.samples import encode
+from models.images.samples import encode
 from reliability.wire import FEATURES, Answer, Connection, Place, Request, get, multipart, post
 
 _SIZE = (160, 120)

@@ -39,9 +39,9 @@ _LIMITS = """## Known limits
   alone is over the twentieth that the bar leaves.
   The next batch is in line before the last is done, so that the forwards' threads never idle, and a refusal comes when
   the event loop has got hold of a core, where their lower priority helps. Of the load's process the same is true.
-- The heap keeps what is freed for the next forward (`models/memory.py`), and grows under overload in steps, ever fewer.
-  After 10, 15 and 15 s of overload on one server it was 1,121, 1,137 and 1,151 MB, and with what was free given back
-  1,015, 1,018 and 1,021 MB.
+- The heap keeps what is freed for the next forward (`models/hardware/memory.py`), and grows under overload in steps,
+  ever fewer. After 10, 15 and 15 s of overload on one server it was 1,121, 1,137 and 1,151 MB, and with what was free
+  given back 1,015, 1,018 and 1,021 MB.
 - Beside slow connections p99 was 73 to 75 ms in three runs and 65 to 67 alone, which misses the bar, and 87 ms each way
   in one of a busier hour. Their client, which sends 200 bytes a second and connects anew what is closed, works on the
   same cores.

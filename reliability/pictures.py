@@ -8,7 +8,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 
 # Over GRADLESS_MAX_IMAGE_PIXELS, in some 100 kB.
 _VAST = (9000, 9000)

@@ -17,7 +17,7 @@ from typing import IO, Any, Self
 import pytest
 from PIL import Image
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 
 # Those that wait for processes first: what is left at the end is short, and no worker waits for another. A Ray is a
 # dozen processes, which start at once: of the two files that start one, the other is far off.

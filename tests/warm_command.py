@@ -66,8 +66,8 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
 
 def main() -> None:
     # Here, not above: processes that commands start import this file as they would the command's.
-    import app.server  # noqa: F401, PLC0415
-    import models.serving  # noqa: F401, PLC0415
+    import app.server.server  # noqa: F401, PLC0415
+    import models.serving.runtime  # noqa: F401, PLC0415
     from app.cli import main as gradless  # noqa: PLC0415
 
     with socket.socket(fileno=int(sys.argv[1])) as asked:

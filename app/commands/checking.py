@@ -13,19 +13,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.lens.terminal import PatientConsole, waiting
 from app.main import start_serving
-from app.runtime import Runtime
+from app.reports.lens_terminal import PatientConsole, waiting
 from app.settings import Settings
-from models.errors import ImageError
-from models.figures import in_bytes, in_seconds
+from models.images.samples import draw, encode
+from models.images.transforms import Transform
+from models.interface.errors import ImageError
+from models.interface.results import ModelCard, Prediction, ScoredClass
+from models.interface.runtime import Runtime
+from models.interface.telemetry import Task, Unheard
+from models.interface.units import in_bytes, in_seconds
 from models.model_folder import description
 from models.model_folder.building import transform_of
 from models.model_folder.description import Description, Reference
-from models.predictions import ModelCard, Prediction, ScoredClass
-from models.samples import draw, encode
-from models.telemetry import Task, Unheard
-from models.transforms import Transform
 
 _CLOSE_TIMEOUT_S = 30.0
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from app.settings import Settings, SettingsError, load_settings
-from models.errors import GradlessError
+from models.interface.errors import GradlessError
 
 # Done, but some files were no images, and --strict minds.
 UNREADABLE = 1

@@ -13,8 +13,8 @@ from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_
 from app.settings import Settings
 
 if TYPE_CHECKING:
-    from models.folders.job import FolderJob
-    from models.scale.job import ClusterJob
+    from models.offline.job import FolderJob
+    from models.ray_data.job import ClusterJob
 
 Paths = Annotated[
     list[str], typer.Argument(metavar="PATH…", help="files, and folders to search to the bottom", show_default=False)
@@ -95,7 +95,7 @@ def features(
 
 def workers_for(files: int) -> int:
     """How many processes read that many files, where nobody says."""
-    from models.devices import available_cores  # noqa: PLC0415 - as below
+    from models.hardware.cores import available_cores  # noqa: PLC0415 - torch takes seconds to import
 
     return 0 if files <= _FEW_FILES else available_cores()
 
@@ -152,8 +152,8 @@ def _check_for_ray(output: str, workers: int | None) -> None:
 def _here(paths: list[str], output: str, workers: int | None, settings: Settings, asked: dict[str, Any]) -> FolderJob:
     # Here, not above: other commands need not wait for torch.
     from app.main import serving_options  # noqa: PLC0415
-    from models.folders import files  # noqa: PLC0415
-    from models.folders.job import FolderJob, Wanted  # noqa: PLC0415
+    from models.offline import files  # noqa: PLC0415 - torch takes seconds to import
+    from models.offline.job import FolderJob, Wanted  # noqa: PLC0415
 
     found = files.find([Path(path) for path in paths])
     workers = workers_for(len(found)) if workers is None else workers
@@ -162,9 +162,9 @@ def _here(paths: list[str], output: str, workers: int | None, settings: Settings
 
 def _on(cluster: str, paths: list[str], output: str, settings: Settings, asked: dict[str, Any]) -> ClusterJob:
     from app.main import serving_options  # noqa: PLC0415 - as above
-    from app.scale.anywhere import anywhere  # noqa: PLC0415
-    from models.scale.job import ClusterJob, ClusterWanted  # noqa: PLC0415
-    from models.scale.storage import find  # noqa: PLC0415
+    from app.ray_serve.anywhere import anywhere  # noqa: PLC0415
+    from models.ray_data.job import ClusterJob, ClusterWanted  # noqa: PLC0415
+    from models.ray_data.storage import find  # noqa: PLC0415
 
     return ClusterJob(
         ClusterWanted(files=find(paths), output=output, address=cluster, **asked),
@@ -174,7 +174,7 @@ def _on(cluster: str, paths: list[str], output: str, settings: Settings, asked: 
 
 def _worked(job: FolderJob | ClusterJob, task: str, output: str) -> int:
     """Run `job` to its end; how many files could not be answered."""
-    from app.commands.progress import course  # noqa: PLC0415 - as above
+    from app.reports.progress import course  # noqa: PLC0415 - as above
 
     files = job.files
     said = 0

@@ -37,7 +37,7 @@ def list_names(
 
     timm's are listed where a pattern asks for them. Exit status: 0; 1 where nothing matches.
     """
-    from models.catalog import names  # noqa: PLC0415
+    from models.loading.catalog import names  # noqa: PLC0415
 
     found = names(pattern)
     for name in found:

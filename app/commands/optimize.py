@@ -69,7 +69,7 @@ def optimize(
     if importlib.util.find_spec(needed) is None:
         end(f"--method {method} needs {needed}: pip install 'gradless[{extra}]'", FAILED)
     # Here, not above: other commands need not wait for torch.
-    from models.devices import available_cores  # noqa: PLC0415
+    from models.hardware.cores import available_cores  # noqa: PLC0415 - torch takes seconds to import
     from models.optimizing.job import Wanted  # noqa: PLC0415
 
     settings = settings_for(model)
@@ -109,8 +109,8 @@ def _made(wanted: Wanted, settings: Settings) -> tuple[Report, bool]:
 
 
 def _tell(report: Report, wanted: Wanted, *, kept: bool) -> None:
-    from app.commands.optimize_report import show  # noqa: PLC0415
-    from app.lens.terminal import PatientConsole  # noqa: PLC0415
+    from app.reports.lens_terminal import PatientConsole  # noqa: PLC0415
+    from app.reports.optimize import show  # noqa: PLC0415
 
     show(report, PatientConsole(highlight=False))
     if not kept:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
-from models.folders import files
+from models.offline import files
 from models.search.index import Neighbour, installed
 from models.search.manifest import Manifest
 
@@ -43,7 +43,7 @@ def build(
     """
     _need_the_extra()
     # Here, not above: other commands need not wait for it.
-    from app.commands.progress import course  # noqa: PLC0415
+    from app.reports.progress import course  # noqa: PLC0415
     from models.search.building import build as built  # noqa: PLC0415
     from models.search.features_file import FeaturesFile  # noqa: PLC0415
 

@@ -9,11 +9,11 @@ import typer
 
 from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
 from app.settings import Settings
-from models.folders.files import find, name
+from models.offline.files import find, name
 
 if TYPE_CHECKING:
-    from models.folders.survey import Survey
-    from models.transforms import Transform
+    from models.images.transforms import Transform
+    from models.offline.survey import Survey
 
 _STDOUT = Path("-")
 
@@ -65,8 +65,8 @@ def stats(
 def _surveyed(files: list[str], settings: Settings, served_as: str | None, workers: int | None) -> tuple[bool, Survey]:
     """Whether all was looked at, and what was found."""
     # Here, not above: other commands need not wait for it.
-    from app.commands.progress import course  # noqa: PLC0415
-    from models.folders.survey import Survey, survey  # noqa: PLC0415
+    from app.reports.progress import course  # noqa: PLC0415
+    from models.offline.survey import Survey, survey  # noqa: PLC0415
 
     found = Survey()
     pictures = survey(
@@ -87,7 +87,7 @@ def _surveyed(files: list[str], settings: Settings, served_as: str | None, worke
 
 
 def _transform_of(model: str) -> Transform:
-    from models.catalog import find  # noqa: PLC0415 - as above
+    from models.loading.catalog import find  # noqa: PLC0415 - as above
 
     return find(model).build().transform
 
@@ -100,7 +100,7 @@ def _list_broken(found: Survey) -> None:
 
 
 def _tell(found: Survey, served_as: str | None, json: Path | None, *, complete: bool) -> None:
-    from app.commands.stats_report import as_json, as_toml  # noqa: PLC0415 - as above
+    from app.reports.stats import as_json, as_toml  # noqa: PLC0415 - as above
 
     # Where stdout is for the JSON, people read the rest on stderr.
     typer.echo("\n".join(as_toml(found, served_as)), err=json == _STDOUT)

@@ -12,10 +12,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from models import catalog
-from models.devices import available_cores
-from models.heads import cut_at_head
-from models.transforms import Transform
+from models.hardware.cores import available_cores
+from models.images.transforms import Transform
+from models.loading import catalog
+from models.networks.heads import cut_at_head
 
 
 class Pictures(Dataset[torch.Tensor]):

@@ -6,17 +6,19 @@ import torch
 from torch import nn
 
 from benchmarks.peers.classifier import MODEL
-from models import catalog, devices, memory, preprocessing
 from models.backends.eager import served_network
-from models.limits import ImageLimits
-from models.loading import load
-from models.network import Network
+from models.hardware import memory, placement
+from models.images import preprocessing
+from models.interface.image_limits import ImageLimits
+from models.loading import catalog
+from models.loading.load import load
+from models.networks.network import Network
 
 _SPEC = catalog.find({"resnet50": "resnet50:random"}.get(MODEL, MODEL))
 _LIMITS = ImageLimits()
 
 memory.keep_freed()
-_MODEL = load(_SPEC, devices.place("cpu", "fp32", "eager"))
+_MODEL = load(_SPEC, placement.place("cpu", "fp32", "eager"))
 
 
 class _Logits(nn.Module):

@@ -9,10 +9,10 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from models import devices
-from models.loading import LoadedModel
-from models.network import FeaturesAndLogits
-from models.wanted import Wanted, always
+from models.hardware import cuda
+from models.interface.cancellation import Wanted, always
+from models.loading.load import LoadedModel
+from models.networks.network import FeaturesAndLogits
 
 # OpenVINO and NNCF report to their makers that they are used, at each import, unless the package that does it is not
 # installed. What serves other people's pictures tells nobody of it.
@@ -69,7 +69,7 @@ def make(
     has left in `cache_folder` is not used, but replaced. Raises StartError."""
     # Each is imported when it is asked for: torch's compiler and OpenVINO take seconds to import.
     match model.placement.backend:
-        case "eager" | "compiled" if devices.records_forwards(model.placement.device):
+        case "eager" | "compiled" if cuda.records_forwards(model.placement.device):
             from models.backends.recorded import RecordedBackend  # noqa: PLC0415
 
             return RecordedBackend(model, max_batch_size=max_batch_size, fixed_shape=fixed_shape)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from models import devices
 from models.backends.eager import served_network
 from models.backends.shapes import buckets, padded
-from models.loading import LoadedModel
-from models.network import FeaturesAndLogits
-from models.wanted import Wanted, always
+from models.hardware import cores, cuda
+from models.interface.cancellation import Wanted, always
+from models.loading.load import LoadedModel
+from models.networks.network import FeaturesAndLogits
 
 
 class CompiledBackend:
@@ -32,7 +32,7 @@ class CompiledBackend:
         self._dtype = model.placement.dtype
         self._normalize = model.normalize
         self.sizes_to_warm_up = (max_batch_size,) if fixed_shape else buckets(max_batch_size)
-        self.intra_op_threads = devices.available_cores()
+        self.intra_op_threads = cores.available_cores()
         self._network = compiled_network(model)
 
     def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
@@ -40,7 +40,7 @@ class CompiledBackend:
         bucket = next(bucket for bucket in self.sizes_to_warm_up if bucket >= size)
         # Strides too are what graphs are compiled for, and those of one image can be written in several ways.
         batch = padded(pixels, bucket).contiguous(memory_format=torch.channels_last)
-        images = self._normalize(devices.to_device(batch, self._device)).to(self._dtype)
+        images = self._normalize(cuda.to_device(batch, self._device)).to(self._dtype)
         features, logits = self._network(images)
         return FeaturesAndLogits(features[:size], logits[:size])
 
@@ -50,7 +50,7 @@ class CompiledBackend:
 
 def compiled_network(model: LoadedModel) -> Callable[[torch.Tensor], FeaturesAndLogits]:
     """What EagerBackend would serve, compiled at the first run of a shape, for that shape."""
-    options = devices.compile_options(model.placement.device)
+    options = cuda.compile_options(model.placement.device)
     # That matrices could be multiplied in TF32 as convolutions are: for whoever wrote the network, and not done here.
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     compiled: Callable[[torch.Tensor], FeaturesAndLogits] = torch.compile(

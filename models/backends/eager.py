@@ -7,20 +7,21 @@ from functools import partial
 
 import torch
 
-from models import devices
+from models.backends import batch_shapes
+from models.backends.batch_shapes import Split
 from models.backends.folding import folded
 from models.backends.shapes import next_multiple, padded
-from models.devices import Split
-from models.loading import LoadedModel
-from models.network import FeaturesAndLogits, Network
-from models.wanted import Wanted, always, check
+from models.hardware import cores, cuda
+from models.interface.cancellation import Wanted, always, check
+from models.loading.load import LoadedModel
+from models.networks.network import FeaturesAndLogits, Network
 
 
 class EagerBackend:
     """Runs a served copy of the network; the loaded one stays as it is, for the lens.
 
-    On the CPU a batch is cut into pieces (devices.eager_split says why), which threads of its own run side by side
-    where the network is light: then each of them enters inference_mode, which is thread-local.
+    On the CPU a batch is cut into pieces (models/backends/batch_shapes.py says why). For a light network, threads of
+    the backend run the pieces concurrently; each of them enters inference_mode, which is thread-local.
     """
 
     def __init__(self, model: LoadedModel, *, max_batch_size: int, fixed_shape: bool = False) -> None:
@@ -30,8 +31,8 @@ class EagerBackend:
         self._dtype = model.placement.dtype
         self._normalize = model.normalize
         self.network = served_network(model)
-        self._split = devices.eager_split(self._device, model.weight_bytes) or Split(max_batch_size, workers=1)
-        self.intra_op_threads = devices.available_cores() if self._split.workers == 1 else 1
+        self._split = batch_shapes.eager_split(self._device, model.weight_bytes) or Split(max_batch_size, workers=1)
+        self.intra_op_threads = cores.available_cores() if self._split.workers == 1 else 1
         # The workers come to the second batch's pieces when they have done the first's.
         self.lanes = 2 if self._split.workers > 1 else 1
         # An image alone has one of the workers, too.
@@ -40,7 +41,7 @@ class EagerBackend:
             "its forward runs in several threads, and the profiler sees one" if self._split.workers > 1 else None
         )
         self._workers = ThreadPoolExecutor(
-            self._split.workers, "forward", initializer=devices.use_one_core_in_this_thread
+            self._split.workers, "forward", initializer=cores.use_one_core_in_this_thread
         )
 
     def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
@@ -64,7 +65,7 @@ class EagerBackend:
 
     def _forward(self, pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
         check(wanted)
-        images = self._normalize(devices.to_device(pixels, self._device))
+        images = self._normalize(cuda.to_device(pixels, self._device))
         answer: FeaturesAndLogits = self.network(images.to(self._dtype))
         return answer
 

@@ -18,7 +18,7 @@ from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from models.network import Network
+from models.networks.network import Network
 
 _log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ import copy
 
 import torch
 
-from models import devices
-from models.loading import LoadedModel
-from models.network import FeaturesAndLogits
-from models.wanted import Wanted, always
+from models.hardware import cuda
+from models.interface.cancellation import Wanted, always
+from models.loading.load import LoadedModel
+from models.networks.network import FeaturesAndLogits
 
 
 class NullBackend:
@@ -28,7 +28,7 @@ class NullBackend:
         self.network = copy.deepcopy(model.network).to(self._dtype)
 
     def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
-        corners = devices.to_device(pixels, self._device)[:, :, :1, :1]
+        corners = cuda.to_device(pixels, self._device)[:, :, :1, :1]
         answer: FeaturesAndLogits = self.network(self._normalize(corners).to(self._dtype))
         return answer
 

@@ -16,14 +16,14 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
-from models import devices
 from models.backends.openvino_conversion import converted
 from models.backends.shapes import next_multiple, padded
-from models.devices import Precision
-from models.errors import DeviceUnavailableError
-from models.loading import LoadedModel
-from models.network import FeaturesAndLogits
-from models.wanted import Wanted, always, check
+from models.hardware import cores
+from models.hardware.placement import Precision
+from models.interface.cancellation import Wanted, always, check
+from models.interface.errors import DeviceUnavailableError
+from models.loading.load import LoadedModel
+from models.networks.network import FeaturesAndLogits
 
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
@@ -69,8 +69,8 @@ class OpenVinoBackend:
         if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise DeviceUnavailableError("cpu", f"OpenVINO does not compute in {precision} on this processor")
         network = converted(core, model, cache_folder, fresh=fresh)
-        options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": devices.available_cores()}
-        self._cores = devices.available_cores()
+        options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": cores.available_cores()}
+        self._cores = cores.available_cores()
         streams = (
             _compiled_to_give_way(core, network, options | {"NUM_STREAMS": self._cores})
             if 1 < self._cores <= max_batch_size
@@ -163,7 +163,7 @@ def _compiled_to_give_way(
     core: openvino.Core, network: openvino.Model, options: dict[str, Any]
 ) -> openvino.CompiledModel:
     """Streams are threads, of the priority of the one that makes them."""
-    with ThreadPoolExecutor(1, initializer=devices.give_way_in_this_thread) as maker:
+    with ThreadPoolExecutor(1, initializer=cores.give_way_in_this_thread) as maker:
         return maker.submit(core.compile_model, network, "CPU", options).result()
 
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.backends.conversion_cache import ConversionCache, save
-from models.calibration import Calibration
-from models.errors import ModelFolderError
-from models.loading import LoadedModel, fingerprint
-from models.network import FeaturesAndLogits
+from models.interface.errors import ModelFolderError
+from models.loading.calibration import Calibration
+from models.loading.load import LoadedModel, fingerprint
+from models.networks.network import FeaturesAndLogits
 
 # Where a quantized network that is kept says what it was made from.
 _SOURCE = ("gradless", "source")

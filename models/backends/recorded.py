@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 import torch
 
-from models import devices, memory
 from models.backends.compiled import compiled_network
 from models.backends.eager import served_network
 from models.backends.shapes import buckets, padded
-from models.devices import LaneStreams
-from models.loading import LoadedModel
-from models.network import FeaturesAndLogits
-from models.wanted import Wanted, always
+from models.hardware import cuda, memory
+from models.hardware.cuda import LaneStreams
+from models.interface.cancellation import Wanted, always
+from models.loading.load import LoadedModel
+from models.networks.network import FeaturesAndLogits
 
 _log = logging.getLogger(__name__)
 
@@ -69,9 +69,7 @@ class RecordedBackend:
         bucket = next(bucket for bucket in self.sizes_to_warm_up if bucket >= size)
         if not self._recorded:
             batch = padded(pixels, bucket) if self._fixed_shape else pixels
-            return FeaturesAndLogits(
-                *(output[:size] for output in self._forward(devices.to_device(batch, self._device)))
-            )
+            return FeaturesAndLogits(*(output[:size] for output in self._forward(cuda.to_device(batch, self._device))))
         # As many as lanes, so nobody waits here but for the lens, and it is alone.
         take = self._takes.get()
         try:
@@ -90,7 +88,7 @@ class RecordedBackend:
         try:
             with torch.inference_mode():
                 takes = [
-                    _Take(self._forward, self.sizes_to_warm_up, side, devices.lane_streams(self._device, lane))
+                    _Take(self._forward, self.sizes_to_warm_up, side, cuda.lane_streams(self._device, lane))
                     for lane in range(self.lanes)
                 ]
         except Exception as error:  # noqa: BLE001 - what is wrong without a recording too, the warm-up will say

@@ -13,12 +13,12 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from models.errors import EmptyImageError, TooCostlyError, UndecodableImageError, UnsupportedFormatError
 from models.images import jpeg_limits, png_limits
 from models.images.decode import FORMATS, check_size
 from models.images.file_limits import format_of
 from models.images.tiff_tags import read_numbers
-from models.limits import ImageLimits
+from models.interface.errors import EmptyImageError, TooCostlyError, UndecodableImageError, UnsupportedFormatError
+from models.interface.image_limits import ImageLimits
 
 # Nanoseconds on one core of an Intel Xeon, by `python -m benchmarks.decode_cost`.
 _NS_FOR_CONVERTED_PIXEL = 6.0

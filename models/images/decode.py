@@ -23,17 +23,17 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.errors import (
+from models.images.file_limits import MeteredFile, format_of
+from models.images.jpeg_limits import read_layout
+from models.images.tiff_tags import read_numbers
+from models.interface.errors import (
     EmptyImageError,
     TooElongatedError,
     TooManyPixelsError,
     UndecodableImageError,
     UnsupportedFormatError,
 )
-from models.images.file_limits import MeteredFile, format_of
-from models.images.jpeg_limits import read_layout
-from models.images.tiff_tags import read_numbers
-from models.limits import ImageLimits
+from models.interface.image_limits import ImageLimits
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 

@@ -16,16 +16,16 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from models import devices
-from models.errors import DecodersBusyError, DrainingError
+from models.hardware import cores
 from models.images import cost
 from models.images.cost import DecodeCost
 from models.images.decode import DamagedJpegError, JpegReader, Pixels, decode_pixels, ignore_pillow_warnings
 from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
-from models.limits import ImageLimits
-from models.preprocessing import pixels_needed, to_tensor
-from models.transforms import Transform
+from models.images.preprocessing import pixels_needed, to_tensor
+from models.images.transforms import Transform
+from models.interface.errors import DecodersBusyError, DrainingError
+from models.interface.image_limits import ImageLimits
 
 # Shares of the limits up to which an ordinary image is decoded in a thread: an eighth of the CPU time, and an equal
 # share of a quarter of the memory, within bounds. The least is enough for a JPEG of 48 megapixels at a reduced size.
@@ -83,7 +83,7 @@ class DecodePool:
         share = limits.max_decode_bytes * _THREADS_BYTES / threads
         self._thread_bytes = min(max(share, _LEAST_THREAD_BYTES), _MOST_THREAD_BYTES)
         self._executor = ThreadPoolExecutor(
-            threads, thread_name_prefix="decode", initializer=devices.use_one_core_in_this_thread
+            threads, thread_name_prefix="decode", initializer=cores.use_one_core_in_this_thread
         )
         # One thread for each process, which waits for it, and resizes what comes back.
         self._attendants = ThreadPoolExecutor(
@@ -246,7 +246,7 @@ class DecodePool:
             self._waiting_s -= predicted.seconds
 
     def _begin_attending(self) -> None:
-        devices.use_one_core_in_this_thread()
+        cores.use_one_core_in_this_thread()
         self._decoders[threading.get_ident()] = DecoderProcess(self._limits)
 
 

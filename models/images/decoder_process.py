@@ -27,11 +27,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.errors import ImageError, TooCostlyError, UndecodableImageError
 from models.images.cost import DecodeCost
 from models.images.decode import JpegReader, Pixels, Strips, decode_strips, ignore_pillow_warnings
 from models.images.file_limits import format_of
-from models.limits import ImageLimits
+from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
+from models.interface.image_limits import ImageLimits
 
 _log = logging.getLogger(__name__)
 

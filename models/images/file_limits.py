@@ -11,7 +11,7 @@ from io import BytesIO
 
 from PIL import Image
 
-from models.errors import UndecodableImageError
+from models.interface.errors import UndecodableImageError
 
 # Reads until width and height are known, and for the pixels: a PNG in chunks of 200 bytes is read.
 _MOST_HEADER_READS = 4_000

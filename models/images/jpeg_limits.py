@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
-from models.errors import UndecodableImageError
+from models.interface.errors import UndecodableImageError
 
 # A JPEG of 20 MB that is metadata all over has 320 segments.
 _MOST_SEGMENTS = 1000

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from typing import NamedTuple
 
-from models.errors import UndecodableImageError
+from models.interface.errors import UndecodableImageError
 
 _SIGNATURE_BYTES = 8
 _CHUNK = struct.Struct(">I4s")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import stat
 from pathlib import Path
 
-from models.errors import ModelFolderError
+from models.interface.errors import ModelFolderError
 
 MIB = 2**20
 

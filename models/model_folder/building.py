@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models import architectures
-from models.architectures import Architecture
-from models.errors import ModelFolderError
+from models.images.transforms import Transform
+from models.interface.errors import ModelFolderError
 from models.model_folder import checkpoint, description, fitting, labels, own_code, sizes
 from models.model_folder.description import NEEDED_OF_TRANSFORM, Description
-from models.specs import Classifier, FeatureLayer, ModelSpec, ServedAs
-from models.transforms import Transform
+from models.networks import architectures
+from models.networks.architectures import Architecture
+from models.networks.specs import Classifier, FeatureLayer, ModelSpec, ServedAs
 
 
 @dataclass(frozen=True, slots=True)

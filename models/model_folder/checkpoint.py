@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from models import memory
-from models.errors import ModelFolderError
+from models.hardware import memory
+from models.interface.errors import ModelFolderError
 from models.model_folder.bounded import MIB
 from models.model_folder.pickled import remedy
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from models.errors import ModelFolderError
+from models.interface.errors import ModelFolderError
 from models.model_folder import bounded
 from models.model_folder.keys import Keys
 
@@ -22,7 +22,7 @@ PRESETS: tuple[Preset, ...] = ("torchvision", "timm")
 FEATURE_FORMS: tuple[FeatureForm, ...] = ("pooled", "map")
 SERVED_PRECISIONS: tuple[ServedPrecision, ...] = ("fp32", "bf16", "fp16", "int8")
 
-# As models.transforms has them; what is read here needs no torch.
+# As models.images.transforms has them; what is read here needs no torch.
 INTERPOLATIONS = ("bilinear", "bicubic")
 FITS = ("crop", "stretch", "pad")
 
@@ -63,8 +63,8 @@ _TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TransformKeys:
-    """What [transform] says. `explicit` has the fields of models.transforms.Transform that are given, which go before
-    what the architecture's makers publish; `preset` says whose architecture that must be."""
+    """The [transform] table. `explicit`: the given fields of models.images.transforms.Transform; they override what the
+    architecture's authors publish. `preset`: the architecture whose published transform applies."""
 
     preset: Preset | None
     explicit: Mapping[str, Any]

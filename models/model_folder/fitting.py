@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.errors import ModelFolderError
+from models.interface.errors import ModelFolderError
 from models.model_folder.shapes import ODD_CLASSES, shapes
 
 Tensors = Mapping[str, torch.Tensor]

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import timm
 import torchvision
 
-from models import architectures
-from models.architectures import timm as timm_models
-from models.architectures import torchvision as torchvision_models
-from models.errors import UnsupportedArchitectureError
+from models.interface.errors import UnsupportedArchitectureError
 from models.model_folder.fitting import COUNTER, Tensors, without_prefix
 from models.model_folder.shapes import ODD_CLASSES, Shapes, shapes
+from models.networks import architectures
+from models.networks.architectures import timm as timm_models
+from models.networks.architectures import torchvision as torchvision_models
 
 # Families are told apart by one member each; the right one is among the most similar.
 _FAMILIES_TRIED = 3

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeGuard
 
-from models.errors import ModelFolderError
+from models.interface.errors import ModelFolderError
 
 _CHANNELS = 3
 

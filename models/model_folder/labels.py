@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from models.errors import ModelFolderError
+from models.interface.errors import ModelFolderError
 from models.model_folder import bounded
 from models.model_folder.description import MOST_CLASSES
 

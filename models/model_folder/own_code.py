@@ -19,7 +19,7 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from models.errors import ModelFolderError
+from models.interface.errors import ModelFolderError
 from models.model_folder import bounded
 from models.model_folder.description import Description
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from models.errors import ModelFolderError
+from models.interface.errors import ModelFolderError
 
 # No layer of a network is this wide but the one that was asked to be.
 ODD_CLASSES = 977

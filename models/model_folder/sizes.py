@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.errors import ModelFolderError
+from models.interface.errors import ModelFolderError
 from models.model_folder import bounded
 
 Sizes = Mapping[str, int]

@@ -9,13 +9,13 @@ import tomlkit
 from tomlkit import TOMLDocument
 from tomlkit.items import Table
 
-from models import architectures
-from models.errors import ModelFolderError
+from models.images.transforms import Transform
+from models.interface.errors import ModelFolderError
 from models.model_folder import building, checkpoint, own_code
 from models.model_folder.description import FILE_NAME
 from models.model_folder.fitting import Tensors, classes_of
 from models.model_folder.guessing import guess
-from models.transforms import Transform
+from models.networks import architectures
 
 # Where people keep the names of their classes; the first there is taken.
 _LABELS = tuple(

@@ -10,10 +10,10 @@ from pathlib import Path
 import tomlkit
 from safetensors.torch import save
 
-from models.errors import ModelFolderError
+from models.interface.errors import ModelFolderError
 from models.model_folder.description import FILE_NAME
 from models.model_folder.sizes import SizesByLayer
-from models.specs import Classifier, ServedAs
+from models.networks.specs import Classifier, ServedAs
 
 _WEIGHTS, _LABELS, _PRUNED = "weights.safetensors", "labels.json", "pruned.json"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import JobError
-from models.items import Output
+from models.inference.batch_item import Output
+from models.interface.errors import JobError
 from models.optimizing.report import Accuracy, Agreement
 
 _TOP = 5

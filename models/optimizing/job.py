@@ -16,20 +16,21 @@ from pathlib import Path
 
 import torch
 
-from models import catalog, devices
-from models.errors import GradlessError, JobError
-from models.folders import files, reading
-from models.folders.reading import Reading
-from models.folders.running import Runner
-from models.items import Output
+from models.hardware.placement import at_precision, place
+from models.inference.batch_item import Output
+from models.interface.errors import GradlessError, JobError
+from models.loading import catalog
 from models.model_folder.description import is_name
+from models.networks.specs import ModelSpec
+from models.offline import files, reading
+from models.offline.reading import Reading
+from models.offline.running import Runner
 from models.optimizing import methods, sources, speed
 from models.optimizing.agreement import Tally, Truth, truth_of
 from models.optimizing.methods import Method
 from models.optimizing.report import Accuracy, Rate, Report, Side
 from models.optimizing.sources import Source
-from models.served import ServingOptions
-from models.specs import ModelSpec
+from models.serving.model_instance import ServingOptions
 
 REPORT = "report.json"
 
@@ -84,9 +85,9 @@ class Optimization:
         self._source: Source = sources.find(wanted.model)
         self._files = files.find([wanted.images])
         # Before anything takes long, and in the words that will be said when it is served.
-        placement = devices.place(options.device, options.precision, options.backend)
+        placement = place(options.device, options.precision, options.backend)
         if wanted.method != "prune":
-            devices.at_precision(placement, wanted.method)
+            at_precision(placement, wanted.method)
 
     def run(self) -> tuple[Report, bool]:
         """Make the folder; what it has brought, and whether it was kept, which it is not with too little agreement.

@@ -10,17 +10,17 @@ from typing import Literal
 import torch
 from torch import nn
 
-from models.calibration import MOST_IMAGES, Calibration
-from models.errors import JobError, UnsupportedArchitectureError
-from models.folders import files
-from models.folders.reading import Reading
-from models.loading import LoadedModel
+from models.images.transforms import Normalize
+from models.interface.errors import JobError, UnsupportedArchitectureError
+from models.loading.calibration import MOST_IMAGES, Calibration
+from models.loading.load import LoadedModel
+from models.loading.quantized import WEIGHTS_SUFFIX
 from models.model_folder import building, description, own_code, sizes
 from models.model_folder.writing import write
+from models.networks.specs import Classifier, ModelSpec, ServedAs
+from models.offline import files
+from models.offline.reading import Reading
 from models.optimizing.sources import Source
-from models.quantized import WEIGHTS_SUFFIX
-from models.specs import Classifier, ModelSpec, ServedAs
-from models.transforms import Normalize
 
 Method = Literal["prune", "int8", "bf16"]
 

@@ -15,8 +15,8 @@ import torch_pruning
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from models.architectures.architecture import reason
-from models.errors import UnsupportedArchitectureError
+from models.interface.errors import UnsupportedArchitectureError
+from models.networks.architectures.architecture import reason
 
 # Kernels work on so many channels at a time, and a layer of 41 takes as long as one of 48.
 _MULTIPLE = 8

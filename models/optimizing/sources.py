@@ -8,10 +8,11 @@ from pathlib import Path
 
 from torch import nn
 
-from models import architectures, catalog
-from models.errors import JobError
+from models.interface.errors import JobError
+from models.loading import catalog
 from models.model_folder import building, description, own_code
-from models.specs import Classifier, ModelSpec
+from models.networks import architectures
+from models.networks.specs import Classifier, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

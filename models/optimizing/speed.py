@@ -8,7 +8,7 @@ from time import perf_counter
 
 import torch
 
-from models.folders.running import Runner
+from models.offline.running import Runner
 from models.optimizing.report import Rate
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.devices import available_cores
-from models.errors import JobError
+from models.hardware.cores import available_cores
+from models.interface.errors import JobError
 from models.search.features_file import FeaturesFile
 from models.search.index import unit
 from models.search.manifest import ROWS, VECTORS, Manifest, digests, is_index

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import JobError
+from models.interface.errors import JobError
 
 if TYPE_CHECKING:
     import pyarrow as pa

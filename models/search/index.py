@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from models.errors import SearchIndexError
+from models.interface.errors import SearchIndexError
 from models.search.manifest import ROWS, VECTORS, Manifest
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Self
 
-from models.errors import SearchIndexError
+from models.interface.errors import SearchIndexError
 
 VECTORS = "vectors.usearch"
 ROWS = "rows.arrow"

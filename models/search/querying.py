@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from models.folders.reading import Reading, batches
-from models.folders.running import Runner
-from models.items import Output
+from models.inference.batch_item import Output
+from models.offline.reading import Reading, batches
+from models.offline.running import Runner
 from models.search.index import Neighbour, SearchIndex
-from models.served import ServingOptions
+from models.serving.model_instance import ServingOptions
 
 _IMAGES_AT_ONCE = 8
 

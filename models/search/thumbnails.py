@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from models.devices import available_cores, use_one_core_in_this_thread
-from models.errors import ImageError
-from models.limits import ImageLimits
-from models.preprocessing import decode_image
+from models.hardware.cores import available_cores, use_one_core_in_this_thread
+from models.images.preprocessing import decode_image
+from models.interface.errors import ImageError
+from models.interface.image_limits import ImageLimits
 
 # Of the longer side, in pixels: twice what the page shows, for screens that have twice as many.
 _SIDE = 192

@@ -7,7 +7,7 @@ from typing import get_args
 from grafana_foundation_sdk.builders import heatmap
 from grafana_foundation_sdk.models.common import StackingMode
 
-from models.telemetry import Stage
+from models.interface.telemetry import Stage
 from observe.dashboards.panels import MODEL, OF_IMAGES, RATE, PanelBuilder, Query, graph, heat
 
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))

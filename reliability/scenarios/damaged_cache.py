@@ -12,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from models.samples import Sample, draw, encode
+from models.images.samples import Sample, draw, encode
 from reliability.finding import Finding, Scenario
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, serving

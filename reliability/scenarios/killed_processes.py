@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import psutil
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 from reliability.callers import calling
 from reliability.counted import counted, metric_families
 from reliability.finding import Finding, Scenario

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from models.samples import Sample, draw, encode
+from models.images.samples import Sample, draw, encode
 from reliability.finding import Finding, Scenario
 from reliability.flooding import flood
 from reliability.ledger import Ledger

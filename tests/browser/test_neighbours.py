@@ -16,14 +16,14 @@ import torch
 from PIL import ImageOps
 from playwright.sync_api import Page, expect
 
-from models.folders.running import Runner
-from models.items import Output
-from models.limits import ImageLimits
-from models.preprocessing import preprocess
-from models.samples import draw, encode
+from models.images.preprocessing import preprocess
+from models.images.samples import draw, encode
+from models.inference.batch_item import Output
+from models.interface.image_limits import ImageLimits
+from models.offline.running import Runner
 from models.search.building import build
 from models.search.features_file import FeaturesFile
-from models.served import ServingOptions
+from models.serving.model_instance import ServingOptions
 from observe.processes import gradless
 
 Choose = Callable[[Page, Mapping[str, bytes]], None]

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from app.process.stopping import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
-from app.stopping import FORCED_AFTER_DRAIN_S
 from observe.places import GRAFANA, PROMETHEUS, ROOT
 
 FILES = [ROOT / "docker/compose.yaml", ROOT / "docker/compose.gpu.yaml"]

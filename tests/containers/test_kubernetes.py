@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from app.main import create_app
+from app.process.stopping import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
-from app.stopping import FORCED_AFTER_DRAIN_S
 from observe.places import ROOT
 
 FOLDER = ROOT / "docker/kubernetes"

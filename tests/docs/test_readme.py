@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from app import problems
-from app.problems import TABLE, CallerGoneError, Row
-from app.settings_table import settings_table
+from app.commands.settings_table import settings_table
+from app.http import problems
+from app.http.problems import TABLE, CallerGoneError, Row
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 

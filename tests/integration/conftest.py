@@ -19,16 +19,17 @@ from torch import nn
 
 from app.main import create_app
 from app.settings import Settings
-from models import catalog, devices
 from models.backends.eager import EagerBackend
-from models.engine import Engine
-from models.items import Item
-from models.loading import LoadedModel, load
-from models.passage import Passage
-from models.serving import Serving, ServingOptions
-from models.specs import Classifier, ModelSpec
-from models.telemetry import Telemetry, Unheard
-from models.transforms import Transform
+from models.hardware import cores, placement
+from models.images.transforms import Transform
+from models.inference.batch_item import Item
+from models.inference.engine import Engine
+from models.inference.image_job import Passage
+from models.interface.telemetry import Telemetry, Unheard
+from models.loading import catalog
+from models.loading.load import LoadedModel, load
+from models.networks.specs import Classifier, ModelSpec
+from models.serving.runtime import Serving, ServingOptions
 
 # Far over what any forward here takes, so that only a real deadlock meets it.
 _PATIENCE_S = 30
@@ -80,13 +81,13 @@ def engine_for() -> Callable[[LoadedModel], Engine]:
 @pytest.fixture
 def tiny_engine(tiny: ModelSpec) -> Engine:
     """The tiny model loaded for this test alone: it may be taken apart."""
-    return _engine(load(tiny, devices.place("cpu", "fp32", "eager")))
+    return _engine(load(tiny, placement.place("cpu", "fp32", "eager")))
 
 
 @pytest.fixture(scope="session")
 def default_model() -> LoadedModel:
     """The embedded default, loaded once. Not to be changed."""
-    return load(catalog.find(catalog.DEFAULT_MODEL), devices.place("cpu", "fp32", "eager"))
+    return load(catalog.find(catalog.DEFAULT_MODEL), placement.place("cpu", "fp32", "eager"))
 
 
 @pytest.fixture(scope="session")
@@ -98,9 +99,9 @@ def default_engine(default_model: LoadedModel) -> Engine:
 def one_core() -> Iterator[None]:
     """PyTorch on one core in this thread: on a busy machine its threads wait for one another longer than they work."""
     threads = torch.get_num_threads()
-    devices.use_one_core_in_this_thread()
+    cores.use_one_core_in_this_thread()
     yield
-    devices.use_cores_in_this_thread(threads)
+    cores.use_cores_in_this_thread(threads)
 
 
 @pytest.fixture

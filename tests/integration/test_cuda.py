@@ -17,22 +17,24 @@ import pytest
 import torch
 from torch import nn
 
-from models import backends, catalog, devices, memory
+from gradless import compare_served
+from gradless.records import ComparisonOptions
+from models import backends
 from models.backends.eager import served_network
-from models.comparison import ComparisonOptions
-from models.devices import BackendName, Precision
-from models.engine import Engine
-from models.gradmodes import compare_served
-from models.items import Item, Output
-from models.limits import ImageLimits
-from models.loading import LoadedModel, load
-from models.network import FeaturesAndLogits
-from models.preprocessing import decode_image
-from models.samples import draw, encode
-from models.specs import Classifier, ModelSpec
-from models.splitting import SplittingRun
-from models.telemetry import Unheard
-from models.transforms import Transform
+from models.hardware import memory, placement
+from models.hardware.placement import BackendName, Precision
+from models.images.preprocessing import decode_image
+from models.images.samples import draw, encode
+from models.images.transforms import Transform
+from models.inference.batch_item import Item, Output
+from models.inference.engine import Engine
+from models.interface.image_limits import ImageLimits
+from models.interface.telemetry import Unheard
+from models.loading import catalog
+from models.loading.load import LoadedModel, load
+from models.networks.network import FeaturesAndLogits
+from models.networks.specs import Classifier, ModelSpec
+from models.scheduling.oom_splitting import SplittingRun
 
 if TYPE_CHECKING:
     from tests.integration.conftest import StartOverHttp
@@ -85,7 +87,7 @@ def engine_of(cache_folder: Path) -> Callable[..., Engine]:
         max_batch_size: int = 32,
         fixed_shape: bool = False,
     ) -> Engine:
-        model = load(spec or catalog.find(catalog.DEFAULT_MODEL), devices.place("cuda", precision, backend))
+        model = load(spec or catalog.find(catalog.DEFAULT_MODEL), placement.place("cuda", precision, backend))
         return Engine(
             model,
             backends.make(model, max_batch_size=max_batch_size, cache_folder=cache_folder, fixed_shape=fixed_shape),

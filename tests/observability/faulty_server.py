@@ -13,14 +13,14 @@ from pathlib import Path
 
 import torch
 
-from app.logs import configure_logging
-from app.server import serve
+from app.process.logs import configure_logging
+from app.server.server import serve
 from app.settings import load_settings
-from models import control_groups
 from models.backends.null import NullBackend
-from models.loading import LoadedModel
-from models.network import FeaturesAndLogits, Network
-from models.wanted import Wanted, always
+from models.hardware import cgroups
+from models.interface.cancellation import Wanted, always
+from models.loading.load import LoadedModel
+from models.networks.network import FeaturesAndLogits, Network
 
 ORDER, CONTROL_GROUPS = map(Path, sys.argv[1:])
 
@@ -69,7 +69,7 @@ def kill_when_told() -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(batcher.ident or 0), ctypes.py_object(SystemExit))
 
 
-control_groups._ROOT, control_groups._OWN = CONTROL_GROUPS, CONTROL_GROUPS / "own"  # noqa: SLF001
+cgroups._ROOT, cgroups._OWN = CONTROL_GROUPS, CONTROL_GROUPS / "own"  # noqa: SLF001
 NullBackend.__init__ = start  # type: ignore[method-assign]
 NullBackend.run = run  # type: ignore[method-assign]
 Network.forward = forward  # type: ignore[method-assign]

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from models.samples import encode
+from models.images.samples import encode
 from observe.configuration import configure
 from observe.places import PROMETHEUS
 from observe.processes import free_port, gradless, prometheus

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.errors import JobError
-from models.samples import Sample, draw, encode
-from models.scale.cluster import connect
-from models.scale.results import left
+from models.images.samples import Sample, draw, encode
+from models.interface.errors import JobError
+from models.ray_data.cluster import connect
+from models.ray_data.results import left
 
 # Each run of the command starts Ray and imports PyTorch in half a dozen processes.
 pytestmark = pytest.mark.timeout(600)

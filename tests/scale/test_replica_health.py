@@ -12,7 +12,7 @@ import pytest
 from uvicorn import Config
 from uvicorn.lifespan.on import LifespanOn
 
-from app.scale.replica import Replica
+from app.ray_serve.replica import Replica
 from app.settings import Settings
 
 
@@ -32,7 +32,7 @@ def _logging_as_before() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _cores_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica says how many cores its process has, and this one has others to test."""
-    monkeypatch.setattr("models.devices._agreed_cores", None)
+    monkeypatch.setattr("models.hardware.cores._agreed_cores", None)
 
 
 @pytest.mark.anyio

@@ -9,10 +9,10 @@ import sys
 import threading
 from typing import Any
 
-from app.fronts import processes
-from app.logs import configure_logging
-from app.server import serve
+from app.process.logs import configure_logging
+from app.server.server import serve
 from app.settings import load_settings
+from app.workers import engine_process
 
 told = threading.Event()
 
@@ -35,6 +35,6 @@ if __name__ == "__main__":
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
     if fronts := int(sys.argv[1]):
-        processes.serve_by_fronts(settings, fronts)
+        engine_process.serve_by_fronts(settings, fronts)
     else:
         serve(settings)

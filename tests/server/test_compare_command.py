@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from app.lens.schemas import GradModes
-from models.comparison import ARMS
+from app.api.lens_schemas import GradModes
+from gradless.records import ARMS
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -26,7 +26,7 @@ _LEAKY = """
 import torch
 from app.cli import main
 from models.backends.eager import EagerBackend
-from models.network import FeaturesAndLogits
+from models.networks.network import FeaturesAndLogits
 
 forward = EagerBackend._forward
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.samples import draw
+from models.images.samples import draw
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 

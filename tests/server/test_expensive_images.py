@@ -12,7 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 from reliability.costly import CORPUS
 
 # One of each way to be expensive that a header tells, and files whose header does not tell it.

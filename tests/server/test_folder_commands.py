@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from models.samples import Sample, draw
+from models.images.samples import Sample, draw
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -27,7 +27,7 @@ EAGER = {"GRADLESS_BACKEND": "eager", "OMP_NUM_THREADS": "1"}
 _ENDS_IN_ITS_THIRD_PART = """
 import os, signal
 from app.cli import main
-from models.folders import job
+from models.offline import job
 
 # Ignored where a shell has started the tests in the background.
 signal.signal(signal.SIGINT, signal.default_int_handler)

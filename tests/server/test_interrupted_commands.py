@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from models.samples import draw
+from models.images.samples import draw
 
 
 def _until_it_waits(process: psutil.Process) -> None:

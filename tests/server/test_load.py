@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 
 CONNECTIONS = 32
 ROUNDS = 4

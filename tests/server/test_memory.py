@@ -12,7 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 
 CALLERS = 8
 ALLOWED_GROWTH = 30 * 2**20

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 

@@ -83,13 +83,13 @@ processes._Engine._watch = watch
 @pytest.mark.parametrize(
     ("where", "patch"),
     [
-        ("a task", "from models.fronts.house import House; fail(House, '_forget_versions')"),
+        ("a task", "from models.workers.engine_server import House; fail(House, '_forget_versions')"),
         ("the watch over fronts", _FAILING_WATCH),
         ("a callback", "fail(processes._Engine, '_let_go')"),
-        ("a message", "from models.fronts.channel import Channel; fail(Channel, '_receive')"),
-        ("the desk", "from models.fronts.desk import Desk; fail(Desk, '_look')"),
-        ("a batch's report", "from models.fronts.desk import Desk; fail(Desk, 'batch_over')"),
-        ("a thread", "from models.supervision import Supervisor; fail(Supervisor, '_looked')"),
+        ("a message", "from models.workers.channel import Channel; fail(Channel, '_receive')"),
+        ("the desk", "from models.workers.image_receiver import Desk; fail(Desk, '_look')"),
+        ("a batch's report", "from models.workers.image_receiver import Desk; fail(Desk, 'batch_over')"),
+        ("a thread", "from models.serving.supervisor import Supervisor; fail(Supervisor, '_looked')"),
     ],
 )
 def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
@@ -121,10 +121,10 @@ def test_an_exception_while_the_engine_process_ends_leaves_no_process(start_patc
 
 
 def test_an_engine_process_whose_end_hangs_is_ended_by_force(start_patched: Callable[..., Any]) -> None:
-    hanging = "from models.fronts.house import House; House.close = lambda *_: asyncio.sleep(1e6)"
+    hanging = "from models.workers.engine_server import House; House.close = lambda *_: asyncio.sleep(1e6)"
     service = start_patched(
         _FRONTS,
-        f"import asyncio, app.fronts.processes as p; p.FORCED_AFTER_DRAIN_S = 1; {hanging}",
+        f"import asyncio, app.workers.engine_process as p; p.FORCED_AFTER_DRAIN_S = 1; {hanging}",
         GRADLESS_DRAIN_TIMEOUT_S="1",
     )
     processes = _descendants(service)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import ImageOps
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 from models.search.building import build
 from models.search.features_file import FeaturesFile
 from observe.processes import gradless as gradless_process

@@ -32,12 +32,12 @@ def hang_outside_of_python():
 _HANGING_LOAD = (
     _HANG
     + """
-import models.served
+import models.serving.model_instance
 def hang(*_):
     if {when}:
         hang_outside_of_python()
     return real(*_)
-real, models.served.load = models.served.load, hang
+real, models.serving.model_instance.load = models.serving.model_instance.load, hang
 """
 )
 

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from models.samples import draw, encode
+from models.images.samples import draw, encode
 
 StartServer = Callable[..., Any]
 
@@ -93,7 +93,7 @@ def test_every_line_is_json_and_every_request_has_its_own_and_its_trace(
 
     lines = [json.loads(line) for line in server.log]
     assert all({"timestamp", "level", "logger", "event"} <= set(line) for line in lines)
-    assert {"uvicorn.error", "app.server", "gradless.requests"} <= {line["logger"] for line in lines}
+    assert {"uvicorn.error", "app.server.server", "gradless.requests"} <= {line["logger"] for line in lines}
     first, second, third = [line for line in lines if line["event"] == "request"]
     assert first["request_id"] == answered.headers["x-request-id"]
     assert (first["status"], first["model"], first["batch_size"]) == (200, "efficientnet_lite0", 1)

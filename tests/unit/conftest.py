@@ -16,10 +16,9 @@ import pytest
 from fastapi import FastAPI
 
 from app.main import create_app
-from app.observation import Traces
+from app.observability.request_observer import Traces
 from app.settings import Settings
-from models.batching import Batcher
-from models.comparison import (
+from gradless.records import (
     ArmReport,
     Backward,
     Comparison,
@@ -32,10 +31,11 @@ from models.comparison import (
     SweptArm,
     TrainFacts,
 )
-from models.errors import OverloadedError
-from models.predictions import Answer, Loaded, ModelCard, Prediction, ScoredClass
-from models.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds, Task, Telemetry
-from models.wanted import Wanted
+from models.interface.cancellation import Wanted
+from models.interface.errors import OverloadedError
+from models.interface.results import Answer, Loaded, ModelCard, Prediction, ScoredClass
+from models.interface.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds, Task, Telemetry
+from models.scheduling.batcher import Batcher
 
 # Only a failing test waits this long.
 _PATIENCE_S = 30
@@ -92,7 +92,7 @@ def new_device() -> Callable[[], GatedDevice]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time that batching.py sees: its one element."""
     now = [100.0]
-    monkeypatch.setattr("models.batching.perf_counter", lambda: now[0])
+    monkeypatch.setattr("models.scheduling.batcher.perf_counter", lambda: now[0])
     return now
 
 
@@ -208,7 +208,7 @@ def new_comparison() -> Callable[[str, ComparisonOptions], Comparison]:
 
 @dataclass
 class FakeRuntime:
-    """app.runtime.Runtime without a network: `predict`, `compare`, `load` and `unload` are what the test says."""
+    """A models.interface.runtime.Runtime without a network; tests pass `predict`, `compare`, `load` and `unload`."""
 
     predict: Predict
     compare: Callable[..., Awaitable[Comparison]]

@@ -7,12 +7,12 @@ import sys
 
 _MODULES = (
     "app.main",
-    "app.metrics",
-    "models.batching",
-    "models.telemetry",
-    "models.errors",
-    "models.predictions",
-    "models.comparison",
+    "app.observability.metrics",
+    "models.scheduling.batcher",
+    "models.interface.telemetry",
+    "models.interface.errors",
+    "models.interface.results",
+    "gradless.records",
 )
 
 _ANSWER_ONE_REQUEST = """
@@ -23,7 +23,7 @@ import httpx2
 
 from app.main import create_app
 from app.settings import Settings
-from models.predictions import Answer, ModelCard
+from models.interface.results import Answer, ModelCard
 
 
 PLACE = ("cpu", "float32", "eager")

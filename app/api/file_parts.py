@@ -1,0 +1,178 @@
+"""The files of a multipart/form-data body (RFC 7578), as it comes in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from urllib.parse import unquote_to_bytes
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+
+from app.http.problems import MalformedMultipartError, NoImagesError, TooManyImagesError
+from models.interface.errors import ImageTooLargeError
+
+# Form fields beside the files: none are needed, a few are forgiven.
+_MAX_FIELDS = 16
+
+# The parameters of a Content-Disposition header. Quoted strings are taken whole: what stands in one is no parameter.
+_PARAMETER = re.compile(rb""";\s*([^\s;="]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)""")
+# charset'language'percent-encoded (RFC 8187, section 3.2).
+_EXTENDED = re.compile(rb"([A-Za-z0-9!#$%&+^_`{}~-]+)'[^']*'(.*)", re.DOTALL)
+_MOST_NAME_CHARACTERS = 100
+
+# How files of the formats that are read here begin: JPEG, PNG, GIF, WebP, BMP with its two reserved words of zeros,
+# TIFF and BigTIFF in either byte order.
+_IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]", re.DOTALL)
+_BEGINNING_BYTES = 12
+
+
+@dataclass(slots=True)
+class _Part:
+    """`is_file` is not known before its first bytes are there, if its headers do not say so."""
+
+    name: str | None
+    is_file: bool | None
+    size: int = 0
+    content: bytearray = field(default_factory=bytearray)
+
+
+class FileParts:
+    """Collects the files of a body fed to it in chunks: the parts that have a file name, or begin as images do. To be
+    closed.
+
+    A file over `max_file_bytes` is counted and not kept; its error stands in its place. `feed` and `files` raise
+    MalformedMultipartError, TooManyImagesError, NoImagesError.
+    """
+
+    def __init__(self, boundary: bytes, *, max_files: int, max_file_bytes: int) -> None:
+        self._max_files = max_files
+        self._max_file_bytes = max_file_bytes
+        self._files: list[_Part] = []
+        self._fields = 0
+        # None while what comes is a field's.
+        self._part: _Part | None = None
+        self._header_name = bytearray()
+        self._header_value = bytearray()
+        self._disposition = b""
+        self._ended = False
+        try:
+            self._parser = MultipartParser(
+                boundary,
+                {
+                    "on_part_begin": self._on_part_begin,
+                    "on_header_field": self._on_header_field,
+                    "on_header_value": self._on_header_value,
+                    "on_header_end": self._on_header_end,
+                    "on_headers_finished": self._on_headers_finished,
+                    "on_part_data": self._on_part_data,
+                    "on_part_end": self._on_part_end,
+                    "on_end": self._on_end,
+                },
+            )
+        except FormParserError as error:
+            raise MalformedMultipartError(str(error)) from error
+
+    def feed(self, chunk: bytes) -> None:
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise MalformedMultipartError(str(error)) from error
+
+    def files(self) -> Sequence[bytes | ImageTooLargeError]:
+        """The files, once the whole body has been fed."""
+        if not self._ended:
+            raise MalformedMultipartError("it ends before its last boundary")
+        if not self._files:
+            raise NoImagesError
+        return [
+            ImageTooLargeError(self._max_file_bytes, name=file.name, size_bytes=file.size)
+            if file.size > self._max_file_bytes
+            else bytes(file.content)
+            for file in self._files
+        ]
+
+    def close(self) -> None:
+        """Have its parser forget it: a ring of the two would keep the files."""
+        self._parser.callbacks = {}
+
+    def _on_part_begin(self) -> None:
+        self._disposition = b""
+
+    def _on_header_field(self, chunk: bytes, start: int, end: int) -> None:
+        self._header_name += chunk[start:end]
+
+    def _on_header_value(self, chunk: bytes, start: int, end: int) -> None:
+        self._header_value += chunk[start:end]
+
+    def _on_header_end(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            self._disposition = bytes(self._header_value)
+        self._header_name.clear()
+        self._header_value.clear()
+
+    def _on_headers_finished(self) -> None:
+        names = dict(_file_names(self._disposition))
+        # The extended one has what the plain one may have had to leave out (RFC 6266, section 4.3).
+        name = names.get(b"filename*", names.get(b"filename"))
+        self._part = _Part(name, is_file=True if names else None)
+        if names:
+            self._add(self._part)
+
+    def _on_part_data(self, chunk: bytes, start: int, end: int) -> None:
+        part = self._part
+        if part is None:
+            return
+        part.size += end - start
+        if part.is_file and part.size > self._max_file_bytes:
+            part.content.clear()
+            return
+        part.content += chunk[start:end]
+        if part.is_file is None and part.size >= _BEGINNING_BYTES:
+            self._decide(part)
+
+    def _on_part_end(self) -> None:
+        if self._part is not None and self._part.is_file is None:
+            self._decide(self._part)
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+    def _decide(self, part: _Part) -> None:
+        if _IMAGE.match(part.content):
+            part.is_file = True
+            self._add(part)
+            return
+        self._part = None
+        self._fields += 1
+        if self._fields > _MAX_FIELDS:
+            raise MalformedMultipartError(f"more than {_MAX_FIELDS} fields are no files")
+
+    def _add(self, part: _Part) -> None:
+        if len(self._files) == self._max_files:
+            raise TooManyImagesError(self._max_files)
+        self._files.append(part)
+
+
+def _file_names(disposition: bytes) -> Iterator[tuple[bytes, str]]:
+    """The file names that a Content-Disposition header states, by parameter: `filename`, or `filename*` in whatever
+    form."""
+    for parameter, stated in _PARAMETER.findall(disposition):
+        lowered = parameter.lower()
+        value = stated.strip()
+        if value.startswith(b'"'):
+            value = re.sub(rb"\\(.)", rb"\1", value[1:].removesuffix(b'"'))
+        if lowered == b"filename":
+            yield lowered, _readable(value, "utf-8")
+        elif lowered.startswith(b"filename*"):
+            extended = _EXTENDED.fullmatch(value)
+            charset, encoded = extended.groups() if extended else (b"", value)
+            # The two that RFC 5987 had; any other is taken for UTF-8, which alone is left since.
+            latin = charset.lower() == b"iso-8859-1"
+            yield b"filename*", _readable(unquote_to_bytes(encoded), "latin-1" if latin else "utf-8")
+
+
+def _readable(name: bytes, charset: str) -> str:
+    text = name.decode(charset, "replace")
+    return "".join(each if each.isprintable() else "?" for each in text[:_MOST_NAME_CHARACTERS])

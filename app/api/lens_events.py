@@ -1,0 +1,107 @@
+"""A comparison as server-sent events: its progress, then its report, or the problem that ended it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from app.api.dependencies import parts_of
+from app.api.error_responses import problem_of
+from app.api.lens_schemas import GradModes, Progress
+from app.http.disconnect import unless_gone
+from gradless import records
+from gradless.records import Comparison
+from models.interface.errors import DrainingError
+
+EVENT_STREAM = "text/event-stream"
+
+# Proxies commonly cut a connection on which nothing has come for 30 s.
+_KEEP_ALIVE_S = 10.0
+
+Listener = Callable[[records.Progress], None]
+
+
+async def streamed(
+    request: Request, compare: Callable[[Listener], Coroutine[Any, Any, Comparison]]
+) -> ComparisonStream:
+    """Start the comparison, which tells a listener of its progress on the event loop, and answer with its events.
+
+    One that ends before its first forward, as those do that are refused, raises what it raised, and is answered with
+    a status of its own. Raises CallerGoneError as well.
+    """
+    updates: asyncio.Queue[records.Progress | None] = asyncio.Queue()
+    work = asyncio.ensure_future(compare(updates.put_nowait))
+    work.add_done_callback(lambda _: updates.put_nowait(None))
+    try:
+        first = await unless_gone(request, updates.get())
+        if first is None:
+            _result(work)
+    except BaseException:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        raise
+    return ComparisonStream(request, work, updates, first)
+
+
+class ComparisonStream(StreamingResponse):
+    """The events of a comparison at work. It ends with its caller."""
+
+    def __init__(
+        self,
+        request: Request,
+        work: asyncio.Future[Comparison],
+        updates: asyncio.Queue[records.Progress | None],
+        first: records.Progress | None,
+    ) -> None:
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        super().__init__(self._events(first), headers=headers, media_type=EVENT_STREAM)
+        self._request = request
+        self._work = work
+        self._updates = updates
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Here and not in the events: who leaves before the first of them has never begun to read.
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+
+    async def _events(self, update: records.Progress | None) -> AsyncIterator[bytes]:
+        while update is not None:
+            yield _event("progress", Progress.model_validate(update).model_dump_json())
+            while not (waited := await self._waited()):
+                yield KEEPALIVE_COMMENT
+            (update,) = waited
+        try:
+            report = GradModes.model_validate(_result(self._work))
+        except Exception as error:  # noqa: BLE001 - the answer has begun: whatever it was is told in it
+            problem = problem_of(self._request, parts_of(self._request).metrics, error)
+            yield _event("problem", problem.model_dump_json(exclude_none=True))
+        else:
+            yield _event("report", report.model_dump_json())
+
+    async def _waited(self) -> tuple[records.Progress | None] | None:
+        """The next update; None if there was none for long."""
+        try:
+            async with asyncio.timeout(_KEEP_ALIVE_S):
+                return (await self._updates.get(),)
+        except TimeoutError:
+            return None
+
+
+def _result(work: asyncio.Future[Comparison]) -> Comparison:
+    if work.cancelled():
+        # Not by its caller: the runtime was closed under it.
+        raise DrainingError
+    return work.result()
+
+
+def _event(name: str, data: str) -> bytes:
+    return format_sse_event(event=name, data_str=data)

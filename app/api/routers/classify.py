@@ -1,0 +1,48 @@
+"""POST /v1/classify: images in, their likeliest classes out."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.api.dependencies import ClassifiableUpload
+from app.api.error_responses import fault_of_one
+from app.api.image_route import ImageRoute
+from app.api.inference import PREDICTION_ERRORS, answered
+from app.api.openapi import IMAGE_BODY, answers
+from app.api.schemas import Classification, Classifications, Faulty, Prediction
+from models.interface.errors import ImageError, NoClassesError
+from models.interface.results import Prediction as Predicted
+
+router = APIRouter(tags=["inference"], route_class=ImageRoute)
+
+PATH = "/v1/classify"
+
+
+@router.post(PATH, responses=answers(*PREDICTION_ERRORS, NoClassesError), openapi_extra=IMAGE_BODY)
+async def classify(
+    upload: ClassifiableUpload,
+    top_k: Annotated[int, Query(ge=1, le=1000, description="classes an image, at most")] = 5,
+) -> Classifications:
+    """Name what is in one image or several. A bad image among several has its problem in its place."""
+    answer = await answered(upload, task="classify", top_k=top_k)
+    return Classifications(
+        model=answer.model,
+        fingerprint=answer.fingerprint,
+        results=[
+            Faulty(error=fault_of_one(upload.metrics, result))
+            if isinstance(result, ImageError)
+            else _classification(result)
+            for result in answer.results
+        ],
+    )
+
+
+def _classification(predicted: Predicted) -> Classification:
+    return Classification(
+        predictions=[
+            Prediction(index=scored.index, label=scored.label, probability=scored.probability)
+            for scored in predicted.classes
+        ]
+    )

@@ -1,0 +1,46 @@
+"""GET /docs: the OpenAPI document as Swagger UI shows it, which loads and asks nothing from elsewhere."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import fastapi_offline
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.static_files import File, answer, file, named
+
+router = APIRouter(include_in_schema=False)
+
+_FOLDER = Path(__file__).parents[2] / "documentation"
+_SWAGGER_UI = Path(fastapi_offline.__file__).parent / "static"
+
+_POLICY = (
+    "default-src 'none'; "
+    "script-src 'self'; "
+    "style-src 'self'; "
+    # Swagger UI's icons are data: addresses in its style sheet.
+    "img-src 'self' data:; "
+    "connect-src 'self'; "
+    "base-uri 'none'; "
+    "form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+@router.get("/docs")
+def documentation(request: Request) -> Response:
+    return answer(request, _files()["index.html"], _POLICY)
+
+
+@router.get("/docs/{name}")
+def documentation_file(request: Request, name: str) -> Response:
+    return answer(request, named(name, _files()), _POLICY)
+
+
+@cache
+def _files() -> dict[str, File]:
+    paths = [_FOLDER / "index.html", _FOLDER / "start.js"]
+    paths += [_SWAGGER_UI / "swagger-ui.css", _SWAGGER_UI / "swagger-ui-bundle.js"]
+    return {path.name: file(path.name, path.read_bytes()) for path in paths}

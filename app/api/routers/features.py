@@ -1,0 +1,100 @@
+"""POST /v1/features: images in, their feature vectors out, as JSON, base64 or a NumPy file."""
+
+from __future__ import annotations
+
+import base64
+from io import BytesIO
+from typing import Annotated, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from app.api.dependencies import ImageUpload, Upload
+from app.api.error_responses import answer_to, fault_of_one
+from app.api.image_route import ImageRoute
+from app.api.inference import PREDICTION_ERRORS, answered
+from app.api.openapi import IMAGE_BODY, answers
+from app.api.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
+from app.http.accept import accepts
+from models.interface.errors import ImageError
+from models.interface.results import Answer
+
+router = APIRouter(tags=["inference"], route_class=ImageRoute)
+
+PATH = "/v1/features"
+NPY = "application/x-npy"
+
+Encoding = Literal["list", "base64"]
+
+_NPY_CONTENT = {"schema": {"type": "string", "format": "binary", "description": "float32, (N, D)"}}
+
+
+@router.post(
+    PATH,
+    response_model=FeatureVectors,
+    responses={200: {"content": {NPY: _NPY_CONTENT}}, **answers(*PREDICTION_ERRORS)},
+    openapi_extra=IMAGE_BODY,
+)
+async def features(
+    upload: ImageUpload,
+    normalize: Annotated[bool, Query(description="scale each vector to length 1")] = False,
+    encoding: Annotated[
+        Encoding, Query(description="numbers, or base64 of little-endian float32; for JSON answers")
+    ] = "list",
+) -> FeatureVectors | Response:
+    """Give the vector that the network's head sees, or what an inner layer gives where that is what the model serves,
+    for one image or several. A map is one row of numbers, and `shape` says how to read it.
+
+    With `Accept: application/x-npy` the answer is a NumPy file of float32, (N, D): it has no place for a problem,
+    so a bad image among several fails the request.
+    """
+    answer = await answered(upload, task="features", top_k=0)
+    if accepts(upload.request.headers.get("accept", ""), NPY):
+        return _npy(upload, answer, normalize=normalize)
+    return FeatureVectors(
+        model=answer.model,
+        fingerprint=answer.fingerprint,
+        dimensions=answer.dimensions,
+        shape=list(answer.shape),
+        results=[
+            Faulty(error=fault_of_one(upload.metrics, result))
+            if isinstance(result, ImageError)
+            else _encoded(_scaled(result.features, normalize=normalize), encoding)
+            for result in answer.results
+        ],
+    )
+
+
+def _npy(upload: Upload, answer: Answer, *, normalize: bool) -> Response:
+    vectors = []
+    for result in answer.results:
+        if isinstance(result, ImageError):
+            # Not raised: its traceback would have frames that have the answer, which has it.
+            return answer_to(upload.request, upload.metrics, result)
+        vectors.append(_scaled(result.features, normalize=normalize))
+    file = BytesIO()
+    np.save(file, np.stack(vectors), allow_pickle=False)
+    shape = ",".join(map(str, answer.shape))
+    headers = {
+        "X-Gradless-Model": answer.model,
+        "X-Gradless-Fingerprint": answer.fingerprint,
+        "X-Gradless-Shape": shape,
+    }
+    return Response(file.getvalue(), headers=headers, media_type=NPY)
+
+
+def _scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
+    if not normalize:
+        return vector
+    # In float64: squares of float32 numbers over- and underflow.
+    length = np.linalg.norm(vector.astype(np.float64))
+    # A vector of zeros has no direction to keep.
+    return (vector / length).astype(np.float32) if length else vector
+
+
+def _encoded(vector: NDArray[np.float32], encoding: Encoding) -> Features | EncodedFeatures:
+    if encoding == "base64":
+        return EncodedFeatures(features=base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii"))
+    return Features(features=vector.tolist())

@@ -1,0 +1,47 @@
+"""Is it alive, does it answer, and what does it measure: for orchestrators and Prometheus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from app.api.api_route import ApiRoute
+from app.api.dependencies import metrics_allowed, parts_of
+from app.api.openapi import answers
+from app.api.schemas import Health
+from app.http.problems import ForbiddenError, NotReadyError, UnauthorizedError
+
+router = APIRouter(tags=["operation"], route_class=ApiRoute)
+
+_TEXT = {"schema": {"type": "string"}}
+_EXPOSITION: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
+    },
+    **answers(UnauthorizedError, ForbiddenError),
+}
+
+
+@router.get("/healthz", responses=answers())
+async def healthz() -> Health:
+    """The process lives."""
+    return Health(status="alive")
+
+
+@router.get("/readyz", responses=answers(NotReadyError))
+async def readyz(request: Request) -> Health:
+    """Models are warmed up, their threads are alive, and the service is not draining."""
+    runtime = parts_of(request).runtime
+    if runtime is None or not runtime.ready:
+        raise NotReadyError
+    return Health(status="ready")
+
+
+@router.get("/metrics", response_class=Response, responses=_EXPOSITION, dependencies=[Depends(metrics_allowed)])
+async def metrics(request: Request) -> Response:
+    """All metrics, in the Prometheus text format or OpenMetrics, as the scraper asks. All scrapers of a second get the
+    same."""
+    body, content_type = await parts_of(request).scraped.exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})

@@ -1,1 +1,0 @@
-"""`gradless evaluate`: how good a model is on labelled images, told on a terminal, as JSON and as a page."""

@@ -1,0 +1,1 @@
+"""Parts of HTTP that every layer above uses."""

@@ -1,0 +1,33 @@
+"""The middleware that refuses requests for other hosts than the allowed ones."""
+
+from __future__ import annotations
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.error_responses import answer
+from app.http.allowed_hosts import Hosts, fault_of_authority, shown, stated_host
+from app.http.problems import MALFORMED_REQUEST, UNKNOWN_HOST
+
+
+class HostCheck:
+    """Refuses requests for other hosts than `hosts`."""
+
+    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        # The connection has looked already where it is app/server/connection.py's; other servers' may not have.
+        fault = fault_of_authority(b"/", scope["headers"], host_needed=False)
+        if fault is not None:
+            await answer(Request(scope), MALFORMED_REQUEST, fault)(scope, receive, send)
+        elif not self._hosts.allow(scope):
+            stated = shown(stated_host(scope) or b"")
+            detail = f"It is not served under {stated}; GRADLESS_ALLOWED_HOSTS says under which names it is."
+            await answer(Request(scope), UNKNOWN_HOST, detail)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)

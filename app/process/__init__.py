@@ -1,0 +1,1 @@
+"""What concerns the process: logs, listening socket, garbage collector, its end."""

@@ -1,0 +1,1 @@
+"""Reports of the lens and the commands, for terminals and as HTML."""

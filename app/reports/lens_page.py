@@ -1,0 +1,79 @@
+"""The report as one HTML file: text, tables, charts and style in it, nothing to fetch, for light and dark screens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from app.api.lens_schemas import GradModes, SweptArm
+from app.reports import lens_charts
+from app.reports.lens_charts import Value
+from models.interface.units import in_bytes, in_seconds
+
+_TEMPLATE = "lens_report.html.jinja"
+
+# Modules shown at once; the others are behind a click.
+_MODULES = 12
+
+
+def page(report: GradModes) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"in_bytes": in_bytes, "in_seconds": in_seconds}
+    return environment.get_template(_TEMPLATE).render(
+        report=report,
+        bars=_bars(report),
+        lines=_lines(report),
+        first_modules=report.modules[:_MODULES],
+        other_modules=report.modules[_MODULES:],
+        most_retained=report.modules[0].retained_bytes if report.modules else 0,
+    )
+
+
+def _bars(report: GradModes) -> list[tuple[str, lens_charts.Bars]]:
+    seconds = [
+        Value(arm.arm, arm.seconds.median, arm.seconds.lower_quartile, arm.seconds.upper_quartile)
+        for arm in report.arms
+    ]
+    peaks = [Value(arm.arm, arm.peak_bytes) for arm in report.arms]
+    retained = [Value(arm.arm, arm.retained_bytes) for arm in report.arms]
+    return [
+        ("Kept for a backward pass", lens_charts.bars(retained, _kept)),
+        ("Allocated at most during the forward", lens_charts.bars(peaks, in_bytes)),
+        ("Time of the forward, with quartiles", lens_charts.bars(seconds, in_seconds)),
+    ]
+
+
+def _kept(size: float) -> str:
+    return in_bytes(size) if size else "nothing"
+
+
+def _lines(report: GradModes) -> list[tuple[str, lens_charts.Lines]]:
+    if not report.sweep:
+        return []
+    return [
+        ("Time by batch size", lens_charts.lines(_series(report, lambda arm: arm.median_seconds), in_seconds)),
+        ("Kept for a backward pass by batch size", lens_charts.lines(_series(report, _retained), in_bytes)),
+        ("Allocated at most by batch size", lens_charts.lines(_series(report, lambda arm: arm.peak_bytes), in_bytes)),
+    ]
+
+
+def _retained(arm: SweptArm) -> float:
+    return arm.retained_bytes
+
+
+def _series(report: GradModes, figure: Callable[[SweptArm], float | None]) -> dict[str, list[tuple[int, float]]]:
+    series: dict[str, list[tuple[int, float]]] = {arm.arm: [] for arm in report.arms}
+    for point in report.sweep:
+        for arm in point.arms:
+            found = figure(arm)
+            if found is not None:
+                series[arm.arm].append((point.batch_size, found))
+    return {name: points for name, points in series.items() if points}

@@ -1,0 +1,1 @@
+"""uvicorn, and what is changed of it."""

@@ -1,0 +1,1 @@
+"""Devices, cores and memory of the machine."""

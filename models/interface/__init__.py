@@ -1,0 +1,1 @@
+"""What `app` may know of inference: errors, results, telemetry, limits, cancellation, the runtime. Without torch."""

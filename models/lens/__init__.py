@@ -1,0 +1,1 @@
+"""How the lens runs beside serving; what it measures is in `gradless`."""

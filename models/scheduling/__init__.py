@@ -1,0 +1,1 @@
+"""Admission, batching and cancellation of images: the standard library alone."""

@@ -1,0 +1,1 @@
+"""Models as they are served: instances, the registry, loading and unloading, supervision."""

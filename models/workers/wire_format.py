@@ -1,0 +1,130 @@
+"""What goes over the sockets of images between a front and the engine process: who waits in which slot, and who has
+been answered. The bytes of images and answers are in the slots. Each message names the image by its slot and the
+slot's generation (models/workers/shared_slots.py)."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
+
+from models.interface.telemetry import BatchReport, Trigger
+
+_TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
+
+# The number of the model's version, the slot, how many classes, the slot's generation, and whose image it is.
+_SUBMISSION = struct.Struct("<IIIxxxxQQ")
+SUBMISSION_BYTES = _SUBMISSION.size
+
+_FRAME = struct.Struct("<IB")
+_ANSWERS, _FAILURE = 0, 1
+
+# The version, then what BatchReport has: the bytes of the model's name, which follow, and numbers.
+_BATCH = struct.Struct("<IHBxIIddd")
+# The slot, how many classes, its generation, the seconds it waited, and whether its numbers are finite.
+_ANSWER = struct.Struct("<IIQdB")
+
+
+class Submission(NamedTuple):
+    """An image is decoded, and in its slot. `caller` tells apart those of its front."""
+
+    version: int
+    slot: int
+    top_k: int
+    generation: int
+    caller: int
+
+
+class Answered(NamedTuple):
+    """An answer is in its slot."""
+
+    slot: int
+    classes: int
+    generation: int
+    queue_seconds: float
+    finite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Those of one batch that are of one front."""
+
+    version: int
+    batch: BatchReport
+    answers: Sequence[Answered]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image has no answer but an error, or nobody waited for it any more: None."""
+
+    version: int
+    slot: int
+    generation: int
+    error: Exception | None
+
+
+def submission(submitted: Submission) -> bytes:
+    return _SUBMISSION.pack(*submitted)
+
+
+def submissions(records: bytes) -> Iterator[Submission]:
+    """Those in whole records."""
+    return map(Submission._make, _SUBMISSION.iter_unpack(records))
+
+
+def answers_frame(version: int, batch: BatchReport, answers: Sequence[Answered]) -> bytes:
+    name = batch.model.encode()
+    head = _BATCH.pack(
+        version,
+        len(name),
+        _TRIGGERS.index(batch.trigger),
+        batch.size,
+        batch.dropped,
+        batch.started_at,
+        batch.forward_seconds,
+        batch.busy_seconds,
+    )
+    return _framed(_ANSWERS, head + name + b"".join(_ANSWER.pack(*answer) for answer in answers))
+
+
+def failure_frame(failure: Failure) -> bytes:
+    return _framed(_FAILURE, pickle.dumps((failure.version, failure.slot, failure.generation, failure.error)))
+
+
+class Frames:
+    """Frames out of what comes over a socket in pieces."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, piece: bytes) -> Iterator[Answers | Failure]:
+        """What is whole with this piece. Each frame is given once, also when what is made of it raises."""
+        buffer = self._buffer
+        buffer += piece
+        while len(buffer) >= _FRAME.size:
+            length, kind = _FRAME.unpack_from(buffer)
+            end = _FRAME.size + length
+            if end > len(buffer):
+                return
+            payload = bytes(buffer[_FRAME.size : end])
+            del buffer[:end]
+            yield _answers(payload) if kind == _ANSWERS else Failure(*pickle.loads(payload))  # noqa: S301 - ours
+
+
+def _answers(payload: bytes) -> Answers:
+    version, name_bytes, trigger, size, dropped, started_at, forward_s, busy_s = _BATCH.unpack_from(payload)
+    answers_at = _BATCH.size + name_bytes
+    name = payload[_BATCH.size : answers_at].decode()
+    answers = [
+        Answered(slot, classes, generation, queue_seconds, bool(finite))
+        for slot, classes, generation, queue_seconds, finite in _ANSWER.iter_unpack(payload[answers_at:])
+    ]
+    batch = BatchReport(name, size, _TRIGGERS[trigger], started_at, forward_s, busy_s, dropped)
+    return Answers(version, batch, answers)
+
+
+def _framed(kind: int, payload: bytes) -> bytes:
+    return _FRAME.pack(len(payload), kind) + payload

@@ -1,0 +1,122 @@
+"""Over HTTP, in process, through the real pipeline and a real network: answers, faults in their places, drain."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from collections import Counter
+from collections.abc import Callable
+
+import httpx2
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from gradless.records import ComparisonOptions
+from models.interface.telemetry import Unheard
+from models.networks.specs import ModelSpec
+from models.serving.runtime import Serving, ServingOptions
+
+pytestmark = pytest.mark.anyio
+
+Counted = Callable[[str], Counter[str]]
+
+
+def files(*images: bytes) -> list[tuple[str, tuple[str, bytes]]]:
+    return [("images", (f"{index}.bin", image)) for index, image in enumerate(images)]
+
+
+async def test_an_image_is_classified(client: httpx2.AsyncClient, clock_png: bytes) -> None:
+    answer = await client.post("/v1/classify", params={"top_k": 3}, content=clock_png)
+    assert answer.status_code == 200
+    body = answer.json()
+    [result] = body["results"]
+    assert body["model"] == "tiny"
+    assert len(result["predictions"]) == 3
+    probabilities = [prediction["probability"] for prediction in result["predictions"]]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert all(found["label"] == f"class {found['index']}" for found in result["predictions"])
+
+
+async def test_more_classes_than_there_are_is_all_of_them(client: httpx2.AsyncClient, clock_png: bytes) -> None:
+    answer = await client.post("/v1/classify", params={"top_k": 1000}, content=clock_png)
+    predictions = answer.json()["results"][0]["predictions"]
+    assert len(predictions) == 10
+    assert sum(found["probability"] for found in predictions) == pytest.approx(1)
+
+
+async def test_a_feature_vector_is_the_same_in_every_encoding(client: httpx2.AsyncClient, clock_png: bytes) -> None:
+    plain = await client.post("/v1/features", content=clock_png)
+    encoded = await client.post("/v1/features", params={"encoding": "base64"}, content=clock_png)
+    numpy_file = await client.post("/v1/features", headers={"Accept": "application/x-npy"}, content=clock_png)
+    vector = np.array(plain.json()["results"][0]["features"], dtype=np.float32)
+    assert plain.json()["dimensions"] == len(vector) == 16
+    assert np.array_equal(np.frombuffer(base64.b64decode(encoded.json()["results"][0]["features"]), "<f4"), vector)
+    assert np.array_equal(np.load(io.BytesIO(numpy_file.content)), vector[None])
+    assert numpy_file.headers["X-Gradless-Fingerprint"] == plain.json()["fingerprint"]
+
+
+async def test_a_bad_image_among_several_fails_alone(
+    client: httpx2.AsyncClient, clock_png: bytes, images_total: Counted
+) -> None:
+    answer = await client.post("/v1/classify", files=files(clock_png, b"no image", clock_png, b""))
+    assert answer.status_code == 200
+    first, bad, third, empty = answer.json()["results"]
+    assert first == third
+    assert "predictions" in first
+    assert bad["error"]["type"] == "urn:gradless:problem:unsupported-format"
+    assert empty["error"]["type"] == "urn:gradless:problem:empty-image"
+    assert images_total((await client.get("/metrics")).text) == {"ok": 2, "bad_image": 2}
+
+
+async def test_a_bad_image_alone_fails_its_request(
+    client: httpx2.AsyncClient, clock_jpeg: bytes, images_total: Counted
+) -> None:
+    answer = await client.post("/v1/classify", content=clock_jpeg[:700])
+    assert answer.status_code == 422
+    assert answer.json()["type"] == "urn:gradless:problem:undecodable-image"
+    assert images_total((await client.get("/metrics")).text) == {"bad_image": 1}
+
+
+async def test_the_answers_come_in_the_order_of_the_images(
+    client: httpx2.AsyncClient, image_file: Callable[..., bytes], clock_png: bytes
+) -> None:
+    images = [clock_png, image_file(), clock_png, image_file(None, "JPEG")]
+    alone = [(await client.post("/v1/features", content=image)).json()["results"][0] for image in images]
+    together = (await client.post("/v1/features", files=files(*images))).json()["results"]
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one["features"], other["features"], rtol=1e-4, atol=1e-6)
+
+
+async def test_the_lens_answers_over_http(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/debug/grad-modes", params={"batch_size": 2, "iterations": 1})
+    retained = {found["arm"]: found["retained_bytes"] for found in answer.json()["arms"]}
+    assert retained.pop("grad") > 0
+    assert set(retained.values()) == {0}
+    assert 'gradless_forward_retained_bytes{mode="grad",model="tiny"}' in (await client.get("/metrics")).text
+
+
+async def test_after_drain_nothing_new_is_taken(
+    client: httpx2.AsyncClient, application: FastAPI, clock_png: bytes
+) -> None:
+    assert (await client.get("/readyz")).status_code == 200
+    application.state.parts.runtime.drain()
+    refused = await client.post("/v1/classify", content=clock_png)
+    assert refused.status_code == 503
+    assert refused.json()["type"] == "urn:gradless:problem:draining"
+    assert (await client.get("/readyz")).status_code == 503
+
+
+async def test_every_thread_of_serving_ends_with_it(tiny: ModelSpec, clock_png: bytes) -> None:
+    before = set(threading.enumerate())
+    serving = Serving(ServingOptions(backend="eager", models=[tiny]), Unheard())
+    await serving.predict(None, [clock_png] * 4, task="classify", top_k=1)
+    await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
+    started = set(threading.enumerate()) - before
+    names = {thread.name.rsplit("_", 1)[0] for thread in started}
+    assert names == {"batcher-tiny", "decode", "forward", "lens", "supervisor"}
+    assert serving.close(timeout_s=30)
+    for thread in started:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in started)

@@ -1,0 +1,71 @@
+"""The null model leaves the forward out and nothing else: what is measured on it is the server."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from models import backends
+from models.backends.null import NullBackend
+from models.hardware import placement
+from models.inference.batch_item import Item
+from models.inference.engine import Engine
+from models.interface.errors import DrainingError
+from models.interface.telemetry import Unheard
+from models.loading import catalog
+from models.loading.load import LoadedModel, load
+from models.serving.runtime import Serving, ServingOptions
+
+
+def null_model(backend: placement.BackendName = "eager") -> LoadedModel:
+    return load(catalog.find("null"), placement.place("cpu", "fp32", backend))
+
+
+def test_it_is_served_by_its_own_backend_whatever_was_asked_for(tmp_path: Path) -> None:
+    model = null_model("compiled")
+    assert model.placement.backend == "null"
+    assert isinstance(backends.make(model, max_batch_size=4, cache_folder=tmp_path), NullBackend)
+
+
+def test_it_is_the_same_one_each_time() -> None:
+    assert null_model().fingerprint == null_model().fingerprint
+
+
+def test_its_answers_are_those_of_its_network_on_whole_images() -> None:
+    model = null_model()
+    pixels = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = NullBackend(model).run(pixels)
+        expected = model.network(model.normalize(pixels))
+    assert torch.equal(found.features, expected.features)
+    torch.testing.assert_close(found.logits, expected.logits)
+
+
+@pytest.mark.anyio
+async def test_a_decode_pool_that_was_shut_down_refuses_what_it_can_no_longer_decode(clock_jpeg: bytes) -> None:
+    serving = Serving(ServingOptions(models=["null"], backend="eager"), Unheard())
+    try:
+        serving._decode_pool.close(timeout_s=10)  # noqa: SLF001 - as close() does, with a request still on its way
+        with pytest.raises(DrainingError):
+            await serving.predict(None, [clock_jpeg, clock_jpeg, clock_jpeg], task="classify", top_k=1)
+    finally:
+        serving.close(timeout_s=10)
+
+
+def test_a_thread_that_hands_its_forward_to_others_uses_one_thread_of_pytorch() -> None:
+    model = null_model()
+    engine = Engine(model, NullBackend(model))
+    seen: list[int] = []
+
+    def work() -> None:
+        engine.prepare_thread()
+        seen.append(torch.get_num_threads())
+        engine.run([Item(torch.zeros(3, 224, 224, dtype=torch.uint8), 1)])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [1]

@@ -1,0 +1,43 @@
+"""What is loaded must leave signals alone: one that arrives after a model has gone is heard as ever."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+# In a process of its own, for it may end by it. Signal handlers of Python's run on the stack that OpenVINO gave the
+# main thread, where it has given one.
+_A_MODEL_COMES_AND_GOES = """
+import os, signal, sys, threading
+from pathlib import Path
+from models import backends
+from models.hardware import placement
+from models.loading import catalog
+from models.loading.load import load
+
+held = [
+    backends.make(
+        load(catalog.find("shufflenet_v2_x0_5:random"), placement.place("cpu", "fp32", "openvino"), None),
+        max_batch_size=1,
+        cache_folder=Path(sys.argv[1]),
+    )
+]
+letting_go = threading.Thread(target=held.clear)
+letting_go.start()
+letting_go.join()
+signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+os.kill(os.getpid(), signal.SIGTERM)
+print("alive")
+"""
+
+
+def test_a_model_that_another_thread_lets_go_leaves_the_main_thread_its_signal_stack(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", _A_MODEL_COMES_AND_GOES, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "heard\nalive\n"), ended.stderr

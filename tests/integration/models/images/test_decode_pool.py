@@ -1,0 +1,216 @@
+"""Ordinary images are decoded in threads, expensive and unusual ones in processes, and no number of these keeps cheap
+ones out."""
+
+from __future__ import annotations
+
+import io
+import queue
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import psutil
+import pytest
+from PIL import Image
+
+from models.images.decode_pool import DecodePool
+from models.images.decoder_process import DecoderProcess
+from models.images.preprocessing import preprocess
+from models.images.samples import draw, encode
+from models.interface.errors import DecodersBusyError, DrainingError, UndecodableImageError
+from models.interface.image_limits import ImageLimits
+from models.loading import catalog
+
+_LIMITS = ImageLimits()
+_TRANSFORM = catalog.find(catalog.NULL_MODEL).build().transform
+_PATIENCE_S = 60
+
+JPEG, TIFF = (encode(draw("clock"), image_format) for image_format in ("JPEG", "TIFF"))
+
+
+@pytest.fixture
+def pool() -> Iterator[DecodePool]:
+    made = DecodePool(2, _LIMITS)
+    yield made
+    assert made.close(_PATIENCE_S)
+
+
+def _decoders(pool: DecodePool) -> list[int]:
+    """Process ids."""
+    return [each.pid for each in pool._decoders.values() if each.pid is not None]  # noqa: SLF001 - nothing else knows
+
+
+def test_ordinary_images_need_no_process(pool: DecodePool) -> None:
+    assert pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S).equal(preprocess(JPEG, _TRANSFORM, _LIMITS))
+    assert not _decoders(pool)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8, 32])
+def test_everyday_images_need_no_process_however_many_threads_share_the_memory(threads: int) -> None:
+    pool = DecodePool(threads, _LIMITS)
+    photograph = encode(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB"), "JPEG")
+    half_a_megapixel = encode(draw("clock").resize((800, 600)).convert("RGBA"), "PNG")
+    for encoded in (photograph, half_a_megapixel):
+        pool.preprocessed(encoded, _TRANSFORM).result(_PATIENCE_S)
+    assert not _decoders(pool)
+    assert pool.close(_PATIENCE_S)
+
+
+@pytest.mark.parametrize("image_format", ["TIFF", "BMP", "GIF"])
+def test_unusual_formats_are_decoded_in_a_process_to_the_same_pixels(pool: DecodePool, image_format: str) -> None:
+    encoded = encode(draw("clock"), image_format)
+    assert pool.preprocessed(encoded, _TRANSFORM).result(_PATIENCE_S).equal(preprocess(encoded, _TRANSFORM, _LIMITS))
+    assert len(_decoders(pool)) == 1
+
+
+def test_a_jpeg_that_libjpeg_warns_of_is_read_once_more_in_a_process_and_at_a_reduced_size(pool: DecodePool) -> None:
+    file = io.BytesIO()
+    draw("clock").resize((4000, 3000)).save(file, "JPEG")
+    damaged = file.getvalue()[:-2] + b"\0\0"
+    pixels = pool.preprocessed(damaged, _TRANSFORM).result(_PATIENCE_S)
+    assert (pixels.float() - preprocess(file.getvalue(), _TRANSFORM, _LIMITS).float()).abs().mean() < 4
+    assert _decoders(pool)
+
+
+def test_a_lossless_jpeg_never_comes_to_the_decoder_that_it_crashes(pool: DecodePool) -> None:
+    baseline = JPEG.index(b"\xff\xc0")
+    lossless = JPEG[: baseline + 1] + b"\xc3" + JPEG[baseline + 2 :]
+    with pytest.raises(UndecodableImageError):
+        pool.preprocessed(lossless, _TRANSFORM).result(_PATIENCE_S)
+    assert pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S).shape[0] == 3
+
+
+class _Held:
+    """A decoder that waits until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.began: queue.Queue[None] = queue.Queue()
+        self.go_on = threading.Event()
+        self.pids: list[int | None] = []
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Held]:
+    gate, decode = _Held(), DecoderProcess.decode
+
+    def wait(self: DecoderProcess, *args: object, **kwargs: object) -> object:
+        gate.began.put(None)
+        assert gate.go_on.wait(_PATIENCE_S)
+        pixels = decode(self, *args, **kwargs)  # type: ignore[arg-type]
+        gate.pids.append(self.pid)
+        return pixels
+
+    monkeypatch.setattr(DecoderProcess, "decode", wait)
+    yield gate
+    gate.go_on.set()
+
+
+def test_expensive_images_use_at_most_half_of_the_decoders(held: _Held) -> None:
+    pool = DecodePool(4, _LIMITS)
+    waiting = [pool.preprocessed(TIFF, _TRANSFORM) for _ in range(8)]
+    for _ in range(2):
+        held.began.get(timeout=_PATIENCE_S)
+    # Every thread has handed its image over: cheap ones are decoded meanwhile.
+    for _ in range(8):
+        pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S)
+    assert held.began.empty()
+    held.go_on.set()
+    assert all(each.result(_PATIENCE_S) is not None for each in waiting)
+    assert pool.close(_PATIENCE_S)
+
+
+def test_more_expensive_images_than_can_be_decoded_in_time_are_refused(held: _Held) -> None:
+    pool = DecodePool(1, _LIMITS, longest_wait_s=1e-9)
+    first = pool.preprocessed(TIFF, _TRANSFORM)
+    held.began.get(timeout=_PATIENCE_S)
+    with pytest.raises(DecodersBusyError, match="try again in 1 s"):
+        pool.preprocessed(TIFF, _TRANSFORM).result(_PATIENCE_S)
+    held.go_on.set()
+    first.result(_PATIENCE_S)
+    assert pool.preprocessed(TIFF, _TRANSFORM).result(_PATIENCE_S) is not None
+    assert pool.close(_PATIENCE_S)
+
+
+class _Unwanted:
+    """A job whose client leaves while it waits for a process."""
+
+    def __init__(self) -> None:
+        self.gone = False
+
+    def wanted(self) -> bool:
+        return not self.gone
+
+    def take_encoded(self) -> bytes:
+        return TIFF
+
+
+def test_an_expensive_image_whose_client_has_left_is_not_decoded(held: _Held) -> None:
+    pool = DecodePool(1, _LIMITS)
+    first = pool.preprocessed(TIFF, _TRANSFORM)
+    held.began.get(timeout=_PATIENCE_S)
+    job, outcome = _Unwanted(), Future[object]()
+    pool.preprocess(job, _TRANSFORM, outcome.set_result)
+    # The pool's one thread has handed it over by then.
+    pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S)
+    job.gone = True
+    held.go_on.set()
+    first.result(_PATIENCE_S)
+    assert outcome.result(_PATIENCE_S) is None
+    assert held.began.empty()
+    assert pool.close(_PATIENCE_S)
+
+
+def test_a_closed_pool_answers_what_it_has_takes_nothing_new_and_leaves_no_process(held: _Held) -> None:
+    pool = DecodePool(1, _LIMITS)
+    accepted = pool.preprocessed(TIFF, _TRANSFORM)
+    held.began.get(timeout=_PATIENCE_S)
+    assert not pool.close(timeout_s=0)
+    with pytest.raises(DrainingError):
+        pool.preprocessed(JPEG, _TRANSFORM)
+    held.go_on.set()
+    assert accepted.result(_PATIENCE_S) is not None
+    assert pool.close(_PATIENCE_S)
+    (decoder,) = held.pids
+    assert decoder is not None
+    assert not psutil.pid_exists(decoder)
+
+
+def test_a_pool_that_cannot_start_a_thread_does_not_say_that_the_service_stops(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        pool.preprocessed(JPEG, _TRANSFORM)
+    monkeypatch.undo()
+
+
+def test_an_image_that_was_refused_for_want_of_a_thread_is_not_decoded_afterwards(
+    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    outcomes: queue.Queue[object] = queue.Queue()
+
+    class Job:
+        def wanted(self) -> bool:
+            began.set()
+            return go_on.wait(_PATIENCE_S)
+
+        def take_encoded(self) -> bytes:
+            return JPEG
+
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool.preprocess(Job(), _TRANSFORM, lambda _outcome: outcomes.put("first"))
+    assert began.wait(_PATIENCE_S)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            pool.preprocess(Job(), _TRANSFORM, lambda _outcome: outcomes.put("refused"))
+    go_on.set()
+    assert pool.close(_PATIENCE_S)
+    assert outcomes.get(timeout=_PATIENCE_S) == "first"
+    assert outcomes.empty()

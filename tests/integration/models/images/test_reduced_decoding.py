@@ -1,0 +1,45 @@
+"""A photograph much larger than the network's input is decoded at a fraction of its size, to the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.images.preprocessing import decode_image
+from models.images.samples import draw
+from models.interface.image_limits import ImageLimits
+
+
+@pytest.mark.parametrize(
+    ("size", "reduced"),
+    [((500, 375), (500, 375)), ((1000, 800), (1000, 800)), ((1024, 2048), (512, 1024)), ((4000, 3000), (1000, 750))],
+)
+def test_the_shorter_side_stays_enough(
+    image_file: Callable[..., bytes], size: tuple[int, int], reduced: tuple[int, int]
+) -> None:
+    encoded = image_file(draw("clock").resize(size), "JPEG")
+    height, width = decode_image(encoded, ImageLimits(), enough=512).shape[1:]
+    assert (width, height) == reduced
+
+
+def test_without_a_wish_a_picture_comes_whole(image_file: Callable[..., bytes]) -> None:
+    encoded = image_file(draw("clock").resize((4000, 3000)), "JPEG")
+    assert decode_image(encoded, ImageLimits()).shape == (3, 3000, 4000)
+
+
+def test_a_reduced_picture_is_the_whole_one_made_smaller(image_file: Callable[..., bytes]) -> None:
+    picture = draw("traffic-light").resize((2048, 2048), Image.Resampling.BICUBIC)
+    encoded = image_file(picture, "JPEG", quality=95)
+    reduced = decode_image(encoded, ImageLimits(), enough=512).permute(1, 2, 0).numpy()
+    expected = np.asarray(picture.resize((512, 512), Image.Resampling.BOX), dtype=float)
+    assert np.abs(reduced - expected).mean() < 2
+
+
+def test_a_turned_photograph_is_reduced_and_then_turned(image_file: Callable[..., bytes]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    encoded = image_file(draw("clock").resize((4000, 3000)), "JPEG", exif=exif)
+    assert decode_image(encoded, ImageLimits(), enough=512).shape == (3, 1000, 750)

@@ -1,0 +1,110 @@
+"""A decode that does not end takes a thread that all models share: the service says so, and ends in time without it."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+import pytest
+import torch
+
+from models.images.transforms import Transform
+from models.interface.errors import DeadlineExceededError
+from models.interface.telemetry import Unheard
+from models.networks.specs import Classifier, ModelSpec
+from models.serving.runtime import Serving, ServingOptions
+
+pytestmark = pytest.mark.anyio
+
+_PATIENCE_S = 60
+
+Stuck = Callable[[Callable[[str], None]], Serving]
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.fixture
+def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
+    """The tiny model with a transform that does not end before `released` is set."""
+
+    class Stuck(Transform):
+        def shape(self, image: torch.Tensor) -> torch.Tensor:
+            assert released.wait(_PATIENCE_S)
+            return super().shape(image)
+
+    def build() -> Classifier:
+        made = tiny.build()
+        values = {field.name: getattr(made.transform, field.name) for field in fields(Transform)}
+        return Classifier(made.module, Stuck(**values), made.labels)
+
+    def start(give_up: Callable[[str], None]) -> Serving:
+        spec = ModelSpec("tiny", "tiny-convnet", build)
+        options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=0.5, deadline_s=2)
+        return Serving(options, Unheard(), give_up)
+
+    return start
+
+
+async def test_a_decode_that_hangs_ends_the_service_with_its_reason(
+    serve: Stuck, released: threading.Event, clock_jpeg: bytes
+) -> None:
+    reasons: queue.Queue[str] = queue.Queue()
+    serving = serve(reasons.put)
+    try:
+        assert serving.ready
+        with pytest.raises(DeadlineExceededError):
+            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+        reason = await asyncio.to_thread(reasons.get, timeout=_PATIENCE_S)
+        assert reason.startswith("an image has been decoded for")
+        assert not serving.ready
+    finally:
+        released.set()
+        assert serving.close(timeout_s=10)
+
+
+async def test_a_decode_that_hangs_is_seen_also_when_its_model_is_served_no_more(
+    serve: Stuck, released: threading.Event, clock_jpeg: bytes
+) -> None:
+    reasons: queue.Queue[str] = queue.Queue()
+    serving = serve(reasons.put)
+    try:
+        await serving.load("other", "null")
+        with pytest.raises(DeadlineExceededError):
+            await serving.predict("tiny", [clock_jpeg], task="classify", top_k=1)
+        await serving.unload("tiny")
+        reason = await asyncio.to_thread(reasons.get, timeout=_PATIENCE_S)
+        assert reason.startswith("an image has been decoded for")
+    finally:
+        released.set()
+        assert serving.close(timeout_s=10)
+
+
+async def test_a_decode_that_hangs_does_not_keep_the_service_from_closing(
+    serve: Stuck, released: threading.Event, clock_jpeg: bytes
+) -> None:
+    serving = serve(lambda _reason: None)
+    with pytest.raises(DeadlineExceededError):
+        await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+    assert not await asyncio.to_thread(serving.close, 0.1)
+    released.set()
+    assert await asyncio.to_thread(serving.close, 10)
+
+
+async def test_a_decode_that_ends_leaves_the_service_well(
+    serve: Stuck, released: threading.Event, clock_jpeg: bytes
+) -> None:
+    released.set()
+    serving = serve(lambda _reason: None)
+    try:
+        assert (await serving.predict(None, [clock_jpeg], task="classify", top_k=1)).results
+        assert serving.ready
+    finally:
+        assert serving.close(timeout_s=10)

@@ -1,0 +1,141 @@
+"""Two lanes over one model: batches that are under way together stay apart, and the lens gets its turn between them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import backends
+from models.hardware import cores, placement
+from models.hardware.placement import BackendName
+from models.inference.batch_item import Item
+from models.inference.engine import Engine
+from models.interface.cancellation import Wanted
+from models.loading.load import load
+from models.networks.network import FeaturesAndLogits
+from models.networks.specs import ModelSpec
+
+_PATIENCE_S = 30
+_ROUNDS = 30
+
+
+def _items(seed: int) -> list[Item]:
+    generator = torch.Generator().manual_seed(seed)
+    # One more than the cores have equal shares of: OpenVINO runs that one in another way.
+    count = 4 * cores.available_cores() + 1
+    return [
+        Item(image, 10) for image in torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    ]
+
+
+@pytest.fixture(params=["openvino", "eager"])
+def engine(request: pytest.FixtureRequest, tiny: ModelSpec, tmp_path: Path) -> Iterator[Engine]:
+    """The tiny model, warmed up for each of two lanes."""
+    backend: BackendName = request.param
+    model = load(tiny, placement.place("cpu", "fp32", backend))
+    made = Engine(model, backends.make(model, max_batch_size=len(_items(0)), cache_folder=tmp_path))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def lanes(engine: Engine) -> Iterator[ThreadPoolExecutor]:
+    """The two threads that run its batches."""
+    with ThreadPoolExecutor(2, initializer=engine.prepare_thread) as threads:
+        yield threads
+
+
+@pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one lane")
+def test_a_backend_that_shares_batches_out_to_cores_has_two_lanes_and_leaves_room_once_each_has_an_image(
+    engine: Engine,
+) -> None:
+    assert engine.lanes == 2
+    # Behind `eager` an image alone keeps to one core; with `openvino` it has all of them.
+    assert engine.room_from == {"eager": 1, "openvino": cores.available_cores()}[engine.model.placement.backend]
+
+
+def test_each_of_two_batches_under_way_together_gets_its_own_answers(engine: Engine, lanes: ThreadPoolExecutor) -> None:
+    batches = [_items(seed) for seed in range(2)]
+    alone = [engine.run(batch) for batch in batches]
+    together = threading.Barrier(2)
+
+    def run_many_times(number: int) -> None:
+        for _ in range(_ROUNDS):
+            together.wait(_PATIENCE_S)
+            for found, expected in zip(engine.run(batches[number]), alone[number], strict=True):
+                np.testing.assert_allclose(found.features, expected.features, rtol=1e-4, atol=1e-6)
+                assert found.probabilities is not None
+                assert expected.probabilities is not None
+                np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-4)
+
+    list(lanes.map(run_many_times, range(2)))
+
+
+def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_lanes_are_busy(
+    engine: Engine, lanes: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: set[int] = set()
+    ran = [threading.Event(), threading.Event()]
+    enough = threading.Event()
+    forward = engine.forward
+
+    def noted(pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
+        inside.add(threading.get_ident())
+        try:
+            return forward(pixels, wanted)
+        finally:
+            inside.discard(threading.get_ident())
+
+    def keep_busy(number: int) -> None:
+        batch = _items(number)
+        while not enough.is_set():
+            engine.run(batch)
+            ran[number].set()
+
+    monkeypatch.setattr(engine, "forward", noted)
+    busy = [lanes.submit(keep_busy, number) for number in range(2)]
+    try:
+        pixels = torch.stack([item.image for item in _items(2)]).contiguous(memory_format=torch.channels_last)
+        for _ in range(_ROUNDS):
+            assert all(event.wait(_PATIENCE_S) for event in ran)
+            with engine.turn:
+                assert not inside
+                forward(pixels)
+                assert not inside
+                for event in ran:
+                    event.clear()
+    finally:
+        enough.set()
+    for thread in busy:
+        thread.result(_PATIENCE_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a priority is a thread's own on Linux alone")
+@pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there are no streams")
+def test_threads_that_compute_give_way_to_all_others(tiny: ModelSpec, tmp_path: Path) -> None:
+    def priorities() -> dict[str, int]:
+        return {thread.name: os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in tasks.iterdir()}
+
+    tasks = Path("/proc/self/task")
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    before = priorities()
+    model = load(tiny, placement.place("cpu", "fp32", "openvino"))
+    engine = Engine(model, backends.make(model, max_batch_size=len(_items(0)), cache_folder=tmp_path))
+    engine.run(_items(0))
+    after = priorities()
+    engine.close()
+
+    # OpenVINO may take threads of streams that are no more.
+    giving_way = [thread for thread, nice in after.items() if nice == own + cores.WAY_GIVEN]
+    assert len(giving_way) >= cores.available_cores()
+    assert {thread: after[thread] for thread in before if thread in after} == {
+        thread: nice for thread, nice in before.items() if thread in after
+    }

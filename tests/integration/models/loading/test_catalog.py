@@ -1,0 +1,95 @@
+"""What can be served by name is built with its own weights, labels and preprocessing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+
+from models.hardware import placement
+from models.images.preprocessing import decode_image
+from models.images.samples import Sample, draw, encode
+from models.inference.batch_item import Item
+from models.inference.engine import Engine
+from models.interface.errors import UnknownCatalogNameError
+from models.interface.image_limits import ImageLimits
+from models.loading import catalog
+from models.loading.load import LoadedModel, load
+from models.networks import architectures
+from models.networks.specs import Classifier
+
+CPU = placement.place("cpu", "fp32", "eager")
+
+
+def test_the_default_model_has_the_thousand_classes_of_imagenet(default_model: LoadedModel) -> None:
+    assert default_model.architecture == "tf_efficientnet_lite0"
+    assert len(default_model.labels) == default_model.network.classes == 1000
+    assert (default_model.labels[0], default_model.labels[409]) == ("tench", "analog clock")
+    assert default_model.network.dimensions == 1280
+    assert default_model.transform.crop == 224
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG"])
+@pytest.mark.parametrize(
+    ("sample", "label"),
+    [("clock", "analog clock"), ("traffic-light", "traffic light"), ("crossword", "crossword puzzle")],
+)
+def test_the_default_model_names_the_drawn_samples(
+    default_engine: Engine, sample: Sample, label: str, image_format: str
+) -> None:
+    image = decode_image(encode(draw(sample), image_format), ImageLimits())
+    [output] = default_engine.run([Item(default_engine.model.transform.shape(image), top_k=1)])
+    assert output.indices is not None
+    assert default_engine.model.labels[output.indices[0]] == label
+
+
+def test_random_weights_are_the_same_every_time_and_nobodys_else() -> None:
+    first, second = (load(catalog.find("resnet18:random"), CPU) for _ in range(2))
+    other = load(catalog.find("mobilenet_v3_small:random"), CPU)
+    assert first.fingerprint == second.fingerprint != other.fingerprint
+
+
+def test_making_random_weights_leaves_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    catalog.find("mobilenet_v3_small:random").build()
+    assert torch.random.get_rng_state().equal(before)
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "vit_b_16", "efficientnet_v2_s"])
+def test_transform_and_labels_come_from_the_weights_entry(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = torchvision.models.get_model_weights(architecture).DEFAULT
+    # Building the network itself is not what is asked here, and takes seconds for the large ones.
+    monkeypatch.setattr(torchvision.models, "get_model", lambda *_args, **_options: torch.nn.Linear(1, 1))
+    found: Classifier = catalog.find(f"{architecture}:random").build()
+    preset = entry.transforms()
+    assert found.labels == tuple(entry.meta["categories"])
+    assert (found.transform.resize, found.transform.crop) == (preset.resize_size[0], preset.crop_size[0])
+    assert (found.transform.mean, found.transform.std) == (tuple(preset.mean), tuple(preset.std))
+    assert found.transform.interpolation == preset.interpolation.value
+
+
+@pytest.mark.parametrize("architecture", ["vit_b_16", "vit_l_16", "vit_h_14"])
+def test_a_vision_transformer_is_built_for_the_images_that_its_transform_makes(architecture: str) -> None:
+    with torch.device("meta"):
+        found = architectures.find(architecture)
+        assert found.build(None).image_size == found.transform.crop
+
+
+def test_every_listed_name_is_found() -> None:
+    for name in catalog.names():
+        assert catalog.find(name).name == name
+
+
+def test_every_name_is_found_with_random_weights() -> None:
+    for name in architectures.names():
+        assert catalog.find(f"{name}:random").architecture == name
+
+
+def test_a_misspelt_name_is_answered_with_what_was_meant() -> None:
+    with pytest.raises(UnknownCatalogNameError, match=r"'resnet51'; did you mean .*resnet50"):
+        catalog.find("resnet51")
+
+
+def test_a_name_like_no_other_is_answered_plainly() -> None:
+    with pytest.raises(UnknownCatalogNameError, match=r"^no model is named 'qqqq'$"):
+        catalog.find("qqqq")

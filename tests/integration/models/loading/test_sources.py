@@ -1,0 +1,98 @@
+"""models/loading/sources.py: a client with the `admin` right loads a model of the catalog or of one folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.interface.errors import StartError, UnknownCatalogNameError, UnknownSourceError
+from models.loading import catalog, sources
+from models.networks.specs import ModelSpec
+
+
+@pytest.fixture
+def models_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "models"
+    for name in ("flowers/v2", "resnet18"):
+        (folder / name).mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "inside").symlink_to(folder / "flowers")
+    (folder / "file").write_text("no folder")
+    return folder
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the operator's own way to a model is asked for."""
+    asked: list[str] = []
+
+    def find(wanted: str) -> ModelSpec:
+        asked.append(wanted)
+        return catalog.named("null")
+
+    monkeypatch.setattr(catalog, "find", find)
+    return asked
+
+
+def test_a_name_of_the_catalog_is_found_and_served_under_the_name_asked_for() -> None:
+    spec = sources.of_caller("resnet18:random", "canary", None)()
+    assert (spec.name, spec.architecture) == ("canary", "resnet18")
+
+
+def test_a_name_that_is_none_is_told_with_what_is_spelled_alike(models_folder: Path) -> None:
+    with pytest.raises(UnknownCatalogNameError, match="did you mean resnet18"):
+        sources.of_caller("resnet18x", "m", models_folder)()
+
+
+@pytest.mark.parametrize(
+    ("source", "folder"),
+    [("flowers/v2", "flowers/v2"), ("flowers", "flowers"), ("inside", "flowers"), ("resnet18", "resnet18")],
+)
+def test_a_folder_of_the_models_folder_goes_before_a_name(
+    models_folder: Path, found: list[str], source: str, folder: str
+) -> None:
+    assert sources.of_caller(source, "m", models_folder)().name == "m"
+    assert found == [str((models_folder / folder).resolve())]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "../elsewhere",
+        "flowers/../../elsewhere",
+        "/etc",
+        "~/models",
+        "./flowers",
+        ".",
+        "",
+        "flowers\\..",
+        "flowers\n",
+        "file:///etc",
+        "link",
+        "link/.",
+    ],
+)
+def test_no_source_leads_out_of_the_models_folder(models_folder: Path, found: list[str], source: str) -> None:
+    with pytest.raises(UnknownSourceError):
+        sources.of_caller(source, "m", models_folder)()
+    assert found == []
+
+
+@pytest.mark.parametrize("source", ["flowers", "file", "resnet18.d"])
+def test_what_is_no_folder_there_is_not_looked_for_anywhere_else(
+    models_folder: Path, found: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    (tmp_path / source).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StartError):
+        sources.of_caller(source, "m", None if source == "flowers" else models_folder)()
+    assert found == []
+
+
+def test_the_operator_may_name_anything(found: list[str]) -> None:
+    spec = catalog.named("null")
+    assert sources.of_operator(spec)() is spec
+    sources.of_operator("/anywhere/at/all")()
+    assert found == ["/anywhere/at/all"]

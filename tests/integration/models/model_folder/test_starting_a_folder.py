@@ -1,0 +1,109 @@
+"""`gradless models init`: what a folder holds is found out, said in a model.toml that can be served, or asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from models.hardware import placement
+from models.interface.errors import ModelFolderError
+from models.loading import catalog
+from models.loading.load import load
+from models.model_folder import guessing, shapes
+from models.model_folder.starting import start
+
+CPU = placement.place("cpu", "fp32", "eager")
+
+
+def network(name: str, classes: int) -> nn.Module:
+    module: nn.Module = torchvision.models.get_model(name, num_classes=classes)
+    return module
+
+
+@pytest.mark.parametrize("name", ["resnet34", "mobilenet_v3_small", "mnasnet0_5"])
+def test_an_architecture_of_torchvisions_is_known_by_its_tensors_whatever_its_classes(name: str) -> None:
+    state = {f"module.{key}": tensor for key, tensor in network(name, 7).state_dict().items()}
+    assert guessing.guess(state) == guessing.Guess(name, 1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_one_of_timms_is_known_too_and_one_of_nobodys_is_none() -> None:
+    assert guessing.guess(timm.create_model("test_resnet", num_classes=7).state_dict()) == guessing.Guess(
+        "timm/test_resnet", 1.0
+    )
+    assert guessing.guess({"mine.weight": torch.ones(3)}) is None
+
+
+def test_a_network_is_looked_at_without_making_its_numbers() -> None:
+    devices_seen = set()
+
+    def build(classes: int | None) -> nn.Module:
+        module = network("regnet_y_128gf", classes or 1000)
+        devices_seen.update(parameter.device.type for parameter in module.parameters())
+        return module
+
+    assert shapes.shapes(build, 5)["fc.weight"] == (5, 7392)
+    assert devices_seen == {"meta"}
+
+
+def test_what_a_folder_holds_becomes_a_model_that_can_be_served(tmp_path: Path) -> None:
+    torch.save(network("resnet18", 3).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "classes.txt").write_text("cat\ndog\nfox\n")
+    started = start(tmp_path, resize=72, crop=64)
+    assert (started.architecture, started.weights, started.labels, started.classes) == (
+        "resnet18",
+        "model.pt",
+        "classes.txt",
+        3,
+    )
+    folder = tmp_path.rename(tmp_path.with_name("pets"))
+    model = load(catalog.find(str(folder)), CPU)
+    assert (model.name, model.labels, model.transform.resize, model.transform.crop) == (
+        "pets",
+        ("cat", "dog", "fox"),
+        72,
+        64,
+    )
+
+
+def test_what_is_commented_out_can_be_commented_in(tmp_path: Path) -> None:
+    torch.save(network("resnet18", 3).state_dict(), tmp_path / "model.pt")
+    start(tmp_path, architecture="resnet18")
+    file = tmp_path / "model.toml"
+    (tmp_path / "labels.txt").write_text("cat\ndog\nfox\n")
+    (tmp_path / "picture.jpg").touch()
+    said = file.read_text().replace('# label = "its class"', '# label = "cat"').splitlines()
+    keys = [line.removeprefix("# ") if " = " in line or line == "# [reference]" else line for line in said]
+    file.write_text("\n".join(line for line in keys if not line.startswith("feature")))
+    assert load(catalog.find(str(tmp_path)), CPU).labels == ("cat", "dog", "fox")
+
+
+def test_code_of_ones_own_begins_with_a_whole_transform(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("from torchvision.models import resnet18\n")
+    torch.save(network("resnet18", 3).state_dict(), tmp_path / "model.pt")
+    assert start(tmp_path, architecture="net:resnet18", crop=64).classes is None
+    model = load(catalog.find(str(tmp_path)), CPU)
+    assert (model.network.classes, model.transform.resize, model.transform.crop) == (3, 256, 64)
+
+
+def test_what_cannot_be_found_out_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="there is no checkpoint in it"):
+        start(tmp_path)
+    torch.save(network("resnet18", 3).state_dict(), tmp_path / "a.pt")
+    torch.save({}, tmp_path / "b.pt")
+    with pytest.raises(ModelFolderError, match=r"several checkpoints in it, a\.pt, b\.pt: choose by --weights"):
+        start(tmp_path)
+    with pytest.raises(ModelFolderError, match=r"there is no c\.pt in it"):
+        start(tmp_path, weights="c.pt")
+    with pytest.raises(ModelFolderError, match=r"there is no 'resnet81'; did you mean"):
+        start(tmp_path, weights="a.pt", architecture="resnet81")
+    assert not (tmp_path / "model.toml").exists()
+    start(tmp_path, weights="a.pt", architecture="resnet18")
+    with pytest.raises(ModelFolderError, match="is there already, and is not overwritten"):
+        start(tmp_path, weights="a.pt", architecture="resnet18")

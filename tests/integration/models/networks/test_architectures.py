@@ -1,0 +1,231 @@
+"""Every classifier of torchvision but the largest, and one of each family of timm's: built, cut at its head, seen
+through the lens, and with its BatchNorms folded. A few small ones always, all of them with -m slow."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from gradless import compare
+from models.backends.folding import TOLERANCE, folded
+from models.networks import architectures
+from models.networks.heads import cut_at_head
+from models.networks.network import Network
+
+TORCHVISION = torchvision.models.list_models(module=torchvision.models)
+
+# On a busy machine the threads of one operation wait for one another longer than they work.
+pytestmark = pytest.mark.usefixtures("one_core")
+
+# A small member of each family, by the module of timm that it is in.
+TIMM = {
+    "beit": "beit_base_patch16_224",
+    "byoanet": "halonet_h1",
+    "byobnet": "mobileone_s1",
+    "cait": "cait_xxs24_224",
+    "coat": "coat_tiny",
+    "convit": "convit_tiny",
+    "convmixer": "convmixer_768_32",
+    "convnext": "convnext_zepto_rms",
+    "cpubone": "cpubone_nano",
+    "crossvit": "crossvit_tiny_240",
+    "csatv2": "csatv2",
+    "cspnet": "cs3darknet_focus_s",
+    "cspnext": "cspnext_tiny",
+    "davit": "davit_tiny",
+    "deit": "deit_tiny_distilled_patch16_224",
+    "densenet": "densenet121",
+    "dla": "dla46x_c",
+    "dpn": "dpn48b",
+    "edgenext": "edgenext_xx_small",
+    "efficientformer": "efficientformer_l1",
+    "efficientformer_v2": "efficientformerv2_s0",
+    "efficientnet": "tinynet_e",
+    "efficientvim": "efficientvim_m1",
+    "efficientvit_mit": "efficientvit_b0",
+    "efficientvit_msra": "efficientvit_m0",
+    "eva": "eva02_tiny_patch14_224",
+    "fasternet": "fasternet_t0",
+    "fastvit": "fastvit_t8",
+    "focalnet": "focalnet_tiny_srf",
+    "gcvit": "gcvit_xxtiny",
+    "ghostnet": "ghostnet_050",
+    "hardcorenas": "hardcorenas_b",
+    "hgnet": "hgnetv2_b0",
+    "hiera": "hiera_tiny_224",
+    "hieradet_sam2": "hieradet_small",
+    "hrnet": "hrnet_w18_small",
+    "iformer": "iformer_t",
+    "inception_next": "inception_next_atto",
+    "inception_resnet_v2": "inception_resnet_v2",
+    "inception_v3": "inception_v3",
+    "inception_v4": "inception_v4",
+    "lcnetv2": "lcnetv2_small",
+    "levit": "levit_128s",
+    "lowformer": "lowformer_b0",
+    "mambaout": "mambaout_femto",
+    "maxxvit": "maxvit_pico_rw_256",
+    "metaformer": "poolformerv2_s12",
+    "mlp_mixer": "gmlp_ti16_224",
+    "mobilenetv3": "mobilenetv3_small_050",
+    "mobilenetv5": "mobilenetv5_base",
+    "mobilevit": "mobilevit_xxs",
+    "mvitv2": "mvitv2_tiny",
+    "naflexvit": "naflexvit_base_patch16_parfac_gap",
+    "nasnet": "nasnetalarge",
+    "nest": "nest_tiny",
+    "nextvit": "nextvit_small",
+    "nfnet": "nf_regnet_b0",
+    "pit": "pit_ti_distilled_224",
+    "pnasnet": "pnasnet5large",
+    "pvt_v2": "pvt_v2_b0",
+    "qwen3_vit": "qwen3_vit_88m",
+    "rdnet": "rdnet_tiny",
+    "regnet": "regnetx_002",
+    "repghost": "repghostnet_050",
+    "repvit": "repvit_m0_9",
+    "res2net": "res2next50",
+    "resnest": "resnest14d",
+    "resnet": "resnet10t",
+    "resnetv2": "resnetv2_18",
+    "rexnet": "rexnet_100",
+    "selecsls": "selecsls42",
+    "senet": "legacy_seresnet18",
+    "sequencer": "sequencer2d_s",
+    "shvit": "shvit_s1",
+    "sknet": "skresnet18",
+    "starnet": "starnet_s050",
+    "swiftformer": "swiftformer_xs",
+    "swin_transformer": "swin_tiny_patch4_window7_224",
+    "swin_transformer_v2": "swinv2_tiny_window8_256",
+    "swin_transformer_v2_cr": "swinv2_cr_tiny_224",
+    "tiny_vit": "tiny_vit_5m_224",
+    "tnt": "tnt_s_legacy_patch16_224",
+    "tresnet": "tresnet_m",
+    "twins": "twins_svt_small",
+    "vgg": "vgg11",
+    "visformer": "visformer_tiny",
+    "vision_transformer": "vit_tiny_patch16_224",
+    "vision_transformer_hybrid": "vit_tiny_r_s16_p8_224",
+    "vision_transformer_relpos": "vit_srelpos_small_patch16_224",
+    "vision_transformer_sam": "samvit_base_patch16_224",
+    "vitamin": "vitamin_small_224",
+    "volo": "volo_d1_224",
+    "vovnet": "ese_vovnet19b_slim_dw",
+    "xception": "legacy_xception",
+    "xception_aligned": "xception41p",
+    "xcit": "xcit_nano_12_p8_224",
+}
+
+# Encoders of pictures for language models alone: 170 million parameters and more, images of 500 pixels and more.
+WITHOUT_A_SMALL_MEMBER = {"deepseek_vit", "gemma4_vit"}
+
+# Heads of every kind: linear, one or two over one vector, a convolution over a vector, over a map; tokens.
+ALWAYS = {
+    "squeezenet1_1",
+    "mobilenet_v3_small",
+    "shufflenet_v2_x0_5",
+    "timm/dla46x_c",
+    "timm/levit_128s",
+    "timm/mobilenetv3_small_050",
+    "timm/regnetx_002",
+    "timm/repghostnet_050",
+    "timm/starnet_s050",
+    "timm/tinynet_e",
+}
+
+# Built and nothing more: one image of its 518 pixels is 2 TFLOP, and a forward of the lens may take 30 s.
+TOO_LARGE = {"vit_h_14"}
+
+# What a network is asked for where its weights have no classes.
+_CLASSES = 10
+
+_SMALL_SIDE = 96
+
+_NAMES = [*(name for name in TORCHVISION if name not in TOO_LARGE), *(f"timm/{name}" for name in TIMM.values())]
+
+
+_SLOW = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+def _built(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """The network with random weights and two images, small ones where it runs on them."""
+    architecture = architectures.find(name)
+    whole = architecture.build(None if architecture.labels else _CLASSES).eval()
+    generator = torch.Generator().manual_seed(0)
+    for module in whole.modules():
+        # As training leaves them: with those of a new one folding would have nothing to get wrong.
+        if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.5, 1.5, generator=generator)
+        # Some begin with a head of zeros, whose logits would tell nothing.
+        if isinstance(module, nn.Linear) and not module.weight.any():
+            nn.init.normal_(module.weight, std=0.02, generator=generator)
+    side = architecture.transform.crop
+    small = torch.rand(2, 3, min(side, _SMALL_SIDE), min(side, _SMALL_SIDE), generator=generator)
+    try:
+        with torch.no_grad():
+            whole(small)
+    except (AssertionError, RuntimeError, ValueError):
+        return whole, torch.rand(2, 3, side, side, generator=generator)
+    return whole, small
+
+
+def _cut_and_held_to_the_whole(name: str, whole: nn.Module, images: torch.Tensor) -> Network:
+    with torch.no_grad():
+        expected = whole(images)
+        network = cut_at_head(name, whole, images.shape[-1])
+        features, logits = network(images)
+        head_input = network.head_input(images)
+        assert network.logits_of(head_input).equal(logits)
+        assert network.features_of(head_input).equal(features)
+    assert features.shape == (2, network.dimensions)
+    assert logits.shape == (2, network.classes)
+    assert logits.equal(expected)
+    assert features.isfinite().all()
+    assert logits.isfinite().all()
+    # Two images are told apart, by both.
+    assert not features[0].equal(features[1])
+    assert not logits[0].equal(logits[1])
+    return network
+
+
+@pytest.mark.parametrize("name", [name if name in ALWAYS else pytest.param(name, marks=_SLOW) for name in _NAMES])
+def test_an_architecture_is_cut_compared_and_folded(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    whole, images = _built(name)
+    network = _cut_and_held_to_the_whole(name, whole, images)
+
+    with caplog.at_level(logging.WARNING):
+        fused = folded(network, images)
+    assert not caplog.records
+    with torch.no_grad():
+        for found, expected in zip(fused(images), network(images), strict=True):
+            assert (found - expected).abs().max() <= TOLERANCE * max(1.0, expected.abs().max())
+    del fused
+
+    comparison = compare(network, images, arms=("grad", "inference_mode", "train"), iterations=1, modules=False)
+    reports = {report.arm: report for report in comparison.arms}
+    # Train mode is not for every network; whatever cannot be run says why.
+    assert {arm.arm for arm in comparison.left_out} <= {"train"}
+    assert all(arm.reason for arm in comparison.left_out)
+    assert reports["grad"].retained_bytes > 0
+    assert reports["grad"].backward.works
+    assert reports["inference_mode"].retained_bytes == 0
+    assert not reports["inference_mode"].backward.works
+    assert reports["grad"].max_abs_difference is not None
+    assert reports["grad"].top1_agreement == 1
+
+
+def test_each_family_of_timm_is_among_them() -> None:
+    assert {*TIMM, *WITHOUT_A_SMALL_MEMBER} == set(timm.list_modules())
+    assert len(TIMM) >= 60
+    assert all(timm.list_models(name, module=family) == [name] for family, name in TIMM.items())
+
+
+def test_those_that_are_tried_always_are_among_them() -> None:
+    assert set(_NAMES) >= ALWAYS

@@ -1,0 +1,173 @@
+"""timm's models by name: built with their own transforms and labels, weights out of files that hold tensors alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.error import URLError
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from models.hardware import placement
+from models.interface.errors import (
+    StartError,
+    UnknownCatalogNameError,
+    UnsupportedArchitectureError,
+    WeightsUnavailableError,
+)
+from models.loading import catalog
+from models.loading.load import load
+from models.networks import architectures
+
+CPU = placement.place("cpu", "fp32", "eager")
+
+# One of timm's own for tests: under half a million parameters.
+NAME = "timm/test_resnet.r160_in1k"
+
+
+@pytest.fixture
+def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of downloaded weights, empty, on a machine without a network."""
+
+    def unreachable(*_args: object, **_options: object) -> None:
+        raise URLError("no route to host")
+
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
+    return folder
+
+
+def test_the_transform_is_what_timm_evaluates_with() -> None:
+    classifier = catalog.find(f"{NAME}:random").build()
+    config = timm.data.resolve_model_data_config(classifier.module)
+    transform = classifier.transform
+    assert transform.crop == config["input_size"][1] == 160
+    assert transform.resize == int(160 / config["crop_pct"])
+    assert (transform.mean, transform.std) == (config["mean"], config["std"])
+    assert (transform.interpolation, transform.fit) == (config["interpolation"], "crop")
+
+
+def test_a_tag_says_which_weights_transform_is_meant() -> None:
+    assert architectures.find("timm/convnext_tiny.fb_in22k").transform.resize == 256
+    assert architectures.find("timm/convnext_tiny.fb_in22k_ft_in1k_384").transform.fit == "stretch"
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "first"),
+    [
+        ("timm/resnet18", 1000, "tench"),
+        ("timm/convnext_tiny.in12k", 11821, "benthos"),
+        ("timm/vit_small_patch14_dinov2", 0, None),
+        ("timm/tf_efficientnet_l2.ns_jft_in1k", 1000, "tench"),
+    ],
+)
+def test_labels_are_those_of_the_classes_that_the_weights_know(name: str, classes: int, first: str | None) -> None:
+    labels = architectures.find(name).labels
+    assert len(labels) == classes
+    assert next(iter(labels), None) == first
+
+
+def test_a_network_is_built_for_as_many_classes_as_are_asked_for() -> None:
+    built = architectures.find(NAME).build(7).eval()
+    with torch.no_grad():
+        assert built(torch.rand(1, 3, 160, 160)).shape == (1, 7)
+
+
+def test_random_weights_are_the_same_every_time_and_leave_the_random_state_alone() -> None:
+    before = torch.random.get_rng_state()
+    first, second = (load(catalog.find(f"{NAME}:random"), CPU) for _ in range(2))
+    catalog.find(f"{NAME}:random").build()
+    assert first.fingerprint == second.fingerprint
+    torch.random.set_rng_state(before)
+    catalog.find(f"{NAME}:random").build()
+    assert torch.random.get_rng_state().equal(before)
+
+
+def test_without_a_network_the_error_says_what_to_put_where(checkpoints: Path) -> None:
+    with pytest.raises(WeightsUnavailableError) as refused:
+        catalog.find(NAME).build()
+    message = str(refused.value)
+    assert "no route to host" in message
+    assert "put https://huggingface.co/timm/test_resnet.r160_in1k/resolve/main/model.safetensors at " in message
+    assert str(checkpoints / "timm--test_resnet.r160_in1k.safetensors") in message
+    assert f"serve {NAME}:random" in message
+    assert "\n" not in message
+
+
+def test_weights_put_there_are_the_ones_that_are_served(checkpoints: Path) -> None:
+    state = catalog.find(f"{NAME}:random").build().module.state_dict()
+    published = {name: torch.full_like(tensor, 3) for name, tensor in state.items()}
+    save_file(published, checkpoints / "timm--test_resnet.r160_in1k.safetensors")
+    loaded = catalog.find(NAME).build().module.state_dict()
+    assert loaded.keys() == published.keys()
+    assert all(loaded[name].equal(tensor) for name, tensor in published.items())
+
+
+def test_what_the_hub_gives_is_what_is_served(
+    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = catalog.find(f"{NAME}:random").build().module.state_dict()
+    save_file({name: torch.full_like(tensor, 2) for name, tensor in state.items()}, tmp_path / "model.safetensors")
+    asked: list[object] = []
+
+    def download(*args: object, **options: object) -> str:
+        asked.append((*args, options))
+        return str(tmp_path / "model.safetensors")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    loaded = catalog.find(NAME).build().module.state_dict()
+    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors", {"revision": None})]
+    assert all(bool((tensor == 2).all()) for tensor in loaded.values())
+    assert not list(checkpoints.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html>This site is blocked.</html>", b"\x08\0\0\0\0\0\0\0{}"],
+    ids=["empty", "a proxy's page", "of another network"],
+)
+def test_a_file_there_that_does_not_fit_is_a_start_error(checkpoints: Path, content: bytes) -> None:
+    (checkpoints / "timm--test_resnet.r160_in1k.safetensors").write_bytes(content)
+    with pytest.raises(StartError, match=r"timm--test_resnet\.r160_in1k\.safetensors"):
+        catalog.find(NAME).build()
+
+
+def test_weights_that_have_only_an_address_are_not_unpickled(checkpoints: Path) -> None:
+    class Malicious:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (checkpoints / "run",))
+
+    torch.save({"state_dict": Malicious()}, checkpoints / "timm--gcvit_tiny.pth")
+    with pytest.raises(WeightsUnavailableError, match=r"gcvit_tiny_224_nvidia-ac783954\.pth at "):
+        catalog.find("timm/gcvit_tiny").build()
+    assert not (checkpoints / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("timm/resnt18", "timm/resnet18"),
+        ("timm/resnet18.a1in1k", r"timm/resnet18\.a1_in1k"),
+        ("convnext_atto", "timm/convnext_atto"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_what_was_meant(name: str, meant: str) -> None:
+    with pytest.raises(UnknownCatalogNameError, match=f"did you mean .*{meant}"):
+        catalog.find(name)
+
+
+def test_a_model_whose_images_are_no_squares_is_refused() -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=r"sapiens2 .*images of 768 x 1024"):
+        architectures.find("timm/vit_base_patch16_sapiens2")
+
+
+def test_all_of_timm_is_listed_where_a_pattern_asks_for_it() -> None:
+    assert not any(name.startswith("timm/") for name in catalog.names())
+    assert len(catalog.names("timm/*")) >= len(timm.list_models(pretrained=True)) + len(timm.list_models())
+    assert "timm/resnet18.a1_in1k" in catalog.names("timm/resnet18*")

@@ -1,0 +1,124 @@
+"""models/offline/survey.py: every pixel of every picture as the service decodes it, whoever does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+
+from models.images.preprocessing import decode_image, preprocess
+from models.images.samples import draw
+from models.images.transforms import Transform
+from models.interface.image_limits import ImageLimits
+from models.offline.survey import Survey, survey
+
+_MANY_BYTES = 2**30
+_SERVED = Transform(36, 32, "bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of every kind that differ in what decoding them takes."""
+    made = tmp_path_factory.mktemp("pictures")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    draw("clock").resize((300, 200)).save(made / "a.jpg", exif=turned)
+    draw("crossword").save(made / "b.png")
+    draw("traffic-light").resize((90, 40)).save(made / "c.webp", lossless=True)
+    draw("clock").convert("L").filter(ImageFilter.BLUR).save(made / "d.jpg", quality=60)
+    Image.fromarray(np.arange(65536, dtype=np.uint16).reshape(256, 256)).save(made / "e.tif")
+    half = draw("clock").convert("RGBA")
+    half.putalpha(Image.linear_gradient("L").resize(half.size))
+    half.save(made / "f.png")
+    return made
+
+
+def _surveyed(files: list[str], transform: Transform | None = None, workers: int = 0) -> Survey:
+    found = Survey()
+    for path, picture in survey(
+        files, limits=ImageLimits(), max_file_bytes=_MANY_BYTES, transform=transform, workers=workers
+    ):
+        found.add(path, picture)
+    return found
+
+
+def _files(folder: Path) -> list[str]:
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+def _pixels(folder: Path, transform: Transform | None) -> np.ndarray:
+    """All of them, (N, 3) float64 of 0..1, as NumPy would have them."""
+    encoded = [path.read_bytes() for path in sorted(folder.iterdir())]
+    pictures = [
+        decode_image(file, ImageLimits()) if transform is None else preprocess(file, transform, ImageLimits())
+        for file in encoded
+    ]
+    return np.concatenate([picture.permute(1, 2, 0).reshape(-1, 3).numpy() for picture in pictures]) / 255
+
+
+@pytest.mark.parametrize("transform", [None, _SERVED], ids=["in full size", "as served"])
+def test_mean_and_deviation_are_numpys_over_every_decoded_pixel(folder: Path, transform: Transform | None) -> None:
+    found = _surveyed(_files(folder), transform)
+    pixels = _pixels(folder, transform)
+
+    assert found.moments.count == len(pixels)
+    assert found.moments.mean == pytest.approx(pixels.mean(axis=0), abs=1e-9)
+    assert found.moments.std == pytest.approx(pixels.std(axis=0), abs=1e-9)
+
+
+def test_worker_processes_find_the_same_to_the_last_bit(folder: Path) -> None:
+    alone, together = _surveyed(_files(folder)), _surveyed(_files(folder), workers=2)
+
+    assert together.moments.mean.tobytes() == alone.moments.mean.tobytes()
+    assert together.moments.squares.tobytes() == alone.moments.squares.tobytes()
+    assert (together.sizes, together.formats) == (alone.sizes, alone.formats)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@given(st.permutations(range(6)))
+def test_the_order_of_the_files_does_not_matter(folder: Path, order: list[int]) -> None:
+    files = _files(folder)
+    found, sorted_ = _surveyed([files[number] for number in order]), _surveyed(files)
+
+    assert found.moments.mean == pytest.approx(sorted_.moments.mean, rel=1e-12)
+    assert found.moments.std == pytest.approx(sorted_.moments.std, rel=1e-12)
+
+
+def test_sizes_are_as_a_person_sees_them_and_formats_as_the_bytes_say(folder: Path) -> None:
+    found = _surveyed(_files(folder), _SERVED)
+
+    assert found.formats == {"JPEG": 2, "PNG": 2, "WEBP": 1, "TIFF": 1}
+    assert found.sizes == {(200, 300): 1, (400, 400): 3, (90, 40): 1, (256, 256): 1}
+
+
+def test_broken_files_are_told_with_the_services_reasons_and_the_others_are_counted(
+    tmp_path: Path, image_file: Callable[..., bytes]
+) -> None:
+    whole = image_file(draw("clock"), "PNG")
+    (tmp_path / "a.png").write_bytes(whole[:2000])
+    (tmp_path / "b.png").write_bytes(whole)
+    (tmp_path / "c.png").write_bytes(b"")
+    (tmp_path / "d.png").write_bytes(b"no image")
+    (tmp_path / "e.png").write_bytes(image_file(Image.new("RGB", (1, 200)), "PNG"))
+    missing = str(tmp_path / "f.png")
+    found = _surveyed([*_files(tmp_path), missing], workers=1)
+
+    assert found.images == 1
+    reasons = {Path(path).name: reason for path, reason in found.broken.items()}
+    assert list(reasons) == ["a.png", "c.png", "d.png", "e.png", "f.png"]
+    assert reasons["a.png"].startswith("The PNG image cannot be decoded")
+    assert reasons["c.png"] == "The image has no bytes."
+    assert reasons["e.png"].startswith("The image is 1 x 200")
+    assert reasons["f.png"] == "The file cannot be read: No such file or directory."
+
+
+def test_a_file_over_the_limit_is_not_even_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as sparse:
+        sparse.truncate(_MANY_BYTES + 1)
+
+    assert list(_surveyed(_files(tmp_path)).broken.values()) == [f"The image is larger than {_MANY_BYTES} bytes."]

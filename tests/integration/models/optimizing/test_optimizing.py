@@ -1,0 +1,238 @@
+"""A model is made smaller as a new folder, which is compared as it will be served and kept only when it is well."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from models.hardware import placement
+from models.images.samples import draw, encode
+from models.interface.errors import DeviceUnavailableError, JobError, StartError, UnsupportedArchitectureError
+from models.loading import catalog
+from models.loading.load import load
+from models.optimizing.job import Optimization, Wanted, Watching
+from models.optimizing.report import Report
+from models.serving.model_instance import ServingOptions
+
+LABELS = [f"class {index}" for index in range(10)]
+
+# A residual block, whose two branches must lose the same channels.
+CODE = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, maps):
+        return (maps + self.norm(self.convolution(maps))).relu()
+
+
+def build(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, stride=2, padding=1), nn.BatchNorm2d(32), nn.ReLU(), Block(32),
+        nn.Conv2d(32, 32, 3, groups=32, padding=1), nn.Conv2d(32, 64, 1), nn.BatchNorm2d(64), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes),
+    )
+
+
+def attention(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 8, stride=8), nn.Flatten(2), nn.LayerNorm(16), nn.Linear(16, 16), nn.Flatten(),
+        nn.Linear(512, num_classes),
+    )
+"""
+
+Optimize = Callable[..., tuple[Report, bool]]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A model folder with code of its own and seeded random weights."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "net.py").write_text(CODE)
+    (folder / "model.toml").write_text(
+        f'architecture = "net:build"\nweights = "random"\nlabels = {json.dumps(LABELS)}\n'
+        '[transform]\nresize = 36\ncrop = 32\ninterpolation = "bilinear"\n'
+        "mean = [0.5, 0.5, 0.5]\nstd = [0.5, 0.5, 0.5]\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Drawn samples turned four ways, in a folder for one class, and a file that is no image."""
+    folder = tmp_path / "images" / "class 3"
+    folder.mkdir(parents=True)
+    for sample in ("clock", "traffic-light", "crossword"):
+        for turn in (0, 90, 180, 270):
+            (folder / f"{sample}-{turn}.png").write_bytes(encode(draw(sample).rotate(turn), "PNG"))
+    (folder / "broken.png").write_bytes(b"no image")
+    return folder.parent
+
+
+@pytest.fixture
+def optimize(source: Path, images: Path, tmp_path: Path) -> Optimize:
+    def run(method: str, watching: Watching | None = None, **options: object) -> tuple[Report, bool]:
+        asked = {"model": str(source), "output": tmp_path / "made", "ratio": 0.4, "min_agreement": 0.0} | options
+        backend = asked.pop("backend", "eager")
+        wanted = Wanted(
+            **asked, method=method, images=images, batch_size=8, rounds=2, workers=0, max_bytes=2**20, command="test"
+        )
+        serving = ServingOptions(backend=backend, device="cpu", cache_folder=tmp_path / "cache")
+        quiet = Watching(stage=lambda _: None, compared=lambda _done, _total: None)
+        return Optimization(wanted, serving, watching or quiet).run()
+
+    return run
+
+
+def test_a_pruned_folder_has_a_smaller_network_that_is_served_without_what_pruned_it(
+    optimize: Optimize, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {file.name: file.read_bytes() for file in source.iterdir() if file.is_file()}
+    report, kept = optimize("prune")
+
+    assert kept
+    assert report.after.parameters < 0.8 * report.before.parameters
+    assert report.after.weight_bytes < report.before.weight_bytes
+    # Whoever serves it need not have what pruned it.
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    made = load(catalog.find(str(tmp_path / "made")), placement.place("cpu", "fp32", "eager"))
+    assert made.fingerprint == report.after.fingerprint != report.before.fingerprint
+    sizes = json.loads((tmp_path / "made" / "pruned.json").read_text())
+    depthwise = sizes["4"]
+    assert depthwise["groups"] == depthwise["in_channels"] == depthwise["out_channels"] < 32
+    assert made.network.classes == 10
+    assert {file.name: file.read_bytes() for file in source.iterdir() if file.is_file()} == before
+
+
+def test_the_report_has_both_sides_and_what_belongs_to_them(optimize: Optimize, tmp_path: Path) -> None:
+    report, _ = optimize("prune")
+
+    written = json.loads((tmp_path / "made" / "report.json").read_text())
+    assert written["agreement"]["images"] == 12
+    assert written["left_out"] == 1
+    assert written["ratio"] == 0.4
+    assert written["used_images"] == 12
+    assert written["versions"]["torch-pruning"]
+    # The folders are named as classes, so that there is an accuracy.
+    assert report.before.accuracy is not None
+    assert written["before"]["accuracy"]["top1"] == report.before.accuracy.top1
+    for side in (report.before, report.after):
+        assert 0 < side.rate.lower_quartile <= side.rate.median <= side.rate.upper_quartile
+    assert any("Nothing was trained" in remark for remark in report.remarks)
+
+
+def test_a_pruned_folder_can_be_pruned_again(optimize: Optimize, tmp_path: Path) -> None:
+    first, _ = optimize("prune", ratio=0.3)
+    second, _ = optimize("prune", model=str(tmp_path / "made"), output=tmp_path / "again", ratio=0.3)
+
+    assert second.before.fingerprint == first.after.fingerprint
+    assert second.after.parameters < first.after.parameters
+    assert catalog.find(str(tmp_path / "again")).build().labels == tuple(LABELS)
+
+
+def test_bf16_halves_the_weights_and_is_served_in_it_whatever_is_asked_for(optimize: Optimize, tmp_path: Path) -> None:
+    report, _ = optimize("bf16")
+
+    weights = load_file(tmp_path / "made" / "weights.safetensors")
+    assert weights["0.weight"].dtype == torch.bfloat16
+    assert (report.before.dtype, report.after.dtype) == ("float32", "bfloat16")
+    assert report.agreement.mean_probability_change < 0.05
+    assert report.agreement.feature_cosine is not None
+    assert report.agreement.feature_cosine > 0.99
+    made = load(catalog.find(str(tmp_path / "made")), placement.place("cpu", "fp32", "eager"))
+    assert made.placement.precision == "bf16"
+
+
+def test_int8_lies_in_the_folder_and_needs_neither_nncf_nor_images_again(
+    optimize: Optimize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report, _ = optimize("int8", backend="openvino")
+
+    assert report.after.dtype == "int8"
+    assert report.after.weight_bytes < 0.5 * report.before.weight_bytes
+    folder = tmp_path / "made"
+    assert tomllib.loads((folder / "model.toml").read_text())["serve"] == {"precision": "int8", "quantized": "int8.xml"}
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    spec = catalog.find(str(folder))
+    assert load(spec, placement.place("cpu", "fp32", "openvino")).fingerprint == report.after.fingerprint
+    with pytest.raises(DeviceUnavailableError, match="int8 is for the openvino backend"):
+        load(spec, placement.place("cpu", "fp32", "eager"))
+    with pytest.raises(JobError, match="in int8 already"):
+        optimize("prune", model=str(folder), output=tmp_path / "again")
+
+
+def test_int8_of_other_weights_than_the_folder_has_is_refused(optimize: Optimize, tmp_path: Path) -> None:
+    from models import backends  # noqa: PLC0415
+
+    optimize("int8", backend="openvino")
+    folder = tmp_path / "made"
+    toml = folder / "model.toml"
+    toml.write_text(toml.read_text().replace("resize = 36", "resize = 40"))
+    model = load(catalog.find(str(folder)), placement.place("cpu", "fp32", "openvino"))
+    with pytest.raises(StartError, match="was made from other weights or another transform"):
+        backends.make(model, max_batch_size=4, cache_folder=tmp_path / "cache")
+
+
+def test_with_too_little_agreement_nothing_is_left(optimize: Optimize, tmp_path: Path) -> None:
+    report, kept = optimize("bf16", min_agreement=1.01)
+
+    assert not kept
+    assert report.agreement.images == 12
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "source"]
+
+
+def test_an_interrupt_leaves_nothing_half_written(optimize: Optimize, tmp_path: Path) -> None:
+    there: list[list[str]] = []
+
+    def interrupt(stage: str) -> None:
+        if stage == "timing both":
+            there.append([path.name for path in tmp_path.iterdir() if path.name.startswith(".made.")])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        optimize("bf16", Watching(stage=interrupt, compared=lambda _done, _total: None))
+    assert len(there[0]) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "source"]
+
+
+def test_what_is_there_already_is_not_overwritten(optimize: Optimize, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    with pytest.raises(JobError, match="is there already"):
+        optimize("bf16")
+    with pytest.raises(JobError, match="will have the folder's name"):
+        optimize("bf16", output=tmp_path / "with spaces")
+
+
+def test_a_network_that_could_not_be_built_again_is_refused(optimize: Optimize, source: Path, tmp_path: Path) -> None:
+    toml = source / "model.toml"
+    toml.write_text(toml.read_text().replace("net:build", "net:attention"))
+    with pytest.raises(UnsupportedArchitectureError, match="cannot"):
+        optimize("prune")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "source"]
+
+
+def test_what_the_device_cannot_do_is_refused_before_anything_is_made(optimize: Optimize, tmp_path: Path) -> None:
+    with pytest.raises(DeviceUnavailableError, match="int8 is for the openvino backend"):
+        optimize("int8")
+    assert not (tmp_path / "made").exists()
+
+
+def test_the_default_model_can_be_named(optimize: Optimize, tmp_path: Path) -> None:
+    report, _ = optimize("bf16", model=catalog.DEFAULT_MODEL)
+
+    assert report.agreement.top1 == 1
+    described = tomllib.loads((tmp_path / "made" / "model.toml").read_text())
+    assert described["architecture"] == "timm/tf_efficientnet_lite0"

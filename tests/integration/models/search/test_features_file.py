@@ -1,0 +1,78 @@
+"""models/search/features_file.py: a features file is read piece by piece, and what is none is said to be none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from models.interface.errors import JobError
+from models.search.features_file import FeaturesFile
+
+_METADATA = {"gradless.model": "m", "gradless.fingerprint": "f"}
+_VECTORS = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(8, dtype=np.float32)), 2)
+_WHOLE = pa.table({"path": list("abcd"), "fingerprint": ["f"] * 4, "features": _VECTORS})
+
+
+def written(path: Path, table: pa.Table, metadata: dict[str, str] | None = None) -> Path:
+    pq.write_table(table.replace_schema_metadata(_METADATA if metadata is None else metadata), path, row_group_size=3)
+    return path
+
+
+def test_rows_come_in_their_order_whatever_the_row_groups(tmp_path: Path) -> None:
+    file = FeaturesFile(written(tmp_path / "f.parquet", _WHOLE))
+    pieces = list(file)
+
+    assert (file.rows, file.dimensions, file.model, file.fingerprint) == (4, 2, "m", "f")
+    assert [path for piece in pieces for path in piece.paths] == list("abcd")
+    assert np.concatenate([piece.vectors for piece in pieces]).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize(
+    ("table", "metadata", "words"),
+    [
+        (_WHOLE.drop_columns("path"), _METADATA, "no column 'path'"),
+        (_WHOLE, {}, "does not say which model made it"),
+        (_WHOLE.set_column(2, "features", pa.array([[1.0, 2.0]] * 4)), _METADATA, "list<element: double>"),
+        (_WHOLE.set_column(1, "fingerprint", pa.array(["f", "f", "g", "f"])), _METADATA, "of f and of g"),
+        (_WHOLE.set_column(0, "path", pa.array(["a", None, "c", "d"])), _METADATA, "rows without a path"),
+        (
+            _WHOLE.set_column(
+                2, "features", pa.FixedSizeListArray.from_arrays(pa.array([np.nan] * 8, pa.float32()), 2)
+            ),
+            _METADATA,
+            "no finite numbers",
+        ),
+    ],
+    ids=["column", "metadata", "type", "fingerprints", "null", "nan"],
+)
+def test_what_is_no_features_file_is_refused_with_what_is_wrong(
+    tmp_path: Path, table: pa.Table, metadata: dict[str, str], words: str
+) -> None:
+    with pytest.raises(JobError, match=words):
+        list(FeaturesFile(written(tmp_path / "f.parquet", table, metadata)))
+
+
+def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path: Path) -> None:
+    whole = written(tmp_path / "f.parquet", _WHOLE).read_bytes()
+    (tmp_path / "short.parquet").write_bytes(whole[:-20])
+    (tmp_path / "text.parquet").write_text("path")
+
+    for name in ("short.parquet", "text.parquet", "missing.parquet"):
+        with pytest.raises(JobError, match="no features file that can be read"):
+            FeaturesFile(tmp_path / name)
+
+
+@pytest.mark.parametrize(("dimensions", "rows"), [(100_000, 60), (5_000_000, 2)], ids=["maps", "vast maps"])
+def test_of_large_vectors_few_are_in_memory_at_once(tmp_path: Path, dimensions: int, rows: int) -> None:
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(rows * dimensions, dtype=np.float32)), dimensions)
+    table = pa.table({"path": list(map(str, range(rows))), "fingerprint": ["f"] * rows, "features": vectors})
+    pq.write_table(table.replace_schema_metadata(_METADATA), tmp_path / "f.parquet")
+
+    pieces = list(FeaturesFile(tmp_path / "f.parquet"))
+
+    assert [path for piece in pieces for path in piece.paths] == table["path"].to_pylist()
+    assert all(piece.vectors.nbytes <= 16 * 2**20 or len(piece.paths) == 1 for piece in pieces)

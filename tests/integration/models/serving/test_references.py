@@ -1,0 +1,55 @@
+"""What a request brought is let go with its answer, not when the garbage collector comes by."""
+
+from __future__ import annotations
+
+import gc
+import io
+import tracemalloc
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from models.interface.errors import ImageError
+from models.serving.runtime import Serving
+
+pytestmark = pytest.mark.anyio
+
+_MIB = 2**20
+_REQUESTS = 8
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    yield
+    tracemalloc.stop()
+    gc.enable()
+
+
+def _no_image() -> bytes:
+    return b"\xff\xd8\xff" + bytes(4 * _MIB)
+
+
+def _truncated() -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((1600, 1600), 50).save(file, "PNG")
+    return file.getvalue()[: 2 * _MIB]
+
+
+@pytest.mark.usefixtures("without_collector")
+@pytest.mark.parametrize("bad", [_no_image(), _truncated()], ids=["no image", "truncated"])
+async def test_bad_images_leave_nothing_of_themselves_behind(serving: Serving, bad: bytes) -> None:
+    async def refused() -> None:
+        # A copy of its own for each request, as from the network.
+        answer = await serving.predict(None, [bytes(bytearray(bad))], task="classify", top_k=1)
+        assert isinstance(answer.results[0], ImageError)
+
+    await refused()
+    before, _ = tracemalloc.get_traced_memory()
+    for _ in range(_REQUESTS):
+        await refused()
+    after, _ = tracemalloc.get_traced_memory()
+    assert after - before < len(bad), f"{(after - before) / len(bad):.1f} files are still there"

@@ -1,0 +1,265 @@
+"""Several processes that answer for one that has the model: for callers it is one service, and stays one when a process
+of it is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+_FRONTS = 2
+_PATIENCE_S = 30
+_FAULTY = [sys.executable, str(Path(__file__).parent / "faulty_workers.py")]
+
+
+@pytest.fixture
+def ending(start_server: Callable[..., Any]) -> Any:
+    """As `by_fronts`, to be killed."""
+    return start_server(GRADLESS_FRONTS=str(_FRONTS), GRADLESS_MODELS="null")
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    deadline = monotonic() + _PATIENCE_S
+    while not holds():
+        assert monotonic() < deadline
+
+
+def _fronts(service: Any) -> list[psutil.Process]:
+    """The processes that have callers' sockets or can: grandchildren by way of the process that they are forks of."""
+    children = psutil.Process(service.process.pid).children()
+    return [front for child in children for front in child.children()]
+
+
+def _connections(front: psutil.Process) -> int:
+    return sum(connection.status == "ESTABLISHED" for connection in front.net_connections("tcp"))
+
+
+class _Callers:
+    """Callers that keep asking, each on connections of his own, from any of which he goes on to another."""
+
+    def __init__(self, address: str, image: bytes, callers: int) -> None:
+        self._address, self._image = address, image
+        self._over = threading.Event()
+        self._pool = ThreadPoolExecutor(callers)
+        self.answered = 0
+        self._asking = [self._pool.submit(self._ask) for _ in range(callers)]
+
+    def _ask(self) -> list[int | str]:
+        ends: list[int | str] = []
+        with httpx2.Client(base_url=self._address, timeout=30) as client:
+            while not self._over.is_set():
+                try:
+                    ends.append(client.post("/v1/classify", content=self._image).status_code)
+                except httpx2.TransportError as error:
+                    ends.append(type(error).__name__)
+                self.answered += 1
+        return ends
+
+    def end(self) -> list[list[int | str]]:
+        """What each of them was answered, or by what the connection ended."""
+        self._over.set()
+        with self._pool:
+            return [asking.result() for asking in self._asking]
+
+
+def test_callers_are_spread_over_the_fronts(by_fronts: Any) -> None:
+    connections = [by_fronts.connect() for _ in range(4 * _FRONTS)]
+    try:
+        _until(lambda: [_connections(front) for front in _fronts(by_fronts)] == [4] * _FRONTS)
+    finally:
+        for connection in connections:
+            connection.close()
+
+
+def test_whichever_front_is_asked_tells_the_metrics_of_all(
+    by_fronts: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
+    def counted() -> list[float]:
+        exposition = httpx2.get(f"{by_fronts.address}/metrics").text
+        return [
+            metric_sum(exposition, "gradless_images_total", outcome="ok"),
+            metric_sum(exposition, "gradless_batch_size_sum"),
+        ]
+
+    before = counted()
+    for _ in range(3 * _FRONTS):
+        # Each on a connection of its own, so that they come to all fronts.
+        httpx2.post(f"{by_fronts.address}/v1/features", content=clock_jpeg).raise_for_status()
+
+    # A batch is told of once its callers have their answers.
+    _until(lambda: counted() == [figure + 3 * _FRONTS for figure in before])
+    for _ in range(_FRONTS):
+        exposition = httpx2.get(f"{by_fronts.address}/metrics").text
+        assert metric_sum(exposition, "gradless_in_flight_images") == 0
+        assert metric_sum(exposition, "gradless_model_ready") == 1
+        assert metric_sum(exposition, "gradless_model_loads_total", outcome="ok") == 1
+        resident = sum(
+            process.memory_info().rss for process in [psutil.Process(by_fronts.process.pid), *_fronts(by_fronts)]
+        )
+        assert metric_sum(exposition, "process_resident_memory_bytes") == pytest.approx(resident, rel=0.1)
+
+
+def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its_place(
+    by_fronts: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
+    callers = _Callers(by_fronts.address, clock_jpeg, 8)
+    _until(lambda: callers.answered > 100)
+    killed, left = _fronts(by_fronts)
+    killed.kill()
+    by_fronts.wait_for_line("another takes its place")
+    _until(lambda: len(_fronts(by_fronts)) == _FRONTS)
+    before = callers.answered
+    _until(lambda: callers.answered > before + 200)
+    ends = callers.end()
+
+    lost = [sum(end != 200 for end in each) for each in ends]
+    # Some were on the one that was killed. Who came back while it was dying may have met it once more.
+    assert 0 < sum(times > 0 for times in lost) < len(lost)
+    assert max(lost) <= 2
+    assert all(each[-1] == 200 for each in ends)
+    assert left in _fronts(by_fronts)
+    exposition = httpx2.get(f"{by_fronts.address}/metrics").text
+    assert metric_sum(exposition, "gradless_front_replacements_total", reason="ended") == 1
+    _until(lambda: httpx2.get(f"{by_fronts.address}/readyz").status_code == 200)
+
+
+def test_what_a_front_that_is_killed_had_not_come_to_is_answered_by_another(by_fronts: Any, clock_jpeg: bytes) -> None:
+    killed, left = _fronts(by_fronts)
+    # One that has not let go of the connection of a test before when it is stopped gets less than its half.
+    _until(lambda: _connections(killed) == _connections(left) == 0)
+    killed.suspend()
+    connections = [by_fronts.connect() for _ in range(4 * _FRONTS)]
+    accepting = psutil.Process(by_fronts.process.pid)
+    # The accepting process keeps each connection until a worker process has taken it.
+    _until(lambda: _connections(left) >= 1 and _connections(left) + _connections(accepting) == len(connections))
+    assert _connections(accepting) > 0
+    head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n"
+    for connection in connections:
+        connection.sendall(head.encode() + clock_jpeg)
+    killed.kill()
+
+    for connection in connections:
+        with connection:
+            assert connection.recv(12) == b"HTTP/1.1 200"
+    _until(lambda: len(_fronts(by_fronts)) == _FRONTS)
+
+
+def test_no_process_is_left_when_the_one_with_the_model_is_killed(ending: Any, clock_jpeg: bytes) -> None:
+    callers = _Callers(ending.address, clock_jpeg, 4)
+    _until(lambda: callers.answered > 10)
+    fronts = _fronts(ending)
+    ending.process.kill()
+    ending.process.wait(_PATIENCE_S)
+
+    _until(lambda: not any(front.is_running() for front in fronts))
+    callers.end()
+
+
+def test_a_front_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
+    by_fronts: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
+    def replaced() -> float:
+        return metric_sum(httpx2.get(f"{by_fronts.address}/metrics").text, "gradless_front_replacements_total")
+
+    before = replaced()
+    unable, other = _fronts(by_fronts)
+    # Of the test before, or of the scrape.
+    _until(lambda: _connections(unable) == _connections(other) == 0)
+    with contextlib.ExitStack() as open_until_here:
+        # Later the front that is unable can take no connection either.
+        connections = [
+            open_until_here.enter_context(contextlib.closing(HTTPConnection(by_fronts.host, by_fronts.port, 60)))
+            for _ in range(2 * _FRONTS)
+        ]
+        for connection in connections:
+            connection.connect()
+        _until(lambda: _connections(unable) == _connections(other) == 2)
+        ports = {connected.raddr.port for connected in other.net_connections("tcp")}
+        loader = next(one for one in connections if one.sock.getsockname()[1] in ports)
+        # The memory of a new version comes as a file descriptor, of which it may have no more.
+        _, most = unable.rlimit(psutil.RLIMIT_NOFILE)
+        unable.rlimit(psutil.RLIMIT_NOFILE, (1, most))
+        loader.request("POST", "/v1/models/null")
+        assert loader.getresponse().status == 200
+    by_fronts.wait_for_line("a message between processes cannot be acted on.*did not arrive")
+    by_fronts.wait_for_line("another takes its place")
+    _until(lambda: len(_fronts(by_fronts)) == _FRONTS)
+
+    assert other in _fronts(by_fronts)
+    assert unable not in _fronts(by_fronts)
+    assert replaced() == before + 1
+    assert httpx2.post(f"{by_fronts.address}/v1/models/null", timeout=60).status_code == 200
+    for _ in range(2 * _FRONTS):
+        httpx2.post(f"{by_fronts.address}/v1/classify", content=clock_jpeg).raise_for_status()
+    _until(lambda: httpx2.get(f"{by_fronts.address}/readyz").status_code == 200)
+
+
+@pytest.mark.slow
+def test_fronts_that_cannot_begin_end_the_service() -> None:
+    environment = os.environ | {"GRADLESS_MODELS": "null", "GRADLESS_PORT": "0", "GRADLESS_LOG_FORMAT": "json"}
+    command = [*_FAULTY, "stillborn"]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
+
+    assert ended.returncode == 1
+    assert "ended with status 3: another takes its place" in ended.stderr
+    assert re.search("ended: 4 fronts in a row have ended before they served", ended.stderr)
+    assert '"serving"' not in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_front_whose_event_loop_hangs_is_replaced(
+    start_command: Callable[..., Any], clock_jpeg: bytes, metric_sum: Callable[..., float]
+) -> None:
+    service = start_command([*_FAULTY, "hanging"], GRADLESS_MODELS="null")
+    hanging, _ = _fronts(service)
+    hanging.suspend()
+    service.wait_for_line("has not turned for 3 s")
+    service.wait_for_line("another takes its place")
+    _until(lambda: len(_fronts(service)) == _FRONTS)
+
+    assert hanging not in _fronts(service)
+    exposition = httpx2.get(f"{service.address}/metrics").text
+    assert metric_sum(exposition, "gradless_front_replacements_total", reason="hung") == 1
+    httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
+
+
+def test_a_front_that_is_told_to_end_answers_what_it_has_and_gets_no_more(by_fronts: Any, clock_jpeg: bytes) -> None:
+    callers = _Callers(by_fronts.address, clock_jpeg, 8)
+    _until(lambda: callers.answered > 100)
+    told, _ = _fronts(by_fronts)
+    told.terminate()
+    by_fronts.wait_for_line("ended with status 0: another takes its place")
+    before = callers.answered
+    _until(lambda: callers.answered > before + 200)
+
+    # It refuses what comes on connections that it has, until it has closed them.
+    assert {end for each in callers.end() for end in each} <= {200, 503}
+
+
+# The last of those that share a service: it ends it.
+def test_what_was_accepted_under_load_is_answered_before_the_service_ends(by_fronts: Any, clock_jpeg: bytes) -> None:
+    processes = [psutil.Process(by_fronts.process.pid), *_fronts(by_fronts)]
+    callers = _Callers(by_fronts.address, clock_jpeg, 8)
+    _until(lambda: callers.answered > 100)
+    by_fronts.process.send_signal(signal.SIGTERM)
+
+    assert by_fronts.exit_status() == 0
+    for each in callers.end():
+        # A no is one too, and nobody is there afterwards; but no answer breaks off, and none is missing.
+        wrong = [end for end in each if end not in {200, 503, "ConnectError"}]
+        assert wrong == []
+    assert not any(process.is_running() for process in processes)

@@ -1,0 +1,148 @@
+"""Feature vectors as numbers, base64 or a NumPy file, as they are or of length 1; and classes as they were found."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from io import BytesIO
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+from models.interface.errors import EmptyImageError
+from models.interface.results import Answer, Prediction
+
+pytestmark = pytest.mark.anyio
+
+_NPY = {"Accept": "application/x-npy"}
+_VECTORS = ((3.0, 0.0, 4.0), (0.1, -2.5, 1e-20), (0.0, 0.0, 0.0))
+# Of length 1; a vector of zeros has no direction and stays.
+_UNIT = np.array([(0.6, 0.0, 0.8), (0.03996804, -0.99920096, 3.9968e-21), (0.0, 0.0, 0.0)], dtype=np.float32)
+
+Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
+Predict = Callable[..., Any]
+
+
+@pytest.fixture
+def three_vectors(prediction: Callable[..., Prediction], answer: Callable[..., Answer]) -> Predict:
+    async def predict(*_arguments: object, **_options: object) -> Answer:
+        return answer(*[prediction(0, vector) for vector in _VECTORS])
+
+    return predict
+
+
+def _decoded(results: Sequence[dict[str, str]]) -> np.ndarray:
+    return np.array([np.frombuffer(base64.b64decode(result["features"]), dtype="<f4") for result in results])
+
+
+async def test_features_are_numbers_with_the_model_that_made_them(serve: Serve, three_vectors: Predict) -> None:
+    async with serve({"predict": three_vectors}) as client:
+        body = (await client.post("/v1/features", content=b"image")).json()
+
+    assert (body["model"], body["fingerprint"], body["dimensions"]) == ("fake", "0123456789abcdef", 3)
+    found = np.array([result["features"] for result in body["results"]], dtype=np.float32)
+    assert np.array_equal(found, np.array(_VECTORS, dtype=np.float32))
+
+
+async def test_features_in_base64_are_the_same_to_the_last_bit(serve: Serve, three_vectors: Predict) -> None:
+    async with serve({"predict": three_vectors}) as client:
+        body = (await client.post("/v1/features?encoding=base64", content=b"image")).json()
+
+    assert np.array_equal(_decoded(body["results"]), np.array(_VECTORS, dtype=np.float32))
+
+
+async def test_features_as_a_numpy_file_are_a_float32_array_with_the_model_in_its_headers(
+    serve: Serve, three_vectors: Predict
+) -> None:
+    async with serve({"predict": three_vectors}) as client:
+        response = await client.post("/v1/features", content=b"image", headers=_NPY)
+
+    assert response.headers["content-type"] == "application/x-npy"
+    assert response.headers["x-gradless-model"] == "fake"
+    assert response.headers["x-gradless-fingerprint"] == "0123456789abcdef"
+    found = np.load(BytesIO(response.content), allow_pickle=False)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, np.array(_VECTORS, dtype=np.float32))
+
+
+async def test_normalized_vectors_have_length_one_in_every_encoding(serve: Serve, three_vectors: Predict) -> None:
+    async with serve({"predict": three_vectors}) as client:
+        listed = (await client.post("/v1/features?normalize=true", content=b"image")).json()["results"]
+        encoded = (await client.post("/v1/features?normalize=true&encoding=base64", content=b"image")).json()["results"]
+        file = (await client.post("/v1/features?normalize=true", content=b"image", headers=_NPY)).content
+
+    for found in (
+        np.array([result["features"] for result in listed]),
+        _decoded(encoded),
+        np.load(BytesIO(file), allow_pickle=False),
+    ):
+        assert np.allclose(found, _UNIT, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e30])
+async def test_vectors_of_any_magnitude_are_brought_to_length_one(
+    serve: Serve, prediction: Callable[..., Prediction], answer: Callable[..., Answer], magnitude: float
+) -> None:
+    async def predict(*_arguments: object, **_options: object) -> Answer:
+        return answer(prediction(0, (3 * magnitude, 0.0, 4 * magnitude)))
+
+    async with serve({"predict": predict}) as client:
+        body = (await client.post("/v1/features?normalize=true", content=b"image")).json()
+
+    assert body["results"][0]["features"] == pytest.approx([0.6, 0.0, 0.8])
+
+
+async def test_normalizing_one_answer_leaves_the_runtimes_own_vectors_alone(
+    serve: Serve, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
+) -> None:
+    kept = prediction(0, (3.0, 0.0, 4.0))
+
+    async def predict(*_arguments: object, **_options: object) -> Answer:
+        return answer(kept)
+
+    async with serve({"predict": predict}) as client:
+        await client.post("/v1/features?normalize=true", content=b"image")
+
+    assert kept.features.tolist() == [3.0, 0.0, 4.0]
+
+
+async def test_a_numpy_file_has_no_place_for_a_bad_image_so_the_request_fails(
+    serve: Serve, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
+) -> None:
+    async def predict(*_arguments: object, **_options: object) -> Answer:
+        return answer(prediction(), EmptyImageError(), prediction())
+
+    async with serve({"predict": predict}) as client:
+        response = await client.post("/v1/features", content=b"image", headers=_NPY)
+
+    assert response.status_code == 422
+    assert response.json()["type"] == "urn:gradless:problem:empty-image"
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/json", "application/*"])
+async def test_who_does_not_ask_for_a_numpy_file_gets_json(serve: Serve, accept: str) -> None:
+    async with serve() as client:
+        response = await client.post("/v1/features", content=b"image", headers={"Accept": accept})
+
+    assert response.headers["content-type"] == "application/json"
+
+
+async def test_classes_come_most_probable_first_one_list_an_image(
+    serve: Serve, multipart: Callable[..., tuple[dict[str, str], bytes]]
+) -> None:
+    headers, body = multipart(b"a", b"b")
+    async with serve() as client:
+        found = (await client.post("/v1/classify?top_k=2", content=body, headers=headers)).json()
+
+    expected = [
+        {"index": 0, "label": "class 0", "probability": 0.5},
+        {"index": 1, "label": "class 1", "probability": 0.25},
+    ]
+    assert found == {
+        "model": "fake",
+        "fingerprint": "0123456789abcdef",
+        "results": [{"predictions": expected}, {"predictions": expected}],
+    }

@@ -1,0 +1,149 @@
+"""Alive, ready, measured, described: what operators and scrapers ask, and how the application starts and stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+
+from app.main import create_app
+from app.settings import Settings
+from models.interface.errors import WarmUpError
+from models.interface.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import FakeRuntime
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
+
+
+async def test_an_application_is_ready_while_its_runtime_is(serve: Serve) -> None:
+    async with serve() as client:
+        ready = await client.get("/readyz")
+    async with serve({"ready": False}) as client:
+        draining = await client.get("/readyz")
+
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+    assert draining.status_code == 503
+    assert draining.json()["type"] == "urn:gradless:problem:not-ready"
+
+
+async def test_an_application_lives_also_when_it_is_not_ready(serve: Serve) -> None:
+    async with serve({"ready": False}) as client:
+        response = await client.get("/healthz")
+
+    assert (response.status_code, response.json()) == (200, {"status": "alive"})
+
+
+async def test_a_scraper_that_asks_for_openmetrics_gets_it(serve: Serve) -> None:
+    async with serve() as client:
+        plain = await client.get("/metrics")
+        fancy = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+
+    assert plain.headers["content-type"].startswith("text/plain")
+    assert fancy.headers["content-type"].startswith("application/openmetrics-text")
+    assert "gradless_queue_depth" in {family.name for family in openmetrics_families(fancy.text)}
+
+
+async def test_models_are_listed_default_first_and_described_by_name(serve: Serve) -> None:
+    async with serve({"names": ("b", "a")}) as client:
+        listed = (await client.get("/v1/models")).json()["models"]
+        described = (await client.get("/v1/models/a")).json()
+
+    assert [model["name"] for model in listed] == ["b", "a"]
+    assert described == listed[1]
+    assert described["feature_dimensions"] == 3
+    assert "load_seconds" not in described
+
+
+async def test_a_name_with_a_slash_is_a_name_like_any_other(serve: Serve, clock_png: bytes) -> None:
+    async with serve({"names": ("timm/a", "b")}) as client:
+        described = await client.get("/v1/models/timm/a")
+        unknown = await client.get("/v1/models/timm/b")
+        answered = await client.post("/v1/classify?model=timm/a", content=clock_png)
+        metrics = (await client.get("/metrics")).text
+
+    assert described.json()["name"] == "timm/a"
+    assert unknown.status_code == 404
+    assert answered.status_code == 200
+    assert 'route="/v1/models/{name}"' in metrics
+    assert 'model="timm/a"' in metrics
+    assert "timm/b" not in metrics
+
+
+async def test_the_documents_are_served_beside_the_page(serve: Serve) -> None:
+    async with serve() as client:
+        documents = await client.get("/docs")
+
+    assert documents.status_code == 200
+    assert documents.headers["content-type"] == "text/html; charset=utf-8"
+
+
+async def test_the_runtime_is_closed_with_the_time_that_the_settings_give(
+    new_runtime: Callable[..., FakeRuntime],
+) -> None:
+    runtime = new_runtime()
+    app = create_app(Settings(models=("fake",), drain_timeout_s=7), lambda _telemetry: runtime)
+
+    async with app.router.lifespan_context(app):
+        assert runtime.closed_within_s == []
+
+    assert runtime.closed_within_s == [7]
+
+
+async def test_what_the_runtime_reports_shows_in_the_metrics(new_runtime: Callable[..., FakeRuntime]) -> None:
+    heard: list[Telemetry] = []
+
+    def start(telemetry: Telemetry) -> FakeRuntime:
+        heard.append(telemetry)
+        return new_runtime().started(telemetry)
+
+    app = create_app(Settings(models=("fake",)), start)
+    transport = httpx2.ASGITransport(app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+    ):
+        heard[0].image_cancelled("fake", "queue", 0.25)
+        text = (await client.get("/metrics")).text
+
+    assert 'gradless_cancelled_total{model="fake",stage="queue"} 1.0' in text
+    assert 'gradless_saved_device_seconds_total{model="fake"} 0.25' in text
+
+
+async def test_models_that_cannot_be_served_stop_the_start() -> None:
+    def start(_telemetry: Telemetry) -> Any:
+        raise WarmUpError("fake", "not finite")
+
+    app = create_app(Settings(models=("fake",)), start)
+
+    with pytest.raises(WarmUpError):
+        async with app.router.lifespan_context(app):
+            pytest.fail("it started")
+    assert isinstance(app.state.parts.start_error, WarmUpError)
+
+
+async def test_two_applications_in_one_process_do_not_share_their_counts(
+    application: Callable[..., FastAPI],
+) -> None:
+    texts = []
+    for requests in (2, 0):
+        app = application()
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
+        ):
+            for _ in range(requests):
+                await client.get("/healthz")
+            texts.append((await client.get("/metrics")).text)
+
+    series = 'gradless_requests_total{code="200",method="GET",route="/healthz"} 2.0'
+    assert [series in text for text in texts] == [True, False]

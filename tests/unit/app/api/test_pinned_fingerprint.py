@@ -1,0 +1,55 @@
+"""If-Match with a fingerprint: vectors of another kind are not sent to somebody who keeps some already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import httpx2
+import pytest
+
+from models.interface.results import Answer, Prediction
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
+
+SERVED = "0123456789abcdef"
+OTHER = "fedcba9876543210"
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+@pytest.mark.parametrize("pinned", [SERVED, f'"{SERVED}"', f'"{OTHER}", "{SERVED}"', "*"])
+async def test_the_fingerprint_that_is_served_is_answered(serve: Serve, path: str, pinned: str) -> None:
+    async with serve() as client:
+        answer = await client.post(path, content=b"image", headers={"If-Match": pinned})
+
+    assert answer.status_code == 200
+    assert answer.json()["fingerprint"] == SERVED
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+@pytest.mark.parametrize("pinned", [OTHER, f'"{OTHER}"', ""])
+async def test_another_one_is_refused_with_the_one_that_is_served(serve: Serve, path: str, pinned: str) -> None:
+    async with serve() as client:
+        answer = await client.post(path, content=b"image", headers={"If-Match": pinned})
+
+    assert answer.status_code == 412
+    assert answer.json()["type"] == "urn:gradless:problem:fingerprint-mismatch"
+    assert SERVED in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+async def test_a_version_that_took_over_while_the_body_was_read_does_not_answer_for_the_pinned_one(
+    serve: Serve, prediction: Callable[..., Prediction], path: str
+) -> None:
+    async def another(*_: object, top_k: int, **__: object) -> Answer:
+        return Answer("fake", OTHER, 3, (3,), [prediction(top_k)])
+
+    async with serve({"predict": another}) as client:
+        refused = await client.post(path, content=b"image", headers={"If-Match": SERVED})
+        unpinned = await client.post(path, content=b"image")
+
+    assert refused.status_code == 412
+    assert OTHER in refused.json()["detail"]
+    assert unpinned.json()["fingerprint"] == OTHER

@@ -1,0 +1,160 @@
+"""Requests that miss: unknown paths, methods, parameters and models are problems too."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from models.interface.errors import UnknownModelError
+from models.interface.results import Answer, Prediction
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import Exchange
+
+pytestmark = pytest.mark.anyio
+
+Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "slug"),
+    [
+        ("GET", "/nothing", 404, "not-found"),
+        ("POST", "/v1/nothing", 404, "not-found"),
+        ("GET", "/v1/models/other", 404, "unknown-model"),
+        ("POST", "/v1/classify?model=other", 404, "unknown-model"),
+        ("POST", "/v1/features?model=other", 404, "unknown-model"),
+        ("POST", "/debug/grad-modes?model=other", 404, "unknown-model"),
+        ("GET", "/v1/classify", 405, "method-not-allowed"),
+        ("DELETE", "/v1/models", 405, "method-not-allowed"),
+        ("POST", "/metrics", 405, "method-not-allowed"),
+        ("POST", "/v1/classify?top_k=0", 422, "invalid-parameter"),
+        ("POST", "/v1/classify?top_k=1001", 422, "invalid-parameter"),
+        ("POST", "/v1/classify?top_k=many", 422, "invalid-parameter"),
+        ("POST", "/v1/features?encoding=utf-8", 422, "invalid-parameter"),
+        ("POST", "/v1/features?normalize=perhaps", 422, "invalid-parameter"),
+        ("POST", "/debug/grad-modes?batch_size=65", 422, "invalid-parameter"),
+        ("POST", "/debug/grad-modes?iterations=0", 422, "invalid-parameter"),
+    ],
+)
+async def test_a_request_that_misses_is_a_problem(serve: Serve, method: str, path: str, status: int, slug: str) -> None:
+    async with serve() as client:
+        response = await client.request(method, path, content=b"image" if method == "POST" else b"")
+
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["type"] == f"urn:gradless:problem:{slug}"
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+async def test_a_method_that_is_not_allowed_says_which_is(serve: Serve) -> None:
+    async with serve() as client:
+        response = await client.get("/v1/classify")
+
+    assert response.headers["allow"] == "POST"
+
+
+async def test_a_parameter_that_is_not_valid_is_named_with_what_it_may_be(serve: Serve) -> None:
+    async with serve() as client:
+        response = await client.post("/v1/classify?top_k=0", content=b"image")
+
+    assert "top_k" in response.json()["detail"]
+    assert "1" in response.json()["detail"]
+
+
+async def test_an_unknown_model_is_refused_before_its_image_is_read(
+    application: Callable[..., FastAPI], exchange: Exchange
+) -> None:
+    async def receive() -> dict[str, Any]:
+        pytest.fail("the body was read")
+
+    app = application()
+    async with app.router.lifespan_context(app):
+        sent = await exchange(app, receive, query=b"model=other")
+
+    assert sent[0]["status"] == 404
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_debug_endpoints_that_are_off_are_not_there(serve: Serve, method: str) -> None:
+    async with serve(debug_endpoints=False) as client:
+        response = await client.request(method, "/debug/grad-modes")
+
+    assert response.status_code == (404 if method == "POST" else 405)
+    if method == "POST":
+        assert response.json()["type"] == "urn:gradless:problem:debug-disabled"
+
+
+async def test_images_are_refused_before_they_are_read_while_the_runtime_drains(
+    application: Callable[..., FastAPI], exchange: Exchange
+) -> None:
+    async def receive() -> dict[str, Any]:
+        pytest.fail("the body was read")
+
+    app = application({"ready": False})
+    async with app.router.lifespan_context(app):
+        sent = await exchange(app, receive)
+
+    assert sent[0]["status"] == 503
+
+
+async def test_before_its_start_the_application_says_that_it_does_not_serve(
+    application: Callable[..., FastAPI],
+) -> None:
+    transport = httpx2.ASGITransport(application())
+    async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        statuses = {
+            path: (await client.get(path)).status_code for path in ("/healthz", "/readyz", "/v1/models", "/metrics")
+        }
+
+    assert statuses == {"/healthz": 200, "/readyz": 503, "/v1/models": 503, "/metrics": 200}
+
+
+async def test_which_model_and_how_many_classes_reach_the_runtime(serve: Serve, answer: Callable[..., Any]) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def predict(model: str | None, images: list[bytes], *, task: str, top_k: int, **_: object) -> Any:
+        asked.append({"model": model, "images": images, "task": task, "top_k": top_k})
+        return answer()
+
+    async with serve({"predict": predict, "names": ("a", "b")}) as client:
+        await client.post("/v1/classify", content=b"1")
+        await client.post("/v1/classify?model=b&top_k=7", content=b"2")
+        await client.post("/v1/features?model=b", content=b"3")
+
+    assert asked == [
+        {"model": None, "images": [b"1"], "task": "classify", "top_k": 5},
+        {"model": "b", "images": [b"2"], "task": "classify", "top_k": 7},
+        {"model": "b", "images": [b"3"], "task": "features", "top_k": 0},
+    ]
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
+async def test_who_names_no_model_is_answered_by_the_default_there_is_when_his_body_has_come(
+    serve: Serve, prediction: Callable[..., Prediction], path: str
+) -> None:
+    names = ["fake", "second"]
+
+    async def predict(model: str | None, *_: object, top_k: int, **__: object) -> Answer:
+        if model is not None and model not in names:
+            raise UnknownModelError(model, names)
+        return Answer(model or names[0], "0123456789abcdef", 3, (3,), [prediction(top_k)])
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"ima"
+        if "fake" in names:
+            names.remove("fake")
+        yield b"ge"
+
+    async with serve({"names": names, "predict": predict}) as client:
+        unnamed = await client.post(path, content=body())
+        names.insert(0, "fake")
+        named = await client.post(f"{path}?model=fake", content=body())
+
+    assert (unnamed.status_code, unnamed.json()["model"]) == (200, "second")
+    assert (named.status_code, named.json()["type"]) == (404, "urn:gradless:problem:unknown-model")

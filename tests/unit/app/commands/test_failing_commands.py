@@ -1,0 +1,46 @@
+"""app/commands/failing.py: a command that cannot do what it was asked ends with one line and a status, however."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+
+from app.commands.failing import FAILED, UNREADABLE, end, failures_said
+from models.interface.errors import JobError
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (JobError("there is\nno image"), "there is no image"),
+        (OSError(28, "No space left on device", "out.npy"), "out.npy cannot be written: No space left on device"),
+        (PermissionError(13, "Permission denied"), "out.csv cannot be written: Permission denied"),
+        (RuntimeError("mat1 and mat2\n  cannot be multiplied"), "RuntimeError: mat1 and mat2 cannot be multiplied"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_goes_wrong_is_one_line_and_status_2(
+    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(typer.Exit) as ended, failures_said("out.csv"):
+        raise error
+    assert ended.value.exit_code == FAILED
+    assert capsys.readouterr().err == f"gradless: {said}\n"
+
+
+def test_where_an_error_is_from_is_told_to_those_who_look_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRADLESS_LOG_LEVEL", "debug")
+    with pytest.raises(typer.Exit), failures_said("out.csv"):
+        raise RuntimeError("mat1 and mat2")
+    told = capsys.readouterr().err
+    assert "test_failing_commands.py" in told
+    assert told.endswith("gradless: RuntimeError: mat1 and mat2\n")
+
+
+def test_an_end_that_has_been_said_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, failures_said("out.csv"):
+        end("a file is broken", UNREADABLE)
+    assert ended.value.exit_code == UNREADABLE
+    assert capsys.readouterr().err == "gradless: a file is broken\n"

@@ -1,0 +1,209 @@
+"""A connection tells the request under way on it that its caller has left."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+import uvicorn
+from fastapi import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.server import ServerState
+
+from app.http.disconnect import Departure, still_there, unless_gone
+from app.http.problems import CallerGoneError
+from app.server.connection import BoundedConnection
+from models.interface.cancellation import Wanted
+
+pytestmark = pytest.mark.anyio
+
+_PATIENCE_S = 10
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Connect = Callable[[], Awaitable[Streams]]
+
+
+class _Working:
+    """Reads a request's body, and works until it is let go or its caller leaves."""
+
+    def __init__(self) -> None:
+        self.bodies: list[bytes] = []
+        self.began = asyncio.Event()
+        self.done = asyncio.Event()
+        self.abandoned = asyncio.Event()
+        self.reads = asyncio.Event()
+        self.reads.set()
+        self.tasks = 0
+        self.found_gone = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        await self.reads.wait()
+        self.bodies.append(await request.body())
+        try:
+            await unless_gone(request, self._work(still_there(request)))
+        except CallerGoneError:
+            self.abandoned.set()
+        else:
+            await PlainTextResponse("done")(scope, receive, send)
+
+    async def _work(self, wanted: Wanted) -> None:
+        self.tasks = len(asyncio.all_tasks())
+        self.found_gone = not wanted()
+        self.began.set()
+        await self.done.wait()
+
+
+@pytest.fixture
+def working() -> _Working:
+    return _Working()
+
+
+@pytest.fixture
+async def connect(working: _Working) -> AsyncIterator[Connect]:
+    config = uvicorn.Config(working, log_config=None, lifespan="off")
+    config.load()
+    state = ServerState()
+    protocol = BoundedConnection.with_bounds(_PATIENCE_S, lambda _row, _seconds: None)
+    server = await asyncio.get_running_loop().create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
+    async with server, asyncio.timeout(_PATIENCE_S):
+        yield lambda: asyncio.open_connection(*server.sockets[0].getsockname())
+        await asyncio.gather(*state.tasks)
+
+
+def post(body: bytes) -> bytes:
+    return b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+
+
+# The last of these comes in pieces, and fills what is read ahead at any size of a piece.
+@pytest.mark.parametrize("size", [5, HIGH_WATER_LIMIT + 1, 2**22], ids=["small", "in one read", "in several reads"])
+async def test_a_caller_who_leaves_ends_the_work_for_him(working: _Working, connect: Connect, size: int) -> None:
+    _, writer = await connect()
+    writer.write(post(bytes(size)))
+    await working.began.wait()
+    assert not working.found_gone
+    assert not working.abandoned.is_set()
+    writer.close()
+
+    await working.abandoned.wait()
+    assert working.bodies == [bytes(size)]
+
+
+async def test_a_caller_who_left_before_the_work_began_is_missed_as_well() -> None:
+    async def work() -> None:
+        await asyncio.sleep(_PATIENCE_S)
+
+    departure = Departure(_Transport(), lambda: None)
+    scope: Scope = {"type": "http", "headers": []}
+    departure.offer(scope)
+    departure.happen()
+
+    with pytest.raises(CallerGoneError):
+        await unless_gone(Request(scope), work())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells that the other side has closed its end")
+async def test_of_a_caller_who_left_while_his_request_waited_to_be_read_the_work_knows_at_its_beginning(
+    working: _Working, connect: Connect
+) -> None:
+    _, writer = await connect()
+    # All of it before this event loop has a turn.
+    with socket.create_connection(writer.get_extra_info("peername")) as caller:
+        caller.sendall(post(b"image"))
+    await working.abandoned.wait()
+    writer.close()
+
+    assert working.found_gone
+
+
+class _Transport(asyncio.Transport):
+    """A connection's end, which notes whether it is read from."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self.reading = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Nobody is at its other end."""
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+async def test_a_connection_is_read_from_while_work_is_done_that_its_caller_may_leave(working: _Working) -> None:
+    config = uvicorn.Config(working, log_config=None, lifespan="off")
+    config.load()
+    state, transport = ServerState(), _Transport()
+    connection = BoundedConnection.with_bounds(_PATIENCE_S, lambda _row, _seconds: None)(config, state, {})
+    connection.connection_made(transport)
+    head, body = post(bytes(HIGH_WATER_LIMIT + 1)).split(b"\r\n\r\n")
+    connection.data_received(head + b"\r\n\r\n")
+    # The request waits for its body by now, which comes to its end at once.
+    await asyncio.sleep(0)
+    connection.data_received(body)
+    async with asyncio.timeout(_PATIENCE_S):
+        await working.began.wait()
+        assert transport.reading
+        connection.connection_lost(None)
+        await working.abandoned.wait()
+        await asyncio.gather(*state.tasks)
+
+
+async def test_the_next_request_on_a_connection_is_told_of_a_departure_and_the_one_before_is_not(
+    working: _Working, connect: Connect
+) -> None:
+    reader, writer = await connect()
+    working.done.set()
+    writer.write(post(b"first"))
+    await reader.readuntil(b"done")
+    working.done.clear()
+    working.began.clear()
+    writer.write(post(b"second"))
+    await working.began.wait()
+    writer.close()
+
+    await working.abandoned.wait()
+    assert working.bodies == [b"first", b"second"]
+
+
+async def test_to_hear_of_it_takes_no_task(working: _Working, connect: Connect) -> None:
+    before = len(asyncio.all_tasks())
+    reader, writer = await connect()
+    working.done.set()
+    writer.write(post(b"image"))
+    await reader.readuntil(b"done")
+    writer.close()
+
+    # That of the request itself.
+    assert working.tasks == before + 1
+
+
+async def test_a_body_in_many_pieces_that_nobody_has_read_yet_is_whole(working: _Working, connect: Connect) -> None:
+    pieces = [bytes([number % 251]) * (number + 1) for number in range(200)]
+    working.reads.clear()
+    working.done.set()
+    reader, writer = await connect()
+    writer.write(b"POST / HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n")
+    for piece in pieces:
+        writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        await asyncio.sleep(0)
+    writer.write(b"0\r\n\r\n")
+    working.reads.set()
+    await reader.readuntil(b"done")
+    writer.close()
+
+    assert working.bodies == [b"".join(pieces)]

@@ -1,0 +1,259 @@
+"""app/observability/metrics.py: every series is there from the start, and the exposition is what scrapers read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, get_args
+
+import pytest
+from fastapi import FastAPI
+from prometheus_client import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
+from prometheus_client.parser import text_string_to_metric_families as prometheus_families
+
+from app.http.problems import Reason
+from app.observability.metrics import Metrics
+from gradless.records import ARMS, Comparison, ComparisonOptions
+from models.interface.telemetry import BatchReport, Outcome, Stage, StageSeconds, Task, Trigger
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import FakeRuntime
+
+_OPENMETRICS = "application/openmetrics-text; version=1.0.0"
+
+Labels = frozenset[tuple[str, str]]
+
+
+def _metrics_of(*models: str) -> Metrics:
+    """Of an application that serves these models."""
+    metrics = Metrics()
+    for model in models:
+        metrics.model_served(model)
+    return metrics
+
+
+def _families(metrics: Metrics) -> dict[str, Metric]:
+    body, _ = metrics.exposition("")
+    return {family.name: family for family in prometheus_families(body.decode())}
+
+
+def _samples(metrics: Metrics) -> dict[tuple[str, Labels], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in _families(metrics).values()
+        for sample in family.samples
+    }
+
+
+def _value(metrics: Metrics, name: str, **labels: str) -> float:
+    return _samples(metrics)[name, frozenset(labels.items())]
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        *(("gradless_rejected_total", {"reason": reason}) for reason in get_args(Reason)),
+        *(("gradless_front_replacements_total", {"reason": why}) for why in ("ended", "hung")),
+        *(("gradless_log_lines_dropped_total", {"reason": why}) for why in ("full", "error")),
+        *(
+            (name, {"model": model, **labels})
+            for model in ("a", "b")
+            for name, labels in [
+                ("gradless_batch_size_count", {}),
+                ("gradless_forward_busy_seconds_total", {}),
+                ("gradless_out_of_memory_total", {}),
+                ("gradless_batch_splits_total", {}),
+                ("gradless_model_replacements_total", {}),
+                *(("gradless_batches_total", {"trigger": trigger}) for trigger in get_args(Trigger)),
+                *(("gradless_cancelled_total", {"stage": stage}) for stage in get_args(Stage)),
+                *(
+                    ("gradless_stage_duration_seconds_count", {"stage": stage})
+                    for stage in ("read", *get_args(Stage), "respond")
+                ),
+                *(
+                    ("gradless_images_total", {"task": task, "outcome": outcome})
+                    for task in get_args(Task)
+                    for outcome in get_args(Outcome)
+                ),
+            ]
+        ),
+    ],
+)
+def test_every_series_of_an_event_is_there_and_zero_before_the_first(name: str, labels: dict[str, str]) -> None:
+    assert _value(_metrics_of("a", "b"), name, **labels) == 0
+
+
+FORWARD_GAUGES = ["gradless_forward_seconds", "gradless_forward_peak_bytes", "gradless_forward_retained_bytes"]
+
+NewComparison = Callable[[str, ComparisonOptions], Comparison]
+
+
+@pytest.mark.parametrize("name", FORWARD_GAUGES)
+@pytest.mark.parametrize("mode", ARMS)
+def test_what_no_comparison_has_measured_is_no_number(name: str, mode: str) -> None:
+    assert math.isnan(_value(_metrics_of("a"), name, model="a", mode=mode))
+
+
+def test_events_create_no_series_beside_those_of_the_start(new_comparison: NewComparison) -> None:
+    metrics = _metrics_of("a")
+    before = set(_samples(metrics))
+
+    for reason in get_args(Reason):
+        metrics.rejected(reason)
+    for trigger in get_args(Trigger):
+        metrics.batch_ran(BatchReport("a", 3, trigger, 0.0, 0.1, 0.1, dropped=0))
+    for stage in get_args(Stage):
+        metrics.image_cancelled("a", stage, 0.02)
+    metrics.images_done("a", "classify", "ok", 2)
+    metrics.image_took("a", StageSeconds(0.1, 0.2, 0.3))
+    metrics.request_stages("a", 0.1, 0.2)
+    metrics.compared(new_comparison("a", ComparisonOptions()))
+
+    assert set(_samples(metrics)) == before
+
+
+def test_events_are_counted_under_their_labels() -> None:
+    metrics = _metrics_of("a", "b")
+
+    metrics.batch_ran(BatchReport("a", 3, "idle", 0.0, 0.75, 0.25, dropped=1))
+    metrics.batch_ran(BatchReport("a", 5, "full", 1.0, 0.5, 0.5, dropped=0))
+    metrics.out_of_memory("a")
+    metrics.batch_split("a")
+    metrics.model_replaced("a")
+    metrics.images_done("a", "features", "bad_image", 2)
+    metrics.image_took("a", StageSeconds(decode=1.0, queue=2.0, forward=4.0))
+    metrics.request_stages("a", read_seconds=8.0, respond_seconds=16.0)
+
+    assert _value(metrics, "gradless_batches_total", model="a", trigger="idle") == 1
+    assert _value(metrics, "gradless_batch_size_sum", model="a") == 8
+    assert _value(metrics, "gradless_forward_busy_seconds_total", model="a") == 0.75
+    for name in ("gradless_out_of_memory_total", "gradless_batch_splits_total", "gradless_model_replacements_total"):
+        assert _value(metrics, name, model="a") == 1
+        assert _value(metrics, name, model="b") == 0
+    assert _value(metrics, "gradless_batch_size_sum", model="b") == 0
+    assert _value(metrics, "gradless_images_total", model="a", task="features", outcome="bad_image") == 2
+    seconds = {
+        stage: _value(metrics, "gradless_stage_duration_seconds_sum", model="a", stage=stage)
+        for stage in ("decode", "queue", "forward", "read", "respond")
+    }
+    assert seconds == {"decode": 1.0, "queue": 2.0, "forward": 4.0, "read": 8.0, "respond": 16.0}
+
+
+def test_the_gauges_of_the_lens_are_the_last_comparisons_by_model_and_arm(new_comparison: NewComparison) -> None:
+    metrics = _metrics_of("a", "b")
+
+    metrics.compared(new_comparison("a", ComparisonOptions()))
+
+    found = [[_value(metrics, name, model="a", mode=arm) for name in FORWARD_GAUGES] for arm in ("grad", "no_grad")]
+    assert found == [[0.5, 2000, 1000], [1.5, 2001, 0]]
+    assert math.isnan(_value(metrics, "gradless_forward_peak_bytes", model="a", mode="served"))
+    assert math.isnan(_value(metrics, "gradless_forward_seconds", model="b", mode="grad"))
+
+
+def test_an_arm_that_the_last_comparison_left_out_is_no_number_again(new_comparison: NewComparison) -> None:
+    metrics = _metrics_of("a")
+
+    metrics.compared(new_comparison("a", ComparisonOptions()))
+    metrics.compared(new_comparison("a", ComparisonOptions(arms=("no_grad",))))
+
+    assert _value(metrics, "gradless_forward_seconds", model="a", mode="no_grad") == 0.5
+    assert all(math.isnan(_value(metrics, name, model="a", mode="grad")) for name in FORWARD_GAUGES)
+
+
+def test_two_applications_in_one_process_count_apart() -> None:
+    first, second = _metrics_of("a"), _metrics_of("a")
+
+    first.rejected("deadline")
+
+    assert _value(first, "gradless_rejected_total", reason="deadline") == 1
+    assert _value(second, "gradless_rejected_total", reason="deadline") == 0
+
+
+def test_methods_and_routes_that_callers_invent_share_one_series() -> None:
+    metrics = _metrics_of("a")
+
+    metrics.request_done(None, "BREW", 405, 0.1, "first")
+    metrics.request_done(None, "WHEN", 405, 0.1, "second")
+
+    assert _value(metrics, "gradless_requests_total", route="other", method="other", code="405") == 2
+
+
+def test_gauges_are_read_from_the_runtime_at_each_scrape(new_runtime: Callable[..., FakeRuntime]) -> None:
+    metrics, runtime = _metrics_of("fake"), new_runtime()
+    metrics.watch(runtime)
+    card: dict[str, Any] = {"model": "fake", "device": "cpu", "dtype": "float32", "backend": "eager"}
+
+    assert _value(metrics, "gradless_queue_depth", model="fake") == 2
+    assert _value(metrics, "gradless_queue_oldest_age_seconds", model="fake") == 0.25
+    assert _value(metrics, "gradless_in_flight_images", model="fake") == 5
+    assert _value(metrics, "gradless_queue_capacity_images", model="fake") == 20
+    assert _value(metrics, "gradless_batch_running_seconds", model="fake") == 1.25
+    assert _value(metrics, "gradless_batch_size_limit", model="fake") == 8
+    assert _value(metrics, "gradless_model_load_seconds", **card) == 1.5
+    assert _value(metrics, "gradless_model_weights_bytes", **card) == 28
+    version = {"architecture": "none", "fingerprint": "0123456789abcdef", "version": "1"}
+    assert _value(metrics, "gradless_model_info", model="fake", **version) == 1
+    assert _value(metrics, "gradless_device_memory_bytes", device="cpu", kind="free") == 200
+    assert _value(metrics, "gradless_model_ready", **card) == 1
+    assert _value(metrics, "gradless_batcher_alive", model="fake") == 1
+    runtime.drain()
+    assert _value(metrics, "gradless_model_ready", **card) == 0
+    assert _value(metrics, "gradless_batcher_alive", model="fake") == 0
+
+
+@pytest.mark.parametrize(("busy", "shown"), [(0.75, {"gradless_device_utilization_ratio": 0.75}), (None, {})])
+def test_the_devices_utilization_is_shown_where_something_tells_it(
+    new_runtime: Callable[..., FakeRuntime], busy: float | None, shown: dict[str, float]
+) -> None:
+    metrics = _metrics_of("fake")
+    metrics.watch(new_runtime(busy=busy))
+
+    found = {name: value for (name, _), value in _samples(metrics).items() if "utilization" in name}
+    assert found == shown
+
+
+def test_the_exposition_is_prometheus_text_unless_openmetrics_is_asked_for(
+    new_runtime: Callable[..., FakeRuntime],
+) -> None:
+    metrics = _metrics_of("fake")
+    metrics.watch(new_runtime())
+
+    metrics.request_done("/v1/classify", "POST", 200, 0.1, "mine")
+    plain, plain_type = metrics.exposition("*/*")
+    fancy, fancy_type = metrics.exposition(_OPENMETRICS)
+
+    assert plain_type.startswith("text/plain")
+    assert fancy_type.startswith("application/openmetrics-text")
+    assert fancy.endswith(b"# EOF\n")
+    assert b' # {request_id="mine"} 0.1 ' in fancy
+    assert b"mine" not in plain
+    names = {family.name for family in prometheus_families(plain.decode())}
+    # OpenMetrics names a counter's family without _total.
+    assert {family.name for family in openmetrics_families(fancy.decode())} == names
+    assert {"gradless_images", "gradless_queue_depth", "gradless_build_info", "process_cpu_seconds"} <= names
+
+
+def test_the_number_of_series_is_bounded_by_routes_and_models(
+    application: Callable[..., FastAPI], new_runtime: Callable[..., FakeRuntime]
+) -> None:
+    def series(*models: str) -> int:
+        metrics = application({"names": models}).state.parts.metrics
+        metrics.watch(new_runtime(names=models).started(metrics))
+        return len(_samples(metrics))
+
+    one, two, three = series("a"), series("a", "b"), series("a", "b", "c")
+    assert one < 1100
+    assert two - one == three - two < 170
+
+
+def test_every_metric_of_ours_has_the_prefix_a_base_unit_and_a_help_text(
+    new_runtime: Callable[..., FakeRuntime],
+) -> None:
+    metrics = _metrics_of("fake")
+    metrics.watch(new_runtime())
+
+    for name, family in _families(metrics).items():
+        assert family.documentation
+        assert name.startswith(("gradless_", "process_"))
+        assert not name.endswith(("_ms", "_milliseconds", "_mb", "_created"))

@@ -1,0 +1,151 @@
+"""The report for people, on a terminal and as a page, of figures that were never measured."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from app.api.lens_schemas import GradModes
+from app.reports import lens_charts
+from app.reports.lens_charts import Value
+from app.reports.lens_page import page
+from app.reports.lens_terminal import counted, show
+from gradless.records import ARMS, Comparison, ComparisonOptions, Progress
+from models.interface.units import in_bytes
+
+NewComparison = Callable[[str, ComparisonOptions], Comparison]
+
+
+@pytest.fixture
+def comparison(new_comparison: NewComparison) -> Comparison:
+    return new_comparison("resnet50:random", ComparisonOptions(batch_size=32, sweep=(1, 2, 64)))
+
+
+def on_a_terminal(comparison: Comparison, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    show(GradModes.model_validate(comparison), console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue().splitlines()
+
+
+class Elements(HTMLParser):
+    """Everything in a page: tags with their attributes, and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+def test_the_experiment_that_everybody_writes_is_what_a_terminal_shows_first(comparison: Comparison) -> None:
+    first, second, *_ = on_a_terminal(comparison)
+    assert (first, second) == ("With gradient calculation: 0.500 s", "Without: 1.500 s")
+
+
+def test_without_its_arms_there_is_no_such_experiment(new_comparison: NewComparison) -> None:
+    lines = on_a_terminal(new_comparison("fake", ComparisonOptions(arms=("inference_mode", "served"))))
+    assert not any(line.startswith(("With", "Without")) for line in lines)
+
+
+def test_a_terminal_of_80_columns_shows_every_arm_and_figure_in_full(comparison: Comparison) -> None:
+    lines = on_a_terminal(comparison)
+    assert max(map(len, lines)) <= 80
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
+    for arm in ARMS:
+        assert arm in rows
+    assert "…" not in "".join(lines)
+    table = next(line for line in lines if line.split()[:1] == ["grad"])
+    assert table.split() == ["grad", "500", "ms", "250–750", "2", "kB", "1", "kB", "works"]  # noqa: RUF001
+    assert any("No peak for served: it has memory of its own." in line for line in lines)
+    assert any("layer.0" in line and "900 bytes" in line for line in lines)
+    assert any(comparison.sentences[0] in line for line in lines)
+
+
+def test_square_brackets_of_a_name_are_no_markup(comparison: Comparison) -> None:
+    lines = on_a_terminal(replace(comparison, model="[bold]odd", sentences=("kept [red]nothing",)))
+    assert any("[bold]odd" in line for line in lines)
+    assert any("kept [red]nothing" in line for line in lines)
+
+
+def test_progress_that_nobody_watches_writes_nothing() -> None:
+    console = Console(file=io.StringIO(), force_terminal=False)
+    with counted(console) as tell:
+        tell(Progress(1, 2, "timing"))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == ""
+
+
+def test_a_page_asks_nobody_for_anything(comparison: Comparison) -> None:
+    html = page(GradModes.model_validate(comparison))
+    elements = Elements(html)
+    names = {tag for tag, _ in elements.tags}
+    assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form", "a"}
+    attributes = {name for _, found in elements.tags for name in found}
+    assert not attributes & {"src", "href", "xlink:href", "srcset", "action", "onload", "onclick"}
+    assert "url(" not in html
+    assert "@import" not in html
+    assert "//" not in html
+
+
+def test_a_page_has_the_figures_of_every_arm(comparison: Comparison) -> None:
+    report = GradModes.model_validate(comparison)
+    text = " ".join(Elements(page(report)).texts)
+    for arm in report.arms:
+        assert arm.arm in text
+        assert in_bytes(arm.retained_bytes) in text or not arm.retained_bytes
+        assert (arm.backward.error or "works") in text
+    assert comparison.sentences[0] in text
+    assert "layer.0" in text
+    assert "(the network itself)" in text
+    # Three charts of arms, three of the sweep.
+    assert sum(tag == "figure" for tag, _ in Elements(page(report)).tags) == 6
+
+
+def test_a_page_without_sweep_modules_or_peaks_is_whole(new_comparison: NewComparison) -> None:
+    bare = replace(new_comparison("fake", ComparisonOptions(arms=("served",))), modules=(), largest_batch=None)
+    elements = Elements(page(GradModes.model_validate(bare)))
+    assert sum(tag == "figure" for tag, _ in elements.tags) == 3
+    assert "not known" in " ".join(elements.texts)
+
+
+def test_what_a_network_calls_its_modules_is_text(comparison: Comparison) -> None:
+    odd = replace(comparison, modules=(replace(comparison.modules[0], module="<script>alert(1)</script>"),))
+    assert "script" not in {tag for tag, _ in Elements(page(GradModes.model_validate(odd))).tags}
+
+
+def test_bars_are_as_long_as_their_figures_and_none_is_longer_than_the_axis() -> None:
+    chart = lens_charts.bars([Value("a", 50), Value("b", 100, 80, 130), Value("c", 0), Value("d", None)], str)
+    a, b, c, d = chart.bars
+    assert b.width == pytest.approx(2 * (a.width or 0), abs=0.2)
+    assert b.low is not None
+    assert b.high is not None
+    assert b.width is not None
+    assert b.low < b.width < b.high <= chart.width
+    assert (c.width, d.width, d.label) == (0, None, "not known")
+    assert [tick.label for tick in chart.ticks] == ["0", "50.0", "100.0", "150.0"]
+
+
+def test_lines_rise_with_their_figures_from_left_to_right() -> None:
+    chart = lens_charts.lines({"a": [(1, 10.0), (2, 20.0), (64, 40.0)], "b": [(1, 5.0)]}, str)
+    xs, ys, _ = zip(*chart.lines[0].marks, strict=True)
+    assert list(xs) == [0, chart.width / 2, chart.width]
+    assert list(ys) == sorted(ys, reverse=True)
+    assert [tick.label for tick in chart.x_ticks] == ["1", "2", "64"]
+    assert all(0 <= y <= chart.height for y in ys)
+
+
+def test_figures_that_are_all_nothing_still_have_an_axis() -> None:
+    assert [bar.width for bar in lens_charts.bars([Value("a", 0)], str).bars] == [0]
+    assert lens_charts.lines({"a": [(1, 0.0), (2, 0.0)]}, str).lines[0].points == "0.0,210.0 290.0,210.0"

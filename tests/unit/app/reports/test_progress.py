@@ -1,0 +1,46 @@
+"""app/reports/progress.py: what a job tells of its course where no terminal shows a bar."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from app.reports import progress
+
+
+def test_lines_with_rate_and_time_left_take_the_bars_place(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
+    with progress.course("features", 40) as course:
+        course.advance(10)
+        course.advance(30)
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, last = err.splitlines()
+    assert re.fullmatch(r"features: 10 of 40, [\d.]+ images/s, \d+:\d\d:\d\d left", first)
+    assert last.startswith("features: 40 of 40, ")
+    assert last.endswith(", 0:00:00 left")
+
+
+def test_between_lines_there_is_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.course("features", 40) as course:
+        course.advance(10)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_an_earlier_run_has_done_is_no_part_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(progress, "perf_counter", lambda: now)
+    with progress.course("features", 40, done=20) as course:
+        now = 102.0
+        course.advance(10)
+        assert course.done == 30
+        assert course.per_second == 5
+
+
+def test_what_is_said_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.course("features", 40) as course:
+        course.say("gradless: [bold]" + "long " * 60)
+    assert capsys.readouterr().err == "gradless: [bold]" + "long " * 60 + "\n"

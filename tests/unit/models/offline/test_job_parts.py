@@ -1,0 +1,198 @@
+"""models/offline/parts.py: whatever ends a job, what is kept of it is whole and belongs together."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from models.interface.errors import JobError
+from models.offline.parts import Asked, Parts
+
+ASKED = Asked(
+    "features",
+    "tiny",
+    "0" * 16,
+    top_k=0,
+    batch_size=32,
+    max_image_bytes=100,
+    max_image_pixels=100,
+    max_aspect_ratio=50,
+    files=9,
+    files_digest="f" * 16,
+)
+
+
+Open = Callable[..., Parts]
+
+
+def rows(*numbers: int) -> pa.Table:
+    return pa.table({"number": list(numbers), "fingerprint": ["f"] * len(numbers)})
+
+
+def numbers(parts: Parts) -> list[int]:
+    return [number for table in parts.tables() for number in table["number"].to_pylist()]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return tmp_path / "out.parquet"
+
+
+@pytest.fixture
+def open_parts(output: Path) -> Iterator[Open]:
+    """Open the parts of `output`; they are closed with the test."""
+    with contextlib.ExitStack() as opened:
+        yield lambda asked=ASKED, resume=True: opened.enter_context(closing(Parts(output, asked, resume=resume)))
+
+
+@pytest.fixture
+def begun(output: Path) -> Callable[[], Path]:
+    """Two parts of an earlier run, files 0 to 4; the folder that they are in."""
+
+    def begin() -> Path:
+        parts = Parts(output, ASKED, resume=False)
+        parts.add(0, rows(0, 1, 2))
+        parts.add(3, rows(3, 4))
+        parts.close()
+        return parts.folder
+
+    return begin
+
+
+def test_a_later_run_goes_on_behind_what_is_kept(open_parts: Open, begun: Callable[[], Path]) -> None:
+    begun()
+    parts = open_parts()
+    assert parts.done == 5
+    parts.add(5, rows(5, 6))
+    assert numbers(parts) == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_to_resume_what_was_never_begun_is_to_begin(open_parts: Open) -> None:
+    assert open_parts().done == 0
+
+
+def test_work_of_an_earlier_run_is_not_thrown_away_unasked(open_parts: Open, begun: Callable[[], Path]) -> None:
+    begun()
+    with pytest.raises(JobError, match=r"out\.parquet\.parts has what an earlier run has done: --resume"):
+        open_parts(resume=False)
+
+
+def test_a_run_that_had_done_nothing_is_in_nobodys_way(open_parts: Open) -> None:
+    open_parts().close()
+    another = replace(ASKED, fingerprint="1" * 16)
+    parts = open_parts(another, resume=False)
+    parts.add(0, rows(0))
+    parts.close()
+    assert open_parts(another).done == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (replace(ASKED, fingerprint="1" * 16), "fingerprint 0{16}, and this is 1{16}"),
+        (replace(ASKED, files_digest="e" * 16), "files digest f{16}, and this is e{16}"),
+        (replace(ASKED, batch_size=16), "batch size 32, and this is 16"),
+        (replace(ASKED, max_image_pixels=99), "max image pixels 100, and this is 99"),
+    ],
+)
+def test_parts_of_another_job_are_not_mixed_in(
+    open_parts: Open, begun: Callable[[], Path], asked: Asked, said: str
+) -> None:
+    begun()
+    with pytest.raises(JobError, match=said):
+        open_parts(asked)
+
+
+def test_two_processes_are_not_at_the_same_parts(open_parts: Open) -> None:
+    first = open_parts()
+    with pytest.raises(JobError, match="another process is at work"):
+        open_parts()
+    first.close()
+    open_parts()
+
+
+def test_a_part_that_was_being_written_does_not_count(
+    open_parts: Open, begun: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun()
+    parts = open_parts()
+
+    def no_space(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", no_space)
+        with pytest.raises(OSError, match="No space left"):
+            parts.add(5, rows(5))
+    assert parts.done == 5
+    parts.close()
+    assert open_parts().done == 5
+
+
+def test_the_same_part_again_changes_nothing(open_parts: Open, begun: Callable[[], Path]) -> None:
+    begun()
+    parts = open_parts()
+    parts.add(3, rows(3, 4))
+    assert numbers(parts) == [0, 1, 2, 3, 4]
+
+
+def test_what_is_behind_a_missing_part_is_done_again(open_parts: Open, begun: Callable[[], Path]) -> None:
+    (begun() / "000000000000-000000000003.parquet").unlink()
+    assert open_parts().done == 0
+
+
+def test_what_is_left_behind_a_missing_part_is_never_another_jobs(open_parts: Open, begun: Callable[[], Path]) -> None:
+    (begun() / "000000000000-000000000003.parquet").unlink()
+    another = replace(ASKED, model="other", fingerprint="1" * 16)
+    parts = open_parts(another, resume=False)
+    parts.add(0, rows(10, 11, 12))
+    parts.close()
+    resumed = open_parts(another)
+    assert (resumed.done, numbers(resumed)) == (3, [10, 11, 12])
+
+
+def test_a_description_that_nobody_can_read_is_said(open_parts: Open, begun: Callable[[], Path]) -> None:
+    (begun() / "job.json").write_text("{")
+    with pytest.raises(JobError, match=r"job\.json cannot be read: delete"):
+        open_parts()
+
+
+def test_parts_go_all_at_once_and_what_a_kill_leaves_of_them_goes_with_the_next_run(
+    open_parts: Open, begun: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun()
+    parts = open_parts()
+
+    def killed(_path: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            parts.remove()
+    parts.close()
+    assert not parts.folder.exists()
+    assert open_parts(resume=False).done == 0
+    assert [path.name for path in parts.folder.parent.iterdir()] == [parts.folder.name]
+
+
+def test_files_in_another_order_are_another_list() -> None:
+    assert Asked.digest(["a", "b"]) != Asked.digest(["b", "a"]) != Asked.digest(["ab"])
+
+
+def test_files_that_were_written_anew_are_others(tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    digests = []
+    for content, changed_at in (("one", 1), ("one", 2), ("three", 2)):
+        file.write_text(content)
+        os.utime(file, (changed_at, changed_at))
+        digests.append(Asked.digest([str(file)]))
+    file.unlink()
+    assert len({*digests, Asked.digest([str(file)])}) == 4

@@ -1,0 +1,97 @@
+"""models/offline/truth.py: what images show, by folder or by list, and which class of a model that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.interface.errors import JobError
+from models.offline import truth
+
+LABELS = ("tench", "black swan", "crane", "crane", "7")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for file in ("tench/a.jpg", "tench/deep/b.jpg", "black_swan/c.jpg"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    return tmp_path
+
+
+def test_each_folder_is_a_class_with_all_below_it(folder: Path) -> None:
+    assert truth.by_folder(folder) == {
+        str(folder / "black_swan/c.jpg"): "black_swan",
+        str(folder / "tench/a.jpg"): "tench",
+        str(folder / "tench/deep/b.jpg"): "tench",
+    }
+
+
+def test_an_image_in_no_classs_folder_is_said(folder: Path) -> None:
+    (folder / "d.jpg").touch()
+    with pytest.raises(JobError, match=r"d\.jpg lies in no class's folder"):
+        truth.by_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", 'path,label\na.jpg,tench\n"b,1.jpg",black swan\n'),
+        ("list.csv", 'a.jpg,tench\r\n\r\n"b,1.jpg",black swan'),
+        ("list.txt", "a.jpg tench\nb,1.jpg black swan\n"),
+        ("list.tsv", "a.jpg\ttench\nb,1.jpg\tblack swan\n"),
+    ],
+)
+def test_a_list_has_a_path_and_a_label_in_a_line(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    assert truth.by_list(tmp_path / name, Path("set")) == {"set/a.jpg": "tench", "set/b,1.jpg": "black swan"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a.jpg,tench\nb.jpg\n", "line 2: a path and a label are wanted"),
+        ("", "names no file"),
+        ("path,label\n", "names no file"),
+    ],
+)
+def test_a_list_that_is_none_is_said(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    with pytest.raises(JobError, match=said):
+        truth.by_list(tmp_path / "list.csv", tmp_path)
+
+
+def test_a_list_that_is_not_there_or_no_text_is_said(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="cannot be read: No such file"):
+        truth.by_list(tmp_path / "list.csv", tmp_path)
+    (tmp_path / "list.csv").write_bytes(b"\xff\xfe")
+    with pytest.raises(JobError, match="no text in UTF-8"):
+        truth.by_list(tmp_path / "list.csv", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("tench", 0), ("Black_Swan", 1), ("black swan", 1), ("2", 2), ("3", 3), ("7", 4)]
+)
+def test_a_class_is_named_by_its_label_however_it_is_written_or_by_its_index(name: str, index: int) -> None:
+    found = truth.of({"a.jpg": name}, LABELS)
+    found.check(ignore_unknown=False)
+    assert found.classes == {"a.jpg": index}
+
+
+@pytest.mark.parametrize("name", ["crane", "5", "-1", ""])
+def test_what_fits_no_class_or_several_is_unknown(name: str) -> None:
+    assert list(truth.of({"a.jpg": name}, LABELS).unknown) == [name]
+
+
+def test_unknown_names_are_listed_with_what_is_alike_and_can_be_left_out() -> None:
+    found = truth.of({"a.jpg": "tensh", "b.jpg": "tench", "c.jpg": "zzz"}, LABELS)
+    with pytest.raises(JobError, match=r"'tensh', did you mean 'tench'\?; 'zzz' \(--ignore-unknown leaves"):
+        found.check(ignore_unknown=False)
+    found.check(ignore_unknown=True)
+    assert found.classes == {"b.jpg": 0}
+
+
+def test_where_nothing_is_left_it_is_an_error_all_the_same() -> None:
+    with pytest.raises(JobError, match=r"'zzz'$"):
+        truth.of({"c.jpg": "zzz"}, LABELS).check(ignore_unknown=True)

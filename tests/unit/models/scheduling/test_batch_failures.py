@@ -1,0 +1,165 @@
+"""What goes wrong in a batch reaches each of its callers, and nothing of it ends the thread."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from models.interface.cancellation import NobodyWaitsError
+from models.interface.errors import ForwardError, OverloadedError
+from models.interface.telemetry import BatchReport
+from models.scheduling.batcher import Batcher
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import GatedDevice
+
+_PATIENCE_S = 30
+
+NewBatcher = Callable[..., Batcher[Any, Any]]
+
+
+@pytest.fixture
+def failing_together(new_batcher: NewBatcher) -> Callable[[], list[Future[Any]]]:
+    """Run one batch of three that fails, and give its futures."""
+
+    def run(items: Sequence[int]) -> list[int]:
+        if 0 in items:
+            raise LookupError("no such kernel")
+        return list(items)
+
+    def submit_three() -> list[Future[Any]]:
+        batcher = new_batcher(run, max_batch_size=3, max_wait_s=1000.0)
+        return [batcher.submit(item) for item in (0, 1, 2)]
+
+    return submit_three
+
+
+def test_a_failing_batch_gives_each_caller_an_error_of_its_own(
+    failing_together: Callable[[], list[Future[Any]]],
+) -> None:
+    errors = [future.exception(_PATIENCE_S) for future in failing_together()]
+
+    assert all(isinstance(error, ForwardError) for error in errors)
+    assert len({id(error) for error in errors}) == 3
+
+
+def test_the_error_says_what_failed_and_for_which_model(failing_together: Callable[[], list[Future[Any]]]) -> None:
+    with pytest.raises(ForwardError, match="forward of m failed: LookupError: no such kernel") as failed:
+        failing_together()[1].result(_PATIENCE_S)
+
+    assert failed.value.model == "m"
+
+
+def test_the_thread_outlives_a_failing_batch(new_batcher: NewBatcher) -> None:
+    reports: list[BatchReport] = []
+
+    def run(items: Sequence[int]) -> list[float]:
+        return [1 / item for item in items]
+
+    batcher = new_batcher(run, on_batch=reports.append)
+
+    assert isinstance(batcher.submit(0).exception(_PATIENCE_S), ForwardError)
+    assert batcher.alive
+    assert batcher.submit(2).result(_PATIENCE_S).result == 0.5
+    assert batcher.close(_PATIENCE_S)
+    assert len(reports) == 2
+
+
+def test_a_batch_that_would_end_the_thread_answers_its_callers_all_the_same(new_batcher: NewBatcher) -> None:
+    def leave(_items: Sequence[int]) -> list[int]:
+        raise SystemExit
+
+    future = new_batcher(leave).submit(1)
+
+    # Not _PATIENCE_S: a thread that has ended never answers.
+    assert isinstance(future.exception(5), ForwardError)
+
+
+@pytest.mark.parametrize("results", [[], [1, 2], None], ids=["too few", "too many", "none"])
+def test_results_that_do_not_match_their_items_are_an_error_and_nobodys_answer(
+    new_batcher: NewBatcher, results: list[int] | None
+) -> None:
+    batcher = new_batcher(lambda _items: results)
+
+    assert isinstance(batcher.submit(1).exception(_PATIENCE_S), ForwardError)
+    assert batcher.alive
+
+
+def test_a_listener_that_fails_does_not_end_the_thread(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    def refuse(report: BatchReport) -> None:
+        raise ValueError(report)
+
+    device.open()
+    batcher = new_batcher(on_batch=refuse)
+
+    assert [batcher.submit(item).result(_PATIENCE_S).result for item in (1, 2, 3)] == [10, 20, 30]
+
+
+def test_callers_have_their_answers_before_the_listener_hears_of_the_batch(new_batcher: NewBatcher) -> None:
+    heard, go_on = threading.Event(), threading.Event()
+
+    def listen(_report: BatchReport) -> None:
+        heard.set()
+        go_on.wait(_PATIENCE_S)
+
+    batcher = new_batcher(lambda items: items, on_batch=listen)
+    future = batcher.submit(1)
+    assert heard.wait(_PATIENCE_S)
+
+    assert future.done()
+    go_on.set()
+
+
+def test_a_full_queue_refuses_with_its_capacity(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(queue_capacity=2)
+    running = batcher.submit(1)
+    device.wait_until_busy()
+    waiting = [batcher.submit(2), batcher.submit(3)]
+
+    with pytest.raises(OverloadedError) as refused:
+        batcher.submit(4)
+    device.open()
+
+    assert refused.value.capacity == 2
+    assert [future.result(_PATIENCE_S).result for future in (running, *waiting)] == [10, 20, 30]
+
+
+def test_a_refused_item_takes_no_place(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(queue_capacity=1)
+    batcher.submit(1)
+    device.wait_until_busy()
+    batcher.submit(2)
+    for _ in range(3):
+        with pytest.raises(OverloadedError):
+            batcher.submit(3)
+    device.finish_one()
+    device.wait_until_busy()
+
+    batcher.submit(4)
+    device.open()
+    assert batcher.close(_PATIENCE_S)
+
+    assert device.batches == [[1], [2], [4]]
+
+
+def test_a_batch_that_nobody_waits_for_any_more_ends_without_a_fault_and_teaches_nothing_about_the_pace(
+    new_batcher: NewBatcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(items: Sequence[int]) -> list[int]:
+        if 0 in items:
+            raise NobodyWaitsError
+        return list(items)
+
+    batcher = new_batcher(run)
+    batcher.submit(1).result(_PATIENCE_S)
+    pace = batcher.expected_seconds(1)
+    error = batcher.submit(0).exception(_PATIENCE_S)
+
+    assert isinstance(error, NobodyWaitsError)
+    assert batcher.expected_seconds(1) == pace
+    assert not caplog.records
+    assert batcher.submit(2).result(_PATIENCE_S).result == 2

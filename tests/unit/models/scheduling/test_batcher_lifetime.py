@@ -1,0 +1,164 @@
+"""From prepare to close: a batcher starts whole or says why not, and leaves no accepted item unanswered."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from models.interface.errors import DrainingError, GradlessError, WarmUpError
+from models.scheduling.batcher import Batcher
+
+if TYPE_CHECKING:
+    from tests.unit.conftest import GatedDevice
+
+_PATIENCE_S = 30
+
+NewBatcher = Callable[..., Batcher[Any, Any]]
+
+
+def test_what_prepare_raised_is_raised_by_who_waits_for_it(new_batcher: NewBatcher) -> None:
+    def prepare() -> None:
+        raise WarmUpError("m", "not finite")
+
+    batcher = new_batcher(prepare=prepare)
+
+    with pytest.raises(WarmUpError, match="not finite"):
+        batcher.wait_until_ready()
+    assert not batcher.alive
+    with pytest.raises(DrainingError):
+        batcher.submit(1)
+
+
+def test_a_batcher_is_ready_when_prepare_has_returned_and_not_before(new_batcher: NewBatcher) -> None:
+    preparing, go_on, ready = threading.Event(), threading.Event(), threading.Event()
+
+    def prepare() -> None:
+        preparing.set()
+        go_on.wait(_PATIENCE_S)
+
+    def await_ready() -> None:
+        batcher.wait_until_ready()
+        ready.set()
+
+    batcher = new_batcher(prepare=prepare)
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(await_ready)
+        assert preparing.wait(_PATIENCE_S)
+        assert not ready.is_set()
+        go_on.set()
+        assert ready.wait(_PATIENCE_S)
+
+    assert batcher.alive
+
+
+def test_an_item_accepted_before_prepare_failed_is_answered_with_an_error(new_batcher: NewBatcher) -> None:
+    go_on = threading.Event()
+
+    def prepare() -> None:
+        go_on.wait(_PATIENCE_S)
+        raise WarmUpError("m", "not finite")
+
+    batcher = new_batcher(prepare=prepare)
+    accepted = batcher.submit(1)
+    go_on.set()
+    assert batcher.close(_PATIENCE_S)
+
+    assert accepted.done()
+    assert isinstance(accepted.exception(), GradlessError)
+
+
+def test_closing_answers_everything_accepted_and_refuses_what_is_new(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
+    batcher = new_batcher(max_batch_size=2)
+    accepted = [batcher.submit(0)]
+    device.wait_until_busy()
+    accepted += [batcher.submit(item) for item in range(1, 6)]
+
+    assert not batcher.close(timeout_s=0)
+    assert not batcher.alive
+    with pytest.raises(DrainingError):
+        batcher.submit(6)
+    device.open()
+
+    assert batcher.close(_PATIENCE_S)
+    assert [future.result(0).result for future in accepted] == [0, 10, 20, 30, 40, 50]
+
+
+def test_closing_cuts_short_the_wait_for_company(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    device.open()
+    batcher = new_batcher(max_batch_size=8, max_wait_s=10_000.0)
+    accepted = batcher.submit(1)
+
+    assert batcher.close(_PATIENCE_S)
+    assert accepted.result(0).result == 10
+
+
+def test_an_idle_batcher_closes_and_closes_again(new_batcher: NewBatcher) -> None:
+    batcher = new_batcher()
+
+    assert batcher.close(_PATIENCE_S)
+    assert batcher.close(_PATIENCE_S)
+
+
+def test_closing_in_the_middle_of_many_submitters_leaves_every_item_answered_or_refused(
+    new_batcher: NewBatcher,
+) -> None:
+    submitters, each = 6, 400
+    enough, start = threading.Event(), threading.Barrier(submitters)
+    sizes: list[int] = []
+
+    def run(items: Sequence[int]) -> list[int]:
+        sizes.append(len(items))
+        if sum(sizes) > submitters * each // 4:
+            enough.set()
+        return [-item for item in items]
+
+    def submit_many(first: int) -> tuple[list[tuple[int, Future[Any]]], int]:
+        accepted, refused = [], 0
+        start.wait(_PATIENCE_S)
+        for item in range(first, first + each):
+            try:
+                accepted.append((item, batcher.submit(item)))
+            except DrainingError:
+                refused += 1
+        return accepted, refused
+
+    batcher = new_batcher(run, max_batch_size=16, queue_capacity=submitters * each)
+    with ThreadPoolExecutor(submitters) as threads:
+        ends = [threads.submit(submit_many, number * each) for number in range(submitters)]
+        assert enough.wait(_PATIENCE_S)
+        assert batcher.close(_PATIENCE_S)
+        outcomes = [end.result(_PATIENCE_S) for end in ends]
+
+    accepted = [pair for pairs, _ in outcomes for pair in pairs]
+    assert [future.result(0).result for _, future in accepted] == [-item for item, _ in accepted]
+    assert len(accepted) + sum(refused for _, refused in outcomes) == submitters * each
+    assert sum(sizes) == len(accepted)
+    assert max(sizes) <= 16
+
+
+def test_items_of_one_submitter_keep_their_order_among_those_of_others(new_batcher: NewBatcher) -> None:
+    submitters, each = 4, 100
+    ran: list[tuple[int, int]] = []
+
+    def run(items: Sequence[tuple[int, int]]) -> Sequence[tuple[int, int]]:
+        ran.extend(items)
+        return items
+
+    def submit_many(submitter: int) -> None:
+        for item in range(each):
+            batcher.submit((submitter, item))
+
+    batcher = new_batcher(run, queue_capacity=submitters * each)
+    with ThreadPoolExecutor(submitters) as threads:
+        for end in [threads.submit(submit_many, number) for number in range(submitters)]:
+            end.result(_PATIENCE_S)
+    assert batcher.close(_PATIENCE_S)
+
+    for submitter in range(submitters):
+        assert [item for origin, item in ran if origin == submitter] == list(range(each))

@@ -1,0 +1,83 @@
+"""Answers come back to the event loop in order, none is left behind, and a batch of them wakes it once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from models.scheduling.loop_mailbox import LoopInbox
+
+pytestmark = pytest.mark.anyio
+
+_POSTS = 2000
+
+
+class _CountedLoop:
+    """Passes on, and counts how often it is woken."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.wakes = 0
+
+    def call_soon_threadsafe(self, call: Callable[[], Any]) -> asyncio.Handle:
+        self.wakes += 1
+        return self._loop.call_soon_threadsafe(call)
+
+
+async def test_calls_are_made_on_the_loop_in_the_order_in_which_one_thread_posted_them() -> None:
+    loop = asyncio.get_running_loop()
+    inbox, made, done = LoopInbox(loop), list[int](), asyncio.Event()
+
+    def post() -> None:
+        for number in range(_POSTS):
+            inbox.post(lambda number=number: made.append(number))  # type: ignore[misc]
+        inbox.post(done.set)
+
+    await asyncio.to_thread(post)
+    await done.wait()
+    assert made == list(range(_POSTS))
+
+
+async def test_no_call_is_left_behind_when_several_threads_post_while_the_loop_takes() -> None:
+    inbox, made, done = LoopInbox(asyncio.get_running_loop()), list[int](), asyncio.Event()
+
+    def make(number: int) -> None:
+        made.append(number)
+        if len(made) == 4 * _POSTS:
+            done.set()
+
+    def post() -> None:
+        for number in range(_POSTS):
+            inbox.post(lambda: make(number))  # noqa: B023 - only that it is made counts
+
+    threads = [threading.Thread(target=post) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    async with asyncio.timeout(30):
+        await done.wait()
+    for thread in threads:
+        thread.join()
+
+
+async def test_posts_before_the_loop_looks_wake_it_once() -> None:
+    counted = _CountedLoop(asyncio.get_running_loop())
+    inbox, made = LoopInbox(counted), list[int]()  # type: ignore[arg-type]
+    for number in range(32):
+        inbox.post(lambda number=number: made.append(number))  # type: ignore[misc]
+    assert (counted.wakes, made) == (1, [])
+    await asyncio.sleep(0)
+    assert made == list(range(32))
+    inbox.post(lambda: None)
+    assert counted.wakes == 2
+
+
+async def test_a_loop_that_has_closed_takes_no_calls_and_nobody_fails_for_it() -> None:
+    loop = asyncio.new_event_loop()
+    loop.close()
+    made: list[int] = []
+    LoopInbox(loop).post(lambda: made.append(1))
+    assert made == []
