@@ -73,6 +73,8 @@ _DECODE_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
+    # GIF and WebP readers apply Pillow's process-wide limit themselves.
+    Image.DecompressionBombError,
 )
 
 # Pillow imports a reader at the first file that needs it; here that is before any request.

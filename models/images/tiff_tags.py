@@ -22,6 +22,9 @@ def read_numbers(data: bytes, wanted: Collection[int]) -> dict[int, int]:
     big = version == _BIG_TIFF
     offset, count, value = ("Q", "Q", "8s") if big else ("I", "H", "4s")
     (start,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+    if start > len(data):
+        # struct raises OverflowError for offsets over 63 bits.
+        raise struct.error("the directory starts behind the end of the data")
     (entries,) = struct.unpack_from(order + count, data, start)
     start += struct.calcsize(order + count)
     entry = struct.Struct(order + "HH" + offset + value)

@@ -85,9 +85,10 @@ def test_an_orientation_that_is_none_leaves_the_picture_as_it_is(
         b"Exif\0\0II*\0\x08\0\0\0",
         b"Exif\0\0MM\0*\xff\xff\xff\xff\0\1",
         b"Exif\0\0nonsense in here",
+        b"Exif\0\0MM\0+\0\x08\0\0\xff\xff\xff\xff\xff\xff\xff\xff\0\1",
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff\x06\0\0\0",
     ],
-    ids=["cut short", "offset beyond the end", "no TIFF header", "count beyond the end"],
+    ids=["cut short", "offset beyond the end", "no TIFF header", "BigTIFF offset over 63 bits", "count beyond the end"],
 )
 def test_broken_exif_does_not_lose_a_photograph(
     image_file: Callable[..., bytes], image_format: str, exif: bytes

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from models.images.decode import FORMATS
+from models.images.decode import FORMATS, read_header
 from models.images.preprocessing import decode_image
 from models.interface.errors import (
     EmptyImageError,
@@ -141,6 +141,22 @@ def test_a_promise_of_too_many_pixels_is_refused_before_it_costs_memory() -> Non
 def test_a_gif_cannot_hide_its_pixels_in_screen_or_frame(screen: tuple[int, int], frame: tuple[int, int]) -> None:
     with pytest.raises(TooManyPixelsError):
         decode_image(gif(screen, frame), LIMITS)
+
+
+def webp(width: int, height: int) -> bytes:
+    """A WebP in the extended format that ends after its canvas size."""
+    body = b"VP8X" + struct.pack("<II", 10, 0) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+@pytest.mark.parametrize(
+    "encoded",
+    [gif((1, 1), (65535, 65535)), webp(16384, 16384)],
+    ids=["gif frame", "webp canvas"],
+)
+def test_an_image_over_pillows_own_limit_is_an_image_error(encoded: bytes) -> None:
+    with pytest.raises(ImageError):
+        read_header(encoded)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
