@@ -58,22 +58,22 @@ def serve() -> None:
     if ignored := ignored_variables():
         _log.info("service links of Kubernetes are ignored", extra={"variables": ignored})
     # Here, not above: `gradless sample` and `gradless --help` need not wait for the web server's imports.
-    if fronts := _fronts(settings):
-        from app.workers.engine_process import serve_by_fronts  # noqa: PLC0415
+    if workers := _workers(settings):
+        from app.workers.engine_process import serve_with_workers  # noqa: PLC0415
 
-        serve_by_fronts(settings, fronts)
+        serve_with_workers(settings, workers)
     else:
         from app.server.server import serve as run  # noqa: PLC0415
 
         run(settings)
 
 
-def _fronts(settings: Settings) -> int:
-    if settings.fronts is not None:
-        return settings.fronts
+def _workers(settings: Settings) -> int:
+    if settings.http_workers is not None:
+        return settings.http_workers
     from models.hardware import cores  # noqa: PLC0415 - torch takes seconds to import
 
-    return cores.fronts(settings.device)
+    return cores.http_workers(settings.device)
 
 
 @app.command()

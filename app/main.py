@@ -22,16 +22,16 @@ from app.api.openapi import complete_document, documented_ends, other_ends
 from app.api.routers import classify, debug, documentation, features, health, models, page, search
 from app.api.search_index import open_search_index
 from app.http.allowed_hosts import Hosts, allowed_hosts, own_names
-from app.http.body_budget import HeldBytes
-from app.middleware.fast_path import ShortCut
+from app.http.body_budget import BodyBudget
+from app.middleware.fast_path import FastPath
 from app.middleware.head import HeadAsGet
 from app.middleware.host_check import HostCheck
 from app.middleware.load_shedding import LoadShedding
 from app.middleware.start_failures import start_error
 from app.observability.metrics import Metrics, SharedExposition
 from app.observability.request_log import RequestLog
-from app.observability.request_observer import Observation, ObservationMiddleware, Traces
-from app.process.gc_tuning import leave_out_what_is_loaded, take_in_everything
+from app.observability.request_observer import RequestObserver, RequestObserverMiddleware, Traces
+from app.process.gc_tuning import freeze_loaded_objects, take_in_everything
 from app.settings import Settings, load_settings
 from models.interface.errors import StartError
 from models.interface.runtime import Runtime, StartRuntime
@@ -83,7 +83,7 @@ def create_app(
             raise
         parts.runtime = runtime
         metrics.watch(runtime)
-        leave_out_what_is_loaded()
+        freeze_loaded_objects()
         try:
             yield
         finally:
@@ -112,7 +112,7 @@ def create_app(
     app.state.parts = parts
     # From the inside out: what is outermost is added last.
     app.add_middleware(
-        ShortCut,
+        FastPath,
         parts=parts,
         routes=[
             route
@@ -132,14 +132,14 @@ def create_app(
         )
     hosts = Hosts(allowed_hosts(settings.allowed_hosts, settings.host))
     app.add_middleware(HostCheck, hosts=hosts)
-    observation = Observation(
+    observation = RequestObserver(
         metrics,
         request_log,
-        HeldBytes(settings.max_held_bytes),
+        BodyBudget(settings.max_held_bytes),
         frozenset({classify.PATH, features.PATH, search.PATH}),
         traces,
     )
-    app.add_middleware(ObservationMiddleware, observation=observation)
+    app.add_middleware(RequestObserverMiddleware, observation=observation)
     # Outside of all: app/server/server.py asks it at the headers of a request.
     app.state.shedding = LoadShedding(
         parts,
@@ -200,9 +200,9 @@ def start_serving(
 ) -> Runtime:
     """Load and warm up what the settings say; `give_up` and `cores` as in models.serving.runtime. Raises StartError."""
     # Here, not above: the HTTP side is imported and tested without torch.
-    from models.serving.runtime import Serving  # noqa: PLC0415
+    from models.serving.runtime import LocalRuntime  # noqa: PLC0415
 
-    return Serving(replace(serving_options(settings), cores=cores), telemetry, give_up)
+    return LocalRuntime(replace(serving_options(settings), cores=cores), telemetry, give_up)
 
 
 def serving_options(settings: Settings) -> ServingOptions:
@@ -220,7 +220,7 @@ def serving_options(settings: Settings) -> ServingOptions:
         calibration_folder=settings.calibration_folder,
         max_batch_size=settings.max_batch_size,
         fixed_batch=settings.fixed_batch,
-        max_wait_s=settings.max_wait_ms / 1e3,
+        max_wait_s=settings.max_batch_delay_ms / 1e3,
         queue_capacity=settings.queue_capacity,
         decode_threads=settings.decode_threads,
         limits=settings.image_limits,

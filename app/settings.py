@@ -29,6 +29,12 @@ PREFIX = "GRADLESS_"
 _KEYS = frozenset({f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE"})
 _MIB = 2**20
 
+# Former names.
+_RENAMED = {
+    f"{PREFIX}FRONTS": f"{PREFIX}HTTP_WORKERS",
+    f"{PREFIX}MAX_WAIT_MS": f"{PREFIX}MAX_BATCH_DELAY_MS",
+}
+
 
 class SettingsError(Exception):
     """The settings are wrong. One line for each that is, naming the variable and what it may be."""
@@ -84,7 +90,7 @@ class Settings(BaseSettings):
     max_batch_size: int | None = Field(
         None, ge=1, le=1024, description="images in one forward, at most; unset: 32, on a CPU what keeps its cores busy"
     )
-    max_wait_ms: float = Field(
+    max_batch_delay_ms: float = Field(
         0, ge=0, le=1000, description="ms an image may wait for company; 0 sends what is there at once"
     )
     queue_capacity: int = Field(
@@ -96,12 +102,12 @@ class Settings(BaseSettings):
     decode_threads: int | None = Field(
         None, ge=1, le=256, description="threads that decode; unset: one for each core the process may use, 8 at most"
     )
-    fronts: int | None = Field(
+    http_workers: int | None = Field(
         None,
         ge=0,
         le=64,
-        description="processes that read, decode and answer for the one that runs the forwards, on Linux; 0: one does "
-        "it all; unset: on CUDA three quarters of the cores, 16 at most, else 0",
+        description="HTTP worker processes, which read, decode and answer for the engine process, on Linux; 0: one process "
+        "does it all; unset: on CUDA three quarters of the cores, 16 at most, else 0",
     )
     max_image_bytes: int = Field(20 * _MIB, ge=1, le=2**30, description="bytes of one image file")
     max_request_bytes: int = Field(64 * _MIB, ge=1, le=2**32, description="bytes of one request's body")
@@ -261,9 +267,11 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _fronts_can_share_memory(self) -> Self:
-        if self.fronts and not sys.platform.startswith("linux"):
-            raise ValueError(f"{PREFIX}FRONTS={self.fronts} needs Linux: fronts share memory as no other system has it")
+    def _workers_can_share_memory(self) -> Self:
+        if self.http_workers and not sys.platform.startswith("linux"):
+            raise ValueError(
+                f"{PREFIX}HTTP_WORKERS={self.http_workers} needs Linux: workers share memory as no other system has it"
+            )
         return self
 
     @model_validator(mode="after")
@@ -307,7 +315,9 @@ def _unknown_variables() -> list[str]:
     for name, value in sorted(os.environ.items()):
         if not value or name in ignored:
             continue
-        if name.upper().startswith(PREFIX) and name.upper().removeprefix(PREFIX) not in known:
+        if name.upper() in _RENAMED:
+            lines.append(f"{name} is now called {_RENAMED[name.upper()]}")
+        elif name.upper().startswith(PREFIX) and name.upper().removeprefix(PREFIX) not in known:
             # Without the prefix, which makes all of them alike.
             similar = difflib.get_close_matches(name.upper().removeprefix(PREFIX), known, n=1)
             lines.append(f"{name} is no setting" + (f"; did you mean {PREFIX}{similar[0]}?" if similar else ""))

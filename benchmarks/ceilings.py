@@ -22,7 +22,7 @@ from models import backends
 from models.hardware import memory, placement
 from models.hardware.cores import available_cores, use_one_core_in_this_thread
 from models.images.transforms import Transform
-from models.inference.batch_item import Item, Output
+from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
 from models.loading import catalog
 from models.loading.calibration import Calibration
@@ -73,7 +73,7 @@ def one_at_a_time(bodies: Sequence[bytes], engine: Engine, seconds: float) -> li
         deadline = perf_counter() + seconds
         for body in cycle(bodies):
             started_at = perf_counter()
-            engine.run([Item(by_gradless(body, engine.model.transform), 5)])
+            engine.run([BatchItem(by_gradless(body, engine.model.transform), 5)])
             latencies_ms.append((perf_counter() - started_at) * 1e3)
             if perf_counter() > deadline:
                 break
@@ -96,7 +96,7 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
         done_at.append(perf_counter())
         places.release()
 
-    batcher: Batcher[Item, Output] = Batcher(
+    batcher: Batcher[BatchItem, ItemOutput] = Batcher(
         engine.run,
         name="ceiling",
         max_batch_size=_MAX_BATCH_SIZE,
@@ -108,7 +108,7 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
     batcher.wait_until_ready()
 
     def decode_and_queue(body: bytes) -> None:
-        batcher.submit(Item(by_gradless(body, engine.model.transform), 5)).add_done_callback(answered)
+        batcher.submit(BatchItem(by_gradless(body, engine.model.transform), 5)).add_done_callback(answered)
 
     started_at = ended_at = perf_counter()
     with ThreadPoolExecutor(cores, initializer=use_one_core_in_this_thread) as pool:

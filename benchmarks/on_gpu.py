@@ -2,7 +2,7 @@
 service on the same GPU: `python -m benchmarks.on_gpu --images FOLDER`. Closed loops by wrk; prints a table.
 
 Each server is started once and measured `--rounds` times at each load: starts are long there. One way is several
-gradless services side by side, as an operator without fronts would have it; each has its part of the connections.
+gradless services side by side, as an operator without workers would have it; each has its part of the connections.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _WARM_UP_S = 2.0
 # Of wrk, for all servers together. They took 0.4 cores to send 2,900 photographs a second.
 _LOAD_THREADS = 4
 
-# LitServe's workers and mosec's decoders: as many as gradless's fronts. LitServe has processes for HTTP beside them.
+# LitServe's workers and mosec's decoders: as many as gradless's workers. LitServe has processes for HTTP beside them.
 _PEER_PROCESSES = str(max(1, available_cores() * 3 // 4))
 _PEER_FRONTS = str(max(1, available_cores() // 4))
 
@@ -98,9 +98,9 @@ def ways(device: str) -> dict[str, Way]:
             _peer("LitServe", device, PEER_WORKERS=_PEER_PROCESSES, PEER_FRONTS=_PEER_FRONTS, PEER_BATCH="8")
         ),
         "mosec": Way(_peer("mosec", device, PEER_DECODERS=_PEER_PROCESSES, PEER_WORKERS="2", PEER_BATCH="32")),
-        "gradless, one process": Way(_gradless(device, GRADLESS_FRONTS="0")),
+        "gradless, one process": Way(_gradless(device, GRADLESS_HTTP_WORKERS="0")),
         "gradless, 8 services of one process": Way(
-            _gradless(device, GRADLESS_FRONTS="0", GRADLESS_DECODE_THREADS="2"), instances=8
+            _gradless(device, GRADLESS_HTTP_WORKERS="0", GRADLESS_DECODE_THREADS="2"), instances=8
         ),
         "gradless, bf16": Way(_gradless(device, GRADLESS_PRECISION="bf16")),
         "naive FastAPI": Way(_peer("naive FastAPI", device)),

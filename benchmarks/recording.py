@@ -17,7 +17,7 @@ from models.backends.eager import EagerBackend
 from models.backends.recorded import RecordedBackend
 from models.hardware import placement
 from models.hardware.placement import Precision
-from models.inference.batch_item import Item
+from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.loading import catalog
 from models.loading.load import load
@@ -59,7 +59,7 @@ def _quartiles_ms(engines: list[Engine], size: int) -> list[list[float]]:
     side = engines[0].model.transform.crop
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=generator)
-    items = [Item(image, 5) for image in pixels.permute(0, 3, 1, 2)]
+    items = [BatchItem(image, 5) for image in pixels.permute(0, 3, 1, 2)]
     for engine in engines:
         engine.run(items)
     # In turns, so that what else the machine does is nobody's advantage.
@@ -67,7 +67,7 @@ def _quartiles_ms(engines: list[Engine], size: int) -> list[list[float]]:
     return [[1e3 * quartile for quartile in quantiles(seconds, n=4)] for seconds in zip(*rounds, strict=True)]
 
 
-def _seconds(engine: Engine, items: list[Item]) -> float:
+def _seconds(engine: Engine, items: list[BatchItem]) -> float:
     started_at = perf_counter()
     engine.run(items)
     return perf_counter() - started_at

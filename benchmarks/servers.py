@@ -86,11 +86,11 @@ DEFAULT = "gradless openvino fp32"
 
 # The null model in one process, and behind two that read and decode.
 NULL_SERVER = "gradless null"
-NULL_FRONTS = "gradless null, 2 fronts"
+NULL_WORKERS = "gradless null, 2 workers"
 
 SHARED_ENGINE = "gradless's eager fp32"
 
-_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:Front", "--host", "127.0.0.1", "--port", "{port}")
+_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:WorkerRuntime", "--host", "127.0.0.1", "--port", "{port}")
 
 _PEERS = (
     _peer("LitServe", "-m", f"{_MODULE}litserve_peer"),
@@ -111,7 +111,9 @@ SERVERS = {
         _gradless("compiled", "bf16"),
         # The catalog's null model brings a backend of its own.
         replace(_gradless("eager", "fp32"), name=NULL_SERVER, engine="null", models=(NULL,)),
-        replace(_gradless("eager", "fp32", GRADLESS_FRONTS="2"), name=NULL_FRONTS, engine="null", models=(NULL,)),
+        replace(
+            _gradless("eager", "fp32", GRADLESS_HTTP_WORKERS="2"), name=NULL_WORKERS, engine="null", models=(NULL,)
+        ),
         _naive(),
         *_PEERS,
         *(_sharing(peer) for peer in _PEERS),

@@ -11,7 +11,7 @@ from gradless.arms import Arm, arm_of
 from gradless.budget import Prediction, Trial, tried
 from gradless.measuring import Measuring
 from gradless.outputs import tried_backward
-from gradless.progress import Course, failing_alone
+from gradless.progress import ComparisonProgress, isolate_failure
 from gradless.records import (
     ArmName,
     Comparison,
@@ -30,10 +30,10 @@ from models.hardware import memory
 _FEW = 2
 
 
-class Comparing:
+class ComparisonRun:
     """One comparison. Its forwards take the subject's turn, one at a time."""
 
-    def __init__(self, subject: Subject, options: ComparisonOptions, course: Course) -> None:
+    def __init__(self, subject: Subject, options: ComparisonOptions, course: ComparisonProgress) -> None:
         self._subject = subject
         self._options = options
         self._course = course
@@ -95,7 +95,7 @@ class Comparing:
 
     def _left_out_on_failure(self, name: ArmName) -> AbstractContextManager[None]:
         """A network may run in eval mode alone, or not be copied."""
-        return failing_alone(lambda words: self._left_out.append(LeftOut(name, words)))
+        return isolate_failure(lambda words: self._left_out.append(LeftOut(name, words)))
 
     def _reference(self, measured: list[Measured], inputs: Inputs) -> torch.Tensor:
         """The answer under inference_mode, also where that arm was not asked for."""

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from gradless.comparison_run import Comparing
+from gradless.comparison_run import ComparisonRun
 from gradless.peak import prepare_profiler
-from gradless.progress import Course
+from gradless.progress import ComparisonProgress
 from gradless.records import ARMS, ArmName, Comparison, ComparisonOptions, Progress
 from gradless.report import Origin, origin_of
 from gradless.subject import subject_of, subject_with
@@ -45,12 +45,12 @@ def compare(
         modules=modules,
         seconds=seconds,
     )
-    course = Course(abandoned=lambda: False, on_progress=lambda _: None)
+    course = ComparisonProgress(abandoned=lambda: False, on_progress=lambda _: None)
     with _nothing_left_behind(images.device):
         subject = subject_with(network, images)
         kind = type(network).__name__
         origin = Origin(kind, "", kind, str(images.device), str(images.dtype).removeprefix("torch."), "none")
-        return Comparing(subject, options, course).run(origin)
+        return ComparisonRun(subject, options, course).run(origin)
 
 
 def compare_served(
@@ -70,7 +70,7 @@ def compare_served(
     """
     with _nothing_left_behind(engine.model.placement.device):
         subject = subject_of(engine, image)
-        return Comparing(subject, options, Course(abandoned, on_progress)).run(origin_of(engine))
+        return ComparisonRun(subject, options, ComparisonProgress(abandoned, on_progress)).run(origin_of(engine))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import torch
 from gradless.arms import Arm
 from gradless.outputs import facts_of
 from gradless.peak import recorded_peak
-from gradless.progress import Course
+from gradless.progress import ComparisonProgress
 from gradless.records import ArmName, ComparisonStage, OutputFacts, Peak, Spread
 from gradless.retained import Saved, saved_by
 from gradless.subject import Inputs, Subject, answer_of
@@ -33,7 +33,7 @@ class Look:
 class Measuring:
     """Runs forwards of one subject. Everything raises ComparisonAbandonedError, and what a forward raises."""
 
-    def __init__(self, subject: Subject, course: Course) -> None:
+    def __init__(self, subject: Subject, course: ComparisonProgress) -> None:
         self.subject = subject
         self.course = course
 

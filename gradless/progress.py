@@ -13,7 +13,7 @@ class ComparisonAbandonedError(Exception):
 
 
 @contextmanager
-def failing_alone(tell: Callable[[str], object]) -> Iterator[None]:
+def isolate_failure(tell: Callable[[str], object]) -> Iterator[None]:
     """`tell` in words what is raised inside, and go on behind it: what else is compared has its answers then. But not
     when nobody waits any more."""
     try:
@@ -24,7 +24,7 @@ def failing_alone(tell: Callable[[str], object]) -> Iterator[None]:
         tell(f"{type(error).__name__}: {error}")
 
 
-class Course:
+class ComparisonProgress:
     """Counts the forwards of a comparison. `on_progress` hears of each before it runs; `abandoned` is asked then."""
 
     def __init__(self, abandoned: Callable[[], bool], on_progress: Callable[[Progress], None]) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from gradless.arms import Arm
 from gradless.measuring import Measuring
-from gradless.progress import failing_alone
+from gradless.progress import isolate_failure
 from gradless.records import ComparisonOptions, SweepPoint, SweptArm
 from gradless.subject import Inputs
 
@@ -41,7 +41,7 @@ def swept(measuring: Measuring, arms: list[Arm], options: ComparisonOptions, kno
         began_at = perf_counter()
         if seconds_an_image and began_at - started_at + size * seconds_an_image > options.seconds:
             break
-        with failing_alone(partial(failures.__setitem__, size)):
+        with isolate_failure(partial(failures.__setitem__, size)):
             points.append(SweepPoint(size, _measured(measuring, arms, measuring.subject.batch(size), _rounds(options))))
             seconds_an_image = (perf_counter() - began_at) / size
     return Swept(tuple(points), failures)

@@ -22,8 +22,8 @@ _INTRODUCTION = """# Reliability
 A service that decodes other people's files meets callers who leave, dawdle, send rubbish or come all at once, and is
 itself stopped, killed and started again. Each row below is one bar, held against a real `gradless serve` on 127.0.0.1
 with default settings, by `python -m reliability`, which wrote this page; what was missed stands here too. Three
-scenarios have several HTTP processes (`GRADLESS_FRONTS=2`) and the `null` model, whose answer tells which image it is
-of: `reloads` replaces the model while clients disconnect, `own-answers` kills HTTP processes under load, and
+scenarios have several HTTP processes (`GRADLESS_HTTP_WORKERS=2`) and the `null` model, whose answer tells which image
+it is of: `reloads` replaces the model while clients disconnect, `own-answers` kills HTTP processes under load, and
 `killed-processes` kills each kind of process in turn. `damaged-cache` damages the converted network on disk between
 starts, and compares the answers.
 
@@ -51,7 +51,7 @@ _LIMITS = """## Known limits
   places over the goodput already.
 - Latencies are those of a process's own loopback; no network, proxy or TLS is between.
 - A connection that asks for nothing is closed after `GRADLESS_READ_TIMEOUT_S`; the number of connections itself is
-  bounded by the process's file descriptors alone. Put a proxy in front where strangers can connect.
+  bounded by the process's file descriptors alone. Put a proxy in worker where strangers can connect.
 - A stop resets no connection that was made, as far as Linux tells: those under way have 0.3 s to complete. A client
   farther away than that, or in a sandbox whose kernel ignores socket filters, may still be reset. So may one that sends
   its first byte more than half a second after the stop began.

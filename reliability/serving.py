@@ -56,9 +56,9 @@ class Served:
         times = self._looked_at.cpu_times()
         return float(times.user + times.system)
 
-    def fronts(self) -> list[psutil.Process]:
+    def workers(self) -> list[psutil.Process]:
         """The HTTP processes, where there are several: forks of a child of the one that was started."""
-        return [front for child in self._looked_at.children() for front in child.children()]
+        return [worker for child in self._looked_at.children() for worker in child.children()]
 
     def fork_server(self) -> psutil.Process | None:
         """The process that HTTP processes are forks of, the only child of the one that was started. None while there is

@@ -33,7 +33,7 @@ async def streamed(
     """Start the comparison, which tells a listener of its progress on the event loop, and answer with its events.
 
     One that ends before its first forward, as those do that are refused, raises what it raised, and is answered with
-    a status of its own. Raises CallerGoneError as well.
+    a status of its own. Raises ClientDisconnectedError as well.
     """
     updates: asyncio.Queue[records.Progress | None] = asyncio.Queue()
     work = asyncio.ensure_future(compare(updates.put_nowait))

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect
 from app.api.file_parts import FileParts
 from app.http.problems import (
     BodyTooLargeError,
-    CallerGoneError,
+    ClientDisconnectedError,
     ContentEncodingError,
     MalformedMultipartError,
     NoImagesError,
@@ -71,20 +71,20 @@ async def read_images(request: Request, settings: Settings) -> Sequence[bytes | 
 async def read_small(request: Request, *, timeout_s: float) -> bytes:
     """A body that is no image and needs no more than a few lines.
 
-    Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, CallerGoneError.
+    Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, ClientDisconnectedError.
     """
     return await _in_time(request, timeout_s, _whole(request, _SMALL_BODY_BYTES))
 
 
 async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) -> T:
-    """For reading a body to its end. Raises ContentEncodingError, SlowBodyError, CallerGoneError."""
+    """For reading a body to its end. Raises ContentEncodingError, SlowBodyError, ClientDisconnectedError."""
     try:
         async with asyncio.timeout(timeout_s):
             read = await reading
     except TimeoutError:
         raise SlowBodyError(timeout_s) from None
     except ClientDisconnect:
-        raise CallerGoneError from None
+        raise ClientDisconnectedError from None
     observed(request.scope).body_read = True
     return read
 

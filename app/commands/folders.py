@@ -163,11 +163,11 @@ def _here(paths: list[str], output: str, workers: int | None, settings: Settings
 def _on(cluster: str, paths: list[str], output: str, settings: Settings, asked: dict[str, Any]) -> ClusterJob:
     from app.main import serving_options  # noqa: PLC0415 - as above
     from app.ray_serve.anywhere import anywhere  # noqa: PLC0415
-    from models.ray_data.job import ClusterJob, ClusterWanted  # noqa: PLC0415
+    from models.ray_data.job import ClusterJob, ClusterJobRequest  # noqa: PLC0415
     from models.ray_data.storage import find  # noqa: PLC0415
 
     return ClusterJob(
-        ClusterWanted(files=find(paths), output=output, address=cluster, **asked),
+        ClusterJobRequest(files=find(paths), output=output, address=cluster, **asked),
         serving_options(anywhere(settings, Path.cwd())),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from app.http.problems import TooMuchAtOnceError
 
 
-class HeldBytes:
+class BodyBudget:
     """Counts the bytes of bodies from their arrival to the end of their requests. Event loop only."""
 
     def __init__(self, limit: int) -> None:

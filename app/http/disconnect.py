@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from starlette.types import Scope
 
-from app.http.problems import CallerGoneError
+from app.http.problems import ClientDisconnectedError
 from models.interface.cancellation import Wanted, always
 from models.interface.errors import DrainingError
 
@@ -25,7 +25,7 @@ _EXTENSION = "gradless.departure"
 _LEFT_BY_PEER = frozenset({7, 8})
 
 
-class Departure:
+class ClientDisconnect:
     """Of the caller of one connection: he leaves once, and the request under way, if there is one, is told.
 
     ASGI has a request ask for it, which takes a task for each; a connection knows, and tells for nothing.
@@ -71,14 +71,14 @@ class Departure:
 
 def still_there(request: Request) -> Wanted:
     """Asks whether the caller of `request` is, in so far as his connection tells."""
-    departure: Departure | None = request.scope.get("extensions", {}).get(_EXTENSION)
+    departure: ClientDisconnect | None = request.scope.get("extensions", {}).get(_EXTENSION)
     return always if departure is None else departure.not_yet
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the caller of `request` disconnects first.
 
-    The request's body must have been read to its end. Raises CallerGoneError, and what `work` raises.
+    The request's body must have been read to its end. Raises ClientDisconnectedError, and what `work` raises.
     """
     working = asyncio.current_task()
     if working is None:  # pragma: no cover - a coroutine that runs is in a task
@@ -94,7 +94,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         return await work
     except asyncio.CancelledError:
         if waiter.caller_gone and working.uncancel() <= cancelled_before:
-            raise CallerGoneError from None
+            raise ClientDisconnectedError from None
         if working.cancelling() <= cancelled_before:
             # Not this task but what it waited for: the runtime was closed under it.
             raise DrainingError from None

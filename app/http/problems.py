@@ -92,7 +92,7 @@ class NoImagesError(RequestError):
         super().__init__("The multipart body has no file in it.")
 
 
-class CallerGoneError(RequestError):
+class ClientDisconnectedError(RequestError):
     def __init__(self) -> None:
         super().__init__("The caller has gone.")
 
@@ -185,7 +185,7 @@ TABLE: dict[type[Exception], Row] = {
     ContentEncodingError: Row(415, "unsupported-content-encoding", "The body has a content coding", "unsupported_type"),
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
-    CallerGoneError: Row(CLIENT_GONE_STATUS, "caller-gone", "The caller has gone"),
+    ClientDisconnectedError: Row(CLIENT_GONE_STATUS, "caller-gone", "The caller has gone"),
     UnauthorizedError: Row(401, "unauthorized", "An API key is needed", "auth"),
     ForbiddenError: Row(403, "forbidden", "This caller may not do that", "auth"),
     FingerprintMismatchError: Row(412, "fingerprint-mismatch", "The model is not the one that was asked for"),

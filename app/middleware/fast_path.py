@@ -13,7 +13,7 @@ from app.api.dependencies import Parts
 from app.api.error_responses import answered
 
 
-class ShortCut:
+class FastPath:
     """`routes` are those whose handlers need nothing of FastAPI's around them but what becomes of exceptions, as those
     of ImageRoute: POST, without parameters in the path."""
 

@@ -16,7 +16,7 @@ from app.api.image_route import ImageRoute
 from app.http.allowed_hosts import Hosts
 from app.http.problems import TABLE, RequestError
 from app.http.raw_problem import answer_bytes
-from app.observability.request_observer import Observation
+from app.observability.request_observer import RequestObserver
 from app.security.api_keys import authorize
 from models.interface.errors import OverloadedError
 from models.interface.telemetry import Task
@@ -38,7 +38,7 @@ class LoadShedding:
     def __init__(
         self,
         parts: Parts,
-        observation: Observation,
+        observation: RequestObserver,
         hosts: Hosts,
         tasks: Mapping[str, tuple[ImageRoute, Task]],
         *,

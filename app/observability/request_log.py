@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import Scope
 
 from app.http.problems import Row
-from app.observability.request_record import Observed
+from app.observability.request_record import RequestRecord
 from app.process.logs import REQUESTS
 
 _log = logging.getLogger(REQUESTS)
@@ -35,7 +35,7 @@ class RequestLog:
         self._shed: Counter[tuple[str | None, int, str | None]] = Counter()
         self._shed_line: asyncio.TimerHandle | None = None
 
-    def ended(self, scope: Scope, request: Observed, status: int, seconds: float) -> None:
+    def ended(self, scope: Scope, request: RequestRecord, status: int, seconds: float) -> None:
         """Tell of a request that has been answered, or whose caller has gone. Nothing of an image is told, nor a
         query or a header, which may hold keys."""
         slow = request.model is not None and seconds > self._slow_request_s
@@ -62,7 +62,7 @@ class RequestLog:
         }
         _log.log(level, "request", extra={name: value for name, value in told.items() if value is not None})
 
-    def shed(self, scope: Scope, request: Observed, status: int, seconds: float) -> None:
+    def shed(self, scope: Scope, request: RequestRecord, status: int, seconds: float) -> None:
         """Tell of a request that was refused at its headers: a line of its own at `debug`, else as one of a count that
         is told once a second. Event loop only."""
         if _log.isEnabledFor(logging.DEBUG):

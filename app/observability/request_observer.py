@@ -12,11 +12,11 @@ from typing import Protocol
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.body_budget import HeldBytes
+from app.http.body_budget import BodyBudget
 from app.http.problems import CLIENT_GONE_STATUS, CONTENT_TYPE, INTERNAL_ERROR, problem
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
-from app.observability.request_record import Observed, RequestTrace, observe
+from app.observability.request_record import RequestRecord, RequestTrace, observe
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Traces(Protocol):
         """Hand over what is left. Blocks, for some seconds at most."""
 
 
-class Observation:
+class RequestObserver:
     """From a request's beginning to what is told of it. `timed_paths` are the routes whose answers carry
     Server-Timing."""
 
@@ -40,7 +40,7 @@ class Observation:
         self,
         metrics: Metrics,
         request_log: RequestLog,
-        held: HeldBytes,
+        held: BodyBudget,
         timed_paths: frozenset[str],
         traces: Traces | None = None,
     ) -> None:
@@ -50,14 +50,14 @@ class Observation:
         self._timed_paths = timed_paths
         self._traces = traces
 
-    def begin(self, scope: Scope) -> Observed:
+    def begin(self, scope: Scope) -> RequestRecord:
         """What will be known of a request, kept in its `scope`."""
         trace = self._traces.begin(scope) if self._traces else None
-        request = Observed(_request_id(scope), self._held, trace)
+        request = RequestRecord(_request_id(scope), self._held, trace)
         observe(scope, request)
         return request
 
-    def headers(self, scope: Scope, request: Observed) -> dict[str, str]:
+    def headers(self, scope: Scope, request: RequestRecord) -> dict[str, str]:
         """What its answer has in its head, whatever it is."""
         headers = {"x-request-id": request.request_id, "x-content-type-options": "nosniff"}
         if request.trace is not None:
@@ -66,7 +66,7 @@ class Observation:
             headers["server-timing"] = request.server_timing()
         return headers
 
-    def end(self, scope: Scope, request: Observed, *, shed: bool = False) -> None:
+    def end(self, scope: Scope, request: RequestRecord, *, shed: bool = False) -> None:
         """Tell of it. `shed`: it is one of many that were refused at their headers."""
         self._held.give_back(request.held_bytes)
         request.ended_at = perf_counter()
@@ -87,10 +87,10 @@ class Observation:
             request.trace.end(request, route, status)
 
 
-class ObservationMiddleware:
+class RequestObserverMiddleware:
     """Wraps the whole application."""
 
-    def __init__(self, app: ASGIApp, observation: Observation) -> None:
+    def __init__(self, app: ASGIApp, observation: RequestObserver) -> None:
         self._app = app
         self._observation = observation
 
@@ -131,6 +131,6 @@ def _request_id(scope: Scope) -> str:
     return f"{random.getrandbits(64):016x}"
 
 
-def _internal_error(request: Observed) -> Response:
+def _internal_error(request: RequestRecord) -> Response:
     body = problem(INTERNAL_ERROR, None, request.request_id)
     return Response(body.model_dump_json(exclude_none=True), INTERNAL_ERROR.status, media_type=CONTENT_TYPE)

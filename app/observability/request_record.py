@@ -9,7 +9,7 @@ from typing import Protocol
 
 from starlette.types import Scope
 
-from app.http.body_budget import HeldBytes
+from app.http.body_budget import BodyBudget
 from models.interface.results import Prediction
 from models.interface.telemetry import StageSeconds, Task
 
@@ -26,18 +26,18 @@ class RequestTrace(Protocol):
     @property
     def response_header(self) -> str: ...
 
-    def end(self, request: Observed, route: str | None, status: int) -> None:
+    def end(self, request: RequestRecord, route: str | None, status: int) -> None:
         """The request has been answered, or its caller has gone."""
 
 
 @dataclass(slots=True)
-class Observed:
+class RequestRecord:
     """What is known so far; times as of `perf_counter`. `stages` holds the longest time any of its images spent in
     each, `batch_size` the largest batch any of them was in, `lookup_seconds` the time in the search index. `ended_at`
     is known once the answer has been sent, or its caller has gone."""
 
     request_id: str
-    held: HeldBytes
+    held: BodyBudget
     trace: RequestTrace | None = None
     held_bytes: int = 0
     started_at: float = field(default_factory=perf_counter)
@@ -106,12 +106,12 @@ class Observed:
         return ", ".join(f"{name};dur={seconds * 1e3:.3f}" for name, seconds in parts.items())
 
 
-def observe(scope: Scope, request: Observed) -> None:
+def observe(scope: Scope, request: RequestRecord) -> None:
     """Keep `request` where `observed` finds it."""
     scope.setdefault("state", {})[_KEY] = request
 
 
-def observed(scope: Scope) -> Observed:
+def observed(scope: Scope) -> RequestRecord:
     """What the middleware knows of this request."""
-    known: Observed = scope["state"][_KEY]
+    known: RequestRecord = scope["state"][_KEY]
     return known

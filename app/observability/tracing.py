@@ -16,7 +16,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
-from app.observability.request_record import Observed
+from app.observability.request_record import RequestRecord
 from models.interface.results import Prediction
 from models.interface.telemetry import BatchReport
 
@@ -78,14 +78,14 @@ class TracedRequest:
         context = self._span.get_span_context()
         return f"00-{self.trace_id}-{trace.format_span_id(context.span_id)}-{context.trace_flags:02x}"
 
-    def end(self, request: Observed, route: str | None, status: int) -> None:
+    def end(self, request: RequestRecord, route: str | None, status: int) -> None:
         if self._span.is_recording():
             self._describe(request, route, status)
             self._add_stages(request)
         # With its last stage, however long all who are told of it took.
         self._span.end(None if request.ended_at is None else self._epoch_ns + int(request.ended_at * 1e9))
 
-    def _describe(self, request: Observed, route: str | None, status: int) -> None:
+    def _describe(self, request: RequestRecord, route: str | None, status: int) -> None:
         span = self._span
         span.set_attribute("http.response.status_code", status)
         span.set_attribute("gradless.request_id", request.request_id)
@@ -101,7 +101,7 @@ class TracedRequest:
         if status >= _SERVER_ERRORS:
             span.set_status(Status(StatusCode.ERROR))
 
-    def _add_stages(self, request: Observed) -> None:
+    def _add_stages(self, request: RequestRecord) -> None:
         if request.read_seconds is not None:
             self._add("read", request.started_at, request.read_seconds)
         for image in request.predicted:

@@ -52,7 +52,7 @@ def allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-def say_serving(settings: Settings, listener: socket.socket) -> None:
+def log_listening(settings: Settings, listener: socket.socket) -> None:
     """That callers are answered there: a line of log, and for people how to try it."""
     host, port = listener.getsockname()[:2]
     _log.info("serving", extra={"address": _url(host, port), "models": settings.models})

@@ -25,7 +25,7 @@ from rich.text import Text
 _LINE_EVERY_S = 30.0
 
 
-class Course:
+class ComparisonProgress:
     """What a job tells while it runs: `advance` for images done, `say` for a line that stays."""
 
     def __init__(self, console: Console, bar: Progress, what: str, *, total: int, done: int) -> None:
@@ -65,7 +65,7 @@ class Course:
 
 
 @contextmanager
-def course(what: str, total: int, *, done: int = 0) -> Iterator[Course]:
+def course(what: str, total: int, *, done: int = 0) -> Iterator[ComparisonProgress]:
     """A bar for `total` images, of which an earlier run has `done` some; it stays when the job has ended."""
     console = Console(stderr=True)
     columns = (
@@ -78,7 +78,7 @@ def course(what: str, total: int, *, done: int = 0) -> Iterator[Course]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=60) as bar:
-        yield Course(console, bar, what, total=total, done=done)
+        yield ComparisonProgress(console, bar, what, total=total, done=done)
 
 
 class _Rate(ProgressColumn):

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.http.allowed_hosts import fault_of_authority
-from app.http.disconnect import Departure
+from app.http.disconnect import ClientDisconnect
 from app.http.problems import (
     CONTENT_TYPE,
     HEADERS_TOO_LARGE,
@@ -29,9 +29,9 @@ from app.http.problems import (
 from app.http.raw_problem import answer_bytes
 from app.observability.request_log import refused
 from app.server.lingering_close import LingeringClose
-from app.server.no_upgrades import StayingParser
-from app.server.slow_readers import UnreadAnswers
-from app.server.write_coalescing import GatheredWrites
+from app.server.no_upgrades import IgnoreUpgradeParser
+from app.server.slow_readers import SlowReaders
+from app.server.write_coalescing import WriteCoalescing
 
 # Called with what a caller is told, and the seconds from the first byte of what has not become a request to there; None
 # where it has, which tells of itself.
@@ -72,11 +72,11 @@ class BoundedConnection(HttpToolsProtocol):
     _body_bytes = 0
     _head_ended = False
     _too_slow: asyncio.TimerHandle | None = None
-    _unread: UnreadAnswers
+    _unread: SlowReaders
     _lingering: LingeringClose
-    _writes: GatheredWrites
-    _departure: Departure
-    _parser: StayingParser
+    _writes: WriteCoalescing
+    _departure: ClientDisconnect
+    _parser: IgnoreUpgradeParser
     _ending = False
     # What came after the requests so far is none: they are answered, and nothing more is read.
     _read_to_its_end = False
@@ -88,13 +88,13 @@ class BoundedConnection(HttpToolsProtocol):
         return type(cls.__name__, (cls,), values)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._unread = UnreadAnswers(transport, self.loop, self.head_timeout_s)
+        self._unread = SlowReaders(transport, self.loop, self.head_timeout_s)
         self._lingering = LingeringClose(transport, self.loop, self.head_timeout_s)
-        self._writes = GatheredWrites(transport, self.loop, self._unread.begin, self._lingering)
+        self._writes = WriteCoalescing(transport, self.loop, self._unread.begin, self._lingering)
         # Neither it nor the parser holds the connection once that is lost: it goes without the garbage collector.
-        self._departure = Departure(transport, partial(_close_soon, self._writes, self.loop))
+        self._departure = ClientDisconnect(transport, partial(_close_soon, self._writes, self.loop))
         super().connection_made(self._writes)  # type: ignore[arg-type]  # it is one by its methods
-        self._parser = StayingParser(self)
+        self._parser = IgnoreUpgradeParser(self)
         self.parser = self._parser  # type: ignore[assignment]  # it is one by its methods
         self.expect()
 
@@ -353,7 +353,7 @@ def _problem_app(row: Row, detail: str) -> ASGIApp:
     return Response(body, row.status, headers={"Connection": "close"}, media_type=CONTENT_TYPE)
 
 
-def _close_soon(writes: GatheredWrites, loop: asyncio.AbstractEventLoop) -> None:
+def _close_soon(writes: WriteCoalescing, loop: asyncio.AbstractEventLoop) -> None:
     """From any thread, also one that looks when the service has ended and the event loop with it."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(writes.close)

@@ -7,7 +7,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
-class StayingParser:
+class IgnoreUpgradeParser:
     """httptools' parser for `protocol`, which has to let pass what is told of a request while `asked_to_leave`: it
     comes again. httptools takes such a request to end with its head, and its body to be of the other protocol;
     therefore it is given the head once more, without the wish."""

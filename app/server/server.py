@@ -18,7 +18,7 @@ from uvicorn.config import STARTUP_FAILURE
 from app.api.dependencies import Parts
 from app.main import create_app
 from app.middleware.start_failures import PlainStartFailures, refuse_to_start
-from app.process.listener import allow_many_connections, bind, say_serving
+from app.process.listener import allow_many_connections, bind, log_listening
 from app.process.logs import exit_at_once
 from app.process.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
 from app.server.acceptor import Acceptor
@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
         if self._listener is not None:
             self._acceptor = Acceptor(self._listener, self.begin)
             self._acceptor.open()
-            say_serving(self._parts.settings, self._listener)
+            log_listening(self._parts.settings, self._listener)
 
     async def take_last_connections(self) -> None:
         """Take what has been connected by now, and no more."""

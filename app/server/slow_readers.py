@@ -12,7 +12,7 @@ import termios
 _LEAST_READ_BYTES = 64 * 1024
 
 
-class UnreadAnswers:
+class SlowReaders:
     """Cuts a connection off when its caller, with `patience_s` for each 64 KiB, does not read."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:

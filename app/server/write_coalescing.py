@@ -10,7 +10,7 @@ from typing import Any
 from app.server.lingering_close import LingeringClose
 
 
-class GatheredWrites:
+class WriteCoalescing:
     """A transport whose writes of one turn of the event loop leave together, at its end. All else is the transport's.
 
     With an answer of two writes a request costs 40 µs of CPU less (refusals, 8 connections, two cores). `on_unread` is

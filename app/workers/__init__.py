@@ -1,1 +1,1 @@
-"""The service as several processes: fronts, each with the whole application, and one that has the models."""
+"""The service as several processes: workers, each with the whole application, and one that has the models."""

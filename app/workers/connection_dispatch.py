@@ -17,13 +17,13 @@ from app.workers.http_worker import NO_FILES
 # An event loop that has not turned for so long, where it does ten times a second, is handed nothing if others turn.
 _SLOW_S = 1.0
 
-# More than a front has been handed and has not said that it has taken.
+# More than a worker has been handed and has not said that it has taken.
 _MOST_TAKEN = 4096
 
 
 @dataclass(slots=True, eq=False)
-class FrontProcess:
-    """A front, as its parent knows it. `handing` is the socket that its connections go over; `told`, what it says of
+class HttpWorker:
+    """A worker, as its parent knows it. `handing` is the socket that its connections go over; `told`, what it says of
     itself, as app/workers/http_worker.py has it; `counts`, what it counts."""
 
     process: Fork
@@ -74,7 +74,7 @@ class FrontProcess:
 
     def let_go(self) -> list[socket.socket] | None:
         """Close here what it has taken by now. It says so at once, for until then a caller does not hear of it when the
-        front closes his connection. Returns those that it has no file descriptors for; None if it will say no more."""
+        worker closes his connection. Returns those that it has no file descriptors for; None if it will say no more."""
         try:
             said = self.handing.recv(_MOST_TAKEN)
         except BlockingIOError:
@@ -93,7 +93,7 @@ class FrontProcess:
         return refused if said else None
 
 
-def hand(connection: socket.socket, fronts: Iterable[FrontProcess]) -> bool:
-    """Give a connection to that of `fronts` which has the fewest. False where none takes it: it stays the caller's."""
-    by_load = sorted(fronts, key=lambda front: (front.silent_seconds() > _SLOW_S, front.open_connections))
-    return any(front.hand(connection) for front in by_load)
+def hand(connection: socket.socket, workers: Iterable[HttpWorker]) -> bool:
+    """Give a connection to that of `workers` which has the fewest. False where none takes it: it stays the caller's."""
+    by_load = sorted(workers, key=lambda worker: (worker.silent_seconds() > _SLOW_S, worker.open_connections))
+    return any(worker.hand(connection) for worker in by_load)

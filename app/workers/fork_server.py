@@ -122,8 +122,8 @@ class ForkServer:
         return self._asking.fileno()
 
     def fork(self, arguments: Sequence[Any], descriptors: Sequence[int]) -> Fork:
-        """Have `run_front(*arguments, descriptors)` run in a fork. The descriptors stay the caller's. Raises OSError if
-        the fork server has died, or there are no file descriptors."""
+        """Have `run_worker(*arguments, descriptors)` run in a fork. The descriptors stay the caller's. Raises OSError
+        if the fork server has died, or there are no file descriptors."""
         life, told = os.pipe()
         try:
             request, sent = _pickled(arguments, descriptors)
@@ -187,14 +187,14 @@ def run(descriptor: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # Here, not above: this is what is imported once for all workers.
     import models.workers.worker_runtime  # noqa: F401, PLC0415
-    from app.workers.http_worker import run_front  # noqa: PLC0415
+    from app.workers.http_worker import run_worker  # noqa: PLC0415
 
     with socket.socket(fileno=descriptor) as asked:
         request = _Server(asked).serve()
     if request is not None:
         _Sent.received = request[1]
         settings, options, number = pickle.loads(request[0])  # noqa: S301 - of our own
-        run_front(settings, options, number, request[1])
+        run_worker(settings, options, number, request[1])
 
 
 class _Server:

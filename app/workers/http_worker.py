@@ -1,4 +1,4 @@
-"""What a front runs: the application, for connections that it is handed, with its forwards in another process."""
+"""What a worker runs: the application, for connections that it is handed, with its forwards in another process."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from models.interface.runtime import Runtime
 from models.interface.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from models.workers.worker_runtime import FrontOptions, Place
+    from models.workers.worker_runtime import Place, WorkerOptions
 
 _log = logging.getLogger(__name__)
 
-# What a front says of each connection that it is handed: that it has taken it, or has no file descriptor for it.
+# What a worker says of each connection that it is handed: that it has taken it, or has no file descriptor for it.
 TAKEN, NO_FILES = b".", b"!"
 
 # As many as come with one message of Linux's.
@@ -51,8 +51,8 @@ Told = ctypes.c_uint * 2
 
 
 def shared_told() -> tuple[int, ctypes.Array[ctypes.c_uint]]:
-    """Memory for what a front says of itself, and its file descriptor, by which the front maps it."""
-    descriptor = os.memfd_create("front")
+    """Memory for what a worker says of itself, and its file descriptor, by which the worker maps it."""
+    descriptor = os.memfd_create("worker")
     os.ftruncate(descriptor, ctypes.sizeof(Told))
     return descriptor, _map_told(descriptor)
 
@@ -61,10 +61,10 @@ def _map_told(descriptor: int) -> ctypes.Array[ctypes.c_uint]:
     return Told.from_buffer(mmap.mmap(descriptor, ctypes.sizeof(Told)))
 
 
-def run_front(settings: Settings, options: FrontOptions, number: int, descriptors: Sequence[int]) -> None:
-    """Serve until SIGTERM. `settings` and `options` are this front's share of the service's. `descriptors`: its ends of
-    three sockets, for images, for messages and for the connections that it is handed, memory as of `shared_told`, and
-    that for what it counts."""
+def run_worker(settings: Settings, options: WorkerOptions, number: int, descriptors: Sequence[int]) -> None:
+    """Serve until SIGTERM. `settings` and `options` are this worker's share of the service's. `descriptors`: its ends
+    of three sockets, for images, for messages and for the connections that it is handed, memory as of `shared_told`,
+    and that for what it counts."""
     # Until there is something to drain.
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: exit_at_once(0))
@@ -72,13 +72,13 @@ def run_front(settings: Settings, options: FrontOptions, number: int, descriptor
     try:
         _serve(settings, options, number, descriptors)
     except Exception:  # noqa: BLE001 - told here: nobody else has the log
-        _log.exception("a front failed")
+        _log.exception("a worker failed")
     finally:
         # One that has served has ended by itself.
         exit_at_once(1)
 
 
-def _serve(settings: Settings, options: FrontOptions, number: int, descriptors: Sequence[int]) -> None:
+def _serve(settings: Settings, options: WorkerOptions, number: int, descriptors: Sequence[int]) -> None:
     # Here, not above: the HTTP side is imported and tested without torch.
     from models.workers.worker_runtime import Place  # noqa: PLC0415
 
@@ -92,7 +92,7 @@ def _serve(settings: Settings, options: FrontOptions, number: int, descriptors: 
     for descriptor in descriptors[3:]:
         os.close(descriptor)
     place = Place(number, images, channel)
-    app = create_app(settings, lambda telemetry: start_front(options, place, parts, telemetry))
+    app = create_app(settings, lambda telemetry: start_worker(options, place, parts, telemetry))
     parts: Parts = app.state.parts
     parts.scraped.build = partial(_everybodys_metrics, parts)
     server = _FrontServer(server_config(app, parts), parts, handed, told)
@@ -100,25 +100,25 @@ def _serve(settings: Settings, options: FrontOptions, number: int, descriptors: 
     sys.exit(1)
 
 
-def start_front(options: FrontOptions, place: Place, parts: Parts, telemetry: Telemetry) -> Runtime:
+def start_worker(options: WorkerOptions, place: Place, parts: Parts, telemetry: Telemetry) -> Runtime:
     """Wait until it is known what is served."""
     # Here, not above: the HTTP side is imported and tested without torch.
-    from models.workers.worker_runtime import Front  # noqa: PLC0415
+    from models.workers.worker_runtime import WorkerRuntime  # noqa: PLC0415
 
     def give_up(reason: str) -> None:
         parts.failure = reason
         end_process_within(_GIVEN_UP_END_S, reason)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return Front(place, options, telemetry, give_up)
+    return WorkerRuntime(place, options, telemetry, give_up)
 
 
 def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
-    """Of the whole service, whichever front was asked: the engine process has them. Blocks, and is not for the event
+    """Of the whole service, whichever worker was asked: the engine process has them. Blocks, and is not for the event
     loop."""
-    from models.workers.worker_runtime import Front  # noqa: PLC0415 - as above
+    from models.workers.worker_runtime import WorkerRuntime  # noqa: PLC0415 - as above
 
-    if not isinstance(parts.runtime, Front):
+    if not isinstance(parts.runtime, WorkerRuntime):
         return parts.metrics.exposition(accept)
     max_age_s = parts.settings.metrics_max_age_s
     return parts.runtime.exposition(accept, max_age_s, _SCRAPE_TIMEOUT_S).encode(), content_type_for(accept)
@@ -143,7 +143,7 @@ class _FrontServer(Server):
         asyncio.get_running_loop().add_reader(self._handed, self._take)
 
     async def take_last_connections(self) -> None:
-        # Of this front alone it may be the end: from here on others are handed what comes.
+        # Of this worker alone it may be the end: from here on others are handed what comes.
         self._handed.shutdown(socket.SHUT_RD)
         # What has been handed over by now was accepted.
         self._take()

@@ -18,7 +18,7 @@ os.environ |= {
 }
 from mosec import Server, Worker
 
-MAX_WAIT_MS = 5
+MAX_BATCH_DELAY_MS = 5
 
 
 class Decode(Worker):
@@ -61,6 +61,6 @@ if __name__ == "__main__":
     server = Server()
     server.append_worker(Decode, num=DECODERS, route="/classify")
     server.append_worker(
-        Inference, num=WORKERS, max_batch_size=MAX_BATCH_SIZE, max_wait_time=MAX_WAIT_MS, route="/classify"
+        Inference, num=WORKERS, max_batch_size=MAX_BATCH_SIZE, max_wait_time=MAX_BATCH_DELAY_MS, route="/classify"
     )
     server.run()

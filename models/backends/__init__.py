@@ -27,7 +27,7 @@ class Backend(Protocol):
         """(N, 3, side, side) uint8 on the CPU, channels last in memory, to features (N, D) and logits (N, C),
         of a floating-point type and on a device of the backend's choice.
 
-        Raises NobodyWaitsError where it runs a batch in pieces and finds before one of them that it is not `wanted`.
+        Raises AllCancelledError where it runs a batch in pieces and finds before one of them that it is not `wanted`.
         """
 
     def close(self) -> None:

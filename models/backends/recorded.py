@@ -19,7 +19,7 @@ from models.backends.compiled import compiled_network
 from models.backends.eager import served_network
 from models.backends.shapes import buckets, padded
 from models.hardware import cuda, memory
-from models.hardware.cuda import LaneStreams
+from models.hardware.cuda import BatchThreadStreams
 from models.interface.cancellation import Wanted, always
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
@@ -88,7 +88,7 @@ class RecordedBackend:
         try:
             with torch.inference_mode():
                 takes = [
-                    _Take(self._forward, self.sizes_to_warm_up, side, cuda.lane_streams(self._device, lane))
+                    _Take(self._forward, self.sizes_to_warm_up, side, cuda.batch_thread_streams(self._device, lane))
                     for lane in range(self.lanes)
                 ]
         except Exception as error:  # noqa: BLE001 - what is wrong without a recording too, the warm-up will say
@@ -114,7 +114,7 @@ class _Recording(NamedTuple):
 class _Take:
     """Recordings of one forward at several sizes, which share their memory, and run one after another."""
 
-    def __init__(self, forward: Forward, sizes: Sequence[int], side: int, streams: LaneStreams) -> None:
+    def __init__(self, forward: Forward, sizes: Sequence[int], side: int, streams: BatchThreadStreams) -> None:
         self._streams = streams
         self._recordings: dict[int, _Recording] = {}
         self._pool = torch.cuda.graph_pool_handle()

@@ -24,12 +24,12 @@ _MOST_DECODE_THREADS = 8
 _agreed_cores: int | None = None
 
 
-# With fewer, fronts and the process that runs the forwards would take turns on them.
-_LEAST_CORES_FOR_FRONTS = 4
+# With fewer, workers and the process that runs the forwards would take turns on them.
+_LEAST_CORES_FOR_WORKERS = 4
 
 
 # Each has some memory of its own, and what they all hand in goes through one process.
-_MOST_FRONTS = 16
+_MOST_WORKERS = 16
 
 
 def available_cores() -> int:
@@ -45,18 +45,18 @@ def decode_threads() -> int:
     return min(available_cores(), _MOST_DECODE_THREADS)
 
 
-def fronts(device: str) -> int:
+def http_workers(device: str) -> int:
     """Processes that read and decode for the one that has the models, where nobody says otherwise: three quarters of
     the cores for a GPU, which one process does not keep busy; 0 where that one does it by itself.
 
-    On an H100 with 16 cores one process answered 687 images/s, 4 fronts 1991, 8 2256, 12 2911 (docs/architecture.md).
+    On an H100 with 16 cores one process answered 687 images/s, 4 workers 1991, 8 2256, 12 2911 (docs/architecture.md).
     On a CPU forwards need the cores.
     """
     found = first_available() if device == "auto" else device
     cores = available_cores()
-    if not (found.startswith("cuda") and sys.platform.startswith("linux")) or cores < _LEAST_CORES_FOR_FRONTS:
+    if not (found.startswith("cuda") and sys.platform.startswith("linux")) or cores < _LEAST_CORES_FOR_WORKERS:
         return 0
-    return min(_MOST_FRONTS, cores * 3 // 4)
+    return min(_MOST_WORKERS, cores * 3 // 4)
 
 
 def use_no_more_cores_than(count: int) -> None:

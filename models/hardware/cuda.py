@@ -17,7 +17,7 @@ def use_own_stream_in_this_thread(device: torch.device) -> None:
         torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # PyTorch's own
 
 
-class LaneStreams(NamedTuple):
+class BatchThreadStreams(NamedTuple):
     """`record` is for one recording at a time, in which no work may go astray; what was recorded there runs in `run`,
     one forward after another: cuBLAS works in memory that it has for each stream, and writes its address into the
     recording."""
@@ -27,11 +27,11 @@ class LaneStreams(NamedTuple):
 
 
 @cache
-def lane_streams(device: torch.device, lane: int) -> LaneStreams:  # noqa: ARG001 - the cache tells them apart
+def batch_thread_streams(device: torch.device, lane: int) -> BatchThreadStreams:  # noqa: ARG001 - the cache tells them apart
     """Those of this lane, the same for all models of the process: libraries keep what they have for a stream, 32 MiB on
     an H100, for good."""
     record, run = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # PyTorch's own
-    return LaneStreams(record, run)
+    return BatchThreadStreams(record, run)
 
 
 def records_forwards(device: torch.device) -> bool:

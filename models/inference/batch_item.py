@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.interface.cancellation import Wanted, always
 
 
-class Item(NamedTuple):
+class BatchItem(NamedTuple):
     """One image for the device: (3, H, W) uint8 of the model's input size, how many classes are wanted (0: features
     alone), and whether anybody still waits for them."""
 
@@ -22,7 +22,7 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class ItemOutput:
     """One image's answer: features (D,) float32; the indices (top_k,) int64 and probabilities (top_k,) float32 of
     the likeliest classes, most probable first, or None where none were asked for. Views into the batch's arrays.
 

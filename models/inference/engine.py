@@ -13,12 +13,12 @@ from torch import nn
 from models.backends import Backend
 from models.hardware import cores, cuda
 from models.inference import backend_agreement
-from models.inference.batch_item import Item, Output
+from models.inference.batch_item import BatchItem, ItemOutput
 from models.interface.cancellation import Wanted, always
 from models.interface.errors import WarmUpError
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
-from models.scheduling.fair_lock import TurnLock
+from models.scheduling.fair_lock import FairLock
 
 
 class Engine:
@@ -27,7 +27,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel, backend: Backend) -> None:
         self.model = model
-        self.turn = TurnLock()
+        self.turn = FairLock()
         self._backend = backend
         self._reference: FeaturesAndLogits | None = None
 
@@ -56,8 +56,8 @@ class Engine:
         """Why PyTorch cannot tell how much memory its forward takes; None where it can."""
         return self._backend.memory_note
 
-    def run(self, items: Sequence[Item]) -> list[Output]:
-        """One forward for all `items`, answered in order. Raises NobodyWaitsError, for which the backend has to run it
+    def run(self, items: Sequence[BatchItem]) -> list[ItemOutput]:
+        """One forward for all `items`, answered in order. Raises AllCancelledError, for which the backend has to run it
         in pieces, when none of them is wanted any more."""
         top_k = max(item.top_k for item in items)
         with self.turn.shared(), torch.inference_mode():
@@ -71,11 +71,13 @@ class Engine:
             host_features = features.float().cpu().numpy()
             finite = np.isfinite(host_features).all(axis=1)
             if likeliest is None:
-                return [Output(row, None, None, finite=bool(ok)) for row, ok in zip(host_features, finite, strict=True)]
+                return [
+                    ItemOutput(row, None, None, finite=bool(ok)) for row, ok in zip(host_features, finite, strict=True)
+                ]
             probabilities, indices = likeliest.values.cpu().numpy(), likeliest.indices.cpu().numpy()
             finite &= np.isfinite(probabilities).all(axis=1)
         return [
-            Output(
+            ItemOutput(
                 host_features[row],
                 indices[row, : item.top_k],
                 probabilities[row, : item.top_k],
@@ -110,7 +112,7 @@ class Engine:
         if any(module.training for module in model.network.modules()):
             raise WarmUpError(model.name, "it is not in eval mode")
         picture = backend_agreement.drawn_picture(model.transform)
-        drawn = Item(picture, top_k=min(1, model.network.classes))
+        drawn = BatchItem(picture, top_k=min(1, model.network.classes))
         try:
             outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([drawn] * size)]
             self._compare(picture, outputs)
@@ -119,7 +121,7 @@ class Engine:
         except Exception as error:
             raise WarmUpError(model.name, f"{type(error).__name__}: {error}") from error
 
-    def _compare(self, picture: torch.Tensor, outputs: list[Output]) -> None:
+    def _compare(self, picture: torch.Tensor, outputs: list[ItemOutput]) -> None:
         """Hold what batches of one picture have given to what the network gives."""
         model = self.model
         if not all(output.finite for output in outputs):

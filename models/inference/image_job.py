@@ -7,39 +7,39 @@ from concurrent.futures import Future
 from time import perf_counter
 from typing import Protocol
 
-from models.inference.batch_item import Item, Output
-from models.interface.cancellation import NobodyWaitsError, Wanted, always
+from models.inference.batch_item import BatchItem, ItemOutput
+from models.interface.cancellation import AllCancelledError, Wanted, always
 from models.interface.telemetry import Stage
 from models.scheduling.batcher import Completed
-from models.scheduling.loop_mailbox import LoopInbox
+from models.scheduling.loop_mailbox import LoopMailbox
 
 
 class Queue(Protocol):
     """The near side of a batcher, whichever process has its far one. Described at models.scheduling.batcher.Batcher."""
 
-    def submit(self, item: Item, *, caller: int) -> Future[Completed[Output]]: ...
+    def submit(self, item: BatchItem, *, caller: int) -> Future[Completed[ItemOutput]]: ...
 
     def expected_seconds(self, items: int) -> float: ...
 
 
-class Passage:
+class ImageJob:
     """The event loop waits until it is `settled` and may abandon it, the decode pool queues it, the batcher answers.
 
     `outcome` is what came of it: no exception is raised on the way, which would tie the request's images to it.
     """
 
-    def __init__(self, encoded: bytes, top_k: int, caller: int, inbox: LoopInbox, wanted: Wanted = always) -> None:
+    def __init__(self, encoded: bytes, top_k: int, caller: int, inbox: LoopMailbox, wanted: Wanted = always) -> None:
         self._encoded = encoded
         self.top_k = top_k
         self.started_at = perf_counter()
         self.decode_seconds = 0.0
         self.settled: asyncio.Future[None] = inbox.loop.create_future()
-        self.outcome: Completed[Output] | BaseException | None = None
+        self.outcome: Completed[ItemOutput] | BaseException | None = None
         self.abandoned = False
         self._caller = caller
         self._wanted = wanted
         self._inbox = inbox
-        self._queued: Future[Completed[Output]] | None = None
+        self._queued: Future[Completed[ItemOutput]] | None = None
 
     def wanted(self) -> bool:
         """Whether somebody waits for it. From any thread."""
@@ -50,7 +50,7 @@ class Passage:
         encoded, self._encoded = self._encoded, b""
         return encoded
 
-    def queue(self, batcher: Queue, item: Item) -> None:
+    def queue(self, batcher: Queue, item: BatchItem) -> None:
         """Hand the item to the batcher. Raises OverloadedError, DrainingError."""
         queued = self._queued = batcher.submit(item, caller=self._caller)
         queued.add_done_callback(self._hear)
@@ -76,12 +76,12 @@ class Passage:
         queued.cancel()
         return "queue" if queued.cancelled() else "forward"
 
-    def _hear(self, queued: Future[Completed[Output]]) -> None:
+    def _hear(self, queued: Future[Completed[ItemOutput]]) -> None:
         # Where the forward was given up, the loop will hear of the departure and abandon this.
-        if not queued.cancelled() and not isinstance(queued.exception(), NobodyWaitsError):
+        if not queued.cancelled() and not isinstance(queued.exception(), AllCancelledError):
             self._inbox.post(lambda: self._settle(queued.exception() or queued.result()))
 
-    def _settle(self, outcome: Completed[Output] | BaseException) -> None:
+    def _settle(self, outcome: Completed[ItemOutput] | BaseException) -> None:
         # It knows this passage. A ring of the two would keep the answer until the garbage collector comes.
         self._queued = None
         # Cancelled: nobody waits any more.

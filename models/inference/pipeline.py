@@ -15,8 +15,8 @@ import torch
 
 from models.images.decode_pool import DecodePool
 from models.images.transforms import Transform
-from models.inference.batch_item import Item, Output
-from models.inference.image_job import Passage, Queue
+from models.inference.batch_item import BatchItem, ItemOutput
+from models.inference.image_job import ImageJob, Queue
 from models.interface.cancellation import Wanted, always
 from models.interface.errors import (
     DeadlineExceededError,
@@ -31,7 +31,7 @@ from models.interface.results import Answer, ModelCard, Prediction, ScoredClass
 from models.interface.telemetry import Outcome, StageSeconds, Task, Telemetry
 from models.scheduling.admission import Admission
 from models.scheduling.batcher import Completed
-from models.scheduling.loop_mailbox import LoopInbox
+from models.scheduling.loop_mailbox import LoopMailbox
 
 
 class ServedFacts(Protocol):
@@ -70,8 +70,8 @@ class Pipeline:
         self._deadline_s = deadline_s
         self._telemetry = telemetry
         self._on_decodes_ended = on_decodes_ended
-        self._decoding: set[Passage] = set()
-        self._inbox: LoopInbox | None = None
+        self._decoding: set[ImageJob] = set()
+        self._inbox: LoopMailbox | None = None
         self._callers = count()
 
     @property
@@ -120,7 +120,7 @@ class Pipeline:
         # Images of one request have one caller, and take turns with others in the batcher's queue. A number, which is
         # never used again: the queue may be in another process, and hold images of a request that has ended.
         caller = next(self._callers)
-        passages = [Passage(image, top_k, caller, inbox, wanted) for image in images]
+        passages = [ImageJob(image, top_k, caller, inbox, wanted) for image in images]
         undecoded = deque(passages)
         if wanted():
             # The request's share: no more of its images at once in the decode pool than the pool has threads.
@@ -141,12 +141,12 @@ class Pipeline:
             raise
         return [self._result(passage) for passage in passages]
 
-    def _inbox_of(self, loop: asyncio.AbstractEventLoop) -> LoopInbox:
+    def _inbox_of(self, loop: asyncio.AbstractEventLoop) -> LoopMailbox:
         if self._inbox is None or self._inbox.loop is not loop:
-            self._inbox = LoopInbox(loop)
+            self._inbox = LoopMailbox(loop)
         return self._inbox
 
-    def _decode_next(self, undecoded: deque[Passage]) -> None:
+    def _decode_next(self, undecoded: deque[ImageJob]) -> None:
         while undecoded:
             try:
                 passage = undecoded.popleft()
@@ -166,7 +166,7 @@ class Pipeline:
                 return
 
     def _queue_decoded(
-        self, passage: Passage, undecoded: deque[Passage], outcome: torch.Tensor | Exception | None
+        self, passage: ImageJob, undecoded: deque[ImageJob], outcome: torch.Tensor | Exception | None
     ) -> None:
         """Called by the decode pool, from one of its threads."""
         if isinstance(outcome, Exception):
@@ -176,7 +176,7 @@ class Pipeline:
         elif outcome is not None and passage.wanted():
             passage.decode_seconds = perf_counter() - passage.started_at
             try:
-                passage.queue(self._batcher, Item(outcome, passage.top_k, passage.wanted))
+                passage.queue(self._batcher, BatchItem(outcome, passage.top_k, passage.wanted))
             except Exception as error:  # noqa: BLE001 - as in _decode_next
                 _let_go(error)
                 passage.fail(error)
@@ -185,12 +185,12 @@ class Pipeline:
         self._decode_next(undecoded)
         self._decode_ended(passage)
 
-    def _decode_ended(self, passage: Passage) -> None:
+    def _decode_ended(self, passage: ImageJob) -> None:
         self._decoding.discard(passage)
         if not self._decoding:
             self._on_decodes_ended()
 
-    def _result(self, passage: Passage) -> Prediction | ImageError:
+    def _result(self, passage: ImageJob) -> Prediction | ImageError:
         if isinstance(passage.outcome, Completed):
             return self._prediction(passage.outcome, passage)
         if isinstance(passage.outcome, ImageError):
@@ -203,7 +203,7 @@ class Pipeline:
             # Its traceback has this frame: a ring would keep the passage.
             del fault
 
-    def _prediction(self, completed: Completed[Output], passage: Passage) -> Prediction | ImageError:
+    def _prediction(self, completed: Completed[ItemOutput], passage: ImageJob) -> Prediction | ImageError:
         output = completed.result
         if not output.finite:
             return NotFiniteError(self._model.name)

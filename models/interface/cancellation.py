@@ -8,7 +8,7 @@ from collections.abc import Callable
 Wanted = Callable[[], bool]
 
 
-class NobodyWaitsError(Exception):
+class AllCancelledError(Exception):
     """Work was given up in its middle: its callers have all left. None of them hears of it."""
 
 
@@ -18,6 +18,6 @@ def always() -> bool:
 
 
 def check(wanted: Wanted) -> None:
-    """Raises NobodyWaitsError unless `wanted`."""
+    """Raises AllCancelledError unless `wanted`."""
     if not wanted():
-        raise NobodyWaitsError
+        raise AllCancelledError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.inference.batch_item import Output
+from models.inference.batch_item import ItemOutput
 from models.loading.load import LoadedModel
 from models.offline import files, reading, truth
 from models.offline.evaluating import TOP, Evaluation, Tally
@@ -66,7 +66,7 @@ class EvaluationJob:
             faults: list[tuple[str, str]] = []
             for place, path in enumerate(batch.paths):
                 answer = batch.faults[place] if place in batch.faults else next(answers)
-                if isinstance(answer, Output) and answer.indices is not None and answer.probabilities is not None:
+                if isinstance(answer, ItemOutput) and answer.indices is not None and answer.probabilities is not None:
                     self._tally.add(path, classes[path], answer.indices, answer.probabilities)
                 else:
                     faults.append((files.name(path), str(answer)))

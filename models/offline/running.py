@@ -11,9 +11,9 @@ from models import backends
 from models.hardware import memory
 from models.hardware.placement import place
 from models.inference.backend_agreement import with_fresh_conversion
-from models.inference.batch_item import Item, Output
+from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
-from models.interface.cancellation import NobodyWaitsError
+from models.interface.cancellation import AllCancelledError
 from models.interface.errors import GradlessError, NotFiniteError
 from models.interface.home import expand_home
 from models.interface.telemetry import Unheard
@@ -44,7 +44,7 @@ class Runner:
         self.model: LoadedModel = load(spec, placement, calibration)
         check(self.model)
         self._engine = with_fresh_conversion(self.model, lambda fresh: self._warmed_up(options, batch_size, fresh))
-        self._run = SplittingRun[Item, Output](
+        self._run = SplittingRun[BatchItem, ItemOutput](
             self._engine.run,
             model=self.model.name,
             out_of_memory=memory.ran_out,
@@ -69,20 +69,20 @@ class Runner:
             raise
         return engine
 
-    def answer(self, pixels: torch.Tensor, *, top_k: int) -> Sequence[Output | GradlessError]:
+    def answer(self, pixels: torch.Tensor, *, top_k: int) -> Sequence[ItemOutput | GradlessError]:
         """One output an image of (N, 3, crop, crop) uint8; an error in the place of one that cannot be answered.
         `top_k` 0 asks for features alone, and is cut to the number of classes."""
         wanted = min(top_k, self.model.network.classes)
-        outputs = self._run([Item(image, wanted) for image in pixels]) if len(pixels) else []
+        outputs = self._run([BatchItem(image, wanted) for image in pixels]) if len(pixels) else []
         return [self._checked(output) for output in outputs]
 
     def close(self) -> None:
         """End what threads the backend has."""
         self._engine.close()
 
-    def _checked(self, output: Output | GradlessError | NobodyWaitsError) -> Output | GradlessError:
-        if isinstance(output, NobodyWaitsError):
+    def _checked(self, output: ItemOutput | GradlessError | AllCancelledError) -> ItemOutput | GradlessError:
+        if isinstance(output, AllCancelledError):
             raise output  # it comes of items whose callers leave, which these have not
-        if isinstance(output, Output) and not output.finite:
+        if isinstance(output, ItemOutput) and not output.finite:
             return NotFiniteError(self.model.name)
         return output

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from models.inference.batch_item import Output
+from models.inference.batch_item import ItemOutput
 from models.interface.errors import GradlessError, JobError
 from models.loading.load import LoadedModel
 from models.offline import files
@@ -62,16 +62,16 @@ class Columns:
         """Of an answer in memory, names left out; 1 at least."""
         return max(1, 4 * self.dimensions if self.task == "features" else 12 * self.top_k)
 
-    def table(self, batch: Batch, outputs: Sequence[Output | GradlessError]) -> pa.Table:
+    def table(self, batch: Batch, outputs: Sequence[ItemOutput | GradlessError]) -> pa.Table:
         """A row for each of the batch's files, of schema_in_progress. `outputs` are of those that could be read."""
         places = iter(outputs)
         rows = [batch.faults[place] if place in batch.faults else next(places) for place in range(len(batch.paths))]
-        answered = [row if isinstance(row, Output) else None for row in rows]
+        answered = [row if isinstance(row, ItemOutput) else None for row in rows]
         columns = [
             pa.array(map(files.name, batch.paths), pa.string()),
             pa.array([self.fingerprint] * len(rows), pa.string()).dictionary_encode(),
             *(self._features(answered) if self.task == "features" else self._classes(answered)),
-            pa.array([None if isinstance(row, Output) else str(row) for row in rows], pa.string()),
+            pa.array([None if isinstance(row, ItemOutput) else str(row) for row in rows], pa.string()),
         ]
         return pa.Table.from_arrays(columns, schema=self.schema_in_progress)
 
@@ -86,14 +86,14 @@ class Columns:
         kinds = {"label": pa.string(), "index": pa.int32(), "probability": pa.float32()}
         return [pa.field(f"{name}_{rank}", kind) for rank in range(1, self.top_k + 1) for name, kind in kinds.items()]
 
-    def _features(self, answered: Sequence[Output | None]) -> list[pa.Array]:
+    def _features(self, answered: Sequence[ItemOutput | None]) -> list[pa.Array]:
         nothing = np.zeros(self.dimensions, dtype=np.float32)
         values = np.stack([nothing if output is None else output.features for output in answered])
         missing = pa.array([output is None for output in answered])
         flat = pa.array(values.reshape(-1))
         return [pa.FixedSizeListArray.from_arrays(flat, self.dimensions, mask=missing)]
 
-    def _classes(self, answered: Sequence[Output | None]) -> list[pa.Array]:
+    def _classes(self, answered: Sequence[ItemOutput | None]) -> list[pa.Array]:
         columns: list[pa.Array] = []
         for rank in range(self.top_k):
             scored = [None if output is None else _scored(output, rank) for output in answered]
@@ -105,7 +105,7 @@ class Columns:
         return columns
 
 
-def _scored(output: Output, rank: int) -> tuple[int, float]:
+def _scored(output: ItemOutput, rank: int) -> tuple[int, float]:
     """Class index and probability of the class at that rank."""
     if output.indices is None or output.probabilities is None:
         raise ValueError("classes were not asked for")

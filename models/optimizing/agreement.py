@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.inference.batch_item import Output
+from models.inference.batch_item import ItemOutput
 from models.interface.errors import JobError
 from models.optimizing.report import Accuracy, Agreement
 
@@ -42,7 +42,7 @@ class Tally:
         self._comparable = True
         self._right = np.zeros((2, 2), dtype=np.int64)
 
-    def add(self, path: str, before: Output, after: Output) -> None:
+    def add(self, path: str, before: ItemOutput, after: ItemOutput) -> None:
         """The answers to one image, with the probabilities of all classes."""
         old, new = _by_class(before), _by_class(after)
         change = float(np.abs(new - old).max())
@@ -76,7 +76,7 @@ class Tally:
         return before, after
 
 
-def _by_class(answer: Output) -> NDArray[np.float64]:
+def _by_class(answer: ItemOutput) -> NDArray[np.float64]:
     """Probabilities in the order of the classes."""
     indices, probabilities = _ranked(answer)
     found = np.zeros(len(indices))
@@ -84,17 +84,17 @@ def _by_class(answer: Output) -> NDArray[np.float64]:
     return found
 
 
-def _ranked(answer: Output) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _ranked(answer: ItemOutput) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     if answer.indices is None or answer.probabilities is None:
         raise ValueError("an answer without classes")
     return answer.indices, answer.probabilities
 
 
-def _first(answer: Output) -> int:
+def _first(answer: ItemOutput) -> int:
     return int(_ranked(answer)[0][0])
 
 
-def _rights(answer: Output, classes: frozenset[int]) -> tuple[bool, bool]:
+def _rights(answer: ItemOutput, classes: frozenset[int]) -> tuple[bool, bool]:
     """Whether one of `classes` is the first, and whether one is among the first five."""
     first = _ranked(answer)[0][:_TOP].tolist()
     return first[0] in classes, not classes.isdisjoint(first)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from models.hardware.placement import at_precision, place
-from models.inference.batch_item import Output
+from models.inference.batch_item import ItemOutput
 from models.interface.errors import GradlessError, JobError
 from models.loading import catalog
 from models.model_folder.description import is_name
@@ -176,7 +176,7 @@ class Optimization:
         return tally, left_out, largest
 
 
-def _answered(answer: Output | GradlessError) -> Output:
+def _answered(answer: ItemOutput | GradlessError) -> ItemOutput:
     if isinstance(answer, GradlessError):
         raise answer
     return answer

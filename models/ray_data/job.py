@@ -23,7 +23,7 @@ from models.serving.model_instance import ServingOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterWanted:
+class ClusterJobRequest:
     """What a job is asked to do. `files`: as models.ray_data.storage.find returns them; `output`: a folder or its URI;
     `address`: as ray.init takes it; `max_bytes`: a larger file is refused."""
 
@@ -40,7 +40,7 @@ class ClusterWanted:
 class ClusterJob:
     """Connects to the cluster on construction, has a model loaded there once to know it, and begins the output."""
 
-    def __init__(self, wanted: ClusterWanted, options: ServingOptions) -> None:
+    def __init__(self, wanted: ClusterJobRequest, options: ServingOptions) -> None:
         """Raises StartError, which JobError is one of, and OSError where the output cannot be written."""
         self._wanted = wanted
         self._question = Question(wanted.task, wanted.top_k, wanted.batch_size, wanted.max_bytes, options)

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from time import perf_counter
 
 
-class Lanes:
+class BatchThreads:
     """`count` threads, each of which calls `prepare` once and then `work`. Once `prepare` has raised in one of them,
     `on_failure` is called there, and neither it nor those behind it come to their work."""
 

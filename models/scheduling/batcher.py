@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
-from models.interface.cancellation import NobodyWaitsError
+from models.interface.cancellation import AllCancelledError
 from models.interface.errors import DrainingError, ForwardError, OverloadedError
 from models.interface.telemetry import BatchReport, Trigger
-from models.scheduling.batch_threads import Lanes
+from models.scheduling.batch_threads import BatchThreads
 from models.scheduling.fair_queue import FairQueue
-from models.scheduling.in_flight import Occupancy, Stay
+from models.scheduling.in_flight import InFlight, RunningBatch
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
 
 
 @dataclass(slots=True, eq=False)
-class _Batch(Stay, Generic[Item, Result]):
+class _Batch(RunningBatch, Generic[Item, Result]):
     entries: list[_Waiting[Item, Result]]
     trigger: Trigger
     dropped: int
@@ -59,7 +59,7 @@ class _Batch(Stay, Generic[Item, Result]):
 
 class Batcher(Generic[Item, Result]):
     """Turns single submissions into batches for `run_batch`, which gets 1 to `max_batch_size` items and returns as
-    many results in the same order, an exception where one item failed alone; it raises NobodyWaitsError when it has
+    many results in the same order, an exception where one item failed alone; it raises AllCancelledError when it has
     stopped because nobody waits for any of them. Items come in order of arrival, but a caller with several takes turns.
 
     `max_wait_s` (0: none) is how long the oldest item of a batch may wait for company.
@@ -97,8 +97,8 @@ class Batcher(Generic[Item, Result]):
         self._forming = False
         # Items whose clients have disconnected since the last batch was formed.
         self._dropped = 0
-        self._occupancy: Occupancy[_Batch[Item, Result]] = Occupancy(full_size=max_batch_size, room_from=room_from)
-        self._lanes = Lanes(
+        self._occupancy: InFlight[_Batch[Item, Result]] = InFlight(full_size=max_batch_size, room_from=room_from)
+        self._lanes = BatchThreads(
             lanes,
             name=f"batcher-{name}",
             prepare=prepare,
@@ -272,9 +272,9 @@ class Batcher(Generic[Item, Result]):
             results = self._run_batch([entry.item for entry in batch.entries])
             if len(results) != size:
                 raise RuntimeError(f"{size} items went in, {len(results)} results came out")  # noqa: TRY301
-        except NobodyWaitsError:
+        except AllCancelledError:
             stopped = True
-            results = [NobodyWaitsError() for _ in batch.entries]
+            results = [AllCancelledError() for _ in batch.entries]
         except BaseException as error:  # noqa: BLE001 - whatever it was: every caller hears, the thread lives on
             results = self._failures(batch, error)
         with self._changed:

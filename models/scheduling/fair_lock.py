@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from types import TracebackType
 
 
-class TurnLock:
+class FairLock:
     """First come, first served: `with lock` alone, `with lock.shared()` beside others who share and came before anybody
     who does not.
 

@@ -12,7 +12,7 @@ _PACE_WEIGHT = 0.2
 
 
 @dataclass(slots=True, eq=False)
-class Stay:
+class RunningBatch:
     """One batch's time on the device. `began_at`: when there was a place for it, as far as is known. `leaves_room`:
     others may be begun beside it."""
 
@@ -20,10 +20,10 @@ class Stay:
     leaves_room: bool
 
 
-StayT = TypeVar("StayT", bound=Stay)
+StayT = TypeVar("StayT", bound=RunningBatch)
 
 
-class Occupancy(Generic[StayT]):
+class InFlight(Generic[StayT]):
     """The batches under way, in the order in which they were begun. Not for several threads at a time: whoever calls
     holds a lock, but for `expected_seconds`. Times are seconds of one monotonic clock.
 

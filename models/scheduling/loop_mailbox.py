@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 
 
-class LoopInbox:
+class LoopMailbox:
     """Calls for one event loop, posted from any thread and made in order.
 
     Waking the loop costs a system call and a change of hands of the GIL. A batch of 32 posts 32 answers and wakes it

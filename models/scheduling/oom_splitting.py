@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from models.interface.cancellation import NobodyWaitsError
+from models.interface.cancellation import AllCancelledError
 from models.interface.errors import OutOfMemoryError
 from models.interface.telemetry import Telemetry
 
@@ -39,20 +39,20 @@ class SplittingRun(Generic[Item, Result]):
         self._telemetry = telemetry
         self.safe_size: int | None = None
 
-    def __call__(self, items: Sequence[Item]) -> list[Result | OutOfMemoryError | NobodyWaitsError]:
+    def __call__(self, items: Sequence[Item]) -> list[Result | OutOfMemoryError | AllCancelledError]:
         """As many results as `items`, in their order; OutOfMemoryError for one that does not even fit alone, and
-        NobodyWaitsError for those of a piece that was given up. Raises what `run` raises for any other reason, the
+        AllCancelledError for those of a piece that was given up. Raises what `run` raises for any other reason, the
         latter where it was of the whole."""
-        results: list[Result | OutOfMemoryError | NobodyWaitsError] = []
+        results: list[Result | OutOfMemoryError | AllCancelledError] = []
         while len(results) < len(items):
             piece = items[len(results) :][: self.safe_size]
             try:
-                done: Sequence[Result | NobodyWaitsError] | None = self._try(piece)
-            except NobodyWaitsError:
+                done: Sequence[Result | AllCancelledError] | None = self._try(piece)
+            except AllCancelledError:
                 if len(piece) == len(items):
                     raise
                 # For this piece nobody waits, which says nothing of the others.
-                done = [NobodyWaitsError() for _ in piece]
+                done = [AllCancelledError() for _ in piece]
             if done is not None:
                 results += done
             elif len(piece) == 1:

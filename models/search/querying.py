@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from models.inference.batch_item import Output
+from models.inference.batch_item import ItemOutput
 from models.offline.reading import Reading, batches
 from models.offline.running import Runner
 from models.search.index import Neighbour, SearchIndex
@@ -33,5 +33,9 @@ def neighbours(
                 answered = batch.faults[place] if place in batch.faults else next(outputs)
                 yield (
                     path,
-                    (index.search(answered.features[None], k)[0] if isinstance(answered, Output) else str(answered)),
+                    (
+                        index.search(answered.features[None], k)[0]
+                        if isinstance(answered, ItemOutput)
+                        else str(answered)
+                    ),
                 )

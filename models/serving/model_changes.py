@@ -1,4 +1,4 @@
-"""Changes to what is served while it is served: load, reload, unload, and starting anew what has stopped."""
+"""ModelChanges to what is served while it is served: load, reload, unload, and starting anew what has stopped."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from models.loading import sources
 from models.loading.sources import Origin
 from models.networks.specs import ModelSpec
 from models.scheduling.background import BackgroundWork
-from models.serving.model_instance import ServedModel, Surroundings, serve_model
-from models.serving.registry import Roster
+from models.serving.model_instance import ModelInstance, ServingContext, serve_model
+from models.serving.registry import ModelRegistry
 
 _log = logging.getLogger(__name__)
 
@@ -43,18 +43,18 @@ T = TypeVar("T")
 _MOST_LEFT_BEHIND = 4
 
 
-class Changes:
+class ModelChanges:
     """Puts models on the roster and takes them off it. Coroutines belong to one event loop, on which a model takes over
     from another in one step; what takes long runs in threads that nobody has to wait for at the process's end."""
 
-    def __init__(self, roster: Roster, around: Surroundings, lens: Lens, draining: Callable[[], bool]) -> None:
+    def __init__(self, roster: ModelRegistry, around: ServingContext, lens: Lens, draining: Callable[[], bool]) -> None:
         self._roster = roster
         self._around = around
         self._lens = lens
         self._draining = draining
         self._under_way: str | None = None
         self._left: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._left_behind: list[BackgroundWork[ServedModel | GradlessError]] = []
+        self._left_behind: list[BackgroundWork[ModelInstance | GradlessError]] = []
         self._idle = threading.Event()
         self._idle.set()
 
@@ -92,7 +92,7 @@ class Changes:
             # Somebody is putting another in its place, or none: if that fails, it is still down.
             return
 
-    def take_down(self, ill: ServedModel) -> bool:
+    def take_down(self, ill: ModelInstance) -> bool:
         """Nobody is answered by this model any more: give those who wait for it their errors. False if it is well, or
         another is in its place. From any thread."""
         if ill.ailment() is None or not self._roster.take_down(ill):
@@ -107,7 +107,7 @@ class Changes:
         """Until no change is under way. False if one still was after `timeout_s`."""
         return self._idle.wait(timeout_s)
 
-    def _start_anew(self, old: ServedModel) -> None:
+    def _start_anew(self, old: ModelInstance) -> None:
         name = old.card.name
         if self._roster.served.get(name) is not old:
             # Another took its place in the last moment.
@@ -187,7 +187,7 @@ class Changes:
             await self._retire(replaced)
         return Loaded(card, replaced=replaced is not None)
 
-    async def _built_in_time(self, name: str, origin: Origin) -> ServedModel | GradlessError:
+    async def _built_in_time(self, name: str, origin: Origin) -> ModelInstance | GradlessError:
         """As `_built`, in a thread; a LoadTimeoutError where that goes on for too long. The thread is left behind: what
         it waits for, a disk say, or code of the user's, cannot be interrupted."""
         self._left_behind = [each for each in self._left_behind if each.under_way]
@@ -204,14 +204,14 @@ class Changes:
             self._left_behind.append(loading)
             return LoadTimeoutError(name, f"it had not loaded after {timeout_s:g} s (GRADLESS_LOAD_TIMEOUT_S).")
 
-    def _discard(self, built: ServedModel | GradlessError) -> None:
+    def _discard(self, built: ModelInstance | GradlessError) -> None:
         """End what nobody will be answered by."""
-        if isinstance(built, ServedModel):
+        if isinstance(built, ModelInstance):
             built.end(self._around.options.forward_timeout_s)
             if self._around.reception is not None:
                 self._around.reception.forget(built.admission)
 
-    def _built(self, name: str, origin: Origin) -> ServedModel | GradlessError:
+    def _built(self, name: str, origin: Origin) -> ModelInstance | GradlessError:
         """The model, or what to tell of why there is none: an error without a traceback, which would keep all that had
         been loaded."""
         try:
@@ -237,7 +237,7 @@ class Changes:
         self._around.telemetry.model_gone(name)
         _log.info("unloaded %s; the default is %s", name, next(iter(self._roster.served)))
 
-    async def _retire(self, old: ServedModel) -> None:
+    async def _retire(self, old: ModelInstance) -> None:
         """Wait until `old`, which nobody finds any more, has answered all that it has accepted, and end its threads."""
         name = old.card.name
         self._left = weakref.WeakSet(old.engine.model.network.modules())

@@ -15,7 +15,7 @@ from models.hardware import memory
 from models.hardware.placement import BackendName, Placement, Precision
 from models.images.decode_pool import DecodePool
 from models.inference.backend_agreement import with_fresh_conversion
-from models.inference.batch_item import Item, Output
+from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
 from models.inference.pipeline import Pipeline
 from models.interface.errors import NoRoomError
@@ -72,7 +72,7 @@ class ServingOptions:
         return max(self.deadline_s, self.forward_timeout_s)
 
 
-class Reception(Protocol):
+class RemoteAdmission(Protocol):
     """Where images come from, if not from this process."""
 
     @property
@@ -80,7 +80,7 @@ class Reception(Protocol):
         """Items that the queue of a model must have room for, with those whose clients have left: of these the batcher
         hears only when it comes to them."""
 
-    def admission(self, model: LoadedModel, batcher: Batcher[Item, Output]) -> Admission:
+    def admission(self, model: LoadedModel, batcher: Batcher[BatchItem, ItemOutput]) -> Admission:
         """For a model that is warmed up, and will be served or given to `forget`."""
 
     def forget(self, admission: Admission) -> None:
@@ -91,7 +91,7 @@ class Reception(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class ServingContext:
     """What the models of a process have in common."""
 
     options: ServingOptions
@@ -99,18 +99,18 @@ class Surroundings:
     calibration: Calibration | None
     decode_pool: DecodePool
     telemetry: Telemetry
-    reception: Reception | None = None
+    reception: RemoteAdmission | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ServedModel:
+class ModelInstance:
     """Everything of one model, and where it comes from."""
 
     origin: Origin
     card: ModelCard
     engine: Engine
-    run: SplittingRun[Item, Output]
-    batcher: Batcher[Item, Output]
+    run: SplittingRun[BatchItem, ItemOutput]
+    batcher: Batcher[BatchItem, ItemOutput]
     admission: Admission
     pipeline: Pipeline
     options: ServingOptions
@@ -141,7 +141,9 @@ class ServedModel:
         return ended
 
 
-def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside_others: bool = False) -> ServedModel:
+def serve_model(
+    spec: ModelSpec, origin: Origin, around: ServingContext, *, beside_others: bool = False
+) -> ModelInstance:
     """Load and warm up what was found at `origin`, which blocks. `beside_others`: not at any price, for what is served
     already needs memory too. Raises StartError, NoRoomError."""
     model = load(spec, around.placement, around.calibration)
@@ -151,8 +153,8 @@ def serve_model(spec: ModelSpec, origin: Origin, around: Surroundings, *, beside
 
 
 def _serve_loaded(
-    model: LoadedModel, spec: ModelSpec, origin: Origin, around: Surroundings, *, fresh: bool
-) -> ServedModel:
+    model: LoadedModel, spec: ModelSpec, origin: Origin, around: ServingContext, *, fresh: bool
+) -> ModelInstance:
     options = around.options
     max_batch_size = options.max_batch_size or batch_shapes.batch_size(model.placement, model.weight_bytes)
     with ExitStack() as unfinished:
@@ -182,7 +184,7 @@ def _serve_loaded(
             release_memory=partial(memory.give_back, model.placement.device),
             telemetry=around.telemetry,
         )
-        batcher: Batcher[Item, Output] = Batcher(
+        batcher: Batcher[BatchItem, ItemOutput] = Batcher(
             run,
             name=spec.name,
             max_batch_size=max_batch_size,
@@ -208,7 +210,7 @@ def _serve_loaded(
             deadline_s=options.deadline_s,
             telemetry=around.telemetry,
         )
-        served = ServedModel(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
+        served = ModelInstance(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
         unfinished.pop_all()
     return served
 

@@ -12,22 +12,22 @@ from types import MappingProxyType
 from models.interface.errors import LastModelError, ModelChangingError, UnknownModelError
 from models.interface.results import ModelCard
 from models.serving.finding import find
-from models.serving.model_instance import ServedModel
+from models.serving.model_instance import ModelInstance
 
 
-class Roster:
+class ModelRegistry:
     """The served models, the default first. For any thread: who reads takes no lock, and sees all of a change or
     nothing of it."""
 
     def __init__(self) -> None:
-        self._served: Mapping[str, ServedModel] = MappingProxyType({})
+        self._served: Mapping[str, ModelInstance] = MappingProxyType({})
         self._down: frozenset[str] = frozenset()
         self._changing: set[str] = set()
         self._versions: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
-    def served(self) -> Mapping[str, ServedModel]:
+    def served(self) -> Mapping[str, ModelInstance]:
         """All of them by name, as they are now: a later change makes another mapping."""
         return self._served
 
@@ -36,7 +36,7 @@ class Roster:
         """Names whose model has stopped working, and has no other in its place yet."""
         return self._down
 
-    def find(self, name: str | None) -> ServedModel:
+    def find(self, name: str | None) -> ModelInstance:
         """The model of that name, the default for None. Raises UnknownModelError, ModelDownError."""
         return find(self._served, self._down, name)
 
@@ -53,7 +53,7 @@ class Roster:
             with self._lock:
                 self._changing.discard(name)
 
-    def put(self, model: ServedModel) -> ModelCard:
+    def put(self, model: ModelInstance) -> ModelCard:
         """Serve it from now on, in the place of the one of its name if there is one, else as the last. Its card, with
         the version that it is."""
         name = model.card.name
@@ -64,7 +64,7 @@ class Roster:
             self._down -= {name}
         return numbered.card
 
-    def remove(self, name: str) -> ServedModel:
+    def remove(self, name: str) -> ModelInstance:
         """Serve it no more, and give it back. Raises UnknownModelError, LastModelError."""
         with self._lock:
             if name not in self._served:
@@ -76,7 +76,7 @@ class Roster:
             self._down -= {name}
             return removed
 
-    def take_down(self, model: ServedModel) -> bool:
+    def take_down(self, model: ModelInstance) -> bool:
         """Have requests for it refused until another takes its place. False if another has."""
         name = model.card.name
         with self._lock:

@@ -20,15 +20,15 @@ from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Tas
 from models.lens.runner import Lens
 from models.loading import catalog, sources
 from models.loading.calibration import Calibration
-from models.serving.model_changes import Changes
-from models.serving.model_instance import Reception, ServedModel, ServingOptions, Surroundings
-from models.serving.registry import Roster
+from models.serving.model_changes import ModelChanges
+from models.serving.model_instance import ModelInstance, RemoteAdmission, ServingContext, ServingOptions
+from models.serving.registry import ModelRegistry
 from models.serving.supervisor import Supervisor
 
-__all__ = ["Serving", "ServingOptions"]
+__all__ = ["LocalRuntime", "ServingOptions"]
 
 
-class Serving:
+class LocalRuntime:
     """Loads and warms up on construction, which blocks; after that its coroutines belong to one event loop.
 
     A model that stops working is started anew; `give_up` is called, from another thread, with the reason why that
@@ -40,7 +40,7 @@ class Serving:
         options: ServingOptions,
         telemetry: Telemetry,
         give_up: Callable[[str], None] = lambda _reason: None,
-        reception: Reception | None = None,
+        reception: RemoteAdmission | None = None,
     ) -> None:
         if options.cores is not None:
             cores.use_no_more_cores_than(options.cores)
@@ -52,7 +52,7 @@ class Serving:
         self._decode_pool = DecodePool(
             options.decode_threads or cores.decode_threads(), options.limits, longest_wait_s=options.deadline_s / 2
         )
-        self._around = Surroundings(
+        self._around = ServingContext(
             options=options,
             placement=placement,
             calibration=calibration,
@@ -62,9 +62,9 @@ class Serving:
         )
         self._draining = False
         self._give_up = give_up
-        self._roster = Roster()
+        self._roster = ModelRegistry()
         self._lens = Lens()
-        self._changes = Changes(self._roster, self._around, self._lens, lambda: self._draining)
+        self._changes = ModelChanges(self._roster, self._around, self._lens, lambda: self._draining)
         self._supervisor: Supervisor | None = None
         try:
             for spec, wanted in zip(specs, options.models, strict=True):
@@ -82,7 +82,7 @@ class Serving:
         return MappingProxyType({name: served.card for name, served in self._roster.served.items()})
 
     @property
-    def served(self) -> Mapping[str, ServedModel]:
+    def served(self) -> Mapping[str, ModelInstance]:
         """The served models themselves, the default first."""
         return self._roster.served
 
@@ -148,14 +148,14 @@ class Serving:
 
     async def load(self, name: str, source: str | None = None) -> Loaded:
         """Load a model beside those that are served, from a folder of `models_folder` or the catalog, or, without
-        `source`, from where the one of its name came from. Changes.load says the rest."""
+        `source`, from where the one of its name came from. ModelChanges.load says the rest."""
         loaded = await self._changes.load(name, source)
         if self._supervisor is not None:
             self._supervisor.forget(name)
         return loaded
 
     async def unload(self, name: str) -> None:
-        """Serve a model no more; the first of those that remain is the default. Changes.unload says the rest."""
+        """Serve a model no more; the first of those that remain is the default. ModelChanges.unload says the rest."""
         await self._changes.unload(name)
 
     def queues(self) -> dict[str, QueueState]:

@@ -1,2 +1,2 @@
-"""Several processes that read and decode, fronts, for one that runs the forwards: pixels and answers in memory that
+"""Several processes that read and decode, workers, for one that runs the forwards: pixels and answers in memory that
 they share, everything else by sockets between them."""

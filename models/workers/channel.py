@@ -1,4 +1,4 @@
-"""Messages between the engine process and a front: whole objects over a socket, with file descriptors where one has
+"""Messages between the engine process and a worker: whole objects over a socket, with file descriptors where one has
 some. Only processes of this service hold its ends, so objects are pickled."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What goes over the channels between the engine process and its fronts."""
+"""What goes over the channels between the engine process and its workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """A version of a model that is served. Its slots come as a file descriptor, the first time that a front hears of
+    """A version of a model that is served. Its slots come as a file descriptor, the first time that a worker hears of
     it."""
 
     version: int
@@ -47,14 +47,14 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A front goes by that state from now on."""
+    """A worker goes by that state from now on."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A front has something done that is one for the whole service."""
+    """A worker has something done that is one for the whole service."""
 
     number: int
     method: Method

@@ -1,4 +1,4 @@
-"""Frames on their way to a front: any thread sends them, and none of them waits for a front that does not read."""
+"""Frames on their way to a worker: any thread sends them, and none of them waits for a worker that does not read."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Outbox:
         return self._state == "full"
 
     def stuck_seconds(self) -> float:
-        """How long the front has taken nothing of what waits for it; 0 while nothing does."""
+        """How long the worker has taken nothing of what waits for it; 0 while nothing does."""
         return perf_counter() - self._took_at if self.full else 0.0
 
     def send(self, frame: bytes) -> None:
-        """Send a frame behind those before it. To a front that is gone nothing is sent."""
+        """Send a frame behind those before it. To a worker that is gone nothing is sent."""
         with self._lock:
             if self._closed:
                 return

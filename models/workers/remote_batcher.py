@@ -1,4 +1,4 @@
-"""A model's queue as a front sees it: it is in another process."""
+"""A model's queue as a worker sees it: it is in another process."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 
-from models.inference.batch_item import Item, Output
+from models.inference.batch_item import BatchItem, ItemOutput
 from models.interface.errors import OverloadedError
 from models.scheduling.batcher import Completed
-from models.workers.shared_slots import Slots
+from models.workers.shared_slots import SharedSlots
 from models.workers.wire_format import Answers, Submission, submission
 
 
-class _Awaited(Future[Completed[Output]]):
+class _Awaited(Future[Completed[ItemOutput]]):
     """Cancelling it is said in its slot, for the engine process to see."""
 
-    def __init__(self, slots: Slots, slot: int, generation: int) -> None:
+    def __init__(self, slots: SharedSlots, slot: int, generation: int) -> None:
         super().__init__()
         self._slots = slots
         self._slot = slot
@@ -32,28 +32,28 @@ class RemoteBatcher:
     called with the slot and the generation of each answer for which no image waits."""
 
     def __init__(
-        self, version: int, slots: Slots, front: int, desk: socket.socket, on_stale: Callable[[int, int], None]
+        self, version: int, slots: SharedSlots, worker: int, desk: socket.socket, on_stale: Callable[[int, int], None]
     ) -> None:
         self._version = version
         self._slots = slots
         self._desk = desk
         self._on_stale = on_stale
         # Those that were used last are taken first, so that no more memory is touched than images are inside at once.
-        self._free = list(slots.of_front(front))
+        self._free = list(slots.of_worker(worker))
         # By slot and generation.
         self._waiting: dict[tuple[int, int], _Awaited] = {}
         self._refusal: Callable[[], Exception] | None = None
 
     @property
     def idle(self) -> bool:
-        """Whether nothing of this front is in the house."""
+        """Whether nothing of this worker is in the house."""
         return not self._waiting
 
     def expected_seconds(self, items: int) -> float:
         """How long the device needs for that many items; 0 before its first batch."""
         return items * self._slots.pace
 
-    def submit(self, item: Item, *, caller: int) -> Future[Completed[Output]]:
+    def submit(self, item: BatchItem, *, caller: int) -> Future[Completed[ItemOutput]]:
         """Queue one item, as Batcher.submit does. `caller`: a number from 0 to 2**64 - 1 that only the items of one
         request have. Raises OverloadedError when no slot is free, and what `abandon` was given."""
         try:

@@ -1,4 +1,4 @@
-"""What a front has done by the engine process, for the whole service: asked for and answered over the channel."""
+"""What a worker has done by the engine process, for the whole service: asked for and answered over the channel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _unheard(_progress: Progress) -> None:
     pass
 
 
-class Asking:
+class RpcClient:
     """Belongs to an event loop. `send` is the channel's."""
 
     def __init__(self, send: Callable[[object], None]) -> None:

@@ -1,4 +1,4 @@
-"""What fronts ask for, done in the engine process, once for the whole service."""
+"""What workers ask for, done in the engine process, once for the whole service."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 from gradless.records import Progress
 from models.interface.errors import GradlessError
-from models.serving.runtime import Serving
+from models.serving.runtime import LocalRuntime
 from models.workers.channel import Channel
 from models.workers.messages import Ask, Heard, LeaveIt, Outcome
 
 _log = logging.getLogger(__name__)
 
 
-class Answering:
-    """What one front asks for. `exposition` gives the service's metrics in the format that an Accept header asks for,
-    as of now or at most so many seconds ago. `agreed` waits until all fronts go by what is served."""
+class RpcServer:
+    """What one worker asks for. `exposition` gives the service's metrics in the format that an Accept header asks for,
+    as of now or at most so many seconds ago. `agreed` waits until all workers go by what is served."""
 
     def __init__(
         self,
         channel: Channel,
-        serving: Serving,
+        serving: LocalRuntime,
         exposition: Callable[[str, float], Awaitable[str]],
         agreed: Callable[[], Awaitable[None]],
     ) -> None:
@@ -43,7 +43,7 @@ class Answering:
             self._tasks[number].cancel()
 
     def end(self) -> None:
-        """The front has gone: nobody waits for anything."""
+        """The worker has gone: nobody waits for anything."""
         for task in list(self._tasks.values()):
             task.cancel()
 

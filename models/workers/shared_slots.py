@@ -1,7 +1,7 @@
-"""Memory that the engine process shares with its fronts for one model: a slot for each image on its way, which holds
-its pixels until the forward and its answer afterwards, and how many images each front has inside.
+"""Memory that the engine process shares with its workers for one model: a slot for each image on its way, which holds
+its pixels until the forward and its answer afterwards, and how many images each worker has inside.
 
-A slot is used by one image after another. Each use has a generation, a number that only grows, also when another front
+A slot is used by one image after another. Each use has a generation, a number that only grows, also when another worker
 takes over the slots of one that was killed. Every message and every flag names the generation, so what is late or
 repeated is never taken for the image that has the slot now."""
 
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models.inference.batch_item import Output
+from models.inference.batch_item import ItemOutput
 
-# Fronts that are numbered at the same time, those that are going included.
-MOST_FRONTS = 256
+# Workers that are numbered at the same time, those that are going included.
+MOST_WORKERS = 256
 
 _PAGE = 4096
 _LINE = 64
@@ -32,10 +32,10 @@ _NUMBER_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class SlotShape:
-    """How many slots there are, `each` for every one of `fronts` front numbers, and what one holds: an image of `side`
-    pixels, then an answer of `dimensions` features and up to `classes` classes."""
+    """How many slots there are, `each` for every one of `workers` worker numbers, and what one holds: an image of
+    `side` pixels, then an answer of `dimensions` features and up to `classes` classes."""
 
-    fronts: int
+    workers: int
     each: int
     side: int
     dimensions: int
@@ -43,7 +43,7 @@ class SlotShape:
 
     @property
     def slots(self) -> int:
-        return self.fronts * self.each
+        return self.workers * self.each
 
     @property
     def slot_bytes(self) -> int:
@@ -70,7 +70,7 @@ class SlotShape:
         return self.bodies_at + self.slots * self.slot_bytes
 
 
-class Slots:
+class SharedSlots:
     """A mapping of that memory, by a file descriptor that is the caller's to close. Linux."""
 
     def __init__(self, descriptor: int, shape: SlotShape) -> None:
@@ -78,7 +78,7 @@ class Slots:
         self._memory = mmap.mmap(descriptor, shape.total_bytes)
         whole = memoryview(self._memory)
         self._pace = whole[_PACE_AT : _PACE_AT + 8].cast("d")
-        self._counts = whole[_COUNTS_AT : _COUNTS_AT + 4 * MOST_FRONTS].cast("I")
+        self._counts = whole[_COUNTS_AT : _COUNTS_AT + 4 * MOST_WORKERS].cast("I")
         # One store each, so that another process reads a number as it was or as it is.
         self._said = whole[shape.said_at : shape.said_at + shape.said_bytes].cast("Q")
         self._pixels: dict[int, torch.Tensor] = {}
@@ -90,9 +90,9 @@ class Slots:
         os.ftruncate(descriptor, shape.total_bytes)
         return descriptor
 
-    def of_front(self, front: int) -> range:
-        """The slots of a front."""
-        return range(front * self.shape.each, (front + 1) * self.shape.each)
+    def of_worker(self, worker: int) -> range:
+        """The slots of a worker."""
+        return range(worker * self.shape.each, (worker + 1) * self.shape.each)
 
     @property
     def pace(self) -> float:
@@ -103,13 +103,13 @@ class Slots:
     def pace(self, seconds: float) -> None:
         self._pace[0] = seconds
 
-    def count(self, front: int, images: int) -> None:
-        """Say how many images a front has inside."""
-        self._counts[front] = images
+    def count(self, worker: int, images: int) -> None:
+        """Say how many images a worker has inside."""
+        self._counts[worker] = images
 
     def inside(self, but: int | None = None) -> int:
-        """Images that all fronts have inside, or all `but` one."""
-        every = sum(self._counts[: self.shape.fronts])
+        """Images that all workers have inside, or all `but` one."""
+        every = sum(self._counts[: self.shape.workers])
         return every if but is None else every - self._counts[but]
 
     def generation(self, slot: int) -> int:
@@ -144,23 +144,23 @@ class Slots:
             view = self._pixels[slot] = flat.view(side, side, 3).permute(2, 0, 1)
         return view
 
-    def write(self, slot: int, output: Output) -> None:
+    def write(self, slot: int, output: ItemOutput) -> None:
         """Put an answer in the place of the pixels."""
         at = self._body_at(slot)
         at = self._put(at, output.features)
         if output.indices is not None and output.probabilities is not None:
             self._put(self._put(at, output.indices), output.probabilities)
 
-    def read(self, slot: int, classes: int, *, finite: bool) -> Output:
+    def read(self, slot: int, classes: int, *, finite: bool) -> ItemOutput:
         """The answer, with so many classes, as arrays of its own."""
         dimensions, at = self.shape.dimensions, self._body_at(slot)
         features = np.frombuffer(self._memory, np.float32, dimensions, at).copy()
         if not classes:
-            return Output(features, None, None, finite=finite)
+            return ItemOutput(features, None, None, finite=finite)
         at += 4 * dimensions
         indices = np.frombuffer(self._memory, np.int64, classes, at).copy()
         probabilities = np.frombuffer(self._memory, np.float32, classes, at + 8 * classes).copy()
-        return Output(features, indices, probabilities, finite=finite)
+        return ItemOutput(features, indices, probabilities, finite=finite)
 
     def _body_at(self, slot: int) -> int:
         return self.shape.bodies_at + slot * self.shape.slot_bytes

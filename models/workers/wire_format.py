@@ -1,4 +1,4 @@
-"""What goes over the sockets of images between a front and the engine process: who waits in which slot, and who has
+"""What goes over the sockets of images between a worker and the engine process: who waits in which slot, and who has
 been answered. The bytes of images and answers are in the slots. Each message names the image by its slot and the
 slot's generation (models/workers/shared_slots.py)."""
 
@@ -28,7 +28,7 @@ _ANSWER = struct.Struct("<IIQdB")
 
 
 class Submission(NamedTuple):
-    """An image is decoded, and in its slot. `caller` tells apart those of its front."""
+    """An image is decoded, and in its slot. `caller` tells apart those of its worker."""
 
     version: int
     slot: int
@@ -49,7 +49,7 @@ class Answered(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Those of one batch that are of one front."""
+    """Those of one batch that are of one worker."""
 
     version: int
     batch: BatchReport

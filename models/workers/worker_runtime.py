@@ -32,8 +32,8 @@ from models.serving.supervisor import Supervisor
 from models.workers.channel import Channel, receive_first
 from models.workers.messages import Announced, Heard, Outcome, State, Taken
 from models.workers.remote_batcher import RemoteBatcher
-from models.workers.rpc_client import Asking
-from models.workers.shared_slots import Slots
+from models.workers.rpc_client import RpcClient
+from models.workers.shared_slots import SharedSlots
 from models.workers.wire_format import Answers, Failure, Frames
 
 _log = logging.getLogger(__name__)
@@ -45,16 +45,16 @@ _LEFT = "the engine process has ended, or has given this process up"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a front stands: its number, and its ends of the two sockets to the engine process, one for images and one
+    """Where a worker stands: its number, and its ends of the two sockets to the engine process, one for images and one
     for everything else."""
 
-    front: int
+    worker: int
     images: socket.socket
     channel: socket.socket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrontOptions:
+class WorkerOptions:
     """What ServingOptions say to those who decode, and the memory that they share for it. A decode of more than
     `longest_decode_s` hangs."""
 
@@ -83,14 +83,14 @@ class _Served:
         return self.batcher.idle and not self.pipeline.decoding and not self.admission.in_flight
 
 
-class Front:
+class WorkerRuntime:
     """Waits on construction until it knows what is served; after that it belongs to the event loop that runs, as
-    Serving's coroutines do, whose protocol it has. `give_up` is told why this process should end."""
+    LocalRuntime's coroutines do, whose protocol it has. `give_up` is told why this process should end."""
 
     def __init__(
         self,
         place: Place,
-        options: FrontOptions,
+        options: WorkerOptions,
         telemetry: Telemetry,
         give_up: Callable[[str], None],
     ) -> None:
@@ -117,7 +117,7 @@ class Front:
         place.images.setblocking(True)
         state, descriptors = receive_first(place.channel)
         self._channel = Channel(place.channel, self._hear, self._channel_ended)
-        self._asking = Asking(self._channel.send)
+        self._asking = RpcClient(self._channel.send)
         self._take(state, deque(descriptors))
         self._loop.add_reader(place.images, self._receive)
         self._supervisor = Supervisor(
@@ -149,14 +149,14 @@ class Front:
         return any(served.admission.full for served in self._served.values())
 
     def refusal(self, model: str, task: Task) -> OverloadedError | None:
-        """As Serving.refusal."""
+        """As LocalRuntime.refusal."""
         served = self._served.get(model)
         return None if served is None or model in self._down else served.pipeline.refusal(task)
 
     async def predict(
         self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
     ) -> Answer:
-        """As Serving.predict."""
+        """As LocalRuntime.predict."""
         served = find(self._served, self._down, model)
         return await answer(served.card, served.pipeline, images, task=task, top_k=top_k, wanted=wanted)
 
@@ -167,28 +167,28 @@ class Front:
         image: bytes | None = None,
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Comparison:
-        """As Serving.compare, in the engine process."""
+        """As LocalRuntime.compare, in the engine process."""
         comparison: Comparison = await self._asking.ask("compare", model, options, image, on_progress=on_progress)
         return comparison
 
     async def load(self, name: str, source: str | None = None) -> Loaded:
-        """As Serving.load; every front serves it when this returns."""
+        """As LocalRuntime.load; every worker serves it when this returns."""
         loaded: Loaded = await self._asking.ask("load", name, source)
         return loaded
 
     async def unload(self, name: str) -> None:
-        """As Serving.unload; no front serves it when this returns."""
+        """As LocalRuntime.unload; no worker serves it when this returns."""
         await self._asking.ask("unload", name)
 
     def exposition(self, accept: str, max_age_s: float, timeout_s: float) -> str:
         """The metrics of the service, which the engine process has, in the format that `accept` asks for: those of now,
-        or those that another front got at most `max_age_s` seconds ago. Blocks, and is not for the event loop. Raises
+        or those that another worker got at most `max_age_s` seconds ago. Blocks, and is not for the event loop. Raises
         TimeoutError."""
         asking = asyncio.run_coroutine_threadsafe(self._asking.ask("exposition", accept, max_age_s), self._loop)
         found: str = asking.result(timeout_s)
         return found
 
-    # What the engine process alone knows is not told by each front as well.
+    # What the engine process alone knows is not told by each worker as well.
 
     def queues(self) -> Mapping[str, QueueState]:
         return {}
@@ -245,20 +245,20 @@ class Front:
         self._channel.send(Taken(state.number))
 
     def _begin(self, announced: Announced, descriptors: deque[int]) -> _Served:
-        front, facts = self._place.front, announced.facts
+        worker, facts = self._place.worker, announced.facts
         if not descriptors:
             # The kernel leaves out those for which a process has no number left.
             raise OSError(f"the memory of {facts.name} did not arrive; this process may have too many open files")
         descriptor = descriptors.popleft()
-        slots = Slots(descriptor, announced.shape)
+        slots = SharedSlots(descriptor, announced.shape)
         os.close(descriptor)
         batcher = RemoteBatcher(
-            announced.version, slots, front, self._place.images, partial(self._drop_answer, announced.version)
+            announced.version, slots, worker, self._place.images, partial(self._drop_answer, announced.version)
         )
         admission = Admission(
             announced.capacity,
             batcher.expected_seconds,
-            elsewhere=lambda: slots.inside(but=front),
+            elsewhere=lambda: slots.inside(but=worker),
             tell=partial(self._tell_inside, slots),
         )
         if self._draining:
@@ -276,8 +276,8 @@ class Front:
         served = self._versions[announced.version] = _Served(announced, pipeline, admission, batcher)
         return served
 
-    def _tell_inside(self, slots: Slots, images: int) -> None:
-        slots.count(self._place.front, images)
+    def _tell_inside(self, slots: SharedSlots, images: int) -> None:
+        slots.count(self._place.worker, images)
         if not images:
             self._forget_versions()
 
@@ -308,7 +308,7 @@ class Front:
             for frame in self._frames.feed(piece):
                 self._hand_out(frame)
         except Exception as error:  # noqa: BLE001 - whatever it was: which answers are missing is not known any more
-            _log.exception("front %d cannot read its answers", self._place.front)
+            _log.exception("worker %d cannot read its answers", self._place.worker)
             self._end(f"answers cannot be read: {type(error).__name__}: {error}")
         self._forget_versions()
 
@@ -327,8 +327,8 @@ class Front:
 
     def _drop_answer(self, version: int, slot: int, generation: int) -> None:
         _log.warning(
-            "front %d dropped a stale answer: version %d, slot %d, generation %d",
-            self._place.front,
+            "worker %d dropped a stale answer: version %d, slot %d, generation %d",
+            self._place.worker,
             version,
             slot,
             generation,
@@ -349,8 +349,8 @@ class Front:
             self._end(f"the engine process cannot be followed: {type(error).__name__}: {error}")
 
     def _end(self, reason: str) -> None:
-        """Nobody will be answered from here on: give everybody who waits an error, and give up, so that another front
-        takes this one's place. The engine process, if it is there, hears at once, and waits for this front no more."""
+        """Nobody will be answered from here on: give everybody who waits an error, and give up, so that another worker
+        takes this one's place. The engine process, if it is there, hears at once, and waits for this worker no more."""
         if self._gone:
             return
         self._gone = True

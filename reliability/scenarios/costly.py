@@ -34,7 +34,7 @@ _WARM_S = 4.0
 _LOOKING_S = 0.1
 # For a first answer after the costly files, from a server that may have to end their decodes first.
 _PATIENCE_S = 30.0
-_FRONTS = (0, 2)
+_WORKERS = (0, 2)
 
 _P99_BAR_MS = 1500.0
 _GROWTH_BAR_MB = 300.0
@@ -70,39 +70,39 @@ class _Seen(NamedTuple):
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """The corpus, by a server that is one process and by one with two fronts."""
+    """The corpus, by a server that is one process and by one with two workers."""
     seconds = max(1.0, _SECONDS_EACH * scale.share)
-    for fronts in _FRONTS:
-        yield from _judged(fronts, seconds, list(_beside(CORPUS, fronts, seconds)))
+    for workers in _WORKERS:
+        yield from _judged(workers, seconds, list(_beside(CORPUS, workers, seconds)))
 
 
-def _judged(fronts: int, seconds: float, seen: Sequence[_Seen]) -> Iterator[Finding]:
+def _judged(workers: int, seconds: float, seen: Sequence[_Seen]) -> Iterator[Finding]:
     load = f"{len(seen)} files, each {_RATE:g} times a second for {seconds:g} s beside {_CLIENTS} clients"
-    scenario = Scenario("costly", f"{load}, {fronts} fronts")
+    scenario = Scenario("costly", f"{load}, {workers} workers")
     slow = [one for one in seen if one.is_slow]
     worst = max(seen, key=lambda one: one.p99_ms)
     yield scenario.finding(
-        f"p99 of the clients < {_P99_BAR_MS:,.0f} ms, {fronts} fronts",
+        f"p99 of the clients < {_P99_BAR_MS:,.0f} ms, {workers} workers",
         f"at most {worst.p99_ms:,.0f} ms ({worst.file}){_named(slow)}",
         met=not slow,
     )
     failing = [one for one in seen if one.good.unanswered]
     failed, sent = sum(one.good.unanswered for one in seen), sum(one.good.requests for one in seen)
     yield scenario.finding(
-        f"each client is answered with 200, {fronts} fronts",
+        f"each client is answered with 200, {workers} workers",
         f"{sent - failed:,} of {sent:,}{_named(failing)}",
         met=not failing,
     )
     large = [one for one in seen if one.is_large]
     largest = max(seen, key=lambda one: one.grown_mb)
     yield scenario.finding(
-        f"resident memory of all processes grows by ≤ {_GROWTH_BAR_MB:g} MB, {fronts} fronts",
+        f"resident memory of all processes grows by ≤ {_GROWTH_BAR_MB:g} MB, {workers} workers",
         f"at most {largest.grown_mb:+.0f} MB ({largest.file}){_named(large)}",
         met=not large,
     )
     ended = [one for one in seen if not one.serves_after]
     yield scenario.finding(
-        f"the same process serves afterwards, {fronts} fronts",
+        f"the same process serves afterwards, {workers} workers",
         f"{len(seen) - len(ended)} of {len(seen)} times{_named(ended)}",
         met=not ended,
     )
@@ -112,7 +112,7 @@ def _named(missed: Sequence[_Seen]) -> str:
     return f"; missed with {', '.join(one.file for one in missed)}" if missed else ""
 
 
-def _beside(files: _Files, fronts: int, seconds: float) -> Iterator[_Seen]:
+def _beside(files: _Files, workers: int, seconds: float) -> Iterator[_Seen]:
     """One after another on one server. After a missed bar the next file gets a new one: decodes may go on for long."""
     pictures = draw_pictures()
     good = [post(CLASSIFY, image) for image in (pictures.clock, pictures.clock, pictures.clock, pictures.photograph)]
@@ -121,7 +121,7 @@ def _beside(files: _Files, fronts: int, seconds: float) -> Iterator[_Seen]:
         served, idle_bytes = None, 0
         for name, make in files.items():
             if served is None:
-                served = servers.enter_context(serving(DEFAULT_MODEL, GRADLESS_FRONTS=str(fronts)))
+                served = servers.enter_context(serving(DEFAULT_MODEL, GRADLESS_HTTP_WORKERS=str(workers)))
                 idle_bytes = uvloop.run(_warm(served, clients))
             image = make()
             seen = uvloop.run(_run(served, clients, name, image, idle_bytes=idle_bytes, seconds=seconds))
@@ -214,26 +214,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m reliability.scenarios.costly", description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="files to send; all of reliability.costly unless given")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each file, 60 unless told")
-    parser.add_argument("--fronts", type=int, action="append", help="a run with so many; unless given, 0 and 2 in turn")
+    parser.add_argument(
+        "--workers", type=int, action="append", help="a run with so many; unless given, 0 and 2 in turn"
+    )
     wanted = parser.parse_args(arguments)
     files = {path.name: path.read_bytes for path in wanted.files}
     if len(files) < len(wanted.files):
         parser.error("two files have the same name")
     findings: list[Finding] = []
-    for fronts in wanted.fronts or _FRONTS:
+    for workers in wanted.workers or _WORKERS:
         seen = []
-        for one in _beside(files or CORPUS, fronts, wanted.seconds):
+        for one in _beside(files or CORPUS, workers, wanted.seconds):
             seen.append(one)
-            _say(one, fronts)
-        findings += _judged(fronts, wanted.seconds, seen)
+            _say(one, workers)
+        findings += _judged(workers, wanted.seconds, seen)
     show(findings)
     sys.exit(0 if all(finding.met for finding in findings) else 1)
 
 
-def _say(seen: _Seen, fronts: int) -> None:
+def _say(seen: _Seen, workers: int) -> None:
     costly = ", ".join(f"{outcome}: {count}" for outcome, count in sorted(seen.costly.items()))
     sys.stdout.write(
-        f"{seen.file} ({seen.size:,} bytes), {fronts} fronts: clients {seen.good.requests:,}, "
+        f"{seen.file} ({seen.size:,} bytes), {workers} workers: clients {seen.good.requests:,}, "
         f"failed {seen.good.unanswered}, p99 {seen.p99_ms:,.0f} ms; {seen.grown_mb:+,.0f} MB; "
         f"{'serves' if seen.serves_after else 'DOES NOT SERVE'} afterwards; its own answers: {costly}\n"
     )

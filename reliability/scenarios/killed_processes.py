@@ -22,8 +22,8 @@ from reliability.scale import Scale
 from reliability.serving import NULL_MODEL, Served, living, serving
 from reliability.wire import CLASSIFY, Connection, Place, Request, post
 
-_FRONTS = 2
-_SETTINGS = {"GRADLESS_FRONTS": str(_FRONTS), "GRADLESS_METRICS_MAX_AGE_S": "0"}
+_WORKERS = 2
+_SETTINGS = {"GRADLESS_HTTP_WORKERS": str(_WORKERS), "GRADLESS_METRICS_MAX_AGE_S": "0"}
 _KILLS = 5
 _ENGINE_KILLS = 3
 # Each on a connection of its own, so that every HTTP process gets some.
@@ -80,7 +80,7 @@ def measure(scale: Scale) -> Iterator[Finding]:
     """One server of the `null` model whose parts are killed, then others whose engine process is."""
     kills = scale.count(_KILLS, least=2)
     with serving(NULL_MODEL, **_SETTINGS) as served:
-        yield asyncio.run(_kill_fronts(served, kills))
+        yield asyncio.run(_kill_workers(served, kills))
         yield asyncio.run(_kill_decoders(served, kills))
         yield from asyncio.run(_kill_fork_server(served))
     ended = []
@@ -90,17 +90,17 @@ def measure(scale: Scale) -> Iterator[Finding]:
     yield from _engine_findings(ended)
 
 
-async def _kill_fronts(served: Served, times: int) -> Finding:
+async def _kill_workers(served: Served, times: int) -> Finding:
     """One after another, each once it has answered something that no scrape has seen."""
     request = post(CLASSIFY, draw_pictures().small)
     counters, ends = _Counters(served.place), Counter[str]()
     for number in range(times):
         await counters.look()
         ends += await _asked(served.place, request)
-        front = served.fronts()[number % _FRONTS]
-        front.kill()
+        worker = served.workers()[number % _WORKERS]
+        worker.kill()
         async with asyncio.timeout(_PATIENCE_S):
-            while living([front]) or len(served.fronts()) < _FRONTS:
+            while living([worker]) or len(served.workers()) < _WORKERS:
                 await counters.look()
                 await asyncio.sleep(_LOOKING_S)
     await counters.look()
@@ -134,7 +134,7 @@ async def _kill_decoders(served: Served, times: int) -> Finding:
 async def _kill_fork_server(served: Served) -> list[Finding]:
     """Then the HTTP processes that it had made and that another has not, then SIGTERM."""
     load = "SIGKILL of the fork server"
-    fork_server, fronts, processes = served.fork_server(), served.fronts(), served.processes()
+    fork_server, workers, processes = served.fork_server(), served.workers(), served.processes()
     if fork_server is None:
         raise RuntimeError("there is no fork server")
     async with calling(served.place, [post(CLASSIFY, draw_pictures().small)] * _CALLERS) as callers:
@@ -142,9 +142,9 @@ async def _kill_fork_server(served: Served) -> list[Finding]:
         await _until(lambda: served.fork_server() not in {None, fork_server})
         await asyncio.sleep(_LOAD_S)
     began = perf_counter()
-    for number, front in enumerate(fronts, 1):
-        front.kill()
-        await _until(partial(_has_fronts, served, number))
+    for number, worker in enumerate(workers, 1):
+        worker.kill()
+        await _until(partial(_has_workers, served, number))
     replaced_s = perf_counter() - began
     well, afterwards = await well_afterwards(served.place)
     processes += served.processes()
@@ -158,7 +158,7 @@ async def _kill_fork_server(served: Served) -> list[Finding]:
         ),
         _scenario(f"{load}, then of each HTTP process").finding(
             "each is replaced; ready and answering afterwards",
-            f"{len(fronts)} replaced in {replaced_s:.1f} s; {afterwards}",
+            f"{len(workers)} replaced in {replaced_s:.1f} s; {afterwards}",
             met=well,
         ),
         _scenario(f"{load} and of each HTTP process, then SIGTERM").finding(
@@ -217,7 +217,7 @@ def _engine_findings(ended: Sequence[_Ended]) -> Iterator[Finding]:
 
 
 def _scenario(load: str) -> Scenario:
-    return Scenario("killed-processes", f"GRADLESS_FRONTS={_FRONTS}: {load}")
+    return Scenario("killed-processes", f"GRADLESS_HTTP_WORKERS={_WORKERS}: {load}")
 
 
 async def _asked(place: Place, request: Request) -> Counter[str]:
@@ -262,8 +262,8 @@ def _ended(processes: Sequence[psutil.Process]) -> bool:
     return not living(processes)
 
 
-def _has_fronts(served: Served, number: int) -> bool:
-    return len(served.fronts()) == number
+def _has_workers(served: Served, number: int) -> bool:
+    return len(served.workers()) == number
 
 
 def _decodes(process: psutil.Process) -> bool:

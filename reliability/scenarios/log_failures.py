@@ -45,13 +45,13 @@ class _Seen(NamedTuple):
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """A server of the null model for each, as one process and behind two fronts."""
+    """A server of the null model for each, as one process and behind two workers."""
     load_s = max(2.0, scale.seconds * _LOAD_SHARE)
     for log in _LOGS:
-        for fronts in (0, 2):
-            processes = f"{fronts} fronts" if fronts else "one process"
+        for workers in (0, 2):
+            processes = f"{workers} workers" if workers else "one process"
             scenario = Scenario("log-failures", f"stderr is {log}, {processes}, {_CALLERS} callers for {load_s:g} s")
-            with _process(log, fronts) as (process, place):
+            with _process(log, workers) as (process, place):
                 seen = asyncio.run(_load_and_end(process, place, load_s))
             yield scenario.finding(
                 "all are answered with 200",
@@ -97,11 +97,11 @@ async def _dropped(place: Place) -> float:
 
 
 @contextmanager
-def _process(log: str, fronts: int) -> Iterator[tuple[subprocess.Popen[bytes], Place]]:
+def _process(log: str, workers: int) -> Iterator[tuple[subprocess.Popen[bytes], Place]]:
     place = Place("127.0.0.1", free_port())
     settings = {
         "GRADLESS_MODELS": NULL_MODEL,
-        "GRADLESS_FRONTS": str(fronts),
+        "GRADLESS_HTTP_WORKERS": str(workers),
         "GRADLESS_PORT": str(place.port),
     }
     gradless = str(Path(sys.executable).parent / "gradless")

@@ -15,7 +15,7 @@ from reliability.wire import Connection
 
 _IMAGES = 20_000
 _KILLS = 20
-_FRONTS = 2
+_WORKERS = 2
 _CONNECTIONS = 16
 _MOST_IMAGES = 3
 _LEAVING_SHARE = 0.15
@@ -76,23 +76,23 @@ class _Load:
             if self._next < (self.killed + 1) * self._images / (self._kills + 1):
                 await asyncio.sleep(_LOOKING_S)
                 continue
-            self._source.choice(self._served.fronts()).kill()
+            self._source.choice(self._served.workers()).kill()
             self.killed += 1
             async with asyncio.timeout(_REPLACED_WITHIN_S):
-                while len(self._served.fronts()) < _FRONTS:  # noqa: ASYNC110 - of other processes
+                while len(self._served.workers()) < _WORKERS:  # noqa: ASYNC110 - of other processes
                     await asyncio.sleep(_LOOKING_S)
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
     """On one server of the `null` model."""
     images, kills = scale.count(_IMAGES, least=600), scale.count(_KILLS, least=2)
-    with serving(NULL_MODEL, GRADLESS_FRONTS=str(_FRONTS)) as served:
+    with serving(NULL_MODEL, GRADLESS_HTTP_WORKERS=str(_WORKERS)) as served:
         load = _Load(served, images, kills)
         in_flight, well, afterwards = asyncio.run(_run(load, served))
     scenario = Scenario(
         "own-answers",
-        f"GRADLESS_FRONTS={_FRONTS}: {images:,} distinct images, 1 to {_MOST_IMAGES} a request, from {_CONNECTIONS} "
-        f"connections; {load.left:,} requests disconnected, {load.killed} HTTP processes killed",
+        f"GRADLESS_HTTP_WORKERS={_WORKERS}: {images:,} distinct images, 1 to {_MOST_IMAGES} a request, "
+        f"from {_CONNECTIONS} connections; {load.left:,} requests disconnected, {load.killed} HTTP processes killed",
     )
     yield scenario.finding("no request gets the answer to another", load.known.told(), met=not load.known.wrong)
     yield scenario.finding(

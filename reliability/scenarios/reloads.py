@@ -17,7 +17,7 @@ from reliability.serving import NULL_MODEL, serving
 from reliability.wire import FEATURES, Connection, Place, post
 
 _SECONDS = 60.0
-_FRONTS = 2
+_WORKERS = 2
 _LEAVING = 3
 _STAYING = 6
 # A decode of 12 MP takes some 30 ms, behind those before it.
@@ -75,10 +75,10 @@ def measure(scale: Scale) -> Iterator[Finding]:
     seconds = max(10.0, _SECONDS * scale.share)
     scenario = Scenario(
         "reloads",
-        f"GRADLESS_FRONTS={_FRONTS}, {seconds:g} s: one client reloads the model without pause, {_LEAVING} send 12 MP "
-        f"and disconnect, {_STAYING} ask about images whose answers are known",
+        f"GRADLESS_HTTP_WORKERS={_WORKERS}, {seconds:g} s: one client reloads the model without pause, {_LEAVING} "
+        f"send 12 MP and disconnect, {_STAYING} ask about images whose answers are known",
     )
-    with serving(NULL_MODEL, GRADLESS_FRONTS=str(_FRONTS)) as served:
+    with serving(NULL_MODEL, GRADLESS_HTTP_WORKERS=str(_WORKERS)) as served:
         load, well, afterwards = asyncio.run(_run(served.place, seconds))
     yield scenario.finding(
         "each request of those who stay gets its own answer",

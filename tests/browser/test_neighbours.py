@@ -18,7 +18,7 @@ from playwright.sync_api import Page, expect
 
 from models.images.preprocessing import preprocess
 from models.images.samples import draw, encode
-from models.inference.batch_item import Output
+from models.inference.batch_item import ItemOutput
 from models.interface.image_limits import ImageLimits
 from models.offline.running import Runner
 from models.search.building import build
@@ -56,7 +56,7 @@ def features_of(pictures: list[bytes], path: Path) -> Path:
     """A features file of the default model, as it is served here."""
     with closing(Runner(ServingOptions(backend="eager"), batch_size=len(pictures))) as runner:
         pixels = torch.stack([preprocess(picture, runner.model.transform, ImageLimits()) for picture in pictures])
-        outputs = [output for output in runner.answer(pixels, top_k=0) if isinstance(output, Output)]
+        outputs = [output for output in runner.answer(pixels, top_k=0) if isinstance(output, ItemOutput)]
     vectors = np.stack([output.features for output in outputs])
     columns = {
         "path": list(PICTURES),

@@ -22,14 +22,14 @@ from app.settings import Settings
 from models.backends.eager import EagerBackend
 from models.hardware import cores, placement
 from models.images.transforms import Transform
-from models.inference.batch_item import Item
+from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.inference.image_job import Passage
+from models.inference.image_job import ImageJob
 from models.interface.telemetry import Telemetry, Unheard
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 # Far over what any forward here takes, so that only a real deadlock meets it.
 _PATIENCE_S = 30
@@ -40,7 +40,7 @@ StartOverHttp = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 @pytest.fixture(autouse=True)
 def _garbage_of_other_tests_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """An application that starts looks through all that its process has loaded, once; here hundreds start in one."""
-    monkeypatch.setattr("app.main.leave_out_what_is_loaded", lambda: None)
+    monkeypatch.setattr("app.main.freeze_loaded_objects", lambda: None)
 
 
 def tiny_classifier() -> Classifier:
@@ -105,8 +105,8 @@ def one_core() -> Iterator[None]:
 
 
 @pytest.fixture
-def serving(tiny: ModelSpec) -> Iterator[Serving]:
-    runtime = Serving(ServingOptions(device="cpu", backend="eager", models=[tiny]), Unheard())
+def serving(tiny: ModelSpec) -> Iterator[LocalRuntime]:
+    runtime = LocalRuntime(ServingOptions(device="cpu", backend="eager", models=[tiny]), Unheard())
     yield runtime
     runtime.close(timeout_s=10)
 
@@ -132,9 +132,9 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Awaitable[No
     """Wait until decoders have queued so many images more and are done with them: up to then an image that is in the
     queue, or in its forward, may still count as one in its decode."""
     done = threading.Semaphore(0)
-    queue = Passage.queue
+    queue = ImageJob.queue
 
-    def seen(passage: Passage, batcher: Any, item: Item) -> None:
+    def seen(passage: ImageJob, batcher: Any, item: BatchItem) -> None:
         queue(passage, batcher, item)
         done.release()
 
@@ -142,7 +142,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Awaitable[No
         for _ in range(images):
             assert await asyncio.to_thread(done.acquire, timeout=_PATIENCE_S)
 
-    monkeypatch.setattr(Passage, "queue", seen)
+    monkeypatch.setattr(ImageJob, "queue", seen)
     return wait_for
 
 
@@ -227,8 +227,10 @@ def images_total() -> Callable[[str], Counter[str]]:
 
 
 def _application(spec: ModelSpec, **options: Any) -> FastAPI:
-    def start(telemetry: Telemetry) -> Serving:
-        return Serving(ServingOptions(models=[spec], **{"device": "cpu", "backend": "eager", **options}), telemetry)
+    def start(telemetry: Telemetry) -> LocalRuntime:
+        return LocalRuntime(
+            ServingOptions(models=[spec], **{"device": "cpu", "backend": "eager", **options}), telemetry
+        )
 
     return create_app(Settings(models=(spec.name,), metrics_max_age_s=0), start)
 

@@ -26,7 +26,7 @@ from models.hardware.placement import BackendName, Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
-from models.inference.batch_item import Item, Output
+from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
 from models.interface.image_limits import ImageLimits
 from models.interface.telemetry import Unheard
@@ -101,8 +101,8 @@ def default_on_gpu(engine_of: Callable[..., Engine]) -> Engine:
     return engine_of()
 
 
-def _items(pixels: torch.Tensor) -> list[Item]:
-    return [Item(image, 5) for image in pixels]
+def _items(pixels: torch.Tensor) -> list[BatchItem]:
+    return [BatchItem(image, 5) for image in pixels]
 
 
 def _features(engine: Engine, pixels: torch.Tensor) -> torch.Tensor:
@@ -272,7 +272,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 3 * 2**30) / total)
     try:
         engine = engine_of(ModelSpec("wide", "wide", build))
-        run = SplittingRun[Item, Output](
+        run = SplittingRun[BatchItem, ItemOutput](
             engine.run,
             model="wide",
             out_of_memory=memory.ran_out,
@@ -280,8 +280,8 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
             telemetry=Unheard(),
         )
         images = torch.randint(0, 256, (32, 256, 256, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        answers = run([Item(image, 1) for image in images])
-        assert all(isinstance(answer, Output) for answer in answers)
+        answers = run([BatchItem(image, 1) for image in images])
+        assert all(isinstance(answer, ItemOutput) for answer in answers)
         assert run.safe_size is not None
         assert 1 <= run.safe_size <= 16
     finally:

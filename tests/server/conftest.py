@@ -138,9 +138,9 @@ def start_server(warm_command: Any) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="module")
-def by_fronts(warm_command: Any) -> Iterator[Server]:
-    """The `null` model behind two fronts: leave it at work, with as many."""
-    with Server(warm_command.start, GRADLESS_FRONTS="2", GRADLESS_MODELS="null") as running:
+def worker_server(warm_command: Any) -> Iterator[Server]:
+    """The `null` model behind two workers: leave it at work, with as many."""
+    with Server(warm_command.start, GRADLESS_HTTP_WORKERS="2", GRADLESS_MODELS="null") as running:
         yield running
 
 
@@ -153,10 +153,10 @@ def start_command() -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture
 def start_patched(start_command: Callable[..., Server]) -> Callable[..., Server]:
-    """Start a service of so many fronts with the `null` model and a patch, as patched_serve.py has it."""
+    """Start a service of so many workers with the `null` model and a patch, as patched_serve.py has it."""
 
-    def start_it(fronts: int | str, patch: str = "", **settings: str) -> Server:
-        command = [sys.executable, Path(__file__).with_name("patched_serve.py"), fronts, patch]
+    def start_it(workers: int | str, patch: str = "", **settings: str) -> Server:
+        command = [sys.executable, Path(__file__).with_name("patched_serve.py"), workers, patch]
         return start_command([str(each) for each in command], GRADLESS_MODELS="null", **settings)
 
     return start_it

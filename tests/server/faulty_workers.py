@@ -1,4 +1,4 @@
-"""A service whose fronts end before they serve, or are soon held to hang: `faulty_workers.py stillborn|hanging`."""
+"""A service whose workers end before they serve, or are soon held to hang: `faulty_workers.py stillborn|hanging`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.process.logs import configure_logging
 from app.settings import load_settings
 from app.workers import engine_process, fork_server
 
-_END = "import app.workers.http_worker as front; front.run_front = lambda *_: sys.exit(3); "
+_END = "import app.workers.http_worker as worker; worker.run_worker = lambda *_: sys.exit(3); "
 
 
 if __name__ == "__main__":
@@ -18,4 +18,4 @@ if __name__ == "__main__":
         engine_process._HANGS_S = 3.0  # noqa: SLF001 - 20 s are long for a test
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
-    engine_process.serve_by_fronts(settings, 2)
+    engine_process.serve_with_workers(settings, 2)

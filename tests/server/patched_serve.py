@@ -1,4 +1,4 @@
-"""A service in which something fails once it is told to by SIGUSR1: `patched_serve.py FRONTS PATCH`, where PATCH is
+"""A service in which something fails once it is told to by SIGUSR1: `patched_serve.py WORKERS PATCH`, where PATCH is
 Python that may use `fail(owner, name)`, which has a function raise from then on."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     exec(sys.argv[2])  # noqa: S102 - of the test that starts this
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
-    if fronts := int(sys.argv[1]):
-        engine_process.serve_by_fronts(settings, fronts)
+    if workers := int(sys.argv[1]):
+        engine_process.serve_with_workers(settings, workers)
     else:
         serve(settings)

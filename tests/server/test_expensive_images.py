@@ -20,9 +20,9 @@ _REFUSED = ("jpeg-arithmetic-99-scans-of-12-MP.jpg", "tiff-63-tiles-of-48-MB.tif
 _NOT_TOLD = ("tiff-tiles-of-arithmetic-jpegs-1-MP.tif", "webp-65536-groups.webp")
 
 
-@pytest.fixture(params=["0", "2"], ids=["in one process", "behind two fronts"])
+@pytest.fixture(params=["0", "2"], ids=["in one process", "behind two workers"])
 def service(request: pytest.FixtureRequest, start_server: Callable[..., Any]) -> Any:
-    return start_server(GRADLESS_FRONTS=request.param)
+    return start_server(GRADLESS_HTTP_WORKERS=request.param)
 
 
 def _post(service: Any, encoded: bytes) -> httpx2.Response:

@@ -11,9 +11,9 @@ import httpx2
 import pytest
 
 
-@pytest.mark.parametrize("fronts", ["0", "1"])
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_model_that_hangs_while_it_is_loaded_keeps_no_other_from_being_loaded_nor_the_service_from_stopping(
-    start_server: Callable[..., Any], tmp_path: Path, clock_jpeg: bytes, fronts: str
+    start_server: Callable[..., Any], tmp_path: Path, clock_jpeg: bytes, workers: str
 ) -> None:
     (tmp_path / "hangs").mkdir()
     (tmp_path / "hangs" / "net.py").write_text("import time\ntime.sleep(3600)\n")
@@ -22,7 +22,7 @@ def test_a_model_that_hangs_while_it_is_loaded_keeps_no_other_from_being_loaded_
         GRADLESS_MODELS="null",
         GRADLESS_MODELS_FOLDER=str(tmp_path),
         GRADLESS_LOAD_TIMEOUT_S="1",
-        GRADLESS_FRONTS=fronts,
+        GRADLESS_HTTP_WORKERS=workers,
     )
     with httpx2.Client(base_url=server.address, timeout=60) as http:
         hangs = http.post("/v1/models/hangs", json={"source": "hangs"})

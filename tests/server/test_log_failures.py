@@ -17,7 +17,7 @@ import pytest
 _PATIENCE_S = 60
 # More than a pipe holds lines.
 _MANY = 400
-_FRONTS = ["0", "2"]
+_WORKERS = ["0", "2"]
 
 Serve = Callable[..., Any]
 Dropped = Callable[[str], dict[str, float]]
@@ -48,13 +48,13 @@ class _Service:
         return status
 
 
-@pytest.fixture(params=_FRONTS, ids=["one process", "two fronts"])
+@pytest.fixture(params=_WORKERS, ids=["one process", "two workers"])
 def settings(
     request: pytest.FixtureRequest, server_environment: Callable[..., dict[str, str]], unused_port: int
 ) -> dict[str, str]:
     return server_environment(
         GRADLESS_MODELS="null",
-        GRADLESS_FRONTS=request.param,
+        GRADLESS_HTTP_WORKERS=request.param,
         GRADLESS_PORT=str(unused_port),
         GRADLESS_LOG_FORMAT="json",
     )

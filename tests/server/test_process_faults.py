@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 _PATIENCE_S = 30
-_FRONTS = 2
+_WORKERS = 2
 
 
 def _until(holds: Callable[[], bool], patience_s: float = _PATIENCE_S) -> None:
@@ -44,7 +44,7 @@ def _fork_server(service: Any) -> psutil.Process:
     return child
 
 
-def _fronts(service: Any) -> list[psutil.Process]:
+def _workers(service: Any) -> list[psutil.Process]:
     return _fork_server(service).children()
 
 
@@ -83,19 +83,22 @@ processes._Engine._watch = watch
 @pytest.mark.parametrize(
     ("where", "patch"),
     [
-        ("a task", "from models.workers.engine_server import House; fail(House, '_forget_versions')"),
-        ("the watch over fronts", _FAILING_WATCH),
+        ("a task", "from models.workers.engine_server import EngineServer; fail(EngineServer, '_forget_versions')"),
+        ("the watch over workers", _FAILING_WATCH),
         ("a callback", "fail(processes._Engine, '_let_go')"),
         ("a message", "from models.workers.channel import Channel; fail(Channel, '_receive')"),
-        ("the desk", "from models.workers.image_receiver import Desk; fail(Desk, '_look')"),
-        ("a batch's report", "from models.workers.image_receiver import Desk; fail(Desk, 'batch_over')"),
+        ("the desk", "from models.workers.image_receiver import ImageReceiver; fail(ImageReceiver, '_look')"),
+        (
+            "a batch's report",
+            "from models.workers.image_receiver import ImageReceiver; fail(ImageReceiver, 'batch_over')",
+        ),
         ("a thread", "from models.serving.supervisor import Supervisor; fail(Supervisor, '_looked')"),
     ],
 )
 def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
     start_patched: Callable[..., Any], clock_jpeg: bytes, where: str, patch: str
 ) -> None:
-    service = start_patched(_FRONTS, patch)
+    service = start_patched(_WORKERS, patch)
     processes = _descendants(service)
     with _asking(service, "/v1/classify", clock_jpeg), _asking(service, "/metrics", None):
         service.process.send_signal(signal.SIGUSR1)
@@ -111,7 +114,7 @@ def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
 
 
 def test_an_exception_while_the_engine_process_ends_leaves_no_process(start_patched: Callable[..., Any]) -> None:
-    service = start_patched(_FRONTS, "fail(processes.Acceptor, 'close')")
+    service = start_patched(_WORKERS, "fail(processes.Acceptor, 'close')")
     processes = _descendants(service)
     service.process.send_signal(signal.SIGUSR1)
     service.process.terminate()
@@ -121,9 +124,11 @@ def test_an_exception_while_the_engine_process_ends_leaves_no_process(start_patc
 
 
 def test_an_engine_process_whose_end_hangs_is_ended_by_force(start_patched: Callable[..., Any]) -> None:
-    hanging = "from models.workers.engine_server import House; House.close = lambda *_: asyncio.sleep(1e6)"
+    hanging = (
+        "from models.workers.engine_server import EngineServer; EngineServer.close = lambda *_: asyncio.sleep(1e6)"
+    )
     service = start_patched(
-        _FRONTS,
+        _WORKERS,
         f"import asyncio, app.workers.engine_process as p; p.FORCED_AFTER_DRAIN_S = 1; {hanging}",
         GRADLESS_DRAIN_TIMEOUT_S="1",
     )
@@ -134,10 +139,10 @@ def test_an_engine_process_whose_end_hangs_is_ended_by_force(start_patched: Call
     _until(lambda: not _alive(processes), 1)
 
 
-def test_when_the_engine_process_is_killed_no_front_waits_for_a_body_that_is_half_sent(
+def test_when_the_engine_process_is_killed_no_worker_waits_for_a_body_that_is_half_sent(
     start_patched: Callable[..., Any],
 ) -> None:
-    service = start_patched(_FRONTS)
+    service = start_patched(_WORKERS)
     processes = _descendants(service)
     with service.connect() as connection:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
@@ -148,38 +153,38 @@ def test_when_the_engine_process_is_killed_no_front_waits_for_a_body_that_is_hal
         _until(lambda: not _alive(processes), 15)
 
 
-def test_when_the_fork_server_is_killed_fronts_go_on_and_another_makes_replacements(
+def test_when_the_fork_server_is_killed_workers_go_on_and_another_makes_replacements(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    service = start_patched(_FRONTS)
+    service = start_patched(_WORKERS)
     fork_server = _fork_server(service)
-    fronts = fork_server.children()
+    workers = fork_server.children()
     fork_server.kill()
     service.wait_for_line("another is started")
 
-    assert _alive(fronts) == fronts
-    for _ in range(2 * _FRONTS):
+    assert _alive(workers) == workers
+    for _ in range(2 * _WORKERS):
         httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
     # One whose end the fork server cannot tell of.
-    fronts[0].kill()
+    workers[0].kill()
     service.wait_for_line("another takes its place")
-    _until(lambda: len(_fronts(service)) == 1)
+    _until(lambda: len(_workers(service)) == 1)
     # One that the new fork server has made.
-    _fronts(service)[0].kill()
+    _workers(service)[0].kill()
     service.wait_for_line("status -9: another takes its place")
-    _until(lambda: len(_fronts(service)) == 1)
+    _until(lambda: len(_workers(service)) == 1)
     httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
-    processes = [*fronts, *_descendants(service)]
+    processes = [*workers, *_descendants(service)]
     service.process.terminate()
 
     assert service.exit_status() == 0
     _until(lambda: not _alive(processes), 1)
 
 
-def test_a_fork_server_that_is_killed_while_fronts_start_is_replaced(
+def test_a_fork_server_that_is_killed_while_workers_start_is_replaced(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    service = start_patched(_FRONTS)
+    service = start_patched(_WORKERS)
     _fork_server(service).kill()
     service.wait_for_line("another is started")
     # It imports, and has forked nothing yet.
@@ -191,29 +196,29 @@ def test_a_fork_server_that_is_killed_while_fronts_start_is_replaced(
     assert service.exit_status() == 0
 
 
-def test_a_service_that_was_stopped_and_continued_keeps_its_fronts(
+def test_a_service_that_was_stopped_and_continued_keeps_its_workers(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    service = start_patched(_FRONTS, "processes._HANGS_S = 4.0; processes._LATE_S = 0.5")
+    service = start_patched(_WORKERS, "processes._HANGS_S = 4.0; processes._LATE_S = 0.5")
     engine = psutil.Process(service.process.pid)
-    fronts = _fronts(service)
-    stopped = [engine, *fronts]
+    workers = _workers(service)
+    stopped = [engine, *workers]
     for process in stopped:
         os.kill(process.pid, signal.SIGSTOP)
     sleep(6)
-    # The engine process first: it looks before the fronts have turned again.
+    # The engine process first: it looks before the workers have turned again.
     os.kill(engine.pid, signal.SIGCONT)
     sleep(0.5)
-    for front in fronts:
-        os.kill(front.pid, signal.SIGCONT)
-    for _ in range(2 * _FRONTS):
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGCONT)
+    for _ in range(2 * _WORKERS):
         httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
-    # Longer than a front may hang.
+    # Longer than a worker may hang.
     sleep(5)
 
-    assert _fronts(service) == fronts
+    assert _workers(service) == workers
     # One that hangs alone is still replaced.
-    os.kill(fronts[0].pid, signal.SIGSTOP)
+    os.kill(workers[0].pid, signal.SIGSTOP)
     service.wait_for_line("has not turned for 4 s")
     service.wait_for_line("another takes its place")
 
@@ -246,9 +251,9 @@ signal.signal(signal.SIGUSR2, lambda *_: globals().update(ready=True))
         assert asking.result().status_code == 200
 
 
-def test_no_counter_falls_when_a_front_is_killed(start_patched: Callable[..., Any], clock_jpeg: bytes) -> None:
-    service = start_patched(_FRONTS, GRADLESS_METRICS_MAX_AGE_S="0")
-    # One connection is on one front.
+def test_no_counter_falls_when_a_worker_is_killed(start_patched: Callable[..., Any], clock_jpeg: bytes) -> None:
+    service = start_patched(_WORKERS, GRADLESS_METRICS_MAX_AGE_S="0")
+    # One connection is on one worker.
     with httpx2.Client(base_url=service.address) as client, httpx2.Client(base_url=service.address) as other:
         for asking in (client, other):
             for _ in range(5):
@@ -258,11 +263,11 @@ def test_no_counter_falls_when_a_front_is_killed(start_patched: Callable[..., An
         for asking in (client, other):
             for _ in range(5):
                 asking.post("/v1/classify", content=clock_jpeg).raise_for_status()
-    fronts = _fronts(service)
-    for front in fronts:
-        front.kill()
+    workers = _workers(service)
+    for worker in workers:
+        worker.kill()
         service.wait_for_line("another takes its place")
-    _until(lambda: not _alive(fronts))
+    _until(lambda: not _alive(workers))
     after = _counters(httpx2.get(f"{service.address}/metrics").text)
 
     assert {name for name, value in before.items() if after.get(name, 0) < value} == set()

@@ -80,9 +80,9 @@ def test_a_client_that_is_still_writing_reads_why_it_was_refused(
         assert (answered, problem["status"]) == (status, status)
 
 
-def test_behind_fronts_a_client_that_is_still_writing_reads_why_it_was_refused(by_fronts: Any) -> None:
+def test_behind_workers_a_client_that_is_still_writing_reads_why_it_was_refused(worker_server: Any) -> None:
     for _ in range(MANY_TRIES):
-        assert refused_by_http_client(by_fronts, "POST", "/v1/classify?model=none", {})[0] == 404
+        assert refused_by_http_client(worker_server, "POST", "/v1/classify?model=none", {})[0] == 404
 
 
 def test_a_client_that_goes_on_slowly_after_its_refusal_is_cut_off(

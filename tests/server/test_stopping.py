@@ -96,13 +96,13 @@ def test_a_slow_reader_gets_its_whole_answer_from_a_stopping_server(
     assert server.exit_status() == 0
 
 
-@pytest.mark.parametrize("fronts", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_service_whose_terminal_closes_drains_and_exits_with_success(
-    start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, fronts: str
+    start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, workers: str
 ) -> None:
     # As a terminal does: to every process of the group, also to those that the service has started.
     command = ["setsid", gradless_path, "serve"]
-    server = start_command(command, GRADLESS_MODELS="null", GRADLESS_FRONTS=fronts)
+    server = start_command(command, GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS=workers)
     httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=30).raise_for_status()
     os.killpg(server.process.pid, signal.SIGHUP)
     server.wait_for_line("SIGHUP: answering what was accepted, then stopping")
@@ -110,12 +110,12 @@ def test_a_service_whose_terminal_closes_drains_and_exits_with_success(
     assert server.exit_status() == 0
 
 
-@pytest.mark.parametrize("fronts", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_service_under_nohup_outlives_its_terminal(
-    start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, fronts: str
+    start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, workers: str
 ) -> None:
     command = ["setsid", "nohup", gradless_path, "serve"]
-    server = start_command(command, GRADLESS_MODELS="null", GRADLESS_FRONTS=fronts)
+    server = start_command(command, GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS=workers)
     os.killpg(server.process.pid, signal.SIGHUP)
     for _ in range(20):
         httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=30).raise_for_status()

@@ -57,13 +57,13 @@ class _Clients:
         return answer[9:12].decode() or "closed without an answer"
 
 
-@pytest.mark.parametrize("fronts", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_stopping_service_answers_on_every_connection_that_was_made(
-    start_server: Callable[..., Any], clock_jpeg: bytes, fronts: str
+    start_server: Callable[..., Any], clock_jpeg: bytes, workers: str
 ) -> None:
     ends: Counter[str] = Counter()
     for _ in range(3):
-        server = start_server(GRADLESS_FRONTS=fronts, GRADLESS_MODELS="null")
+        server = start_server(GRADLESS_HTTP_WORKERS=workers, GRADLESS_MODELS="null")
         clients = _Clients(server.host, server.port, clock_jpeg)
         deadline = monotonic() + 30
         while clients.ends["200"] < 200:
@@ -77,11 +77,11 @@ def test_a_stopping_service_answers_on_every_connection_that_was_made(
     assert set(ends) <= {"200", "503", _GONE}, ends
 
 
-@pytest.mark.parametrize("fronts", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_without_file_descriptors_connections_wait_and_one_line_is_logged(
-    start_patched: Callable[..., Any], clock_jpeg: bytes, fronts: str
+    start_patched: Callable[..., Any], clock_jpeg: bytes, workers: str
 ) -> None:
-    server = start_patched(fronts, "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))")
+    server = start_patched(workers, "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))")
     connections = [server.connect() for _ in range(200)]
     server.wait_for_line("ulimit -n")
     # Several times as long as until it is tried again.

@@ -64,12 +64,12 @@ def _end_in_time(server: Any) -> int:
     return status
 
 
-@pytest.mark.parametrize("fronts", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_sigterm_ends_a_process_whose_first_load_hangs(
-    server_environment: Callable[..., dict[str, str]], fronts: str
+    server_environment: Callable[..., dict[str, str]], workers: str
 ) -> None:
     patch = _HANGING_LOAD.format(when=True)
-    command = [sys.executable, str(Path(__file__).with_name("patched_serve.py")), fronts, patch]
+    command = [sys.executable, str(Path(__file__).with_name("patched_serve.py")), workers, patch]
     environ = server_environment(GRADLESS_MODELS="null")
     with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         try:
@@ -81,12 +81,12 @@ def test_sigterm_ends_a_process_whose_first_load_hangs(
             process.kill()
 
 
-@pytest.mark.parametrize("fronts", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_sigterm_ends_a_process_in_which_a_load_by_the_api_hangs(
-    start_patched: Callable[..., Any], fronts: str
+    start_patched: Callable[..., Any], workers: str
 ) -> None:
     patch = _HANGING_LOAD.format(when="told.is_set()")
-    server = start_patched(fronts, patch, GRADLESS_DRAIN_TIMEOUT_S=str(_DRAIN_S))
+    server = start_patched(workers, patch, GRADLESS_DRAIN_TIMEOUT_S=str(_DRAIN_S))
     server.process.send_signal(signal.SIGUSR1)
     loading = _asked(f"{server.address}/v1/models/null")
     server.wait_for_line("hangs")
@@ -97,12 +97,12 @@ def test_sigterm_ends_a_process_in_which_a_load_by_the_api_hangs(
     assert "still running when the time to drain was over" in "".join(server.log)
 
 
-@pytest.mark.parametrize("fronts", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 def test_sigterm_ends_a_process_whose_threads_an_abandoned_forward_keeps(
-    start_patched: Callable[..., Any], clock_jpeg: bytes, fronts: str
+    start_patched: Callable[..., Any], clock_jpeg: bytes, workers: str
 ) -> None:
     server = start_patched(
-        fronts, _HANGING_FORWARD, GRADLESS_DRAIN_TIMEOUT_S=str(_DRAIN_S), GRADLESS_FORWARD_TIMEOUT_S="4"
+        workers, _HANGING_FORWARD, GRADLESS_DRAIN_TIMEOUT_S=str(_DRAIN_S), GRADLESS_FORWARD_TIMEOUT_S="4"
     )
     server.process.send_signal(signal.SIGUSR1)
     asking = _asked(f"{server.address}/v1/classify", clock_jpeg)

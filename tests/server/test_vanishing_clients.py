@@ -11,12 +11,12 @@ import pytest
 CLIENTS = 200
 
 
-@pytest.fixture(params=["1", "2"], ids=["in one process", "behind two fronts"])
+@pytest.fixture(params=["1", "2"], ids=["in one process", "behind two workers"])
 def service(request: pytest.FixtureRequest, start_server: Callable[..., Any]) -> Any:
     """The default model, as it is served on a CPU and as it is on a GPU."""
     if request.param == "1":
         return request.getfixturevalue("server")
-    return start_server(GRADLESS_FRONTS=request.param)
+    return start_server(GRADLESS_HTTP_WORKERS=request.param)
 
 
 def test_two_hundred_vanished_clients_leave_no_image_in_flight(

@@ -21,15 +21,15 @@ import httpx2
 import psutil
 import pytest
 
-_FRONTS = 2
+_WORKERS = 2
 _PATIENCE_S = 30
 _FAULTY = [sys.executable, str(Path(__file__).parent / "faulty_workers.py")]
 
 
 @pytest.fixture
 def ending(start_server: Callable[..., Any]) -> Any:
-    """As `by_fronts`, to be killed."""
-    return start_server(GRADLESS_FRONTS=str(_FRONTS), GRADLESS_MODELS="null")
+    """As `worker_server`, to be killed."""
+    return start_server(GRADLESS_HTTP_WORKERS=str(_WORKERS), GRADLESS_MODELS="null")
 
 
 def _until(holds: Callable[[], bool]) -> None:
@@ -38,14 +38,14 @@ def _until(holds: Callable[[], bool]) -> None:
         assert monotonic() < deadline
 
 
-def _fronts(service: Any) -> list[psutil.Process]:
+def _workers(service: Any) -> list[psutil.Process]:
     """The processes that have callers' sockets or can: grandchildren by way of the process that they are forks of."""
     children = psutil.Process(service.process.pid).children()
-    return [front for child in children for front in child.children()]
+    return [worker for child in children for worker in child.children()]
 
 
-def _connections(front: psutil.Process) -> int:
-    return sum(connection.status == "ESTABLISHED" for connection in front.net_connections("tcp"))
+def _connections(worker: psutil.Process) -> int:
+    return sum(connection.status == "ESTABLISHED" for connection in worker.net_connections("tcp"))
 
 
 class _Callers:
@@ -76,52 +76,53 @@ class _Callers:
             return [asking.result() for asking in self._asking]
 
 
-def test_callers_are_spread_over_the_fronts(by_fronts: Any) -> None:
-    connections = [by_fronts.connect() for _ in range(4 * _FRONTS)]
+def test_callers_are_spread_over_the_workers(worker_server: Any) -> None:
+    connections = [worker_server.connect() for _ in range(4 * _WORKERS)]
     try:
-        _until(lambda: [_connections(front) for front in _fronts(by_fronts)] == [4] * _FRONTS)
+        _until(lambda: [_connections(worker) for worker in _workers(worker_server)] == [4] * _WORKERS)
     finally:
         for connection in connections:
             connection.close()
 
 
-def test_whichever_front_is_asked_tells_the_metrics_of_all(
-    by_fronts: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+def test_whichever_worker_is_asked_tells_the_metrics_of_all(
+    worker_server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     def counted() -> list[float]:
-        exposition = httpx2.get(f"{by_fronts.address}/metrics").text
+        exposition = httpx2.get(f"{worker_server.address}/metrics").text
         return [
             metric_sum(exposition, "gradless_images_total", outcome="ok"),
             metric_sum(exposition, "gradless_batch_size_sum"),
         ]
 
     before = counted()
-    for _ in range(3 * _FRONTS):
-        # Each on a connection of its own, so that they come to all fronts.
-        httpx2.post(f"{by_fronts.address}/v1/features", content=clock_jpeg).raise_for_status()
+    for _ in range(3 * _WORKERS):
+        # Each on a connection of its own, so that they come to all workers.
+        httpx2.post(f"{worker_server.address}/v1/features", content=clock_jpeg).raise_for_status()
 
     # A batch is told of once its callers have their answers.
-    _until(lambda: counted() == [figure + 3 * _FRONTS for figure in before])
-    for _ in range(_FRONTS):
-        exposition = httpx2.get(f"{by_fronts.address}/metrics").text
+    _until(lambda: counted() == [figure + 3 * _WORKERS for figure in before])
+    for _ in range(_WORKERS):
+        exposition = httpx2.get(f"{worker_server.address}/metrics").text
         assert metric_sum(exposition, "gradless_in_flight_images") == 0
         assert metric_sum(exposition, "gradless_model_ready") == 1
         assert metric_sum(exposition, "gradless_model_loads_total", outcome="ok") == 1
         resident = sum(
-            process.memory_info().rss for process in [psutil.Process(by_fronts.process.pid), *_fronts(by_fronts)]
+            process.memory_info().rss
+            for process in [psutil.Process(worker_server.process.pid), *_workers(worker_server)]
         )
         assert metric_sum(exposition, "process_resident_memory_bytes") == pytest.approx(resident, rel=0.1)
 
 
-def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its_place(
-    by_fronts: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+def test_a_worker_that_is_killed_takes_along_what_was_on_it_and_another_takes_its_place(
+    worker_server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
-    callers = _Callers(by_fronts.address, clock_jpeg, 8)
+    callers = _Callers(worker_server.address, clock_jpeg, 8)
     _until(lambda: callers.answered > 100)
-    killed, left = _fronts(by_fronts)
+    killed, left = _workers(worker_server)
     killed.kill()
-    by_fronts.wait_for_line("another takes its place")
-    _until(lambda: len(_fronts(by_fronts)) == _FRONTS)
+    worker_server.wait_for_line("another takes its place")
+    _until(lambda: len(_workers(worker_server)) == _WORKERS)
     before = callers.answered
     _until(lambda: callers.answered > before + 200)
     ends = callers.end()
@@ -131,19 +132,21 @@ def test_a_front_that_is_killed_takes_along_what_was_on_it_and_another_takes_its
     assert 0 < sum(times > 0 for times in lost) < len(lost)
     assert max(lost) <= 2
     assert all(each[-1] == 200 for each in ends)
-    assert left in _fronts(by_fronts)
-    exposition = httpx2.get(f"{by_fronts.address}/metrics").text
-    assert metric_sum(exposition, "gradless_front_replacements_total", reason="ended") == 1
-    _until(lambda: httpx2.get(f"{by_fronts.address}/readyz").status_code == 200)
+    assert left in _workers(worker_server)
+    exposition = httpx2.get(f"{worker_server.address}/metrics").text
+    assert metric_sum(exposition, "gradless_worker_replacements_total", reason="ended") == 1
+    _until(lambda: httpx2.get(f"{worker_server.address}/readyz").status_code == 200)
 
 
-def test_what_a_front_that_is_killed_had_not_come_to_is_answered_by_another(by_fronts: Any, clock_jpeg: bytes) -> None:
-    killed, left = _fronts(by_fronts)
+def test_what_a_worker_that_is_killed_had_not_come_to_is_answered_by_another(
+    worker_server: Any, clock_jpeg: bytes
+) -> None:
+    killed, left = _workers(worker_server)
     # One that has not let go of the connection of a test before when it is stopped gets less than its half.
     _until(lambda: _connections(killed) == _connections(left) == 0)
     killed.suspend()
-    connections = [by_fronts.connect() for _ in range(4 * _FRONTS)]
-    accepting = psutil.Process(by_fronts.process.pid)
+    connections = [worker_server.connect() for _ in range(4 * _WORKERS)]
+    accepting = psutil.Process(worker_server.process.pid)
     # The accepting process keeps each connection until a worker process has taken it.
     _until(lambda: _connections(left) >= 1 and _connections(left) + _connections(accepting) == len(connections))
     assert _connections(accepting) > 0
@@ -155,35 +158,37 @@ def test_what_a_front_that_is_killed_had_not_come_to_is_answered_by_another(by_f
     for connection in connections:
         with connection:
             assert connection.recv(12) == b"HTTP/1.1 200"
-    _until(lambda: len(_fronts(by_fronts)) == _FRONTS)
+    _until(lambda: len(_workers(worker_server)) == _WORKERS)
 
 
 def test_no_process_is_left_when_the_one_with_the_model_is_killed(ending: Any, clock_jpeg: bytes) -> None:
     callers = _Callers(ending.address, clock_jpeg, 4)
     _until(lambda: callers.answered > 10)
-    fronts = _fronts(ending)
+    workers = _workers(ending)
     ending.process.kill()
     ending.process.wait(_PATIENCE_S)
 
-    _until(lambda: not any(front.is_running() for front in fronts))
+    _until(lambda: not any(worker.is_running() for worker in workers))
     callers.end()
 
 
-def test_a_front_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
-    by_fronts: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
+def test_a_worker_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
+    worker_server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     def replaced() -> float:
-        return metric_sum(httpx2.get(f"{by_fronts.address}/metrics").text, "gradless_front_replacements_total")
+        return metric_sum(httpx2.get(f"{worker_server.address}/metrics").text, "gradless_worker_replacements_total")
 
     before = replaced()
-    unable, other = _fronts(by_fronts)
+    unable, other = _workers(worker_server)
     # Of the test before, or of the scrape.
     _until(lambda: _connections(unable) == _connections(other) == 0)
     with contextlib.ExitStack() as open_until_here:
-        # Later the front that is unable can take no connection either.
+        # Later the worker that is unable can take no connection either.
         connections = [
-            open_until_here.enter_context(contextlib.closing(HTTPConnection(by_fronts.host, by_fronts.port, 60)))
-            for _ in range(2 * _FRONTS)
+            open_until_here.enter_context(
+                contextlib.closing(HTTPConnection(worker_server.host, worker_server.port, 60))
+            )
+            for _ in range(2 * _WORKERS)
         ]
         for connection in connections:
             connection.connect()
@@ -195,54 +200,56 @@ def test_a_front_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
         unable.rlimit(psutil.RLIMIT_NOFILE, (1, most))
         loader.request("POST", "/v1/models/null")
         assert loader.getresponse().status == 200
-    by_fronts.wait_for_line("a message between processes cannot be acted on.*did not arrive")
-    by_fronts.wait_for_line("another takes its place")
-    _until(lambda: len(_fronts(by_fronts)) == _FRONTS)
+    worker_server.wait_for_line("a message between processes cannot be acted on.*did not arrive")
+    worker_server.wait_for_line("another takes its place")
+    _until(lambda: len(_workers(worker_server)) == _WORKERS)
 
-    assert other in _fronts(by_fronts)
-    assert unable not in _fronts(by_fronts)
+    assert other in _workers(worker_server)
+    assert unable not in _workers(worker_server)
     assert replaced() == before + 1
-    assert httpx2.post(f"{by_fronts.address}/v1/models/null", timeout=60).status_code == 200
-    for _ in range(2 * _FRONTS):
-        httpx2.post(f"{by_fronts.address}/v1/classify", content=clock_jpeg).raise_for_status()
-    _until(lambda: httpx2.get(f"{by_fronts.address}/readyz").status_code == 200)
+    assert httpx2.post(f"{worker_server.address}/v1/models/null", timeout=60).status_code == 200
+    for _ in range(2 * _WORKERS):
+        httpx2.post(f"{worker_server.address}/v1/classify", content=clock_jpeg).raise_for_status()
+    _until(lambda: httpx2.get(f"{worker_server.address}/readyz").status_code == 200)
 
 
 @pytest.mark.slow
-def test_fronts_that_cannot_begin_end_the_service() -> None:
+def test_workers_that_cannot_begin_end_the_service() -> None:
     environment = os.environ | {"GRADLESS_MODELS": "null", "GRADLESS_PORT": "0", "GRADLESS_LOG_FORMAT": "json"}
     command = [*_FAULTY, "stillborn"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
 
     assert ended.returncode == 1
     assert "ended with status 3: another takes its place" in ended.stderr
-    assert re.search("ended: 4 fronts in a row have ended before they served", ended.stderr)
+    assert re.search("ended: 4 workers in a row have ended before they served", ended.stderr)
     assert '"serving"' not in ended.stderr
 
 
 @pytest.mark.slow
-def test_a_front_whose_event_loop_hangs_is_replaced(
+def test_a_worker_whose_event_loop_hangs_is_replaced(
     start_command: Callable[..., Any], clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     service = start_command([*_FAULTY, "hanging"], GRADLESS_MODELS="null")
-    hanging, _ = _fronts(service)
+    hanging, _ = _workers(service)
     hanging.suspend()
     service.wait_for_line("has not turned for 3 s")
     service.wait_for_line("another takes its place")
-    _until(lambda: len(_fronts(service)) == _FRONTS)
+    _until(lambda: len(_workers(service)) == _WORKERS)
 
-    assert hanging not in _fronts(service)
+    assert hanging not in _workers(service)
     exposition = httpx2.get(f"{service.address}/metrics").text
-    assert metric_sum(exposition, "gradless_front_replacements_total", reason="hung") == 1
+    assert metric_sum(exposition, "gradless_worker_replacements_total", reason="hung") == 1
     httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
 
 
-def test_a_front_that_is_told_to_end_answers_what_it_has_and_gets_no_more(by_fronts: Any, clock_jpeg: bytes) -> None:
-    callers = _Callers(by_fronts.address, clock_jpeg, 8)
+def test_a_worker_that_is_told_to_end_answers_what_it_has_and_gets_no_more(
+    worker_server: Any, clock_jpeg: bytes
+) -> None:
+    callers = _Callers(worker_server.address, clock_jpeg, 8)
     _until(lambda: callers.answered > 100)
-    told, _ = _fronts(by_fronts)
+    told, _ = _workers(worker_server)
     told.terminate()
-    by_fronts.wait_for_line("ended with status 0: another takes its place")
+    worker_server.wait_for_line("ended with status 0: another takes its place")
     before = callers.answered
     _until(lambda: callers.answered > before + 200)
 
@@ -251,13 +258,15 @@ def test_a_front_that_is_told_to_end_answers_what_it_has_and_gets_no_more(by_fro
 
 
 # The last of those that share a service: it ends it.
-def test_what_was_accepted_under_load_is_answered_before_the_service_ends(by_fronts: Any, clock_jpeg: bytes) -> None:
-    processes = [psutil.Process(by_fronts.process.pid), *_fronts(by_fronts)]
-    callers = _Callers(by_fronts.address, clock_jpeg, 8)
+def test_what_was_accepted_under_load_is_answered_before_the_service_ends(
+    worker_server: Any, clock_jpeg: bytes
+) -> None:
+    processes = [psutil.Process(worker_server.process.pid), *_workers(worker_server)]
+    callers = _Callers(worker_server.address, clock_jpeg, 8)
     _until(lambda: callers.answered > 100)
-    by_fronts.process.send_signal(signal.SIGTERM)
+    worker_server.process.send_signal(signal.SIGTERM)
 
-    assert by_fronts.exit_status() == 0
+    assert worker_server.exit_status() == 0
     for each in callers.end():
         # A no is one too, and nobody is there afterwards; but no answer breaks off, and none is missing.
         wrong = [end for end in each if end not in {200, 503, "ConnectError"}]

@@ -62,7 +62,7 @@ def test_a_port_in_use_is_named(gradless: Run) -> None:
     assert "in use" in line
 
 
-@pytest.mark.parametrize("fronts", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
@@ -72,9 +72,9 @@ def test_a_port_in_use_is_named(gradless: Run) -> None:
     ],
 )
 def test_what_turns_out_at_the_start_alone_is_one_line_of_log_and_status_3(
-    gradless: Run, fronts: str, setting: str, value: str
+    gradless: Run, workers: str, setting: str, value: str
 ) -> None:
-    done = gradless("serve", GRADLESS_FRONTS=fronts, **{setting: value})
+    done = gradless("serve", GRADLESS_HTTP_WORKERS=workers, **{setting: value})
     assert "cannot start: " in complaint(done)
     assert done.returncode == 3
 
@@ -138,7 +138,7 @@ def test_a_service_of_several_processes_needs_no_writable_dev_shm(
     before = [*_AS_ROOT_WITH_MOUNTS, "sh", "-c", read_only, "sh"]
     if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
         pytest.skip("namespaces cannot be made here")
-    environment = server_environment(GRADLESS_MODELS="null", GRADLESS_FRONTS="2", GRADLESS_PORT="0")
+    environment = server_environment(GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS="2", GRADLESS_PORT="0")
     with subprocess.Popen([*before, gradless_path, "serve"], env=environment, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         said = b""

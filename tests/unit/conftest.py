@@ -120,7 +120,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _garbage_of_other_tests_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """An application that starts looks through all that its process has loaded, once; here hundreds start in one."""
-    monkeypatch.setattr("app.main.leave_out_what_is_loaded", lambda: None)
+    monkeypatch.setattr("app.main.freeze_loaded_objects", lambda: None)
 
 
 def card_of(name: str) -> ModelCard:

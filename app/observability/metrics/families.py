@@ -110,8 +110,8 @@ class Families:
             "gradless_out_of_memory_total", "Forwards that the device had no memory for.", "model"
         )
         self.splits = self._counter("gradless_batch_splits_total", "Batches halved for want of memory.", "model")
-        self.front_replacements = self._counter(
-            "gradless_front_replacements_total",
+        self.worker_replacements = self._counter(
+            "gradless_worker_replacements_total",
             "Processes that read and decode, started anew because one had ended or hung.",
             "reason",
         )

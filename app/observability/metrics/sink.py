@@ -19,8 +19,8 @@ from gradless.records import ARMS, Comparison
 from models.interface.runtime import Runtime
 from models.interface.telemetry import BatchReport, Outcome, Stage, StageSeconds, StaleMessage, Task, Trigger
 
-# Why a front is no more.
-FrontEnd = Literal["ended", "hung"]
+# Why a worker is no more.
+WorkerEnd = Literal["ended", "hung"]
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_STAGES = ("read", "respond")
@@ -49,8 +49,8 @@ class Metrics:
         self._families.loads.create(_NOT_SERVED, "failed")
         for cause in get_args(DropReason):
             self._families.log_lines_dropped.create(cause)
-        for why in get_args(FrontEnd):
-            self._families.front_replacements.create(why)
+        for why in get_args(WorkerEnd):
+            self._families.worker_replacements.create(why)
         for message in get_args(StaleMessage):
             self._families.stale_messages.create(message)
 
@@ -117,9 +117,9 @@ class Metrics:
     def rejected(self, reason: Reason) -> None:
         self._families.rejected[reason,].inc()
 
-    def front_replaced(self, why: FrontEnd) -> None:
-        """Another front takes the place of one."""
-        self._families.front_replacements[why,].inc()
+    def worker_replaced(self, why: WorkerEnd) -> None:
+        """Another worker takes the place of one."""
+        self._families.worker_replacements[why,].inc()
 
     def message_dropped(self, message: StaleMessage) -> None:
         self._families.stale_messages[message,].inc()

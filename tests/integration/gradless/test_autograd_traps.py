@@ -16,13 +16,13 @@ from torch import nn
 from gradless import compare_served
 from gradless.records import ComparisonOptions
 from models.hardware import placement
-from models.inference.batch_item import Item
+from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import StartError
 from models.interface.telemetry import Unheard
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,7 @@ def seen() -> list[Seen]:
 
 
 @pytest.fixture
-def watched(tiny: ModelSpec, seen: list[Seen]) -> Iterator[Serving]:
+def watched(tiny: ModelSpec, seen: list[Seen]) -> Iterator[LocalRuntime]:
     def build() -> Classifier:
         classifier = tiny.build()
 
@@ -61,14 +61,16 @@ def watched(tiny: ModelSpec, seen: list[Seen]) -> Iterator[Serving]:
         convolution.register_forward_hook(note)
         return Classifier(classifier.module, classifier.transform, classifier.labels)
 
-    runtime = Serving(ServingOptions(backend="eager", models=[ModelSpec("tiny", "tiny-convnet", build)]), Unheard())
+    runtime = LocalRuntime(
+        ServingOptions(backend="eager", models=[ModelSpec("tiny", "tiny-convnet", build)]), Unheard()
+    )
     seen.clear()
     yield runtime
     runtime.close(timeout_s=10)
 
 
 async def test_1_the_mode_is_entered_in_the_thread_that_runs_the_forward(
-    watched: Serving, seen: list[Seen], clock_png: bytes
+    watched: LocalRuntime, seen: list[Seen], clock_png: bytes
 ) -> None:
     with ThreadPoolExecutor(1) as pool, torch.inference_mode():
         assert not pool.submit(torch.is_inference_mode_enabled).result(), "the mode is thread-local"
@@ -90,7 +92,7 @@ async def test_2_no_coroutine_holds_the_mode(
 
     for function in (Engine.run, Engine.warm_up, compare_served):
         assert not inspect.iscoroutinefunction(function)
-    serving = Serving(ServingOptions(backend="eager", models=[gated]), Unheard())
+    serving = LocalRuntime(ServingOptions(backend="eager", models=[gated]), Unheard())
     gate.clear()
     entered.clear()
     answer = asyncio.create_task(serving.predict(None, [clock_png], task="features", top_k=0))
@@ -160,7 +162,7 @@ async def test_7_neither_serving_nor_the_lens_moves_batchnorm_or_drops_anything(
 
     served = tiny_engine.model.network
     before = state_hash(served)
-    images = [Item(torch.full((3, 32, 32), 90, dtype=torch.uint8), 10)]
+    images = [BatchItem(torch.full((3, 32, 32), 90, dtype=torch.uint8), 10)]
     first, second = tiny_engine.run(images)[0], tiny_engine.run(images)[0]
     compare_served(tiny_engine, SMALL)
     assert (first.features == second.features).all()

@@ -24,20 +24,20 @@ def test_without_any_variable_the_embedded_model_is_served_locally() -> None:
     assert (settings.host, settings.port) == ("127.0.0.1", 8000)
     assert settings.models == ("efficientnet_lite0",)
     assert (settings.device, settings.precision) == ("auto", "fp32")
-    assert (settings.max_batch_size, settings.max_wait_ms, settings.queue_capacity) == (None, 0, 256)
+    assert (settings.max_batch_size, settings.max_batch_delay_ms, settings.queue_capacity) == (None, 0, 256)
     assert settings.decode_threads is None
     assert settings.debug_endpoints
 
 
 def test_each_field_is_read_from_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADLESS_PORT", "0")
-    monkeypatch.setenv("GRADLESS_MAX_WAIT_MS", "2.5")
+    monkeypatch.setenv("GRADLESS_MAX_BATCH_DELAY_MS", "2.5")
     monkeypatch.setenv("GRADLESS_DEBUG_ENDPOINTS", "off")
     monkeypatch.setenv("GRADLESS_PRECISION", "bf16")
 
     settings = load_settings()
 
-    assert (settings.port, settings.max_wait_ms) == (0, 2.5)
+    assert (settings.port, settings.max_batch_delay_ms) == (0, 2.5)
     assert (settings.debug_endpoints, settings.precision) == (False, "bf16")
 
 
@@ -128,8 +128,8 @@ def test_models_are_separated_by_commas_and_keep_their_order(
         ("GRADLESS_PRECISION", "int8"),
         ("GRADLESS_MAX_BATCH_SIZE", "0"),
         ("GRADLESS_MAX_BATCH_SIZE", "2.5"),
-        ("GRADLESS_MAX_WAIT_MS", "nan"),
-        ("GRADLESS_MAX_WAIT_MS", "-1"),
+        ("GRADLESS_MAX_BATCH_DELAY_MS", "nan"),
+        ("GRADLESS_MAX_BATCH_DELAY_MS", "-1"),
         ("GRADLESS_DECODE_THREADS", "0"),
         ("GRADLESS_MAX_IMAGE_BYTES", "20MB"),
         ("GRADLESS_READ_TIMEOUT_S", "0"),
@@ -284,3 +284,13 @@ def test_traces_without_their_extra_are_refused_with_how_to_get_it(
     assert _fault(monkeypatch, GRADLESS_TRACES="true") == (
         "GRADLESS_TRACES=true needs OpenTelemetry: pip install 'gradless[otel]'"
     )
+
+
+@pytest.mark.parametrize(
+    ("former", "current"),
+    [("GRADLESS_FRONTS", "GRADLESS_HTTP_WORKERS"), ("GRADLESS_MAX_WAIT_MS", "GRADLESS_MAX_BATCH_DELAY_MS")],
+)
+def test_a_former_name_of_a_setting_is_refused_with_the_current_one(
+    monkeypatch: pytest.MonkeyPatch, former: str, current: str
+) -> None:
+    assert _fault(monkeypatch, **{former: "1"}) == f"{former} is now called {current}"

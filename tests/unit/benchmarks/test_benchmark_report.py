@@ -186,11 +186,11 @@ def test_a_rate_is_from_batch_to_batch_whatever_the_edges_cut() -> None:
 def test_a_second_model_is_measured_in_brief_and_the_null_model_by_its_own_server_alone() -> None:
     plan = Plan(servers=tuple(chosen(["default"])), models=MODELS, rounds=3, seconds=2.0)
     first, second = MODELS
-    alone, by_fronts = plan.servers_of("null")
-    assert (alone.name, by_fronts.name) == ("gradless null", "gradless null, 2 fronts")
+    alone, worker_server = plan.servers_of("null")
+    assert (alone.name, worker_server.name) == ("gradless null", "gradless null, 2 workers")
     # In process there is nothing in front of it.
     assert plan.with_ceilings(alone, "null")
-    assert not plan.with_ceilings(by_fronts, "null")
+    assert not plan.with_ceilings(worker_server, "null")
     assert len(plan.servers_of(second)) < len(plan.servers_of(first))
     assert plan.connections_of(second, 1) == (32,)
     # What the bars compare, several times, and nothing besides.

@@ -14,7 +14,7 @@ from models.interface.errors import NoClassesError
 from models.interface.telemetry import Unheard
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -43,8 +43,8 @@ async def mapped(over_http: StartOverHttp) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 @pytest.fixture
-def serving() -> Iterator[Serving]:
-    runtime = Serving(ServingOptions(backend="eager", models=[spec_of("pooled")]), Unheard())
+def serving() -> Iterator[LocalRuntime]:
+    runtime = LocalRuntime(ServingOptions(backend="eager", models=[spec_of("pooled")]), Unheard())
     yield runtime
     runtime.close(timeout_s=10)
 
@@ -110,7 +110,7 @@ async def test_the_lens_compares_what_has_no_classes(http: httpx2.AsyncClient) -
     assert not answer.json()["left_out"]
 
 
-async def test_in_python_it_is_the_same_word(serving: Serving, clock_png: bytes) -> None:
+async def test_in_python_it_is_the_same_word(serving: LocalRuntime, clock_png: bytes) -> None:
     with pytest.raises(NoClassesError, match="no classes"):
         await serving.predict(None, [clock_png], task="classify", top_k=5)
     answer = await serving.predict(None, [clock_png], task="features", top_k=0)

@@ -25,7 +25,7 @@ from models.interface.telemetry import Unheard
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import Classifier, ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 
 @pytest.fixture
@@ -277,8 +277,8 @@ def test_a_user_without_a_home_has_no_cache_and_a_model(
     assert any("Could not determine home directory" in line for line in _logged(caplog))
 
 
-def _serve(spec: ModelSpec, folder: Path) -> Serving:
-    return Serving(
+def _serve(spec: ModelSpec, folder: Path) -> LocalRuntime:
+    return LocalRuntime(
         ServingOptions(models=[spec], device="cpu", backend="openvino", cache_folder=folder, max_batch_size=2),
         Unheard(),
     )

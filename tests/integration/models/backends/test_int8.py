@@ -19,7 +19,7 @@ from models.interface.telemetry import Unheard
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
 from models.networks.specs import ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 TURNS = (0, 90, 180, 270)
 SAMPLES = ("clock", "traffic-light", "crossword")
@@ -85,7 +85,7 @@ def test_other_calibration_images_are_another_fingerprint(tiny: ModelSpec, folde
 
 def test_a_model_served_in_int8_says_so(tiny: ModelSpec, folder: Path, tmp_path: Path) -> None:
     options = ServingOptions(models=[tiny], precision="int8", calibration_folder=folder, cache_folder=tmp_path)
-    serving = Serving(options, Unheard())
+    serving = LocalRuntime(options, Unheard())
     try:
         assert serving.cards["tiny"].dtype == "int8"
     finally:
@@ -94,7 +94,9 @@ def test_a_model_served_in_int8_says_so(tiny: ModelSpec, folder: Path, tmp_path:
 
 def test_a_folder_that_cannot_calibrate_ends_the_start_with_its_name(tiny: ModelSpec, tmp_path: Path) -> None:
     def start(**options: Path) -> None:
-        Serving(ServingOptions(models=[tiny], precision="int8", cache_folder=tmp_path / "cache", **options), Unheard())
+        LocalRuntime(
+            ServingOptions(models=[tiny], precision="int8", cache_folder=tmp_path / "cache", **options), Unheard()
+        )
 
     with pytest.raises(StartError, match="needs a calibration folder"):
         start()

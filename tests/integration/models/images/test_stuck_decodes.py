@@ -15,13 +15,13 @@ from models.images.transforms import Transform
 from models.interface.errors import DeadlineExceededError
 from models.interface.telemetry import Unheard
 from models.networks.specs import Classifier, ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
 _PATIENCE_S = 60
 
-Stuck = Callable[[Callable[[str], None]], Serving]
+Stuck = Callable[[Callable[[str], None]], LocalRuntime]
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
         values = {field.name: getattr(made.transform, field.name) for field in fields(Transform)}
         return Classifier(made.module, Stuck(**values), made.labels)
 
-    def start(give_up: Callable[[str], None]) -> Serving:
+    def start(give_up: Callable[[str], None]) -> LocalRuntime:
         spec = ModelSpec("tiny", "tiny-convnet", build)
         options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=0.5, deadline_s=2)
-        return Serving(options, Unheard(), give_up)
+        return LocalRuntime(options, Unheard(), give_up)
 
     return start
 

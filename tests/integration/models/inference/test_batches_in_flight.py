@@ -16,7 +16,7 @@ import torch
 from models import backends
 from models.hardware import cores, placement
 from models.hardware.placement import BackendName
-from models.inference.batch_item import Item
+from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.cancellation import Wanted
 from models.loading.load import load
@@ -27,12 +27,13 @@ _PATIENCE_S = 30
 _ROUNDS = 30
 
 
-def _items(seed: int) -> list[Item]:
+def _items(seed: int) -> list[BatchItem]:
     generator = torch.Generator().manual_seed(seed)
     # One more than the cores have equal shares of: OpenVINO runs that one in another way.
     count = 4 * cores.available_cores() + 1
     return [
-        Item(image, 10) for image in torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        BatchItem(image, 10)
+        for image in torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     ]
 
 

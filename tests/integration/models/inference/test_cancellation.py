@@ -16,13 +16,13 @@ from torch import nn
 from models import backends
 from models.hardware import cores, placement
 from models.hardware.placement import BackendName
-from models.inference.batch_item import Item
+from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.interface.cancellation import NobodyWaitsError
+from models.interface.cancellation import AllCancelledError
 from models.interface.telemetry import BatchReport, Stage, Unheard
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -32,10 +32,10 @@ _CORES = cores.available_cores()
 _IMAGES = 8 * _CORES
 
 
-def _items(wanted: Callable[[], bool]) -> list[Item]:
+def _items(wanted: Callable[[], bool]) -> list[BatchItem]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (_IMAGES + 1, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return [Item(image, 10, wanted) for image in images]
+    return [BatchItem(image, 10, wanted) for image in images]
 
 
 class _WantedFor:
@@ -67,8 +67,8 @@ def test_a_forward_that_is_not_wanted_any_more_is_given_up_and_the_next_one_is_w
     # A second one finds nothing of the first.
     for _ in range(2):
         wanted = _WantedFor(times)
-        items = [Item(item.image, item.top_k, lambda: False) for item in _items(wanted)]
-        with pytest.raises(NobodyWaitsError):
+        items = [BatchItem(item.image, item.top_k, lambda: False) for item in _items(wanted)]
+        with pytest.raises(AllCancelledError):
             engine.run([items[0]._replace(wanted=wanted), *items[1:]])
         found = engine.run(_items(lambda: True))
         for one, other in zip(found, expected, strict=True):
@@ -116,7 +116,7 @@ def pieces() -> _Pieces:
 
 
 @pytest.fixture
-def serving(tiny: ModelSpec, gate: threading.Event, pieces: _Pieces) -> Iterator[Serving]:
+def serving(tiny: ModelSpec, gate: threading.Event, pieces: _Pieces) -> Iterator[LocalRuntime]:
     """Waits for a full batch, and holds its pieces at the gate."""
 
     class Noted(nn.Module):
@@ -131,7 +131,7 @@ def serving(tiny: ModelSpec, gate: threading.Event, pieces: _Pieces) -> Iterator
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", max_batch_size=_IMAGES, max_wait_s=1000.0)
-    made = Serving(options, pieces)
+    made = LocalRuntime(options, pieces)
     yield made
     gate.set()
     assert made.close(_PATIENCE_S)
@@ -139,7 +139,7 @@ def serving(tiny: ModelSpec, gate: threading.Event, pieces: _Pieces) -> Iterator
 
 @pytest.mark.parametrize("staying", [0, 1])
 async def test_what_has_not_begun_of_a_forward_is_not_run_once_all_its_callers_have_left(
-    serving: Serving,
+    serving: LocalRuntime,
     pieces: _Pieces,
     gate: threading.Event,
     clock_png: bytes,
@@ -171,7 +171,7 @@ async def test_what_nobody_waits_for_any_more_is_not_decoded(
     tiny: ModelSpec, pieces: _Pieces, clock_png: bytes, asked: int
 ) -> None:
     # In one thread each comes after the other.
-    serving = Serving(ServingOptions(models=[tiny], backend="eager", decode_threads=1), pieces)
+    serving = LocalRuntime(ServingOptions(models=[tiny], backend="eager", decode_threads=1), pieces)
     left = asyncio.create_task(
         serving.predict("tiny", [b"not an image"] * 3, task="classify", top_k=1, wanted=_WantedFor(asked))
     )
@@ -188,7 +188,7 @@ async def test_what_nobody_waits_for_any_more_is_not_decoded(
 
 
 async def test_a_forward_may_be_given_up_before_it_is_known_here_that_its_caller_has_left(
-    serving: Serving, pieces: _Pieces, gate: threading.Event, clock_png: bytes
+    serving: LocalRuntime, pieces: _Pieces, gate: threading.Event, clock_png: bytes
 ) -> None:
     gate.clear()
     pieces.forget()

@@ -15,7 +15,7 @@ from app.main import create_app
 from app.settings import Settings
 from models.interface.telemetry import Telemetry
 from models.networks.specs import Classifier, ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -37,8 +37,10 @@ def overflowing(tiny: ModelSpec) -> FastAPI:
             module = nn.Sequential(_OverflowsOnWhite(), nn.Linear(3, 10))
         return Classifier(module, classifier.transform, classifier.labels)
 
-    def start(telemetry: Telemetry) -> Serving:
-        return Serving(ServingOptions(backend="eager", models=[ModelSpec("tiny", "overflowing", build)]), telemetry)
+    def start(telemetry: Telemetry) -> LocalRuntime:
+        return LocalRuntime(
+            ServingOptions(backend="eager", models=[ModelSpec("tiny", "overflowing", build)]), telemetry
+        )
 
     return create_app(Settings(models=("tiny",)), start)
 

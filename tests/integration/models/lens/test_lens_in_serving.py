@@ -12,7 +12,7 @@ from gradless.records import ComparisonOptions, Progress
 from models.interface.errors import ComparisonRunningError, DrainingError, UnknownModelError, UnsupportedFormatError
 from models.interface.telemetry import Unheard
 from models.networks.specs import ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -20,9 +20,9 @@ PATIENCE_S = 30
 
 
 @pytest.fixture
-def held(gated: ModelSpec, gate: threading.Event, entered: threading.Event) -> Iterator[Serving]:
-    """Serving whose forwards wait for the gate, which is closed."""
-    runtime = Serving(ServingOptions(backend="eager", models=[gated]), Unheard())
+def held(gated: ModelSpec, gate: threading.Event, entered: threading.Event) -> Iterator[LocalRuntime]:
+    """LocalRuntime whose forwards wait for the gate, which is closed."""
+    runtime = LocalRuntime(ServingOptions(backend="eager", models=[gated]), Unheard())
     gate.clear()
     entered.clear()
     yield runtime
@@ -35,7 +35,7 @@ async def arrival(entered: threading.Event) -> None:
 
 
 async def test_a_second_comparison_is_refused_while_one_runs(
-    held: Serving, gate: threading.Event, entered: threading.Event
+    held: LocalRuntime, gate: threading.Event, entered: threading.Event
 ) -> None:
     first = asyncio.create_task(held.compare(None, ComparisonOptions(batch_size=1, iterations=1)))
     await arrival(entered)
@@ -47,7 +47,7 @@ async def test_a_second_comparison_is_refused_while_one_runs(
 
 
 async def test_a_comparison_for_which_there_is_no_thread_keeps_no_other_from_running(
-    serving: Serving, monkeypatch: pytest.MonkeyPatch
+    serving: LocalRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = threading.Thread.start
 
@@ -64,7 +64,7 @@ async def test_a_comparison_for_which_there_is_no_thread_keeps_no_other_from_run
 
 
 async def test_a_cancelled_comparison_makes_room_when_its_forward_is_over(
-    held: Serving, gate: threading.Event, entered: threading.Event
+    held: LocalRuntime, gate: threading.Event, entered: threading.Event
 ) -> None:
     first = asyncio.create_task(held.compare(None, ComparisonOptions(batch_size=1, iterations=50)))
     await arrival(entered)
@@ -86,7 +86,7 @@ async def test_a_cancelled_comparison_makes_room_when_its_forward_is_over(
     assert comparison.iterations == 1
 
 
-async def test_serving_answers_while_a_comparison_runs(serving: Serving, clock_png: bytes) -> None:
+async def test_serving_answers_while_a_comparison_runs(serving: LocalRuntime, clock_png: bytes) -> None:
     comparison = asyncio.create_task(serving.compare(None, ComparisonOptions(batch_size=8, iterations=50)))
     answered = 0
     while not comparison.done():
@@ -96,14 +96,14 @@ async def test_serving_answers_while_a_comparison_runs(serving: Serving, clock_p
     assert (await comparison).iterations == 50
 
 
-async def test_comparing_an_unknown_model_is_refused_and_blocks_nobody(serving: Serving) -> None:
+async def test_comparing_an_unknown_model_is_refused_and_blocks_nobody(serving: LocalRuntime) -> None:
     with pytest.raises(UnknownModelError):
         await serving.compare("nobody", ComparisonOptions(batch_size=1, iterations=1))
     await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
 
 
 async def test_closing_ends_a_running_comparison(
-    held: Serving, gate: threading.Event, entered: threading.Event
+    held: LocalRuntime, gate: threading.Event, entered: threading.Event
 ) -> None:
     comparison = asyncio.create_task(held.compare(None, ComparisonOptions(batch_size=1, iterations=500)))
     await arrival(entered)
@@ -115,7 +115,7 @@ async def test_closing_ends_a_running_comparison(
             await comparison
 
 
-async def test_progress_is_heard_on_the_event_loop_before_the_report(serving: Serving) -> None:
+async def test_progress_is_heard_on_the_event_loop_before_the_report(serving: LocalRuntime) -> None:
     heard: list[tuple[int, Progress]] = []
 
     def listen(progress: Progress) -> None:
@@ -127,7 +127,7 @@ async def test_progress_is_heard_on_the_event_loop_before_the_report(serving: Se
     assert len(heard) == heard[-1][1].total
 
 
-async def test_a_bad_image_is_refused_and_blocks_nobody(serving: Serving) -> None:
+async def test_a_bad_image_is_refused_and_blocks_nobody(serving: LocalRuntime) -> None:
     with pytest.raises(UnsupportedFormatError):
         await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1), b"no image")
     await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))

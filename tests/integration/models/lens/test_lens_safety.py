@@ -16,10 +16,10 @@ from torch import nn
 from gradless import compare, compare_served
 from gradless.records import ComparisonOptions
 from models.hardware import memory
-from models.inference.batch_item import Item
+from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.results import Prediction
-from models.serving.runtime import Serving
+from models.serving.runtime import LocalRuntime
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -76,7 +76,7 @@ def test_flags_of_a_network_that_is_partly_frozen_stay_so() -> None:
 
 def test_what_a_served_network_answers_is_the_same_bit_for_bit_after_a_comparison(tiny_engine: Engine) -> None:
     generator = torch.Generator().manual_seed(1)
-    items = [Item(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator), 3) for _ in range(4)]
+    items = [BatchItem(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator), 3) for _ in range(4)]
     before = tiny_engine.run(items)
     compare_served(tiny_engine, THOROUGH)
     for one, other in zip(before, tiny_engine.run(items), strict=True):
@@ -121,7 +121,9 @@ def test_the_modes_of_the_caller_are_as_before(tiny_engine: Engine) -> None:
 
 
 @pytest.mark.anyio
-async def test_answers_during_a_comparison_are_those_before_it_bit_for_bit(serving: Serving, clock_png: bytes) -> None:
+async def test_answers_during_a_comparison_are_those_before_it_bit_for_bit(
+    serving: LocalRuntime, clock_png: bytes
+) -> None:
     async def answer() -> Prediction:
         (found,) = (await serving.predict(None, [clock_png], task="classify", top_k=10)).results
         assert isinstance(found, Prediction)

@@ -9,7 +9,7 @@ import torchvision
 from models.hardware import placement
 from models.images.preprocessing import decode_image
 from models.images.samples import Sample, draw, encode
-from models.inference.batch_item import Item
+from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import UnknownCatalogNameError
 from models.interface.image_limits import ImageLimits
@@ -38,7 +38,7 @@ def test_the_default_model_names_the_drawn_samples(
     default_engine: Engine, sample: Sample, label: str, image_format: str
 ) -> None:
     image = decode_image(encode(draw(sample), image_format), ImageLimits())
-    [output] = default_engine.run([Item(default_engine.model.transform.shape(image), top_k=1)])
+    [output] = default_engine.run([BatchItem(default_engine.model.transform.shape(image), top_k=1)])
     assert output.indices is not None
     assert default_engine.model.labels[output.indices[0]] == label
 

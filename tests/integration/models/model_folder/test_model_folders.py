@@ -21,7 +21,7 @@ from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.model_folder import description, writing
 from models.networks.specs import Classifier, FeatureLayer
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 CPU = placement.place("cpu", "fp32", "eager")
 ARCHITECTURE = "shufflenet_v2_x0_5"
@@ -156,7 +156,7 @@ def test_paths_are_told_from_names(folder_of: MakeFolder, tmp_path: Path, monkey
 def test_two_models_of_one_name_are_refused_before_any_is_loaded(folder_of: MakeFolder) -> None:
     both = (str(folder_of(name="a")), str(folder_of('name = "a"', name="b")))
     with pytest.raises(StartError, match=r"two models are named a; `name` in a model\.toml can say another"):
-        Serving(ServingOptions(models=both, backend="eager"), Unheard())
+        LocalRuntime(ServingOptions(models=both, backend="eager"), Unheard())
 
 
 @pytest.mark.parametrize("features", [None, FeatureLayer("stage3", "map")])

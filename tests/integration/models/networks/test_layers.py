@@ -16,7 +16,7 @@ from models import backends
 from models.backends.folding import folded
 from models.hardware import placement
 from models.hardware.placement import BackendName
-from models.inference.batch_item import Item
+from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import UnsupportedArchitectureError
 from models.loading.load import LoadedModel, load
@@ -196,7 +196,7 @@ def test_the_engine_warms_up_and_answers_with_features_alone(
 ) -> None:
     engine = engine_for(pooled)
     engine.warm_up()
-    [output] = engine.run([Item(torch.zeros(3, 160, 160, dtype=torch.uint8), top_k=0)])
+    [output] = engine.run([BatchItem(torch.zeros(3, 160, 160, dtype=torch.uint8), top_k=0)])
     assert output.features.shape == (pooled.network.dimensions,)
     assert output.indices is None
     assert output.finite

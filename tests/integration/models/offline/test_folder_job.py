@@ -24,7 +24,7 @@ from models.offline.reading import Batch
 from models.ray_data import stages
 from models.ray_data.stages import Question
 from models.serving.model_instance import ServingOptions
-from models.serving.runtime import Serving
+from models.serving.runtime import LocalRuntime
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def done(wanted: Wanted, options: ServingOptions) -> int:
 
 @pytest.mark.anyio
 async def test_answers_are_the_services_in_the_order_of_the_files(
-    wanted: Wanted, options: ServingOptions, serving: Serving
+    wanted: Wanted, options: ServingOptions, serving: LocalRuntime
 ) -> None:
     assert done(wanted, options) == 1
     assert done(replace(wanted, task="classify", top_k=3, output=wanted.output.with_name("c.parquet")), options) == 1

@@ -12,7 +12,7 @@ from gradless.records import ComparisonOptions
 from models.interface.errors import ModelGoneError
 from models.interface.telemetry import Unheard
 from models.networks.specs import ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -22,9 +22,9 @@ _PATIENCE_S = 30
 @pytest.fixture
 def decoding(
     slow_to_decode: ModelSpec, gate: threading.Event, entered: threading.Event
-) -> Iterator[tuple[Serving, threading.Event]]:
-    """Serving whose decodes wait, and what is set when one does."""
-    serving = Serving(ServingOptions(models=[slow_to_decode], backend="eager"), Unheard())
+) -> Iterator[tuple[LocalRuntime, threading.Event]]:
+    """LocalRuntime whose decodes wait, and what is set when one does."""
+    serving = LocalRuntime(ServingOptions(models=[slow_to_decode], backend="eager"), Unheard())
     gate.clear()
     entered.clear()
     yield serving, entered
@@ -32,7 +32,7 @@ def decoding(
     serving.close(timeout_s=_PATIENCE_S)
 
 
-async def _replaced(serving: Serving) -> asyncio.Task[object]:
+async def _replaced(serving: LocalRuntime) -> asyncio.Task[object]:
     """A load under way whose new version has taken over."""
     loading = asyncio.create_task(serving.load("tiny"))
     async with asyncio.timeout(_PATIENCE_S):
@@ -42,7 +42,7 @@ async def _replaced(serving: Serving) -> asyncio.Task[object]:
 
 
 async def test_an_image_in_decode_is_answered_by_the_version_that_accepted_it(
-    decoding: tuple[Serving, threading.Event], gate: threading.Event, clock_png: bytes
+    decoding: tuple[LocalRuntime, threading.Event], gate: threading.Event, clock_png: bytes
 ) -> None:
     serving, entered = decoding
     asking = asyncio.create_task(serving.predict(None, [clock_png], task="classify", top_k=1))
@@ -55,7 +55,7 @@ async def test_an_image_in_decode_is_answered_by_the_version_that_accepted_it(
 
 
 async def test_a_comparison_whose_image_was_decoded_for_a_version_that_is_gone_is_refused(
-    decoding: tuple[Serving, threading.Event], gate: threading.Event, clock_png: bytes
+    decoding: tuple[LocalRuntime, threading.Event], gate: threading.Event, clock_png: bytes
 ) -> None:
     serving, entered = decoding
     comparing = asyncio.create_task(serving.compare(None, ComparisonOptions(batch_size=1, iterations=1), clock_png))

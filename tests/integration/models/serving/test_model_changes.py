@@ -31,7 +31,7 @@ from models.interface.errors import (
 from models.interface.results import Answer
 from models.interface.telemetry import Unheard
 from models.networks.specs import Classifier, ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -106,12 +106,12 @@ def versions(tiny: ModelSpec) -> Iterator[_Versions]:
 
 
 @pytest.fixture
-def serve(versions: _Versions) -> Iterator[Callable[..., Serving]]:
-    started: list[Serving] = []
+def serve(versions: _Versions) -> Iterator[Callable[..., LocalRuntime]]:
+    started: list[LocalRuntime] = []
 
-    def start(**options: object) -> Serving:
+    def start(**options: object) -> LocalRuntime:
         models = {"models": [versions.spec], "backend": "eager", **options}
-        started.append(Serving(ServingOptions(**models), Unheard()))  # type: ignore[arg-type]
+        started.append(LocalRuntime(ServingOptions(**models), Unheard()))  # type: ignore[arg-type]
         return started[-1]
 
     yield start
@@ -129,7 +129,7 @@ def unfrozen() -> Iterator[None]:
     gc.unfreeze()
 
 
-async def _ask(serving: Serving, image: bytes, model: str | None = None) -> Answer:
+async def _ask(serving: LocalRuntime, image: bytes, model: str | None = None) -> Answer:
     return await serving.predict(model, [image], task="classify", top_k=1)
 
 
@@ -143,7 +143,7 @@ def _loaders() -> list[threading.Thread]:
 
 
 async def test_a_new_version_takes_over_and_the_old_one_answers_what_it_has_accepted(
-    serve: Callable[..., Serving], versions: _Versions, clock_png: bytes
+    serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes
 ) -> None:
     serving = serve()
     first = serving.cards["tiny"]
@@ -173,7 +173,7 @@ async def test_a_new_version_takes_over_and_the_old_one_answers_what_it_has_acce
 
 
 async def test_a_model_is_served_beside_others_until_it_is_unloaded(
-    serve: Callable[..., Serving], clock_png: bytes
+    serve: Callable[..., LocalRuntime], clock_png: bytes
 ) -> None:
     serving = serve()
     loaded = await serving.load("second", "null")
@@ -189,7 +189,7 @@ async def test_a_model_is_served_beside_others_until_it_is_unloaded(
 
 
 async def test_a_model_that_is_unloaded_answers_what_it_has_accepted(
-    serve: Callable[..., Serving], versions: _Versions, clock_png: bytes
+    serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes
 ) -> None:
     serving = serve()
     await serving.load("second", "null")
@@ -208,7 +208,7 @@ async def test_a_model_that_is_unloaded_answers_what_it_has_accepted(
     await unloading
 
 
-async def test_the_last_model_stays(serve: Callable[..., Serving], clock_png: bytes) -> None:
+async def test_the_last_model_stays(serve: Callable[..., LocalRuntime], clock_png: bytes) -> None:
     serving = serve()
     with pytest.raises(LastModelError):
         await serving.unload("tiny")
@@ -227,7 +227,7 @@ async def test_the_last_model_stays(serve: Callable[..., Serving], clock_png: by
     ids=["of the source", "unforeseen", "memory"],
 )
 async def test_what_does_not_load_leaves_the_old_version_as_it_was(
-    serve: Callable[..., Serving],
+    serve: Callable[..., LocalRuntime],
     versions: _Versions,
     clock_png: bytes,
     fault: Exception,
@@ -251,7 +251,7 @@ async def test_what_does_not_load_leaves_the_old_version_as_it_was(
 
 
 async def test_a_version_that_fails_its_warm_up_leaves_no_thread(
-    serve: Callable[..., Serving], versions: _Versions, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., LocalRuntime], versions: _Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving = serve()
     assert versions.gates
@@ -269,7 +269,7 @@ async def test_a_version_that_fails_its_warm_up_leaves_no_thread(
 
 
 async def test_a_version_that_gets_no_places_leaves_no_thread(
-    serve: Callable[..., Serving], versions: _Versions, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., LocalRuntime], versions: _Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving = serve()
     assert versions.gates
@@ -285,7 +285,7 @@ async def test_a_version_that_gets_no_places_leaves_no_thread(
 
 
 async def test_what_there_is_no_memory_for_is_not_tried(
-    serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., LocalRuntime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving = serve()
     monkeypatch.setattr(memory, "free_bytes", lambda _device: 100)
@@ -294,7 +294,7 @@ async def test_what_there_is_no_memory_for_is_not_tried(
     assert serving.cards["tiny"].version == 1
 
 
-async def test_no_more_models_are_loaded_than_are_allowed(serve: Callable[..., Serving]) -> None:
+async def test_no_more_models_are_loaded_than_are_allowed(serve: Callable[..., LocalRuntime]) -> None:
     serving = serve(max_models=2)
     await serving.load("second", "null")
     with pytest.raises(TooManyModelsError):
@@ -304,7 +304,7 @@ async def test_no_more_models_are_loaded_than_are_allowed(serve: Callable[..., S
 
 
 async def test_changes_are_made_one_at_a_time_and_go_on_when_their_caller_leaves(
-    serve: Callable[..., Serving], versions: _Versions
+    serve: Callable[..., LocalRuntime], versions: _Versions
 ) -> None:
     serving = serve()
     versions.building.clear()
@@ -326,7 +326,7 @@ async def test_changes_are_made_one_at_a_time_and_go_on_when_their_caller_leaves
 
 
 async def test_a_change_that_gets_no_thread_to_clear_up_after_it_blocks_no_other(
-    serve: Callable[..., Serving], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., LocalRuntime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving = serve()
     start = threading.Thread.start
@@ -345,7 +345,7 @@ async def test_a_change_that_gets_no_thread_to_clear_up_after_it_blocks_no_other
 
 
 async def test_a_load_that_hangs_is_given_up_and_what_comes_of_it_later_is_thrown_away(
-    serve: Callable[..., Serving], versions: _Versions, clock_png: bytes
+    serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes
 ) -> None:
     serving = serve(load_timeout_s=0.2)
     before = _model_threads()
@@ -368,7 +368,7 @@ async def test_a_load_that_hangs_is_given_up_and_what_comes_of_it_later_is_throw
 
 
 async def test_of_loads_that_hang_no_more_are_left_behind_than_four(
-    serve: Callable[..., Serving], versions: _Versions
+    serve: Callable[..., LocalRuntime], versions: _Versions
 ) -> None:
     serving = serve(load_timeout_s=0.1)
     versions.hold.clear()
@@ -386,7 +386,9 @@ async def test_of_loads_that_hang_no_more_are_left_behind_than_four(
     assert (await serving.load("second", "null")).card.name == "second"
 
 
-async def test_a_comparison_ends_when_its_model_is_replaced(serve: Callable[..., Serving], versions: _Versions) -> None:
+async def test_a_comparison_ends_when_its_model_is_replaced(
+    serve: Callable[..., LocalRuntime], versions: _Versions
+) -> None:
     serving = serve()
     versions.gates[0].close()
     comparison = asyncio.create_task(serving.compare(None, ComparisonOptions(batch_size=1, iterations=50)))
@@ -403,7 +405,7 @@ async def test_a_comparison_ends_when_its_model_is_replaced(serve: Callable[...,
 
 
 async def test_a_model_that_hangs_while_its_next_version_loads_is_replaced_by_that(
-    serve: Callable[..., Serving], versions: _Versions, clock_png: bytes
+    serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes
 ) -> None:
     serving = serve(forward_timeout_s=0.2)
     versions.building.clear()
@@ -425,7 +427,7 @@ async def test_a_model_that_hangs_while_its_next_version_loads_is_replaced_by_th
 
 
 async def test_who_drains_loads_nothing_and_drops_what_it_was_loading(
-    serve: Callable[..., Serving], versions: _Versions
+    serve: Callable[..., LocalRuntime], versions: _Versions
 ) -> None:
     serving = serve()
     versions.building.clear()
@@ -444,7 +446,7 @@ async def test_who_drains_loads_nothing_and_drops_what_it_was_loading(
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen at the start"])
 async def test_nothing_of_a_version_is_left_when_its_replacement_is_told(
-    serve: Callable[..., Serving], versions: _Versions, clock_png: bytes, unfrozen: None, *, frozen: bool
+    serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes, unfrozen: None, *, frozen: bool
 ) -> None:
     del unfrozen
     serving = serve()

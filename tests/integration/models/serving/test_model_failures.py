@@ -20,7 +20,7 @@ from models.inference.backend_agreement import drawn_picture
 from models.interface.errors import ModelDownError, StartError
 from models.interface.telemetry import Unheard
 from models.networks.specs import Classifier, ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -176,7 +176,7 @@ async def test_a_model_that_cannot_be_built_again_is_given_up_with_the_reason(
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S)
-    serving = Serving(options, Unheard(), give_up)
+    serving = LocalRuntime(options, Unheard(), give_up)
     released.clear()
     try:
         with pytest.raises(ModelDownError):
@@ -210,7 +210,7 @@ async def test_a_restart_that_hangs_is_given_up_after_the_time_that_a_load_may_t
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, load_timeout_s=0.3)
-    serving = Serving(options, Unheard(), give_up)
+    serving = LocalRuntime(options, Unheard(), give_up)
     released.clear()
     try:
         with pytest.raises(ModelDownError):
@@ -248,7 +248,7 @@ async def test_the_last_callers_of_a_model_that_is_given_up_hear_of_it_too(
     told = threading.Event()
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, deadline_s=_PATIENCE_S)
-    serving = Serving(options, Unheard(), lambda _reason: told.set())
+    serving = LocalRuntime(options, Unheard(), lambda _reason: told.set())
     released.clear()
     try:
         for attempt in range(4):

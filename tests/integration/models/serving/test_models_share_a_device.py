@@ -9,7 +9,7 @@ import pytest
 
 from models.interface.telemetry import BatchReport, Unheard
 from models.networks.specs import ModelSpec
-from models.serving.runtime import Serving, ServingOptions
+from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
@@ -31,7 +31,7 @@ async def test_a_models_forwards_go_on_while_another_ones_forward_takes_long(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
     heard = _Heard()
-    serving = Serving(ServingOptions(models=[gated, "null"], backend="eager"), heard)
+    serving = LocalRuntime(ServingOptions(models=[gated, "null"], backend="eager"), heard)
     gate.clear()
     entered.clear()
     try:

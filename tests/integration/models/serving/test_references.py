@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from models.interface.errors import ImageError
-from models.serving.runtime import Serving
+from models.serving.runtime import LocalRuntime
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +41,7 @@ def _truncated() -> bytes:
 
 @pytest.mark.usefixtures("without_collector")
 @pytest.mark.parametrize("bad", [_no_image(), _truncated()], ids=["no image", "truncated"])
-async def test_bad_images_leave_nothing_of_themselves_behind(serving: Serving, bad: bytes) -> None:
+async def test_bad_images_leave_nothing_of_themselves_behind(serving: LocalRuntime, bad: bytes) -> None:
     async def refused() -> None:
         # A copy of its own for each request, as from the network.
         answer = await serving.predict(None, [bytes(bytearray(bad))], task="classify", top_k=1)

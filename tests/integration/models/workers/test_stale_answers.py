@@ -1,4 +1,4 @@
-"""A front whose engine process is this test: it answers what it likes, when it likes, and twice. No request gets an
+"""A worker whose engine process is this test: it answers what it likes, when it likes, and twice. No request gets an
 answer that was meant for another."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodeJob, DecodePool, Done
 from models.images.transforms import Transform
-from models.inference.batch_item import Output
+from models.inference.batch_item import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.image_limits import ImageLimits
 from models.interface.results import ModelCard, Prediction
@@ -28,7 +28,7 @@ from models.interface.telemetry import BatchReport, StaleMessage, Unheard
 from models.networks.specs import ModelSpec
 from models.workers.channel import Channel
 from models.workers.messages import Announced, Facts, State, Taken
-from models.workers.shared_slots import Slots, SlotShape
+from models.workers.shared_slots import SharedSlots, SlotShape
 from models.workers.wire_format import (
     SUBMISSION_BYTES,
     Answered,
@@ -38,7 +38,7 @@ from models.workers.wire_format import (
     failure_frame,
     submissions,
 )
-from models.workers.worker_runtime import Front, FrontOptions, Place
+from models.workers.worker_runtime import Place, WorkerOptions, WorkerRuntime
 
 pytestmark = pytest.mark.anyio
 
@@ -55,12 +55,12 @@ class _Counts(Unheard):
 
 
 class _Engine:
-    """What the engine process has of one front."""
+    """What the engine process has of one worker."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._transform = spec.build().transform
-        self.shape = SlotShape(fronts=1, each=4, side=self._transform.crop, dimensions=1, classes=0)
-        self.slots: dict[int, Slots] = {}
+        self.shape = SlotShape(workers=1, each=4, side=self._transform.crop, dimensions=1, classes=0)
+        self.slots: dict[int, SharedSlots] = {}
         self._descriptors: dict[int, int] = {}
         self._known: set[int] = set()
         self._number = 0
@@ -70,7 +70,7 @@ class _Engine:
         self.channel_ended = asyncio.Event()
 
     def connect(self) -> Place:
-        """The ends of a front, the first or one that takes the place of another."""
+        """The ends of a worker, the first or one that takes the place of another."""
         self.images, its_images = socket.socketpair()
         end, its_end = socket.socketpair()
         self.images.setblocking(False)
@@ -83,8 +83,8 @@ class _Engine:
     def announce(self, *versions: int) -> None:
         for version in versions:
             if version not in self.slots:
-                descriptor = self._descriptors[version] = Slots.create(self.shape)
-                self.slots[version] = Slots(descriptor, self.shape)
+                descriptor = self._descriptors[version] = SharedSlots.create(self.shape)
+                self.slots[version] = SharedSlots(descriptor, self.shape)
         new = [version for version in versions if version not in self._known]
         self._known.update(new)
         self._number += 1
@@ -92,7 +92,7 @@ class _Engine:
         self.channel.send(state, [self._descriptors[version] for version in new])
 
     async def submitted(self) -> Submission:
-        """The next image that the front hands in."""
+        """The next image that the worker hands in."""
         loop = asyncio.get_running_loop()
         record = await asyncio.wait_for(loop.sock_recv(self.images, SUBMISSION_BYTES), _PATIENCE_S)
         [submission] = submissions(record)
@@ -103,7 +103,7 @@ class _Engine:
 
     def answer(self, submitted: Submission, feature: float) -> bytes:
         """Write the answer into the slot; the frame that says so."""
-        output = Output(np.array([feature], np.float32), None, None, finite=True)
+        output = ItemOutput(np.array([feature], np.float32), None, None, finite=True)
         self.slots[submitted.version].write(submitted.slot, output)
         answered = Answered(submitted.slot, 0, submitted.generation, 0.0, finite=True)
         return answers_frame(submitted.version, _REPORT, [answered])
@@ -136,35 +136,35 @@ class _Engine:
         return Announced(version, card, Facts("tiny", self._transform, ()), self.shape, 4)
 
 
-def _front(engine: _Engine, place: Place) -> Front:
+def _worker(engine: _Engine, place: Place) -> WorkerRuntime:
     limits = ImageLimits()
-    options = FrontOptions(
+    options = WorkerOptions(
         decode_threads=2,
         decode_memory=DecodeMemory(limits.max_decode_bytes),
         limits=limits,
         deadline_s=_PATIENCE_S,
         longest_decode_s=60.0,
     )
-    return Front(place, options, engine.counts, engine.reasons.append)
+    return WorkerRuntime(place, options, engine.counts, engine.reasons.append)
 
 
 @asynccontextmanager
-async def _started(spec: ModelSpec) -> AsyncIterator[tuple[Front, _Engine]]:
+async def _started(spec: ModelSpec) -> AsyncIterator[tuple[WorkerRuntime, _Engine]]:
     engine = _Engine(spec)
     place = engine.connect()
     engine.announce(1)
-    front = _front(engine, place)
+    worker = _worker(engine, place)
     try:
         assert isinstance(await engine.heard.get(), Taken)
-        yield front, engine
+        yield worker, engine
     finally:
-        assert await asyncio.to_thread(front.close, _PATIENCE_S)
+        assert await asyncio.to_thread(worker.close, _PATIENCE_S)
         engine.close()
 
 
-def _ask(front: Front, image: bytes) -> asyncio.Task[float]:
+def _ask(worker: WorkerRuntime, image: bytes) -> asyncio.Task[float]:
     async def feature() -> float:
-        [result] = (await front.predict(None, [image], task="features", top_k=0)).results
+        [result] = (await worker.predict(None, [image], task="features", top_k=0)).results
         assert isinstance(result, Prediction)
         return float(result.features[0])
 
@@ -178,12 +178,12 @@ async def _until(holds: Callable[[], bool]) -> None:
 
 
 async def _left_in_its_decode(
-    front: Front, image: bytes, entered: threading.Event, gate: threading.Event
+    worker: WorkerRuntime, image: bytes, entered: threading.Event, gate: threading.Event
 ) -> asyncio.Future[Any]:
     """A request whose image is being decoded, and whose client disconnects then."""
     gate.clear()
     entered.clear()
-    leaving = _ask(front, image)
+    leaving = _ask(worker, image)
     assert await asyncio.to_thread(entered.wait, _PATIENCE_S)
     leaving.cancel()
     return asyncio.gather(leaving, return_exceptions=True)
@@ -213,10 +213,10 @@ def gated_decode(monkeypatch: pytest.MonkeyPatch, gate: threading.Event, entered
 async def test_an_image_whose_client_disconnects_during_its_decode_is_not_submitted(
     tiny: ModelSpec, clock_png: bytes, gate: threading.Event, entered: threading.Event
 ) -> None:
-    async with _started(tiny) as (front, engine):
-        await (await _left_in_its_decode(front, clock_png, entered, gate))
+    async with _started(tiny) as (worker, engine):
+        await (await _left_in_its_decode(worker, clock_png, entered, gate))
         gate.set()
-        staying = _ask(front, clock_png)
+        staying = _ask(worker, clock_png)
         submitted = await engine.submitted()
 
         # The first that its slot has had.
@@ -231,16 +231,16 @@ async def test_an_image_whose_client_disconnects_during_its_decode_is_not_submit
 async def test_a_version_is_kept_until_the_last_decode_for_it_has_ended(
     tiny: ModelSpec, clock_png: bytes, gate: threading.Event, entered: threading.Event
 ) -> None:
-    async with _started(tiny) as (front, engine):
-        left = await _left_in_its_decode(front, clock_png, entered, gate)
+    async with _started(tiny) as (worker, engine):
+        left = await _left_in_its_decode(worker, clock_png, entered, gate)
         engine.announce(2)
         assert await engine.heard.get() == Taken(2)
         await left
-        assert set(front._versions) == {1, 2}  # noqa: SLF001
+        assert set(worker._versions) == {1, 2}  # noqa: SLF001
         gate.set()
         # Nothing else happens that would have it look.
-        await _until(lambda: set(front._versions) == {2})  # noqa: SLF001
-        assert front.cards["tiny"].version == 2
+        await _until(lambda: set(worker._versions) == {2})  # noqa: SLF001
+        assert worker.cards["tiny"].version == 2
 
 
 @pytest.mark.usefixtures("gated_decode")
@@ -251,32 +251,32 @@ async def test_a_client_that_disconnects_just_as_its_image_is_submitted_to_a_ver
     entered: threading.Event,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with _started(tiny) as (front, engine):
+    async with _started(tiny) as (worker, engine):
         # As if each disconnected after the last look.
         monkeypatch.setattr("models.inference.image_job.Passage.wanted", lambda _: True)
-        left = await _left_in_its_decode(front, clock_png, entered, gate)
+        left = await _left_in_its_decode(worker, clock_png, entered, gate)
         engine.announce(2)
         assert await engine.heard.get() == Taken(2)
         await left
         gate.set()
         late = await engine.submitted()
         assert late.version == 1
-        staying = _ask(front, clock_png)
+        staying = _ask(worker, clock_png)
         submitted = await engine.submitted()
         gone = failure_frame(Failure(1, late.slot, late.generation, ModelGoneError("tiny")))
         await engine.send(gone + engine.answer(submitted, 5.0))
 
         assert await staying == 5.0
         assert engine.counts.dropped == []
-        await _until(lambda: set(front._versions) == {2})  # noqa: SLF001
+        await _until(lambda: set(worker._versions) == {2})  # noqa: SLF001
 
 
 @pytest.mark.parametrize("kind", ["answer", "failure"])
 async def test_a_frame_of_a_version_that_is_unknown_is_dropped_and_counted_and_those_around_it_are_heard(
     tiny: ModelSpec, clock_png: bytes, kind: str
 ) -> None:
-    async with _started(tiny) as (front, engine):
-        first, second = _ask(front, clock_png), _ask(front, clock_png)
+    async with _started(tiny) as (worker, engine):
+        first, second = _ask(worker, clock_png), _ask(worker, clock_png)
         one, other = await engine.submitted(), await engine.submitted()
         unknown = (
             answers_frame(77, _REPORT, [Answered(one.slot, 0, one.generation, 0.0, finite=True)])
@@ -288,7 +288,7 @@ async def test_a_frame_of_a_version_that_is_unknown_is_dropped_and_counted_and_t
         assert sorted([await first, await second]) == [1.0, 2.0]
         assert engine.counts.dropped == ["answer"]
         assert engine.reasons == []
-        third = _ask(front, clock_png)
+        third = _ask(worker, clock_png)
         await engine.send(engine.answer(await engine.submitted(), 3.0))
         assert await third == 3.0
 
@@ -297,13 +297,13 @@ async def test_a_frame_of_a_version_that_is_unknown_is_dropped_and_counted_and_t
 async def test_an_answer_that_comes_again_reaches_no_other_request_in_its_slot(
     tiny: ModelSpec, clock_png: bytes, late: str
 ) -> None:
-    async with _started(tiny) as (front, engine):
-        first = _ask(front, clock_png)
+    async with _started(tiny) as (worker, engine):
+        first = _ask(worker, clock_png)
         before = await engine.submitted()
         answer = engine.answer(before, 1.0)
         await engine.send(answer)
         assert await first == 1.0
-        second = _ask(front, clock_png)
+        second = _ask(worker, clock_png)
         after = await engine.submitted()
         assert after.slot == before.slot
         error = ModelGoneError("tiny") if late == "failure" else None
@@ -317,7 +317,7 @@ async def test_an_answer_that_comes_again_reaches_no_other_request_in_its_slot(
         assert engine.reasons == []
 
 
-async def test_an_answer_for_a_front_that_was_killed_reaches_no_request_of_the_one_that_has_its_slots(
+async def test_an_answer_for_a_worker_that_was_killed_reaches_no_request_of_the_one_that_has_its_slots(
     tiny: ModelSpec, clock_png: bytes
 ) -> None:
     async with _started(tiny) as (killed, engine):
@@ -330,7 +330,7 @@ async def test_an_answer_for_a_front_that_was_killed_reaches_no_request_of_the_o
             await lost
         place = engine.connect()
         engine.announce(1)
-        replacement = _front(engine, place)
+        replacement = _worker(engine, place)
         try:
             request = _ask(replacement, clock_png)
             after = await engine.submitted()
@@ -344,36 +344,36 @@ async def test_an_answer_for_a_front_that_was_killed_reaches_no_request_of_the_o
             assert await asyncio.to_thread(replacement.close, _PATIENCE_S)
 
 
-async def test_a_front_that_cannot_read_its_answers_ends_and_fails_its_requests(
+async def test_a_worker_that_cannot_read_its_answers_ends_and_fails_its_requests(
     tiny: ModelSpec, clock_png: bytes
 ) -> None:
-    async with _started(tiny) as (front, engine):
-        requests = [_ask(front, clock_png) for _ in range(3)]
+    async with _started(tiny) as (worker, engine):
+        requests = [_ask(worker, clock_png) for _ in range(3)]
         submitted = [await engine.submitted() for _ in requests]
         broken = b"\x03\0\0\0\x01abc"
         await engine.send(engine.answer(submitted[0], 1.0) + broken + engine.answer(submitted[1], 2.0))
 
         ends = await asyncio.gather(*requests, return_exceptions=True)
         assert [end for end in ends if not isinstance(end, ModelDownError)] == [1.0]
-        assert not front.ready
+        assert not worker.ready
         [reason] = engine.reasons
         assert reason.startswith("answers cannot be read: UnpicklingError")
         # The engine process hears by both sockets.
         await asyncio.wait_for(engine.channel_ended.wait(), _PATIENCE_S)
         assert engine.images.recv(1) == b""
         with pytest.raises(ModelDownError):
-            await _ask(front, clock_png)
+            await _ask(worker, clock_png)
 
 
-async def test_a_front_that_cannot_act_on_what_is_announced_ends_and_fails_its_requests(
+async def test_a_worker_that_cannot_act_on_what_is_announced_ends_and_fails_its_requests(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with _started(tiny) as (front, engine):
-        request = _ask(front, clock_png)
+    async with _started(tiny) as (worker, engine):
+        request = _ask(worker, clock_png)
         await engine.submitted()
         # As where a process may open no more files: the descriptor does not arrive.
-        take = front._take  # noqa: SLF001
-        monkeypatch.setattr(front, "_take", lambda state, _: take(state, deque()))
+        take = worker._take  # noqa: SLF001
+        monkeypatch.setattr(worker, "_take", lambda state, _: take(state, deque()))
         engine.announce(1, 2)
 
         with pytest.raises(ModelDownError):

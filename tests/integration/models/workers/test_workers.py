@@ -1,4 +1,4 @@
-"""Fronts decode, and one engine process answers them all as it would by itself. Here both are in one process, with the
+"""Workers decode, and one engine process answers them all as it would by itself. Here both are in one process, with the
 memory and the sockets between them that they have when they are not."""
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from models.interface.telemetry import BatchReport, Outcome, Stage, Task, Unhear
 from models.networks.specs import Classifier, ModelSpec
 from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ServingOptions
-from models.serving.runtime import Serving
-from models.workers.engine_server import House
-from models.workers.worker_runtime import Front, FrontOptions, Place
+from models.serving.runtime import LocalRuntime
+from models.workers.engine_server import EngineServer
+from models.workers.worker_runtime import Place, WorkerOptions, WorkerRuntime
 
 pytestmark = pytest.mark.anyio
 
@@ -47,7 +47,7 @@ HandedOver = Callable[[int], Awaitable[None]]
 
 
 class _Counts(Unheard):
-    """What a front has counted, or the engine process."""
+    """What a worker has counted, or the engine process."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -73,9 +73,9 @@ class _Counts(Unheard):
 
 @dataclass
 class _Service:
-    house: House
+    house: EngineServer
     engine: _Counts
-    fronts: list[Front]
+    workers: list[WorkerRuntime]
     counts: list[_Counts]
     sockets: list[tuple[socket.socket, socket.socket]]
     reasons: list[str]
@@ -91,7 +91,7 @@ async def _until(holds: Callable[[], bool]) -> None:
 
 
 @asynccontextmanager
-async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIterator[_Service]:
+async def _started(spec: ModelSpec, workers: int = 2, **options: Any) -> AsyncIterator[_Service]:
     wanted = ServingOptions(**{"models": [spec], "device": "cpu", "backend": "eager", "decode_threads": 2, **options})
     service = _Service(None, _Counts(), [], [], [], [], [], [])  # type: ignore[arg-type]  # the house is built next
 
@@ -99,9 +99,9 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
         service.scraped.append(accept)
         return f"engine {accept}"
 
-    service.house = House(
+    service.house = EngineServer(
         wanted,
-        2 * fronts,
+        2 * workers,
         service.engine,
         own_metrics,
         give_up=service.reasons.append,
@@ -110,16 +110,16 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
     )
     looking = asyncio.create_task(service.house.look_after())
     try:
-        for number in range(fronts):
+        for number in range(workers):
             images, its_images = socket.socketpair()
             channel, its_channel = socket.socketpair()
             service.house.add(number, images, channel)
             service.counts.append(_Counts())
             service.sockets.append((its_images, its_channel))
-            service.fronts.append(
-                Front(
+            service.workers.append(
+                WorkerRuntime(
                     Place(number, its_images, its_channel),
-                    FrontOptions(
+                    WorkerOptions(
                         decode_threads=2,
                         decode_memory=DecodeMemory(wanted.limits.max_decode_bytes),
                         limits=wanted.limits,
@@ -130,19 +130,19 @@ async def _started(spec: ModelSpec, fronts: int = 2, **options: Any) -> AsyncIte
                     service.reasons.append,
                 )
             )
-        await asyncio.wait_for(service.house.greeted(fronts), _PATIENCE_S)
+        await asyncio.wait_for(service.house.greeted(workers), _PATIENCE_S)
         yield service
     finally:
-        for front in service.fronts:
-            assert await asyncio.to_thread(front.close, _PATIENCE_S)
+        for worker in service.workers:
+            assert await asyncio.to_thread(worker.close, _PATIENCE_S)
         looking.cancel()
         with suppress(asyncio.CancelledError):
             await looking
         assert await service.house.close(_PATIENCE_S)
 
 
-async def _ask(front: Front, *images: bytes, task: Task = "classify", top_k: int = 3) -> Answer:
-    return await front.predict(None, images, task=task, top_k=top_k)
+async def _ask(worker: WorkerRuntime, *images: bytes, task: Task = "classify", top_k: int = 3) -> Answer:
+    return await worker.predict(None, images, task=task, top_k=top_k)
 
 
 def _told(answer: Answer) -> list[Any]:
@@ -154,14 +154,14 @@ def _told(answer: Answer) -> list[Any]:
 
 @pytest.mark.parametrize(("task", "top_k"), [("classify", 3), ("classify", 1000), ("features", 0)])
 async def test_the_answer_is_what_one_process_would_give(
-    tiny: ModelSpec, serving: Serving, clock_png: bytes, clock_jpeg: bytes, task: Task, top_k: int
+    tiny: ModelSpec, serving: LocalRuntime, clock_png: bytes, clock_jpeg: bytes, task: Task, top_k: int
 ) -> None:
     images = [clock_png, clock_jpeg]
     alone = await serving.predict(None, images, task=task, top_k=top_k)
 
     async with _started(tiny) as service:
-        for front in service.fronts:
-            answer = await _ask(front, *images, task=task, top_k=top_k)
+        for worker in service.workers:
+            answer = await _ask(worker, *images, task=task, top_k=top_k)
             assert (answer.model, answer.fingerprint, answer.shape) == (alone.model, alone.fingerprint, alone.shape)
             for one, other in zip(answer.results, alone.results, strict=True):
                 assert isinstance(one, Prediction)
@@ -178,19 +178,19 @@ async def test_the_answer_is_what_one_process_would_give(
 async def test_an_answer_is_kept_when_its_slot_is_anothers(
     tiny: ModelSpec, clock_png: bytes, clock_jpeg: bytes
 ) -> None:
-    async with _started(tiny, fronts=1, queue_capacity=64) as service:
-        first = await _ask(service.fronts[0], clock_png)
+    async with _started(tiny, workers=1, queue_capacity=64) as service:
+        first = await _ask(service.workers[0], clock_png)
         before = _told(first)
         for _ in range(200):
-            await _ask(service.fronts[0], clock_jpeg)
+            await _ask(service.workers[0], clock_jpeg)
 
         assert _told(first) == before
-        assert _told(await _ask(service.fronts[0], clock_png)) == before
+        assert _told(await _ask(service.workers[0], clock_png)) == before
 
 
 async def test_a_bad_image_fails_alone(tiny: ModelSpec, clock_png: bytes) -> None:
     async with _started(tiny) as service:
-        good, bad = (await _ask(service.fronts[0], clock_png, clock_png[:200])).results
+        good, bad = (await _ask(service.workers[0], clock_png, clock_png[:200])).results
 
     assert isinstance(good, Prediction)
     assert isinstance(bad, ImageError)
@@ -198,15 +198,15 @@ async def test_a_bad_image_fails_alone(tiny: ModelSpec, clock_png: bytes) -> Non
     assert service.counts[0].outcomes == {"ok": 1, "bad_image": 1}
 
 
-async def test_images_of_all_fronts_share_a_batch(
+async def test_images_of_all_workers_share_a_batch(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
     async with _started(gated) as service:
         gate.clear()
         entered.clear()
-        first = asyncio.create_task(_ask(service.fronts[0], clock_png))
+        first = asyncio.create_task(_ask(service.workers[0], clock_png))
         await asyncio.to_thread(entered.wait, _PATIENCE_S)
-        others = [asyncio.create_task(_ask(front, clock_png)) for front in service.fronts]
+        others = [asyncio.create_task(_ask(worker, clock_png)) for worker in service.workers]
         await _until(lambda: service.house.serving.queues()["tiny"].depth == 2)
         gate.set()
         await first
@@ -215,7 +215,7 @@ async def test_images_of_all_fronts_share_a_batch(
     assert sizes == [2, 2]
 
 
-async def test_no_two_requests_of_a_front_share_a_turn_in_the_queue(
+async def test_no_two_requests_of_a_worker_share_a_turn_in_the_queue(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     callers: list[object] = []
@@ -226,9 +226,9 @@ async def test_no_two_requests_of_a_front_share_a_turn_in_the_queue(
         return submit(batcher, item, caller=caller, **others)
 
     monkeypatch.setattr(Batcher, "submit", seen)
-    async with _started(tiny, fronts=1) as service:
+    async with _started(tiny, workers=1) as service:
         for _ in range(20):
-            await _ask(service.fronts[0], clock_png, clock_png)
+            await _ask(service.workers[0], clock_png, clock_png)
     # The two images of a request share theirs.
     assert callers[::2] == callers[1::2]
     assert len(set(callers)) == 20
@@ -243,9 +243,9 @@ async def test_a_load_that_was_given_up_keeps_no_slots_when_it_ends_after_all(ti
             assert hold.wait(_PATIENCE_S)
         return tiny.build()
 
-    async with _started(replace(tiny, build=build), fronts=1, load_timeout_s=0.1) as service:
+    async with _started(replace(tiny, build=build), workers=1, load_timeout_s=0.1) as service:
         with pytest.raises(LoadTimeoutError):
-            await service.fronts[0].load("tiny", None)
+            await service.workers[0].load("tiny", None)
         [loader] = [thread for thread in threading.enumerate() if thread.name == "loader-tiny"]
         hold.set()
         await asyncio.to_thread(loader.join, _PATIENCE_S)
@@ -256,19 +256,19 @@ async def test_a_load_that_was_given_up_keeps_no_slots_when_it_ends_after_all(ti
 async def test_images_whose_clients_have_left_take_no_place_in_the_queue_from_others(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
-    async with _started(gated, fronts=1, queue_capacity=4) as service:
-        [front] = service.fronts
+    async with _started(gated, workers=1, queue_capacity=4) as service:
+        [worker] = service.workers
         queue = service.house.serving.queues
         gate.clear()
         entered.clear()
-        first = asyncio.create_task(_ask(front, clock_png))
+        first = asyncio.create_task(_ask(worker, clock_png))
         await asyncio.to_thread(entered.wait, _PATIENCE_S)
-        leaving = asyncio.create_task(_ask(front, clock_png, clock_png, clock_png))
+        leaving = asyncio.create_task(_ask(worker, clock_png, clock_png, clock_png))
         await _until(lambda: queue()["tiny"].depth == 3)
         leaving.cancel()
         with suppress(asyncio.CancelledError):
             await leaving
-        staying = asyncio.create_task(_ask(front, clock_png, clock_png, clock_png))
+        staying = asyncio.create_task(_ask(worker, clock_png, clock_png, clock_png))
         # Those who left are in the queue until it moves.
         await _until(lambda: staying.done() or queue()["tiny"].depth == 6)
         gate.set()
@@ -276,9 +276,9 @@ async def test_images_whose_clients_have_left_take_no_place_in_the_queue_from_ot
         await first
 
 
-async def test_fronts_share_the_places_of_a_model(gated: ModelSpec, gate: threading.Event, clock_png: bytes) -> None:
+async def test_workers_share_the_places_of_a_model(gated: ModelSpec, gate: threading.Event, clock_png: bytes) -> None:
     async with _started(gated, queue_capacity=3) as service:
-        one, other = service.fronts
+        one, other = service.workers
         gate.clear()
         inside = asyncio.create_task(_ask(one, clock_png, clock_png))
         await _until(lambda: service.house.serving.queues()["tiny"].in_flight == 2)
@@ -298,69 +298,69 @@ async def test_fronts_share_the_places_of_a_model(gated: ModelSpec, gate: thread
 async def test_what_a_caller_no_longer_waits_for_is_not_computed(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, handed_over: HandedOver, clock_png: bytes
 ) -> None:
-    async with _started(gated, fronts=1) as service:
-        [front] = service.fronts
+    async with _started(gated, workers=1) as service:
+        [worker] = service.workers
         gate.clear()
         entered.clear()
-        first = asyncio.create_task(_ask(front, clock_png))
+        first = asyncio.create_task(_ask(worker, clock_png))
         await asyncio.to_thread(entered.wait, _PATIENCE_S)
-        second = asyncio.create_task(_ask(front, clock_png))
+        second = asyncio.create_task(_ask(worker, clock_png))
         await handed_over(2)
         await _until(lambda: service.house.serving.queues()["tiny"].depth == 1)
         for caller in (first, second):
             caller.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
         gate.set()
-        third = await _ask(front, clock_png)
+        third = await _ask(worker, clock_png)
 
         # Of the first the forward had begun; the second was dropped before one.
         assert service.counts[0].cancelled == ["forward", "queue"]
         assert isinstance(third.results[0], Prediction)
         await _until(lambda: service.engine.batches == [1, 1])
         # All slots are free again.
-        answers = [await _ask(front, *[clock_png] * 64) for _ in range(10)]
+        answers = [await _ask(worker, *[clock_png] * 64) for _ in range(10)]
         assert len(answers) == 10
 
 
-async def test_a_model_that_one_front_loads_all_serve_when_it_is_told_so(tiny: ModelSpec, clock_png: bytes) -> None:
+async def test_a_model_that_one_worker_loads_all_serve_when_it_is_told_so(tiny: ModelSpec, clock_png: bytes) -> None:
     async with _started(tiny) as service:
-        one, other = service.fronts
+        one, other = service.workers
         loaded = await one.load("null", "null")
         assert not loaded.replaced
-        for front in service.fronts:
-            assert list(front.cards) == ["tiny", "null"]
-            assert (await front.predict("null", [clock_png], task="classify", top_k=1)).model == "null"
+        for worker in service.workers:
+            assert list(worker.cards) == ["tiny", "null"]
+            assert (await worker.predict("null", [clock_png], task="classify", top_k=1)).model == "null"
         assert (await other.load("null")).card.version == 2
         assert one.cards["null"].version == 2
         await other.unload("null")
-        for front, counts in zip(service.fronts, service.counts, strict=True):
-            assert list(front.cards) == ["tiny"]
+        for worker, counts in zip(service.workers, service.counts, strict=True):
+            assert list(worker.cards) == ["tiny"]
             assert counts.models == {"tiny"}
             with pytest.raises(UnknownModelError):
-                await front.predict("null", [clock_png], task="classify", top_k=1)
+                await worker.predict("null", [clock_png], task="classify", top_k=1)
         with pytest.raises(ModelNotLoadedError):
             await one.load("other", "no/such/folder")
 
 
 async def test_no_request_is_lost_while_a_model_is_replaced(tiny: ModelSpec, clock_png: bytes) -> None:
     async with _started(tiny) as service:
-        await service.fronts[0].load("null", "null")
+        await service.workers[0].load("null", "null")
         over = asyncio.Event()
 
-        async def keep_asking(front: Front) -> int:
+        async def keep_asking(worker: WorkerRuntime) -> int:
             asked = 0
             while not over.is_set():
-                answer = await front.predict("null", [clock_png], task="classify", top_k=1)
+                answer = await worker.predict("null", [clock_png], task="classify", top_k=1)
                 assert isinstance(answer.results[0], Prediction)
                 asked += 1
             return asked
 
-        callers = [asyncio.create_task(keep_asking(front)) for front in service.fronts for _ in range(4)]
+        callers = [asyncio.create_task(keep_asking(worker)) for worker in service.workers for _ in range(4)]
         for _ in range(10):
-            await service.fronts[1].load("null")
+            await service.workers[1].load("null")
         over.set()
         assert min(await asyncio.gather(*callers)) > 0
-        assert service.fronts[0].cards["null"].version == 11
+        assert service.workers[0].cards["null"].version == 11
 
 
 async def test_memory_of_a_version_goes_with_it(tiny: ModelSpec, clock_png: bytes) -> None:
@@ -372,21 +372,21 @@ async def test_memory_of_a_version_goes_with_it(tiny: ModelSpec, clock_png: byte
         gc.collect()
         before = mapped()
         for _ in range(5):
-            await service.fronts[0].load("null", "null")
+            await service.workers[0].load("null", "null")
             await asyncio.gather(
-                *(front.predict("null", [clock_png], task="features", top_k=0) for front in service.fronts)
+                *(worker.predict("null", [clock_png], task="features", top_k=0) for worker in service.workers)
             )
-        await service.fronts[0].unload("null")
+        await service.workers[0].unload("null")
         await _until(lambda: mapped() == before)
 
 
-async def test_the_lens_is_asked_from_any_front_and_tells_its_progress(tiny: ModelSpec, clock_png: bytes) -> None:
+async def test_the_lens_is_asked_from_any_worker_and_tells_its_progress(tiny: ModelSpec, clock_png: bytes) -> None:
     options = ComparisonOptions(arms=("grad", "inference_mode"), batch_size=2, iterations=1)
     heard: list[Progress] = []
     async with _started(tiny) as service:
-        report = await service.fronts[1].compare(None, options, clock_png, heard.append)
+        report = await service.workers[1].compare(None, options, clock_png, heard.append)
         with pytest.raises(UndecodableImageError):
-            await service.fronts[1].compare(None, options, clock_png[:200])
+            await service.workers[1].compare(None, options, clock_png[:200])
 
     assert [arm.arm for arm in report.arms] == ["grad", "inference_mode"]
     assert heard[0].done == 0
@@ -399,7 +399,7 @@ async def test_a_comparison_ends_with_its_caller(
     async with _started(gated) as service:
         gate.clear()
         entered.clear()
-        comparing = asyncio.create_task(service.fronts[0].compare(None, ComparisonOptions(iterations=1000)))
+        comparing = asyncio.create_task(service.workers[0].compare(None, ComparisonOptions(iterations=1000)))
         await asyncio.to_thread(entered.wait, _PATIENCE_S)
         comparing.cancel()
         await asyncio.gather(comparing, return_exceptions=True)
@@ -409,30 +409,30 @@ async def test_a_comparison_ends_with_its_caller(
         async with asyncio.timeout(_PATIENCE_S):
             while True:
                 with suppress(ComparisonRunningError):
-                    await service.fronts[1].compare(None, options)
+                    await service.workers[1].compare(None, options)
                     break
 
 
-async def test_a_front_gets_the_metrics_from_the_engine_process(tiny: ModelSpec) -> None:
+async def test_a_worker_gets_the_metrics_from_the_engine_process(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        found = await asyncio.to_thread(service.fronts[1].exposition, "text", 0, _PATIENCE_S)
+        found = await asyncio.to_thread(service.workers[1].exposition, "text", 0, _PATIENCE_S)
 
     assert found == "engine text"
 
 
-async def test_fronts_that_are_asked_together_share_the_metrics_of_all(tiny: ModelSpec) -> None:
+async def test_workers_that_are_asked_together_share_the_metrics_of_all(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        for front in service.fronts:
-            assert await asyncio.to_thread(front.exposition, "text", 60, _PATIENCE_S) == "engine text"
+        for worker in service.workers:
+            assert await asyncio.to_thread(worker.exposition, "text", 60, _PATIENCE_S) == "engine text"
 
     assert service.scraped == ["text"]
 
 
-async def test_a_front_that_dies_takes_nothing_along_but_its_own(
+async def test_a_worker_that_dies_takes_nothing_along_but_its_own(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
     async with _started(gated, queue_capacity=4) as service:
-        dying, living = service.fronts
+        dying, living = service.workers
         gate.clear()
         entered.clear()
         callers = [asyncio.create_task(_ask(dying, clock_png))]
@@ -444,7 +444,7 @@ async def test_a_front_that_dies_takes_nothing_along_but_its_own(
             end.shutdown(socket.SHUT_RDWR)
         await _until(lambda: service.lost == [0])
         assert service.house.serving.queues()["tiny"].in_flight == 0
-        # Its slots are in use until the forward is over: no other front has them until then.
+        # Its slots are in use until the forward is over: no other worker has them until then.
         assert service.house.free_number() == 2
         gate.set()
         answers = await asyncio.gather(*(_ask(living, clock_png) for _ in range(4)))
@@ -454,14 +454,14 @@ async def test_a_front_that_dies_takes_nothing_along_but_its_own(
         service.reasons.clear()
 
 
-async def test_loads_go_on_when_a_front_cannot_follow_one(
+async def test_loads_go_on_when_a_worker_cannot_follow_one(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unable(*_: object) -> None:
         raise OSError("no memory to map")
 
     async with _started(tiny) as service:
-        faulty, other = service.fronts
+        faulty, other = service.workers
         monkeypatch.setattr(faulty, "_begin", unable)
         async with asyncio.timeout(_PATIENCE_S):
             await other.load("null", "null")
@@ -475,7 +475,7 @@ async def test_loads_go_on_when_a_front_cannot_follow_one(
         assert isinstance((await _ask(other, clock_png)).results[0], Prediction)
 
 
-async def test_a_front_that_is_lost_keeps_its_number_for_as_long_as_its_process_runs(tiny: ModelSpec) -> None:
+async def test_a_worker_that_is_lost_keeps_its_number_for_as_long_as_its_process_runs(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
         for end in service.sockets[0]:
             end.shutdown(socket.SHUT_RDWR)
@@ -485,13 +485,13 @@ async def test_a_front_that_is_lost_keeps_its_number_for_as_long_as_its_process_
         service.reasons.clear()
 
 
-async def test_places_that_a_lost_front_still_gives_away_are_free_when_its_process_has_ended(tiny: ModelSpec) -> None:
+async def test_places_that_a_lost_worker_still_gives_away_are_free_when_its_process_has_ended(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
         for end in service.sockets[0]:
             end.shutdown(socket.SHUT_RDWR)
         await _until(lambda: service.lost == [0])
         await _until(lambda: service.house.free_number() == 0)
-        # A front that is killed says no more that these have left.
+        # A worker that is killed says no more that these have left.
         service.house._open[0].slots.count(0, 3)  # noqa: SLF001
         assert service.house.serving.queues()["tiny"].in_flight == 3
         service.house.process_ended(0)
@@ -500,11 +500,11 @@ async def test_places_that_a_lost_front_still_gives_away_are_free_when_its_proce
         service.reasons.clear()
 
 
-async def test_a_front_whose_message_cannot_be_acted_on_is_lost_alone(
+async def test_a_worker_whose_message_cannot_be_acted_on_is_lost_alone(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with _started(tiny) as service:
-        faulty, other = service.fronts
+        faulty, other = service.workers
         monkeypatch.setattr("models.workers.engine_server.Answering.hear", lambda *_: 1 / 0)
         with pytest.raises(DrainingError):
             await faulty.load("null", "null")
@@ -514,71 +514,71 @@ async def test_a_front_whose_message_cannot_be_acted_on_is_lost_alone(
         assert service.reasons == ["the engine process has ended, or has given this process up"]
 
 
-async def test_fronts_whose_engine_process_has_gone_say_so_to_everybody(
+async def test_workers_whose_engine_process_has_gone_say_so_to_everybody(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
-    async with _started(gated, fronts=1) as service:
-        [front] = service.fronts
+    async with _started(gated, workers=1) as service:
+        [worker] = service.workers
         gate.clear()
         entered.clear()
-        caller = asyncio.create_task(_ask(front, clock_png))
+        caller = asyncio.create_task(_ask(worker, clock_png))
         await asyncio.to_thread(entered.wait, _PATIENCE_S)
         for end in service.sockets[0]:
             end.shutdown(socket.SHUT_RDWR)
         with pytest.raises(ModelDownError):
             await caller
         with pytest.raises(ModelDownError):
-            await _ask(front, clock_png)
-        assert not front.ready
+            await _ask(worker, clock_png)
+        assert not worker.ready
         assert service.reasons == ["the engine process has ended, or has given this process up"]
         gate.set()
 
 
-async def test_a_model_that_stops_working_is_down_for_all_fronts_until_another_is_there(
+async def test_a_model_that_stops_working_is_down_for_all_workers_until_another_is_there(
     gated: ModelSpec, gate: threading.Event, clock_png: bytes
 ) -> None:
     async with _started(gated, forward_timeout_s=0.2) as service:
         gate.clear()
-        caller = asyncio.create_task(_ask(service.fronts[0], clock_png))
+        caller = asyncio.create_task(_ask(service.workers[0], clock_png))
         with pytest.raises(ModelDownError):
             await caller
-        await _until(lambda: not any(front.ready for front in service.fronts))
+        await _until(lambda: not any(worker.ready for worker in service.workers))
         gate.set()
-        await _until(lambda: all(front.ready and front.cards["tiny"].version == 2 for front in service.fronts))
-        for front in service.fronts:
-            assert isinstance((await _ask(front, clock_png)).results[0], Prediction)
+        await _until(lambda: all(worker.ready and worker.cards["tiny"].version == 2 for worker in service.workers))
+        for worker in service.workers:
+            assert isinstance((await _ask(worker, clock_png)).results[0], Prediction)
 
 
-async def test_draining_is_for_all_fronts(tiny: ModelSpec) -> None:
+async def test_draining_is_for_all_workers(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
         service.house.serving.drain()
-        await _until(lambda: all(front.draining and not front.ready for front in service.fronts))
+        await _until(lambda: all(worker.draining and not worker.ready for worker in service.workers))
 
 
-async def test_a_full_house_of_errors_reaches_a_front_that_reads_them(
+async def test_a_full_house_of_errors_reaches_a_worker_that_reads_them(
     gated: ModelSpec, gate: threading.Event, clock_png: bytes
 ) -> None:
-    async with _started(gated, fronts=1, forward_timeout_s=0.2) as service:
+    async with _started(gated, workers=1, forward_timeout_s=0.2) as service:
         # As little as the kernel gives a socket.
-        for front in service.house._desk._fronts.values():  # noqa: SLF001
-            front.end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        for worker in service.house._desk._workers.values():  # noqa: SLF001
+            worker.end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         gate.clear()
-        callers = [asyncio.create_task(_ask(service.fronts[0], clock_png)) for _ in range(200)]
+        callers = [asyncio.create_task(_ask(service.workers[0], clock_png)) for _ in range(200)]
         errors = await asyncio.gather(*callers, return_exceptions=True)
         gate.set()
 
         assert {type(error) for error in errors} == {ModelDownError}
-        await _until(lambda: service.fronts[0].ready)
-        assert isinstance((await _ask(service.fronts[0], clock_png)).results[0], Prediction)
+        await _until(lambda: service.workers[0].ready)
+        assert isinstance((await _ask(service.workers[0], clock_png)).results[0], Prediction)
         assert service.lost == []
 
 
-async def test_a_front_that_reads_no_answers_is_given_up_and_the_others_are_answered(
+async def test_a_worker_that_reads_no_answers_is_given_up_and_the_others_are_answered(
     tiny: ModelSpec, clock_png: bytes
 ) -> None:
     async with _started(tiny) as service:
-        silent, living = service.fronts
-        service.house._desk._fronts[0].end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
+        silent, living = service.workers
+        service.house._desk._workers[0].end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
         asyncio.get_running_loop().remove_reader(service.sockets[0][0])
         callers = [asyncio.create_task(_ask(silent, clock_png)) for _ in range(200)]
         await _until(lambda: service.lost == [0])

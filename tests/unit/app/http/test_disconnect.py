@@ -15,8 +15,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
-from app.http.disconnect import Departure, still_there, unless_gone
-from app.http.problems import CallerGoneError
+from app.http.disconnect import ClientDisconnect, still_there, unless_gone
+from app.http.problems import ClientDisconnectedError
 from app.server.connection import BoundedConnection
 from models.interface.cancellation import Wanted
 
@@ -47,7 +47,7 @@ class _Working:
         self.bodies.append(await request.body())
         try:
             await unless_gone(request, self._work(still_there(request)))
-        except CallerGoneError:
+        except ClientDisconnectedError:
             self.abandoned.set()
         else:
             await PlainTextResponse("done")(scope, receive, send)
@@ -98,12 +98,12 @@ async def test_a_caller_who_left_before_the_work_began_is_missed_as_well() -> No
     async def work() -> None:
         await asyncio.sleep(_PATIENCE_S)
 
-    departure = Departure(_Transport(), lambda: None)
+    departure = ClientDisconnect(_Transport(), lambda: None)
     scope: Scope = {"type": "http", "headers": []}
     departure.offer(scope)
     departure.happen()
 
-    with pytest.raises(CallerGoneError):
+    with pytest.raises(ClientDisconnectedError):
         await unless_gone(Request(scope), work())
 
 

@@ -1,4 +1,5 @@
-"""ObservationMiddleware around a bare ASGI application: what FastAPI never shows it, it passes on or tells truly."""
+"""RequestObserverMiddleware around a bare ASGI application: what FastAPI never shows it, it passes on or tells
+truly."""
 
 from __future__ import annotations
 
@@ -8,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.http.body_budget import HeldBytes
+from app.http.body_budget import BodyBudget
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
-from app.observability.request_observer import Observation, ObservationMiddleware
+from app.observability.request_observer import RequestObserver, RequestObserverMiddleware
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exchange
 
 pytestmark = pytest.mark.anyio
 
-Observe = Callable[..., ObservationMiddleware]
+Observe = Callable[..., RequestObserverMiddleware]
 
 
 @pytest.fixture
@@ -28,8 +29,8 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def observe(metrics: Metrics) -> Observe:
-    observation = Observation(metrics, RequestLog(1.0), HeldBytes(1000), frozenset({"/v1/classify"}))
-    return lambda app: ObservationMiddleware(app, observation)
+    observation = RequestObserver(metrics, RequestLog(1.0), BodyBudget(1000), frozenset({"/v1/classify"}))
+    return lambda app: RequestObserverMiddleware(app, observation)
 
 
 async def _receive() -> dict[str, Any]:

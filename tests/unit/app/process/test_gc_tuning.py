@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from fastapi import FastAPI
 
-from app.process.gc_tuning import leave_out_what_is_loaded
+from app.process.gc_tuning import freeze_loaded_objects
 
 # Far less than modules alone make up.
 _MANY = 10_000
@@ -19,7 +19,7 @@ async def test_what_is_loaded_is_left_out_of_collections_until_the_application_e
     application: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As in a process of its own.
-    monkeypatch.setattr("app.main.leave_out_what_is_loaded", leave_out_what_is_loaded)
+    monkeypatch.setattr("app.main.freeze_loaded_objects", freeze_loaded_objects)
     app = application()
     async with app.router.lifespan_context(app):
         assert gc.get_freeze_count() > _MANY

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from app.process.listener import bind, say_serving
+from app.process.listener import bind, log_listening
 from app.settings import Settings
 from models.interface.errors import StartError
 
@@ -48,7 +48,7 @@ def test_the_log_names_the_address_and_the_welcome_one_at_which_it_is_reached(
     settings = Settings(host=host, port=0, log_format="console")
     with bind(settings) as listener, caplog.at_level(logging.INFO):
         port = listener.getsockname()[1]
-        say_serving(settings, listener)
+        log_listening(settings, listener)
 
     assert vars(caplog.records[-1])["address"] == f"http://{listening_on}:{port}"
     assert f"http://{reached_at}:{port}/ in a browser" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from app.server.acceptor import Acceptor
-from app.workers.connection_dispatch import FrontProcess, hand
+from app.workers.connection_dispatch import HttpWorker, hand
 from app.workers.http_worker import NO_FILES, TAKEN
 
 pytestmark = pytest.mark.anyio
@@ -19,15 +19,15 @@ pytestmark = pytest.mark.anyio
 _PATIENCE_S = 10
 
 
-class _Front:
-    """A front as its parent knows it, and its own end of the socket."""
+class _Worker:
+    """A worker as its parent knows it, and its own end of the socket."""
 
     def __init__(self) -> None:
         handing, self.handed = socket.socketpair()
         handing.setblocking(False)
         self.handed.settimeout(_PATIENCE_S)
         self.told = (ctypes.c_uint * 2)()
-        self.known = FrontProcess(cast("Any", None), handing, self.told, cast("Any", None))
+        self.known = HttpWorker(cast("Any", None), handing, self.told, cast("Any", None))
 
     def connections(self, number: int) -> list[socket.socket]:
         """The next that it was handed. They are not taken by that."""
@@ -56,11 +56,11 @@ def listener() -> Iterator[socket.socket]:
 
 
 @pytest.fixture
-def front() -> Iterator[Callable[[], _Front]]:
-    made: list[_Front] = []
+def worker() -> Iterator[Callable[[], _Worker]]:
+    made: list[_Worker] = []
 
-    def make() -> _Front:
-        made.append(_Front())
+    def make() -> _Worker:
+        made.append(_Worker())
         return made[-1]
 
     yield make
@@ -88,18 +88,18 @@ async def _until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-def _accepting(listener: socket.socket, fronts: Callable[[], list[FrontProcess]]) -> Acceptor:
-    return Acceptor(listener, lambda connection: hand(connection, fronts()))
+def _accepting(listener: socket.socket, workers: Callable[[], list[HttpWorker]]) -> Acceptor:
+    return Acceptor(listener, lambda connection: hand(connection, workers()))
 
 
 def _is_of(connection: socket.socket, caller: socket.socket) -> bool:
     return bool(connection.getpeername() == caller.getsockname())
 
 
-async def test_the_front_with_the_fewest_is_handed_the_next(
-    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+async def test_the_worker_with_the_fewest_is_handed_the_next(
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
-    busy, idle = front(), front()
+    busy, idle = worker(), worker()
     busy.told[0], idle.told[0] = 3, 1
     acceptor = _accepting(listener, lambda: [busy.known, idle.known])
     acceptor.open()
@@ -112,9 +112,9 @@ async def test_the_front_with_the_fewest_is_handed_the_next(
 
 
 async def test_one_that_does_not_turn_is_handed_nothing_while_another_does(
-    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
-    hanging, busy = front(), front()
+    hanging, busy = worker(), worker()
     hanging.known.turned_at -= 2
     busy.told[0] = 100
     acceptor = _accepting(listener, lambda: [hanging.known, busy.known])
@@ -128,10 +128,10 @@ async def test_one_that_does_not_turn_is_handed_nothing_while_another_does(
     await acceptor.close(0)
 
 
-async def test_what_a_front_has_taken_is_its_own(
-    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+async def test_what_a_worker_has_taken_is_its_own(
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
-    only = front()
+    only = worker()
     acceptor = _accepting(listener, lambda: [only.known])
     acceptor.open()
     caller = call()
@@ -145,17 +145,17 @@ async def test_what_a_front_has_taken_is_its_own(
     await acceptor.close(0)
 
 
-async def test_what_a_front_had_not_taken_when_it_ended_others_are_handed(
-    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+async def test_what_a_worker_had_not_taken_when_it_ended_others_are_handed(
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
-    ending, other = front(), front()
-    fronts = [ending.known]
-    acceptor = _accepting(listener, lambda: fronts)
+    ending, other = worker(), worker()
+    workers = [ending.known]
+    acceptor = _accepting(listener, lambda: workers)
     acceptor.open()
     callers = [call() for _ in range(3)]
     await _until(lambda: ending.known.open_connections == 3)
     [taken] = ending.take(1)
-    fronts[:] = [other.known]
+    workers[:] = [other.known]
     ending.handed.close()
     acceptor.take_back(ending.known.not_taken)
     handed = other.take(2)
@@ -170,46 +170,46 @@ async def test_what_a_front_had_not_taken_when_it_ended_others_are_handed(
 
 
 async def test_a_connection_that_nobody_can_be_handed_waits_for_the_first_who_can(
-    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
-    fronts: list[FrontProcess] = []
+    workers: list[HttpWorker] = []
     asked = asyncio.Event()
 
-    def those() -> list[FrontProcess]:
+    def those() -> list[HttpWorker]:
         asked.set()
-        return fronts
+        return workers
 
     acceptor = _accepting(listener, those)
     acceptor.open()
     call()
     await asyncio.wait_for(asked.wait(), _PATIENCE_S)
-    late = front()
-    fronts.append(late.known)
+    late = worker()
+    workers.append(late.known)
     # Although nobody else calls.
     await _until(lambda: late.known.open_connections == 1)
     await acceptor.close(0)
 
 
 async def test_all_of_many_that_come_back_are_handed_on(
-    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
-    ending, other = front(), front()
-    fronts = [ending.known]
-    acceptor = _accepting(listener, lambda: fronts)
+    ending, other = worker(), worker()
+    workers = [ending.known]
+    acceptor = _accepting(listener, lambda: workers)
     acceptor.open()
     for _ in range(100):
         call()
     await _until(lambda: ending.known.open_connections == 100)
-    fronts[:] = [other.known]
+    workers[:] = [other.known]
     acceptor.take_back(ending.known.not_taken)
     await _until(lambda: other.known.open_connections == 100)
     await acceptor.close(0)
 
 
 async def test_what_comes_back_when_nobody_listens_any_more_is_closed(
-    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
-    ending = front()
+    ending = worker()
     acceptor = _accepting(listener, lambda: [ending.known])
     acceptor.open()
     caller = call()
@@ -221,10 +221,10 @@ async def test_what_comes_back_when_nobody_listens_any_more_is_closed(
     assert caller.recv(1) == b""
 
 
-async def test_what_a_front_has_no_file_descriptors_for_others_are_handed(
-    listener: socket.socket, front: Callable[[], _Front], call: Callable[[], socket.socket]
+async def test_what_a_worker_has_no_file_descriptors_for_others_are_handed(
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
-    full, other = front(), front()
+    full, other = worker(), worker()
     other.told[0] = 100
     acceptor = _accepting(listener, lambda: [full.known, other.known])
     acceptor.open()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from models.interface.cancellation import NobodyWaitsError
+from models.interface.cancellation import AllCancelledError
 from models.interface.errors import ForwardError, OverloadedError
 from models.interface.telemetry import BatchReport
 from models.scheduling.batcher import Batcher
@@ -151,7 +151,7 @@ def test_a_batch_that_nobody_waits_for_any_more_ends_without_a_fault_and_teaches
 ) -> None:
     def run(items: Sequence[int]) -> list[int]:
         if 0 in items:
-            raise NobodyWaitsError
+            raise AllCancelledError
         return list(items)
 
     batcher = new_batcher(run)
@@ -159,7 +159,7 @@ def test_a_batch_that_nobody_waits_for_any_more_ends_without_a_fault_and_teaches
     pace = batcher.expected_seconds(1)
     error = batcher.submit(0).exception(_PATIENCE_S)
 
-    assert isinstance(error, NobodyWaitsError)
+    assert isinstance(error, AllCancelledError)
     assert batcher.expected_seconds(1) == pace
     assert not caplog.records
     assert batcher.submit(2).result(_PATIENCE_S).result == 2

@@ -66,7 +66,7 @@ def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_l
     device.open()
     assert batcher.close(_PATIENCE_S)
 
-    # Lanes may reach the device out of turn; what they take there is in order.
+    # BatchThreads may reach the device out of turn; what they take there is in order.
     assert [item for batch in sorted(device.batches) for item in batch] == list(kept)
     assert all(1 <= len(batch) <= max_batch_size for batch in device.batches)
     assert {item: future.result(0).result for item, future in kept.items()} == {item: item * 10 for item in kept}

@@ -1,4 +1,4 @@
-"""TurnLock: one holder at a time or several who share, waiters served in order of arrival, and a failing holder passes
+"""FairLock: one holder at a time or several who share, waiters served in order of arrival, and a failing holder passes
 its turn on."""
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from models.scheduling.fair_lock import TurnLock
+from models.scheduling.fair_lock import FairLock
 
 _PATIENCE_S = 30
 
 
-class _Ticketed(TurnLock):
+class _Ticketed(FairLock):
     """Tells when a waiter has drawn its ticket: it is about to wait for its turn."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ def test_who_lets_go_and_takes_again_at_once_stands_behind_those_who_wait() -> N
 
 
 def test_a_holder_that_fails_passes_its_turn_on() -> None:
-    lock = TurnLock()
+    lock = FairLock()
     with pytest.raises(LookupError), lock:
         raise LookupError
 
@@ -76,7 +76,7 @@ def test_a_holder_that_fails_passes_its_turn_on() -> None:
 
 
 def test_two_who_share_hold_it_at_the_same_time() -> None:
-    lock, both = TurnLock(), threading.Barrier(2)
+    lock, both = FairLock(), threading.Barrier(2)
 
     def share() -> None:
         with lock.shared():
@@ -112,7 +112,7 @@ def test_one_who_does_not_share_waits_for_all_who_do_and_those_behind_wait_for_t
 
 
 def test_one_of_those_who_share_and_fails_lets_go() -> None:
-    lock = TurnLock()
+    lock = FairLock()
     with pytest.raises(LookupError), lock.shared():
         raise LookupError
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.scheduling.in_flight import Occupancy, Stay
+from models.scheduling.in_flight import InFlight, RunningBatch
 
 _FULL = 4
 
@@ -16,8 +16,8 @@ steps = st.lists(
 )
 
 
-def _begun(occupancy: Occupancy[Stay], size: int, at: float) -> Stay:
-    stay = Stay(at, occupancy.would_leave_room(size))
+def _begun(occupancy: InFlight[RunningBatch], size: int, at: float) -> RunningBatch:
+    stay = RunningBatch(at, occupancy.would_leave_room(size))
     occupancy.begin(stay)
     return stay
 
@@ -26,8 +26,8 @@ def _begun(occupancy: Occupancy[Stay], size: int, at: float) -> Stay:
 def test_the_seconds_that_batches_are_told_of_add_up_to_those_in_which_one_was_under_way(
     steps: list[tuple[float, int]], room_from: int | None
 ) -> None:
-    occupancy: Occupancy[Stay] = Occupancy(full_size=_FULL, room_from=room_from)
-    under_way: list[Stay] = []
+    occupancy: InFlight[RunningBatch] = InFlight(full_size=_FULL, room_from=room_from)
+    under_way: list[RunningBatch] = []
     now, busy, told = 100.0, 0.0, 0.0
     for step, what in [*steps, *[(1.0, -1)] * len(steps)]:
         now += step
@@ -46,7 +46,7 @@ def test_the_seconds_that_batches_are_told_of_add_up_to_those_in_which_one_was_u
 def test_there_is_no_room_beside_a_full_batch_nor_where_no_batch_leaves_any(
     sizes: list[int], room_from: int | None
 ) -> None:
-    occupancy: Occupancy[Stay] = Occupancy(full_size=_FULL, room_from=room_from)
+    occupancy: InFlight[RunningBatch] = InFlight(full_size=_FULL, room_from=room_from)
     assert occupancy.has_room
     for size in sizes:
         _begun(occupancy, size, 1.0)
@@ -55,7 +55,7 @@ def test_there_is_no_room_beside_a_full_batch_nor_where_no_batch_leaves_any(
 
 
 def test_a_batch_given_up_is_not_under_way_and_its_end_moves_no_other() -> None:
-    occupancy: Occupancy[Stay] = Occupancy(full_size=_FULL, room_from=None)
+    occupancy: InFlight[RunningBatch] = InFlight(full_size=_FULL, room_from=None)
     given_up = _begun(occupancy, 1, 100.0)
     assert given_up in occupancy
     assert occupancy.clear() == [given_up]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from models.scheduling.loop_mailbox import LoopInbox
+from models.scheduling.loop_mailbox import LoopMailbox
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +30,7 @@ class _CountedLoop:
 
 async def test_calls_are_made_on_the_loop_in_the_order_in_which_one_thread_posted_them() -> None:
     loop = asyncio.get_running_loop()
-    inbox, made, done = LoopInbox(loop), list[int](), asyncio.Event()
+    inbox, made, done = LoopMailbox(loop), list[int](), asyncio.Event()
 
     def post() -> None:
         for number in range(_POSTS):
@@ -43,7 +43,7 @@ async def test_calls_are_made_on_the_loop_in_the_order_in_which_one_thread_poste
 
 
 async def test_no_call_is_left_behind_when_several_threads_post_while_the_loop_takes() -> None:
-    inbox, made, done = LoopInbox(asyncio.get_running_loop()), list[int](), asyncio.Event()
+    inbox, made, done = LoopMailbox(asyncio.get_running_loop()), list[int](), asyncio.Event()
 
     def make(number: int) -> None:
         made.append(number)
@@ -65,7 +65,7 @@ async def test_no_call_is_left_behind_when_several_threads_post_while_the_loop_t
 
 async def test_posts_before_the_loop_looks_wake_it_once() -> None:
     counted = _CountedLoop(asyncio.get_running_loop())
-    inbox, made = LoopInbox(counted), list[int]()  # type: ignore[arg-type]
+    inbox, made = LoopMailbox(counted), list[int]()  # type: ignore[arg-type]
     for number in range(32):
         inbox.post(lambda number=number: made.append(number))  # type: ignore[misc]
     assert (counted.wakes, made) == (1, [])
@@ -79,5 +79,5 @@ async def test_a_loop_that_has_closed_takes_no_calls_and_nobody_fails_for_it() -
     loop = asyncio.new_event_loop()
     loop.close()
     made: list[int] = []
-    LoopInbox(loop).post(lambda: made.append(1))
+    LoopMailbox(loop).post(lambda: made.append(1))
     assert made == []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from models.interface.cancellation import NobodyWaitsError
+from models.interface.cancellation import AllCancelledError
 from models.interface.errors import OutOfMemoryError
 from models.interface.telemetry import Unheard
 from models.scheduling.oom_splitting import SplittingRun
@@ -128,15 +128,15 @@ def test_a_piece_that_nobody_waits_for_is_given_up_and_the_others_are_answered()
     class Leaving(_Device):
         def run(self, items: Sequence[int]) -> list[int]:
             if max(items) <= 2:
-                raise NobodyWaitsError
+                raise AllCancelledError
             return super().run(items)
 
     run = _splitting(Leaving(room=2), _Heard())
     first, second, *others = run([1, 2, 3, 4])
 
-    assert isinstance(first, NobodyWaitsError)
-    assert isinstance(second, NobodyWaitsError)
+    assert isinstance(first, AllCancelledError)
+    assert isinstance(second, AllCancelledError)
     assert others == [30, 40]
     # Of a whole batch the batcher is told, who then learns nothing from it.
-    with pytest.raises(NobodyWaitsError):
+    with pytest.raises(AllCancelledError):
         run([1, 2])

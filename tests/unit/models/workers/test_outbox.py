@@ -1,4 +1,4 @@
-"""Frames to a front are sent whole and in order by whichever thread has one, and none of them waits for it to read."""
+"""Frames to a worker are sent whole and in order by whichever thread has one, and none of them waits for it to read."""
 
 from __future__ import annotations
 

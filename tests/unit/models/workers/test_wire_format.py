@@ -1,4 +1,4 @@
-"""What a front and the engine process tell each other of images arrives as it was, however it is cut."""
+"""What a worker and the engine process tell each other of images arrives as it was, however it is cut."""
 
 from __future__ import annotations
 
