@@ -106,8 +106,8 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=64,
-        description="HTTP worker processes, which read, decode and answer for the engine process, on Linux; 0: one process "
-        "does it all; unset: on CUDA three quarters of the cores, 16 at most, else 0",
+        description="HTTP worker processes, which read, decode and answer for the engine process; Linux only; 0: one "
+        "process does it all; unset: on CUDA three quarters of the cores, 16 at most, else 0",
     )
     max_image_bytes: int = Field(20 * _MIB, ge=1, le=2**30, description="bytes of one image file")
     max_request_bytes: int = Field(64 * _MIB, ge=1, le=2**32, description="bytes of one request's body")
