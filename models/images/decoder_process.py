@@ -138,7 +138,10 @@ class DecoderProcess:
             raise ValueError("the decoder answered with a picture of another size")
         # A mapping of its own goes back to the system when the image is done; the heap would keep as much of it as the
         # largest image so far (hardware/memory.py).
-        mapped = mmap.mmap(-1, height * width * 3)
+        try:
+            mapped = mmap.mmap(-1, height * width * 3)
+        except OSError as error:
+            raise MemoryError from error
         pixels = np.frombuffer(mapped, np.uint8).reshape(height, width, 3)
         filled, memory = 0, pixels.reshape(-1).data
         while filled < pixels.nbytes:

@@ -34,6 +34,6 @@ def test_on_a_gpu_it_is_thirty_two_whatever_the_cores(device: str) -> None:
     assert batch_shapes.batch_size(Placement(torch.device(device), "fp32", "eager"), LIGHT) == 32
 
 
-@pytest.mark.parametrize(("cores", "threads"), [(1, 1), (2, 2), (8, 8), (16, 8)], indirect=["core_count"])
+@pytest.mark.parametrize(("core_count", "threads"), [(1, 1), (2, 2), (8, 8), (16, 8)], indirect=["core_count"])
 def test_a_thread_decodes_for_each_core_and_eight_at_most(threads: int) -> None:
     assert cores.decode_threads() == threads

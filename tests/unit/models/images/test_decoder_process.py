@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import mmap
 import multiprocessing
 import os
 import signal
@@ -174,10 +176,10 @@ def test_a_decode_whose_pixels_the_service_cannot_keep_leaves_none_to_the_next_o
     expected = _decode(decoder)
 
     def no_memory(*_arguments: object) -> NoReturn:
-        raise MemoryError
+        raise OSError(errno.ENOMEM, "no memory")
 
     with monkeypatch.context() as patched:
-        patched.setattr(np, "empty", no_memory)
+        patched.setattr(mmap, "mmap", no_memory)
         with pytest.raises(MemoryError):
             _decode(decoder)
     assert np.array_equal(_decode(decoder), expected)
