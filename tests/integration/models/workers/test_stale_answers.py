@@ -253,7 +253,7 @@ async def test_a_client_that_disconnects_just_as_its_image_is_submitted_to_a_ver
 ) -> None:
     async with _started(tiny) as (worker, engine):
         # As if each disconnected after the last look.
-        monkeypatch.setattr("models.inference.image_job.Passage.wanted", lambda _: True)
+        monkeypatch.setattr("models.inference.image_job.ImageJob.wanted", lambda _: True)
         left = await _left_in_its_decode(worker, clock_png, entered, gate)
         engine.announce(2)
         assert await engine.heard.get() == Taken(2)

@@ -505,7 +505,7 @@ async def test_a_worker_whose_message_cannot_be_acted_on_is_lost_alone(
 ) -> None:
     async with _started(tiny) as service:
         faulty, other = service.workers
-        monkeypatch.setattr("models.workers.engine_server.Answering.hear", lambda *_: 1 / 0)
+        monkeypatch.setattr("models.workers.engine_server.RpcServer.hear", lambda *_: 1 / 0)
         with pytest.raises(DrainingError):
             await faulty.load("null", "null")
         await _until(lambda: service.lost == [0])
