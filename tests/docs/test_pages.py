@@ -1,4 +1,4 @@
-"""README.md and docs/ are compared with the code: links, paths, commands, settings, metrics, problems, names, lengths."""
+"""README.md and docs/ agree with the code: links, paths, commands, settings, metrics, problems, names, lengths."""
 
 from __future__ import annotations
 
