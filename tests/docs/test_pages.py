@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
 from functools import cache
@@ -18,6 +19,7 @@ from app.http import problems
 from app.http.problems import TABLE, ClientDisconnectedError, Row
 from app.main import create_app
 from app.settings import Settings
+from models.interface.errors import UnsupportedFormatError
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -176,3 +178,11 @@ def test_the_api_page_names_every_operation() -> None:
     }
     named = re.findall(r"`(GET|POST|DELETE) (/[^`? ]*)", PAGES["docs/http-api.md"])
     assert operations <= {(method.lower(), path) for method, path in named}
+
+
+def test_the_api_page_shows_a_problem_as_the_service_writes_it() -> None:
+    example = json.loads(re.findall(r"```json\n(.*?)```", PAGES["docs/http-api.md"], re.DOTALL)[0])
+    formats = example["detail"].removesuffix(".").split(": ")[1].split(", ")
+    row = TABLE[UnsupportedFormatError]
+    shown = [example[member] for member in ("type", "title", "status", "detail")]
+    assert shown == [row.type, row.title, row.status, str(UnsupportedFormatError(formats))]
