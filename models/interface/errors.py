@@ -22,8 +22,10 @@ GradlessError
 │   ├── TooCostlyError
 │   └── NotFiniteError
 ├── RefusedError                    no fault of the image: the service did not take it, or not in time
-│   ├── OverloadedError
-│   ├── DecodersBusyError
+│   ├── AtCapacityError             the answer is 429; it says when to try again
+│   │   ├── OverloadedError
+│   │   ├── BodyMemoryFullError
+│   │   └── DecodersBusyError
 │   ├── DrainingError
 │   ├── ModelDownError
 │   ├── ModelGoneError
@@ -45,10 +47,11 @@ GradlessError
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
+
+from models.interface.admission import retry_after_s
 
 
 class GradlessError(Exception):
@@ -204,22 +207,33 @@ class RefusedError(GradlessError):
     """The image was not taken, or not answered in time, whatever is in it."""
 
 
-class OverloadedError(RefusedError):
-    """`retry_after_s` is the least whole number of seconds, 1 or more, after which a place is likely."""
+class AtCapacityError(RefusedError):
+    """A limit of the service is reached. After `retry_after_s` whole seconds there is likely capacity again."""
 
+    def __init__(self, reason: str, expected_seconds: float) -> None:
+        self.retry_after_s = retry_after_s(expected_seconds)
+        super().__init__(f"{reason}; try again in {self.retry_after_s} s.")
+
+
+class OverloadedError(AtCapacityError):
     def __init__(self, capacity: int, expected_seconds: float) -> None:
-        self.capacity, self.retry_after_s = capacity, max(1, math.ceil(expected_seconds))
-        super().__init__(f"All {capacity} places for images are taken; try again in {self.retry_after_s} s.")
+        super().__init__(f"The model is at its capacity of {capacity} images", expected_seconds)
+        self.capacity = capacity
 
 
-class DecodersBusyError(RefusedError):
-    """More expensive images wait for a decoder than can be decoded in time. `retry_after_s`: as of OverloadedError."""
+class BodyMemoryFullError(AtCapacityError):
+    """The bodies of all current requests fill the memory that is allowed for them."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        # Bodies come and go within milliseconds to seconds; there is no better estimate.
+        super().__init__(f"The bodies of current requests fill {limit_bytes} bytes", 0)
+
+
+class DecodersBusyError(AtCapacityError):
+    """The expensive images in the queue take longer to decode than a client waits."""
 
     def __init__(self, wait_s: float) -> None:
-        self.retry_after_s = max(1, math.ceil(wait_s))
-        super().__init__(
-            f"Expensive images that wait will take {wait_s:.0f} s to decode; try again in {self.retry_after_s} s."
-        )
+        super().__init__(f"The queued expensive images take {wait_s:.0f} s to decode", wait_s)
 
 
 class DrainingError(RefusedError):

@@ -242,7 +242,7 @@ class ModelChanges:
         name = old.card.name
         self._left = weakref.WeakSet(old.engine.model.network.modules())
         lens_is_over = self._lens.leave(old.engine, ModelGoneError(name))
-        await old.admission.emptied()
+        await old.admission.wait_until_empty()
 
         def end() -> None:
             patience_s = self._around.options.forward_timeout_s

@@ -13,7 +13,7 @@ from models.hardware import cores, cuda, memory
 from models.hardware.placement import place
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
-from models.interface.errors import ModelGoneError, OverloadedError
+from models.interface.errors import AtCapacityError, ModelGoneError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
@@ -106,7 +106,7 @@ class LocalRuntime:
         """Whether some model has no place for an image."""
         return any(served.admission.full for served in self._roster.served.values())
 
-    def refusal(self, model: str, task: Task) -> OverloadedError | None:
+    def refusal(self, model: str, task: Task) -> AtCapacityError | None:
         """Why an image for that model would be refused now, which is counted as the refusal of one; None while there is
         a place for it, or nobody of that name."""
         served = self._roster.served.get(model)

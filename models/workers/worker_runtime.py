@@ -21,7 +21,7 @@ from models.hardware import memory
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import Pipeline, answer
-from models.interface.errors import ModelDownError, OverloadedError
+from models.interface.errors import AtCapacityError, ModelDownError
 from models.interface.image_limits import ImageLimits
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
@@ -148,7 +148,7 @@ class WorkerRuntime:
         """Whether some model has no place for an image."""
         return any(served.admission.full for served in self._served.values())
 
-    def refusal(self, model: str, task: Task) -> OverloadedError | None:
+    def refusal(self, model: str, task: Task) -> AtCapacityError | None:
         """As LocalRuntime.refusal."""
         served = self._served.get(model)
         return None if served is None or model in self._down else served.pipeline.refusal(task)
@@ -256,8 +256,8 @@ class WorkerRuntime:
         admission = Admission(
             announced.capacity,
             batcher.expected_seconds,
-            elsewhere=lambda: slots.inside(but=worker),
-            tell=partial(self._tell_inside, slots),
+            admitted_elsewhere=lambda: slots.inside(but=worker),
+            on_change=partial(self._tell_inside, slots),
         )
         if self._draining:
             admission.close()
