@@ -74,8 +74,8 @@ class Company:
     async def seen(self, way: Way, *, light_callers: int, seconds: float) -> Seen:
         """Wait for `seconds`, and for what is under way then."""
         turn = _OneAtATime()
-        for served in self.serving._roster.served.values():  # noqa: SLF001 - nobody else exchanges turns
-            served.engine.turn = turn if way.one_turn else FairLock()
+        for served in self.serving._registry.instances.values():  # noqa: SLF001 - nobody else exchanges turns
+            served.engine.lock = turn if way.one_turn else FairLock()
         started_at = perf_counter()
         light: list[float] = []
         heavy: list[float] = []

@@ -245,7 +245,7 @@ class ModelDownError(RefusedError):
     """Its forward hung or its batcher died, and another takes its place."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"{model} stopped working and is being started anew.")
+        super().__init__(f"{model} stopped working and is being restarted.")
         self.model = model
 
 

@@ -192,7 +192,7 @@ class EngineServer:
         serving = self.serving
         state = State(
             self._state.number,
-            tuple(map(_announced, serving.served.values())),
+            tuple(map(_announced, serving.instances.values())),
             serving.down,
             serving.ready,
             serving.draining,

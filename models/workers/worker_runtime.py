@@ -25,9 +25,10 @@ from models.interface.errors import AtCapacityError, ModelDownError
 from models.interface.image_limits import ImageLimits
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
+from models.interface.runtime import Runtime
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 from models.scheduling.admission import Admission
-from models.serving.finding import find
+from models.serving.registry import find_model
 from models.serving.supervisor import Supervisor
 from models.workers.channel import Channel, receive_first
 from models.workers.messages import Announced, Heard, Outcome, State, Taken
@@ -83,7 +84,7 @@ class _Served:
         return self.batcher.idle and not self.pipeline.decoding and not self.admission.in_flight
 
 
-class WorkerRuntime:
+class WorkerRuntime(Runtime):
     """Waits on construction until it knows what is served; after that it belongs to the event loop that runs, as
     LocalRuntime's coroutines do, whose protocol it has. `give_up` is told why this process should end."""
 
@@ -124,7 +125,7 @@ class WorkerRuntime:
             dict,
             lambda _name: None,
             give_up,
-            beyond_cure=lambda: self._decode_pool.stuck(options.longest_decode_s),
+            fatal_problem=lambda: self._decode_pool.stuck(options.longest_decode_s),
         )
 
     @property
@@ -155,7 +156,7 @@ class WorkerRuntime:
 
     async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
         """As LocalRuntime.predict."""
-        served = find(self._served, self._down, model)
+        served = find_model(self._served, self._down, model)
         return await answer(served.card, served.pipeline, request)
 
     async def compare(

@@ -152,7 +152,7 @@ def gated(
 ) -> ModelSpec:
     """The tiny model with a gate before its first layer. Who waits there has the device for itself, as on a GPU: only
     a full batch is begun beside it."""
-    monkeypatch.setattr(Engine, "room_from", None)
+    monkeypatch.setattr(Engine, "overlap_min_size", None)
 
     class Gate(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

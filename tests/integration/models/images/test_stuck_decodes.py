@@ -46,10 +46,10 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
         values = {field.name: getattr(made.transform, field.name) for field in fields(Transform)}
         return Classifier(made.module, Stuck(**values), made.labels)
 
-    def start(give_up: Callable[[str], None]) -> LocalRuntime:
+    def start(shut_down: Callable[[str], None]) -> LocalRuntime:
         spec = ModelSpec("tiny", "tiny-convnet", build)
         options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=0.5, deadline_s=2)
-        return LocalRuntime(options, Unheard(), give_up)
+        return LocalRuntime(options, Unheard(), shut_down)
 
     return start
 

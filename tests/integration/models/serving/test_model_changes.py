@@ -423,7 +423,7 @@ async def test_a_model_that_hangs_while_its_next_version_loads_is_replaced_by_th
     assert type(failed).__name__ == "ModelDownError"
     assert not serving.ready
     # What is being replaced already is nothing for the supervisor, who would soon give up.
-    assert serving._ailments() == {}  # noqa: SLF001
+    assert serving._health_problems() == {}  # noqa: SLF001
     versions.hold.set()
     assert (await loading).card.version == 2
     assert (await _ask(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint
