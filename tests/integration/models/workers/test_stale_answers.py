@@ -26,7 +26,7 @@ from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.image_limits import ImageLimits
 from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction
-from models.interface.telemetry import BatchReport, StaleMessage, Unheard
+from models.interface.telemetry import BatchReport, NoTelemetry, StaleMessage
 from models.networks.specs import ModelSpec
 from models.workers.channel import Channel
 from models.workers.messages import Announced, Facts, State, Taken
@@ -48,7 +48,7 @@ _PATIENCE_S = 30
 _REPORT = BatchReport("tiny", 1, "idle", 0.0, 0.1, 0.1, 0)
 
 
-class _Counts(Unheard):
+class _Counts(NoTelemetry):
     def __init__(self) -> None:
         self.dropped: list[StaleMessage] = []
 
