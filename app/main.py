@@ -22,7 +22,6 @@ from app.api.openapi import complete_document, documented_ends, other_ends
 from app.api.routers import classify, debug, documentation, features, health, models, page, search
 from app.api.search_index import open_search_index
 from app.http.allowed_hosts import Hosts, allowed_hosts, own_names
-from app.http.body_budget import BodyBudget
 from app.middleware.fast_path import FastPath
 from app.middleware.head import HeadAsGet
 from app.middleware.host_check import HostCheck
@@ -33,7 +32,8 @@ from app.observability.request_log import RequestLog
 from app.observability.request_observer import RequestObserver, RequestObserverMiddleware, Traces
 from app.process.gc_tuning import freeze_loaded_objects, take_in_everything
 from app.settings import Settings, load_settings
-from models.interface.errors import StartError
+from models.interface.admission import Budget
+from models.interface.errors import BodyMemoryFullError, StartError
 from models.interface.runtime import Runtime, StartRuntime
 from models.interface.telemetry import Task, Telemetry
 from models.search.index import SearchIndex
@@ -135,7 +135,7 @@ def create_app(
     observation = RequestObserver(
         metrics,
         request_log,
-        BodyBudget(settings.max_held_bytes),
+        Budget(settings.max_held_bytes, lambda _used: BodyMemoryFullError(settings.max_held_bytes)),
         frozenset({classify.PATH, features.PATH, search.PATH}),
         traces,
     )

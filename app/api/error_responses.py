@@ -22,14 +22,13 @@ from app.http.problems import (
     Problem,
     RequestError,
     Row,
-    TooMuchAtOnceError,
     UnauthorizedError,
     problem,
     row_of,
 )
 from app.observability.metrics import Metrics
 from app.observability.request_record import observed
-from models.interface.errors import DecodersBusyError, GradlessError, ImageError, OverloadedError
+from models.interface.errors import AtCapacityError, GradlessError, ImageError
 
 # Answers to a body that did not come, or came in excess: no more of it is waited for.
 _BROKEN_OFF = frozenset({408, 413})
@@ -84,7 +83,7 @@ def answer_to(request: Request, metrics: Metrics, error: Exception) -> Response:
     """The answer to a request that ended with an error of ours, counted among the refusals where it is one."""
     row = _noted(request, metrics, error)
     headers = {}
-    if isinstance(error, OverloadedError | DecodersBusyError | TooMuchAtOnceError):
+    if isinstance(error, AtCapacityError):
         headers = {"Retry-After": str(error.retry_after_s)}
     if isinstance(error, ContentEncodingError):
         headers = {"Accept-Encoding": error.accepted}

@@ -22,7 +22,6 @@ from app.http.problems import (
     NoImagesError,
     SlowBodyError,
     TooManyImagesError,
-    TooMuchAtOnceError,
 )
 from app.observability.request_record import observed
 from app.settings import Settings
@@ -36,7 +35,7 @@ UPLOAD_ERRORS: tuple[type[Exception], ...] = (
     ContentEncodingError,
     MalformedMultipartError,
     SlowBodyError,
-    TooMuchAtOnceError,
+    errors.BodyMemoryFullError,
     BodyTooLargeError,
     TooManyImagesError,
     NoImagesError,

@@ -58,15 +58,6 @@ class SlowBodyError(RequestError):
         super().__init__(f"The request's body had not arrived after {timeout_s:g} s.")
 
 
-class TooMuchAtOnceError(RequestError):
-    """All callers together send more than is kept; `retry_after_s` seconds later there may be room."""
-
-    retry_after_s = 1
-
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The bodies that are being received or waiting fill {limit_bytes} bytes.")
-
-
 class MalformedMultipartError(RequestError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"The multipart body cannot be read: {reason}")
@@ -162,6 +153,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.NotFiniteError: Row(422, "not-finite", "The network gave no finite numbers for this image", "bad_image"),
     errors.OverloadedError: Row(429, "overloaded", "The service is full", "queue_full"),
     errors.DecodersBusyError: Row(429, "decoders-busy", "Too many expensive images wait", "queue_full"),
+    errors.BodyMemoryFullError: Row(429, "too-much-at-once", "Too much is being sent at once", "queue_full"),
     errors.DrainingError: Row(503, "draining", "The service is stopping", "draining"),
     errors.DeadlineExceededError: Row(504, "deadline-exceeded", "No answer in time", "deadline"),
     errors.ModelDownError: Row(503, "model-down", "The model is being started anew", "model_down"),
@@ -180,7 +172,6 @@ TABLE: dict[type[Exception], Row] = {
     errors.ComparisonTooLargeError: Row(422, "comparison-too-large", "The comparison would need too much"),
     BodyTooLargeError: Row(413, "body-too-large", "The request is too large", "too_large"),
     SlowBodyError: Row(408, "slow-body", "The request did not arrive in time", "slow_body"),
-    TooMuchAtOnceError: Row(429, "too-much-at-once", "Too much is being sent at once", "queue_full"),
     MalformedMultipartError: Row(400, "malformed-multipart", "The multipart body cannot be read"),
     ContentEncodingError: Row(415, "unsupported-content-encoding", "The body has a content coding", "unsupported_type"),
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),

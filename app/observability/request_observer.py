@@ -12,11 +12,11 @@ from typing import Protocol
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.body_budget import BodyBudget
 from app.http.problems import CLIENT_GONE_STATUS, CONTENT_TYPE, INTERNAL_ERROR, problem
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.request_record import RequestRecord, RequestTrace, observe
+from models.interface.admission import Budget
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class RequestObserver:
         self,
         metrics: Metrics,
         request_log: RequestLog,
-        held: BodyBudget,
+        held: Budget,
         timed_paths: frozenset[str],
         traces: Traces | None = None,
     ) -> None:
@@ -68,7 +68,7 @@ class RequestObserver:
 
     def end(self, scope: Scope, request: RequestRecord, *, shed: bool = False) -> None:
         """Tell of it. `shed`: it is one of many that were refused at their headers."""
-        self._held.give_back(request.held_bytes)
+        self._held.release(request.held_bytes)
         request.ended_at = perf_counter()
         seconds = request.ended_at - request.started_at
         # As the documentation writes it: a name that may hold slashes is {name} there.

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from starlette.types import Scope
 
-from app.http.body_budget import BodyBudget
+from models.interface.admission import Budget
 from models.interface.results import Prediction
 from models.interface.telemetry import StageSeconds, Task
 
@@ -37,7 +37,7 @@ class RequestRecord:
     is known once the answer has been sent, or its caller has gone."""
 
     request_id: str
-    held: BodyBudget
+    held: Budget
     trace: RequestTrace | None = None
     held_bytes: int = 0
     started_at: float = field(default_factory=perf_counter)
@@ -57,8 +57,8 @@ class RequestRecord:
     status: int | None = None
 
     def hold(self, count: int) -> None:
-        """Count bytes of its body until its end. Raises TooMuchAtOnceError."""
-        self.held.take(count)
+        """Count bytes of its body until its end. Raises BodyMemoryFullError."""
+        self.held.acquire(count)
         self.held_bytes += count
 
     def asks(self, model: str, task: Task, images: int) -> None:

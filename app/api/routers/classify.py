@@ -9,10 +9,11 @@ from fastapi import APIRouter, Query
 from app.api.dependencies import ClassifiableUpload
 from app.api.error_responses import fault_of_one
 from app.api.image_route import ImageRoute
-from app.api.inference import PREDICTION_ERRORS, answered
+from app.api.inference import PREDICTION_ERRORS, infer
 from app.api.openapi import IMAGE_BODY, answers
 from app.api.schemas import Classification, Classifications, Faulty, Prediction
 from models.interface.errors import ImageError, NoClassesError
+from models.interface.request import InferenceRequest
 from models.interface.results import Prediction as Predicted
 
 router = APIRouter(tags=["inference"], route_class=ImageRoute)
@@ -26,7 +27,7 @@ async def classify(
     top_k: Annotated[int, Query(ge=1, le=1000, description="classes an image, at most")] = 5,
 ) -> Classifications:
     """Name what is in one image or several. A bad image among several has its problem in its place."""
-    answer = await answered(upload, task="classify", top_k=top_k)
+    answer = await infer(upload, InferenceRequest("classify", top_k=top_k))
     return Classifications(
         model=answer.model,
         fingerprint=answer.fingerprint,

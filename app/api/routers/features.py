@@ -14,11 +14,12 @@ from starlette.responses import Response
 from app.api.dependencies import ImageUpload, Upload
 from app.api.error_responses import answer_to, fault_of_one
 from app.api.image_route import ImageRoute
-from app.api.inference import PREDICTION_ERRORS, answered
+from app.api.inference import PREDICTION_ERRORS, infer
 from app.api.openapi import IMAGE_BODY, answers
 from app.api.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
 from app.http.accept import accepts
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer
 
 router = APIRouter(tags=["inference"], route_class=ImageRoute)
@@ -50,7 +51,7 @@ async def features(
     With `Accept: application/x-npy` the answer is a NumPy file of float32, (N, D): it has no place for a problem,
     so a bad image among several fails the request.
     """
-    answer = await answered(upload, task="features", top_k=0)
+    answer = await infer(upload, InferenceRequest("features"))
     if accepts(upload.request.headers.get("accept", ""), NPY):
         return _npy(upload, answer, normalize=normalize)
     return FeatureVectors(

@@ -16,13 +16,14 @@ from app.api.api_route import ApiRoute
 from app.api.dependencies import ImageUpload, inference_allowed
 from app.api.error_responses import fault_of_one
 from app.api.image_route import ImageRoute
-from app.api.inference import PREDICTION_ERRORS, answered
+from app.api.inference import PREDICTION_ERRORS, infer
 from app.api.openapi import IMAGE_BODY, answers
 from app.api.schemas import Faulty, Found, Neighbour, Neighbours
 from app.api.search_index import search_index_for, search_index_of
 from app.http.problems import NOT_FOUND, ForbiddenError, NoSearchIndexError, UnauthorizedError
 from app.observability.request_record import observed
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Prediction
 from models.search.index import SearchIndex
 
@@ -62,7 +63,7 @@ async def search(
     Where GRADLESS_SEARCH_INDEX names an index, for the model that made its vectors.
     """
     search_index_for(upload.request, upload.model.fingerprint)
-    answer = await answered(upload, task="search", top_k=0)
+    answer = await infer(upload, InferenceRequest("search"))
     # Anew: another version of the model may have answered than was there before.
     index = search_index_for(upload.request, answer.fingerprint)
     found = iter(await _looked_up(upload.request, index, answer.results, k))
