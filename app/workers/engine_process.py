@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from app.main import search_index_beside, serving_options
 from app.middleware.start_failures import refuse_to_start, start_error
 from app.observability.metrics import CountsReader, Metrics, create_counts
-from app.process.gc_tuning import freeze_loaded_objects
+from app.process.interpreter import freeze_loaded_objects, tune_interpreter
 from app.process.listener import allow_many_connections, bind, log_listening
 from app.process.logs import exit_at_once
 from app.process.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
 from app.server.acceptor import Acceptor
-from app.server.server import heeds_hangup, tune_interpreter
+from app.server.server import heeds_hangup
 from app.settings import Settings
 from app.workers.connection_dispatch import HttpWorker, hand
 from app.workers.fork_server import ForkServer
