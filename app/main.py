@@ -15,8 +15,8 @@ from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
-from app.api import error_responses
 from app.api.dependencies import Parts
+from app.api.error_responses import handle_errors
 from app.api.image_route import ImageRoute
 from app.api.openapi import complete_document, documented_ends, other_ends
 from app.api.routers import classify, debug, documentation, features, health, models, page, search
@@ -159,7 +159,7 @@ def create_app(
         documentation.router,
     )
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-    error_responses.install(app, metrics, routes)
+    handle_errors(app, metrics, routes)
     for router in routers:
         app.include_router(router)
         for path, method, status in documented_ends(router):

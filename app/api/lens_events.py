@@ -12,7 +12,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.dependencies import parts_of
-from app.api.error_responses import problem_of
+from app.api.error_responses import event_problem
 from app.api.lens_schemas import GradModes, Progress
 from app.http.disconnect import unless_gone
 from gradless import records
@@ -82,8 +82,7 @@ class ComparisonStream(StreamingResponse):
         try:
             report = GradModes.model_validate(_result(self._work))
         except Exception as error:  # noqa: BLE001 - the answer has begun: whatever it was is told in it
-            problem = problem_of(self._request, parts_of(self._request).metrics, error)
-            yield _event("problem", problem.model_dump_json(exclude_none=True))
+            yield _event("problem", event_problem(self._request, parts_of(self._request).metrics, error))
         else:
             yield _event("report", report.model_dump_json())
 

@@ -207,9 +207,3 @@ INTERNAL_ERROR = Row(500, "internal-error", "Something went wrong here")
 def row_of(error: Exception) -> Row:
     """The table's row for `error`; an error of no row is ours, and its detail nobody's business."""
     return TABLE.get(type(error), INTERNAL_ERROR)
-
-
-def problem(row: Row, detail: str | None, request_id: str | None) -> Problem:
-    """The body to answer with. Nothing of an internal error leaves the house but the request's id."""
-    public = detail if row.status != INTERNAL_ERROR.status else None
-    return Problem(type=row.type, title=row.title, status=row.status, detail=public, request_id=request_id)

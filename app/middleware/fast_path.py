@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.dependencies import Parts
-from app.api.error_responses import answered
+from app.api.error_responses import handle_with_problems
 
 
 class FastPath:
@@ -29,5 +29,5 @@ class FastPath:
         # For the metrics, which know requests by their routes.
         scope["route"], handler = self._handlers[scope["path"]]
         request = Request(scope, receive, send)
-        response = await answered(request, self._parts.metrics, handler)
+        response = await handle_with_problems(request, self._parts.metrics, handler)
         await response(scope, receive, send)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.error_responses import answer
+from app.api.error_responses import request_problem
 from app.http.allowed_hosts import Hosts, fault_of_authority, shown, stated_host
 from app.http.problems import MALFORMED_REQUEST, UNKNOWN_HOST
 
@@ -24,10 +24,10 @@ class HostCheck:
         # The connection has looked already where it is app/server/connection.py's; other servers' may not have.
         fault = fault_of_authority(b"/", scope["headers"], host_needed=False)
         if fault is not None:
-            await answer(Request(scope), MALFORMED_REQUEST, fault)(scope, receive, send)
+            await request_problem(Request(scope), MALFORMED_REQUEST, fault)(scope, receive, send)
         elif not self._hosts.allow(scope):
             stated = shown(stated_host(scope) or b"")
             detail = f"It is not served under {stated}; GRADLESS_ALLOWED_HOSTS says under which names it is."
-            await answer(Request(scope), UNKNOWN_HOST, detail)(scope, receive, send)
+            await request_problem(Request(scope), UNKNOWN_HOST, detail)(scope, receive, send)
         else:
             await self._app(scope, receive, send)

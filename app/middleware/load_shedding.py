@@ -14,8 +14,8 @@ from app.api.dependencies import Parts
 from app.api.error_responses import body_is_short
 from app.api.image_route import ImageRoute
 from app.http.allowed_hosts import Hosts
+from app.http.problem_response import problem_bytes, problem_headers
 from app.http.problems import TABLE, RequestError
-from app.http.raw_problem import answer_bytes
 from app.observability.request_observer import RequestObserver
 from app.security.api_keys import authorize
 from models.interface.errors import OverloadedError
@@ -80,10 +80,10 @@ class LoadShedding:
         last = not keep_alive or not body_is_short(head.get(b"content-length"), chunked=b"transfer-encoding" in head)
         headers = {
             **usual_headers,
-            "retry-after": str(overload.retry_after_s),
+            **problem_headers(overload),
             **self._observation.headers(scope, seen),
         }
-        answer = answer_bytes(_ROW, str(overload), seen.request_id, headers, last=last)
+        answer = problem_bytes(_ROW, str(overload), seen.request_id, headers, last=last)
         self._observation.end(scope, seen, shed=True)
         return Shed(answer, last)
 

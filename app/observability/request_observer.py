@@ -9,11 +9,11 @@ import re
 from time import perf_counter
 from typing import Protocol
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.body_budget import BodyBudget
-from app.http.problems import CLIENT_GONE_STATUS, CONTENT_TYPE, INTERNAL_ERROR, problem
+from app.http.problem_response import problem_response
+from app.http.problems import CLIENT_GONE_STATUS, INTERNAL_ERROR
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.request_record import RequestRecord, RequestTrace, observe
@@ -116,7 +116,8 @@ class RequestObserverMiddleware:
                 # Half an answer is out: only a broken connection can tell the caller.
                 raise
             request.problem = INTERNAL_ERROR.slug
-            await _internal_error(request)(scope, receive, send_observed)
+            response = problem_response(INTERNAL_ERROR, None, request.request_id)
+            await response(scope, receive, send_observed)
         finally:
             self._observation.end(scope, request)
 
@@ -129,8 +130,3 @@ def _request_id(scope: Scope) -> str:
                 return offered
     # To tell requests apart, not to be unguessable.
     return f"{random.getrandbits(64):016x}"
-
-
-def _internal_error(request: RequestRecord) -> Response:
-    body = problem(INTERNAL_ERROR, None, request.request_id)
-    return Response(body.model_dump_json(exclude_none=True), INTERNAL_ERROR.status, media_type=CONTENT_TYPE)

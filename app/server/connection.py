@@ -9,24 +9,21 @@ from functools import partial
 from time import perf_counter
 from typing import Any, ClassVar, Self, cast
 
-from starlette.responses import Response
-from starlette.types import ASGIApp, Scope
+from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.http.allowed_hosts import fault_of_authority
 from app.http.disconnect import ClientDisconnect
+from app.http.problem_response import problem_bytes, problem_response
 from app.http.problems import (
-    CONTENT_TYPE,
     HEADERS_TOO_LARGE,
     MALFORMED_REQUEST,
     TOO_FINELY_CHUNKED,
     Row,
     SlowBodyError,
-    problem,
     row_of,
 )
-from app.http.raw_problem import answer_bytes
 from app.observability.request_log import refused
 from app.server.lingering_close import LingeringClose
 from app.server.no_upgrades import IgnoreUpgradeParser
@@ -311,14 +308,14 @@ class BoundedConnection(HttpToolsProtocol):
         if self.pipeline:
             # Its handler has not begun, nor may its answer, until the requests before it have theirs.
             self.on_refusal(row, perf_counter() - self._head_began_at)
-            self.pipeline[0] = self.cycle, cast(Any, _problem_app(row, detail))
+            self.pipeline[0] = self.cycle, cast(Any, problem_response(row, detail, headers={"Connection": "close"}))
             self._read_no_more()
         else:
             self.on_refusal(row, None)
             # Once an answer has begun, another would be read as part of it.
             self._writes.client_may_send = not self.cycle.response_started
             if not self.cycle.response_started:
-                self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
+                self.transport.write(problem_bytes(row, detail, headers=self.usual_headers(), last=True))
             self.cycle.disconnected = not self.cycle.response_complete
             self.cycle.message_event.set()
             self._departure.happen()
@@ -336,7 +333,7 @@ class BoundedConnection(HttpToolsProtocol):
             self._read_no_more()
         elif not self.transport.is_closing():
             self._writes.client_may_send = True
-            self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
+            self.transport.write(problem_bytes(row, detail, headers=self.usual_headers(), last=True))
             self.transport.close()
 
     def _read_no_more(self) -> None:
@@ -345,12 +342,6 @@ class BoundedConnection(HttpToolsProtocol):
         self.cycle.keep_alive = False
         self._writes.client_may_send = True
         self.flow.pause_reading()
-
-
-def _problem_app(row: Row, detail: str) -> ASGIApp:
-    """An application that answers with that problem and ends the connection."""
-    body = problem(row, detail, None).model_dump_json(exclude_none=True)
-    return Response(body, row.status, headers={"Connection": "close"}, media_type=CONTENT_TYPE)
 
 
 def _close_soon(writes: WriteCoalescing, loop: asyncio.AbstractEventLoop) -> None:

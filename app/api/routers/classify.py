@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.api.dependencies import ClassifiableUpload
-from app.api.error_responses import fault_of_one
+from app.api.error_responses import image_problem
 from app.api.image_route import ImageRoute
 from app.api.inference import PREDICTION_ERRORS, answered
 from app.api.openapi import IMAGE_BODY, answers
@@ -31,7 +31,7 @@ async def classify(
         model=answer.model,
         fingerprint=answer.fingerprint,
         results=[
-            Faulty(error=fault_of_one(upload.metrics, result))
+            Faulty(error=image_problem(upload.metrics, result))
             if isinstance(result, ImageError)
             else _classification(result)
             for result in answer.results

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from app.api.dependencies import ImageUpload, Upload
-from app.api.error_responses import answer_to, fault_of_one
+from app.api.error_responses import error_response, image_problem
 from app.api.image_route import ImageRoute
 from app.api.inference import PREDICTION_ERRORS, answered
 from app.api.openapi import IMAGE_BODY, answers
@@ -59,7 +59,7 @@ async def features(
         dimensions=answer.dimensions,
         shape=list(answer.shape),
         results=[
-            Faulty(error=fault_of_one(upload.metrics, result))
+            Faulty(error=image_problem(upload.metrics, result))
             if isinstance(result, ImageError)
             else _encoded(_scaled(result.features, normalize=normalize), encoding)
             for result in answer.results
@@ -72,7 +72,7 @@ def _npy(upload: Upload, answer: Answer, *, normalize: bool) -> Response:
     for result in answer.results:
         if isinstance(result, ImageError):
             # Not raised: its traceback would have frames that have the answer, which has it.
-            return answer_to(upload.request, upload.metrics, result)
+            return error_response(upload.request, upload.metrics, result)
         vectors.append(_scaled(result.features, normalize=normalize))
     file = BytesIO()
     np.save(file, np.stack(vectors), allow_pickle=False)

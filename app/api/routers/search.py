@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
 from app.api.dependencies import ImageUpload, inference_allowed
-from app.api.error_responses import fault_of_one
+from app.api.error_responses import image_problem
 from app.api.image_route import ImageRoute
 from app.api.inference import PREDICTION_ERRORS, answered
 from app.api.openapi import IMAGE_BODY, answers
@@ -71,7 +71,7 @@ async def search(
         fingerprint=answer.fingerprint,
         indexed=index.manifest.rows,
         results=[
-            Faulty(error=fault_of_one(upload.metrics, result)) if isinstance(result, ImageError) else next(found)
+            Faulty(error=image_problem(upload.metrics, result)) if isinstance(result, ImageError) else next(found)
             for result in answer.results
         ],
     )

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from app.http import problems
-from app.http.problems import INTERNAL_ERROR, TABLE, RequestError, Row, problem, row_of
+from app.http.problem_response import problem
+from app.http.problems import INTERNAL_ERROR, TABLE, RequestError, Row, row_of
 from models.interface.errors import ForwardError, GradlessError, ImageError, StartError, UndecodableImageError
 
 

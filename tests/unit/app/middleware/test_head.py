@@ -78,4 +78,4 @@ async def test_an_address_with_a_slash_at_its_end_is_none_and_sends_nobody_elsew
 async def test_a_slash_at_the_end_is_named_as_what_is_wrong(serve: Serve) -> None:
     async with serve() as client:
         answer = await client.get("/healthz/")
-    assert answer.json()["detail"] == "GET /healthz/: addresses here have no slash at their end"
+    assert answer.json()["detail"] == "GET /healthz/: paths have no trailing slash"
