@@ -11,14 +11,15 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
 from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
+from app.api.image_endpoints import IMAGE_ENDPOINTS
 from app.api.image_route import ImageRoute
-from app.api.openapi import complete_document, documented_ends, other_ends
+from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
 from app.api.routers import classify, debug, documentation, features, health, models, page, search
 from app.api.search_index import open_search_index
 from app.http.allowed_hosts import Hosts, allowed_hosts, own_names
@@ -35,7 +36,7 @@ from app.process.gc_tuning import freeze_loaded_objects, take_in_everything
 from app.settings import Settings, load_settings
 from models.interface.errors import StartError
 from models.interface.runtime import Runtime, StartRuntime
-from models.interface.telemetry import Task, Telemetry
+from models.interface.telemetry import Telemetry
 from models.search.index import SearchIndex
 
 if TYPE_CHECKING:
@@ -110,16 +111,22 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
-    # From the inside out: what is outermost is added last.
+    routers = (
+        classify.router,
+        features.router,
+        search.router,
+        models.router,
+        health.router,
+        debug.router,
+        page.router,
+        documentation.router,
+    )
+    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    # Middleware added last runs first.
     app.add_middleware(
         FastPath,
         parts=parts,
-        routes=[
-            route
-            for router in (classify.router, features.router, search.router)
-            for route in router.routes
-            if isinstance(route, ImageRoute)
-        ],
+        routes=[route for route in routes if isinstance(route, ImageRoute)],
     )
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
@@ -136,7 +143,7 @@ def create_app(
         metrics,
         request_log,
         BodyBudget(settings.max_held_bytes),
-        frozenset({classify.PATH, features.PATH, search.PATH}),
+        frozenset(endpoint.path for endpoint in IMAGE_ENDPOINTS),
         traces,
     )
     app.add_middleware(RequestObserverMiddleware, observation=observation)
@@ -145,33 +152,18 @@ def create_app(
         parts,
         observation,
         hosts,
-        {**_tasks(classify.router, "classify"), **_tasks(features.router, "features")},
+        routes,
         cross_origin=bool(settings.cors_origins),
     )
-    routers = (
-        classify.router,
-        features.router,
-        search.router,
-        models.router,
-        health.router,
-        debug.router,
-        page.router,
-        documentation.router,
-    )
-    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     handle_errors(app, metrics, routes)
     for router in routers:
         app.include_router(router)
-        for path, method, status in documented_ends(router):
+        for path, method, status in documented_statuses(router):
             metrics.expect(path, method, status)
-    for nowhere, method, status in other_ends():
+    for nowhere, method, status in undocumented_statuses():
         metrics.expect(nowhere, method, status)
-    complete_document(app, keys=bool(parts.keys))
+    extend_openapi(app, keys=bool(parts.keys))
     return app
-
-
-def _tasks(router: APIRouter, task: Task) -> dict[str, tuple[ImageRoute, Task]]:
-    return {route.path: (route, task) for route in router.routes if isinstance(route, ImageRoute)}
 
 
 def search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:

@@ -3,23 +3,24 @@ application hears of it. Under a flood refusals are most of what the event loop 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from fastapi import Request
+from fastapi.routing import APIRoute
 from starlette.types import Scope
 
+from app.api.api_route import ApiRoute
 from app.api.dependencies import Parts
 from app.api.error_responses import body_is_short
-from app.api.image_route import ImageRoute
+from app.api.image_endpoints import IMAGE_ENDPOINTS
 from app.http.allowed_hosts import Hosts
 from app.http.problem_response import problem_bytes, problem_headers
 from app.http.problems import TABLE, RequestError
 from app.observability.request_observer import RequestObserver
 from app.security.api_keys import authorize
 from models.interface.errors import OverloadedError
-from models.interface.telemetry import Task
 
 _ROW = TABLE[OverloadedError]
 
@@ -40,14 +41,15 @@ class LoadShedding:
         parts: Parts,
         observation: RequestObserver,
         hosts: Hosts,
-        tasks: Mapping[str, tuple[ImageRoute, Task]],
+        routes: Sequence[APIRoute],
         *,
         cross_origin: bool,
     ) -> None:
         self._parts = parts
         self._observation = observation
         self._hosts = hosts
-        self._tasks = tasks
+        by_path = {route.path: route for route in routes if isinstance(route, ApiRoute)}
+        self._endpoints = {each.path: (by_path[each.path], each.task) for each in IMAGE_ENDPOINTS if each.sheddable}
         self._cross_origin = cross_origin
 
     @property
@@ -60,10 +62,10 @@ class LoadShedding:
         """The refusal of a request with that head, counted and told of; None where it is to go its way. So is all that
         needs a closer look, be it the images of a multipart body, which nobody has counted yet."""
         runtime = self._parts.runtime
-        if runtime is None or scope["path"] not in self._tasks:
+        if runtime is None or scope["path"] not in self._endpoints:
             return None
         head = dict(scope["headers"])
-        route, task = self._tasks[scope["path"]]
+        route, task = self._endpoints[scope["path"]]
         if self._needs_a_closer_look(scope, head) or not route.takes_query(scope["query_string"]):
             return None
         asked = _model(scope["query_string"])

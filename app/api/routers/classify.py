@@ -8,25 +8,24 @@ from fastapi import APIRouter, Query
 
 from app.api.dependencies import ClassifiableUpload
 from app.api.error_responses import image_problem
+from app.api.image_endpoints import CLASSIFY, IMAGE_BODY
 from app.api.image_route import ImageRoute
-from app.api.inference import PREDICTION_ERRORS, answered
-from app.api.openapi import IMAGE_BODY, answers
+from app.api.inference import answered
+from app.api.openapi import responses
 from app.api.schemas import Classification, Classifications, Faulty, Prediction
-from models.interface.errors import ImageError, NoClassesError
+from models.interface.errors import ImageError
 from models.interface.results import Prediction as Predicted
 
 router = APIRouter(tags=["inference"], route_class=ImageRoute)
 
-PATH = "/v1/classify"
 
-
-@router.post(PATH, responses=answers(*PREDICTION_ERRORS, NoClassesError), openapi_extra=IMAGE_BODY)
+@router.post(CLASSIFY.path, responses=responses(*CLASSIFY.errors), openapi_extra=IMAGE_BODY)
 async def classify(
     upload: ClassifiableUpload,
     top_k: Annotated[int, Query(ge=1, le=1000, description="classes an image, at most")] = 5,
 ) -> Classifications:
     """Name what is in one image or several. A bad image among several has its problem in its place."""
-    answer = await answered(upload, task="classify", top_k=top_k)
+    answer = await answered(upload, task=CLASSIFY.task, top_k=top_k)
     return Classifications(
         model=answer.model,
         fingerprint=answer.fingerprint,

@@ -13,7 +13,7 @@ from app.api.dependencies import TheRuntime, debug_allowed
 from app.api.lens_events import EVENT_STREAM, streamed
 from app.api.lens_request import asked, body_document
 from app.api.lens_schemas import GradModes, GradModesQuery
-from app.api.openapi import answers
+from app.api.openapi import responses
 from app.api.uploads import UPLOAD_ERRORS
 from app.http.accept import accepts
 from app.http.disconnect import unless_gone
@@ -48,7 +48,7 @@ router = APIRouter(prefix="/debug", tags=["debug"], dependencies=[Depends(debug_
 @router.post(
     "/grad-modes",
     response_model=GradModes,
-    responses={200: {"content": {EVENT_STREAM: _EVENTS}}, **answers(*_ERRORS)},
+    responses={200: {"content": {EVENT_STREAM: _EVENTS}}, **responses(*_ERRORS)},
     openapi_extra=body_document(),
 )
 async def grad_modes(

@@ -13,9 +13,10 @@ from starlette.responses import Response
 
 from app.api.dependencies import ImageUpload, Upload
 from app.api.error_responses import error_response, image_problem
+from app.api.image_endpoints import FEATURES, IMAGE_BODY
 from app.api.image_route import ImageRoute
-from app.api.inference import PREDICTION_ERRORS, answered
-from app.api.openapi import IMAGE_BODY, answers
+from app.api.inference import answered
+from app.api.openapi import responses
 from app.api.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
 from app.http.accept import accepts
 from models.interface.errors import ImageError
@@ -23,7 +24,6 @@ from models.interface.results import Answer
 
 router = APIRouter(tags=["inference"], route_class=ImageRoute)
 
-PATH = "/v1/features"
 NPY = "application/x-npy"
 
 Encoding = Literal["list", "base64"]
@@ -32,9 +32,9 @@ _NPY_CONTENT = {"schema": {"type": "string", "format": "binary", "description": 
 
 
 @router.post(
-    PATH,
+    FEATURES.path,
     response_model=FeatureVectors,
-    responses={200: {"content": {NPY: _NPY_CONTENT}}, **answers(*PREDICTION_ERRORS)},
+    responses={200: {"content": {NPY: _NPY_CONTENT}}, **responses(*FEATURES.errors)},
     openapi_extra=IMAGE_BODY,
 )
 async def features(
@@ -50,7 +50,7 @@ async def features(
     With `Accept: application/x-npy` the answer is a NumPy file of float32, (N, D): it has no place for a problem,
     so a bad image among several fails the request.
     """
-    answer = await answered(upload, task="features", top_k=0)
+    answer = await answered(upload, task=FEATURES.task, top_k=0)
     if accepts(upload.request.headers.get("accept", ""), NPY):
         return _npy(upload, answer, normalize=normalize)
     return FeatureVectors(

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
 from app.api.dependencies import metrics_allowed, parts_of
-from app.api.openapi import answers
+from app.api.openapi import responses
 from app.api.schemas import Health
 from app.http.problems import ForbiddenError, NotReadyError, UnauthorizedError
 
@@ -20,17 +20,17 @@ _EXPOSITION: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
     },
-    **answers(UnauthorizedError, ForbiddenError),
+    **responses(UnauthorizedError, ForbiddenError),
 }
 
 
-@router.get("/healthz", responses=answers())
+@router.get("/healthz", responses=responses())
 async def healthz() -> Health:
     """The process lives."""
     return Health(status="alive")
 
 
-@router.get("/readyz", responses=answers(NotReadyError))
+@router.get("/readyz", responses=responses(NotReadyError))
 async def readyz(request: Request) -> Health:
     """Models are warmed up, their threads are alive, and the service is not draining."""
     runtime = parts_of(request).runtime

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
 from app.api.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, parts_of
-from app.api.openapi import answers
+from app.api.openapi import responses
 from app.api.schemas import IndexDescription, ModelDescription, ModelList, ModelSource
 from app.api.uploads import read_small
 from app.http.problems import (
@@ -65,7 +65,7 @@ ModelName = Annotated[str, Path(pattern=_NAME, max_length=128, description="the 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
 
 
-@router.get("", responses=answers(*_ASKING), dependencies=[Depends(inference_allowed)])
+@router.get("", responses=responses(*_ASKING), dependencies=[Depends(inference_allowed)])
 async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
     """Every served model, the default first."""
     index = parts_of(request).search_index
@@ -73,7 +73,7 @@ async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
 
 
 # Names may have slashes in them, as timm/resnet18 has.
-@router.get("/{name:path}", responses=answers(*_ASKING, UnknownModelError), dependencies=[Depends(inference_allowed)])
+@router.get("/{name:path}", responses=responses(*_ASKING, UnknownModelError), dependencies=[Depends(inference_allowed)])
 async def describe_model(request: Request, runtime: TheRuntime, name: str) -> ModelDescription:
     """One served model."""
     return _description(card_named(runtime, name), parts_of(request).search_index)
@@ -81,7 +81,7 @@ async def describe_model(request: Request, runtime: TheRuntime, name: str) -> Mo
 
 @router.post(
     "/{name:path}",
-    responses={201: {"description": "It was not served before", "model": ModelDescription}, **answers(*_LOADING)},
+    responses={201: {"description": "It was not served before", "model": ModelDescription}, **responses(*_LOADING)},
     openapi_extra=_SOURCE,
     dependencies=[Depends(admin_allowed)],
 )
@@ -101,7 +101,7 @@ async def load_model(request: Request, response: Response, runtime: TheRuntime, 
 @router.delete(
     "/{name:path}",
     status_code=204,
-    responses=answers(*_UNLOADING),
+    responses=responses(*_UNLOADING),
     dependencies=[Depends(admin_allowed)],
 )
 async def unload_model(runtime: TheRuntime, name: ModelName) -> None:

@@ -15,9 +15,10 @@ from starlette.responses import Response
 from app.api.api_route import ApiRoute
 from app.api.dependencies import ImageUpload, inference_allowed
 from app.api.error_responses import image_problem
+from app.api.image_endpoints import IMAGE_BODY, SEARCH
 from app.api.image_route import ImageRoute
-from app.api.inference import PREDICTION_ERRORS, answered
-from app.api.openapi import IMAGE_BODY, answers
+from app.api.inference import answered
+from app.api.openapi import responses
 from app.api.schemas import Faulty, Found, Neighbour, Neighbours
 from app.api.search_index import search_index_for, search_index_of
 from app.http.problems import NOT_FOUND, ForbiddenError, NoSearchIndexError, UnauthorizedError
@@ -25,8 +26,6 @@ from app.observability.request_record import observed
 from models.interface.errors import ImageError
 from models.interface.results import Prediction
 from models.search.index import SearchIndex
-
-PATH = "/v1/search"
 
 _JPEG = "image/jpeg"
 _THUMBNAIL: dict[int | str, dict[str, Any]] = {
@@ -53,7 +52,7 @@ class _SearchRoute(ImageRoute):
 router = APIRouter(tags=["search"], route_class=_SearchRoute)
 
 
-@router.post(PATH, responses=answers(NoSearchIndexError, *PREDICTION_ERRORS), openapi_extra=IMAGE_BODY)
+@router.post(SEARCH.path, responses=responses(*SEARCH.errors), openapi_extra=IMAGE_BODY)
 async def search(
     upload: ImageUpload, k: Annotated[int, Query(ge=1, le=100, description="neighbours of an image, at most")] = 10
 ) -> Neighbours:
@@ -62,7 +61,7 @@ async def search(
     Where GRADLESS_SEARCH_INDEX names an index, for the model that made its vectors.
     """
     search_index_for(upload.request, upload.model.fingerprint)
-    answer = await answered(upload, task="search", top_k=0)
+    answer = await answered(upload, task=SEARCH.task, top_k=0)
     # Anew: another version of the model may have answered than was there before.
     index = search_index_for(upload.request, answer.fingerprint)
     found = iter(await _looked_up(upload.request, index, answer.results, k))
@@ -86,10 +85,10 @@ async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description
 
 
 router.add_api_route(
-    f"{PATH}/thumbnails/{{row}}",
+    f"{SEARCH.path}/thumbnails/{{row}}",
     thumbnail,
     response_class=Response,
-    responses={**_THUMBNAIL, **answers(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
+    responses={**_THUMBNAIL, **responses(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
     dependencies=[Depends(inference_allowed)],
     # It has no image to read.
     route_class_override=ApiRoute,
