@@ -22,7 +22,7 @@ from app.api.image_route import ImageRoute
 from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
 from app.api.routers import classify, debug, documentation, features, health, models, page, search
 from app.api.search_index import open_search_index
-from app.http.allowed_hosts import Hosts, allowed_hosts, own_names
+from app.http.allowed_hosts import AllowedHosts, allowed_hosts, trusted_hosts
 from app.http.body_budget import BodyBudget
 from app.middleware.fast_path import FastPath
 from app.middleware.head import HeadAsGet
@@ -64,7 +64,7 @@ def create_app(
         settings,
         metrics,
         settings.known_keys(),
-        Hosts(own_names(settings.allowed_hosts)),
+        AllowedHosts(trusted_hosts(settings.allowed_hosts)),
         SharedExposition(metrics.exposition, settings.metrics_max_age_s),
     )
     traces = traces or (_exporting_traces() if settings.traces else None)
@@ -137,7 +137,7 @@ def create_app(
             allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
             expose_headers=["X-Request-ID", "Server-Timing"],
         )
-    hosts = Hosts(allowed_hosts(settings.allowed_hosts, settings.host))
+    hosts = AllowedHosts(allowed_hosts(settings.allowed_hosts, settings.host))
     app.add_middleware(HostCheck, hosts=hosts)
     observation = RequestObserver(
         metrics,

@@ -10,7 +10,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Query, Request
 
 from app.api.uploads import read_images
-from app.http.allowed_hosts import Hosts
+from app.http.allowed_hosts import AllowedHosts
 from app.http.problems import DebugDisabledError, FingerprintMismatchError
 from app.observability.metrics import Metrics, SharedExposition
 from app.security.api_keys import Keys, Right, authorize
@@ -33,7 +33,7 @@ class Parts:
     settings: Settings
     metrics: Metrics
     keys: Keys
-    own_names: Hosts
+    trusted_hosts: AllowedHosts
     scraped: SharedExposition
     runtime: Runtime | None = None
     search_index: SearchIndex | None = None
@@ -175,4 +175,4 @@ async def metrics_allowed(request: Request) -> None:
 
 def _authorize(request: Request, right: Right) -> None:
     parts = parts_of(request)
-    authorize(request, parts.keys, right, parts.own_names)
+    authorize(request, parts.keys, right, parts.trusted_hosts)

@@ -6,14 +6,14 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.error_responses import request_problem
-from app.http.allowed_hosts import Hosts, fault_of_authority, shown, stated_host
+from app.http.allowed_hosts import AllowedHosts, authority_error, printable, host_header
 from app.http.problems import MALFORMED_REQUEST, UNKNOWN_HOST
 
 
 class HostCheck:
     """Refuses requests for other hosts than `hosts`."""
 
-    def __init__(self, app: ASGIApp, hosts: Hosts) -> None:
+    def __init__(self, app: ASGIApp, hosts: AllowedHosts) -> None:
         self._app = app
         self._hosts = hosts
 
@@ -22,11 +22,11 @@ class HostCheck:
             await self._app(scope, receive, send)
             return
         # The connection has looked already where it is app/server/connection.py's; other servers' may not have.
-        fault = fault_of_authority(b"/", scope["headers"], host_needed=False)
+        fault = authority_error(b"/", scope["headers"], host_needed=False)
         if fault is not None:
             await request_problem(Request(scope), MALFORMED_REQUEST, fault)(scope, receive, send)
         elif not self._hosts.allow(scope):
-            stated = shown(stated_host(scope) or b"")
+            stated = printable(host_header(scope) or b"")
             detail = f"It is not served under {stated}; GRADLESS_ALLOWED_HOSTS says under which names it is."
             await request_problem(Request(scope), UNKNOWN_HOST, detail)(scope, receive, send)
         else:

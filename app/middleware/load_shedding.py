@@ -15,7 +15,7 @@ from app.api.api_route import ApiRoute
 from app.api.dependencies import Parts
 from app.api.error_responses import body_is_short
 from app.api.image_endpoints import IMAGE_ENDPOINTS
-from app.http.allowed_hosts import Hosts
+from app.http.allowed_hosts import AllowedHosts
 from app.http.problem_response import problem_bytes, problem_headers
 from app.http.problems import TABLE, RequestError
 from app.observability.request_observer import RequestObserver
@@ -40,7 +40,7 @@ class LoadShedding:
         self,
         parts: Parts,
         observation: RequestObserver,
-        hosts: Hosts,
+        hosts: AllowedHosts,
         routes: Sequence[APIRoute],
         *,
         cross_origin: bool,
@@ -100,7 +100,7 @@ class LoadShedding:
         if not self._parts.keys:
             return False
         try:
-            authorize(Request(scope), self._parts.keys, "inference", self._parts.own_names)
+            authorize(Request(scope), self._parts.keys, "inference", self._parts.trusted_hosts)
         except RequestError:
             return True
         return False

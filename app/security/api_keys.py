@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from starlette.requests import Request
 
-from app.http.allowed_hosts import Hosts
+from app.http.allowed_hosts import AllowedHosts
 from app.http.problems import ForbiddenError, UnauthorizedError
 
 Right = Literal["inference", "debug", "metrics", "admin"]
@@ -104,15 +104,15 @@ def _start_of(file: Path) -> bytes:
     return text
 
 
-def authorize(request: Request, keys: Keys, right: Right, own_names: Hosts) -> None:
-    """Let `request` pass if its caller has that right. `own_names` are the hosts under which a request of this machine
+def authorize(request: Request, keys: Keys, right: Right, trusted_hosts: AllowedHosts) -> None:
+    """Let `request` pass if its caller has that right. `trusted_hosts` are the hosts under which a request of this machine
     counts as one. Raises UnauthorizedError, ForbiddenError."""
-    if right == "debug" and _is_trusted(request, own_names) and not _of_another_page(request):
+    if right == "debug" and _is_trusted(request, trusted_hosts) and not _of_another_page(request):
         return
     if not keys:
         if right == "debug":
             raise ForbiddenError(f"Debug endpoints answer {_LOCALLY}, and to no page of another origin there.")
-        if right == "admin" and not (_is_trusted(request, own_names) and _OF_A_PAGE not in request.headers):
+        if right == "admin" and not (_is_trusted(request, trusted_hosts) and _OF_A_PAGE not in request.headers):
             raise ForbiddenError(f"Requests that change models are answered {_LOCALLY}, and to no page there.")
         return
     offered = _offered(request)
@@ -137,10 +137,10 @@ def is_local(request: Request) -> bool:
     return (mapped or address).is_loopback
 
 
-def _is_trusted(request: Request, own_names: Hosts) -> bool:
+def _is_trusted(request: Request, trusted_hosts: AllowedHosts) -> bool:
     """Whether it comes from this machine, under a name of its own. Under another name it may come from a page whose
     name was made to lead here (DNS rebinding): the browser takes that page for one of this service's."""
-    return is_local(request) and own_names.allow(request.scope)
+    return is_local(request) and trusted_hosts.allow(request.scope)
 
 
 def _of_another_page(request: Request) -> bool:

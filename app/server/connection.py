@@ -13,7 +13,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.http.allowed_hosts import fault_of_authority
+from app.http.allowed_hosts import authority_error
 from app.http.disconnect import ClientDisconnect
 from app.http.problem_response import problem_bytes, problem_response
 from app.http.problems import (
@@ -277,7 +277,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._parser.get_method() == b"CONNECT":
             # Its target is no resource of this server's, whatever it looks like.
             return "This is no proxy: CONNECT is not answered."
-        return fault_of_authority(self.url, self.headers, host_needed=self._parser.get_http_version() == "1.1")
+        return authority_error(self.url, self.headers, host_needed=self._parser.get_http_version() == "1.1")
 
     def _head_bytes(self) -> int:
         # As it is written at the least: with a colon and the end of its line for each field.

@@ -134,7 +134,7 @@ async def test_a_failure_inside_is_a_500_without_detail_but_with_the_requests_id
     assert response.headers["x-request-id"] == "mine-1"
     assert response.json() == {
         "type": "urn:gradless:problem:internal-error",
-        "title": "Something went wrong here",
+        "title": "Internal error",
         "status": 500,
         "request_id": "mine-1",
     }
