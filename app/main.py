@@ -1,4 +1,7 @@
-"""create_app(): the only place where parts are wired. `uvicorn --factory app.main:create_app` serves it as well."""
+"""create_app(): the only place where the parts of the application are wired.
+
+`uvicorn --factory app.main:create_app` serves it too.
+"""
 
 from __future__ import annotations
 
@@ -43,19 +46,19 @@ if TYPE_CHECKING:
     from models.serving.model_instance import ServingOptions
 
 _DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.
-Errors are RFC 9457 problem details with a stable `type`. Beside those that an operation names, an address that is none
-is answered with 404 (`urn:gradless:problem:not-found`), and a method that an address does not take with 405
-(`urn:gradless:problem:method-not-allowed`). HEAD is answered wherever GET is."""
+Errors are RFC 9457 problem details with a stable `type`. In addition to the documented responses, an unknown path
+returns 404 (`urn:gradless:problem:not-found`), and a method that a path does not support returns 405
+(`urn:gradless:problem:method-not-allowed`). HEAD is supported wherever GET is."""
 
 
 def create_app(
     settings: Settings | None = None, start_runtime: StartRuntime | None = None, traces: Traces | None = None
 ) -> FastAPI:
-    """An application that loads its models when it starts.
+    """Return an application that loads its models when it starts.
 
-    `start_runtime` replaces models.serving.runtime, `traces` what the settings ask for.
+    `start_runtime` replaces models.serving.runtime; `traces` replaces the traces that the settings enable.
 
-    Raises SettingsError; starting it raises StartError.
+    Raises SettingsError. The application's lifespan raises StartError.
     """
     settings = settings or load_settings()
     metrics = Metrics()
@@ -69,16 +72,16 @@ def create_app(
     )
     traces = traces or (_exporting_traces() if settings.traces else None)
 
-    def give_up(reason: str) -> None:
+    def shut_down(reason: str) -> None:
         parts.failure = reason
-        # As an operator would: what was accepted is still answered.
+        # Accepted requests are still answered, as after any SIGTERM.
         os.kill(os.getpid(), signal.SIGTERM)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, give_up)
-            parts.search_index = search_index_beside(runtime, settings)
+            runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, shut_down)
+            parts.search_index = search_index_of_runtime(runtime, settings)
         except (StartError, OSError) as error:
             parts.start_error = start_error(error) if isinstance(error, OSError) else error
             raise
@@ -88,9 +91,11 @@ def create_app(
         try:
             yield
         finally:
-            # In a thread: a forward may still run, and the loop has answers to send.
+            # In a thread: a forward may still be running, and the event loop still sends answers.
             if not await asyncio.to_thread(runtime.close, parts.left_to_close_s()):
-                parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
+                parts.failure = (
+                    parts.failure or "a forward or a model load was still running when the time to drain was over"
+                )
             request_log.close()
             if traces is not None:
                 await asyncio.to_thread(traces.close)
@@ -102,12 +107,12 @@ def create_app(
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
-        # app/api/routers/documentation.py has a page of its own.
+        # app/api/routers/documentation.py serves /docs.
         docs_url=None,
         redoc_url=None,
-        # To where is read from the Host header, and as which protocol is not known behind a proxy.
+        # A redirect would take its host from the Host header, and its scheme is unknown behind a proxy.
         redirect_slashes=False,
-        # FastAPI's own, if OpenTelemetry is set up for the process: app/observability records each request once.
+        # app/observability records each request once; FastAPI would record it again if OpenTelemetry is set up.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
@@ -139,18 +144,18 @@ def create_app(
         )
     hosts = AllowedHosts(allowed_hosts(settings.allowed_hosts, settings.host))
     app.add_middleware(HostCheck, hosts=hosts)
-    observation = RequestObserver(
+    observer = RequestObserver(
         metrics,
         request_log,
         BodyBudget(settings.max_held_bytes),
         frozenset(endpoint.path for endpoint in IMAGE_ENDPOINTS),
         traces,
     )
-    app.add_middleware(RequestObserverMiddleware, observation=observation)
-    # Outside of all: app/server/server.py asks it at the headers of a request.
+    app.add_middleware(RequestObserverMiddleware, observation=observer)
+    # Runs before all middleware: app/server/server.py calls it at the headers of a request.
     app.state.shedding = LoadShedding(
         parts,
-        observation,
+        observer,
         hosts,
         routes,
         cross_origin=bool(settings.cors_origins),
@@ -160,25 +165,25 @@ def create_app(
         app.include_router(router)
         for path, method, status in documented_statuses(router):
             metrics.expect(path, method, status)
-    for nowhere, method, status in undocumented_statuses():
-        metrics.expect(nowhere, method, status)
+    for no_route, method, status in undocumented_statuses():
+        metrics.expect(no_route, method, status)
     extend_openapi(app, keys=bool(parts.keys))
     return app
 
 
-def search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:
-    """What the settings say is searched by the vectors of `runtime`, which is closed where that cannot be. Raises
-    StartError."""
+def search_index_of_runtime(runtime: Runtime, settings: Settings) -> SearchIndex | None:
+    """Open the index that the settings name, for the vectors of `runtime`. Closes `runtime` and raises StartError if
+    that fails."""
     try:
         return open_search_index(settings.search_index, runtime)
     except StartError:
-        # What has been started would keep the process from ending.
+        # Its threads would keep the process from ending.
         runtime.close(settings.drain_timeout_s)
         raise
 
 
 def _exporting_traces() -> Traces:
-    # Here, not above: OpenTelemetry is an extra.
+    # Imported here because OpenTelemetry is an optional dependency.
     from app.observability.tracing import exporting_traces  # noqa: PLC0415
 
     return exporting_traces(version("gradless"))
@@ -187,18 +192,18 @@ def _exporting_traces() -> Traces:
 def start_serving(
     settings: Settings,
     telemetry: Telemetry,
-    give_up: Callable[[str], None] = lambda _reason: None,
+    shut_down: Callable[[str], None] = lambda _reason: None,
     cores: int | None = None,
 ) -> Runtime:
-    """Load and warm up what the settings say; `give_up` and `cores` as in models.serving.runtime. Raises StartError."""
-    # Here, not above: the HTTP side is imported and tested without torch.
+    """Load and warm up the configured models. `shut_down` and `cores` are those of LocalRuntime. Raises StartError."""
+    # Imported here so that the HTTP side can be imported and tested without torch.
     from models.serving.runtime import LocalRuntime  # noqa: PLC0415
 
-    return LocalRuntime(replace(serving_options(settings), cores=cores), telemetry, give_up)
+    return LocalRuntime(replace(serving_options(settings), cores=cores), telemetry, shut_down)
 
 
 def serving_options(settings: Settings) -> ServingOptions:
-    """What the settings say, as `models` has it."""
+    """Return the settings of the inference side."""
     from models.serving.model_instance import ServingOptions  # noqa: PLC0415 - as above
 
     return ServingOptions(
