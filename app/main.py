@@ -93,9 +93,7 @@ def create_app(
         finally:
             # In a thread: a forward may still be running, and the event loop still sends answers.
             if not await asyncio.to_thread(runtime.close, parts.left_to_close_s()):
-                parts.failure = (
-                    parts.failure or "a forward or a model load was still running when the time to drain was over"
-                )
+                parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
             request_log.close()
             if traces is not None:
                 await asyncio.to_thread(traces.close)

@@ -105,8 +105,8 @@ def _start_of(file: Path) -> bytes:
 
 
 def authorize(request: Request, keys: Keys, right: Right, trusted_hosts: AllowedHosts) -> None:
-    """Let `request` pass if its caller has that right. `trusted_hosts` are the hosts under which a request of this machine
-    counts as one. Raises UnauthorizedError, ForbiddenError."""
+    """Return if the client has `right`. A request from this machine needs a host in `trusted_hosts` to count as local.
+    Raises UnauthorizedError, ForbiddenError."""
     if right == "debug" and _is_trusted(request, trusted_hosts) and not _of_another_page(request):
         return
     if not keys:
