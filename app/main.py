@@ -132,18 +132,18 @@ def create_app(
         )
     hosts = Hosts(allowed_hosts(settings.allowed_hosts, settings.host))
     app.add_middleware(HostCheck, hosts=hosts)
-    observation = RequestObserver(
+    observer = RequestObserver(
         metrics,
         request_log,
         BodyBudget(settings.max_held_bytes),
         frozenset({classify.PATH, features.PATH, search.PATH}),
         traces,
     )
-    app.add_middleware(RequestObserverMiddleware, observation=observation)
+    app.add_middleware(RequestObserverMiddleware, observer=observer)
     # Outside of all: app/server/server.py asks it at the headers of a request.
     app.state.shedding = LoadShedding(
         parts,
-        observation,
+        observer,
         hosts,
         {**_tasks(classify.router, "classify"), **_tasks(features.router, "features")},
         cross_origin=bool(settings.cors_origins),

@@ -28,7 +28,7 @@ from app.http.problems import (
     row_of,
 )
 from app.observability.metrics import Metrics
-from app.observability.request_record import observed
+from app.observability.request_record import record_of
 from models.interface.errors import DecodersBusyError, GradlessError, ImageError, OverloadedError
 
 # Answers to a body that did not come, or came in excess: no more of it is waited for.
@@ -95,7 +95,7 @@ def answer_to(request: Request, metrics: Metrics, error: Exception) -> Response:
 
 def problem_of(request: Request, metrics: Metrics, error: Exception) -> Problem:
     """The problem to end an answer with that has begun, where no status can tell any more."""
-    return problem(_noted(request, metrics, error), str(error), observed(request.scope).request_id)
+    return problem(_noted(request, metrics, error), str(error), record_of(request.scope).request_id)
 
 
 def fault_of_one(metrics: Metrics, error: ImageError) -> Problem:
@@ -129,23 +129,23 @@ def _invalid(request: Request, error: Exception) -> Response:
 def _noted(request: Request, metrics: Metrics, error: Exception) -> Row:
     """The row of `error`, counted among the refusals where it is one, and logged where it is ours."""
     row = row_of(error)
-    seen = observed(request.scope)
-    seen.problem = row.slug
+    record = record_of(request.scope)
+    record.problem = row.slug
     if row.reason is not None:
         metrics.rejected(row.reason)
     if row.status == INTERNAL_ERROR.status:
-        _log.error("a request failed: %s", error, extra={"request_id": seen.request_id})
+        _log.error("a request failed: %s", error, extra={"request_id": record.request_id})
     return row
 
 
 def answer(request: Request, row: Row, detail: str, headers: dict[str, str] | None = None) -> Response:
     """The problem as a response, noted as the request's. It ends the connection where the rest of a body would have to
     be waited for."""
-    seen = observed(request.scope)
-    seen.problem = row.slug
-    if not seen.body_read and _ends_connection(request, row):
+    record = record_of(request.scope)
+    record.problem = row.slug
+    if not record.body_read and _ends_connection(request, row):
         headers = {**(headers or {}), "Connection": "close"}
-    body = problem(row, detail, seen.request_id)
+    body = problem(row, detail, record.request_id)
     return Response(body.model_dump_json(exclude_none=True), row.status, headers=headers, media_type=CONTENT_TYPE)
 
 

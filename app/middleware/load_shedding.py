@@ -38,14 +38,14 @@ class LoadShedding:
     def __init__(
         self,
         parts: Parts,
-        observation: RequestObserver,
+        observer: RequestObserver,
         hosts: Hosts,
         tasks: Mapping[str, tuple[ImageRoute, Task]],
         *,
         cross_origin: bool,
     ) -> None:
         self._parts = parts
-        self._observation = observation
+        self._observer = observer
         self._hosts = hosts
         self._tasks = tasks
         self._cross_origin = cross_origin
@@ -73,18 +73,18 @@ class LoadShedding:
             return None
         # For the metrics, which know requests by their routes.
         scope["route"] = route
-        seen = self._observation.begin(scope)
-        seen.asks(model, task, 1)
-        seen.problem, seen.status = _ROW.slug, _ROW.status
+        record = self._observer.begin(scope)
+        record.start_inference(model, task, 1)
+        record.problem, record.status = _ROW.slug, _ROW.status
         self._parts.metrics.rejected("queue_full")
         last = not keep_alive or not body_is_short(head.get(b"content-length"), chunked=b"transfer-encoding" in head)
         headers = {
             **usual_headers,
             "retry-after": str(overload.retry_after_s),
-            **self._observation.headers(scope, seen),
+            **self._observer.headers(scope, record),
         }
-        answer = answer_bytes(_ROW, str(overload), seen.request_id, headers, last=last)
-        self._observation.end(scope, seen, shed=True)
+        answer = answer_bytes(_ROW, str(overload), record.request_id, headers, last=last)
+        self._observer.end(scope, record, shed=True)
         return Shed(answer, last)
 
     def _needs_a_closer_look(self, scope: Scope, head: Mapping[bytes, bytes]) -> bool:
