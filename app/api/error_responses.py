@@ -24,7 +24,7 @@ from app.http.problems import (
     row_of,
 )
 from app.observability.metrics import Metrics
-from app.observability.request_record import observed
+from app.observability.request_record import record_of
 from models.interface.errors import GradlessError, ImageError
 
 # The body is late or too large: the server does not wait for the rest of it.
@@ -86,7 +86,7 @@ def error_response(request: Request, metrics: Metrics, error: Exception) -> Resp
 
 def event_problem(request: Request, metrics: Metrics, error: Exception) -> str:
     """Return the problem of `error` as JSON, for a stream of events whose status has already been sent."""
-    return problem_json(_record(request, metrics, error), str(error), observed(request.scope).request_id)
+    return problem_json(_record(request, metrics, error), str(error), record_of(request.scope).request_id)
 
 
 def image_problem(metrics: Metrics, error: ImageError) -> Problem:
@@ -100,7 +100,7 @@ def image_problem(metrics: Metrics, error: ImageError) -> Problem:
 def request_problem(request: Request, row: Row, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return the problem as the response to `request` and record it. It closes the connection if that is cheaper than
     reading the rest of the body."""
-    record = observed(request.scope)
+    record = record_of(request.scope)
     record.problem = row.slug
     if not record.body_read and _closes_connection(request, row):
         headers = {**(headers or {}), "connection": "close"}
@@ -115,7 +115,7 @@ def body_is_short(declared_length: str | bytes | None, *, chunked: bool) -> bool
 def _record(request: Request, metrics: Metrics, error: Exception) -> Row:
     """Record the problem of `error`: count a refusal, log an internal error. Return its row."""
     row = row_of(error)
-    record = observed(request.scope)
+    record = record_of(request.scope)
     record.problem = row.slug
     if row.reason is not None:
         metrics.rejected(row.reason)

@@ -8,7 +8,7 @@ from app.api.dependencies import Upload
 from app.api.uploads import UPLOAD_ERRORS
 from app.http.disconnect import still_there, unless_gone
 from app.http.problems import FingerprintMismatchError, ForbiddenError, UnauthorizedError
-from app.observability.request_record import observed
+from app.observability.request_record import record_of
 from models.interface import errors
 from models.interface.errors import ImageError
 from models.interface.results import Answer, Prediction
@@ -35,12 +35,12 @@ async def answered(upload: Upload, *, task: Task, top_k: int) -> Answer:
 
     Raises the fault of an image that was sent alone, and what Runtime.predict raises.
     """
-    seen = observed(upload.request.scope)
-    seen.asks(upload.model.name, task, len(upload.images))
+    record = record_of(upload.request.scope)
+    record.start_inference(upload.model.name, task, len(upload.images))
     answer = await _with_large_ones(upload, task, top_k)
-    seen.model = answer.model
+    record.model = answer.model
     upload.check_answer_of(answer.fingerprint)
-    seen.answered([result for result in answer.results if isinstance(result, Prediction)])
+    record.add_results([result for result in answer.results if isinstance(result, Prediction)])
     if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
         fault = answer.results[0]
         try:

@@ -24,7 +24,7 @@ from app.http.problems import (
     TooManyImagesError,
     TooMuchAtOnceError,
 )
-from app.observability.request_record import observed
+from app.observability.request_record import record_of
 from app.settings import Settings
 from models.interface import errors
 from models.interface.errors import ImageTooLargeError
@@ -64,7 +64,7 @@ async def read_images(request: Request, settings: Settings) -> Sequence[bytes | 
     """
     started_at = perf_counter()
     images = await _in_time(request, settings.read_timeout_s, _read(request, settings))
-    observed(request.scope).read_seconds = perf_counter() - started_at
+    record_of(request.scope).read_seconds = perf_counter() - started_at
     return images
 
 
@@ -85,7 +85,7 @@ async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) ->
         raise SlowBodyError(timeout_s) from None
     except ClientDisconnect:
         raise ClientDisconnectedError from None
-    observed(request.scope).body_read = True
+    record_of(request.scope).body_read = True
     return read
 
 
@@ -129,10 +129,10 @@ async def _counted(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     if declared.isdecimal() and (len(declared) > _LONGEST_SIZE or int(declared) > limit_bytes):
         raise BodyTooLargeError(limit_bytes)
     received = 0
-    seen = observed(request.scope)
+    record = record_of(request.scope)
     async for chunk in request.stream():
         received += len(chunk)
         if received > limit_bytes:
             raise BodyTooLargeError(limit_bytes)
-        seen.hold(len(chunk))
+        record.reserve_body_bytes(len(chunk))
         yield chunk

@@ -79,7 +79,7 @@ class LoadShedding:
         # The metrics are labelled with the route.
         scope["route"] = route
         record = self._observer.begin(scope)
-        record.asks(model, task, 1)
+        record.start_inference(model, task, 1)
         record.problem, record.status = _ROW.slug, _ROW.status
         self._parts.metrics.rejected("queue_full")
         last = not keep_alive or not body_is_short(head.get(b"content-length"), chunked=b"transfer-encoding" in head)

@@ -24,7 +24,7 @@ from app.http.problems import (
     SlowBodyError,
     row_of,
 )
-from app.observability.request_log import refused
+from app.observability.request_log import log_refused_connection
 from app.server.lingering_close import LingeringClose
 from app.server.no_upgrades import IgnoreUpgradeParser
 from app.server.slow_readers import SlowReaders
@@ -320,13 +320,13 @@ class BoundedConnection(HttpToolsProtocol):
             self.cycle.message_event.set()
             self._departure.happen()
             self.transport.close()
-        refused(self.client[0] if self.client else None, row)
+        log_refused_connection(self.client[0] if self.client else None, row)
 
     def _refuse(self, row: Row, detail: str) -> None:
         self._end_of_waiting()
         self.on_refusal(row, perf_counter() - self._head_began_at if self._in_head else None)
         self._in_head = False
-        refused(self.client[0] if self.client else None, row)
+        log_refused_connection(self.client[0] if self.client else None, row)
         if not self.between_requests():
             # Requests before it have their answers first, the last of which ends the connection: in their place, or
             # in the midst of one, another would be taken for theirs.

@@ -22,7 +22,7 @@ from app.api.openapi import responses
 from app.api.schemas import Faulty, Found, Neighbour, Neighbours
 from app.api.search_index import search_index_for, search_index_of
 from app.http.problems import NOT_FOUND, ForbiddenError, NoSearchIndexError, UnauthorizedError
-from app.observability.request_record import observed
+from app.observability.request_record import record_of
 from models.interface.errors import ImageError
 from models.interface.results import Prediction
 from models.search.index import SearchIndex
@@ -105,7 +105,7 @@ async def _looked_up(
     started_at = perf_counter()
     # Off the event loop: up to some milliseconds an image.
     found = await asyncio.to_thread(index.search, np.stack(vectors), k)
-    observed(request.scope).looked_up(started_at)
+    record_of(request.scope).add_lookup(started_at)
     return [
         Found(
             neighbours=[

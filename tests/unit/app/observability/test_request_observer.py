@@ -29,8 +29,8 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def observe(metrics: Metrics) -> Observe:
-    observation = RequestObserver(metrics, RequestLog(1.0), BodyBudget(1000), frozenset({"/v1/classify"}))
-    return lambda app: RequestObserverMiddleware(app, observation)
+    observer = RequestObserver(metrics, RequestLog(1.0), BodyBudget(1000), frozenset({"/v1/classify"}))
+    return lambda app: RequestObserverMiddleware(app, observer)
 
 
 async def _receive() -> dict[str, Any]:
