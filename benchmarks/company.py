@@ -18,6 +18,7 @@ from typing import NamedTuple
 from benchmarks.markdown import over_rounds, table
 from benchmarks.statistic import latency_summary
 from models.images.samples import draw, encode
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import Unheard
 from models.scheduling.fair_lock import FairLock
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -89,7 +90,7 @@ class Company:
 
     async def _caller(self, model: str, until: float, latencies_ms: list[float]) -> None:
         while (asked_at := perf_counter()) < until:
-            await self.serving.predict(model, [self._picture], task="classify", top_k=1)
+            await self.serving.predict(model, InferenceRequest("classify", [self._picture], top_k=1))
             latencies_ms.append((perf_counter() - asked_at) * 1e3)
 
 

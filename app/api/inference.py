@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from app.api.dependencies import Upload
 from app.api.uploads import UPLOAD_ERRORS
-from app.http.disconnect import still_there, unless_gone
+from app.http.disconnect import cancel_token_of, run_until_disconnect
 from app.http.problems import FingerprintMismatchError, ForbiddenError, UnauthorizedError
 from app.observability.request_record import record_of
 from models.interface import errors
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
 from models.interface.telemetry import Task
 
@@ -59,9 +60,9 @@ async def _with_large_ones(upload: Upload, task: Task, top_k: int) -> Answer:
         upload.metrics.images_done(upload.model.name, task, "bad_image", large)
     if kept:
         # As it was asked: who names no model is answered by whichever is the default by now.
-        wanted = still_there(upload.request)
-        work = upload.runtime.predict(upload.asked, kept, task=task, top_k=top_k, wanted=wanted)
-        answer = await unless_gone(upload.request, work)
+        request = InferenceRequest(task, kept, top_k, cancel_token_of(upload.request))
+        work = upload.runtime.predict(upload.asked, request)
+        answer = await run_until_disconnect(upload.request, work)
     else:
         card = upload.model
         answer = Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, [])

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from app.api.dependencies import parts_of
 from app.api.error_responses import event_problem
 from app.api.lens_schemas import GradModes, Progress
-from app.http.disconnect import unless_gone
+from app.http.disconnect import run_until_disconnect
 from gradless import records
 from gradless.records import Comparison
 from models.interface.errors import DrainingError
@@ -39,7 +39,7 @@ async def streamed(
     work = asyncio.ensure_future(compare(updates.put_nowait))
     work.add_done_callback(lambda _: updates.put_nowait(None))
     try:
-        first = await unless_gone(request, updates.get())
+        first = await run_until_disconnect(request, updates.get())
         if first is None:
             _result(work)
     except BaseException:

@@ -19,6 +19,7 @@ from app.settings import Settings
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction, ScoredClass
 from models.interface.runtime import Runtime
 from models.interface.telemetry import Task, Unheard
@@ -76,7 +77,7 @@ async def _asked(runtime: Runtime, card: ModelCard, described: Description) -> l
     task: Task = "classify" if card.classes else "features"
     predictions = []
     for _ in range(_FORWARDS):
-        [result] = (await runtime.predict(None, [encoded], task=task, top_k=card.classes)).results
+        [result] = (await runtime.predict(None, InferenceRequest(task, [encoded], top_k=card.classes))).results
         if isinstance(result, ImageError):
             raise described.refusal("reference.image", str(result))
         predictions.append(result)

@@ -72,7 +72,7 @@ class BoundedConnection(HttpToolsProtocol):
     _unread: SlowReaders
     _lingering: LingeringClose
     _writes: WriteCoalescing
-    _departure: ClientDisconnect
+    _disconnect: ClientDisconnect
     _parser: IgnoreUpgradeParser
     _ending = False
     # What came after the requests so far is none: they are answered, and nothing more is read.
@@ -89,7 +89,7 @@ class BoundedConnection(HttpToolsProtocol):
         self._lingering = LingeringClose(transport, self.loop, self.head_timeout_s)
         self._writes = WriteCoalescing(transport, self.loop, self._unread.begin, self._lingering)
         # Neither it nor the parser holds the connection once that is lost: it goes without the garbage collector.
-        self._departure = ClientDisconnect(transport, partial(_close_soon, self._writes, self.loop))
+        self._disconnect = ClientDisconnect(transport, partial(_close_soon, self._writes, self.loop))
         super().connection_made(self._writes)  # type: ignore[arg-type]  # it is one by its methods
         self._parser = IgnoreUpgradeParser(self)
         self.parser = self._parser  # type: ignore[assignment]  # it is one by its methods
@@ -101,7 +101,7 @@ class BoundedConnection(HttpToolsProtocol):
         del self._parser
         self._unread.end()
         self._lingering.end()
-        self._departure.happen()
+        self._disconnect.cancel()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -157,7 +157,7 @@ class BoundedConnection(HttpToolsProtocol):
             raise _BrokenOffError
         if self.answered_at_head():
             return
-        self._departure.offer(cast(Scope, self.scope))
+        self._disconnect.attach_to(cast(Scope, self.scope))
         # Raises for a target that is none: so far it is a head, and refused as one.
         super().on_headers_complete()
         self.end_head()
@@ -318,7 +318,7 @@ class BoundedConnection(HttpToolsProtocol):
                 self.transport.write(problem_bytes(row, detail, headers=self.usual_headers(), last=True))
             self.cycle.disconnected = not self.cycle.response_complete
             self.cycle.message_event.set()
-            self._departure.happen()
+            self._disconnect.cancel()
             self.transport.close()
         log_refused_connection(self.client[0] if self.client else None, row)
 

@@ -24,6 +24,7 @@ from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
 from models.images.preprocessing import pixels_needed, to_tensor
 from models.images.transforms import Transform
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DecodersBusyError, DrainingError
 from models.interface.image_limits import ImageLimits
 
@@ -38,8 +39,8 @@ _MOST_THREAD_BYTES = 48 * 2**20
 class DecodeJob(Protocol):
     """One image to be decoded. Called from any thread."""
 
-    def wanted(self) -> bool:
-        """Whether somebody still waits for it."""
+    @property
+    def cancel_token(self) -> CancelToken: ...
 
     def take_encoded(self) -> bytes:
         """The file. Called once at most."""
@@ -170,7 +171,7 @@ class DecodePool:
         self._since[thread] = perf_counter()
         outcome: torch.Tensor | Exception | None
         try:
-            if not job.wanted():
+            if job.cancel_token.cancelled:
                 outcome = None
             else:
                 pixels = self._decode_here(job, transform, done)
@@ -233,7 +234,7 @@ class DecodePool:
     def _decode_in_process(self, image: _Handover, transform: Transform) -> torch.Tensor | None:
         """None where nobody waits for it any more."""
         decoder = self._decoders[threading.get_ident()]
-        with self._memory.reserved(image.predicted.memory_bytes, image.job.wanted) as has_memory:
+        with self._memory.reserved(image.predicted.memory_bytes, image.job.cancel_token) as has_memory:
             if not has_memory:
                 return None
             pixels = decoder.decode(
@@ -253,11 +254,10 @@ class DecodePool:
 class _Awaited:
     """A DecodeJob that somebody waits for until it is done."""
 
+    cancel_token = NEVER_CANCELLED
+
     def __init__(self, encoded: bytes) -> None:
         self._encoded = encoded
-
-    def wanted(self) -> bool:
-        return True
 
     def take_encoded(self) -> bytes:
         return self._encoded

@@ -14,8 +14,9 @@ from models.backends import Backend
 from models.hardware import cores, cuda
 from models.inference import backend_agreement
 from models.inference.batch_item import BatchItem, ItemOutput
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, AllCancelled, CancelToken
 from models.interface.errors import WarmUpError
+from models.interface.request import InferenceRequest
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 from models.scheduling.fair_lock import FairLock
@@ -59,10 +60,10 @@ class Engine:
     def run(self, items: Sequence[BatchItem]) -> list[ItemOutput]:
         """One forward for all `items`, answered in order. Raises AllCancelledError, for which the backend has to run it
         in pieces, when none of them is wanted any more."""
-        top_k = max(item.top_k for item in items)
+        top_k = max(item.request.top_k for item in items)
         with self.turn.shared(), torch.inference_mode():
             pixels = _stacked([item.image for item in items], self.model.placement.device)
-            features, logits = self.forward(pixels, lambda: any(item.wanted() for item in items))
+            features, logits = self.forward(pixels, AllCancelled([item.request.cancel_token for item in items]))
             likeliest = None
             if top_k:
                 # Once for the batch, not once an image; in float32, whatever the network computes in.
@@ -79,8 +80,8 @@ class Engine:
         return [
             ItemOutput(
                 host_features[row],
-                indices[row, : item.top_k],
-                probabilities[row, : item.top_k],
+                indices[row, : item.request.top_k],
+                probabilities[row, : item.request.top_k],
                 finite=bool(finite[row]),
             )
             for row, item in enumerate(items)
@@ -92,10 +93,10 @@ class Engine:
         if self.lanes > 1:
             cuda.use_own_stream_in_this_thread(self.model.placement.device)
 
-    def forward(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
+    def forward(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
         """The forward of `run` alone, of a batch as a backend takes it. The turn is its caller's to hold."""
         with torch.inference_mode():
-            return self._backend.run(pixels, wanted)
+            return self._backend.run(pixels, cancel_token)
 
     def close(self) -> None:
         """End what threads the backend has. Nothing runs any more."""
@@ -112,7 +113,7 @@ class Engine:
         if any(module.training for module in model.network.modules()):
             raise WarmUpError(model.name, "it is not in eval mode")
         picture = backend_agreement.drawn_picture(model.transform)
-        drawn = BatchItem(picture, top_k=min(1, model.network.classes))
+        drawn = BatchItem(picture, InferenceRequest("classify", top_k=min(1, model.network.classes)))
         try:
             outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([drawn] * size)]
             self._compare(picture, outputs)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from gradless.records import Comparison, ComparisonOptions, Progress
-from models.interface.cancellation import Wanted, always
 from models.interface.errors import OverloadedError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
@@ -29,9 +29,7 @@ class Runtime(Protocol):
 
     def refusal(self, model: str, task: Task) -> OverloadedError | None: ...
 
-    async def predict(
-        self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
-    ) -> Answer: ...
+    async def predict(self, model: str | None, request: InferenceRequest) -> Answer: ...
 
     async def compare(
         self,

@@ -16,6 +16,7 @@ from models.inference.engine import Engine
 from models.interface.cancellation import AllCancelledError
 from models.interface.errors import GradlessError, NotFiniteError
 from models.interface.home import expand_home
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import Unheard
 from models.loading import catalog
 from models.loading.calibration import Calibration
@@ -72,8 +73,8 @@ class Runner:
     def answer(self, pixels: torch.Tensor, *, top_k: int) -> Sequence[ItemOutput | GradlessError]:
         """One output an image of (N, 3, crop, crop) uint8; an error in the place of one that cannot be answered.
         `top_k` 0 asks for features alone, and is cut to the number of classes."""
-        wanted = min(top_k, self.model.network.classes)
-        outputs = self._run([BatchItem(image, wanted) for image in pixels]) if len(pixels) else []
+        request = InferenceRequest("classify", top_k=min(top_k, self.model.network.classes))
+        outputs = self._run([BatchItem(image, request) for image in pixels]) if len(pixels) else []
         return [self._checked(output) for output in outputs]
 
     def close(self) -> None:

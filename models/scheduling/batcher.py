@@ -80,6 +80,7 @@ class Batcher(Generic[Item, Result]):
         queue_capacity: int = 256,
         lanes: int = 1,
         room_from: int | None = None,
+        fairness_key: Callable[[Item], Hashable] | None = None,
         prepare: Callable[[], None] = lambda: None,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
     ) -> None:
@@ -88,6 +89,7 @@ class Batcher(Generic[Item, Result]):
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
         self._queue_capacity = queue_capacity
+        self._fairness_key = fairness_key
         self._on_batch = on_batch
         self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
         self._changed = threading.Condition()
@@ -139,9 +141,7 @@ class Batcher(Generic[Item, Result]):
         """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
         return self._occupancy.expected_seconds(items)
 
-    def submit(
-        self, item: Item, *, caller: Hashable | None = None, future: Future[Completed[Result]] | None = None
-    ) -> Future[Completed[Result]]:
+    def submit(self, item: Item, *, future: Future[Completed[Result]] | None = None) -> Future[Completed[Result]]:
         """Queue one item. Cancelling the future before its batch forms costs no forward, and frees the item's place at
         once. Items of one `caller` take turns with everybody else's; without one, an item is its own. `future`: one to
         answer by, of a kind that hears by itself of its batch, or says there that it is cancelled; then it is cancelled
@@ -151,12 +151,13 @@ class Batcher(Generic[Item, Result]):
         """
         if future is None:
             future = Future()
+        key = future if self._fairness_key is None else self._fairness_key(item)
         with self._changed:
             if self._closed:
                 raise self._refusal()
             if len(self._queue) >= self._queue_capacity:
                 raise OverloadedError(self._queue_capacity, self.expected_seconds(len(self._queue)))
-            self._queue.append(future, _Waiting(item, future, perf_counter()), future if caller is None else caller)
+            self._queue.append(future, _Waiting(item, future, perf_counter()), key)
             self._changed.notify_all()
         # It has no reference to the future: that would be a cycle. Called at once if the future is cancelled by now.
         future.add_done_callback(self._remove_cancelled)

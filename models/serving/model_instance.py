@@ -192,6 +192,7 @@ def _serve_loaded(
             queue_capacity=options.queue_capacity if around.reception is None else around.reception.queue_capacity,
             lanes=engine.lanes,
             room_from=engine.room_from,
+            fairness_key=lambda item: item.request.fairness_key,
             prepare=prepare,
             on_batch=over,
         )

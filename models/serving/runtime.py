@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from types import MappingProxyType
 
@@ -13,8 +13,8 @@ from models.hardware import cores, cuda, memory
 from models.hardware.placement import place
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
-from models.interface.cancellation import Wanted, always
 from models.interface.errors import ModelGoneError, OverloadedError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 from models.lens.runner import Lens
@@ -112,14 +112,10 @@ class LocalRuntime:
         served = self._roster.served.get(model)
         return None if served is None or model in self._roster.down else served.pipeline.refusal(task)
 
-    async def predict(
-        self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
-    ) -> Answer:
-        """Answer one request. `model` None is the default; `top_k` 0 asks for features alone and is cut to the
-        number of classes. Raises UnknownModelError, NoClassesError, ModelDownError, and what Pipeline.predict
-        raises."""
+    async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
+        """As Runtime.predict."""
         served = self._roster.find(model)
-        return await answer(served.card, served.pipeline, images, task=task, top_k=top_k, wanted=wanted)
+        return await answer(served.card, served.pipeline, request)
 
     async def compare(
         self,

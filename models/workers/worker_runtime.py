@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ from models.hardware import memory
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import Pipeline, answer
-from models.interface.cancellation import Wanted, always
 from models.interface.errors import ModelDownError, OverloadedError
 from models.interface.image_limits import ImageLimits
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 from models.scheduling.admission import Admission
@@ -153,12 +153,10 @@ class WorkerRuntime:
         served = self._served.get(model)
         return None if served is None or model in self._down else served.pipeline.refusal(task)
 
-    async def predict(
-        self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
-    ) -> Answer:
+    async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
         """As LocalRuntime.predict."""
         served = find(self._served, self._down, model)
-        return await answer(served.card, served.pipeline, images, task=task, top_k=top_k, wanted=wanted)
+        return await answer(served.card, served.pipeline, request)
 
     async def compare(
         self,

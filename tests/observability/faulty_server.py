@@ -18,7 +18,7 @@ from app.server.server import serve
 from app.settings import load_settings
 from models.backends.null import NullBackend
 from models.hardware import cgroups
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits, Network
 
@@ -36,7 +36,7 @@ def start(self: NullBackend, model: LoadedModel) -> None:
     start_well(self, model)
 
 
-def run(self: NullBackend, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
+def run(self: NullBackend, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
     match ORDER.read_text():
         case "slow":
             time.sleep(SLOW_S)
@@ -46,7 +46,7 @@ def run(self: NullBackend, pixels: torch.Tensor, wanted: Wanted = always) -> Fea
             raise RuntimeError("told to fail")
         case "out of memory":
             torch.empty(2**60)
-    return run_well(self, pixels, wanted)
+    return run_well(self, pixels, cancel_token)
 
 
 def forward(self: Network, images: torch.Tensor) -> FeaturesAndLogits:

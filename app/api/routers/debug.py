@@ -16,7 +16,7 @@ from app.api.lens_schemas import GradModes, GradModesQuery
 from app.api.openapi import responses
 from app.api.uploads import UPLOAD_ERRORS
 from app.http.accept import accepts
-from app.http.disconnect import unless_gone
+from app.http.disconnect import run_until_disconnect
 from app.http.problems import DebugDisabledError, ForbiddenError, UnauthorizedError
 from models.interface.errors import (
     ComparisonRunningError,
@@ -63,4 +63,4 @@ async def grad_modes(
     compare = partial(runtime.compare, question.model, question.options, question.image)
     if accepts(request.headers.get("accept", ""), EVENT_STREAM):
         return await streamed(request, compare)
-    return GradModes.model_validate(await unless_gone(request, compare(lambda _: None)))
+    return GradModes.model_validate(await run_until_disconnect(request, compare(lambda _: None)))

@@ -14,6 +14,7 @@ import pytest
 from fastapi import FastAPI
 
 from gradless.records import ComparisonOptions
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import Unheard
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -111,7 +112,7 @@ async def test_after_drain_nothing_new_is_taken(
 async def test_every_thread_of_serving_ends_with_it(tiny: ModelSpec, clock_png: bytes) -> None:
     before = set(threading.enumerate())
     serving = LocalRuntime(ServingOptions(backend="eager", models=[tiny]), Unheard())
-    await serving.predict(None, [clock_png] * 4, task="classify", top_k=1)
+    await serving.predict(None, InferenceRequest("classify", [clock_png] * 4, top_k=1))
     await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
     started = set(threading.enumerate()) - before
     names = {thread.name.rsplit("_", 1)[0] for thread in started}

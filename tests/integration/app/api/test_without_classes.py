@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from models.interface.errors import NoClassesError
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import Unheard
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
@@ -112,6 +113,6 @@ async def test_the_lens_compares_what_has_no_classes(http: httpx2.AsyncClient) -
 
 async def test_in_python_it_is_the_same_word(serving: LocalRuntime, clock_png: bytes) -> None:
     with pytest.raises(NoClassesError, match="no classes"):
-        await serving.predict(None, [clock_png], task="classify", top_k=5)
-    answer = await serving.predict(None, [clock_png], task="features", top_k=0)
+        await serving.predict(None, InferenceRequest("classify", [clock_png], top_k=5))
+    answer = await serving.predict(None, InferenceRequest("features", [clock_png]))
     assert answer.shape == (answer.dimensions,)

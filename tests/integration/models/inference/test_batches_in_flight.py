@@ -18,7 +18,8 @@ from models.hardware import cores, placement
 from models.hardware.placement import BackendName
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.interface.cancellation import Wanted
+from models.interface.cancellation import CancelToken
+from models.interface.request import InferenceRequest
 from models.loading.load import load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import ModelSpec
@@ -32,7 +33,7 @@ def _items(seed: int) -> list[BatchItem]:
     # One more than the cores have equal shares of: OpenVINO runs that one in another way.
     count = 4 * cores.available_cores() + 1
     return [
-        BatchItem(image, 10)
+        BatchItem(image, InferenceRequest("classify", top_k=10))
         for image in torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     ]
 
@@ -88,10 +89,10 @@ def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_lanes_are_busy(
     enough = threading.Event()
     forward = engine.forward
 
-    def noted(pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
+    def noted(pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
         inside.add(threading.get_ident())
         try:
-            return forward(pixels, wanted)
+            return forward(pixels, cancel_token)
         finally:
             inside.discard(threading.get_ident())
 

@@ -29,6 +29,7 @@ from models.interface.errors import (
     TooManyModelsError,
     UnknownModelError,
 )
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer
 from models.interface.telemetry import Unheard
 from models.networks.specs import Classifier, ModelSpec
@@ -131,7 +132,7 @@ def unfrozen() -> Iterator[None]:
 
 
 async def _ask(serving: LocalRuntime, image: bytes, model: str | None = None) -> Answer:
-    return await serving.predict(model, [image], task="classify", top_k=1)
+    return await serving.predict(model, InferenceRequest("classify", [image], top_k=1))
 
 
 def _model_threads() -> set[threading.Thread]:

@@ -18,6 +18,7 @@ from models.images.samples import draw, encode
 from models.images.transforms import Normalize, Transform
 from models.inference.backend_agreement import drawn_picture
 from models.interface.errors import ModelDownError, StartError
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import Unheard
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -180,12 +181,12 @@ async def test_a_model_that_cannot_be_built_again_is_given_up_with_the_reason(
     released.clear()
     try:
         with pytest.raises(ModelDownError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
         assert await asyncio.to_thread(told.wait, _PATIENCE_S)
         assert "cannot be started anew: StartError: its file is gone" in given_up[0]
         assert not serving.ready
         with pytest.raises(ModelDownError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
     finally:
         released.set()
         serving.close(timeout_s=10)
@@ -214,7 +215,7 @@ async def test_a_restart_that_hangs_is_given_up_after_the_time_that_a_load_may_t
     released.clear()
     try:
         with pytest.raises(ModelDownError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
         assert await asyncio.to_thread(told.wait, _PATIENCE_S)
         assert "cannot be started anew: StartError: tiny had not loaded after 0.3 s" in given_up[0]
     finally:
@@ -256,7 +257,7 @@ async def test_the_last_callers_of_a_model_that_is_given_up_hear_of_it_too(
                 await asyncio.sleep(0.01)
             assert not told.is_set(), attempt
             with pytest.raises(ModelDownError):
-                await serving.predict(None, [picture], task="classify", top_k=1)
+                await serving.predict(None, InferenceRequest("classify", [picture], top_k=1))
         assert await asyncio.to_thread(told.wait, _PATIENCE_S)
         assert not serving.ready
     finally:

@@ -23,6 +23,7 @@ from models.images.transforms import Transform
 from models.inference.batch_item import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.image_limits import ImageLimits
+from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction
 from models.interface.telemetry import BatchReport, StaleMessage, Unheard
 from models.networks.specs import ModelSpec
@@ -164,7 +165,7 @@ async def _started(spec: ModelSpec) -> AsyncIterator[tuple[WorkerRuntime, _Engin
 
 def _ask(worker: WorkerRuntime, image: bytes) -> asyncio.Task[float]:
     async def feature() -> float:
-        [result] = (await worker.predict(None, [image], task="features", top_k=0)).results
+        [result] = (await worker.predict(None, InferenceRequest("features", [image]))).results
         assert isinstance(result, Prediction)
         return float(result.features[0])
 

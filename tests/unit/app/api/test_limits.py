@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from models.interface.errors import EmptyImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def received(answer: Callable[..., Answer]) -> tuple[list[list[bytes]], dict[str
     """The images of each request, and the runtime that notes them."""
     noted: list[list[bytes]] = []
 
-    async def predict(_model: str | None, images: Sequence[bytes], **_options: object) -> Answer:
-        noted.append(list(images))
+    async def predict(_model: str | None, request: InferenceRequest) -> Answer:
+        noted.append(list(request.images))
         return answer()
 
     return noted, {"predict": predict}
@@ -139,9 +140,9 @@ async def test_an_image_among_several_that_is_too_large_has_its_error_in_its_pla
 ) -> None:
     asked: list[bytes] = []
 
-    async def predict(_model: str | None, images: Sequence[bytes], **_: object) -> Answer:
-        asked.extend(images)
-        return answer(*[EmptyImageError() if image == b"bad" else prediction() for image in images])
+    async def predict(_model: str | None, request: InferenceRequest) -> Answer:
+        asked.extend(request.images)
+        return answer(*[EmptyImageError() if image == b"bad" else prediction() for image in request.images])
 
     headers, body = multipart(b"x" * 60, b"good", b"y" * 51, b"bad", b"good")
     async with serve({"predict": predict}, max_image_bytes=50) as client:

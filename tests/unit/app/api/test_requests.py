@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from models.interface.errors import UnknownModelError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
 
 if TYPE_CHECKING:
@@ -118,8 +119,8 @@ async def test_before_its_start_the_application_says_that_it_does_not_serve(
 async def test_which_model_and_how_many_classes_reach_the_runtime(serve: Serve, answer: Callable[..., Any]) -> None:
     asked: list[dict[str, Any]] = []
 
-    async def predict(model: str | None, images: list[bytes], *, task: str, top_k: int, **_: object) -> Any:
-        asked.append({"model": model, "images": images, "task": task, "top_k": top_k})
+    async def predict(model: str | None, request: InferenceRequest) -> Any:
+        asked.append({"model": model, "images": request.images, "task": request.task, "top_k": request.top_k})
         return answer()
 
     async with serve({"predict": predict, "names": ("a", "b")}) as client:
@@ -140,10 +141,10 @@ async def test_who_names_no_model_is_answered_by_the_default_there_is_when_his_b
 ) -> None:
     names = ["fake", "second"]
 
-    async def predict(model: str | None, *_: object, top_k: int, **__: object) -> Answer:
+    async def predict(model: str | None, request: InferenceRequest) -> Answer:
         if model is not None and model not in names:
             raise UnknownModelError(model, names)
-        return Answer(model or names[0], "0123456789abcdef", 3, (3,), [prediction(top_k)])
+        return Answer(model or names[0], "0123456789abcdef", 3, (3,), [prediction(request.top_k)])
 
     async def body() -> AsyncIterator[bytes]:
         yield b"ima"
