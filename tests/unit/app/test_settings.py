@@ -54,7 +54,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_empty_variable_of_keys_does_not_open_the_service_to_everybody(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    assert _fault(monkeypatch, **{name: ""}) == f"{name}: there is no key in it; unset it to serve without keys"
+    assert _fault(monkeypatch, **{name: ""}) == f"{name} contains no key; unset it to serve without keys"
 
 
 # What Kubernetes sets for the Services gradless, with a named port, and gradless-gpu, by IPv6.
@@ -166,7 +166,7 @@ def test_a_host_that_no_request_would_ever_name_is_refused_with_what_is_right(
     line = _fault(monkeypatch, GRADLESS_ALLOWED_HOSTS=value)
 
     assert line.startswith(f"GRADLESS_ALLOWED_HOSTS={value}: ")
-    assert "is no host: it is a name or address alone, without scheme, port, path or brackets" in line
+    assert "is not a host: use a name or address without scheme, port, path or brackets" in line
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_an_origin_that_no_browser_would_ever_send_is_refused_with_what_is_right
     line = _fault(monkeypatch, GRADLESS_CORS_ORIGINS=value)
 
     assert line.startswith(f"GRADLESS_CORS_ORIGINS={value}: ")
-    assert "is no origin: scheme://host, with :port if not the usual, no slash at its end, lower case" in line
+    assert "is not an origin: use scheme://host[:port], lower case, no default port, no trailing slash" in line
 
 
 def test_hosts_and_origins_of_every_right_form_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +222,11 @@ def test_several_wrong_values_give_a_line_each(monkeypatch: pytest.MonkeyPatch) 
 def test_a_misspelt_variable_is_refused_with_what_it_resembles(monkeypatch: pytest.MonkeyPatch) -> None:
     line = _fault(monkeypatch, GRADLESS_MAX_BATCHSIZE="8")
 
-    assert line == "GRADLESS_MAX_BATCHSIZE is no setting; did you mean GRADLESS_MAX_BATCH_SIZE?"
+    assert line == "GRADLESS_MAX_BATCHSIZE is not a setting; did you mean GRADLESS_MAX_BATCH_SIZE?"
 
 
 def test_a_variable_that_resembles_none_is_refused_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _fault(monkeypatch, GRADLESS_XYZZY_9="1") == "GRADLESS_XYZZY_9 is no setting"
+    assert _fault(monkeypatch, GRADLESS_XYZZY_9="1") == "GRADLESS_XYZZY_9 is not a setting"
 
 
 def test_variables_of_others_are_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -278,11 +278,11 @@ def test_without_keys_there_are_none() -> None:
     [
         ("short", "entry 1: a key has 16 to 512 letters, digits or ._~+/=-"),
         (f"{KEY},with a space in it!", "entry 2: a key has 16 to 512"),
-        (f"{KEY},{KEY}", "entry 2: this key stands there already"),
+        (f"{KEY},{KEY}", "entry 2: duplicate key"),
         (f"root:{KEY}", "entry 1: rights are inference, debug, metrics, admin, joined by +"),
         (f":{KEY}", "entry 1: rights are"),
-        (" , ", "there is no key in it"),
-        ("", "there is no key in it"),
+        (" , ", "it contains no key"),
+        ("", "it contains no key"),
     ],
 )
 def test_a_wrong_list_of_keys_stops_the_start_by_its_place_and_never_by_its_text(
@@ -304,7 +304,7 @@ def test_a_file_of_keys_that_cannot_be_read_stops_the_start(monkeypatch: pytest.
         load_settings()
 
     monkeypatch.setenv("GRADLESS_API_KEYS", KEY)
-    with pytest.raises(SettingsError, match="one of them is enough"):
+    with pytest.raises(SettingsError, match="are both set; set one of them"):
         load_settings()
 
 
