@@ -61,7 +61,7 @@ async def _with_large_ones(upload: Upload, task: Task, top_k: int) -> Answer:
     if kept:
         # As it was asked: who names no model is answered by whichever is the default by now.
         request = InferenceRequest(task, kept, top_k, cancel_token_of(upload.request))
-        work = upload.runtime.predict(upload.asked, request)
+        work = upload.runtime.predict(upload.requested_model, request)
         answer = await run_until_disconnect(upload.request, work)
     else:
         card = upload.model

@@ -1,4 +1,4 @@
-"""POST /v1/classify: images in, their likeliest classes out."""
+"""POST /v1/classify: return the most probable classes of images."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ router = APIRouter(tags=["inference"], route_class=ImageRoute)
 @router.post(CLASSIFY.path, responses=responses(*CLASSIFY.errors), openapi_extra=IMAGE_BODY)
 async def classify(
     upload: ClassifiableUpload,
-    top_k: Annotated[int, Query(ge=1, le=1000, description="classes an image, at most")] = 5,
+    top_k: Annotated[int, Query(ge=1, le=1000, description="maximum classes per image")] = 5,
 ) -> Classifications:
-    """Name what is in one image or several. A bad image among several has its problem in its place."""
+    """Classify one image or several. Among several images, an invalid one gets a problem as its result."""
     answer = await answered(upload, task=CLASSIFY.task, top_k=top_k)
     return Classifications(
         model=answer.model,
