@@ -21,13 +21,11 @@ from fastapi.routing import APIRoute
 from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
 from app.api.image_endpoints import IMAGE_ENDPOINTS
-from app.api.image_route import ImageRoute
 from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
 from app.api.routers import classify, debug, documentation, features, health, models, page, search
 from app.api.search_index import open_search_index
 from app.http.allowed_hosts import AllowedHosts, allowed_hosts, trusted_hosts
 from app.http.body_budget import BodyBudget
-from app.middleware.fast_path import FastPath
 from app.middleware.head import HeadAsGet
 from app.middleware.host_check import HostCheck
 from app.middleware.load_shedding import LoadShedding
@@ -126,11 +124,6 @@ def create_app(
     )
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     # Middleware added last runs first.
-    app.add_middleware(
-        FastPath,
-        parts=parts,
-        routes=[route for route in routes if isinstance(route, ImageRoute)],
-    )
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
         app.add_middleware(
@@ -149,7 +142,7 @@ def create_app(
         frozenset(endpoint.path for endpoint in IMAGE_ENDPOINTS),
         traces,
     )
-    app.add_middleware(RequestObserverMiddleware, observation=observer)
+    app.add_middleware(RequestObserverMiddleware, observer=observer)
     # Runs before all middleware: app/server/server.py calls it at the headers of a request.
     app.state.shedding = LoadShedding(
         parts,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -64,18 +64,6 @@ def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) ->
     app.add_exception_handler(RequestError, on_error)
     app.add_exception_handler(RequestValidationError, on_invalid_parameter)
     app.add_exception_handler(HTTPException, on_http_exception)
-
-
-async def handle_with_problems(
-    request: Request, metrics: Metrics, handler: Callable[[Request], Awaitable[Response]]
-) -> Response:
-    """Return the response of `handler`, or the problem that `handle_errors` would answer with. Re-raises others."""
-    try:
-        return await handler(request)
-    except (GradlessError, RequestError) as error:
-        return error_response(request, metrics, error)
-    except RequestValidationError as error:
-        return request_problem(request, INVALID_PARAMETER, _validation_detail(error))
 
 
 def error_response(request: Request, metrics: Metrics, error: Exception) -> Response:

@@ -55,7 +55,7 @@ def schema(address: str) -> Any:
     return schemathesis.openapi.from_url(f"{address}/openapi.json")
 
 
-def test_every_documented_operation_is_put_to_the_test(document: dict[str, Any]) -> None:
+def test_every_documented_operation_is_tested(document: dict[str, Any]) -> None:
     documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
     assert documented == {*WITH_INPUT, *NEVER_WRONG, COSTLY}
 
@@ -78,14 +78,12 @@ def assert_answers_are_documented(cases: st.SearchStrategy[Any], examples: int) 
 
 @pytest.mark.parametrize(("method", "path"), WITH_INPUT)
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_whatever_is_sent_the_answer_is_a_documented_one(
-    schema: Any, method: str, path: str, mode: GenerationMode
-) -> None:
+def test_any_request_gets_a_documented_response(schema: Any, method: str, path: str, mode: GenerationMode) -> None:
     assert_answers_are_documented(schema[path][method].as_strategy(generation_mode=mode), EXAMPLES)
 
 
 @pytest.mark.parametrize(("method", "path"), NEVER_WRONG)
-def test_what_takes_anything_answers_as_documented(schema: Any, method: str, path: str) -> None:
+def test_operations_without_input_respond_as_documented(schema: Any, method: str, path: str) -> None:
     assert_answers_are_documented(schema[path][method].as_strategy(), EXAMPLES)
 
 
@@ -103,7 +101,7 @@ def test_what_takes_anything_answers_as_documented(schema: Any, method: str, pat
         {"arms": "all"},
     ],
 )
-def test_the_lens_answers_as_documented(schema: Any, query: dict[str, Any]) -> None:
+def test_the_lens_responds_as_documented(schema: Any, query: dict[str, Any]) -> None:
     method, path = COSTLY
     schema[path][method].Case(query=query).call_and_validate(checks=CHECKS)
 
@@ -118,7 +116,7 @@ def test_the_lens_answers_as_documented(schema: Any, query: dict[str, Any]) -> N
     ],
     ids=str,
 )
-def test_the_lens_answers_to_json_as_documented(schema: Any, body: dict[str, Any], status: int) -> None:
+def test_the_lens_responds_to_json_as_documented(schema: Any, body: dict[str, Any], status: int) -> None:
     method, path = COSTLY
     case = schema[path][method].Case(body=body, media_type="application/json")
     assert case.call_and_validate(checks=CHECKS).status_code == status
@@ -136,7 +134,7 @@ def test_the_lens_refuses_a_second_comparison_as_documented(address: str, schema
         pass
 
 
-def test_the_lens_answers_to_an_image_as_documented(schema: Any, clock_png: bytes) -> None:
+def test_the_lens_responds_to_an_image_as_documented(schema: Any, clock_png: bytes) -> None:
     method, path = COSTLY
     query = {"batch_size": 2, "iterations": 1, "arms": "grad"}
     for image, status in ((clock_png, 200), (b"no image", 415)):
@@ -154,7 +152,7 @@ def test_the_lens_answers_to_an_image_as_documented(schema: Any, clock_png: byte
         ("/v1/features", {"normalize": "true"}),
     ],
 )
-def test_the_answer_to_an_image_has_its_documented_form(
+def test_the_response_to_an_image_has_its_documented_schema(
     schema: Any, clock_png: bytes, path: str, query: dict[str, Any]
 ) -> None:
     # Generated bodies are hardly ever images: the answer that matters most is checked with a real one.
@@ -162,7 +160,7 @@ def test_the_answer_to_an_image_has_its_documented_form(
     assert case.call_and_validate(checks=CHECKS).status_code == 200
 
 
-def test_changes_of_models_are_answered_as_documented(schema: Any) -> None:
+def test_loading_and_unloading_models_responds_as_documented(schema: Any) -> None:
     def status(method: str, name: str, source: str | None = None) -> int:
         sent = {} if source is None else {"body": {"source": source}, "media_type": "application/json"}
         case = schema["/v1/models/{name}"][method].Case(path_parameters={"name": name}, **sent)
@@ -192,7 +190,7 @@ def test_every_documented_error_is_a_problem(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/v1/search"])
-def test_the_inference_routes_document_each_way_they_can_fail(document: dict[str, Any], path: str) -> None:
+def test_the_inference_routes_document_every_error_status(document: dict[str, Any], path: str) -> None:
     documented = set(document["paths"][path]["post"]["responses"])
     assert documented == {
         *(
@@ -216,7 +214,7 @@ def test_the_inference_routes_document_each_way_they_can_fail(document: dict[str
     }
 
 
-def test_what_is_refused_before_a_route_is_found_is_documented_at_each(document: dict[str, Any]) -> None:
+def test_errors_before_routing_are_documented_for_each_operation(document: dict[str, Any]) -> None:
     for path, methods in document["paths"].items():
         for operation in methods.values():
             described = " ".join(answer["description"] for answer in operation["responses"].values())
@@ -237,7 +235,7 @@ def test_what_is_refused_before_a_route_is_found_is_documented_at_each(document:
     ],
     ids=["malformed", "another host", "a large head"],
 )
-def test_what_is_refused_before_a_route_is_found_is_as_documented(
+def test_errors_before_routing_are_as_documented(
     address: str, document: dict[str, Any], head: str, status: int
 ) -> None:
     url = urlsplit(address)
@@ -255,7 +253,7 @@ def test_what_is_refused_before_a_route_is_found_is_as_documented(
 @pytest.mark.parametrize(
     "accept", ["text/plain", "application/openmetrics-text; version=1.0.0", "application/openmetrics-text;version=x"]
 )
-def test_the_metrics_answer_in_a_documented_type(address: str, document: dict[str, Any], accept: str) -> None:
+def test_the_metrics_have_a_documented_content_type(address: str, document: dict[str, Any], accept: str) -> None:
     answer = httpx2.get(f"{address}/metrics", headers={"Accept": accept})
     documented = document["paths"]["/metrics"]["get"]["responses"]
     assert answer.headers["content-type"].partition(";")[0] in documented[str(answer.status_code)]["content"]

@@ -1,4 +1,4 @@
-"""POST /v1/search: images in, the indexed images most like them out; and the small pictures that the index keeps."""
+"""POST /v1/search: return the indexed images most similar to images, and their thumbnails."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _JPEG = "image/jpeg"
 _THUMBNAIL: dict[int | str, dict[str, Any]] = {
     200: {"content": {_JPEG: {"schema": {"type": "string", "format": "binary"}}}}
 }
-# As long as somebody looks at an answer. After a restart a row may be another picture.
+# Short, because after a restart a row may have another thumbnail.
 _CACHED = {"Cache-Control": "private, max-age=60"}
 
 
 class _SearchRoute(ImageRoute):
-    """Refuses before a body is read where there is nothing to search."""
+    """Answers before the body is read if there is no index."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -54,17 +54,17 @@ router = APIRouter(tags=["search"], route_class=_SearchRoute)
 
 @router.post(SEARCH.path, responses=responses(*SEARCH.errors), openapi_extra=IMAGE_BODY)
 async def search(
-    upload: ImageUpload, k: Annotated[int, Query(ge=1, le=100, description="neighbours of an image, at most")] = 10
+    upload: ImageUpload, k: Annotated[int, Query(ge=1, le=100, description="maximum neighbours per image")] = 10
 ) -> Neighbours:
-    """Find the indexed images most like one image or several, by the cosine of their feature vectors.
+    """Find the indexed images most similar to one image or several, by cosine similarity of feature vectors.
 
-    Where GRADLESS_SEARCH_INDEX names an index, for the model that made its vectors.
+    Needs an index (GRADLESS_SEARCH_INDEX), and serves the model that made its vectors.
     """
     search_index_for(upload.request, upload.model.fingerprint)
     answer = await answered(upload, task=SEARCH.task, top_k=0)
-    # Anew: another version of the model may have answered than was there before.
+    # Checked again: another version of the model may have been loaded in the meantime.
     index = search_index_for(upload.request, answer.fingerprint)
-    found = iter(await _looked_up(upload.request, index, answer.results, k))
+    found = iter(await _find_neighbours(upload.request, index, answer.results, k))
     return Neighbours(
         model=answer.model,
         fingerprint=answer.fingerprint,
@@ -76,8 +76,8 @@ async def search(
     )
 
 
-async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description="of a neighbour")]) -> Response:
-    """The small picture that the index keeps of an image: a part of the index, no file of the disk."""
+async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description="row of a neighbour")]) -> Response:
+    """Return the thumbnail of an indexed image. It is stored in the index, not in a file."""
     picture = search_index_of(request).thumbnail(row)
     if picture is None:
         raise HTTPException(NOT_FOUND.status)
@@ -90,20 +90,20 @@ router.add_api_route(
     response_class=Response,
     responses={**_THUMBNAIL, **responses(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
     dependencies=[Depends(inference_allowed)],
-    # It has no image to read.
+    # This route reads no image.
     route_class_override=ApiRoute,
 )
 
 
-async def _looked_up(
+async def _find_neighbours(
     request: Request, index: SearchIndex, results: Sequence[Prediction | ImageError], k: int
 ) -> list[Found]:
-    """The neighbours of those images that have features, in their order."""
+    """Return the neighbours of each image with features, in order."""
     vectors = [result.features for result in results if isinstance(result, Prediction)]
     if not vectors:
         return []
     started_at = perf_counter()
-    # Off the event loop: up to some milliseconds an image.
+    # In a thread: a search takes up to some milliseconds per image.
     found = await asyncio.to_thread(index.search, np.stack(vectors), k)
     record_of(request.scope).add_lookup(started_at)
     return [

@@ -72,7 +72,7 @@ async def _features_npy_several(http: httpx2.AsyncClient, image: bytes) -> httpx
 
 @pytest.mark.parametrize("ask", [_classify, _features, _features_npy, _classify_several, _features_npy_several])
 @pytest.mark.parametrize("kind", ["good", "broken", "of no format", "empty"])
-async def test_answered_requests_leave_nothing(
+async def test_answered_requests_leave_no_reference_cycles(
     over_http: StartOverHttp, tiny: ModelSpec, clock_jpeg: bytes, ask: Ask, kind: str
 ) -> None:
     image = {"good": clock_jpeg, "broken": clock_jpeg[:400], "of no format": b"no image", "empty": b""}[kind]
@@ -97,7 +97,7 @@ async def _held(
     return asked
 
 
-async def test_refused_requests_leave_nothing(
+async def test_refused_requests_leave_no_reference_cycles(
     over_http: StartOverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_jpeg: bytes
 ) -> None:
     async with over_http(gated, queue_capacity=1) as http:
@@ -110,7 +110,7 @@ async def test_refused_requests_leave_nothing(
     assert not found
 
 
-async def test_requests_that_come_too_late_leave_nothing(
+async def test_requests_after_their_deadline_leave_no_reference_cycles(
     over_http: StartOverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_jpeg: bytes
 ) -> None:
     async with over_http(gated, deadline_s=0.2) as http:

@@ -148,7 +148,7 @@ async def test_a_deadline_passed_is_a_504_and_counted_late(
         gate.set()
 
 
-async def test_a_full_house_is_a_429_with_a_time_to_come_back(
+async def test_at_capacity_requests_get_429_with_retry_after(
     over_http: OverHttp,
     gated: ModelSpec,
     gate: threading.Event,
@@ -170,7 +170,7 @@ async def test_a_full_house_is_a_429_with_a_time_to_come_back(
 
 
 @pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one lane")
-async def test_an_image_waits_for_no_other_where_each_has_a_core(
+async def test_an_image_does_not_wait_for_others_if_each_has_a_core(
     over_http: OverHttp,
     gated: ModelSpec,
     gate: threading.Event,
@@ -190,7 +190,7 @@ async def test_an_image_waits_for_no_other_where_each_has_a_core(
         assert [(await request).status_code for request in requests] == [200, 200]
 
 
-async def test_who_was_accepted_before_a_drain_is_answered(
+async def test_requests_accepted_before_a_drain_are_answered(
     over_http: OverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
     async with over_http(gated) as client:

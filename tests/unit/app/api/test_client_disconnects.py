@@ -56,7 +56,7 @@ def _scraped(app: FastAPI) -> str:
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/debug/grad-modes"])
-async def test_a_caller_who_leaves_cancels_the_work_for_it(
+async def test_a_client_that_disconnects_cancels_its_work(
     application: Callable[..., FastAPI], exchange: Exchange, path: str
 ) -> None:
     work, caller = _Work(), _Caller(_BODY)
@@ -72,7 +72,7 @@ async def test_a_caller_who_leaves_cancels_the_work_for_it(
     assert f'gradless_requests_total{{code="499",method="POST",route="{path}"}} 1.0' in _scraped(app)
 
 
-async def test_a_caller_who_leaves_in_the_middle_of_its_body_starts_no_work(
+async def test_a_client_that_disconnects_while_sending_its_body_starts_no_work(
     application: Callable[..., FastAPI], exchange: Exchange
 ) -> None:
     work, caller = _Work(), _Caller({**_BODY, "more_body": True})
@@ -101,7 +101,7 @@ async def test_a_request_that_is_cancelled_from_outside_cancels_its_work_and_is_
     assert 'gradless_requests_total{code="499",method="POST",route="/v1/classify"} 1.0' in _scraped(app)
 
 
-async def test_a_caller_who_stays_gets_its_answer_and_nothing_outlives_the_request(
+async def test_a_connected_client_gets_its_answer_and_no_task_outlives_the_request(
     application: Callable[..., FastAPI], exchange: Exchange, answer: Callable[..., Answer]
 ) -> None:
     async def predict(*_arguments: object, **_options: object) -> Answer:
@@ -117,7 +117,9 @@ async def test_a_caller_who_stays_gets_its_answer_and_nothing_outlives_the_reque
     assert after == before
 
 
-async def test_a_caller_who_leaves_disturbs_no_other(application: Callable[..., FastAPI], exchange: Exchange) -> None:
+async def test_a_client_that_disconnects_does_not_affect_others(
+    application: Callable[..., FastAPI], exchange: Exchange
+) -> None:
     leaving, staying = _Work(), _Work()
     works = iter([leaving, staying])
 

@@ -51,7 +51,7 @@ def compare(asked: Asked, new_comparison: NewComparison) -> Callable[..., Awaita
     return run
 
 
-async def test_the_documentation_names_every_error_that_an_upload_or_a_model_may_have(serve: Serve) -> None:
+async def test_the_openapi_document_names_every_error_of_uploads_and_models(serve: Serve) -> None:
     async with serve() as client:
         responses = (await client.get("/openapi.json")).json()["paths"][_PATH]["post"]["responses"]
 
@@ -66,7 +66,7 @@ def told(stream: str) -> list[tuple[str, Any]]:
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
 
 
-async def test_without_a_word_all_arms_are_compared_on_the_default_model(
+async def test_without_parameters_all_arms_are_compared_on_the_default_model(
     serve: Serve, compare: Any, asked: Asked
 ) -> None:
     async with serve({"compare": compare}) as client:
@@ -83,7 +83,7 @@ async def test_without_a_word_all_arms_are_compared_on_the_default_model(
         "arms=grad&arms=served&arms=grad&batch_size=8&iterations=2&sweep=1&sweep=2,4&modules=0",
     ],
 )
-async def test_the_query_says_what_to_compare(serve: Serve, compare: Any, asked: Asked, query: str) -> None:
+async def test_the_query_selects_what_to_compare(serve: Serve, compare: Any, asked: Asked, query: str) -> None:
     async with serve({"compare": compare, "names": ("a", "b")}) as client:
         await client.post(f"{_PATH}?model=b&{query}")
 
@@ -91,9 +91,7 @@ async def test_the_query_says_what_to_compare(serve: Serve, compare: Any, asked:
     assert asked == [("b", options, None)]
 
 
-async def test_a_json_body_wins_over_the_query_where_it_says_something(
-    serve: Serve, compare: Any, asked: Asked
-) -> None:
+async def test_a_json_body_takes_precedence_over_the_query(serve: Serve, compare: Any, asked: Asked) -> None:
     async with serve({"compare": compare, "names": ("a", "b")}) as client:
         body = {"model": "b", "batch_size": 2, "sweep": [1, 8]}
         await client.post(f"{_PATH}?model=a&batch_size=8&iterations=3", json=body)
@@ -148,7 +146,7 @@ async def test_a_multipart_file_is_an_image_too_and_two_are_one_too_many(
         (b"[]", "body"),
     ],
 )
-async def test_a_body_that_says_something_else_is_refused_by_name(
+async def test_an_unknown_field_of_a_body_is_refused_by_name(
     serve: Serve, compare: Any, asked: Asked, body: bytes, named: str
 ) -> None:
     async with serve({"compare": compare}) as client:
@@ -167,14 +165,14 @@ async def test_a_model_named_in_the_body_must_be_served(serve: Serve, compare: A
     assert response.json()["type"] == "urn:gradless:problem:unknown-model"
 
 
-async def test_json_beyond_some_kilobytes_is_not_read(serve: Serve, compare: Any) -> None:
+async def test_json_larger_than_64_kib_is_refused(serve: Serve, compare: Any) -> None:
     async with serve({"compare": compare}) as client:
         response = await client.post(_PATH, content=b" " * 100_000, headers={"Content-Type": "application/json"})
 
     assert response.status_code == 413
 
 
-async def test_the_report_is_told_arm_by_arm(serve: Serve, compare: Any) -> None:
+async def test_the_report_has_an_entry_for_each_arm(serve: Serve, compare: Any) -> None:
     async with serve({"compare": compare}) as client:
         found = (await client.post(f"{_PATH}?batch_size=8&iterations=2&sweep=4&arms=grad,served,train")).json()
 
@@ -227,7 +225,7 @@ async def test_the_report_is_told_arm_by_arm(serve: Serve, compare: Any) -> None
     assert found["largest_batch"] == {"memory_bytes": 10**9, "with_gradients": 100, "without_gradients": 400}
 
 
-async def test_who_accepts_events_is_told_of_progress_and_then_the_report(serve: Serve, compare: Any) -> None:
+async def test_a_client_that_accepts_events_gets_progress_and_then_the_report(serve: Serve, compare: Any) -> None:
     async with serve({"compare": compare}) as client:
         plain = await client.post(f"{_PATH}?batch_size=8")
         streamed = await client.post(f"{_PATH}?batch_size=8", headers=_EVENTS)
@@ -243,7 +241,9 @@ async def test_who_accepts_events_is_told_of_progress_and_then_the_report(serve:
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "text/event-stream;q=0, */*"])
-async def test_who_does_not_ask_for_events_gets_the_report_alone(serve: Serve, compare: Any, accept: str) -> None:
+async def test_a_client_that_does_not_accept_events_gets_only_the_report(
+    serve: Serve, compare: Any, accept: str
+) -> None:
     async with serve({"compare": compare}) as client:
         response = await client.post(_PATH, headers={"Accept": accept})
 
@@ -261,7 +261,7 @@ async def test_who_does_not_ask_for_events_gets_the_report_alone(serve: Serve, c
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 @pytest.mark.parametrize("headers", [_EVENTS, {}])
-async def test_what_is_refused_before_it_begins_has_a_status_of_its_own(
+async def test_a_comparison_refused_at_its_start_has_the_status_of_its_error(
     serve: Serve, error: Exception, status: int, slug: str, headers: dict[str, str]
 ) -> None:
     async def refuse(*_: object) -> Comparison:
@@ -276,7 +276,7 @@ async def test_what_is_refused_before_it_begins_has_a_status_of_its_own(
     assert "secret" not in response.text
 
 
-async def test_the_figure_of_what_would_be_needed_is_in_the_refusal(serve: Serve) -> None:
+async def test_a_refusal_of_a_large_comparison_states_the_memory_needed(serve: Serve) -> None:
     async def refuse(*_: object) -> Comparison:
         raise errors.ComparisonTooLargeError(64, "bytes", 9e9, 3e9)
 
@@ -292,7 +292,7 @@ async def test_the_figure_of_what_would_be_needed_is_in_the_refusal(serve: Serve
     [(errors.ForwardError("fake", "secret"), "internal-error"), (asyncio.CancelledError(), "draining")],
     ids=["failure", "closed runtime"],
 )
-async def test_what_ends_a_comparison_under_way_is_its_last_event(
+async def test_an_error_of_a_running_comparison_is_its_last_event(
     serve: Serve, error: BaseException, slug: str
 ) -> None:
     async def fail(*arguments: Any) -> Comparison:
@@ -329,7 +329,7 @@ async def test_a_long_forward_keeps_the_connection_alive(
 
 
 @pytest.mark.parametrize("after", [0, 1])
-async def test_a_listener_who_leaves_ends_the_comparison(
+async def test_a_client_that_disconnects_ends_the_comparison(
     application: Callable[..., FastAPI], exchange: Callable[..., Awaitable[list[dict[str, Any]]]], after: int
 ) -> None:
     """After the first event, and before there is one."""

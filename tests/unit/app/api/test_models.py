@@ -70,7 +70,7 @@ async def test_a_new_model_is_created_from_its_source_and_described(serve: Serve
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"source": null}'])
-async def test_without_a_source_a_model_is_loaded_anew_from_where_it_came(
+async def test_without_a_source_a_model_is_reloaded_from_its_current_source(
     serve: Serve, asked: _Asked, body: bytes
 ) -> None:
     async with serve(asked.runtime) as client:
@@ -89,7 +89,7 @@ async def test_a_model_is_unloaded_by_its_name(serve: Serve, asked: _Asked) -> N
 
 
 @pytest.mark.parametrize("name", ["timm/resnet18", "resnet50:random", "a.b_c-d/e", "x" * 128])
-async def test_names_may_have_slashes(serve: Serve, asked: _Asked, name: str) -> None:
+async def test_model_names_may_contain_slashes(serve: Serve, asked: _Asked, name: str) -> None:
     async with serve({**asked.runtime, "names": ("fake", name)}) as client:
         loaded = await client.post(f"/v1/models/{name}")
         described = await client.get(f"/v1/models/{name}")
@@ -100,7 +100,7 @@ async def test_names_may_have_slashes(serve: Serve, asked: _Asked, name: str) ->
 
 
 @pytest.mark.parametrize("name", ["a b", "a//b", "a/", ".hidden", "a/.b", "b%C3%A4r", "x" * 129, "(not served)"])
-async def test_a_name_that_would_not_stand_in_an_address_is_refused(serve: Serve, asked: _Asked, name: str) -> None:
+async def test_an_invalid_model_name_is_refused(serve: Serve, asked: _Asked, name: str) -> None:
     async with serve(asked.runtime) as client:
         answers = [await client.post(f"/v1/models/{name}"), await client.delete(f"/v1/models/{name}")]
 
@@ -120,9 +120,7 @@ async def test_a_name_that_would_not_stand_in_an_address_is_refused(serve: Serve
     ],
     ids=["no JSON", "a number", "nothing", "another key", "a list", "too much"],
 )
-async def test_a_body_that_does_not_say_a_source_is_refused(
-    serve: Serve, asked: _Asked, body: bytes, status: int
-) -> None:
+async def test_a_body_without_a_valid_source_is_refused(serve: Serve, asked: _Asked, body: bytes, status: int) -> None:
     async with serve(asked.runtime) as client:
         answer = await client.post("/v1/models/fake", content=body)
 
@@ -144,7 +142,7 @@ async def test_a_body_that_does_not_say_a_source_is_refused(
     ],
 )
 @pytest.mark.parametrize(("method", "path"), CHANGES)
-async def test_what_the_runtime_refuses_is_answered_with_the_reason(
+async def test_an_error_of_the_runtime_is_answered_with_its_problem(
     serve: Serve,
     new_runtime: Callable[..., FakeRuntime],
     error: GradlessError,
@@ -163,7 +161,7 @@ async def test_what_the_runtime_refuses_is_answered_with_the_reason(
 
 @pytest.mark.parametrize(("method", "path"), CHANGES)
 @pytest.mark.parametrize("key", [None, INFERENCE, DEBUG])
-async def test_with_keys_models_are_changed_by_none_but_those_with_the_right(
+async def test_with_keys_only_the_right_admin_can_change_models(
     serve: Serve, asked: _Asked, method: str, path: str, key: str | None
 ) -> None:
     headers = {} if key is None else {"X-API-Key": key}
@@ -190,7 +188,7 @@ async def test_with_keys_models_are_changed_by_none_but_those_with_the_right(
     ],
     ids=["another machine", "by way of a proxy", "another's page", "a page of nobody's"],
 )
-async def test_without_keys_models_are_changed_from_this_machine_alone_and_by_no_page(
+async def test_without_keys_only_local_clients_can_change_models_and_no_web_page(
     serve: Serve, asked: _Asked, method: str, path: str, caller: str, headers: dict[str, str]
 ) -> None:
     async with serve(asked.runtime, caller=caller) as client:

@@ -35,19 +35,19 @@ def test_no_row_is_for_an_error_that_stops_the_start_or_is_never_raised() -> Non
     assert set(TABLE) == {*_ANSWERED, *_concrete(RequestError)}
 
 
-def test_one_type_means_one_thing() -> None:
+def test_each_type_has_one_status_and_title() -> None:
     meanings = {(row.type, row.status, row.title) for row in _ROWS}
 
     assert len(meanings) == len({row.type for row in _ROWS})
 
 
-def test_two_errors_share_a_type_only_where_it_is_the_internal_one() -> None:
+def test_only_internal_errors_share_a_type() -> None:
     types = [row.type for row in _ROWS if row.type != INTERNAL_ERROR.type]
 
     assert len(types) == len(set(types))
 
 
-def test_an_images_own_fault_is_never_the_services() -> None:
+def test_image_errors_are_client_errors_and_counted() -> None:
     assert all(400 <= TABLE[error].status < 500 for error in _concrete(ImageError))
     assert all(TABLE[error].reason for error in _concrete(ImageError))
 
@@ -67,7 +67,7 @@ def test_an_internal_error_leaks_no_detail(error: Exception) -> None:
     assert body.request_id == "id-1"
 
 
-def test_an_error_of_the_caller_comes_with_its_detail() -> None:
+def test_a_client_error_has_its_detail() -> None:
     error = UndecodableImageError("PNG", "it is cut short")
     body = problem(row_of(error), str(error), None)
 

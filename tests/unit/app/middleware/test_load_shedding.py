@@ -98,7 +98,7 @@ def head_of(*headers: str, path: str = "/v1/classify") -> bytes:
     return "\r\n".join([f"POST {path} HTTP/1.1", "host: localhost", *headers, "", ""]).encode()
 
 
-async def test_the_body_of_a_refused_image_is_not_waited_for(listen: Listen) -> None:
+async def test_a_refusal_does_not_wait_for_the_body(listen: Listen) -> None:
     async with listen(FULL) as listening:
         [(head, body)] = await listening.sent(head_of("content-length: 5"))
     assert head[b"status"] == b"429"
@@ -112,7 +112,7 @@ async def test_the_body_of_a_refused_image_is_not_waited_for(listen: Listen) -> 
     assert head[b"x-request-id"] in body
 
 
-async def test_an_id_of_the_callers_is_given_back(listen: Listen) -> None:
+async def test_a_refusal_has_the_request_id_of_the_client(listen: Listen) -> None:
     async with listen(FULL) as listening:
         answer = await listening.client.post("/v1/classify", content=b"image", headers={"X-Request-ID": "mine"})
     assert answer.headers["x-request-id"] == "mine"
@@ -131,7 +131,7 @@ async def test_an_id_of_the_callers_is_given_back(listen: Listen) -> None:
     ],
     ids=["short", "long", "without end", "as asked", "not yet sent"],
 )
-async def test_a_connection_lives_on_unless_much_would_have_to_be_read_for_it(
+async def test_a_connection_stays_open_unless_much_of_a_body_is_unread(
     listen: Listen, headers: Sequence[str], *, ends: bool
 ) -> None:
     async with listen(FULL) as listening:
@@ -151,7 +151,7 @@ async def test_a_client_that_writes_its_whole_body_first_reads_the_refusal(liste
     assert statuses == [429] * 20
 
 
-async def test_a_full_house_takes_no_head_that_it_would_not_take_else(listen: Listen) -> None:
+async def test_at_capacity_malformed_heads_are_still_refused(listen: Listen) -> None:
     heads = {
         b"431": head_of("content-length: 5", "x-long: " + "x" * 33_000),
         b"400": head_of("content-length: 5", "host: elsewhere"),
@@ -163,7 +163,7 @@ async def test_a_full_house_takes_no_head_that_it_would_not_take_else(listen: Li
             assert answer[b"status"] == status
 
 
-async def test_requests_behind_a_refusal_that_ends_the_connection_are_not_begun(listen: Listen) -> None:
+async def test_requests_after_a_refusal_that_closes_the_connection_do_not_start(listen: Listen) -> None:
     async with listen(FULL) as listening:
         # By this runtime the second would be answered.
         assert await listening.ends_after(
@@ -185,7 +185,7 @@ async def test_requests_after_a_refused_one_are_answered_on_the_same_connection(
     assert [head[b"status"] for head, _ in answers] == [b"429", b"429", b"200"]
 
 
-async def test_refusals_leave_behind_the_answers_to_earlier_requests(listen: Listen) -> None:
+async def test_refusals_are_sent_after_the_responses_to_earlier_requests(listen: Listen) -> None:
     pieces = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" + head_of("content-length: 5") + b"image"
     async with listen(FULL) as listening:
         # The second goes the way of all requests, and is taken by this runtime.
@@ -193,14 +193,14 @@ async def test_refusals_leave_behind_the_answers_to_earlier_requests(listen: Lis
     assert [head[b"status"] for head, _ in answers] == [b"200", b"200"]
 
 
-async def test_chunks_that_come_with_a_refused_request_are_no_fault_of_the_next(listen: Listen) -> None:
+async def test_the_chunks_of_a_refused_request_do_not_count_for_the_next(listen: Listen) -> None:
     async with listen(FULL) as listening:
         assert await listening.ends_after(head_of("transfer-encoding: chunked") + b"5\r\nimage\r\n0\r\n\r\n")
         assert await listening.ends_after(head_of("transfer-encoding: chunked") + b"no length\r\n")
         assert (await listening.client.get("/healthz")).status_code == 200
 
 
-async def test_headers_that_come_twice_are_left_to_the_application(listen: Listen) -> None:
+async def test_requests_with_repeated_headers_are_passed_to_the_application(listen: Listen) -> None:
     image = ("content-length: 5", "content-type: image/jpeg")
     async with listen(FULL) as listening:
         # By this runtime whatever gets to the application is answered.
@@ -211,7 +211,7 @@ async def test_headers_that_come_twice_are_left_to_the_application(listen: Liste
     assert [head[b"status"] for [(head, _)] in answers] == [b"429", b"200", b"200"]
 
 
-async def test_no_exemplar_leads_to_a_line_that_a_refusal_does_not_have(listen: Listen) -> None:
+async def test_a_refusal_without_a_log_line_has_no_exemplar(listen: Listen) -> None:
     async with listen(FULL) as listening:
         await listening.client.post("/v1/features", content=b"image", headers={"X-Request-ID": "mine"})
         accepted = {"Accept": "application/openmetrics-text"}
@@ -220,7 +220,7 @@ async def test_no_exemplar_leads_to_a_line_that_a_refusal_does_not_have(listen: 
     assert "mine" not in exposition
 
 
-async def test_a_refusal_is_counted_like_any_other_and_told_of_as_one_of_many(
+async def test_refusals_are_counted_singly_and_logged_together(
     listen: Listen, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "gradless.requests")
@@ -238,9 +238,7 @@ async def test_a_refusal_is_counted_like_any_other_and_told_of_as_one_of_many(
     assert 'gradless_request_duration_seconds_count{code="4xx",method="POST",route="/v1/features"} 3.0' in exposition
 
 
-async def test_who_looks_for_every_request_finds_the_line_of_each(
-    listen: Listen, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_at_level_debug_each_refusal_has_a_log_line(listen: Listen, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "gradless.requests")
     async with listen(FULL) as listening:
         answer = await listening.client.post("/v1/features", content=b"image")
@@ -250,13 +248,13 @@ async def test_who_looks_for_every_request_finds_the_line_of_each(
 
 
 @pytest.mark.parametrize("query", ["?model=fake", "?top_k=2&model=fake", "?top_k=2", "?top_k=0"])
-async def test_whatever_else_is_asked_of_the_model_it_is_refused(listen: Listen, query: str) -> None:
+async def test_other_parameters_do_not_prevent_a_refusal(listen: Listen, query: str) -> None:
     async with listen(FULL) as listening:
         [(head, _)] = await listening.sent(head_of("content-length: 5", path=f"/v1/classify{query}"))
     assert head[b"status"] == b"429"
 
 
-async def test_a_model_that_is_not_full_answers_beside_one_that_is(listen: Listen) -> None:
+async def test_a_model_below_capacity_answers_while_another_is_at_capacity(listen: Listen) -> None:
     async with listen({"names": ("full", "free"), **FULL}) as listening:
         listening.runtime.names_overloaded = {"full"}
         statuses = [
@@ -266,7 +264,7 @@ async def test_a_model_that_is_not_full_answers_beside_one_that_is(listen: Liste
     assert statuses == [429, 429, 200]
 
 
-async def test_images_of_a_multipart_body_are_counted_before_they_are_refused(
+async def test_multipart_bodies_are_passed_to_the_application(
     listen: Listen, multipart: Callable[..., tuple[dict[str, str], bytes]]
 ) -> None:
     headers, body = multipart(b"one", b"two")
@@ -278,9 +276,7 @@ async def test_images_of_a_multipart_body_are_counted_before_they_are_refused(
 
 
 @pytest.mark.parametrize("query", ["?model=full&model=free", "?top_k=1&top_k=2", "?topk=1", "?encoding=list"])
-async def test_a_query_that_would_be_refused_anyway_is_refused_for_what_is_wrong_with_it(
-    listen: Listen, query: str
-) -> None:
+async def test_an_invalid_query_is_refused_for_its_own_error(listen: Listen, query: str) -> None:
     async with listen({"names": ("full", "free"), **FULL}) as listening:
         answer = await listening.client.post(f"/v1/classify{query}", content=b"image")
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:gradless:problem:invalid-parameter")
@@ -298,14 +294,14 @@ async def test_a_query_that_would_be_refused_anyway_is_refused_for_what_is_wrong
         ("/v1/nothing", {"X-API-Key": KEY}, 404),
     ],
 )
-async def test_who_would_be_refused_for_another_reason_hears_that_one(
+async def test_a_request_with_another_error_gets_that_error(
     listen: Listen, path: str, headers: dict[str, str], status: int
 ) -> None:
     async with listen(FULL, api_keys=KEY, allowed_hosts=("127.0.0.1",)) as listening:
         assert (await listening.client.post(path, content=b"image", headers=headers)).status_code == status
 
 
-async def test_pages_of_other_origins_are_answered_by_the_application_whose_headers_they_need(listen: Listen) -> None:
+async def test_cross_origin_requests_are_passed_to_the_application_for_its_cors_headers(listen: Listen) -> None:
     async with listen(FULL, cors_origins=("https://page.example",)) as listening:
         answer = await listening.client.post(
             "/v1/classify", content=b"image", headers={"Origin": "https://page.example"}
@@ -315,7 +311,7 @@ async def test_pages_of_other_origins_are_answered_by_the_application_whose_head
         assert (await listening.client.post("/v1/classify", content=b"image")).status_code == 429
 
 
-async def test_a_refusal_has_its_trace(listen: Listen) -> None:
+async def test_a_refusal_has_a_trace(listen: Listen) -> None:
     class Trace:
         trace_id = "0" * 32
         response_header = "00-a-trace"
@@ -342,6 +338,6 @@ async def test_a_refusal_has_its_trace(listen: Listen) -> None:
     assert traces.trace.ended == [("/v1/classify", 429)]
 
 
-async def test_a_service_that_stops_says_that_it_does(listen: Listen) -> None:
+async def test_a_draining_service_answers_with_draining(listen: Listen) -> None:
     async with listen({**FULL, "ready": False}) as listening:
         assert (await listening.client.post("/v1/classify", content=b"image")).status_code == 503
