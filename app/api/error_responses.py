@@ -137,4 +137,4 @@ def _target(request: Request, row: Row) -> str:
 
 
 def _validation_detail(error: RequestValidationError) -> str:
-    return "; ".join(f"{'.'.join(str(part) for part in fault['loc'][1:])}: {fault['msg']}" for fault in error.errors())
+    return "; ".join(f"{'.'.join(str(part) for part in each['loc'][1:])}: {each['msg']}" for each in error.errors())

@@ -38,7 +38,7 @@ IMAGE_BODY: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ImageEndpoint:
-    """A POST endpoint that accepts images. `task` is what the runtime is asked for and the label of the metrics.
+    """A POST endpoint that accepts images. `task` is the task of the runtime and a label of the metrics.
     `sheddable` endpoints have no check before admission that a refusal at the headers would skip."""
 
     path: str

@@ -1,4 +1,4 @@
-"""Other people's clients, used as their manuals say."""
+"""Other clients (curl, urllib, NumPy) work as their documentation describes."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_curl_follows_a_comparison_event_by_event(address: str, clock_file: Path
     steps = [json.loads(event["data"]) for event in progress]
     assert [step["done"] for step in steps] == list(range(len(steps)))
     assert report["event"] == "report"
-    told = json.loads(report["data"])
-    assert told["input"] == "the uploaded image"
-    # The drawn clock is what the network names rightly, gradients or not.
-    assert [arm["top1_agreement"] for arm in told["arms"]] == [1, 1]
+    result = json.loads(report["data"])
+    assert result["input"] == "the uploaded image"
+    # The network classifies the drawn clock correctly in every mode.
+    assert [arm["top1_agreement"] for arm in result["arms"]] == [1, 1]

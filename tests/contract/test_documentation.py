@@ -1,4 +1,4 @@
-"""The documentation page works on a closed network: all that it loads comes from this server."""
+"""The documentation page works on a closed network: it loads everything from this server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 class Loaded(HTMLParser):
-    """Collects what a browser would fetch for a page."""
+    """Collects the URLs that a browser would fetch for a page."""
 
     def __init__(self) -> None:
         super().__init__()

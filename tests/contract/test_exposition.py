@@ -1,4 +1,4 @@
-"""Prometheus reads what /metrics says, in both of its formats."""
+"""Prometheus can parse both formats of /metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI document promises is what the server does, whatever is sent."""
+"""The server responds as the OpenAPI document describes, to any request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = 30
 PROBLEM = "application/problem+json"
 
 CHANGING = [("POST", "/v1/models/{name}"), ("DELETE", "/v1/models/{name}")]
-# Names that are made up are those of no model: what changes one is below, with given ones.
+# Generated names match no model. Requests that change a model use given names, below.
 WITH_INPUT = [
     ("POST", "/v1/classify"),
     ("POST", "/v1/features"),
@@ -32,15 +32,15 @@ WITH_INPUT = [
     ("GET", "/v1/search/thumbnails/{row}"),
     *CHANGING,
 ]
-# Nothing that could be sent to these is invalid: there are no generated requests of that kind.
-NEVER_WRONG = [
+# No request to these is invalid, so none is generated.
+ALWAYS_VALID = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("GET", "/healthz"),
     ("GET", "/readyz"),
     ("GET", "/metrics"),
 ]
-# A valid request runs up to 51 rounds of 64 images: given values below, not generated ones.
+# A valid request runs up to 51 rounds of 64 images, so requests are given below, not generated.
 COSTLY = ("POST", "/debug/grad-modes")
 
 
@@ -57,7 +57,7 @@ def schema(address: str) -> Any:
 
 def test_every_documented_operation_is_tested(document: dict[str, Any]) -> None:
     documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert documented == {*WITH_INPUT, *NEVER_WRONG, COSTLY}
+    assert documented == {*WITH_INPUT, *ALWAYS_VALID, COSTLY}
 
 
 def assert_answers_are_documented(cases: st.SearchStrategy[Any], examples: int) -> None:
@@ -82,7 +82,7 @@ def test_any_request_gets_a_documented_response(schema: Any, method: str, path: 
     assert_answers_are_documented(schema[path][method].as_strategy(generation_mode=mode), EXAMPLES)
 
 
-@pytest.mark.parametrize(("method", "path"), NEVER_WRONG)
+@pytest.mark.parametrize(("method", "path"), ALWAYS_VALID)
 def test_operations_without_input_respond_as_documented(schema: Any, method: str, path: str) -> None:
     assert_answers_are_documented(schema[path][method].as_strategy(), EXAMPLES)
 
@@ -129,7 +129,7 @@ def test_the_lens_refuses_a_second_comparison_as_documented(address: str, schema
     with httpx2.stream("POST", url, json=body, headers={"Accept": "text/event-stream"}, timeout=30) as running:
         next(running.iter_lines())
         assert case.call_and_validate(checks=CHECKS).status_code == 409
-    # Left as it was found: the first has ended with its caller.
+    # Wait until the first comparison has ended with its client.
     while case.call_and_validate(checks=CHECKS).status_code == 409:
         pass
 
@@ -155,7 +155,7 @@ def test_the_lens_responds_to_an_image_as_documented(schema: Any, clock_png: byt
 def test_the_response_to_an_image_has_its_documented_schema(
     schema: Any, clock_png: bytes, path: str, query: dict[str, Any]
 ) -> None:
-    # Generated bodies are hardly ever images: the answer that matters most is checked with a real one.
+    # Generated bodies are hardly ever images, so this test sends a real one.
     case = schema[path]["POST"].Case(query=query, body=clock_png, media_type="application/octet-stream")
     assert case.call_and_validate(checks=CHECKS).status_code == 200
 
@@ -220,7 +220,7 @@ def test_errors_before_routing_are_documented_for_each_operation(document: dict[
             described = " ".join(answer["description"] for answer in operation["responses"].values())
             for slug in ("malformed-request", "too-finely-chunked", "slow-body", "headers-too-large"):
                 assert described.count(f"urn:gradless:problem:{slug}`") == 1, (path, slug)
-            # Probes are answered under any host.
+            # Probes are answered for any host.
             assert ("421" in operation["responses"]) == (path not in {"/healthz", "/readyz"})
     for slug in ("not-found", "method-not-allowed"):
         assert slug in document["info"]["description"]
@@ -243,9 +243,9 @@ def test_errors_before_routing_are_as_documented(
         for method, operation in methods.items():
             if str(status) not in operation["responses"]:
                 continue
-            asked = head.format(method=method.upper(), path=path.format(name="a", row=0))
+            head_sent = head.format(method=method.upper(), path=path.format(name="a", row=0))
             with socket.create_connection((url.hostname, url.port)) as connection, connection.makefile("rb") as file:
-                connection.sendall(f"{asked}\r\nConnection: close\r\n\r\n".encode())
+                connection.sendall(f"{head_sent}\r\nConnection: close\r\n\r\n".encode())
                 assert file.readline().split()[1] == str(status).encode()
                 assert b"content-type: application/problem+json" in file.read().lower()
 

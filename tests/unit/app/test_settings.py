@@ -1,4 +1,4 @@
-"""Settings: the defaults, and one readable line for each variable that is wrong."""
+"""Settings: the defaults, and one line for each invalid variable."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_empty_variable_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, n
     assert _fault(monkeypatch, **{name: ""}) == f"{name} contains no key; unset it to serve without keys"
 
 
-# What Kubernetes sets for the Services gradless, with a named port, and gradless-gpu, by IPv6.
+# Service links of the Services gradless, with a named port, and gradless-gpu, with IPv6.
 _SERVICE_LINKS = {
     "GRADLESS_SERVICE_HOST": "10.43.0.1",
     "GRADLESS_SERVICE_PORT": "80",
@@ -270,7 +270,7 @@ def test_every_setting_has_a_description() -> None:
 def test_traces_without_their_extra_are_refused_with_the_command_to_install_it(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    # Python's own way to say that a module is not there.
+    # None in sys.modules makes the import fail.
     for name in [name for name in sys.modules if name == missing or name.startswith(f"{missing}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)

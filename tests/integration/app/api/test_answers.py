@@ -1,4 +1,4 @@
-"""Over HTTP, in process, through the real pipeline and a real network: answers, faults in their places, drain."""
+"""HTTP requests in process, with the real pipeline and a real network: results, invalid images, drain."""
 
 from __future__ import annotations
 

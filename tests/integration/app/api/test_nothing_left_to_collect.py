@@ -1,5 +1,5 @@
-"""A request leaves nothing to the garbage collector: what refers to itself stays, image and all, until it comes, and
-its coming holds everybody up."""
+"""Requests leave no reference cycles: a cycle keeps the request and its images until the garbage collector runs, which
+stops all threads."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Ask = Callable[[httpx2.AsyncClient, bytes], Awaitable[httpx2.Response]]
 
 @contextmanager
 def collected() -> Iterator[Counter[str]]:
-    """What the garbage collector finds of a block's, by its type, of ours and of what requests are made of."""
+    """Collect what a block leaves to the garbage collector: counts by type, of our types and those of requests."""
     found: Counter[str] = Counter()
     gc.collect()
-    # What was there before takes most of a collection's time.
+    # Existing objects would take most of the time of a collection.
     gc.freeze()
     gc.disable()
     try:
@@ -89,12 +89,12 @@ async def test_answered_requests_leave_no_reference_cycles(
 async def _held(
     http: httpx2.AsyncClient, gate: threading.Event, entered: threading.Event, image: bytes
 ) -> asyncio.Task[httpx2.Response]:
-    """A request whose forward has begun, and does not end before the gate is opened."""
+    """Start a request and wait until its forward has begun. The forward ends when the gate opens."""
     gate.clear()
     entered.clear()
-    asked = asyncio.create_task(_classify(http, image))
+    request = asyncio.create_task(_classify(http, image))
     assert await asyncio.to_thread(entered.wait, 30)
-    return asked
+    return request
 
 
 async def test_refused_requests_leave_no_reference_cycles(

@@ -1,4 +1,4 @@
-"""A model that serves an inner layer, over HTTP: features as everywhere, and a plain word to who asks for classes."""
+"""A model that serves an inner layer, over HTTP: features as for other models, and an error for classify."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def test_classify_without_classes_is_refused_with_the_path_for_features(
     assert refused.status_code == 422
     assert refused.json()["type"] == "urn:gradless:problem:no-classes"
     assert "/v1/features" in refused.json()["detail"]
-    # The request counts, and no image, which nobody has read.
+    # The request is counted, but no image, because none was read.
     assert 'gradless_requests_total{code="422",method="POST",route="/v1/classify"} 1.0' in metrics
     assert 'gradless_requests_total{code="500",method="POST",route="/v1/classify"} 0.0' in metrics
     images = [line for line in metrics.splitlines() if line.startswith("gradless_images_total{")]

@@ -1,4 +1,4 @@
-"""Whatever the runtime raises leaves as a problem with its status, and nothing internal leaves at all."""
+"""Errors of the runtime are answered with their problem; internal details are never sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature vectors as numbers, base64 or a NumPy file, as they are or of length 1; and classes as they were found."""
+"""Feature vectors as numbers, base64 or a NumPy file, raw or normalized; and classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 _NPY = {"Accept": "application/x-npy"}
 _VECTORS = ((3.0, 0.0, 4.0), (0.1, -2.5, 1e-20), (0.0, 0.0, 0.0))
-# Of length 1; a vector of zeros has no direction and stays.
+# Normalized to length 1; a zero vector is unchanged.
 _UNIT = np.array([(0.6, 0.0, 0.8), (0.03996804, -0.99920096, 3.9968e-21), (0.0, 0.0, 0.0)], dtype=np.float32)
 
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
@@ -98,15 +98,15 @@ async def test_vectors_of_any_magnitude_are_normalized_to_length_one(
 async def test_normalizing_does_not_change_the_vectors_of_the_runtime(
     serve: Serve, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
 ) -> None:
-    kept = prediction(0, (3.0, 0.0, 4.0))
+    stored = prediction(0, (3.0, 0.0, 4.0))
 
     async def predict(*_arguments: object, **_options: object) -> Answer:
-        return answer(kept)
+        return answer(stored)
 
     async with serve({"predict": predict}) as client:
         await client.post("/v1/features?normalize=true", content=b"image")
 
-    assert kept.features.tolist() == [3.0, 0.0, 4.0]
+    assert stored.features.tolist() == [3.0, 0.0, 4.0]
 
 
 async def test_an_invalid_image_fails_the_request_for_a_numpy_file(

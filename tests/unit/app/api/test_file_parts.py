@@ -1,4 +1,4 @@
-"""FileParts: the files of a multipart body, however it is cut into chunks, and its limits."""
+"""FileParts: the files of a multipart body, in any chunks, and its limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _read(
     return parts.files()
 
 
-# Bytes that look like the start of a boundary are the hard ones.
+# Bytes that look like the start of a boundary are the difficult case.
 _contents = st.lists(
     st.one_of(
         st.binary(max_size=60), st.sampled_from([b"\r\n", b"--", b"\r\n--cut", b"--cut-here-", b"\r\n\r\n", b"\r"])
@@ -155,12 +155,12 @@ def test_the_bytes_of_a_file_that_is_too_large_are_discarded() -> None:
     try:
         for _ in range(100):
             parts.feed(b"x" * 100_000)
-        kept, most = tracemalloc.get_traced_memory()
+        current, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
 
-    assert kept < 100_000
-    assert most < 3_000_000
+    assert current < 100_000
+    assert peak < 3_000_000
 
 
 def test_a_body_without_files_is_refused() -> None:
@@ -168,12 +168,12 @@ def test_a_body_without_files_is_refused() -> None:
         _read(_body((_FIELD, b"hello")))
 
 
-@pytest.mark.parametrize("kept", [0, 5, 60, -1, -5, -20])
-def test_a_body_that_ends_early_is_malformed(kept: int) -> None:
+@pytest.mark.parametrize("length", [0, 5, 60, -1, -5, -20])
+def test_a_body_that_ends_early_is_malformed(length: int) -> None:
     body = _body((_FILE, b"image")).removesuffix(b"-\r\n")
 
     with pytest.raises(MalformedMultipartError):
-        _read(body[:kept])
+        _read(body[:length])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The lens over HTTP: how it is asked, what it answers, and its events, over a runtime that measures nothing."""
+"""The lens over HTTP: parameters, report and events, with a runtime that measures nothing."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _PATIENCE_S = 30
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 NewComparison = Callable[[str, ComparisonOptions], Comparison]
 Listener = Callable[[Progress], None]
-Asked = list[tuple[str | None, ComparisonOptions, bytes | None]]
+Calls = list[tuple[str | None, ComparisonOptions, bytes | None]]
 
 
 @pytest.fixture
-def asked() -> Asked:
-    """What reached the runtime."""
+def calls() -> Calls:
+    """The calls of the runtime."""
     return []
 
 
 @pytest.fixture
-def compare(asked: Asked, new_comparison: NewComparison) -> Callable[..., Awaitable[Comparison]]:
-    """A runtime's compare that reports two steps of progress."""
+def compare(calls: Calls, new_comparison: NewComparison) -> Callable[..., Awaitable[Comparison]]:
+    """A `compare` of the runtime that reports two steps of progress."""
 
     async def run(
         model: str | None, options: ComparisonOptions, image: bytes | None, on_progress: Listener
     ) -> Comparison:
-        asked.append((model, options, image))
+        calls.append((model, options, image))
         for done in range(2):
             on_progress(Progress(done, 2, "timing"))
         return new_comparison(model or "", options)
@@ -60,20 +60,20 @@ async def test_the_openapi_document_names_every_error_of_uploads_and_models(serv
         assert f"`{row.type}`" in responses[str(row.status)]["description"]
 
 
-def told(stream: str) -> list[tuple[str, Any]]:
-    """(event, data) of each event of a text/event-stream; comments are none."""
+def events_of(stream: str) -> list[tuple[str, Any]]:
+    """Return (event, data) of each event of a text/event-stream, without comments."""
     blocks = [block.splitlines() for block in stream.split("\n\n") if block and not block.startswith(":")]
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
 
 
 async def test_without_parameters_all_arms_are_compared_on_the_default_model(
-    serve: Serve, compare: Any, asked: Asked
+    serve: Serve, compare: Any, calls: Calls
 ) -> None:
     async with serve({"compare": compare}) as client:
         response = await client.post(_PATH)
 
     assert response.status_code == 200
-    assert asked == [("fake", ComparisonOptions(arms=ARMS, batch_size=32, iterations=5, sweep=(), modules=True), None)]
+    assert calls == [("fake", ComparisonOptions(arms=ARMS, batch_size=32, iterations=5, sweep=(), modules=True), None)]
 
 
 @pytest.mark.parametrize(
@@ -83,22 +83,22 @@ async def test_without_parameters_all_arms_are_compared_on_the_default_model(
         "arms=grad&arms=served&arms=grad&batch_size=8&iterations=2&sweep=1&sweep=2,4&modules=0",
     ],
 )
-async def test_the_query_selects_what_to_compare(serve: Serve, compare: Any, asked: Asked, query: str) -> None:
+async def test_the_query_selects_what_to_compare(serve: Serve, compare: Any, calls: Calls, query: str) -> None:
     async with serve({"compare": compare, "names": ("a", "b")}) as client:
         await client.post(f"{_PATH}?model=b&{query}")
 
     options = ComparisonOptions(arms=("grad", "served"), batch_size=8, iterations=2, sweep=(1, 2, 4), modules=False)
-    assert asked == [("b", options, None)]
+    assert calls == [("b", options, None)]
 
 
-async def test_a_json_body_takes_precedence_over_the_query(serve: Serve, compare: Any, asked: Asked) -> None:
+async def test_a_json_body_takes_precedence_over_the_query(serve: Serve, compare: Any, calls: Calls) -> None:
     async with serve({"compare": compare, "names": ("a", "b")}) as client:
         body = {"model": "b", "batch_size": 2, "sweep": [1, 8]}
         await client.post(f"{_PATH}?model=a&batch_size=8&iterations=3", json=body)
         await client.post(f"{_PATH}?batch_size=8", json={})
         await client.post(f"{_PATH}?batch_size=9", headers={"Content-Type": "application/json; charset=utf-8"})
 
-    assert [(model, options.batch_size, options.iterations, options.sweep) for model, options, _ in asked] == [
+    assert [(model, options.batch_size, options.iterations, options.sweep) for model, options, _ in calls] == [
         ("b", 2, 3, (1, 8)),
         ("a", 8, 5, ()),
         ("a", 9, 5, ()),
@@ -107,17 +107,17 @@ async def test_a_json_body_takes_precedence_over_the_query(serve: Serve, compare
 
 @pytest.mark.parametrize("content_type", ["image/png", "application/x-www-form-urlencoded", None])
 async def test_any_other_body_is_an_image_to_compare_on(
-    serve: Serve, compare: Any, asked: Asked, content_type: str | None
+    serve: Serve, compare: Any, calls: Calls, content_type: str | None
 ) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
     async with serve({"compare": compare}) as client:
         await client.post(f"{_PATH}?batch_size=3", content=b"pixels", headers=headers)
 
-    assert [(options.batch_size, image) for _, options, image in asked] == [(3, b"pixels")]
+    assert [(options.batch_size, image) for _, options, image in calls] == [(3, b"pixels")]
 
 
 async def test_a_multipart_file_is_an_image_too_and_two_are_one_too_many(
-    serve: Serve, compare: Any, asked: Asked, multipart: Callable[..., tuple[dict[str, str], bytes]]
+    serve: Serve, compare: Any, calls: Calls, multipart: Callable[..., tuple[dict[str, str], bytes]]
 ) -> None:
     async with serve({"compare": compare}) as client:
         answers = []
@@ -127,7 +127,7 @@ async def test_a_multipart_file_is_an_image_too_and_two_are_one_too_many(
 
     assert [answer.status_code for answer in answers] == [200, 413]
     assert answers[1].json()["type"] == "urn:gradless:problem:too-many-images"
-    assert [image for _, _, image in asked] == [b"one"]
+    assert [image for _, _, image in calls] == [b"one"]
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ async def test_a_multipart_file_is_an_image_too_and_two_are_one_too_many(
     ],
 )
 async def test_an_unknown_field_of_a_body_is_refused_by_name(
-    serve: Serve, compare: Any, asked: Asked, body: bytes, named: str
+    serve: Serve, compare: Any, calls: Calls, body: bytes, named: str
 ) -> None:
     async with serve({"compare": compare}) as client:
         response = await client.post(_PATH, content=body, headers={"Content-Type": "application/json"})
 
-    assert (response.status_code, asked) == (422, [])
+    assert (response.status_code, calls) == (422, [])
     assert response.json()["type"] == "urn:gradless:problem:invalid-parameter"
     assert response.json()["detail"].startswith(f"{named}: ")
 
@@ -233,7 +233,7 @@ async def test_a_client_that_accepts_events_gets_progress_and_then_the_report(se
     assert streamed.status_code == 200
     assert streamed.headers["content-type"].startswith("text/event-stream")
     assert streamed.headers["cache-control"] == "no-store"
-    assert told(streamed.text) == [
+    assert events_of(streamed.text) == [
         ("progress", {"done": 0, "total": 2, "stage": "timing"}),
         ("progress", {"done": 1, "total": 2, "stage": "timing"}),
         ("report", plain.json()),
@@ -303,7 +303,7 @@ async def test_an_error_of_a_running_comparison_is_its_last_event(
     async with serve({"compare": fail}) as client:
         response = await client.post(_PATH, headers={**_EVENTS, "X-Request-ID": "mine"})
 
-    progress, problem = told(response.text)
+    progress, problem = events_of(response.text)
     assert progress[0] == "progress"
     assert problem[0] == "problem"
     assert problem[1]["type"] == f"urn:gradless:problem:{slug}"
@@ -325,14 +325,14 @@ async def test_a_long_forward_keeps_the_connection_alive(
         response = await client.post(_PATH, headers=_EVENTS)
 
     assert "\n\n: " in response.text
-    assert [event for event, _ in told(response.text)] == ["progress", "report"]
+    assert [event for event, _ in events_of(response.text)] == ["progress", "report"]
 
 
 @pytest.mark.parametrize("after", [0, 1])
 async def test_a_client_that_disconnects_ends_the_comparison(
     application: Callable[..., FastAPI], exchange: Callable[..., Awaitable[list[dict[str, Any]]]], after: int
 ) -> None:
-    """After the first event, and before there is one."""
+    """The client disconnects after the first event, or before it."""
     began, leaves = asyncio.Event(), asyncio.Event()
     ended: list[str] = []
 

@@ -1,4 +1,4 @@
-"""How much a request may bring, and how long it may take: counted as it comes, refused without reading on."""
+"""Limits of size and time of a body: counted while it is received, refused without reading the rest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Multipart = Callable[..., tuple[dict[str, str], bytes]]
 
 @pytest.fixture
 def received(answer: Callable[..., Answer]) -> tuple[list[list[bytes]], dict[str, Any]]:
-    """The images of each request, and the runtime that notes them."""
+    """The images of each request, and the runtime that records them."""
     noted: list[list[bytes]] = []
 
     async def predict(_model: str | None, request: InferenceRequest) -> Answer:
@@ -138,10 +138,10 @@ async def test_an_image_of_exactly_the_limit_passes_and_one_byte_more_does_not(
 async def test_an_image_that_is_too_large_among_several_has_its_error_as_its_result(
     serve: Serve, multipart: Multipart, answer: Callable[..., Answer], prediction: Callable[..., Prediction], path: str
 ) -> None:
-    asked: list[bytes] = []
+    received: list[bytes] = []
 
     async def predict(_model: str | None, request: InferenceRequest) -> Answer:
-        asked.extend(request.images)
+        received.extend(request.images)
         return answer(*[EmptyImageError() if image == b"bad" else prediction() for image in request.images])
 
     headers, body = multipart(b"x" * 60, b"good", b"y" * 51, b"bad", b"good")
@@ -154,7 +154,7 @@ async def test_an_image_that_is_too_large_among_several_has_its_error_as_its_res
     assert [error.get("status") for error in errors] == [413, None, 413, 422, None]
     assert errors[0]["type"] == "urn:gradless:problem:image-too-large"
     assert errors[0]["detail"] == "The image a is larger than 50 bytes: it has 6e-05 MB."
-    assert asked == [b"good", b"bad", b"good"]
+    assert received == [b"good", b"bad", b"good"]
     task = path.rpartition("/")[2]
     assert f'gradless_images_total{{model="fake",outcome="bad_image",task="{task}"}} 2.0' in exposition
     assert 'gradless_rejected_total{reason="too_large"} 2.0' in exposition
@@ -290,9 +290,9 @@ async def test_all_bodies_together_have_a_limit_and_are_released_when_they_are_a
         first = asyncio.create_task(exchange(app, sender(600)))
         await began.wait()
         refused = await exchange(app, sender(401))
-        beside = asyncio.create_task(exchange(app, sender(400)))
+        second = asyncio.create_task(exchange(app, sender(400)))
         go_on.set()
-        answered = [await first, await beside, await exchange(app, sender(1000))]
+        answered = [await first, await second, await exchange(app, sender(1000))]
 
     assert refused[0]["status"] == 429
     assert dict(refused[0]["headers"])[b"retry-after"] == b"1"

@@ -1,4 +1,4 @@
-"""Alive, ready, measured, described: what operators and scrapers ask, and how the application starts and stops."""
+"""Probes, metrics and descriptions of models, and the start and stop of the application."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ async def test_the_runtime_is_closed_within_the_drain_timeout(
 
 
 async def test_the_metrics_show_what_the_runtime_reports(new_runtime: Callable[..., FakeRuntime]) -> None:
-    heard: list[Telemetry] = []
+    started_with: list[Telemetry] = []
 
     def start(telemetry: Telemetry) -> FakeRuntime:
-        heard.append(telemetry)
+        started_with.append(telemetry)
         return new_runtime().started(telemetry)
 
     app = create_app(Settings(models=("fake",)), start)
@@ -111,7 +111,7 @@ async def test_the_metrics_show_what_the_runtime_reports(new_runtime: Callable[.
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
-        heard[0].image_cancelled("fake", "queue", 0.25)
+        started_with[0].image_cancelled("fake", "queue", 0.25)
         text = (await client.get("/metrics")).text
 
     assert 'gradless_cancelled_total{model="fake",stage="queue"} 1.0' in text

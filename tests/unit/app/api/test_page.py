@@ -1,4 +1,4 @@
-"""The page's files: what they are sent as, and under which policy. What the page does is tests/browser's business."""
+"""The files of the page: content types and policy. tests/browser tests the behaviour of the page."""
 
 from __future__ import annotations
 

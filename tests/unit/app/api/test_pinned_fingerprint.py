@@ -1,4 +1,4 @@
-"""If-Match with a fingerprint: vectors of another kind are not sent to somebody who keeps some already."""
+"""If-Match with a fingerprint: a client that stores vectors never gets vectors of another model."""
 
 from __future__ import annotations
 

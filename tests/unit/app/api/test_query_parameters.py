@@ -1,4 +1,4 @@
-"""Every documented route takes its own query parameters, each once, and says which one was probably meant."""
+"""Every documented route accepts its own query parameters, each once, and suggests one for a misspelt name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def test_every_documented_route_refuses_unknown_parameters(serve: Serve) -
         for method, path in operations:
             url = path.format(name="fake", row=0) + "?unheard-of=1"
             answer = await client.request(method, url)
-            # The search has no index here, and says so first.
+            # Search has no index here, which is checked first.
             assert answer.status_code == (404 if url.startswith("/v1/search?") else 422), (method, path)
     assert len(operations) > 10
 

@@ -1,4 +1,4 @@
-"""Requests that miss: unknown paths, methods, parameters and models are problems too."""
+"""Unknown paths, methods, parameters and models are answered with problems."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ async def test_before_its_start_the_application_is_not_ready(
 
 
 async def test_which_model_and_how_many_classes_reach_the_runtime(serve: Serve, answer: Callable[..., Any]) -> None:
-    asked: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
 
     async def predict(model: str | None, request: InferenceRequest) -> Any:
-        asked.append({"model": model, "images": request.images, "task": request.task, "top_k": request.top_k})
+        received.append({"model": model, "images": request.images, "task": request.task, "top_k": request.top_k})
         return answer()
 
     async with serve({"predict": predict, "names": ("a", "b")}) as client:
@@ -130,7 +130,7 @@ async def test_which_model_and_how_many_classes_reach_the_runtime(serve: Serve, 
         await client.post("/v1/classify?model=b&top_k=7", content=b"2")
         await client.post("/v1/features?model=b", content=b"3")
 
-    assert asked == [
+    assert received == [
         {"model": None, "images": [b"1"], "task": "classify", "top_k": 5},
         {"model": "b", "images": [b"2"], "task": "classify", "top_k": 7},
         {"model": "b", "images": [b"3"], "task": "features", "top_k": 0},

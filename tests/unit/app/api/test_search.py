@@ -1,4 +1,4 @@
-"""POST /v1/search: features, then a lookup; and what it says where there is nothing to look into."""
+"""POST /v1/search: features, then a lookup in the index; and its problem without an index."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Multipart = Callable[..., tuple[dict[str, str], bytes]]
 
 
 class FakeIndex:
-    """As many neighbours as asked for; the first is a row told by the vector's first number."""
+    """Return `k` neighbours; the first row is the first number of the vector."""
 
     def __init__(self, manifest: Manifest = _MANIFEST) -> None:
         self.manifest = manifest

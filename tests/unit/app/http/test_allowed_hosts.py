@@ -1,4 +1,4 @@
-"""By which names the service may be asked, and which pages may ask it."""
+"""Hosts that requests may name, and origins whose pages may send requests."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_probes_are_answered_for_any_host(serve: Serve, path: str) -> None
     async with serve({}, allowed_hosts=("a.example",)) as client:
         by_address = {"Host": "10.0.3.7:8000"}
         assert (await client.get(path, headers=by_address)).status_code == 200
-        # Who scrapes asks by a name that is allowed.
+        # Scrapers use an allowed host.
         assert (await client.get("/metrics", headers=by_address)).status_code == 421
         assert (await client.get(f"{path}/", headers=by_address)).status_code == 421
 
@@ -67,14 +67,14 @@ def test_on_other_addresses_any_name_is_allowed_unless_some_are_configured(addre
 
 
 async def test_pages_of_other_origins_can_read_responses_only_if_configured(serve: Serve) -> None:
-    asked = {"Origin": "https://shop.example"}
-    wanted = asked | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+    origin = {"Origin": "https://shop.example"}
+    preflight = origin | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     async with serve() as client:
-        closed = await client.post("/v1/classify", content=b"image", headers=asked)
-        refused = await client.options("/v1/classify", headers=wanted)
+        closed = await client.post("/v1/classify", content=b"image", headers=origin)
+        refused = await client.options("/v1/classify", headers=preflight)
     async with serve({}, cors_origins=("https://shop.example",)) as client:
-        opened = await client.post("/v1/classify", content=b"image", headers=asked)
-        allowed = await client.options("/v1/classify", headers=wanted)
+        opened = await client.post("/v1/classify", content=b"image", headers=origin)
+        allowed = await client.options("/v1/classify", headers=preflight)
         other = await client.post("/v1/classify", content=b"image", headers={"Origin": "https://other.example"})
 
     assert "access-control-allow-origin" not in closed.headers

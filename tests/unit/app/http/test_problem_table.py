@@ -1,4 +1,4 @@
-"""app/http/problems.py: every error has one answer, and what is internal stays in the house."""
+"""app/http/problems.py: every error has one row, and internal details are not sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.interface.errors import ForwardError, GradlessError, ImageError, Sta
 
 
 def _concrete(root: type[Exception]) -> Iterator[type[Exception]]:
-    """The leaves below `root`: what is raised, not what is caught."""
+    """Yield the leaf classes below `root`: those that are raised."""
     children = root.__subclasses__()
     for child in children:
         yield from _concrete(child)
@@ -22,7 +22,7 @@ def _concrete(root: type[Exception]) -> Iterator[type[Exception]]:
 
 
 _ANSWERED = [error for error in _concrete(GradlessError) if not issubclass(error, StartError)]
-# Those of the table, and those beside it that no exception stands for.
+# The rows of the table, and the rows without an exception.
 _ROWS = [*TABLE.values(), *(row for row in vars(problems).values() if isinstance(row, Row))]
 
 

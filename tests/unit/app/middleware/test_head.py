@@ -1,4 +1,4 @@
-"""HEAD is answered like GET, without the body; addresses have no slash at their end, and lead nowhere else."""
+"""HEAD is answered like GET without the body; paths have no trailing slash, and nothing is redirected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 FILES = ["/", "/page/page.css", "/samples/clock.jpg", "/docs", "/docs/start.js", "/openapi.json"]
-# Of their own for each answer.
+# Different for each response.
 CHANGING = {"x-request-id", "content-length", "date"}
 
 

@@ -1,4 +1,4 @@
-"""In a full house a request is refused at its headers, by its connection; what needs a closer look passes on."""
+"""At capacity the connection refuses requests at their headers; requests that need full handling are passed on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATIENCE_S = 10
 
 
 class Listening:
-    """An application behind connections that shed, on a port of this machine."""
+    """An application behind connections with load shedding, on a local port."""
 
     def __init__(self, app: FastAPI, address: tuple[str, int]) -> None:
         self.runtime: Any = app.state.parts.runtime
@@ -34,7 +34,7 @@ class Listening:
         self.client = httpx2.AsyncClient(base_url=f"http://{address[0]}:{address[1]}")
 
     async def sent(self, *pieces: bytes, answers: int = 1) -> list[tuple[dict[bytes, bytes], bytes]]:
-        """Head and body of so many answers on one connection, each piece sent when the one before was answered."""
+        """Return head and body of `answers` responses on one connection. Each piece follows the previous response."""
         found = []
         async with asyncio.timeout(_PATIENCE_S):
             reader, writer = await asyncio.open_connection(*self.address)
@@ -47,7 +47,7 @@ class Listening:
         return found
 
     async def ends_after(self, piece: bytes) -> bool:
-        """Whether the connection ends with the answer to `piece`; it is asked for something else if not."""
+        """Return True if the connection ends with the response to `piece`."""
         async with asyncio.timeout(_PATIENCE_S):
             reader, writer = await asyncio.open_connection(*self.address)
             writer.write(piece)
@@ -77,7 +77,7 @@ def listen(application: Callable[..., FastAPI]) -> Listen:
         config.load()
         protocol = shedding_connection(_PATIENCE_S, lambda _row, _seconds: None, app.state.shedding)
         state = ServerState()
-        # A running server says it anew each second.
+        # A running server updates it each second.
         state.default_headers = [(b"date", b"today")]
         async with app.router.lifespan_context(app):
             loop = asyncio.get_running_loop()
@@ -126,10 +126,10 @@ async def test_a_refusal_has_the_request_id_of_the_client(listen: Listen) -> Non
         (["content-length: 100000"], True),
         (["transfer-encoding: chunked"], True),
         (["content-length: 5", "connection: close"], True),
-        # Whether a caller who was told so still sends his body is for him to decide.
+        # With Expect: 100-continue the client may or may not send its body after the refusal.
         (["content-length: 5", "expect: 100-continue"], True),
     ],
-    ids=["short", "long", "without end", "as asked", "not yet sent"],
+    ids=["short", "long", "chunked", "connection: close", "expect: 100-continue"],
 )
 async def test_a_connection_stays_open_unless_much_of_a_body_is_unread(
     listen: Listen, headers: Sequence[str], *, ends: bool
@@ -165,7 +165,7 @@ async def test_at_capacity_malformed_heads_are_still_refused(listen: Listen) -> 
 
 async def test_requests_after_a_refusal_that_closes_the_connection_do_not_start(listen: Listen) -> None:
     async with listen(FULL) as listening:
-        # By this runtime the second would be answered.
+        # This runtime would answer the second request.
         assert await listening.ends_after(
             head_of("content-length: 5", "connection: close") + b"image" + head_of("if-match: *", "content-length: 0")
         )
@@ -188,7 +188,7 @@ async def test_requests_after_a_refused_one_are_answered_on_the_same_connection(
 async def test_refusals_are_sent_after_the_responses_to_earlier_requests(listen: Listen) -> None:
     pieces = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" + head_of("content-length: 5") + b"image"
     async with listen(FULL) as listening:
-        # The second goes the way of all requests, and is taken by this runtime.
+        # The second request is passed on, and this runtime answers it.
         answers = await listening.sent(pieces, answers=2)
     assert [head[b"status"] for head, _ in answers] == [b"200", b"200"]
 
@@ -203,7 +203,7 @@ async def test_the_chunks_of_a_refused_request_do_not_count_for_the_next(listen:
 async def test_requests_with_repeated_headers_are_passed_to_the_application(listen: Listen) -> None:
     image = ("content-length: 5", "content-type: image/jpeg")
     async with listen(FULL) as listening:
-        # By this runtime whatever gets to the application is answered.
+        # This runtime answers every request that reaches the application.
         answers = [
             await listening.sent(head_of(*image, *more) + b"image")
             for more in ([], ["content-type: multipart/form-data"], ["x-request-id: one", "x-request-id: two"])
@@ -229,10 +229,10 @@ async def test_refusals_are_counted_singly_and_logged_together(
             await listening.client.post("/v1/features", content=b"image")
         exposition = (await listening.client.get("/metrics")).text
         assert not caplog.records
-    # What is left to tell is told at the end.
+    # The remaining refusals are logged at the end.
     [line] = [record for record in caplog.records if record.name == "gradless.requests"]
-    told = {name: vars(line)[name] for name in ("status", "problem", "model", "requests")}
-    assert told == {"status": 429, "problem": "overloaded", "model": "fake", "requests": 3}
+    logged = {name: vars(line)[name] for name in ("status", "problem", "model", "requests")}
+    assert logged == {"status": 429, "problem": "overloaded", "model": "fake", "requests": 3}
     assert 'gradless_rejected_total{reason="queue_full"} 3.0' in exposition
     assert 'gradless_requests_total{code="429",method="POST",route="/v1/features"} 3.0' in exposition
     assert 'gradless_request_duration_seconds_count{code="4xx",method="POST",route="/v1/features"} 3.0' in exposition
@@ -270,7 +270,7 @@ async def test_multipart_bodies_are_passed_to_the_application(
     headers, body = multipart(b"one", b"two")
     shouted = {"Content-Type": headers["Content-Type"].replace("multipart/form-data", "Multipart/Form-Data")}
     async with listen(FULL) as listening:
-        # By the runtime, that is: this one takes them.
+        # This runtime answers them.
         assert (await listening.client.post("/v1/classify", content=body, headers=headers)).status_code == 200
         assert (await listening.client.post("/v1/classify", content=body, headers=shouted)).status_code == 200
 
@@ -306,7 +306,7 @@ async def test_cross_origin_requests_are_passed_to_the_application_for_its_cors_
         answer = await listening.client.post(
             "/v1/classify", content=b"image", headers={"Origin": "https://page.example"}
         )
-        # This runtime takes it; what counts is who answered.
+        # This runtime answers it, so that the status shows who answered.
         assert answer.headers["access-control-allow-origin"] == "https://page.example"
         assert (await listening.client.post("/v1/classify", content=b"image")).status_code == 429
 

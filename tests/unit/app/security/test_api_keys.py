@@ -1,4 +1,4 @@
-"""API keys and their rights: who may ask for what, and what is never told of a key."""
+"""API keys and their rights; keys never appear in logs, responses or settings."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def ask(client: httpx2.AsyncClient, method: str, path: str, headers: dict[
 
 @pytest.mark.parametrize(("method", "path"), [*INFERENCE, *METRICS, *DEBUG])
 async def test_a_request_without_a_key_is_refused_with_a_challenge(serve: Serve, method: str, path: str) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         answer = await ask(client, method, path, {})
 
     assert answer.status_code == 401
@@ -53,7 +53,7 @@ async def test_a_request_without_a_key_is_refused_with_a_challenge(serve: Serve,
 
 @pytest.mark.parametrize("headers", [bearer("some-other-key-of-length"), {"X-API-Key": KEY[:-1]}, bearer("")])
 async def test_an_unknown_key_is_refused(serve: Serve, headers: dict[str, str]) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         answer = await ask(client, "POST", "/v1/classify", headers)
 
     assert answer.status_code == 401
@@ -68,7 +68,7 @@ async def test_an_unknown_key_is_refused(serve: Serve, headers: dict[str, str]) 
 async def test_a_key_allows_only_what_its_rights_allow(
     serve: Serve, key: str, allowed: list[tuple[str, str]], forbidden: list[tuple[str, str]]
 ) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         opened = [await ask(client, *request, bearer(key)) for request in allowed]
         closed = [await ask(client, *request, bearer(key)) for request in forbidden]
 
@@ -80,7 +80,7 @@ async def test_a_key_allows_only_what_its_rights_allow(
 
 
 async def test_a_key_may_be_sent_in_either_header(serve: Serve) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         answers = [
             await ask(client, "GET", "/v1/models", headers)
             for headers in (bearer(KEY), {"Authorization": f"bearer  {KEY}"}, {"X-API-Key": KEY})
@@ -91,7 +91,7 @@ async def test_a_key_may_be_sent_in_either_header(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("method", "path"), OPEN)
 async def test_probes_page_and_documentation_need_no_key(serve: Serve, method: str, path: str) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         assert (await ask(client, method, path, {})).status_code == 200
 
 
@@ -101,7 +101,7 @@ async def test_a_body_is_not_read_before_its_client_is_authorized(
     app = application({}, api_keys=KEYS)
 
     async def receive() -> dict[str, Any]:
-        pytest.fail("nobody may make the service read")
+        pytest.fail("the body was read")
 
     async with app.router.lifespan_context(app):
         start, _ = await exchange(app, receive)
@@ -110,14 +110,16 @@ async def test_a_body_is_not_read_before_its_client_is_authorized(
 
 
 @pytest.mark.parametrize("keys", [None, KEYS], ids=["no keys", "keys"])
-@pytest.mark.parametrize("caller", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
-async def test_the_lens_answers_local_clients_without_a_key(serve: Serve, caller: str, keys: str | None) -> None:
-    async with serve({}, caller=caller, api_keys=keys) as client:
+@pytest.mark.parametrize("client_address", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+async def test_the_lens_answers_local_clients_without_a_key(
+    serve: Serve, client_address: str, keys: str | None
+) -> None:
+    async with serve({}, client_address=client_address, api_keys=keys) as client:
         assert (await ask(client, *DEBUG[0], {})).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("caller", "headers"),
+    ("client_address", "headers"),
     [
         (ELSEWHERE, {}),
         ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}),
@@ -127,14 +129,14 @@ async def test_the_lens_answers_local_clients_without_a_key(serve: Serve, caller
     ],
 )
 async def test_the_lens_refuses_remote_clients_even_through_a_local_proxy(
-    serve: Serve, caller: str, headers: dict[str, str]
+    serve: Serve, client_address: str, headers: dict[str, str]
 ) -> None:
-    async with serve({}, caller=caller) as client:
+    async with serve({}, client_address=client_address) as client:
         lens = await ask(client, *DEBUG[0], headers)
         inference = await ask(client, "POST", "/v1/classify", headers)
 
     assert (lens.status_code, lens.json()["type"]) == (403, "urn:gradless:problem:forbidden")
-    # Without keys, everything else is for everybody.
+    # Without keys, everything else is open.
     assert inference.status_code == 200
 
 
@@ -149,7 +151,7 @@ async def test_the_lens_refuses_remote_clients_even_through_a_local_proxy(
         ("null", 403),
         ("", 403),
     ],
-    ids=["no page", "its own page", "another's", "another port's", "the standard port's", "nobody's", "empty"],
+    ids=["no origin", "same origin", "other host", "other port", "default port", "null", "empty"],
 )
 async def test_without_keys_a_local_page_of_another_origin_cannot_run_a_comparison(
     serve: Serve, origin: str | None, status: int
@@ -234,7 +236,7 @@ async def test_without_keys_the_openapi_document_mentions_none(serve: Serve) -> 
 
 
 async def test_refusals_without_a_key_are_counted(serve: Serve) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         await ask(client, "POST", "/v1/classify", {})
         await ask(client, "GET", "/metrics", bearer(KEY))
         exposition = (await ask(client, "GET", "/metrics", bearer(SCRAPER))).text
@@ -244,18 +246,18 @@ async def test_refusals_without_a_key_are_counted(serve: Serve) -> None:
 
 async def test_keys_never_appear_in_logs_responses_or_settings(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         answers = [await ask(client, *DEBUG[0], bearer(key)) for key in (KEY, "wrong-key-of-some-length")]
-    told = caplog.text + str([vars(record) for record in caplog.records])
-    told += "".join(answer.text + str(answer.headers) for answer in answers)
-    told += repr(Settings(api_keys=KEYS)) + repr(parse_keys(KEYS)) + str(vars(parse_keys(KEYS)))
+    published = caplog.text + str([vars(record) for record in caplog.records])
+    published += "".join(answer.text + str(answer.headers) for answer in answers)
+    published += repr(Settings(api_keys=KEYS)) + repr(parse_keys(KEYS)) + str(vars(parse_keys(KEYS)))
 
-    assert not [key for key in (KEY, ADMIN, SCRAPER, "wrong-key-of-some-length") if key in told]
+    assert not [key for key in (KEY, ADMIN, SCRAPER, "wrong-key-of-some-length") if key in published]
 
 
 def test_a_file_of_keys_has_one_key_per_line_and_comments(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"# who may ask\n{KEY}   # the shop\n\ninference+debug:{ADMIN}\n")
+    file.write_text(f"# keys\n{KEY}   # the shop\n\ninference+debug:{ADMIN}\n")
 
     keys = read_keys(None, file)
 
