@@ -337,7 +337,7 @@ def _unknown_variables() -> list[str]:
 def _empty_keys() -> list[str]:
     """An empty secret is an error, because without keys the service is open to everyone."""
     return [
-        f"{name} contains no key; unset it to serve without keys"
+        f"{name}: it contains no key; unset it to serve without keys"
         for name, value in sorted(os.environ.items())
         if not value and name.upper() in _KEYS
     ]

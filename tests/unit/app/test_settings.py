@@ -52,7 +52,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("name", ["GRADLESS_API_KEYS", "GRADLESS_API_KEYS_FILE"])
 def test_an_empty_variable_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    assert _fault(monkeypatch, **{name: ""}) == f"{name} contains no key; unset it to serve without keys"
+    assert _fault(monkeypatch, **{name: ""}) == f"{name}: it contains no key; unset it to serve without keys"
 
 
 # Service links of the Services gradless, with a named port, and gradless-gpu, with IPv6.
