@@ -25,7 +25,6 @@ from app.api.openapi import documented_statuses, extend_openapi, undocumented_st
 from app.api.routers import classify, debug, documentation, features, health, models, page, search
 from app.api.search_index import open_search_index
 from app.http.allowed_hosts import AllowedHosts, allowed_hosts, trusted_hosts
-from app.http.body_budget import BodyBudget
 from app.middleware.head import HeadAsGet
 from app.middleware.host_check import HostCheck
 from app.middleware.load_shedding import LoadShedding
@@ -35,7 +34,8 @@ from app.observability.request_log import RequestLog
 from app.observability.request_observer import RequestObserver, RequestObserverMiddleware, Traces
 from app.process.gc_tuning import freeze_loaded_objects, take_in_everything
 from app.settings import Settings, load_settings
-from models.interface.errors import StartError
+from models.interface.admission import Budget
+from models.interface.errors import BodyMemoryFullError, StartError
 from models.interface.runtime import Runtime, StartRuntime
 from models.interface.telemetry import Telemetry
 from models.search.index import SearchIndex
@@ -138,7 +138,7 @@ def create_app(
     observer = RequestObserver(
         metrics,
         request_log,
-        BodyBudget(settings.max_held_bytes),
+        Budget(settings.max_held_bytes, lambda _used: BodyMemoryFullError(settings.max_held_bytes)),
         frozenset(endpoint.path for endpoint in IMAGE_ENDPOINTS),
         traces,
     )

@@ -24,7 +24,6 @@ from app.http.problems import (
     NoImagesError,
     SlowBodyError,
     TooManyImagesError,
-    TooMuchAtOnceError,
 )
 from app.observability.request_record import record_of
 from app.settings import Settings
@@ -38,7 +37,7 @@ UPLOAD_ERRORS: tuple[type[Exception], ...] = (
     ContentEncodingError,
     MalformedMultipartError,
     SlowBodyError,
-    TooMuchAtOnceError,
+    errors.BodyMemoryFullError,
     BodyTooLargeError,
     TooManyImagesError,
     NoImagesError,

@@ -16,10 +16,9 @@ from app.http.problems import (
     ContentEncodingError,
     Problem,
     Row,
-    TooMuchAtOnceError,
     UnauthorizedError,
 )
-from models.interface.errors import DecodersBusyError, OverloadedError
+from models.interface.errors import AtCapacityError
 
 
 def problem(row: Row, detail: str | None, request_id: str | None = None) -> Problem:
@@ -35,7 +34,7 @@ def problem_json(row: Row, detail: str | None, request_id: str | None = None) ->
 
 def problem_headers(error: Exception) -> dict[str, str]:
     """Return the headers that RFC 9110 requires or recommends in the response to `error`."""
-    if isinstance(error, OverloadedError | DecodersBusyError | TooMuchAtOnceError):
+    if isinstance(error, AtCapacityError):
         return {"retry-after": str(error.retry_after_s)}
     if isinstance(error, ContentEncodingError):
         return {"accept-encoding": error.accepted}

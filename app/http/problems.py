@@ -58,15 +58,6 @@ class SlowBodyError(RequestError):
         super().__init__(f"The request body had not arrived after {timeout_s:g} s.")
 
 
-class TooMuchAtOnceError(RequestError):
-    """The bodies of all requests together exceed their memory budget. A retry after `retry_after_s` may succeed."""
-
-    retry_after_s = 1
-
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The bodies of all requests in progress would exceed {limit_bytes} bytes.")
-
-
 class MalformedMultipartError(RequestError):
     def __init__(self, reason: str) -> None:
         super().__init__(f"The multipart body cannot be read: {reason}")
@@ -166,6 +157,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.NotFiniteError: Row(422, "not-finite", "The model output for this image is not finite", "bad_image"),
     errors.OverloadedError: Row(429, "overloaded", "The service is at capacity", "queue_full"),
     errors.DecodersBusyError: Row(429, "decoders-busy", "Too many expensive images are waiting", "queue_full"),
+    errors.BodyMemoryFullError: Row(429, "too-much-at-once", "Too many bytes are being received at once", "queue_full"),
     errors.DrainingError: Row(503, "draining", "The service is shutting down", "draining"),
     errors.DeadlineExceededError: Row(504, "deadline-exceeded", "The deadline was exceeded", "deadline"),
     errors.ModelDownError: Row(503, "model-down", "The model is being restarted", "model_down"),
@@ -184,7 +176,6 @@ TABLE: dict[type[Exception], Row] = {
     errors.ComparisonTooLargeError: Row(422, "comparison-too-large", "The comparison is too large"),
     BodyTooLargeError: Row(413, "body-too-large", "The request body is too large", "too_large"),
     SlowBodyError: Row(408, "slow-body", "The request did not arrive in time", "slow_body"),
-    TooMuchAtOnceError: Row(429, "too-much-at-once", "Too many bytes are being received at once", "queue_full"),
     MalformedMultipartError: Row(400, "malformed-multipart", "The multipart body is malformed"),
     ContentEncodingError: Row(
         415, "unsupported-content-encoding", "The content encoding is not supported", "unsupported_type"

@@ -11,12 +11,12 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.body_budget import BodyBudget
 from app.http.problem_response import problem_response
 from app.http.problems import CLIENT_GONE_STATUS, INTERNAL_ERROR
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.request_record import RequestRecord, RequestTrace, keep_record
+from models.interface.admission import Budget
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class RequestObserver:
         self,
         metrics: Metrics,
         request_log: RequestLog,
-        body_budget: BodyBudget,
+        body_budget: Budget,
         timed_paths: frozenset[str],
         traces: Traces | None = None,
     ) -> None:
@@ -71,7 +71,7 @@ class RequestObserver:
 
     def end(self, scope: Scope, record: RequestRecord, *, shed: bool = False) -> None:
         """Report the request. `shed`: load shedding refused it at its headers, probably one of many."""
-        self._body_budget.give_back(record.body_bytes)
+        self._body_budget.release(record.body_bytes)
         record.ended_at = perf_counter()
         seconds = record.ended_at - record.started_at
         # The template as in the OpenAPI document: {name}, also where the router's own template is {name:path}.

@@ -109,7 +109,7 @@ def test_sigterm_ends_a_process_whose_threads_an_abandoned_forward_keeps(
     server.wait_for_line("hangs")
     # The lens waits for its turn behind the forward.
     comparing = _asked(f"{server.address}/debug/grad-modes?batch_size=1")
-    server.wait_for_line("it is started anew")
+    server.wait_for_line("restarting it")
     for each in (asking, comparing):
         each.join()
     # While the model restarts, requests are answered with 503.

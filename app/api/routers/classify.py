@@ -10,10 +10,11 @@ from app.api.dependencies import ClassifiableUpload
 from app.api.error_responses import image_problem
 from app.api.image_endpoints import CLASSIFY, IMAGE_BODY
 from app.api.image_route import ImageRoute
-from app.api.inference import answered
+from app.api.inference import infer
 from app.api.openapi import responses
 from app.api.schemas import Classification, Classifications, Faulty, Prediction
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Prediction as Predicted
 
 router = APIRouter(tags=["inference"], route_class=ImageRoute)
@@ -25,7 +26,7 @@ async def classify(
     top_k: Annotated[int, Query(ge=1, le=1000, description="maximum classes per image")] = 5,
 ) -> Classifications:
     """Classify one image or several. Among several images, an invalid one gets a problem as its result."""
-    answer = await answered(upload, task=CLASSIFY.task, top_k=top_k)
+    answer = await infer(upload, InferenceRequest(CLASSIFY.task, top_k=top_k))
     return Classifications(
         model=answer.model,
         fingerprint=answer.fingerprint,

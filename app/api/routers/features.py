@@ -15,10 +15,11 @@ from app.api.dependencies import ImageUpload, Upload, accepts
 from app.api.error_responses import error_response, image_problem
 from app.api.image_endpoints import FEATURES, IMAGE_BODY
 from app.api.image_route import ImageRoute
-from app.api.inference import answered
+from app.api.inference import infer
 from app.api.openapi import responses
 from app.api.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer
 
 router = APIRouter(tags=["inference"], route_class=ImageRoute)
@@ -49,7 +50,7 @@ async def features(
     With `Accept: application/x-npy` the response is a NumPy file of float32, (N, D). It cannot contain a problem, so
     one invalid image fails the request.
     """
-    answer = await answered(upload, task=FEATURES.task, top_k=0)
+    answer = await infer(upload, InferenceRequest(FEATURES.task))
     if accepts(upload.request, NPY):
         return _npy(upload, answer, normalize=normalize)
     return FeatureVectors(

@@ -20,7 +20,6 @@ from app.http.problems import (
     ContentEncodingError,
     ForbiddenError,
     SlowBodyError,
-    TooMuchAtOnceError,
     UnauthorizedError,
 )
 from models.interface import errors
@@ -35,7 +34,7 @@ _LOAD_ERRORS: tuple[type[Exception], ...] = (
     ContentEncodingError,
     BodyTooLargeError,
     SlowBodyError,
-    TooMuchAtOnceError,
+    errors.BodyMemoryFullError,
     UnknownModelError,
     errors.ModelNotLoadedError,
     errors.NoRoomError,

@@ -17,13 +17,14 @@ from app.api.dependencies import ImageUpload, inference_allowed
 from app.api.error_responses import image_problem
 from app.api.image_endpoints import IMAGE_BODY, SEARCH
 from app.api.image_route import ImageRoute
-from app.api.inference import answered
+from app.api.inference import infer
 from app.api.openapi import responses
 from app.api.schemas import Faulty, Found, Neighbour, Neighbours
 from app.api.search_index import search_index_for, search_index_of
 from app.http.problems import NOT_FOUND, ForbiddenError, NoSearchIndexError, UnauthorizedError
 from app.observability.request_record import record_of
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Prediction
 from models.search.index import SearchIndex
 
@@ -61,7 +62,7 @@ async def search(
     Needs an index (GRADLESS_SEARCH_INDEX), and serves the model that made its vectors.
     """
     search_index_for(upload.request, upload.model.fingerprint)
-    answer = await answered(upload, task=SEARCH.task, top_k=0)
+    answer = await infer(upload, InferenceRequest(SEARCH.task))
     # Checked again: another version of the model may have been loaded in the meantime.
     index = search_index_for(upload.request, answer.fingerprint)
     found = iter(await _find_neighbours(upload.request, index, answer.results, k))

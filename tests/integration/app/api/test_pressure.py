@@ -178,7 +178,7 @@ async def test_an_image_does_not_wait_for_others_if_each_has_a_core(
     clock_png: bytes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Engine, "room_from", 1)
+    monkeypatch.setattr(Engine, "overlap_min_size", 1)
     async with over_http(gated) as client:
         gate.clear()
         requests = []

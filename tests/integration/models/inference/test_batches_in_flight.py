@@ -56,12 +56,12 @@ def lanes(engine: Engine) -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one lane")
-def test_a_backend_that_shares_batches_out_to_cores_has_two_lanes_and_leaves_room_once_each_has_an_image(
+def test_a_backend_that_shares_batches_out_to_cores_has_two_lanes_and_allows_overlap_once_each_has_an_image(
     engine: Engine,
 ) -> None:
-    assert engine.lanes == 2
+    assert engine.max_in_flight == 2
     # Behind `eager` an image alone keeps to one core; with `openvino` it has all of them.
-    assert engine.room_from == {"eager": 1, "openvino": cores.available_cores()}[engine.model.placement.backend]
+    assert engine.overlap_min_size == {"eager": 1, "openvino": cores.available_cores()}[engine.model.placement.backend]
 
 
 def test_each_of_two_batches_under_way_together_gets_its_own_answers(engine: Engine, lanes: ThreadPoolExecutor) -> None:
@@ -108,7 +108,7 @@ def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_lanes_are_busy(
         pixels = torch.stack([item.image for item in _items(2)]).contiguous(memory_format=torch.channels_last)
         for _ in range(_ROUNDS):
             assert all(event.wait(_PATIENCE_S) for event in ran)
-            with engine.turn:
+            with engine.lock:
                 assert not inside
                 forward(pixels)
                 assert not inside

@@ -108,7 +108,7 @@ async def test_an_image_that_does_not_fit_alone_gets_503_with_the_reason(
 
     assert refused.status_code == 503
     assert refused.json()["type"] == "urn:gradless:problem:out-of-memory"
-    assert "not even for one image" in refused.json()["detail"]
+    assert "too little memory for even one image" in refused.json()["detail"]
     assert answered.status_code == 200
 
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import BatchReport, Unheard
+from models.interface.telemetry import BatchReport, NoTelemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -18,7 +18,7 @@ _PATIENCE_S = 30
 _CALLERS = 8
 
 
-class _Heard(Unheard):
+class _Heard(NoTelemetry):
     """Notes whose forwards have run, in order."""
 
     def __init__(self) -> None:
