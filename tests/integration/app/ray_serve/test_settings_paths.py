@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.ray_serve.anywhere import anywhere
+from app.ray_serve.settings_paths import with_absolute_paths
 from app.settings import Settings
 
 
@@ -19,10 +19,10 @@ def test_paths_are_whole_before_they_go_where_another_folder_is_worked_in(tmp_pa
         models_folder=Path("/models"),
         search_index=Path("index"),
     )
-    told = anywhere(settings, tmp_path)
+    told = with_absolute_paths(settings, tmp_path)
 
     mine = str(tmp_path / "mine")
     assert told.models == (mine, str(tmp_path / "../other"), mine, "resnet18", "null", "~/mine", "/mine")
     assert (told.calibration_folder, told.search_index) == (tmp_path / "photos", tmp_path / "index")
     assert (told.models_folder, told.cache_folder) == (Path("/models"), Path("~/.cache/gradless"))
-    assert anywhere(told, Path("/elsewhere")) == told
+    assert with_absolute_paths(told, Path("/elsewhere")) == told

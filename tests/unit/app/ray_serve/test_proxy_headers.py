@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from app.ray_serve.behind_serve import BehindServe
+from app.ray_serve.proxy_headers import ProxyHeaders
 from app.security.api_keys import is_local
 
 
@@ -26,7 +26,7 @@ async def seen_and_sent(client: tuple[str, int] | None, own_id: bytes) -> tuple[
         sent.append(message)
 
     scope = {"type": "http", "client": client, "headers": [(b"x-request-id", b"the-proxys")]}
-    await BehindServe(application)(scope, receive, send)
+    await ProxyHeaders(application)(scope, receive, send)
     return seen[0], sent
 
 
