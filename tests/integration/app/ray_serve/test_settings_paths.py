@@ -1,4 +1,4 @@
-"""Settings on their way to machines of a cluster."""
+"""Settings that travel to other machines of a cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from app.ray_serve.settings_paths import with_absolute_paths
 from app.settings import Settings
 
 
-def test_paths_are_whole_before_they_go_where_another_folder_is_worked_in(tmp_path: Path) -> None:
+def test_relative_paths_become_absolute_and_stay_so(tmp_path: Path) -> None:
     for folder in ("mine", "resnet18"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "model.toml").touch()
@@ -19,10 +19,10 @@ def test_paths_are_whole_before_they_go_where_another_folder_is_worked_in(tmp_pa
         models_folder=Path("/models"),
         search_index=Path("index"),
     )
-    told = with_absolute_paths(settings, tmp_path)
+    absolute = with_absolute_paths(settings, tmp_path)
 
     mine = str(tmp_path / "mine")
-    assert told.models == (mine, str(tmp_path / "../other"), mine, "resnet18", "null", "~/mine", "/mine")
-    assert (told.calibration_folder, told.search_index) == (tmp_path / "photos", tmp_path / "index")
-    assert (told.models_folder, told.cache_folder) == (Path("/models"), Path("~/.cache/gradless"))
-    assert with_absolute_paths(told, Path("/elsewhere")) == told
+    assert absolute.models == (mine, str(tmp_path / "../other"), mine, "resnet18", "null", "~/mine", "/mine")
+    assert (absolute.calibration_folder, absolute.search_index) == (tmp_path / "photos", tmp_path / "index")
+    assert (absolute.models_folder, absolute.cache_folder) == (Path("/models"), Path("~/.cache/gradless"))
+    assert with_absolute_paths(absolute, Path("/elsewhere")) == absolute
