@@ -32,7 +32,7 @@ from app.middleware.start_failures import start_error
 from app.observability.metrics import Metrics, SharedExposition
 from app.observability.request_log import RequestLog
 from app.observability.request_observer import RequestObserver, RequestObserverMiddleware, Traces
-from app.process.gc_tuning import freeze_loaded_objects, take_in_everything
+from app.process.interpreter import freeze_loaded_objects, unfreeze_objects
 from app.settings import Settings, load_settings
 from models.interface.admission import Budget
 from models.interface.errors import BodyMemoryFullError, StartError
@@ -95,7 +95,7 @@ def create_app(
             request_log.close()
             if traces is not None:
                 await asyncio.to_thread(traces.close)
-            take_in_everything()
+            unfreeze_objects()
 
     app = FastAPI(
         title="gradless",

@@ -116,7 +116,6 @@ async def _whole(request: Request, limit_bytes: int, image_limit_bytes: int | No
         if image_limit_bytes is not None and received > image_limit_bytes:
             raise ImageTooLargeError(image_limit_bytes)
         chunks.append(chunk)
-    # A single chunk is not copied.
     return b"".join(chunks)
 
 
