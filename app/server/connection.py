@@ -8,24 +8,21 @@ from time import perf_counter
 from typing import Any, ClassVar, Self, cast
 
 import httptools
-from starlette.responses import Response
-from starlette.types import ASGIApp, Scope
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.http.allowed_hosts import fault_of_authority
+from app.http.allowed_hosts import authority_error
 from app.http.disconnect import ClientDisconnect
+from app.http.problem_response import problem_bytes, problem_response
 from app.http.problems import (
-    CONTENT_TYPE,
     HEADERS_TOO_LARGE,
     MALFORMED_REQUEST,
     TOO_FINELY_CHUNKED,
     Row,
     SlowBodyError,
-    problem,
     row_of,
 )
-from app.http.raw_problem import answer_bytes
-from app.observability.request_log import refused
+from app.observability.request_log import log_refused_connection
 from app.server.lingering_close import LingeringTransport
 from app.server.no_upgrades import feed, upgrade_requested
 from app.server.slow_readers import SlowReaderTimeout
@@ -95,7 +92,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().connection_lost(exc)
         self._slow_reader.cancel()
         self.transport.cancel_timer()
-        self._disconnect.happen()
+        self._disconnect.cancel()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -155,7 +152,7 @@ class BoundedConnection(HttpToolsProtocol):
             raise _StopParsingError
         if self.answer_at_head():
             return
-        self._disconnect.offer(cast(Scope, self.scope))
+        self._disconnect.attach_to(cast(Scope, self.scope))
         # Raises for an invalid target, which is refused as a malformed head.
         super().on_headers_complete()
         self.start_body()
@@ -257,7 +254,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self.parser.get_method() == b"CONNECT":
             # This server has no resource that CONNECT could name, whatever its target looks like.
             return "This is no proxy: CONNECT is not answered."
-        return fault_of_authority(self.url, self.headers, host_needed=self.parser.get_http_version() == "1.1")
+        return authority_error(self.url, self.headers, host_needed=self.parser.get_http_version() == "1.1")
 
     def _head_bytes(self) -> int:
         # At least this many bytes: each field has a colon and a line end.
@@ -296,33 +293,33 @@ class BoundedConnection(HttpToolsProtocol):
         if self.pipeline:
             # Its handler has not started; earlier requests are answered first.
             self.on_refusal(row, perf_counter() - self._head_started_at)
-            self.pipeline[0] = self.cycle, cast(Any, _problem_app(row, detail))
+            self.pipeline[0] = self.cycle, cast(Any, problem_response(row, detail, headers={"Connection": "close"}))
             self._stop_reading()
         else:
             self.on_refusal(row, None)
             # After the start of its response, the client would read another response as part of it.
             self.transport.client_may_send = not self.cycle.response_started
             if not self.cycle.response_started:
-                self.transport.write(answer_bytes(row, detail, headers=self.default_headers(), last=True))
+                self.transport.write(problem_bytes(row, detail, headers=self.default_headers(), last=True))
             self.cycle.disconnected = not self.cycle.response_complete
             self.cycle.message_event.set()
-            self._disconnect.happen()
+            self._disconnect.cancel()
             self.transport.close()
-        refused(self.client[0] if self.client else None, row)
+        log_refused_connection(self.client[0] if self.client else None, row)
 
     def _refuse(self, row: Row, detail: str) -> None:
         """Refuse data that has not become a request."""
         self._cancel_receive_timer()
         self.on_refusal(row, perf_counter() - self._head_started_at if self._in_head else None)
         self._in_head = False
-        refused(self.client[0] if self.client else None, row)
+        log_refused_connection(self.client[0] if self.client else None, row)
         if not self.between_requests():
             # Earlier requests are answered first, and the last response ends the connection: the client would read a
             # refusal as the response to one of them.
             self._stop_reading()
         elif not self.transport.is_closing():
             self.transport.client_may_send = True
-            self.transport.write(answer_bytes(row, detail, headers=self.default_headers(), last=True))
+            self.transport.write(problem_bytes(row, detail, headers=self.default_headers(), last=True))
             self.transport.close()
 
     def _stop_reading(self) -> None:
@@ -331,12 +328,6 @@ class BoundedConnection(HttpToolsProtocol):
         self.cycle.keep_alive = False
         self.transport.client_may_send = True
         self.flow.pause_reading()
-
-
-def _problem_app(row: Row, detail: str) -> ASGIApp:
-    """Return an application that responds with a problem and closes the connection."""
-    body = problem(row, detail, None).model_dump_json(exclude_none=True)
-    return Response(body, row.status, headers={"Connection": "close"}, media_type=CONTENT_TYPE)
 
 
 class _StopParsingError(Exception):

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from app.main import search_index_beside, serving_options
+from app.main import search_index_of_runtime, serving_options
 from app.middleware.start_failures import refuse_to_start, start_error
 from app.observability.metrics import CountsReader, Metrics, create_counts
 from app.process.interpreter import freeze_loaded_objects, tune_interpreter
@@ -134,7 +134,7 @@ class _Engine:
                 on_fault=self.fault,
             )
             # Each worker opens it for itself; here it is found out whether they can.
-            search_index_beside(self._house.serving, settings)
+            search_index_of_runtime(self._house.serving, settings)
         except (StartError, OSError) as error:
             refuse_to_start(start_error(error) if isinstance(error, OSError) else error)
         metrics.watch(self._house.serving)

@@ -107,7 +107,7 @@ def test_sigterm_ends_a_process_with_a_thread_in_an_abandoned_forward(
     server.wait_for_line("hangs")
     # The lens waits behind the forward.
     comparing = _post_in_thread(f"{server.address}/debug/grad-modes?batch_size=1")
-    server.wait_for_line("it is started anew")
+    server.wait_for_line("restarting it")
     for request in (classifying, comparing):
         request.join()
     # While the model restarts, requests are answered with 503.

@@ -18,7 +18,8 @@ from models.hardware import cores, placement
 from models.hardware.placement import BackendName
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.interface.cancellation import Wanted
+from models.interface.cancellation import CancelToken
+from models.interface.request import InferenceRequest
 from models.loading.load import load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import ModelSpec
@@ -32,7 +33,7 @@ def _items(seed: int) -> list[BatchItem]:
     # One more than the cores have equal shares of: OpenVINO runs that one in another way.
     count = 4 * cores.available_cores() + 1
     return [
-        BatchItem(image, 10)
+        BatchItem(image, InferenceRequest("classify", top_k=10))
         for image in torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     ]
 
@@ -55,12 +56,12 @@ def lanes(engine: Engine) -> Iterator[ThreadPoolExecutor]:
 
 
 @pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one lane")
-def test_a_backend_that_shares_batches_out_to_cores_has_two_lanes_and_leaves_room_once_each_has_an_image(
+def test_a_backend_that_shares_batches_out_to_cores_has_two_lanes_and_allows_overlap_once_each_has_an_image(
     engine: Engine,
 ) -> None:
-    assert engine.lanes == 2
+    assert engine.max_in_flight == 2
     # Behind `eager` an image alone keeps to one core; with `openvino` it has all of them.
-    assert engine.room_from == {"eager": 1, "openvino": cores.available_cores()}[engine.model.placement.backend]
+    assert engine.overlap_min_size == {"eager": 1, "openvino": cores.available_cores()}[engine.model.placement.backend]
 
 
 def test_each_of_two_batches_under_way_together_gets_its_own_answers(engine: Engine, lanes: ThreadPoolExecutor) -> None:
@@ -88,10 +89,10 @@ def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_lanes_are_busy(
     enough = threading.Event()
     forward = engine.forward
 
-    def noted(pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
+    def noted(pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
         inside.add(threading.get_ident())
         try:
-            return forward(pixels, wanted)
+            return forward(pixels, cancel_token)
         finally:
             inside.discard(threading.get_ident())
 
@@ -107,7 +108,7 @@ def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_lanes_are_busy(
         pixels = torch.stack([item.image for item in _items(2)]).contiguous(memory_format=torch.channels_last)
         for _ in range(_ROUNDS):
             assert all(event.wait(_PATIENCE_S) for event in ran)
-            with engine.turn:
+            with engine.lock:
                 assert not inside
                 forward(pixels)
                 assert not inside

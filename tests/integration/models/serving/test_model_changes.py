@@ -29,8 +29,9 @@ from models.interface.errors import (
     TooManyModelsError,
     UnknownModelError,
 )
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer
-from models.interface.telemetry import Unheard
+from models.interface.telemetry import NoTelemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -112,7 +113,7 @@ def serve(versions: _Versions) -> Iterator[Callable[..., LocalRuntime]]:
 
     def start(**options: object) -> LocalRuntime:
         models = {"models": [versions.spec], "backend": "eager", **options}
-        started.append(LocalRuntime(ServingOptions(**models), Unheard()))  # type: ignore[arg-type]
+        started.append(LocalRuntime(ServingOptions(**models), NoTelemetry()))  # type: ignore[arg-type]
         return started[-1]
 
     yield start
@@ -131,7 +132,7 @@ def unfrozen() -> Iterator[None]:
 
 
 async def _ask(serving: LocalRuntime, image: bytes, model: str | None = None) -> Answer:
-    return await serving.predict(model, [image], task="classify", top_k=1)
+    return await serving.predict(model, InferenceRequest("classify", [image], top_k=1))
 
 
 def _model_threads() -> set[threading.Thread]:
@@ -422,7 +423,7 @@ async def test_a_model_that_hangs_while_its_next_version_loads_is_replaced_by_th
     assert type(failed).__name__ == "ModelDownError"
     assert not serving.ready
     # What is being replaced already is nothing for the supervisor, who would soon give up.
-    assert serving._ailments() == {}  # noqa: SLF001
+    assert serving._health_problems() == {}  # noqa: SLF001
     versions.hold.set()
     assert (await loading).card.version == 2
     assert (await _ask(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint

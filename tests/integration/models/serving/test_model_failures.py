@@ -18,7 +18,8 @@ from models.images.samples import draw, encode
 from models.images.transforms import Normalize, Transform
 from models.inference.backend_agreement import drawn_picture
 from models.interface.errors import ModelDownError, StartError
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -159,7 +160,7 @@ async def test_a_batcher_that_has_lost_one_of_its_threads_is_replaced(
         assert len(_batcher_threads()) == len(before)
 
 
-async def test_a_model_that_cannot_be_built_again_is_given_up_with_the_reason(
+async def test_the_service_shuts_down_with_the_reason_if_a_model_cannot_be_restarted(
     hanging: ModelSpec, released: threading.Event, built: list[str], clock_jpeg: bytes
 ) -> None:
     def build() -> Classifier:
@@ -167,25 +168,25 @@ async def test_a_model_that_cannot_be_built_again_is_given_up_with_the_reason(
             raise StartError("its file is gone")
         return hanging.build()
 
-    given_up: list[str] = []
+    reasons: list[str] = []
     told = threading.Event()
 
-    def give_up(reason: str) -> None:
-        given_up.append(reason)
+    def shut_down(reason: str) -> None:
+        reasons.append(reason)
         told.set()
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S)
-    serving = LocalRuntime(options, Unheard(), give_up)
+    serving = LocalRuntime(options, NoTelemetry(), shut_down)
     released.clear()
     try:
         with pytest.raises(ModelDownError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
         assert await asyncio.to_thread(told.wait, _PATIENCE_S)
-        assert "cannot be started anew: StartError: its file is gone" in given_up[0]
+        assert "cannot be restarted: StartError: its file is gone" in reasons[0]
         assert not serving.ready
         with pytest.raises(ModelDownError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
     finally:
         released.set()
         serving.close(timeout_s=10)
@@ -201,22 +202,22 @@ async def test_a_restart_that_hangs_is_given_up_after_the_time_that_a_load_may_t
             assert disk.wait(_PATIENCE_S)
         return hanging.build()
 
-    given_up: list[str] = []
+    reasons: list[str] = []
     told = threading.Event()
 
-    def give_up(reason: str) -> None:
-        given_up.append(reason)
+    def shut_down(reason: str) -> None:
+        reasons.append(reason)
         told.set()
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, load_timeout_s=0.3)
-    serving = LocalRuntime(options, Unheard(), give_up)
+    serving = LocalRuntime(options, NoTelemetry(), shut_down)
     released.clear()
     try:
         with pytest.raises(ModelDownError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
         assert await asyncio.to_thread(told.wait, _PATIENCE_S)
-        assert "cannot be started anew: StartError: tiny had not loaded after 0.3 s" in given_up[0]
+        assert "cannot be restarted: StartError: tiny had not loaded after 0.3 s" in reasons[0]
     finally:
         disk.set()
         released.set()
@@ -248,7 +249,7 @@ async def test_the_last_callers_of_a_model_that_is_given_up_hear_of_it_too(
     told = threading.Event()
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, deadline_s=_PATIENCE_S)
-    serving = LocalRuntime(options, Unheard(), lambda _reason: told.set())
+    serving = LocalRuntime(options, NoTelemetry(), lambda _reason: told.set())
     released.clear()
     try:
         for attempt in range(4):
@@ -256,7 +257,7 @@ async def test_the_last_callers_of_a_model_that_is_given_up_hear_of_it_too(
                 await asyncio.sleep(0.01)
             assert not told.is_set(), attempt
             with pytest.raises(ModelDownError):
-                await serving.predict(None, [picture], task="classify", top_k=1)
+                await serving.predict(None, InferenceRequest("classify", [picture], top_k=1))
         assert await asyncio.to_thread(told.wait, _PATIENCE_S)
         assert not serving.ready
     finally:

@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from models.interface.telemetry import BatchReport, Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import BatchReport, NoTelemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -17,7 +18,7 @@ _PATIENCE_S = 30
 _CALLERS = 8
 
 
-class _Heard(Unheard):
+class _Heard(NoTelemetry):
     """Notes whose forwards have run, in order."""
 
     def __init__(self) -> None:
@@ -36,12 +37,13 @@ async def test_a_models_forwards_go_on_while_another_ones_forward_takes_long(
     entered.clear()
     try:
         heavy = [
-            asyncio.create_task(serving.predict("tiny", [clock_png], task="classify", top_k=1)) for _ in range(_CALLERS)
+            asyncio.create_task(serving.predict("tiny", InferenceRequest("classify", [clock_png], top_k=1)))
+            for _ in range(_CALLERS)
         ]
         assert await asyncio.to_thread(entered.wait, _PATIENCE_S)
         # One after another, each a forward of its own.
         for _ in range(_CALLERS):
-            await serving.predict("null", [clock_png], task="classify", top_k=1)
+            await serving.predict("null", InferenceRequest("classify", [clock_png], top_k=1))
         assert not any(task.done() for task in heavy)
         gate.set()
         await asyncio.gather(*heavy)

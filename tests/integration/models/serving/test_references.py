@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.serving.runtime import LocalRuntime
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +45,7 @@ def _truncated() -> bytes:
 async def test_bad_images_leave_nothing_of_themselves_behind(serving: LocalRuntime, bad: bytes) -> None:
     async def refused() -> None:
         # A copy of its own for each request, as from the network.
-        answer = await serving.predict(None, [bytes(bytearray(bad))], task="classify", top_k=1)
+        answer = await serving.predict(None, InferenceRequest("classify", [bytes(bytearray(bad))], top_k=1))
         assert isinstance(answer.results[0], ImageError)
 
     await refused()

@@ -15,10 +15,10 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
-from app.http.disconnect import ClientDisconnect, still_there, unless_gone
+from app.http.disconnect import ClientDisconnect, cancel_token_of, run_until_disconnect
 from app.http.problems import ClientDisconnectedError
 from app.server.connection import BoundedConnection
-from models.interface.cancellation import Wanted
+from models.interface.cancellation import CancelToken
 
 pytestmark = pytest.mark.anyio
 
@@ -46,15 +46,15 @@ class _Working:
         await self.reads.wait()
         self.bodies.append(await request.body())
         try:
-            await unless_gone(request, self._work(still_there(request)))
+            await run_until_disconnect(request, self._work(cancel_token_of(request)))
         except ClientDisconnectedError:
             self.abandoned.set()
         else:
             await PlainTextResponse("done")(scope, receive, send)
 
-    async def _work(self, wanted: Wanted) -> None:
+    async def _work(self, token: CancelToken) -> None:
         self.tasks = len(asyncio.all_tasks())
-        self.found_gone = not wanted()
+        self.found_gone = token.cancelled
         self.began.set()
         await self.done.wait()
 
@@ -98,13 +98,13 @@ async def test_a_caller_who_left_before_the_work_began_is_missed_as_well() -> No
     async def work() -> None:
         await asyncio.sleep(_PATIENCE_S)
 
-    departure = ClientDisconnect(_Transport(), lambda: None)
+    disconnect = ClientDisconnect(_Transport(), lambda: None)
     scope: Scope = {"type": "http", "headers": []}
-    departure.offer(scope)
-    departure.happen()
+    disconnect.attach_to(scope)
+    disconnect.cancel()
 
     with pytest.raises(ClientDisconnectedError):
-        await unless_gone(Request(scope), work())
+        await run_until_disconnect(Request(scope), work())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells that the other side has closed its end")

@@ -24,5 +24,5 @@ def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.Mo
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", unknown)
 
-    with pytest.raises(StartError, match=r"^~/cache names no folder.*set HOME, or give a path without ~$"):
+    with pytest.raises(StartError, match=r"^~/cache cannot be expanded.*set HOME, or use a path without ~$"):
         expand_home(Path("~/cache"))

@@ -89,7 +89,7 @@ async def test_who_waits_until_everybody_has_left_hears_of_the_last_and_nobody_c
     admission = Admission(4, _seconds_each)
     with admission.admit(1):
         with admission.admit(2):
-            waiting = asyncio.create_task(admission.emptied())
+            waiting = asyncio.create_task(admission.wait_until_empty())
             await asyncio.sleep(0)
             with pytest.raises(DrainingError), admission.admit(1):
                 pass
@@ -101,13 +101,13 @@ async def test_who_waits_until_everybody_has_left_hears_of_the_last_and_nobody_c
 @pytest.mark.anyio
 async def test_nobody_waits_for_an_empty_building() -> None:
     admission = Admission(4, _seconds_each)
-    await admission.emptied()
+    await admission.wait_until_empty()
     assert admission.closed
 
 
 def test_places_that_other_processes_have_given_away_are_taken() -> None:
     given_away = [3]
-    admission = Admission(4, _seconds_each, elsewhere=lambda: given_away[0])
+    admission = Admission(4, _seconds_each, admitted_elsewhere=lambda: given_away[0])
 
     with admission.admit(1):
         assert admission.full
@@ -122,7 +122,7 @@ def test_places_that_other_processes_have_given_away_are_taken() -> None:
 
 def test_it_is_told_how_many_are_inside_whenever_that_changes() -> None:
     told: list[int] = []
-    admission = Admission(4, _seconds_each, tell=told.append)
+    admission = Admission(4, _seconds_each, on_change=told.append)
 
     with admission.admit(3), admission.admit(1):
         pass

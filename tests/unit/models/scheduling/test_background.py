@@ -47,10 +47,10 @@ async def test_what_comes_after_whoever_waited_has_given_up_is_cleared_away(bloc
         assert hold.wait(_PATIENCE_S)
         return "late"
 
-    begun = BackgroundWork(work, "work", unwanted=clear)
+    begun = BackgroundWork(work, "work", discard=clear)
     with pytest.raises(TimeoutError):
         await _waited_for(begun, 0.01, blocking)
-    assert begun.under_way
+    assert begun.running
     hold.set()
     assert await asyncio.to_thread(cleared.acquire, timeout=_PATIENCE_S)
     assert results == ["late"]
@@ -68,7 +68,7 @@ async def test_a_failure_of_which_nobody_hears_ends_the_thread(blocking: bool) -
         await _waited_for(begun, 0.01, blocking)
     hold.set()
     begun._thread.join(_PATIENCE_S)  # noqa: SLF001
-    assert not begun.under_way
+    assert not begun.running
 
 
 async def test_a_result_that_comes_in_the_moment_of_giving_up_is_not_lost(
@@ -82,7 +82,7 @@ async def test_a_result_that_comes_in_the_moment_of_giving_up_is_not_lost(
         assert hold.wait(_PATIENCE_S)
         return "in time"
 
-    begun = BackgroundWork(work, "work", unwanted=lambda _: cleared.set())
+    begun = BackgroundWork(work, "work", discard=lambda _: cleared.set())
 
     def after_the_end(outcome: Future[Any]) -> bool:
         hold.set()

@@ -22,7 +22,7 @@ NewBatcher = Callable[..., Batcher[Any, Any]]
 
 
 def test_a_batch_that_is_full_is_begun_while_another_runs(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
     batcher.submit(1)
     device.wait_until_busy()
     batcher.submit(2)
@@ -32,7 +32,7 @@ def test_a_batch_that_is_full_is_begun_while_another_runs(new_batcher: NewBatche
 
 
 def test_a_batch_that_is_not_full_waits_for_the_device(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=3)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=3)
     running = batcher.submit(1)
     device.wait_until_busy()
     waiting = [batcher.submit(item) for item in (2, 3)]
@@ -45,10 +45,10 @@ def test_a_batch_that_is_not_full_waits_for_the_device(new_batcher: NewBatcher, 
     assert device.batches == [[1], [2, 3]]
 
 
-def test_beside_a_batch_that_leaves_room_one_is_begun_that_is_not_full(
+def test_beside_a_batch_that_allows_overlap_one_is_begun_that_is_not_full(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=3, room_from=1)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=3, overlap_min_size=1)
     batcher.submit(1)
     device.wait_until_busy()
     batcher.submit(2)
@@ -56,10 +56,10 @@ def test_beside_a_batch_that_leaves_room_one_is_begun_that_is_not_full(
     assert device.batches == [[1], [2]]
 
 
-def test_beside_a_batch_smaller_than_leaves_room_only_a_full_one_is_begun(
+def test_beside_a_batch_smaller_than_allows_overlap_only_a_full_one_is_begun(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=3, room_from=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=3, overlap_min_size=2)
     batcher.submit(1)
     device.wait_until_busy()
     for item in (2, 3):
@@ -71,7 +71,7 @@ def test_beside_a_batch_smaller_than_leaves_room_only_a_full_one_is_begun(
 
 
 def test_a_full_batch_leaves_no_room(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2, room_from=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2, overlap_min_size=2)
     first = batcher.submit(0)
     device.wait_until_busy()
     for item in (1, 2):
@@ -87,10 +87,10 @@ def test_a_full_batch_leaves_no_room(new_batcher: NewBatcher, device: GatedDevic
     assert device.batches == [[0], [1, 2], [3, 4]]
 
 
-def test_a_batch_that_was_begun_beside_another_leaves_room_however_small(
+def test_a_batch_that_was_begun_beside_another_allows_overlap_however_small(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=3, room_from=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=3, overlap_min_size=2)
     held = [batcher.submit(0)]
     device.wait_until_busy()
     held += [batcher.submit(item) for item in (1, 2)]
@@ -108,7 +108,7 @@ def test_a_batch_that_was_begun_beside_another_leaves_room_however_small(
 
 
 def test_no_more_batches_are_begun_than_there_are_lanes(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=1)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=1)
     futures = [batcher.submit(item) for item in range(3)]
     device.wait_until_busy()
     device.wait_until_busy()
@@ -121,7 +121,7 @@ def test_no_more_batches_are_begun_than_there_are_lanes(new_batcher: NewBatcher,
 def test_one_who_waits_in_a_batch_that_is_not_full_can_still_leave(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
     batcher.submit(1)
     device.wait_until_busy()
     assert batcher.submit(2).cancel()
@@ -141,7 +141,7 @@ def test_the_forward_of_a_batch_counts_from_the_end_of_the_one_before() -> None:
         assert let_go[items[0]].wait(_PATIENCE_S)
         return items
 
-    batcher: Batcher[int, int] = Batcher(run, name="m", lanes=2, max_batch_size=1)
+    batcher: Batcher[int, int] = Batcher(run, name="m", max_in_flight=2, max_batch_size=1)
     futures = []
     for item in (1, 2):
         futures.append(batcher.submit(item))
@@ -172,7 +172,7 @@ def test_of_batches_side_by_side_each_has_a_forward_of_its_own_and_no_second_is_
         assert let_go[items[0]].wait(_PATIENCE_S)
         return items
 
-    batcher: Batcher[int, int] = Batcher(run, name="m", lanes=2, max_batch_size=4, room_from=1)
+    batcher: Batcher[int, int] = Batcher(run, name="m", max_in_flight=2, max_batch_size=4, overlap_min_size=1)
     futures = {}
     for item in (1, 2):
         futures[item] = batcher.submit(item)
@@ -195,7 +195,7 @@ def test_of_batches_side_by_side_each_has_a_forward_of_its_own_and_no_second_is_
 
 
 def test_what_runs_has_the_age_of_the_older_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=1)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=1)
     batcher.submit(1)
     device.wait_until_busy()
     before = perf_counter()
@@ -208,7 +208,7 @@ def test_what_runs_has_the_age_of_the_older_batch(new_batcher: NewBatcher, devic
 def test_those_in_both_batches_each_get_an_error_of_their_own_when_it_is_abandoned(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
     futures = [batcher.submit(1)]
     device.wait_until_busy()
     futures += [batcher.submit(item) for item in (2, 3)]
@@ -221,7 +221,7 @@ def test_those_in_both_batches_each_get_an_error_of_their_own_when_it_is_abandon
 
 
 def test_whoever_was_accepted_is_answered_when_it_closes(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
     futures = [batcher.submit(item) for item in range(5)]
     device.open()
     assert batcher.close(_PATIENCE_S)
@@ -235,7 +235,7 @@ def test_a_batch_that_waits_for_company_is_formed_by_one_lane() -> None:
         batches.append(list(items))
         return items
 
-    batcher: Batcher[int, int] = Batcher(run, name="m", lanes=2, max_batch_size=4, max_wait_s=_PATIENCE_S)
+    batcher: Batcher[int, int] = Batcher(run, name="m", max_in_flight=2, max_batch_size=4, max_wait_s=_PATIENCE_S)
     futures = [batcher.submit(item) for item in range(4)]
     wait(futures, _PATIENCE_S)
     assert batcher.close(_PATIENCE_S)
@@ -246,7 +246,7 @@ def test_a_full_batch_left_by_the_batch_that_waited_is_begun_by_the_other_lane(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
     prepared = threading.Event()
-    batcher = new_batcher(lanes=2, max_batch_size=2, max_wait_s=_PATIENCE_S, prepare=prepared.wait)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2, max_wait_s=_PATIENCE_S, prepare=prepared.wait)
     changed = _OtherLaneLooksFirst()
     batcher._changed = changed  # noqa: SLF001 - which lane gets the lock first is otherwise up to the kernel
     prepared.set()
@@ -293,7 +293,7 @@ def test_each_lane_is_prepared_in_its_own_thread_one_after_another() -> None:
         threads.append(threading.get_ident())
         inside.release()
 
-    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", lanes=2, prepare=prepare)
+    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", max_in_flight=2, prepare=prepare)
     batcher.wait_until_ready()
     assert len(set(threads)) == len(threads) == 2
     assert batcher.close(_PATIENCE_S)
@@ -311,7 +311,7 @@ def test_a_lane_for_which_there_is_no_thread_ends_those_before_it(monkeypatch: p
 
     monkeypatch.setattr(threading.Thread, "start", only_one)
     with pytest.raises(RuntimeError, match="new thread"):
-        Batcher(lambda items: items, name="m", lanes=2)
+        Batcher(lambda items: items, name="m", max_in_flight=2)
     started[0].join(_PATIENCE_S)
     assert not started[0].is_alive()
 
@@ -325,7 +325,7 @@ def test_a_lane_that_cannot_be_prepared_closes_all(fails_at: int) -> None:
         if len(calls) == fails_at:
             raise LookupError("no such device")
 
-    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", lanes=2, prepare=prepare)
+    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", max_in_flight=2, prepare=prepare)
     with pytest.raises(LookupError):
         batcher.wait_until_ready()
     with pytest.raises(DrainingError):

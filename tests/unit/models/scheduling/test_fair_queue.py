@@ -102,11 +102,13 @@ def test_a_request_of_many_images_leaves_a_place_in_the_next_batch_to_a_request_
     new_device: Callable[[], GatedDevice],
 ) -> None:
     device = new_device()
-    batcher = Batcher(device.run, name="m", max_batch_size=8)
+    batcher = Batcher(
+        device.run, name="m", max_batch_size=8, fairness_key=lambda item: "many" if 0 <= item < 64 else item
+    )
     batcher.submit(-1)
     device.wait_until_busy()
     for item in range(64):
-        batcher.submit(item, caller="many")
+        batcher.submit(item)
     batcher.submit(1000)
     device.open()
     assert batcher.close(30)

@@ -8,11 +8,11 @@ import pytest
 
 from models.interface.cancellation import AllCancelledError
 from models.interface.errors import OutOfMemoryError
-from models.interface.telemetry import Unheard
+from models.interface.telemetry import NoTelemetry
 from models.scheduling.oom_splitting import SplittingRun
 
 
-class _Heard(Unheard):
+class _Heard(NoTelemetry):
     def __init__(self) -> None:
         self.failures = 0
         self.splits = 0
