@@ -90,7 +90,7 @@ NULL_WORKERS = "gradless null, 2 workers"
 
 SHARED_ENGINE = "gradless's eager fp32"
 
-_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:WorkerRuntime", "--host", "127.0.0.1", "--port", "{port}")
+_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:Front", "--host", "127.0.0.1", "--port", "{port}")
 
 _PEERS = (
     _peer("LitServe", "-m", f"{_MODULE}litserve_peer"),
