@@ -102,8 +102,8 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
         name="ceiling",
         max_batch_size=_MAX_BATCH_SIZE,
         queue_capacity=_IN_FLIGHT,
-        lanes=engine.lanes,
-        room_from=engine.room_from,
+        max_in_flight=engine.max_in_flight,
+        overlap_min_size=engine.overlap_min_size,
         prepare=prepare,
     )
     batcher.wait_until_ready()

@@ -19,7 +19,7 @@ from benchmarks.markdown import over_rounds, table
 from benchmarks.statistic import latency_summary
 from models.images.samples import draw, encode
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import Unheard
+from models.interface.telemetry import NoTelemetry
 from models.scheduling.fair_lock import FairLock
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -68,14 +68,14 @@ class Company:
     def __init__(self, light: str, heavy: str, *, backend: str) -> None:
         self._light, self._heavy = light, heavy
         options = ServingOptions(models=[light, heavy], backend=backend, deadline_s=_DEADLINE_S)  # type: ignore[arg-type]
-        self.serving = LocalRuntime(options, Unheard())
+        self.serving = LocalRuntime(options, NoTelemetry())
         self._picture = encode(draw("clock").resize(_SIZE), "JPEG")
 
     async def seen(self, way: Way, *, light_callers: int, seconds: float) -> Seen:
         """Wait for `seconds`, and for what is under way then."""
         turn = _OneAtATime()
-        for served in self.serving._roster.served.values():  # noqa: SLF001 - nobody else exchanges turns
-            served.engine.turn = turn if way.one_turn else FairLock()
+        for served in self.serving._registry.instances.values():  # noqa: SLF001 - nobody else exchanges turns
+            served.engine.lock = turn if way.one_turn else FairLock()
         started_at = perf_counter()
         light: list[float] = []
         heavy: list[float] = []

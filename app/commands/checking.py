@@ -22,7 +22,7 @@ from models.interface.errors import ImageError
 from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction, ScoredClass
 from models.interface.runtime import Runtime
-from models.interface.telemetry import Task, Unheard
+from models.interface.telemetry import NoTelemetry, Task
 from models.interface.units import in_bytes, in_seconds
 from models.model_folder import description
 from models.model_folder.building import transform_of
@@ -53,7 +53,7 @@ def checked(folder: Path, settings: Settings) -> Findings:
     """Load, warm up and ask. `settings` have the folder as their only model. Raises GradlessError."""
     described = description.read(folder)
     with waiting(Console(stderr=True), f"loading {described.name}"):
-        runtime = start_serving(settings, Unheard())
+        runtime = start_serving(settings, NoTelemetry())
     try:
         [card] = runtime.cards.values()
         predictions = asyncio.run(_asked(runtime, card, described))

@@ -53,7 +53,7 @@ class ImageJob:
         """Submit the decoded image to the batcher. Raises OverloadedError, DrainingError."""
         queued = self._queued = batcher.submit(item)
         queued.add_done_callback(self._on_batch_done)
-        if self.cancel_token.cancelled:
+        if self.request.cancel_token.cancelled:
             queued.cancel()
             self._queued = None
 

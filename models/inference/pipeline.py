@@ -19,12 +19,12 @@ from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.image_job import ImageJob, Queue
 from models.interface.cancellation import CancelToken
 from models.interface.errors import (
+    AtCapacityError,
     DeadlineExceededError,
     DrainingError,
     ImageError,
     NoClassesError,
     NotFiniteError,
-    OverloadedError,
     RefusedError,
 )
 from models.interface.request import InferenceRequest
@@ -106,7 +106,7 @@ class Pipeline:
             self._count(request, results, outcome)
         return results
 
-    def refusal(self, task: Task) -> OverloadedError | None:
+    def refusal(self, task: Task) -> AtCapacityError | None:
         """Return why one more image would be refused now, and count it as refused; None while there is capacity."""
         overload = self._admission.overload(1)
         if overload is not None:

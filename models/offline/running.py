@@ -17,7 +17,7 @@ from models.interface.cancellation import AllCancelledError
 from models.interface.errors import GradlessError, NotFiniteError
 from models.interface.home import expand_home
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import Unheard
+from models.interface.telemetry import NoTelemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
@@ -50,7 +50,7 @@ class Runner:
             model=self.model.name,
             out_of_memory=memory.ran_out,
             release_memory=partial(memory.give_back, placement.device),
-            telemetry=Unheard(),
+            telemetry=NoTelemetry(),
         )
 
     def _warmed_up(self, options: ServingOptions, batch_size: int, fresh: bool) -> Engine:  # noqa: FBT001 - of one call

@@ -30,7 +30,7 @@ from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
 from models.interface.image_limits import ImageLimits
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import Unheard
+from models.interface.telemetry import NoTelemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
@@ -278,7 +278,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
             model="wide",
             out_of_memory=memory.ran_out,
             release_memory=lambda: memory.give_back(torch.device("cuda")),
-            telemetry=Unheard(),
+            telemetry=NoTelemetry(),
         )
         images = torch.randint(0, 256, (32, 256, 256, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         answers = run([BatchItem(image, InferenceRequest("classify", top_k=1)) for image in images])

@@ -14,7 +14,7 @@ import torch
 from models.images.transforms import Transform
 from models.interface.errors import DeadlineExceededError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import Unheard
+from models.interface.telemetry import NoTelemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -46,10 +46,10 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
         values = {field.name: getattr(made.transform, field.name) for field in fields(Transform)}
         return Classifier(made.module, Stuck(**values), made.labels)
 
-    def start(give_up: Callable[[str], None]) -> LocalRuntime:
+    def start(shut_down: Callable[[str], None]) -> LocalRuntime:
         spec = ModelSpec("tiny", "tiny-convnet", build)
         options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=0.5, deadline_s=2)
-        return LocalRuntime(options, Unheard(), give_up)
+        return LocalRuntime(options, NoTelemetry(), shut_down)
 
     return start
 

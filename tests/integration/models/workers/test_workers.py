@@ -33,7 +33,7 @@ from models.interface.errors import (
 )
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
-from models.interface.telemetry import BatchReport, Outcome, Stage, Task, Unheard
+from models.interface.telemetry import BatchReport, NoTelemetry, Outcome, Stage, Task
 from models.networks.specs import Classifier, ModelSpec
 from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ServingOptions
@@ -48,7 +48,7 @@ _PATIENCE_S = 30
 HandedOver = Callable[[int], Awaitable[None]]
 
 
-class _Counts(Unheard):
+class _Counts(NoTelemetry):
     """What a worker has counted, or the engine process."""
 
     def __init__(self) -> None:
