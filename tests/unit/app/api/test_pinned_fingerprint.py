@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 import httpx2
 import pytest
 
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
 
 pytestmark = pytest.mark.anyio
@@ -43,8 +44,8 @@ async def test_another_one_is_refused_with_the_one_that_is_served(serve: Serve, 
 async def test_a_version_that_took_over_while_the_body_was_read_does_not_answer_for_the_pinned_one(
     serve: Serve, prediction: Callable[..., Prediction], path: str
 ) -> None:
-    async def another(*_: object, top_k: int, **__: object) -> Answer:
-        return Answer("fake", OTHER, 3, (3,), [prediction(top_k)])
+    async def another(_model: str | None, request: InferenceRequest) -> Answer:
+        return Answer("fake", OTHER, 3, (3,), [prediction(request.top_k)])
 
     async with serve({"predict": another}) as client:
         refused = await client.post(path, content=b"image", headers={"If-Match": SERVED})
