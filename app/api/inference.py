@@ -8,7 +8,7 @@ from app.api.dependencies import Upload
 from app.api.uploads import UPLOAD_ERRORS
 from app.http.disconnect import cancel_token_of, run_until_disconnect
 from app.http.problems import FingerprintMismatchError, ForbiddenError, UnauthorizedError
-from app.observability.request_record import observed
+from app.observability.request_record import record_of
 from models.interface import errors
 from models.interface.errors import ImageError
 from models.interface.request import InferenceRequest
@@ -35,12 +35,12 @@ async def infer(upload: Upload, request: InferenceRequest) -> Answer:
 
     Raises the ImageError of an image that was sent alone, and what Runtime.predict raises.
     """
-    seen = observed(upload.request.scope)
-    seen.asks(upload.model.name, request.task, len(upload.images))
+    record = record_of(upload.request.scope)
+    record.start_inference(upload.model.name, request.task, len(upload.images))
     answer = await _predict(upload, request)
-    seen.model = answer.model
+    record.model = answer.model
     upload.check_answer_of(answer.fingerprint)
-    seen.answered([result for result in answer.results if isinstance(result, Prediction)])
+    record.add_results([result for result in answer.results if isinstance(result, Prediction)])
     if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
         fault = answer.results[0]
         try:
@@ -59,8 +59,8 @@ async def _predict(upload: Upload, request: InferenceRequest) -> Answer:
         upload.metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
     if images:
         request = replace(request, images=images, cancel_token=cancel_token_of(upload.request))
-        # `asked` is None if the client named no model: then the current default answers, which may be a new one.
-        work = upload.runtime.predict(upload.asked, request)
+        # Without a `requested_model` the current default answers, which may be a new one.
+        work = upload.runtime.predict(upload.requested_model, request)
         answer = await run_until_disconnect(upload.request, work)
     else:
         card = upload.model

@@ -302,14 +302,14 @@ def application(new_runtime: Callable[..., FakeRuntime]) -> Callable[..., FastAP
 @pytest.fixture
 def serve(application: Callable[..., FastAPI]) -> Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]:
     """Start an application, with the arguments of `application`, and give an HTTP client of it, whose address is
-    `caller`."""
+    `client_address`."""
 
     @asynccontextmanager
     async def start(
-        runtime: Mapping[str, Any] | None = None, /, caller: str = "127.0.0.1", **settings: Any
+        runtime: Mapping[str, Any] | None = None, /, client_address: str = "127.0.0.1", **settings: Any
     ) -> AsyncIterator[httpx2.AsyncClient]:
         app = application(runtime, **settings)
-        transport = httpx2.ASGITransport(app, raise_app_exceptions=False, client=(caller, 123))
+        transport = httpx2.ASGITransport(app, raise_app_exceptions=False, client=(client_address, 123))
         async with (
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,

@@ -56,7 +56,7 @@ def _the_one_that_is_served(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _counted(exposition: str, name: str) -> float:
-    found = re.search(rf'^{name}\{{model="tiny"\}} (\S+)$', exposition, re.MULTILINE)
+    found = re.search(rf'^{name}\{{.*model="tiny"\}} (\S+)$', exposition, re.MULTILINE)
     assert found, name
     return float(found[1])
 
@@ -79,7 +79,7 @@ async def test_every_image_of_a_batch_that_does_not_fit_is_answered_and_the_size
         first = asyncio.create_task(client.post("/v1/classify", content=clock_jpeg))
         await asyncio.to_thread(entered.wait, 30)
         others = [asyncio.create_task(client.post("/v1/classify", content=clock_jpeg)) for _ in range(8)]
-        queued = re.compile(r'^gradless_queue_depth\{model="tiny"\} 8\.0$', re.MULTILINE)
+        queued = re.compile(r'^gradless_queue_depth\{device="cpu",model="tiny"\} 8\.0$', re.MULTILINE)
         while not queued.search((await client.get("/metrics")).text):
             pass
         gate.set()

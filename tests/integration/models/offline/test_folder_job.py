@@ -23,7 +23,7 @@ from models.offline.job import FolderJob, Wanted
 from models.offline.parts import Parts
 from models.offline.reading import Batch
 from models.ray_data import stages
-from models.ray_data.stages import Question
+from models.ray_data.stages import RemoteJob
 from models.serving.model_instance import ServingOptions
 from models.serving.runtime import LocalRuntime
 
@@ -176,7 +176,7 @@ def test_classes_of_a_model_without_any_are_not_asked_for(wanted: Wanted, tiny: 
         FolderJob(of_classes, options)
     # As each machine of a cluster has it.
     with pytest.raises(JobError, match="tiny has no classes to name; `gradless features`"):
-        stages.described(Question("classify", 3, 4, wanted.max_bytes, options))
+        stages.describe(RemoteJob("classify", 3, 4, wanted.max_bytes, options))
     assert not list(wanted.output.parent.glob("out.parquet*"))
     assert done(wanted, options) == 1
 
