@@ -28,8 +28,7 @@ def add_counts(families: Families, counts: CountsReader) -> None:
 def merge_expositions(expositions: Mapping[str, str], accept: str, *, label: str) -> tuple[bytes, str]:
     """Return one exposition of several, by their names, as (body, content type).
 
-    Each series gets its exposition's name as `label`. All expositions are in the format that `accept` asks for, and so
-    is the result.
+    Each series gets the name of its exposition as `label`. Arguments and result have the format that `accept` asks for.
     """
     parse = parse_openmetrics if is_openmetrics(accept) else parse_prometheus_text
     families: dict[str, Metric] = {}

@@ -1,4 +1,4 @@
-"""Whoever is still in the decode pool when a model is replaced belongs to the version that has accepted him."""
+"""An image in the decode pool is answered by the version that accepted it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_an_image_in_decode_is_answered_by_the_version_that_accepted_it(
     await loading
 
 
-async def test_a_comparison_whose_image_was_decoded_for_a_version_that_is_gone_is_refused(
+async def test_a_comparison_is_refused_if_its_model_was_replaced_during_the_decode(
     decoding: tuple[LocalRuntime, threading.Event], gate: threading.Event, clock_png: bytes
 ) -> None:
     serving, entered = decoding

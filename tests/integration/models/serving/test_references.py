@@ -1,4 +1,4 @@
-"""What a request brought is let go with its answer, not when the garbage collector comes by."""
+"""The memory of a request is freed with its answer, without the garbage collector."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _truncated() -> bytes:
 
 @pytest.mark.usefixtures("without_collector")
 @pytest.mark.parametrize("bad", [_no_image(), _truncated()], ids=["no image", "truncated"])
-async def test_bad_images_leave_nothing_of_themselves_behind(serving: LocalRuntime, bad: bytes) -> None:
+async def test_bad_images_are_freed_without_the_garbage_collector(serving: LocalRuntime, bad: bytes) -> None:
     async def refused() -> None:
         # A copy of its own for each request, as from the network.
         answer = await serving.predict(None, InferenceRequest("classify", [bytes(bytearray(bad))], top_k=1))
@@ -53,4 +53,4 @@ async def test_bad_images_leave_nothing_of_themselves_behind(serving: LocalRunti
     for _ in range(_REQUESTS):
         await refused()
     after, _ = tracemalloc.get_traced_memory()
-    assert after - before < len(bad), f"{(after - before) / len(bad):.1f} files are still there"
+    assert after - before < len(bad), f"{(after - before) / len(bad):.1f} files are still in memory"

@@ -252,8 +252,8 @@ async def test_a_request_line_has_the_trace_id(serve: Serve, kept: Kept, caplog:
         await client.post("/v1/classify", content=b"image")
 
     (span,) = kept.spans("POST /v1/classify")
-    told: Sequence[str] = [vars(record)["trace_id"] for record in caplog.records if record.message == "request"]
-    assert told == [f"{context_of(span).trace_id:032x}"]
+    trace_ids: Sequence[str] = [vars(record)["trace_id"] for record in caplog.records if record.message == "request"]
+    assert trace_ids == [f"{context_of(span).trace_id:032x}"]
 
 
 async def test_without_tracing_responses_have_no_trace_header(serve: Serve) -> None:

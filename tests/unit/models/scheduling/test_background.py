@@ -1,4 +1,4 @@
-"""Work in a thread: its result comes to whoever waits, or to whoever clears it away, and to one of them alone."""
+"""The result of background work is returned, or discarded after a timeout, and never both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def blocking(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-async def test_the_result_and_the_error_come_to_whoever_waits(blocking: bool) -> None:  # noqa: FBT001
+async def test_the_result_is_returned_and_the_error_is_raised(blocking: bool) -> None:  # noqa: FBT001
     def fails() -> None:
         raise TimeoutError("the disk's")
 
@@ -35,7 +35,7 @@ async def test_the_result_and_the_error_come_to_whoever_waits(blocking: bool) ->
         await _waited_for(BackgroundWork(fails, "work"), _PATIENCE_S, blocking)
 
 
-async def test_what_comes_after_whoever_waited_has_given_up_is_cleared_away(blocking: bool) -> None:  # noqa: FBT001
+async def test_a_result_after_the_timeout_is_discarded(blocking: bool) -> None:  # noqa: FBT001
     hold, cleared = threading.Event(), threading.Semaphore(0)
     results: list[str] = []
 
@@ -56,7 +56,7 @@ async def test_what_comes_after_whoever_waited_has_given_up_is_cleared_away(bloc
     assert results == ["late"]
 
 
-async def test_a_failure_of_which_nobody_hears_ends_the_thread(blocking: bool) -> None:  # noqa: FBT001
+async def test_an_error_after_the_timeout_ends_the_thread(blocking: bool) -> None:  # noqa: FBT001
     hold = threading.Event()
 
     def fails() -> None:
@@ -71,7 +71,7 @@ async def test_a_failure_of_which_nobody_hears_ends_the_thread(blocking: bool) -
     assert not begun.running
 
 
-async def test_a_result_that_comes_in_the_moment_of_giving_up_is_not_lost(
+async def test_a_result_at_the_moment_of_the_timeout_is_not_lost(
     monkeypatch: pytest.MonkeyPatch,
     blocking: bool,  # noqa: FBT001
 ) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 30
 
-# For each round of a busy device: which of the items that arrive during it are given up again.
+# For each round of a busy device: whether each item that arrives during it is cancelled.
 rounds = st.lists(st.lists(st.booleans(), max_size=9), min_size=1, max_size=5)
 
 
@@ -76,7 +76,7 @@ def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_l
 
 @settings(max_examples=40, deadline=None)
 @given(arrivals=st.integers(1, 20), max_batch_size=st.integers(1, 6))
-def test_what_waits_goes_in_as_few_batches_as_the_limit_allows(
+def test_queued_items_run_in_as_few_batches_as_the_limit_allows(
     new_device: Callable[[], GatedDevice], arrivals: int, max_batch_size: int
 ) -> None:
     device = new_device()

@@ -1,4 +1,4 @@
-"""Properties of the time on a device, under any order in which batches begin and end beside one another."""
+"""Properties of device time, under any order in which batches begin and end."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def _begun(in_flight: InFlight[RunningBatch], size: int, at: float) -> RunningBa
 
 
 @given(steps=steps, overlap_min_size=st.one_of(st.none(), st.integers(1, _FULL)))
-def test_the_seconds_that_batches_are_told_of_add_up_to_those_in_which_one_was_under_way(
+def test_the_busy_seconds_of_all_batches_add_up_to_the_time_in_which_any_ran(
     steps: list[tuple[float, int]], overlap_min_size: int | None
 ) -> None:
     in_flight: InFlight[RunningBatch] = InFlight(full_size=_FULL, overlap_min_size=overlap_min_size)
     running: list[RunningBatch] = []
-    now, busy, told = 100.0, 0.0, 0.0
+    now, busy, reported = 100.0, 0.0, 0.0
     for step, what in [*steps, *[(1.0, -1)] * len(steps)]:
         now += step
         busy += step if running else 0.0
@@ -37,13 +37,13 @@ def test_the_seconds_that_batches_are_told_of_add_up_to_those_in_which_one_was_u
         elif running:
             seconds = in_flight.end(running.pop(what % len(running)), now)
             assert seconds >= 0
-            told += seconds
+            reported += seconds
     assert not running
-    assert told == pytest.approx(busy)
+    assert reported == pytest.approx(busy)
 
 
 @given(sizes=st.lists(st.integers(1, _FULL), max_size=6), overlap_min_size=st.one_of(st.none(), st.integers(1, _FULL)))
-def test_there_is_no_room_beside_a_full_batch_nor_where_no_batch_leaves_any(
+def test_no_overlap_alongside_a_full_batch_or_without_an_overlap_size(
     sizes: list[int], overlap_min_size: int | None
 ) -> None:
     in_flight: InFlight[RunningBatch] = InFlight(full_size=_FULL, overlap_min_size=overlap_min_size)
@@ -54,7 +54,7 @@ def test_there_is_no_room_beside_a_full_batch_nor_where_no_batch_leaves_any(
         assert not in_flight.may_start
 
 
-def test_a_batch_removed_is_not_under_way_and_its_end_moves_no_other() -> None:
+def test_a_cleared_batch_does_not_run_and_its_end_does_not_affect_others() -> None:
     in_flight: InFlight[RunningBatch] = InFlight(full_size=_FULL, overlap_min_size=None)
     removed = _begun(in_flight, 1, 100.0)
     assert removed in in_flight
