@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Annotated, cast
 
 from fastapi import Depends, Header, Query, Request
 
-from app.api.uploads import read_images
 from app.http.allowed_hosts import AllowedHosts
 from app.http.problems import DebugDisabledError, FingerprintMismatchError
 from app.observability.metrics import Metrics, SharedExposition
 from app.security.api_keys import Keys, Right, authorize
 from app.settings import Settings
-from models.interface.errors import DrainingError, ImageTooLargeError, NoClassesError, StartError, UnknownModelError
+from models.interface.errors import DrainingError, NoClassesError, StartError, UnknownModelError
 from models.interface.results import ModelCard
 from models.interface.runtime import Runtime
 from models.search.index import SearchIndex
@@ -66,11 +64,6 @@ async def _runtime(request: Request) -> Runtime:
     return runtime
 
 
-async def _metrics(request: Request) -> Metrics:
-    return parts_of(request).metrics
-
-
-TheMetrics = Annotated[Metrics, Depends(_metrics)]
 TheRuntime = Annotated[Runtime, Depends(_runtime)]
 
 
@@ -89,10 +82,9 @@ ModelName = Annotated[str | None, Query(description="name of a served model; wit
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A request with images that has been authorized, checked and read.
+    """A request with images that has been authorized and checked. Its body has not been read.
 
-    `requested_model` is the model that the request names, if any; `model` is its card before the body was read. Among
-    several images, one that is too large is replaced by its error.
+    `requested_model` is the model that the request names, if any; `model` is its card before the body is read.
     """
 
     request: Request
@@ -101,7 +93,6 @@ class Upload:
     requested_model: str | None
     model: ModelCard
     pinned: str | None
-    images: Sequence[bytes | ImageTooLargeError]
 
     def check_answer_of(self, fingerprint: str) -> None:
         """Raise FingerprintMismatchError if the model was replaced by another version while the body was read."""
@@ -116,19 +107,19 @@ Pinned = Annotated[
 
 
 async def upload_of(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
-    """Check the request and read its images.
+    """Check a request with images before its body is read.
 
-    Raises UnauthorizedError, ForbiddenError, DrainingError, UnknownModelError, FingerprintMismatchError, and the errors
-    of read_images.
+    Raises UnauthorizedError, ForbiddenError, DrainingError, UnknownModelError, FingerprintMismatchError.
     """
-    return await _read(request, model, if_match, classes=False)
+    return _check(request, model, if_match, classes=False)
 
 
-async def _read(request: Request, model: str | None, if_match: str | None, *, classes: bool) -> Upload:
+def _check(request: Request, model: str | None, if_match: str | None, *, classes: bool) -> Upload:
     parts = parts_of(request)
     _authorize(request, "inference")
-    runtime = await _runtime(request)
-    # Checked before the body, so that a client with a wrong model name need not send it.
+    runtime = parts.runtime
+    if runtime is None:
+        raise DrainingError
     card = card_named(runtime, model)
     if runtime.draining:
         raise DrainingError
@@ -136,13 +127,12 @@ async def _read(request: Request, model: str | None, if_match: str | None, *, cl
         raise FingerprintMismatchError(card.fingerprint)
     if classes and not card.classes:
         raise NoClassesError(card.name)
-    images = await read_images(request, parts.settings)
-    return Upload(request, runtime, parts.metrics, model, card, if_match, images)
+    return Upload(request, runtime, parts.metrics, model, card, if_match)
 
 
 async def classifiable(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
-    """Like `upload_of`, for a model with classes. Raises NoClassesError before the body is read."""
-    return await _read(request, model, if_match, classes=True)
+    """Like `upload_of`, for a model with classes. Raises NoClassesError too."""
+    return _check(request, model, if_match, classes=True)
 
 
 ImageUpload = Annotated[Upload, Depends(upload_of)]

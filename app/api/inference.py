@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from app.api.dependencies import Upload
-from app.api.uploads import UPLOAD_ERRORS
+from app.api.dependencies import Upload, parts_of
+from app.api.uploads import UPLOAD_ERRORS, read_images
 from app.http.disconnect import cancel_token_of, run_until_disconnect
 from app.http.problems import FingerprintMismatchError, ForbiddenError, UnauthorizedError
 from app.observability.request_record import record_of
 from models.interface import errors
-from models.interface.errors import ImageError
+from models.interface.errors import ImageError, ImageTooLargeError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
 
@@ -31,13 +32,14 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
 
 
 async def infer(upload: Upload, request: InferenceRequest) -> Answer:
-    """Answer `request`, to which this adds the images and the cancel token of `upload`. Records its times.
+    """Read the images of `upload` and answer `request` with them. Records the times of the request.
 
-    Raises the ImageError of an image that was sent alone, and what Runtime.predict raises.
+    Raises the errors of read_images, the ImageError of an image that was sent alone, and what Runtime.predict raises.
     """
+    sent = await read_images(upload.request, parts_of(upload.request).settings)
     record = record_of(upload.request.scope)
-    record.start_inference(upload.model.name, request.task, len(upload.images))
-    answer = await _predict(upload, request)
+    record.start_inference(upload.model.name, request.task, len(sent))
+    answer = await _predict(upload, sent, request)
     record.model = answer.model
     upload.check_answer_of(answer.fingerprint)
     record.add_results([result for result in answer.results if isinstance(result, Prediction)])
@@ -51,10 +53,10 @@ async def infer(upload: Upload, request: InferenceRequest) -> Answer:
     return answer
 
 
-async def _predict(upload: Upload, request: InferenceRequest) -> Answer:
+async def _predict(upload: Upload, sent: Sequence[bytes | ImageTooLargeError], request: InferenceRequest) -> Answer:
     """Return the runtime's answer, with the errors of images that are too large in their places."""
-    images = [image for image in upload.images if isinstance(image, bytes)]
-    too_large = len(upload.images) - len(images)
+    images = [image for image in sent if isinstance(image, bytes)]
+    too_large = len(sent) - len(images)
     if too_large:
         upload.metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
     if images:
@@ -68,4 +70,4 @@ async def _predict(upload: Upload, request: InferenceRequest) -> Answer:
     if not too_large:
         return answer
     results = iter(answer.results)
-    return replace(answer, results=[next(results) if isinstance(image, bytes) else image for image in upload.images])
+    return replace(answer, results=[next(results) if isinstance(image, bytes) else image for image in sent])

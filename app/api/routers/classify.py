@@ -6,10 +6,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from app.api.api_route import ApiRoute
 from app.api.dependencies import ClassifiableUpload
 from app.api.error_responses import image_problem
 from app.api.image_endpoints import CLASSIFY, IMAGE_BODY
-from app.api.image_route import ImageRoute
 from app.api.inference import infer
 from app.api.openapi import responses
 from app.api.schemas import Classification, Classifications, Faulty, Prediction
@@ -17,7 +17,7 @@ from models.interface.errors import ImageError
 from models.interface.request import InferenceRequest
 from models.interface.results import Prediction as Predicted
 
-router = APIRouter(tags=["inference"], route_class=ImageRoute)
+router = APIRouter(tags=["inference"], route_class=ApiRoute)
 
 
 @router.post(CLASSIFY.path, responses=responses(*CLASSIFY.errors), openapi_extra=IMAGE_BODY)

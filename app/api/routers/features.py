@@ -11,10 +11,10 @@ from fastapi import APIRouter, Query
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from app.api.api_route import ApiRoute
 from app.api.dependencies import ImageUpload, Upload, accepts
 from app.api.error_responses import error_response, image_problem
 from app.api.image_endpoints import FEATURES, IMAGE_BODY
-from app.api.image_route import ImageRoute
 from app.api.inference import infer
 from app.api.openapi import responses
 from app.api.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
@@ -22,7 +22,7 @@ from models.interface.errors import ImageError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer
 
-router = APIRouter(tags=["inference"], route_class=ImageRoute)
+router = APIRouter(tags=["inference"], route_class=ApiRoute)
 
 NPY = "application/x-npy"
 

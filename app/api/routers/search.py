@@ -16,7 +16,6 @@ from app.api.api_route import ApiRoute
 from app.api.dependencies import ImageUpload, inference_allowed
 from app.api.error_responses import image_problem
 from app.api.image_endpoints import IMAGE_BODY, SEARCH
-from app.api.image_route import ImageRoute
 from app.api.inference import infer
 from app.api.openapi import responses
 from app.api.schemas import Faulty, Found, Neighbour, Neighbours
@@ -36,7 +35,7 @@ _THUMBNAIL: dict[int | str, dict[str, Any]] = {
 _CACHED = {"Cache-Control": "private, max-age=60"}
 
 
-class _SearchRoute(ImageRoute):
+class _SearchRoute(ApiRoute):
     """Answers before the body is read if there is no index."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
