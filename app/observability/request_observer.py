@@ -9,14 +9,14 @@ import re
 from time import perf_counter
 from typing import Protocol
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.body_budget import BodyBudget
-from app.http.problems import CLIENT_GONE_STATUS, CONTENT_TYPE, INTERNAL_ERROR, problem
+from app.http.problem_response import problem_response
+from app.http.problems import CLIENT_GONE_STATUS, INTERNAL_ERROR
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.request_record import RequestRecord, RequestTrace, keep_record
+from models.interface.admission import Budget
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class RequestObserver:
         self,
         metrics: Metrics,
         request_log: RequestLog,
-        body_budget: BodyBudget,
+        body_budget: Budget,
         timed_paths: frozenset[str],
         traces: Traces | None = None,
     ) -> None:
@@ -71,7 +71,7 @@ class RequestObserver:
 
     def end(self, scope: Scope, record: RequestRecord, *, shed: bool = False) -> None:
         """Report the request. `shed`: load shedding refused it at its headers, probably one of many."""
-        self._body_budget.give_back(record.body_bytes)
+        self._body_budget.release(record.body_bytes)
         record.ended_at = perf_counter()
         seconds = record.ended_at - record.started_at
         # The template as in the OpenAPI document: {name}, also where the router's own template is {name:path}.
@@ -119,7 +119,8 @@ class RequestObserverMiddleware:
                 # The response has begun: only a broken connection can still signal the error.
                 raise
             record.problem = INTERNAL_ERROR.slug
-            await _internal_error(record)(scope, receive, send_observed)
+            response = problem_response(INTERNAL_ERROR, None, record.request_id)
+            await response(scope, receive, send_observed)
         finally:
             self._observer.end(scope, record)
 
@@ -132,8 +133,3 @@ def _request_id(scope: Scope) -> str:
                 return offered
     # Ids tell requests apart; they need not be unpredictable.
     return f"{random.getrandbits(64):016x}"
-
-
-def _internal_error(record: RequestRecord) -> Response:
-    body = problem(INTERNAL_ERROR, None, record.request_id)
-    return Response(body.model_dump_json(exclude_none=True), INTERNAL_ERROR.status, media_type=CONTENT_TYPE)

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from starlette.types import Scope
 
-from app.http.body_budget import BodyBudget
+from models.interface.admission import Budget
 from models.interface.results import Prediction
 from models.interface.telemetry import StageSeconds, Task
 
@@ -41,7 +41,7 @@ class RequestRecord:
     """
 
     request_id: str
-    body_budget: BodyBudget
+    body_budget: Budget
     trace: RequestTrace | None = None
     body_bytes: int = 0
     started_at: float = field(default_factory=perf_counter)
@@ -61,8 +61,8 @@ class RequestRecord:
     status: int | None = None
 
     def reserve_body_bytes(self, count: int) -> None:
-        """Reserve memory for `count` bytes of the body until the request ends. Raises TooMuchAtOnceError."""
-        self.body_budget.take(count)
+        """Reserve memory for `count` bytes of the body until the request ends. Raises BodyMemoryFullError."""
+        self.body_budget.acquire(count)
         self.body_bytes += count
 
     def start_inference(self, model: str, task: Task, images: int) -> None:

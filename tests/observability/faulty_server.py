@@ -20,7 +20,7 @@ from app.server.server import serve
 from app.settings import load_settings
 from models.backends.null import NullBackend
 from models.hardware import cgroups
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits, Network
 
@@ -38,7 +38,7 @@ def start(self: NullBackend, model: LoadedModel) -> None:
     original_init(self, model)
 
 
-def run(self: NullBackend, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
+def run(self: NullBackend, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
     match ORDER.read_text():
         case "slow":
             time.sleep(SLOW_S)
@@ -48,7 +48,7 @@ def run(self: NullBackend, pixels: torch.Tensor, wanted: Wanted = always) -> Fea
             raise RuntimeError("failing as ordered")
         case "out of memory":
             torch.empty(2**60)
-    return original_run(self, pixels, wanted)
+    return original_run(self, pixels, cancel_token)
 
 
 def forward(self: Network, images: torch.Tensor) -> FeaturesAndLogits:

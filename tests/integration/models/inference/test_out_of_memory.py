@@ -1,4 +1,4 @@
-"""A device that runs out of memory fails no request that fits it alone."""
+"""A device that runs out of memory still answers every image that fits alone."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _counted(exposition: str, name: str) -> float:
     return float(found[1])
 
 
-async def test_every_image_of_a_batch_too_large_is_answered_and_the_size_is_remembered(
+async def test_every_image_of_a_batch_that_does_not_fit_is_answered_and_the_size_is_remembered(
     over_http: StartOverHttp,
     limited: ModelSpec,
     greedy: _Greedy,
@@ -108,7 +108,7 @@ async def test_an_image_that_does_not_fit_alone_gets_503_with_the_reason(
 
     assert refused.status_code == 503
     assert refused.json()["type"] == "urn:gradless:problem:out-of-memory"
-    assert "not even for one image" in refused.json()["detail"]
+    assert "too little memory for even one image" in refused.json()["detail"]
     assert answered.status_code == 200
 
 
@@ -122,7 +122,7 @@ async def test_an_image_that_does_not_fit_alone_gets_503_with_the_reason(
         RuntimeError("std::bad_alloc"),
     ],
 )
-def test_every_way_to_say_that_memory_is_out_is_understood(error: Exception) -> None:
+def test_every_kind_of_out_of_memory_error_is_recognised(error: Exception) -> None:
     assert memory.ran_out(error)
 
 
@@ -132,6 +132,6 @@ def test_an_allocation_that_really_fails_is_recognised() -> None:
     assert memory.ran_out(caught.value)
 
 
-def test_other_errors_are_not_about_memory() -> None:
+def test_other_errors_are_not_taken_for_out_of_memory() -> None:
     assert not memory.ran_out(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not memory.ran_out(ValueError("out of memory"))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.http.body_budget import BodyBudget
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.request_observer import RequestObserver, RequestObserverMiddleware
+from models.interface.admission import Budget
+from models.interface.errors import BodyMemoryFullError
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exchange
@@ -28,7 +29,8 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def observe(metrics: Metrics) -> Observe:
-    observer = RequestObserver(metrics, RequestLog(1.0), BodyBudget(1000), frozenset({"/v1/classify"}))
+    budget = Budget(1000, lambda _used: BodyMemoryFullError(1000))
+    observer = RequestObserver(metrics, RequestLog(1.0), budget, frozenset({"/v1/classify"}))
     return lambda app: RequestObserverMiddleware(app, observer)
 
 
