@@ -47,8 +47,8 @@ _HANGING_FORWARD = (
     + """
 import models.backends.null
 def hang(*given):
-    if told.is_set():
-        told.clear()
+    if triggered.is_set():
+        triggered.clear()
         hang_outside_of_python()
     return real(*given)
 real, models.backends.null.NullBackend.run = models.backends.null.NullBackend.run, hang
@@ -85,7 +85,7 @@ def test_sigterm_ends_a_process_whose_first_load_hangs(
 def test_sigterm_ends_a_process_in_which_a_load_by_the_api_hangs(
     start_patched: Callable[..., Any], workers: str
 ) -> None:
-    patch = _HANGING_LOAD.format(when="told.is_set()")
+    patch = _HANGING_LOAD.format(when="triggered.is_set()")
     server = start_patched(workers, patch, GRADLESS_DRAIN_TIMEOUT_S=str(_DRAIN_S))
     server.process.send_signal(signal.SIGUSR1)
     loading = _asked(f"{server.address}/v1/models/null")

@@ -20,7 +20,7 @@ from models.interface.runtime import Runtime
 from models.interface.telemetry import BatchReport, Outcome, Stage, StageSeconds, StaleMessage, Task, Trigger
 
 # Why a worker is no more.
-WorkerEnd = Literal["ended", "hung"]
+WorkerEnd = Literal["ended", "unresponsive"]
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _REQUEST_STAGES = ("read", "respond")
