@@ -295,11 +295,11 @@ class _Engine:
 
     def _fork_worker(self, number: int) -> HttpWorker:
         with ExitStack() as worker_ends:
-            pairs = [socket.socketpair() for _ in range(3)]
-            for _, worker_end in pairs:
-                worker_ends.enter_context(worker_end)
-            (images, _), (control, _), (dispatch_socket, _) = pairs
-            for end in (*pairs[0], *pairs[1]):
+            messages, its_messages = socket.socketpair()
+            worker_ends.enter_context(its_messages)
+            dispatch_socket, its_connections = socket.socketpair()
+            worker_ends.enter_context(its_connections)
+            for end in (messages, its_messages):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
             dispatch_socket.setblocking(False)
             status_descriptor, status = create_status()
@@ -309,9 +309,9 @@ class _Engine:
             counts = CountsReader(counts_descriptor)
             process = self._fork_server.fork(
                 (self._worker_settings, self._worker_options, number),
-                [*(worker_end.fileno() for _, worker_end in pairs), status_descriptor, counts_descriptor],
+                [its_messages.fileno(), its_connections.fileno(), status_descriptor, counts_descriptor],
             )
-            self._server.add(number, images, control)
+            self._server.add(number, messages)
         return HttpWorker(process, dispatch_socket, status, counts)
 
     def _start_replacement(self) -> None:
@@ -388,7 +388,7 @@ class _Engine:
                     _kill_unresponsive(worker)
 
     def _lost(self, number: int) -> None:
-        """A worker has closed a socket, or does not read its answers. If it does not end by itself, it is killed."""
+        """A worker has closed its socket, or does not read its answers. If it does not end by itself, it is killed."""
         worker = self._workers.get(number)
         if worker is not None:
             asyncio.get_running_loop().call_later(_ENDING_S, self._kill_lost, worker)

@@ -70,8 +70,8 @@ def _map_status(descriptor: int) -> WorkerStatus:
 def run_worker(settings: Settings, options: WorkerOptions, number: int, descriptors: Sequence[int]) -> None:
     """Serve until SIGTERM. `settings` and `options` are this worker's share of the service's.
 
-    `descriptors` are its ends of three sockets, for images, for control and for connections, then its status and the
-    memory of its counts."""
+    `descriptors` are its ends of two sockets, for messages and for connections, then its status and the memory of its
+    counts."""
     # Until there is something to drain.
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: exit_at_once(0))
@@ -93,12 +93,12 @@ def _serve(settings: Settings, options: WorkerOptions, number: int, descriptors:
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     tune_interpreter()
     # Before anything is counted.
-    count_in(descriptors[4])
-    images, control, connections = (socket.socket(fileno=descriptor) for descriptor in descriptors[:3])
-    status = _map_status(descriptors[3])
-    for descriptor in descriptors[3:]:
+    count_in(descriptors[3])
+    messages, connections = (socket.socket(fileno=descriptor) for descriptor in descriptors[:2])
+    status = _map_status(descriptors[2])
+    for descriptor in descriptors[2:]:
         os.close(descriptor)
-    engine = EngineConnection(number, images, control)
+    engine = EngineConnection(number, messages)
     app = create_app(settings, lambda telemetry: start_runtime(options, engine, parts, telemetry))
     parts: Parts = app.state.parts
     parts.scraped.build = partial(_service_metrics, parts)
@@ -176,7 +176,7 @@ class _WorkerServer(Server):
             # The kernel drops descriptors that would exceed the limit of open files.
             self._unsent += TAKEN * len(descriptors) + NO_FILES * (len(received) - len(descriptors))
         if not received:
-            # No more will come. If the engine process has ended, its other sockets report that.
+            # No more will come. If the engine process has ended, its other socket reports that.
             asyncio.get_running_loop().remove_reader(self._connections)
         # Before anything is read from them: other workers get those that have no reply when this worker ends.
         self._report()

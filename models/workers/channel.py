@@ -80,6 +80,12 @@ class Channel:
         either end is closed."""
         self._outbox.send(frame(message), descriptors)
 
+    def stuck_seconds(self) -> float:
+        """Return how long the other end has read nothing of what waits for it; 0 if nothing waits."""
+        # It may have read since the socket was full.
+        self._outbox.flush()
+        return self._outbox.stuck_seconds()
+
     def wait(self) -> None:
         """Block until something arrives, and process it. For a process that serves nothing yet."""
         wait([self._socket])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
 from collections.abc import Callable, Container, Coroutine
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from models.inference.batch_item import BatchItem, ItemOutput
@@ -22,15 +22,19 @@ from models.serving.model_instance import ModelInstance, ServingOptions
 from models.serving.runtime import LocalRuntime
 from models.workers.channel import Channel
 from models.workers.image_receiver import ImageReceiver, Version
-from models.workers.messages import ModelFacts, ServedVersion, ServingState, StateApplied
+from models.workers.messages import ModelFacts, ServedVersion, ServingState, StateApplied, Submission
 from models.workers.rpc import Call, CancelCall, Method, RpcServer
 from models.workers.shared_slots import SharedSlots, SlotShape
+
+_log = logging.getLogger(__name__)
 
 # Interval at which `run` looks for changes of what is served, and for versions that can be removed.
 _POLL_S = 0.02
 # Slots of a worker for each image that the service admits. A cancelled image keeps its slot until it reaches the head
 # of the queue, so more slots are needed than images are admitted.
 _SLOTS_PER_IMAGE = 2
+# A worker that reads nothing for so long has stopped.
+_READ_TIMEOUT_S = 1.0
 
 
 class SharedAdmission(Admission):
@@ -59,7 +63,6 @@ class SharedAdmission(Admission):
 
 @dataclass(slots=True)
 class _Worker:
-    images: socket.socket
     channel: Channel
     rpc: RpcServer
     # Versions whose slots it has been sent.
@@ -99,17 +102,10 @@ class EngineServer:
         self._ever_served: set[int] = set()
         self._workers: dict[int, _Worker] = {}
         self._state = ServingState(0, (), frozenset(), ready=False, draining=False)
-        self._loop: asyncio.AbstractEventLoop | None = None
         # Set when conditions that are waited for may have changed.
         self._changed = asyncio.Event()
-        self._images = ImageReceiver(
-            self._on_images_lost, lambda reason: on_fault(RuntimeError(reason)), telemetry.message_dropped
-        )
-        try:
-            self.runtime = LocalRuntime(options, telemetry, give_up, self)
-        except BaseException:
-            self._images.close()
-            raise
+        self._images = ImageReceiver(telemetry.message_dropped)
+        self.runtime = LocalRuntime(options, telemetry, give_up, self)
 
     @property
     def queue_capacity(self) -> int:
@@ -153,15 +149,13 @@ class EngineServer:
         numbers = range(self._max_workers)
         return next((n for n in numbers if not (n in alive or n in self._workers or self._images.uses(n))), None)
 
-    def add(self, number: int, images: socket.socket, control: socket.socket) -> None:
-        """Serve a worker from now on, over these ends of its two sockets, which the server owns from here on."""
+    def add(self, number: int, end: socket.socket) -> None:
+        """Serve a worker from now on, over this end of its socket, which the server owns from here on."""
         self._announce()
-        self._images.add_worker(number, images)
-        channel = Channel(
-            control, lambda message, _: self._on_message(number, message), lambda _: self._lose(number, images)
-        )
+        channel = Channel(end, lambda message, _: self._on_message(number, message), lambda _: self._lose(number))
+        self._images.add_worker(number, channel.send)
         rpc = RpcServer(channel.send, self._methods())
-        self._workers[number] = worker = _Worker(images, channel, rpc)
+        self._workers[number] = worker = _Worker(channel, rpc)
         self._announce_to(worker)
 
     def process_ended(self, number: int) -> None:
@@ -171,10 +165,10 @@ class EngineServer:
 
     async def run(self) -> None:
         """Announce each change of what is served, until cancelled."""
-        self._loop = asyncio.get_running_loop()
         while True:
             self._announce()
             self._remove_versions()
+            self._drop_stopped_workers()
             self._changed.set()
             await asyncio.sleep(_POLL_S)
 
@@ -186,7 +180,6 @@ class EngineServer:
         """End models and threads, after the workers have ended. Return False if a forward or a load was still running
         after `timeout_s`."""
         ended = await asyncio.to_thread(self.runtime.close, timeout_s)
-        await asyncio.to_thread(self._images.close)
         for worker in self._workers.values():
             worker.channel.close()
         for version in self._versions.values():
@@ -259,28 +252,29 @@ class EngineServer:
                 self._images.remove_version(version)
                 os.close(version.descriptor)
 
+    def _drop_stopped_workers(self) -> None:
+        for number, worker in list(self._workers.items()):
+            if worker.channel.stuck_seconds() > _READ_TIMEOUT_S:
+                _log.warning("HTTP worker %d does not read its answers; dropping it", number)
+                self._lose(number)
+
     def _on_message(self, number: int, message: object) -> None:
         worker = self._workers[number]
         match message:
+            case Submission():
+                self._images.receive(number, message)
             case StateApplied(state):
                 worker.applied = state
                 self._changed.set()
             case Call() | CancelCall():
                 worker.rpc.on_message(message)
 
-    def _on_images_lost(self, number: int, images: socket.socket) -> None:
-        """From the image receiver's thread."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(partial(self._lose, number, images))
-
-    def _lose(self, number: int, images: socket.socket) -> None:
-        worker = self._workers.get(number)
-        # Both sockets report the end. By the second report another worker may have the number.
-        if worker is None or worker.images is not images:
-            return
-        del self._workers[number]
+    def _lose(self, number: int) -> None:
+        """Serve a worker no more: its end is closed, it has sent a wrong message, or it does not read."""
+        worker = self._workers.pop(number)
         worker.channel.close()
         worker.rpc.close()
+        self._images.remove_worker(number)
         self._on_lost(number)
 
 

@@ -1,8 +1,7 @@
 """Messages between the engine process and an HTTP worker. The pixels and the answers themselves are in shared slots.
 
-Over the images socket go Submission, Answers and Failure. Each names an image by its slot and the slot's generation
-(models/workers/shared_slots.py). Over the control socket go ServingState, StateApplied and the messages of
-models/workers/rpc.py."""
+Submission, Answers and Failure name an image by its slot and the slot's generation (models/workers/shared_slots.py).
+The messages of calls are in models/workers/rpc.py."""
 
 from __future__ import annotations
 

@@ -82,7 +82,10 @@ class Outbox:
                 with suppress(OSError):
                     self._end.shutdown(socket.SHUT_RDWR)
                 sent = len(unsent)
-            if sent < len(unsent) and self._put_back(unsent[sent:], [] if sent else descriptors, progress=sent > 0):
+            if sent == len(unsent):
+                continue
+            del unsent[:sent]
+            if self._put_back(unsent, [] if sent else descriptors, progress=sent > 0):
                 self._on_full()
                 return
 
@@ -104,8 +107,9 @@ class Outbox:
         with self._lock:
             if self._closed:
                 return False
-            self._unsent[:0] = rest
-            self._descriptors[:0] = descriptors
+            rest += self._unsent
+            self._unsent = rest
+            self._descriptors = descriptors + self._descriptors
             self._state = "full"
             if progress:
                 self._progress_at = perf_counter()

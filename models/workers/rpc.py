@@ -1,4 +1,4 @@
-"""Calls of an HTTP worker that the engine process runs once for the whole service, over the control socket."""
+"""Calls of an HTTP worker that the engine process runs once for the whole service."""
 
 from __future__ import annotations
 

@@ -41,11 +41,10 @@ _DISCONNECTED = "the engine process has ended, or has dropped this HTTP worker"
 
 @dataclass(frozen=True, slots=True)
 class EngineConnection:
-    """The number of an HTTP worker, and its ends of the two sockets to the engine process."""
+    """The number of an HTTP worker, and its end of the socket to the engine process."""
 
     worker: int
-    images: socket.socket
-    control: socket.socket
+    end: socket.socket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,19 +107,12 @@ class WorkerRuntime:
         # All versions by number: those of `_models`, and replaced ones until they are idle.
         self._versions: dict[int, _Model] = {}
         self._loop = asyncio.get_running_loop()
-        self._images = Channel(
-            connection.images,
-            lambda message, _: self._on_answer(message),
-            partial(self._on_end, "answers cannot be read"),
-        )
-        self._control = Channel(
-            connection.control, self._on_control, partial(self._on_end, "a message of the engine process failed")
-        )
-        self._rpc = RpcClient(self._control.send)
+        self._channel = Channel(connection.end, self._on_message, self._on_end)
+        self._rpc = RpcClient(self._channel.send)
         while self._state_number < 0:
             if self._disconnected:
                 raise EOFError(_DISCONNECTED)
-            self._control.wait()
+            self._channel.wait()
         self._supervisor = Supervisor(
             dict,
             lambda _name: None,
@@ -217,17 +209,18 @@ class WorkerRuntime:
         decoded = self._decode_pool.close(timeout_s)
         closed: Future[None] = Future()
 
-        def close_channels() -> None:
-            self._images.close()
-            self._control.close()
+        def close_channel() -> None:
+            self._channel.close()
             closed.set_result(None)
 
-        self._loop.call_soon_threadsafe(close_channels)
+        self._loop.call_soon_threadsafe(close_channel)
         closed.result(max(1.0, until - perf_counter()))
         return decoded
 
-    def _on_control(self, message: object, descriptors: deque[int]) -> None:
+    def _on_message(self, message: object, descriptors: deque[int]) -> None:
         match message:
+            case Answers() | Failure():
+                self._on_answer(message)
             case ServingState():
                 self._apply(message, descriptors)
             case CallProgress() | CallDone():
@@ -248,7 +241,7 @@ class WorkerRuntime:
         for name in before.keys() - self._models.keys():
             self._telemetry.model_gone(name)
         self._remove_versions()
-        self._control.send(StateApplied(state.number))
+        self._channel.send(StateApplied(state.number))
 
     def _add(self, served: ServedVersion, descriptors: deque[int]) -> _Model:
         facts = served.facts
@@ -259,7 +252,7 @@ class WorkerRuntime:
         slots = SharedSlots(descriptor, served.shape)
         os.close(descriptor)
         batcher = RemoteBatcher(
-            served.version, slots, self._worker, self._images.send, partial(self._drop_answer, served.version)
+            served.version, slots, self._worker, self._channel.send, partial(self._drop_answer, served.version)
         )
         admission = Admission(
             served.capacity,
@@ -326,16 +319,13 @@ class WorkerRuntime:
         )
         self._telemetry.message_dropped("answer")
 
-    def _on_end(self, failure: str, error: Exception | None) -> None:
+    def _on_end(self, error: Exception | None) -> None:
         """No image is answered from here on. Fail all that wait, and have another worker take this one's place. The
-        engine process sees both sockets close, and waits for this worker no more."""
-        if self._disconnected:
-            return
+        engine process sees the socket close, and waits for this worker no more."""
         self._disconnected = True
-        self._images.close()
-        self._control.close()
         for model in self._versions.values():
             model.batcher.abandon(partial(ModelDownError, model.card.name))
         self._rpc.close()
         if not self._draining:
-            self._give_up(_DISCONNECTED if error is None else f"{failure}: {type(error).__name__}: {error}")
+            failed = f"a message of the engine process cannot be processed: {type(error).__name__}: {error}"
+            self._give_up(_DISCONNECTED if error is None else failed)

@@ -86,7 +86,7 @@ engine_process._Engine._watch = watch
         ("a task", "from models.workers.engine_server import EngineServer; fail(EngineServer, '_remove_versions')"),
         ("the watch over workers", _FAILING_WATCH),
         ("a callback", "fail(engine_process._Engine, '_read_replies')"),
-        ("the image receiver", "from models.workers.image_receiver import ImageReceiver; fail(ImageReceiver, '_step')"),
+        ("a message", "from models.workers.channel import Channel; fail(Channel, '_receive')"),
         (
             "a batch's report",
             "from models.workers.image_receiver import ImageReceiver; fail(ImageReceiver, 'batch_over')",

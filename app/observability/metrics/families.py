@@ -112,7 +112,7 @@ class Families:
         self.splits = self._counter("gradless_batch_splits_total", "Batches halved for want of memory.", "model")
         self.worker_replacements = self._counter(
             "gradless_worker_replacements_total",
-            "Processes that read and decode, started anew because one had ended or hung.",
+            "HTTP workers that were replaced because they had ended or were unresponsive.",
             "reason",
         )
         self.stale_messages = self._counter(

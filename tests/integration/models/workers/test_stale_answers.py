@@ -26,7 +26,7 @@ from models.interface.image_limits import ImageLimits
 from models.interface.results import ModelCard, Prediction
 from models.interface.telemetry import BatchReport, StaleMessage, Unheard
 from models.networks.specs import ModelSpec
-from models.workers.channel import Channel, FrameReader, frame
+from models.workers.channel import Channel, frame
 from models.workers.messages import (
     Answers,
     Failure,
@@ -70,16 +70,12 @@ class _Engine:
 
     def connect(self) -> EngineConnection:
         """Return the ends of a worker, the first one or a replacement."""
-        self.images, its_images = socket.socketpair()
         end, its_end = socket.socketpair()
-        self.images.setblocking(False)
-        self._frames = FrameReader()
-        self._submissions: list[Submission] = []
+        self.submissions: asyncio.Queue[Submission] = asyncio.Queue()
+        self.channel_ended.clear()
         self._known.clear()
-        self.channel = Channel(
-            end, lambda message, _: self.received.put_nowait(message), lambda _: self.channel_ended.set()
-        )
-        return EngineConnection(0, its_images, its_end)
+        self.channel = Channel(end, self._on_message, lambda _: self.channel_ended.set())
+        return EngineConnection(0, its_end)
 
     def announce(self, *versions: int) -> None:
         for version in versions:
@@ -94,14 +90,14 @@ class _Engine:
 
     async def submitted(self) -> Submission:
         """Return the next image that the worker submits."""
-        loop = asyncio.get_running_loop()
-        while not self._submissions:
-            received = await asyncio.wait_for(loop.sock_recv(self.images, 1 << 16), _TIMEOUT_S)
-            self._submissions += self._frames.feed(received)
-        return self._submissions.pop(0)
+        return await asyncio.wait_for(self.submissions.get(), _TIMEOUT_S)
 
-    async def send(self, frames: bytes) -> None:
-        await asyncio.get_running_loop().sock_sendall(self.images, frames)
+    def send(self, frames: bytes) -> None:
+        self.channel._outbox.send(frames)  # noqa: SLF001 - several messages at once, or none
+
+    def _on_message(self, message: Any, _descriptors: deque[int]) -> None:
+        queue = self.submissions if isinstance(message, Submission) else self.received
+        queue.put_nowait(message)
 
     def answer(self, submitted: Submission, feature: float) -> bytes:
         """Write the answer into the slot. Return the message for the worker."""
@@ -110,7 +106,6 @@ class _Engine:
         return frame(Answers(submitted.version, _REPORT, [(submitted.slot, 0, submitted.generation, 0.0, True)]))
 
     def close(self) -> None:
-        self.images.close()
         self.channel.close()
         for descriptor in self._descriptors.values():
             os.close(descriptor)
@@ -222,10 +217,9 @@ async def test_an_image_whose_client_disconnects_during_its_decode_is_not_submit
 
         # It is the first image of its slot.
         assert submitted.generation == 1
-        await engine.send(engine.answer(submitted, 5.0))
+        engine.send(engine.answer(submitted, 5.0))
         assert await staying == 5.0
-        with pytest.raises(BlockingIOError):
-            engine.images.recv(1)
+        assert engine.submissions.empty()
 
 
 @pytest.mark.usefixtures("gated_decode")
@@ -265,7 +259,7 @@ async def test_a_client_that_disconnects_as_its_image_is_submitted_to_a_replaced
         staying = _ask(worker, clock_png)
         submitted = await engine.submitted()
         gone = frame(Failure(1, late.slot, late.generation, ModelGoneError("tiny")))
-        await engine.send(gone + engine.answer(submitted, 5.0))
+        engine.send(gone + engine.answer(submitted, 5.0))
 
         assert await staying == 5.0
         assert engine.counts.dropped == []
@@ -284,13 +278,13 @@ async def test_a_message_for_an_unknown_version_is_dropped_and_counted_and_its_n
             if kind == "answer"
             else frame(Failure(77, one.slot, one.generation, None))
         )
-        await engine.send(engine.answer(one, 1.0) + unknown + engine.answer(other, 2.0))
+        engine.send(engine.answer(one, 1.0) + unknown + engine.answer(other, 2.0))
 
         assert sorted([await first, await second]) == [1.0, 2.0]
         assert engine.counts.dropped == ["answer"]
         assert engine.reasons == []
         third = _ask(worker, clock_png)
-        await engine.send(engine.answer(await engine.submitted(), 3.0))
+        engine.send(engine.answer(await engine.submitted(), 3.0))
         assert await third == 3.0
 
 
@@ -302,18 +296,18 @@ async def test_a_repeated_answer_reaches_no_other_request_of_its_slot(
         first = _ask(worker, clock_png)
         before = await engine.submitted()
         answer = engine.answer(before, 1.0)
-        await engine.send(answer)
+        engine.send(answer)
         assert await first == 1.0
         second = _ask(worker, clock_png)
         after = await engine.submitted()
         assert after.slot == before.slot
         error = ModelGoneError("tiny") if late == "failure" else None
         failure = frame(Failure(1, before.slot, before.generation, error))
-        await engine.send(answer if late == "answer" else failure)
+        engine.send(answer if late == "answer" else failure)
         await _until(lambda: engine.counts.dropped == ["answer"])
 
         assert not second.done()
-        await engine.send(engine.answer(after, 2.0))
+        engine.send(engine.answer(after, 2.0))
         assert await second == 2.0
         assert engine.reasons == []
 
@@ -325,7 +319,6 @@ async def test_an_answer_for_a_killed_worker_reaches_no_request_of_its_replaceme
         lost = _ask(killed, clock_png)
         before = await engine.submitted()
         # The kernel closes the sockets of a killed process.
-        engine.images.close()
         engine.channel.close()
         with pytest.raises(ModelDownError):
             await lost
@@ -336,10 +329,10 @@ async def test_an_answer_for_a_killed_worker_reaches_no_request_of_its_replaceme
             request = _ask(replacement, clock_png)
             after = await engine.submitted()
             assert (after.slot, after.generation) == (before.slot, before.generation + 1)
-            await engine.send(engine.answer(before, 1.0))
+            engine.send(engine.answer(before, 1.0))
             await _until(lambda: engine.counts.dropped == ["answer"])
             assert not request.done()
-            await engine.send(engine.answer(after, 2.0))
+            engine.send(engine.answer(after, 2.0))
             assert await request == 2.0
         finally:
             assert await asyncio.to_thread(replacement.close, _TIMEOUT_S)
@@ -352,16 +345,14 @@ async def test_a_worker_that_cannot_read_its_answers_ends_and_fails_its_requests
         requests = [_ask(worker, clock_png) for _ in range(3)]
         submitted = [await engine.submitted() for _ in requests]
         broken = b"\x03\0\0\0\0\0\0\0abc"
-        await engine.send(engine.answer(submitted[0], 1.0) + broken + engine.answer(submitted[1], 2.0))
+        engine.send(engine.answer(submitted[0], 1.0) + broken + engine.answer(submitted[1], 2.0))
 
         ends = await asyncio.gather(*requests, return_exceptions=True)
         assert [end for end in ends if not isinstance(end, ModelDownError)] == [1.0]
         assert not worker.ready
         [reason] = engine.reasons
-        assert reason.startswith("answers cannot be read: UnpicklingError")
-        # The engine process sees both sockets close.
+        assert reason.startswith("a message of the engine process cannot be processed: UnpicklingError")
         await asyncio.wait_for(engine.channel_ended.wait(), _TIMEOUT_S)
-        assert engine.images.recv(1) == b""
         with pytest.raises(ModelDownError):
             await _ask(worker, clock_png)
 
@@ -380,7 +371,6 @@ async def test_a_worker_that_cannot_apply_a_state_ends_and_fails_its_requests(
         with pytest.raises(ModelDownError):
             await request
         [reason] = engine.reasons
-        assert reason.startswith("a message of the engine process failed: OSError: the slots of tiny")
+        assert reason.startswith("a message of the engine process cannot be processed: OSError: the slots of tiny")
         await asyncio.wait_for(engine.channel_ended.wait(), _TIMEOUT_S)
-        assert engine.images.recv(1) == b""
         assert engine.received.empty()

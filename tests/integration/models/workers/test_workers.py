@@ -77,7 +77,7 @@ class _Service:
     engine_counts: _Counts
     workers: list[WorkerRuntime]
     counts: list[_Counts]
-    sockets: list[tuple[socket.socket, socket.socket]]
+    sockets: list[socket.socket]
     reasons: list[str]
     lost: list[int]
     # Formats in which the engine process has built its metrics.
@@ -111,14 +111,13 @@ async def _started(spec: ModelSpec, workers: int = 2, **options: Any) -> AsyncIt
     running = asyncio.create_task(service.engine.run())
     try:
         for number in range(workers):
-            images, its_images = socket.socketpair()
-            control, its_control = socket.socketpair()
-            service.engine.add(number, images, control)
+            end, its_end = socket.socketpair()
+            service.engine.add(number, end)
             service.counts.append(_Counts())
-            service.sockets.append((its_images, its_control))
+            service.sockets.append(its_end)
             service.workers.append(
                 WorkerRuntime(
-                    EngineConnection(number, its_images, its_control),
+                    EngineConnection(number, its_end),
                     WorkerOptions(
                         decode_threads=2,
                         decode_memory=DecodeMemory(serving.limits.max_decode_bytes),
@@ -439,9 +438,8 @@ async def test_when_a_worker_dies_only_its_own_requests_are_lost(
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         requests += [asyncio.create_task(_ask(dying, clock_png)) for _ in range(2)]
         await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 2)
-        # The kernel closes the sockets of a killed process.
-        for end in service.sockets[0]:
-            end.shutdown(socket.SHUT_RDWR)
+        # The kernel closes the socket of a killed process.
+        service.sockets[0].shutdown(socket.SHUT_RDWR)
         await _until(lambda: service.lost == [0])
         assert service.engine.runtime.queues()["tiny"].in_flight == 0
         # Its slots are in use until the forward ends; until then no other worker gets them.
@@ -468,7 +466,7 @@ async def test_loads_succeed_when_a_worker_cannot_apply_one(
             assert (await other.load("null")).card.version == 2
 
         assert service.lost == [0]
-        assert service.reasons == ["a message of the engine process failed: OSError: no memory to map"]
+        assert service.reasons == ["a message of the engine process cannot be processed: OSError: no memory to map"]
         assert not faulty.ready
         with pytest.raises(ModelDownError):
             await _ask(faulty, clock_png)
@@ -477,8 +475,7 @@ async def test_loads_succeed_when_a_worker_cannot_apply_one(
 
 async def test_a_lost_worker_keeps_its_number_while_its_process_runs(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        for end in service.sockets[0]:
-            end.shutdown(socket.SHUT_RDWR)
+        service.sockets[0].shutdown(socket.SHUT_RDWR)
         await _until(lambda: service.lost == [0])
         await _until(lambda: service.engine.free_number() == 0)
         assert service.engine.free_number(alive={0, 1}) == 2
@@ -487,8 +484,7 @@ async def test_a_lost_worker_keeps_its_number_while_its_process_runs(tiny: Model
 
 async def test_images_that_a_lost_worker_still_counts_are_forgotten_when_its_process_has_ended(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        for end in service.sockets[0]:
-            end.shutdown(socket.SHUT_RDWR)
+        service.sockets[0].shutdown(socket.SHUT_RDWR)
         await _until(lambda: service.lost == [0])
         await _until(lambda: service.engine.free_number() == 0)
         # A killed worker does not set its count back.
@@ -523,8 +519,7 @@ async def test_a_worker_fails_all_requests_when_the_engine_process_has_ended(
         entered.clear()
         request = asyncio.create_task(_ask(worker, clock_png))
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
-        for end in service.sockets[0]:
-            end.shutdown(socket.SHUT_RDWR)
+        service.sockets[0].shutdown(socket.SHUT_RDWR)
         with pytest.raises(ModelDownError):
             await request
         with pytest.raises(ModelDownError):
@@ -560,8 +555,8 @@ async def test_many_errors_at_once_reach_a_worker_that_reads_them(
 ) -> None:
     async with _started(gated, workers=1, forward_timeout_s=0.2) as service:
         # The smallest buffer that the kernel gives a socket.
-        for worker in service.engine._images._workers.values():  # noqa: SLF001
-            worker.end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        for worker in service.engine._workers.values():  # noqa: SLF001
+            worker.channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
         gate.clear()
         requests = [asyncio.create_task(_ask(service.workers[0], clock_png)) for _ in range(200)]
         errors = await asyncio.gather(*requests, return_exceptions=True)
@@ -578,8 +573,8 @@ async def test_a_worker_that_reads_no_answers_is_dropped_and_the_others_are_answ
 ) -> None:
     async with _started(tiny) as service:
         silent, living = service.workers
-        service.engine._images._workers[0].end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
-        asyncio.get_running_loop().remove_reader(service.sockets[0][0])
+        service.engine._workers[0].channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
+        asyncio.get_running_loop().remove_reader(service.sockets[0])
         requests = [asyncio.create_task(_ask(silent, clock_png)) for _ in range(200)]
         await _until(lambda: service.lost == [0])
 
