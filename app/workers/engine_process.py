@@ -14,15 +14,15 @@ from contextlib import ExitStack, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from app.main import search_index_beside, serving_options
+from app.main import search_index_of_runtime, serving_options
 from app.middleware.start_failures import refuse_to_start, start_error
 from app.observability.metrics import CountsReader, Metrics, create_counts
-from app.process.gc_tuning import freeze_loaded_objects
+from app.process.interpreter import freeze_loaded_objects, tune_interpreter
 from app.process.listener import allow_many_connections, bind, log_listening
 from app.process.logs import exit_at_once
 from app.process.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
 from app.server.acceptor import Acceptor
-from app.server.server import heeds_hangup, tune_interpreter
+from app.server.server import handles_sighup
 from app.settings import Settings
 from app.workers.connection_dispatch import HttpWorker, dispatch
 from app.workers.fork_server import ForkServer
@@ -67,7 +67,7 @@ def serve_with_workers(settings: Settings, workers: int) -> None:
     if it cannot start."""
     tune_interpreter()
     endings = [signal.SIGTERM, signal.SIGINT]
-    if heeds_hangup():
+    if handles_sighup():
         endings.append(signal.SIGHUP)
     # There is nothing to drain before there are workers.
     for number in endings:
@@ -142,7 +142,7 @@ class _Engine:
                 on_fault=self.fault,
             )
             # Each worker opens it for itself; here it is checked.
-            search_index_beside(self._server.runtime, settings)
+            search_index_of_runtime(self._server.runtime, settings)
         except (StartError, OSError) as error:
             refuse_to_start(start_error(error) if isinstance(error, OSError) else error)
         metrics.watch(self._server.runtime)
@@ -342,7 +342,7 @@ class _Engine:
             self._acceptor.out_of_files.log(
                 "process %s has no file descriptors left: raise the limit (ulimit -n)", worker.process.pid
             )
-            self._acceptor.take_back(refused)
+            self._acceptor.requeue(refused)
 
     def _replace(self, number: int) -> None:
         """The process of a worker has ended: free what it had, and start another unless the service stops."""
@@ -371,7 +371,7 @@ class _Engine:
         loop.remove_reader(worker.dispatch_socket)
         refused = worker.read_replies()
         worker.dispatch_socket.close()
-        self._acceptor.take_back([*(refused or ()), *worker.unacknowledged])
+        self._acceptor.requeue([*(refused or ()), *worker.unacknowledged])
         if worker.process.pid is not None:
             self._metrics.process_ended(worker.process.pid)
 

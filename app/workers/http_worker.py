@@ -21,9 +21,10 @@ import uvicorn
 from app.api.dependencies import Parts
 from app.main import create_app
 from app.observability.metrics import content_type_for, count_in
+from app.process.interpreter import tune_interpreter
 from app.process.logs import configure_logging, exit_at_once
 from app.process.stopping import end_process_within
-from app.server.server import Server, server_config, tune_interpreter
+from app.server.server import Server, server_config
 from app.settings import Settings
 from models.interface.runtime import Runtime
 from models.interface.telemetry import Telemetry
@@ -133,7 +134,7 @@ def _service_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
 class _WorkerServer(Server):
     """A server that does not listen: the engine process sends it connections, and logs the service's stop."""
 
-    told_at = logging.DEBUG
+    stop_log_level = logging.DEBUG
 
     def __init__(self, config: uvicorn.Config, parts: Parts, connections: socket.socket, status: WorkerStatus) -> None:
         super().__init__(config, parts)
@@ -142,11 +143,11 @@ class _WorkerServer(Server):
         # Replies to connections, in their order, that are not sent yet.
         self._unsent = b""
 
-    def take_connections(self) -> None:
+    def start_accepting(self) -> None:
         self._connections.setblocking(False)
         asyncio.get_running_loop().add_reader(self._connections, self._take)
 
-    async def take_last_connections(self) -> None:
+    async def stop_accepting(self) -> None:
         # Only this worker may be ending: from here on others get new connections.
         self._connections.shutdown(socket.SHUT_RD)
         # Those sent by now were accepted.
@@ -172,7 +173,7 @@ class _WorkerServer(Server):
                 # The engine process has ended without reading all replies.
                 received, descriptors = b"", []
             for descriptor in descriptors:
-                self.begin(socket.socket(fileno=descriptor))
+                self.serve_connection(socket.socket(fileno=descriptor))
             # The kernel drops descriptors that would exceed the limit of open files.
             self._unsent += TAKEN * len(descriptors) + NO_FILES * (len(received) - len(descriptors))
         if not received:
@@ -182,7 +183,7 @@ class _WorkerServer(Server):
         self._report()
 
     def _report(self) -> None:
-        self._status.open_connections = len(self.server_state.connections) + len(self.beginning)
+        self._status.open_connections = len(self.server_state.connections) + len(self.starting_connections)
         # The socket may be full, then the rest is sent at the next tick, or closed.
         with contextlib.suppress(OSError):
             self._unsent = self._unsent[self._connections.send(self._unsent) :]

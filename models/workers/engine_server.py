@@ -47,18 +47,18 @@ class SharedAdmission(Admission):
         facts: ModelFacts,
         wait_until_empty: Callable[[Version], Coroutine[Any, Any, None]],
     ) -> None:
-        super().__init__(capacity, version.batcher.expected_seconds, elsewhere=version.slots.in_flight)
+        super().__init__(capacity, version.batcher.expected_seconds, admitted_elsewhere=version.slots.in_flight)
         self.version = version
         self.facts = facts
-        self._wait_until_empty = wait_until_empty
+        self._wait = wait_until_empty
 
     @property
     def in_flight(self) -> int:
         return self.version.slots.in_flight()
 
-    async def emptied(self) -> None:
+    async def wait_until_empty(self) -> None:
         self.close()
-        await self._wait_until_empty(self.version)
+        await self._wait(self.version)
 
 
 @dataclass(slots=True)
@@ -190,7 +190,7 @@ class EngineServer:
         runtime = self.runtime
         state = ServingState(
             self._state.number,
-            tuple(map(_served_version, runtime.served.values())),
+            tuple(map(_served_version, runtime.instances.values())),
             runtime.down,
             runtime.ready,
             runtime.draining,

@@ -8,7 +8,7 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from models.inference.batch_item import BatchItem, ItemOutput
@@ -16,7 +16,7 @@ from models.interface.errors import ModelGoneError
 from models.interface.telemetry import BatchReport, StaleMessage
 from models.scheduling.batcher import Batcher, Completed
 from models.workers.messages import Answered, Answers, Failure, Submission
-from models.workers.shared_slots import SharedSlots
+from models.workers.shared_slots import SharedSlots, SlotCancelToken
 
 _log = logging.getLogger(__name__)
 
@@ -43,13 +43,11 @@ class SlotFuture(Future[Completed[ItemOutput]]):
         self._slots = slots
         self._slot = slot
         self._generation = generation
-
-    def wanted(self) -> bool:
-        return not self._slots.cancelled(self._slot, self._generation)
+        self.cancel_token = SlotCancelToken(slots, slot, generation)
 
     def set_running_or_notify_cancel(self) -> bool:
         # The batcher calls this under its lock. It cancels the future later, without the lock: callbacks send.
-        if not self.wanted():
+        if self.cancel_token.cancelled:
             return False
         running = super().set_running_or_notify_cancel()
         if running:
@@ -101,7 +99,7 @@ class ImageReceiver:
 
     def receive(self, worker: int, submission: Submission) -> None:
         """Queue an image of a worker. Raises if the worker cannot have sent the message."""
-        number, slot, top_k, generation, request = submission
+        number, slot, generation, request = submission
         version = self._versions.get(number)
         if version is None:
             self._send(worker, Failure(number, slot, generation, ModelGoneError(self._names[number])))
@@ -118,9 +116,10 @@ class ImageReceiver:
         future = SlotFuture(slots, slot, generation)
         future.add_done_callback(partial(self._on_done, version, worker, slot, generation))
         try:
-            version.batcher.submit(
-                BatchItem(slots.pixels(slot), top_k, future.wanted), caller=(worker, request), future=future
-            )
+            # Workers number their requests independently, so the key names the worker.
+            key = (worker, request.fairness_key)
+            request = replace(request, cancel_token=future.cancel_token, fairness_key=key)
+            version.batcher.submit(BatchItem(slots.pixels(slot), request), future=future)
         except Exception as error:  # noqa: BLE001 - any error is the image's answer
             self._fail(worker, Failure(number, slot, generation, error))
 

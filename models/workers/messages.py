@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from models.images.transforms import Transform
+from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard
 from models.interface.telemetry import BatchReport
 from models.workers.shared_slots import SlotShape
@@ -20,13 +21,12 @@ Answered = tuple[int, int, int, float, bool]
 
 
 class Submission(NamedTuple):
-    """An image is in its slot. `request` is a number that only the images of one request of the worker have."""
+    """An image is in its slot. The request's cancel token stays in the worker: the slot has its remote form."""
 
     version: int
     slot: int
-    top_k: int
     generation: int
-    request: int
+    request: InferenceRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 
 from models.inference.batch_item import BatchItem, ItemOutput
+from models.interface.cancellation import NEVER_CANCELLED
 from models.interface.errors import OverloadedError
 from models.scheduling.batcher import Completed
 from models.workers.messages import Answers, Failure, Submission
@@ -56,9 +58,8 @@ class RemoteBatcher:
         """Return the forward time of that many items; 0 before the first batch."""
         return items * self._slots.seconds_per_image
 
-    def submit(self, item: BatchItem, *, caller: int) -> Future[Completed[ItemOutput]]:
-        """Queue one item, as Batcher.submit does. `caller` is a number from 0 to 2**64 - 1 that only the items of one
-        request have. Raises OverloadedError if no slot is free."""
+    def submit(self, item: BatchItem) -> Future[Completed[ItemOutput]]:
+        """Queue one item, as Batcher.submit does. Raises OverloadedError if no slot is free."""
         try:
             slot = self._free.pop()
         except IndexError:
@@ -73,7 +74,8 @@ class RemoteBatcher:
             raise
         future = self._waiting[slot, generation] = _RemoteFuture(self._slots, slot, generation)
         if self._refusal is None:
-            self._send(Submission(self._version, slot, item.top_k, generation, caller))
+            request = replace(item.request, cancel_token=NEVER_CANCELLED)
+            self._send(Submission(self._version, slot, generation, request))
         # Read again: `abandon` may have run before this image was in `_waiting`.
         if self._refusal is not None:
             self._fail(slot, generation, self._refusal())

@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,13 +20,14 @@ from models.hardware import memory
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import Pipeline, answer
-from models.interface.cancellation import Wanted, always
-from models.interface.errors import ModelDownError, OverloadedError
+from models.interface.errors import AtCapacityError, ModelDownError
 from models.interface.image_limits import ImageLimits
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
+from models.interface.runtime import Runtime
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 from models.scheduling.admission import Admission
-from models.serving.finding import find
+from models.serving.registry import find_model
 from models.serving.supervisor import Supervisor
 from models.workers.channel import Channel
 from models.workers.messages import Answers, Failure, ServedVersion, ServingState, StateApplied
@@ -76,8 +77,8 @@ class _Model:
         return self.batcher.idle and not self.pipeline.decoding and not self.admission.in_flight
 
 
-class WorkerRuntime:
-    """Implements Runtime. The constructor blocks until it is known what is served; after that the object belongs to the
+class WorkerRuntime(Runtime):
+    """The constructor blocks until it is known what is served; after that the object belongs to the
     running event loop. `give_up` gets the reason why this process should end."""
 
     def __init__(
@@ -117,7 +118,7 @@ class WorkerRuntime:
             dict,
             lambda _name: None,
             give_up,
-            beyond_cure=lambda: self._decode_pool.stuck(options.longest_decode_s),
+            fatal_problem=lambda: self._decode_pool.stuck(options.longest_decode_s),
         )
 
     @property
@@ -141,17 +142,15 @@ class WorkerRuntime:
         """Whether some model can admit no image."""
         return any(model.admission.full for model in self._models.values())
 
-    def refusal(self, model: str, task: Task) -> OverloadedError | None:
+    def refusal(self, model: str, task: Task) -> AtCapacityError | None:
         """As LocalRuntime.refusal."""
         found = self._models.get(model)
         return None if found is None or model in self._down else found.pipeline.refusal(task)
 
-    async def predict(
-        self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
-    ) -> Answer:
+    async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
         """As LocalRuntime.predict."""
-        found = find(self._models, self._down, model)
-        return await answer(found.card, found.pipeline, images, task=task, top_k=top_k, wanted=wanted)
+        found = find_model(self._models, self._down, model)
+        return await answer(found.card, found.pipeline, request)
 
     async def compare(
         self,
@@ -257,8 +256,8 @@ class WorkerRuntime:
         admission = Admission(
             served.capacity,
             batcher.expected_seconds,
-            elsewhere=lambda: slots.in_flight(without=self._worker),
-            tell=partial(self._publish_in_flight, slots),
+            admitted_elsewhere=lambda: slots.in_flight(without=self._worker),
+            on_change=partial(self._publish_in_flight, slots),
         )
         if self._draining:
             admission.close()

@@ -13,6 +13,7 @@ import pytest
 
 from models.inference.batch_item import BatchItem, ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import StaleMessage
 from models.scheduling.batcher import Batcher
 from models.workers.image_receiver import ImageReceiver, Version
@@ -59,7 +60,7 @@ class _Worker:
         """Write an image with that first byte into a slot, and submit it."""
         generation = self.slots.claim(self.slot(which))
         self.slots.pixels(self.slot(which)).fill_(pixel)
-        submission = Submission(0, self.slot(which), 0, generation, 1)
+        submission = Submission(0, self.slot(which), generation, InferenceRequest("features", fairness_key=1))
         self.send(submission)
         return submission
 
@@ -146,7 +147,7 @@ def test_the_answer_of_an_earlier_image_does_not_overwrite_the_pixels_of_its_slo
     setup.until(lambda: setup.stale == ["answer"])
 
     assert worker.slots.pixels(slot).flatten().tolist() == [200] * 12
-    worker.send(Submission(0, slot, 0, generation, 1))
+    worker.send(Submission(0, slot, generation, InferenceRequest("features", fairness_key=1)))
     assert worker.answer() == (slot, generation, 200)
     setup.until(lambda: not setup.receiver._in_flight[0])  # noqa: SLF001
 
@@ -208,7 +209,7 @@ def test_a_submission_of_another_workers_slot_is_refused(setup: _Setup) -> None:
     setup.engine.gate.set()
     faulty, other = setup.workers
     with pytest.raises(ValueError, match="does not belong to HTTP worker 0"):
-        faulty.send(Submission(0, other.slot(), 0, 1, 1))
+        faulty.send(Submission(0, other.slot(), 1, InferenceRequest("features", fairness_key=1)))
     submitted = other.submit(9)
 
     assert other.answer() == (submitted.slot, submitted.generation, 9)

@@ -21,10 +21,12 @@ from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodeJob, DecodePool, Done
 from models.images.transforms import Transform
 from models.inference.batch_item import ItemOutput
+from models.interface.cancellation import NEVER_CANCELLED
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.image_limits import ImageLimits
+from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction
-from models.interface.telemetry import BatchReport, StaleMessage, Unheard
+from models.interface.telemetry import BatchReport, NoTelemetry, StaleMessage
 from models.networks.specs import ModelSpec
 from models.workers.channel import Channel, frame
 from models.workers.messages import (
@@ -45,7 +47,7 @@ _TIMEOUT_S = 30
 _REPORT = BatchReport("tiny", 1, "idle", 0.0, 0.1, 0.1, 0)
 
 
-class _Counts(Unheard):
+class _Counts(NoTelemetry):
     def __init__(self) -> None:
         self.dropped: list[StaleMessage] = []
 
@@ -160,7 +162,7 @@ async def _started(spec: ModelSpec) -> AsyncIterator[tuple[WorkerRuntime, _Engin
 
 def _ask(worker: WorkerRuntime, image: bytes) -> asyncio.Task[float]:
     async def feature() -> float:
-        [result] = (await worker.predict(None, [image], task="features", top_k=0)).results
+        [result] = (await worker.predict(None, InferenceRequest("features", [image]))).results
         assert isinstance(result, Prediction)
         return float(result.features[0])
 
@@ -248,7 +250,7 @@ async def test_a_client_that_disconnects_as_its_image_is_submitted_to_a_replaced
 ) -> None:
     async with _started(tiny) as (worker, engine):
         # As if each client disconnected after the last check.
-        monkeypatch.setattr("models.inference.image_job.ImageJob.wanted", lambda _: True)
+        monkeypatch.setattr("models.inference.image_job.ImageJob.cancel_token", NEVER_CANCELLED)
         cancelled = await _cancelled_in_its_decode(worker, clock_png, entered, gate)
         engine.announce(2)
         assert await engine.received.get() == StateApplied(2)

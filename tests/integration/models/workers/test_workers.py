@@ -19,6 +19,7 @@ import pytest
 
 from gradless.records import ComparisonOptions, Progress
 from models.images.decode_memory import DecodeMemory
+from models.inference.batch_item import BatchItem
 from models.interface.errors import (
     ComparisonRunningError,
     DrainingError,
@@ -30,8 +31,9 @@ from models.interface.errors import (
     UndecodableImageError,
     UnknownModelError,
 )
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
-from models.interface.telemetry import BatchReport, Outcome, Stage, Task, Unheard
+from models.interface.telemetry import BatchReport, NoTelemetry, Outcome, Stage, Task
 from models.networks.specs import Classifier, ModelSpec
 from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ServingOptions
@@ -46,7 +48,7 @@ _TIMEOUT_S = 30
 HandedOver = Callable[[int], Awaitable[None]]
 
 
-class _Counts(Unheard):
+class _Counts(NoTelemetry):
     """Counts of a worker, or of the engine process."""
 
     def __init__(self) -> None:
@@ -141,7 +143,7 @@ async def _started(spec: ModelSpec, workers: int = 2, **options: Any) -> AsyncIt
 
 
 async def _ask(worker: WorkerRuntime, *images: bytes, task: Task = "classify", top_k: int = 3) -> Answer:
-    return await worker.predict(None, images, task=task, top_k=top_k)
+    return await worker.predict(None, InferenceRequest(task, images, top_k=top_k))
 
 
 def _contents(answer: Answer) -> list[Any]:
@@ -156,7 +158,7 @@ async def test_the_answer_is_what_one_process_would_give(
     tiny: ModelSpec, serving: LocalRuntime, clock_png: bytes, clock_jpeg: bytes, task: Task, top_k: int
 ) -> None:
     images = [clock_png, clock_jpeg]
-    alone = await serving.predict(None, images, task=task, top_k=top_k)
+    alone = await serving.predict(None, InferenceRequest(task, images, top_k=top_k))
 
     async with _started(tiny) as service:
         for worker in service.workers:
@@ -220,9 +222,9 @@ async def test_each_request_of_a_worker_has_a_fairness_key_of_its_own(
     keys: list[object] = []
     submit = Batcher.submit
 
-    def recorded(batcher: Batcher[Any, Any], item: Any, *, caller: object, **others: Any) -> Any:
-        keys.append(caller)
-        return submit(batcher, item, caller=caller, **others)
+    def recorded(batcher: Batcher[Any, Any], item: BatchItem, **others: Any) -> Any:
+        keys.append(item.request.fairness_key)
+        return submit(batcher, item, **others)
 
     monkeypatch.setattr(Batcher, "submit", recorded)
     async with _started(tiny, workers=1) as service:
@@ -328,7 +330,7 @@ async def test_all_workers_serve_a_model_when_the_load_of_one_returns(tiny: Mode
         assert not loaded.replaced
         for worker in service.workers:
             assert list(worker.cards) == ["tiny", "null"]
-            assert (await worker.predict("null", [clock_png], task="classify", top_k=1)).model == "null"
+            assert (await worker.predict("null", InferenceRequest("classify", [clock_png], top_k=1))).model == "null"
         assert (await other.load("null")).card.version == 2
         assert one.cards["null"].version == 2
         await other.unload("null")
@@ -336,7 +338,7 @@ async def test_all_workers_serve_a_model_when_the_load_of_one_returns(tiny: Mode
             assert list(worker.cards) == ["tiny"]
             assert counts.models == {"tiny"}
             with pytest.raises(UnknownModelError):
-                await worker.predict("null", [clock_png], task="classify", top_k=1)
+                await worker.predict("null", InferenceRequest("classify", [clock_png], top_k=1))
         with pytest.raises(ModelNotLoadedError):
             await one.load("other", "no/such/folder")
 
@@ -349,7 +351,7 @@ async def test_no_request_fails_while_a_model_is_replaced(tiny: ModelSpec, clock
         async def keep_asking(worker: WorkerRuntime) -> int:
             asked = 0
             while not over.is_set():
-                answer = await worker.predict("null", [clock_png], task="classify", top_k=1)
+                answer = await worker.predict("null", InferenceRequest("classify", [clock_png], top_k=1))
                 assert isinstance(answer.results[0], Prediction)
                 asked += 1
             return asked
@@ -373,7 +375,7 @@ async def test_the_memory_of_a_version_is_freed_with_it(tiny: ModelSpec, clock_p
         for _ in range(5):
             await service.workers[0].load("null", "null")
             await asyncio.gather(
-                *(worker.predict("null", [clock_png], task="features", top_k=0) for worker in service.workers)
+                *(worker.predict("null", InferenceRequest("features", [clock_png])) for worker in service.workers)
             )
         await service.workers[0].unload("null")
         await _until(lambda: mapped() == before)

@@ -156,7 +156,7 @@ async def test_connections_that_a_worker_had_left_when_it_ended_go_to_others(
     [taken] = ending.take(1)
     workers[:] = [other.known]
     ending.end.close()
-    acceptor.take_back(ending.known.unacknowledged)
+    acceptor.requeue(ending.known.unacknowledged)
     received = other.take(2)
 
     assert _is_of(taken, clients[0])
@@ -200,7 +200,7 @@ async def test_many_connections_that_come_back_all_go_to_another(
         call()
     await _until(lambda: ending.known.open_connections == 100)
     workers[:] = [other.known]
-    acceptor.take_back(ending.known.unacknowledged)
+    acceptor.requeue(ending.known.unacknowledged)
     await _until(lambda: other.known.open_connections == 100)
     await acceptor.close(0)
 
@@ -215,7 +215,7 @@ async def test_a_connection_that_comes_back_after_the_acceptor_closed_is_closed(
     await _until(lambda: ending.known.open_connections == 1)
     await acceptor.close(0)
     ending.end.close()
-    acceptor.take_back(ending.known.unacknowledged)
+    acceptor.requeue(ending.known.unacknowledged)
 
     assert client.recv(1) == b""
 
@@ -232,7 +232,7 @@ async def test_a_connection_that_a_worker_has_no_file_descriptor_for_goes_to_ano
     full.end.send(NO_FILES)
     refused = full.known.read_replies()
     assert refused
-    acceptor.take_back(refused)
+    acceptor.requeue(refused)
     [received] = other.take(1)
 
     assert _is_of(received, client)

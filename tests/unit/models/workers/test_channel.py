@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from models.interface.errors import OutOfMemoryError
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import BatchReport
 from models.workers.channel import Channel, FrameReader, frame
 from models.workers.messages import Answers, Failure, Submission
@@ -156,7 +157,7 @@ def test_waiting_blocks_the_thread_until_a_message_was_processed() -> None:
 
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_messages_are_read_out_of_pieces_of_any_size(step: int) -> None:
-    submission = Submission(1, 300, 5, 2**40, 2**63 + 7)
+    submission = Submission(1, 300, 2**40, InferenceRequest("classify", top_k=5, fairness_key=2**63 + 7))
     sent = frame(submission) + frame(_ANSWERS) + frame(Failure(3, 9, 2**40, OutOfMemoryError("tiny")))
     sent += frame(Failure(4, 1, 5, None))
     reader = FrameReader()
