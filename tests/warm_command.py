@@ -1,5 +1,5 @@
-"""The command `gradless` in forks of a process that has imported PyTorch and does nothing else: importing takes some
-four seconds of a core, and the tests run commands and servers by the dozen.
+"""The command `gradless`, or a script, in forks of a process that has imported PyTorch and does nothing else: importing
+takes some four seconds of a core, and the tests run commands and servers by the dozen.
 
 Its argument is the descriptor of a socket, on which it is asked for one command after another: JSON with argv, environ
 and folder, and the descriptors of stdout, of stderr and of a socket, on which the command's process id is answered at
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import runpy
 import socket
 import sys
 from typing import Any
@@ -72,7 +73,10 @@ def main() -> None:
 
     with socket.socket(fileno=int(sys.argv[1])) as asked:
         _be_asked(asked)
-    gradless()
+    if sys.argv[0].endswith(".py"):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    else:
+        gradless()
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The service as several processes: workers, each with the whole application, and one that has the models."""
+"""`gradless serve` as several processes: HTTP workers, each with the whole application, and the engine process."""

@@ -1,8 +1,10 @@
-"""Callers' connections, from the process that accepts them to those that answer on them."""
+"""Pass connections from the engine process, which accepts them, to the HTTP workers.
+
+Why not SO_REUSEPORT: the kernel spreads connections by a hash, not by load, and those queued for a worker that ends
+are reset."""
 
 from __future__ import annotations
 
-import ctypes
 import socket
 from collections import deque
 from collections.abc import Iterable
@@ -12,88 +14,90 @@ from time import perf_counter
 from app.observability.metrics import CountsReader
 from app.server.acceptor import NO_FILES_S
 from app.workers.fork_server import Fork
-from app.workers.http_worker import NO_FILES
+from app.workers.http_worker import NO_FILES, WorkerStatus
 
-# An event loop that has not turned for so long, where it does ten times a second, is handed nothing if others turn.
+# A worker whose event loop has not run for so long gets connections only if the others have not either. It runs at
+# least ten times a second.
 _SLOW_S = 1.0
 
-# More than a worker has been handed and has not said that it has taken.
-_MOST_TAKEN = 4096
+# More replies than connections that a worker can have been sent without having replied.
+_MAX_REPLIES = 4096
 
 
 @dataclass(slots=True, eq=False)
 class HttpWorker:
-    """A worker, as its parent knows it. `handing` is the socket that its connections go over; `told`, what it says of
-    itself, as app/workers/http_worker.py has it; `counts`, what it counts."""
+    """An HTTP worker, as the engine process knows it. `dispatch_socket` sends it connections; `status` and `counts`
+    are memory that the worker writes."""
 
     process: Fork
-    handing: socket.socket
-    told: ctypes.Array[ctypes.c_uint]
+    dispatch_socket: socket.socket
+    status: WorkerStatus
     counts: CountsReader
-    # What it has been handed and has not taken: it is kept open here, for others if this one ends.
-    not_taken: deque[socket.socket] = field(default_factory=deque)
-    # It is ended because of that.
-    hung: bool = False
-    # How often it had told by when that was last looked at and had changed.
-    turns: int = 0
-    turned_at: float = field(default_factory=perf_counter)
-    # It has no file descriptors until then, as far as is known.
+    # Connections sent to it that it has not replied to. They stay open here: if it ends, others get them.
+    unacknowledged: deque[socket.socket] = field(default_factory=deque)
+    # It is killed because it is unresponsive.
+    unresponsive: bool = False
+    # The last `status.ticks` seen, and when that changed.
+    ticks: int = 0
+    ticked_at: float = field(default_factory=perf_counter)
+    # It has no file descriptors until then.
     full_until: float = 0.0
 
     @property
     def open_connections(self) -> int:
-        """Those that it has said it has, and those that it has not yet come to."""
-        return self.told[0] + len(self.not_taken)
+        """Connections that it has, and those on their way to it."""
+        return self.status.open_connections + len(self.unacknowledged)
 
     @property
-    def at_work(self) -> bool:
-        """Whether it has begun to serve."""
-        return bool(self.told[1])
+    def serving(self) -> bool:
+        """Whether it has started to serve."""
+        return bool(self.status.ticks)
 
     def silent_seconds(self) -> float:
-        """For how long its event loop has not turned, or not begun to, as far as this has been asked."""
-        if self.turns != self.told[1]:
-            self.turns, self.turned_at = self.told[1], perf_counter()
-        return perf_counter() - self.turned_at
+        """Return how long its event loop has not run, as far as calls of this method show."""
+        if self.ticks != self.status.ticks:
+            self.ticks, self.ticked_at = self.status.ticks, perf_counter()
+        return perf_counter() - self.ticked_at
 
-    def give_time(self) -> None:
-        """Count its silence from now on: nobody could have looked at it before."""
-        self.turned_at = perf_counter()
+    def reset_silence(self) -> None:
+        """Measure its silence from now on."""
+        self.ticked_at = perf_counter()
 
-    def hand(self, connection: socket.socket) -> bool:
-        """Give it a connection. False where it is ending, or has no file descriptors, or has not come to many: then it
-        stays the caller's."""
+    def dispatch(self, connection: socket.socket) -> bool:
+        """Send it a connection. Return False if it is ending, has no file descriptors, or has read none of many; then
+        the connection stays the caller's."""
         if perf_counter() < self.full_until:
             return False
         try:
-            socket.send_fds(self.handing, [b"."], [connection.fileno()])
+            socket.send_fds(self.dispatch_socket, [b"."], [connection.fileno()])
         except OSError:
             return False
-        self.not_taken.append(connection)
+        self.unacknowledged.append(connection)
         return True
 
-    def let_go(self) -> list[socket.socket] | None:
-        """Close here what it has taken by now. It says so at once, for until then a caller does not hear of it when the
-        worker closes his connection. Returns those that it has no file descriptors for; None if it will say no more."""
+    def read_replies(self) -> list[socket.socket] | None:
+        """Close the connections that it has taken. It replies at once: until they are closed here, a client does not
+        notice when the worker closes its connection. Return those that it has no file descriptors for; None if it will
+        reply no more."""
         try:
-            said = self.handing.recv(_MOST_TAKEN)
+            replies = self.dispatch_socket.recv(_MAX_REPLIES)
         except BlockingIOError:
             return []
         except OSError:
-            said = b""
+            replies = b""
         refused = []
-        for word in said:
-            connection = self.not_taken.popleft()
-            if word == NO_FILES[0]:
+        for reply in replies:
+            connection = self.unacknowledged.popleft()
+            if reply == NO_FILES[0]:
                 refused.append(connection)
             else:
                 connection.close()
         if refused:
             self.full_until = perf_counter() + NO_FILES_S
-        return refused if said else None
+        return refused if replies else None
 
 
-def hand(connection: socket.socket, workers: Iterable[HttpWorker]) -> bool:
-    """Give a connection to that of `workers` which has the fewest. False where none takes it: it stays the caller's."""
+def dispatch(connection: socket.socket, workers: Iterable[HttpWorker]) -> bool:
+    """Send a connection to the worker with the fewest. Return False if none accepts it; then it stays the caller's."""
     by_load = sorted(workers, key=lambda worker: (worker.silent_seconds() > _SLOW_S, worker.open_connections))
-    return any(worker.hand(connection) for worker in by_load)
+    return any(worker.dispatch(connection) for worker in by_load)

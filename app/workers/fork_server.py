@@ -1,8 +1,9 @@
-"""The process that HTTP workers are forks of. It has imported what they need, PyTorch among it, and has no threads.
+"""The fork server: a process without threads that has imported what HTTP workers need, and forks them.
 
-Unlike multiprocessing's fork server this one may die at any time. A worker's end is seen by a pipe that the worker and
-the fork server hold open: the fork server writes the process id to it, and the exit status once it has reaped the
-worker. If the fork server has died, the pipe ends with the worker, and the status is unknown. Nothing here blocks.
+Why not multiprocessing's fork server: if that dies, all its forks seem to have ended, and starting a process blocks
+until it has imported everything. This one may die at any time. A worker and the fork server hold the write end of a
+pipe open, the worker's life pipe. The fork server writes the worker's process id to it, and the exit status once it has
+reaped the worker. If the fork server has died, the pipe ends with the worker, and the status is unknown.
 """
 
 from __future__ import annotations
@@ -11,31 +12,31 @@ import contextlib
 import logging
 import os
 import pickle
-import selectors
 import signal
 import socket
 import struct
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing.connection import wait
 from multiprocessing.context import set_spawning_popen
 from typing import Any, ClassVar
 
 _log = logging.getLogger(__name__)
 
-# Run by the fork server's own interpreter, with the socket's descriptor as its argument.
+# Run by the fork server's interpreter, with the number of its socket as the argument.
 PROGRAM = "import sys; sys.path[:] = {path!r}; from app.workers.fork_server import run; run(int(sys.argv[1]))"
 
 _NUMBER = struct.Struct("<q")
-_MOST_REQUEST_BYTES = 1 << 18
+_MAX_REQUEST_BYTES = 1 << 18
 _SOCKET_BYTES = 1 << 20
-_MOST_DESCRIPTORS = 16
+_MAX_DESCRIPTORS = 16
 _END_S = 1.0
 
 
 class _Descriptors:
-    """File descriptors on their way to a fork: those that are sent with a request, and those of objects in it, which
-    multiprocessing.reduction.DupFd asks for while they are pickled."""
+    """File descriptors that a request sends: the given ones, and those of objects in it, for which
+    multiprocessing.reduction.DupFd asks while the request is pickled."""
 
     def __init__(self, descriptors: Sequence[int]) -> None:
         self.all = list(descriptors)
@@ -44,14 +45,14 @@ class _Descriptors:
         self.all.append(descriptor)
         return len(self.all) - 1
 
-    def DupFd(self, index: int) -> _Sent:  # noqa: N802 - as multiprocessing has it
-        return _Sent(index)
+    def DupFd(self, index: int) -> _SentDescriptor:  # noqa: N802 - multiprocessing calls it by this name
+        return _SentDescriptor(index)
 
 
-class _Sent:
-    """One of them, by its place."""
+class _SentDescriptor:
+    """One of them, by its index."""
 
-    # In the fork, where what was received is unpickled.
+    # Set in the fork before the request is unpickled.
     received: ClassVar[Sequence[int]] = ()
 
     def __init__(self, index: int) -> None:
@@ -62,33 +63,33 @@ class _Sent:
 
 
 class Fork:
-    """A process that has been asked for. `life` is readable when something has become known of it."""
+    """A process that was requested. `life` is the read end of its life pipe."""
 
     def __init__(self, life: int) -> None:
         os.set_blocking(life, False)
         self.life = life
         self.pid: int | None = None
-        # As subprocess has it; None while the process lives, or if the fork server ended before it.
+        # As in subprocess; None while the process runs, or if the fork server died before it.
         self.status: int | None = None
-        self._told = b""
+        self._received = b""
         self._ended = False
         self._pending: list[int] = []
 
-    def hear(self) -> bool:
-        """Read what has become known. False once the process has ended."""
+    def read(self) -> bool:
+        """Read what `life` says. Return False once the process has ended."""
         try:
-            told = os.read(self.life, 2 * _NUMBER.size)
+            received = os.read(self.life, 2 * _NUMBER.size)
         except BlockingIOError:
             return True
-        if not told:
+        if not received:
             self._ended = True
             if self.pid is not None and self.status is None:
-                # An orphan whose parent this process has become, as the first process of a container does.
+                # Orphans are this process's children if it is the first process of a container.
                 with contextlib.suppress(ChildProcessError):
                     self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             return False
-        self._told += told
-        numbers = [number for (number,) in _NUMBER.iter_unpack(self._told)]
+        self._received += received
+        numbers = [number for (number,) in _NUMBER.iter_unpack(self._received)]
         self.pid = numbers[0]
         if len(numbers) > 1:
             self.status = numbers[1]
@@ -97,11 +98,10 @@ class Fork:
         return True
 
     def close(self) -> None:
-        """Hear no more of it."""
         os.close(self.life)
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, as soon as it is there. From any thread."""
+        """Send a signal, once the process is running. From any thread."""
         if self._ended or self.status is not None:
             return
         if self.pid is None:
@@ -112,40 +112,39 @@ class Fork:
 
 
 class ForkServer:
-    """The fork server as the process that started it knows it. If it dies, it is started again."""
+    """The fork server, as the engine process knows it. No method waits for it to fork."""
 
     def __init__(self) -> None:
         self._start()
 
     def fileno(self) -> int:
-        """Readable once the fork server has died."""
-        return self._asking.fileno()
+        """Return a file descriptor that is readable once the fork server has died."""
+        return self._requests.fileno()
 
     def fork(self, arguments: Sequence[Any], descriptors: Sequence[int]) -> Fork:
-        """Have `run_worker(*arguments, descriptors)` run in a fork. The descriptors stay the caller's. Raises OSError
-        if the fork server has died, or there are no file descriptors."""
-        life, told = os.pipe()
+        """Run `run_worker(*arguments, descriptors)` in a fork. The descriptors stay the caller's. Raises OSError if the
+        fork server has died, or there are no file descriptors."""
+        life, life_write = os.pipe()
         try:
             request, sent = _pickled(arguments, descriptors)
-            socket.send_fds(self._asking, [request], [told, *sent])
+            socket.send_fds(self._requests, [request], [life_write, *sent])
         except BaseException:
             os.close(life)
             raise
         finally:
-            os.close(told)
+            os.close(life_write)
         return Fork(life)
 
-    def start_again(self) -> None:
-        """Put another in the place of one that has died. Raises OSError."""
+    def restart(self) -> None:
+        """Start another after this one has died. Raises OSError."""
         self.close()
-        _log.error(
-            "the fork server %d ended with status %s: another is started", self._process.pid, self._process.returncode
-        )
+        process = self._process
+        _log.error("the fork server %d ended with status %s; starting another", process.pid, process.returncode)
         self._start()
 
     def close(self) -> None:
-        """End the fork server. Its forks live on."""
-        self._asking.close()
+        """End the fork server. Its forks stay."""
+        self._requests.close()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
@@ -157,21 +156,22 @@ class ForkServer:
         self._process.kill()
 
     def _start(self) -> None:
-        self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Requests wait in it for as long as the fork server imports.
-        self._asking.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-        with asked:
-            self._process = subprocess.Popen(  # noqa: S603 - composed here
-                [sys.executable, "-c", PROGRAM.format(path=sys.path), str(asked.fileno())],
-                pass_fds=[asked.fileno()],
+        # Each request is one message, so it arrives whole with its descriptors.
+        self._requests, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Requests wait in the socket while the fork server imports.
+        self._requests.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+        with server_end:
+            self._process = subprocess.Popen(  # noqa: S603 - no part of the command comes from outside
+                [sys.executable, "-c", PROGRAM.format(path=sys.path), str(server_end.fileno())],
+                pass_fds=[server_end.fileno()],
                 stdin=subprocess.DEVNULL,
             )
 
 
 def _pickled(arguments: Sequence[Any], descriptors: Sequence[int]) -> tuple[bytes, list[int]]:
-    """The arguments as bytes, and all descriptors that go with them, `descriptors` first."""
+    """Return the pickled arguments, and all descriptors to send with them, `descriptors` first."""
     sent = _Descriptors(descriptors)
-    set_spawning_popen(sent)  # type: ignore[arg-type]  # it is one by its methods
+    set_spawning_popen(sent)  # type: ignore[arg-type]  # it has the methods that pickling calls
     try:
         return pickle.dumps(arguments), sent.all
     finally:
@@ -179,80 +179,72 @@ def _pickled(arguments: Sequence[Any], descriptors: Sequence[int]) -> tuple[byte
 
 
 def run(descriptor: int) -> None:
-    """Be the fork server, until the other end of the socket `descriptor` is closed."""
-    # A terminal sends them to all its processes. The engine process tells when to end. A fork inherits all three, and
-    # has nothing to drain until it serves.
+    """Run the fork server until the other end of the socket `descriptor` is closed."""
+    # A terminal sends SIGINT and SIGHUP to all processes; the engine process decides when they end. Forks inherit all
+    # three, and have nothing to drain until they serve.
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    # Here, not above: this is what is imported once for all workers.
+    # Imported once for all workers.
     import models.workers.worker_runtime  # noqa: F401, PLC0415
     from app.workers.http_worker import run_worker  # noqa: PLC0415
 
-    with socket.socket(fileno=descriptor) as asked:
-        request = _Server(asked).serve()
+    with socket.socket(fileno=descriptor) as requests:
+        request = _fork_for_requests(requests)
     if request is not None:
-        _Sent.received = request[1]
-        settings, options, number = pickle.loads(request[0])  # noqa: S301 - of our own
-        run_worker(settings, options, number, request[1])
+        arguments, descriptors = request
+        _SentDescriptor.received = descriptors
+        settings, options, number = pickle.loads(arguments)  # noqa: S301 - sent by the engine process
+        run_worker(settings, options, number, descriptors)
 
 
-class _Server:
-    def __init__(self, asked: socket.socket) -> None:
-        self._asked = asked
-        # By process id, where its end is to be told.
-        self._lives: dict[int, int] = {}
-
-    def serve(self) -> tuple[bytes, list[int]] | None:
-        """Fork for each request. Returns it in the fork, and None once nobody can ask any more."""
-        heard, woken = socket.socketpair()
-        for end in (heard, woken):
-            end.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
-        with heard, woken, selectors.DefaultSelector() as selector:
-            selector.register(heard, selectors.EVENT_READ)
-            selector.register(self._asked, selectors.EVENT_READ)
-            while True:
-                ready = {key.fileobj for key, _ in selector.select()}
-                if heard in ready:
-                    heard.recv(4096)
-                    self._reap()
-                if self._asked in ready:
-                    request, descriptors, _, _ = socket.recv_fds(self._asked, _MOST_REQUEST_BYTES, _MOST_DESCRIPTORS)
-                    if not request:
-                        return None
-                    if self._forked(descriptors):
-                        return request, descriptors[1:]
-
-    def _forked(self, descriptors: Sequence[int]) -> bool:
-        """Whether this is the fork."""
-        told = descriptors[0]
-        pid = os.fork()
-        if pid == 0:
-            # The pipe `told` stays open until this process ends.
-            for life in self._lives.values():
-                os.close(life)
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return True
-        self._lives[pid] = told
-        _tell(told, pid)
-        for descriptor in descriptors[1:]:
-            os.close(descriptor)
-        return False
-
-    def _reap(self) -> None:
-        while self._lives:
-            pid, status = os.waitpid(-1, os.WNOHANG)
+def _fork_for_requests(requests: socket.socket) -> tuple[bytes, Sequence[int]] | None:
+    """Fork for each request. Return it in the fork, and None in the server once the engine process has ended."""
+    # Write ends of life pipes, by process id.
+    lives: dict[int, int] = {}
+    # A signal may arrive just before `wait` blocks: Python writes its number to this socket.
+    signals, signal_writes = socket.socketpair()
+    for end in (signals, signal_writes):
+        end.setblocking(False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(signal_writes.fileno(), warn_on_full_buffer=False)
+    with signals, signal_writes:
+        while True:
+            ready = wait([signals, requests])
+            if signals in ready:
+                signals.recv(4096)
+                _reap(lives)
+            if requests not in ready:
+                continue
+            request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, _MAX_DESCRIPTORS)
+            if not request:
+                return None
+            life, *own = descriptors
+            pid = os.fork()
             if pid == 0:
-                return
-            told = self._lives.pop(pid)
-            _tell(told, os.waitstatus_to_exitcode(status))
-            os.close(told)
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                # Its own life pipe stays open until this process ends.
+                for other in lives.values():
+                    os.close(other)
+                return request, own
+            lives[pid] = life
+            _write(life, pid)
+            for each in own:
+                os.close(each)
 
 
-def _tell(told: int, number: int) -> None:
-    # Nobody may want to know any more.
+def _reap(lives: dict[int, int]) -> None:
+    while lives:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid == 0:
+            return
+        life = lives.pop(pid)
+        _write(life, os.waitstatus_to_exitcode(status))
+        os.close(life)
+
+
+def _write(life: int, number: int) -> None:
+    # The engine process may have ended.
     with contextlib.suppress(BrokenPipeError):
-        os.write(told, _NUMBER.pack(number))
+        os.write(life, _NUMBER.pack(number))

@@ -1,4 +1,5 @@
-"""What a worker runs: the application, for connections that it is handed, with its forwards in another process."""
+"""An HTTP worker: the application, for connections that the engine process sends, with a runtime whose forwards run in
+the engine process."""
 
 from __future__ import annotations
 
@@ -29,81 +30,87 @@ from models.interface.runtime import Runtime
 from models.interface.telemetry import Telemetry
 
 if TYPE_CHECKING:
-    from models.workers.worker_runtime import Place, WorkerOptions
+    from models.workers.worker_runtime import EngineConnection, WorkerOptions
 
 _log = logging.getLogger(__name__)
 
-# What a worker says of each connection that it is handed: that it has taken it, or has no file descriptor for it.
+# Replies of a worker to each connection that it is sent: it has taken it, or has no file descriptor for it.
 TAKEN, NO_FILES = b".", b"!"
 
-# As many as come with one message of Linux's.
-_MOST_CONNECTIONS = 253
+# Linux sends no more with one message (SCM_MAX_FD).
+_MAX_CONNECTIONS = 253
 
-# A scrape without an answer is over in ten, where Prometheus is left as it is.
+# Prometheus gives up a scrape after ten seconds by default.
 _SCRAPE_TIMEOUT_S = 8.0
 
-# Without the engine process requests are failed at once. Bodies that are half sent are not waited for.
+# After the engine process has ended, requests fail at once. The worker does not wait for bodies that are half sent.
 _GIVEN_UP_END_S = 1.0
 
 
-# What it says of itself, two unsigned numbers in shared memory: how many connections it has open, and how often it has
-# said so since it serves.
-Told = ctypes.c_uint * 2
+class WorkerStatus(ctypes.Structure):
+    """What a worker reports in memory that the engine process reads."""
+
+    # `ticks` counts the reports; it is 0 until the worker serves.
+    _fields_ = (("open_connections", ctypes.c_uint), ("ticks", ctypes.c_uint))
+
+    open_connections: int
+    ticks: int
 
 
-def shared_told() -> tuple[int, ctypes.Array[ctypes.c_uint]]:
-    """Memory for what a worker says of itself, and its file descriptor, by which the worker maps it."""
-    descriptor = os.memfd_create("worker")
-    os.ftruncate(descriptor, ctypes.sizeof(Told))
-    return descriptor, _map_told(descriptor)
+def create_status() -> tuple[int, WorkerStatus]:
+    """Return a file descriptor of memory for a worker's status, and the status in it."""
+    descriptor = os.memfd_create("worker-status")
+    os.ftruncate(descriptor, ctypes.sizeof(WorkerStatus))
+    return descriptor, _map_status(descriptor)
 
 
-def _map_told(descriptor: int) -> ctypes.Array[ctypes.c_uint]:
-    return Told.from_buffer(mmap.mmap(descriptor, ctypes.sizeof(Told)))
+def _map_status(descriptor: int) -> WorkerStatus:
+    return WorkerStatus.from_buffer(mmap.mmap(descriptor, ctypes.sizeof(WorkerStatus)))
 
 
 def run_worker(settings: Settings, options: WorkerOptions, number: int, descriptors: Sequence[int]) -> None:
-    """Serve until SIGTERM. `settings` and `options` are this worker's share of the service's. `descriptors`: its ends
-    of three sockets, for images, for messages and for the connections that it is handed, memory as of `shared_told`,
-    and that for what it counts."""
+    """Serve until SIGTERM. `settings` and `options` are this worker's share of the service's.
+
+    `descriptors` are its ends of two sockets, for messages and for connections, then its status and the memory of its
+    counts."""
     # Until there is something to drain.
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: exit_at_once(0))
     configure_logging(settings.log_level, settings.log_format)
     try:
         _serve(settings, options, number, descriptors)
-    except Exception:  # noqa: BLE001 - told here: nobody else has the log
-        _log.exception("a worker failed")
+    except Exception:  # noqa: BLE001 - the last place that can log it
+        _log.exception("an HTTP worker failed")
     finally:
-        # One that has served has ended by itself.
+        # A worker that has served ends its process itself.
         exit_at_once(1)
 
 
 def _serve(settings: Settings, options: WorkerOptions, number: int, descriptors: Sequence[int]) -> None:
-    # Here, not above: the HTTP side is imported and tested without torch.
-    from models.workers.worker_runtime import Place  # noqa: PLC0415
+    # Not at the top: the HTTP side is imported and tested without torch.
+    from models.workers.worker_runtime import EngineConnection  # noqa: PLC0415
 
-    # The engine process tells when the service begins and ends.
+    # The engine process logs the service's start and end.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     tune_interpreter()
-    # Before there is anything that counts.
-    count_in(descriptors[4])
-    images, channel, handed = (socket.socket(fileno=descriptor) for descriptor in descriptors[:3])
-    told = _map_told(descriptors[3])
-    for descriptor in descriptors[3:]:
+    # Before anything is counted.
+    count_in(descriptors[3])
+    messages, connections = (socket.socket(fileno=descriptor) for descriptor in descriptors[:2])
+    status = _map_status(descriptors[2])
+    for descriptor in descriptors[2:]:
         os.close(descriptor)
-    place = Place(number, images, channel)
-    app = create_app(settings, lambda telemetry: start_worker(options, place, parts, telemetry))
+    engine = EngineConnection(number, messages)
+    app = create_app(settings, lambda telemetry: start_runtime(options, engine, parts, telemetry))
     parts: Parts = app.state.parts
-    parts.scraped.build = partial(_everybodys_metrics, parts)
-    server = _FrontServer(server_config(app, parts), parts, handed, told)
+    parts.scraped.build = partial(_service_metrics, parts)
+    server = _WorkerServer(server_config(app, parts), parts, connections, status)
     server.run()
     sys.exit(1)
 
 
-def start_worker(options: WorkerOptions, place: Place, parts: Parts, telemetry: Telemetry) -> Runtime:
-    """Wait until it is known what is served."""
-    # Here, not above: the HTTP side is imported and tested without torch.
+def start_runtime(options: WorkerOptions, engine: EngineConnection, parts: Parts, telemetry: Telemetry) -> Runtime:
+    """Return the worker's runtime, once it is known what is served."""
+    # Not at the top: the HTTP side is imported and tested without torch.
     from models.workers.worker_runtime import WorkerRuntime  # noqa: PLC0415
 
     def give_up(reason: str) -> None:
@@ -111,12 +118,11 @@ def start_worker(options: WorkerOptions, place: Place, parts: Parts, telemetry: 
         end_process_within(_GIVEN_UP_END_S, reason)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return WorkerRuntime(place, options, telemetry, give_up)
+    return WorkerRuntime(engine, options, telemetry, give_up)
 
 
-def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
-    """Of the whole service, whichever worker was asked: the engine process has them. Blocks, and is not for the event
-    loop."""
+def _service_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
+    """Return the metrics of the whole service, which the engine process has. Blocks, so not for the event loop."""
     from models.workers.worker_runtime import WorkerRuntime  # noqa: PLC0415 - as above
 
     if not isinstance(parts.runtime, WorkerRuntime):
@@ -125,61 +131,59 @@ def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
     return parts.runtime.exposition(accept, max_age_s, _SCRAPE_TIMEOUT_S).encode(), content_type_for(accept)
 
 
-class _FrontServer(Server):
-    """Listens nowhere: it is handed connections. The engine process tells that the service stops."""
+class _WorkerServer(Server):
+    """A server that does not listen: the engine process sends it connections, and logs the service's stop."""
 
     stop_log_level = logging.DEBUG
 
-    def __init__(
-        self, config: uvicorn.Config, parts: Parts, handed: socket.socket, told: ctypes.Array[ctypes.c_uint]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, parts: Parts, connections: socket.socket, status: WorkerStatus) -> None:
         super().__init__(config, parts)
-        self._handed = handed
-        self._told = told
-        # Of connections that it was handed, in their order: not said yet.
-        self._untold = b""
+        self._connections = connections
+        self._status = status
+        # Replies to connections, in their order, that are not sent yet.
+        self._unsent = b""
 
     def start_accepting(self) -> None:
-        self._handed.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._handed, self._take)
+        self._connections.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._connections, self._take)
 
     async def stop_accepting(self) -> None:
-        # Of this worker alone it may be the end: from here on others are handed what comes.
-        self._handed.shutdown(socket.SHUT_RD)
-        # What has been handed over by now was accepted.
+        # Only this worker may be ending: from here on others get new connections.
+        self._connections.shutdown(socket.SHUT_RD)
+        # Those sent by now were accepted.
         self._take()
-        asyncio.get_running_loop().remove_reader(self._handed)
-        self._handed.close()
+        asyncio.get_running_loop().remove_reader(self._connections)
+        self._connections.close()
 
     async def on_tick(self, counter: int) -> bool:
-        self._told[1] += 1
-        self._tell()
-        # The engine process has its metrics, and this process's log.
+        self._status.ticks += 1
+        self._report()
+        # The engine process has the metrics, and this process the log lines.
         self._parts.metrics.count_dropped_lines()
         return await super().on_tick(counter)
 
     def _take(self) -> None:
-        told = b"more"
-        while told:
+        received = b"more"
+        while received:
             try:
-                told, descriptors, _, _ = socket.recv_fds(self._handed, _MOST_CONNECTIONS, _MOST_CONNECTIONS)
+                received, descriptors, _, _ = socket.recv_fds(self._connections, _MAX_CONNECTIONS, _MAX_CONNECTIONS)
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                # The engine process has ended, and had not heard all.
-                told, descriptors = b"", []
+                # The engine process has ended without reading all replies.
+                received, descriptors = b"", []
             for descriptor in descriptors:
                 self.serve_connection(socket.socket(fileno=descriptor))
-            # The kernel leaves out those for which this process may open no file.
-            self._untold += TAKEN * len(descriptors) + NO_FILES * (len(told) - len(descriptors))
-        if not told:
-            # No more will come. If it is for the engine process's end, its other sockets tell of that as well.
-            asyncio.get_running_loop().remove_reader(self._handed)
-        # Before anything is read from them: what is not taken by its end, another is handed.
-        self._tell()
+            # The kernel drops descriptors that would exceed the limit of open files.
+            self._unsent += TAKEN * len(descriptors) + NO_FILES * (len(received) - len(descriptors))
+        if not received:
+            # No more will come. If the engine process has ended, its other socket reports that.
+            asyncio.get_running_loop().remove_reader(self._connections)
+        # Before anything is read from them: other workers get those that have no reply when this worker ends.
+        self._report()
 
-    def _tell(self) -> None:
-        self._told[0] = len(self.server_state.connections) + len(self.starting_connections)
-        # It may have no room for more words, and is told later, or have ended.
+    def _report(self) -> None:
+        self._status.open_connections = len(self.server_state.connections) + len(self.starting_connections)
+        # The socket may be full, then the rest is sent at the next tick, or closed.
         with contextlib.suppress(OSError):
-            self._untold = self._untold[self._handed.send(self._untold) :]
+            self._unsent = self._unsent[self._connections.send(self._unsent) :]

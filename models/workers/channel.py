@@ -1,5 +1,7 @@
-"""Messages between the engine process and a worker: whole objects over a socket, with file descriptors where one has
-some. Only processes of this service hold its ends, so objects are pickled."""
+"""Whole objects over a socket between two processes of the service, with file descriptors where a message has some.
+
+Why not multiprocessing.connection: its `recv` blocks until the whole message has arrived, its `send` until there is
+room. An event loop may wait for neither: the other process may be stopped."""
 
 from __future__ import annotations
 
@@ -9,21 +11,53 @@ import pickle
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import wait
 from typing import Any
+
+from models.workers.outbox import Outbox
 
 _log = logging.getLogger(__name__)
 
 _LENGTH = struct.Struct("<Q")
-_PIECE = 1 << 18
-# Linux takes no more with one message (SCM_MAX_FD).
-_MOST_DESCRIPTORS = 253
+_READ_BYTES = 1 << 18
+# Linux sends no more with one message (SCM_MAX_FD).
+_MAX_DESCRIPTORS = 253
+
+
+def frame(message: object) -> bytes:
+    """Return a message as bytes: the length of its pickle, then the pickle."""
+    payload = pickle.dumps(message)
+    return _LENGTH.pack(len(payload)) + payload
+
+
+class FrameReader:
+    """Cuts the bytes of a socket into messages. Only processes of this service hold the other end."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, received: bytes) -> Iterator[Any]:
+        """Yield the messages that are complete with `received`. Each is yielded once, even if unpickling or processing
+        it raises."""
+        buffer = self._buffer
+        buffer += received
+        while len(buffer) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
+            if end > len(buffer):
+                return
+            payload = bytes(buffer[_LENGTH.size : end])
+            del buffer[:end]
+            yield pickle.loads(payload)  # noqa: S301 - sent by a process of this service
 
 
 class Channel:
-    """One end, on an event loop. `on_message` gets each object, and the descriptors that came by then, as a queue of
-    which it takes those that are the message's. `on_end` is called once: with None when the other end is there no more,
-    or with what a message raised, for an end that does not go by a message must not go on as if it had."""
+    """One end of a socket, read on the running event loop.
+
+    `on_message` gets each message and the descriptors that have arrived so far; it removes those of the message.
+    `on_end` is called once: with None if the other end was closed, or with the exception that processing a message
+    raised. After such an exception the two processes no longer agree, so the channel ends."""
 
     def __init__(
         self,
@@ -31,103 +65,74 @@ class Channel:
         on_message: Callable[[Any, deque[int]], None],
         on_end: Callable[[Exception | None], None],
     ) -> None:
-        end.setblocking(False)
         self._socket = end
+        self._outbox = Outbox(end, self._wait_for_room)
         self._on_message = on_message
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._incoming = bytearray()
+        self._frames = FrameReader()
         self._descriptors: deque[int] = deque()
-        self._outgoing: deque[tuple[memoryview, Sequence[int]]] = deque()
         self._open = True
         self._loop.add_reader(end, self._receive)
 
     def send(self, message: object, descriptors: Sequence[int] = ()) -> None:
-        """Send an object, and descriptors, which stay the caller's and open until `close`. To an end that is there no
-        more nothing is sent."""
-        if not self._open:
-            return
-        payload = pickle.dumps(message)
-        self._outgoing.append((memoryview(_LENGTH.pack(len(payload)) + payload), descriptors))
-        if len(self._outgoing) == 1:
-            self._send()
+        """Send a message, from any thread. `descriptors` stay the sender's, and open until `close`. Does nothing if
+        either end is closed."""
+        self._outbox.send(frame(message), descriptors)
+
+    def stuck_seconds(self) -> float:
+        """Return how long the other end has read nothing of what waits for it; 0 if nothing waits."""
+        # It may have read since the socket was full.
+        self._outbox.flush()
+        return self._outbox.stuck_seconds()
+
+    def wait(self) -> None:
+        """Block until something arrives, and process it. For a process that serves nothing yet."""
+        wait([self._socket])
+        self._receive()
 
     def close(self) -> None:
-        """Close this end. What has not been sent yet is not."""
+        """Close this end, without what was not sent yet. Event loop only."""
         if self._open:
             self._open = False
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
-            self._socket.close()
+            self._outbox.close()
 
-    def _send(self) -> None:
-        while self._outgoing:
-            rest, descriptors = self._outgoing.popleft()
-            try:
-                # A message's descriptors go with its first byte.
-                sent = socket.send_fds(self._socket, [rest], descriptors) if descriptors else self._socket.send(rest)
-            except BlockingIOError:
-                sent = 0
-            except OSError:
-                # The reader will hear of it.
-                self._outgoing.clear()
-                break
-            if sent < len(rest):
-                self._outgoing.appendleft((rest[sent:], () if sent else descriptors))
-                self._loop.add_writer(self._socket, self._send)
-                return
+    def _wait_for_room(self) -> None:
+        # A loop that has ended sends no more.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._flush_when_writable)
+
+    def _flush_when_writable(self) -> None:
+        if self._open:
+            self._loop.add_writer(self._socket, self._flush)
+
+    def _flush(self) -> None:
         self._loop.remove_writer(self._socket)
+        self._outbox.flush()
 
     def _receive(self) -> None:
         try:
-            piece, descriptors, _, _ = socket.recv_fds(self._socket, _PIECE, _MOST_DESCRIPTORS)
+            received, descriptors, _, _ = socket.recv_fds(self._socket, _READ_BYTES, _MAX_DESCRIPTORS)
         except BlockingIOError:
             return
         except OSError:
-            piece, descriptors = b"", []
-        if not piece:
+            received, descriptors = b"", []
+        if not received:
             self._end(None)
             return
         self._descriptors.extend(descriptors)
-        self._incoming += piece
         try:
-            while self._open and (message := _first(self._incoming)) is not None:
-                self._on_message(message[0], self._descriptors)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it ends this channel alone
-            _log.exception("a message between processes cannot be acted on")
+            for message in self._frames.feed(received):
+                self._on_message(message, self._descriptors)
+                if not self._open:
+                    return
+        except Exception as error:  # noqa: BLE001 - any error ends this channel, and no other
+            _log.exception("a message from another process cannot be processed")
             self._end(error)
 
     def _end(self, error: Exception | None) -> None:
         if self._open:
             self.close()
             self._on_end(error)
-
-
-def receive_first(end: socket.socket) -> tuple[Any, list[int]]:
-    """The first message on a socket that blocks, and its descriptors; nothing after it is read. Raises EOFError."""
-    piece, descriptors, _, _ = socket.recv_fds(end, _LENGTH.size, _MOST_DESCRIPTORS)
-    head = piece + _exactly(end, _LENGTH.size - len(piece))
-    return pickle.loads(_exactly(end, *_LENGTH.unpack(head))), descriptors  # noqa: S301 - of our own
-
-
-def _exactly(end: socket.socket, size: int) -> bytes:
-    received = bytearray()
-    while len(received) < size:
-        piece = end.recv(min(size - len(received), _PIECE))
-        if not piece:
-            raise EOFError("the other end of the channel is there no more")
-        received += piece
-    return bytes(received)
-
-
-def _first(incoming: bytearray) -> tuple[Any] | None:
-    """The first object, taken out of what has come, in a tuple, for it may be None; None while it is not whole."""
-    if len(incoming) < _LENGTH.size:
-        return None
-    [length] = _LENGTH.unpack_from(incoming)
-    end = _LENGTH.size + length
-    if len(incoming) < end:
-        return None
-    payload = bytes(incoming[_LENGTH.size : end])
-    del incoming[:end]
-    return (pickle.loads(payload),)  # noqa: S301 - of our own

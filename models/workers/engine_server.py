@@ -1,18 +1,18 @@
-"""The engine process's side: who its workers are, what they are told of what is served, and what they have done for all
-of them."""
+"""The engine process's side of all HTTP workers: it announces what is served, and runs their calls."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import socket
 from collections.abc import Callable, Container, Coroutine
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 from models.inference.batch_item import BatchItem, ItemOutput
+from models.interface.results import Loaded
 from models.interface.shared_work import SharedWork
 from models.interface.telemetry import BatchReport, Telemetry
 from models.loading.load import LoadedModel
@@ -22,56 +22,62 @@ from models.serving.model_instance import ModelInstance, ServingOptions
 from models.serving.runtime import LocalRuntime
 from models.workers.channel import Channel
 from models.workers.image_receiver import ImageReceiver, Version
-from models.workers.messages import Announced, Ask, Facts, LeaveIt, State, Taken
-from models.workers.rpc_server import RpcServer
+from models.workers.messages import ModelFacts, ServedVersion, ServingState, StateApplied, Submission
+from models.workers.rpc import Call, CancelCall, Method, RpcServer
 from models.workers.shared_slots import SharedSlots, SlotShape
 
-# How often it is looked whether what is served has changed, and whether what has gone is empty.
-_LOOK_S = 0.02
-# For a worker, more slots than the service has places: those of callers who have left are free again when their images
-# come to the head of the queue.
-_SLOTS_TO_PLACES = 2
+_log = logging.getLogger(__name__)
+
+# Interval at which `run` looks for changes of what is served, and for versions that can be removed.
+_POLL_S = 0.02
+# Slots of a worker for each image that the service admits. A cancelled image keeps its slot until it reaches the head
+# of the queue, so more slots are needed than images are admitted.
+_SLOTS_PER_IMAGE = 2
+# A worker that reads nothing for so long has stopped.
+_READ_TIMEOUT_S = 1.0
 
 
 class SharedAdmission(Admission):
-    """The places of a model, which its workers give away: here it is seen how many are taken, and waited until none
-    is."""
+    """The admission of a model in the engine process. HTTP workers admit the images; here they are only counted."""
 
     def __init__(
         self,
         version: Version,
         capacity: int,
-        facts: Facts,
-        nobody_inside: Callable[[Version], Coroutine[Any, Any, None]],
+        facts: ModelFacts,
+        wait_until_empty: Callable[[Version], Coroutine[Any, Any, None]],
     ) -> None:
-        super().__init__(capacity, version.batcher.expected_seconds, admitted_elsewhere=version.slots.inside)
+        super().__init__(capacity, version.batcher.expected_seconds, admitted_elsewhere=version.slots.in_flight)
         self.version = version
         self.facts = facts
-        self._nobody_inside = nobody_inside
+        self._wait = wait_until_empty
 
     @property
     def in_flight(self) -> int:
-        return self.version.slots.inside()
+        return self.version.slots.in_flight()
 
     async def wait_until_empty(self) -> None:
         self.close()
-        await self._nobody_inside(self.version)
+        await self._wait(self.version)
 
 
 @dataclass(slots=True)
 class _Worker:
-    images: socket.socket
     channel: Channel
-    answering: RpcServer
+    rpc: RpcServer
+    # Versions whose slots it has been sent.
     known: set[int] = field(default_factory=set)
-    taken: int = -1
+    # Number of the last state that it has applied.
+    applied: int = -1
 
 
 class EngineServer:
-    """Made, with its models loaded, before there is an event loop; all else belongs to one. `workers` worker numbers
-    may be in use at once. `exposition` gives the service's metrics, from any thread. `on_lost` is told of a worker
-    that has gone, `on_fault`, from any thread, of an error after which workers are not answered as they should be.
-    Raises StartError as LocalRuntime does."""
+    """Serves at most `workers` worker numbers at once. It loads its models on construction, without an event loop; all
+    else happens on one.
+
+    `exposition` returns the service's metrics, from any thread. `on_lost` gets the number of a worker whose connection
+    has ended. `on_fault` gets, from any thread, an error after which workers may not get their answers. Raises
+    StartError as LocalRuntime does."""
 
     def __init__(
         self,
@@ -84,118 +90,110 @@ class EngineServer:
         on_lost: Callable[[int], None],
         on_fault: Callable[[Exception], None],
     ) -> None:
-        self._workers_at_once = workers
+        self._max_workers = workers
         self._options = options
         self._on_lost = on_lost
         self._on_fault = on_fault
-        self._versions = itertools.count()
+        self._version_numbers = itertools.count()
         self._exposition = exposition
         self._expositions: SharedWork[str, str] = SharedWork()
-        self._open: dict[int, Version] = {}
+        # Versions with slots, by number.
+        self._versions: dict[int, Version] = {}
         self._ever_served: set[int] = set()
         self._workers: dict[int, _Worker] = {}
-        self._state = State(0, (), frozenset(), ready=False, draining=False)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        # Set when it is time to look again whether what is waited for has come.
-        self._moved = asyncio.Event()
-        self._desk = ImageReceiver(self._lost, lambda reason: on_fault(RuntimeError(reason)), telemetry.message_dropped)
-        try:
-            self.serving = LocalRuntime(options, telemetry, give_up, self)
-        except BaseException:
-            self._desk.close()
-            raise
+        self._state = ServingState(0, (), frozenset(), ready=False, draining=False)
+        # Set when conditions that are waited for may have changed.
+        self._changed = asyncio.Event()
+        self._images = ImageReceiver(telemetry.message_dropped)
+        self.runtime = LocalRuntime(options, telemetry, give_up, self)
 
     @property
     def queue_capacity(self) -> int:
-        """As RemoteAdmission.queue_capacity: one for each slot. Workers admit no more than there are places."""
-        return self._workers_at_once * _SLOTS_TO_PLACES * self._options.queue_capacity
+        """As RemoteAdmission.queue_capacity: one for each slot."""
+        return self._max_workers * _SLOTS_PER_IMAGE * self._options.queue_capacity
 
     def admission(self, model: LoadedModel, batcher: Batcher[BatchItem, ItemOutput]) -> SharedAdmission:
         """As RemoteAdmission.admission."""
         network = model.network
         shape = SlotShape(
-            workers=self._workers_at_once,
-            each=_SLOTS_TO_PLACES * self._options.queue_capacity,
+            workers=self._max_workers,
+            each=_SLOTS_PER_IMAGE * self._options.queue_capacity,
             side=model.transform.crop,
             dimensions=network.dimensions,
             classes=network.classes,
         )
         descriptor = SharedSlots.create(shape)
-        version = Version(next(self._versions), model.name, descriptor, SharedSlots(descriptor, shape), batcher)
-        self._open[version.number] = version
-        self._desk.open_for(version)
-        facts = Facts(model.name, model.transform, model.labels)
-        return SharedAdmission(version, self._options.queue_capacity, facts, self._nobody_inside)
+        version = Version(next(self._version_numbers), model.name, descriptor, SharedSlots(descriptor, shape), batcher)
+        self._versions[version.number] = version
+        self._images.add_version(version)
+        facts = ModelFacts(model.name, model.transform, model.labels)
+        return SharedAdmission(version, self._options.queue_capacity, facts, self._wait_until_empty)
 
     def forget(self, admission: Admission) -> None:
-        """As RemoteAdmission.forget: its memory is given back as that of a model that is served no more."""
+        """As RemoteAdmission.forget: its slots are freed like those of a version that is no longer served."""
         if isinstance(admission, SharedAdmission):
             self._ever_served.add(admission.version.number)
 
     def batch_over(self, report: BatchReport) -> None:
         """As RemoteAdmission.batch_over."""
         try:
-            self._desk.batch_over(report)
-        except Exception as error:  # noqa: BLE001 - whatever it was: the batcher, which called this, would go on
+            self._images.batch_over(report)
+        except Exception as error:  # noqa: BLE001 - any error: the batcher, which calls this, would carry on
             self._on_fault(error)
 
     def free_number(self, alive: Container[int] = ()) -> int | None:
-        """A number for another worker, of whose slots none is in use; None while there is none. `alive`: numbers of
-        workers whose processes run, and may still write into their slots, though this has lost them."""
-        taken = (
-            number in alive or number in self._workers or self._desk.busy_with(number)
-            for number in range(self._workers_at_once)
-        )
-        return next((number for number, is_taken in enumerate(taken) if not is_taken), None)
+        """Return an unused worker number, none of whose slots is in use; None if there is none.
 
-    def add(self, number: int, images: socket.socket, channel: socket.socket) -> None:
-        """Serve a worker from now on, over these ends of its two sockets, which are the house's from here."""
+        `alive` has the numbers of workers whose process is alive. Such a process may still write into its slots, though
+        its connection is lost."""
+        numbers = range(self._max_workers)
+        return next((n for n in numbers if not (n in alive or n in self._workers or self._images.uses(n))), None)
+
+    def add(self, number: int, end: socket.socket) -> None:
+        """Serve a worker from now on, over this end of its socket, which the server owns from here on."""
         self._announce()
-        self._desk.add(number, images)
-        its_channel = Channel(
-            channel, lambda message, _: self._hear(number, message), lambda _: self._worker_gone(number, images)
-        )
-        answering = RpcServer(its_channel, self.serving, self._shared_exposition, self._agreed)
-        self._workers[number] = worker = _Worker(images, its_channel, answering)
+        channel = Channel(end, lambda message, _: self._on_message(number, message), lambda _: self._lose(number))
+        self._images.add_worker(number, channel.send)
+        rpc = RpcServer(channel.send, self._methods())
+        self._workers[number] = worker = _Worker(channel, rpc)
         self._announce_to(worker)
 
     def process_ended(self, number: int) -> None:
-        """The process of a worker has ended. One that was lost before may have said since how many images it has."""
-        for version in self._open.values():
-            version.slots.count(number, 0)
+        """The process of a worker has ended. It may have set its count after its connection was lost."""
+        for version in self._versions.values():
+            version.slots.set_in_flight(number, 0)
 
-    async def look_after(self) -> None:
-        """Announce what is served whenever that changes, for as long as this is not cancelled."""
-        self._loop = asyncio.get_running_loop()
+    async def run(self) -> None:
+        """Announce each change of what is served, until cancelled."""
         while True:
             self._announce()
-            self._forget_versions()
-            self._moved.set()
-            await asyncio.sleep(_LOOK_S)
+            self._remove_versions()
+            self._drop_stopped_workers()
+            self._changed.set()
+            await asyncio.sleep(_POLL_S)
 
-    async def greeted(self, workers: int) -> None:
-        """Until so many workers know what is served."""
-        await self._until(lambda: sum(worker.taken >= 0 for worker in self._workers.values()) >= workers)
+    async def wait_for_workers(self, workers: int) -> None:
+        """Wait until that many workers know what is served."""
+        await self._until(lambda: sum(worker.applied >= 0 for worker in self._workers.values()) >= workers)
 
     async def close(self, timeout_s: float) -> bool:
-        """End models and threads, after the workers have gone. False if a forward or a load was still running after
-        `timeout_s`."""
-        ended = await asyncio.to_thread(self.serving.close, timeout_s)
-        await asyncio.to_thread(self._desk.close)
+        """End models and threads, after the workers have ended. Return False if a forward or a load was still running
+        after `timeout_s`."""
+        ended = await asyncio.to_thread(self.runtime.close, timeout_s)
         for worker in self._workers.values():
             worker.channel.close()
-        for version in self._open.values():
+        for version in self._versions.values():
             os.close(version.descriptor)
         return ended
 
     def _announce(self) -> None:
-        serving = self.serving
-        state = State(
+        runtime = self.runtime
+        state = ServingState(
             self._state.number,
-            tuple(map(_announced, serving.instances.values())),
-            serving.down,
-            serving.ready,
-            serving.draining,
+            tuple(map(_served_version, runtime.instances.values())),
+            runtime.down,
+            runtime.ready,
+            runtime.draining,
         )
         if state != self._state:
             self._state = replace(state, number=state.number + 1)
@@ -206,7 +204,20 @@ class EngineServer:
     def _announce_to(self, worker: _Worker) -> None:
         new = [each.version for each in self._state.models if each.version not in worker.known]
         worker.known.update(new)
-        worker.channel.send(self._state, [self._open[number].descriptor for number in new])
+        worker.channel.send(self._state, [self._versions[number].descriptor for number in new])
+
+    def _methods(self) -> dict[Method, Callable[..., Coroutine[Any, Any, Any]]]:
+        return {
+            "load": self._load,
+            "unload": self.runtime.unload,
+            "compare": self.runtime.compare,
+            "exposition": self._shared_exposition,
+        }
+
+    async def _load(self, name: str, source: str | None) -> Loaded:
+        loaded = await self.runtime.load(name, source)
+        await self._state_applied()
+        return loaded
 
     async def _shared_exposition(self, accept: str, max_age_s: float) -> str:
         async def build() -> str:
@@ -214,62 +225,62 @@ class EngineServer:
 
         return await self._expositions.result(accept, build, max_age_s=max_age_s)
 
-    async def _agreed(self) -> None:
-        """Until every worker goes by what is served now."""
+    async def _state_applied(self) -> None:
+        """Wait until all workers serve by the current state. A worker that ends meanwhile need not."""
         self._announce()
         number = self._state.number
-        # A worker that goes meanwhile need not agree.
-        await self._until(lambda: all(worker.taken >= number for worker in self._workers.values()))
+        await self._until(lambda: all(worker.applied >= number for worker in self._workers.values()))
 
-    async def _nobody_inside(self, version: Version) -> None:
-        await self._agreed()
-        await self._until(lambda: not version.slots.inside())
+    async def _wait_until_empty(self, version: Version) -> None:
+        await self._state_applied()
+        await self._until(lambda: not version.slots.in_flight())
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         while not holds():
-            self._moved.clear()
-            await self._moved.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
-    def _forget_versions(self) -> None:
-        """Give back the memory of those that are served no more and have nobody inside."""
+    def _remove_versions(self) -> None:
+        """Free the slots of versions that are no longer served and have no image in flight."""
         current = {each.version for each in self._state.models}
-        agreed = all(worker.taken == self._state.number for worker in self._workers.values())
-        for number, version in list(self._open.items()):
-            # What is being loaded has not been served yet.
+        applied = all(worker.applied == self._state.number for worker in self._workers.values())
+        for number, version in list(self._versions.items()):
+            # A version that is still being loaded was never served.
             past = number in self._ever_served and number not in current
-            if past and agreed and not version.slots.inside():
-                del self._open[number]
-                self._desk.close_for(version)
+            if past and applied and not version.slots.in_flight():
+                del self._versions[number]
+                self._images.remove_version(version)
                 os.close(version.descriptor)
 
-    def _hear(self, number: int, message: object) -> None:
+    def _drop_stopped_workers(self) -> None:
+        for number, worker in list(self._workers.items()):
+            if worker.channel.stuck_seconds() > _READ_TIMEOUT_S:
+                _log.warning("HTTP worker %d does not read its answers; dropping it", number)
+                self._lose(number)
+
+    def _on_message(self, number: int, message: object) -> None:
         worker = self._workers[number]
         match message:
-            case Taken(state):
-                worker.taken = state
-                self._moved.set()
-            case Ask() | LeaveIt():
-                worker.answering.hear(message)
+            case Submission():
+                self._images.receive(number, message)
+            case StateApplied(state):
+                worker.applied = state
+                self._changed.set()
+            case Call() | CancelCall():
+                worker.rpc.on_message(message)
 
-    def _lost(self, number: int, images: socket.socket) -> None:
-        """The desk has lost a worker: its thread says so."""
-        if self._loop is not None:
-            self._loop.call_soon_threadsafe(partial(self._worker_gone, number, images))
-
-    def _worker_gone(self, number: int, images: socket.socket) -> None:
-        worker = self._workers.get(number)
-        # Heard from both sockets, the second time perhaps when another worker has the number.
-        if worker is None or worker.images is not images:
-            return
-        del self._workers[number]
+    def _lose(self, number: int) -> None:
+        """Serve a worker no more: its end is closed, it has sent a wrong message, or it does not read."""
+        worker = self._workers.pop(number)
         worker.channel.close()
-        worker.answering.end()
+        worker.rpc.close()
+        self._images.remove_worker(number)
         self._on_lost(number)
 
 
-def _announced(served: ModelInstance) -> Announced:
-    doors = served.admission
-    if not isinstance(doors, SharedAdmission):
-        raise TypeError(f"{served.card.name} was not loaded for workers")
-    version = doors.version
-    return Announced(version.number, served.card, doors.facts, version.slots.shape, doors.capacity)
+def _served_version(instance: ModelInstance) -> ServedVersion:
+    admission = instance.admission
+    if not isinstance(admission, SharedAdmission):
+        raise TypeError(f"{instance.card.name} was not loaded for HTTP workers")
+    version = admission.version
+    return ServedVersion(version.number, instance.card, admission.facts, version.slots.shape, admission.capacity)

@@ -1,21 +1,56 @@
-"""What goes over the channels between the engine process and its workers."""
+"""Messages between the engine process and an HTTP worker. The pixels and the answers themselves are in shared slots.
+
+Submission, Answers and Failure name an image by its slot and the slot's generation (models/workers/shared_slots.py).
+The messages of calls are in models/workers/rpc.py."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import NamedTuple
 
-from gradless.records import Progress
 from models.images.transforms import Transform
+from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard
+from models.interface.telemetry import BatchReport
 from models.workers.shared_slots import SlotShape
 
-Method = Literal["load", "unload", "compare", "exposition"]
+# Slot, number of classes, generation, seconds in the queue, and whether all values are finite. A plain tuple pickles
+# four times faster than a named one.
+Answered = tuple[int, int, int, float, bool]
+
+
+class Submission(NamedTuple):
+    """An image is in its slot. The request's cancel token stays in the worker: the slot has its remote form."""
+
+    version: int
+    slot: int
+    generation: int
+    request: InferenceRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is to be known of a model by those who decode for it."""
+class Answers:
+    """The answers of one batch that belong to one worker are in their slots."""
+
+    version: int
+    batch: BatchReport
+    answers: Sequence[Answered]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An image has no answer. `error` is None if its worker had cancelled it."""
+
+    version: int
+    slot: int
+    generation: int
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What an HTTP worker needs to know of a model to preprocess its images and to name its classes."""
 
     name: str
     transform: Transform
@@ -23,63 +58,29 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Announced:
-    """A version of a model that is served. Its slots come as a file descriptor, the first time that a worker hears of
-    it."""
+class ServedVersion:
+    """One load of a model that is served. The first message with it comes with a file descriptor of its slots."""
 
     version: int
     card: ModelCard
-    facts: Facts
+    facts: ModelFacts
     shape: SlotShape
     capacity: int
 
 
 @dataclass(frozen=True, slots=True)
-class State:
-    """Everything that is served, in order, from the engine process: the `number`-th of what it has announced."""
+class ServingState:
+    """Everything that is served, in order. `number` grows with each announcement."""
 
     number: int
-    models: tuple[Announced, ...]
+    models: tuple[ServedVersion, ...]
     down: frozenset[str]
     ready: bool
     draining: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """A worker goes by that state from now on."""
+class StateApplied:
+    """The worker serves by the state of that number from now on."""
 
     number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """A worker has something done that is one for the whole service."""
-
-    number: int
-    method: Method
-    arguments: tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LeaveIt:
-    """Nobody waits for what was asked any more."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class Heard:
-    """Of the progress of what was asked."""
-
-    number: int
-    progress: Progress
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of what was asked: a result, or an error."""
-
-    number: int
-    result: Any
-    error: Exception | None = None

@@ -1,20 +1,20 @@
-"""Frames on their way to a worker: any thread sends them, and none of them waits for a worker that does not read."""
+"""The sending end of a socket between processes: any thread sends, and none waits for a process that does not read."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import Literal
 
 
 class Outbox:
-    """Sends whole frames in order over `end`, which it owns. `on_full` is called, from a thread that sends, when the
-    socket takes no more: the rest is sent by `flush`, once there is room.
+    """Sends whole frames in order over `end`, which it owns. A sending thread calls `on_full` when the socket has no
+    room; then `flush` sends the rest.
 
-    What is to be sent is decided under the lock, and sent without it.
+    The lock protects decisions only; sending happens without it.
     """
 
     def __init__(self, end: socket.socket, on_full: Callable[[], None]) -> None:
@@ -23,34 +23,37 @@ class Outbox:
         self._on_full = on_full
         self._lock = threading.Lock()
         self._unsent = bytearray()
-        # One thread sends at a time, and takes along what others add meanwhile.
+        self._descriptors: list[int] = []
+        # One thread sends at a time, and also sends the frames that other threads add meanwhile.
         self._state: Literal["idle", "sending", "full"] = "idle"
         self._closed = False
-        self._took_at = 0.0
+        self._progress_at = 0.0
 
     @property
     def full(self) -> bool:
-        """Whether what is left waits for `flush`."""
+        """Whether the rest waits for `flush`."""
         return self._state == "full"
 
     def stuck_seconds(self) -> float:
-        """How long the worker has taken nothing of what waits for it; 0 while nothing does."""
-        return perf_counter() - self._took_at if self.full else 0.0
+        """Seconds since the socket last took bytes; 0 unless the outbox is full."""
+        return perf_counter() - self._progress_at if self.full else 0.0
 
-    def send(self, frame: bytes) -> None:
-        """Send a frame behind those before it. To a worker that is gone nothing is sent."""
+    def send(self, frame: bytes, descriptors: Sequence[int] = ()) -> None:
+        """Send a frame behind those before it. `descriptors` arrive before its last byte; they stay the sender's, and
+        open until `close`. Does nothing once closed."""
         with self._lock:
             if self._closed:
                 return
             self._unsent += frame
+            self._descriptors += descriptors
             if self._state != "idle":
                 return
             self._state = "sending"
-            self._took_at = perf_counter()
+            self._progress_at = perf_counter()
         self._send_all()
 
     def flush(self) -> None:
-        """Send what was left because the socket was full."""
+        """Send what did not fit into the socket."""
         with self._lock:
             if self._state != "full":
                 return
@@ -58,8 +61,8 @@ class Outbox:
         self._send_all()
 
     def close(self) -> None:
-        """Close the socket, at the latest when the thread that sends has done so: until then its number must not be
-        another file's. What has not been sent is not."""
+        """Close the socket, without what was not sent yet. A thread that is sending closes it afterwards: until then no
+        other file may get its number."""
         with self._lock:
             self._closed = True
             self._unsent.clear()
@@ -68,39 +71,46 @@ class Outbox:
         self._end.close()
 
     def _send_all(self) -> None:
-        while unsent := self._take():
+        while taken := self._take():
+            unsent, descriptors = taken
             try:
-                sent = self._end.send(unsent)
+                sent = socket.send_fds(self._end, [unsent], descriptors) if descriptors else self._end.send(unsent)
             except BlockingIOError:
                 sent = 0
             except OSError:
-                # Whoever reads from the socket finds that it has ended.
+                # The other end is closed. Shut down this one, so that its reader sees the end as well.
                 with suppress(OSError):
                     self._end.shutdown(socket.SHUT_RDWR)
                 sent = len(unsent)
-            if sent < len(unsent) and self._put_back(unsent, sent):
+            if sent == len(unsent):
+                continue
+            del unsent[:sent]
+            if self._put_back(unsent, [] if sent else descriptors, progress=sent > 0):
                 self._on_full()
                 return
 
-    def _take(self) -> bytearray | None:
-        """What is to be sent now; None when that is all."""
+    def _take(self) -> tuple[bytearray, list[int]] | None:
+        """Return what to send now; None if that is all."""
         with self._lock:
             if self._unsent:
-                unsent, self._unsent = self._unsent, bytearray()
-                return unsent
+                taken = self._unsent, self._descriptors
+                self._unsent, self._descriptors = bytearray(), []
+                return taken
             self._state = "idle"
             closed = self._closed
         if closed:
             self._end.close()
         return None
 
-    def _put_back(self, unsent: bytearray, sent: int) -> bool:
-        """Keep the rest for `flush`. False where the outbox was closed meanwhile."""
+    def _put_back(self, rest: bytearray, descriptors: list[int], *, progress: bool) -> bool:
+        """Keep the rest for `flush`. Return False if the outbox was closed meanwhile."""
         with self._lock:
             if self._closed:
                 return False
-            self._unsent[:0] = unsent[sent:]
+            rest += self._unsent
+            self._unsent = rest
+            self._descriptors = descriptors + self._descriptors
             self._state = "full"
-            if sent:
-                self._took_at = perf_counter()
+            if progress:
+                self._progress_at = perf_counter()
             return True

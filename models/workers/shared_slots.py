@@ -1,9 +1,11 @@
-"""Memory that the engine process shares with its workers for one model: a slot for each image on its way, which holds
-its pixels until the forward and its answer afterwards, and how many images each worker has inside.
+"""Memory that the engine process and its HTTP workers share for one version of a model. It has a slot for each image in
+flight, with the pixels until the forward and the answer afterwards, and the number of images in flight of each worker.
 
-A slot is used by one image after another. Each use has a generation, a number that only grows, also when another worker
-takes over the slots of one that was killed. Every message and every flag names the generation, so what is late or
-repeated is never taken for the image that has the slot now."""
+One image after another uses a slot. Each use has a generation: a number that only grows, also when another worker takes
+over the slots of one that was killed. Every message and every flag names the generation, so a late or repeated one
+never refers to the slot's next image.
+
+Why not multiprocessing.shared_memory: it is limited by /dev/shm, of which a container has 64 MB."""
 
 from __future__ import annotations
 
@@ -17,24 +19,24 @@ import torch
 from models.inference.batch_item import ItemOutput
 from models.interface.cancellation import CancelToken
 
-# Workers that are numbered at the same time, those that are going included.
-MOST_WORKERS = 256
+# Worker numbers in use at the same time, workers that are ending included.
+MAX_WORKERS = 256
 
 _PAGE = 4096
-_LINE = 64
-_PACE_AT, _COUNTS_AT = 0, _LINE
+_CACHE_LINE = 64
+_SECONDS_AT, _COUNTS_AT = 0, _CACHE_LINE
 
-# What is said of each slot, one unsigned number each: the generation that has it, and the last generation that was
-# abandoned, and whose forward has begun.
-_GENERATION, _ABANDONED, _BEGUN = range(3)
-_SAID = 3
+# Three unsigned numbers for each slot: its generation, the last generation that was cancelled, and the last generation
+# whose forward has started.
+_GENERATION, _CANCELLED, _STARTED = range(3)
+_NUMBERS = 3
 _NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class SlotShape:
-    """How many slots there are, `each` for every one of `workers` worker numbers, and what one holds: an image of
-    `side` pixels, then an answer of `dimensions` features and up to `classes` classes."""
+    """`each` slots for each of `workers` worker numbers. A slot holds an image of `side` x `side` pixels, then an
+    answer of `dimensions` features and at most `classes` classes."""
 
     workers: int
     each: int
@@ -48,96 +50,95 @@ class SlotShape:
 
     @property
     def slot_bytes(self) -> int:
-        """Of one slot, on whole cache lines."""
+        """Size of one slot, in whole cache lines."""
         answer = self.dimensions * 4 + self.classes * (8 + 4)
-        return _whole(max(3 * self.side * self.side, answer), _LINE)
+        return _round_up(max(3 * self.side * self.side, answer), _CACHE_LINE)
 
     @property
-    def said_at(self) -> int:
+    def numbers_at(self) -> int:
         return _PAGE
 
     @property
-    def said_bytes(self) -> int:
-        """Of the numbers of all slots."""
-        return _SAID * _NUMBER_BYTES * self.slots
+    def numbers_bytes(self) -> int:
+        return _NUMBERS * _NUMBER_BYTES * self.slots
 
     @property
     def bodies_at(self) -> int:
-        return _whole(self.said_at + self.said_bytes, _PAGE)
+        return _round_up(self.numbers_at + self.numbers_bytes, _PAGE)
 
     @property
     def total_bytes(self) -> int:
-        """Of which those are memory that have been written to."""
+        """Size of the mapping. Pages that were never written to take no memory."""
         return self.bodies_at + self.slots * self.slot_bytes
 
 
 class SharedSlots:
-    """A mapping of that memory, by a file descriptor that is the caller's to close. Linux."""
+    """A mapping of that memory. `descriptor` stays the caller's to close. Linux only."""
 
     def __init__(self, descriptor: int, shape: SlotShape) -> None:
         self.shape = shape
         self._memory = mmap.mmap(descriptor, shape.total_bytes)
         whole = memoryview(self._memory)
-        self._pace = whole[_PACE_AT : _PACE_AT + 8].cast("d")
-        self._counts = whole[_COUNTS_AT : _COUNTS_AT + 4 * MOST_WORKERS].cast("I")
-        # One store each, so that another process reads a number as it was or as it is.
-        self._said = whole[shape.said_at : shape.said_at + shape.said_bytes].cast("Q")
+        self._seconds = whole[_SECONDS_AT : _SECONDS_AT + 8].cast("d")
+        self._counts = whole[_COUNTS_AT : _COUNTS_AT + 4 * MAX_WORKERS].cast("I")
+        # Each number is written by one store, so another process reads either the old or the new one.
+        self._numbers = whole[shape.numbers_at : shape.numbers_at + shape.numbers_bytes].cast("Q")
         self._pixels: dict[int, torch.Tensor] = {}
 
     @staticmethod
     def create(shape: SlotShape) -> int:
-        """A file descriptor of such memory, zero all of it."""
+        """Return a file descriptor of new memory of that shape, all zero."""
         descriptor = os.memfd_create("gradless-slots", os.MFD_CLOEXEC)
         os.ftruncate(descriptor, shape.total_bytes)
         return descriptor
 
     def of_worker(self, worker: int) -> range:
-        """The slots of a worker."""
+        """Return the slots of a worker."""
         return range(worker * self.shape.each, (worker + 1) * self.shape.each)
 
     @property
-    def pace(self) -> float:
-        """Seconds that the device needs for an image."""
-        return self._pace[0]
+    def seconds_per_image(self) -> float:
+        """Forward time of an image, as the engine process measures it; 0 before the first batch."""
+        return self._seconds[0]
 
-    @pace.setter
-    def pace(self, seconds: float) -> None:
-        self._pace[0] = seconds
+    @seconds_per_image.setter
+    def seconds_per_image(self, seconds: float) -> None:
+        self._seconds[0] = seconds
 
-    def count(self, worker: int, images: int) -> None:
-        """Say how many images a worker has inside."""
+    def set_in_flight(self, worker: int, images: int) -> None:
+        """Set how many images a worker has in flight."""
         self._counts[worker] = images
 
-    def inside(self, but: int | None = None) -> int:
-        """Images that all workers have inside, or all `but` one."""
-        every = sum(self._counts[: self.shape.workers])
-        return every if but is None else every - self._counts[but]
+    def in_flight(self, *, without: int | None = None) -> int:
+        """Return the images in flight of all workers, or of all but one."""
+        total = sum(self._counts[: self.shape.workers])
+        return total if without is None else total - self._counts[without]
 
     def generation(self, slot: int) -> int:
-        """The generation that has the slot, or had it last; 0 for a slot that was never used."""
-        return self._said[_SAID * slot + _GENERATION]
+        """Return the generation of the slot's current or last image; 0 if the slot was never used."""
+        return self._numbers[_NUMBERS * slot + _GENERATION]
 
     def claim(self, slot: int) -> int:
-        """Use a free slot for another image. Returns the image's generation."""
+        """Use a free slot for another image. Return the image's generation."""
         generation = self.generation(slot) + 1
-        self._said[_SAID * slot + _GENERATION] = generation
+        self._numbers[_NUMBERS * slot + _GENERATION] = generation
         return generation
 
-    def abandon(self, slot: int, generation: int) -> bool:
-        """Say that nobody waits for that image any more. False where its forward had begun."""
-        self._said[_SAID * slot + _ABANDONED] = generation
-        return self._said[_SAID * slot + _BEGUN] != generation
+    def cancel(self, slot: int, generation: int) -> bool:
+        """Cancel an image. Return False if its forward had started."""
+        self._numbers[_NUMBERS * slot + _CANCELLED] = generation
+        return self._numbers[_NUMBERS * slot + _STARTED] != generation
 
-    def abandoned(self, slot: int, generation: int) -> bool:
-        """Whether nobody waits for that image, which is also so once another has its slot."""
-        return self._said[_SAID * slot + _ABANDONED] == generation or self.generation(slot) != generation
+    def cancelled(self, slot: int, generation: int) -> bool:
+        """Whether an image was cancelled, or another image uses its slot."""
+        return self._numbers[_NUMBERS * slot + _CANCELLED] == generation or self.generation(slot) != generation
 
-    def begin(self, slot: int, generation: int) -> None:
-        """Say that the forward of that image begins."""
-        self._said[_SAID * slot + _BEGUN] = generation
+    def start(self, slot: int, generation: int) -> None:
+        """Mark that the forward of an image starts."""
+        self._numbers[_NUMBERS * slot + _STARTED] = generation
 
     def pixels(self, slot: int) -> torch.Tensor:
-        """(3, side, side) uint8, channels last in memory: a view of the slot."""
+        """Return a view of the slot: (3, side, side) uint8, channels last in memory."""
         view = self._pixels.get(slot)
         if view is None:
             side = self.shape.side
@@ -146,14 +147,13 @@ class SharedSlots:
         return view
 
     def write(self, slot: int, output: ItemOutput) -> None:
-        """Put an answer in the place of the pixels."""
-        at = self._body_at(slot)
-        at = self._put(at, output.features)
+        """Write an answer over the pixels."""
+        at = self._put(self._body_at(slot), output.features)
         if output.indices is not None and output.probabilities is not None:
             self._put(self._put(at, output.indices), output.probabilities)
 
     def read(self, slot: int, classes: int, *, finite: bool) -> ItemOutput:
-        """The answer, with so many classes, as arrays of its own."""
+        """Return a copy of the answer, which has that many classes."""
         dimensions, at = self.shape.dimensions, self._body_at(slot)
         features = np.frombuffer(self._memory, np.float32, dimensions, at).copy()
         if not classes:
@@ -174,7 +174,7 @@ class SharedSlots:
 
 class SlotCancelToken(CancelToken):
     """The cancel token of an image in a slot. Its flag is in the shared memory: an HTTP worker cancels it, the engine
-    process polls it. It is also cancelled once another image has the slot."""
+    process polls it. It is also cancelled once another image uses the slot."""
 
     __slots__ = ("_generation", "_slot", "_slots")
 
@@ -186,11 +186,11 @@ class SlotCancelToken(CancelToken):
 
     @property
     def cancelled(self) -> bool:
-        return self._slots.abandoned(self._slot, self._generation)
+        return self._slots.cancelled(self._slot, self._generation)
 
     def cancel(self) -> None:
-        self._slots.abandon(self._slot, self._generation)
+        self._slots.cancel(self._slot, self._generation)
 
 
-def _whole(size: int, unit: int) -> int:
+def _round_up(size: int, unit: int) -> int:
     return -(-size // unit) * unit

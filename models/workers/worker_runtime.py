@@ -1,5 +1,4 @@
-"""Every model of the service, as one of several processes that read and decode sees it: a runtime whose forwards run
-elsewhere."""
+"""The runtime of an HTTP worker: it admits and decodes images, and their forwards run in the engine process."""
 
 from __future__ import annotations
 
@@ -30,34 +29,29 @@ from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Tas
 from models.scheduling.admission import Admission
 from models.serving.registry import find_model
 from models.serving.supervisor import Supervisor
-from models.workers.channel import Channel, receive_first
-from models.workers.messages import Announced, Heard, Outcome, State, Taken
+from models.workers.channel import Channel
+from models.workers.messages import Answers, Failure, ServedVersion, ServingState, StateApplied
 from models.workers.remote_batcher import RemoteBatcher
-from models.workers.rpc_client import RpcClient
+from models.workers.rpc import CallDone, CallProgress, RpcClient
 from models.workers.shared_slots import SharedSlots
-from models.workers.wire_format import Answers, Failure, Frames
 
 _log = logging.getLogger(__name__)
 
-_PIECE = 1 << 18
-
-_LEFT = "the engine process has ended, or has given this process up"
+_DISCONNECTED = "the engine process has ended, or has dropped this HTTP worker"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a worker stands: its number, and its ends of the two sockets to the engine process, one for images and one
-    for everything else."""
+class EngineConnection:
+    """The number of an HTTP worker, and its end of the socket to the engine process."""
 
     worker: int
-    images: socket.socket
-    channel: socket.socket
+    end: socket.socket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
-    """What ServingOptions say to those who decode, and the memory that they share for it. A decode of more than
-    `longest_decode_s` hangs."""
+    """The part of ServingOptions that concerns decoding, and the decode memory that all workers share. A decode that
+    takes more than `longest_decode_s` is stuck."""
 
     decode_threads: int
     decode_memory: DecodeMemory
@@ -67,36 +61,35 @@ class WorkerOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Served:
-    announced: Announced
+class _Model:
+    served: ServedVersion
     pipeline: Pipeline
     admission: Admission
     batcher: RemoteBatcher
 
     @property
     def card(self) -> ModelCard:
-        return self.announced.card
+        return self.served.card
 
     @property
     def idle(self) -> bool:
-        """Whether no image is inside, and none can come: one that nobody waits for may be with the engine process, and
-        one that is being decoded will be."""
+        """Whether no image is in flight. A cancelled one counts until its decode and its forward have ended."""
         return self.batcher.idle and not self.pipeline.decoding and not self.admission.in_flight
 
 
 class WorkerRuntime(Runtime):
-    """Waits on construction until it knows what is served; after that it belongs to the event loop that runs, as
-    LocalRuntime's coroutines do, whose protocol it has. `give_up` is told why this process should end."""
+    """The constructor blocks until it is known what is served; after that the object belongs to the
+    running event loop. `give_up` gets the reason why this process should end."""
 
     def __init__(
         self,
-        place: Place,
+        connection: EngineConnection,
         options: WorkerOptions,
         telemetry: Telemetry,
         give_up: Callable[[str], None],
     ) -> None:
         memory.keep_freed()
-        self._place = place
+        self._worker = connection.worker
         self._options = options
         self._telemetry = telemetry
         self._give_up = give_up
@@ -106,21 +99,21 @@ class WorkerRuntime(Runtime):
             longest_wait_s=options.deadline_s / 2,
             memory=options.decode_memory,
         )
-        self._served: Mapping[str, _Served] = MappingProxyType({})
+        self._models: Mapping[str, _Model] = MappingProxyType({})
         self._down: frozenset[str] = frozenset()
         self._engine_ready = False
         self._draining = False
-        self._gone = False
-        # Also those that others have taken the place of, until nobody is inside for them.
-        self._versions: dict[int, _Served] = {}
-        self._frames = Frames()
+        self._disconnected = False
+        self._state_number = -1
+        # All versions by number: those of `_models`, and replaced ones until they are idle.
+        self._versions: dict[int, _Model] = {}
         self._loop = asyncio.get_running_loop()
-        place.images.setblocking(True)
-        state, descriptors = receive_first(place.channel)
-        self._channel = Channel(place.channel, self._hear, self._channel_ended)
-        self._asking = RpcClient(self._channel.send)
-        self._take(state, deque(descriptors))
-        self._loop.add_reader(place.images, self._receive)
+        self._channel = Channel(connection.end, self._on_message, self._on_end)
+        self._rpc = RpcClient(self._channel.send)
+        while self._state_number < 0:
+            if self._disconnected:
+                raise EOFError(_DISCONNECTED)
+            self._channel.wait()
         self._supervisor = Supervisor(
             dict,
             lambda _name: None,
@@ -131,33 +124,33 @@ class WorkerRuntime(Runtime):
     @property
     def cards(self) -> Mapping[str, ModelCard]:
         """The served models by name, the default first."""
-        return MappingProxyType({name: served.card for name, served in self._served.items()})
+        return MappingProxyType({name: model.card for name, model in self._models.items()})
 
     @property
     def ready(self) -> bool:
-        """The engine process says so, and nobody drains."""
+        """Whether the engine process is ready, and this worker neither drains nor is stuck."""
         stuck = self._decode_pool.stuck(self._options.longest_decode_s)
-        return self._engine_ready and not (self._draining or self._gone or stuck)
+        return self._engine_ready and not (self._draining or self._disconnected or stuck)
 
     @property
     def draining(self) -> bool:
-        """Whether nothing new is taken any more."""
+        """Whether new requests are refused."""
         return self._draining
 
     @property
     def full(self) -> bool:
-        """Whether some model has no place for an image."""
-        return any(served.admission.full for served in self._served.values())
+        """Whether some model can admit no image."""
+        return any(model.admission.full for model in self._models.values())
 
     def refusal(self, model: str, task: Task) -> AtCapacityError | None:
         """As LocalRuntime.refusal."""
-        served = self._served.get(model)
-        return None if served is None or model in self._down else served.pipeline.refusal(task)
+        found = self._models.get(model)
+        return None if found is None or model in self._down else found.pipeline.refusal(task)
 
     async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
         """As LocalRuntime.predict."""
-        served = find_model(self._served, self._down, model)
-        return await answer(served.card, served.pipeline, request)
+        found = find_model(self._models, self._down, model)
+        return await answer(found.card, found.pipeline, request)
 
     async def compare(
         self,
@@ -167,27 +160,26 @@ class WorkerRuntime(Runtime):
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> Comparison:
         """As LocalRuntime.compare, in the engine process."""
-        comparison: Comparison = await self._asking.ask("compare", model, options, image, on_progress=on_progress)
+        comparison: Comparison = await self._rpc.call("compare", model, options, image, on_progress=on_progress)
         return comparison
 
     async def load(self, name: str, source: str | None = None) -> Loaded:
-        """As LocalRuntime.load; every worker serves it when this returns."""
-        loaded: Loaded = await self._asking.ask("load", name, source)
+        """As LocalRuntime.load. All workers serve the model when this returns."""
+        loaded: Loaded = await self._rpc.call("load", name, source)
         return loaded
 
     async def unload(self, name: str) -> None:
-        """As LocalRuntime.unload; no worker serves it when this returns."""
-        await self._asking.ask("unload", name)
+        """As LocalRuntime.unload. No worker serves the model when this returns."""
+        await self._rpc.call("unload", name)
 
     def exposition(self, accept: str, max_age_s: float, timeout_s: float) -> str:
-        """The metrics of the service, which the engine process has, in the format that `accept` asks for: those of now,
-        or those that another worker got at most `max_age_s` seconds ago. Blocks, and is not for the event loop. Raises
-        TimeoutError."""
-        asking = asyncio.run_coroutine_threadsafe(self._asking.ask("exposition", accept, max_age_s), self._loop)
-        found: str = asking.result(timeout_s)
-        return found
+        """Return the service's metrics from the engine process, in the format that `accept` asks for. They may be
+        `max_age_s` seconds old. Blocks, so not for the event loop. Raises TimeoutError."""
+        call = asyncio.run_coroutine_threadsafe(self._rpc.call("exposition", accept, max_age_s), self._loop)
+        exposition: str = call.result(timeout_s)
+        return exposition
 
-    # What the engine process alone knows is not told by each worker as well.
+    # The engine process reports these for the whole service.
 
     def queues(self) -> Mapping[str, QueueState]:
         return {}
@@ -202,13 +194,13 @@ class WorkerRuntime(Runtime):
         return None
 
     def drain(self) -> None:
-        """Take nothing new from now on; what was accepted is answered. Safe to call from a signal handler."""
+        """Refuse new requests, and answer those that were accepted. Safe to call from a signal handler."""
         self._draining = True
-        for served in self._served.values():
-            served.admission.close()
+        for model in self._models.values():
+            model.admission.close()
 
     def close(self, timeout_s: float) -> bool:
-        """Drain, and end every thread, from one that is not the event loop's. False if a decode was still running after
+        """Drain and end all threads. Not for the event loop's thread. Return False if a decode was still running after
         `timeout_s`."""
         until = perf_counter() + timeout_s
         self.drain()
@@ -216,49 +208,56 @@ class WorkerRuntime(Runtime):
         decoded = self._decode_pool.close(timeout_s)
         closed: Future[None] = Future()
 
-        def leave() -> None:
-            self._loop.remove_reader(self._place.images)
-            self._place.images.close()
+        def close_channel() -> None:
             self._channel.close()
             closed.set_result(None)
 
-        self._loop.call_soon_threadsafe(leave)
+        self._loop.call_soon_threadsafe(close_channel)
         closed.result(max(1.0, until - perf_counter()))
         return decoded
 
-    def _take(self, state: State, descriptors: deque[int]) -> None:
-        """Go by what has been announced. In one step: on the event loop nobody stands between two states."""
-        before = self._served
-        self._served = MappingProxyType(
+    def _on_message(self, message: object, descriptors: deque[int]) -> None:
+        match message:
+            case Answers() | Failure():
+                self._on_answer(message)
+            case ServingState():
+                self._apply(message, descriptors)
+            case CallProgress() | CallDone():
+                self._rpc.on_message(message)
+
+    def _apply(self, state: ServingState, descriptors: deque[int]) -> None:
+        """Serve by a new state. This is one step of the event loop, so a request sees the old state or the new one."""
+        before = self._models
+        self._models = MappingProxyType(
             {
-                each.card.name: self._versions.get(each.version) or self._begin(each, descriptors)
-                for each in state.models
+                served.card.name: self._versions.get(served.version) or self._add(served, descriptors)
+                for served in state.models
             }
         )
-        self._down, self._engine_ready = state.down, state.ready
+        self._down, self._engine_ready, self._state_number = state.down, state.ready, state.number
         if state.draining:
             self.drain()
-        for name in before.keys() - self._served.keys():
+        for name in before.keys() - self._models.keys():
             self._telemetry.model_gone(name)
-        self._forget_versions()
-        self._channel.send(Taken(state.number))
+        self._remove_versions()
+        self._channel.send(StateApplied(state.number))
 
-    def _begin(self, announced: Announced, descriptors: deque[int]) -> _Served:
-        worker, facts = self._place.worker, announced.facts
+    def _add(self, served: ServedVersion, descriptors: deque[int]) -> _Model:
+        facts = served.facts
         if not descriptors:
-            # The kernel leaves out those for which a process has no number left.
-            raise OSError(f"the memory of {facts.name} did not arrive; this process may have too many open files")
+            # The kernel drops descriptors that would exceed the limit of open files.
+            raise OSError(f"the slots of {facts.name} did not arrive; this process may have too many open files")
         descriptor = descriptors.popleft()
-        slots = SharedSlots(descriptor, announced.shape)
+        slots = SharedSlots(descriptor, served.shape)
         os.close(descriptor)
         batcher = RemoteBatcher(
-            announced.version, slots, worker, self._place.images, partial(self._drop_answer, announced.version)
+            served.version, slots, self._worker, self._channel.send, partial(self._drop_answer, served.version)
         )
         admission = Admission(
-            announced.capacity,
+            served.capacity,
             batcher.expected_seconds,
-            admitted_elsewhere=lambda: slots.inside(but=worker),
-            on_change=partial(self._tell_inside, slots),
+            admitted_elsewhere=lambda: slots.in_flight(without=self._worker),
+            on_change=partial(self._publish_in_flight, slots),
         )
         if self._draining:
             admission.close()
@@ -269,98 +268,63 @@ class WorkerRuntime(Runtime):
             admission,
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
-            on_decodes_ended=self._decodes_ended,
+            on_decodes_ended=self._on_decodes_ended,
         )
         self._telemetry.model_shown(facts.name)
-        served = self._versions[announced.version] = _Served(announced, pipeline, admission, batcher)
-        return served
+        model = self._versions[served.version] = _Model(served, pipeline, admission, batcher)
+        return model
 
-    def _tell_inside(self, slots: SharedSlots, images: int) -> None:
-        slots.count(self._place.worker, images)
+    def _publish_in_flight(self, slots: SharedSlots, images: int) -> None:
+        slots.set_in_flight(self._worker, images)
         if not images:
-            self._forget_versions()
+            self._remove_versions()
 
-    def _forget_versions(self) -> None:
-        """Keep nothing of those that are served no more, once nobody is inside for them."""
-        if len(self._versions) == len(self._served):
+    def _remove_versions(self) -> None:
+        """Remove replaced versions that are idle."""
+        if len(self._versions) == len(self._models):
             return
-        current = {served.announced.version for served in self._served.values()}
-        for version, served in list(self._versions.items()):
-            if version not in current and served.idle:
+        current = {model.served.version for model in self._models.values()}
+        for version, model in list(self._versions.items()):
+            if version not in current and model.idle:
                 del self._versions[version]
 
-    def _decodes_ended(self) -> None:
-        """From a thread of the decode pool. Only a version that is served no more waits for this."""
-        if len(self._versions) != len(self._served):
+    def _on_decodes_ended(self) -> None:
+        """From a decode thread. Only a replaced version waits for this."""
+        if len(self._versions) != len(self._models):
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._forget_versions)
+                self._loop.call_soon_threadsafe(self._remove_versions)
 
-    def _receive(self) -> None:
-        try:
-            piece = self._place.images.recv(_PIECE)
-        except OSError:
-            piece = b""
-        if not piece:
-            self._end(_LEFT)
-            return
-        try:
-            for frame in self._frames.feed(piece):
-                self._hand_out(frame)
-        except Exception as error:  # noqa: BLE001 - whatever it was: which answers are missing is not known any more
-            _log.exception("worker %d cannot read its answers", self._place.worker)
-            self._end(f"answers cannot be read: {type(error).__name__}: {error}")
-        self._forget_versions()
-
-    def _hand_out(self, frame: Answers | Failure) -> None:
-        served = self._versions.get(frame.version)
-        match frame:
-            case Answers() if served is not None:
-                served.batcher.answered(frame)
-            case Answers():
-                for answered in frame.answers:
-                    self._drop_answer(frame.version, answered.slot, answered.generation)
-            case Failure(slot=slot, generation=generation, error=error) if served is not None:
-                served.batcher.failed(slot, generation, error)
-            case Failure(slot=slot, generation=generation):
-                self._drop_answer(frame.version, slot, generation)
+    def _on_answer(self, message: Answers | Failure) -> None:
+        model = self._versions.get(message.version)
+        if isinstance(message, Answers):
+            if model is not None:
+                model.batcher.on_answers(message)
+            else:
+                for slot, _, generation, _, _ in message.answers:
+                    self._drop_answer(message.version, slot, generation)
+        elif model is not None:
+            model.batcher.on_failure(message)
+        else:
+            self._drop_answer(message.version, message.slot, message.generation)
+        self._remove_versions()
 
     def _drop_answer(self, version: int, slot: int, generation: int) -> None:
         _log.warning(
-            "worker %d dropped a stale answer: version %d, slot %d, generation %d",
-            self._place.worker,
+            "HTTP worker %d dropped a stale answer: version %d, slot %d, generation %d",
+            self._worker,
             version,
             slot,
             generation,
         )
         self._telemetry.message_dropped("answer")
 
-    def _hear(self, message: object, descriptors: deque[int]) -> None:
-        match message:
-            case State():
-                self._take(message, descriptors)
-            case Heard() | Outcome():
-                self._asking.hear(message)
-
-    def _channel_ended(self, error: Exception | None) -> None:
-        if error is None:
-            self._end(_LEFT)
-        else:
-            self._end(f"the engine process cannot be followed: {type(error).__name__}: {error}")
-
-    def _end(self, reason: str) -> None:
-        """Nobody will be answered from here on: give everybody who waits an error, and give up, so that another worker
-        takes this one's place. The engine process, if it is there, hears at once, and waits for this worker no more."""
-        if self._gone:
-            return
-        self._gone = True
-        self._loop.remove_reader(self._place.images)
-        self._channel.close()
-        # Not closed yet: a decode may be about to send.
-        with suppress(OSError):
-            self._place.images.shutdown(socket.SHUT_RDWR)
-        for served in self._versions.values():
-            name = served.card.name
-            served.batcher.abandon(lambda name=name: ModelDownError(name))  # type: ignore[misc]  # of its own name
-        self._asking.end()
+    def _on_end(self, error: Exception | None) -> None:
+        """No image is answered from here on. Fail all that wait, and have another worker take this one's place. The
+        engine process sees the socket close, and waits for this worker no more."""
+        self._disconnected = True
+        for model in self._versions.values():
+            model.batcher.abandon(partial(ModelDownError, model.card.name))
+        self._rpc.close()
         if not self._draining:
-            self._give_up(reason)
+            failed = f"a message of the engine process cannot be processed: {type(error).__name__}: {error}"
+            self._give_up(_DISCONNECTED if error is None else failed)

@@ -152,14 +152,16 @@ def start_command() -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture
-def start_patched(start_command: Callable[..., Server]) -> Callable[..., Server]:
-    """Start a service of so many workers with the `null` model and a patch, as patched_serve.py has it."""
+def start_patched(warm_command: Any) -> Iterator[Callable[..., Server]]:
+    """Start patched_serve.py with that many HTTP workers, a patch and the `null` model; it ends with the test."""
+    with contextlib.ExitStack() as running:
 
-    def start_it(workers: int | str, patch: str = "", **settings: str) -> Server:
-        command = [sys.executable, Path(__file__).with_name("patched_serve.py"), workers, patch]
-        return start_command([str(each) for each in command], GRADLESS_MODELS="null", **settings)
+        def start_it(workers: int | str, patch: str = "", **settings: str) -> Server:
+            command = [Path(__file__).with_name("patched_serve.py"), workers, patch]
+            settings = {"GRADLESS_MODELS": "null", **settings}
+            return running.enter_context(Server(warm_command.start, command, **settings))
 
-    return start_it
+        yield start_it
 
 
 @pytest.fixture(scope="session")

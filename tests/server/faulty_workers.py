@@ -1,4 +1,5 @@
-"""A service whose workers end before they serve, or are soon held to hang: `faulty_workers.py stillborn|hanging`."""
+"""A service whose HTTP workers end before they serve, or count as unresponsive after 3 s:
+`faulty_workers.py failing|unresponsive`."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ _END = "import app.workers.http_worker as worker; worker.run_worker = lambda *_:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "stillborn":
+    if sys.argv[1] == "failing":
         fork_server.PROGRAM = fork_server.PROGRAM.replace("from app", f"{_END}from app")
     else:
-        engine_process._HANGS_S = 3.0  # noqa: SLF001 - 20 s are long for a test
+        engine_process._UNRESPONSIVE_S = 3.0  # noqa: SLF001 - 20 s is long for a test
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
     engine_process.serve_with_workers(settings, 2)

@@ -1,29 +1,25 @@
-"""Short versions of two scenarios of `python -m reliability`, whose full ones take minutes: behind several processes
-each request gets its own answer."""
+"""Short runs of two scenarios of `python -m reliability`: with HTTP workers each request gets its own answer."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
-_ROOT = Path(__file__).parents[2]
-
-
-def _run(scenario: str, seconds: int) -> None:
-    command = [sys.executable, "-m", "reliability", "--only", scenario, "--seconds", str(seconds)]
-    done = subprocess.run(command, cwd=_ROOT, env=os.environ, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+from reliability.finding import Finding
+from reliability.scale import Scale
+from reliability.scenarios import own_answers, reloads
 
 
 @pytest.mark.timeout(300)
-def test_reloads_beside_clients_that_disconnect_take_no_answer_from_anybody() -> None:
-    _run("reloads", 24)
-
-
-@pytest.mark.timeout(300)
-def test_no_request_gets_the_answer_to_another_though_processes_are_killed_and_clients_disconnect() -> None:
-    _run("own-answers", 6)
+@pytest.mark.parametrize(
+    ("measure", "seconds"),
+    [
+        pytest.param(reloads.measure, 20, id="while-a-model-is-reloaded"),
+        pytest.param(own_answers.measure, 4, id="while-workers-are-killed"),
+    ],
+)
+def test_each_request_gets_its_own_answer_while_other_clients_disconnect(
+    measure: Callable[[Scale], Iterator[Finding]], seconds: float
+) -> None:
+    assert [finding for finding in measure(Scale(seconds)) if not finding.met] == []

@@ -1,4 +1,4 @@
-"""Faults of the processes themselves: of the engine process, of the fork server, and of whoever stops them all."""
+"""Faults of the processes themselves: the engine process or the fork server fails, or all are stopped and continued."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import httpx2
 import psutil
 import pytest
 
-_PATIENCE_S = 30
+_TIMEOUT_S = 30
 _WORKERS = 2
 
 
-def _until(holds: Callable[[], bool], patience_s: float = _PATIENCE_S) -> None:
-    deadline = monotonic() + patience_s
+def _until(holds: Callable[[], bool], timeout_s: float = _TIMEOUT_S) -> None:
+    deadline = monotonic() + timeout_s
     while not holds():
         assert monotonic() < deadline
         sleep(0.01)
@@ -49,11 +49,11 @@ def _workers(service: Any) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def _asking(service: Any, path: str, image: bytes | None) -> Iterator[None]:
-    """A client that asks all the time, each time on a connection of its own, whatever comes of it."""
+def _requests(service: Any, path: str, image: bytes | None) -> Iterator[None]:
+    """Send requests all the time, each on a connection of its own, and ignore their answers."""
     over = threading.Event()
 
-    def ask() -> None:
+    def send() -> None:
         while not over.is_set():
             with contextlib.suppress(httpx2.TransportError):
                 if image is None:
@@ -61,7 +61,7 @@ def _asking(service: Any, path: str, image: bytes | None) -> Iterator[None]:
                 else:
                     httpx2.post(f"{service.address}{path}", content=image, timeout=5)
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=send)
     thread.start()
     try:
         yield
@@ -76,18 +76,17 @@ async def watch(self):
     while not triggered.is_set():
         await asyncio.sleep(0.1)
     raise RuntimeError("forced")
-processes._Engine._watch = watch
+engine_process._Engine._watch = watch
 """
 
 
 @pytest.mark.parametrize(
     ("where", "patch"),
     [
-        ("a task", "from models.workers.engine_server import EngineServer; fail(EngineServer, '_forget_versions')"),
+        ("a task", "from models.workers.engine_server import EngineServer; fail(EngineServer, '_remove_versions')"),
         ("the watch over workers", _FAILING_WATCH),
-        ("a callback", "fail(processes._Engine, '_let_go')"),
+        ("a callback", "fail(engine_process._Engine, '_read_replies')"),
         ("a message", "from models.workers.channel import Channel; fail(Channel, '_receive')"),
-        ("the desk", "from models.workers.image_receiver import ImageReceiver; fail(ImageReceiver, '_look')"),
         (
             "a batch's report",
             "from models.workers.image_receiver import ImageReceiver; fail(ImageReceiver, 'batch_over')",
@@ -100,7 +99,7 @@ def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
 ) -> None:
     service = start_patched(_WORKERS, patch)
     processes = _descendants(service)
-    with _asking(service, "/v1/classify", clock_jpeg), _asking(service, "/metrics", None):
+    with _requests(service, "/v1/classify", clock_jpeg), _requests(service, "/metrics", None):
         service.process.send_signal(signal.SIGUSR1)
         failed_at = monotonic()
         assert service.exit_status() == 1, where
@@ -114,7 +113,7 @@ def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
 
 
 def test_an_exception_while_the_engine_process_ends_leaves_no_process(start_patched: Callable[..., Any]) -> None:
-    service = start_patched(_WORKERS, "fail(processes.Acceptor, 'close')")
+    service = start_patched(_WORKERS, "fail(engine_process.Acceptor, 'close')")
     processes = _descendants(service)
     service.process.send_signal(signal.SIGUSR1)
     service.process.terminate()
@@ -123,13 +122,13 @@ def test_an_exception_while_the_engine_process_ends_leaves_no_process(start_patc
     _until(lambda: not _alive(processes), 1)
 
 
-def test_an_engine_process_whose_end_hangs_is_ended_by_force(start_patched: Callable[..., Any]) -> None:
+def test_an_engine_process_that_hangs_while_ending_is_killed(start_patched: Callable[..., Any]) -> None:
     hanging = (
         "from models.workers.engine_server import EngineServer; EngineServer.close = lambda *_: asyncio.sleep(1e6)"
     )
     service = start_patched(
         _WORKERS,
-        f"import asyncio, app.workers.engine_process as p; p.FORCED_AFTER_DRAIN_S = 1; {hanging}",
+        f"import asyncio; engine_process.FORCED_AFTER_DRAIN_S = 1; {hanging}",
         GRADLESS_DRAIN_TIMEOUT_S="1",
     )
     processes = _descendants(service)
@@ -146,32 +145,32 @@ def test_when_the_engine_process_is_killed_no_worker_waits_for_a_body_that_is_ha
     processes = _descendants(service)
     with service.connect() as connection:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
-        # Another request on its own connection is answered, so the first one has been taken.
+        # A request on another connection is answered, so a worker has taken the first.
         httpx2.get(f"{service.address}/readyz").raise_for_status()
         service.process.kill()
-        # Half of the time that a client has for its body.
+        # Half of the time limit of a body.
         _until(lambda: not _alive(processes), 15)
 
 
-def test_when_the_fork_server_is_killed_workers_go_on_and_another_makes_replacements(
+def test_when_the_fork_server_is_killed_workers_serve_on_and_another_forks_replacements(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
     service = start_patched(_WORKERS)
     fork_server = _fork_server(service)
     workers = fork_server.children()
     fork_server.kill()
-    service.wait_for_line("another is started")
+    service.wait_for_line("starting another")
 
     assert _alive(workers) == workers
     for _ in range(2 * _WORKERS):
         httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
-    # One whose end the fork server cannot tell of.
+    # Its fork server is dead, so its exit status is unknown.
     workers[0].kill()
-    service.wait_for_line("another takes its place")
+    service.wait_for_line("starting a replacement")
     _until(lambda: len(_workers(service)) == 1)
-    # One that the new fork server has made.
+    # The new fork server has forked this one.
     _workers(service)[0].kill()
-    service.wait_for_line("status -9: another takes its place")
+    service.wait_for_line("status -9; starting a replacement")
     _until(lambda: len(_workers(service)) == 1)
     httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
     processes = [*workers, *_descendants(service)]
@@ -186,10 +185,10 @@ def test_a_fork_server_that_is_killed_while_workers_start_is_replaced(
 ) -> None:
     service = start_patched(_WORKERS)
     _fork_server(service).kill()
-    service.wait_for_line("another is started")
-    # It imports, and has forked nothing yet.
+    service.wait_for_line("starting another")
+    # It is importing, and has forked nothing yet.
     _fork_server(service).kill()
-    service.wait_for_line("another is started")
+    service.wait_for_line("starting another")
     httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
     service.process.terminate()
 
@@ -199,28 +198,28 @@ def test_a_fork_server_that_is_killed_while_workers_start_is_replaced(
 def test_a_service_that_was_stopped_and_continued_keeps_its_workers(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    service = start_patched(_WORKERS, "processes._HANGS_S = 4.0; processes._LATE_S = 0.5")
+    service = start_patched(_WORKERS, "engine_process._UNRESPONSIVE_S = 4.0; engine_process._LATE_S = 0.5")
     engine = psutil.Process(service.process.pid)
     workers = _workers(service)
     stopped = [engine, *workers]
     for process in stopped:
         os.kill(process.pid, signal.SIGSTOP)
     sleep(6)
-    # The engine process first: it looks before the workers have turned again.
+    # The engine process first, so that it checks the workers while their event loops stand still.
     os.kill(engine.pid, signal.SIGCONT)
     sleep(0.5)
     for worker in workers:
         os.kill(worker.pid, signal.SIGCONT)
     for _ in range(2 * _WORKERS):
         httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
-    # Longer than a worker may hang.
+    # Longer than the limit for an unresponsive worker.
     sleep(5)
 
     assert _workers(service) == workers
-    # One that hangs alone is still replaced.
+    # A worker that is stopped alone is still replaced.
     os.kill(workers[0].pid, signal.SIGSTOP)
-    service.wait_for_line("has not turned for 4 s")
-    service.wait_for_line("another takes its place")
+    service.wait_for_line("is unresponsive: no tick for 4 s")
+    service.wait_for_line("starting a replacement")
 
 
 def test_a_process_that_was_stopped_in_a_forward_and_continued_goes_on_with_it(
@@ -228,45 +227,45 @@ def test_a_process_that_was_stopped_in_a_forward_and_continued_goes_on_with_it(
 ) -> None:
     waiting = """
 import models.backends.null as null
-def wait(*given):
+def wait(*arguments):
     if "ready" in globals():
         print("waits", flush=True)
         triggered.wait()
-    return real(*given)
+    return real(*arguments)
 real, null.NullBackend.run = null.NullBackend.run, wait
 signal.signal(signal.SIGUSR2, lambda *_: globals().update(ready=True))
 """
     service = start_patched(0, waiting, GRADLESS_FORWARD_TIMEOUT_S="3")
     service.process.send_signal(signal.SIGUSR2)
     with ThreadPoolExecutor(1) as clients:
-        asking = clients.submit(httpx2.post, f"{service.address}/v1/classify", content=clock_jpeg, timeout=60)
+        request = clients.submit(httpx2.post, f"{service.address}/v1/classify", content=clock_jpeg, timeout=60)
         service.wait_for_line("waits")
         service.process.send_signal(signal.SIGSTOP)
         sleep(5)
         service.process.send_signal(signal.SIGCONT)
-        # Several looks of the supervisor.
+        # The supervisor checks several times.
         sleep(3)
         service.process.send_signal(signal.SIGUSR1)
 
-        assert asking.result().status_code == 200
+        assert request.result().status_code == 200
 
 
 def test_no_counter_falls_when_a_worker_is_killed(start_patched: Callable[..., Any], clock_jpeg: bytes) -> None:
     service = start_patched(_WORKERS, GRADLESS_METRICS_MAX_AGE_S="0")
-    # One connection is on one worker.
+    # Two connections are on two workers.
     with httpx2.Client(base_url=service.address) as client, httpx2.Client(base_url=service.address) as other:
-        for asking in (client, other):
+        for connection in (client, other):
             for _ in range(5):
-                asking.post("/v1/classify", content=clock_jpeg).raise_for_status()
+                connection.post("/v1/classify", content=clock_jpeg).raise_for_status()
         before = _counters(other.get("/metrics").text)
-        # After the last scrape: they are not lost either.
-        for asking in (client, other):
+        # These are counted after the last scrape.
+        for connection in (client, other):
             for _ in range(5):
-                asking.post("/v1/classify", content=clock_jpeg).raise_for_status()
+                connection.post("/v1/classify", content=clock_jpeg).raise_for_status()
     workers = _workers(service)
     for worker in workers:
         worker.kill()
-        service.wait_for_line("another takes its place")
+        service.wait_for_line("starting a replacement")
     _until(lambda: not _alive(workers))
     after = _counters(httpx2.get(f"{service.address}/metrics").text)
 
@@ -276,7 +275,7 @@ def test_no_counter_falls_when_a_worker_is_killed(start_patched: Callable[..., A
 
 
 def _counters(exposition: str) -> dict[str, float]:
-    """Counters and histograms, by their names and labels."""
+    """Return counters and histograms by name and labels."""
     samples = [line.rpartition(" ") for line in exposition.splitlines() if not line.startswith("#")]
     kinds = ("_total", "_count", "_sum", "_bucket")
     return {name: float(value) for name, _, value in samples if name.partition("{")[0].endswith(kinds)}

@@ -1,5 +1,4 @@
-"""Several processes that answer for one that has the model: for callers it is one service, and stays one when a process
-of it is killed."""
+"""HTTP workers and an engine process are one service for clients, also when one of the processes is killed."""
 
 from __future__ import annotations
 
@@ -22,24 +21,24 @@ import psutil
 import pytest
 
 _WORKERS = 2
-_PATIENCE_S = 30
+_TIMEOUT_S = 30
 _FAULTY = [sys.executable, str(Path(__file__).parent / "faulty_workers.py")]
 
 
 @pytest.fixture
 def ending(start_server: Callable[..., Any]) -> Any:
-    """As `worker_server`, to be killed."""
+    """Like `worker_server`, for a test that kills the engine process."""
     return start_server(GRADLESS_HTTP_WORKERS=str(_WORKERS), GRADLESS_MODELS="null")
 
 
 def _until(holds: Callable[[], bool]) -> None:
-    deadline = monotonic() + _PATIENCE_S
+    deadline = monotonic() + _TIMEOUT_S
     while not holds():
         assert monotonic() < deadline
 
 
 def _workers(service: Any) -> list[psutil.Process]:
-    """The processes that have callers' sockets or can: grandchildren by way of the process that they are forks of."""
+    """Return the HTTP workers. Their parent is the fork server, a child of the engine process."""
     children = psutil.Process(service.process.pid).children()
     return [worker for child in children for worker in child.children()]
 
@@ -48,17 +47,17 @@ def _connections(worker: psutil.Process) -> int:
     return sum(connection.status == "ESTABLISHED" for connection in worker.net_connections("tcp"))
 
 
-class _Callers:
-    """Callers that keep asking, each on connections of his own, from any of which he goes on to another."""
+class _Clients:
+    """Clients that send requests until `end`, each on connections of its own. A lost connection is replaced."""
 
-    def __init__(self, address: str, image: bytes, callers: int) -> None:
+    def __init__(self, address: str, image: bytes, clients: int) -> None:
         self._address, self._image = address, image
         self._over = threading.Event()
-        self._pool = ThreadPoolExecutor(callers)
+        self._pool = ThreadPoolExecutor(clients)
         self.answered = 0
-        self._asking = [self._pool.submit(self._ask) for _ in range(callers)]
+        self._running = [self._pool.submit(self._run) for _ in range(clients)]
 
-    def _ask(self) -> list[int | str]:
+    def _run(self) -> list[int | str]:
         ends: list[int | str] = []
         with httpx2.Client(base_url=self._address, timeout=30) as client:
             while not self._over.is_set():
@@ -70,13 +69,13 @@ class _Callers:
         return ends
 
     def end(self) -> list[list[int | str]]:
-        """What each of them was answered, or by what the connection ended."""
+        """Return the statuses of each client, with the error where a connection broke."""
         self._over.set()
         with self._pool:
-            return [asking.result() for asking in self._asking]
+            return [client.result() for client in self._running]
 
 
-def test_callers_are_spread_over_the_workers(worker_server: Any) -> None:
+def test_connections_are_spread_over_the_workers(worker_server: Any) -> None:
     connections = [worker_server.connect() for _ in range(4 * _WORKERS)]
     try:
         _until(lambda: [_connections(worker) for worker in _workers(worker_server)] == [4] * _WORKERS)
@@ -85,7 +84,7 @@ def test_callers_are_spread_over_the_workers(worker_server: Any) -> None:
             connection.close()
 
 
-def test_whichever_worker_is_asked_tells_the_metrics_of_all(
+def test_every_worker_serves_the_metrics_of_the_whole_service(
     worker_server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     def counted() -> list[float]:
@@ -97,11 +96,11 @@ def test_whichever_worker_is_asked_tells_the_metrics_of_all(
 
     before = counted()
     for _ in range(3 * _WORKERS):
-        # Each on a connection of its own, so that they come to all workers.
+        # Each has a connection of its own, so all workers get some.
         httpx2.post(f"{worker_server.address}/v1/features", content=clock_jpeg).raise_for_status()
 
-    # A batch is told of once its callers have their answers.
-    _until(lambda: counted() == [figure + 3 * _WORKERS for figure in before])
+    # A batch is counted after its requests are answered.
+    _until(lambda: counted() == [count + 3 * _WORKERS for count in before])
     for _ in range(_WORKERS):
         exposition = httpx2.get(f"{worker_server.address}/metrics").text
         assert metric_sum(exposition, "gradless_in_flight_images") == 0
@@ -114,21 +113,21 @@ def test_whichever_worker_is_asked_tells_the_metrics_of_all(
         assert metric_sum(exposition, "process_resident_memory_bytes") == pytest.approx(resident, rel=0.1)
 
 
-def test_a_worker_that_is_killed_takes_along_what_was_on_it_and_another_takes_its_place(
+def test_a_killed_worker_loses_only_its_own_requests_and_is_replaced(
     worker_server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
-    callers = _Callers(worker_server.address, clock_jpeg, 8)
-    _until(lambda: callers.answered > 100)
+    clients = _Clients(worker_server.address, clock_jpeg, 8)
+    _until(lambda: clients.answered > 100)
     killed, left = _workers(worker_server)
     killed.kill()
-    worker_server.wait_for_line("another takes its place")
+    worker_server.wait_for_line("starting a replacement")
     _until(lambda: len(_workers(worker_server)) == _WORKERS)
-    before = callers.answered
-    _until(lambda: callers.answered > before + 200)
-    ends = callers.end()
+    before = clients.answered
+    _until(lambda: clients.answered > before + 200)
+    ends = clients.end()
 
     lost = [sum(end != 200 for end in each) for each in ends]
-    # Some were on the one that was killed. Who came back while it was dying may have met it once more.
+    # Some clients were connected to the killed worker. One that reconnected at once may have reached it again.
     assert 0 < sum(times > 0 for times in lost) < len(lost)
     assert max(lost) <= 2
     assert all(each[-1] == 200 for each in ends)
@@ -138,16 +137,16 @@ def test_a_worker_that_is_killed_takes_along_what_was_on_it_and_another_takes_it
     _until(lambda: httpx2.get(f"{worker_server.address}/readyz").status_code == 200)
 
 
-def test_what_a_worker_that_is_killed_had_not_come_to_is_answered_by_another(
+def test_connections_that_a_killed_worker_had_not_taken_are_answered_by_another(
     worker_server: Any, clock_jpeg: bytes
 ) -> None:
     killed, left = _workers(worker_server)
-    # One that has not let go of the connection of a test before when it is stopped gets less than its half.
+    # If a worker still had a connection of an earlier test, it would get fewer than half.
     _until(lambda: _connections(killed) == _connections(left) == 0)
     killed.suspend()
     connections = [worker_server.connect() for _ in range(4 * _WORKERS)]
     accepting = psutil.Process(worker_server.process.pid)
-    # The accepting process keeps each connection until a worker process has taken it.
+    # The engine process keeps each connection until a worker has taken it.
     _until(lambda: _connections(left) >= 1 and _connections(left) + _connections(accepting) == len(connections))
     assert _connections(accepting) > 0
     head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n"
@@ -161,18 +160,18 @@ def test_what_a_worker_that_is_killed_had_not_come_to_is_answered_by_another(
     _until(lambda: len(_workers(worker_server)) == _WORKERS)
 
 
-def test_no_process_is_left_when_the_one_with_the_model_is_killed(ending: Any, clock_jpeg: bytes) -> None:
-    callers = _Callers(ending.address, clock_jpeg, 4)
-    _until(lambda: callers.answered > 10)
+def test_no_process_is_left_when_the_engine_process_is_killed(ending: Any, clock_jpeg: bytes) -> None:
+    clients = _Clients(ending.address, clock_jpeg, 4)
+    _until(lambda: clients.answered > 10)
     workers = _workers(ending)
     ending.process.kill()
-    ending.process.wait(_PATIENCE_S)
+    ending.process.wait(_TIMEOUT_S)
 
     _until(lambda: not any(worker.is_running() for worker in workers))
-    callers.end()
+    clients.end()
 
 
-def test_a_worker_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
+def test_a_worker_that_cannot_apply_a_load_is_replaced_and_loads_succeed(
     worker_server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     def replaced() -> float:
@@ -180,10 +179,10 @@ def test_a_worker_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
 
     before = replaced()
     unable, other = _workers(worker_server)
-    # Of the test before, or of the scrape.
+    # Connections of the test before and of the scrape are closed.
     _until(lambda: _connections(unable) == _connections(other) == 0)
     with contextlib.ExitStack() as open_until_here:
-        # Later the worker that is unable can take no connection either.
+        # Below its limit the worker can take no connection either, so connect before.
         connections = [
             open_until_here.enter_context(
                 contextlib.closing(HTTPConnection(worker_server.host, worker_server.port, 60))
@@ -195,13 +194,13 @@ def test_a_worker_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
         _until(lambda: _connections(unable) == _connections(other) == 2)
         ports = {connected.raddr.port for connected in other.net_connections("tcp")}
         loader = next(one for one in connections if one.sock.getsockname()[1] in ports)
-        # The memory of a new version comes as a file descriptor, of which it may have no more.
+        # The slots of a new version come as a file descriptor, and it may open no more files.
         _, most = unable.rlimit(psutil.RLIMIT_NOFILE)
         unable.rlimit(psutil.RLIMIT_NOFILE, (1, most))
         loader.request("POST", "/v1/models/null")
         assert loader.getresponse().status == 200
-    worker_server.wait_for_line("a message between processes cannot be acted on.*did not arrive")
-    worker_server.wait_for_line("another takes its place")
+    worker_server.wait_for_line("a message from another process cannot be processed.*did not arrive")
+    worker_server.wait_for_line("starting a replacement")
     _until(lambda: len(_workers(worker_server)) == _WORKERS)
 
     assert other in _workers(worker_server)
@@ -214,61 +213,61 @@ def test_a_worker_that_cannot_follow_a_load_is_replaced_and_loads_go_on(
 
 
 @pytest.mark.slow
-def test_workers_that_cannot_begin_end_the_service() -> None:
+def test_workers_that_fail_to_start_end_the_service() -> None:
     environment = os.environ | {"GRADLESS_MODELS": "null", "GRADLESS_PORT": "0", "GRADLESS_LOG_FORMAT": "json"}
-    command = [*_FAULTY, "stillborn"]
+    command = [*_FAULTY, "failing"]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=90, check=False)
 
     assert ended.returncode == 1
-    assert "ended with status 3: another takes its place" in ended.stderr
-    assert re.search("ended: 4 workers in a row have ended before they served", ended.stderr)
+    assert "ended with status 3; starting a replacement" in ended.stderr
+    assert re.search("ended: 4 HTTP workers in a row ended before they served", ended.stderr)
     assert '"serving"' not in ended.stderr
 
 
 @pytest.mark.slow
-def test_a_worker_whose_event_loop_hangs_is_replaced(
+def test_an_unresponsive_worker_is_replaced(
     start_command: Callable[..., Any], clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
-    service = start_command([*_FAULTY, "hanging"], GRADLESS_MODELS="null")
-    hanging, _ = _workers(service)
-    hanging.suspend()
-    service.wait_for_line("has not turned for 3 s")
-    service.wait_for_line("another takes its place")
+    service = start_command([*_FAULTY, "unresponsive"], GRADLESS_MODELS="null")
+    stopped, _ = _workers(service)
+    stopped.suspend()
+    service.wait_for_line("is unresponsive: no tick for 3 s")
+    service.wait_for_line("starting a replacement")
     _until(lambda: len(_workers(service)) == _WORKERS)
 
-    assert hanging not in _workers(service)
+    assert stopped not in _workers(service)
     exposition = httpx2.get(f"{service.address}/metrics").text
-    assert metric_sum(exposition, "gradless_worker_replacements_total", reason="hung") == 1
+    assert metric_sum(exposition, "gradless_worker_replacements_total", reason="unresponsive") == 1
     httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
 
 
-def test_a_worker_that_is_told_to_end_answers_what_it_has_and_gets_no_more(
+def test_a_worker_that_gets_sigterm_answers_its_requests_and_gets_no_more(
     worker_server: Any, clock_jpeg: bytes
 ) -> None:
-    callers = _Callers(worker_server.address, clock_jpeg, 8)
-    _until(lambda: callers.answered > 100)
-    told, _ = _workers(worker_server)
-    told.terminate()
-    worker_server.wait_for_line("ended with status 0: another takes its place")
-    before = callers.answered
-    _until(lambda: callers.answered > before + 200)
+    clients = _Clients(worker_server.address, clock_jpeg, 8)
+    _until(lambda: clients.answered > 100)
+    terminated, _ = _workers(worker_server)
+    terminated.terminate()
+    worker_server.wait_for_line("ended with status 0; starting a replacement")
+    before = clients.answered
+    _until(lambda: clients.answered > before + 200)
 
-    # It refuses what comes on connections that it has, until it has closed them.
-    assert {end for each in callers.end() for end in each} <= {200, 503}
+    # It answers 503 on its connections until it has closed them.
+    assert {end for each in clients.end() for end in each} <= {200, 503}
 
 
-# The last of those that share a service: it ends it.
+# Last of the tests that share the service, because it stops it.
 def test_what_was_accepted_under_load_is_answered_before_the_service_ends(
     worker_server: Any, clock_jpeg: bytes
 ) -> None:
     processes = [psutil.Process(worker_server.process.pid), *_workers(worker_server)]
-    callers = _Callers(worker_server.address, clock_jpeg, 8)
-    _until(lambda: callers.answered > 100)
+    clients = _Clients(worker_server.address, clock_jpeg, 8)
+    _until(lambda: clients.answered > 100)
     worker_server.process.send_signal(signal.SIGTERM)
 
     assert worker_server.exit_status() == 0
-    for each in callers.end():
-        # A no is one too, and nobody is there afterwards; but no answer breaks off, and none is missing.
+    for each in clients.end():
+        # A 503 is an answer, and later connections are refused; but no answer is missing or cut off.
         wrong = [end for end in each if end not in {200, 503, "ConnectError"}]
         assert wrong == []
     assert not any(process.is_running() for process in processes)

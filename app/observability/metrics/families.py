@@ -22,7 +22,7 @@ from models.interface.telemetry import Outcome, Stage, StaleMessage, Task, Trigg
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
 # Why an HTTP worker was replaced.
-WorkerEnd = Literal["ended", "hung"]
+WorkerEnd = Literal["ended", "unresponsive"]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -122,7 +122,7 @@ class Families:
         )
         self.worker_replacements = self._counter(
             "gradless_worker_replacements_total",
-            "HTTP worker processes restarted because one had ended or hung.",
+            "HTTP workers that were replaced because they had ended or were unresponsive.",
             reason=get_args(WorkerEnd),
         )
         self.stale_messages = self._counter(

@@ -1,10 +1,9 @@
-"""The engine process's end of a worker's socket for images. The worker is this test: it may send what no worker
-should."""
+"""The engine process's side of the images of HTTP workers. The test is the workers: it may send what none should."""
 
 from __future__ import annotations
 
 import os
-import socket
+import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,289 +16,228 @@ from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import StaleMessage
 from models.scheduling.batcher import Batcher
-from models.workers import image_receiver as desk_module
 from models.workers.image_receiver import ImageReceiver, Version
-from models.workers.outbox import Outbox
+from models.workers.messages import Answers, Failure, Submission
 from models.workers.shared_slots import SharedSlots, SlotShape
-from models.workers.wire_format import Answers, Failure, Frames, Submission, submission
 
-_PATIENCE_S = 30
+_TIMEOUT_S = 30
 _SHAPE = SlotShape(workers=2, each=4, side=2, dimensions=1, classes=0)
 
 
 @dataclass
 class _Engine:
-    """A forward that gives the first byte of each image, and waits at a gate."""
+    """A forward that returns the first byte of each image once the gate is open."""
 
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     sizes: list[int] = field(default_factory=list)
-    stale: list[StaleMessage] = field(default_factory=list)
-    lost: list[int] = field(default_factory=list)
-    lost_one: threading.Event = field(default_factory=threading.Event)
-    failures: list[str] = field(default_factory=list)
 
     def forward(self, items: Sequence[BatchItem]) -> list[ItemOutput]:
         firsts = [float(item.image.flatten()[0]) for item in items]
         self.sizes.append(len(items))
         self.entered.set()
-        assert self.gate.wait(_PATIENCE_S)
+        assert self.gate.wait(_TIMEOUT_S)
         return [ItemOutput(np.array([first], np.float32), None, None, finite=True) for first in firsts]
-
-    def lose(self, worker: int, _end: socket.socket) -> None:
-        self.lost.append(worker)
-        self.lost_one.set()
 
 
 class _Worker:
-    """What a worker has: its end of the socket, and a mapping of the slots of its own."""
+    """A worker's mapping of the slots, and the messages that it was sent."""
 
-    def __init__(self, number: int, end: socket.socket, descriptor: int) -> None:
-        end.settimeout(_PATIENCE_S)
-        self.number, self.end = number, end
+    def __init__(self, number: int, receiver: ImageReceiver, descriptor: int) -> None:
+        self.number = number
         self.slots = SharedSlots(descriptor, _SHAPE)
-        self.frames = Frames()
+        self.messages: queue.Queue[Answers | Failure] = queue.Queue()
+        self._receiver = receiver
+        receiver.add_worker(number, self.on_message)
+
+    def on_message(self, message: Answers | Failure) -> None:
+        self.messages.put(message)
 
     def slot(self, which: int = 0) -> int:
         return self.slots.of_worker(self.number)[which]
 
-    def hand_in(self, pixel: int, which: int = 0) -> Submission:
-        """Put an image of that first byte into a slot, and submit it."""
+    def submit(self, pixel: int, which: int = 0) -> Submission:
+        """Write an image with that first byte into a slot, and submit it."""
         generation = self.slots.claim(self.slot(which))
         self.slots.pixels(self.slot(which)).fill_(pixel)
-        submitted = Submission(0, self.slot(which), generation, InferenceRequest("features", fairness_key=1))
-        self.end.sendall(submission(submitted))
-        return submitted
+        submission = Submission(0, self.slot(which), generation, InferenceRequest("features", fairness_key=1))
+        self.send(submission)
+        return submission
 
-    def read(self) -> list[Answers | Failure]:
-        """The next frames, at least one."""
-        frames: list[Answers | Failure] = []
-        while not frames:
-            piece = self.end.recv(1 << 18)
-            assert piece, "the desk has closed its end"
-            frames = list(self.frames.feed(piece))
-        return frames
+    def send(self, submission: Submission) -> None:
+        self._receiver.receive(self.number, submission)
+
+    def read(self) -> Answers | Failure:
+        return self.messages.get(timeout=_TIMEOUT_S)
 
     def answer(self) -> tuple[int, int, float]:
-        """Slot, generation and feature of the next frame, which has one answer."""
-        [frame] = self.read()
-        assert isinstance(frame, Answers)
-        [answered] = frame.answers
-        return answered.slot, answered.generation, float(self.slots.read(answered.slot, 0, finite=True).features[0])
+        """Return slot, generation and feature of the next message, which has one answer."""
+        message = self.read()
+        assert isinstance(message, Answers)
+        [(slot, _, generation, _, _)] = message.answers
+        return slot, generation, float(self.slots.read(slot, 0, finite=True).features[0])
 
 
 @dataclass
-class _Desk:
-    desk: ImageReceiver
+class _Setup:
+    receiver: ImageReceiver
     engine: _Engine
     version: Version
     workers: list[_Worker]
+    stale: list[StaleMessage]
 
     def until(self, holds: Callable[[], bool]) -> None:
-        """What is waited for is told to nobody."""
+        """Poll for a condition that is not reported."""
         waiting = threading.Event()
-        for _ in range(_PATIENCE_S * 1000):
+        for _ in range(_TIMEOUT_S * 1000):
             if holds():
                 return
             waiting.wait(0.001)
-        raise AssertionError("it never came")
+        raise AssertionError("timed out")
 
 
 @pytest.fixture
-def at_desk() -> Iterator[_Desk]:
+def setup() -> Iterator[_Setup]:
     engine = _Engine()
-    desk = ImageReceiver(engine.lose, engine.failures.append, engine.stale.append)
+    stale: list[StaleMessage] = []
+    receiver = ImageReceiver(stale.append)
     descriptor = SharedSlots.create(_SHAPE)
-    batcher: Batcher[BatchItem, ItemOutput] = Batcher(engine.forward, name="tiny", on_batch=desk.batch_over)
+    batcher: Batcher[BatchItem, ItemOutput] = Batcher(engine.forward, name="tiny", on_batch=receiver.batch_over)
     version = Version(0, "tiny", descriptor, SharedSlots(descriptor, _SHAPE), batcher)
-    desk.open_for(version)
-    workers = []
-    for number in range(2):
-        here, there = socket.socketpair()
-        desk.add(number, here)
-        workers.append(_Worker(number, there, descriptor))
-    yield _Desk(desk, engine, version, workers)
+    receiver.add_version(version)
+    yield _Setup(receiver, engine, version, [_Worker(number, receiver, descriptor) for number in range(2)], stale)
     engine.gate.set()
-    assert batcher.close(_PATIENCE_S)
-    desk.close()
+    assert batcher.close(_TIMEOUT_S)
     os.close(descriptor)
-    for worker in workers:
-        worker.end.close()
-    assert engine.failures == []
 
 
-def test_an_image_is_answered_with_its_slots_generation(at_desk: _Desk) -> None:
-    at_desk.engine.gate.set()
-    [worker, _] = at_desk.workers
+def test_an_answer_names_its_slots_generation(setup: _Setup) -> None:
+    setup.engine.gate.set()
+    [worker, _] = setup.workers
     for pixel in (7, 8):
-        submitted = worker.hand_in(pixel)
+        submitted = worker.submit(pixel)
         assert worker.answer() == (submitted.slot, submitted.generation, pixel)
 
 
-def test_a_submission_that_is_repeated_is_dropped_and_counted(at_desk: _Desk) -> None:
-    [worker, _] = at_desk.workers
-    submitted = worker.hand_in(7)
-    assert at_desk.engine.entered.wait(_PATIENCE_S)
-    worker.end.sendall(submission(submitted))
-    at_desk.until(lambda: at_desk.engine.stale == ["submission"])
-    at_desk.engine.gate.set()
+def test_a_repeated_submission_is_dropped_and_counted(setup: _Setup) -> None:
+    [worker, _] = setup.workers
+    submitted = worker.submit(7)
+    assert setup.engine.entered.wait(_TIMEOUT_S)
+    worker.send(submitted)
+    setup.until(lambda: setup.stale == ["submission"])
+    setup.engine.gate.set()
     assert worker.answer() == (submitted.slot, submitted.generation, 7)
-    worker.end.sendall(submission(submitted))
-    other = worker.hand_in(9)
+    worker.send(submitted)
+    other = worker.submit(9)
 
     assert worker.answer() == (other.slot, other.generation, 9)
-    assert at_desk.engine.stale == ["submission", "submission"]
-    assert at_desk.engine.sizes == [1, 1]
+    assert setup.stale == ["submission", "submission"]
+    assert setup.engine.sizes == [1, 1]
 
 
-def test_the_answer_of_a_slots_earlier_image_is_not_written_over_the_next_ones_pixels(at_desk: _Desk) -> None:
-    [worker, _] = at_desk.workers
-    worker.hand_in(7)
-    assert at_desk.engine.entered.wait(_PATIENCE_S)
-    # No worker does so while the engine process has an image of the slot.
+def test_the_answer_of_an_earlier_image_does_not_overwrite_the_pixels_of_its_slots_next_image(setup: _Setup) -> None:
+    [worker, _] = setup.workers
+    worker.submit(7)
+    assert setup.engine.entered.wait(_TIMEOUT_S)
+    # A correct worker does not claim a slot that is in use.
     slot = worker.slot()
     generation = worker.slots.claim(slot)
     worker.slots.pixels(slot).fill_(200)
-    at_desk.engine.gate.set()
-    at_desk.until(lambda: at_desk.engine.stale == ["answer"])
+    setup.engine.gate.set()
+    setup.until(lambda: setup.stale == ["answer"])
 
     assert worker.slots.pixels(slot).flatten().tolist() == [200] * 12
-    worker.end.sendall(submission(Submission(0, slot, generation, InferenceRequest("features", fairness_key=1))))
+    worker.send(Submission(0, slot, generation, InferenceRequest("features", fairness_key=1)))
     assert worker.answer() == (slot, generation, 200)
-    at_desk.until(lambda: not at_desk.desk._inside[0])  # noqa: SLF001
+    setup.until(lambda: not setup.receiver._in_flight[0])  # noqa: SLF001
 
 
-def test_an_image_that_is_abandoned_in_the_queue_is_let_go_without_the_batchers_lock(
-    at_desk: _Desk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    [worker, _] = at_desk.workers
-    batcher = at_desk.version.batcher
-    others_went_on: list[bool] = []
-    send = Outbox.send
+def test_a_cancelled_image_in_the_queue_is_answered_without_the_batchers_lock(setup: _Setup) -> None:
+    [worker, _] = setup.workers
+    batcher = setup.version.batcher
+    lock_was_free: list[bool] = []
 
-    def watched(outbox: Outbox, frame: bytes) -> None:
+    def on_message(message: Answers | Failure) -> None:
         other = threading.Thread(target=batcher.running_seconds, daemon=True)
         other.start()
         other.join(5)
-        others_went_on.append(not other.is_alive())
-        send(outbox, frame)
+        lock_was_free.append(not other.is_alive())
+        worker.messages.put(message)
 
-    worker.hand_in(7)
-    assert at_desk.engine.entered.wait(_PATIENCE_S)
-    leaving = worker.hand_in(8, which=1)
-    at_desk.until(lambda: batcher.depth == 1)
-    assert worker.slots.abandon(leaving.slot, leaving.generation)
-    monkeypatch.setattr(Outbox, "send", watched)
-    at_desk.engine.gate.set()
+    worker.submit(7)
+    assert setup.engine.entered.wait(_TIMEOUT_S)
+    cancelled = worker.submit(8, which=1)
+    assert batcher.depth == 1
+    assert worker.slots.cancel(cancelled.slot, cancelled.generation)
+    setup.receiver.add_worker(worker.number, on_message)
+    setup.engine.gate.set()
 
-    frames = worker.read()
-    while len(frames) < 2:
-        frames += worker.read()
-    assert frames[1] == Failure(0, leaving.slot, leaving.generation, None)
-    assert others_went_on == [True, True]
+    assert isinstance(worker.read(), Answers)
+    assert worker.read() == Failure(0, cancelled.slot, cancelled.generation, None)
+    assert lock_was_free == [True, True]
 
 
-def test_an_image_that_is_abandoned_is_let_go_when_its_batcher_is(at_desk: _Desk) -> None:
-    [worker, _] = at_desk.workers
-    batcher = at_desk.version.batcher
-    worker.hand_in(7)
-    assert at_desk.engine.entered.wait(_PATIENCE_S)
-    leaving = worker.hand_in(8, which=1)
-    at_desk.until(lambda: batcher.depth == 1)
-    worker.slots.abandon(leaving.slot, leaving.generation)
+def test_a_cancelled_image_is_answered_when_its_batcher_is_abandoned(setup: _Setup) -> None:
+    [worker, _] = setup.workers
+    batcher = setup.version.batcher
+    worker.submit(7)
+    assert setup.engine.entered.wait(_TIMEOUT_S)
+    cancelled = worker.submit(8, which=1)
+    setup.until(lambda: batcher.depth == 1)
+    worker.slots.cancel(cancelled.slot, cancelled.generation)
     batcher.abandon(lambda: ModelDownError("tiny"))
 
-    frames = worker.read()
-    while len(frames) < 2:
-        frames += worker.read()
-    assert frames[1] == Failure(0, leaving.slot, leaving.generation, None)
-    at_desk.until(lambda: not at_desk.desk._inside[0])  # noqa: SLF001
+    assert isinstance(worker.read(), Failure)
+    assert worker.read() == Failure(0, cancelled.slot, cancelled.generation, None)
+    setup.until(lambda: not setup.receiver._in_flight[0])  # noqa: SLF001
 
 
-def test_abandoning_an_image_does_not_abandon_the_next_one_of_its_slot(at_desk: _Desk) -> None:
-    at_desk.engine.gate.set()
-    [worker, _] = at_desk.workers
-    first = worker.hand_in(7)
+def test_cancelling_an_image_does_not_cancel_the_next_one_of_its_slot(setup: _Setup) -> None:
+    setup.engine.gate.set()
+    [worker, _] = setup.workers
+    first = worker.submit(7)
     worker.answer()
     worker.slots.claim(first.slot)
-    worker.slots.abandon(first.slot, first.generation)
+    worker.slots.cancel(first.slot, first.generation)
 
-    assert not worker.slots.abandoned(first.slot, first.generation + 1)
-    assert worker.slots.abandoned(first.slot, first.generation)
-    assert worker.slots.abandon(first.slot, first.generation + 1)
+    assert not worker.slots.cancelled(first.slot, first.generation + 1)
+    assert worker.slots.cancelled(first.slot, first.generation)
+    assert worker.slots.cancel(first.slot, first.generation + 1)
 
 
-def test_a_worker_that_hands_in_what_is_not_its_own_is_lost_alone(at_desk: _Desk) -> None:
-    at_desk.engine.gate.set()
-    faulty, other = at_desk.workers
-    faulty.end.sendall(submission(Submission(0, other.slot(), 1, InferenceRequest("features", fairness_key=1))))
-    assert at_desk.engine.lost_one.wait(_PATIENCE_S)
-    assert faulty.end.recv(1) == b""
-    submitted = other.hand_in(9)
+def test_a_submission_of_another_workers_slot_is_refused(setup: _Setup) -> None:
+    setup.engine.gate.set()
+    faulty, other = setup.workers
+    with pytest.raises(ValueError, match="does not belong to HTTP worker 0"):
+        faulty.send(Submission(0, other.slot(), 1, InferenceRequest("features", fairness_key=1)))
+    submitted = other.submit(9)
 
     assert other.answer() == (submitted.slot, submitted.generation, 9)
-    assert at_desk.engine.lost == [0]
 
 
-def test_an_image_of_a_version_that_is_gone_is_refused_by_its_generation(at_desk: _Desk) -> None:
-    [worker, _] = at_desk.workers
-    at_desk.desk.close_for(at_desk.version)
-    submitted = worker.hand_in(7)
-    [failure] = worker.read()
+def test_an_image_of_a_removed_version_fails_with_its_generation(setup: _Setup) -> None:
+    [worker, _] = setup.workers
+    setup.receiver.remove_version(setup.version)
+    submitted = worker.submit(7)
+    failure = worker.read()
 
     assert isinstance(failure, Failure)
     assert (failure.slot, failure.generation) == (submitted.slot, submitted.generation)
     assert isinstance(failure.error, ModelGoneError)
-    assert not at_desk.desk._inside[0]  # noqa: SLF001
+    assert not setup.receiver._in_flight[0]  # noqa: SLF001
 
 
-def test_a_worker_that_reads_nothing_holds_up_no_other(at_desk: _Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Longer than this test: nobody may wait for it.
-    monkeypatch.setattr(desk_module, "_PATIENCE_S", 1000.0)
-    at_desk.engine.gate.set()
-    silent, other = at_desk.workers
-    outbox = at_desk.desk._workers[0].outbox  # noqa: SLF001
-    while not outbox.full:
-        outbox.send(bytes(1 << 16))
-    silent.hand_in(7)
-    at_desk.until(lambda: at_desk.engine.sizes == [1])
-    submitted = other.hand_in(9)
-
-    assert other.answer() == (submitted.slot, submitted.generation, 9)
-    assert at_desk.engine.lost == []
-
-
-def test_a_worker_that_goes_on_reading_is_not_given_up_for_what_it_had_not_read(at_desk: _Desk) -> None:
-    at_desk.engine.gate.set()
-    [worker, _] = at_desk.workers
-    outbox = at_desk.desk._workers[0].outbox  # noqa: SLF001
-    sent = 0
-    while not outbox.full:
-        outbox.send(bytes(1 << 16))
-        sent += 1 << 16
-    submitted = worker.hand_in(7)
-    while sent:
-        sent -= len(worker.end.recv(min(sent, 1 << 16)))
-
-    assert worker.answer() == (submitted.slot, submitted.generation, 7)
-    assert at_desk.engine.lost == []
-
-
-def test_slots_of_a_worker_that_was_killed_go_to_another_with_their_generations(at_desk: _Desk) -> None:
-    killed, _ = at_desk.workers
-    before = killed.hand_in(7)
-    assert at_desk.engine.entered.wait(_PATIENCE_S)
-    killed.end.close()
-    assert at_desk.engine.lost_one.wait(_PATIENCE_S)
-    # Its image is in a forward: until that is over, no other worker may have the slot.
-    assert at_desk.desk.busy_with(0)
-    at_desk.engine.gate.set()
-    at_desk.until(lambda: not at_desk.desk.busy_with(0))
-    here, there = socket.socketpair()
-    at_desk.desk.add(0, here)
-    replacement = _Worker(0, there, at_desk.version.descriptor)
-    after = replacement.hand_in(9)
+def test_a_replacement_gets_the_slots_of_a_killed_worker_with_their_generations(setup: _Setup) -> None:
+    killed, _ = setup.workers
+    before = killed.submit(7)
+    assert setup.engine.entered.wait(_TIMEOUT_S)
+    setup.receiver.remove_worker(0)
+    # Its image is in a forward; until that ends, no other worker may use the slot.
+    assert setup.receiver.uses(0)
+    setup.engine.gate.set()
+    setup.until(lambda: not setup.receiver.uses(0))
+    replacement = _Worker(0, setup.receiver, setup.version.descriptor)
+    after = replacement.submit(9)
 
     assert replacement.answer() == (before.slot, before.generation + 1, 9)
     assert after.generation == before.generation + 1
-    replacement.end.close()

@@ -1,5 +1,5 @@
-"""Workers decode, and one engine process answers them all as it would by itself. Here both are in one process, with the
-memory and the sockets between them that they have when they are not."""
+"""HTTP workers decode, and one engine process answers them all as it would alone. Here both are in one process, with
+the same memory and sockets between them."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ServingOptions
 from models.serving.runtime import LocalRuntime
 from models.workers.engine_server import EngineServer
-from models.workers.worker_runtime import Place, WorkerOptions, WorkerRuntime
+from models.workers.worker_runtime import EngineConnection, WorkerOptions, WorkerRuntime
 
 pytestmark = pytest.mark.anyio
 
-_PATIENCE_S = 30
+_TIMEOUT_S = 30
 
 HandedOver = Callable[[int], Awaitable[None]]
 
 
 class _Counts(NoTelemetry):
-    """What a worker has counted, or the engine process."""
+    """Counts of a worker, or of the engine process."""
 
     def __init__(self) -> None:
         self.outcomes: Counter[str] = Counter()
@@ -75,79 +75,78 @@ class _Counts(NoTelemetry):
 
 @dataclass
 class _Service:
-    house: EngineServer
-    engine: _Counts
+    engine: EngineServer
+    engine_counts: _Counts
     workers: list[WorkerRuntime]
     counts: list[_Counts]
-    sockets: list[tuple[socket.socket, socket.socket]]
+    sockets: list[socket.socket]
     reasons: list[str]
     lost: list[int]
-    # Formats in which the engine process has told its metrics.
+    # Formats in which the engine process has built its metrics.
     scraped: list[str]
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(_PATIENCE_S):
-        while not holds():  # noqa: ASYNC110 - what is waited for is told to nobody
+    async with asyncio.timeout(_TIMEOUT_S):
+        while not holds():  # noqa: ASYNC110 - the condition is not reported
             await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
 async def _started(spec: ModelSpec, workers: int = 2, **options: Any) -> AsyncIterator[_Service]:
-    wanted = ServingOptions(**{"models": [spec], "device": "cpu", "backend": "eager", "decode_threads": 2, **options})
-    service = _Service(None, _Counts(), [], [], [], [], [], [])  # type: ignore[arg-type]  # the house is built next
+    serving = ServingOptions(**{"models": [spec], "device": "cpu", "backend": "eager", "decode_threads": 2, **options})
+    service = _Service(None, _Counts(), [], [], [], [], [], [])  # type: ignore[arg-type]  # the engine is built below
 
     def own_metrics(accept: str) -> str:
         service.scraped.append(accept)
         return f"engine {accept}"
 
-    service.house = EngineServer(
-        wanted,
+    service.engine = EngineServer(
+        serving,
         2 * workers,
-        service.engine,
+        service.engine_counts,
         own_metrics,
         give_up=service.reasons.append,
         on_lost=service.lost.append,
         on_fault=lambda error: service.reasons.append(str(error)),
     )
-    looking = asyncio.create_task(service.house.look_after())
+    running = asyncio.create_task(service.engine.run())
     try:
         for number in range(workers):
-            images, its_images = socket.socketpair()
-            channel, its_channel = socket.socketpair()
-            service.house.add(number, images, channel)
+            end, its_end = socket.socketpair()
+            service.engine.add(number, end)
             service.counts.append(_Counts())
-            service.sockets.append((its_images, its_channel))
+            service.sockets.append(its_end)
             service.workers.append(
                 WorkerRuntime(
-                    Place(number, its_images, its_channel),
+                    EngineConnection(number, its_end),
                     WorkerOptions(
                         decode_threads=2,
-                        decode_memory=DecodeMemory(wanted.limits.max_decode_bytes),
-                        limits=wanted.limits,
-                        deadline_s=wanted.deadline_s,
-                        longest_decode_s=wanted.longest_decode_s,
+                        decode_memory=DecodeMemory(serving.limits.max_decode_bytes),
+                        limits=serving.limits,
+                        deadline_s=serving.deadline_s,
+                        longest_decode_s=serving.longest_decode_s,
                     ),
                     service.counts[-1],
                     service.reasons.append,
                 )
             )
-        await asyncio.wait_for(service.house.greeted(workers), _PATIENCE_S)
+        await asyncio.wait_for(service.engine.wait_for_workers(workers), _TIMEOUT_S)
         yield service
     finally:
         for worker in service.workers:
-            assert await asyncio.to_thread(worker.close, _PATIENCE_S)
-        looking.cancel()
+            assert await asyncio.to_thread(worker.close, _TIMEOUT_S)
+        running.cancel()
         with suppress(asyncio.CancelledError):
-            await looking
-        assert await service.house.close(_PATIENCE_S)
+            await running
+        assert await service.engine.close(_TIMEOUT_S)
 
 
 async def _ask(worker: WorkerRuntime, *images: bytes, task: Task = "classify", top_k: int = 3) -> Answer:
     return await worker.predict(None, InferenceRequest(task, images, top_k=top_k))
 
 
-def _told(answer: Answer) -> list[Any]:
+def _contents(answer: Answer) -> list[Any]:
     return [
         (result.classes, result.features.tolist()) if isinstance(result, Prediction) else str(result)
         for result in answer.results
@@ -177,17 +176,17 @@ async def test_the_answer_is_what_one_process_would_give(
                 assert one.seconds.queue >= 0
 
 
-async def test_an_answer_is_kept_when_its_slot_is_anothers(
+async def test_an_answer_stays_valid_when_another_image_uses_its_slot(
     tiny: ModelSpec, clock_png: bytes, clock_jpeg: bytes
 ) -> None:
     async with _started(tiny, workers=1, queue_capacity=64) as service:
         first = await _ask(service.workers[0], clock_png)
-        before = _told(first)
+        before = _contents(first)
         for _ in range(200):
             await _ask(service.workers[0], clock_jpeg)
 
-        assert _told(first) == before
-        assert _told(await _ask(service.workers[0], clock_png)) == before
+        assert _contents(first) == before
+        assert _contents(await _ask(service.workers[0], clock_png)) == before
 
 
 async def test_a_bad_image_fails_alone(tiny: ModelSpec, clock_png: bytes) -> None:
@@ -207,9 +206,9 @@ async def test_images_of_all_workers_share_a_batch(
         gate.clear()
         entered.clear()
         first = asyncio.create_task(_ask(service.workers[0], clock_png))
-        await asyncio.to_thread(entered.wait, _PATIENCE_S)
+        await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         others = [asyncio.create_task(_ask(worker, clock_png)) for worker in service.workers]
-        await _until(lambda: service.house.serving.queues()["tiny"].depth == 2)
+        await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 2)
         gate.set()
         await first
         sizes = [result.batch.size for answer in await asyncio.gather(*others) for result in answer.results]  # type: ignore[union-attr]
@@ -217,32 +216,32 @@ async def test_images_of_all_workers_share_a_batch(
     assert sizes == [2, 2]
 
 
-async def test_no_two_requests_of_a_worker_share_a_fairness_key(
+async def test_each_request_of_a_worker_has_a_fairness_key_of_its_own(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys: list[object] = []
     submit = Batcher.submit
 
-    def record(batcher: Batcher[Any, Any], item: BatchItem, **others: Any) -> Any:
+    def recorded(batcher: Batcher[Any, Any], item: BatchItem, **others: Any) -> Any:
         keys.append(item.request.fairness_key)
         return submit(batcher, item, **others)
 
-    monkeypatch.setattr(Batcher, "submit", record)
+    monkeypatch.setattr(Batcher, "submit", recorded)
     async with _started(tiny, workers=1) as service:
         for _ in range(20):
             await _ask(service.workers[0], clock_png, clock_png)
-    # The two images of a request share their key.
+    # The two images of a request share it.
     assert keys[::2] == keys[1::2]
     assert len(set(keys)) == 20
 
 
-async def test_a_load_that_was_given_up_keeps_no_slots_when_it_ends_after_all(tiny: ModelSpec) -> None:
+async def test_a_load_that_ends_after_its_timeout_keeps_no_slots(tiny: ModelSpec) -> None:
     builds, hold = [0], threading.Event()
 
     def build() -> Classifier:
         builds[0] += 1
         if builds[0] > 1:
-            assert hold.wait(_PATIENCE_S)
+            assert hold.wait(_TIMEOUT_S)
         return tiny.build()
 
     async with _started(replace(tiny, build=build), workers=1, load_timeout_s=0.1) as service:
@@ -250,40 +249,40 @@ async def test_a_load_that_was_given_up_keeps_no_slots_when_it_ends_after_all(ti
             await service.workers[0].load("tiny", None)
         [loader] = [thread for thread in threading.enumerate() if thread.name == "loader-tiny"]
         hold.set()
-        await asyncio.to_thread(loader.join, _PATIENCE_S)
-        await _until(lambda: len(service.house._open) == 1)  # noqa: SLF001
-        assert service.house.serving.cards["tiny"].version == 1
+        await asyncio.to_thread(loader.join, _TIMEOUT_S)
+        await _until(lambda: len(service.engine._versions) == 1)  # noqa: SLF001
+        assert service.engine.runtime.cards["tiny"].version == 1
 
 
-async def test_images_whose_clients_have_left_take_no_place_in_the_queue_from_others(
+async def test_cancelled_images_take_no_capacity_from_others(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
     async with _started(gated, workers=1, queue_capacity=4) as service:
         [worker] = service.workers
-        queue = service.house.serving.queues
+        queue = service.engine.runtime.queues
         gate.clear()
         entered.clear()
         first = asyncio.create_task(_ask(worker, clock_png))
-        await asyncio.to_thread(entered.wait, _PATIENCE_S)
-        leaving = asyncio.create_task(_ask(worker, clock_png, clock_png, clock_png))
+        await asyncio.to_thread(entered.wait, _TIMEOUT_S)
+        cancelled = asyncio.create_task(_ask(worker, clock_png, clock_png, clock_png))
         await _until(lambda: queue()["tiny"].depth == 3)
-        leaving.cancel()
+        cancelled.cancel()
         with suppress(asyncio.CancelledError):
-            await leaving
+            await cancelled
         staying = asyncio.create_task(_ask(worker, clock_png, clock_png, clock_png))
-        # Those who left are in the queue until it moves.
+        # Cancelled images stay in the queue until a batch forms.
         await _until(lambda: staying.done() or queue()["tiny"].depth == 6)
         gate.set()
         assert len((await staying).results) == 3
         await first
 
 
-async def test_workers_share_the_places_of_a_model(gated: ModelSpec, gate: threading.Event, clock_png: bytes) -> None:
+async def test_workers_share_the_capacity_of_a_model(gated: ModelSpec, gate: threading.Event, clock_png: bytes) -> None:
     async with _started(gated, queue_capacity=3) as service:
         one, other = service.workers
         gate.clear()
         inside = asyncio.create_task(_ask(one, clock_png, clock_png))
-        await _until(lambda: service.house.serving.queues()["tiny"].in_flight == 2)
+        await _until(lambda: service.engine.runtime.queues()["tiny"].in_flight == 2)
         with pytest.raises(OverloadedError) as refused:
             await _ask(other, clock_png, clock_png)
         last = asyncio.create_task(_ask(other, clock_png))
@@ -293,11 +292,11 @@ async def test_workers_share_the_places_of_a_model(gated: ModelSpec, gate: threa
         assert one.refusal("tiny", "classify") is not None
         gate.set()
         await asyncio.gather(inside, last)
-        assert service.house.serving.queues()["tiny"].in_flight == 0
+        assert service.engine.runtime.queues()["tiny"].in_flight == 0
         assert not one.full
 
 
-async def test_what_a_caller_no_longer_waits_for_is_not_computed(
+async def test_no_forward_runs_for_a_request_that_was_cancelled_in_the_queue(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, handed_over: HandedOver, clock_png: bytes
 ) -> None:
     async with _started(gated, workers=1) as service:
@@ -305,26 +304,26 @@ async def test_what_a_caller_no_longer_waits_for_is_not_computed(
         gate.clear()
         entered.clear()
         first = asyncio.create_task(_ask(worker, clock_png))
-        await asyncio.to_thread(entered.wait, _PATIENCE_S)
+        await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         second = asyncio.create_task(_ask(worker, clock_png))
         await handed_over(2)
-        await _until(lambda: service.house.serving.queues()["tiny"].depth == 1)
-        for caller in (first, second):
-            caller.cancel()
+        await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 1)
+        for request in (first, second):
+            request.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
         gate.set()
         third = await _ask(worker, clock_png)
 
-        # Of the first the forward had begun; the second was dropped before one.
+        # The forward of the first had started; the second was dropped before its forward.
         assert service.counts[0].cancelled == ["forward", "queue"]
         assert isinstance(third.results[0], Prediction)
-        await _until(lambda: service.engine.batches == [1, 1])
+        await _until(lambda: service.engine_counts.batches == [1, 1])
         # All slots are free again.
         answers = [await _ask(worker, *[clock_png] * 64) for _ in range(10)]
         assert len(answers) == 10
 
 
-async def test_a_model_that_one_worker_loads_all_serve_when_it_is_told_so(tiny: ModelSpec, clock_png: bytes) -> None:
+async def test_all_workers_serve_a_model_when_the_load_of_one_returns(tiny: ModelSpec, clock_png: bytes) -> None:
     async with _started(tiny) as service:
         one, other = service.workers
         loaded = await one.load("null", "null")
@@ -344,7 +343,7 @@ async def test_a_model_that_one_worker_loads_all_serve_when_it_is_told_so(tiny: 
             await one.load("other", "no/such/folder")
 
 
-async def test_no_request_is_lost_while_a_model_is_replaced(tiny: ModelSpec, clock_png: bytes) -> None:
+async def test_no_request_fails_while_a_model_is_replaced(tiny: ModelSpec, clock_png: bytes) -> None:
     async with _started(tiny) as service:
         await service.workers[0].load("null", "null")
         over = asyncio.Event()
@@ -357,20 +356,20 @@ async def test_no_request_is_lost_while_a_model_is_replaced(tiny: ModelSpec, clo
                 asked += 1
             return asked
 
-        callers = [asyncio.create_task(keep_asking(worker)) for worker in service.workers for _ in range(4)]
+        requests = [asyncio.create_task(keep_asking(worker)) for worker in service.workers for _ in range(4)]
         for _ in range(10):
             await service.workers[1].load("null")
         over.set()
-        assert min(await asyncio.gather(*callers)) > 0
+        assert min(await asyncio.gather(*requests)) > 0
         assert service.workers[0].cards["null"].version == 11
 
 
-async def test_memory_of_a_version_goes_with_it(tiny: ModelSpec, clock_png: bytes) -> None:
+async def test_the_memory_of_a_version_is_freed_with_it(tiny: ModelSpec, clock_png: bytes) -> None:
     def mapped() -> int:
         return Path("/proc/self/maps").read_text().count("gradless-slots")
 
     async with _started(tiny) as service:
-        # Of the tests before.
+        # Free what earlier tests mapped.
         gc.collect()
         before = mapped()
         for _ in range(5):
@@ -382,81 +381,80 @@ async def test_memory_of_a_version_goes_with_it(tiny: ModelSpec, clock_png: byte
         await _until(lambda: mapped() == before)
 
 
-async def test_the_lens_is_asked_from_any_worker_and_tells_its_progress(tiny: ModelSpec, clock_png: bytes) -> None:
+async def test_any_worker_runs_the_lens_and_receives_its_progress(tiny: ModelSpec, clock_png: bytes) -> None:
     options = ComparisonOptions(arms=("grad", "inference_mode"), batch_size=2, iterations=1)
-    heard: list[Progress] = []
+    received: list[Progress] = []
     async with _started(tiny) as service:
-        report = await service.workers[1].compare(None, options, clock_png, heard.append)
+        report = await service.workers[1].compare(None, options, clock_png, received.append)
         with pytest.raises(UndecodableImageError):
             await service.workers[1].compare(None, options, clock_png[:200])
 
     assert [arm.arm for arm in report.arms] == ["grad", "inference_mode"]
-    assert heard[0].done == 0
-    assert len(heard) > 1
+    assert received[0].done == 0
+    assert len(received) > 1
 
 
-async def test_a_comparison_ends_with_its_caller(
+async def test_a_comparison_ends_when_its_request_is_cancelled(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event
 ) -> None:
     async with _started(gated) as service:
         gate.clear()
         entered.clear()
         comparing = asyncio.create_task(service.workers[0].compare(None, ComparisonOptions(iterations=1000)))
-        await asyncio.to_thread(entered.wait, _PATIENCE_S)
+        await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         comparing.cancel()
         await asyncio.gather(comparing, return_exceptions=True)
         gate.set()
-        # Another can begin, which it could not beside the first.
+        # Another can start, so the first has ended.
         options = ComparisonOptions(arms=("grad",), batch_size=1, iterations=1)
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             while True:
                 with suppress(ComparisonRunningError):
                     await service.workers[1].compare(None, options)
                     break
 
 
-async def test_a_worker_gets_the_metrics_from_the_engine_process(tiny: ModelSpec) -> None:
+async def test_a_worker_gets_the_metrics_of_the_engine_process(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        found = await asyncio.to_thread(service.workers[1].exposition, "text", 0, _PATIENCE_S)
+        found = await asyncio.to_thread(service.workers[1].exposition, "text", 0, _TIMEOUT_S)
 
     assert found == "engine text"
 
 
-async def test_workers_that_are_asked_together_share_the_metrics_of_all(tiny: ModelSpec) -> None:
+async def test_scrapes_of_several_workers_share_one_exposition(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
         for worker in service.workers:
-            assert await asyncio.to_thread(worker.exposition, "text", 60, _PATIENCE_S) == "engine text"
+            assert await asyncio.to_thread(worker.exposition, "text", 60, _TIMEOUT_S) == "engine text"
 
     assert service.scraped == ["text"]
 
 
-async def test_a_worker_that_dies_takes_nothing_along_but_its_own(
+async def test_when_a_worker_dies_only_its_own_requests_are_lost(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
     async with _started(gated, queue_capacity=4) as service:
         dying, living = service.workers
         gate.clear()
         entered.clear()
-        callers = [asyncio.create_task(_ask(dying, clock_png))]
-        await asyncio.to_thread(entered.wait, _PATIENCE_S)
-        callers += [asyncio.create_task(_ask(dying, clock_png)) for _ in range(2)]
-        await _until(lambda: service.house.serving.queues()["tiny"].depth == 2)
-        # As the kernel does for a process that is killed.
-        for end in service.sockets[0]:
-            end.shutdown(socket.SHUT_RDWR)
+        requests = [asyncio.create_task(_ask(dying, clock_png))]
+        await asyncio.to_thread(entered.wait, _TIMEOUT_S)
+        requests += [asyncio.create_task(_ask(dying, clock_png)) for _ in range(2)]
+        await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 2)
+        # The kernel closes the socket of a killed process.
+        service.sockets[0].shutdown(socket.SHUT_RDWR)
         await _until(lambda: service.lost == [0])
-        assert service.house.serving.queues()["tiny"].in_flight == 0
-        # Its slots are in use until the forward is over: no other worker has them until then.
-        assert service.house.free_number() == 2
+        assert service.engine.runtime.queues()["tiny"].in_flight == 0
+        # Its slots are in use until the forward ends; until then no other worker gets them.
+        assert service.engine.free_number() == 2
         gate.set()
         answers = await asyncio.gather(*(_ask(living, clock_png) for _ in range(4)))
         assert all(isinstance(answer.results[0], Prediction) for answer in answers)
-        assert await asyncio.gather(*callers, return_exceptions=True)
-        await _until(lambda: service.house.free_number() == 0)
+        assert await asyncio.gather(*requests, return_exceptions=True)
+        await _until(lambda: service.engine.free_number() == 0)
         service.reasons.clear()
 
 
-async def test_loads_go_on_when_a_worker_cannot_follow_one(
+async def test_loads_succeed_when_a_worker_cannot_apply_one(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unable(*_: object) -> None:
@@ -464,86 +462,83 @@ async def test_loads_go_on_when_a_worker_cannot_follow_one(
 
     async with _started(tiny) as service:
         faulty, other = service.workers
-        monkeypatch.setattr(faulty, "_begin", unable)
-        async with asyncio.timeout(_PATIENCE_S):
+        monkeypatch.setattr(faulty, "_add", unable)
+        async with asyncio.timeout(_TIMEOUT_S):
             await other.load("null", "null")
             assert (await other.load("null")).card.version == 2
 
         assert service.lost == [0]
-        assert service.reasons == ["the engine process cannot be followed: OSError: no memory to map"]
+        assert service.reasons == ["a message of the engine process cannot be processed: OSError: no memory to map"]
         assert not faulty.ready
         with pytest.raises(ModelDownError):
             await _ask(faulty, clock_png)
         assert isinstance((await _ask(other, clock_png)).results[0], Prediction)
 
 
-async def test_a_worker_that_is_lost_keeps_its_number_for_as_long_as_its_process_runs(tiny: ModelSpec) -> None:
+async def test_a_lost_worker_keeps_its_number_while_its_process_runs(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        for end in service.sockets[0]:
-            end.shutdown(socket.SHUT_RDWR)
+        service.sockets[0].shutdown(socket.SHUT_RDWR)
         await _until(lambda: service.lost == [0])
-        await _until(lambda: service.house.free_number() == 0)
-        assert service.house.free_number(alive={0, 1}) == 2
+        await _until(lambda: service.engine.free_number() == 0)
+        assert service.engine.free_number(alive={0, 1}) == 2
         service.reasons.clear()
 
 
-async def test_places_that_a_lost_worker_still_gives_away_are_free_when_its_process_has_ended(tiny: ModelSpec) -> None:
+async def test_images_that_a_lost_worker_still_counts_are_forgotten_when_its_process_has_ended(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        for end in service.sockets[0]:
-            end.shutdown(socket.SHUT_RDWR)
+        service.sockets[0].shutdown(socket.SHUT_RDWR)
         await _until(lambda: service.lost == [0])
-        await _until(lambda: service.house.free_number() == 0)
-        # A worker that is killed says no more that these have left.
-        service.house._open[0].slots.count(0, 3)  # noqa: SLF001
-        assert service.house.serving.queues()["tiny"].in_flight == 3
-        service.house.process_ended(0)
+        await _until(lambda: service.engine.free_number() == 0)
+        # A killed worker does not set its count back.
+        service.engine._versions[0].slots.set_in_flight(0, 3)  # noqa: SLF001
+        assert service.engine.runtime.queues()["tiny"].in_flight == 3
+        service.engine.process_ended(0)
 
-        assert service.house.serving.queues()["tiny"].in_flight == 0
+        assert service.engine.runtime.queues()["tiny"].in_flight == 0
         service.reasons.clear()
 
 
-async def test_a_worker_whose_message_cannot_be_acted_on_is_lost_alone(
+async def test_a_worker_whose_message_cannot_be_processed_is_dropped_alone(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with _started(tiny) as service:
         faulty, other = service.workers
-        monkeypatch.setattr("models.workers.engine_server.RpcServer.hear", lambda *_: 1 / 0)
+        monkeypatch.setattr("models.workers.engine_server.RpcServer.on_message", lambda *_: 1 / 0)
         with pytest.raises(DrainingError):
             await faulty.load("null", "null")
         await _until(lambda: service.lost == [0])
 
         assert isinstance((await _ask(other, clock_png)).results[0], Prediction)
-        assert service.reasons == ["the engine process has ended, or has given this process up"]
+        assert service.reasons == ["the engine process has ended, or has dropped this HTTP worker"]
 
 
-async def test_workers_whose_engine_process_has_gone_say_so_to_everybody(
+async def test_a_worker_fails_all_requests_when_the_engine_process_has_ended(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
     async with _started(gated, workers=1) as service:
         [worker] = service.workers
         gate.clear()
         entered.clear()
-        caller = asyncio.create_task(_ask(worker, clock_png))
-        await asyncio.to_thread(entered.wait, _PATIENCE_S)
-        for end in service.sockets[0]:
-            end.shutdown(socket.SHUT_RDWR)
+        request = asyncio.create_task(_ask(worker, clock_png))
+        await asyncio.to_thread(entered.wait, _TIMEOUT_S)
+        service.sockets[0].shutdown(socket.SHUT_RDWR)
         with pytest.raises(ModelDownError):
-            await caller
+            await request
         with pytest.raises(ModelDownError):
             await _ask(worker, clock_png)
         assert not worker.ready
-        assert service.reasons == ["the engine process has ended, or has given this process up"]
+        assert service.reasons == ["the engine process has ended, or has dropped this HTTP worker"]
         gate.set()
 
 
-async def test_a_model_that_stops_working_is_down_for_all_workers_until_another_is_there(
+async def test_a_model_that_stops_working_is_down_for_all_workers_until_it_is_replaced(
     gated: ModelSpec, gate: threading.Event, clock_png: bytes
 ) -> None:
     async with _started(gated, forward_timeout_s=0.2) as service:
         gate.clear()
-        caller = asyncio.create_task(_ask(service.workers[0], clock_png))
+        request = asyncio.create_task(_ask(service.workers[0], clock_png))
         with pytest.raises(ModelDownError):
-            await caller
+            await request
         await _until(lambda: not any(worker.ready for worker in service.workers))
         gate.set()
         await _until(lambda: all(worker.ready and worker.cards["tiny"].version == 2 for worker in service.workers))
@@ -551,22 +546,22 @@ async def test_a_model_that_stops_working_is_down_for_all_workers_until_another_
             assert isinstance((await _ask(worker, clock_png)).results[0], Prediction)
 
 
-async def test_draining_is_for_all_workers(tiny: ModelSpec) -> None:
+async def test_all_workers_drain_when_the_engine_process_does(tiny: ModelSpec) -> None:
     async with _started(tiny) as service:
-        service.house.serving.drain()
+        service.engine.runtime.drain()
         await _until(lambda: all(worker.draining and not worker.ready for worker in service.workers))
 
 
-async def test_a_full_house_of_errors_reaches_a_worker_that_reads_them(
+async def test_many_errors_at_once_reach_a_worker_that_reads_them(
     gated: ModelSpec, gate: threading.Event, clock_png: bytes
 ) -> None:
     async with _started(gated, workers=1, forward_timeout_s=0.2) as service:
-        # As little as the kernel gives a socket.
-        for worker in service.house._desk._workers.values():  # noqa: SLF001
-            worker.end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        # The smallest buffer that the kernel gives a socket.
+        for worker in service.engine._workers.values():  # noqa: SLF001
+            worker.channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
         gate.clear()
-        callers = [asyncio.create_task(_ask(service.workers[0], clock_png)) for _ in range(200)]
-        errors = await asyncio.gather(*callers, return_exceptions=True)
+        requests = [asyncio.create_task(_ask(service.workers[0], clock_png)) for _ in range(200)]
+        errors = await asyncio.gather(*requests, return_exceptions=True)
         gate.set()
 
         assert {type(error) for error in errors} == {ModelDownError}
@@ -575,17 +570,17 @@ async def test_a_full_house_of_errors_reaches_a_worker_that_reads_them(
         assert service.lost == []
 
 
-async def test_a_worker_that_reads_no_answers_is_given_up_and_the_others_are_answered(
+async def test_a_worker_that_reads_no_answers_is_dropped_and_the_others_are_answered(
     tiny: ModelSpec, clock_png: bytes
 ) -> None:
     async with _started(tiny) as service:
         silent, living = service.workers
-        service.house._desk._workers[0].end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
-        asyncio.get_running_loop().remove_reader(service.sockets[0][0])
-        callers = [asyncio.create_task(_ask(silent, clock_png)) for _ in range(200)]
+        service.engine._workers[0].channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
+        asyncio.get_running_loop().remove_reader(service.sockets[0])
+        requests = [asyncio.create_task(_ask(silent, clock_png)) for _ in range(200)]
         await _until(lambda: service.lost == [0])
 
         assert isinstance((await _ask(living, clock_png)).results[0], Prediction)
-        for caller in callers:
-            caller.cancel()
-        await asyncio.gather(*callers, return_exceptions=True)
+        for request in requests:
+            request.cancel()
+        await asyncio.gather(*requests, return_exceptions=True)

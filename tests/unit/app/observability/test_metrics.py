@@ -54,7 +54,7 @@ def _value(metrics: Metrics, name: str, **labels: str) -> float:
     ("name", "labels"),
     [
         *(("gradless_rejected_total", {"reason": reason}) for reason in get_args(Reason)),
-        *(("gradless_worker_replacements_total", {"reason": why}) for why in ("ended", "hung")),
+        *(("gradless_worker_replacements_total", {"reason": why}) for why in ("ended", "unresponsive")),
         *(("gradless_log_lines_dropped_total", {"reason": why}) for why in ("full", "error")),
         *(
             (name, {"model": model, **labels})

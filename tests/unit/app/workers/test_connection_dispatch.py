@@ -1,9 +1,8 @@
-"""Who is handed a caller's connection, and who if that one does not take it."""
+"""Connections go to the HTTP worker with the fewest, and to another if that one does not take them."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -11,40 +10,40 @@ from typing import Any, cast
 import pytest
 
 from app.server.acceptor import Acceptor
-from app.workers.connection_dispatch import HttpWorker, hand
-from app.workers.http_worker import NO_FILES, TAKEN
+from app.workers.connection_dispatch import HttpWorker, dispatch
+from app.workers.http_worker import NO_FILES, TAKEN, WorkerStatus
 
 pytestmark = pytest.mark.anyio
 
-_PATIENCE_S = 10
+_TIMEOUT_S = 10
 
 
 class _Worker:
-    """A worker as its parent knows it, and its own end of the socket."""
+    """A worker as the engine process knows it, and the worker's end of the socket."""
 
     def __init__(self) -> None:
-        handing, self.handed = socket.socketpair()
-        handing.setblocking(False)
-        self.handed.settimeout(_PATIENCE_S)
-        self.told = (ctypes.c_uint * 2)()
-        self.known = HttpWorker(cast("Any", None), handing, self.told, cast("Any", None))
+        dispatch_socket, self.end = socket.socketpair()
+        dispatch_socket.setblocking(False)
+        self.end.settimeout(_TIMEOUT_S)
+        self.status = WorkerStatus()
+        self.known = HttpWorker(cast("Any", None), dispatch_socket, self.status, cast("Any", None))
 
     def connections(self, number: int) -> list[socket.socket]:
-        """The next that it was handed. They are not taken by that."""
+        """Return the next connections that it was sent, without a reply."""
         taken: list[socket.socket] = []
         while len(taken) < number:
-            _, descriptors, _, _ = socket.recv_fds(self.handed, number - len(taken), number)
+            _, descriptors, _, _ = socket.recv_fds(self.end, number - len(taken), number)
             taken += [socket.socket(fileno=descriptor) for descriptor in descriptors]
         return taken
 
     def take(self, number: int) -> list[socket.socket]:
         taken = self.connections(number)
-        self.handed.send(TAKEN * number)
-        assert self.known.let_go() == []
+        self.end.send(TAKEN * number)
+        assert self.known.read_replies() == []
         return taken
 
     def close(self) -> None:
-        for end in (self.handed, self.known.handing, *self.known.not_taken):
+        for end in (self.end, self.known.dispatch_socket, *self.known.unacknowledged):
             end.close()
 
 
@@ -70,11 +69,11 @@ def worker() -> Iterator[Callable[[], _Worker]]:
 
 @pytest.fixture
 def call(listener: socket.socket) -> Iterator[Callable[[], socket.socket]]:
-    """Make a connection, as a caller does; the server's ends of those may be closed as well."""
+    """Connect as a client does."""
     made: list[socket.socket] = []
 
     def make() -> socket.socket:
-        made.append(socket.create_connection(listener.getsockname(), timeout=_PATIENCE_S))
+        made.append(socket.create_connection(listener.getsockname(), timeout=_TIMEOUT_S))
         return made[-1]
 
     yield make
@@ -83,114 +82,114 @@ def call(listener: socket.socket) -> Iterator[Callable[[], socket.socket]]:
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(_PATIENCE_S):
-        while not holds():  # noqa: ASYNC110 - a socket's other end, and no event of this loop's
+    async with asyncio.timeout(_TIMEOUT_S):
+        while not holds():  # noqa: ASYNC110 - the other end of a socket reports nothing to this loop
             await asyncio.sleep(0)
 
 
 def _accepting(listener: socket.socket, workers: Callable[[], list[HttpWorker]]) -> Acceptor:
-    return Acceptor(listener, lambda connection: hand(connection, workers()))
+    return Acceptor(listener, lambda connection: dispatch(connection, workers()))
 
 
-def _is_of(connection: socket.socket, caller: socket.socket) -> bool:
-    return bool(connection.getpeername() == caller.getsockname())
+def _is_of(connection: socket.socket, client: socket.socket) -> bool:
+    return bool(connection.getpeername() == client.getsockname())
 
 
-async def test_the_worker_with_the_fewest_is_handed_the_next(
+async def test_the_worker_with_the_fewest_connections_gets_the_next(
     listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
     busy, idle = worker(), worker()
-    busy.told[0], idle.told[0] = 3, 1
+    busy.status.open_connections, idle.status.open_connections = 3, 1
     acceptor = _accepting(listener, lambda: [busy.known, idle.known])
     acceptor.open()
     for _ in range(4):
         call()
-    await _until(lambda: len(busy.known.not_taken) + len(idle.known.not_taken) == 4)
+    await _until(lambda: len(busy.known.unacknowledged) + len(idle.known.unacknowledged) == 4)
     await acceptor.close(0)
 
     assert (busy.known.open_connections, idle.known.open_connections) == (4, 4)
 
 
-async def test_one_that_does_not_turn_is_handed_nothing_while_another_does(
+async def test_a_worker_whose_event_loop_does_not_run_gets_no_connection_while_another_runs(
     listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
     hanging, busy = worker(), worker()
-    hanging.known.turned_at -= 2
-    busy.told[0] = 100
+    hanging.known.ticked_at -= 2
+    busy.status.open_connections = 100
     acceptor = _accepting(listener, lambda: [hanging.known, busy.known])
     acceptor.open()
     call()
-    await _until(lambda: len(busy.known.not_taken) == 1)
-    busy.known.turned_at -= 2
-    # Nobody turns.
+    await _until(lambda: len(busy.known.unacknowledged) == 1)
+    busy.known.ticked_at -= 2
+    # Now neither runs.
     call()
-    await _until(lambda: len(hanging.known.not_taken) == 1)
+    await _until(lambda: len(hanging.known.unacknowledged) == 1)
     await acceptor.close(0)
 
 
-async def test_what_a_worker_has_taken_is_its_own(
+async def test_a_connection_that_a_worker_has_taken_is_closed_in_the_engine_process(
     listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
     only = worker()
     acceptor = _accepting(listener, lambda: [only.known])
     acceptor.open()
-    caller = call()
+    client = call()
     await _until(lambda: only.known.open_connections == 1)
     [taken] = only.take(1)
     taken.close()
 
-    assert not only.known.not_taken
-    # Nobody else keeps it open.
-    assert caller.recv(1) == b""
+    assert not only.known.unacknowledged
+    # The client sees the end, so no other process has it open.
+    assert client.recv(1) == b""
     await acceptor.close(0)
 
 
-async def test_what_a_worker_had_not_taken_when_it_ended_others_are_handed(
+async def test_connections_that_a_worker_had_left_when_it_ended_go_to_others(
     listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
     ending, other = worker(), worker()
     workers = [ending.known]
     acceptor = _accepting(listener, lambda: workers)
     acceptor.open()
-    callers = [call() for _ in range(3)]
+    clients = [call() for _ in range(3)]
     await _until(lambda: ending.known.open_connections == 3)
     [taken] = ending.take(1)
     workers[:] = [other.known]
-    ending.handed.close()
-    acceptor.requeue(ending.known.not_taken)
-    handed = other.take(2)
+    ending.end.close()
+    acceptor.requeue(ending.known.unacknowledged)
+    received = other.take(2)
 
-    assert _is_of(taken, callers[0])
-    assert [_is_of(*pair) for pair in zip(handed, callers[1:], strict=True)] == [True, True]
-    handed[0].close()
-    assert callers[1].recv(1) == b""
+    assert _is_of(taken, clients[0])
+    assert [_is_of(*pair) for pair in zip(received, clients[1:], strict=True)] == [True, True]
+    received[0].close()
+    assert clients[1].recv(1) == b""
     taken.close()
-    handed[1].close()
+    received[1].close()
     await acceptor.close(0)
 
 
-async def test_a_connection_that_nobody_can_be_handed_waits_for_the_first_who_can(
+async def test_a_connection_without_a_worker_waits_for_one(
     listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
     workers: list[HttpWorker] = []
-    asked = asyncio.Event()
+    tried = asyncio.Event()
 
-    def those() -> list[HttpWorker]:
-        asked.set()
+    def current_workers() -> list[HttpWorker]:
+        tried.set()
         return workers
 
-    acceptor = _accepting(listener, those)
+    acceptor = _accepting(listener, current_workers)
     acceptor.open()
     call()
-    await asyncio.wait_for(asked.wait(), _PATIENCE_S)
+    await asyncio.wait_for(tried.wait(), _TIMEOUT_S)
     late = worker()
     workers.append(late.known)
-    # Although nobody else calls.
+    # Without another connection to trigger it.
     await _until(lambda: late.known.open_connections == 1)
     await acceptor.close(0)
 
 
-async def test_all_of_many_that_come_back_are_handed_on(
+async def test_many_connections_that_come_back_all_go_to_another(
     listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
     ending, other = worker(), worker()
@@ -201,42 +200,42 @@ async def test_all_of_many_that_come_back_are_handed_on(
         call()
     await _until(lambda: ending.known.open_connections == 100)
     workers[:] = [other.known]
-    acceptor.requeue(ending.known.not_taken)
+    acceptor.requeue(ending.known.unacknowledged)
     await _until(lambda: other.known.open_connections == 100)
     await acceptor.close(0)
 
 
-async def test_what_comes_back_when_nobody_listens_any_more_is_closed(
+async def test_a_connection_that_comes_back_after_the_acceptor_closed_is_closed(
     listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
     ending = worker()
     acceptor = _accepting(listener, lambda: [ending.known])
     acceptor.open()
-    caller = call()
+    client = call()
     await _until(lambda: ending.known.open_connections == 1)
     await acceptor.close(0)
-    ending.handed.close()
-    acceptor.requeue(ending.known.not_taken)
+    ending.end.close()
+    acceptor.requeue(ending.known.unacknowledged)
 
-    assert caller.recv(1) == b""
+    assert client.recv(1) == b""
 
 
-async def test_what_a_worker_has_no_file_descriptors_for_others_are_handed(
+async def test_a_connection_that_a_worker_has_no_file_descriptor_for_goes_to_another(
     listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
 ) -> None:
     full, other = worker(), worker()
-    other.told[0] = 100
+    other.status.open_connections = 100
     acceptor = _accepting(listener, lambda: [full.known, other.known])
     acceptor.open()
     client = call()
     await _until(lambda: full.known.open_connections == 1)
-    full.handed.send(NO_FILES)
-    refused = full.known.let_go()
+    full.end.send(NO_FILES)
+    refused = full.known.read_replies()
     assert refused
     acceptor.requeue(refused)
-    [handed] = other.take(1)
+    [received] = other.take(1)
 
-    assert _is_of(handed, client)
+    assert _is_of(received, client)
     assert full.known.open_connections == 0
-    handed.close()
+    received.close()
     await acceptor.close(0)

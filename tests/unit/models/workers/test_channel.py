@@ -1,38 +1,55 @@
-"""Channels carry whole objects, of any size, and file descriptors with those that have some."""
+"""A channel carries whole objects of any size, and file descriptors with those that have some."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from models.workers.channel import Channel, receive_first
+import pytest
+
+from models.interface.errors import OutOfMemoryError
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import BatchReport
+from models.workers.channel import Channel, FrameReader, frame
+from models.workers.messages import Answers, Failure, Submission
+
+_TIMEOUT_S = 30
+_ANSWERS = Answers(
+    3, BatchReport("tiny", 5, "full", 12.25, 0.5, 0.25, 2), [(7, 5, 2**40, 0.125, True), (0, 0, 1, 0.0, False)]
+)
+_BROKEN = b"\x03\0\0\0\0\0\0\0abc"
 
 
-class _Ear:
+class _Receiver:
+    """Keeps what arrives. A string has as many descriptors as it has plus signs."""
+
     def __init__(self) -> None:
-        self.heard: asyncio.Queue[tuple[Any, list[int]]] = asyncio.Queue()
+        self.received: asyncio.Queue[tuple[Any, list[int]]] = asyncio.Queue()
         self.ended = asyncio.Event()
-        self.error: Exception | None = None
 
-    def end(self, error: Exception | None) -> None:
-        self.error = error
+    def on_end(self, _error: Exception | None) -> None:
         self.ended.set()
 
-    def hear(self, message: Any, descriptors: deque[int]) -> None:
-        its_own = message.count("+") if isinstance(message, str) else 0
-        self.heard.put_nowait((message, [descriptors.popleft() for _ in range(its_own)]))
+    def on_message(self, message: Any, descriptors: deque[int]) -> None:
+        own = message.count("+") if isinstance(message, str) else 0
+        self.received.put_nowait((message, [descriptors.popleft() for _ in range(own)]))
 
 
-def _between_two(talk: Callable[[Channel, _Ear, Channel, _Ear], Any]) -> None:
+def _between_two(
+    scenario: Callable[[Channel, _Receiver, Channel, _Receiver], Coroutine[Any, Any, None]],
+) -> None:
     async def run() -> None:
-        here, there = socket.socketpair()
-        ears = _Ear(), _Ear()
-        one, other = (Channel(end, ear.hear, ear.end) for end, ear in zip((here, there), ears, strict=True))
-        await asyncio.wait_for(talk(one, ears[0], other, ears[1]), 30)
+        receivers = _Receiver(), _Receiver()
+        one, other = (
+            Channel(end, receiver.on_message, receiver.on_end)
+            for end, receiver in zip(socket.socketpair(), receivers, strict=True)
+        )
+        await asyncio.wait_for(scenario(one, receivers[0], other, receivers[1]), _TIMEOUT_S)
         one.close()
         other.close()
 
@@ -40,24 +57,39 @@ def _between_two(talk: Callable[[Channel, _Ear, Channel, _Ear], Any]) -> None:
 
 
 def test_objects_arrive_in_order_whatever_their_size() -> None:
-    async def talk(one: Channel, own: _Ear, other: Channel, ear: _Ear) -> None:
+    async def scenario(one: Channel, at_one: _Receiver, other: Channel, at_other: _Receiver) -> None:
         large = os.urandom(5_000_000)
         for message in ("first", large, None, large[::-1], "last"):
             one.send(message)
         other.send("meanwhile")
-        assert [(await ear.heard.get())[0] for _ in range(5)] == ["first", large, None, large[::-1], "last"]
-        assert (await own.heard.get())[0] == "meanwhile"
+        assert [(await at_other.received.get())[0] for _ in range(5)] == ["first", large, None, large[::-1], "last"]
+        assert (await at_one.received.get())[0] == "meanwhile"
 
-    _between_two(talk)
+    _between_two(scenario)
 
 
-def test_descriptors_come_with_their_message_and_stay_the_senders() -> None:
-    async def talk(one: Channel, _own: _Ear, _other: Channel, ear: _Ear) -> None:
+def test_objects_of_several_threads_arrive_whole_and_each_threads_in_order() -> None:
+    async def scenario(one: Channel, _at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
+        def send(thread: int) -> None:
+            for number in range(50):
+                one.send((thread, number, bytes(20_000)))
+
+        sending = [asyncio.create_task(asyncio.to_thread(send, thread)) for thread in range(3)]
+        received = [(await at_other.received.get())[0] for _ in range(150)]
+        await asyncio.gather(*sending)
+        for thread in range(3):
+            assert [number for each, number, _ in received if each == thread] == list(range(50))
+
+    _between_two(scenario)
+
+
+def test_descriptors_arrive_with_their_message_and_stay_the_senders() -> None:
+    async def scenario(one: Channel, _at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
         read, write = os.pipe()
         one.send("none")
         one.send("one+", [write])
-        assert await ear.heard.get() == ("none", [])
-        message, [received] = await ear.heard.get()
+        assert await at_other.received.get() == ("none", [])
+        message, [received] = await at_other.received.get()
         assert message == "one+"
         os.write(received, b"theirs ")
         os.write(write, b"and ours")
@@ -65,45 +97,101 @@ def test_descriptors_come_with_their_message_and_stay_the_senders() -> None:
         for descriptor in (read, write, received):
             os.close(descriptor)
 
-    _between_two(talk)
+    _between_two(scenario)
 
 
-def test_an_end_hears_once_that_the_other_is_gone_and_may_still_talk_to_nobody() -> None:
-    async def talk(one: Channel, own: _Ear, other: Channel, ear: _Ear) -> None:
-        one.send("farewell")
+def test_descriptors_arrive_with_a_message_that_waits_for_room() -> None:
+    async def scenario(one: Channel, _at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
+        read, write = os.pipe()
+        large = bytes(5_000_000)
+        one.send(large)
+        one.send("one+", [write])
+        assert (await at_other.received.get())[0] == large
+        message, [received] = await at_other.received.get()
+        assert message == "one+"
+        for descriptor in (read, write, received):
+            os.close(descriptor)
+
+    _between_two(scenario)
+
+
+def test_the_end_is_reported_once_when_the_other_end_closes_and_sending_does_nothing_then() -> None:
+    async def scenario(one: Channel, at_one: _Receiver, other: Channel, at_other: _Receiver) -> None:
+        one.send("last")
         one.close()
-        await ear.ended.wait()
-        assert (await ear.heard.get())[0] == "farewell"
-        other.send("nobody hears")
-        one.send("nobody hears")
-        assert not own.ended.is_set()
+        await at_other.ended.wait()
+        assert (await at_other.received.get())[0] == "last"
+        other.send("never received")
+        one.send("never received")
+        assert not at_one.ended.is_set()
 
-    _between_two(talk)
+    _between_two(scenario)
 
 
-def test_the_first_message_is_read_before_there_is_a_loop_and_nothing_after_it() -> None:
+def test_waiting_blocks_the_thread_until_a_message_was_processed() -> None:
     here, there = socket.socketpair()
     read, write = os.pipe()
 
     async def send() -> None:
         channel = Channel(here, lambda *_: None, lambda _: None)
-        channel.send({"first": 1}, [read])
-        channel.send("second")
+        channel.send("first+", [read])
+        channel.close()
+
+    async def receive() -> None:
+        receiver = _Receiver()
+        channel = Channel(there, receiver.on_message, receiver.on_end)
+        while receiver.received.empty():
+            channel.wait()
+        message, [descriptor] = receiver.received.get_nowait()
+        assert message == "first+"
+        os.write(write, b"x")
+        assert os.read(descriptor, 1) == b"x"
+        os.close(descriptor)
         channel.close()
 
     asyncio.run(send())
-    message, [descriptor] = receive_first(there)
-    os.write(write, b"x")
-
-    assert message == {"first": 1}
-    assert os.read(descriptor, 1) == b"x"
-    ear = _Ear()
-
-    async def hear() -> None:
-        channel = Channel(there, ear.hear, ear.end)
-        assert (await asyncio.wait_for(ear.heard.get(), 30))[0] == "second"
-        channel.close()
-
-    asyncio.run(hear())
-    for each in (read, write, descriptor):
+    asyncio.run(receive())
+    for each in (read, write):
         os.close(each)
+
+
+@pytest.mark.parametrize("step", [1, 7, 1000])
+def test_messages_are_read_out_of_pieces_of_any_size(step: int) -> None:
+    submission = Submission(1, 300, 2**40, InferenceRequest("classify", top_k=5, fairness_key=2**63 + 7))
+    sent = frame(submission) + frame(_ANSWERS) + frame(Failure(3, 9, 2**40, OutOfMemoryError("tiny")))
+    sent += frame(Failure(4, 1, 5, None))
+    reader = FrameReader()
+
+    received = [message for at in range(0, len(sent), step) for message in reader.feed(sent[at : at + step])]
+
+    failure = received.pop(2)
+    assert received == [submission, _ANSWERS, Failure(4, 1, 5, None)]
+    assert isinstance(failure.error, OutOfMemoryError)
+    assert (failure.version, failure.slot, failure.generation, failure.error.model) == (3, 9, 2**40, "tiny")
+
+
+def test_a_message_is_yielded_once_even_if_processing_it_fails() -> None:
+    reader = FrameReader()
+
+    def process(received: bytes) -> list[int]:
+        slots = []
+        for message in reader.feed(received):
+            if message.slot == 1:
+                raise KeyError(message.slot)
+            slots.append(message.slot)
+        return slots
+
+    first, second, third = (frame(Failure(0, slot, 1, None)) for slot in range(3))
+    with pytest.raises(KeyError):
+        process(first + second)
+
+    assert process(third) == [2]
+    assert process(b"") == []
+
+
+def test_a_message_that_cannot_be_unpickled_is_not_read_again() -> None:
+    reader = FrameReader()
+    with pytest.raises(pickle.UnpicklingError):
+        list(reader.feed(_BROKEN + frame(Failure(0, 4, 1, None))))
+
+    assert list(reader.feed(b"")) == [Failure(0, 4, 1, None)]

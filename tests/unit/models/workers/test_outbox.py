@@ -1,4 +1,4 @@
-"""Frames to a worker are sent whole and in order by whichever thread has one, and none of them waits for it to read."""
+"""Any thread sends frames whole and in order, and none waits for the other end to read."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 
 from models.workers.outbox import Outbox
 
-_PATIENCE_S = 30
+_TIMEOUT_S = 30
 _FRAME_BYTES = 4096
 
 
 class _Full:
-    """How often an outbox has said that its socket is full."""
+    """Counts the calls of `on_full`."""
 
     def __init__(self) -> None:
         self.times = 0
@@ -28,7 +28,7 @@ class _Full:
 def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     here, there = socket.socketpair()
     with here, there:
-        there.settimeout(_PATIENCE_S)
+        there.settimeout(_TIMEOUT_S)
         yield here, there
 
 
@@ -66,13 +66,13 @@ def test_frames_of_several_threads_arrive_whole_and_each_threads_in_order(
     frames = _read(pair[1], 400)
     over.set()
     for thread in threads:
-        thread.join(_PATIENCE_S)
+        thread.join(_TIMEOUT_S)
 
     for sender in range(4):
         assert [frame for frame in frames if frame[0] == sender] == [_frame(sender, number) for number in range(100)]
 
 
-def test_a_socket_that_is_full_holds_nobody_up_and_the_rest_follows_when_it_is_read(
+def test_sending_to_a_full_socket_does_not_block_and_the_rest_follows_when_it_is_read(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     full = _Full()
@@ -97,22 +97,22 @@ def test_a_socket_that_is_full_holds_nobody_up_and_the_rest_follows_when_it_is_r
     assert outbox.stuck_seconds() == 0
 
 
-def test_whoever_reads_learns_that_the_other_end_takes_nothing_any_more(
+def test_sending_to_a_closed_end_ends_reading_as_well(
     pair: tuple[socket.socket, socket.socket],
 ) -> None:
     outbox = Outbox(pair[0], _Full())
     pair[1].close()
-    outbox.send(b"nobody reads this")
+    outbox.send(b"never read")
 
     assert pair[0].recv(1) == b""
-    outbox.send(b"nor this")
+    outbox.send(b"never read either")
 
 
 class _SlowSocket:
-    """Stands in for a socket whose `send` takes until it is let go."""
+    """Has the methods of a socket whose `send` blocks until it is released."""
 
     def __init__(self) -> None:
-        self.sending, self.let_go = threading.Event(), threading.Event()
+        self.sending, self.release = threading.Event(), threading.Event()
         self.closed = False
 
     def setblocking(self, flag: bool) -> None:  # noqa: FBT001 - as socket has it
@@ -120,7 +120,7 @@ class _SlowSocket:
 
     def send(self, unsent: bytes) -> int:
         self.sending.set()
-        assert self.let_go.wait(_PATIENCE_S)
+        assert self.release.wait(_TIMEOUT_S)
         assert not self.closed
         return len(unsent)
 
@@ -128,17 +128,17 @@ class _SlowSocket:
         self.closed = True
 
 
-def test_a_socket_is_not_closed_under_a_thread_that_sends() -> None:
+def test_a_socket_is_not_closed_while_a_thread_sends() -> None:
     end = _SlowSocket()
-    outbox = Outbox(end, _Full())  # type: ignore[arg-type]  # has what is needed of one
+    outbox = Outbox(end, _Full())  # type: ignore[arg-type]  # it has the methods that are called
     thread = threading.Thread(target=outbox.send, args=(b"frame",))
     thread.start()
-    assert end.sending.wait(_PATIENCE_S)
-    outbox.send(b"added meanwhile, and not sent any more")
+    assert end.sending.wait(_TIMEOUT_S)
+    outbox.send(b"added meanwhile, and never sent")
     outbox.close()
     assert not end.closed
-    end.let_go.set()
-    thread.join(_PATIENCE_S)
+    end.release.set()
+    thread.join(_TIMEOUT_S)
 
     assert end.closed
     outbox.send(b"nothing")
