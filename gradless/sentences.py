@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from gradless.records import ArmName, ArmReport, LargestBatch, LeftOut, ModuleRetained, Spread
-from models.interface.units import in_bytes, in_seconds
+from gradless.units import in_bytes, in_seconds
 
 _CALLED: Mapping[ArmName, str] = {
     "grad": "grad mode",

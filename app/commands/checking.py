@@ -16,13 +16,13 @@ from rich.table import Table
 from app.main import start_serving
 from app.reports.lens_terminal import PatientConsole, waiting
 from app.settings import Settings
+from gradless.units import in_bytes, in_seconds
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
 from models.interface.errors import ImageError
 from models.interface.results import ModelCard, Prediction, ScoredClass
 from models.interface.runtime import Runtime
 from models.interface.telemetry import Task, Unheard
-from models.interface.units import in_bytes, in_seconds
 from models.model_folder import description
 from models.model_folder.building import transform_of
 from models.model_folder.description import Description, Reference

@@ -10,8 +10,8 @@ import typer
 
 from app.settings import Settings, SettingsError, load_settings
 from gradless.records import ARMS, ArmName, Comparison, ComparisonOptions
+from gradless.units import in_bytes
 from models.interface.errors import GradlessError
-from models.interface.units import in_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from app.api.lens_schemas import GradModes, SweptArm
 from app.reports import lens_charts
 from app.reports.lens_charts import Value
-from models.interface.units import in_bytes, in_seconds
+from gradless.units import in_bytes, in_seconds
 
 _TEMPLATE = "lens_report.html.jinja"
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from app.api.lens_schemas import Arm, GradModes
 from gradless import records
-from models.interface.units import in_bytes, in_seconds
+from gradless.units import in_bytes, in_seconds
 
 # Modules that are worth a line: there are hundreds.
 _MODULES = 5

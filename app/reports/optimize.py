@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from models.interface.units import in_bytes
+from gradless.units import in_bytes
 from models.optimizing.report import Accuracy, Rate, Report, Side
 
 

@@ -9,8 +9,9 @@ import psutil
 import pytest
 import torch
 
+from gradless import cgroups
 from gradless.peak import recorded_peak
-from models.hardware import cgroups, cuda, memory
+from models.hardware import cuda, memory
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda:0")

@@ -16,7 +16,7 @@ from app.reports.lens_charts import Value
 from app.reports.lens_page import page
 from app.reports.lens_terminal import counted, show
 from gradless.records import ARMS, Comparison, ComparisonOptions, Progress
-from models.interface.units import in_bytes
+from gradless.units import in_bytes
 
 NewComparison = Callable[[str, ComparisonOptions], Comparison]
 
