@@ -167,6 +167,6 @@ def _judge(comparison: Comparison) -> None:
         if report.arm == "served":
             if report.retained_bytes or report.output.requires_grad:
                 kept = in_bytes(report.retained_bytes)
-                _end(f"what is served keeps {kept} for a backward pass nobody runs", _RETAINS)
+                _end(f"what is served keeps {kept} for a backward pass that never runs", _RETAINS)
             return
     _end(f"what is served could not be run: {comparison.left_out[-1].reason}", _FAILED)

@@ -46,25 +46,12 @@ GradlessError
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
-
-class GradlessError(Exception):
-    """The root of the tree. As it is, with its message and its facts, it goes from one process to another."""
-
-    def __reduce__(
-        self,
-    ) -> tuple[Callable[..., GradlessError], tuple[type[GradlessError], tuple[Any, ...]], dict[str, Any]]:
-        # Exception's own would call the class with the message, and most are made of something else.
-        return _unmade, (type(self), self.args), self.__dict__
-
-
-def _unmade(error: type[GradlessError], said: tuple[Any, ...]) -> GradlessError:
-    made = error.__new__(error)
-    made.args = said
-    return made
+# The root of the tree and the errors of the lens library, exported again.
+from gradless.errors import ComparisonTooLargeError as ComparisonTooLargeError  # noqa: PLC0414
+from gradless.errors import GradlessError as GradlessError  # noqa: PLC0414
 
 
 class StartError(GradlessError):
@@ -323,19 +310,3 @@ class ForwardError(GradlessError):
 class ComparisonRunningError(GradlessError):
     def __init__(self) -> None:
         super().__init__("A comparison is running; one at a time.")
-
-
-class ComparisonTooLargeError(GradlessError):
-    """`needed` was predicted, and is more than is `allowed`: bytes at once, seconds in all, or of one forward."""
-
-    def __init__(
-        self, batch_size: int, what: Literal["bytes", "seconds", "forward seconds"], needed: float, allowed: float
-    ) -> None:
-        self.batch_size, self.what, self.needed, self.allowed = batch_size, what, needed, allowed
-        figures = {
-            "bytes": f"need about {needed / 1e6:.0f} MB of memory; {allowed / 1e6:.0f} MB, three quarters of what is "
-            "free, are allowed",
-            "seconds": f"take about {needed:.0f} s; {allowed:.0f} s are allowed",
-            "forward seconds": f"keep others waiting for about {needed:.0f} s a forward; {allowed:.0f} s are allowed",
-        }
-        super().__init__(f"A comparison at batch size {batch_size} would {figures[what]}.")

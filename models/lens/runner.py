@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gradless import ComparisonAbandonedError, compare_served
+from gradless.errors import ComparisonCancelledError
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.hardware import cores
 from models.inference.engine import Engine
 from models.interface.errors import ComparisonRunningError, DrainingError
+from models.lens.served import compare_served
 
 
 @dataclass(eq=False, slots=True)
@@ -67,7 +68,7 @@ class Lens:
                 engine,
                 options,
                 image=pixels,
-                abandoned=this.abandoned.is_set,
+                cancelled=this.abandoned.is_set,
                 on_progress=tell,
             )
         except BaseException:
@@ -113,7 +114,7 @@ class Lens:
             self._under_way = None
         if this.told.done():
             return
-        if done.cancelled() or isinstance(done.exception(), ComparisonAbandonedError):
+        if done.cancelled() or isinstance(done.exception(), ComparisonCancelledError):
             this.told.set_exception(DrainingError())
         elif (error := done.exception()) is not None:
             this.told.set_exception(error)

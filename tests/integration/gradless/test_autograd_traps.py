@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from gradless import compare_served
 from gradless.records import ComparisonOptions
 from models.hardware import placement
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import StartError
 from models.interface.telemetry import Unheard
+from models.lens.served import compare_served
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions

@@ -12,13 +12,14 @@ import torch
 import torchvision
 from torch import nn
 
-from gradless import ComparisonAbandonedError, budget, compare, compare_served
+from gradless import budget, compare
+from gradless.errors import ComparisonCancelledError, ComparisonTooLargeError
 from gradless.records import ARMS, ArmName, ArmReport, Comparison, ComparisonOptions, Progress
 from models.hardware import memory
 from models.hardware.placement import place
 from models.images.transforms import Transform
 from models.inference.engine import Engine
-from models.interface.errors import ComparisonTooLargeError
+from models.lens.served import compare_served
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
 
@@ -211,7 +212,7 @@ def test_a_comparison_that_would_not_fit_is_refused_with_the_figure(
 
 @pytest.mark.parametrize(
     ("limit", "words"),
-    [("MAX_SECONDS", "take about"), ("MAX_FORWARD_SECONDS", "keep others waiting for about")],
+    [("MAX_SECONDS", "take about"), ("MAX_FORWARD_SECONDS", "delay requests by about")],
 )
 def test_a_comparison_that_would_take_too_long_is_refused_with_the_figure(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, limit: str, words: str
@@ -243,9 +244,9 @@ def test_progress_goes_from_nothing_to_all_of_it_stage_by_stage(tiny_engine: Eng
 def test_an_abandoned_comparison_ends_before_its_next_forward(tiny_engine: Engine) -> None:
     forwards: list[object] = []
     tiny_engine.model.network.register_forward_pre_hook(lambda *_: forwards.append(None))
-    with pytest.raises(ComparisonAbandonedError):
+    with pytest.raises(ComparisonCancelledError):
         compare_served(
-            tiny_engine, ComparisonOptions(batch_size=2, iterations=50), abandoned=lambda: len(forwards) >= 30
+            tiny_engine, ComparisonOptions(batch_size=2, iterations=50), cancelled=lambda: len(forwards) >= 30
         )
     # In its last step a backward pass may be tried as well, on a copy that carries the same hook.
     assert 30 <= len(forwards) <= 31
@@ -270,7 +271,7 @@ def test_an_arm_that_a_network_cannot_run_is_left_out_with_its_words(
     swept = compare_served(engine, replace(SMALL, batch_size=2, sweep=(1, 2, 4)))
     assert [(point.batch_size, len(point.arms)) for point in swept.sweep] == [(2, len(ARMS)), (4, len(ARMS))]
     assert any(
-        sentence.startswith("Of the sweep, batches of 1 could not be run: ValueError: Expected more than 1 value")
+        sentence.startswith("Batch size 1 of the sweep could not be run: ValueError: Expected more than 1 value")
         for sentence in swept.sentences
     )
     assert not any("Time was up" in sentence for sentence in swept.sentences)

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import nn
 
-from gradless import compare, compare_served
+from gradless import compare
 from gradless.records import ComparisonOptions
 from models.hardware import memory
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.results import Prediction
+from models.lens.served import compare_served
 from models.serving.runtime import LocalRuntime
 
 pytestmark = pytest.mark.usefixtures("one_core")
