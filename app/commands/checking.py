@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from app.main import start_serving
-from app.reports.lens_terminal import PatientConsole, waiting
+from app.reports.terminal import PatientConsole, waiting
 from app.settings import Settings
 from gradless.units import in_bytes, in_seconds
 from models.images.samples import draw, encode

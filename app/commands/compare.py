@@ -118,14 +118,15 @@ def _read(image: Path | None) -> bytes | None:
 
 def _compared(settings: Settings, options: ComparisonOptions, image: bytes | None, console: Console) -> Comparison:
     from app.main import start_serving  # noqa: PLC0415
-    from app.reports.lens_terminal import counted, waiting  # noqa: PLC0415 - as above
+    from app.reports.progress import comparison_progress  # noqa: PLC0415
+    from app.reports.terminal import waiting  # noqa: PLC0415
     from models.interface.telemetry import Unheard  # noqa: PLC0415
 
     try:
         with waiting(console, f"loading {settings.models[0]}"):
             serving = start_serving(settings, Unheard())
         try:
-            with counted(console) as on_progress:
+            with comparison_progress(console) as on_progress:
                 return asyncio.run(serving.compare(None, options, image, on_progress))
         finally:
             serving.close(_CLOSE_TIMEOUT_S)
@@ -136,7 +137,8 @@ def _compared(settings: Settings, options: ComparisonOptions, image: bytes | Non
 def _tell(comparison: Comparison, json: Path | None, html: Path | None) -> None:
     from app.api.lens_schemas import GradModes  # noqa: PLC0415
     from app.reports.lens_page import page  # noqa: PLC0415
-    from app.reports.lens_terminal import PatientConsole, show  # noqa: PLC0415
+    from app.reports.lens_terminal import show  # noqa: PLC0415
+    from app.reports.terminal import PatientConsole  # noqa: PLC0415
 
     report = GradModes.model_validate(comparison)
     # Where stdout is for the JSON, people read the rest on stderr.
@@ -148,13 +150,13 @@ def _tell(comparison: Comparison, json: Path | None, html: Path | None) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    from app.reports.lens_terminal import leave_stdout  # noqa: PLC0415
+    from app.reports.terminal import discard_stdout  # noqa: PLC0415
 
     if path == _STDOUT:
         try:
             typer.echo(text, nl=False)
         except BrokenPipeError:
-            leave_stdout()
+            discard_stdout()
         return
     try:
         path.write_text(text, encoding="utf-8")

@@ -82,9 +82,9 @@ def evaluate(
 
 def _evaluated(job: EvaluationJob) -> tuple[bool, Evaluation]:
     """Whether all was answered, and how well."""
-    from app.reports.progress import course  # noqa: PLC0415 - as above
+    from app.reports.progress import job_progress  # noqa: PLC0415 - as above
 
-    with course("evaluate", len(job.truth.classes)) as progress, closing(job.steps()) as steps:
+    with job_progress("evaluate", len(job.truth.classes)) as progress, closing(job.steps()) as steps:
         if job.truth.unknown:
             progress.say(f"gradless: left out, no classes of the model: {', '.join(map(repr, job.truth.unknown))}")
         try:
@@ -99,7 +99,7 @@ def _evaluated(job: EvaluationJob) -> tuple[bool, Evaluation]:
 
 def _tell(evaluation: Evaluation, json: Path | None, *, complete: bool) -> None:
     from app.reports.evaluation_terminal import show  # noqa: PLC0415 - as above
-    from app.reports.lens_terminal import PatientConsole  # noqa: PLC0415
+    from app.reports.terminal import PatientConsole  # noqa: PLC0415
 
     # Where stdout is for the JSON, people read the rest on stderr.
     show(evaluation, PatientConsole(stderr=json == _STDOUT, highlight=False))

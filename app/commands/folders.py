@@ -174,11 +174,11 @@ def _on(cluster: str, paths: list[str], output: str, settings: Settings, asked: 
 
 def _worked(job: FolderJob | ClusterJob, task: str, output: str) -> int:
     """Run `job` to its end; how many files could not be answered."""
-    from app.reports.progress import course  # noqa: PLC0415 - as above
+    from app.reports.progress import job_progress  # noqa: PLC0415 - as above
 
     files = job.files
     said = 0
-    with course(task, files, done=job.done) as progress:
+    with job_progress(task, files, done=job.done) as progress:
         try:
             with closing(job.steps()) as steps:
                 for step in steps:

@@ -109,8 +109,8 @@ def _made(wanted: Wanted, settings: Settings) -> tuple[Report, bool]:
 
 
 def _tell(report: Report, wanted: Wanted, *, kept: bool) -> None:
-    from app.reports.lens_terminal import PatientConsole  # noqa: PLC0415
-    from app.reports.optimize import show  # noqa: PLC0415
+    from app.reports.optimize_terminal import show  # noqa: PLC0415
+    from app.reports.terminal import PatientConsole  # noqa: PLC0415
 
     show(report, PatientConsole(highlight=False))
     if not kept:

@@ -43,7 +43,7 @@ def build(
     """
     _need_the_extra()
     # Here, not above: other commands need not wait for it.
-    from app.reports.progress import course  # noqa: PLC0415
+    from app.reports.progress import job_progress  # noqa: PLC0415
     from models.search.building import build as built  # noqa: PLC0415
     from models.search.features_file import FeaturesFile  # noqa: PLC0415
 
@@ -51,7 +51,7 @@ def build(
     try:
         with failures_said(str(output)):
             file = FeaturesFile(features)
-            with course("index", file.rows) as told, _thumbnails(settings, wanted=thumbnails) as make:
+            with job_progress("index", file.rows) as told, _thumbnails(settings, wanted=thumbnails) as make:
                 made = built(file, output, make_thumbnails=make, on_rows=told.advance)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None

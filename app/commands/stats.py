@@ -65,7 +65,7 @@ def stats(
 def _surveyed(files: list[str], settings: Settings, served_as: str | None, workers: int | None) -> tuple[bool, Survey]:
     """Whether all was looked at, and what was found."""
     # Here, not above: other commands need not wait for it.
-    from app.reports.progress import course  # noqa: PLC0415
+    from app.reports.progress import job_progress  # noqa: PLC0415
     from models.offline.survey import Survey, survey  # noqa: PLC0415
 
     found = Survey()
@@ -76,7 +76,7 @@ def _surveyed(files: list[str], settings: Settings, served_as: str | None, worke
         transform=None if served_as is None else _transform_of(served_as),
         workers=workers,
     )
-    with course("stats", len(files)) as told:
+    with job_progress("stats", len(files)) as told:
         try:
             for path, picture in pictures:
                 found.add(path, picture)
@@ -100,7 +100,7 @@ def _list_broken(found: Survey) -> None:
 
 
 def _tell(found: Survey, served_as: str | None, json: Path | None, *, complete: bool) -> None:
-    from app.reports.stats import as_json, as_toml  # noqa: PLC0415 - as above
+    from app.reports.stats_text import as_json, as_toml  # noqa: PLC0415 - as above
 
     # Where stdout is for the JSON, people read the rest on stderr.
     typer.echo("\n".join(as_toml(found, served_as)), err=json == _STDOUT)

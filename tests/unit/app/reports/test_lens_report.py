@@ -14,7 +14,8 @@ from app.api.lens_schemas import GradModes
 from app.reports import lens_charts
 from app.reports.lens_charts import Value
 from app.reports.lens_page import page
-from app.reports.lens_terminal import counted, show
+from app.reports.lens_terminal import show
+from app.reports.progress import comparison_progress
 from gradless.records import ARMS, Comparison, ComparisonOptions, Progress
 from gradless.units import in_bytes
 
@@ -81,7 +82,7 @@ def test_square_brackets_of_a_name_are_no_markup(comparison: Comparison) -> None
 
 def test_progress_that_nobody_watches_writes_nothing() -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
-    with counted(console) as tell:
+    with comparison_progress(console) as tell:
         tell(Progress(1, 2, "timing"))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == ""

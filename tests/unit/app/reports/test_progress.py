@@ -13,7 +13,7 @@ def test_lines_with_rate_and_time_left_take_the_bars_place(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
-    with progress.course("features", 40) as course:
+    with progress.job_progress("features", 40) as course:
         course.advance(10)
         course.advance(30)
     out, err = capsys.readouterr()
@@ -25,7 +25,7 @@ def test_lines_with_rate_and_time_left_take_the_bars_place(
 
 
 def test_between_lines_there_is_silence(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.course("features", 40) as course:
+    with progress.job_progress("features", 40) as course:
         course.advance(10)
     assert capsys.readouterr() == ("", "")
 
@@ -33,7 +33,7 @@ def test_between_lines_there_is_silence(capsys: pytest.CaptureFixture[str]) -> N
 def test_what_an_earlier_run_has_done_is_no_part_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(progress, "perf_counter", lambda: now)
-    with progress.course("features", 40, done=20) as course:
+    with progress.job_progress("features", 40, done=20) as course:
         now = 102.0
         course.advance(10)
         assert course.done == 30
@@ -41,6 +41,6 @@ def test_what_an_earlier_run_has_done_is_no_part_of_the_rate(monkeypatch: pytest
 
 
 def test_what_is_said_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.course("features", 40) as course:
+    with progress.job_progress("features", 40) as course:
         course.say("gradless: [bold]" + "long " * 60)
     assert capsys.readouterr().err == "gradless: [bold]" + "long " * 60 + "\n"
