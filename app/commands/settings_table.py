@@ -1,4 +1,4 @@
-"""Every setting as a Markdown table: what `gradless settings` prints, and the README holds."""
+"""Print every setting as a Markdown table, for `gradless settings` and the documentation."""
 
 from __future__ import annotations
 

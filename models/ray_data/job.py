@@ -13,7 +13,7 @@ import ray
 import ray.data
 
 from models.offline.job import Step
-from models.offline.parts import Asked
+from models.offline.parts import JobIdentity
 from models.offline.tables import Task
 from models.ray_data.cluster import connect, gpus_for, outcome, room_for_actors
 from models.ray_data.results import Results, left
@@ -54,7 +54,7 @@ class ClusterJob:
             describe = ray.remote(described).options(num_cpus=0, num_gpus=min(1, self._gpus))
             reading, self._columns = outcome(partial(ray.get, describe.remote(self._question)))
             self._reading = ReadingAnywhere(reading, here)
-            asked = Asked.of(self._columns, reading, wanted.batch_size, wanted.files)
+            asked = JobIdentity.of(self._columns, reading, wanted.batch_size, wanted.files)
             self._results.begin(asked)
             self._done_before = self._results.stretches()
         except BaseException:

@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from models.interface.errors import JobError
 from models.offline.formats import parquet_writer
-from models.offline.parts import JOB, Asked, stretch_name, stretch_named
+from models.offline.parts import JOB, JobIdentity, range_name, range_of
 from models.offline.tables import ERROR, Columns
 from models.ray_data.storage import located
 
@@ -50,7 +50,7 @@ class Results:
         if names and _NOTE not in names:
             raise JobError(f"{self.place} has files that are no job's: name a folder that is empty, or new")
 
-    def begin(self, asked: Asked) -> None:
+    def begin(self, asked: JobIdentity) -> None:
         """Raises JobError where there are results of another job, and OSError."""
         filesystem, folder = located(self.place)
         if _NOTE in _names(filesystem, folder):
@@ -62,13 +62,13 @@ class Results:
 
     def stretches(self) -> list[tuple[int, int]]:
         """What is done, as (start, stop) of the job's files, in their order."""
-        return sorted(stretch_named(name) for name in _names(*located(self.place)) if name.endswith(_SUFFIX))
+        return sorted(range_of(name) for name in _names(*located(self.place)) if name.endswith(_SUFFIX))
 
     def add(self, start: int, table: pa.Table, columns: Columns) -> None:
         """Write the rows, of Columns.schema_in_progress, of the files from `start` on. Once more changes nothing.
         Raises OSError."""
         filesystem, folder = located(self.place)
-        name = stretch_name(start, start + len(table))
+        name = range_name(start, start + len(table))
         answered = pc.is_null(table[ERROR])
         faults = table.filter(pc.invert(answered)).select(["path", ERROR]).to_pylist()
         _, errors = located(self.errors)

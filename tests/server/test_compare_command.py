@@ -90,7 +90,7 @@ def test_the_gate_closes_when_what_is_served_keeps_a_byte(server_environment: Ca
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("gradless: what is served keeps ")
+    assert line.startswith("gradless: the served model keeps ")
     assert "0 bytes" not in line
 
 

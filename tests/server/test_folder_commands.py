@@ -126,7 +126,10 @@ def test_what_is_done_and_what_is_unreadable_is_told_and_strict_minds(
 
 @pytest.mark.parametrize(
     ("how", "status", "said"),
-    [(_KILLED, -signal.SIGKILL, ""), (_INTERRUPTED, 130, "gradless: stopped after 6 of 10 files: --resume goes on\n")],
+    [
+        (_KILLED, -signal.SIGKILL, ""),
+        (_INTERRUPTED, 130, "gradless: stopped after 6 of 10 files: continue with --resume\n"),
+    ],
     ids=["kill -9", "Ctrl-C"],
 )
 def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does(
@@ -146,7 +149,7 @@ def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does
     assert not ended.exists()
     refused = gradless("features", str(folder), "-o", str(ended), *SMALL, **EAGER)
     assert refused.returncode == 2
-    assert "ended.parquet.parts has what an earlier run has done: --resume" in lines(refused)[-1]
+    assert "ended.parquet.parts has parts of an earlier run: resume with --resume" in lines(refused)[-1]
 
     resumed = gradless("features", str(folder), "-o", str(ended), *SMALL, "--resume", **EAGER)
     assert resumed.returncode == 0
@@ -184,9 +187,12 @@ def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("features", "no/such", "-o", "out.npy"), "no/such is not there"),
-        (("features", ".", "-o", "out.npy"), "there is no image in .; in folders, files that end like images"),
-        (("features", __file__, "-o", "out.txt"), "-o out.txt: its ending must be one of .parquet or .npy"),
+        (("features", "no/such", "-o", "out.npy"), "no/such does not exist"),
+        (
+            ("features", ".", "-o", "out.npy"),
+            "there is no image in .; in a folder only files with the suffix of an image",
+        ),
+        (("features", __file__, "-o", "out.txt"), "-o out.txt: its suffix must be one of .parquet or .npy"),
         (("classify", __file__, "-o", "no/such/out.csv", *SMALL), "no/such/out.csv.parts cannot be written: No such"),
         (("classify", __file__, "-o", "out.csv", "--model", "resnet5"), "no model is named 'resnet5'"),
     ],

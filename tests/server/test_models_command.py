@@ -68,7 +68,7 @@ def test_a_reference_that_is_answered_otherwise_ends_with_one(folder: Path, grad
     written = (folder / "model.toml").read_text()
     add_reference(folder, "cat", 0.9)
     line = one_line(gradless("models", "check", str(folder), **EAGER), 1)
-    assert "clock.png is taken for 'dog' (0.844), not for 'cat' (0.042)" in line
+    assert "clock.png is classified as 'dog' (0.844), not as 'cat' (0.042)" in line
     (folder / "model.toml").write_text(written)
     add_reference(folder, "dog", 0.5)
     line = one_line(gradless("models", "check", str(folder), **EAGER), 1)

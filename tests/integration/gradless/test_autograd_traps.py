@@ -1,4 +1,4 @@
-"""PyTorch's traps around autograd modes: each test shows the fact, and that serving does not fall for it."""
+"""Pitfalls of PyTorch's autograd modes: each test shows one, and that the server avoids it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_rows_come_in_their_order_whatever_the_row_groups(tmp_path: Path) -> Non
                 2, "features", pa.FixedSizeListArray.from_arrays(pa.array([np.nan] * 8, pa.float32()), 2)
             ),
             _METADATA,
-            "no finite numbers",
+            "not finite",
         ),
     ],
     ids=["column", "metadata", "type", "fingerprints", "null", "nan"],
@@ -62,7 +62,7 @@ def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("path")
 
     for name in ("short.parquet", "text.parquet", "missing.parquet"):
-        with pytest.raises(JobError, match="no features file that can be read"):
+        with pytest.raises(JobError, match="no readable features file"):
             FeaturesFile(tmp_path / name)
 
 

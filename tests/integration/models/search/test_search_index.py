@@ -126,7 +126,7 @@ def test_a_folder_that_is_no_index_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "thesis.txt").touch()
 
-    with pytest.raises(JobError, match="is there, and is no search index"):
+    with pytest.raises(JobError, match="exists and is no search index"):
         opened(tmp_path, random_vectors(5, 4))
 
     assert (tmp_path / "index" / "thesis.txt").exists()
@@ -156,16 +156,16 @@ def _flipped(name: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (_without("manifest.json"), "gradless search build makes one"),
+        (_without("manifest.json"), "build one with `gradless search build`"),
         (_without("vectors.usearch"), "vectors.usearch cannot be read"),
         (_without("rows.arrow"), "rows.arrow cannot be read"),
-        (_flipped("vectors.usearch"), "vectors.usearch is not as it was written"),
-        (_flipped("rows.arrow"), "rows.arrow is not as it was written"),
+        (_flipped("vectors.usearch"), "vectors.usearch was changed"),
+        (_flipped("rows.arrow"), "rows.arrow was changed"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "its format is None"),
         (_with_manifest(format=2), "its format is 2"),
-        (_with_manifest(rows="many"), "manifest.json is not as it was written"),
-        (_with_manifest(digests={"../secret": ""}), "manifest.json is not as it was written"),
+        (_with_manifest(rows="many"), "manifest.json was changed"),
+        (_with_manifest(digests={"../secret": ""}), "manifest.json was changed"),
         (_with_manifest(rows=6), "do not belong together"),
         (_with_manifest(dimensions=5), "do not belong together"),
     ],

@@ -57,7 +57,7 @@ def test_a_link_is_followed_and_one_that_leads_back_ends(
 
 
 def test_a_path_that_is_not_there_and_a_folder_without_images_are_said(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="no-such is not there"):
+    with pytest.raises(JobError, match="no-such does not exist"):
         files.find([tmp_path / "no-such"])
     with pytest.raises(JobError, match="there is no image in"):
         files.find([tmp_path])

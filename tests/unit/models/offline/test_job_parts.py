@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from models.interface.errors import JobError
-from models.offline.parts import Asked, Parts
+from models.offline.parts import JobIdentity, Parts
 
-ASKED = Asked(
+ASKED = JobIdentity(
     "features",
     "tiny",
     "0" * 16,
@@ -80,7 +80,7 @@ def test_to_resume_what_was_never_begun_is_to_begin(open_parts: Open) -> None:
 
 def test_work_of_an_earlier_run_is_not_thrown_away_unasked(open_parts: Open, begun: Callable[[], Path]) -> None:
     begun()
-    with pytest.raises(JobError, match=r"out\.parquet\.parts has what an earlier run has done: --resume"):
+    with pytest.raises(JobError, match=r"out\.parquet\.parts has parts of an earlier run: resume with --resume"):
         open_parts(resume=False)
 
 
@@ -103,7 +103,7 @@ def test_a_run_that_had_done_nothing_is_in_nobodys_way(open_parts: Open) -> None
     ],
 )
 def test_parts_of_another_job_are_not_mixed_in(
-    open_parts: Open, begun: Callable[[], Path], asked: Asked, said: str
+    open_parts: Open, begun: Callable[[], Path], asked: JobIdentity, said: str
 ) -> None:
     begun()
     with pytest.raises(JobError, match=said):
@@ -184,7 +184,7 @@ def test_parts_go_all_at_once_and_what_a_kill_leaves_of_them_goes_with_the_next_
 
 
 def test_files_in_another_order_are_another_list() -> None:
-    assert Asked.digest(["a", "b"]) != Asked.digest(["b", "a"]) != Asked.digest(["ab"])
+    assert JobIdentity.digest(["a", "b"]) != JobIdentity.digest(["b", "a"]) != JobIdentity.digest(["ab"])
 
 
 def test_files_that_were_written_anew_are_others(tmp_path: Path) -> None:
@@ -193,6 +193,6 @@ def test_files_that_were_written_anew_are_others(tmp_path: Path) -> None:
     for content, changed_at in (("one", 1), ("one", 2), ("three", 2)):
         file.write_text(content)
         os.utime(file, (changed_at, changed_at))
-        digests.append(Asked.digest([str(file)]))
+        digests.append(JobIdentity.digest([str(file)]))
     file.unlink()
-    assert len({*digests, Asked.digest([str(file)])}) == 4
+    assert len({*digests, JobIdentity.digest([str(file)])}) == 4

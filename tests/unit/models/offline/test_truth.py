@@ -30,7 +30,7 @@ def test_each_folder_is_a_class_with_all_below_it(folder: Path) -> None:
 
 def test_an_image_in_no_classs_folder_is_said(folder: Path) -> None:
     (folder / "d.jpg").touch()
-    with pytest.raises(JobError, match=r"d\.jpg lies in no class's folder"):
+    with pytest.raises(JobError, match=r"d\.jpg is in no folder of a class"):
         truth.by_folder(folder)
 
 
@@ -51,7 +51,7 @@ def test_a_list_has_a_path_and_a_label_in_a_line(tmp_path: Path, name: str, text
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a.jpg,tench\nb.jpg\n", "line 2: a path and a label are wanted"),
+        ("a.jpg,tench\nb.jpg\n", "line 2: expected a path and a label"),
         ("", "names no file"),
         ("path,label\n", "names no file"),
     ],
@@ -66,7 +66,7 @@ def test_a_list_that_is_not_there_or_no_text_is_said(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="cannot be read: No such file"):
         truth.by_list(tmp_path / "list.csv", tmp_path)
     (tmp_path / "list.csv").write_bytes(b"\xff\xfe")
-    with pytest.raises(JobError, match="no text in UTF-8"):
+    with pytest.raises(JobError, match="not UTF-8 text"):
         truth.by_list(tmp_path / "list.csv", tmp_path)
 
 
