@@ -87,9 +87,7 @@ def lines(done: subprocess.CompletedProcess[bytes]) -> list[str]:
     return done.stderr.decode().splitlines()
 
 
-def test_the_same_images_give_the_same_answers_as_the_service(
-    gradless: Run, server: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_commands_give_the_same_answers_as_the_server(gradless: Run, server: Any, folder: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "c.parquet", tmp_path / "f.parquet"
     for task, output in zip(("classify", "features"), outputs, strict=True):
         done = gradless(task, str(folder), "-o", str(output))
@@ -109,9 +107,7 @@ def test_the_same_images_give_the_same_answers_as_the_service(
             np.testing.assert_allclose(vector["features"], features, rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_done_and_what_is_unreadable_is_told_and_strict_minds(
-    gradless: Run, folder: Path, tmp_path: Path
-) -> None:
+def test_unreadable_files_are_reported_and_fail_with_strict(gradless: Run, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     done = gradless("classify", str(folder), "-o", str(output), *SMALL, "--strict", **EAGER)
     assert done.returncode == 1
@@ -132,7 +128,7 @@ def test_what_is_done_and_what_is_unreadable_is_told_and_strict_minds(
     ],
     ids=["kill -9", "Ctrl-C"],
 )
-def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does(
+def test_a_resumed_command_writes_the_same_output(
     gradless: Run,
     folder: Path,
     tmp_path: Path,
@@ -165,7 +161,7 @@ def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does
     ]
 
 
-def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
+def test_a_full_disk_is_one_line_and_finished_parts_are_kept(
     folder: Path, tmp_path: Path, server_environment: Callable[..., dict[str, str]]
 ) -> None:
     output = tmp_path / "ended.parquet"
@@ -197,7 +193,7 @@ def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
         (("classify", __file__, "-o", "out.csv", "--model", "resnet5"), "no model is named 'resnet5'"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_an_invalid_command_is_reported_in_one_line(
     gradless: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

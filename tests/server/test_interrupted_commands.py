@@ -21,7 +21,7 @@ def _until_it_waits(process: psutil.Process) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_ctrl_c_prints_what_there_is_and_says_so(
+def test_ctrl_c_prints_the_results_so_far(
     gradless_path: Path, server_environment: Callable[..., dict[str, str]], tmp_path: Path, workers: int
 ) -> None:
     for picture in ("clock", "crossword"):

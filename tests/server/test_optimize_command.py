@@ -56,7 +56,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("method", "options"), [("prune", ["--ratio", "0.4"]), ("bf16", []), ("int8", [])])
-def test_what_was_optimized_is_served_with_the_fingerprint_of_its_report(
+def test_an_optimized_model_is_served_with_the_fingerprint_of_its_report(
     gradless: Run,
     start_server: Callable[..., Any],
     source: Path,
@@ -86,7 +86,7 @@ def test_what_was_optimized_is_served_with_the_fingerprint_of_its_report(
     assert found["fingerprint"] == report["after"]["fingerprint"] != report["before"]["fingerprint"]
 
 
-def test_agreement_below_what_is_asked_for_ends_with_1_and_no_folder(
+def test_agreement_below_the_minimum_exits_with_1_and_no_folder(
     gradless: Run, source: Path, images: Path, tmp_path: Path
 ) -> None:
     made = tmp_path / "made"
@@ -98,7 +98,9 @@ def test_agreement_below_what_is_asked_for_ends_with_1_and_no_folder(
     assert b"is not written" in done.stderr
 
 
-def test_what_cannot_be_done_is_one_line_and_2(gradless: Run, source: Path, images: Path, tmp_path: Path) -> None:
+def test_an_invalid_command_is_one_line_and_exit_status_2(
+    gradless: Run, source: Path, images: Path, tmp_path: Path
+) -> None:
     asked = ["optimize", str(source), "--images", str(images), "-o", str(tmp_path / "made")]
     for options, said in [
         (["--method", "bf16", "--ratio", "0.5"], b"gradless: --ratio needs --method prune\n"),

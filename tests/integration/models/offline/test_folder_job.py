@@ -65,7 +65,7 @@ def done(job_request: JobRequest, options: ServingOptions) -> int:
 
 
 @pytest.mark.anyio
-async def test_answers_are_the_services_in_the_order_of_the_files(
+async def test_answers_equal_the_servers_in_the_order_of_the_files(
     job_request: JobRequest, options: ServingOptions, serving: LocalRuntime
 ) -> None:
     assert done(job_request, options) == 1
@@ -103,9 +103,7 @@ def test_the_table_names_its_model_and_has_vectors_of_one_length(
     assert len(schema.metadata[b"gradless.fingerprint"]) == 16
 
 
-def test_a_broken_file_is_listed_with_its_reason_and_the_others_are_done(
-    job_request: JobRequest, options: ServingOptions
-) -> None:
+def test_a_broken_file_is_listed_with_its_reason(job_request: JobRequest, options: ServingOptions) -> None:
     with closing(FolderJob(job_request, options)) as work:
         told = [fault for step in work.steps() for fault in step.faults]
         work.finish()
@@ -117,7 +115,7 @@ def test_a_broken_file_is_listed_with_its_reason_and_the_others_are_done(
     assert "not an image of a format read here" in told[0][1]
 
 
-def test_a_file_that_is_gone_or_too_large_is_no_end_either(job_request: JobRequest, options: ServingOptions) -> None:
+def test_missing_and_oversized_files_are_listed(job_request: JobRequest, options: ServingOptions) -> None:
     Path(job_request.files[0]).unlink()
     Path(job_request.files[1]).write_bytes(b"x" * (job_request.max_bytes + 1))
     assert done(job_request, options) == 3
@@ -126,15 +124,13 @@ def test_a_file_that_is_gone_or_too_large_is_no_end_either(job_request: JobReque
     assert f"larger than {job_request.max_bytes} bytes" in told
 
 
-def test_where_all_can_be_read_no_list_of_an_earlier_run_is_left(
-    job_request: JobRequest, options: ServingOptions
-) -> None:
+def test_without_errors_an_old_list_of_errors_is_deleted(job_request: JobRequest, options: ServingOptions) -> None:
     done(job_request, options)
     assert done(replace(job_request, files=job_request.files[:4]), options) == 0
     assert not job_request.output.with_name("out.parquet.errors.jsonl").exists()
 
 
-def test_outputs_that_differ_in_their_endings_have_a_list_of_errors_each(
+def test_outputs_with_different_suffixes_have_separate_lists_of_errors(
     job_request: JobRequest, options: ServingOptions
 ) -> None:
     of_classes = replace(job_request, task="classify", top_k=2)
@@ -173,7 +169,7 @@ def test_every_format_has_the_same_rows(job_request: JobRequest, options: Servin
     assert [np.float32(row["probability_1"]) for row in rows] == [np.float32(row["probability_1"]) for row in classes]
 
 
-def test_classes_of_a_model_without_any_are_not_asked_for(job_request: JobRequest, tiny: ModelSpec) -> None:
+def test_a_model_without_classes_cannot_classify(job_request: JobRequest, tiny: ModelSpec) -> None:
     def build() -> Classifier:
         classifier = tiny.build()
         return replace(classifier, module=classifier.module[:-1], labels=())  # type: ignore[index]
@@ -191,7 +187,7 @@ def test_classes_of_a_model_without_any_are_not_asked_for(job_request: JobReques
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
 @pytest.mark.parametrize("part_files", [4, 100])
-def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(
+def test_a_resumed_run_writes_the_same_bytes(
     job_request: JobRequest, options: ServingOptions, monkeypatch: pytest.MonkeyPatch, suffix: str, part_files: int
 ) -> None:
     whole, stopped = (
@@ -211,7 +207,7 @@ def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(
     assert list(job_request.output.parent.glob("*.parts")) == []
 
 
-def test_a_finished_job_is_not_done_again_unless_its_output_or_what_is_asked_has_changed(
+def test_a_finished_job_runs_again_only_if_output_or_options_changed(
     job_request: JobRequest, options: ServingOptions
 ) -> None:
     def files_done(resumed: JobRequest) -> tuple[int, int]:
@@ -234,7 +230,7 @@ def test_a_finished_job_is_not_done_again_unless_its_output_or_what_is_asked_has
     assert files_done(job_request) == (12, 0)
 
 
-def test_memory_is_that_of_a_few_batches_however_many_files_there_are(
+def test_only_a_few_batches_are_in_memory(
     job_request: JobRequest, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: weakref.WeakSet[object] = weakref.WeakSet()
@@ -253,7 +249,7 @@ def test_memory_is_that_of_a_few_batches_however_many_files_there_are(
     assert most <= 2
 
 
-def test_what_is_held_and_written_at_once_is_bounded_in_bytes_however_long_a_row_is(
+def test_parts_and_row_groups_are_bounded_in_bytes(
     job_request: JobRequest, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
@@ -273,7 +269,7 @@ def test_what_is_held_and_written_at_once_is_bounded_in_bytes_however_long_a_row
     assert [written.metadata.row_group(group).num_rows for group in range(written.num_row_groups)] == [5, 5, 1]
 
 
-def test_worker_processes_give_the_same_as_none(job_request: JobRequest, options: ServingOptions) -> None:
+def test_worker_processes_give_the_same_answers(job_request: JobRequest, options: ServingOptions) -> None:
     done(job_request, options)
     alone = job_request.output.read_bytes()
     done(replace(job_request, workers=2), options)
@@ -288,7 +284,7 @@ def test_worker_processes_give_the_same_as_none(job_request: JobRequest, options
         ("features", "pictures.parquet", "is a folder"),
     ],
 )
-def test_an_output_that_cannot_be_is_said_before_anything_is_loaded(
+def test_an_invalid_output_is_refused_before_loading(
     job_request: JobRequest, options: ServingOptions, task: job.Task, name: str, said: str
 ) -> None:
     (job_request.output.parent / "pictures.parquet").mkdir()
@@ -296,7 +292,7 @@ def test_an_output_that_cannot_be_is_said_before_anything_is_loaded(
         FolderJob(replace(job_request, task=task, output=job_request.output.with_name(name)), options)
 
 
-def test_a_run_with_another_list_of_files_does_not_go_on(job_request: JobRequest, options: ServingOptions) -> None:
+def test_a_run_with_other_files_is_not_resumed(job_request: JobRequest, options: ServingOptions) -> None:
     with closing(FolderJob(job_request, options)) as work, closing(work.steps()) as steps:
         next(steps)
     with pytest.raises(JobError, match="was started with files 12, but this run has 11"):

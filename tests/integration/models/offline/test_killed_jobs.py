@@ -82,7 +82,7 @@ def written(job_request: JobRequest) -> dict[str, bytes]:
     }
 
 
-def test_wherever_a_job_is_killed_a_resumed_one_leaves_what_an_uninterrupted_one_does(
+def test_after_a_kill_at_any_point_a_resumed_job_writes_the_same_output(
     job_request: JobRequest, tiny: ModelSpec, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as counting:
