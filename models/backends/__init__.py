@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.hardware import cuda
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
@@ -23,11 +23,11 @@ class Backend(Protocol):
     """One way to run a model's forward. `run` is called under inference_mode, by as many threads at the same time as
     there are `lanes`."""
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
         """(N, 3, side, side) uint8 on the CPU, channels last in memory, to features (N, D) and logits (N, C),
         of a floating-point type and on a device of the backend's choice.
 
-        Raises AllCancelledError where it runs a batch in pieces and finds before one of them that it is not `wanted`.
+        Raises AllCancelledError where it runs a batch in pieces and finds the token cancelled before one of them.
         """
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from models.backends.eager import served_network
 from models.backends.shapes import buckets, padded
 from models.hardware import cores, cuda
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
@@ -35,7 +35,7 @@ class CompiledBackend:
         self.intra_op_threads = cores.available_cores()
         self._network = compiled_network(model)
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         size = len(pixels)
         bucket = next(bucket for bucket in self.sizes_to_warm_up if bucket >= size)
         # Strides too are what graphs are compiled for, and those of one image can be written in several ways.

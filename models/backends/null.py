@@ -7,7 +7,7 @@ import copy
 import torch
 
 from models.hardware import cuda
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
@@ -27,7 +27,7 @@ class NullBackend:
         self._normalize = model.normalize
         self.network = copy.deepcopy(model.network).to(self._dtype)
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         corners = cuda.to_device(pixels, self._device)[:, :, :1, :1]
         answer: FeaturesAndLogits = self.network(self._normalize(corners).to(self._dtype))
         return answer

@@ -20,7 +20,7 @@ from models.backends.openvino_conversion import converted
 from models.backends.shapes import next_multiple, padded
 from models.hardware import cores
 from models.hardware.placement import Precision
-from models.interface.cancellation import Wanted, always, check
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DeviceUnavailableError
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
@@ -90,11 +90,11 @@ class OpenVinoBackend:
         self._outputs = range(len(network.outputs))
         self.sizes_to_warm_up = (1, max_batch_size)
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
         with self._images.more(len(pixels)):
-            return self._run(pixels, wanted)
+            return self._run(pixels, cancel_token)
 
-    def _run(self, pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
+    def _run(self, pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
         count = len(pixels)
         if self._fixed_shape:
             pixels = padded(pixels, next_multiple(count, _PIECE if self._streams is None else _PIECE_OF_ONE_CORE))
@@ -107,12 +107,12 @@ class OpenVinoBackend:
             if not shares:
                 break
             side_by_side = [batch[done:][share] for share in shares]
-            pieces += self._infer_side_by_side(self._streams.first(len(shares)), side_by_side, wanted)
+            pieces += self._infer_side_by_side(self._streams.first(len(shares)), side_by_side, cancel_token)
             done += shares[-1].stop
         if done < len(batch) and self._together is not None:
             [request] = self._together.first(1)
             for start in range(done, len(batch), _PIECE):
-                check(wanted)
+                cancel_token.raise_if_cancelled()
                 request.infer([batch[start : start + _PIECE]], share_inputs=True)
                 pieces.append(self._answer_of(request))
         joined = (np.concatenate(outputs)[:count] for outputs in zip(*pieces, strict=True))
@@ -133,7 +133,7 @@ class OpenVinoBackend:
         return [slice(start, end) for start, end in pairwise([0, *ends])]
 
     def _infer_side_by_side(
-        self, requests: list[openvino.InferRequest], pieces: list[NDArray[np.uint8]], wanted: Wanted
+        self, requests: list[openvino.InferRequest], pieces: list[NDArray[np.uint8]], cancel_token: CancelToken
     ) -> list[list[NDArray[np.float32]]]:
         started: list[openvino.InferRequest] = []
         try:
@@ -141,7 +141,7 @@ class OpenVinoBackend:
                 request.start_async([piece], share_inputs=True)
                 started.append(request)
             for request in started:
-                check(wanted)
+                cancel_token.raise_if_cancelled()
                 request.wait()
         except BaseException:
             # Those beside one that fails, and those of whom nobody wants to hear. They end within a layer; until then

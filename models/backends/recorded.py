@@ -20,7 +20,7 @@ from models.backends.eager import served_network
 from models.backends.shapes import buckets, padded
 from models.hardware import cuda, memory
 from models.hardware.cuda import BatchThreadStreams
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
@@ -64,7 +64,7 @@ class RecordedBackend:
         """Why PyTorch cannot tell how much memory `run` takes; None where it can."""
         return "its kernels were recorded together with the memory that they work in" if self._recorded else None
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         size = len(pixels)
         bucket = next(bucket for bucket in self.sizes_to_warm_up if bucket >= size)
         if not self._recorded:

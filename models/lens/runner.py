@@ -14,6 +14,7 @@ from gradless.errors import ComparisonCancelledError
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.hardware import cores
 from models.inference.engine import Engine
+from models.interface.cancellation import CancelToken
 from models.interface.errors import ComparisonRunningError, DrainingError
 from models.lens.served import compare_served
 
@@ -25,12 +26,12 @@ class _Running:
     engine: Engine
     loop: asyncio.AbstractEventLoop
     result: asyncio.Future[Comparison]
-    abandoned: threading.Event = field(default_factory=threading.Event)
+    cancel_token: CancelToken = field(default_factory=CancelToken)
     ended: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, error: Exception) -> None:
         """Fail the request with `error` now, and end the thread before its next forward. Thread-safe."""
-        self.abandoned.set()
+        self.cancel_token.cancel()
         self.loop.call_soon_threadsafe(self._set_error, error)
 
     def _set_error(self, error: Exception) -> None:
@@ -71,12 +72,12 @@ class Lens:
                 engine,
                 options,
                 image=pixels,
-                cancelled=this.abandoned.is_set,
+                cancelled=lambda: this.cancel_token.cancelled,
                 on_progress=report,
             )
         except BaseException:
             # No thread could be started. If the executor runs it later, it ends before its first forward.
-            this.abandoned.set()
+            this.cancel_token.cancel()
             self._running = None
             raise
         # Called when the thread is free again, which may be after the request has ended.
@@ -85,7 +86,7 @@ class Lens:
         try:
             return await this.result
         finally:
-            this.abandoned.set()
+            this.cancel_token.cancel()
 
     def leave(self, engine: Engine, error: Exception) -> threading.Event | None:
         """Fail the comparison of `engine`, if it is running, with `error`. Thread-safe.
@@ -110,7 +111,7 @@ class Lens:
         """End the running comparison before its next forward, without waiting for it. Thread-safe."""
         this = self._running
         if this is not None:
-            this.abandoned.set()
+            this.cancel_token.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _finish(self, this: _Running, done: Future[Comparison]) -> None:

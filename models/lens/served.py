@@ -50,7 +50,7 @@ def _subject(engine: Engine, image: torch.Tensor | None) -> Subject:
             pixels = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
         else:
             pixels = image.expand(size, -1, -1, -1).contiguous()
-        with engine.turn, torch.no_grad():
+        with engine.lock, torch.no_grad():
             images: torch.Tensor = model.normalize(pixels.to(model.placement.device))
         return Inputs(images, pixels.contiguous(memory_format=torch.channels_last))
 
@@ -61,7 +61,7 @@ def _subject(engine: Engine, image: torch.Tensor | None) -> Subject:
         input=_RANDOM_PIXELS if image is None else _UPLOADED_IMAGE,
         served=_served_arm(engine),
         answer=_answer,
-        lock=engine.turn,
+        lock=engine.lock,
         memory=DeviceMemory(free_bytes=memory.free_bytes, reset_peak=memory.begin_peak, release=memory.give_back),
         original_name=model.network.original_name,
         classes=model.network.classes > 0,

@@ -105,13 +105,13 @@ def _changed(file: str) -> bytes:
     return b"%d %d" % (status.st_size, status.st_mtime_ns)
 
 
-def range_name(start: int, stop: int) -> str:
-    """Return the name, without suffix, of the part with the answers to files `start` to `stop` - 1."""
+def chunk_name(start: int, stop: int) -> str:
+    """Return the name, without suffix, of the file with the results of a job's files from `start` to before `stop`."""
     return f"{start:012}-{stop:012}"
 
 
-def range_of(name: str) -> tuple[int, int]:
-    """Return start and stop of a name that range_name made, with any suffix. Raises ValueError."""
+def chunk_range(name: str) -> tuple[int, int]:
+    """Return (start, stop) of a name from chunk_name; a suffix is ignored. Raises ValueError."""
     start, stop = name.partition(".")[0].split("-")
     return int(start), int(stop)
 
@@ -210,14 +210,14 @@ class _Part:
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{range_name(self.start, self.stop)}.parquet"
+        return self.folder / f"{chunk_name(self.start, self.stop)}.parquet"
 
 
 def _contiguous(folder: Path) -> list[_Part]:
     """Return the parts from the first file up to the first gap."""
     parts: list[_Part] = []
     for path in _paths(folder):
-        start, stop = range_of(path.name)
+        start, stop = chunk_range(path.name)
         if start != (parts[-1].stop if parts else 0):
             break
         parts.append(_Part(folder, start, stop))

@@ -25,7 +25,7 @@ from models.images.transforms import Transform
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.inference.image_job import ImageJob
-from models.interface.telemetry import Telemetry, Unheard
+from models.interface.telemetry import NoTelemetry, Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
@@ -106,7 +106,7 @@ def one_core() -> Iterator[None]:
 
 @pytest.fixture
 def serving(tiny: ModelSpec) -> Iterator[LocalRuntime]:
-    runtime = LocalRuntime(ServingOptions(device="cpu", backend="eager", models=[tiny]), Unheard())
+    runtime = LocalRuntime(ServingOptions(device="cpu", backend="eager", models=[tiny]), NoTelemetry())
     yield runtime
     runtime.close(timeout_s=10)
 
@@ -152,7 +152,7 @@ def gated(
 ) -> ModelSpec:
     """The tiny model with a gate before its first layer. Who waits there has the device for itself, as on a GPU: only
     a full batch is begun beside it."""
-    monkeypatch.setattr(Engine, "room_from", None)
+    monkeypatch.setattr(Engine, "overlap_min_size", None)
 
     class Gate(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

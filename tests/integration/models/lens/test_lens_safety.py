@@ -18,6 +18,7 @@ from gradless.records import ComparisonOptions
 from models.hardware import memory
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.interface.request import InferenceRequest
 from models.interface.results import Prediction
 from models.lens.served import compare_served
 from models.serving.runtime import LocalRuntime
@@ -77,7 +78,13 @@ def test_a_partly_frozen_network_keeps_its_flags() -> None:
 
 def test_served_answers_are_bit_identical_after_a_comparison(tiny_engine: Engine) -> None:
     generator = torch.Generator().manual_seed(1)
-    items = [BatchItem(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator), 3) for _ in range(4)]
+    items = [
+        BatchItem(
+            torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator),
+            InferenceRequest("classify", top_k=3),
+        )
+        for _ in range(4)
+    ]
     before = tiny_engine.run(items)
     compare_served(tiny_engine, THOROUGH)
     for one, other in zip(before, tiny_engine.run(items), strict=True):
@@ -124,7 +131,7 @@ def test_a_comparison_restores_the_autograd_mode(tiny_engine: Engine) -> None:
 @pytest.mark.anyio
 async def test_answers_during_a_comparison_are_bit_identical(serving: LocalRuntime, clock_png: bytes) -> None:
     async def answer() -> Prediction:
-        (found,) = (await serving.predict(None, [clock_png], task="classify", top_k=10)).results
+        (found,) = (await serving.predict(None, InferenceRequest("classify", [clock_png], top_k=10))).results
         assert isinstance(found, Prediction)
         return found
 

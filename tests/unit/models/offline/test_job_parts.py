@@ -96,10 +96,10 @@ def test_an_empty_folder_of_parts_does_not_block_a_run(open_parts: Open) -> None
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (replace(ASKED, fingerprint="1" * 16), "fingerprint 0{16}, and this is 1{16}"),
-        (replace(ASKED, files_digest="e" * 16), "files digest f{16}, and this is e{16}"),
-        (replace(ASKED, batch_size=16), "batch size 32, and this is 16"),
-        (replace(ASKED, max_image_pixels=99), "max image pixels 100, and this is 99"),
+        (replace(ASKED, fingerprint="1" * 16), "fingerprint 0{16}, but this run has 1{16}"),
+        (replace(ASKED, files_digest="e" * 16), "files digest f{16}, but this run has e{16}"),
+        (replace(ASKED, batch_size=16), "batch size 32, but this run has 16"),
+        (replace(ASKED, max_image_pixels=99), "max image pixels 100, but this run has 99"),
     ],
 )
 def test_parts_of_another_job_are_refused(
