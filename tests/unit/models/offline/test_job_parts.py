@@ -112,7 +112,7 @@ def test_parts_of_another_job_are_refused(
 
 def test_parts_are_locked_by_one_process(open_parts: Open) -> None:
     first = open_parts()
-    with pytest.raises(JobError, match="another process is at work"):
+    with pytest.raises(JobError, match="another process is using"):
         open_parts()
     first.close()
     open_parts()
