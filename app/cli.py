@@ -43,20 +43,20 @@ app.command()(optimize)
 
 @app.command()
 def serve() -> None:
-    """Serve the models of GRADLESS_MODELS until SIGTERM. Settings are GRADLESS_* variables; see the README."""
+    """Serve the models of GRADLESS_MODELS until SIGTERM. Settings are GRADLESS_* variables: see `gradless settings`."""
     try:
         settings = load_settings()
     except SettingsError as error:
-        # The status stays the same where the lines cannot be written.
+        # A closed stderr must not change the exit status.
         configure_logging("info", "auto")
         for line in str(error).splitlines():
             typer.echo(f"gradless: {line}", err=True)
         raise typer.Exit(2) from None
-    # PyTorch, which knows of GPUs, may have something to say as it is imported.
+    # Before importing PyTorch, which may log.
     configure_logging(settings.log_level, settings.log_format)
     if ignored := ignored_variables():
         _log.info("service links of Kubernetes are ignored", extra={"variables": ignored})
-    # Here, not above: `gradless sample` and `gradless --help` need not wait for the web server's imports.
+    # Not above: `gradless sample` and `gradless --help` need no web server.
     if workers := _workers(settings):
         from app.workers.engine_process import serve_with_workers  # noqa: PLC0415
 
@@ -77,10 +77,10 @@ def _workers(settings: Settings) -> int:
 
 @app.command()
 def sample(
-    path: Annotated[str, typer.Argument(help="file to write, its ending the format; - writes PNG to stdout")],
+    path: Annotated[str, typer.Argument(help="file to write, its suffix gives the format; - writes PNG to stdout")],
     picture: Annotated[Sample, typer.Option(help="what to draw")] = "clock",
 ) -> None:
-    """Draw a picture that an ImageNet network names rightly: a first try needs no photograph."""
+    """Draw an image that an ImageNet model classifies correctly, for a first try without a photograph."""
     try:
         if path == "-":
             sys.stdout.buffer.write(encode(draw(picture), "PNG"))

@@ -1,32 +1,31 @@
-"""The lens as a library: what gradients cost a forward pass.
+"""Measure what autograd costs a forward pass of any PyTorch model.
 
-`retained_bytes(lambda: model(images))` returns one number for any model; `compare(model, images)` returns the whole
-comparison. The records in `gradless.records` can be imported without torch.
+`retained_bytes(lambda: model(images))` returns the bytes that autograd keeps for a backward pass.
+`compare(model, images)` runs one batch in each autograd mode and returns a report. The package needs torch alone. The
+records of the report, in `gradless.records`, are imported without torch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradless.lens import compare, compare_served
-    from gradless.peak import prepare_profiler
-    from gradless.progress import ComparisonAbandonedError
+    from gradless.lens import compare
     from gradless.retained import retained_bytes
 
-__all__ = ["ComparisonAbandonedError", "compare", "compare_served", "prepare_profiler", "retained_bytes"]
+    __version__: str
 
-_MODULES = {
-    "ComparisonAbandonedError": "gradless.progress",
-    "compare": "gradless.lens",
-    "compare_served": "gradless.lens",
-    "prepare_profiler": "gradless.peak",
-    "retained_bytes": "gradless.retained",
-}
+__all__ = ["__version__", "compare", "retained_bytes"]
+
+# Importing a submodule sets an attribute of its name here: none may be called like a function.
+_MODULES = {"compare": "gradless.lens", "retained_bytes": "gradless.retained"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("gradless")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

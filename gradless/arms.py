@@ -1,20 +1,20 @@
-"""The arms: the ways to run one forward that the lens compares."""
+"""The arms: the ways to run one forward that the lens compares.
+
+Arms that change a network run a copy, so that the network itself keeps its flags, buffers and gradients.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
-from gradless import copies
 from gradless.records import ArmName
-from gradless.subject import Inputs, Subject
-from models.inference.engine import Engine
-from models.networks.network import FeaturesAndLogits
+from gradless.subject import Arm, Inputs, Subject
 
 _MODES: dict[ArmName, Callable[[], AbstractContextManager[object]]] = {
     "grad": torch.enable_grad,
@@ -26,35 +26,27 @@ _MODES: dict[ArmName, Callable[[], AbstractContextManager[object]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """`forward` runs once, in the arm's mode, and gives its output in whatever mode its caller is. `network` is the
-    module that runs, None where PyTorch has none; `memory_note` says why PyTorch cannot tell its peak, if so."""
-
-    name: ArmName
-    forward: Callable[[Inputs], Any]
-    network: nn.Module | None
-    memory_note: str | None = None
-
-
 def arm_of(name: ArmName, subject: Subject) -> Arm:
-    """The arm of that name. Raises what a network that cannot be copied raises, and ValueError for `served` of one
-    that is not."""
+    """Return the arm called `name`.
+
+    Raises ValueError for `served` if the subject is not served, and whatever copying the network raises.
+    """
     match name:
         case "served":
-            if subject.engine is None:
-                raise ValueError("no engine serves it")
-            return _served(subject.engine)
+            if subject.served is None:
+                raise ValueError("the network is not served")
+            return subject.served
         case "frozen":
-            return over(name, copies.with_shared_weights(subject.network, requires_grad=False))
+            return arm_with(name, copy_with_shared_weights(subject.network, requires_grad=False))
         case "train":
-            return over(name, copies.in_train_mode(subject.network))
+            # A full copy: train mode writes to buffers.
+            return arm_with(name, copy.deepcopy(subject.network).train())
         case _:
-            return over(name, subject.network)
+            return arm_with(name, subject.network)
 
 
-def over(name: ArmName, network: nn.Module) -> Arm:
-    """The arm of that name, any but `served`, with `network` in it."""
+def arm_with(name: ArmName, network: nn.Module) -> Arm:
+    """Return the arm called `name`, any but `served`, for `network`."""
     enter = _MODES[name]
 
     def forward(inputs: Inputs) -> Any:
@@ -64,16 +56,13 @@ def over(name: ArmName, network: nn.Module) -> Arm:
     return Arm(name=name, forward=forward, network=network)
 
 
-def _served(engine: Engine) -> Arm:
-    def forward(inputs: Inputs) -> FeaturesAndLogits:
-        if inputs.pixels is None:  # pragma: no cover - a subject with an engine has them
-            raise ValueError("there are no pixels to serve")
-        # No batch that is served is larger.
-        answers = [engine.forward(pixels) for pixels in torch.split(inputs.pixels, engine.max_batch_size)]
-        if len(answers) == 1:
-            return answers[0]
-        # What is joined is of the kind of its parts.
-        with torch.inference_mode(answers[0].features.is_inference()):
-            return FeaturesAndLogits(*map(torch.cat, zip(*answers, strict=True)))
+def copy_with_shared_weights(network: nn.Module, *, requires_grad: bool | None = None) -> nn.Module:
+    """Return a copy whose parameters are new leaves over the same storages, and whose buffers are the same tensors.
 
-    return Arm(name="served", forward=forward, network=engine.served_network, memory_note=engine.memory_note)
+    Gradients accumulate in the copy alone. `requires_grad` None keeps each parameter's flag.
+    """
+    memo: dict[int, torch.Tensor] = {id(buffer): buffer for buffer in network.buffers()}
+    for parameter in network.parameters():
+        flag = parameter.requires_grad if requires_grad is None else requires_grad
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=flag)
+    return copy.deepcopy(network, memo)

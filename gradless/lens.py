@@ -1,9 +1,6 @@
-"""The two ways to the lens: any network and a batch of its inputs, or an engine and what it serves."""
+"""Compare the arms on any network."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -11,11 +8,9 @@ from torch import nn
 from gradless.comparison_run import ComparisonRun
 from gradless.peak import prepare_profiler
 from gradless.progress import ComparisonProgress
-from gradless.records import ARMS, ArmName, Comparison, ComparisonOptions, Progress
-from gradless.report import Origin, origin_of
-from gradless.subject import subject_of, subject_with
-from models.hardware import memory
-from models.inference.engine import Engine
+from gradless.records import ARMS, ArmName, Comparison, ComparisonOptions
+from gradless.report import Origin
+from gradless.subject import Subject, subject_with
 
 _UNSERVED: tuple[ArmName, ...] = tuple(name for name in ARMS if name != "served")
 
@@ -30,10 +25,11 @@ def compare(
     modules: bool = True,
     seconds: float = 60.0,
 ) -> Comparison:
-    """Compare the arms on any network in eval mode, on one batch of its inputs, (N, …), on the network's device.
+    """Compare the arms on any network in eval mode and one batch of its inputs, (N, …), on the network's device.
 
-    The network is left as it is. Not for a compiled one: hooks have it compiled again. Raises ValueError for a
-    network in train mode, ComparisonTooLargeError, and what a forward raises under inference_mode.
+    The network is not changed. A compiled network is not supported: the hooks would compile it again.
+    Raises ValueError for a network in train mode, ComparisonTooLargeError, and what a forward raises under
+    inference_mode.
     """
     if any(module.training for module in network.modules()):
         raise ValueError("the network is in train mode, where comparing it would change it; call eval() first")
@@ -45,41 +41,23 @@ def compare(
         modules=modules,
         seconds=seconds,
     )
-    course = ComparisonProgress(abandoned=lambda: False, on_progress=lambda _: None)
-    with _nothing_left_behind(images.device):
-        subject = subject_with(network, images)
-        kind = type(network).__name__
-        origin = Origin(kind, "", kind, str(images.device), str(images.dtype).removeprefix("torch."), "none")
-        return ComparisonRun(subject, options, course).run(origin)
+    kind = type(network).__name__
+    origin = Origin(kind, "", kind, str(images.device), str(images.dtype).removeprefix("torch."), "none")
+    return run_comparison(subject_with(network, images), options, ComparisonProgress(), origin)
 
 
-def compare_served(
-    engine: Engine,
-    options: ComparisonOptions,
-    *,
-    image: torch.Tensor | None = None,
-    abandoned: Callable[[], bool] = lambda: False,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+def run_comparison(
+    subject: Subject, options: ComparisonOptions, progress: ComparisonProgress, origin: Origin
 ) -> Comparison:
-    """Compare the arms on what the engine serves: on `image`, (3, side, side) uint8 of the model's input size, as
-    often as the batch is large, or on seeded random pixels.
+    """Run one comparison in any autograd mode of the calling thread, and leave no trace of it.
 
-    Takes the engine's turn for one forward at a time: serving goes on in between. `abandoned` is asked before each
-    forward, and ComparisonAbandonedError raised if it says so; `on_progress` hears of each, in this thread.
-    Raises ComparisonTooLargeError.
+    inference_mode is left, because enable_grad records nothing in it. The random state, which Dropout advances, is
+    restored, and cached memory is released.
     """
-    with _nothing_left_behind(engine.model.placement.device):
-        subject = subject_of(engine, image)
-        return ComparisonRun(subject, options, ComparisonProgress(abandoned, on_progress)).run(origin_of(engine))
-
-
-@contextmanager
-def _nothing_left_behind(device: torch.device) -> Iterator[None]:
-    """Whatever the caller's mode, leave inference_mode, under which enable_grad alone records nothing; give back
-    random state, which Dropout moves, and memory."""
     prepare_profiler()
+    device = subject.device
     try:
         with torch.inference_mode(False), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
+            return ComparisonRun(subject, options, progress).run(origin)
     finally:
-        memory.give_back(device)
+        subject.memory.release(device)

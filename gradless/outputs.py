@@ -1,13 +1,12 @@
-"""What an arm's output is to autograd, how far it is from another's, and whether a backward pass starts from it."""
+"""Examine an arm's output: its autograd state, its difference from another output, and a backward pass from it."""
 
 from __future__ import annotations
 
 import torch
 
-from gradless import copies
-from gradless.arms import Arm, over
+from gradless.arms import arm_with, copy_with_shared_weights
 from gradless.records import Backward, OutputFacts
-from gradless.subject import Inputs, answer_of
+from gradless.subject import Arm, Inputs, Subject
 
 
 def facts_of(answer: torch.Tensor) -> OutputFacts:
@@ -20,39 +19,39 @@ def facts_of(answer: torch.Tensor) -> OutputFacts:
 
 
 def max_abs_difference(answer: torch.Tensor, reference: torch.Tensor) -> float | None:
-    """The largest of any element; None where it is no number."""
+    """Return the largest absolute difference of any element, or None if it is not finite."""
     difference = (answer - reference).abs().max()
     return difference.item() if difference.isfinite() else None
 
 
 def top1_agreement(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    """The share of rows, 0..1, whose largest element is at the same place."""
+    """Return the share of rows, 0..1, whose largest element has the same index in both."""
     agree = logits.flatten(1).argmax(1) == reference.flatten(1).argmax(1)
     return agree.float().mean().item()
 
 
-def tried_backward(arm: Arm, inputs: Inputs) -> Backward:
-    """Run the arm on a copy, and a backward pass from the sum of its answer. What it computes is thrown away."""
+def try_backward(arm: Arm, subject: Subject, inputs: Inputs) -> Backward:
+    """Run the arm on a copy of its network, and a backward pass from the sum of its answer. Gradients are discarded."""
     try:
-        answer = answer_of(_on_a_copy(arm).forward(inputs))
-        # There is no copy of what serves: if it recorded a graph, a backward pass would leave gradients in it.
+        answer = subject.answer(_with_copied_network(arm).forward(inputs))
+        # The served network cannot be copied: a backward pass through its graph would leave gradients in it.
         if arm.name != "served" or not answer.requires_grad:
             with torch.enable_grad():
                 torch.autograd.backward(answer.sum())
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
+    except Exception as error:  # noqa: BLE001 - the error is the result
         return Backward(works=False, error=str(error))
     return Backward(works=True, error=None)
 
 
-def _on_a_copy(arm: Arm) -> Arm:
+def _with_copied_network(arm: Arm) -> Arm:
     if arm.name == "served" or arm.network is None:
         return arm
-    return over(arm.name, copies.with_shared_weights(arm.network))
+    return arm_with(arm.name, copy_with_shared_weights(arm.network))
 
 
 def _has_version_counter(tensor: torch.Tensor) -> bool:
     try:
-        tensor._version  # noqa: B018, SLF001 - read to see whether it can be; it has no public name
+        tensor._version  # noqa: B018, SLF001 - it has no public name
     except RuntimeError:
         return False
     return True

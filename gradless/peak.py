@@ -1,32 +1,38 @@
-"""The most memory that a forward has allocated at once, what operations allocate inside, as convolutions do, included.
+"""Measure the peak memory of a forward, including what operations allocate temporarily, as convolutions do.
 
-On the CPU by the profiler's record of PyTorch's allocator, which is of one thread; on CUDA by the caching allocator's
-own counter, which is of the process.
+On the CPU from the profiler's record of PyTorch's allocator, which covers one thread. On CUDA from the caching
+allocator's counter, which covers the process.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 
 import torch
 
 from gradless.records import Peak
-from models.hardware import memory
 
 
 class Recording:
-    """What was allocated at most, above what was at its start; known once it has ended."""
+    """Holds the peak above the level at the start; set when the recording ends."""
 
     peak = Peak(None)
 
 
 @contextmanager
-def recorded_peak(device: torch.device, note: str | None = None) -> Iterator[Recording]:
-    """Record what this thread allocates; nothing where `note` says why that could not be told."""
+def recorded_peak(
+    device: torch.device,
+    note: str | None = None,
+    reset_peak: Callable[[torch.device], object] = torch.cuda.reset_peak_memory_stats,
+) -> Iterator[Recording]:
+    """Record what this thread allocates. If `note` says why PyTorch cannot measure it, record that note alone.
+
+    `reset_peak` resets the counter of a CUDA device.
+    """
     recording = Recording()
     if note is not None:
         yield recording
@@ -39,7 +45,7 @@ def recorded_peak(device: torch.device, note: str | None = None) -> Iterator[Rec
             recording.peak = Peak(_highest(profiler))
         case "cuda":
             torch.cuda.synchronize(device)
-            memory.begin_peak(device)
+            reset_peak(device)
             before = torch.cuda.memory_allocated(device)
             yield recording
             torch.cuda.synchronize(device)
@@ -51,7 +57,7 @@ def recorded_peak(device: torch.device, note: str | None = None) -> Iterator[Rec
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """What a collection would free meanwhile is not the forward's, and would be taken off what it has allocated."""
+    """Disable the garbage collector: memory that it frees would be subtracted from the forward's."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -62,17 +68,19 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def prepare_profiler() -> None:
-    """Keep the profiler's library from telling stderr of each start and stop, unless somebody has asked it to, and
-    from complaining there of its first use: that should be in the thread that has imported PyTorch."""
+    """Keep the profiler's library from logging each start and stop to stderr, unless KINETO_LOG_LEVEL is set.
+
+    Also run the profiler once, in the thread that imported PyTorch: its first use elsewhere logs a warning.
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     with torch.autograd.profiler.profile():
         pass
 
 
 def _highest(profiler: torch.autograd.profiler.profile) -> int:
-    if profiler.kineto_results is None:  # pragma: no cover - it has them once it has ended
+    if profiler.kineto_results is None:  # pragma: no cover - a profiler that has ended has results
         raise RuntimeError("the profiler has no results")
     events = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     events.sort(key=lambda event: event.start_ns())
-    changes = [int(event.nbytes()) for event in events]  # type: ignore[attr-defined]  # the stub leaves it out
+    changes = [int(event.nbytes()) for event in events]  # type: ignore[attr-defined]  # missing from the stub
     return max(accumulate(changes, initial=0))

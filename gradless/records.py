@@ -1,5 +1,4 @@
-"""What the lens is asked and what it found, as plain records, readable without torch. How it is measured is the
-business of gradless."""
+"""Options, progress and report of a comparison, as plain records that are imported without torch."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ ComparisonStage = Literal["warming up", "timing", "memory", "modules", "sweep"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparisonOptions:
-    """What to compare. `arms` in the order of the report; `sweep` are batch sizes to repeat it at; `modules`: say
-    which module retains what.
+    """What to compare. `arms` in the order of the report; `sweep` are further batch sizes; `modules` adds the bytes
+    that each module retains.
 
-    `seconds` bounds the timed rounds, and a sweep once more: as many rounds are run as fit, one at least.
-    Raises ValueError for a number of images or rounds below 1.
+    `seconds` limits the timed rounds, and again the sweep; at least one round is run. `iterations` is the most rounds.
+    Raises ValueError for a batch size or number of rounds below 1.
     """
 
     arms: tuple[ArmName, ...] = ARMS
@@ -35,7 +34,7 @@ class ComparisonOptions:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Forwards done and in all, as far as known, and what the next one is for."""
+    """Forwards done, forwards in total as far as known, and the stage of the next one."""
 
     done: int
     total: int
@@ -44,7 +43,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Retained:
-    """What autograd keeps for a backward pass: bytes of the distinct storages, and how many there are."""
+    """What autograd keeps for a backward pass: bytes and number of distinct storages."""
 
     bytes: int
     tensors: int
@@ -52,8 +51,9 @@ class Retained:
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Bytes at most allocated at once during a forward, above its start; its output counts, its input does not.
-    None where PyTorch cannot tell, and `note` says why."""
+    """Peak memory of a forward in bytes above the level at its start: the output counts, the input does not.
+
+    None if PyTorch cannot measure it; `note` then says why."""
 
     bytes: int | None
     note: str | None = None
@@ -61,7 +61,7 @@ class Peak:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Of the timed rounds of an arm, in seconds."""
+    """Median and quartiles of an arm's timed rounds, in seconds."""
 
     median: float
     lower_quartile: float
@@ -70,7 +70,7 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class OutputFacts:
-    """What autograd has to say of an output. `grad_fn` is the name of the node that made it."""
+    """Autograd state of an output. `grad_fn` is the name of the node that produced it."""
 
     requires_grad: bool
     grad_fn: str | None
@@ -80,7 +80,7 @@ class OutputFacts:
 
 @dataclass(frozen=True, slots=True)
 class Backward:
-    """Whether a backward pass works from the arm's output; if not, PyTorch's own words."""
+    """Whether a backward pass from the arm's output works; if not, PyTorch's message."""
 
     works: bool
     error: str | None
@@ -88,8 +88,8 @@ class Backward:
 
 @dataclass(frozen=True, slots=True)
 class TrainFacts:
-    """What train mode does in spite of no_grad: BatchNorm buffers there are and that a forward moved, and whether
-    two runs on one input agree, which Dropout prevents."""
+    """Effects of train mode under no_grad: the number of BatchNorm buffers, how many of them a forward changed, and
+    whether two runs on one input agree, which Dropout prevents."""
 
     batchnorm_buffers: int
     batchnorm_buffers_moved: int
@@ -98,9 +98,10 @@ class TrainFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmReport:
-    """One arm's forward. `max_abs_difference` is the largest one of any logit to inference_mode's (of any feature, in a
-    network without classes), None where one of them is no number; `top1_agreement` the share of images, 0..1, whose
-    likeliest class is the same, None where there are no classes."""
+    """Results of one arm, compared with the arm inference_mode.
+
+    `max_abs_difference` is of any logit, or of any feature for a network without classes; None if it is not finite.
+    `top1_agreement` is the share of images, 0..1, with the same top class; None for a network without classes."""
 
     arm: ArmName
     seconds: Spread
@@ -117,8 +118,9 @@ class ArmReport:
 
 @dataclass(frozen=True, slots=True)
 class ModuleRetained:
-    """What the forward of one module, its children's left out, made autograd keep. `module` is its name in
-    `named_modules()`, "" for the network itself."""
+    """What autograd keeps from the forward of one module, without its children.
+
+    `module` is its name in `named_modules()`, "" for the network itself."""
 
     module: str
     type: str
@@ -142,7 +144,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True)
 class LargestBatch:
-    """Images in one forward that would fit into `memory_bytes`, what was free before the comparison."""
+    """Predicted images per forward that fit into `memory_bytes`, the free memory before the comparison."""
 
     memory_bytes: int
     with_gradients: int
@@ -151,7 +153,7 @@ class LargestBatch:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """An arm that was asked for and could not be run, and why."""
+    """An arm of the options that could not run, and the reason."""
 
     arm: ArmName
     reason: str
@@ -159,7 +161,8 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """The report. `iterations` is how many rounds were timed, which is fewer than asked for where time was up;
+    """The report. `iterations` is the number of timed rounds, less than in the options if their time was up.
+
     `modules`, largest first, are of the arm `grad`."""
 
     model: str

@@ -1,4 +1,4 @@
-"""From what was measured to the records that the lens answers with."""
+"""Turn measurements into the records of the report."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from gradless.arms import Arm
-from gradless.measuring import Look, spread
+from gradless.measuring import Examination, spread
 from gradless.outputs import max_abs_difference, top1_agreement
 from gradless.records import (
     ArmReport,
@@ -24,14 +23,13 @@ from gradless.records import (
     TrainFacts,
 )
 from gradless.retained import Saved
-from gradless.sentences import Told, sentences
-from gradless.subject import Subject
-from gradless.sweep import Swept
-from models.inference.engine import Engine
+from gradless.sentences import ReportFacts, sentences
+from gradless.subject import Arm, Subject
+from gradless.sweep import SweepResult
 
 
 class Origin(NamedTuple):
-    """Whose network it is."""
+    """Names of the network that is compared, and of what runs it."""
 
     model: str
     fingerprint: str
@@ -43,30 +41,29 @@ class Origin(NamedTuple):
 
 @dataclass(slots=True)
 class Measured:
-    """What is known of an arm, which grows as the comparison goes on. `kept` is what is not known to be older than
-    the forward."""
+    """Results of one arm, filled in as the comparison proceeds. `kept` is what its forward makes autograd keep."""
 
     arm: Arm
     backward: Backward
-    look: Look
+    examination: Examination
     seconds: list[float] = field(default_factory=list)
     kept: Saved = field(default_factory=Saved)
     train: TrainFacts | None = None
 
     def swept(self) -> SweptArm:
-        return SweptArm(self.arm.name, median(self.seconds), self.kept.retained.bytes, self.look.peak.bytes)
+        return SweptArm(self.arm.name, median(self.seconds), self.kept.retained.bytes, self.examination.peak.bytes)
 
     def reported(self, reference: torch.Tensor, *, classes: bool) -> ArmReport:
-        """`reference` is the answer under inference_mode; `classes`: the numbers of both are of classes."""
-        answer, retained = self.look.answer, self.kept.retained
+        """Return the arm's record. `reference` is the answer under inference_mode; `classes`: both are logits."""
+        answer, retained = self.examination.answer, self.kept.retained
         return ArmReport(
             arm=self.arm.name,
             seconds=spread(self.seconds),
-            peak_bytes=self.look.peak.bytes,
-            peak_note=self.look.peak.note,
+            peak_bytes=self.examination.peak.bytes,
+            peak_note=self.examination.peak.note,
             retained_bytes=retained.bytes,
             retained_tensors=retained.tensors,
-            output=self.look.facts,
+            output=self.examination.facts,
             backward=self.backward,
             max_abs_difference=max_abs_difference(answer, reference),
             top1_agreement=top1_agreement(answer, reference) if classes else None,
@@ -76,20 +73,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """Of all arms. `reference` is the answer under inference_mode, `iterations` the rounds that were timed."""
+    """Results of all arms. `reference` is the answer under inference_mode, `iterations` the number of timed rounds."""
 
     measured: list[Measured]
     reference: torch.Tensor
     iterations: int
     left_out: tuple[LeftOut, ...]
-    sweep: Swept
+    sweep: SweepResult
     largest_batch: LargestBatch | None
-
-
-def origin_of(engine: Engine) -> Origin:
-    model, placement = engine.model, engine.model.placement
-    dtype = placement.dtype_name
-    return Origin(model.name, model.fingerprint, model.architecture, str(placement.device), dtype, placement.backend)
 
 
 def report(origin: Origin, subject: Subject, options: ComparisonOptions, findings: Findings) -> Comparison:
@@ -109,14 +100,14 @@ def report(origin: Origin, subject: Subject, options: ComparisonOptions, finding
         sweep=points,
         largest_batch=findings.largest_batch,
         sentences=sentences(
-            Told(
+            ReportFacts(
                 arms={arm.arm: arm for arm in arms},
                 left_out=findings.left_out,
                 modules=modules,
                 largest_batch=findings.largest_batch,
-                asked=options.iterations,
-                iterations=findings.iterations,
-                sizes_left_out=tuple(sorted(set(options.sweep) - swept_sizes - set(failures))),
+                rounds_requested=options.iterations,
+                rounds=findings.iterations,
+                sizes_skipped=tuple(sorted(set(options.sweep) - swept_sizes - set(failures))),
                 sizes_failed=failures,
             )
         ),

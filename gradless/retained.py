@@ -1,8 +1,8 @@
-"""What a forward makes autograd keep, exactly: autograd hands each tensor that it saves for a backward pass to a hook
-(`torch.autograd.graph.saved_tensors_hooks`), and the bytes of distinct storages are added up.
+"""Measure exactly what a forward makes autograd keep.
 
-Parameters, buffers and the input are saved too, but were there before. They are told by running the forward twice: a
-storage that both runs save was made by neither.
+Autograd passes each tensor that it saves for a backward pass to a hook (`torch.autograd.graph.saved_tensors_hooks`).
+The result is the sum of the bytes of distinct storages. Parameters, buffers and the input are saved too, but existed
+before. They are recognized by running the forward twice: neither run created a storage that both save.
 """
 
 from __future__ import annotations
@@ -23,46 +23,46 @@ from gradless.records import ModuleRetained, Retained
 
 
 def retained_bytes(forward: Callable[[], object]) -> int:
-    """Bytes that autograd keeps while the result of `forward` is held: of any model, in the mode of its caller.
+    """Return the bytes that autograd keeps while the result of `forward` is held, in the current autograd mode.
 
-    `forward` is called once, and once more if anything was saved. Counted is what autograd is told to save; what a
-    model keeps by itself, or packs by hooks of its own (`torch.autograd.graph.save_on_cpu`), is not. Raises what
-    `forward` raises, and NotImplementedError for a saved tensor of a layout without storage (mkldnn).
+    `forward` is called once, and again if it saved anything. Tensors that a model itself keeps are not counted, nor
+    those that its own hooks pack (`torch.autograd.graph.save_on_cpu`). Raises what `forward` raises, and
+    NotImplementedError for a saved tensor of a layout without storage (mkldnn).
     """
     first = saved_by(forward)
     return saved_by(forward).without(first).retained.bytes if first else 0
 
 
-class _Found(NamedTuple):
+class _SavedStorage(NamedTuple):
     nbytes: int
     module: str
 
 
 class Saved:
-    """The distinct storages that autograd saved in one forward, each under the name of the module that was running.
+    """The distinct storages that autograd saved in one forward, each with the name of the module that was running.
 
-    They are referenced weakly: their memory goes with the graph, and yet no other storage can be taken for them.
+    Weak references do not keep the memory alive, and cannot be confused with a later storage at the same address.
     """
 
-    def __init__(self, storages: Mapping[StorageWeakRef, _Found] | None = None) -> None:
+    def __init__(self, storages: Mapping[StorageWeakRef, _SavedStorage] | None = None) -> None:
         self._storages = storages or {}
 
     def __bool__(self) -> bool:
         return bool(self._storages)
 
     def without(self, other: Saved) -> Saved:
-        """What only this forward saved, which is what it made."""
-        return Saved({ref: found for ref, found in self._storages.items() if ref not in other._storages})
+        """Return the storages that `other` did not save: those that this forward created."""
+        return Saved({ref: storage for ref, storage in self._storages.items() if ref not in other._storages})
 
     @property
     def retained(self) -> Retained:
-        return Retained(sum(found.nbytes for found in self._storages.values()), len(self._storages))
+        return Retained(sum(storage.nbytes for storage in self._storages.values()), len(self._storages))
 
     def by_module(self, network: nn.Module, original_name: Callable[[str], str]) -> tuple[ModuleRetained, ...]:
-        """Largest first. `original_name` says what to call a module of `network`."""
+        """Return bytes and storages per module, largest first. `original_name` gives the names to report."""
         sizes: defaultdict[str, list[int]] = defaultdict(list)
-        for found in self._storages.values():
-            sizes[found.module].append(found.nbytes)
+        for storage in self._storages.values():
+            sizes[storage.module].append(storage.nbytes)
         by_size = sorted(sizes.items(), key=lambda item: -sum(item[1]))
         return tuple(
             ModuleRetained(original_name(name), type(network.get_submodule(name)).__name__, sum(each), len(each))
@@ -71,12 +71,12 @@ class Saved:
 
 
 def saved_by(forward: Callable[[], object], network: nn.Module | None = None) -> Saved:
-    """What autograd saves in one call of `forward`. Its result is gone when this returns.
+    """Return what autograd saves in one call of `forward`, whose result is discarded.
 
-    With `network`, which runs in it, storages are told apart by its modules, and those saved in threads that
-    `forward` hands work to are seen as well: the hooks of autograd, like its modes, are thread-local.
+    With `network`, which `forward` runs, storages are attributed to its modules. Storages saved in threads that
+    `forward` starts are included as well, although autograd's hooks are thread-local.
     """
-    storages: dict[StorageWeakRef, _Found] = {}
+    storages: dict[StorageWeakRef, _SavedStorage] = {}
     running = _Running()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -85,47 +85,46 @@ def saved_by(forward: Callable[[], object], network: nn.Module | None = None) ->
             if storage.nbytes() == 0:
                 continue
             reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            storages.setdefault(reference, _Found(storage.nbytes(), running.modules[-1]))
-        # Detached: an operation that saves its own output would otherwise tie graph and output into a ring that
-        # neither reference counts nor the garbage collector can undo.
+            storages.setdefault(reference, _SavedStorage(storage.nbytes(), running.modules[-1]))
+        # Detached: an operation that saves its own output would otherwise create a reference cycle of graph and
+        # output, which the garbage collector cannot break.
         return tensor.detach()
 
     saving = saved_tensors_hooks(pack, lambda tensor: tensor)
-    with ExitStack() as watched, saving:
+    with ExitStack() as hooks, saving:
         if network is not None:
-            _watch(network, running, saving, watched)
+            _watch(network, running, saving, hooks)
         result = forward()
     del result
     return Saved(storages)
 
 
 class _Running(threading.local):
-    """The names of the modules whose forwards are running in this thread, innermost last."""
+    """Names of the modules whose forwards are running in this thread, innermost last."""
 
     def __init__(self) -> None:
         self.modules = [""]
 
 
-def _watch(network: nn.Module, running: _Running, saving: saved_tensors_hooks, watched: ExitStack) -> None:
-    """Note when each module of `network` runs, and have `saving` in whichever thread it does."""
-    home = threading.get_ident()
+def _watch(network: nn.Module, running: _Running, saving: saved_tensors_hooks, hooks: ExitStack) -> None:
+    """Record when each module of `network` runs, and enter `saving` in the thread that runs the network."""
+    starting_thread = threading.get_ident()
 
     def watch(name: str, module: nn.Module) -> None:
         def enter(*_: object) -> None:
             running.modules.append(name)
-            # At the root alone: further in, it would take the place of hooks of the network's own, as checkpointing
-            # has them.
-            if module is network and threading.get_ident() != home:
+            # Only at the root: in an inner module it would replace the network's own hooks, as of checkpointing.
+            if module is network and threading.get_ident() != starting_thread:
                 saving.__enter__()
 
         def leave(*_: object) -> None:
             running.modules.pop()
-            if module is network and threading.get_ident() != home:
+            if module is network and threading.get_ident() != starting_thread:
                 saving.__exit__()
 
-        # First in, last out: what other hooks of a module do is part of its forward.
-        watched.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
-        watched.callback(module.register_forward_hook(leave, always_call=True).remove)
+        # Enter before, and leave after, the module's other hooks: they are part of its forward.
+        hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
+        hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
 
     for name, module in network.named_modules():
         watch(name, module)
@@ -137,7 +136,7 @@ def _storages_of(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:
         names, _ = wrapper.__tensor_flatten__()
         parts = [getattr(wrapper, name) for name in names]
     elif tensor.layout is torch.sparse_coo:
-        parts = [tensor._indices(), tensor._values()]  # noqa: SLF001 - as they are; indices() wants them coalesced
+        parts = [tensor._indices(), tensor._values()]  # noqa: SLF001 - as they are; indices() requires coalesced ones
     elif tensor.layout in {torch.sparse_csr, torch.sparse_bsr}:
         parts = [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
     elif tensor.layout in {torch.sparse_csc, torch.sparse_bsc}:

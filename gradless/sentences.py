@@ -1,4 +1,4 @@
-"""A comparison in plain words, with its figures in them. Each sentence says only what was measured."""
+"""Write the results of a comparison as sentences. Each one states only what was measured."""
 
 from __future__ import annotations
 
@@ -6,66 +6,66 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from gradless.records import ArmName, ArmReport, LargestBatch, LeftOut, ModuleRetained, Spread
-from models.interface.units import in_bytes, in_seconds
+from gradless.units import in_bytes, in_seconds
 
-_CALLED: Mapping[ArmName, str] = {
+_NAMES: Mapping[ArmName, str] = {
     "grad": "grad mode",
     "no_grad": "no_grad",
     "set_grad_enabled_false": "set_grad_enabled(False)",
     "inference_mode": "inference_mode",
     "frozen": "frozen parameters",
     "train": "train mode",
-    "served": "what is served",
+    "served": "the served model",
 }
 
 _MODES: tuple[ArmName, ...] = ("no_grad", "set_grad_enabled_false", "inference_mode")
 
-# Quartiles of fewer say nothing.
+# Quartiles of fewer rounds are meaningless.
 _ENOUGH_ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What there is to put into words. `asked` are the rounds asked for, `iterations` those that were run."""
+class ReportFacts:
+    """The results that the sentences state. `sizes_skipped` are batch sizes of the sweep that time did not allow."""
 
     arms: Mapping[ArmName, ArmReport]
     left_out: tuple[LeftOut, ...]
     modules: tuple[ModuleRetained, ...]
     largest_batch: LargestBatch | None
-    asked: int
-    iterations: int
-    sizes_left_out: tuple[int, ...]
+    rounds_requested: int
+    rounds: int
+    sizes_skipped: tuple[int, ...]
     sizes_failed: Mapping[int, str]
 
 
-def sentences(told: Told) -> tuple[str, ...]:
-    return tuple(_all(told))
+def sentences(facts: ReportFacts) -> tuple[str, ...]:
+    return tuple(_all(facts))
 
 
-def _all(told: Told) -> Iterator[str]:
-    arms = told.arms
+def _all(facts: ReportFacts) -> Iterator[str]:
+    arms = facts.arms
     yield from _retained(arms)
     yield from _peaks(arms)
-    yield from _seconds(arms, told.iterations)
-    yield from _modules(arms, told.modules)
-    yield from _largest(told.largest_batch)
+    yield from _seconds(arms, facts.rounds)
+    yield from _modules(arms, facts.modules)
+    yield from _largest(facts.largest_batch)
     yield from _frozen(arms)
     yield from _train(arms)
     yield from _inference_tensors(arms)
     yield from _served(arms)
-    yield from _missing(told)
+    yield from _missing(facts)
 
 
 def _retained(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
     if grad := arms.get("grad"):
-        yield f"With gradients on, this batch kept {in_bytes(grad.retained_bytes)} for a backward pass nobody runs."
-    keeping = [arm for arm in _MODES if arm in arms]
-    nothing = [arm for arm in keeping if arms[arm].retained_bytes == 0]
-    if nothing:
-        yield f"Under {_listed(nothing)} it kept nothing."
-    for arm in keeping:
-        if arm not in nothing:
-            yield f"Under {_CALLED[arm]} it kept {in_bytes(arms[arm].retained_bytes)}, which it must not."
+        yield f"With gradients on, this batch kept {in_bytes(grad.retained_bytes)} for a backward pass that never runs."
+    modes = [arm for arm in _MODES if arm in arms]
+    keeping_nothing = [arm for arm in modes if arms[arm].retained_bytes == 0]
+    if keeping_nothing:
+        yield f"Under {_listed(keeping_nothing)} it kept nothing."
+    for arm in modes:
+        if arm not in keeping_nothing:
+            yield f"Under {_NAMES[arm]} it kept {in_bytes(arms[arm].retained_bytes)}, but should keep nothing."
 
 
 def _peaks(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
@@ -76,65 +76,65 @@ def _peaks(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
     if high and low:
         yield (
             f"At its peak the forward held {in_bytes(high)} with gradients and {in_bytes(low)} under "
-            f"{_CALLED[without.arm]}: {high / low:.1f} times as much."
+            f"{_NAMES[without.arm]}: {high / low:.1f} times as much."
         )
 
 
-def _seconds(arms: Mapping[ArmName, ArmReport], iterations: int) -> Iterator[str]:
+def _seconds(arms: Mapping[ArmName, ArmReport], rounds: int) -> Iterator[str]:
     without = _one_without_gradients(arms)
     if "grad" not in arms or without is None:
         return
-    grad, name = arms["grad"].seconds, _CALLED[without.arm]
+    grad, name = arms["grad"].seconds, _NAMES[without.arm]
     figures = f"{in_seconds(grad.median)} with gradients and {in_seconds(without.seconds.median)} under {name}"
-    if iterations < _ENOUGH_ROUNDS:
-        yield f"The forward took {figures}; {_counted(iterations, 'round')} cannot tell whether that is a difference."
+    if rounds < _ENOUGH_ROUNDS:
+        yield f"The forward took {figures}; {_counted(rounds, 'round')} cannot show whether that is a difference."
     elif _overlap(grad, without.seconds):
-        yield f"The forward took {figures}: these rounds vary too much to tell the two apart."
+        yield f"The forward took {figures}: these rounds vary too much to show a difference."
     else:
         ratio = grad.median / without.seconds.median
         change = f"{ratio - 1:.0%} more" if ratio >= 1 else f"{1 - ratio:.0%} less"
-        yield f"The forward took {figures}: {change} with them."
+        yield f"The forward took {figures}: {change} with gradients."
 
 
 def _modules(arms: Mapping[ArmName, ArmReport], modules: tuple[ModuleRetained, ...]) -> Iterator[str]:
     if modules and "grad" in arms:
         first = modules[0]
         share = first.retained_bytes / max(1, arms["grad"].retained_bytes)
-        called = f"{first.module} ({first.type})" if first.module else f"the network itself ({first.type})"
-        yield f"Of its modules {called} makes autograd keep most: {in_bytes(first.retained_bytes)}, {share:.0%} of all."
+        name = f"the module {first.module}" if first.module else "the network itself"
+        yield f"Most of it comes from {name} ({first.type}): {in_bytes(first.retained_bytes)}, {share:.0%} of all."
 
 
 def _largest(largest: LargestBatch | None) -> Iterator[str]:
     if largest is not None:
         yield (
-            f"Into the {in_bytes(largest.memory_bytes)} that were free, a batch of {largest.with_gradients:,} images "
+            f"In {in_bytes(largest.memory_bytes)} of free memory, a batch of {largest.with_gradients:,} images "
             f"fits with gradients and one of {largest.without_gradients:,} without."
         )
 
 
 def _frozen(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
     if (frozen := arms.get("frozen")) and frozen.retained_bytes == 0 and not frozen.output.requires_grad:
-        yield "With frozen parameters grad mode has nothing to record, and kept nothing either."
+        yield "With frozen parameters grad mode recorded nothing, and kept nothing either."
 
 
 def _train(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
     train = arms.get("train")
     if train is None or train.train is None:
         return
-    found = train.train
-    if found.batchnorm_buffers_moved:
+    facts = train.train
+    if facts.batchnorm_buffers_moved:
         yield (
-            f"In train mode, on a copy, one forward under no_grad moved {found.batchnorm_buffers_moved} of "
-            f"{found.batchnorm_buffers} BatchNorm buffers: only eval() stops that."
+            f"In train mode, on a copy, one forward under no_grad changed {facts.batchnorm_buffers_moved} of "
+            f"{facts.batchnorm_buffers} BatchNorm buffers: only eval() prevents that."
         )
-    if not found.runs_agree:
-        yield "In train mode two runs on one input gave different answers: only eval() stops Dropout and its like."
+    if not facts.runs_agree:
+        yield "In train mode two runs on one input gave different outputs: only eval() turns off Dropout."
 
 
 def _inference_tensors(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
     inference = arms.get("inference_mode")
     if inference is not None and inference.output.is_inference and not inference.output.version_counter_readable:
-        yield "Under inference_mode outputs are inference tensors, without a version counter to keep."
+        yield "Under inference_mode outputs are inference tensors, without a version counter."
 
 
 def _served(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
@@ -142,27 +142,25 @@ def _served(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
     if served is None:
         return
     kept = "nothing" if served.retained_bytes == 0 else in_bytes(served.retained_bytes)
-    yield f"What requests get kept {kept}."
+    yield f"The served model kept {kept}."
     if reference is not None:
-        took = (
-            f"It took {in_seconds(served.seconds.median)} from pixels to {{}}, and the loaded network "
-            f"{in_seconds(reference.seconds.median)} under inference_mode"
+        end = "features" if served.top1_agreement is None else "logits"
+        agreement = "" if served.top1_agreement is None else f"; {served.top1_agreement:.0%} of the top classes agree"
+        yield (
+            f"It took {in_seconds(served.seconds.median)} from pixels to {end}, and the loaded network "
+            f"{in_seconds(reference.seconds.median)} under inference_mode{agreement}."
         )
-        if served.top1_agreement is None:
-            yield f"{took.format('features')}."
-        else:
-            yield f"{took.format('logits')}; {served.top1_agreement:.0%} of their first places agree."
 
 
-def _missing(told: Told) -> Iterator[str]:
-    for left_out in told.left_out:
+def _missing(facts: ReportFacts) -> Iterator[str]:
+    for left_out in facts.left_out:
         yield f"The arm {left_out.arm} could not be run: {left_out.reason}"
-    if told.iterations < told.asked:
-        yield f"Time was up after {_counted(told.iterations, 'round')} of {told.asked}."
-    for size, reason in told.sizes_failed.items():
-        yield f"Of the sweep, batches of {size} could not be run: {reason}"
-    if told.sizes_left_out:
-        yield f"Time was up before batch sizes {', '.join(map(str, told.sizes_left_out))} of the sweep."
+    if facts.rounds < facts.rounds_requested:
+        yield f"Time was up after {_counted(facts.rounds, 'round')} of {facts.rounds_requested}."
+    for size, reason in facts.sizes_failed.items():
+        yield f"Batch size {size} of the sweep could not be run: {reason}"
+    if facts.sizes_skipped:
+        yield f"Time was up before batch sizes {', '.join(map(str, facts.sizes_skipped))} of the sweep."
 
 
 def _one_without_gradients(arms: Mapping[ArmName, ArmReport]) -> ArmReport | None:
@@ -174,7 +172,7 @@ def _overlap(one: Spread, other: Spread) -> bool:
 
 
 def _listed(arms: list[ArmName]) -> str:
-    *others, last = (_CALLED[arm] for arm in arms)
+    *others, last = (_NAMES[arm] for arm in arms)
     return f"{', '.join(others)} and {last}" if others else last
 
 

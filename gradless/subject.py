@@ -1,4 +1,4 @@
-"""What is compared: a network, batches for it, and the turn to take on its device before each use."""
+"""What is compared: a network, its input batches, and the lock to hold while it runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,12 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from models.inference.engine import Engine
-from models.networks.network import FeaturesAndLogits
-
-_SEED = 0
-
-RANDOM_PIXELS = f"random pixels, seed {_SEED}"
-UPLOADED_IMAGE = "the uploaded image"
+from gradless.device_memory import DeviceMemory
+from gradless.records import ArmName
 
 
 class Inputs(NamedTuple):
-    """One batch: `images` as the network takes them, `pixels` (N, 3, side, side) uint8 as the engine does."""
+    """One batch: `images` for the network, and `pixels` for the arm `served`, None without that arm."""
 
     images: torch.Tensor
     pixels: torch.Tensor | None
@@ -35,17 +30,45 @@ class Inputs(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way to run the forward. `forward` enters the arm's mode, runs once and returns the output.
+
+    `network` is the module that runs, or None if it is no PyTorch module. `memory_note` says why PyTorch cannot measure
+    the peak, or is None if it can.
+    """
+
+    name: ArmName
+    forward: Callable[[Inputs], Any]
+    network: nn.Module | None
+    memory_note: str | None = None
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """Return the first tensor of a network's output. Raises TypeError if there is none."""
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise TypeError(f"the network returns no tensor but a {type(output).__name__}")
+    return tensors[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A network in eval mode whose parameters require gradients. `batch` makes inputs of a size, the same ones each
-    time; `original_name` is how its makers call a module that `named_modules()` calls otherwise; `classes`: its answer
-    is a number for each class."""
+    """A network in eval mode whose parameters require gradients, and how to run it.
+
+    `batch` returns inputs of a batch size, the same ones each time, and `input` describes them. `served` is the arm of
+    that name, if there is one. `answer` picks the tensor to examine out of an output. `lock` is held during each
+    forward. `original_name` maps a name of `named_modules()` to the name in the report. `classes` is True if the answer
+    has one number per class.
+    """
 
     network: nn.Module
     device: torch.device
     batch: Callable[[int], Inputs]
     input: str
-    engine: Engine | None = None
-    turn: AbstractContextManager[object] = field(default_factory=nullcontext)
+    served: Arm | None = None
+    answer: Callable[[Any], torch.Tensor] = first_tensor
+    lock: AbstractContextManager[object] = field(default_factory=nullcontext)
+    memory: DeviceMemory = field(default_factory=DeviceMemory)
     original_name: Callable[[str], str] = str
     classes: bool = True
 
@@ -54,39 +77,11 @@ class Subject:
         return sum(tensor.nbytes for tensor in self.network.state_dict().values())
 
 
-def subject_of(engine: Engine, image: torch.Tensor | None = None) -> Subject:
-    """What the engine serves, as it was loaded, on `image`, (3, side, side) uint8 of the model's input size, as often
-    as the batch is large; on seeded random pixels without one."""
-    model = engine.model
-    side = model.transform.crop
-
-    def batch(size: int) -> Inputs:
-        if image is None:
-            generator = torch.Generator().manual_seed(_SEED)
-            pixels = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
-        else:
-            pixels = image.expand(size, -1, -1, -1).contiguous()
-        with engine.lock, torch.no_grad():
-            images: torch.Tensor = model.normalize(pixels.to(model.placement.device))
-        return Inputs(images, pixels.contiguous(memory_format=torch.channels_last))
-
-    return Subject(
-        network=model.network,
-        device=model.placement.device,
-        batch=batch,
-        input=RANDOM_PIXELS if image is None else UPLOADED_IMAGE,
-        engine=engine,
-        turn=engine.lock,
-        original_name=model.network.original_name,
-        classes=model.network.classes > 0,
-    )
-
-
 def subject_with(network: nn.Module, images: torch.Tensor) -> Subject:
-    """Any network on a batch of its inputs, (N, …). Larger batches repeat it."""
-    # An ordinary tensor without a past: an inference tensor would fail the arm grad, one with gradients let frozen
-    # parameters record a graph.
-    ordinary = images.detach().clone() if images.is_inference() else images.detach()
+    """Return the subject for any network and a batch of its inputs, (N, …). Larger batches repeat the inputs."""
+    # The arm grad fails on an inference tensor. The arm frozen would record a graph for an input that requires grad.
+    with torch.inference_mode(False):
+        ordinary = images.detach().clone() if images.is_inference() else images.detach()
 
     def batch(size: int) -> Inputs:
         times = -(-size // len(ordinary))
@@ -94,14 +89,3 @@ def subject_with(network: nn.Module, images: torch.Tensor) -> Subject:
         return Inputs(repeated[:size], None)
 
     return Subject(network=network, device=images.device, batch=batch, input="the images given")
-
-
-def answer_of(output: Any) -> torch.Tensor:
-    """The tensor to look at: the logits of a classifier cut at its head, the features of a network without classes,
-    else the first tensor there is."""
-    if isinstance(output, FeaturesAndLogits):
-        return output.logits if output.logits.shape[1] else output.features
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-    if not tensors:
-        raise TypeError(f"the network gives no tensor but a {type(output).__name__}")
-    return tensors[0]

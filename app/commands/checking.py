@@ -1,4 +1,4 @@
-"""A model folder tried as it would be served, and what is told of it."""
+"""Check a model folder: load it as the server does, and describe it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from app.main import start_serving
-from app.reports.lens_terminal import PatientConsole, waiting
+from app.reports.terminal import PatientConsole, table, waiting
 from app.settings import Settings
+from gradless.units import in_bytes, in_seconds
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
 from models.interface.errors import ImageError
@@ -23,23 +22,22 @@ from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction, ScoredClass
 from models.interface.runtime import Runtime
 from models.interface.telemetry import NoTelemetry, Task
-from models.interface.units import in_bytes, in_seconds
 from models.model_folder import description
 from models.model_folder.building import transform_of
 from models.model_folder.description import Description, Reference
 
 _CLOSE_TIMEOUT_S = 30.0
 
-# Of one image alone, the median of which is told.
+# Forwards of one image; their median is shown.
 _FORWARDS = 5
 
-_LABELS_TOLD = 5
+_LABELS_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """What was found. `answered`: what the reference picture was taken for, None where there is no such picture;
-    `fault`: how that differs from what was expected, as a line."""
+    """Results of the check. `answered` is the top class of the reference image, None without such an image. `fault` is
+    a line on how it differs from the expected answer, or None."""
 
     card: ModelCard
     labels: tuple[str, ...]
@@ -50,13 +48,13 @@ class Findings:
 
 
 def checked(folder: Path, settings: Settings) -> Findings:
-    """Load, warm up and ask. `settings` have the folder as their only model. Raises GradlessError."""
+    """Load and run the model. `settings` have the folder as their only model. Raises GradlessError."""
     described = description.read(folder)
     with waiting(Console(stderr=True), f"loading {described.name}"):
         runtime = start_serving(settings, NoTelemetry())
     try:
         [card] = runtime.cards.values()
-        predictions = asyncio.run(_asked(runtime, card, described))
+        predictions = asyncio.run(_predictions(runtime, card, described))
     finally:
         runtime.close(_CLOSE_TIMEOUT_S)
     classes = predictions[0].classes
@@ -70,8 +68,8 @@ def checked(folder: Path, settings: Settings) -> Findings:
     )
 
 
-async def _asked(runtime: Runtime, card: ModelCard, described: Description) -> list[Prediction]:
-    """The same picture some times: the reference, or any."""
+async def _predictions(runtime: Runtime, card: ModelCard, described: Description) -> list[Prediction]:
+    """Run the reference image, or any other, several times."""
     reference = described.reference
     encoded = encode(draw("clock"), "PNG") if reference is None else reference.image.read_bytes()
     task: Task = "classify" if card.classes else "features"
@@ -85,23 +83,23 @@ async def _asked(runtime: Runtime, card: ModelCard, described: Description) -> l
 
 
 def _fault(reference: Reference, classes: tuple[ScoredClass, ...]) -> str | None:
-    likeliest = classes[0]
+    top = classes[0]
     expected = next(scored for scored in classes if scored.label == reference.label)
-    if likeliest.label != reference.label:
+    if top.label != reference.label:
         return (
-            f"{reference.image.name} is taken for {likeliest.label!r} ({likeliest.probability:.3f}), not for "
-            f"{reference.label!r} ({expected.probability:.3f}): is [transform] as in training, and the order of labels?"
+            f"{reference.image.name} is classified as {top.label!r} ({top.probability:.3f}), not as "
+            f"{reference.label!r} ({expected.probability:.3f}): check [transform] and the order of labels"
         )
     if reference.probability is not None and abs(expected.probability - reference.probability) > reference.tolerance:
         return (
             f"{reference.image.name} is {reference.label!r} with probability {expected.probability:.3f}, more than "
-            f"{reference.tolerance:g} from {reference.probability:g}: is [transform] as in training?"
+            f"{reference.tolerance:g} from {reference.probability:g}: check [transform]"
         )
     return None
 
 
 def show(findings: Findings) -> None:
-    """The table of what was found, on stdout."""
+    """Show the results on stdout."""
     card, transform = findings.card, findings.transform
     shape = " x ".join(map(str, card.feature_shape))
     rows = {
@@ -115,16 +113,16 @@ def show(findings: Findings) -> None:
         "runs": f"{card.backend}, {card.dtype}, {card.device}",
         "fingerprint": card.fingerprint,
         "forward": f"{in_seconds(findings.forward_seconds)} for one image",
-        "reference": "none given: whether it answers rightly was not tried",
+        "reference": "none given: the answers were not checked",
     }
     if findings.answered is not None:
         rows["reference"] = f"{findings.answered.label}, {findings.answered.probability:.3f}"
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_header=False)
+    rows_shown = table("", "")
     for what, found in rows.items():
-        table.add_row(what, escape(found))
-    PatientConsole(highlight=False).print(table)
+        rows_shown.add_row(what, escape(found))
+    PatientConsole(highlight=False).print(rows_shown)
 
 
 def _some(labels: Sequence[str]) -> str:
-    """The first few of them."""
-    return ", ".join(labels[:_LABELS_TOLD]) + (", …" if len(labels) > _LABELS_TOLD else "")
+    """Return the first few labels as a list in words."""
+    return ", ".join(labels[:_LABELS_SHOWN]) + (", …" if len(labels) > _LABELS_SHOWN else "")

@@ -1,4 +1,4 @@
-"""`gradless compare`: the lens without a server, for people and for continuous integration."""
+"""`gradless compare`: run the lens without a server, for people and for continuous integration."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import typer
 
 from app.settings import Settings, SettingsError, load_settings
 from gradless.records import ARMS, ArmName, Comparison, ComparisonOptions
+from gradless.units import in_bytes
 from models.interface.errors import GradlessError
-from models.interface.units import in_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-# More than over HTTP: nobody else waits for the device here.
+# More than over HTTP, because no requests wait for the device.
 _MAX_BATCH_SIZE = 1024
 _MAX_ITERATIONS = 1000
 
@@ -29,30 +29,30 @@ _STDOUT = Path("-")
 
 
 class CompareError(Exception):
-    """It could not be compared, or not be told. Each line of the message is one thing that is wrong."""
+    """The comparison failed, or its report could not be written. Each line of the message is one problem."""
 
 
 def compare(
     model: Annotated[str | None, typer.Argument(help="a name of `gradless models`; the default without it")] = None,
     batch_size: Annotated[int, typer.Option(min=1, max=_MAX_BATCH_SIZE, help="images in the forward")] = 32,
-    iterations: Annotated[int, typer.Option(min=1, max=_MAX_ITERATIONS, help="timed forwards an arm, at most")] = 10,
-    seconds: Annotated[float, typer.Option(min=0, help="time for them; for a sweep as much again")] = 45.0,
-    arms: Annotated[str, typer.Option(help="which arms to compare, separated by commas")] = ",".join(ARMS),
-    sweep: Annotated[str, typer.Option(help="batch sizes to compare at as well, say 1,2,4,8")] = "",
-    image: Annotated[Path | None, typer.Option(help="picture to compare on; random pixels without it")] = None,
+    iterations: Annotated[int, typer.Option(min=1, max=_MAX_ITERATIONS, help="most timed forwards per arm")] = 10,
+    seconds: Annotated[float, typer.Option(min=0, help="time limit of the rounds, and again of the sweep")] = 45.0,
+    arms: Annotated[str, typer.Option(help="arms to compare, separated by commas")] = ",".join(ARMS),
+    sweep: Annotated[str, typer.Option(help="further batch sizes, such as 1,2,4,8")] = "",
+    image: Annotated[Path | None, typer.Option(help="image to compare on; random pixels without it")] = None,
     json: Annotated[Path | None, typer.Option(help="file for the report as JSON; - is stdout")] = None,
     html: Annotated[Path | None, typer.Option(help="file for the report as a page with charts")] = None,
     fail_on_retained: Annotated[
-        bool, typer.Option("--fail-on-retained", help="exit with 1 if what is served keeps a byte for backward")
+        bool, typer.Option("--fail-on-retained", help="exit with 1 if the served model keeps a byte for backward")
     ] = False,
 ) -> None:
-    """Show what gradients cost: one batch through every autograd mode, and as it is served.
+    """Show what gradients cost: run one batch in every autograd mode, and as it is served.
 
-    What is served is what the GRADLESS_ settings say: device, precision, backend.
+    The GRADLESS_ settings give device, precision and backend of the served model.
 
-    Exit status: 0 compared; 1 what is served retains memory, with --fail-on-retained; 2 not compared.
+    Exit status: 0 compared; 1 the served model retains memory, with --fail-on-retained; 2 not compared.
     """
-    # Here, not above: other commands need not wait for it.
+    # Not above: the import is slow.
     from rich.console import Console  # noqa: PLC0415
 
     try:
@@ -64,13 +64,13 @@ def compare(
             seconds=seconds,
         )
         comparison = _compared(_settings(model), options, _read(image), Console(stderr=True))
-        _tell(comparison, json, html)
+        _report(comparison, json, html)
     except CompareError as error:
         _end(str(error), _FAILED)
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None
     if fail_on_retained:
-        _judge(comparison)
+        _fail_if_retained(comparison)
 
 
 def _end(message: str, status: int) -> NoReturn:
@@ -87,7 +87,7 @@ def _arms(text: str, *, gate: bool) -> tuple[ArmName, ...]:
     if not names:
         raise CompareError("--arms: at least one is needed")
     if gate and "served" not in names:
-        raise CompareError("--fail-on-retained judges the arm served, and --arms leaves it out")
+        raise CompareError("--fail-on-retained needs the arm served, which --arms leaves out")
     return tuple(known[name] for name in names)
 
 
@@ -105,7 +105,7 @@ def _settings(model: str | None) -> Settings:
         settings = load_settings()
     except SettingsError as error:
         raise CompareError(str(error)) from error
-    # One of them is enough, and the others need not be loaded.
+    # Load only this one.
     return settings.model_copy(update={"models": (settings.models[0] if model is None else model,)})
 
 
@@ -118,14 +118,15 @@ def _read(image: Path | None) -> bytes | None:
 
 def _compared(settings: Settings, options: ComparisonOptions, image: bytes | None, console: Console) -> Comparison:
     from app.main import start_serving  # noqa: PLC0415
-    from app.reports.lens_terminal import counted, waiting  # noqa: PLC0415 - as above
+    from app.reports.progress import comparison_progress  # noqa: PLC0415
+    from app.reports.terminal import waiting  # noqa: PLC0415
     from models.interface.telemetry import NoTelemetry  # noqa: PLC0415
 
     try:
         with waiting(console, f"loading {settings.models[0]}"):
             serving = start_serving(settings, NoTelemetry())
         try:
-            with counted(console) as on_progress:
+            with comparison_progress(console) as on_progress:
                 return asyncio.run(serving.compare(None, options, image, on_progress))
         finally:
             serving.close(_CLOSE_TIMEOUT_S)
@@ -133,13 +134,14 @@ def _compared(settings: Settings, options: ComparisonOptions, image: bytes | Non
         raise CompareError(" ".join(str(error).split())) from error
 
 
-def _tell(comparison: Comparison, json: Path | None, html: Path | None) -> None:
+def _report(comparison: Comparison, json: Path | None, html: Path | None) -> None:
     from app.api.lens_schemas import GradModes  # noqa: PLC0415
     from app.reports.lens_page import page  # noqa: PLC0415
-    from app.reports.lens_terminal import PatientConsole, show  # noqa: PLC0415
+    from app.reports.lens_terminal import show  # noqa: PLC0415
+    from app.reports.terminal import PatientConsole  # noqa: PLC0415
 
     report = GradModes.model_validate(comparison)
-    # Where stdout is for the JSON, people read the rest on stderr.
+    # JSON on stdout moves the report to stderr.
     show(report, PatientConsole(stderr=json == _STDOUT, highlight=False))
     if json is not None:
         _write(json, report.model_dump_json(indent=2) + "\n")
@@ -148,13 +150,13 @@ def _tell(comparison: Comparison, json: Path | None, html: Path | None) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    from app.reports.lens_terminal import leave_stdout  # noqa: PLC0415
+    from app.reports.terminal import discard_stdout  # noqa: PLC0415
 
     if path == _STDOUT:
         try:
             typer.echo(text, nl=False)
         except BrokenPipeError:
-            leave_stdout()
+            discard_stdout()
         return
     try:
         path.write_text(text, encoding="utf-8")
@@ -162,11 +164,11 @@ def _write(path: Path, text: str) -> None:
         raise CompareError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _judge(comparison: Comparison) -> None:
+def _fail_if_retained(comparison: Comparison) -> None:
     for report in comparison.arms:
         if report.arm == "served":
             if report.retained_bytes or report.output.requires_grad:
                 kept = in_bytes(report.retained_bytes)
-                _end(f"what is served keeps {kept} for a backward pass nobody runs", _RETAINS)
+                _end(f"the served model keeps {kept} for a backward pass that never runs", _RETAINS)
             return
-    _end(f"what is served could not be run: {comparison.left_out[-1].reason}", _FAILED)
+    _end(f"the served model could not be run: {comparison.left_out[-1].reason}", _FAILED)

@@ -1,4 +1,4 @@
-"""`gradless evaluate`: how good a model is on images of which somebody says what they show."""
+"""`gradless evaluate`: accuracy of a model on labelled images."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
+from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_reported, settings_for
 from app.commands.folders import BatchSize, Model, Strict, Workers, workers_for
 
 if TYPE_CHECKING:
@@ -24,28 +24,28 @@ def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder for each class, named by label or index")],
     *,
     labels: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="lines of path and label instead: .csv, or with a tab or space")
+        Path | None,
+        typer.Option(metavar="FILE", help="list of path and label instead: .csv, or with a tab or space"),
     ] = None,
     ignore_unknown: Annotated[
-        bool, typer.Option("--ignore-unknown", help="leave out images whose label is no class of the model")
+        bool, typer.Option("--ignore-unknown", help="skip images whose label is no class of the model")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="file for the figures as JSON; - is stdout")] = None,
-    html: Annotated[Path | None, typer.Option(help="file for a page with pictures of the worst mistakes")] = None,
+    json: Annotated[Path | None, typer.Option(help="file for the report as JSON; - is stdout")] = None,
+    html: Annotated[Path | None, typer.Option(help="file for the report as a page, with the worst mistakes")] = None,
     model: Model = None,
     batch_size: BatchSize = 32,
     workers: Workers = None,
     strict: Strict = False,
 ) -> None:
-    """Say how often a model is right about labelled images: top-1 and top-5, by class, what it confuses, and how far
-    its probabilities are to be believed.
+    """Measure a model's accuracy on labelled images: top-1 and top-5, by class, confusions and calibration.
 
-    Calibration error: images are put into 15 bins of equal width by the probability of their first place; it is the
-    mean over images of the difference between a bin's mean probability and its share of right answers.
+    Calibration error: images are grouped into 15 bins of equal width by the probability of their top class. It is the
+    mean over images of the difference between a bin's mean probability and its accuracy.
 
-    Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, what was done until
-    then told.
+    Exit status: 0 done; 1 some files could not be read, with --strict; 2 failed; 130 interrupted, after a report on the
+    images done until then.
     """
-    # Here, not above: other commands need not wait for torch.
+    # Not above: importing torch takes seconds.
     from app.main import serving_options  # noqa: PLC0415
     from app.reports.evaluation_page import page  # noqa: PLC0415
     from models.offline.evaluation_job import EvaluationJob  # noqa: PLC0415
@@ -53,7 +53,7 @@ def evaluate(
     settings = settings_for(model)
     options = serving_options(settings)
     try:
-        with failures_said(str(folder)):
+        with failures_reported(str(folder)):
             job = EvaluationJob(
                 folder,
                 labels,
@@ -63,30 +63,32 @@ def evaluate(
                 max_bytes=settings.max_image_bytes,
                 ignore_unknown=ignore_unknown,
             )
-        with closing(job), failures_said(str(folder)):
+        with closing(job), failures_reported(str(folder)):
             complete, evaluation = _evaluated(job)
             if evaluation.images:
-                _tell(evaluation, json, complete=complete)
-            # A page would be looked at as the whole of it, whatever a terminal has said.
+                _report(evaluation, json, complete=complete)
+            # No page of an interrupted run: it would not say that it is incomplete.
             if html is not None and evaluation.images and complete:
                 html.write_text(page(evaluation, options.limits), encoding="utf-8")
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if not complete:
-        end(f"interrupted: this is of the first {evaluation.images} images", INTERRUPTED)
+        end(f"interrupted: these are the results of the first {evaluation.images} images", INTERRUPTED)
     if not evaluation.images:
-        end("no file has a picture that could be answered", FAILED)
+        end("no file is an image that could be classified", FAILED)
     if evaluation.without_answer and strict:
         raise typer.Exit(UNREADABLE)
 
 
 def _evaluated(job: EvaluationJob) -> tuple[bool, Evaluation]:
-    """Whether all was answered, and how well."""
-    from app.reports.progress import course  # noqa: PLC0415 - as above
+    """Return whether all images were answered, and the results."""
+    from app.reports.progress import job_progress  # noqa: PLC0415 - as above
 
-    with course("evaluate", len(job.truth.classes)) as progress, closing(job.steps()) as steps:
+    with job_progress("evaluate", len(job.truth.classes)) as progress, closing(job.steps()) as steps:
         if job.truth.unknown:
-            progress.say(f"gradless: left out, no classes of the model: {', '.join(map(repr, job.truth.unknown))}")
+            progress.say(
+                f"gradless: skipped labels that are no class of the model: {', '.join(map(repr, job.truth.unknown))}"
+            )
         try:
             for step in steps:
                 for path, reason in step.faults:
@@ -97,11 +99,11 @@ def _evaluated(job: EvaluationJob) -> tuple[bool, Evaluation]:
     return True, job.evaluation()
 
 
-def _tell(evaluation: Evaluation, json: Path | None, *, complete: bool) -> None:
+def _report(evaluation: Evaluation, json: Path | None, *, complete: bool) -> None:
     from app.reports.evaluation_terminal import show  # noqa: PLC0415 - as above
-    from app.reports.lens_terminal import PatientConsole  # noqa: PLC0415
+    from app.reports.terminal import PatientConsole  # noqa: PLC0415
 
-    # Where stdout is for the JSON, people read the rest on stderr.
+    # JSON on stdout moves the report to stderr.
     show(evaluation, PatientConsole(stderr=json == _STDOUT, highlight=False))
     if json is not None:
         report = {"complete": complete, **asdict(evaluation)}

@@ -1,4 +1,4 @@
-"""`gradless classify` and `gradless features`: what the service answers, for files instead of requests."""
+"""`gradless classify` and `gradless features`: run a model on files instead of requests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
+from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_reported, settings_for
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -17,42 +17,42 @@ if TYPE_CHECKING:
     from models.ray_data.job import ClusterJob
 
 Paths = Annotated[
-    list[str], typer.Argument(metavar="PATH…", help="files, and folders to search to the bottom", show_default=False)
+    list[str], typer.Argument(metavar="PATH…", help="files, and folders to search recursively", show_default=False)
 ]
 Model = Annotated[
-    str | None, typer.Option(metavar="NAME", help="a name of `gradless models`; GRADLESS_MODELS' first without it")
+    str | None, typer.Option(metavar="NAME", help="a name of `gradless models`; default: the first of GRADLESS_MODELS")
 ]
-BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="images in a forward")]
+BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="images per forward")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=0, max=256, help="processes that read files; one a core without it, none for few files"),
+    typer.Option(min=0, max=256, help="processes that read files; default: one per core, none for few files"),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with what an interrupted run has done")]
+Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
 Ray = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
         help="run on a Ray cluster: auto, HOST:PORT, ray://HOST:PORT, or local for this machine; "
-        "the output is a folder of Parquet files then, and paths may be URIs, as s3://BUCKET/FOLDER",
+        "the output is then a folder of Parquet files, and paths may be URIs such as s3://BUCKET/FOLDER",
     ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 if a file could not be read")]
 
-# They are read sooner than a worker has started.
+# Reading so few takes less time than starting a worker.
 _FEW_FILES = 128
 
-# What only one process can write.
+# Formats that only a single process can write.
 _TABLES = (".csv", ".jsonl", ".npy")
 
-# Said one by one; the rest are in the file of errors.
-_MOST_SAID = 20
+# Files printed with their error; the others are only in the file of errors.
+_MOST_PRINTED = 20
 
 
 def classify(
     paths: Paths,
     output: Annotated[str, typer.Option("-o", "--output", help="file to write: .parquet, .csv or .jsonl")],
     *,
-    top_k: Annotated[int, typer.Option(min=1, help="likeliest classes of each image")] = 5,
+    top_k: Annotated[int, typer.Option(min=1, help="top classes per image")] = 5,
     model: Model = None,
     batch_size: BatchSize = 32,
     workers: Workers = None,
@@ -60,13 +60,14 @@ def classify(
     resume: Resume = False,
     strict: Strict = False,
 ) -> None:
-    """Write the likeliest classes of each image of files and folders into a table.
+    """Write the top classes of each image of files and folders into a table.
 
-    Its columns are path, fingerprint, and label_1, index_1, probability_1, label_2 and so on, the likeliest first. Rows
-    are in the order of the files: as named, and in folders by name. What is no image is said and listed in
-    OUTPUT.errors.jsonl beside it.
+    Its columns are path, fingerprint, and label_1, index_1, probability_1, label_2 and so on, most probable first. Rows
+    are in the order of the arguments, and within a folder by name. Unreadable files are printed and listed in
+    OUTPUT.errors.jsonl.
 
-    Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, --resume goes on.
+    Exit status: 0 done; 1 some files could not be read, with --strict; 2 failed; 130 interrupted, continue with
+    --resume.
     """
     _run("classify", paths, output, top_k, model, batch_size, workers, ray, resume=resume, strict=strict)
 
@@ -85,16 +86,17 @@ def features(
     """Write the feature vector of each image of files and folders into a table.
 
     Its columns are path, fingerprint, and features, a list of float32. With .npy the vectors are an array (N, D), and
-    path and fingerprint of its rows are the lines of OUTPUT.paths.jsonl beside it. Rows are in the order of the files:
-    as named, and in folders by name. What is no image is said and listed in OUTPUT.errors.jsonl beside it.
+    OUTPUT.paths.jsonl has path and fingerprint of each row. Rows are in the order of the arguments, and within a folder
+    by name. Unreadable files are printed and listed in OUTPUT.errors.jsonl.
 
-    Exit status: 0 done; 1 some files could not be read, with --strict; 2 not done; 130 interrupted, --resume goes on.
+    Exit status: 0 done; 1 some files could not be read, with --strict; 2 failed; 130 interrupted, continue with
+    --resume.
     """
     _run("features", paths, output, 0, model, batch_size, workers, ray, resume=resume, strict=strict)
 
 
 def workers_for(files: int) -> int:
-    """How many processes read that many files, where nobody says."""
+    """Return the default number of processes that read that many files."""
     from models.hardware.cores import available_cores  # noqa: PLC0415 - torch takes seconds to import
 
     return 0 if files <= _FEW_FILES else available_cores()
@@ -118,7 +120,7 @@ def _run(
     if ray is not None:
         _check_for_ray(output, workers)
     settings = settings_for(model)
-    asked = {
+    options = {
         "task": task,
         "top_k": top_k,
         "batch_size": batch_size,
@@ -126,14 +128,14 @@ def _run(
         "resume": resume,
     }
     try:
-        with failures_said(output):
+        with failures_reported(output):
             opened = (
-                _here(paths, output, workers, settings, asked)
+                _on_this_machine(paths, output, workers, settings, options)
                 if ray is None
-                else _on(ray, paths, output, settings, asked)
+                else _on_cluster(ray, paths, output, settings, options)
             )
             with closing(opened) as job:
-                faults = _worked(job, task, output)
+                faults = _run_job(job, task, output)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     if faults and strict:
@@ -144,53 +146,57 @@ def _check_for_ray(output: str, workers: int | None) -> None:
     if importlib.util.find_spec("ray") is None:
         end("--ray needs Ray: pip install 'gradless[ray]'", FAILED)
     if workers is not None:
-        end("--workers are processes of this machine: on a cluster Ray has as many as there are cores", FAILED)
+        end("--workers are processes of this machine; on a cluster Ray uses all cores", FAILED)
     if output.endswith(_TABLES):
         end(f"-o {output}: on a cluster the output is a folder of Parquet files", FAILED)
 
 
-def _here(paths: list[str], output: str, workers: int | None, settings: Settings, asked: dict[str, Any]) -> FolderJob:
-    # Here, not above: other commands need not wait for torch.
+def _on_this_machine(
+    paths: list[str], output: str, workers: int | None, settings: Settings, options: dict[str, Any]
+) -> FolderJob:
+    # Not above: importing torch takes seconds.
     from app.main import serving_options  # noqa: PLC0415
     from models.offline import files  # noqa: PLC0415 - torch takes seconds to import
-    from models.offline.job import FolderJob, Wanted  # noqa: PLC0415
+    from models.offline.job import FolderJob, JobRequest  # noqa: PLC0415
 
     found = files.find([Path(path) for path in paths])
     workers = workers_for(len(found)) if workers is None else workers
-    return FolderJob(Wanted(files=found, output=Path(output), workers=workers, **asked), serving_options(settings))
+    return FolderJob(
+        JobRequest(files=found, output=Path(output), workers=workers, **options), serving_options(settings)
+    )
 
 
-def _on(cluster: str, paths: list[str], output: str, settings: Settings, asked: dict[str, Any]) -> ClusterJob:
+def _on_cluster(cluster: str, paths: list[str], output: str, settings: Settings, options: dict[str, Any]) -> ClusterJob:
     from app.main import serving_options  # noqa: PLC0415 - as above
     from app.ray_serve.settings_paths import with_absolute_paths  # noqa: PLC0415
     from models.ray_data.job import ClusterJob, ClusterJobRequest  # noqa: PLC0415
     from models.ray_data.storage import find  # noqa: PLC0415
 
     return ClusterJob(
-        ClusterJobRequest(files=find(paths), output=output, address=cluster, **asked),
+        ClusterJobRequest(files=find(paths), output=output, address=cluster, **options),
         serving_options(with_absolute_paths(settings, Path.cwd())),
     )
 
 
-def _worked(job: FolderJob | ClusterJob, task: str, output: str) -> int:
-    """Run `job` to its end; how many files could not be answered."""
-    from app.reports.progress import course  # noqa: PLC0415 - as above
+def _run_job(job: FolderJob | ClusterJob, task: str, output: str) -> int:
+    """Run `job` to its end. Return the number of files without an answer."""
+    from app.reports.progress import job_progress  # noqa: PLC0415 - as above
 
     files = job.files
-    said = 0
-    with course(task, files, done=job.done) as progress:
+    printed = 0
+    with job_progress(task, files, done=job.done) as progress:
         try:
             with closing(job.steps()) as steps:
                 for step in steps:
                     for path, reason in step.faults:
-                        said += 1
-                        if said <= _MOST_SAID:
+                        printed += 1
+                        if printed <= _MOST_PRINTED:
                             progress.say(f"gradless: {path}: {reason}")
                     progress.advance(step.files)
         except KeyboardInterrupt:
-            progress.say(f"gradless: stopped after {job.done} of {files} files: --resume goes on")
+            progress.say(f"gradless: stopped after {job.done} of {files} files: continue with --resume")
             raise
         faults = job.finish()
-        told = f"; {faults} files without an answer are in {job.errors}" if faults else ""
-        progress.say(f"gradless: {files - faults} images in {output}, {progress.per_second:.1f}/s{told}")
+        errors = f"; {faults} files without an answer are in {job.errors}" if faults else ""
+        progress.say(f"gradless: {files - faults} images in {output}, {progress.per_second:.1f}/s{errors}")
     return faults

@@ -1,4 +1,4 @@
-"""`gradless models`: what can be served by name, and model folders begun and tried."""
+"""`gradless models`: list model names, and create and check model folders."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands.failing import INTERRUPTED, end, failures_said, settings_for
+from app.commands.failing import INTERRUPTED, end, failures_reported, settings_for
 
-_MISJUDGED = 1
+_MISCLASSIFIED = 1
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="the model folder", show_default=False)]
 
@@ -25,17 +25,17 @@ class _ListsByDefault(TyperGroup):
 
 models = typer.Typer(
     cls=_ListsByDefault,
-    help="List the names that can be served; begin and try folders of models of your own.",
+    help="List the names of models; create and check folders for your own models.",
 )
 
 
 @models.command("list")
 def list_names(
-    pattern: Annotated[str | None, typer.Argument(help="list what it matches, say 'timm/resnet*'")] = None,
+    pattern: Annotated[str | None, typer.Argument(help="list matching names, such as 'timm/resnet*'")] = None,
 ) -> None:
-    """List the names that GRADLESS_MODELS can have. Each but the default also as NAME:random, seeded weights.
+    """List the names for GRADLESS_MODELS. All but the default also exist as NAME:random, with seeded random weights.
 
-    timm's are listed where a pattern asks for them. Exit status: 0; 1 where nothing matches.
+    The models of timm are listed only with a pattern. Exit status: 0; 1 if nothing matches.
     """
     from models.loading.catalog import names  # noqa: PLC0415
 
@@ -55,50 +55,49 @@ def init(
     *,
     architecture: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="a name of torchvision's, timm/NAME or module:callable; found without it"),
+        typer.Option(metavar="NAME", help="a name of torchvision, timm/NAME or module:callable; default: detected"),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="the checkpoint in DIR, where there are several")
+        str | None, typer.Option(metavar="FILE", help="the checkpoint in DIR, if there are several")
     ] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="pixels of the shorter side, as in validation")] = None,
     crop: Annotated[int | None, typer.Option(min=1, help="pixels of the square that the network gets")] = None,
 ) -> None:
-    """Write a model.toml into a folder with a checkpoint: the architecture that its tensors fit, its number of classes,
-    a file of labels if there is one, and comments on what else can be said. Nothing is overwritten.
+    """Write a model.toml into a folder with a checkpoint: the architecture that fits its tensors, its number of
+    classes, a file of labels if there is one, and comments on other keys. Nothing is overwritten.
 
-    Exit status: 0 written; 2 not.
+    Exit status: 0 written; 2 failed.
     """
-    # Here, not above: other commands need not wait for torch.
+    # Not above: importing torch takes seconds.
     from models.model_folder.starting import start  # noqa: PLC0415
 
     try:
-        with failures_said(str(folder)):
+        with failures_reported(str(folder)):
             started = start(folder, architecture=architecture, weights=weights, resize=resize, crop=crop)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     classes = "" if started.classes is None else f", {started.classes} classes"
     labels = "no file of labels" if started.labels is None else f"labels in {started.labels}"
     typer.echo(f"{started.file}: {started.architecture}{classes}, weights in {started.weights}, {labels}")
-    typer.echo("Check [transform] in it against your validation: weights do not say how pictures were prepared.")
+    typer.echo("Check that its [transform] is that of your validation: it is not stored in the weights.")
     typer.echo(f"Then: gradless models check {folder}")
 
 
 @models.command()
 def check(folder: Folder) -> None:
-    """Load and warm up a model folder as the GRADLESS_ settings say, and tell what it is; ask it for its reference
-    picture, if it has one.
+    """Load and warm up a model folder with the GRADLESS_ settings, describe it, and classify its reference image.
 
-    Exit status: 0 it can be served; 1 its reference picture is answered otherwise; 2 it cannot be served.
+    Exit status: 0 it can be served; 1 the reference image gets another answer; 2 it cannot be served.
     """
     from app.commands.checking import checked, show  # noqa: PLC0415 - as above
 
-    # As a path, also where there is a model of that name.
+    # As a path, even if a model has that name.
     settings = settings_for(str(folder) if folder.is_absolute() else f"./{folder}")
     try:
-        with failures_said(str(folder)):
+        with failures_reported(str(folder)):
             findings = checked(folder, settings)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     show(findings)
     if findings.fault is not None:
-        end(findings.fault, _MISJUDGED)
+        end(findings.fault, _MISCLASSIFIED)

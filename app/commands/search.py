@@ -1,4 +1,4 @@
-"""`gradless search`: an index of feature vectors, and what in it is most like an image."""
+"""`gradless search`: build an index of feature vectors, and find the images most similar to an image."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_said, settings_for
+from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_reported, settings_for
 from models.offline import files
 from models.search.index import Neighbour, installed
 from models.search.manifest import Manifest
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from models.search.building import MakeThumbnails
 
-search = typer.Typer(help="Find the images most like an image, by their feature vectors.", no_args_is_help=True)
+search = typer.Typer(help="Find the images most similar to an image, by their feature vectors.", no_args_is_help=True)
 
 _STDOUT = Path("-")
 
@@ -28,34 +28,34 @@ _STDOUT = Path("-")
 @search.command()
 def build(
     features: Annotated[Path, typer.Argument(help="a Parquet file of `gradless features`", show_default=False)],
-    output: Annotated[Path, typer.Option("-o", "--output", help="folder for the index; one that is there is replaced")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="folder for the index; an existing index is replaced")],
     thumbnails: Annotated[
-        bool, typer.Option("--thumbnails", help="keep a small picture of each image, for the page to show")
+        bool, typer.Option("--thumbnails", help="store a thumbnail of each image for the web page")
     ] = False,
 ) -> None:
-    """Build an index of feature vectors, by cosine.
+    """Build an index of feature vectors for cosine similarity.
 
-    Of up to 10,000 vectors a query looks at each. Of more it follows a graph, and sees a part of them: as many as find
-    99 % of the ten nearest, and what is found is measured and said. Thumbnails are made of the files that the features'
-    paths name, as seen from the current folder, and are all that a server ever shows of them.
+    With up to 10,000 vectors a query compares all of them. With more, it follows a graph and compares as many as needed
+    to find 99 % of the ten nearest; the measured share is printed. Thumbnails are made of the files that the features
+    file names, relative to the current folder. A server shows only the thumbnails, never the files.
 
-    Exit status: 0 built; 2 not built; 130 interrupted, an index that was there stays.
+    Exit status: 0 built; 2 failed; 130 interrupted, an existing index stays.
     """
     _need_the_extra()
-    # Here, not above: other commands need not wait for it.
-    from app.reports.progress import course  # noqa: PLC0415
+    # Not above: the import is slow.
+    from app.reports.progress import job_progress  # noqa: PLC0415
     from models.search.building import build as built  # noqa: PLC0415
     from models.search.features_file import FeaturesFile  # noqa: PLC0415
 
     settings = settings_for(None)
     try:
-        with failures_said(str(output)):
+        with failures_reported(str(output)):
             file = FeaturesFile(features)
-            with course("index", file.rows) as told, _thumbnails(settings, wanted=thumbnails) as make:
-                made = built(file, output, make_thumbnails=make, on_rows=told.advance)
+            with job_progress("index", file.rows) as progress, _thumbnails(settings, wanted=thumbnails) as make:
+                made = built(file, output, make_thumbnails=make, on_rows=progress.advance)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
-    found = "every vector is looked at" if made.exact else f"{made.recall:.1%} of the ten nearest are found"
+    found = "a query compares all vectors" if made.exact else f"a query finds {made.recall:.1%} of the ten nearest"
     pictures = f", {made.thumbnails} with a thumbnail" if thumbnails else ""
     typer.echo(f"{output}: {made.rows} vectors of {made.model} ({made.fingerprint}){pictures}; {found}")
 
@@ -63,22 +63,22 @@ def build(
 @search.command()
 def query(
     index: Annotated[Path, typer.Argument(help="folder of an index", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(help="files, and folders with all below them", show_default=False)],
-    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="neighbours of each image, at most")] = 10,
+    images: Annotated[list[Path], typer.Argument(help="files, and folders to search recursively", show_default=False)],
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="most neighbours per image")] = 10,
     model: Annotated[
-        str | None, typer.Option(help="a name of `gradless models`; without it the one that the index names")
+        str | None, typer.Option(help="a name of `gradless models`; default: the model of the index")
     ] = None,
     json: Annotated[Path | None, typer.Option(help="file for the neighbours as JSON; - is stdout")] = None,
 ) -> None:
-    """Print the images of an index that are most like others, with the cosine of their vectors.
+    """Print the images of an index that are most similar to given images, with the cosine of their vectors.
 
-    The model runs as the GRADLESS_ settings say, which must be those that the features were made with.
+    The GRADLESS_ settings must be the same as when the features were made.
 
-    Exit status: 0 found; 1 a file is no image; 2 not done; 130 interrupted.
+    Exit status: 0 found; 1 a file is no image; 2 failed; 130 interrupted.
     """
     _need_the_extra()
     try:
-        with failures_said(str(json)):
+        with failures_reported(str(json)):
             found = _found(index, files.find(images), k, model)
             _tell(found, json)
     except KeyboardInterrupt:
@@ -105,7 +105,7 @@ def _thumbnails(settings: Settings, *, wanted: bool) -> Iterator[MakeThumbnails 
 
 
 def _found(folder: Path, images: list[str], k: int, model: str | None) -> dict[str, list[Neighbour] | str]:
-    """By path, the neighbours of each image, or why it has none."""
+    """Return the neighbours of each image by path, or the reason why it has none."""
     from app.main import serving_options  # noqa: PLC0415 - as above
     from models.search.querying import neighbours  # noqa: PLC0415
 
@@ -114,7 +114,7 @@ def _found(folder: Path, images: list[str], k: int, model: str | None) -> dict[s
 
 
 def _tell(found: dict[str, list[Neighbour] | str], json: Path | None) -> None:
-    # Where stdout is for the JSON, people read the rest on stderr.
+    # JSON on stdout moves the report to stderr.
     for path, neighbours in found.items():
         if isinstance(neighbours, str):
             typer.echo(f"gradless: {files.name(path)}: {neighbours}", err=True)

@@ -1,4 +1,4 @@
-"""Every setting as a Markdown table: `gradless settings` prints it, and docs/configuration.md contains it."""
+"""Print every setting as a Markdown table, for `gradless settings` and the documentation."""
 
 from __future__ import annotations
 

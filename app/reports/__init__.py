@@ -1,1 +1,1 @@
-"""Reports of the lens and the commands, for terminals and as HTML."""
+"""Reports for people: on a terminal, as lines of text, and as HTML pages."""

@@ -1,38 +1,32 @@
-"""An evaluation as one HTML file: figures, chart, pictures and style in it, nothing to fetch, for light and dark
-screens."""
+"""An evaluation as an HTML page."""
 
 from __future__ import annotations
 
+import io
 from base64 import b64encode
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
+from app.reports.html import render
+from models.images.preprocessing import decode_image
+from models.interface.errors import ImageError
 from models.interface.image_limits import ImageLimits
 from models.offline import files
 from models.offline.evaluating import Evaluation
-from models.offline.thumbnails import thumbnail
 
-_TEMPLATE = "evaluation_page.html.jinja"
-
-# Classes shown at once; the others are behind a click.
+# Classes shown at once; the others are in a collapsed part.
 _CLASSES = 15
 
-# In pixels; twice what is shown, for sharp screens.
+# Longer side in pixels: twice the displayed size, for high-resolution screens.
 _PICTURE_SIDE = 360
+_JPEG_QUALITY = 80
 
 
 def page(evaluation: Evaluation, limits: ImageLimits) -> str:
-    """`limits` are those of the images whose small pictures are put in."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": _percent}
-    return environment.get_template(_TEMPLATE).render(
+    """Render the page. `limits` apply to the images whose thumbnails it shows."""
+    return render(
+        "evaluation_page.html.jinja",
         evaluation=evaluation,
         first_classes=evaluation.classes[:_CLASSES],
         other_classes=evaluation.classes[_CLASSES:],
@@ -44,12 +38,14 @@ def page(evaluation: Evaluation, limits: ImageLimits) -> str:
     )
 
 
-def _percent(share: float) -> str:
-    # Not to be broken before the sign.
-    return f"{100 * share:.1f}\u00a0%"
-
-
 def _picture(path: str, limits: ImageLimits) -> str | None:
-    """A data: URI; None where the file is no longer what it was."""
-    encoded = thumbnail(path, limits, _PICTURE_SIDE)
-    return None if encoded is None else "data:image/jpeg;base64," + b64encode(encoded).decode()
+    """Return a thumbnail of the file as a data: URI, or None if the file can no longer be read."""
+    try:
+        pixels = decode_image(Path(path).read_bytes(), limits, enough=_PICTURE_SIDE)
+    except (ImageError, OSError):
+        return None
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    picture.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_JPEG_QUALITY)
+    return "data:image/jpeg;base64," + b64encode(file.getvalue()).decode()

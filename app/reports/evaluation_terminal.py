@@ -1,25 +1,24 @@
-"""An evaluation on a terminal, for people."""
+"""An evaluation on a terminal."""
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.reports.terminal import dimmed, table
 from models.offline.evaluating import Evaluation
 
-# Classes that are worth a line: there may be thousands.
+# Classes shown: a model may have thousands.
 _CLASSES = 10
 
 
 def show(evaluation: Evaluation, console: Console) -> None:
-    images = evaluation.images
-    left = f", {evaluation.without_answer} without an answer" if evaluation.without_answer else ""
+    left_out = f", {evaluation.without_answer} could not be classified" if evaluation.without_answer else ""
     console.print(f"Top-1: {_percent(evaluation.top1)}")
     console.print(f"Top-5: {_percent(evaluation.top5)}")
     console.print(f"Calibration error: {_percent(evaluation.calibration_error)}")
-    console.print(f"[dim]{escape(evaluation.model)}, {images} images{left}[/dim]")
+    console.print(dimmed(f"{evaluation.model}, {evaluation.images} images{left_out}"))
     if evaluation.classes:
         console.print(_classes(evaluation))
     if evaluation.confusions:
@@ -27,30 +26,26 @@ def show(evaluation: Evaluation, console: Console) -> None:
 
 
 def _classes(evaluation: Evaluation) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("worst classes")
-    for heading in ("images", "top-1", "top-5"):
-        table.add_column(heading, justify="right")
+    classes = table("worst classes", "images", "top-1", "top-5", numbers=3)
     for score in evaluation.classes[:_CLASSES]:
-        table.add_row(
+        classes.add_row(
             escape(score.label),
             str(score.images),
             _percent(score.first / score.images),
             _percent(score.among_five / score.images),
         )
     if len(evaluation.classes) > _CLASSES:
-        table.add_row(f"[dim]{len(evaluation.classes) - _CLASSES} more[/dim]", "", "", "")
-    return table
+        classes.add_row(dimmed(f"{len(evaluation.classes) - _CLASSES} more"), "", "", "")
+    return classes
 
 
 def _confusions(evaluation: Evaluation) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("what is shown")
-    table.add_column("taken for")
-    table.add_column("images", justify="right")
+    confusions = table("true class", "predicted", "images", numbers=1)
     for confusion in evaluation.confusions:
-        table.add_row(escape(confusion.truth), escape(confusion.taken_for), f"{confusion.images} of {confusion.of}")
-    return table
+        confusions.add_row(
+            escape(confusion.truth), escape(confusion.taken_for), f"{confusion.images} of {confusion.of}"
+        )
+    return confusions
 
 
 def _percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""The geometry of the report's charts: where bars, lines and ticks are. The template draws them as SVG."""
+"""Geometry of the charts in the lens report: bars, lines and ticks. The template draws them as SVG."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-# Small, so that text drawn beside them is still read when a phone shrinks the whole.
+# Small, so that the text stays legible when a phone scales the chart down.
 _BAR_WIDTH = 290
 _ROW_HEIGHT = 46
 
@@ -16,7 +16,7 @@ _TICKS = 4
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A mark at `at` pixels from the axis' origin."""
+    """A mark at `at` pixels from the origin of the axis."""
 
     at: float
     label: str
@@ -24,8 +24,8 @@ class Tick:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A row of a bar chart, `y` pixels down. `width` None: there is no figure, and `label` says so. `low` and `high`
-    are the ends of its whisker."""
+    """A row of a bar chart, `y` pixels from the top. `width` is None if the figure is unknown. `low` and `high` are the
+    ends of its whisker."""
 
     name: str
     label: str
@@ -45,7 +45,7 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What a bar shows; with quartiles, where they are known."""
+    """The figure of a bar, with quartiles if they are known."""
 
     name: str
     figure: float | None
@@ -55,7 +55,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`points` as SVG wants them; `marks` are the same one by one, with what to say of each."""
+    """`points` in SVG syntax; `marks` are the same points with their tooltips."""
 
     name: str
     points: str
@@ -72,7 +72,7 @@ class Lines:
 
 
 def bars(values: Sequence[Value], label: Callable[[float], str]) -> Bars:
-    """Horizontal bars from zero, in the order given; `label` writes a figure."""
+    """Return horizontal bars from zero, in the order of `values`. `label` formats a figure."""
     scale = _scale(max((value.upper or value.figure or 0 for value in values), default=0), _BAR_WIDTH)
     rows = [
         Bar(
@@ -89,7 +89,7 @@ def bars(values: Sequence[Value], label: Callable[[float], str]) -> Bars:
 
 
 def lines(series: dict[str, list[tuple[int, float]]], label: Callable[[float], str]) -> Lines:
-    """Lines over batch sizes, each of which has as much room as any other: they double from one to the next."""
+    """Return lines over batch sizes at equal distances: sizes usually double from one to the next."""
     sizes = sorted({size for points in series.values() for size, _ in points})
     step = _PLOT_WIDTH / max(1, len(sizes) - 1)
     across = {size: number * step for number, size in enumerate(sizes)}
@@ -135,7 +135,7 @@ class _Scale:
 
 
 def _scale(highest: float, length: int) -> _Scale:
-    """Of three to six steps of 1, 2 or 5 times a power of ten that reach over `highest`."""
+    """Return a scale of three to six steps of 1, 2 or 5 times a power of ten that includes `highest`."""
     if highest <= 0:
         return _Scale(1.0, 1.0, length)
     rough = highest / _TICKS

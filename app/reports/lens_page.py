@@ -1,33 +1,22 @@
-"""The report as one HTML file: text, tables, charts and style in it, nothing to fetch, for light and dark screens."""
+"""The report of a comparison as an HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.api.lens_schemas import GradModes, SweptArm
 from app.reports import lens_charts
+from app.reports.html import render
 from app.reports.lens_charts import Value
-from models.interface.units import in_bytes, in_seconds
+from gradless.units import in_bytes, in_seconds
 
-_TEMPLATE = "lens_report.html.jinja"
-
-# Modules shown at once; the others are behind a click.
+# Modules shown at once; the others are in a collapsed part.
 _MODULES = 12
 
 
 def page(report: GradModes) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"in_bytes": in_bytes, "in_seconds": in_seconds}
-    return environment.get_template(_TEMPLATE).render(
+    return render(
+        "lens_page.html.jinja",
         report=report,
         bars=_bars(report),
         lines=_lines(report),
@@ -46,7 +35,7 @@ def _bars(report: GradModes) -> list[tuple[str, lens_charts.Bars]]:
     retained = [Value(arm.arm, arm.retained_bytes) for arm in report.arms]
     return [
         ("Kept for a backward pass", lens_charts.bars(retained, _kept)),
-        ("Allocated at most during the forward", lens_charts.bars(peaks, in_bytes)),
+        ("Peak memory of the forward", lens_charts.bars(peaks, in_bytes)),
         ("Time of the forward, with quartiles", lens_charts.bars(seconds, in_seconds)),
     ]
 
@@ -61,7 +50,7 @@ def _lines(report: GradModes) -> list[tuple[str, lens_charts.Lines]]:
     return [
         ("Time by batch size", lens_charts.lines(_series(report, lambda arm: arm.median_seconds), in_seconds)),
         ("Kept for a backward pass by batch size", lens_charts.lines(_series(report, _retained), in_bytes)),
-        ("Allocated at most by batch size", lens_charts.lines(_series(report, lambda arm: arm.peak_bytes), in_bytes)),
+        ("Peak memory by batch size", lens_charts.lines(_series(report, lambda arm: arm.peak_bytes), in_bytes)),
     ]
 
 

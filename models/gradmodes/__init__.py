@@ -1,5 +1,8 @@
-"""The former name of the package `gradless`."""
+"""Former names of the lens, which is now the package `gradless`."""
 
 from gradless import compare, retained_bytes
+from gradless.errors import ComparisonCancelledError as ComparisonAbandonedError
+from gradless.peak import prepare_profiler
+from models.lens.served import compare_served
 
-__all__ = ["compare", "retained_bytes"]
+__all__ = ["ComparisonAbandonedError", "compare", "compare_served", "prepare_profiler", "retained_bytes"]

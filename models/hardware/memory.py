@@ -1,5 +1,5 @@
-"""Memory, of devices and of this process: how much there is, a container's limits (control_groups.py) included, whether
-it has run out, keeping what a forward has freed for the next, and giving it back."""
+"""Memory, of devices and of this process: how much there is, a container's limits included, whether it
+has run out, keeping what a forward has freed for the next, and giving it back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import nn
 
-from models.hardware.cgroups import memory_limits
+from gradless.cgroups import memory_limits
 from models.interface.telemetry import MemoryKind
 
 # Parameters of mallopt(3), from glibc's malloc.h.

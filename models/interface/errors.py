@@ -47,27 +47,13 @@ GradlessError
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
+# The root of the tree and the errors of the lens library, exported again.
+from gradless.errors import ComparisonTooLargeError as ComparisonTooLargeError  # noqa: PLC0414
+from gradless.errors import GradlessError as GradlessError  # noqa: PLC0414
 from models.interface.admission import retry_after_s
-
-
-class GradlessError(Exception):
-    """The root of the tree. Errors can be pickled with their message and attributes, for other processes."""
-
-    def __reduce__(
-        self,
-    ) -> tuple[Callable[..., GradlessError], tuple[type[GradlessError], tuple[Any, ...]], dict[str, Any]]:
-        # Exception.__reduce__ calls the class with the message, but most of these classes take other arguments.
-        return _unpickle, (type(self), self.args), self.__dict__
-
-
-def _unpickle(kind: type[GradlessError], args: tuple[Any, ...]) -> GradlessError:
-    error = kind.__new__(kind)
-    error.args = args
-    return error
 
 
 class StartError(GradlessError):
@@ -337,19 +323,3 @@ class ForwardError(GradlessError):
 class ComparisonRunningError(GradlessError):
     def __init__(self) -> None:
         super().__init__("A comparison is running; try again after that.")
-
-
-class ComparisonTooLargeError(GradlessError):
-    """The prediction `needed` exceeds `allowed`: bytes at a time, seconds in total, or seconds of one forward."""
-
-    def __init__(
-        self, batch_size: int, what: Literal["bytes", "seconds", "forward seconds"], needed: float, allowed: float
-    ) -> None:
-        self.batch_size, self.what, self.needed, self.allowed = batch_size, what, needed, allowed
-        figures = {
-            "bytes": f"need about {needed / 1e6:.0f} MB of memory; {allowed / 1e6:.0f} MB, three quarters of what is "
-            "free, are allowed",
-            "seconds": f"take about {needed:.0f} s; {allowed:.0f} s are allowed",
-            "forward seconds": f"delay requests by about {needed:.0f} s per forward; {allowed:.0f} s are allowed",
-        }
-        super().__init__(f"A comparison at batch size {batch_size} would {figures[what]}.")

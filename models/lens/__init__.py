@@ -1,1 +1,1 @@
-"""How the lens runs beside serving; what it measures is in `gradless`."""
+"""Run comparisons of served models, one at a time. The measurement is in the package `gradless`."""

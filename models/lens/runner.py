@@ -1,4 +1,4 @@
-"""Where comparisons run: one at a time, in a thread of their own, beside the serving they look at."""
+"""Run comparisons one at a time in a thread of their own, while the server continues to serve."""
 
 from __future__ import annotations
 
@@ -10,40 +10,41 @@ from dataclasses import dataclass, field
 
 import torch
 
-from gradless import ComparisonAbandonedError, compare_served
+from gradless.errors import ComparisonCancelledError
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.hardware import cores
 from models.inference.engine import Engine
 from models.interface.cancellation import CancelToken
 from models.interface.errors import ComparisonRunningError, DrainingError
+from models.lens.served import compare_served
 
 
 @dataclass(eq=False, slots=True)
-class _UnderWay:
-    """A comparison. `told` is what its caller waits for, `over` what its thread does."""
+class _Running:
+    """A running comparison. `result` is what the request waits for; `ended` is set when its thread has finished."""
 
     engine: Engine
     loop: asyncio.AbstractEventLoop
-    told: asyncio.Future[Comparison]
+    result: asyncio.Future[Comparison]
     cancel_token: CancelToken = field(default_factory=CancelToken)
-    over: threading.Event = field(default_factory=threading.Event)
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, error: Exception) -> None:
-        """Have the caller hear `error` now, and the thread end before its next forward. From any thread."""
+        """Fail the request with `error` now, and end the thread before its next forward. Thread-safe."""
         self.cancel_token.cancel()
-        self.loop.call_soon_threadsafe(self._tell, error)
+        self.loop.call_soon_threadsafe(self._set_error, error)
 
-    def _tell(self, error: Exception) -> None:
-        if not self.told.done():
-            self.told.set_exception(error)
+    def _set_error(self, error: Exception) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
 
 
 class Lens:
-    """The lens of a process. Event loop only, but for the thread that compares, and where it says otherwise."""
+    """Runs the comparisons of a process. For the event loop, except for methods that are thread-safe."""
 
     def __init__(self) -> None:
         self._thread = _new_thread()
-        self._under_way: _UnderWay | None = None
+        self._running: _Running | None = None
 
     async def compare(
         self,
@@ -52,74 +53,78 @@ class Lens:
         pixels: torch.Tensor | None,
         on_progress: Callable[[Progress], None],
     ) -> Comparison:
-        """Cancelling it ends the comparison before its next forward. Raises ComparisonRunningError,
-        ComparisonTooLargeError, DrainingError when the lens is closed meanwhile, and what `leave` is given."""
-        if self._under_way is not None:
+        """Compare the arms on the engine's model. Cancelling ends the comparison before its next forward.
+
+        Raises ComparisonRunningError, ComparisonTooLargeError, DrainingError if the lens is closed meanwhile, and the
+        error that `leave` is given.
+        """
+        if self._running is not None:
             raise ComparisonRunningError
         loop = asyncio.get_running_loop()
-        this = self._under_way = _UnderWay(engine, loop, loop.create_future())
+        this = self._running = _Running(engine, loop, loop.create_future())
 
-        def tell(progress: Progress) -> None:
+        def report(progress: Progress) -> None:
             loop.call_soon_threadsafe(on_progress, progress)
 
         try:
-            running = self._thread.submit(
+            future = self._thread.submit(
                 compare_served,
                 engine,
                 options,
                 image=pixels,
-                abandoned=lambda: this.cancel_token.cancelled,
-                on_progress=tell,
+                cancelled=lambda: this.cancel_token.cancelled,
+                on_progress=report,
             )
         except BaseException:
-            # There is no thread for it. What waits in the executor all the same ends as soon as it begins.
+            # No thread could be started. If the executor runs it later, it ends before its first forward.
             this.cancel_token.cancel()
-            self._under_way = None
+            self._running = None
             raise
-        # Not when the caller leaves, but when the thread is free again.
-        running.add_done_callback(lambda _: this.over.set())
-        running.add_done_callback(lambda done: loop.call_soon_threadsafe(self._ended, this, done))
+        # Called when the thread is free again, which may be after the request has ended.
+        future.add_done_callback(lambda _: this.ended.set())
+        future.add_done_callback(lambda done: loop.call_soon_threadsafe(self._finish, this, done))
         try:
-            return await this.told
+            return await this.result
         finally:
             this.cancel_token.cancel()
 
     def leave(self, engine: Engine, error: Exception) -> threading.Event | None:
-        """End the comparison of `engine`, if that is the one under way: its caller hears `error` at once. What is given
-        back is set when its last forward is over. From any thread."""
-        this = self._under_way
+        """Fail the comparison of `engine`, if it is running, with `error`. Thread-safe.
+
+        Return the event that is set when its last forward has ended, or None if no comparison of `engine` runs.
+        """
+        this = self._running
         if this is None or this.engine is not engine:
             return None
         this.fail(error)
-        return this.over
+        return this.ended
 
     def leave_hanging(self, engine: Engine, error: Exception) -> None:
-        """As `leave`, but for an engine whose forward will not end: the next comparison has another thread. From any
-        thread."""
+        """Do as `leave` for an engine whose forward hangs: the next comparison gets another thread. Thread-safe."""
         if self.leave(engine, error) is None:
             return
         hanging, self._thread = self._thread, _new_thread()
-        self._under_way = None
+        self._running = None
         hanging.shutdown(wait=False)
 
     def close(self) -> None:
-        """End the comparison under way before its next forward. Does not wait for it. From any thread."""
-        this = self._under_way
+        """End the running comparison before its next forward, without waiting for it. Thread-safe."""
+        this = self._running
         if this is not None:
             this.cancel_token.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _ended(self, this: _UnderWay, done: Future[Comparison]) -> None:
-        if self._under_way is this:
-            self._under_way = None
-        if this.told.done():
+    def _finish(self, this: _Running, done: Future[Comparison]) -> None:
+        if self._running is this:
+            self._running = None
+        if this.result.done():
             return
-        if done.cancelled() or isinstance(done.exception(), ComparisonAbandonedError):
-            this.told.set_exception(DrainingError())
+        if done.cancelled() or isinstance(done.exception(), ComparisonCancelledError):
+            this.result.set_exception(DrainingError())
         elif (error := done.exception()) is not None:
-            this.told.set_exception(error)
+            this.result.set_exception(error)
         else:
-            this.told.set_result(done.result())
+            this.result.set_result(done.result())
 
 
 def _new_thread() -> ThreadPoolExecutor:

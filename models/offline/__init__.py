@@ -1,1 +1,1 @@
-"""Jobs over files instead of requests: the service's own way for an image, fed from folders and answered into files."""
+"""Jobs over files: read images of folders, run them as the server does, and write the results to files."""

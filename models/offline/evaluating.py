@@ -1,4 +1,4 @@
-"""How good a model is on images of which somebody says what they show: counted as answers come, in little memory."""
+"""Accuracy of a model on labelled images, counted incrementally in little memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Classes an image is asked for: top-5 is the field's custom.
+# Classes per answer, for the usual top-5 accuracy.
 TOP = 5
 
 _BINS = 15
@@ -20,8 +20,8 @@ _MISTAKES = 24
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """Of the images that show the class: how many there are, and in how many it came first, or among the first five.
-    `taken`: how many images were taken for it, rightly or not."""
+    """Results of one true class. `images` is the number of its images; `first` of them have it as the top class,
+    `among_five` in the top five. `taken` is the number of images of any class that were predicted as it."""
 
     index: int
     label: str
@@ -33,7 +33,7 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """`images` that show `truth` were taken for `taken_for`, of `of` that show it."""
+    """`images` of the `of` images of class `truth` were predicted as `taken_for`."""
 
     truth: str
     taken_for: str
@@ -43,8 +43,7 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Images whose first place had a probability in (lower, upper]: their number, mean probability, and the share of
-    them in which it was right."""
+    """Images whose top class has a probability in (lower, upper]: their number, mean probability and accuracy."""
 
     lower: float
     upper: float
@@ -55,8 +54,8 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """An image taken for something else with this `probability`. `rank` and `truth_probability` are those of what it
-    shows, None where that is not among the first five."""
+    """An image predicted as `taken_for` with this `probability`. `rank` and `truth_probability` are those of its true
+    class; None if that is not in the top five."""
 
     path: str
     truth: str
@@ -68,9 +67,12 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Shares are 0..1. `calibration_error`: the expected calibration error with 15 bins of equal width, the mean over
-    images of |accuracy - mean probability| of their bin (Guo et al., On Calibration of Modern Neural Networks, 2017).
-    `classes`: those that images show, the worst first."""
+    """Results of an evaluation. Shares are 0..1.
+
+    `calibration_error` is the expected calibration error with 15 bins of equal width: the mean over images of
+    |accuracy - mean probability| of their bin (Guo et al., On Calibration of Modern Neural Networks, 2017). `classes`
+    are the true classes of the images, worst first.
+    """
 
     model: str
     fingerprint: str
@@ -86,7 +88,7 @@ class Evaluation:
 
 
 class Tally:
-    """Counts answers of a model with these labels."""
+    """Counts the answers of a model with these labels."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self._labels = labels
@@ -94,12 +96,12 @@ class Tally:
             np.zeros(len(labels), dtype=np.int64) for _ in range(4)
         )
         self._pairs: Counter[tuple[int, int]] = Counter()
-        # Per bin: images, right ones, sum of probabilities.
+        # Per bin: images, correct ones, sum of probabilities.
         self._bins = np.zeros((_BINS, 3))
         self._mistakes: list[tuple[float, str, int, Mistake]] = []
 
     def add(self, path: str, truth: int, indices: NDArray[np.int64], probabilities: NDArray[np.float32]) -> None:
-        """One image: what it shows, and its likeliest classes with their probabilities, most probable first."""
+        """Add one image: its true class, and its top classes with their probabilities, most probable first."""
         taken_for, probability = int(indices[0]), float(probabilities[0])
         found = np.flatnonzero(indices == truth)
         self._images[truth] += 1
@@ -123,7 +125,7 @@ class Tally:
             push(self._mistakes, (probability, path, truth, mistake))
 
     def evaluation(self, model: str, fingerprint: str, *, without_answer: int) -> Evaluation:
-        """What has been counted. Shares are 0 where there is no image."""
+        """Return the results. Shares are 0 if there is no image."""
         images = int(self._images.sum())
         return Evaluation(
             model=model,

@@ -1,4 +1,4 @@
-"""Labelled files through the service's own engine into a tally."""
+"""Run labelled files through the engine and count the answers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from models.serving.model_instance import ServingOptions
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """As models.offline.job has it: files dealt with, and path and reason of each without an answer."""
+    """One batch: the number of files, and path and reason of each one without an answer."""
 
     files: int
     faults: tuple[tuple[str, str], ...]
 
 
 class EvaluationJob:
-    """Loads the model on construction, as the service would. One thread. `truth` is what its files show."""
+    """Loads the model on construction, as the server does. Not thread-safe. `truth` are the true classes."""
 
     truth: Truth
 
@@ -40,12 +40,14 @@ class EvaluationJob:
         max_bytes: int,
         ignore_unknown: bool,
     ) -> None:
-        """`labels`: a list of paths and labels; without it each folder of `folder` is a class. `workers`: how
-        many for that many files. Raises StartError, which JobError is one of."""
+        """`labels` is a file of paths and labels; without it each folder in `folder` is a class.
+
+        `workers` returns the number of worker processes for a number of files. Raises StartError, including JobError.
+        """
         named = truth.by_folder(folder) if labels is None else truth.by_list(labels, folder)
         self._workers = workers(len(named))
         if self._workers:
-            reading.start_early()
+            reading.start_fork_server()
 
         def check(model: LoadedModel) -> None:
             self.truth = truth.of(named, model.labels)
@@ -59,7 +61,7 @@ class EvaluationJob:
         self._without_answer = 0
 
     def steps(self) -> Generator[Step, None, None]:
-        """Answer and count, a batch a step. Raises JobError when a worker dies, and ForwardError."""
+        """Process one batch per step. Raises JobError if a worker dies, and ForwardError."""
         classes = self.truth.classes
         for batch in reading.batches(list(classes), self._reading, batch_size=self._batch_size, workers=self._workers):
             answers = iter(self._runner.answer(batch.pixels, top_k=TOP))
@@ -74,10 +76,10 @@ class EvaluationJob:
             yield Step(len(batch.paths), tuple(faults))
 
     def evaluation(self) -> Evaluation:
-        """Of the images counted so far."""
+        """Return the results of the images counted so far."""
         model = self._runner.model
         return self._tally.evaluation(model.name, model.fingerprint, without_answer=self._without_answer)
 
     def close(self) -> None:
-        """End what threads the backend has."""
+        """End the backend's threads."""
         self._runner.close()

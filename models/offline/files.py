@@ -1,4 +1,4 @@
-"""Which files a job is about, in an order that is the same each time. Needs the standard library alone."""
+"""Find the image files of a job, in a reproducible order. Needs the standard library alone."""
 
 from __future__ import annotations
 
@@ -8,36 +8,35 @@ from pathlib import Path
 
 from models.interface.errors import JobError
 
-# Of the formats that models/images/decode.py reads. In folders alone: a file that is named is taken whatever it is
-# called.
+# Suffixes of the formats that models/images/decode.py reads. They select files in folders; a file named explicitly is
+# always taken.
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 )
 
 
 def find(paths: Sequence[Path]) -> list[str]:
-    """The images among `paths`, each once: files as they are named, and what lies in folders and folders below them,
-    sorted by name, where its suffix is an image's. Hidden files and folders are left out, links are followed.
+    """Return each file of `paths` once, and for folders the files below them with an image suffix, sorted by name.
 
-    What is found in a folder begins with the folder as it was named. Raises JobError for a path that is not there or
-    cannot be listed, and when there is no image at all.
+    Hidden files and folders are skipped; links are followed. A found path starts with the folder as it was given.
+    Raises JobError for a path that does not exist or cannot be listed, and if there is no image at all.
     """
-    # Strings, not paths: there may be millions, and each is a fifth of the size.
+    # Strings, a fifth of the size of Path objects: there may be millions.
     found = dict.fromkeys(file for path in paths for file in _under(path))
     if not found:
         names = ", ".join(name(str(path)) for path in paths)
-        raise JobError(f"there is no image in {names}; in folders, files that end like images are looked for")
+        raise JobError(f"there is no image in {names}; in a folder only files with the suffix of an image are read")
     return list(found)
 
 
 def spread(files: Sequence[str], most: int) -> list[str]:
-    """`most` of `files` or fewer, at the same distance from one another: where folders are classes, some of each."""
+    """Return up to `most` of `files` at equal distances, so that each class has some if folders are classes."""
     step = max(1.0, len(files) / most)
     return [files[int(number * step)] for number in range(min(len(files), most))]
 
 
 def name(path: str) -> str:
-    """`path` as it is written into files and on terminals: a name that is no UTF-8 has its stray bytes escaped."""
+    """Return `path` for files and terminals: bytes that are not UTF-8 are escaped."""
     return path.encode("utf-8", "backslashreplace").decode()
 
 
@@ -47,13 +46,13 @@ def _under(path: Path) -> Iterator[str]:
     elif path.exists():
         yield str(path)
     else:
-        raise JobError(f"{name(str(path))} is not there")
+        raise JobError(f"{name(str(path))} does not exist")
 
 
 def _in_folder(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """`above`: device and inode of the folders on the way here, to which a link may lead back."""
+    """`above` are device and inode of the parent folders: a link may lead back to one of them."""
     try:
-        status = os.stat(folder)  # noqa: PTH116 - strings all the way, as below
+        status = os.stat(folder)  # noqa: PTH116 - strings, not Path objects
         with os.scandir(folder) as listed:
             entries = sorted(listed, key=lambda entry: entry.name)
     except OSError as error:

@@ -1,6 +1,6 @@
-"""From a job's parts to its output: in one pass, a part at a time in memory, and under its own name only when whole.
+"""Write a job's output from its parts, in one pass with one part in memory, and rename it when it is complete.
 
-The rows are cut anew, so that an output does not depend on where a run was interrupted: it is the same to the byte.
+Rows are regrouped, so that the output is byte-identical wherever an earlier run was interrupted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from models.interface.errors import JobError
 from models.offline.parts import Parts
 from models.offline.tables import ERROR, Columns, Task
 
-# Rows that are written at once, a row group in Parquet: 20 MB of features with 1280 dimensions. Of a map, which may
-# have a hundred times as many, fewer.
+# Rows written at once, a row group in Parquet: 20 MB of features with 1280 dimensions. Feature maps have a hundred
+# times as many dimensions; their groups have fewer rows.
 _GROUP = 4096
 _GROUP_BYTES = 64 * 2**20
 
@@ -31,24 +31,26 @@ Tables = Iterator[pa.Table]
 
 
 def check(task: Task, output: Path) -> None:
-    """Raises JobError for an ending that is no format of the task."""
+    """Raise JobError if the suffix is no format of the task."""
     if output.suffix not in _WRITERS[task]:
         *others, last = _WRITERS[task]
-        raise JobError(f"-o {output}: its ending must be one of {', '.join(others)} or {last}")
+        raise JobError(f"-o {output}: its suffix must be one of {', '.join(others)} or {last}")
     if output.is_dir():
         raise JobError(f"-o {output} is a folder")
 
 
-def beside(output: Path, what: str) -> Path:
-    """out.parquet.errors.jsonl for `errors`: beside it, and another than that of out.csv."""
+def sibling(output: Path, what: str) -> Path:
+    """Return the path of a file next to `output`: out.parquet.errors.jsonl for `errors`."""
     return output.with_name(f"{output.name}.{what}.jsonl")
 
 
 def write(parts: Parts, columns: Columns, output: Path) -> int:
-    """Write the answers to `output`, and what could not be answered to out.parquet.errors.jsonl beside it, or no such
-    file where there is nothing; how many that is. Raises OSError."""
+    """Write the answers to `output`, and the files without an answer to out.parquet.errors.jsonl, if there are any.
+
+    Return the number of files without an answer. Raises OSError.
+    """
     faults = sum(int(pc.count(table[ERROR]).as_py()) for table in parts.tables([ERROR]))
-    errors = beside(output, "errors")
+    errors = sibling(output, "errors")
     if faults:
         with _whole(errors) as file:
             for table in parts.tables(["path", ERROR]):
@@ -60,12 +62,12 @@ def write(parts: Parts, columns: Columns, output: Path) -> int:
 
 
 def _group(columns: Columns) -> int:
-    """Up to the columns alone, so that the rows are cut alike whatever the parts are."""
+    """Return the rows per group, which depends on the columns alone and not on the parts."""
     return max(1, min(_GROUP, _GROUP_BYTES // columns.row_bytes))
 
 
 def _answered(parts: Parts, group: int) -> Tables:
-    """Rows with an answer, in tables of `group`."""
+    """Yield the rows with an answer, in tables of `group` rows."""
     held: pa.Table | None = None
     for part in parts.tables():
         rows = part.filter(pc.is_null(part[ERROR])).drop_columns([ERROR])
@@ -78,7 +80,7 @@ def _answered(parts: Parts, group: int) -> Tables:
 
 
 def parquet_writer(file: IO[bytes], columns: Columns) -> pq.ParquetWriter:
-    """For the rows of a finished output."""
+    """Return the writer for the rows of a finished output."""
     names = [field.name for field in columns.schema]
     repeating = [name for name in names if name not in {"path", "features"} and not name.startswith("probability_")]
     return pq.ParquetWriter(file, columns.schema, compression="zstd", use_dictionary=repeating)
@@ -104,10 +106,10 @@ def _jsonl(tables: Tables, _columns: Columns, output: Path) -> None:
 
 
 def _npy(tables: Tables, columns: Columns, output: Path) -> None:
-    """The vectors (N, D) float32; path and fingerprint of each are the lines of out.npy.paths.jsonl."""
+    """Write the vectors, (N, D) float32. The lines of out.npy.paths.jsonl have path and fingerprint of each row."""
     rows = 0
-    with _whole(output) as file, _whole(beside(output, "paths")) as paths:
-        # Once for the room, which is the same for all that fit into 20 digits, and once with the count.
+    with _whole(output) as file, _whole(sibling(output, "paths")) as paths:
+        # The header has the same length for all counts of up to 20 digits: reserve it here, write it at the end.
         _npy_header(file, 0, columns.dimensions)
         for table in tables:
             rows += len(table)
@@ -132,7 +134,7 @@ def _plain(field: pa.Field) -> pa.Field:
 
 @contextmanager
 def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file that has its name only when all of it is written."""
+    """Open a temporary file that is renamed to `path` when it is completely written."""
     unfinished = path.with_name(f".{path.name}.unfinished")
     try:
         with unfinished.open("wb") as file:

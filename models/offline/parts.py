@@ -1,9 +1,9 @@
-"""A job's answers while it runs, in a folder beside its output: whatever ends the process, what is written there is
-whole, and a later run goes on behind it.
+"""A job's answers while it runs, in a folder next to its output. If the process is killed, complete parts remain and a
+later run resumes after them.
 
     out.parquet.parts/
-        job.json                                  what was asked for: a run that asks for something else is refused
-        000000000000-000000004096.parquet         answers to that range of the job's files, faults among them
+        job.json                                  identity of the job: a run with other options is refused
+        000000000000-000000004096.parquet         answers to that range of the job's files, including errors
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ if TYPE_CHECKING:
 
 JOB = "job.json"
 
-# Its name until it is whole.
+# Name of a part that is being written.
 _UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What must be the same for parts of two runs to belong together. `batch_size` too: the last bits of an answer
-    depend on the size of the batch it was in. The limits, of bytes, pixels and aspect ratio, say which images have an
-    answer."""
+class JobIdentity:
+    """What two runs must have in common to share parts.
+
+    This includes `batch_size`, on which the last bits of an answer depend, and the limits, which decide which images
+    get an answer.
+    """
 
     task: str
     model: str
@@ -52,7 +54,7 @@ class Asked:
 
     @classmethod
     def of(cls, columns: Columns, reading: Reading, batch_size: int, files: Sequence[str]) -> Self:
-        """What a job asks for that reads `files` so, and has such answers."""
+        """Return the identity of a job with these columns, options and files."""
         limits = reading.limits
         return cls(
             columns.task,
@@ -69,29 +71,28 @@ class Asked:
 
     @staticmethod
     def digest(files: Sequence[str]) -> str:
-        """16 hex digits of a SHA-256 over the names in their order, and of files on a disk size and time of change:
-        what was written anew meanwhile has another answer."""
+        """Return 16 hex digits of a SHA-256 over the names in order, and size and modification time of local files."""
         found = hashlib.sha256()
         for file in files:
             found.update(os.fsencode(file) + b"\0" + _changed(file) + b"\0")
         return found.hexdigest()[:16]
 
     def written(self) -> str:
-        """As JSON, for those who go on."""
+        """Return the identity as JSON."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     def check(self, written: str, place: str) -> None:
-        """Raises JobError unless `written`, which was found at `place`, is of a job that asked for the same."""
+        """Raise JobError unless `written`, found at `place`, is the identity of the same job."""
         try:
             before: dict[str, Any] = json.loads(written)
         except ValueError:
-            raise JobError(f"{place}: its {JOB} cannot be read: delete it and begin anew") from None
+            raise JobError(f"{place}: its {JOB} cannot be read: delete the folder and start again") from None
         for name, now in asdict(self).items():
             if before.get(name) != now:
                 what = name.replace("_", " ")
                 raise JobError(
-                    f"{place} was begun with {what} {before.get(name)}, and this is {now}: "
-                    "ask for what was asked for then, or delete it"
+                    f"{place} was started with {what} {before.get(name)}, but this run has {now}: "
+                    "use the same options, or delete the folder"
                 )
 
 
@@ -99,7 +100,7 @@ def _changed(file: str) -> bytes:
     try:
         status = os.stat(file)  # noqa: PTH116 - strings, as there may be millions
     except (OSError, ValueError):
-        # Not there any more, or not on a disk.
+        # Deleted, or not a local file.
         return b""
     return b"%d %d" % (status.st_size, status.st_mtime_ns)
 
@@ -116,35 +117,38 @@ def chunk_range(name: str) -> tuple[int, int]:
 
 
 class Parts:
-    """The parts of one job, open for one process at a time."""
+    """The parts of one job, locked by one process at a time."""
 
-    def __init__(self, output: Path, asked: Asked, *, resume: bool) -> None:
-        """`resume`: go on with the parts that there are, if any. Raises JobError when there are some and it is not
-        asked for, when they are of another job or another process is at work on them, and OSError."""
+    def __init__(self, output: Path, identity: JobIdentity, *, resume: bool) -> None:
+        """Open or create the parts. With `resume`, existing parts are kept.
+
+        Raises JobError if parts exist without `resume`, belong to another job, or are locked by another process; and
+        OSError.
+        """
         self.folder = output.with_name(output.name + ".parts")
         self.folder.mkdir(exist_ok=True)
         self._job: IO[str] = (self.folder / JOB).open("a+", encoding="utf-8")
         try:
             self._lock()
-            # Of a run that was ended while it cleared up.
-            shutil.rmtree(self._aside, ignore_errors=True)
-            self._parts = _in_a_row(self.folder)
-            self._begin(asked, resume=resume)
+            # Left by a run that was killed while it removed its parts.
+            shutil.rmtree(self._removed, ignore_errors=True)
+            self._parts = _contiguous(self.folder)
+            self._begin(identity, resume=resume)
         except BaseException:
             self.close()
             raise
 
     @property
     def done(self) -> int:
-        """Files that have been dealt with, from the first on."""
+        """Number of files done, counted from the first one."""
         return self._parts[-1].stop if self._parts else 0
 
     def add(self, start: int, table: pa.Table) -> None:
-        """Keep the rows of the files from `start` on. The same again changes nothing. Raises OSError."""
+        """Write the rows of the files from `start` on. Writing the same rows again has no effect. Raises OSError."""
         part = _Part(self.folder, start, start + table.num_rows)
         unfinished = self.folder / _UNFINISHED
         with unfinished.open("wb") as file:
-            # Read once more and thrown away: not worth the time that packing takes.
+            # Not compressed: a part is read once and then deleted.
             pq.write_table(table, file, compression="none", use_dictionary=["fingerprint"])
             file.flush()
             os.fsync(file.fileno())
@@ -152,46 +156,46 @@ class Parts:
         self._parts = [*(kept for kept in self._parts if kept.stop <= start), part]
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Each part's rows, one part at a time in memory."""
+        """Yield each part's rows, with one part in memory."""
         for part in self._parts:
             yield pq.read_table(part.path, columns=columns)
 
     def remove(self) -> None:
-        """The output is there: nobody needs them."""
-        # All of them in one step: what a kill leaves of a folder would be taken for a job's first or last parts.
-        self.folder.rename(self._aside)
-        shutil.rmtree(self._aside)
+        """Delete the parts, once the output is written."""
+        # Rename first: a kill must not leave some of the parts, which a later run would resume from.
+        self.folder.rename(self._removed)
+        shutil.rmtree(self._removed)
         self.close()
 
     def close(self) -> None:
-        """Let others at them."""
+        """Release the lock."""
         self._job.close()
 
     @property
-    def _aside(self) -> Path:
+    def _removed(self) -> Path:
         return self.folder.with_name(f".{self.folder.name}.removed")
 
     def _lock(self) -> None:
         try:
             fcntl.flock(self._job, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise JobError(f"another process is at work in {self.folder}") from None
+            raise JobError(f"another process is using {self.folder}") from None
 
-    def _begin(self, asked: Asked, *, resume: bool) -> None:
+    def _begin(self, identity: JobIdentity, *, resume: bool) -> None:
         if self._parts and not resume:
-            raise JobError(f"{self.folder} has what an earlier run has done: --resume goes on with it, or delete it")
+            raise JobError(f"{self.folder} has parts of an earlier run: resume with --resume, or delete the folder")
         if self._parts:
             self._job.seek(0)
-            asked.check(self._job.read(), str(self.folder))
+            identity.check(self._job.read(), str(self.folder))
         self._remove_strays()
         if not self._parts:
             self._job.truncate(0)
-            self._job.write(asked.written())
+            self._job.write(identity.written())
             self._job.flush()
             os.fsync(self._job.fileno())
 
     def _remove_strays(self) -> None:
-        """Parts behind one that is missing: of whatever job they are, a later run must not go on with them."""
+        """Delete parts after a missing one: a later run must not resume from them."""
         kept = {part.path for part in self._parts}
         for path in _paths(self.folder):
             if path not in kept:
@@ -209,8 +213,8 @@ class _Part:
         return self.folder / f"{chunk_name(self.start, self.stop)}.parquet"
 
 
-def _in_a_row(folder: Path) -> list[_Part]:
-    """The parts from the first file on, as far as none is missing."""
+def _contiguous(folder: Path) -> list[_Part]:
+    """Return the parts from the first file up to the first gap."""
     parts: list[_Part] = []
     for path in _paths(folder):
         start, stop = chunk_range(path.name)
@@ -221,5 +225,5 @@ def _in_a_row(folder: Path) -> list[_Part]:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """Of all parts, by their first file."""
+    """Return the files of all parts, sorted by their first file."""
     return sorted(folder.glob("*-*.parquet"))

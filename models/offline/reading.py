@@ -1,7 +1,7 @@
-"""From files to batches of pixels: a DataLoader whose workers read and preprocess as the service does for a request.
+"""Read files into batches of pixels: a DataLoader whose workers preprocess images as the server does.
 
-Workers are forked from a server process that has imported what they need and has no threads but its own: this process
-has OpenVINO's and PyTorch's, and a fork of it could hang in a lock that none of its threads will ever let go.
+Workers are forked from a fork server that has imported what they need and has no other threads. A fork of this process,
+with the threads of OpenVINO and PyTorch, could deadlock on a lock that one of those threads held.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ from models.images.transforms import Transform
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
 from models.interface.image_limits import ImageLimits
 
-# Batches that each worker has ready or under way: one is taken while the next is made.
+# Batches that each worker prepares ahead.
 _AHEAD = 2
 
-# Where tensors pass from workers to this process.
+# Workers pass tensors to this process through it.
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - no file of ours
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How files are read: what a model does with pixels, and what the service would refuse."""
+    """How files are read: the model's transform, and the server's limits."""
 
     transform: Transform
     limits: ImageLimits
     max_bytes: int
 
     def pixels(self, path: str) -> torch.Tensor | str:
-        """(3, crop, crop) uint8, channels last in memory, of the image in that file; or why there is none, as a
-        sentence: for an image's own fault, and for a file that cannot be read."""
-        # Strings all the way, no Path: there may be millions.
+        """Return the image as (3, crop, crop) uint8, channels last in memory, or a sentence that says why not.
+
+        The reason is an error of the image, or of reading the file.
+        """
+        # A string, not a Path: there may be millions.
         return self.pixels_of(lambda: self.encoded(open(path, "rb")))  # noqa: PTH123 - closed there
 
     def pixels_of(self, read: Callable[[], bytes]) -> torch.Tensor | str:
-        """As `pixels`, of what `read` gives, as `encoded` does."""
+        """Do as `pixels` for the bytes that `read` returns, which may raise as `encoded` does."""
         try:
             return preprocess(read(), self.transform, self.limits)
         except ImageError as error:
@@ -57,7 +59,7 @@ class Reading:
             return f"The file cannot be read: {error.strerror or error}."
 
     def encoded(self, file: IO[bytes]) -> bytes:
-        """All of an open file, which is closed. Raises ImageTooLargeError, OSError."""
+        """Return the contents of an open file, and close it. Raises ImageTooLargeError, OSError."""
         with file:
             encoded = file.read(self.max_bytes + 1)
         if len(encoded) > self.max_bytes:
@@ -67,8 +69,10 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Files that follow one another. `pixels` (N, 3, crop, crop) uint8, channels last in memory, are those of the
-    files that could be read; `faults` says of the others, by their place among `paths`, why not."""
+    """Consecutive files. `pixels`, (N, 3, crop, crop) uint8, channels last in memory, are of the readable ones.
+
+    `faults` maps the position in `paths` of each other file to the reason.
+    """
 
     paths: tuple[str, ...]
     pixels: torch.Tensor
@@ -76,28 +80,30 @@ class Batch:
 
     @classmethod
     def of(cls, images: Sequence[tuple[str, torch.Tensor | str]], side: int) -> Batch:
-        """`images`: paths with what Reading.pixels gave for each. `side` is the transform's crop."""
+        """Build a batch of paths and the results of Reading.pixels. `side` is the transform's crop."""
         rows = [pixels.permute(1, 2, 0).numpy() for _, pixels in images if isinstance(pixels, torch.Tensor)]
-        # By NumPy: PyTorch would share the copying out to threads.
+        # NumPy, because PyTorch would use several threads for the copy.
         stacked = np.stack(rows) if rows else np.empty((0, side, side, 3), dtype=np.uint8)
         faults = {place: pixels for place, (_, pixels) in enumerate(images) if isinstance(pixels, str)}
         return cls(tuple(path for path, _ in images), torch.from_numpy(stacked).permute(0, 3, 1, 2), faults)
 
 
-def start_early() -> None:
-    """Let the server process that workers are forked from import what they need, while this one loads a model."""
+def start_fork_server() -> None:
+    """Start the fork server and its imports, while this process loads a model."""
     multiprocessing.set_forkserver_preload(["__main__", __name__])
-    with _deaf_to_interrupts():
+    with _interrupts_ignored():
         multiprocessing.forkserver.ensure_running()
 
 
 def batches(files: Sequence[str], reading: Reading, *, batch_size: int, workers: int) -> Iterator[Batch]:
-    """`files` in batches, in their order, by that many worker processes; for 0 by this one. Few batches at a time are
-    in memory, however many files there are. Raises JobError when a worker dies."""
+    """Yield `files` in batches, in order, read by `workers` processes, or by this process if 0.
+
+    Only a few batches are in memory at a time. Raises JobError if a worker dies.
+    """
     loader: DataLoader[tuple[str, torch.Tensor | str]] = DataLoader(
         _Files(reading),
         batch_size=batch_size,
-        # The paths themselves: workers keep no list of them.
+        # Sampling the paths themselves keeps no list of them in the workers.
         sampler=files,
         num_workers=workers,
         collate_fn=_Collation(reading.transform.crop),
@@ -109,8 +115,8 @@ def batches(files: Sequence[str], reading: Reading, *, batch_size: int, workers:
         ignore_pillow_warnings()
     else:
         _check_shared_memory(workers * (_AHEAD + 1) * batch_size * 3 * reading.transform.crop**2)
-        start_early()
-    with _deaf_to_interrupts():
+        start_fork_server()
+    with _interrupts_ignored():
         loaded = iter(loader)
     while True:
         try:
@@ -125,7 +131,7 @@ def batches(files: Sequence[str], reading: Reading, *, batch_size: int, workers:
 
 
 class _Files(Dataset[tuple[str, torch.Tensor | str]]):
-    """Indexed by path."""
+    """Images indexed by path."""
 
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
@@ -143,8 +149,10 @@ class _Collation:
 
 
 def _begin_reading(_worker: int) -> None:
-    """In a worker: let it not outlive the process that reads from it, however that ends. PyTorch's own watchdog looks
-    at the parent, which is the server here, and the server waits for its workers."""
+    """End this worker when the process that reads from it ends.
+
+    PyTorch's own watchdog watches the parent process, which here is the fork server, and that waits for its workers.
+    """
     ignore_pillow_warnings()
 
     def wait() -> None:
@@ -157,28 +165,27 @@ def _begin_reading(_worker: int) -> None:
 
 
 def _check_shared_memory(needed: int) -> None:
-    """A worker that finds it full is killed by a signal, without a word."""
+    """Raise JobError if it is too small: a worker that finds it full is killed by a signal, without a message."""
     try:
-        there = os.statvfs(_SHARED_MEMORY)
+        shared_memory = os.statvfs(_SHARED_MEMORY)
     except OSError:
         return
-    free = there.f_bavail * there.f_frsize
+    free = shared_memory.f_bavail * shared_memory.f_frsize
     if free < needed:
         raise JobError(
             f"workers and batches need {needed / 1e6:.0f} MB of {_SHARED_MEMORY}, which has {free / 1e6:.0f} MB free: "
-            "take fewer workers or smaller batches, or give a container more (docker run --shm-size)"
+            "use fewer workers or smaller batches, or increase it (docker run --shm-size)"
         )
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Processes that are started here will not hear Ctrl-C, which a terminal sends to all of them: what becomes of
-    them is for this one to decide."""
+def _interrupts_ignored() -> Iterator[None]:
+    """Let processes started in the block ignore Ctrl-C, which a terminal sends to all of them: this one ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, heard)
+        signal.signal(signal.SIGINT, previous)

@@ -1,4 +1,4 @@
-"""The service's own engine for batches that are there already: no queue, no deadline, one caller."""
+"""Run the server's engine on batches, without queue or deadline."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from models.serving.model_instance import ServingOptions
 
 
 class Runner:
-    """One model, loaded and warmed up on construction as the service does it. One thread: the one that makes it."""
+    """One model, loaded and warmed up on construction as in the server. For the thread that creates it."""
 
     def __init__(
         self,
@@ -35,8 +35,11 @@ class Runner:
         batch_size: int,
         check: Callable[[LoadedModel], None] = lambda _model: None,
     ) -> None:
-        """The first of `options.models`, in batches of up to `batch_size`. `check` sees the model before the backend is
-        made, which may take minutes. Raises StartError, and what `check` does."""
+        """Load the first of `options.models`, for batches of up to `batch_size`.
+
+        `check` is called with the model before the backend is built, which may take minutes. Raises StartError, and
+        what `check` raises.
+        """
         placement = place(options.device, options.precision, options.backend)
         calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
@@ -71,19 +74,21 @@ class Runner:
         return engine
 
     def answer(self, pixels: torch.Tensor, *, top_k: int) -> Sequence[ItemOutput | GradlessError]:
-        """One output an image of (N, 3, crop, crop) uint8; an error in the place of one that cannot be answered.
-        `top_k` 0 asks for features alone, and is cut to the number of classes."""
+        """Return one output per image of `pixels`, (N, 3, crop, crop) uint8, or an error in its place.
+
+        `top_k` is limited to the number of classes; 0 returns features alone.
+        """
         request = InferenceRequest("classify", top_k=min(top_k, self.model.network.classes))
         outputs = self._run([BatchItem(image, request) for image in pixels]) if len(pixels) else []
         return [self._checked(output) for output in outputs]
 
     def close(self) -> None:
-        """End what threads the backend has."""
+        """End the backend's threads."""
         self._engine.close()
 
     def _checked(self, output: ItemOutput | GradlessError | AllCancelledError) -> ItemOutput | GradlessError:
         if isinstance(output, AllCancelledError):
-            raise output  # it comes of items whose callers leave, which these have not
+            raise output  # these items are never cancelled
         if isinstance(output, ItemOutput) and not output.finite:
             return NotFiniteError(self.model.name)
         return output

@@ -1,7 +1,7 @@
-"""Mean and standard deviation of pixels by channel, of more of them than fit into memory.
+"""Mean and standard deviation of pixels by channel, over more images than fit into memory.
 
-Pictures are summed up one by one, in whole numbers, and the sums are put together by the update of Chan, Golub and
-LeVeque, which loses nothing to cancellation however many pictures there are.
+Each image is summed in integers. The sums are merged with the update of Chan, Golub and LeVeque, which avoids
+cancellation for any number of images.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ _LARGEST = 255
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """`count` pixels, and by channel their mean and the sum of squared distances from it, (3,) float64; of values
-    scaled to 0..1."""
+    """`count` pixels, and per channel their mean and sum of squared distances from it, (3,) float64, scaled to 0..1."""
 
     count: int
     mean: NDArray[np.float64]
@@ -28,16 +27,15 @@ class Moments:
 
     @classmethod
     def none(cls) -> Self:
-        """Of no pixel at all."""
+        """Return the moments of no pixels."""
         return cls(0, np.zeros(3), np.zeros(3))
 
     @classmethod
     def of(cls, pixels: NDArray[np.uint8]) -> Self:
-        """Of one picture, (H, W, 3) uint8, contiguous.
+        """Return the moments of one image, (H, W, 3) uint8, contiguous.
 
-        Its sums are whole numbers and exact, in Python's integers of any size; each figure is rounded once. By
-        Pillow's histogram, since 256 values make three short sums of millions: 1.6 ms for a million pixels, where
-        NumPy's mean and std of float64 take 56 ms.
+        The sums are exact integers over Pillow's histogram of 256 values, which is 35 times as fast as NumPy's mean and
+        std of float64 for a million pixels.
         """
         histogram = Image.fromarray(pixels).histogram()
         channels = [histogram[start : start + len(_VALUES)] for start in range(0, len(histogram), len(_VALUES))]
@@ -58,8 +56,8 @@ class Moments:
         )
 
     def merged(self, other: Moments) -> Moments:
-        """Of the pixels of both: T. F. Chan, G. H. Golub, R. J. LeVeque, Updating Formulae and a Pairwise Algorithm for
-        Computing Sample Variances, Stanford STAN-CS-79-773, 1979."""
+        """Return the moments of the pixels of both: T. F. Chan, G. H. Golub, R. J. LeVeque, Updating Formulae and a
+        Pairwise Algorithm for Computing Sample Variances, Stanford STAN-CS-79-773, 1979."""
         count = self.count + other.count
         if count == 0:
             return self
@@ -72,6 +70,5 @@ class Moments:
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """The standard deviation of all pixels about their common mean, with the count as divisor (ddof 0); nan of
-        none."""
+        """Standard deviation of all pixels about their common mean, with divisor count (ddof 0); nan without pixels."""
         return np.sqrt(self.squares / self.count) if self.count else np.full(3, np.nan)

@@ -1,6 +1,6 @@
-"""What the pictures of a folder are like: mean and deviation of their pixels, sizes, formats, and which are broken.
+"""Survey the images of a folder: mean and deviation of their pixels, sizes, formats, and broken files.
 
-Each file is read and decoded in a worker process, which sends back sums and not pictures.
+Worker processes read and decode the files, and return sums instead of pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from models.offline.statistics import Moments
 
 @dataclass(frozen=True, slots=True)
 class Surveyed:
-    """One picture: its format, its size in pixels as a person sees it, and the moments of its pixels."""
+    """One image: its format, its displayed size in pixels, and the moments of its pixels."""
 
     format: str
     width: int
@@ -35,14 +35,14 @@ class Surveyed:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A file without a picture, and why in one sentence."""
+    """A file that is no readable image. `reason` is a sentence."""
 
     reason: str
 
 
 @dataclass(slots=True)
 class Survey:
-    """Of all pictures so far. `sizes` are (width, height); `broken` the reason by path."""
+    """Results for all images so far. `sizes` counts (width, height); `broken` maps path to reason."""
 
     moments: Moments = field(default_factory=Moments.none)
     formats: Counter[str] = field(default_factory=Counter)
@@ -70,11 +70,10 @@ def survey(
     transform: Transform | None = None,
     workers: int | None = None,
 ) -> Iterator[tuple[str, Surveyed | Unreadable]]:
-    """Each of `files` with what was found, in their order, whatever the number of `workers`: processes, by default one
-    for each core, with 0 this one alone.
+    """Yield each of `files` with its result, in order. `workers` are processes: by default one per core, 0 for none.
 
-    Pixels are those of the whole picture in full size, as `decode_image` gives them; with `transform` those that a
-    model with it gets. The workers are started at once. They raise JobError when one of them dies.
+    The pixels are those of the whole image in full size, from `decode_image`; with `transform`, those that a model with
+    that transform gets. The workers start at once. The iterator raises JobError if one of them dies.
     """
     loader = DataLoader(
         _Pictures(files, limits, max_file_bytes, transform),
@@ -82,7 +81,7 @@ def survey(
         num_workers=available_cores() if workers is None else workers,
         worker_init_fn=_begin_reading,
     )
-    # Here, not in a generator: the processes are made before the caller starts threads of its own.
+    # Not in a generator: the processes must start before the calling code starts threads.
     return _named(files, iter(loader))
 
 
@@ -97,7 +96,7 @@ def _named(files: Sequence[str], found: Iterator[Surveyed | Unreadable]) -> Iter
 
 def _begin_reading(_worker: int) -> None:
     ignore_pillow_warnings()
-    # Ctrl-C goes to all of them, and only the parent has something to say.
+    # A terminal sends Ctrl-C to all processes; the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -117,7 +116,7 @@ class _Pictures(Dataset[Surveyed | Unreadable]):
         try:
             encoded = self._read(Path(self._files[number]))
             header = read_header(encoded)
-            # Of this thread, and so to be entered in each worker.
+            # The mode is thread-local, so it is entered in each worker.
             with torch.inference_mode():
                 pixels = self._pixels(encoded)
             return Surveyed(*header, Moments.of(pixels.permute(1, 2, 0).numpy()))

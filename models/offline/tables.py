@@ -1,4 +1,4 @@
-"""Answers as columns: what a row of a job's output is. Needs the extra `folders`."""
+"""Columns of a job's output. Needs the extra `folders`."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from models.offline.reading import Batch
 
 Task = Literal["classify", "features"]
 
-# What a job in progress has beside the columns of its output: why a file has no answer.
+# Additional column of a job in progress: why a file has no answer.
 ERROR = "error"
 
 
 def check_answers(task: Task, model: LoadedModel) -> None:
-    """Raises JobError where the model has no answers to the task."""
+    """Raise JobError if the model cannot do the task."""
     if task == "classify" and not model.network.classes:
-        raise JobError(f"{model.name} has no classes to name; `gradless features` writes what it gives")
+        raise JobError(f"{model.name} has no classes; use `gradless features`")
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The columns of a job's output. `features`: path, fingerprint and features, a list of `dimensions` float32.
-    `classify`: path and fingerprint, then label_1, index_1, probability_1 of the likeliest class, label_2 and so on to
-    `top_k`. The schema's metadata name model and fingerprint."""
+    """The columns of a job's output.
+
+    For `features`: path, fingerprint, and features, a list of `dimensions` float32. For `classify`: path, fingerprint,
+    then label_1, index_1, probability_1 of the top class, and so on up to `top_k`. The schema's metadata has model and
+    fingerprint.
+    """
 
     task: Task
     model: str
@@ -42,28 +45,28 @@ class Columns:
 
     @classmethod
     def of(cls, task: Task, model: LoadedModel, top_k: int) -> Columns:
-        """`top_k` is cut to the number of classes."""
+        """Return the columns for a model. `top_k` is limited to the number of classes."""
         top_k = min(top_k, model.network.classes) if task == "classify" else 0
         return cls(task, model.name, model.fingerprint, model.labels, model.network.dimensions, top_k)
 
     @property
     def schema(self) -> pa.Schema:
-        """Of the finished output."""
+        """Schema of the finished output."""
         metadata = {"gradless.model": self.model, "gradless.fingerprint": self.fingerprint}
         return pa.schema([*self._about_the_image, *self._answer], metadata)
 
     @property
     def schema_in_progress(self) -> pa.Schema:
-        """`schema`, and the column that says why a file has no answer."""
+        """`schema` with the additional column ERROR."""
         return self.schema.append(pa.field(ERROR, pa.string()))
 
     @property
     def row_bytes(self) -> int:
-        """Of an answer in memory, names left out; 1 at least."""
+        """Approximate size of an answer in memory, without names; at least 1."""
         return max(1, 4 * self.dimensions if self.task == "features" else 12 * self.top_k)
 
     def table(self, batch: Batch, outputs: Sequence[ItemOutput | GradlessError]) -> pa.Table:
-        """A row for each of the batch's files, of schema_in_progress. `outputs` are of those that could be read."""
+        """Return a row of schema_in_progress per file. `outputs` are those of the readable files."""
         places = iter(outputs)
         rows = [batch.faults[place] if place in batch.faults else next(places) for place in range(len(batch.paths))]
         answered = [row if isinstance(row, ItemOutput) else None for row in rows]
@@ -106,7 +109,7 @@ class Columns:
 
 
 def _scored(output: ItemOutput, rank: int) -> tuple[int, float]:
-    """Class index and probability of the class at that rank."""
+    """Return index and probability of the class at `rank`, 0 for the top class."""
     if output.indices is None or output.probabilities is None:
-        raise ValueError("classes were not asked for")
+        raise ValueError("the output has no classes")
     return int(output.indices[rank]), float(output.probabilities[rank])

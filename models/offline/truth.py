@@ -1,4 +1,4 @@
-"""What the images of a set show, as whoever collected them says: a folder for each class, or a list of labels."""
+"""True classes of images, from one folder per class or from a list of labels."""
 
 from __future__ import annotations
 
@@ -12,45 +12,48 @@ from pathlib import Path
 from models.interface.errors import JobError
 from models.offline import files
 
-# Of the names that fit nothing.
+# Unknown names listed in an error message.
 _MOST_LISTED = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """The class index of each file, in the order of the files; `unknown`: names that are no class of the model's, each
-    with what is spelled alike, whose files are left out."""
+    """The class index of each file, in order. `unknown` maps names that are no class to labels of similar spelling;
+    their files are left out."""
 
     classes: Mapping[str, int]
     unknown: Mapping[str, Sequence[str]]
 
     def check(self, *, ignore_unknown: bool) -> None:
-        """Raises JobError when a name is no class, unless those are to be left out, and when no file is left."""
+        """Raise JobError if a name is no class, unless `ignore_unknown`, or if no file is left."""
         listed = [_asked(name, similar) for name, similar in list(self.unknown.items())[:_MOST_LISTED]]
         more = f" and {len(self.unknown) - _MOST_LISTED} more" if len(self.unknown) > _MOST_LISTED else ""
         if self.unknown and not (ignore_unknown and self.classes):
             raise JobError(
-                f"no class of the model, and none of its numbers: {'; '.join(listed)}{more}"
+                f"no label or index of a class of the model: {'; '.join(listed)}{more}"
                 + (" (--ignore-unknown leaves their images out)" if self.classes else "")
             )
 
 
 def by_folder(folder: Path) -> dict[str, str]:
-    """File to the name of its class: the folder of `folder` that it lies in. Raises JobError."""
+    """Map each file to the name of the folder in `folder` that contains it. Raises JobError."""
     found: dict[str, str] = {}
     for file in files.find([folder]):
         inside = Path(file).relative_to(folder).parts
         if len(inside) == 1:
             raise JobError(
-                f"{files.name(file)} lies in no class's folder: {folder} needs one for each class, or --labels a list"
+                f"{files.name(file)} is in no folder of a class: {folder} needs one folder per class, "
+                "or use --labels with a list"
             )
         found[file] = inside[0]
     return found
 
 
 def by_list(path: Path, folder: Path) -> dict[str, str]:
-    """File to the name of its class, of lines "path,label" in a .csv, else "path label" with a tab or space between.
-    Paths are relative to `folder`. Raises JobError."""
+    """Map each file to its label, from lines "path,label" in a .csv, else "path label" separated by a tab or space.
+
+    Paths are relative to `folder`. Raises JobError.
+    """
     found: dict[str, str] = {}
     try:
         with path.open(encoding="utf-8", newline="") as lines:
@@ -58,19 +61,19 @@ def by_list(path: Path, folder: Path) -> dict[str, str]:
                 if number == 1 and [cell.strip().lower() for cell in row] == ["path", "label"]:
                     continue
                 if len(row) != 2:  # noqa: PLR2004 - a path and a label
-                    raise JobError(f"{path}, line {number}: a path and a label are wanted")
+                    raise JobError(f"{path}, line {number}: expected a path and a label")
                 found[str(folder / row[0].strip())] = row[1].strip()
     except OSError as error:
         raise JobError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
-        raise JobError(f"{path} is no text in UTF-8") from None
+        raise JobError(f"{path} is not UTF-8 text") from None
     if not found:
         raise JobError(f"{path} names no file")
     return found
 
 
 def of(named: Mapping[str, str], labels: Sequence[str]) -> Truth:
-    """`named`: file to label, or to class index. A label of several classes is no name; their indices are."""
+    """Resolve labels or class indices. A label that several classes share is unknown; use their indices."""
     known = _known(labels)
     resolved = {name: known.get(name, known.get(_plain(name))) for name in dict.fromkeys(named.values())}
     by_plain = {_plain(label): label for label in labels}
@@ -84,8 +87,7 @@ def of(named: Mapping[str, str], labels: Sequence[str]) -> Truth:
 
 
 def _known(labels: Sequence[str]) -> dict[str, int]:
-    """Every way to write a class, to its index: a label as it is goes before an index, and that before a label written
-    otherwise."""
+    """Map every spelling of a class to its index. Exact labels come first, then normalized labels, then indices."""
     known: dict[str, int] = {}
     for ways in (labels, [_plain(label) for label in labels]):
         of_way: dict[str, list[int]] = defaultdict(list)

@@ -1,5 +1,5 @@
-"""A model made smaller or faster, as a new model folder with a report of what that has cost.
+"""Make a model smaller or faster: write a new model folder, with a report of what that costs.
 
-`sources` finds what is to be optimized; `pruning` takes channels out of a network; `methods` write the new folder;
-`agreement` and `speed` compare what was with what is, both served as they would be; `job` is all of it in order.
+`sources` finds the model; `pruning` removes channels of a network; `methods` write the new folder; `comparison`
+compares both models as they are served; `job` runs all steps.
 """

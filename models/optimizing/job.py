@@ -1,5 +1,4 @@
-"""An optimization from a model's name to a new folder: made beside its place, compared with what it was made from, and
-moved there when all of it is well."""
+"""Run one optimization: write the new model folder, compare it with the original, and rename it when complete."""
 
 from __future__ import annotations
 
@@ -25,8 +24,8 @@ from models.networks.specs import ModelSpec
 from models.offline import files, reading
 from models.offline.reading import Reading
 from models.offline.running import Runner
-from models.optimizing import methods, sources, speed
-from models.optimizing.agreement import Tally, Truth, truth_of
+from models.optimizing import methods, sources
+from models.optimizing.comparison import Tally, Truth, race, truth_of
 from models.optimizing.methods import Method
 from models.optimizing.report import Accuracy, Rate, Report, Side
 from models.optimizing.sources import Source
@@ -34,8 +33,8 @@ from models.serving.model_instance import ServingOptions
 
 REPORT = "report.json"
 
-_DOING: dict[Method, str] = {
-    "prune": "judging and taking out channels",
+_STAGES: dict[Method, str] = {
+    "prune": "removing channels",
     "int8": "quantizing",
     "bf16": "rounding weights",
 }
@@ -44,9 +43,12 @@ _PACKAGES = ("gradless", "torch", "torchvision", "timm", "torch-pruning", "nncf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """What is asked for. `ratio` is of the channels, for prune alone. `max_bytes`: a larger file is no image.
-    `min_agreement`: with less, no folder is left. `command` is for the report."""
+class OptimizationRequest:
+    """Options of an optimization.
+
+    `ratio` is the share of channels to prune. Files above `max_bytes` are skipped. With an agreement below
+    `min_agreement`, 0..1, no folder is written. `command` goes into the report.
+    """
 
     model: str
     method: Method
@@ -62,67 +64,69 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Watching:
-    """Who is told how far it is: of what is being done, and of images that were compared, of so many."""
+class OptimizationProgress:
+    """Callbacks: `stage` gets the current step, `compared` the images compared and their total."""
 
     stage: Callable[[str], None]
     compared: Callable[[int, int], None]
 
 
 class Optimization:
-    """Makes one new folder. One thread."""
+    """Makes one new folder. Not thread-safe."""
 
-    def __init__(self, wanted: Wanted, options: ServingOptions, watching: Watching) -> None:
-        """Finds the model and the images. Raises StartError for what cannot be done as asked."""
-        output = wanted.output
+    def __init__(self, request: OptimizationRequest, options: ServingOptions, progress: OptimizationProgress) -> None:
+        """Find the model and the images. Raises StartError if the options cannot be carried out."""
+        output = request.output
         if output.exists():
-            raise JobError(f"-o {output} is there already, and is not overwritten")
+            raise JobError(f"-o {output} exists already and is not overwritten")
         if not is_name(output.resolve().name):
-            raise JobError(f"-o {output}: the model will have the folder's name: letters, digits, '.', '_' and '-'")
-        self._wanted = wanted
+            raise JobError(f"-o {output}: the folder's name becomes the model's: use letters, digits, '.', '_' and '-'")
+        self._request = request
         self._options = options
-        self._watching = watching
-        self._source: Source = sources.find(wanted.model)
-        self._files = files.find([wanted.images])
-        # Before anything takes long, and in the words that will be said when it is served.
+        self._progress = progress
+        self._source: Source = sources.find(request.model)
+        self._files = files.find([request.images])
+        # Check this before any slow step. Serving would raise the same error.
         placement = place(options.device, options.precision, options.backend)
-        if wanted.method != "prune":
-            at_precision(placement, wanted.method)
+        if request.method != "prune":
+            at_precision(placement, request.method)
 
     def run(self) -> tuple[Report, bool]:
-        """Make the folder; what it has brought, and whether it was kept, which it is not with too little agreement.
-        Nothing of it is left either when this raises, as for an interrupt. Raises StartError, ForwardError, OSError."""
-        output = self._wanted.output.resolve()
+        """Make the folder. Return the report, and whether the folder was kept: not with too little agreement.
+
+        No folder is left if this raises StartError, ForwardError, OSError or KeyboardInterrupt.
+        """
+        output = self._request.output.resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         with _unfinished(output) as folder:
             report = self._made(folder)
-            if report.agreement.top1 < self._wanted.min_agreement:
+            if report.agreement.top1 < self._request.min_agreement:
                 return report, False
             (folder / REPORT).write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
             folder.rename(output)
         return report, True
 
     def _made(self, folder: Path) -> Report:
-        wanted, stage = self._wanted, self._watching.stage
-        stage(f"loading {wanted.model}")
+        request, stage = self._request, self._progress.stage
+        stage(f"loading {request.model}")
         with closing(self._runner(self._source.spec)) as before:
-            images = Reading(before.model.transform, self._options.limits, wanted.max_bytes)
-            stage(_DOING[wanted.method])
+            images = Reading(before.model.transform, self._options.limits, request.max_bytes)
+            stage(_STAGES[request.method])
             used = self._write(folder, before, images)
-            stage("loading what was written")
+            stage("loading the new model")
             made = catalog.find(str(folder))
             with closing(self._runner(made)) as after:
                 return self._compared(before, after, made, images, used)
 
     def _runner(self, spec: ModelSpec) -> Runner:
-        return Runner(replace(self._options, models=(spec,)), batch_size=self._wanted.batch_size)
+        return Runner(replace(self._options, models=(spec,)), batch_size=self._request.batch_size)
 
     def _write(self, folder: Path, before: Runner, images: Reading) -> int:
-        """The new folder by the method; how many images it has used."""
-        wanted, source, name = self._wanted, self._source, self._wanted.output.resolve().name
-        match wanted.method:
+        """Write the new folder. Return the number of images that the method used."""
+        request, source, name = self._request, self._source, self._request.output.resolve().name
+        match request.method:
             case "prune":
-                return methods.prune(source, folder, name, ratio=wanted.ratio, images=self._files, reading=images)
+                return methods.prune(source, folder, name, ratio=request.ratio, images=self._files, reading=images)
             case "int8":
                 return methods.int8(source, before.model, folder, name, images=self._files)
             case "bf16":
@@ -130,40 +134,40 @@ class Optimization:
                 return 0
 
     def _compared(self, before: Runner, after: Runner, made: ModelSpec, images: Reading, used: int) -> Report:
-        wanted = self._wanted
-        self._watching.stage("comparing answers")
-        truth = truth_of(self._files, wanted.images, before.model.labels)
+        request = self._request
+        self._progress.stage("comparing answers")
+        truth = truth_of(self._files, request.images, before.model.labels)
         tally, left_out, pixels = self._tallied(before, after, images, truth)
         agreement, accuracies = tally.agreement(), tally.accuracies()
-        self._watching.stage("timing both")
-        rates = speed.race((before, after), pixels, wanted.rounds)
+        self._progress.stage("timing both models")
+        rates = race((before, after), pixels, request.rounds)
         old, new = map(_side, (self._source.spec, made), (before, after), rates, accuracies)
         return Report(
-            source=wanted.model,
-            name=wanted.output.resolve().name,
-            method=wanted.method,
-            ratio=wanted.ratio if wanted.method == "prune" else None,
+            source=request.model,
+            name=request.output.resolve().name,
+            method=request.method,
+            ratio=request.ratio if request.method == "prune" else None,
             used_images=used,
             left_out=left_out,
             agreement=agreement,
             before=old,
             after=new,
             batch_size=len(pixels),
-            rounds=wanted.rounds,
-            remarks=tuple(_remarks(wanted.method, used, told=truth is not None)),
+            rounds=request.rounds,
+            remarks=tuple(_remarks(request.method, used, labelled=truth is not None)),
             versions=_versions(),
             made_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            command=wanted.command,
+            command=request.command,
         )
 
     def _tallied(
         self, before: Runner, after: Runner, images: Reading, truth: Truth | None
     ) -> tuple[Tally, int, torch.Tensor]:
-        """What both answer to all images, how many of the files are none, and the largest batch there was."""
+        """Compare both models' answers. Return the tally, the number of unreadable files, and the largest batch."""
         tally, done, left_out, largest = Tally(truth), 0, 0, torch.empty(0)
         classes = len(before.model.labels)
-        wanted = self._wanted
-        for batch in reading.batches(self._files, images, batch_size=wanted.batch_size, workers=wanted.workers):
+        request = self._request
+        for batch in reading.batches(self._files, images, batch_size=request.batch_size, workers=request.workers):
             left_out += len(batch.faults)
             paths = [path for place, path in enumerate(batch.paths) if place not in batch.faults]
             answers = (runner.answer(batch.pixels, top_k=classes) for runner in (before, after))
@@ -172,7 +176,7 @@ class Optimization:
             if len(batch.pixels) > len(largest):
                 largest = batch.pixels
             done += len(batch.paths)
-            self._watching.compared(done, len(self._files))
+            self._progress.compared(done, len(self._files))
         return tally, left_out, largest
 
 
@@ -197,13 +201,13 @@ def _side(spec: ModelSpec, runner: Runner, rate: Rate, accuracy: Accuracy | None
     )
 
 
-def _remarks(method: Method, used: int, *, told: bool) -> Iterator[str]:
+def _remarks(method: Method, used: int, *, labelled: bool) -> Iterator[str]:
     if method == "prune":
-        yield "Nothing was trained after pruning: fine-tune what is left, then judge it again."
+        yield "The model was not trained after pruning: fine-tune it, then evaluate it again."
     if used:
-        yield f"{used} of the images that are compared were used to make it, which flatters it a little."
-    if not told:
-        yield "There is no accuracy: it needs a folder for each class, named as its label, below the images'."
+        yield f"{used} of the compared images were used to make it, which improves its agreement a little."
+    if not labelled:
+        yield "No accuracy: that needs one folder for each class, named as its label, in the folder of images."
 
 
 def _versions() -> Mapping[str, str]:
@@ -216,10 +220,10 @@ def _versions() -> Mapping[str, str]:
 
 @contextmanager
 def _unfinished(output: Path) -> Iterator[Path]:
-    """A folder beside `output`, gone at the end unless it has been moved there."""
+    """Create a temporary folder next to `output`; remove it at the end unless it was renamed."""
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        # As a folder that is made in no hurry, not for its owner alone.
+        # mkdtemp allows access to the owner alone; an ordinary folder has the umask's permissions.
         folder.chmod(0o777 & ~_umask())
         yield folder
     finally:

@@ -1,4 +1,4 @@
-"""A new model folder by each of the methods."""
+"""Write a new model folder with each of the methods."""
 
 from __future__ import annotations
 
@@ -24,28 +24,30 @@ from models.optimizing.sources import Source
 
 Method = Literal["prune", "int8", "bf16"]
 
-# More do not change which channels matter least, and take their time.
+# More images take longer and do not change the ranking of channels.
 _MOST_TO_PRUNE_BY = 256
 _BATCH = 64
 
-# A BatchNorm over maps of one position has no variance to take from one image.
+# One image gives no variance to a BatchNorm over maps of one position.
 _LEAST_TO_PRUNE_BY = 2
 
 _QUANTIZED = "int8.xml"
 
 
 def prune(source: Source, folder: Path, name: str, *, ratio: float, images: Sequence[str], reading: Reading) -> int:
-    """Write the network with that share of its channels gone, judged by some of `images`; by how many. Raises
-    StartError."""
+    """Write the network with `ratio` of its channels removed, ranked on some of `images`.
+
+    Return the number of images used. Raises StartError.
+    """
     from models.optimizing.pruning import prune as prune_in_place  # noqa: PLC0415 - an extra
 
     classifier = source.classifier()
     found = [reading.pixels(path) for path in files.spread(images, _MOST_TO_PRUNE_BY)]
     pixels = [image for image in found if isinstance(image, torch.Tensor)]
     if len(pixels) < _LEAST_TO_PRUNE_BY:
-        raise JobError(f"pruning judges channels by images, and {len(pixels)} could be read; give it some hundred")
+        raise JobError(f"pruning ranks channels on images, and only {len(pixels)} could be read; give some hundred")
     normalized = Normalize(classifier.transform)(torch.stack(pixels))
-    # Of one size as far as they can be.
+    # Batches of nearly equal size.
     batches = normalized.tensor_split(-(-len(normalized) // _BATCH))
     module = classifier.module
     prune_in_place(source.spec.name, module, batches, ratio=ratio, classes=len(classifier.labels))
@@ -55,17 +57,19 @@ def prune(source: Source, folder: Path, name: str, *, ratio: float, images: Sequ
 
 
 def bf16(source: Source, folder: Path, name: str) -> None:
-    """Write the weights in bfloat16, to be served in it. Raises StartError."""
+    """Write the weights in bfloat16, in which the model is then served. Raises StartError."""
     classifier = source.classifier()
-    # Not the buffers: the statistics of BatchNorms are few, and are folded into weights before those are rounded.
+    # Not the buffers: BatchNorm statistics are small, and are folded into the weights before rounding.
     for parameter in classifier.module.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
     _write(source, classifier, folder, name, ServedAs("bf16"))
 
 
 def int8(source: Source, loaded: LoadedModel, folder: Path, name: str, *, images: Sequence[str]) -> int:
-    """Write the network in int8, ranges taken from some of `images`, beside its weights, which the lens compares it
-    with; from how many. `loaded` is the source on a CPU. Raises StartError, OSError."""
+    """Write the network in int8, with ranges from some of `images`, and its float weights, which the lens uses.
+
+    `loaded` is the source on a CPU. Return the number of images used. Raises StartError, OSError.
+    """
     from models.backends.openvino_conversion import quantize  # noqa: PLC0415 - an extra
 
     calibration = Calibration.of_files([Path(file) for file in files.spread(images, MOST_IMAGES)])
@@ -75,7 +79,7 @@ def int8(source: Source, loaded: LoadedModel, folder: Path, name: str, *, images
 
 
 def weight_bytes(spec: ModelSpec, model: LoadedModel) -> int:
-    """Of the weights that it is served from: of a model folder's file, else of the loaded tensors."""
+    """Return the size of the weights that `model` is served from: of its file, else of the loaded tensors."""
     if model.quantized is not None:
         return model.quantized.with_suffix(WEIGHTS_SUFFIX).stat().st_size
     weights = None if spec.folder is None else description.read(spec.folder).weights
@@ -97,10 +101,12 @@ def _write(source: Source, classifier: Classifier, folder: Path, name: str, serv
 
 
 def _check_rebuilt(source: Source, rebuilt: nn.Module, pruned: nn.Module, images: torch.Tensor) -> None:
-    """The folder is of the network that pruning has left: something may depend on the size of a layer and not be one.
-    Raises UnsupportedArchitectureError."""
+    """Check that the folder rebuilds the pruned network: code may depend on a layer's original size.
+
+    Raises UnsupportedArchitectureError.
+    """
     with torch.no_grad():
         if not torch.equal(rebuilt(images), pruned(images)):
             raise UnsupportedArchitectureError(
-                source.spec.name, "pruned and built again from sizes and weights, it gives other answers"
+                source.spec.name, "rebuilt from its sizes and weights, the pruned network gives different outputs"
             )

@@ -1,7 +1,7 @@
-"""Whole channels taken out of a network, those first whose loss changes its answers least: through torch-pruning.
+"""Remove whole channels of a network, least important first, with torch-pruning.
 
-What is left is a smaller dense network, faster on any device, and not one with zeros in it. Layers that are joined, as
-by the sum at the end of a residual block, lose the same channels.
+The result is a smaller dense network, faster on any device, not a sparse one. Layers that are joined, as by the sum at
+the end of a residual block, lose the same channels.
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ from torch.nn.functional import cross_entropy
 from models.interface.errors import UnsupportedArchitectureError
 from models.networks.architectures.architecture import reason
 
-# Kernels work on so many channels at a time, and a layer of 41 takes as long as one of 48.
+# Kernels process this many channels at a time: 41 take as long as 48.
 _MULTIPLE = 8
 
-# Of a layer's channels, however little they seem to matter: a layer that is nearly gone lets nothing through.
+# At most this share of one layer is removed: a layer that is nearly gone blocks the network.
 _MOST_OF_A_LAYER = 0.8
 
 
 def prune(name: str, module: nn.Module, batches: Sequence[torch.Tensor], *, ratio: float, classes: int) -> None:
-    """Take that share of the channels, 0..1, out of `module`, in place and in eval mode.
+    """Remove the share `ratio`, 0..1, of the channels of `module`, in place and in eval mode.
 
-    `batches`, (N, 3, H, W) as the network takes them, of two images or more, are where channels show what they matter:
-    by the first-order estimate of how much the loss rises without them, the loss being that of the network's own first
-    answer, so that no labels are needed. The same images give the BatchNorms their statistics anew: those of the whole
-    network are wrong for what is left of it. Layers that give the classes keep all of theirs.
+    `batches`, (N, 3, H, W) normalized, of two or more images, rank the channels. The importance of a channel is the
+    first-order estimate of how much the loss rises without it. The target of the loss is the network's own top class,
+    so no labels are needed. The same images recompute the BatchNorm statistics, because the old ones do not fit the
+    pruned network. Layers that output the classes are not pruned.
 
-    Raises UnsupportedArchitectureError where torch-pruning cannot follow the network.
+    Raises UnsupportedArchitectureError if torch-pruning cannot trace the network.
     """
     try:
         with _quiet():
             _prune(module.eval(), batches, ratio, classes)
     except Exception as error:
-        # Whatever a tracer and other people's forwards do with one another.
+        # A tracer over unknown code may raise anything.
         raise UnsupportedArchitectureError(name, f"torch-pruning cannot prune it: {reason(error)}") from error
 
 
@@ -58,7 +58,7 @@ def _prune(module: nn.Module, batches: Sequence[torch.Tensor], ratio: float, cla
         logits = module(batch)
         torch.autograd.backward(cross_entropy(logits, logits.argmax(1)))
     for group in pruner.step(interactive=True):
-        # Rounding goes down, for a narrow layer as far as to nothing.
+        # Rounding down may select all channels of a narrow layer.
         if len(group[0].idxs) < pruner.DG.get_out_channels(group[0].dep.target.module):
             group.prune()
     module.zero_grad(set_to_none=True)
@@ -74,12 +74,12 @@ def _gives_classes(layer: nn.Module, classes: int) -> bool:
 
 
 def _estimate_statistics(module: nn.Module, batches: Sequence[torch.Tensor]) -> None:
-    """Mean and variance of each BatchNorm's inputs over all `batches`; nothing else is in train mode meanwhile."""
+    """Recompute each BatchNorm's mean and variance over all `batches`; only BatchNorms are in train mode for it."""
     norms = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        # None: the mean over the batches, of which none counts more than another.
+        # None: the mean over the batches with equal weights.
         norm.momentum = None
         norm.train()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def _estimate_statistics(module: nn.Module, batches: Sequence[torch.Tensor]) -> 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch-pruning's remarks on parameters that stand outside of layers."""
+    """Suppress torch-pruning's warnings about parameters outside of layers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

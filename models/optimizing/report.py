@@ -1,4 +1,4 @@
-"""What an optimization has brought and cost: the records of report.json. Needs the standard library alone."""
+"""Records of report.json, the result of an optimization. Needs the standard library alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """Images a second over the timed rounds."""
+    """Images per second over the timed rounds."""
 
     median: float
     lower_quartile: float
@@ -17,7 +17,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """Shares, 0..1, of the images whose class is the first, or among the first five, of the answer."""
+    """Shares, 0..1, of the images whose true class is the top class, or one of the top five."""
 
     top1: float
     top5: float
@@ -25,7 +25,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """A model as it is served on this machine. `weight_bytes` are those that it is served from."""
+    """One model as it is served on this machine. `weight_bytes` is the size of the weights that it is served from."""
 
     fingerprint: str
     device: str
@@ -39,9 +39,12 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of two models' answers to the same images. `top1`: the share, 0..1, whose likeliest class is the same.
-    `largest_probability_change`: of any class of any image; `mean_probability_change`: the mean over images of each
-    one's largest. `feature_cosine` is the mean; None where features are of another length."""
+    """Agreement of two models' answers to the same images.
+
+    `top1` is the share of images, 0..1, with the same top class. `largest_probability_change` is of any class of any
+    image; `mean_probability_change` is the mean over images of each one's largest. `feature_cosine` is the mean over
+    images; None if the features have different lengths.
+    """
 
     images: int
     top1: float
@@ -52,8 +55,10 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """`used_images`: how many of the images the method itself has seen, to judge channels or to take ranges from.
-    `left_out`: files that could not be read. `remarks` are sentences that belong to the figures."""
+    """`used_images` is the number of images that the method used to rank channels or find ranges.
+
+    `left_out` is the number of unreadable files. `remarks` are sentences that explain the figures.
+    """
 
     source: str
     name: str

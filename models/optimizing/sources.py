@@ -1,4 +1,4 @@
-"""What is to be optimized: a model of the catalog or of a folder, and what a new folder of it needs."""
+"""Find the model to optimize, in the catalog or in a folder, and what a new folder of it needs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from models.networks.specs import Classifier, ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`architecture` as a model.toml names it, and `build`, which makes it as it is before anything is pruned. `code`:
-    the folder whose Python files it is built from, where it is code of the user's own."""
+    """`architecture` is the name for model.toml. `build` makes the network before any pruning, given the number of
+    classes. `code` is the folder of the user's own Python code that builds it, or None."""
 
     spec: ModelSpec
     architecture: str
@@ -26,24 +26,26 @@ class Source:
     code: Path | None
 
     def classifier(self) -> Classifier:
-        """A copy to change, on the CPU, in float32. Raises StartError, also where there are no classes to compare."""
+        """Return a new copy on the CPU in float32. Raises StartError, also for a model without classes."""
         made = self.spec.build()
         if not made.labels or made.features is not None:
-            raise JobError(f"{self.spec.name} serves features alone, and what is optimized is compared by its classes")
+            raise JobError(f"{self.spec.name} returns features alone; only models with classes can be optimized")
         return made
 
 
 def find(name: str) -> Source:
-    """The model of that name of the catalog, or in that folder. Raises StartError, also for what cannot be
-    optimized."""
+    """Return the model called `name` in the catalog, or in the folder `name`.
+
+    Raises StartError, also for a model that cannot be optimized.
+    """
     spec = catalog.find(name)
     if spec.served_as is not None and spec.served_as.quantized is not None:
-        raise JobError(f"{spec.name} is in int8 already; optimize the model that it was made from")
+        raise JobError(f"{spec.name} is already in int8; optimize the model that it was made from")
     if spec.folder is not None:
         described = description.read(spec.folder)
         own = own_code.is_own(described.architecture) and own_code.digest(described) is not None
         return Source(spec, described.architecture, building.unpruned(described), described.folder if own else None)
-    # The embedded model is one of timm's, with weights from elsewhere.
+    # The embedded model has an architecture of timm, with weights from another source.
     for known in (spec.architecture, f"timm/{spec.architecture}"):
         if architectures.exists(known):
             return Source(spec, known, architectures.find(known).build, None)

@@ -12,7 +12,7 @@ import ray
 import ray.data
 
 from models.offline.job import Step
-from models.offline.parts import Asked
+from models.offline.parts import JobIdentity
 from models.offline.tables import Task
 from models.ray_data.cluster import actor_resources, connect, gpus_for, result_of
 from models.ray_data.results import Results, remaining_chunks
@@ -53,7 +53,7 @@ class ClusterJob:
             describe_remotely = ray.remote(describe).options(num_cpus=0, num_gpus=min(1, self._gpus))
             reading, self._columns = result_of(partial(ray.get, describe_remotely.remote(self._remote_job)))
             self._reading = RemoteReading(reading, here)
-            asked = Asked.of(self._columns, reading, request.batch_size, request.files)
+            asked = JobIdentity.of(self._columns, reading, request.batch_size, request.files)
             self._results.begin(asked)
             self._done_before = self._results.chunks()
         except BaseException:

@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from models.interface.errors import JobError
 from models.offline.formats import parquet_writer
-from models.offline.parts import JOB, Asked, chunk_name, chunk_range
+from models.offline.parts import JOB, JobIdentity, chunk_name, chunk_range
 from models.offline.tables import ERROR, Columns
 from models.ray_data.storage import located
 
@@ -49,7 +49,7 @@ class Results:
         if names and _NOTE not in names:
             raise JobError(f"{self.location} has files that are not a job's: name an empty or new folder")
 
-    def begin(self, asked: Asked) -> None:
+    def begin(self, asked: JobIdentity) -> None:
         """Create the folder. Raises JobError if it holds results of another job, and OSError."""
         filesystem, folder = located(self.location)
         if _NOTE in _names(filesystem, folder):

@@ -1,4 +1,4 @@
-"""Nearest neighbours of feature vectors: an index built from a features file, opened by the service and the command.
+"""Nearest neighbours of feature vectors: build an index from a features file, and query it.
 
-Needs the extra `search`. What the service imports of it, `index` and `manifest`, needs no torch.
+Needs the extra `search`. The server imports `index` and `manifest`, which need no torch.
 """

@@ -1,4 +1,4 @@
-"""From a features file to an index in a folder, which is there whole or not at all."""
+"""Build an index from a features file. The folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from usearch.index import Index
 
-# As many vectors are all looked at: 6 ms for 10,000 of 1280 numbers, on one core of a busy machine.
+# Up to this many vectors a query compares all: 6 ms for 10,000 of 1280 dimensions on one core.
 EXACT_ROWS = 10_000
 
-# Of the ten nearest, the share that a graph has to find; candidates are added until it does.
+# Share of the ten nearest that a graph must find; the number of candidates doubles until it does.
 _RECALL = 0.99
 _NEAREST = 10
 _FEWEST_CANDIDATES = 64
 _MOST_CANDIDATES = 1024
 _QUERIES = 200
 
-# usearch cannot do without a graph. Where no query goes by it, it need not be good: 1 s instead of 30 for 10,000 rows.
+# usearch always builds a graph. Exact queries ignore it, so few edges suffice: 1 s instead of 30 for 10,000 rows.
 _LEAST_EDGES = 4
 
 MakeThumbnails = Callable[[Sequence[str]], list[bytes | None]]
@@ -46,32 +46,32 @@ def build(
     on_rows: Callable[[int], None] = lambda _rows: None,
     exact_rows: int = EXACT_ROWS,
 ) -> Manifest:
-    """Build an index of `features` in `folder`, in the place of one that is there. `on_rows` hears of rows done; up to
-    `exact_rows` of them, queries look at each.
+    """Build an index of `features` in `folder`, replacing an existing index.
 
-    The file is read piece by piece; its vectors and their graph are in memory until they are written. Raises JobError.
+    `on_rows` is called with the number of rows added. Queries of up to `exact_rows` rows compare all of them. Vectors
+    and graph are in memory until they are written. Raises JobError.
     """
     if not features.rows:
         raise JobError("the features file has no rows")
     try:
-        with _taking_the_place_of(folder) as new:
-            return _built(features, new, make_thumbnails, on_rows, exact_rows)
+        with _replacing(folder) as new:
+            return _build(features, new, make_thumbnails, on_rows, exact_rows)
     except OSError as error:
         raise JobError(f"{folder} cannot be written: {error.strerror or error}") from error
 
 
 @contextmanager
-def _taking_the_place_of(folder: Path) -> Iterator[Path]:
-    """A folder to write into, beside `folder`: it becomes it by its name when all has gone well, and goes otherwise."""
+def _replacing(folder: Path) -> Iterator[Path]:
+    """Create a temporary folder next to `folder`; rename it to `folder` if the block succeeds, else remove it."""
     if folder.exists() and not is_index(folder):
-        raise JobError(f"{folder} is there, and is no search index: name another folder")
+        raise JobError(f"{folder} exists and is no search index: choose another folder")
     new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     new.mkdir()
     try:
         yield new
         if folder.exists():
-            # Who has it open keeps what he has: the files stay until he closes them.
+            # A process that has the old index open keeps its files until it closes them.
             folder.rename(old)
         new.rename(folder)
     except BaseException:
@@ -80,7 +80,7 @@ def _taking_the_place_of(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _built(
+def _build(
     features: FeaturesFile,
     folder: Path,
     make_thumbnails: MakeThumbnails | None,
@@ -93,7 +93,7 @@ def _built(
     from usearch.index import Index  # noqa: PLC0415
 
     exact = features.rows <= exact_rows
-    # Of vectors of length 1 the inner product is the cosine.
+    # For vectors of length 1 the inner product is the cosine.
     index = Index(
         ndim=features.dimensions,
         metric=MetricKind.IP,
@@ -136,14 +136,16 @@ def _batch(paths: list[str], pictures: Sequence[bytes | None], schema: pa.Schema
 
 
 def _enough_candidates(index: Index) -> tuple[int, float]:
-    """How many candidates a query must keep to find nearly all of the ten nearest, and the share it then finds: of
-    vectors of the index itself, whose own row does not count."""
+    """Return how many candidates a query needs to find enough of the ten nearest, and the share that it then finds.
+
+    Queries are vectors of the index, whose own row is not counted.
+    """
     rows = np.linspace(0, len(index) - 1, num=min(_QUERIES, len(index)), dtype=np.uint64)
     queries: NDArray[np.float32] = np.asarray(index.get(rows), dtype=np.float32)
     nearest = index.search(queries, _NEAREST + 1, exact=True, threads=available_cores()).keys
     candidates = _FEWEST_CANDIDATES
     while True:
-        # Its setter stands apart from its getter, where mypy does not look for it.
+        # usearch defines the setter apart from the getter, which mypy does not see.
         index.expansion_search = candidates  # type: ignore[misc]
         found = index.search(queries, _NEAREST + 1, threads=available_cores()).keys
         recall = _share_found(rows, nearest, found)
@@ -154,7 +156,7 @@ def _enough_candidates(index: Index) -> tuple[int, float]:
 
 def _share_found(rows: NDArray[np.uint64], nearest: NDArray[np.uint64], found: NDArray[np.uint64]) -> float:
     shares = []
-    for row, wanted, given in zip(rows.tolist(), nearest.tolist(), found.tolist(), strict=True):
-        others = [each for each in wanted if each != row][:_NEAREST]
+    for row, expected, given in zip(rows.tolist(), nearest.tolist(), found.tolist(), strict=True):
+        others = [each for each in expected if each != row][:_NEAREST]
         shares.append(len(set(others) & set(given)) / len(others))
     return float(np.mean(shares))

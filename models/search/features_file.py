@@ -1,4 +1,4 @@
-"""A features file, read piece by piece: what `gradless features` writes, and an index is built from."""
+"""Read a features file, as `gradless features` writes it, in pieces."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-# What is in memory at once: rows, which may have a picture each where they go, and of feature maps, with hundreds of
-# thousands of numbers a row, fewer. Who reads them has copies in float64 besides.
+# Rows in memory at once: each may get a thumbnail. Feature maps have hundreds of thousands of numbers per row, so the
+# bytes are limited too.
 _PIECE_ROWS = 1024
 _PIECE_BYTES = 16 * 2**20
 
@@ -26,7 +26,7 @@ _COLUMNS = ("path", "fingerprint", "features")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some rows: their paths, and their vectors (N, D) float32."""
+    """Consecutive rows: paths, and vectors (N, D) float32."""
 
     paths: list[str]
     vectors: NDArray[np.float32]
@@ -34,10 +34,10 @@ class Piece:
 
 class FeaturesFile:
     """A Parquet file with the columns path, fingerprint and features, a fixed-size list of float32, and the metadata
-    gradless.model and gradless.fingerprint. Raises JobError for a file that is none, here or while it is read."""
+    gradless.model and gradless.fingerprint. Raises JobError for any other file, on opening or while reading."""
 
     def __init__(self, path: Path) -> None:
-        # Here, not above: an extra.
+        # Not above: an extra.
         import pyarrow as pa  # noqa: PLC0415
         import pyarrow.parquet as pq  # noqa: PLC0415
 
@@ -46,7 +46,7 @@ class FeaturesFile:
         try:
             self._file: pq.ParquetFile = pq.ParquetFile(path)
         except self._unreadable as error:
-            raise JobError(f"{path} is no features file that can be read: {error}") from error
+            raise JobError(f"{path} is no readable features file: {error}") from error
         schema = self._file.schema_arrow
         metadata = schema.metadata or {}
         if missing := [column for column in _COLUMNS if column not in schema.names]:
@@ -66,13 +66,13 @@ class FeaturesFile:
         return count
 
     def __iter__(self) -> Iterator[Piece]:
-        """All rows, in their order, up to 1,024 or 16 MiB of vectors at a time, one row at least."""
+        """Yield all rows in order, up to 1,024 or 16 MiB of vectors at a time, at least one row."""
         rows = max(1, min(_PIECE_ROWS, _PIECE_BYTES // (4 * self.dimensions)))
         try:
             for batch in self._file.iter_batches(rows, columns=list(_COLUMNS)):
                 yield self._piece(batch)
         except self._unreadable as error:
-            raise JobError(f"{self._path} cannot be read to its end: {error}") from error
+            raise JobError(f"{self._path} could not be read completely: {error}") from error
 
     def _piece(self, batch: pa.RecordBatch) -> Piece:
         if any(batch.column(column).null_count for column in _COLUMNS):
@@ -83,5 +83,5 @@ class FeaturesFile:
             )
         vectors = batch.column("features").flatten().to_numpy().reshape(-1, self.dimensions)
         if not np.isfinite(vectors).all():
-            raise JobError(f"{self._path} has features that are no finite numbers")
+            raise JobError(f"{self._path} has features that are not finite")
         return Piece(batch.column("path").to_pylist(), vectors)

@@ -1,7 +1,7 @@
-"""An index, opened: neighbours of vectors, and what is known of each row.
+"""Query an index: the neighbours of vectors, and path and thumbnail of each row.
 
-By usearch: vectors and their graph are one file, mapped into memory and read where a query goes; it has no OpenMP of
-its own, whose threads would compete with PyTorch's.
+usearch maps one file of vectors and their graph into memory. It brings no OpenMP, whose threads would compete with
+PyTorch's.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A row of the index, the cosine in -1..1 of the angle between its vector and the one that was asked about, and
-    whether the index keeps a picture of it."""
+    """A row of the index. `similarity` is the cosine, -1..1, of its vector and the query's; `thumbnail` is True
+    if the index has one for it."""
 
     row: int
     path: str
@@ -36,25 +36,25 @@ class Neighbour:
 
 
 def installed() -> bool:
-    """Whether the extra `search` is there."""
+    """Return whether the extra `search` is installed."""
     return all(importlib.util.find_spec(module) is not None for module in ("pyarrow", "usearch"))
 
 
 class SearchIndex:
-    """Read only; its methods may be called from several threads."""
+    """A read-only index. Thread-safe."""
 
     def __init__(self, folder: Path, manifest: Manifest, vectors: Index, rows: pa.Table) -> None:
         self._folder = folder
         self.manifest = manifest
         self._vectors = vectors
-        # One lookup at a time, whoever asks: more would take decoders their cores.
-        self._turn = threading.Lock()
+        # One lookup at a time: more would take cores from the decoders.
+        self._lock = threading.Lock()
         self._paths = rows.column("path")
         self._thumbnails = rows.column("thumbnail")
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The index in `folder`, each byte of it checked first. Raises SearchIndexError."""
+        """Open the index in `folder` after checking its digests. Raises SearchIndexError."""
         # Here, not above: an extra.
         import pyarrow as pa  # noqa: PLC0415
         from usearch.index import Index  # noqa: PLC0415
@@ -66,11 +66,11 @@ class SearchIndex:
         except (OSError, RuntimeError, ValueError, pa.ArrowException) as error:
             raise SearchIndexError(folder, f"it cannot be opened: {' '.join(str(error).split())}") from error
         if vectors is None or not len(vectors) == rows.num_rows == manifest.rows or vectors.ndim != manifest.dimensions:
-            raise SearchIndexError(folder, "its files do not belong together; build it anew")
+            raise SearchIndexError(folder, "its files do not belong together; build it again")
         return cls(folder, manifest, vectors, rows)
 
     def check_model(self, served: Mapping[str, str]) -> None:
-        """Raises SearchIndexError unless one of the `served` models, fingerprints by name, made its vectors."""
+        """Raise SearchIndexError unless one of the `served` models, fingerprints by name, made its vectors."""
         if self.manifest.fingerprint not in served.values():
             there = ", ".join(f"{name} ({fingerprint})" for name, fingerprint in served.items())
             raise SearchIndexError(
@@ -80,14 +80,16 @@ class SearchIndex:
             )
 
     def search(self, vectors: NDArray[np.float32], k: int) -> list[list[Neighbour]]:
-        """Of each of `vectors`, (N, D) float32, the `k` rows most alike, the most alike first; fewer where there are
-        fewer. A vector of zeros is like nothing: its similarities are 0. Runs in this thread, without the GIL."""
+        """Return the `k` most similar rows, or all if there are fewer, of each of `vectors`, (N, D) float32.
+
+        They are sorted by falling similarity. The similarities of a zero vector are 0. Releases the GIL.
+        """
         return [self._neighbours(vector, min(k, self.manifest.rows)) for vector in unit(vectors)]
 
     def _neighbours(self, vector: NDArray[np.float32], k: int) -> list[Neighbour]:
-        with self._turn:
+        with self._lock:
             found = self._vectors.search(vector, k, exact=self.manifest.exact, threads=1)
-        # What is over 1 is rounding.
+        # Rounding can exceed 1.
         similarities = np.clip(1 - found.distances, -1, 1)
         return [
             Neighbour(row, self._paths[row].as_py(), similarity, self._thumbnails[row].is_valid)
@@ -95,7 +97,7 @@ class SearchIndex:
         ]
 
     def thumbnail(self, row: int) -> bytes | None:
-        """The JPEG file of a row; None where it has none, or there is no such row."""
+        """Return the JPEG thumbnail of a row, or None if there is none or no such row."""
         if not 0 <= row < self.manifest.rows:
             return None
         thumbnail: bytes | None = self._thumbnails[row].as_py()

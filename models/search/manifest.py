@@ -1,4 +1,4 @@
-"""What a folder says of the search index in it: `manifest.json`, beside the files that it vouches for."""
+"""`manifest.json` of a search index: facts of the index, and digests of its files."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _TYPES: dict[Any, type] = {"str": str, "int": int, "bool": bool, "float": float,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """An index of `rows` vectors of `dimensions` numbers, which the model of that `fingerprint` made.
+    """Facts of an index of `rows` vectors of `dimensions` numbers, made by the model with `fingerprint`.
 
-    `exact`: a query looks at every vector; else at some, `expansion` at a time, which found `recall` of the ten nearest
-    when it was built. `thumbnails`: how many rows have one. `digests`: SHA-256 by file.
+    With `exact`, a query compares every vector. Otherwise it keeps `expansion` candidates, and found the share `recall`
+    of the ten nearest when the index was built. `thumbnails` is the number of rows with one; `digests` maps file to
+    SHA-256.
     """
 
     model: str
@@ -40,27 +41,29 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """That of `folder`, whose files are as they were written. Raises SearchIndexError."""
+        """Read the manifest of `folder` and check its files. Raises SearchIndexError."""
         try:
             written = json.loads((folder / _NAME).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise SearchIndexError(folder, f"it has no {_NAME}; gradless search build makes one") from None
+            raise SearchIndexError(folder, f"it has no {_NAME}; build one with `gradless search build`") from None
         except (OSError, ValueError) as error:
             raise SearchIndexError(folder, f"its {_NAME} cannot be read: {error}") from error
         manifest = cls._of(folder, written)
         for file, digest in manifest.digests.items():
             if _digest(folder, file) != digest:
-                raise SearchIndexError(folder, f"its {file} is not as it was written; build it anew")
+                raise SearchIndexError(folder, f"its {file} was changed; build it again")
         return manifest
 
     @classmethod
     def _of(cls, folder: Path, written: Any) -> Self:
         version = written.pop("format", None) if isinstance(written, dict) else None
         if version != _FORMAT:
-            raise SearchIndexError(folder, f"its format is {version!r}, and {_FORMAT} is read here; build it anew")
-        wanted = {field.name: _TYPES[field.type] for field in fields(cls)}
-        if {name: type(value) for name, value in written.items()} != wanted or set(written["digests"]) != _FILES:
-            raise SearchIndexError(folder, f"its {_NAME} is not as it was written; build it anew")
+            raise SearchIndexError(
+                folder, f"its format is {version!r}, but this version reads {_FORMAT}; build it again"
+            )
+        types = {field.name: _TYPES[field.type] for field in fields(cls)}
+        if {name: type(value) for name, value in written.items()} != types or set(written["digests"]) != _FILES:
+            raise SearchIndexError(folder, f"its {_NAME} was changed; build it again")
         return cls(**written)
 
     def write(self, folder: Path) -> None:
@@ -69,12 +72,12 @@ class Manifest:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Of the files in `folder` that a manifest vouches for."""
+    """Return the SHA-256 of each file of the index in `folder`."""
     return {file: _digest(folder, file) for file in _FILES}
 
 
 def is_index(folder: Path) -> bool:
-    """Whether there is an index in `folder`, readable or not."""
+    """Return whether `folder` has an index, readable or not."""
     return (folder / _NAME).is_file()
 
 

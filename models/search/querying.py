@@ -1,4 +1,4 @@
-"""Images in files to their neighbours in an index: the way of a folder job, with a lookup at its end."""
+"""Find the neighbours of image files in an index."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _IMAGES_AT_ONCE = 8
 def neighbours(
     folder: Path, files: Sequence[str], options: ServingOptions, *, k: int, max_bytes: int
 ) -> Iterator[tuple[str, list[Neighbour] | str]]:
-    """Each of `files` with its `k` nearest in the index of `folder`, or with a sentence that says why it has none.
+    """Yield each of `files` with its `k` nearest rows in the index of `folder`, or a sentence that says why not.
 
-    Loads the first model of `options`, as the service would. Raises StartError, SearchIndexError for a model that did
-    not make the index's vectors.
+    Loads the first model of `options` as the server does. Raises StartError, including SearchIndexError if another
+    model made the index's vectors.
     """
     with closing(Runner(options, batch_size=_IMAGES_AT_ONCE)) as runner:
         index = SearchIndex.open(folder)

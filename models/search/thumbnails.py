@@ -1,4 +1,4 @@
-"""Small pictures for an index, made when it is built: the service then serves no file of the disk."""
+"""Make the thumbnails of an index when it is built, so that the server never reads the image files."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from models.images.preprocessing import decode_image
 from models.interface.errors import ImageError
 from models.interface.image_limits import ImageLimits
 
-# Of the longer side, in pixels: twice what the page shows, for screens that have twice as many.
+# Longer side in pixels: twice the displayed size, for high-resolution screens.
 _SIDE = 192
 _QUALITY = 80
 
 
 class Thumbnails:
-    """Makes them in threads, of files that the service would read, under its limits."""
+    """Makes thumbnails in a thread pool, under the server's limits."""
 
     def __init__(self, pool: ThreadPoolExecutor, limits: ImageLimits, max_file_bytes: int) -> None:
         self._pool = pool
-        self._make = partial(_made, limits=limits, max_file_bytes=max_file_bytes)
+        self._make = partial(_make_one, limits=limits, max_file_bytes=max_file_bytes)
 
     def of(self, paths: Sequence[str]) -> list[bytes | None]:
-        """A JPEG file for each path, None for what is not there or cannot be decoded."""
+        """Return a JPEG file per path, or None if the file is missing or cannot be decoded."""
         return list(self._pool.map(self._make, paths))
 
 
 @contextmanager
 def thumbnails(limits: ImageLimits, max_file_bytes: int) -> Iterator[Thumbnails]:
-    """With a thread for each core."""
+    """Yield a thumbnail maker with one thread per core."""
     with ThreadPoolExecutor(available_cores(), initializer=use_one_core_in_this_thread) as pool:
         yield Thumbnails(pool, limits, max_file_bytes)
 
 
-def _made(path: str, limits: ImageLimits, max_file_bytes: int) -> bytes | None:
+def _make_one(path: str, limits: ImageLimits, max_file_bytes: int) -> bytes | None:
     try:
         if Path(path).stat().st_size > max_file_bytes:
             return None

@@ -32,6 +32,13 @@ def test_each_development_dependency_is_locked() -> None:
     assert {_normal(Requirement(line).name) for line in PROJECT["dependency-groups"]["dev"]} <= set(_locked())
 
 
+def test_each_package_of_the_wheel_ships_its_annotations() -> None:
+    assert "Typing :: Typed" in PROJECT["project"]["classifiers"]
+    packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert packages == ["app", "gradless", "models"]
+    assert all((ROOT / package / "py.typed").is_file() for package in packages)
+
+
 def _locked() -> dict[str, str]:
     """Return the locked versions by name."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()

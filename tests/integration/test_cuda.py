@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import nn
 
-from gradless import compare_served
 from gradless.records import ComparisonOptions
 from models import backends
 from models.backends.eager import served_network
@@ -31,6 +30,7 @@ from models.inference.engine import Engine
 from models.interface.image_limits import ImageLimits
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import NoTelemetry
+from models.lens.served import compare_served
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits

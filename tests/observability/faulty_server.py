@@ -18,8 +18,8 @@ import torch
 from app.process.logs import configure_logging
 from app.server.server import serve
 from app.settings import load_settings
+from gradless import cgroups
 from models.backends.null import NullBackend
-from models.hardware import cgroups
 from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits, Network

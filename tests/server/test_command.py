@@ -14,28 +14,26 @@ Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 @pytest.mark.parametrize(("ending", "image_format"), [("png", "PNG"), ("jpg", "JPEG")])
-def test_sample_writes_a_picture_in_the_format_of_the_ending(
-    gradless: Run, tmp_path: Path, ending: str, image_format: str
-) -> None:
+def test_sample_writes_the_format_of_the_suffix(gradless: Run, tmp_path: Path, ending: str, image_format: str) -> None:
     file = tmp_path / f"clock.{ending}"
     assert gradless("sample", str(file)).returncode == 0
     with Image.open(file) as picture:
         assert (picture.format, picture.size) == (image_format, (400, 400))
 
 
-def test_sample_dash_writes_png_to_stdout_and_nothing_else(gradless: Run, clock_png: bytes) -> None:
+def test_sample_dash_writes_only_png_to_stdout(gradless: Run, clock_png: bytes) -> None:
     done = gradless("sample", "-")
     assert (done.returncode, done.stdout, done.stderr) == (0, clock_png, b"")
 
 
-def test_sample_draws_the_picture_that_was_asked_for(gradless: Run) -> None:
+def test_sample_draws_the_given_picture(gradless: Run) -> None:
     clock, crossword = gradless("sample", "-"), gradless("sample", "-", "--picture", "crossword")
     assert clock.stdout != crossword.stdout
     assert Image.open(BytesIO(crossword.stdout)).size == (400, 400)
 
 
 @pytest.mark.parametrize("name", ["no-such-folder/clock.png", "clock.nonsense"])
-def test_sample_says_in_one_line_why_it_cannot_write(gradless: Run, tmp_path: Path, name: str) -> None:
+def test_sample_reports_a_write_error_in_one_line(gradless: Run, tmp_path: Path, name: str) -> None:
     path = str(tmp_path / name)
     done = gradless("sample", path)
     (line,) = done.stderr.decode().splitlines()
@@ -50,7 +48,7 @@ def test_models_lists_the_default_first_and_the_classifiers_of_torchvision(gradl
     assert not any(name.startswith("timm/") for name in names)
 
 
-def test_models_says_how_timms_are_listed_and_lists_what_a_pattern_matches(gradless: Run) -> None:
+def test_models_lists_timm_only_with_a_pattern(gradless: Run) -> None:
     (line,) = gradless("models").stderr.decode().splitlines()
     assert "gradless models 'timm/*'" in line
     done = gradless("models", "timm/resnet18*")
@@ -60,7 +58,7 @@ def test_models_says_how_timms_are_listed_and_lists_what_a_pattern_matches(gradl
     assert done.stderr == b""
 
 
-def test_models_says_in_one_line_that_nothing_matches(gradless: Run) -> None:
+def test_models_reports_a_pattern_without_match_in_one_line(gradless: Run) -> None:
     done = gradless("models", "no-such*")
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr.decode() == "gradless: no name matches 'no-such*'\n"

@@ -47,7 +47,7 @@ def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
     return line
 
 
-def test_it_prints_the_experiment_first_then_every_arm_and_writes_both_reports(gradless: Run, tmp_path: Path) -> None:
+def test_compare_prints_times_and_arms_and_writes_both_reports(gradless: Run, tmp_path: Path) -> None:
     json_file, html_file = tmp_path / "report.json", tmp_path / "report.html"
     done = gradless("compare", *QUICK, "--sweep", "1", "--json", str(json_file), "--html", str(html_file), **EAGER)
     assert (done.returncode, done.stderr) == (0, b"")
@@ -71,26 +71,28 @@ def test_dash_is_stdout_for_json_alone(gradless: Run) -> None:
     assert b"kept nothing" in done.stderr
 
 
-def test_a_picture_is_compared_on(gradless: Run, tmp_path: Path, clock_png: bytes) -> None:
+def test_compare_runs_on_a_given_image(gradless: Run, tmp_path: Path, clock_png: bytes) -> None:
     picture = tmp_path / "clock.png"
     picture.write_bytes(clock_png)
     done = gradless("compare", *QUICK, "--arms", "grad", "--image", str(picture), "--json", "-", **EAGER)
     assert json.loads(done.stdout)["input"] == "the uploaded image"
 
 
-def test_the_gate_is_open_while_what_is_served_keeps_nothing(gradless: Run) -> None:
+def test_fail_on_retained_passes_if_the_served_model_keeps_nothing(gradless: Run) -> None:
     done = gradless("compare", *QUICK, "--arms", "served", "--fail-on-retained", **EAGER)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_the_gate_closes_when_what_is_served_keeps_a_byte(server_environment: Callable[..., dict[str, str]]) -> None:
+def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
+    server_environment: Callable[..., dict[str, str]],
+) -> None:
     command = [sys.executable, "-c", _LEAKY, "compare", *QUICK, "--arms", "served", "--fail-on-retained"]
     done = subprocess.run(
         command, env=server_environment(**EAGER), capture_output=True, timeout=90, check=False, text=True
     )
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("gradless: what is served keeps ")
+    assert line.startswith("gradless: the served model keeps ")
     assert "0 bytes" not in line
 
 
@@ -106,28 +108,28 @@ def test_the_gate_closes_when_what_is_served_keeps_a_byte(server_environment: Ca
         (("--image", "no/such.png"), "no/such.png cannot be read: No such file or directory"),
     ],
 )
-def test_what_cannot_be_compared_is_said_in_one_line(gradless: Run, arguments: tuple[str, ...], said: str) -> None:
+def test_invalid_options_are_reported_in_one_line(gradless: Run, arguments: tuple[str, ...], said: str) -> None:
     assert said in one_line(gradless("compare", *arguments, **EAGER))
 
 
-def test_a_wrong_setting_is_said_as_it_is_at_a_start(gradless: Run) -> None:
+def test_a_wrong_setting_is_reported_as_by_serve(gradless: Run) -> None:
     assert "GRADLESS_BACKEND=fast" in one_line(gradless("compare", GRADLESS_BACKEND="fast"))
 
 
-def test_a_file_that_is_no_picture_is_said_to_be_none(gradless: Run, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_reported(gradless: Run, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("no picture")
     assert "not an image of a format read here" in one_line(gradless("compare", *QUICK, "--image", str(file), **EAGER))
 
 
-def test_a_comparison_beyond_memory_or_patience_is_refused_with_the_figure(gradless: Run) -> None:
+def test_a_comparison_beyond_memory_or_time_is_refused(gradless: Run) -> None:
     # 1024 images keep 80 GB, and take minutes a forward where there is as much.
     line = one_line(gradless("compare", "--batch-size", "1024", "--arms", "grad", **EAGER))
     assert "A comparison at batch size 1024 would " in line
     assert "are allowed" in line
 
 
-def test_a_report_that_cannot_be_written_is_told_all_the_same(gradless: Run, tmp_path: Path) -> None:
+def test_the_terminal_report_is_shown_if_a_file_cannot_be_written(gradless: Run, tmp_path: Path) -> None:
     done = gradless("compare", *QUICK, "--arms", "grad", "--html", str(tmp_path / "no" / "folder.html"), **EAGER)
     assert done.returncode == 2
     assert b"cannot be written: No such file or directory" in done.stderr
@@ -135,7 +137,7 @@ def test_a_report_that_cannot_be_written_is_told_all_the_same(gradless: Run, tmp
 
 
 @pytest.mark.parametrize("told", ["table", "json"])
-def test_a_reader_who_leaves_costs_no_report_and_does_not_change_the_verdict(
+def test_a_closed_stdout_changes_neither_reports_nor_exit_status(
     server_environment: Callable[..., dict[str, str]], gradless_path: Path, warm_command: Any, tmp_path: Path, told: str
 ) -> None:
     report, said = tmp_path / "report.html", tmp_path / "said"
@@ -153,7 +155,7 @@ def test_a_reader_who_leaves_costs_no_report_and_does_not_change_the_verdict(
     assert "</html>" in report.read_text()
 
 
-def test_help_says_what_an_exit_status_means(gradless: Run) -> None:
+def test_help_explains_the_exit_status(gradless: Run) -> None:
     text = " ".join(gradless("compare", "--help").stdout.decode().split())
     assert "Exit status" in text
     assert "--fail-on-retained" in text

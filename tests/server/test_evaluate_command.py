@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
     return found
 
 
-def test_figures_are_told_and_written_and_the_page_shows_the_mistake(
+def test_evaluate_prints_and_writes_figures_and_the_page_shows_the_mistake(
     gradless: Run, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "920" / "broken.png").write_text("no picture")
@@ -54,9 +54,7 @@ def test_figures_are_told_and_written_and_the_page_shows_the_mistake(
     assert "https://" not in html
 
 
-def test_a_list_of_labels_stands_in_for_folders_and_what_is_in_none_is_left_alone(
-    gradless: Run, folder: Path, tmp_path: Path
-) -> None:
+def test_a_list_of_labels_replaces_folders(gradless: Run, folder: Path, tmp_path: Path) -> None:
     labels = tmp_path / "labels.csv"
     labels.write_text("path,label\nanalog clock/<i>.png,409\ncrossword_puzzle/b.png,crossword puzzle\n")
     done = gradless("evaluate", str(folder), "--labels", str(labels), "--json", "-", **EAGER)
@@ -65,16 +63,14 @@ def test_a_list_of_labels_stands_in_for_folders_and_what_is_in_none_is_left_alon
     assert b"Top-1: 100.0 %" in done.stderr
 
 
-def test_a_label_that_is_no_class_is_an_error_unless_it_is_to_be_left_out(gradless: Run, folder: Path) -> None:
+def test_an_unknown_label_is_an_error_unless_ignored(gradless: Run, folder: Path) -> None:
     (folder / "920").rename(folder / "trafic lite")
     refused = gradless("evaluate", str(folder), **EAGER)
     assert (refused.returncode, refused.stdout) == (2, b"")
     [line] = refused.stderr.decode().splitlines()
-    assert line.startswith(
-        "gradless: no class of the model, and none of its numbers: 'trafic lite', did you mean 'traf"
-    )
+    assert line.startswith("gradless: no label or index of a class of the model: 'trafic lite', did you mean 'traf")
 
     done = gradless("evaluate", str(folder), "--ignore-unknown", "--json", "-", **EAGER)
     assert done.returncode == 0
     assert json.loads(done.stdout)["images"] == 2
-    assert b"left out, no classes of the model: 'trafic lite'" in done.stderr
+    assert b"skipped labels that are no class of the model: 'trafic lite'" in done.stderr

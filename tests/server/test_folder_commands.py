@@ -87,9 +87,7 @@ def lines(done: subprocess.CompletedProcess[bytes]) -> list[str]:
     return done.stderr.decode().splitlines()
 
 
-def test_the_same_images_give_the_same_answers_as_the_service(
-    gradless: Run, server: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_commands_give_the_same_answers_as_the_server(gradless: Run, server: Any, folder: Path, tmp_path: Path) -> None:
     outputs = tmp_path / "c.parquet", tmp_path / "f.parquet"
     for task, output in zip(("classify", "features"), outputs, strict=True):
         done = gradless(task, str(folder), "-o", str(output))
@@ -109,9 +107,7 @@ def test_the_same_images_give_the_same_answers_as_the_service(
             np.testing.assert_allclose(vector["features"], features, rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_done_and_what_is_unreadable_is_told_and_strict_minds(
-    gradless: Run, folder: Path, tmp_path: Path
-) -> None:
+def test_unreadable_files_are_reported_and_fail_with_strict(gradless: Run, folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
     done = gradless("classify", str(folder), "-o", str(output), *SMALL, "--strict", **EAGER)
     assert done.returncode == 1
@@ -126,10 +122,13 @@ def test_what_is_done_and_what_is_unreadable_is_told_and_strict_minds(
 
 @pytest.mark.parametrize(
     ("how", "status", "said"),
-    [(_KILLED, -signal.SIGKILL, ""), (_INTERRUPTED, 130, "gradless: stopped after 6 of 10 files: --resume goes on\n")],
+    [
+        (_KILLED, -signal.SIGKILL, ""),
+        (_INTERRUPTED, 130, "gradless: stopped after 6 of 10 files: continue with --resume\n"),
+    ],
     ids=["kill -9", "Ctrl-C"],
 )
-def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does(
+def test_a_resumed_command_writes_the_same_output(
     gradless: Run,
     folder: Path,
     tmp_path: Path,
@@ -146,7 +145,7 @@ def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does
     assert not ended.exists()
     refused = gradless("features", str(folder), "-o", str(ended), *SMALL, **EAGER)
     assert refused.returncode == 2
-    assert "ended.parquet.parts has what an earlier run has done: --resume" in lines(refused)[-1]
+    assert "ended.parquet.parts has parts of an earlier run: resume with --resume" in lines(refused)[-1]
 
     resumed = gradless("features", str(folder), "-o", str(ended), *SMALL, "--resume", **EAGER)
     assert resumed.returncode == 0
@@ -162,7 +161,7 @@ def test_after_a_stop_in_the_middle_resume_writes_what_an_uninterrupted_run_does
     ]
 
 
-def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
+def test_a_full_disk_is_one_line_and_finished_parts_are_kept(
     folder: Path, tmp_path: Path, server_environment: Callable[..., dict[str, str]]
 ) -> None:
     output = tmp_path / "ended.parquet"
@@ -184,14 +183,17 @@ def test_a_full_disk_is_said_in_one_line_and_what_is_done_is_kept(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("features", "no/such", "-o", "out.npy"), "no/such is not there"),
-        (("features", ".", "-o", "out.npy"), "there is no image in .; in folders, files that end like images"),
-        (("features", __file__, "-o", "out.txt"), "-o out.txt: its ending must be one of .parquet or .npy"),
+        (("features", "no/such", "-o", "out.npy"), "no/such does not exist"),
+        (
+            ("features", ".", "-o", "out.npy"),
+            "there is no image in .; in a folder only files with the suffix of an image",
+        ),
+        (("features", __file__, "-o", "out.txt"), "-o out.txt: its suffix must be one of .parquet or .npy"),
         (("classify", __file__, "-o", "no/such/out.csv", *SMALL), "no/such/out.csv.parts cannot be written: No such"),
         (("classify", __file__, "-o", "out.csv", "--model", "resnet5"), "no model is named 'resnet5'"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_an_invalid_command_is_reported_in_one_line(
     gradless: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -21,7 +21,7 @@ def _until_it_waits(process: psutil.Process) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_ctrl_c_prints_what_there_is_and_says_so(
+def test_ctrl_c_prints_the_results_so_far(
     gradless_path: Path, server_environment: Callable[..., dict[str, str]], tmp_path: Path, workers: int
 ) -> None:
     for picture in ("clock", "crossword"):
@@ -45,5 +45,7 @@ def test_ctrl_c_prints_what_there_is_and_says_so(
     assert process.returncode == 130
     assert b"Traceback" not in err
     images = {0: ["2"], 1: ["0", "1", "2"]}[workers]
-    assert err.decode().strip() in [f"gradless: interrupted: this is of the first {number} images" for number in images]
+    assert err.decode().strip() in [
+        f"gradless: interrupted: these are the results of the first {number} images" for number in images
+    ]
     assert out.startswith(b"# ") or workers

@@ -63,19 +63,19 @@ def test_init_writes_what_check_finds_in_order(folder: Path, gradless: Run) -> N
     assert said["forward"].endswith("ms for one image")
 
 
-def test_a_reference_that_is_answered_otherwise_ends_with_one(folder: Path, gradless: Run) -> None:
+def test_a_misclassified_reference_image_exits_with_1(folder: Path, gradless: Run) -> None:
     gradless("models", "init", str(folder), "--architecture", "shufflenet_v2_x0_5")
     written = (folder / "model.toml").read_text()
     add_reference(folder, "cat", 0.9)
     line = one_line(gradless("models", "check", str(folder), **EAGER), 1)
-    assert "clock.png is taken for 'dog' (0.844), not for 'cat' (0.042)" in line
+    assert "clock.png is classified as 'dog' (0.844), not as 'cat' (0.042)" in line
     (folder / "model.toml").write_text(written)
     add_reference(folder, "dog", 0.5)
     line = one_line(gradless("models", "check", str(folder), **EAGER), 1)
     assert "clock.png is 'dog' with probability 0.844, more than 0.05 from 0.5" in line
 
 
-def test_what_cannot_be_served_ends_with_two_and_a_line(folder: Path, gradless: Run) -> None:
+def test_a_folder_that_cannot_be_served_exits_with_2_and_one_line(folder: Path, gradless: Run) -> None:
     line = one_line(gradless("models", "check", str(folder), **EAGER), 2)
     assert f"`gradless models init {folder}` writes one" in line
     (folder / "model.toml").write_text('architecture = "resnet18"\nweights = "model.pt"\n')
@@ -86,7 +86,7 @@ def test_what_cannot_be_served_ends_with_two_and_a_line(folder: Path, gradless: 
     assert line.endswith("model.toml: is there already, and is not overwritten")
 
 
-def test_a_server_that_cannot_serve_a_folder_says_so_in_a_line(folder: Path, gradless: Run) -> None:
+def test_serve_reports_an_invalid_folder_in_one_line(folder: Path, gradless: Run) -> None:
     (folder / "model.toml").write_text('architecture = "resnet18"\nweights = "modl.pt"\n')
     done = gradless("serve", GRADLESS_MODELS=str(folder), GRADLESS_LOG_FORMAT="console", **EAGER)
     assert done.returncode != 0

@@ -56,7 +56,7 @@ def images(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("method", "options"), [("prune", ["--ratio", "0.4"]), ("bf16", []), ("int8", [])])
-def test_what_was_optimized_is_served_with_the_fingerprint_of_its_report(
+def test_an_optimized_model_is_served_with_the_fingerprint_of_its_report(
     gradless: Run,
     start_server: Callable[..., Any],
     source: Path,
@@ -74,7 +74,7 @@ def test_what_was_optimized_is_served_with_the_fingerprint_of_its_report(
     done = gradless(*asked, "--workers", "0", *options, **settings)
 
     assert done.returncode == 0, done.stderr
-    assert b"same likeliest class" in done.stdout
+    assert b"same top class" in done.stdout
     report = json.loads((made / "report.json").read_text())
     assert report["command"].startswith(f"gradless optimize {source} --method {method}")
     server = start_server(GRADLESS_MODELS=str(made), **settings)
@@ -86,22 +86,24 @@ def test_what_was_optimized_is_served_with_the_fingerprint_of_its_report(
     assert found["fingerprint"] == report["after"]["fingerprint"] != report["before"]["fingerprint"]
 
 
-def test_agreement_below_what_is_asked_for_ends_with_1_and_no_folder(
+def test_agreement_below_the_minimum_exits_with_1_and_no_folder(
     gradless: Run, source: Path, images: Path, tmp_path: Path
 ) -> None:
     made = tmp_path / "made"
     asked = ["optimize", str(source), "--method", "prune", "--images", str(images), "-o", str(made), "--ratio", "0.8"]
     done = gradless(*asked, "--rounds", "2", "--workers", "0", "--min-agreement", "1", GRADLESS_BACKEND="eager")
 
-    report_shown = b"same likeliest class" in done.stdout
+    report_shown = b"same top class" in done.stdout
     assert (done.returncode, report_shown, made.exists()) == (1, True, False), done.stderr
     assert b"is not written" in done.stderr
 
 
-def test_what_cannot_be_done_is_one_line_and_2(gradless: Run, source: Path, images: Path, tmp_path: Path) -> None:
+def test_an_invalid_command_is_one_line_and_exit_status_2(
+    gradless: Run, source: Path, images: Path, tmp_path: Path
+) -> None:
     asked = ["optimize", str(source), "--images", str(images), "-o", str(tmp_path / "made")]
     for options, said in [
-        (["--method", "bf16", "--ratio", "0.5"], b"gradless: --ratio goes with --method prune\n"),
+        (["--method", "bf16", "--ratio", "0.5"], b"gradless: --ratio needs --method prune\n"),
         (["--method", "int8"], b"int8 is for the openvino backend"),
     ]:
         done = gradless(*asked, *options, GRADLESS_BACKEND="eager")

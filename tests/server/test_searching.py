@@ -87,7 +87,7 @@ def test_a_server_of_another_model_refuses_the_index_in_one_line(gradless: Run, 
 def test_a_folder_without_an_index_stops_the_start_in_one_line(gradless: Run, tmp_path: Path) -> None:
     refused = gradless("serve", GRADLESS_MODELS="null", GRADLESS_SEARCH_INDEX=str(tmp_path))
 
-    assert "gradless search build makes one" in complaint(refused)
+    assert "build one with `gradless search build`" in complaint(refused)
 
 
 def complaint(done: subprocess.CompletedProcess[bytes]) -> str:

@@ -196,7 +196,7 @@ def comparison_of(model: str, options: ComparisonOptions) -> Comparison:
             for size in options.sweep
         ),
         largest_batch=LargestBatch(10**9, 100, 400),
-        sentences=("With gradients on, this batch kept 1 kB for a backward pass nobody runs.",),
+        sentences=("With gradients on, this batch kept 1 kB for a backward pass that never runs.",),
     )
 
 

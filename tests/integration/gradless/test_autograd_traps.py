@@ -1,4 +1,4 @@
-"""PyTorch's traps around autograd modes: each test shows the fact, and that serving does not fall for it."""
+"""Pitfalls of PyTorch's autograd modes: each test shows one, and that the server avoids it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-from gradless import compare_served
 from gradless.records import ComparisonOptions
 from models.hardware import placement
 from models.inference.batch_item import BatchItem
@@ -21,6 +20,7 @@ from models.inference.engine import Engine
 from models.interface.errors import StartError
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import NoTelemetry
+from models.lens.served import compare_served
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions

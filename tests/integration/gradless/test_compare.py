@@ -1,4 +1,4 @@
-"""The lens: what each arm is, what is said of it, and how far a comparison goes."""
+"""The lens: the arms, the report, and the limits of a comparison."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ import torch
 import torchvision
 from torch import nn
 
-from gradless import ComparisonAbandonedError, budget, compare, compare_served
+from gradless import budget, compare
+from gradless.errors import ComparisonCancelledError, ComparisonTooLargeError
 from gradless.records import ARMS, ArmName, ArmReport, Comparison, ComparisonOptions, Progress
 from models.hardware import memory
 from models.hardware.placement import place
 from models.images.transforms import Transform
 from models.inference.engine import Engine
-from models.interface.errors import ComparisonTooLargeError
+from models.lens.served import compare_served
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
 
@@ -38,13 +39,13 @@ def of_the_default(default_engine: Engine, one_core: None) -> Comparison:
     return compare_served(default_engine, ComparisonOptions(batch_size=8, iterations=1, sweep=(1, 8)))
 
 
-def test_every_arm_is_measured_in_the_order_asked_for(tiny_engine: Engine) -> None:
+def test_arms_are_measured_in_the_order_of_the_options(tiny_engine: Engine) -> None:
     asked: tuple[ArmName, ...] = ("served", "train", "grad")
     assert [report.arm for report in compare_served(tiny_engine, SMALL).arms] == list(ARMS)
     assert [report.arm for report in compare_served(tiny_engine, replace(SMALL, arms=asked)).arms] == list(asked)
 
 
-def test_grad_alone_retains_and_every_other_arm_nothing(tiny_engine: Engine) -> None:
+def test_only_the_arm_grad_retains_memory(tiny_engine: Engine) -> None:
     grad, *others = compare_served(tiny_engine, SMALL).arms
     assert grad.retained_bytes > 0
     assert {(other.arm, other.retained_bytes, other.retained_tensors) for other in others} == {
@@ -52,7 +53,7 @@ def test_grad_alone_retains_and_every_other_arm_nothing(tiny_engine: Engine) -> 
     }
 
 
-def test_the_default_model_has_the_figures_that_others_measured(of_the_default: Comparison) -> None:
+def test_the_default_model_has_the_known_retained_and_peak_bytes(of_the_default: Comparison) -> None:
     arms = by_arm(of_the_default)
     assert arms["grad"].retained_bytes == pytest.approx(636e6, rel=0.02)
     assert arms["grad"].peak_bytes == pytest.approx(638e6, rel=0.05)
@@ -60,7 +61,7 @@ def test_the_default_model_has_the_figures_that_others_measured(of_the_default: 
     assert all(arms[arm].retained_bytes == 0 for arm in ARMS[1:])
 
 
-def test_each_arm_gives_the_output_that_its_mode_gives(tiny_engine: Engine) -> None:
+def test_the_output_of_each_arm_has_the_autograd_state_of_its_mode(tiny_engine: Engine) -> None:
     arms = by_arm(compare_served(tiny_engine, SMALL))
     facts = {
         arm: (
@@ -84,7 +85,7 @@ def test_each_arm_gives_the_output_that_its_mode_gives(tiny_engine: Engine) -> N
     }
 
 
-def test_a_backward_pass_works_from_grad_alone_and_pytorch_says_why_not(tiny_engine: Engine) -> None:
+def test_a_backward_pass_works_only_in_grad_and_the_error_is_reported(tiny_engine: Engine) -> None:
     arms = by_arm(compare_served(tiny_engine, SMALL))
     assert {arm: report.backward.works for arm, report in arms.items()} == {arm: arm == "grad" for arm in ARMS}
     assert arms["grad"].backward.error is None
@@ -92,7 +93,7 @@ def test_a_backward_pass_works_from_grad_alone_and_pytorch_says_why_not(tiny_eng
         assert "does not require grad and does not have a grad_fn" in (arms[arm].backward.error or "")
 
 
-def test_eval_arms_differ_by_nothing_and_what_is_served_by_rounding(tiny_engine: Engine) -> None:
+def test_eval_arms_are_identical_and_served_differs_by_rounding(tiny_engine: Engine) -> None:
     arms = by_arm(compare_served(tiny_engine, SMALL))
     for arm in ("grad", "no_grad", "set_grad_enabled_false", "inference_mode", "frozen"):
         assert (arms[arm].max_abs_difference, arms[arm].top1_agreement) == (0.0, 1.0)
@@ -100,14 +101,14 @@ def test_eval_arms_differ_by_nothing_and_what_is_served_by_rounding(tiny_engine:
     assert arms["train"].max_abs_difference > 0.01
 
 
-def test_train_mode_moves_every_batchnorm_buffer_and_drops_although_no_grad_is_on(tiny_engine: Engine) -> None:
+def test_train_mode_updates_batchnorm_and_applies_dropout_under_no_grad(tiny_engine: Engine) -> None:
     train = by_arm(compare_served(tiny_engine, SMALL))["train"].train
     # Two BatchNorms of a mean, a variance and a count each; one Dropout.
     assert train is not None
     assert (train.batchnorm_buffers, train.batchnorm_buffers_moved, train.runs_agree) == (6, 6, False)
 
 
-def test_train_mode_without_dropout_gives_the_same_twice(default_engine: Engine) -> None:
+def test_train_mode_without_dropout_is_deterministic(default_engine: Engine) -> None:
     options = ComparisonOptions(batch_size=2, iterations=1, arms=("train",))
     train = by_arm(compare_served(default_engine, options))["train"].train
     assert train is not None
@@ -120,7 +121,7 @@ def test_seconds_are_median_and_quartiles_of_the_rounds(tiny_engine: Engine) -> 
         assert 0 < seconds.lower_quartile <= seconds.median <= seconds.upper_quartile
 
 
-def test_a_comparison_says_what_was_compared(tiny_engine: Engine) -> None:
+def test_a_comparison_describes_model_and_input(tiny_engine: Engine) -> None:
     comparison = compare_served(tiny_engine, SMALL)
     model = tiny_engine.model
     assert (comparison.model, comparison.architecture, comparison.fingerprint) == (
@@ -133,7 +134,7 @@ def test_a_comparison_says_what_was_compared(tiny_engine: Engine) -> None:
     assert comparison.torch == torch.__version__
 
 
-def test_an_image_of_ones_own_is_what_the_arms_run_on(tiny_engine: Engine) -> None:
+def test_the_arms_run_on_the_given_image(tiny_engine: Engine) -> None:
     image = torch.full((3, 32, 32), 200, dtype=torch.uint8)
     seen: list[torch.Tensor] = []
     tiny_engine.model.network.register_forward_pre_hook(lambda _module, given: seen.append(given[0].clone()))
@@ -144,7 +145,7 @@ def test_an_image_of_ones_own_is_what_the_arms_run_on(tiny_engine: Engine) -> No
     assert {len(given) for given in seen} >= {1, 4}
 
 
-def test_modules_are_told_largest_first_by_the_names_of_their_makers(of_the_default: Comparison) -> None:
+def test_modules_are_listed_largest_first_with_their_original_names(of_the_default: Comparison) -> None:
     sizes = [module.retained_bytes for module in of_the_default.modules]
     assert sizes == sorted(sizes, reverse=True)
     assert sum(sizes) == of_the_default.arms[0].retained_bytes
@@ -152,20 +153,20 @@ def test_modules_are_told_largest_first_by_the_names_of_their_makers(of_the_defa
     assert (first.module, first.type) == ("blocks.1.0.conv_dw", "Conv2dSame")
 
 
-def test_the_modules_named_are_those_of_the_classifier_before_it_was_cut(default_model: LoadedModel) -> None:
+def test_original_names_are_those_of_the_uncut_classifier(default_model: LoadedModel) -> None:
     network = default_model.network
     names = {network.original_name(name) for name, _ in network.named_modules()}
     assert {"", "conv_stem", "blocks.0.0.conv_dw", "classifier"} <= names
     assert network.original_name("head") == "classifier"
 
 
-def test_modules_are_left_out_where_nobody_asks_for_them(tiny_engine: Engine) -> None:
+def test_modules_are_optional(tiny_engine: Engine) -> None:
     comparison = compare_served(tiny_engine, replace(SMALL, modules=False))
     assert comparison.modules == ()
     assert comparison.arms[0].retained_bytes > 0
 
 
-def test_what_is_retained_grows_with_the_batch_and_the_sweep_shows_it(tiny_engine: Engine) -> None:
+def test_retained_bytes_grow_with_the_batch_in_a_sweep(tiny_engine: Engine) -> None:
     comparison = compare_served(tiny_engine, replace(SMALL, sweep=(8, 2, 4, 2)))
     assert [point.batch_size for point in comparison.sweep] == [2, 4, 8]
     for point in comparison.sweep:
@@ -178,13 +179,13 @@ def test_what_is_retained_grows_with_the_batch_and_the_sweep_shows_it(tiny_engin
     assert comparison.sweep[1].arms[0].median_seconds == comparison.arms[0].seconds.median
 
 
-def test_the_peak_of_a_batch_is_foretold_by_a_batch_of_one(of_the_default: Comparison) -> None:
+def test_the_peak_grows_in_proportion_to_the_batch(of_the_default: Comparison) -> None:
     one, eight = (point.arms[0].peak_bytes for point in of_the_default.sweep)
     assert one is not None
     assert 8 * one == pytest.approx(eight, rel=0.05)
 
 
-def test_the_largest_batches_fill_the_memory_that_was_free(of_the_default: Comparison) -> None:
+def test_the_largest_batches_fill_the_free_memory(of_the_default: Comparison) -> None:
     largest = of_the_default.largest_batch
     assert largest is not None
     # 79.7 MB an image with gradients and 18.2 without; 0.6 MB each for the input.
@@ -192,12 +193,12 @@ def test_the_largest_batches_fill_the_memory_that_was_free(of_the_default: Compa
     assert largest.without_gradients == pytest.approx(largest.memory_bytes / 18.8e6, rel=0.05)
 
 
-def test_without_both_ways_there_is_no_largest_batch(tiny_engine: Engine) -> None:
+def test_the_largest_batch_needs_arms_with_and_without_gradients(tiny_engine: Engine) -> None:
     for arms in (("grad",), ("no_grad", "served")):
         assert compare_served(tiny_engine, replace(SMALL, arms=arms)).largest_batch is None
 
 
-def test_a_comparison_that_would_not_fit_is_refused_with_the_figure(
+def test_a_comparison_that_needs_too_much_memory_is_refused(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
@@ -213,7 +214,7 @@ def test_a_comparison_that_would_not_fit_is_refused_with_the_figure(
     ("limit", "words"),
     [("MAX_SECONDS", "take about"), ("MAX_FORWARD_SECONDS", "delay requests by about")],
 )
-def test_a_comparison_that_would_take_too_long_is_refused_with_the_figure(
+def test_a_comparison_that_would_take_too_long_is_refused(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, limit: str, words: str
 ) -> None:
     monkeypatch.setattr(budget, limit, 1e-9)
@@ -221,7 +222,7 @@ def test_a_comparison_that_would_take_too_long_is_refused_with_the_figure(
         compare_served(tiny_engine, SMALL)
 
 
-def test_when_time_is_up_a_comparison_ends_with_the_rounds_it_has(tiny_engine: Engine) -> None:
+def test_a_comparison_stops_when_its_time_is_up(tiny_engine: Engine) -> None:
     comparison = compare_served(tiny_engine, replace(SMALL, iterations=50, sweep=(1, 2, 8), seconds=0.0))
     assert comparison.iterations == 1
     # The first size of a sweep is always run: how long it takes is not known before.
@@ -230,7 +231,7 @@ def test_when_time_is_up_a_comparison_ends_with_the_rounds_it_has(tiny_engine: E
     assert "Time was up before batch sizes 2, 8 of the sweep." in comparison.sentences
 
 
-def test_progress_goes_from_nothing_to_all_of_it_stage_by_stage(tiny_engine: Engine) -> None:
+def test_progress_counts_every_forward_and_names_its_stage(tiny_engine: Engine) -> None:
     heard: list[Progress] = []
     compare_served(tiny_engine, replace(SMALL, sweep=(2, 8)), on_progress=heard.append)
     assert [progress.done for progress in heard] == list(range(len(heard)))
@@ -240,18 +241,18 @@ def test_progress_goes_from_nothing_to_all_of_it_stage_by_stage(tiny_engine: Eng
     assert all(progress.done < progress.total for progress in heard)
 
 
-def test_an_abandoned_comparison_ends_before_its_next_forward(tiny_engine: Engine) -> None:
+def test_a_cancelled_comparison_ends_before_its_next_forward(tiny_engine: Engine) -> None:
     forwards: list[object] = []
     tiny_engine.model.network.register_forward_pre_hook(lambda *_: forwards.append(None))
-    with pytest.raises(ComparisonAbandonedError):
+    with pytest.raises(ComparisonCancelledError):
         compare_served(
-            tiny_engine, ComparisonOptions(batch_size=2, iterations=50), abandoned=lambda: len(forwards) >= 30
+            tiny_engine, ComparisonOptions(batch_size=2, iterations=50), cancelled=lambda: len(forwards) >= 30
         )
     # In its last step a backward pass may be tried as well, on a copy that carries the same hook.
     assert 30 <= len(forwards) <= 31
 
 
-def test_an_arm_that_a_network_cannot_run_is_left_out_with_its_words(
+def test_an_arm_that_fails_is_left_out_with_its_error(
     engine_for: Callable[[LoadedModel], Engine],
 ) -> None:
     def build() -> Classifier:
@@ -270,7 +271,7 @@ def test_an_arm_that_a_network_cannot_run_is_left_out_with_its_words(
     swept = compare_served(engine, replace(SMALL, batch_size=2, sweep=(1, 2, 4)))
     assert [(point.batch_size, len(point.arms)) for point in swept.sweep] == [(2, len(ARMS)), (4, len(ARMS))]
     assert any(
-        sentence.startswith("Of the sweep, batches of 1 could not be run: ValueError: Expected more than 1 value")
+        sentence.startswith("Batch size 1 of the sweep could not be run: ValueError: Expected more than 1 value")
         for sentence in swept.sentences
     )
     assert not any("Time was up" in sentence for sentence in swept.sentences)
@@ -279,7 +280,7 @@ def test_an_arm_that_a_network_cannot_run_is_left_out_with_its_words(
     assert alone.sentences[0].startswith("The arm train could not be run: ValueError: Expected more than 1 value")
 
 
-def test_more_images_than_a_batch_that_is_served_run_as_several(tiny_engine: Engine) -> None:
+def test_served_splits_batches_larger_than_its_maximum(tiny_engine: Engine) -> None:
     sizes: list[int] = []
     assert tiny_engine.served_network is not None
     tiny_engine.served_network.register_forward_pre_hook(lambda _module, given: sizes.append(len(given[0])))
@@ -289,7 +290,7 @@ def test_more_images_than_a_batch_that_is_served_run_as_several(tiny_engine: Eng
     assert served.max_abs_difference == pytest.approx(0, abs=1e-4)
 
 
-def test_a_served_forward_that_forgets_inference_mode_is_found_out(
+def test_a_served_forward_without_inference_mode_is_detected(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.set_grad_enabled(True))  # noqa: ARG005
@@ -300,7 +301,7 @@ def test_a_served_forward_that_forgets_inference_mode_is_found_out(
     assert all(parameter.grad is None for parameter in tiny_engine.served_network.parameters())
 
 
-def test_any_network_can_be_compared_on_any_batch() -> None:
+def test_any_network_can_be_compared() -> None:
     network, images = torchvision.models.shufflenet_v2_x0_5().eval(), torch.rand(4, 3, 64, 64)
     comparison = compare(network, images, iterations=1, sweep=(2, 6))
     arms = by_arm(comparison)
@@ -311,26 +312,26 @@ def test_any_network_can_be_compared_on_any_batch() -> None:
     assert comparison.modules[0].module in dict(network.named_modules())
 
 
-def test_an_inference_tensor_can_be_compared_on() -> None:
+def test_the_input_may_be_an_inference_tensor() -> None:
     with torch.inference_mode():
         rows = torch.rand(4, 8)
     network = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     assert by_arm(compare(network, rows, iterations=1))["grad"].retained_bytes == 4 * 8 * 4
 
 
-def test_a_network_in_train_mode_is_not_compared() -> None:
+def test_a_network_in_train_mode_is_refused() -> None:
     with pytest.raises(ValueError, match=r"call eval\(\)"):
         compare(nn.Sequential(nn.Linear(4, 2), nn.Dropout()).train(), torch.rand(2, 4))
 
 
 @pytest.mark.parametrize("wrong", [{"iterations": 0}, {"sweep": (1, 0)}, {"images": torch.rand(0, 4)}])
-def test_less_than_one_image_or_round_is_refused(wrong: dict[str, Any]) -> None:
+def test_batch_sizes_and_rounds_below_one_are_refused(wrong: dict[str, Any]) -> None:
     network = nn.Linear(4, 2).eval()
     with pytest.raises(ValueError, match="at least 1"):
         compare(network, wrong.pop("images", torch.rand(2, 4)), **wrong)
 
 
-def test_logits_that_are_no_numbers_have_no_difference() -> None:
+def test_the_difference_of_logits_that_are_not_finite_is_unknown() -> None:
     class Overflow(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -122,7 +122,7 @@ def reentrantly_checkpointed() -> Case:
         reentrantly_checkpointed,
     ],
 )
-def test_the_hooks_count_what_the_allocator_does(make: Callable[[], Case]) -> None:
+def test_the_hooks_agree_with_the_allocator(make: Callable[[], Case]) -> None:
     network, images = make()
     counted = retained_bytes(lambda: network(images))
     assert counted == pytest.approx(held_bytes(lambda: network(images)), rel=0.02)
@@ -145,13 +145,13 @@ def test_the_default_model_retains_636_megabytes_at_batch_8(default_model: Loade
     assert retained.tensors == 132
 
 
-def test_the_allocator_says_the_same_of_the_default_model(default_model: LoadedModel) -> None:
+def test_the_allocator_confirms_the_bytes_of_the_default_model(default_model: LoadedModel) -> None:
     images = torch.rand(8, 3, 224, 224)
     held = held_bytes(lambda: default_model.network(images))
     assert retained_bytes(lambda: default_model.network(images)) == pytest.approx(held, rel=0.02)
 
 
-def test_parameters_buffers_and_the_input_are_not_counted_wherever_they_come_from() -> None:
+def test_parameters_buffers_and_the_input_are_not_counted() -> None:
     table = torch.rand(1000, 8, requires_grad=True)
     constant, rows = torch.rand(8), torch.rand(5, 8)
 
@@ -162,12 +162,12 @@ def test_parameters_buffers_and_the_input_are_not_counted_wherever_they_come_fro
     assert retained_bytes(forward) == 5 * 8 * 4
 
 
-def test_an_input_that_the_forward_makes_itself_is_counted() -> None:
+def test_an_input_created_by_the_forward_is_counted() -> None:
     weight = torch.rand(8, 8, requires_grad=True)
     assert retained_bytes(lambda: torch.ones(5, 8) @ weight) == 5 * 8 * 4
 
 
-def test_one_storage_counts_once_however_many_views_of_it_are_saved() -> None:
+def test_views_of_one_storage_count_once() -> None:
     leaf = torch.rand(100, requires_grad=True)
 
     def forward() -> torch.Tensor:
@@ -178,13 +178,13 @@ def test_one_storage_counts_once_however_many_views_of_it_are_saved() -> None:
     assert retained_bytes(forward) == (100 + 50) * 4
 
 
-def test_functions_of_ones_own_and_in_place_operations_are_seen() -> None:
+def test_custom_functions_and_in_place_operations_are_counted() -> None:
     leaf = torch.rand(100, requires_grad=True)
     assert retained_bytes(lambda: Exponential.apply(leaf * 2)) == 400
     assert retained_bytes(lambda: (leaf * 2).sigmoid_().neg()) == 400
 
 
-def test_sparse_tensors_are_counted_by_their_parts() -> None:
+def test_sparse_tensors_count_by_their_components() -> None:
     dense = torch.rand(50, 8, requires_grad=True)
 
     def forward() -> torch.Tensor:
@@ -194,12 +194,12 @@ def test_sparse_tensors_are_counted_by_their_parts() -> None:
     assert retained_bytes(forward) == 50 * 4 + 50 * 2 * 8
 
 
-def test_a_result_that_somebody_keeps_is_counted_all_the_same() -> None:
+def test_a_result_that_stays_alive_is_counted() -> None:
     leaf, kept = torch.rand(100, requires_grad=True), []
     assert retained_bytes(lambda: kept.append(leaf.exp())) == 400
 
 
-def test_a_compiled_forward_is_counted_as_it_is_compiled() -> None:
+def test_a_compiled_forward_is_counted() -> None:
     network = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 64))
     images = torch.rand(32, 64)
     compiled = torch.compile(network, backend="aot_eager")
@@ -208,7 +208,7 @@ def test_a_compiled_forward_is_counted_as_it_is_compiled() -> None:
     assert counted == pytest.approx(held_bytes(lambda: compiled(images)), rel=0.02)
 
 
-def test_what_is_retained_is_told_by_the_module_that_was_running() -> None:
+def test_storages_are_attributed_to_the_running_module() -> None:
     network = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 2)))
     images = torch.rand(10, 4)
     first = saved_by(lambda: network(images), network)
@@ -219,14 +219,14 @@ def test_what_is_retained_is_told_by_the_module_that_was_running() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())  # noqa: SLF001
 
 
-def test_telling_modules_apart_leaves_checkpointing_at_work() -> None:
+def test_attribution_to_modules_keeps_checkpointing_working() -> None:
     network, images = checkpointed()
     first = saved_by(lambda: network(images), network)
     kept = saved_by(lambda: network(images), network).without(first)
     assert kept.retained == Retained(64 * 4096 * 4, 1)
 
 
-def test_what_is_saved_in_another_thread_is_seen() -> None:
+def test_storages_saved_in_another_thread_are_counted() -> None:
     network, images = nn.Sequential(nn.Linear(4, 8), nn.ReLU()), torch.rand(10, 4)
     with ThreadPoolExecutor(1) as pool:
         outside = saved_by(lambda: pool.submit(network, images).result())

@@ -44,7 +44,7 @@ def test_without_a_picture_there_is_no_share_of_right_answers(
     done = evaluated("--json", str(report))
 
     assert (done.exit_code, done.stdout, report.exists()) == (2, "", False)
-    assert done.stderr.splitlines()[-1] == "gradless: no file has a picture that could be answered"
+    assert done.stderr.splitlines()[-1] == "gradless: no file is an image that could be classified"
 
 
 @pytest.mark.usefixtures("files")
@@ -64,4 +64,4 @@ def test_ctrl_c_tells_what_was_done_until_then(evaluated: Run, monkeypatch: pyte
     assert "null, 1 images" in done.stdout
     told = json.loads(report.read_text())
     assert (told["images"], told["complete"], page.exists()) == (1, False, False)
-    assert done.stderr.splitlines()[-1] == "gradless: interrupted: this is of the first 1 images"
+    assert done.stderr.splitlines()[-1] == "gradless: interrupted: these are the results of the first 1 images"

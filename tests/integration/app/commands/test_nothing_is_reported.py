@@ -32,7 +32,7 @@ finally:
 
 
 @pytest.mark.parametrize("backend", ["openvino", "eager"])
-def test_converting_and_serving_a_model_asks_nobody_and_leaves_nothing_at_home(tmp_path: Path, backend: str) -> None:
+def test_serving_opens_no_connection_and_writes_nothing_to_the_home_folder(tmp_path: Path, backend: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
     # Where it runs in CI it says that it does, and OpenVINO would hold its tongue.

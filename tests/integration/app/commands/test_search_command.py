@@ -62,7 +62,7 @@ def test_an_index_of_a_folders_features_finds_the_pictures_most_alike(gradless: 
     asked = gradless("search", "query", "index", "pictures/clock.png", "pictures/crossword.png", "-k", "2")
 
     assert "index: 6 vectors of efficientnet_lite0 (" in features
-    assert "every vector is looked at" in features
+    assert "a query compares all vectors" in features
     assert asked.exit_code == 0
     lines = asked.stdout.splitlines()
     assert lines[:2] == ["pictures/clock.png", "  1.0000  pictures/clock.png"]
@@ -105,11 +105,11 @@ def test_thumbnails_are_small_pictures_of_the_files_that_are_there(gradless: Run
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("build", "features.parquet", "-o", "pictures"), "pictures is there, and is no search index"),
+        (("build", "features.parquet", "-o", "pictures"), "pictures exists and is no search index"),
         (("build", "missing.parquet", "-o", "index"), "missing.parquet is no features file"),
         (("build", "features.parquet", "-o", "no/where/index"), "no/where/index cannot be written"),
-        (("query", "nowhere", "pictures"), "gradless search build makes one"),
-        (("query", "index", "nothing.png"), "nothing.png is not there"),
+        (("query", "nowhere", "pictures"), "build one with `gradless search build`"),
+        (("query", "index", "nothing.png"), "nothing.png does not exist"),
         (("query", "index", "pictures", "--model", "shufflenet_v2_x0_5:random"), "cannot be compared with those of"),
     ],
     ids=str,

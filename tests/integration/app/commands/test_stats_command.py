@@ -75,7 +75,7 @@ def test_broken_files_are_listed_and_end_it_with_1_only_if_strict(gradless: Run,
     assert (lenient.exit_code, strict.exit_code) == (0, 1)
     assert strict.stdout == lenient.stdout
     first, second = lenient.stderr.splitlines()
-    assert first == "gradless: 1 of 3 files left out:"
+    assert first == "gradless: 1 of 3 files skipped:"
     assert f"{folder / 'broken.jpg'}: The bytes are not an image" in second
     told = json.loads(report.read_text())
     assert [broken["path"] for broken in told["broken"]] == [str(folder / "broken.jpg")]
@@ -85,10 +85,10 @@ def test_broken_files_are_listed_and_end_it_with_1_only_if_strict(gradless: Run,
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere",), "nowhere is not there"),
+        (("nowhere",), "nowhere does not exist"),
         ((".",), "there is no image in ."),
-        (("bad.jpg",), "no file has a picture"),
-        (("bad.jpg", "--model", "null"), "--model is for --as-served alone"),
+        (("bad.jpg",), "no file is an image"),
+        (("bad.jpg", "--model", "null"), "--model needs --as-served"),
         (("bad.jpg", "--as-served", "--model", "nul"), "did you mean null?"),
     ],
     ids=str,

@@ -9,8 +9,9 @@ import psutil
 import pytest
 import torch
 
+from gradless import cgroups
 from gradless.peak import recorded_peak
-from models.hardware import cgroups, cuda, memory
+from models.hardware import cuda, memory
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda:0")
@@ -119,7 +120,7 @@ def test_the_peak_of_a_gpu_is_the_highest_there_was_though_the_lens_measures_its
     allocator.allocated = 100
     allocator.reach(900)
 
-    with recorded_peak(CUDA) as recording:
+    with recorded_peak(CUDA, reset_peak=memory.begin_peak) as recording:
         allocator.reach(300)
 
     assert recording.peak.bytes == 200
@@ -128,9 +129,9 @@ def test_the_peak_of_a_gpu_is_the_highest_there_was_though_the_lens_measures_its
     assert allocator.peak(torch.device("cuda")) == 900
     assert allocator.peak(torch.device("cuda:1")) == 300
 
-    with recorded_peak(CUDA):
+    with recorded_peak(CUDA, reset_peak=memory.begin_peak):
         allocator.reach(1000)
-    with recorded_peak(CUDA):
+    with recorded_peak(CUDA, reset_peak=memory.begin_peak):
         allocator.reach(500)
     assert allocator.peak(CUDA) == 1000
 

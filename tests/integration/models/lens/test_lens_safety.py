@@ -1,4 +1,4 @@
-"""The lens hurts nobody: what is served, its memory, and the answers to other requests are as before."""
+"""A comparison changes nothing: the served model, memory, and answers to other requests."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from gradless import compare, compare_served
+from gradless import compare
 from gradless.records import ComparisonOptions
 from models.hardware import memory
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.request import InferenceRequest
 from models.interface.results import Prediction
+from models.lens.served import compare_served
 from models.serving.runtime import LocalRuntime
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -52,7 +53,7 @@ def live_tensors() -> int:
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-def test_weights_buffers_flags_and_gradients_of_what_is_loaded_and_served_are_as_before(tiny_engine: Engine) -> None:
+def test_a_comparison_changes_no_weight_buffer_flag_or_gradient(tiny_engine: Engine) -> None:
     networks = [tiny_engine.model.network, tiny_engine.served_network]
     before = [state(network) for network in networks if network is not None]
     compare_served(tiny_engine, THOROUGH)
@@ -66,7 +67,7 @@ def test_weights_buffers_flags_and_gradients_of_what_is_loaded_and_served_are_as
         assert not any(module.training for module in network.modules())
 
 
-def test_flags_of_a_network_that_is_partly_frozen_stay_so() -> None:
+def test_a_partly_frozen_network_keeps_its_flags() -> None:
     network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     network[0].requires_grad_(False)
     before = state(network)
@@ -75,7 +76,7 @@ def test_flags_of_a_network_that_is_partly_frozen_stay_so() -> None:
     assert state(network) == before
 
 
-def test_what_a_served_network_answers_is_the_same_bit_for_bit_after_a_comparison(tiny_engine: Engine) -> None:
+def test_served_answers_are_bit_identical_after_a_comparison(tiny_engine: Engine) -> None:
     generator = torch.Generator().manual_seed(1)
     items = [
         BatchItem(
@@ -91,7 +92,7 @@ def test_what_a_served_network_answers_is_the_same_bit_for_bit_after_a_compariso
         assert np.array_equal(one.probabilities, other.probabilities)
 
 
-def test_no_tensor_stays_alive(tiny_engine: Engine) -> None:
+def test_a_comparison_leaves_no_tensor_alive(tiny_engine: Engine) -> None:
     # A ReLU's backward needs its own output: kept wrongly, the graph and the output hold one another for good.
     compare_served(tiny_engine, THOROUGH)
     before = live_tensors()
@@ -100,7 +101,7 @@ def test_no_tensor_stays_alive(tiny_engine: Engine) -> None:
     assert live_tensors() == before
 
 
-def test_memory_returns_to_its_level(default_engine: Engine) -> None:
+def test_memory_returns_to_its_level_after_a_comparison(default_engine: Engine) -> None:
     # As serving has it, and then 640 MB are retained in between.
     memory.keep_freed()
     options = ComparisonOptions(batch_size=1, iterations=1, arms=("grad", "inference_mode"))
@@ -111,13 +112,13 @@ def test_memory_returns_to_its_level(default_engine: Engine) -> None:
     assert process.memory_info().rss - before < 20e6
 
 
-def test_random_numbers_go_on_as_if_nothing_had_been_drawn(tiny_engine: Engine) -> None:
+def test_a_comparison_restores_the_random_state(tiny_engine: Engine) -> None:
     before = torch.get_rng_state()
     compare_served(tiny_engine, THOROUGH)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_modes_of_the_caller_are_as_before(tiny_engine: Engine) -> None:
+def test_a_comparison_restores_the_autograd_mode(tiny_engine: Engine) -> None:
     with torch.inference_mode():
         compare_served(tiny_engine, THOROUGH)
         assert torch.is_inference_mode_enabled()
@@ -128,9 +129,7 @@ def test_the_modes_of_the_caller_are_as_before(tiny_engine: Engine) -> None:
 
 
 @pytest.mark.anyio
-async def test_answers_during_a_comparison_are_those_before_it_bit_for_bit(
-    serving: LocalRuntime, clock_png: bytes
-) -> None:
+async def test_answers_during_a_comparison_are_bit_identical(serving: LocalRuntime, clock_png: bytes) -> None:
     async def answer() -> Prediction:
         (found,) = (await serving.predict(None, InferenceRequest("classify", [clock_png], top_k=10))).results
         assert isinstance(found, Prediction)

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from gradless import compare_served
 from gradless.records import ARMS, ComparisonOptions
 from models import backends
 from models.backends.folding import folded
@@ -20,6 +19,7 @@ from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import UnsupportedArchitectureError
 from models.interface.request import InferenceRequest
+from models.lens.served import compare_served
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec

@@ -19,7 +19,7 @@ from models.interface.errors import JobError
 from models.interface.request import InferenceRequest
 from models.networks.specs import Classifier, ModelSpec
 from models.offline import files, formats, job, reading
-from models.offline.job import FolderJob, Wanted
+from models.offline.job import FolderJob, JobRequest
 from models.offline.parts import Parts
 from models.offline.reading import Batch
 from models.ray_data import stages
@@ -45,8 +45,8 @@ def options(tiny: ModelSpec) -> ServingOptions:
 
 
 @pytest.fixture
-def wanted(folder: Path, tmp_path: Path) -> Wanted:
-    return Wanted(
+def job_request(folder: Path, tmp_path: Path) -> JobRequest:
+    return JobRequest(
         task="features",
         files=files.find([folder]),
         output=tmp_path / "out.parquet",
@@ -57,26 +57,29 @@ def wanted(folder: Path, tmp_path: Path) -> Wanted:
     )
 
 
-def done(wanted: Wanted, options: ServingOptions) -> int:
+def done(job_request: JobRequest, options: ServingOptions) -> int:
     """How many files had no answer."""
-    with closing(FolderJob(wanted, options)) as work:
+    with closing(FolderJob(job_request, options)) as work:
         for _ in work.steps():
             pass
         return work.finish()
 
 
 @pytest.mark.anyio
-async def test_answers_are_the_services_in_the_order_of_the_files(
-    wanted: Wanted, options: ServingOptions, serving: LocalRuntime
+async def test_answers_equal_the_servers_in_the_order_of_the_files(
+    job_request: JobRequest, options: ServingOptions, serving: LocalRuntime
 ) -> None:
-    assert done(wanted, options) == 1
-    assert done(replace(wanted, task="classify", top_k=3, output=wanted.output.with_name("c.parquet")), options) == 1
-    readable = [file for file in wanted.files if not file.endswith("04.png")]
+    assert done(job_request, options) == 1
+    assert (
+        done(replace(job_request, task="classify", top_k=3, output=job_request.output.with_name("c.parquet")), options)
+        == 1
+    )
+    readable = [file for file in job_request.files if not file.endswith("04.png")]
     images = [Path(file).read_bytes() for file in readable]  # noqa: ASYNC240 - there is nobody else on this loop
     answer = await serving.predict(None, InferenceRequest("classify", images, top_k=3))
 
-    vectors = pq.read_table(wanted.output).to_pydict()
-    classes = pq.read_table(wanted.output.with_name("c.parquet")).to_pydict()
+    vectors = pq.read_table(job_request.output).to_pydict()
+    classes = pq.read_table(job_request.output.with_name("c.parquet")).to_pydict()
 
     assert vectors["path"] == classes["path"] == readable
     assert set(vectors["fingerprint"]) == set(classes["fingerprint"]) == {answer.fingerprint}
@@ -90,63 +93,65 @@ async def test_answers_are_the_services_in_the_order_of_the_files(
         )
 
 
-def test_the_table_names_its_model_and_has_vectors_of_one_length(wanted: Wanted, options: ServingOptions) -> None:
-    done(wanted, options)
-    schema = pq.read_schema(wanted.output)
+def test_the_table_names_its_model_and_has_vectors_of_one_length(
+    job_request: JobRequest, options: ServingOptions
+) -> None:
+    done(job_request, options)
+    schema = pq.read_schema(job_request.output)
     assert schema.names == ["path", "fingerprint", "features"]
     assert str(schema.field("features").type) == "fixed_size_list<element: float>[16]"
     assert schema.metadata[b"gradless.model"] == b"tiny"
     assert len(schema.metadata[b"gradless.fingerprint"]) == 16
 
 
-def test_a_broken_file_is_listed_with_its_reason_and_the_others_are_done(
-    wanted: Wanted, options: ServingOptions
-) -> None:
-    with closing(FolderJob(wanted, options)) as work:
+def test_a_broken_file_is_listed_with_its_reason(job_request: JobRequest, options: ServingOptions) -> None:
+    with closing(FolderJob(job_request, options)) as work:
         told = [fault for step in work.steps() for fault in step.faults]
         work.finish()
-    listed = [json.loads(line) for line in wanted.output.with_name("out.parquet.errors.jsonl").read_text().splitlines()]
+    listed = [
+        json.loads(line) for line in job_request.output.with_name("out.parquet.errors.jsonl").read_text().splitlines()
+    ]
     assert [(line["path"], line["error"]) for line in listed] == told
     assert told[0][0].endswith("04.png")
     assert "not an image of a format read here" in told[0][1]
 
 
-def test_a_file_that_is_gone_or_too_large_is_no_end_either(wanted: Wanted, options: ServingOptions) -> None:
-    Path(wanted.files[0]).unlink()
-    Path(wanted.files[1]).write_bytes(b"x" * (wanted.max_bytes + 1))
-    assert done(wanted, options) == 3
-    told = wanted.output.with_name("out.parquet.errors.jsonl").read_text()
+def test_missing_and_oversized_files_are_listed(job_request: JobRequest, options: ServingOptions) -> None:
+    Path(job_request.files[0]).unlink()
+    Path(job_request.files[1]).write_bytes(b"x" * (job_request.max_bytes + 1))
+    assert done(job_request, options) == 3
+    told = job_request.output.with_name("out.parquet.errors.jsonl").read_text()
     assert "The file cannot be read: No such file or directory." in told
-    assert f"larger than {wanted.max_bytes} bytes" in told
+    assert f"larger than {job_request.max_bytes} bytes" in told
 
 
-def test_where_all_can_be_read_no_list_of_an_earlier_run_is_left(wanted: Wanted, options: ServingOptions) -> None:
-    done(wanted, options)
-    assert done(replace(wanted, files=wanted.files[:4]), options) == 0
-    assert not wanted.output.with_name("out.parquet.errors.jsonl").exists()
+def test_without_errors_an_old_list_of_errors_is_deleted(job_request: JobRequest, options: ServingOptions) -> None:
+    done(job_request, options)
+    assert done(replace(job_request, files=job_request.files[:4]), options) == 0
+    assert not job_request.output.with_name("out.parquet.errors.jsonl").exists()
 
 
-def test_outputs_that_differ_in_their_endings_have_a_list_of_errors_each(
-    wanted: Wanted, options: ServingOptions
+def test_outputs_with_different_suffixes_have_separate_lists_of_errors(
+    job_request: JobRequest, options: ServingOptions
 ) -> None:
-    of_classes = replace(wanted, task="classify", top_k=2)
-    done(replace(of_classes, output=wanted.output.with_name("out.csv")), options)
-    listed = wanted.output.with_name("out.csv.errors.jsonl").read_text()
-    assert done(replace(of_classes, files=wanted.files[:4]), options) == 0
-    assert wanted.output.with_name("out.csv.errors.jsonl").read_text() == listed
+    of_classes = replace(job_request, task="classify", top_k=2)
+    done(replace(of_classes, output=job_request.output.with_name("out.csv")), options)
+    listed = job_request.output.with_name("out.csv.errors.jsonl").read_text()
+    assert done(replace(of_classes, files=job_request.files[:4]), options) == 0
+    assert job_request.output.with_name("out.csv.errors.jsonl").read_text() == listed
 
 
-def test_a_folder_of_broken_files_gives_an_empty_table(wanted: Wanted, options: ServingOptions) -> None:
-    assert done(replace(wanted, files=[wanted.files[4]]), options) == 1
-    assert pq.read_table(wanted.output).num_rows == 0
+def test_a_folder_of_broken_files_gives_an_empty_table(job_request: JobRequest, options: ServingOptions) -> None:
+    assert done(replace(job_request, files=[job_request.files[4]]), options) == 1
+    assert pq.read_table(job_request.output).num_rows == 0
 
 
-def test_every_format_has_the_same_rows(wanted: Wanted, options: ServingOptions) -> None:
-    of_classes = replace(wanted, task="classify", top_k=2)
-    for task, suffixes in ((wanted, (".parquet", ".npy")), (of_classes, (".parquet", ".csv", ".jsonl"))):
+def test_every_format_has_the_same_rows(job_request: JobRequest, options: ServingOptions) -> None:
+    of_classes = replace(job_request, task="classify", top_k=2)
+    for task, suffixes in ((job_request, (".parquet", ".npy")), (of_classes, (".parquet", ".csv", ".jsonl"))):
         for suffix in suffixes:
-            done(replace(task, output=wanted.output.with_name(task.task + suffix)), options)
-    folder = wanted.output.parent
+            done(replace(task, output=job_request.output.with_name(task.task + suffix)), options)
+    folder = job_request.output.parent
 
     vectors = pq.read_table(folder / "features.parquet").to_pydict()
     assert np.load(folder / "features.npy").tolist() == vectors["features"]
@@ -165,28 +170,30 @@ def test_every_format_has_the_same_rows(wanted: Wanted, options: ServingOptions)
     assert [np.float32(row["probability_1"]) for row in rows] == [np.float32(row["probability_1"]) for row in classes]
 
 
-def test_classes_of_a_model_without_any_are_not_asked_for(wanted: Wanted, tiny: ModelSpec) -> None:
+def test_a_model_without_classes_cannot_classify(job_request: JobRequest, tiny: ModelSpec) -> None:
     def build() -> Classifier:
         classifier = tiny.build()
         return replace(classifier, module=classifier.module[:-1], labels=())  # type: ignore[index]
 
     options = ServingOptions(models=[replace(tiny, build=build)], backend="eager")
-    of_classes = replace(wanted, task="classify", top_k=3)
-    with pytest.raises(JobError, match="tiny has no classes to name; `gradless features`"):
+    of_classes = replace(job_request, task="classify", top_k=3)
+    with pytest.raises(JobError, match="tiny has no classes; use `gradless features`"):
         FolderJob(of_classes, options)
     # As each machine of a cluster has it.
-    with pytest.raises(JobError, match="tiny has no classes to name; `gradless features`"):
-        stages.describe(RemoteJob("classify", 3, 4, wanted.max_bytes, options))
-    assert not list(wanted.output.parent.glob("out.parquet*"))
-    assert done(wanted, options) == 1
+    with pytest.raises(JobError, match="tiny has no classes; use `gradless features`"):
+        stages.describe(RemoteJob("classify", 3, 4, job_request.max_bytes, options))
+    assert not list(job_request.output.parent.glob("out.parquet*"))
+    assert done(job_request, options) == 1
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npy"])
 @pytest.mark.parametrize("part_files", [4, 100])
-def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(
-    wanted: Wanted, options: ServingOptions, monkeypatch: pytest.MonkeyPatch, suffix: str, part_files: int
+def test_a_resumed_run_writes_the_same_bytes(
+    job_request: JobRequest, options: ServingOptions, monkeypatch: pytest.MonkeyPatch, suffix: str, part_files: int
 ) -> None:
-    whole, stopped = (replace(wanted, output=wanted.output.with_name(name + suffix)) for name in ("whole", "stopped"))
+    whole, stopped = (
+        replace(job_request, output=job_request.output.with_name(name + suffix)) for name in ("whole", "stopped")
+    )
     done(whole, options)
     monkeypatch.setattr(job, "_PART_FILES", part_files)
     with closing(FolderJob(stopped, options)) as work, closing(work.steps()) as steps:
@@ -198,34 +205,34 @@ def test_a_run_that_was_stopped_and_resumed_writes_the_same_bytes(
         assert sum(step.files for step in work.steps()) == 4
         assert work.finish() == 1
     assert stopped.output.read_bytes() == whole.output.read_bytes()
-    assert list(wanted.output.parent.glob("*.parts")) == []
+    assert list(job_request.output.parent.glob("*.parts")) == []
 
 
-def test_a_finished_job_is_not_done_again_unless_its_output_or_what_is_asked_has_changed(
-    wanted: Wanted, options: ServingOptions
+def test_a_finished_job_runs_again_only_if_output_or_options_changed(
+    job_request: JobRequest, options: ServingOptions
 ) -> None:
-    def files_done(resumed: Wanted) -> tuple[int, int]:
+    def files_done(resumed: JobRequest) -> tuple[int, int]:
         with closing(FolderJob(replace(resumed, resume=True), options)) as work:
             return sum(step.files for step in work.steps()), work.finish()
 
-    done(wanted, options)
-    written = wanted.output.stat().st_mtime_ns
-    assert files_done(wanted) == (0, 1)
-    assert wanted.output.stat().st_mtime_ns == written
-    assert not list(wanted.output.parent.glob("*.parts"))
+    done(job_request, options)
+    written = job_request.output.stat().st_mtime_ns
+    assert files_done(job_request) == (0, 1)
+    assert job_request.output.stat().st_mtime_ns == written
+    assert not list(job_request.output.parent.glob("*.parts"))
 
-    assert files_done(replace(wanted, max_bytes=2**19)) == (12, 1)
-    assert files_done(wanted) == (12, 1)
-    wanted.output.write_text("another program's")
-    assert files_done(wanted) == (12, 1)
-    wanted.output.unlink()
-    assert files_done(wanted) == (12, 1)
-    Image.new("RGB", (50, 40)).save(wanted.files[4])
-    assert files_done(wanted) == (12, 0)
+    assert files_done(replace(job_request, max_bytes=2**19)) == (12, 1)
+    assert files_done(job_request) == (12, 1)
+    job_request.output.write_text("another program's")
+    assert files_done(job_request) == (12, 1)
+    job_request.output.unlink()
+    assert files_done(job_request) == (12, 1)
+    Image.new("RGB", (50, 40)).save(job_request.files[4])
+    assert files_done(job_request) == (12, 0)
 
 
-def test_memory_is_that_of_a_few_batches_however_many_files_there_are(
-    wanted: Wanted, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
+def test_only_a_few_batches_are_in_memory(
+    job_request: JobRequest, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: weakref.WeakSet[object] = weakref.WeakSet()
     most = 0
@@ -239,12 +246,12 @@ def test_memory_is_that_of_a_few_batches_however_many_files_there_are(
         return batch
 
     monkeypatch.setattr(reading.Batch, "of", counted)
-    done(replace(wanted, files=wanted.files * 20, batch_size=2), options)
+    done(replace(job_request, files=job_request.files * 20, batch_size=2), options)
     assert most <= 2
 
 
-def test_what_is_held_and_written_at_once_is_bounded_in_bytes_however_long_a_row_is(
-    wanted: Wanted, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
+def test_parts_and_row_groups_are_bounded_in_bytes(
+    job_request: JobRequest, options: ServingOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
     add = Parts.add
@@ -257,17 +264,17 @@ def test_what_is_held_and_written_at_once_is_bounded_in_bytes_however_long_a_row
     monkeypatch.setattr(Parts, "add", counted)
     monkeypatch.setattr(job, "_PART_BYTES", 4 * row_bytes)
     monkeypatch.setattr(formats, "_GROUP_BYTES", 5 * row_bytes)
-    done(wanted, options)
-    written = pq.ParquetFile(wanted.output)
+    done(job_request, options)
+    written = pq.ParquetFile(job_request.output)
     assert kept == [4, 4, 4]
     assert [written.metadata.row_group(group).num_rows for group in range(written.num_row_groups)] == [5, 5, 1]
 
 
-def test_worker_processes_give_the_same_as_none(wanted: Wanted, options: ServingOptions) -> None:
-    done(wanted, options)
-    alone = wanted.output.read_bytes()
-    done(replace(wanted, workers=2), options)
-    assert wanted.output.read_bytes() == alone
+def test_worker_processes_give_the_same_answers(job_request: JobRequest, options: ServingOptions) -> None:
+    done(job_request, options)
+    alone = job_request.output.read_bytes()
+    done(replace(job_request, workers=2), options)
+    assert job_request.output.read_bytes() == alone
 
 
 @pytest.mark.parametrize(
@@ -278,16 +285,16 @@ def test_worker_processes_give_the_same_as_none(wanted: Wanted, options: Serving
         ("features", "pictures.parquet", "is a folder"),
     ],
 )
-def test_an_output_that_cannot_be_is_said_before_anything_is_loaded(
-    wanted: Wanted, options: ServingOptions, task: job.Task, name: str, said: str
+def test_an_invalid_output_is_refused_before_loading(
+    job_request: JobRequest, options: ServingOptions, task: job.Task, name: str, said: str
 ) -> None:
-    (wanted.output.parent / "pictures.parquet").mkdir()
+    (job_request.output.parent / "pictures.parquet").mkdir()
     with pytest.raises(JobError, match=said):
-        FolderJob(replace(wanted, task=task, output=wanted.output.with_name(name)), options)
+        FolderJob(replace(job_request, task=task, output=job_request.output.with_name(name)), options)
 
 
-def test_a_run_with_another_list_of_files_does_not_go_on(wanted: Wanted, options: ServingOptions) -> None:
-    with closing(FolderJob(wanted, options)) as work, closing(work.steps()) as steps:
+def test_a_run_with_other_files_is_not_resumed(job_request: JobRequest, options: ServingOptions) -> None:
+    with closing(FolderJob(job_request, options)) as work, closing(work.steps()) as steps:
         next(steps)
-    with pytest.raises(JobError, match="was begun with files 12, and this is 11"):
-        FolderJob(replace(wanted, files=wanted.files[1:], resume=True), options)
+    with pytest.raises(JobError, match="was started with files 12, but this run has 11"):
+        FolderJob(replace(job_request, files=job_request.files[1:], resume=True), options)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from models.networks.specs import ModelSpec
 from models.offline import files, job
-from models.offline.job import FolderJob, Wanted
+from models.offline.job import FolderJob, JobRequest
 from models.serving.model_instance import ServingOptions
 
 # What makes a change on the disk stay. Path and shutil come down to these.
@@ -45,7 +45,7 @@ class Disk:
 
 
 @pytest.fixture
-def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wanted:
+def job_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobRequest:
     """Three parts of two files, one of which is no image."""
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -53,7 +53,7 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wanted:
         Image.new("RGB", (50, 40), (40 * number, 255 - 40 * number, 90)).save(folder / f"{number}.png")
     (folder / "3.png").write_text("no picture")
     monkeypatch.setattr(job, "_PART_FILES", 2)
-    return Wanted(
+    return JobRequest(
         task="features",
         files=files.find([folder]),
         output=tmp_path / "out.npy",
@@ -64,17 +64,17 @@ def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wanted:
     )
 
 
-def done(wanted: Wanted, spec: ModelSpec) -> None:
-    with closing(FolderJob(wanted, ServingOptions(models=[spec], backend="eager"))) as work:
+def done(job_request: JobRequest, spec: ModelSpec) -> None:
+    with closing(FolderJob(job_request, ServingOptions(models=[spec], backend="eager"))) as work:
         with closing(work.steps()) as steps:
             for _ in steps:
                 pass
         work.finish()
 
 
-def written(wanted: Wanted) -> dict[str, bytes]:
+def written(job_request: JobRequest) -> dict[str, bytes]:
     """Every file beside the pictures, whatever its folder. What is kept of the job has the time of its output in it."""
-    folder = wanted.output.parent
+    folder = job_request.output.parent
     return {
         str(path.relative_to(folder)): b"" if path.name == ".out.npy.job.json" else path.read_bytes()
         for path in folder.rglob("*")
@@ -82,13 +82,13 @@ def written(wanted: Wanted) -> dict[str, bytes]:
     }
 
 
-def test_wherever_a_job_is_killed_a_resumed_one_leaves_what_an_uninterrupted_one_does(
-    wanted: Wanted, tiny: ModelSpec, tmp_path: Path
+def test_after_a_kill_at_any_point_a_resumed_job_writes_the_same_output(
+    job_request: JobRequest, tiny: ModelSpec, tmp_path: Path
 ) -> None:
     with pytest.MonkeyPatch.context() as counting:
         disk = Disk(None, counting)
-        done(wanted, tiny)
-    whole = written(wanted)
+        done(job_request, tiny)
+    whole = written(job_request)
     # Of three parts, two lists and the output: each made whole and given its name, and the parts removed.
     assert disk.changes > 3 * 2 + 3 * 2 + 4
     for ends_at in range(disk.changes):
@@ -97,6 +97,6 @@ def test_wherever_a_job_is_killed_a_resumed_one_leaves_what_an_uninterrupted_one
         with pytest.MonkeyPatch.context() as killing:
             Disk(ends_at, killing)
             with pytest.raises(Killed):
-                done(wanted, tiny)
-        done(replace(wanted, resume=True), tiny)
-        assert written(wanted) == whole, f"killed before change {ends_at}"
+                done(job_request, tiny)
+        done(replace(job_request, resume=True), tiny)
+        assert written(job_request) == whole, f"killed before change {ends_at}"

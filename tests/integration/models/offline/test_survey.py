@@ -62,7 +62,7 @@ def _pixels(folder: Path, transform: Transform | None) -> np.ndarray:
 
 
 @pytest.mark.parametrize("transform", [None, _SERVED], ids=["in full size", "as served"])
-def test_mean_and_deviation_are_numpys_over_every_decoded_pixel(folder: Path, transform: Transform | None) -> None:
+def test_mean_and_deviation_equal_numpys_over_all_pixels(folder: Path, transform: Transform | None) -> None:
     found = _surveyed(_files(folder), transform)
     pixels = _pixels(folder, transform)
 
@@ -71,7 +71,7 @@ def test_mean_and_deviation_are_numpys_over_every_decoded_pixel(folder: Path, tr
     assert found.moments.std == pytest.approx(pixels.std(axis=0), abs=1e-9)
 
 
-def test_worker_processes_find_the_same_to_the_last_bit(folder: Path) -> None:
+def test_worker_processes_give_bit_identical_statistics(folder: Path) -> None:
     alone, together = _surveyed(_files(folder)), _surveyed(_files(folder), workers=2)
 
     assert together.moments.mean.tobytes() == alone.moments.mean.tobytes()
@@ -89,16 +89,14 @@ def test_the_order_of_the_files_does_not_matter(folder: Path, order: list[int]) 
     assert found.moments.std == pytest.approx(sorted_.moments.std, rel=1e-12)
 
 
-def test_sizes_are_as_a_person_sees_them_and_formats_as_the_bytes_say(folder: Path) -> None:
+def test_sizes_are_as_displayed_and_formats_as_detected(folder: Path) -> None:
     found = _surveyed(_files(folder), _SERVED)
 
     assert found.formats == {"JPEG": 2, "PNG": 2, "WEBP": 1, "TIFF": 1}
     assert found.sizes == {(200, 300): 1, (400, 400): 3, (90, 40): 1, (256, 256): 1}
 
 
-def test_broken_files_are_told_with_the_services_reasons_and_the_others_are_counted(
-    tmp_path: Path, image_file: Callable[..., bytes]
-) -> None:
+def test_broken_files_are_listed_with_the_servers_reasons(tmp_path: Path, image_file: Callable[..., bytes]) -> None:
     whole = image_file(draw("clock"), "PNG")
     (tmp_path / "a.png").write_bytes(whole[:2000])
     (tmp_path / "b.png").write_bytes(whole)
@@ -117,7 +115,7 @@ def test_broken_files_are_told_with_the_services_reasons_and_the_others_are_coun
     assert reasons["f.png"] == "The file cannot be read: No such file or directory."
 
 
-def test_a_file_over_the_limit_is_not_even_read(tmp_path: Path) -> None:
+def test_an_oversized_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "a.png").open("wb") as sparse:
         sparse.truncate(_MANY_BYTES + 1)
 

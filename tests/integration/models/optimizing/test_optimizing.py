@@ -17,7 +17,7 @@ from models.images.samples import draw, encode
 from models.interface.errors import DeviceUnavailableError, JobError, StartError, UnsupportedArchitectureError
 from models.loading import catalog
 from models.loading.load import load
-from models.optimizing.job import Optimization, Wanted, Watching
+from models.optimizing.job import Optimization, OptimizationProgress, OptimizationRequest
 from models.optimizing.report import Report
 from models.serving.model_instance import ServingOptions
 
@@ -84,20 +84,20 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def optimize(source: Path, images: Path, tmp_path: Path) -> Optimize:
-    def run(method: str, watching: Watching | None = None, **options: object) -> tuple[Report, bool]:
+    def run(method: str, progress: OptimizationProgress | None = None, **options: object) -> tuple[Report, bool]:
         asked = {"model": str(source), "output": tmp_path / "made", "ratio": 0.4, "min_agreement": 0.0} | options
         backend = asked.pop("backend", "eager")
-        wanted = Wanted(
+        request = OptimizationRequest(
             **asked, method=method, images=images, batch_size=8, rounds=2, workers=0, max_bytes=2**20, command="test"
         )
         serving = ServingOptions(backend=backend, device="cpu", cache_folder=tmp_path / "cache")
-        quiet = Watching(stage=lambda _: None, compared=lambda _done, _total: None)
-        return Optimization(wanted, serving, watching or quiet).run()
+        quiet = OptimizationProgress(stage=lambda _: None, compared=lambda _done, _total: None)
+        return Optimization(request, serving, progress or quiet).run()
 
     return run
 
 
-def test_a_pruned_folder_has_a_smaller_network_that_is_served_without_what_pruned_it(
+def test_a_pruned_folder_is_served_without_torch_pruning(
     optimize: Optimize, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {file.name: file.read_bytes() for file in source.iterdir() if file.is_file()}
@@ -117,7 +117,7 @@ def test_a_pruned_folder_has_a_smaller_network_that_is_served_without_what_prune
     assert {file.name: file.read_bytes() for file in source.iterdir() if file.is_file()} == before
 
 
-def test_the_report_has_both_sides_and_what_belongs_to_them(optimize: Optimize, tmp_path: Path) -> None:
+def test_the_report_describes_both_models(optimize: Optimize, tmp_path: Path) -> None:
     report, _ = optimize("prune")
 
     written = json.loads((tmp_path / "made" / "report.json").read_text())
@@ -131,7 +131,7 @@ def test_the_report_has_both_sides_and_what_belongs_to_them(optimize: Optimize, 
     assert written["before"]["accuracy"]["top1"] == report.before.accuracy.top1
     for side in (report.before, report.after):
         assert 0 < side.rate.lower_quartile <= side.rate.median <= side.rate.upper_quartile
-    assert any("Nothing was trained" in remark for remark in report.remarks)
+    assert any("not trained after pruning" in remark for remark in report.remarks)
 
 
 def test_a_pruned_folder_can_be_pruned_again(optimize: Optimize, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_pruned_folder_can_be_pruned_again(optimize: Optimize, tmp_path: Path)
     assert catalog.find(str(tmp_path / "again")).build().labels == tuple(LABELS)
 
 
-def test_bf16_halves_the_weights_and_is_served_in_it_whatever_is_asked_for(optimize: Optimize, tmp_path: Path) -> None:
+def test_bf16_halves_the_weights_and_is_served_in_bf16_with_any_setting(optimize: Optimize, tmp_path: Path) -> None:
     report, _ = optimize("bf16")
 
     weights = load_file(tmp_path / "made" / "weights.safetensors")
@@ -156,7 +156,7 @@ def test_bf16_halves_the_weights_and_is_served_in_it_whatever_is_asked_for(optim
     assert made.placement.precision == "bf16"
 
 
-def test_int8_lies_in_the_folder_and_needs_neither_nncf_nor_images_again(
+def test_a_folder_in_int8_is_served_without_nncf_and_images(
     optimize: Optimize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report, _ = optimize("int8", backend="openvino")
@@ -170,11 +170,11 @@ def test_int8_lies_in_the_folder_and_needs_neither_nncf_nor_images_again(
     assert load(spec, placement.place("cpu", "fp32", "openvino")).fingerprint == report.after.fingerprint
     with pytest.raises(DeviceUnavailableError, match="int8 is for the openvino backend"):
         load(spec, placement.place("cpu", "fp32", "eager"))
-    with pytest.raises(JobError, match="in int8 already"):
+    with pytest.raises(JobError, match="already in int8"):
         optimize("prune", model=str(folder), output=tmp_path / "again")
 
 
-def test_int8_of_other_weights_than_the_folder_has_is_refused(optimize: Optimize, tmp_path: Path) -> None:
+def test_int8_of_other_weights_is_refused(optimize: Optimize, tmp_path: Path) -> None:
     from models import backends  # noqa: PLC0415
 
     optimize("int8", backend="openvino")
@@ -186,7 +186,7 @@ def test_int8_of_other_weights_than_the_folder_has_is_refused(optimize: Optimize
         backends.make(model, max_batch_size=4, cache_folder=tmp_path / "cache")
 
 
-def test_with_too_little_agreement_nothing_is_left(optimize: Optimize, tmp_path: Path) -> None:
+def test_with_too_little_agreement_no_folder_is_left(optimize: Optimize, tmp_path: Path) -> None:
     report, kept = optimize("bf16", min_agreement=1.01)
 
     assert not kept
@@ -194,7 +194,7 @@ def test_with_too_little_agreement_nothing_is_left(optimize: Optimize, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "source"]
 
 
-def test_an_interrupt_leaves_nothing_half_written(optimize: Optimize, tmp_path: Path) -> None:
+def test_an_interrupt_leaves_no_folder(optimize: Optimize, tmp_path: Path) -> None:
     there: list[list[str]] = []
 
     def interrupt(stage: str) -> None:
@@ -203,20 +203,20 @@ def test_an_interrupt_leaves_nothing_half_written(optimize: Optimize, tmp_path: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        optimize("bf16", Watching(stage=interrupt, compared=lambda _done, _total: None))
+        optimize("bf16", OptimizationProgress(stage=interrupt, compared=lambda _done, _total: None))
     assert len(there[0]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "source"]
 
 
-def test_what_is_there_already_is_not_overwritten(optimize: Optimize, tmp_path: Path) -> None:
+def test_an_existing_folder_is_not_overwritten(optimize: Optimize, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    with pytest.raises(JobError, match="is there already"):
+    with pytest.raises(JobError, match="exists already"):
         optimize("bf16")
     with pytest.raises(JobError, match="will have the folder's name"):
         optimize("bf16", output=tmp_path / "with spaces")
 
 
-def test_a_network_that_could_not_be_built_again_is_refused(optimize: Optimize, source: Path, tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_rebuilt_is_refused(optimize: Optimize, source: Path, tmp_path: Path) -> None:
     toml = source / "model.toml"
     toml.write_text(toml.read_text().replace("net:build", "net:attention"))
     with pytest.raises(UnsupportedArchitectureError, match="cannot"):
@@ -224,13 +224,13 @@ def test_a_network_that_could_not_be_built_again_is_refused(optimize: Optimize, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "source"]
 
 
-def test_what_the_device_cannot_do_is_refused_before_anything_is_made(optimize: Optimize, tmp_path: Path) -> None:
+def test_a_precision_that_the_device_lacks_is_refused_before_loading(optimize: Optimize, tmp_path: Path) -> None:
     with pytest.raises(DeviceUnavailableError, match="int8 is for the openvino backend"):
         optimize("int8")
     assert not (tmp_path / "made").exists()
 
 
-def test_the_default_model_can_be_named(optimize: Optimize, tmp_path: Path) -> None:
+def test_the_default_model_can_be_optimized(optimize: Optimize, tmp_path: Path) -> None:
     report, _ = optimize("bf16", model=catalog.DEFAULT_MODEL)
 
     assert report.agreement.top1 == 1

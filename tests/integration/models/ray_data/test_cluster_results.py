@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.offline.parts import Asked
+from models.offline.parts import JobIdentity
 from models.offline.tables import Columns
 from models.ray_data.results import Results
 from models.ray_data.stages import chunk_files
@@ -16,7 +16,7 @@ from models.ray_data.stages import chunk_files
 # Ray splits blocks above 1.5 times this size.
 RAY_BLOCK_BYTES = 128 * 2**20
 
-ASKED = Asked(
+ASKED = JobIdentity(
     "features",
     "tiny",
     "0" * 16,

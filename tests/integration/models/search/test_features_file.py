@@ -22,7 +22,7 @@ def written(path: Path, table: pa.Table, metadata: dict[str, str] | None = None)
     return path
 
 
-def test_rows_come_in_their_order_whatever_the_row_groups(tmp_path: Path) -> None:
+def test_rows_are_read_in_order_for_any_row_groups(tmp_path: Path) -> None:
     file = FeaturesFile(written(tmp_path / "f.parquet", _WHOLE))
     pieces = list(file)
 
@@ -44,30 +44,30 @@ def test_rows_come_in_their_order_whatever_the_row_groups(tmp_path: Path) -> Non
                 2, "features", pa.FixedSizeListArray.from_arrays(pa.array([np.nan] * 8, pa.float32()), 2)
             ),
             _METADATA,
-            "no finite numbers",
+            "not finite",
         ),
     ],
     ids=["column", "metadata", "type", "fingerprints", "null", "nan"],
 )
-def test_what_is_no_features_file_is_refused_with_what_is_wrong(
+def test_a_file_with_other_contents_is_refused_with_the_reason(
     tmp_path: Path, table: pa.Table, metadata: dict[str, str], words: str
 ) -> None:
     with pytest.raises(JobError, match=words):
         list(FeaturesFile(written(tmp_path / "f.parquet", table, metadata)))
 
 
-def test_a_file_of_another_kind_or_cut_short_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_format_or_a_truncated_file_is_refused(tmp_path: Path) -> None:
     whole = written(tmp_path / "f.parquet", _WHOLE).read_bytes()
     (tmp_path / "short.parquet").write_bytes(whole[:-20])
     (tmp_path / "text.parquet").write_text("path")
 
     for name in ("short.parquet", "text.parquet", "missing.parquet"):
-        with pytest.raises(JobError, match="no features file that can be read"):
+        with pytest.raises(JobError, match="no readable features file"):
             FeaturesFile(tmp_path / name)
 
 
 @pytest.mark.parametrize(("dimensions", "rows"), [(100_000, 60), (5_000_000, 2)], ids=["maps", "vast maps"])
-def test_of_large_vectors_few_are_in_memory_at_once(tmp_path: Path, dimensions: int, rows: int) -> None:
+def test_pieces_of_large_vectors_have_few_rows(tmp_path: Path, dimensions: int, rows: int) -> None:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(rows * dimensions, dtype=np.float32)), dimensions)
     table = pa.table({"path": list(map(str, range(rows))), "fingerprint": ["f"] * rows, "features": vectors})
     pq.write_table(table.replace_schema_metadata(_METADATA), tmp_path / "f.parquet")

@@ -72,7 +72,7 @@ def test_a_small_index_finds_exactly_the_nearest_with_their_cosines(
         assert [neighbour.path for neighbour in found] == [f"{neighbour.row}.jpg" for neighbour in found]
 
 
-def test_a_large_index_finds_nearly_all_of_the_nearest_and_says_how_many(tmp_path: Path) -> None:
+def test_a_large_index_finds_nearly_all_neighbours_and_measures_the_share(tmp_path: Path) -> None:
     vectors, queries = np.split(random_vectors(3100, 64), [3000])
     index = opened(tmp_path, vectors, exact_rows=0)
     nearest = np.argsort(-cosines(queries, vectors), axis=1)[:, :10]
@@ -85,7 +85,7 @@ def test_a_large_index_finds_nearly_all_of_the_nearest_and_says_how_many(tmp_pat
     assert recall >= 0.97
 
 
-def test_a_vector_of_its_own_is_found_first_whatever_its_length(tmp_path: Path) -> None:
+def test_a_vector_of_the_index_is_its_own_nearest_at_any_length(tmp_path: Path) -> None:
     vectors = random_vectors(50, 16)
     index = opened(tmp_path, vectors * np.float32(1e-20))
 
@@ -95,14 +95,14 @@ def test_a_vector_of_its_own_is_found_first_whatever_its_length(tmp_path: Path) 
         assert first.similarity <= 1
 
 
-def test_a_vector_of_zeros_is_like_nothing(tmp_path: Path) -> None:
+def test_similarities_of_a_zero_vector_are_zero(tmp_path: Path) -> None:
     index = opened(tmp_path, np.array([[0, 0], [1, 0], [0, 2]], np.float32))
 
     assert [neighbour.similarity for neighbour in index.search(np.zeros((1, 2), np.float32), 3)[0]] == [0, 0, 0]
     assert [neighbour.similarity for neighbour in index.search(np.array([[0, 1]], np.float32), 3)[0]] == [1, 0, 0]
 
 
-def test_an_index_is_replaced_whole_and_who_has_the_old_one_keeps_it(tmp_path: Path) -> None:
+def test_an_open_index_stays_usable_after_its_folder_is_replaced(tmp_path: Path) -> None:
     old = opened(tmp_path, random_vectors(5, 4))
     new = opened(tmp_path, random_vectors(9, 4))
 
@@ -111,7 +111,7 @@ def test_an_index_is_replaced_whole_and_who_has_the_old_one_keeps_it(tmp_path: P
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.parquet", "index"]
 
 
-def test_a_build_that_fails_leaves_the_index_that_was_there(tmp_path: Path) -> None:
+def test_a_failed_build_keeps_the_existing_index(tmp_path: Path) -> None:
     opened(tmp_path, random_vectors(20, 4))
     mixed = write_features(tmp_path / "g.parquet", random_vectors(20, 4), [_FINGERPRINT] * 19 + ["f" * 16])
 
@@ -126,7 +126,7 @@ def test_a_folder_that_is_no_index_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "index").mkdir()
     (tmp_path / "index" / "thesis.txt").touch()
 
-    with pytest.raises(JobError, match="is there, and is no search index"):
+    with pytest.raises(JobError, match="exists and is no search index"):
         opened(tmp_path, random_vectors(5, 4))
 
     assert (tmp_path / "index" / "thesis.txt").exists()
@@ -156,16 +156,16 @@ def _flipped(name: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (_without("manifest.json"), "gradless search build makes one"),
+        (_without("manifest.json"), "build one with `gradless search build`"),
         (_without("vectors.usearch"), "vectors.usearch cannot be read"),
         (_without("rows.arrow"), "rows.arrow cannot be read"),
-        (_flipped("vectors.usearch"), "vectors.usearch is not as it was written"),
-        (_flipped("rows.arrow"), "rows.arrow is not as it was written"),
+        (_flipped("vectors.usearch"), "vectors.usearch was changed"),
+        (_flipped("rows.arrow"), "rows.arrow was changed"),
         (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("[]"), "its format is None"),
         (_with_manifest(format=2), "its format is 2"),
-        (_with_manifest(rows="many"), "manifest.json is not as it was written"),
-        (_with_manifest(digests={"../secret": ""}), "manifest.json is not as it was written"),
+        (_with_manifest(rows="many"), "manifest.json was changed"),
+        (_with_manifest(digests={"../secret": ""}), "manifest.json was changed"),
         (_with_manifest(rows=6), "do not belong together"),
         (_with_manifest(dimensions=5), "do not belong together"),
     ],
@@ -182,7 +182,7 @@ def test_a_broken_index_is_refused_in_one_line(tmp_path: Path, harm: Callable[[P
     assert "\n" not in str(refused.value)
 
 
-def test_an_index_is_for_the_model_that_made_its_vectors(tmp_path: Path) -> None:
+def test_an_index_is_refused_for_another_model(tmp_path: Path) -> None:
     index = opened(tmp_path, random_vectors(5, 4))
 
     index.check_model({"other": "f" * 16, "mine": _FINGERPRINT})

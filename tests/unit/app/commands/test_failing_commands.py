@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from app.commands.failing import FAILED, UNREADABLE, end, failures_said
+from app.commands.failing import FAILED, UNREADABLE, end, failures_reported
 from models.interface.errors import JobError
 
 
@@ -19,28 +19,26 @@ from models.interface.errors import JobError
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_whatever_goes_wrong_is_one_line_and_status_2(
-    error: Exception, said: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(typer.Exit) as ended, failures_said("out.csv"):
+def test_any_error_is_one_line_and_status_2(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, failures_reported("out.csv"):
         raise error
     assert ended.value.exit_code == FAILED
     assert capsys.readouterr().err == f"gradless: {said}\n"
 
 
-def test_where_an_error_is_from_is_told_to_those_who_look_for_it(
+def test_the_log_level_debug_adds_the_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GRADLESS_LOG_LEVEL", "debug")
-    with pytest.raises(typer.Exit), failures_said("out.csv"):
+    with pytest.raises(typer.Exit), failures_reported("out.csv"):
         raise RuntimeError("mat1 and mat2")
     told = capsys.readouterr().err
     assert "test_failing_commands.py" in told
     assert told.endswith("gradless: RuntimeError: mat1 and mat2\n")
 
 
-def test_an_end_that_has_been_said_is_not_said_again(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as ended, failures_said("out.csv"):
+def test_an_exit_is_not_reported_again(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, failures_reported("out.csv"):
         end("a file is broken", UNREADABLE)
     assert ended.value.exit_code == UNREADABLE
     assert capsys.readouterr().err == "gradless: a file is broken\n"

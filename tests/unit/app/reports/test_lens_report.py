@@ -1,4 +1,4 @@
-"""The report for people, on a terminal and as a page, of figures that were never measured."""
+"""The report of a comparison on a terminal and as a page, from invented figures."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from app.api.lens_schemas import GradModes
 from app.reports import lens_charts
 from app.reports.lens_charts import Value
 from app.reports.lens_page import page
-from app.reports.lens_terminal import counted, show
+from app.reports.lens_terminal import show
+from app.reports.progress import comparison_progress
 from gradless.records import ARMS, Comparison, ComparisonOptions, Progress
-from models.interface.units import in_bytes
+from gradless.units import in_bytes
 
 NewComparison = Callable[[str, ComparisonOptions], Comparison]
 
@@ -49,12 +50,12 @@ class Elements(HTMLParser):
         self.texts.append(data)
 
 
-def test_the_experiment_that_everybody_writes_is_what_a_terminal_shows_first(comparison: Comparison) -> None:
+def test_a_terminal_shows_the_time_with_and_without_gradients_first(comparison: Comparison) -> None:
     first, second, *_ = on_a_terminal(comparison)
     assert (first, second) == ("With gradient calculation: 0.500 s", "Without: 1.500 s")
 
 
-def test_without_its_arms_there_is_no_such_experiment(new_comparison: NewComparison) -> None:
+def test_without_these_arms_no_times_are_shown_first(new_comparison: NewComparison) -> None:
     lines = on_a_terminal(new_comparison("fake", ComparisonOptions(arms=("inference_mode", "served"))))
     assert not any(line.startswith(("With", "Without")) for line in lines)
 
@@ -73,21 +74,21 @@ def test_a_terminal_of_80_columns_shows_every_arm_and_figure_in_full(comparison:
     assert any(comparison.sentences[0] in line for line in lines)
 
 
-def test_square_brackets_of_a_name_are_no_markup(comparison: Comparison) -> None:
+def test_square_brackets_in_a_name_are_not_markup(comparison: Comparison) -> None:
     lines = on_a_terminal(replace(comparison, model="[bold]odd", sentences=("kept [red]nothing",)))
     assert any("[bold]odd" in line for line in lines)
     assert any("kept [red]nothing" in line for line in lines)
 
 
-def test_progress_that_nobody_watches_writes_nothing() -> None:
+def test_progress_without_a_terminal_writes_nothing() -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
-    with counted(console) as tell:
+    with comparison_progress(console) as tell:
         tell(Progress(1, 2, "timing"))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == ""
 
 
-def test_a_page_asks_nobody_for_anything(comparison: Comparison) -> None:
+def test_a_page_loads_nothing(comparison: Comparison) -> None:
     html = page(GradModes.model_validate(comparison))
     elements = Elements(html)
     names = {tag for tag, _ in elements.tags}
@@ -113,19 +114,19 @@ def test_a_page_has_the_figures_of_every_arm(comparison: Comparison) -> None:
     assert sum(tag == "figure" for tag, _ in Elements(page(report)).tags) == 6
 
 
-def test_a_page_without_sweep_modules_or_peaks_is_whole(new_comparison: NewComparison) -> None:
+def test_a_page_without_sweep_modules_or_peaks_is_complete(new_comparison: NewComparison) -> None:
     bare = replace(new_comparison("fake", ComparisonOptions(arms=("served",))), modules=(), largest_batch=None)
     elements = Elements(page(GradModes.model_validate(bare)))
     assert sum(tag == "figure" for tag, _ in elements.tags) == 3
     assert "not known" in " ".join(elements.texts)
 
 
-def test_what_a_network_calls_its_modules_is_text(comparison: Comparison) -> None:
+def test_names_of_modules_are_escaped(comparison: Comparison) -> None:
     odd = replace(comparison, modules=(replace(comparison.modules[0], module="<script>alert(1)</script>"),))
     assert "script" not in {tag for tag, _ in Elements(page(GradModes.model_validate(odd))).tags}
 
 
-def test_bars_are_as_long_as_their_figures_and_none_is_longer_than_the_axis() -> None:
+def test_bars_are_proportional_and_fit_the_axis() -> None:
     chart = lens_charts.bars([Value("a", 50), Value("b", 100, 80, 130), Value("c", 0), Value("d", None)], str)
     a, b, c, d = chart.bars
     assert b.width == pytest.approx(2 * (a.width or 0), abs=0.2)
@@ -137,7 +138,7 @@ def test_bars_are_as_long_as_their_figures_and_none_is_longer_than_the_axis() ->
     assert [tick.label for tick in chart.ticks] == ["0", "50.0", "100.0", "150.0"]
 
 
-def test_lines_rise_with_their_figures_from_left_to_right() -> None:
+def test_lines_rise_with_their_figures() -> None:
     chart = lens_charts.lines({"a": [(1, 10.0), (2, 20.0), (64, 40.0)], "b": [(1, 5.0)]}, str)
     xs, ys, _ = zip(*chart.lines[0].marks, strict=True)
     assert list(xs) == [0, chart.width / 2, chart.width]
@@ -146,6 +147,6 @@ def test_lines_rise_with_their_figures_from_left_to_right() -> None:
     assert all(0 <= y <= chart.height for y in ys)
 
 
-def test_figures_that_are_all_nothing_still_have_an_axis() -> None:
+def test_charts_of_zeros_have_an_axis() -> None:
     assert [bar.width for bar in lens_charts.bars([Value("a", 0)], str).bars] == [0]
     assert lens_charts.lines({"a": [(1, 0.0), (2, 0.0)]}, str).lines[0].points == "0.0,210.0 290.0,210.0"

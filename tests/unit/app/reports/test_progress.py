@@ -1,4 +1,4 @@
-"""app/reports/progress.py: what a job tells of its course where no terminal shows a bar."""
+"""app/reports/progress.py: the progress of a job without a terminal."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from app.reports import progress
 
 
-def test_lines_with_rate_and_time_left_take_the_bars_place(
+def test_without_a_terminal_lines_show_rate_and_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "_LINE_EVERY_S", 0.0)
-    with progress.course("features", 40) as course:
+    with progress.job_progress("features", 40) as course:
         course.advance(10)
         course.advance(30)
     out, err = capsys.readouterr()
@@ -24,23 +24,23 @@ def test_lines_with_rate_and_time_left_take_the_bars_place(
     assert last.endswith(", 0:00:00 left")
 
 
-def test_between_lines_there_is_silence(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.course("features", 40) as course:
+def test_no_line_is_printed_before_its_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.job_progress("features", 40) as course:
         course.advance(10)
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_an_earlier_run_has_done_is_no_part_of_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rate_excludes_an_earlier_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(progress, "perf_counter", lambda: now)
-    with progress.course("features", 40, done=20) as course:
+    with progress.job_progress("features", 40, done=20) as course:
         now = 102.0
         course.advance(10)
         assert course.done == 30
         assert course.per_second == 5
 
 
-def test_what_is_said_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress.course("features", 40) as course:
+def test_lines_are_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress.job_progress("features", 40) as course:
         course.say("gradless: [bold]" + "long " * 60)
     assert capsys.readouterr().err == "gradless: [bold]" + "long " * 60 + "\n"

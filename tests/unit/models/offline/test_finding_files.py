@@ -22,29 +22,27 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_folders_are_searched_to_the_bottom_sorted_by_name_without_what_is_hidden_or_no_image(folder: Path) -> None:
+def test_folders_are_searched_recursively_for_images_sorted_by_name(folder: Path) -> None:
     assert files.find([folder]) == [str(folder / name) for name in ("a/10.jpeg", "a/2.PNG", "b.jpg")]
 
 
-def test_what_is_named_is_taken_in_the_order_given_whatever_it_is_called(folder: Path) -> None:
+def test_files_given_by_name_are_taken_in_order_with_any_suffix(folder: Path) -> None:
     named = [folder / "d.jpg.part", folder / "a", folder / ".hidden.jpg"]
 
     assert files.find(named) == [str(folder / name) for name in ("d.jpg.part", "a/10.jpeg", "a/2.PNG", ".hidden.jpg")]
 
 
-def test_a_file_that_is_named_twice_is_taken_once(folder: Path) -> None:
+def test_a_file_given_twice_is_taken_once(folder: Path) -> None:
     assert len(files.find([folder / "b.jpg", folder, folder / "a"])) == 3
 
 
-def test_names_are_relative_where_the_folder_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_are_relative_if_the_folder_is(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
 
     assert files.find([Path("a")]) == ["a/10.jpeg", "a/2.PNG"]
 
 
-def test_a_link_is_followed_and_one_that_leads_back_ends(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_links_are_followed_without_cycles(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     (elsewhere / "e.jpg").touch()
     (folder / "linked").symlink_to(elsewhere)
@@ -56,18 +54,18 @@ def test_a_link_is_followed_and_one_that_leads_back_ends(
     assert len(found) < 10
 
 
-def test_a_path_that_is_not_there_and_a_folder_without_images_are_said(tmp_path: Path) -> None:
-    with pytest.raises(JobError, match="no-such is not there"):
+def test_a_missing_path_and_a_folder_without_images_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="no-such does not exist"):
         files.find([tmp_path / "no-such"])
     with pytest.raises(JobError, match="there is no image in"):
         files.find([tmp_path])
 
 
-def test_a_name_that_is_no_utf_8_can_be_written() -> None:
+def test_a_name_that_is_not_utf_8_is_escaped() -> None:
     assert files.name(os.fsdecode(b"caf\xe9/\xc3\xa9.jpg")) == r"caf\udce9/é.jpg"
 
 
-def test_suffixes_are_those_that_pillow_knows_of_the_formats_that_are_read() -> None:
+def test_suffixes_are_pillows_for_the_supported_formats() -> None:
     Image.init()
     read = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF"}
 

@@ -13,9 +13,9 @@ import pyarrow as pa
 import pytest
 
 from models.interface.errors import JobError
-from models.offline.parts import Asked, Parts
+from models.offline.parts import JobIdentity, Parts
 
-ASKED = Asked(
+ASKED = JobIdentity(
     "features",
     "tiny",
     "0" * 16,
@@ -66,7 +66,7 @@ def begun(output: Path) -> Callable[[], Path]:
     return begin
 
 
-def test_a_later_run_goes_on_behind_what_is_kept(open_parts: Open, begun: Callable[[], Path]) -> None:
+def test_a_later_run_continues_after_the_parts(open_parts: Open, begun: Callable[[], Path]) -> None:
     begun()
     parts = open_parts()
     assert parts.done == 5
@@ -74,17 +74,17 @@ def test_a_later_run_goes_on_behind_what_is_kept(open_parts: Open, begun: Callab
     assert numbers(parts) == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_to_resume_what_was_never_begun_is_to_begin(open_parts: Open) -> None:
+def test_resuming_without_parts_starts_the_job(open_parts: Open) -> None:
     assert open_parts().done == 0
 
 
-def test_work_of_an_earlier_run_is_not_thrown_away_unasked(open_parts: Open, begun: Callable[[], Path]) -> None:
+def test_parts_of_an_earlier_run_are_not_discarded(open_parts: Open, begun: Callable[[], Path]) -> None:
     begun()
-    with pytest.raises(JobError, match=r"out\.parquet\.parts has what an earlier run has done: --resume"):
+    with pytest.raises(JobError, match=r"out\.parquet\.parts has parts of an earlier run: resume with --resume"):
         open_parts(resume=False)
 
 
-def test_a_run_that_had_done_nothing_is_in_nobodys_way(open_parts: Open) -> None:
+def test_an_empty_folder_of_parts_does_not_block_a_run(open_parts: Open) -> None:
     open_parts().close()
     another = replace(ASKED, fingerprint="1" * 16)
     parts = open_parts(another, resume=False)
@@ -96,29 +96,29 @@ def test_a_run_that_had_done_nothing_is_in_nobodys_way(open_parts: Open) -> None
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        (replace(ASKED, fingerprint="1" * 16), "fingerprint 0{16}, and this is 1{16}"),
-        (replace(ASKED, files_digest="e" * 16), "files digest f{16}, and this is e{16}"),
-        (replace(ASKED, batch_size=16), "batch size 32, and this is 16"),
-        (replace(ASKED, max_image_pixels=99), "max image pixels 100, and this is 99"),
+        (replace(ASKED, fingerprint="1" * 16), "fingerprint 0{16}, but this run has 1{16}"),
+        (replace(ASKED, files_digest="e" * 16), "files digest f{16}, but this run has e{16}"),
+        (replace(ASKED, batch_size=16), "batch size 32, but this run has 16"),
+        (replace(ASKED, max_image_pixels=99), "max image pixels 100, but this run has 99"),
     ],
 )
-def test_parts_of_another_job_are_not_mixed_in(
-    open_parts: Open, begun: Callable[[], Path], asked: Asked, said: str
+def test_parts_of_another_job_are_refused(
+    open_parts: Open, begun: Callable[[], Path], asked: JobIdentity, said: str
 ) -> None:
     begun()
     with pytest.raises(JobError, match=said):
         open_parts(asked)
 
 
-def test_two_processes_are_not_at_the_same_parts(open_parts: Open) -> None:
+def test_parts_are_locked_by_one_process(open_parts: Open) -> None:
     first = open_parts()
-    with pytest.raises(JobError, match="another process is at work"):
+    with pytest.raises(JobError, match="another process is using"):
         open_parts()
     first.close()
     open_parts()
 
 
-def test_a_part_that_was_being_written_does_not_count(
+def test_an_incomplete_part_is_ignored(
     open_parts: Open, begun: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun()
@@ -136,19 +136,19 @@ def test_a_part_that_was_being_written_does_not_count(
     assert open_parts().done == 5
 
 
-def test_the_same_part_again_changes_nothing(open_parts: Open, begun: Callable[[], Path]) -> None:
+def test_writing_a_part_again_changes_nothing(open_parts: Open, begun: Callable[[], Path]) -> None:
     begun()
     parts = open_parts()
     parts.add(3, rows(3, 4))
     assert numbers(parts) == [0, 1, 2, 3, 4]
 
 
-def test_what_is_behind_a_missing_part_is_done_again(open_parts: Open, begun: Callable[[], Path]) -> None:
+def test_files_after_a_missing_part_are_processed_again(open_parts: Open, begun: Callable[[], Path]) -> None:
     (begun() / "000000000000-000000000003.parquet").unlink()
     assert open_parts().done == 0
 
 
-def test_what_is_left_behind_a_missing_part_is_never_another_jobs(open_parts: Open, begun: Callable[[], Path]) -> None:
+def test_parts_after_a_missing_one_are_never_used_by_another_job(open_parts: Open, begun: Callable[[], Path]) -> None:
     (begun() / "000000000000-000000000003.parquet").unlink()
     another = replace(ASKED, model="other", fingerprint="1" * 16)
     parts = open_parts(another, resume=False)
@@ -158,13 +158,13 @@ def test_what_is_left_behind_a_missing_part_is_never_another_jobs(open_parts: Op
     assert (resumed.done, numbers(resumed)) == (3, [10, 11, 12])
 
 
-def test_a_description_that_nobody_can_read_is_said(open_parts: Open, begun: Callable[[], Path]) -> None:
+def test_an_unreadable_job_file_is_an_error(open_parts: Open, begun: Callable[[], Path]) -> None:
     (begun() / "job.json").write_text("{")
     with pytest.raises(JobError, match=r"job\.json cannot be read: delete"):
         open_parts()
 
 
-def test_parts_go_all_at_once_and_what_a_kill_leaves_of_them_goes_with_the_next_run(
+def test_parts_are_removed_in_one_step_and_the_next_run_deletes_leftovers(
     open_parts: Open, begun: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun()
@@ -183,16 +183,16 @@ def test_parts_go_all_at_once_and_what_a_kill_leaves_of_them_goes_with_the_next_
     assert [path.name for path in parts.folder.parent.iterdir()] == [parts.folder.name]
 
 
-def test_files_in_another_order_are_another_list() -> None:
-    assert Asked.digest(["a", "b"]) != Asked.digest(["b", "a"]) != Asked.digest(["ab"])
+def test_the_digest_depends_on_the_order_of_files() -> None:
+    assert JobIdentity.digest(["a", "b"]) != JobIdentity.digest(["b", "a"]) != JobIdentity.digest(["ab"])
 
 
-def test_files_that_were_written_anew_are_others(tmp_path: Path) -> None:
+def test_the_digest_depends_on_changes_of_files(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     digests = []
     for content, changed_at in (("one", 1), ("one", 2), ("three", 2)):
         file.write_text(content)
         os.utime(file, (changed_at, changed_at))
-        digests.append(Asked.digest([str(file)]))
+        digests.append(JobIdentity.digest([str(file)]))
     file.unlink()
-    assert len({*digests, Asked.digest([str(file)])}) == 4
+    assert len({*digests, JobIdentity.digest([str(file)])}) == 4

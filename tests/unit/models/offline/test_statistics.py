@@ -38,14 +38,12 @@ def _assert_same(found: Moments, pictures: Sequence[Picture]) -> None:
 
 
 @given(_PICTURES)
-def test_merged_pictures_have_the_mean_and_deviation_of_all_their_pixels(pictures: list[Picture]) -> None:
+def test_merged_moments_are_those_of_all_pixels(pictures: list[Picture]) -> None:
     _assert_same(_merged(*pictures), pictures)
 
 
 @given(_PICTURES, st.data())
-def test_it_is_the_same_in_whatever_order_and_grouping_they_are_merged(
-    pictures: list[Picture], data: st.DataObject
-) -> None:
+def test_merging_is_associative_and_commutative(pictures: list[Picture], data: st.DataObject) -> None:
     parts = [Moments.of(picture) for picture in pictures]
     while len(parts) > 1:
         first = parts.pop(data.draw(st.integers(0, len(parts) - 1)))
@@ -55,7 +53,7 @@ def test_it_is_the_same_in_whatever_order_and_grouping_they_are_merged(
     _assert_same(parts[0], pictures)
 
 
-def test_every_pixel_counts_and_not_every_picture() -> None:
+def test_large_images_count_more_than_small_ones() -> None:
     black, white = np.zeros((30, 30, 3), np.uint8), np.full((10, 10, 3), 255, np.uint8)
 
     found = _merged(black, white)
@@ -65,7 +63,7 @@ def test_every_pixel_counts_and_not_every_picture() -> None:
     assert found.std == pytest.approx([0.3] * 3)
 
 
-def test_channels_are_kept_apart() -> None:
+def test_channels_are_separate() -> None:
     picture = np.zeros((4, 4, 3), np.uint8)
     picture[:2, :, 1] = 255
     picture[..., 2] = 51
@@ -91,7 +89,7 @@ def test_billions_of_pixels_of_nearly_one_value_keep_their_deviation() -> None:
     assert one.std == pytest.approx([np.sqrt(0.0001 * 0.9999) / 255] * 3, rel=1e-12)
 
 
-def test_of_no_pixels_there_is_no_deviation_and_nothing_to_merge() -> None:
+def test_no_pixels_have_no_deviation() -> None:
     assert np.isnan(Moments.none().std).all()
     assert Moments.none().merged(Moments.none()).count == 0
     assert _merged(np.full((2, 2, 3), 51, np.uint8)).mean == pytest.approx([0.2] * 3)

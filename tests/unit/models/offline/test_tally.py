@@ -38,7 +38,7 @@ def test_shares_classes_and_confusions_are_counted(tally: Tally) -> None:
     assert found.confusions == [Confusion("class 0", "class 1", images=1, of=2)]
 
 
-def test_a_mistake_says_where_the_truth_came(tally: Tally) -> None:
+def test_a_mistake_has_the_rank_of_the_true_class(tally: Tally) -> None:
     add(tally, "d", 5, (1, 0.75), (2, 0.125))
     confident, other = tally.evaluation("m", "f", without_answer=0).mistakes
     assert (confident.path, confident.truth, confident.taken_for) == ("d", "class 5", "class 1")
@@ -64,13 +64,13 @@ def test_the_confusions_are_the_ten_most_frequent(tally: Tally) -> None:
     assert found[0].images == 7
 
 
-def test_of_nothing_all_figures_are_nothing() -> None:
+def test_without_images_all_figures_are_zero() -> None:
     found = Tally(LABELS).evaluation("m", "f", without_answer=1)
     assert (found.images, found.top1, found.top5, found.calibration_error, found.classes) == (0, 0, 0, 0, [])
 
 
 @given(st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=60))
-def test_the_calibration_error_is_its_definition(answers: list[tuple[float, bool]]) -> None:
+def test_the_calibration_error_follows_its_definition(answers: list[tuple[float, bool]]) -> None:
     tally = Tally(LABELS)
     for number, (probability, right) in enumerate(answers):
         add(tally, str(number), 0 if right else 1, (0, probability), (2, 0.0))

@@ -1,36 +1,40 @@
-"""Two models' answers to the same images, compared as they come: memory does not grow with their number."""
+"""Compare two models: agreement of their answers, and speed. Memory does not grow with the number of images."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import quantiles
+from time import perf_counter
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.inference.batch_item import ItemOutput
 from models.interface.errors import JobError
-from models.optimizing.report import Accuracy, Agreement
+from models.offline.running import Runner
+from models.optimizing.report import Accuracy, Agreement, Rate
 
 _TOP = 5
 
-# Of a class told by a folder's name: indices of the labels that have it, which may be several.
+# File to the indices of its class: several labels may have the same name.
 Truth = Mapping[str, frozenset[int]]
 
 
 def truth_of(files: Sequence[str], folder: Path, labels: Sequence[str]) -> Truth | None:
-    """The classes of all `files`, when `folder` has a folder for each class, named as its label; else None."""
+    """Return the classes of `files` if each lies in a folder of `folder` named as a label, else None."""
     indices: dict[str, set[int]] = {}
     for index, label in enumerate(labels):
         indices.setdefault(label, set()).add(index)
-    told = {file: Path(file).relative_to(folder).parts[0] for file in files}
-    if not all(name in indices for name in told.values()):
+    names = {file: Path(file).relative_to(folder).parts[0] for file in files}
+    if not all(name in indices for name in names.values()):
         return None
-    return {file: frozenset(indices[name]) for file, name in told.items()}
+    return {file: frozenset(indices[name]) for file, name in names.items()}
 
 
 class Tally:
-    """Sums over images."""
+    """Sums over the images compared."""
 
     def __init__(self, truth: Truth | None) -> None:
         self._truth = truth
@@ -43,7 +47,7 @@ class Tally:
         self._right = np.zeros((2, 2), dtype=np.int64)
 
     def add(self, path: str, before: ItemOutput, after: ItemOutput) -> None:
-        """The answers to one image, with the probabilities of all classes."""
+        """Add both answers to one image, with the probabilities of all classes."""
         old, new = _by_class(before), _by_class(after)
         change = float(np.abs(new - old).max())
         self._images += 1
@@ -57,7 +61,7 @@ class Tally:
             self._right += [_rights(answer, self._truth[path]) for answer in (before, after)]
 
     def agreement(self) -> Agreement:
-        """Of all that was added. Raises JobError when that is nothing."""
+        """Return the agreement over all images. Raises JobError if there is none."""
         if not self._images:
             raise JobError("none of the images could be read, and there is nothing to compare")
         return Agreement(
@@ -69,7 +73,7 @@ class Tally:
         )
 
     def accuracies(self) -> tuple[Accuracy | None, Accuracy | None]:
-        """Before and after; None where no classes were told."""
+        """Return the accuracy of both models, or None if the true classes are unknown."""
         if self._truth is None:
             return None, None
         before, after = (Accuracy(*(float(count) / self._images for count in right)) for right in self._right)
@@ -77,7 +81,7 @@ class Tally:
 
 
 def _by_class(answer: ItemOutput) -> NDArray[np.float64]:
-    """Probabilities in the order of the classes."""
+    """Return the probabilities in the order of the classes."""
     indices, probabilities = _ranked(answer)
     found = np.zeros(len(indices))
     found[indices] = probabilities
@@ -95,12 +99,32 @@ def _first(answer: ItemOutput) -> int:
 
 
 def _rights(answer: ItemOutput, classes: frozenset[int]) -> tuple[bool, bool]:
-    """Whether one of `classes` is the first, and whether one is among the first five."""
+    """Return whether one of `classes` is the top class, and whether one is in the top five."""
     first = _ranked(answer)[0][:_TOP].tolist()
     return first[0] in classes, not classes.isdisjoint(first)
 
 
 def _cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     length = float(np.linalg.norm(one)) * float(np.linalg.norm(other))
-    # Vectors of zeros, as ReLUs can give, are alike.
+    # A ReLU can return zeros: two such vectors count as equal.
     return float(one @ other) / length if length else float(np.array_equal(one, other))
+
+
+def race(runners: Sequence[Runner], pixels: torch.Tensor, rounds: int) -> list[Rate]:
+    """Return the images per second of each runner, from pixels (N, 3, side, side) uint8 to answers.
+
+    Each of the two or more rounds runs every runner, in alternating order, so that other load affects all of them.
+    """
+    seconds: list[list[float]] = [[] for _ in runners]
+    for number in range(rounds):
+        order = list(enumerate(runners))
+        for place, runner in order if number % 2 else reversed(order):
+            started_at = perf_counter()
+            runner.answer(pixels, top_k=5)
+            seconds[place].append(perf_counter() - started_at)
+    return [_rate(times, len(pixels)) for times in seconds]
+
+
+def _rate(seconds: Sequence[float], images: int) -> Rate:
+    lower, median, upper = quantiles(sorted(images / taken for taken in seconds), n=4, method="inclusive")
+    return Rate(median, lower, upper)

@@ -1,4 +1,4 @@
-"""What `gradless stats` has found, written down: lines for model.toml, and JSON."""
+"""The result of `gradless stats` as lines for model.toml, and as JSON."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from models.offline.files import name
 if TYPE_CHECKING:
     from models.offline.survey import Survey
 
-# Folders of photographs have a size for each crop that anybody made.
+# Sizes listed: a folder of photographs may have many.
 _COMMON_SIZES = 5
 
 _PLACES = 6
 
 
 def as_toml(found: Survey, served_as: str | None) -> list[str]:
-    """Lines for model.toml; what belongs to no key is a comment. There is at least one image."""
+    """Return lines for model.toml, other facts as comments. `found` has at least one image."""
     sizes = found.sizes.most_common(_COMMON_SIZES)
     rest = len(found.sizes) - len(sizes)
     return [
         f"# {found.images} images: {_counted(found.formats)}",
-        f"# width {_span(found, 0)}, height {_span(found, 1)} px (least / median / most)",
-        f"# commonest: {', '.join(f'{width} x {height} ({times})' for (width, height), times in sizes)}"
+        f"# width {_span(found, 0)}, height {_span(found, 1)} px (min / median / max)",
+        f"# most common: {', '.join(f'{width} x {height} ({times})' for (width, height), times in sizes)}"
         + (f"; and {rest} other sizes" if rest else ""),
         f"# of {found.moments.count} pixels"
-        + (" in full size" if served_as is None else f", as {served_as} gets them resized and cropped"),
+        + (" in full size" if served_as is None else f", resized and cropped as for {served_as}"),
         "[transform]",
         f"mean = [{', '.join(_figures(found.moments.mean))}]",
         f"std = [{', '.join(_figures(found.moments.std))}]",
@@ -60,7 +60,7 @@ def _least_median_most(sides: Counter[int]) -> tuple[int, float, int]:
 
 
 def as_json(found: Survey, served_as: str | None, *, complete: bool) -> str:
-    """All of it; `complete` is whether the whole folder was looked through. There is at least one image."""
+    """Return all results as JSON. `complete` says that no file was skipped. `found` has at least one image."""
     sides = {}
     for axis, side in enumerate(("width", "height")):
         sides[side] = dict(zip(("least", "median", "most"), _least_median_most(_sides(found, axis)), strict=True))

@@ -1,41 +1,37 @@
-"""What an optimization has brought and cost, on a terminal."""
+"""The report of an optimization on a terminal."""
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from models.interface.units import in_bytes
+from app.reports.terminal import between, dimmed, table
+from gradless.units import in_bytes
 from models.optimizing.report import Accuracy, Rate, Report, Side
 
 
 def show(report: Report, console: Console) -> None:
-    """Print both models side by side, then how far they agree."""
+    """Show both models side by side, then how far their answers agree."""
     console.print(_sides(report))
     agreement = report.agreement
     cosine = agreement.feature_cosine
     grid = Table.grid(padding=(0, 2))
-    grid.add_row("same likeliest class", f"{agreement.top1:.2%} of {agreement.images} images")
-    grid.add_row("probability changes by", f"{agreement.mean_probability_change:.4f} in the mean of images")
+    grid.add_row("same top class", f"{agreement.top1:.2%} of {agreement.images} images")
+    grid.add_row("change of probability", f"{agreement.mean_probability_change:.4f} on average")
     grid.add_row("", f"{agreement.largest_probability_change:.4f} at most")
-    grid.add_row("cosine of features", "of another length" if cosine is None else f"{cosine:.5f} in the mean")
+    grid.add_row("cosine of features", "of different lengths" if cosine is None else f"{cosine:.5f} on average")
     console.print(grid)
     left_out = (f"{report.left_out} files could not be read.",) if report.left_out else ()
     for remark in (*report.remarks, *left_out):
-        console.print(f"[dim]{escape(remark)}[/dim]")
+        console.print(dimmed(remark))
 
 
 def _sides(report: Report) -> Table:
     before, after = report.before, report.after
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for name in (report.source, report.name):
-        table.add_column(escape(name), justify="right")
-    table.add_column("", justify="right")
+    sides = table("", escape(report.source), escape(report.name), "", numbers=3)
     rows: list[tuple[str, str, str, str]] = [
-        ("served in", _told(before), _told(after), ""),
+        ("served in", _served_in(before), _served_in(after), ""),
         ("fingerprint", before.fingerprint, after.fingerprint, ""),
         ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", _times(after.parameters, before.parameters)),
         (
@@ -54,8 +50,8 @@ def _sides(report: Report) -> Table:
         *_accuracies(before.accuracy, after.accuracy),
     ]
     for row in rows:
-        table.add_row(*row)
-    return table
+        sides.add_row(*row)
+    return sides
 
 
 def _accuracies(before: Accuracy | None, after: Accuracy | None) -> list[tuple[str, str, str, str]]:
@@ -67,12 +63,12 @@ def _accuracies(before: Accuracy | None, after: Accuracy | None) -> list[tuple[s
     ]
 
 
-def _told(side: Side) -> str:
+def _served_in(side: Side) -> str:
     return f"{side.dtype}, {side.backend}, {side.device}"
 
 
 def _quartiles(rate: Rate) -> str:
-    return f"{rate.lower_quartile:.1f}–{rate.upper_quartile:.1f}"  # noqa: RUF001 - as ranges are set
+    return between(f"{rate.lower_quartile:.1f}", f"{rate.upper_quartile:.1f}")
 
 
 def _times(new: float, old: float) -> str:

@@ -1,4 +1,4 @@
-"""What a container may have of memory: the limits of the control groups that this process is in."""
+"""Memory limits of the control groups that this process is in. A container has such limits."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import NamedTuple
 _ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 
-# Version 1 says that there is none by a number that no machine has; version 2 by "max".
+# Version 1 writes a huge number where there is no limit; version 2 writes "max".
 _NO_LIMIT = 2**62
 
 
 class MemoryLimit(NamedTuple):
-    """Of one control group, in bytes: the most that all in it may have together, and what is left of that."""
+    """Memory of one control group in bytes: `limit` for all its processes together, and `room` left of it."""
 
     limit: int
     room: int
 
 
 def memory_limits() -> Iterator[MemoryLimit]:
-    """Those of each control group that this process is in and that has one, be they of version 1, whose memory
-    controller has a tree of its own, or of version 2."""
+    """Yield the limit of each control group of this process that has one, for cgroups version 1 and version 2."""
     try:
         lines = _OWN.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -34,7 +33,7 @@ def memory_limits() -> Iterator[MemoryLimit]:
             continue
         top = _ROOT / files.tree
         group = top / path.lstrip("/")
-        # A limit holds for the groups below it. In a container the path may be the host's, and only the top be there.
+        # A limit also holds for the groups below it. In a container the path may be the host's: only the top exists.
         for folder in (group, *group.parents):
             if (found := _limit(folder, files)) is not None:
                 yield found
@@ -43,8 +42,7 @@ def memory_limits() -> Iterator[MemoryLimit]:
 
 
 class _Files(NamedTuple):
-    """Where a version of control groups says what: limit and use in bytes, and in its statistics the pages of files
-    not used lately, which are given up when somebody needs them."""
+    """File names of one cgroup version: limit and use in bytes, and the statistic of reclaimable file pages."""
 
     tree: str
     limit: str
@@ -57,6 +55,7 @@ _VERSION_2 = _Files("", "memory.max", "memory.current", "inactive_file")
 
 
 def _limit(group: Path, files: _Files) -> MemoryLimit | None:
+    """Return the limit of `group`, or None if the group does not exist or has no limit."""
     try:
         limit = int((group / files.limit).read_text())
         if limit >= _NO_LIMIT:
@@ -64,6 +63,5 @@ def _limit(group: Path, files: _Files) -> MemoryLimit | None:
         used = int((group / files.used).read_text())
         statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
-        # No such group, or no limit.
         return None
     return MemoryLimit(limit, max(0, limit - used + int(statistics.get(files.reclaimable, 0))))
