@@ -86,7 +86,7 @@ def _number(arguments: Replicas, settings: Settings) -> dict[str, Any]:
 
 
 def _images_of_a_forward(arguments: Replicas, settings: Settings) -> int:
-    """Largest batch of one forward; unset, as models/backends/batch_shapes.py decides.
+    """Largest batch of one forward; unset, as `default_max_batch_size` in models/backends decides.
 
     With fewer requests in flight a forward runs half empty; more of them wait for the next forward."""
     return settings.max_batch_size or (32 if arguments.num_gpus else min(32, 4 * arguments.cores))

@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from benchmarks.peers.classifier import MODEL
+from models import backends
 from models.backends.eager import served_network
-from models.hardware import memory, placement
+from models.hardware import memory
 from models.images import preprocessing
 from models.interface.image_limits import ImageLimits
 from models.loading import catalog
@@ -18,7 +19,7 @@ _SPEC = catalog.find({"resnet50": "resnet50:random"}.get(MODEL, MODEL))
 _LIMITS = ImageLimits()
 
 memory.keep_freed()
-_MODEL = load(_SPEC, placement.place("cpu", "fp32", "eager"))
+_MODEL = load(_SPEC, backends.place("cpu", "fp32", "eager"))
 
 
 class _Logits(nn.Module):

@@ -34,11 +34,6 @@ def batch_thread_streams(device: torch.device, lane: int) -> BatchThreadStreams:
     return BatchThreadStreams(record, run)
 
 
-def records_forwards(device: torch.device) -> bool:
-    """Whether the kernels of a forward can be recorded, to be launched by one call: CUDA graphs."""
-    return device.type == "cuda"
-
-
 def compile_options(device: torch.device) -> dict[str, Any]:
     """Arguments of torch.compile: on the CPU, weights are frozen into the graph."""
     return {"options": {"freezing": True}} if device.type == "cpu" else {}

@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from models import backends
 from models.hardware import memory
 from models.hardware.placement import Precision
 from models.images import samples
@@ -75,7 +76,7 @@ def check(model: LoadedModel, found: FeaturesAndLogits, expected: FeaturesAndLog
 def with_fresh_conversion(model: LoadedModel, serve: Callable[[bool], T]) -> T:
     """`serve(False)`, which may use what an earlier start has converted; where that disagrees with the network, once
     more `serve(True)`, which may not. Raises what `serve` raises."""
-    if model.placement.backend != "openvino" or model.quantized is not None:
+    if not backends.caches_conversions(model.placement) or model.quantized is not None:
         return serve(False)
     try:
         return serve(False)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.backends import Backend
+from models.backends import Backend, BatchHints
 from models.hardware import cores, cuda
 from models.inference import backend_agreement
 from models.inference.batch_item import BatchItem, ItemOutput
@@ -23,7 +23,7 @@ from models.scheduling.fair_lock import FairLock
 
 class Engine:
     """Runs batches of one model. `turn` is held during every use of the model, by serving and by the lens: batches of
-    as many threads as `lanes` share it."""
+    up to `hints.max_in_flight` threads share it."""
 
     def __init__(self, model: LoadedModel, backend: Backend) -> None:
         self.model = model
@@ -32,19 +32,14 @@ class Engine:
         self._reference: FeaturesAndLogits | None = None
 
     @property
+    def hints(self) -> BatchHints:
+        """How the backend prefers its batches."""
+        return self._backend.hints
+
+    @property
     def max_batch_size(self) -> int:
-        """Of the batches that it serves."""
-        return max(self._backend.sizes_to_warm_up)
-
-    @property
-    def lanes(self) -> int:
-        """Threads that may call `run` at the same time, to the gain of the device."""
-        return self._backend.lanes
-
-    @property
-    def room_from(self) -> int | None:
-        """Images of a batch beside which others gain by being begun; None where none do."""
-        return self._backend.room_from
+        """Images of one batch at most."""
+        return self.hints.max_batch_size
 
     @property
     def served_network(self) -> nn.Module | None:
@@ -54,7 +49,7 @@ class Engine:
     @property
     def memory_note(self) -> str | None:
         """Why PyTorch cannot tell how much memory its forward takes; None where it can."""
-        return self._backend.memory_note
+        return self.hints.memory_note
 
     def run(self, items: Sequence[BatchItem]) -> list[ItemOutput]:
         """One forward for all `items`, answered in order. Raises AllCancelledError, for which the backend has to run it
@@ -88,8 +83,8 @@ class Engine:
 
     def prepare_thread(self) -> None:
         """To be called once in each thread that will call `run`, before it does."""
-        cores.use_cores_in_this_thread(self._backend.intra_op_threads)
-        if self.lanes > 1:
+        cores.use_cores_in_this_thread(self.hints.intra_op_threads)
+        if self.hints.max_in_flight > 1:
             cuda.use_own_stream_in_this_thread(self.model.placement.device)
 
     def forward(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
@@ -114,7 +109,7 @@ class Engine:
         picture = backend_agreement.drawn_picture(model.transform)
         drawn = BatchItem(picture, top_k=min(1, model.network.classes))
         try:
-            outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([drawn] * size)]
+            outputs = [output for size in self.hints.warm_up_sizes for output in self.run([drawn] * size)]
             self._compare(picture, outputs)
         except WarmUpError:
             raise

@@ -56,6 +56,6 @@ class ModelSpec:
     name: str
     architecture: str
     build: Callable[[], Classifier]
-    backend: Literal["null"] | None = None
+    backend: str | None = None
     served_as: ServedAs | None = None
     folder: Path | None = None

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from models import backends
+from models.backends import BackendOptions
 from models.hardware import memory
-from models.hardware.placement import place
 from models.inference.backend_agreement import with_fresh_conversion
 from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
@@ -36,7 +36,7 @@ class Runner:
     ) -> None:
         """The first of `options.models`, in batches of up to `batch_size`. `check` sees the model before the backend is
         made, which may take minutes. Raises StartError, and what `check` does."""
-        placement = place(options.device, options.precision, options.backend)
+        placement = backends.place(options.device, options.precision, options.backend)
         calibration = Calibration.wanted(options.precision, options.calibration_folder)
         memory.keep_freed()
         wanted = options.models[0]
@@ -55,10 +55,12 @@ class Runner:
     def _warmed_up(self, options: ServingOptions, batch_size: int, fresh: bool) -> Engine:  # noqa: FBT001 - of one call
         backend = backends.make(
             self.model,
-            max_batch_size=batch_size,
-            cache_folder=expand_home(options.cache_folder),
-            fixed_shape=options.fixed_batch,
-            fresh=fresh,
+            BackendOptions(
+                max_batch_size=batch_size,
+                fixed_shape=options.fixed_batch,
+                cache_folder=expand_home(options.cache_folder),
+                fresh=fresh,
+            ),
         )
         engine = Engine(self.model, backend)
         try:

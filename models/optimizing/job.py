@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from models.hardware.placement import at_precision, place
+from models import backends
+from models.hardware.placement import at_precision
 from models.inference.batch_item import ItemOutput
 from models.interface.errors import GradlessError, JobError
 from models.loading import catalog
@@ -85,9 +86,9 @@ class Optimization:
         self._source: Source = sources.find(wanted.model)
         self._files = files.find([wanted.images])
         # Before anything takes long, and in the words that will be said when it is served.
-        placement = place(options.device, options.precision, options.backend)
+        placement = backends.place(options.device, options.precision, options.backend)
         if wanted.method != "prune":
-            at_precision(placement, wanted.method)
+            backends.check(at_precision(placement, wanted.method))
 
     def run(self) -> tuple[Report, bool]:
         """Make the folder; what it has brought, and whether it was kept, which it is not with too little agreement.

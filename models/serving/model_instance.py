@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from models import backends
-from models.backends import batch_shapes
+from models.backends import DEFAULT_CACHE_FOLDER, BackendOptions
 from models.hardware import memory
-from models.hardware.placement import BackendName, Placement, Precision
+from models.hardware.placement import Placement, Precision
 from models.images.decode_pool import DecodePool
 from models.inference.backend_agreement import with_fresh_conversion
 from models.inference.batch_item import BatchItem, ItemOutput
@@ -39,7 +39,7 @@ _ENDING_S = 1.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
     """How to serve. `models` are names of the catalog, or entries of one's own; the first is the default.
-    `max_batch_size` None: what batch_shapes.batch_size says. `decode_threads` None: what cores.decode_threads says.
+    `max_batch_size` None: as the backend prefers. `decode_threads` None: what cores.decode_threads says.
     `cores`: as many of these, for a process that shares them with others by agreement; None is all.
     `calibration_folder`: images, for int8 alone. `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a
     forward that takes longer has hung, and its model is started anew. `models_folder`: where models of one's own
@@ -52,8 +52,8 @@ class ServingOptions:
     max_models: int = 16
     device: str = "auto"
     precision: Precision = "fp32"
-    backend: BackendName | Literal["auto"] = "auto"
-    cache_folder: Path = Path("~/.cache/gradless")
+    backend: str = "auto"
+    cache_folder: Path = DEFAULT_CACHE_FOLDER
     calibration_folder: Path | None = None
     max_batch_size: int | None = None
     fixed_batch: bool = False
@@ -156,14 +156,15 @@ def _serve_loaded(
     model: LoadedModel, spec: ModelSpec, origin: Origin, around: ServingContext, *, fresh: bool
 ) -> ModelInstance:
     options = around.options
-    max_batch_size = options.max_batch_size or batch_shapes.batch_size(model.placement, model.weight_bytes)
     with ExitStack() as unfinished:
         backend = backends.make(
             model,
-            max_batch_size=max_batch_size,
-            cache_folder=expand_home(options.cache_folder),
-            fixed_shape=options.fixed_batch,
-            fresh=fresh,
+            BackendOptions(
+                max_batch_size=options.max_batch_size,
+                fixed_shape=options.fixed_batch,
+                cache_folder=expand_home(options.cache_folder),
+                fresh=fresh,
+            ),
         )
         engine = Engine(model, backend)
         unfinished.callback(engine.close)
@@ -187,11 +188,11 @@ def _serve_loaded(
         batcher: Batcher[BatchItem, ItemOutput] = Batcher(
             run,
             name=spec.name,
-            max_batch_size=max_batch_size,
+            max_batch_size=engine.hints.max_batch_size,
             max_wait_s=options.max_wait_s,
             queue_capacity=options.queue_capacity if around.reception is None else around.reception.queue_capacity,
-            lanes=engine.lanes,
-            room_from=engine.room_from,
+            lanes=engine.hints.max_in_flight,
+            room_from=engine.hints.overlap_min_size,
             prepare=prepare,
             on_batch=over,
         )

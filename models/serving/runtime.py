@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 from gradless import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
+from models.backends import place
 from models.hardware import cores, cuda, memory
-from models.hardware.placement import place
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
 from models.interface.cancellation import Wanted, always

@@ -20,9 +20,10 @@ from torch import nn
 from gradless import compare_served
 from gradless.records import ComparisonOptions
 from models import backends
+from models.backends import BackendOptions
 from models.backends.eager import served_network
-from models.hardware import memory, placement
-from models.hardware.placement import BackendName, Precision
+from models.hardware import memory
+from models.hardware.placement import Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
@@ -82,15 +83,17 @@ def engine_of(cache_folder: Path) -> Callable[..., Engine]:
     def make(
         spec: ModelSpec | None = None,
         precision: Precision = "fp32",
-        backend: BackendName = "eager",
+        backend: str = "eager",
         *,
         max_batch_size: int = 32,
         fixed_shape: bool = False,
     ) -> Engine:
-        model = load(spec or catalog.find(catalog.DEFAULT_MODEL), placement.place("cuda", precision, backend))
+        model = load(spec or catalog.find(catalog.DEFAULT_MODEL), backends.place("cuda", precision, backend))
         return Engine(
             model,
-            backends.make(model, max_batch_size=max_batch_size, cache_folder=cache_folder, fixed_shape=fixed_shape),
+            backends.make(
+                model, BackendOptions(max_batch_size=max_batch_size, cache_folder=cache_folder, fixed_shape=fixed_shape)
+            ),
         )
 
     return make

@@ -14,8 +14,8 @@ from torch import nn
 
 from gradless import ComparisonAbandonedError, budget, compare, compare_served
 from gradless.records import ARMS, ArmName, ArmReport, Comparison, ComparisonOptions, Progress
+from models.backends import place
 from models.hardware import memory
-from models.hardware.placement import place
 from models.images.transforms import Transform
 from models.inference.engine import Engine
 from models.interface.errors import ComparisonTooLargeError

@@ -16,7 +16,6 @@ import httpx2
 import pytest
 
 from models.hardware import cores
-from models.inference.engine import Engine
 from models.networks.specs import ModelSpec
 
 pytestmark = pytest.mark.anyio
@@ -169,16 +168,16 @@ async def test_a_full_house_is_a_429_with_a_time_to_come_back(
         assert images_total(await exposition(client)) == {"ok": 2, "refused": 1}
 
 
-@pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one lane")
+@pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one batch in flight")
 async def test_an_image_waits_for_no_other_where_each_has_a_core(
     over_http: OverHttp,
     gated: ModelSpec,
     gate: threading.Event,
     entered: threading.Event,
     clock_png: bytes,
-    monkeypatch: pytest.MonkeyPatch,
+    set_overlap_min_size: Callable[[int | None], None],
 ) -> None:
-    monkeypatch.setattr(Engine, "room_from", 1)
+    set_overlap_min_size(1)
     async with over_http(gated) as client:
         gate.clear()
         requests = []

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from models import backends
-from models.hardware import cores, placement
-from models.hardware.placement import BackendName
+from models.backends import BackendOptions
+from models.hardware import cores
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.cancellation import Wanted
@@ -40,30 +40,31 @@ def _items(seed: int) -> list[BatchItem]:
 @pytest.fixture(params=["openvino", "eager"])
 def engine(request: pytest.FixtureRequest, tiny: ModelSpec, tmp_path: Path) -> Iterator[Engine]:
     """The tiny model, warmed up for each of two lanes."""
-    backend: BackendName = request.param
-    model = load(tiny, placement.place("cpu", "fp32", backend))
-    made = Engine(model, backends.make(model, max_batch_size=len(_items(0)), cache_folder=tmp_path))
+    backend: str = request.param
+    model = load(tiny, backends.place("cpu", "fp32", backend))
+    made = Engine(model, backends.make(model, BackendOptions(max_batch_size=len(_items(0)), cache_folder=tmp_path)))
     yield made
     made.close()
 
 
 @pytest.fixture
-def lanes(engine: Engine) -> Iterator[ThreadPoolExecutor]:
+def batch_threads(engine: Engine) -> Iterator[ThreadPoolExecutor]:
     """The two threads that run its batches."""
     with ThreadPoolExecutor(2, initializer=engine.prepare_thread) as threads:
         yield threads
 
 
-@pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one lane")
-def test_a_backend_that_shares_batches_out_to_cores_has_two_lanes_and_leaves_room_once_each_has_an_image(
+@pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one batch in flight")
+def test_a_backend_that_runs_images_on_single_cores_allows_a_second_batch_once_each_core_has_an_image(
     engine: Engine,
 ) -> None:
-    assert engine.lanes == 2
-    # Behind `eager` an image alone keeps to one core; with `openvino` it has all of them.
-    assert engine.room_from == {"eager": 1, "openvino": cores.available_cores()}[engine.model.placement.backend]
+    assert engine.hints.max_in_flight == 2
+    # `eager` runs a single image on one core, `openvino` on all of them.
+    expected = {"eager": 1, "openvino": cores.available_cores()}
+    assert engine.hints.overlap_min_size == expected[engine.model.placement.backend]
 
 
-def test_each_of_two_batches_under_way_together_gets_its_own_answers(engine: Engine, lanes: ThreadPoolExecutor) -> None:
+def test_each_of_two_batches_in_flight_gets_its_own_results(engine: Engine, batch_threads: ThreadPoolExecutor) -> None:
     batches = [_items(seed) for seed in range(2)]
     alone = [engine.run(batch) for batch in batches]
     together = threading.Barrier(2)
@@ -77,11 +78,11 @@ def test_each_of_two_batches_under_way_together_gets_its_own_answers(engine: Eng
                 assert expected.probabilities is not None
                 np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-4)
 
-    list(lanes.map(run_many_times, range(2)))
+    list(batch_threads.map(run_many_times, range(2)))
 
 
-def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_lanes_are_busy(
-    engine: Engine, lanes: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_batch_threads_are_busy(
+    engine: Engine, batch_threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside: set[int] = set()
     ran = [threading.Event(), threading.Event()]
@@ -102,7 +103,7 @@ def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_lanes_are_busy(
             ran[number].set()
 
     monkeypatch.setattr(engine, "forward", noted)
-    busy = [lanes.submit(keep_busy, number) for number in range(2)]
+    busy = [batch_threads.submit(keep_busy, number) for number in range(2)]
     try:
         pixels = torch.stack([item.image for item in _items(2)]).contiguous(memory_format=torch.channels_last)
         for _ in range(_ROUNDS):
@@ -128,8 +129,8 @@ def test_threads_that_compute_give_way_to_all_others(tiny: ModelSpec, tmp_path: 
     tasks = Path("/proc/self/task")
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     before = priorities()
-    model = load(tiny, placement.place("cpu", "fp32", "openvino"))
-    engine = Engine(model, backends.make(model, max_batch_size=len(_items(0)), cache_folder=tmp_path))
+    model = load(tiny, backends.place("cpu", "fp32", "openvino"))
+    engine = Engine(model, backends.make(model, BackendOptions(max_batch_size=len(_items(0)), cache_folder=tmp_path)))
     engine.run(_items(0))
     after = priorities()
     engine.close()

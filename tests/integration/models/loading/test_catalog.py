@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from models.hardware import placement
+from models import backends
 from models.images.preprocessing import decode_image
 from models.images.samples import Sample, draw, encode
 from models.inference.batch_item import BatchItem
@@ -18,7 +18,7 @@ from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.specs import Classifier
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 
 def test_the_default_model_has_the_thousand_classes_of_imagenet(default_model: LoadedModel) -> None:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.hardware import placement
+from models import backends
 from models.interface.errors import DeviceUnavailableError, ModelFolderError
 from models.loading import catalog
 from models.loading.load import load
@@ -132,7 +132,7 @@ def test_sizes_without_a_file_of_weights_are_refused(write: Write) -> None:
 
 def test_a_folders_own_precision_goes_before_that_of_the_process(write: Write) -> None:
     spec = catalog.find(str(write(serve='[serve]\nprecision = "bf16"')))
-    assert load(spec, placement.place("cpu", "fp32", "eager")).placement.precision == "bf16"
+    assert load(spec, backends.place("cpu", "fp32", "eager")).placement.precision == "bf16"
     spec = catalog.find(str(write(serve='[serve]\nprecision = "fp16"')))
     with pytest.raises(DeviceUnavailableError, match="fp16 is for GPUs"):
-        load(spec, placement.place("cpu", "fp32", "eager"))
+        load(spec, backends.place("cpu", "fp32", "eager"))

@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.hardware import placement
+from models import backends
 from models.images import transforms
 from models.interface.errors import ModelFolderError, StartError, UnknownCatalogNameError
 from models.interface.telemetry import Unheard
@@ -23,7 +23,7 @@ from models.model_folder import description, writing
 from models.networks.specs import Classifier, FeatureLayer
 from models.serving.runtime import LocalRuntime, ServingOptions
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 ARCHITECTURE = "shufflenet_v2_x0_5"
 
 MakeFolder = Callable[..., Path]

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.hardware import placement
+from models import backends
 from models.interface.errors import ModelFolderError
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 NET = """
 import torch

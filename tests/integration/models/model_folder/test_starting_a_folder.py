@@ -10,14 +10,14 @@ import torch
 import torchvision
 from torch import nn
 
-from models.hardware import placement
+from models import backends
 from models.interface.errors import ModelFolderError
 from models.loading import catalog
 from models.loading.load import load
 from models.model_folder import guessing, shapes
 from models.model_folder.starting import start
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 
 def network(name: str, classes: int) -> nn.Module:

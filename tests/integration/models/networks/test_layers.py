@@ -13,9 +13,8 @@ from torch import nn
 from gradless import compare_served
 from gradless.records import ARMS, ComparisonOptions
 from models import backends
+from models.backends import BackendOptions
 from models.backends.folding import folded
-from models.hardware import placement
-from models.hardware.placement import BackendName
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import UnsupportedArchitectureError
@@ -23,7 +22,7 @@ from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 # A network of timm's for its own tests: four stages, 160 pixels.
 NAME = "timm/test_resnet"
@@ -160,11 +159,12 @@ def test_a_network_that_cannot_be_followed_is_refused_with_the_reason(tiny: Mode
 @pytest.mark.parametrize("form", ["pooled", "map"])
 @pytest.mark.parametrize("backend", ["eager", "openvino"])
 def test_a_backend_gives_what_the_layer_gives(
-    backend: BackendName, form: FeatureForm, request: pytest.FixtureRequest, tmp_path: Path
+    backend: str, form: FeatureForm, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     model: LoadedModel = request.getfixturevalue("pooled" if form == "pooled" else "mapped")
     made = backends.make(
-        replace(model, placement=placement.place("cpu", "fp32", backend)), max_batch_size=8, cache_folder=tmp_path
+        replace(model, placement=backends.place("cpu", "fp32", backend)),
+        BackendOptions(max_batch_size=8, cache_folder=tmp_path),
     )
     pixels = torch.randint(0, 256, (5, 3, 160, 160), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -176,8 +176,8 @@ def test_a_backend_gives_what_the_layer_gives(
 
 
 def test_a_compiled_backend_gives_what_the_layer_gives(pooled: LoadedModel, tmp_path: Path) -> None:
-    model = replace(pooled, placement=placement.place("cpu", "fp32", "compiled"))
-    made = backends.make(model, max_batch_size=2, cache_folder=tmp_path)
+    model = replace(pooled, placement=backends.place("cpu", "fp32", "compiled"))
+    made = backends.make(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path))
     pixels = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     with torch.inference_mode():
         features, logits = made.run(pixels)

@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from models.hardware import placement
+from models import backends
 from models.interface.errors import (
     StartError,
     UnknownCatalogNameError,
@@ -22,7 +22,7 @@ from models.loading import catalog
 from models.loading.load import load
 from models.networks import architectures
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 # One of timm's own for tests: under half a million parameters.
 NAME = "timm/test_resnet.r160_in1k"
