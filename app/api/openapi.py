@@ -25,6 +25,7 @@ from app.http.problems import (
     SlowBodyError,
     UnauthorizedError,
 )
+from models.images.formats import TITLES
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 
@@ -40,7 +41,7 @@ _KEY_SCHEMES = {
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One image file as it is (JPEG, PNG, WebP, GIF, BMP, TIFF), or several as multipart files.",
+        "description": f"One image file as it is ({', '.join(TITLES)}), or several as multipart files.",
         "content": {
             "image/*": _BINARY,
             "application/octet-stream": _BINARY,

@@ -23,7 +23,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.images.file_limits import MeteredFile, format_of
+from models.images.file_limits import MeteredFile
+from models.images.formats import FORMATS, format_of
 from models.images.jpeg_limits import read_layout
 from models.images.tiff_tags import read_numbers
 from models.interface.errors import (
@@ -34,8 +35,6 @@ from models.interface.errors import (
     UnsupportedFormatError,
 )
 from models.interface.image_limits import ImageLimits
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 Pixels = NDArray[np.uint8]
 

@@ -1,4 +1,4 @@
-"""Which files a job is about, in an order that is the same each time. Needs the standard library alone."""
+"""Which files a job is about, in an order that is the same each time. Needs no torch."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from models.images.formats import SUFFIXES
 from models.interface.errors import JobError
-
-# Of the formats that models/images/decode.py reads. In folders alone: a file that is named is taken whatever it is
-# called.
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-)
 
 
 def find(paths: Sequence[Path]) -> list[str]:

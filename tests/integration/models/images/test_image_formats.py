@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from models.images.decode import FORMATS
+from models.images.formats import FORMATS
 from models.images.preprocessing import decode_image
 from models.interface.image_limits import ImageLimits
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from models.images.decode import FORMATS, read_header
+from models.images.decode import read_header
+from models.images.formats import FORMATS
 from models.images.preprocessing import decode_image
 from models.interface.errors import (
     EmptyImageError,
