@@ -16,13 +16,15 @@ import torch
 from models.hardware.placement import Placement, at_precision
 from models.images.transforms import Normalize, Transform
 from models.interface.errors import ModelFolderError, StartError, UnsupportedArchitectureError
-from models.loading import quantized
 from models.loading.calibration import Calibration
 from models.model_folder.description import FILE_NAME
 from models.networks.heads import cut_at_head
 from models.networks.layers import cut_at_layer, without_head
 from models.networks.network import Network
 from models.networks.specs import Classifier, FeatureLayer, ModelSpec
+
+# An OpenVINO network is a .xml file and its weights, which have the same name with this suffix.
+WEIGHTS_SUFFIX = ".bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +99,17 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
 def _told_precision(placement: Placement, calibration: Calibration | None, own_int8: Path | None) -> str:
     """With what else the numbers of an int8 network depend on."""
     if own_int8 is not None:
-        return f"{placement.precision} {quantized.digest(own_int8)}"
+        return f"{placement.precision} {quantized_digest(own_int8)}"
     return placement.precision if calibration is None else f"{placement.precision} {calibration.digest}"
+
+
+def quantized_digest(file: Path) -> str:
+    """Return 16 hex digits over the quantized network in `file`, a .xml, and its weights."""
+    found = hashlib.sha256()
+    for part in (file, file.with_suffix(WEIGHTS_SUFFIX)):
+        with part.open("rb") as stream:
+            found.update(hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()[:16]
 
 
 def _cut(spec: ModelSpec, classifier: Classifier) -> Network:

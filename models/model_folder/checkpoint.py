@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from models.hardware import memory
 from models.interface.errors import ModelFolderError
-from models.model_folder.bounded import MIB
+from models.model_folder.description import MIB
 from models.model_folder.pickled import remedy
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.interface.errors import ModelFolderError
-from models.model_folder import bounded
 from models.model_folder.keys import Keys
 
 FILE_NAME = "model.toml"
+
+MIB = 2**20
 
 Preset = Literal["torchvision", "timm"]
 FeatureForm = Literal["pooled", "map"]
@@ -54,7 +56,7 @@ REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 # Room for the names of some 30,000 classes in the file itself.
-_MOST_BYTES = bounded.MIB
+_MOST_BYTES = MIB
 
 _LARGEST_SIDE = 4096
 MOST_CLASSES = 1_000_000
@@ -154,7 +156,7 @@ def read(folder: Path) -> Description:
 
 def _parsed(file: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(bounded.read(file, _MOST_BYTES).decode())
+        return tomllib.loads(read_bounded(file, _MOST_BYTES).decode())
     except FileNotFoundError:
         folder = file.parent
         if not folder.is_dir():
@@ -233,3 +235,24 @@ def _reference(keys: Keys) -> Reference:
         probability=probability,
         tolerance=_TOLERANCE if tolerance is None else tolerance,
     )
+
+
+def read_bounded(file: Path, most_bytes: int) -> bytes:
+    """Return the content of a small file of a model folder.
+
+    Raises FileNotFoundError, and ModelFolderError if the file has more than `most_bytes`, cannot be read, or is a pipe
+    or a device: such files would take memory or time from the models that are served.
+    """
+    try:
+        # Opening a pipe would block until another process writes to it.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ModelFolderError(file, "is not a regular file")
+        with file.open("rb") as stream:
+            content = stream.read(most_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ModelFolderError(file, f"cannot be read: {error.strerror}") from error
+    if len(content) > most_bytes:
+        raise ModelFolderError(file, f"is larger than {most_bytes // MIB} MiB, the most that is read of such a file")
+    return content

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.interface.errors import ModelFolderError
-from models.model_folder import bounded
-from models.model_folder.description import MOST_CLASSES
+from models.model_folder.description import MIB, MOST_CLASSES, read_bounded
 
 # Of a million classes, with 32 bytes each.
-_MOST_BYTES = 32 * bounded.MIB
+_MOST_BYTES = 32 * MIB
 
 # A name is part of every answer.
 _LONGEST_NAME = 1000
@@ -22,7 +21,7 @@ def read(file: Path) -> tuple[str, ...]:
     by name, as torchvision's `ImageFolder.class_to_idx`. Anything else is text, one name a line. Raises
     ModelFolderError."""
     try:
-        text = bounded.read(file, _MOST_BYTES).decode("utf-8-sig")
+        text = read_bounded(file, _MOST_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelFolderError(file, f"cannot be read as UTF-8 text: {error}") from error
     names = _of_json(file, text) if file.suffix.lower() == ".json" else _of_lines(file, text)

@@ -20,15 +20,14 @@ import torch
 from torch import nn
 
 from models.interface.errors import ModelFolderError
-from models.model_folder import bounded
-from models.model_folder.description import Description
+from models.model_folder.description import MIB, Description, read_bounded
 
 _REFERENCE = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+(\.\w+)*)")
 
 _SEED = 0
 
 # Of one file of Python.
-_MOST_BYTES = 16 * bounded.MIB
+_MOST_BYTES = 16 * MIB
 
 
 def is_own(architecture: str) -> bool:
@@ -44,7 +43,7 @@ def digest(description: Description) -> str | None:
     found = hashlib.sha256()
     for file in sources(description.folder):
         found.update(f"{file.relative_to(description.folder)}\0".encode())
-        found.update(hashlib.sha256(bounded.read(file, _MOST_BYTES)).digest())
+        found.update(hashlib.sha256(read_bounded(file, _MOST_BYTES)).digest())
     return found.hexdigest()[:16]
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from models.interface.errors import ModelFolderError
-from models.model_folder import bounded
+from models.model_folder.description import MIB, read_bounded
 
 Sizes = Mapping[str, int]
 SizesByLayer = Mapping[str, Sizes]
@@ -34,7 +34,7 @@ _KINDS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 _LARGEST = 1_000_000
 
 # Of some ten thousand layers.
-_MOST_BYTES = bounded.MIB
+_MOST_BYTES = MIB
 
 
 def differing(module: nn.Module, fresh: nn.Module) -> dict[str, dict[str, int]]:
@@ -54,7 +54,7 @@ def differing(module: nn.Module, fresh: nn.Module) -> dict[str, dict[str, int]]:
 def read(file: Path) -> SizesByLayer:
     """What `file` says. Raises ModelFolderError unless it is as `differing` gives it."""
     try:
-        held = json.loads(bounded.read(file, _MOST_BYTES))
+        held = json.loads(read_bounded(file, _MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFolderError(file, f"cannot be read as JSON: {error}") from error
     if not isinstance(held, dict) or not all(isinstance(sizes, dict) for sizes in held.values()):
@@ -68,7 +68,7 @@ def read(file: Path) -> SizesByLayer:
 
 def digest(file: Path) -> str:
     """16 hex digits over what `file` holds."""
-    return hashlib.sha256(bounded.read(file, _MOST_BYTES)).hexdigest()[:16]
+    return hashlib.sha256(read_bounded(file, _MOST_BYTES)).hexdigest()[:16]
 
 
 def resize(module: nn.Module, layers: SizesByLayer, file: Path) -> nn.Module:
