@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="JPEG files to compare on")
     wanted = parser.parse_args()
     bodies = [path.read_bytes() for path in wanted.pictures]
-    memory.keep_freed()
+    memory.retain_freed_pages()
     model = load(catalog.find(catalog.DEFAULT_MODEL), place("cpu", "fp32", "eager"))
     expected = reference(bodies, model)
     images = [by_gradless(body, model.transform) for body in bodies]

@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("bodies", type=Path, nargs="+", help="JPEG files")
     wanted = parser.parse_args()
     bodies = [path.read_bytes() for path in wanted.bodies]
-    memory.keep_freed()
+    memory.retain_freed_pages()
     calibration = Calibration.of(wanted.calibration_folder) if wanted.precision == "int8" else None
     model = load(catalog.find(wanted.model), backends.place("cpu", wanted.precision, wanted.backend), calibration)
     engine = Engine(model, backends.make(model, BackendOptions(max_batch_size=_MAX_BATCH_SIZE, cache_folder=CACHE)))

@@ -82,4 +82,4 @@ def _nothing_left_behind(device: torch.device) -> Iterator[None]:
         with torch.inference_mode(False), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield
     finally:
-        memory.give_back(device)
+        memory.trim(device)

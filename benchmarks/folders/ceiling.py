@@ -16,7 +16,7 @@ from models.loading.load import load
 
 def main(folder: Path, seconds: float) -> None:
     """Print the rate on the pictures of `folder`."""
-    memory.keep_freed()
+    memory.retain_freed_pages()
     model = load(catalog.find(catalog.DEFAULT_MODEL), backends.place("auto", "fp32", "auto"))
     engine = Engine(model, backends.make(model, BackendOptions(max_batch_size=32, cache_folder=CACHE)))
     bodies = [path.read_bytes() for path in sorted(folder.iterdir())]

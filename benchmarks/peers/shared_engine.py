@@ -18,7 +18,7 @@ from models.networks.network import Network
 _SPEC = catalog.find({"resnet50": "resnet50:random"}.get(MODEL, MODEL))
 _LIMITS = ImageLimits()
 
-memory.keep_freed()
+memory.retain_freed_pages()
 _MODEL = load(_SPEC, backends.place("cpu", "fp32", "eager"))
 
 

@@ -154,7 +154,7 @@ def _compiled_at_low_priority(
     core: openvino.Core, network: openvino.Model, options: dict[str, Any]
 ) -> openvino.CompiledModel:
     """Compile in a thread of low priority: the threads of OpenVINO's streams inherit it."""
-    with ThreadPoolExecutor(1, initializer=cores.give_way_in_this_thread) as creator:
+    with ThreadPoolExecutor(1, initializer=cores.lower_priority_in_this_thread) as creator:
         return creator.submit(core.compile_model, network, "CPU", options).result()
 
 

@@ -105,7 +105,7 @@ class RecordedBackend(Backend):
             return True
         # Outside the handler, because the frames of the error hold the unfinished recordings.
         gc.collect()
-        memory.give_back(self._device)
+        memory.trim(self._device)
         return False
 
 

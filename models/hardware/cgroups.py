@@ -1,4 +1,4 @@
-"""What a container may have of memory: the limits of the control groups that this process is in."""
+"""Memory limits of a container: those of the control groups (cgroups) of this process."""
 
 from __future__ import annotations
 
@@ -9,20 +9,19 @@ from typing import NamedTuple
 _ROOT = Path("/sys/fs/cgroup")
 _OWN = Path("/proc/self/cgroup")
 
-# Version 1 says that there is none by a number that no machine has; version 2 by "max".
+# Version 1 states "no limit" as a number above any machine's memory; version 2 as "max".
 _NO_LIMIT = 2**62
 
 
 class MemoryLimit(NamedTuple):
-    """Of one control group, in bytes: the most that all in it may have together, and what is left of that."""
+    """The limit of one control group, and what its processes have not used of it, both in bytes."""
 
     limit: int
     room: int
 
 
 def memory_limits() -> Iterator[MemoryLimit]:
-    """Those of each control group that this process is in and that has one, be they of version 1, whose memory
-    controller has a tree of its own, or of version 2."""
+    """Yield the limit of each control group of this process that has one, for cgroups of version 1 and 2."""
     try:
         lines = _OWN.read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -34,7 +33,7 @@ def memory_limits() -> Iterator[MemoryLimit]:
             continue
         top = _ROOT / files.tree
         group = top / path.lstrip("/")
-        # A limit holds for the groups below it. In a container the path may be the host's, and only the top be there.
+        # A limit also holds for the groups below. In a container the path may be the host's, and only the top exists.
         for folder in (group, *group.parents):
             if (found := _limit(folder, files)) is not None:
                 yield found
@@ -43,8 +42,8 @@ def memory_limits() -> Iterator[MemoryLimit]:
 
 
 class _Files(NamedTuple):
-    """Where a version of control groups says what: limit and use in bytes, and in its statistics the pages of files
-    not used lately, which are given up when somebody needs them."""
+    """File names of a cgroup version: limit and use in bytes, and the key in memory.stat of file pages not used lately,
+    which the kernel reclaims on demand."""
 
     tree: str
     limit: str

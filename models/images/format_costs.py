@@ -34,10 +34,10 @@ class Picture(NamedTuple):
     thread_decoder_bytes: float | None = None
 
 
-# libjpeg-turbo, nanoseconds: for each byte of entropy-coded data; for each block of a scan; for each coefficient of a
-# block that a scan of a progressive image may change; for each that may be arithmetically coded, which needs no byte,
-# since after its last one such data goes on for ever; to compute the pixels of a block, or to smooth one of an
-# unfinished progressive image; for each byte of Exif data, which Pillow reads in Python.
+# Nanoseconds of libjpeg-turbo: for each byte of entropy-coded data; for each block of a scan; for each coefficient that
+# a scan of a progressive image may change; for each that may be arithmetically coded, which needs no bytes of the file;
+# to compute the pixels of a block, or to smooth one of an unfinished progressive image. And for each byte of Exif data,
+# which Pillow reads in Python.
 _NS_JPEG_BYTE = 12.0
 _NS_JPEG_BLOCK = 30.0
 _NS_JPEG_COEFFICIENT = 1.75
@@ -84,9 +84,9 @@ def jpeg(encoded: bytes, enough: int) -> Picture:
     )
 
 
-# zlib and Pillow's filters, nanoseconds for each byte of the unpacked rows. Pillow, nanoseconds for each chunk, each
-# byte of metadata, and each byte that is unpacked from it, and the bytes of memory that it takes for these. The slowest
-# is text of many lines that claims to be Exif data; the largest is text with letters outside of the BMP.
+# Nanoseconds of zlib and Pillow's filters for each byte of the unpacked rows. Nanoseconds of Pillow for each chunk,
+# each byte of metadata, and each byte unpacked from it, and the memory for these. The slowest metadata is text of many
+# lines that claims to be Exif data; the largest is text with characters outside of the BMP.
 _NS_PNG_BYTE = 9.0
 _NS_PNG_CHUNK = 3_000.0
 _NS_PNG_METADATA_BYTE = 50.0
@@ -120,14 +120,14 @@ def png(encoded: bytes, _enough: int) -> Picture:
         + chunks.interpreted_bytes * _PNG_BYTES_FOR_METADATA_BYTE
         + chunks.unpacked_bytes * _PNG_BYTES_FOR_UNPACKED_BYTE
         + chunks.other_bytes,
-        # Only a process is held to what was predicted.
+        # Only a decoder process enforces the prediction.
         ordinary=not deep and chunks.complete,
     )
 
 
-# libwebp, nanoseconds, and bytes for each pixel: ARGB of the frame, the canvas, the canvas before it, its copy for
-# Python, and Pillow's image. A lossless one may have tables for every few pixels, which its header does not tell: a
-# process is held to what was predicted.
+# Nanoseconds of libwebp, and bytes for each pixel: ARGB of the frame, the canvas, the previous canvas, its copy for
+# Python, and Pillow's image. A lossless file may have tables for every few pixels, which its header does not state; the
+# limits of a decoder process bound it.
 _NS_WEBP_PIXEL = 45.0
 _NS_WEBP_BYTE = 70.0
 _WEBP_BYTES = 14
@@ -161,7 +161,7 @@ def webp(encoded: bytes, _enough: int) -> Picture:
 
 
 def _webp_image_kind(encoded: bytes) -> bytes:
-    """The first chunk that holds an image or a part of one: VP8 (lossy), VP8L, ALPH or ANMF."""
+    """Return the type of the first chunk with an image or a part of one: VP8 (lossy), VP8L, ALPH or ANMF."""
     at = _WEBP_EXTENDED_HEADER
     for _ in range(_MOST_WEBP_CHUNKS):
         kind, size = struct.unpack_from("<4sI", encoded, at)
@@ -186,7 +186,7 @@ def gif(encoded: bytes, _enough: int) -> Picture:
         at += 1
     if encoded[at] == _GIF_IMAGE:
         left, top, across, down = struct.unpack_from("<HHHH", encoded, at + 1)
-        # A frame that is larger than the screen makes the screen larger.
+        # A frame that is larger than the screen enlarges the screen.
         width, height = max(width, left + across), max(height, top + down)
     pixels = width * height
     return Picture(width, height, pixels * _NS_GIF_PIXEL, pixels * 5)
@@ -226,8 +226,8 @@ def bmp(encoded: bytes, _enough: int) -> Picture:
     )
 
 
-# libtiff, nanoseconds for each byte that a strip or tile is unpacked to, by the value of its tag Compression; the
-# slowest for those that are not here. CCITT's are of bits: a byte is eight pixels.
+# Nanoseconds of libtiff for each byte that a strip or tile unpacks to, by the value of the tag Compression; others
+# count as the slowest. For CCITT a byte is eight pixels.
 _NS_TIFF_BYTE: Mapping[int, float] = {
     1: 2.0,  # none
     2: 80.0,  # CCITT
@@ -292,6 +292,6 @@ def tiff(encoded: bytes, _enough: int) -> Picture:
         length,
         pieces * (_NS_TIFF_PIECE + piece_bytes * byte_ns)
         + pixels * _NS_TIFF_LAB_PIXEL * (tags.get(_PHOTOMETRIC) == _LAB),
-        # One piece, unpacked and as it is read, and Pillow's image, twice where it has to be turned.
+        # One piece, packed and unpacked, and Pillow's image, twice if it has to be rotated.
         2 * piece_bytes * packed + pixels * copies * (4 if samples > 1 else -(-bits // 8)),
     )

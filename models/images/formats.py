@@ -74,6 +74,6 @@ def format_of(encoded: bytes) -> str | None:
     return None if found is None else found.lastgroup
 
 
-def is_image(beginning: bytes) -> bool:
+def is_image(beginning: bytes | bytearray) -> bool:
     """Return whether the first SIGNATURE_BYTES of data of unknown kind are those of an image."""
     return _STRICT_SIGNATURE.match(beginning) is not None

@@ -1,4 +1,4 @@
-"""model.toml: what it may say, and what it says."""
+"""Read model.toml. Needs no torch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ PRESETS: tuple[Preset, ...] = ("torchvision", "timm")
 FEATURE_FORMS: tuple[FeatureForm, ...] = ("pooled", "map")
 SERVED_PRECISIONS: tuple[ServedPrecision, ...] = ("fp32", "bf16", "fp16", "int8")
 
-# As models.images.transforms has them; what is read here needs no torch.
+# The same as in models.images.transforms, which imports torch.
 INTERPOLATIONS = ("bilinear", "bicubic")
 FITS = ("crop", "stretch", "pad")
 
-# Words that stand for weights which are in no file of the folder.
+# Values of `weights` that name no file.
 WithoutFile = Literal["published", "random"]
 WITHOUT_FILE: tuple[WithoutFile, ...] = ("published", "random")
 
-# Of the file, and below of its tables.
+# Keys of the file; those of its tables follow.
 KEYS = (
     "name",
     "architecture",
@@ -46,16 +46,16 @@ KEYS = (
     "serve",
     "reference",
 )
-# Of [transform], where no architecture has one to begin with.
+# Keys of [transform] that a network of the user's own needs.
 NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")
 TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
 SERVE_KEYS = ("precision", "quantized")
 REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
 
-# It is part of addresses, labels of metrics and lists separated by commas.
+# Names are part of URLs, metric labels and comma-separated lists.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-# Room for the names of some 30,000 classes in the file itself.
+# Enough for the names of 30,000 classes in the file itself.
 _MOST_BYTES = MIB
 
 _LARGEST_SIDE = 4096
@@ -65,8 +65,8 @@ _TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TransformKeys:
-    """The [transform] table. `explicit`: the given fields of models.images.transforms.Transform; they override what the
-    architecture's authors publish. `preset`: the architecture whose published transform applies."""
+    """The [transform] table. `explicit`: the given fields of models.images.transforms.Transform, which override the
+    published transform. `preset`: the publisher of that transform."""
 
     preset: Preset | None
     explicit: Mapping[str, Any]
@@ -74,8 +74,8 @@ class TransformKeys:
 
 @dataclass(frozen=True, slots=True)
 class ServeKeys:
-    """What [serve] says, which goes before the settings of whoever serves it. `quantized`: for int8 alone, and always
-    there then, the .xml of a network that OpenVINO reads, with its .bin beside it."""
+    """The [serve] table, which overrides the settings of the server. `quantized`: set for int8 and only then, the .xml
+    of an OpenVINO network; its weights are in the .bin file of the same name."""
 
     precision: ServedPrecision
     quantized: Path | None
@@ -83,7 +83,7 @@ class ServeKeys:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A picture whose answer is known. The label's probability, where given, may differ by `tolerance`."""
+    """An image whose class is known. The probability of the label, if given, may differ by `tolerance`."""
 
     image: Path
     label: str
@@ -93,9 +93,9 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model folder as its model.toml describes it. `pruned` is a file of sizes that layers have instead of their
-    architecture's; `labels` is a file of them, or they themselves; `classes` 0 is a network that ends with features.
-    Files are there, but nothing of them has been read."""
+    """A model folder as its model.toml describes it. `pruned`: file of layer sizes that differ from the architecture's.
+    `labels`: a file, or the labels themselves. `classes` 0: the output of the network is features. All files exist, but
+    have not been read."""
 
     folder: Path
     name: str
@@ -115,17 +115,17 @@ class Description:
         return self.folder / FILE_NAME
 
     def refusal(self, key: str, reason: str) -> ModelFolderError:
-        """The error that says what is wrong with `key`."""
+        """Return the error about `key`."""
         return ModelFolderError(self.file, reason, key)
 
 
 def is_name(text: str) -> bool:
-    """Whether a model can be named so."""
+    """Return whether `text` is a valid name of a model."""
     return _NAME.fullmatch(text) is not None
 
 
 def read(folder: Path) -> Description:
-    """What the model.toml in `folder` says. Raises ModelFolderError."""
+    """Read the model.toml in `folder`. Raises ModelFolderError."""
     file = folder / FILE_NAME
     keys = Keys.of(file, "", _parsed(file), KEYS)
     transform = keys.subtable("transform", TRANSFORM_KEYS)
@@ -167,10 +167,10 @@ def _parsed(file: Path) -> dict[str, object]:
 
 
 def _name(keys: Keys) -> str:
-    told = keys.text("name")
-    name = keys.file.parent.resolve().name if told is None else told
+    given = keys.text("name")
+    name = keys.file.parent.resolve().name if given is None else given
     if not is_name(name):
-        what = f"not {name!r}" if told is not None else f"and the folder's, {name!r}, is none: set it"
+        what = f"not {name!r}" if given is not None else f"and the folder's, {name!r}, is none: set it"
         raise keys.refusal("name", f"must be letters, digits, '.', '_' and '-', at most 100, {what}")
     return name
 
@@ -213,14 +213,14 @@ def _transform(keys: Keys) -> TransformKeys:
 
 def _serve(keys: Keys) -> ServeKeys:
     keys.needed_text("precision", f"one of {', '.join(SERVED_PRECISIONS)}")
-    told = keys.one_of("precision", SERVED_PRECISIONS)
+    precision = keys.one_of("precision", SERVED_PRECISIONS)
     text = keys.text("quantized")
-    if (told == "int8") != (text is not None):
+    if (precision == "int8") != (text is not None):
         raise keys.refusal("quantized", "goes with precision int8, and int8 with it; `gradless optimize` writes both")
     quantized = None if text is None else keys.file_inside("quantized", text)
     if text is not None:
         keys.file_inside("quantized", str(Path(text).with_suffix(".bin")))
-    return ServeKeys(next(known for known in SERVED_PRECISIONS if known == told), quantized)
+    return ServeKeys(next(known for known in SERVED_PRECISIONS if known == precision), quantized)
 
 
 def _reference(keys: Keys) -> Reference:

@@ -37,8 +37,8 @@ class Runner:
         """The first of `options.models`, in batches of up to `batch_size`. `check` sees the model before the backend is
         made, which may take minutes. Raises StartError, and what `check` does."""
         placement = backends.place(options.device, options.precision, options.backend)
-        calibration = Calibration.wanted(options.precision, options.calibration_folder)
-        memory.keep_freed()
+        calibration = Calibration.for_precision(options.precision, options.calibration_folder)
+        memory.retain_freed_pages()
         wanted = options.models[0]
         spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
         self.model: LoadedModel = load(spec, placement, calibration)
@@ -48,7 +48,7 @@ class Runner:
             self._engine.run,
             model=self.model.name,
             out_of_memory=memory.ran_out,
-            release_memory=partial(memory.give_back, placement.device),
+            release_memory=partial(memory.trim, placement.device),
             telemetry=Unheard(),
         )
 

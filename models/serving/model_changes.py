@@ -29,7 +29,7 @@ from models.interface.errors import (
 from models.interface.results import Loaded
 from models.lens.runner import Lens
 from models.loading import sources
-from models.loading.sources import Origin
+from models.loading.sources import ModelSource
 from models.networks.specs import ModelSpec
 from models.scheduling.background import BackgroundWork
 from models.serving.model_instance import ModelInstance, ServingContext, serve_model
@@ -58,7 +58,7 @@ class ModelChanges:
         self._idle = threading.Event()
         self._idle.set()
 
-    def start(self, spec: ModelSpec, origin: Origin) -> None:
+    def start(self, spec: ModelSpec, origin: ModelSource) -> None:
         """Load a model and serve it. Blocks: for before the first request. Raises StartError."""
         card = self._roster.put(serve_model(spec, origin, self._around))
         self._around.telemetry.model_served(card.name)
@@ -129,9 +129,9 @@ class ModelChanges:
         self._around.telemetry.model_replaced(name)
         self._around.telemetry.model_served(name)
 
-    def _origin(self, name: str, source: str | None) -> Origin:
+    def _origin(self, name: str, source: str | None) -> ModelSource:
         if source is not None:
-            return sources.of_caller(source, name, self._around.options.models_folder)
+            return sources.from_request(source, name, self._around.options.models_folder)
         served = self._roster.served
         if name not in served:
             raise UnknownModelError(name, list(served))
@@ -166,9 +166,9 @@ class ModelChanges:
         # By now nothing refers to what has been replaced, or was not finished, but what refers to itself.
         device = self._around.placement.device
         left, self._left = self._left, weakref.WeakSet()
-        await BackgroundWork(lambda: memory.let_go(device, left), f"unloader-{name}").result()
+        await BackgroundWork(lambda: memory.release(device, left), f"unloader-{name}").result()
 
-    async def _load(self, name: str, origin: Origin) -> Loaded:
+    async def _load(self, name: str, origin: ModelSource) -> Loaded:
         replaced = self._roster.served.get(name)
         limit = self._around.options.max_models
         if replaced is None and len(self._roster.served) >= limit:
@@ -187,7 +187,7 @@ class ModelChanges:
             await self._retire(replaced)
         return Loaded(card, replaced=replaced is not None)
 
-    async def _built_in_time(self, name: str, origin: Origin) -> ModelInstance | GradlessError:
+    async def _built_in_time(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
         """As `_built`, in a thread; a LoadTimeoutError where that goes on for too long. The thread is left behind: what
         it waits for, a disk say, or code of the user's, cannot be interrupted."""
         self._left_behind = [each for each in self._left_behind if each.under_way]
@@ -211,7 +211,7 @@ class ModelChanges:
             if self._around.reception is not None:
                 self._around.reception.forget(built.admission)
 
-    def _built(self, name: str, origin: Origin) -> ModelInstance | GradlessError:
+    def _built(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
         """The model, or what to tell of why there is none: an error without a traceback, which would keep all that had
         been loaded."""
         try:

@@ -26,7 +26,7 @@ from models.interface.telemetry import BatcherState, BatchReport, QueueState, Te
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
-from models.loading.sources import Origin
+from models.loading.sources import ModelSource
 from models.networks.specs import ModelSpec
 from models.scheduling.admission import Admission
 from models.scheduling.batcher import Batcher
@@ -106,7 +106,7 @@ class ServingContext:
 class ModelInstance:
     """Everything of one model, and where it comes from."""
 
-    origin: Origin
+    origin: ModelSource
     card: ModelCard
     engine: Engine
     run: SplittingRun[BatchItem, ItemOutput]
@@ -142,7 +142,7 @@ class ModelInstance:
 
 
 def serve_model(
-    spec: ModelSpec, origin: Origin, around: ServingContext, *, beside_others: bool = False
+    spec: ModelSpec, origin: ModelSource, around: ServingContext, *, beside_others: bool = False
 ) -> ModelInstance:
     """Load and warm up what was found at `origin`, which blocks. `beside_others`: not at any price, for what is served
     already needs memory too. Raises StartError, NoRoomError."""
@@ -153,7 +153,7 @@ def serve_model(
 
 
 def _serve_loaded(
-    model: LoadedModel, spec: ModelSpec, origin: Origin, around: ServingContext, *, fresh: bool
+    model: LoadedModel, spec: ModelSpec, origin: ModelSource, around: ServingContext, *, fresh: bool
 ) -> ModelInstance:
     options = around.options
     with ExitStack() as unfinished:
@@ -182,7 +182,7 @@ def _serve_loaded(
             engine.run,
             model=spec.name,
             out_of_memory=memory.ran_out,
-            release_memory=partial(memory.give_back, model.placement.device),
+            release_memory=partial(memory.trim, model.placement.device),
             telemetry=around.telemetry,
         )
         batcher: Batcher[BatchItem, ItemOutput] = Batcher(

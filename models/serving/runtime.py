@@ -43,11 +43,11 @@ class LocalRuntime:
         reception: RemoteAdmission | None = None,
     ) -> None:
         if options.cores is not None:
-            cores.use_no_more_cores_than(options.cores)
+            cores.limit_cores(options.cores)
         placement = place(options.device, options.precision, options.backend)
         specs = catalog.find_all(options.models)
-        calibration = Calibration.wanted(options.precision, options.calibration_folder)
-        memory.keep_freed()
+        calibration = Calibration.for_precision(options.precision, options.calibration_folder)
+        memory.retain_freed_pages()
         prepare_profiler()
         self._decode_pool = DecodePool(
             options.decode_threads or cores.decode_threads(), options.limits, longest_wait_s=options.deadline_s / 2
@@ -68,7 +68,7 @@ class LocalRuntime:
         self._supervisor: Supervisor | None = None
         try:
             for spec, wanted in zip(specs, options.models, strict=True):
-                self._changes.start(spec, sources.of_operator(wanted))
+                self._changes.start(spec, sources.from_operator(wanted))
             self._supervisor = Supervisor(
                 self._ailments, self._changes.start_anew, self._give_up_on_the_ill, beyond_cure=self._stuck_decode
             )

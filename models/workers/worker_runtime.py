@@ -94,7 +94,7 @@ class WorkerRuntime:
         telemetry: Telemetry,
         give_up: Callable[[str], None],
     ) -> None:
-        memory.keep_freed()
+        memory.retain_freed_pages()
         self._place = place
         self._options = options
         self._telemetry = telemetry

@@ -177,7 +177,7 @@ def test_two_batches_under_way_together_get_their_own_answers(default_on_gpu: En
         list(lanes.map(run_many_times, range(2)))
 
 
-def test_in_one_shape_an_image_gives_the_same_bits_in_any_company_at_any_place(
+def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_position(
     engine_of: Callable[..., Engine], pixels: torch.Tensor
 ) -> None:
     engine = engine_of(max_batch_size=8, fixed_shape=True)
@@ -258,7 +258,7 @@ def test_serving_takes_no_more_memory_with_time_and_a_model_that_goes_gives_all_
     engine.close()
     del engine
     gc.collect()
-    memory.give_back(device)
+    memory.trim(device)
     assert memory.figures(device)["allocated"] - before < 2**20
 
 
@@ -279,7 +279,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
             engine.run,
             model="wide",
             out_of_memory=memory.ran_out,
-            release_memory=lambda: memory.give_back(torch.device("cuda")),
+            release_memory=lambda: memory.trim(torch.device("cuda")),
             telemetry=Unheard(),
         )
         images = torch.randint(0, 256, (32, 256, 256, 3), dtype=torch.uint8).permute(0, 3, 1, 2)

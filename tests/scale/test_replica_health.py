@@ -32,7 +32,7 @@ def _logging_as_before() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _cores_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica says how many cores its process has, and this one has others to test."""
-    monkeypatch.setattr("models.hardware.cores._agreed_cores", None)
+    monkeypatch.setattr("models.hardware.cores._core_limit", None)
 
 
 @pytest.mark.anyio

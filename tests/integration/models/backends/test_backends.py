@@ -117,7 +117,7 @@ def on_two_cores(default_model: LoadedModel, cache_folder: Path, monkeypatch: py
     return OpenVinoBackend(model, BackendOptions(max_batch_size=8, cache_folder=cache_folder))
 
 
-def test_a_piece_that_fails_fails_its_batch_alone_and_only_when_those_beside_it_have_ended(
+def test_a_failed_piece_fails_only_its_batch_after_the_concurrent_pieces_have_ended(
     on_two_cores: OpenVinoBackend, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = pixels[:4].contiguous(memory_format=torch.channels_last)
@@ -142,7 +142,7 @@ def test_a_piece_that_fails_fails_its_batch_alone_and_only_when_those_beside_it_
         assert on_two_cores.run(many).logits.equal(before.logits)
 
 
-def test_beside_another_batch_openvino_runs_no_image_on_all_cores(
+def test_while_another_batch_runs_openvino_runs_no_image_on_all_cores(
     on_two_cores: OpenVinoBackend, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     three = pixels[:3].contiguous(memory_format=torch.channels_last)

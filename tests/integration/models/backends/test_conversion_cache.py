@@ -164,9 +164,7 @@ def test_entries_of_two_models_that_were_swapped_are_each_converted_again(
     assert len(conversions) == 4
 
 
-def test_what_a_killed_process_has_left_disturbs_nobody_and_goes_when_it_is_old(
-    model: LoadedModel, tmp_path: Path
-) -> None:
+def test_leftovers_of_a_killed_process_are_ignored_and_removed_once_old(model: LoadedModel, tmp_path: Path) -> None:
     leftovers = [tmp_path / "unfinished-old", tmp_path / "unfinished-new"]
     for folder in leftovers:
         folder.mkdir()
@@ -323,7 +321,7 @@ def test_a_conversion_that_gives_other_answers_than_the_network_is_not_served(
         _serve(tiny, tmp_path)
 
 
-def test_what_is_kept_is_on_the_disk_before_it_is_in_place(
+def test_an_entry_is_flushed_to_disk_before_it_is_moved_into_place(
     model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []

@@ -45,7 +45,7 @@ def make(default_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.mark.parametrize("name", ["eager", "openvino"])
-def test_in_one_shape_an_image_gives_the_same_bits_in_any_company_at_any_place(
+def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_position(
     make: Callable[..., Backend], pixels: torch.Tensor, name: str
 ) -> None:
     backend = make(name, fixed_shape=True)

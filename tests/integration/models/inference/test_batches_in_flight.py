@@ -136,7 +136,7 @@ def test_threads_that_compute_give_way_to_all_others(tiny: ModelSpec, tmp_path: 
     engine.close()
 
     # OpenVINO may take threads of streams that are no more.
-    giving_way = [thread for thread, nice in after.items() if nice == own + cores.WAY_GIVEN]
+    giving_way = [thread for thread, nice in after.items() if nice == own + cores.NICE_STEPS]
     assert len(giving_way) >= cores.available_cores()
     assert {thread: after[thread] for thread in before if thread in after} == {
         thread: nice for thread, nice in before.items() if thread in after

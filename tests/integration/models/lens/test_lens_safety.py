@@ -95,7 +95,7 @@ def test_no_tensor_stays_alive(tiny_engine: Engine) -> None:
 
 def test_memory_returns_to_its_level(default_engine: Engine) -> None:
     # As serving has it, and then 640 MB are retained in between.
-    memory.keep_freed()
+    memory.retain_freed_pages()
     options = ComparisonOptions(batch_size=1, iterations=1, arms=("grad", "inference_mode"))
     compare_served(default_engine, options)
     process = psutil.Process()

@@ -43,7 +43,7 @@ def test_the_default_model_names_the_drawn_samples(
     assert default_engine.model.labels[output.indices[0]] == label
 
 
-def test_random_weights_are_the_same_every_time_and_nobodys_else() -> None:
+def test_random_weights_are_the_same_every_time_and_differ_between_architectures() -> None:
     first, second = (load(catalog.find("resnet18:random"), CPU) for _ in range(2))
     other = load(catalog.find("mobilenet_v3_small:random"), CPU)
     assert first.fingerprint == second.fingerprint != other.fingerprint

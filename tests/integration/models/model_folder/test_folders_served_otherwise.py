@@ -118,7 +118,7 @@ def test_sizes_that_cannot_be_are_refused_by_the_layers_name(write: Write, layer
         ("threads = 3", r"serve\.threads: there is no such key"),
     ],
 )
-def test_what_is_wrong_with_serve_is_said_with_its_key(write: Write, serve: str, said: str) -> None:
+def test_an_error_in_serve_names_its_key(write: Write, serve: str, said: str) -> None:
     with pytest.raises(ModelFolderError, match=said):
         catalog.find(str(write(serve=f"[serve]\n{serve}")))
 

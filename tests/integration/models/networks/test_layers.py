@@ -72,7 +72,7 @@ def test_a_pooled_layer_is_its_mean_over_positions(pooled: LoadedModel, images: 
     torch.testing.assert_close(features, expected.mean((2, 3)))
 
 
-def test_a_map_is_the_layer_itself_flattened_and_its_shape_is_told(mapped: LoadedModel, images: torch.Tensor) -> None:
+def test_a_map_is_the_flattened_layer_and_its_shape_is_reported(mapped: LoadedModel, images: torch.Tensor) -> None:
     expected = seen_at(NAME, "layer3", images)
     with torch.no_grad():
         features, _ = mapped.network(images)
@@ -122,15 +122,15 @@ def test_layer_and_form_are_part_of_the_fingerprint(pooled: LoadedModel, mapped:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "message"),
     [
         ("layr3", r"no layer 'layr3'; did you mean .*layer3"),
         ("layer3.7", r"did you mean .*layer3"),
         ("encoder", r"there is x, conv1, .*layer4, .*fc"),
     ],
 )
-def test_a_layer_that_is_not_there_is_refused_with_what_is(wanted: str, told: str) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match=told) as refused:
+def test_an_unknown_layer_is_refused_with_the_known_ones(wanted: str, message: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=message) as refused:
         load(spec_of(NAME, wanted), CPU)
     assert "\n" not in str(refused.value)
 
@@ -186,7 +186,7 @@ def test_a_compiled_backend_gives_what_the_layer_gives(pooled: LoadedModel, tmp_
     assert (features - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_batchnorms_of_what_is_left_are_folded(pooled: LoadedModel, images: torch.Tensor) -> None:
+def test_batchnorms_of_a_cut_network_are_folded(pooled: LoadedModel, images: torch.Tensor) -> None:
     fused = folded(pooled.network, images)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
 

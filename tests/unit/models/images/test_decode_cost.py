@@ -208,7 +208,7 @@ def test_only_everyday_kinds_of_images_are_ordinary(encoded: bytes, ordinary: bo
     assert predict(encoded, _LIMITS).ordinary is ordinary
 
 
-def test_what_is_no_image_or_too_large_is_refused_as_such() -> None:
+def test_other_data_and_too_large_images_are_refused_with_their_errors() -> None:
     with pytest.raises(EmptyImageError):
         predict(b"", _LIMITS)
     with pytest.raises(Unsupported):
