@@ -1,4 +1,4 @@
-"""ModelChanges to what is served while it is served: load, reload, unload, and starting anew what has stopped."""
+"""Changes to what is served while it is served: load, reload, unload, and starting anew what has stopped."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _over_time() -> list[PanelBuilder]:
     return [
         graph(
             "Retained bytes, comparison by comparison",
-            "ModelChanges with the batch size asked for; between arms of one comparison it is the same.",
+            "Changes with the batch size asked for; between arms of one comparison it is the same.",
             "bytes",
             _of_each_arm(_RETAINED),
         ),

@@ -21,7 +21,7 @@ PATIENCE_S = 30
 
 @pytest.fixture
 def held(gated: ModelSpec, gate: threading.Event, entered: threading.Event) -> Iterator[LocalRuntime]:
-    """LocalRuntime whose forwards wait for the gate, which is closed."""
+    """A LocalRuntime whose forwards wait for the gate, which is closed."""
     runtime = LocalRuntime(ServingOptions(backend="eager", models=[gated]), Unheard())
     gate.clear()
     entered.clear()

@@ -23,7 +23,7 @@ _PATIENCE_S = 30
 def decoding(
     slow_to_decode: ModelSpec, gate: threading.Event, entered: threading.Event
 ) -> Iterator[tuple[LocalRuntime, threading.Event]]:
-    """LocalRuntime whose decodes wait, and what is set when one does."""
+    """A LocalRuntime whose decodes wait, and what is set when one does."""
     serving = LocalRuntime(ServingOptions(models=[slow_to_decode], backend="eager"), Unheard())
     gate.clear()
     entered.clear()
