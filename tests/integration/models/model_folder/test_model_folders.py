@@ -139,12 +139,20 @@ def test_random_weights_are_seeded_and_have_the_requested_number_of_classes(tmp_
     assert loaded(tmp_path).fingerprint == loaded(tmp_path).fingerprint
 
 
-def test_paths_are_distinguished_from_names(folder_of: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
-None: folder_of(name="resnet18") folder_of(name="mine") monkeypatch.chdir(tmp_path) monkeypatch.setenv("HOME",
-str(tmp_path)) assert catalog.find("resnet18").architecture == "resnet18" assert catalog.find("./resnet18").architecture
-== ARCHITECTURE assert {catalog.find(path).name for path in ("mine", "./mine", "~/mine", str(tmp_path / "mine"))} ==
-{"mine"} with pytest.raises(UnknownCatalogNameError, match="'mime'"): catalog.find("mime") with
-pytest.raises(ModelFolderError, match="mime: there is no such folder"): catalog.find("./mime")
+def test_paths_are_distinguished_from_names(
+    folder_of: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(name="resnet18")
+    folder_of(name="mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert catalog.find("resnet18").architecture == "resnet18"
+    assert catalog.find("./resnet18").architecture == ARCHITECTURE
+    assert {catalog.find(path).name for path in ("mine", "./mine", "~/mine", str(tmp_path / "mine"))} == {"mine"}
+    with pytest.raises(UnknownCatalogNameError, match="'mime'"):
+        catalog.find("mime")
+    with pytest.raises(ModelFolderError, match="mime: there is no such folder"):
+        catalog.find("./mime")
 
 
 def test_two_models_of_one_name_are_refused_before_any_is_loaded(folder_of: MakeFolder) -> None:
