@@ -170,14 +170,12 @@ def test_int8_lies_in_the_folder_and_needs_neither_nncf_nor_images_again(
     spec = catalog.find(str(folder))
     assert load(spec, backends.place("cpu", "fp32", "openvino")).fingerprint == report.after.fingerprint
     with pytest.raises(DeviceUnavailableError, match="int8 is for the openvino backend"):
-        load(spec, backends.place("cpu", "fp32", "eager"))
+        backends.make(load(spec, backends.place("cpu", "fp32", "eager")), BackendOptions())
     with pytest.raises(JobError, match="in int8 already"):
         optimize("prune", model=str(folder), output=tmp_path / "again")
 
 
 def test_int8_of_other_weights_than_the_folder_has_is_refused(optimize: Optimize, tmp_path: Path) -> None:
-    from models import backends  # noqa: PLC0415
-
     optimize("int8", backend="openvino")
     folder = tmp_path / "made"
     toml = folder / "model.toml"
