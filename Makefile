@@ -7,6 +7,7 @@ DEV    := $(VENV)/.ready-dev
 TOOLS  := $(VENV)/.tools
 BENCH  ?= .venv-bench
 PEERS  := $(BENCH)/.ready
+TRITON := .venv-bench-triton
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 # The fastest backend on these processors.
@@ -55,7 +56,7 @@ soak: $(DEV) ## callers of every kind for MINUTES=30, and every request accounte
 reliability: $(DEV) ## overload, slow and leaving clients, rubbish, SIGTERM, SIGKILL; writes docs/reliability.md
 	@$(BIN)/python -m reliability
 
-bench: $(PEERS) ## gradless beside other servers; BENCH_ARGS="--quick" tries it
+bench: $(PEERS) $(TRITON)/.ready ## gradless beside other servers; BENCH_ARGS="--quick" tries it
 	@command -v wrk >/dev/null || { \
 		echo "wrk is missing: installing Debian's package"; \
 		test "$$(id -u)" = 0 || { echo "run as root: apt-get install wrk"; exit 1; }; \
@@ -72,7 +73,7 @@ audit: $(DEV) ## ask PyPI whether what constraints.txt locks has known vulnerabi
 	@$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(BENCH) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+	rm -rf $(VENV) $(BENCH) $(TRITON) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -121,4 +122,20 @@ $(PEERS): benchmarks/requirements-peers.txt $(READY)
 		> $(BENCH)/constraints.txt
 	@$(BENCH)/bin/python -m pip --disable-pip-version-check --quiet install \
 		--constraint $(BENCH)/constraints.txt --requirement benchmarks/requirements-peers.txt
+	@touch $@
+
+# Triton's wheel needs a Python with a shared library, which Debian's is, of the project's version. Without one, Triton
+# is left out.
+$(TRITON)/.ready: benchmarks/requirements-triton.txt $(READY)
+	@if test -x /usr/bin/python3 && test "$$(/usr/bin/python3 -c 'import sys; print(sys.version_info[:2])')" = \
+		"$$($(BIN)/python -c 'import sys; print(sys.version_info[:2])')"; then \
+		echo "installing Triton to compare with into $(TRITON)"; \
+		/usr/bin/python3 -m venv --clear $(TRITON) && \
+		$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+			> "$$($(TRITON)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth" && \
+		$(TRITON)/bin/python -m pip --disable-pip-version-check --quiet install \
+			--requirement benchmarks/requirements-triton.txt; \
+	else \
+		echo "Triton is left out: /usr/bin/python3 is not of the version of $(BIN)/python"; mkdir -p $(TRITON); \
+	fi
 	@touch $@

@@ -17,8 +17,7 @@ from app.commands.optimize import optimize
 from app.commands.search import search
 from app.commands.settings_table import settings_table
 from app.commands.stats import stats
-from app.process.logs import configure_logging
-from app.process.standard_streams import open_standard_streams
+from app.process.logs import configure_logging, open_standard_streams
 from app.settings import Settings, SettingsError, ignored_variables, load_settings
 from models.images.samples import Sample, draw, encode
 

@@ -1,4 +1,7 @@
-"""create_app(): the only place where parts are wired. `uvicorn --factory app.main:create_app` serves it as well."""
+"""create_app(): the only place where the parts of the application are wired.
+
+`uvicorn --factory app.main:create_app` serves it too.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,17 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
-from app.api import error_responses
 from app.api.dependencies import Parts
-from app.api.image_route import ImageRoute
-from app.api.openapi import complete_document, documented_ends, other_ends
+from app.api.error_responses import handle_errors
+from app.api.image_endpoints import IMAGE_ENDPOINTS
+from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
 from app.api.routers import classify, debug, documentation, features, health, models, page, search
 from app.api.search_index import open_search_index
-from app.http.allowed_hosts import Hosts, allowed_hosts, own_names
-from app.http.body_budget import BodyBudget
-from app.middleware.fast_path import FastPath
+from app.http.allowed_hosts import AllowedHosts, allowed_hosts, trusted_hosts
 from app.middleware.head import HeadAsGet
 from app.middleware.host_check import HostCheck
 from app.middleware.load_shedding import LoadShedding
@@ -31,30 +32,31 @@ from app.middleware.start_failures import start_error
 from app.observability.metrics import Metrics, SharedExposition
 from app.observability.request_log import RequestLog
 from app.observability.request_observer import RequestObserver, RequestObserverMiddleware, Traces
-from app.process.gc_tuning import freeze_loaded_objects, take_in_everything
+from app.process.interpreter import freeze_loaded_objects, unfreeze_objects
 from app.settings import Settings, load_settings
-from models.interface.errors import StartError
+from models.interface.admission import Budget
+from models.interface.errors import BodyMemoryFullError, StartError
 from models.interface.runtime import Runtime, StartRuntime
-from models.interface.telemetry import Task, Telemetry
+from models.interface.telemetry import Telemetry
 from models.search.index import SearchIndex
 
 if TYPE_CHECKING:
     from models.serving.model_instance import ServingOptions
 
 _DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.
-Errors are RFC 9457 problem details with a stable `type`. Beside those that an operation names, an address that is none
-is answered with 404 (`urn:gradless:problem:not-found`), and a method that an address does not take with 405
-(`urn:gradless:problem:method-not-allowed`). HEAD is answered wherever GET is."""
+Errors are RFC 9457 problem details with a stable `type`. In addition to the documented responses, an unknown path
+returns 404 (`urn:gradless:problem:not-found`), and a method that a path does not support returns 405
+(`urn:gradless:problem:method-not-allowed`). HEAD is supported wherever GET is."""
 
 
 def create_app(
     settings: Settings | None = None, start_runtime: StartRuntime | None = None, traces: Traces | None = None
 ) -> FastAPI:
-    """An application that loads its models when it starts.
+    """Return an application that loads its models when it starts.
 
-    `start_runtime` replaces models.serving.runtime, `traces` what the settings ask for.
+    `start_runtime` replaces models.serving.runtime; `traces` replaces the traces that the settings enable.
 
-    Raises SettingsError; starting it raises StartError.
+    Raises SettingsError. The application's lifespan raises StartError.
     """
     settings = settings or load_settings()
     metrics = Metrics()
@@ -63,21 +65,21 @@ def create_app(
         settings,
         metrics,
         settings.known_keys(),
-        Hosts(own_names(settings.allowed_hosts)),
+        AllowedHosts(trusted_hosts(settings.allowed_hosts)),
         SharedExposition(metrics.exposition, settings.metrics_max_age_s),
     )
     traces = traces or (_exporting_traces() if settings.traces else None)
 
-    def give_up(reason: str) -> None:
+    def shut_down(reason: str) -> None:
         parts.failure = reason
-        # As an operator would: what was accepted is still answered.
+        # Accepted requests are still answered, as after any SIGTERM.
         os.kill(os.getpid(), signal.SIGTERM)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, give_up)
-            parts.search_index = search_index_beside(runtime, settings)
+            runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, shut_down)
+            parts.search_index = search_index_of_runtime(runtime, settings)
         except (StartError, OSError) as error:
             parts.start_error = start_error(error) if isinstance(error, OSError) else error
             raise
@@ -87,13 +89,13 @@ def create_app(
         try:
             yield
         finally:
-            # In a thread: a forward may still run, and the loop has answers to send.
+            # In a thread: a forward may still be running, and the event loop still sends answers.
             if not await asyncio.to_thread(runtime.close, parts.left_to_close_s()):
                 parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
             request_log.close()
             if traces is not None:
                 await asyncio.to_thread(traces.close)
-            take_in_everything()
+            unfreeze_objects()
 
     app = FastAPI(
         title="gradless",
@@ -101,53 +103,15 @@ def create_app(
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
-        # app/api/routers/documentation.py has a page of its own.
+        # app/api/routers/documentation.py serves /docs.
         docs_url=None,
         redoc_url=None,
-        # To where is read from the Host header, and as which protocol is not known behind a proxy.
+        # A redirect would take its host from the Host header, and its scheme is unknown behind a proxy.
         redirect_slashes=False,
-        # FastAPI's own, if OpenTelemetry is set up for the process: app/observability records each request once.
+        # app/observability records each request once; FastAPI would record it again if OpenTelemetry is set up.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
-    # From the inside out: what is outermost is added last.
-    app.add_middleware(
-        FastPath,
-        parts=parts,
-        routes=[
-            route
-            for router in (classify.router, features.router, search.router)
-            for route in router.routes
-            if isinstance(route, ImageRoute)
-        ],
-    )
-    app.add_middleware(HeadAsGet)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Server-Timing"],
-        )
-    hosts = Hosts(allowed_hosts(settings.allowed_hosts, settings.host))
-    app.add_middleware(HostCheck, hosts=hosts)
-    observation = RequestObserver(
-        metrics,
-        request_log,
-        BodyBudget(settings.max_held_bytes),
-        frozenset({classify.PATH, features.PATH, search.PATH}),
-        traces,
-    )
-    app.add_middleware(RequestObserverMiddleware, observation=observation)
-    # Outside of all: app/server/server.py asks it at the headers of a request.
-    app.state.shedding = LoadShedding(
-        parts,
-        observation,
-        hosts,
-        {**_tasks(classify.router, "classify"), **_tasks(features.router, "features")},
-        cross_origin=bool(settings.cors_origins),
-    )
     routers = (
         classify.router,
         features.router,
@@ -159,34 +123,58 @@ def create_app(
         documentation.router,
     )
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
-    error_responses.install(app, metrics, routes)
+    # Middleware added last runs first.
+    app.add_middleware(HeadAsGet)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
+            expose_headers=["X-Request-ID", "Server-Timing"],
+        )
+    hosts = AllowedHosts(allowed_hosts(settings.allowed_hosts, settings.host))
+    app.add_middleware(HostCheck, hosts=hosts)
+    observer = RequestObserver(
+        metrics,
+        request_log,
+        Budget(settings.max_held_bytes, lambda _used: BodyMemoryFullError(settings.max_held_bytes)),
+        frozenset(endpoint.path for endpoint in IMAGE_ENDPOINTS),
+        traces,
+    )
+    app.add_middleware(RequestObserverMiddleware, observer=observer)
+    # Runs before all middleware: app/server/server.py calls it at the headers of a request.
+    app.state.shedding = LoadShedding(
+        parts,
+        observer,
+        hosts,
+        routes,
+        cross_origin=bool(settings.cors_origins),
+    )
+    handle_errors(app, metrics, routes)
     for router in routers:
         app.include_router(router)
-        for path, method, status in documented_ends(router):
+        for path, method, status in documented_statuses(router):
             metrics.expect(path, method, status)
-    for nowhere, method, status in other_ends():
-        metrics.expect(nowhere, method, status)
-    complete_document(app, keys=bool(parts.keys))
+    for no_route, method, status in undocumented_statuses():
+        metrics.expect(no_route, method, status)
+    extend_openapi(app, keys=bool(parts.keys))
     return app
 
 
-def _tasks(router: APIRouter, task: Task) -> dict[str, tuple[ImageRoute, Task]]:
-    return {route.path: (route, task) for route in router.routes if isinstance(route, ImageRoute)}
-
-
-def search_index_beside(runtime: Runtime, settings: Settings) -> SearchIndex | None:
-    """What the settings say is searched by the vectors of `runtime`, which is closed where that cannot be. Raises
-    StartError."""
+def search_index_of_runtime(runtime: Runtime, settings: Settings) -> SearchIndex | None:
+    """Open the index that the settings name, for the vectors of `runtime`. Closes `runtime` and raises StartError if
+    that fails."""
     try:
         return open_search_index(settings.search_index, runtime)
     except StartError:
-        # What has been started would keep the process from ending.
+        # Its threads would keep the process from ending.
         runtime.close(settings.drain_timeout_s)
         raise
 
 
 def _exporting_traces() -> Traces:
-    # Here, not above: OpenTelemetry is an extra.
+    # Imported here because OpenTelemetry is an optional dependency.
     from app.observability.tracing import exporting_traces  # noqa: PLC0415
 
     return exporting_traces(version("gradless"))
@@ -195,18 +183,18 @@ def _exporting_traces() -> Traces:
 def start_serving(
     settings: Settings,
     telemetry: Telemetry,
-    give_up: Callable[[str], None] = lambda _reason: None,
+    shut_down: Callable[[str], None] = lambda _reason: None,
     cores: int | None = None,
 ) -> Runtime:
-    """Load and warm up what the settings say; `give_up` and `cores` as in models.serving.runtime. Raises StartError."""
-    # Here, not above: the HTTP side is imported and tested without torch.
+    """Load and warm up the configured models. `shut_down` and `cores` are those of LocalRuntime. Raises StartError."""
+    # Imported here so that the HTTP side can be imported and tested without torch.
     from models.serving.runtime import LocalRuntime  # noqa: PLC0415
 
-    return LocalRuntime(replace(serving_options(settings), cores=cores), telemetry, give_up)
+    return LocalRuntime(replace(serving_options(settings), cores=cores), telemetry, shut_down)
 
 
 def serving_options(settings: Settings) -> ServingOptions:
-    """What the settings say, as `models` has it."""
+    """Return the settings of the inference side."""
     from models.serving.model_instance import ServingOptions  # noqa: PLC0415 - as above
 
     return ServingOptions(

@@ -1,18 +1,20 @@
-"""Variables that Kubernetes sets in every pod for each Service of its namespace ("service links"): a Service named
-`gradless` gives `GRADLESS_PORT=tcp://10.43.0.1:80`."""
+"""Recognize Kubernetes service links: variables that Kubernetes sets in every pod for each Service of its namespace.
+
+A Service named `gradless` sets `GRADLESS_PORT=tcp://10.43.0.1:80`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-# Of a Service whose name begins so: gradless, gradless-gpu.
+# The name of the Service begins with gradless, for example gradless-gpu.
 _SERVICE = r"GRADLESS(?:_[A-Z0-9]+)*"
 _PORT = rf"{_SERVICE}_PORT_\d+_(?:TCP|UDP|SCTP)"
 _ADDRESS = r"[0-9a-fA-F.:]+"
 _URL = rf"(?:tcp|udp|sctp)://(?:{_ADDRESS}|\[{_ADDRESS}\]):\d+"
 
-# Name and value: what a person may have meant as a setting has another value.
+# Both name and value must match: a setting with the same name has another form of value.
 _FORMS = tuple(
     (re.compile(name), re.compile(value))
     for name, value in (
@@ -28,7 +30,7 @@ _FORMS = tuple(
 
 
 def service_links(environment: Mapping[str, str]) -> list[str]:
-    """The names of such variables, sorted."""
+    """Return the names of the service links in `environment`, sorted."""
     return sorted(
         variable
         for variable, stated in environment.items()

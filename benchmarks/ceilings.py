@@ -25,6 +25,7 @@ from models.hardware.cores import available_cores, use_one_core_in_this_thread
 from models.images.transforms import Transform
 from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
+from models.interface.request import InferenceRequest
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import load
@@ -74,7 +75,7 @@ def one_at_a_time(bodies: Sequence[bytes], engine: Engine, seconds: float) -> li
         deadline = perf_counter() + seconds
         for body in cycle(bodies):
             started_at = perf_counter()
-            engine.run([BatchItem(by_gradless(body, engine.model.transform), 5)])
+            engine.run([BatchItem(by_gradless(body, engine.model.transform), InferenceRequest("classify", top_k=5))])
             latencies_ms.append((perf_counter() - started_at) * 1e3)
             if perf_counter() > deadline:
                 break
@@ -102,14 +103,16 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
         name="ceiling",
         max_batch_size=_MAX_BATCH_SIZE,
         queue_capacity=_IN_FLIGHT,
-        lanes=engine.hints.max_in_flight,
-        room_from=engine.hints.overlap_min_size,
+        max_in_flight=engine.hints.max_in_flight,
+        overlap_min_size=engine.hints.overlap_min_size,
         prepare=prepare,
     )
     batcher.wait_until_ready()
 
     def decode_and_queue(body: bytes) -> None:
-        batcher.submit(BatchItem(by_gradless(body, engine.model.transform), 5)).add_done_callback(answered)
+        batcher.submit(
+            BatchItem(by_gradless(body, engine.model.transform), InferenceRequest("classify", top_k=5))
+        ).add_done_callback(answered)
 
     started_at = ended_at = perf_counter()
     with ThreadPoolExecutor(cores, initializer=use_one_core_in_this_thread) as pool:

@@ -18,7 +18,8 @@ from typing import NamedTuple
 from benchmarks.markdown import over_rounds, table
 from benchmarks.statistic import latency_summary
 from models.images.samples import draw, encode
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.scheduling.fair_lock import FairLock
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -67,14 +68,14 @@ class Company:
     def __init__(self, light: str, heavy: str, *, backend: str) -> None:
         self._light, self._heavy = light, heavy
         options = ServingOptions(models=[light, heavy], backend=backend, deadline_s=_DEADLINE_S)
-        self.serving = LocalRuntime(options, Unheard())
+        self.serving = LocalRuntime(options, NoTelemetry())
         self._picture = encode(draw("clock").resize(_SIZE), "JPEG")
 
     async def seen(self, way: Way, *, light_callers: int, seconds: float) -> Seen:
         """Wait for `seconds`, and for what is under way then."""
         turn = _OneAtATime()
-        for served in self.serving._roster.served.values():  # noqa: SLF001 - nobody else exchanges turns
-            served.engine.turn = turn if way.one_turn else FairLock()
+        for served in self.serving._registry.instances.values():  # noqa: SLF001 - nobody else exchanges turns
+            served.engine.lock = turn if way.one_turn else FairLock()
         started_at = perf_counter()
         light: list[float] = []
         heavy: list[float] = []
@@ -89,7 +90,7 @@ class Company:
 
     async def _caller(self, model: str, until: float, latencies_ms: list[float]) -> None:
         while (asked_at := perf_counter()) < until:
-            await self.serving.predict(model, [self._picture], task="classify", top_k=1)
+            await self.serving.predict(model, InferenceRequest("classify", [self._picture], top_k=1))
             latencies_ms.append((perf_counter() - asked_at) * 1e3)
 
 

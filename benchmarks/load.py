@@ -59,7 +59,13 @@ def closed_loop(
         command = ["wrk", "--threads", str(threads), "--connections", str(connections)]
         command += ["--duration", f"{round(seconds)}s"]
         command += ["--timeout", f"{TIMEOUT_S}s", "--script", str(_SCRIPT), server.url]
-        return _run(command, server, BENCH_BODIES=listing.name, BENCH_WARM_S=str(seconds * warm_part))
+        return _run(
+            command,
+            server,
+            BENCH_BODIES=listing.name,
+            BENCH_WARM_S=str(seconds * warm_part),
+            BENCH_HEADERS="\n".join(server.headers),
+        )
 
 
 def open_loop(
@@ -76,7 +82,9 @@ def open_loop(
     and not counted, `filling` requests within `filling_s`."""
     command = [sys.executable, "-m", "benchmarks.open_loop", "--url", server.url, "--rate", str(rate)]
     command += ["--seconds", str(seconds), "--seed", str(seed), "--timeout", str(TIMEOUT_S)]
-    command += ["--filling", str(filling), "--filling-seconds", str(filling_s), *map(str, bodies)]
+    command += ["--filling", str(filling), "--filling-seconds", str(filling_s)]
+    command += [f"--header={header}" for header in server.headers]
+    command += map(str, bodies)
     return _run(command, server)
 
 

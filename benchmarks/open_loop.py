@@ -110,13 +110,20 @@ def parse_server_timing(header: str) -> Stages:
 
 
 async def run(
-    url: str, bodies: Sequence[bytes], moments: Sequence[float], *, counts_from: float, seconds: float, timeout_s: float
+    url: str,
+    bodies: Sequence[bytes],
+    moments: Sequence[float],
+    *,
+    counts_from: float,
+    seconds: float,
+    timeout_s: float,
+    headers: Sequence[str] = (),
 ) -> str:
     """Send at `moments`, s from the start; wait for every answer; return as JSON the summary of those from
     `counts_from` on, which left within `seconds`."""
     place = urlsplit(url)
     connections = Connections(place.hostname or "", place.port or 80, frozenset({_STAGES}))
-    wires = [ready_made(place, body) for body in bodies]
+    wires = [ready_made(place, body, headers) for body in bodies]
     started_at = perf_counter()
     recorder = Recorder(started_at + counts_from, timeout_s)
     for number, moment in enumerate(moments):
@@ -130,10 +137,10 @@ async def run(
     return json.dumps(recorder.summary(seconds))
 
 
-def ready_made(place: SplitResult, body: bytes) -> bytes:
-    """A whole request."""
+def ready_made(place: SplitResult, body: bytes, headers: Sequence[str] = ()) -> bytes:
+    """A whole request; `headers` are lines."""
     target = place.path + (f"?{place.query}" if place.query else "")
-    about = f"Content-Type: image/jpeg\r\nContent-Length: {len(body)}"
+    about = "\r\n".join(["Content-Type: image/jpeg", f"Content-Length: {len(body)}", *headers])
     return f"POST {target} HTTP/1.1\r\nHost: {place.netloc}\r\n{about}\r\n\r\n".encode() + body
 
 
@@ -147,6 +154,7 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=60.0, help="s that a request may take")
     parser.add_argument("--filling", type=int, default=0, help="requests beforehand, which do not count")
     parser.add_argument("--filling-seconds", type=float, default=0.0, help="s in which they leave, evenly")
+    parser.add_argument("--header", action="append", default=[], help="'Name: value' that goes with each request")
     parser.add_argument("bodies", type=Path, nargs="+", help="files to send")
     wanted = parser.parse_args()
     bodies = [path.read_bytes() for path in wanted.bodies]
@@ -159,6 +167,7 @@ def main() -> None:
         counts_from=wanted.filling_seconds,
         seconds=wanted.seconds,
         timeout_s=wanted.timeout,
+        headers=wanted.header,
     )
     sys.stdout.write(uvloop.run(summary) + "\n")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.comparisons import ALONE, BUSY, MANY
 from benchmarks.measurement import Ceiling
-from benchmarks.servers import DEFAULT, NULL, ServerSpec
+from benchmarks.servers import DEFAULT, NULL, SHARED_ENGINES, ServerSpec
 
 CONNECTIONS = (1, 8, 32, 128)
 
@@ -40,6 +40,7 @@ _SECOND_MODEL_CONNECTIONS = (32,)
 # Neither the cost of larger pictures nor the shape of latency against load is a matter of precision: they are measured
 # without these two.
 _RATES_ONLY = frozenset({"gradless openvino int8", "gradless eager bf16"})
+_RATES_ONLY_ENGINES = frozenset(SHARED_ENGINES.values())
 
 # The server alone is compared with decoding alone, at one load.
 _NULL_CONNECTIONS = (32,)
@@ -122,7 +123,7 @@ class Plan:
 
     def open_loads(self, spec: ServerSpec, model: str) -> tuple[int, ...]:
         """Percent of the capacity: for the first model alone, the other's shape is the same at other figures."""
-        return self.loads_percent if model == self.models[0] and spec.name not in _RATES_ONLY else ()
+        return self.loads_percent if model == self.models[0] and not _rates_only(spec) else ()
 
     def with_overload(self, spec: ServerSpec, model: str) -> bool:
         """Of gradless as it starts, which is to refuse what is too much; others have limits of their own, or none."""
@@ -130,7 +131,7 @@ class Plan:
 
     def with_sizes(self, spec: ServerSpec, model: str) -> bool:
         """Sizes are about decoding: once is enough, with the model whose forward is the smaller part."""
-        return model == self.models[0] and spec.name not in _RATES_ONLY
+        return model == self.models[0] and not _rates_only(spec)
 
     def with_ceilings(self, spec: ServerSpec, model: str) -> bool:
         """Once for each engine, beside the first server that has it."""
@@ -183,3 +184,7 @@ def overload_seconds(seconds: float) -> float:
 def expected_pace(images_per_second: float, megapixels: float) -> float:
     """Images a second at a larger size, from those at the usual: a guess, to choose how long to measure."""
     return images_per_second / (1 + megapixels / 3)
+
+
+def _rates_only(spec: ServerSpec) -> bool:
+    return spec.name in _RATES_ONLY or spec.engine in _RATES_ONLY_ENGINES

@@ -39,10 +39,14 @@ class ServerFailedError(Exception):
 
 
 class RunningServer:
-    """A server that answers at `url`. `start_seconds` is from its start to its first answer."""
+    """A server that answers at `url`. `start_seconds` is from its start to its first answer; `headers`
+    go with each request."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, start_seconds: float) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], url: str, start_seconds: float, headers: Sequence[str] = ()
+    ) -> None:
         self.url = url
+        self.headers = headers
         self.start_seconds = start_seconds
         self._root = psutil.Process(process.pid)
 
@@ -97,8 +101,8 @@ def running(spec: ServerSpec, model: str, bench: Bench) -> Iterator[RunningServe
     started_at = time.perf_counter()
     with _started(spec, model, bench) as (process, address, log):
         url = f"{address}{spec.path}"
-        _wait_until(lambda: post(url, body), spec.name, process, log, pause_s=_PAUSE_S)
-        yield RunningServer(process, url, time.perf_counter() - started_at)
+        _wait_until(lambda: post(url, body, headers=spec.headers), spec.name, process, log, pause_s=_PAUSE_S)
+        yield RunningServer(process, url, time.perf_counter() - started_at, spec.headers)
 
 
 def seconds_to_ready(spec: ServerSpec, model: str, bench: Bench) -> float:
@@ -151,9 +155,10 @@ def tree(root: psutil.Process) -> list[psutil.Process]:
         return []
 
 
-def post(url: str, body: bytes, timeout_s: float = 60.0) -> bytes:
-    """Send one JPEG. Raises URLError or OSError unless the answer is a success."""
-    request = Request(url, data=body, headers={"Content-Type": "image/jpeg"})  # noqa: S310 - http of our own making
+def post(url: str, body: bytes, timeout_s: float = 60.0, headers: Sequence[str] = ()) -> bytes:
+    """Send one JPEG with `headers`, each "Name: value". Raises URLError or OSError unless the answer is a success."""
+    fields = {"Content-Type": "image/jpeg", **dict(line.split(": ", 1) for line in headers)}
+    request = Request(url, data=body, headers=fields)  # noqa: S310 - http of our own making
     with urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
         content: bytes = answer.read()
         return content

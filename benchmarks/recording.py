@@ -19,6 +19,7 @@ from models.backends.recorded import RecordedBackend
 from models.hardware.placement import Precision
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.interface.request import InferenceRequest
 from models.loading import catalog
 from models.loading.load import load
 
@@ -62,7 +63,7 @@ def _quartiles_ms(engines: list[Engine], size: int) -> list[list[float]]:
     side = engines[0].model.transform.crop
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (size, side, side, 3), dtype=torch.uint8, generator=generator)
-    items = [BatchItem(image, 5) for image in pixels.permute(0, 3, 1, 2)]
+    items = [BatchItem(image, InferenceRequest("classify", top_k=5)) for image in pixels.permute(0, 3, 1, 2)]
     for engine in engines:
         engine.run(items)
     # In turns, so that what else the machine does is nobody's advantage.

@@ -29,9 +29,13 @@ function init(_)
   counted = 0
   requests = {}
   next_request = 0
+  local headers = { ["Content-Type"] = "image/jpeg" }
+  for name, value in string.gmatch(os.getenv("BENCH_HEADERS") or "", "([^:\n]+): ([^\n]+)") do
+    headers[name] = value
+  end
   for path in io.lines(os.getenv("BENCH_BODIES")) do
     local file = assert(io.open(path, "rb"))
-    table.insert(requests, wrk.format("POST", nil, { ["Content-Type"] = "image/jpeg" }, file:read("*a")))
+    table.insert(requests, wrk.format("POST", nil, headers, file:read("*a")))
     file:close()
   end
 end

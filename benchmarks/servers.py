@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from benchmarks.bench import ROOT
+
 MODELS = ("efficientnet_lite0", "resnet50")
 
 # A forward that costs nothing: what is measured then is the server.
@@ -22,8 +24,9 @@ _MODULE = "benchmarks.peers."
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
     """`command` has {port} in place of the port; `environment` may have {pictures} in place of the folder of the
-    pictures that are sent. `path` takes raw JPEG bodies by POST; `project` runs in the project's own environment, the
-    others in the benchmark's. `backend` is one of gradless's; None: not gradless."""
+    pictures that are sent. `path` takes raw JPEG bodies by POST with `headers` ("Name: value"); `project` runs in the
+    project's own environment, the others by `python` or in the benchmark's. `backend` is one of gradless's; None: not
+    gradless."""
 
     name: str
     engine: str
@@ -31,14 +34,16 @@ class ServerSpec:
     path: str = "/"
     project: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
+    python: Path | None = None
     backend: str | None = None
     precision: str = "fp32"
     models: tuple[str, ...] = MODELS
 
     def arguments(self, project_python: Path, port: int) -> list[str]:
         """The command line."""
-        python = str(project_python) if self.project else sys.executable
-        return [python, *(part.format(port=port) for part in self.command)]
+        python = project_python if self.project else self.python or sys.executable
+        return [str(python), *(part.format(port=port) for part in self.command)]
 
     def variables(self, model: str, port: int, pictures: Path) -> dict[str, str]:
         """What the environment has more than this process's own."""
@@ -71,13 +76,14 @@ def _peer(name: str, *command: str, path: str = "/", **environment: str) -> Serv
     return ServerSpec(name=name, engine="eager fp32", command=command, path=path, environment=environment)
 
 
-def _sharing(peer: ServerSpec) -> ServerSpec:
-    """The peer around gradless's own decode and eager forward."""
+def _sharing(peer: ServerSpec, backend: str, **environment: str) -> ServerSpec:
+    """The peer around gradless's decode and one of its backends."""
     return replace(
         peer,
-        name=f"{peer.name} + gradless's engine",
-        engine=SHARED_ENGINE,
-        environment={**peer.environment, "PEER_ENGINE": "gradless"},
+        name=f"{peer.name} + gradless's {backend}",
+        engine=SHARED_ENGINES[backend],
+        environment={**peer.environment, "PEER_ENGINE": backend, **environment},
+        models=(NULL,) if backend == NULL else MODELS,
     )
 
 
@@ -88,9 +94,9 @@ DEFAULT = "gradless openvino fp32"
 NULL_SERVER = "gradless null"
 NULL_WORKERS = "gradless null, 2 workers"
 
-SHARED_ENGINE = "gradless's eager fp32"
+SHARED_ENGINES = {backend: f"gradless's {backend} fp32" for backend in ("eager", "openvino", NULL)}
 
-_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:WorkerRuntime", "--host", "127.0.0.1", "--port", "{port}")
+_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:Front", "--host", "127.0.0.1", "--port", "{port}")
 
 _PEERS = (
     _peer("LitServe", "-m", f"{_MODULE}litserve_peer"),
@@ -98,6 +104,19 @@ _PEERS = (
     _peer("BentoML", *_BENTO, BENTOML_DO_NOT_TRACK="True", BENTOML_NO_CONFIG="1"),
     _peer("Ray Serve", "-m", f"{_MODULE}ray_peer", RAY_USAGE_STATS_ENABLED="0"),
 )
+
+# Triton through nvidia-pytriton, which has an environment of its own: its wheel needs the system's Python.
+TRITON_PYTHON = ROOT / ".venv-bench-triton/bin/python"
+_TRITON = replace(
+    _peer("Triton", "-m", f"{_MODULE}triton_peer", path="/v2/models/classifier/infer"),
+    # A raw request: the whole body is the one element of the one input.
+    headers=("Inference-Header-Content-Length: 0",),
+    python=TRITON_PYTHON,
+)
+
+# OpenVINO uses all cores of its process. mosec and Triton have one process for it, beside threads or processes that
+# decode; LitServe decodes where it runs forwards, and is faster with two processes of one core each.
+_ONE_ENGINE = {"PEER_WORKERS": "1", "PEER_THREADS": "2", "PEER_DECODERS": "2"}
 
 SERVERS = {
     spec.name: spec
@@ -116,7 +135,9 @@ SERVERS = {
         ),
         _naive(),
         *_PEERS,
-        *(_sharing(peer) for peer in _PEERS),
+        *(_sharing(peer, "eager") for peer in _PEERS),
+        *(_sharing(peer, backend, **_ONE_ENGINE) for backend in ("openvino", NULL) for peer in (_PEERS[1], _TRITON)),
+        *(_sharing(_PEERS[0], backend) for backend in ("openvino", NULL)),
     )
 }
 
@@ -125,7 +146,7 @@ PEERS = ("naive FastAPI", *(peer.name for peer in _PEERS))
 
 def chosen(names: list[str]) -> list[ServerSpec]:
     """Servers that are called by one of `names`, or else contain it, whatever the case; `all`, `default` and
-    `shared` (peers around gradless's engine) stand for groups.
+    `shared` (peers around gradless's engines) stand for groups.
 
     Raises ValueError for a name that is in none.
     """
@@ -139,7 +160,7 @@ def chosen(names: list[str]) -> list[ServerSpec]:
 
 
 def _matching(wanted: str) -> list[str]:
-    shared = [name for name, spec in SERVERS.items() if spec.engine == SHARED_ENGINE]
+    shared = [name for name, spec in SERVERS.items() if spec.engine in SHARED_ENGINES.values()]
     by_default = [name for name, spec in SERVERS.items() if _by_default(spec)]
     groups = {"all": list(SERVERS), "default": by_default, "shared": shared}
     exact = [name for name in SERVERS if name.lower() == wanted.lower()]
@@ -147,8 +168,10 @@ def _matching(wanted: str) -> list[str]:
 
 
 def _by_default(spec: ServerSpec) -> bool:
-    """By name only: the compiled backend, which takes minutes to start, the variants for one table, and int8 where
-    what it is made with is not installed."""
+    """Only by name: the compiled backend, which takes minutes to start; peers around the eager backend; and what is
+    not installed."""
     if spec.precision == "int8" and importlib.util.find_spec("nncf") is None:
         return False
-    return spec.backend != "compiled" and spec.engine != SHARED_ENGINE
+    if spec.engine in SHARED_ENGINES.values():
+        return spec.engine != SHARED_ENGINES["eager"] and (spec.python is None or spec.python.exists())
+    return spec.backend != "compiled"

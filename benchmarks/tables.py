@@ -8,10 +8,15 @@ from collections.abc import Sequence
 from benchmarks import comparisons
 from benchmarks.markdown import over_rounds, percent, table
 from benchmarks.measurement import Kind, Measurement
-from benchmarks.servers import SERVERS, SHARED_ENGINE
+from benchmarks.servers import DEFAULT, NULL_SERVER, SERVERS, SHARED_ENGINES
 from benchmarks.statistic import figure, spread
 
-_EAGER = {"eager fp32", SHARED_ENGINE}
+# What runs the forward, gradless's server with it, and the engines that are that one.
+_SAME_ENGINES = (
+    ("eager fp32", "gradless eager fp32", {"eager fp32", SHARED_ENGINES["eager"]}),
+    ("gradless's OpenVINO fp32", DEFAULT, {"openvino fp32", SHARED_ENGINES["openvino"]}),
+    ("a forward that costs nothing", NULL_SERVER, {"null", SHARED_ENGINES["null"]}),
+)
 
 
 def of_model(measurements: Sequence[Measurement]) -> list[str]:
@@ -56,15 +61,29 @@ def _closed(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def _same_engine(measurements: Sequence[Measurement]) -> list[str]:
-    """gradless on eager fp32 against the peers' eager fp32: the server, not the backend."""
-    chosen = [m for m in measurements if m.kind == "closed" and SERVERS[m.server].engine in _EAGER]
-    best = {server: _best(chosen, server) for server in _servers(chosen)}
-    own = best.get("gradless eager fp32")
-    if own is None or len(best) == 1:
-        return []
-    rows = [[server, figure(rate), f"{own / rate:.2f}" if rate else "no answers"] for server, rate in best.items()]
-    head = ["server", "best images/s", "gradless eager fp32 is … times as fast"]
-    return ["", "### Same engine: eager fp32 behind every server", "", *table(head, rows)]
+    """gradless against peers with the same engine behind them: the server, not the backend."""
+    lines: list[str] = []
+    for title, gradless, engines in _SAME_ENGINES:
+        chosen = [m for m in measurements if m.kind == "closed" and SERVERS[m.server].engine in engines]
+        best = {server: _best(chosen, server) for server in _servers(chosen)}
+        own = best.get(gradless)
+        if own is None or len(best) == 1:
+            continue
+        rows = [
+            [server, figure(rate), f"{own / rate:.2f}" if rate else "no answers", _tail(chosen, server)]
+            for server, rate in best.items()
+        ]
+        head = ["server", "best images/s", f"{gradless} is … times as fast", "p99 / p50 at 32"]
+        lines += ["", f"### Same engine: {title} behind every server", "", *table(head, rows)]
+    return lines
+
+
+def _tail(measurements: Sequence[Measurement], server: str) -> str:
+    return over_rounds(
+        m.latency_ms["p99"] / m.latency_ms["p50"]
+        for m in measurements
+        if m.server == server and m.load == comparisons.BUSY
+    )
 
 
 def _best(measurements: Sequence[Measurement], server: str) -> float:

@@ -66,7 +66,7 @@ def subject_of(engine: Engine, image: torch.Tensor | None = None) -> Subject:
             pixels = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
         else:
             pixels = image.expand(size, -1, -1, -1).contiguous()
-        with engine.turn, torch.no_grad():
+        with engine.lock, torch.no_grad():
             images: torch.Tensor = model.normalize(pixels.to(model.placement.device))
         return Inputs(images, pixels.contiguous(memory_format=torch.channels_last))
 
@@ -76,7 +76,7 @@ def subject_of(engine: Engine, image: torch.Tensor | None = None) -> Subject:
         batch=batch,
         input=RANDOM_PIXELS if image is None else UPLOADED_IMAGE,
         engine=engine,
-        turn=engine.turn,
+        turn=engine.lock,
         original_name=model.network.original_name,
         classes=model.network.classes > 0,
     )

@@ -1,2 +1,2 @@
-"""What an operator sees of gradless: dashboards as code, a real Prometheus over a real server, and traffic of every
-kind. `make observe` runs it all; the tests in tests/observability hold it to what the real Prometheus answers."""
+"""Observability for operators: dashboards as code, and `make observe`, which runs a real Prometheus and traffic of
+every kind against a real server. tests/observability checks every expression against that Prometheus."""

@@ -1,4 +1,4 @@
-"""The committed configuration of Prometheus, for other addresses and at another pace."""
+"""Adapt the committed Prometheus configuration to another address and interval."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import yaml
 from observe.places import PROMETHEUS
 
 
-def configure(folder: Path, target: str, *, every_s: float = 15, rules: Path = PROMETHEUS / "rules") -> Path:
-    """Write docker/prometheus/prometheus.yml for the server at `target`, host:port, scraped and judged every so many
-    seconds, into `folder`."""
+def configure(folder: Path, target: str, *, interval_s: float = 15, rules: Path = PROMETHEUS / "rules") -> Path:
+    """Write docker/prometheus/prometheus.yml into `folder`, for the server at `target` (host:port), with `interval_s`
+    between scrapes and between evaluations of rules. Return its path."""
     configuration = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
-    pace = f"{round(every_s * 1000)}ms"
-    configuration["global"] = {"scrape_interval": pace, "evaluation_interval": pace}
+    interval = f"{round(interval_s * 1000)}ms"
+    configuration["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
     configuration["rule_files"] = [f"{rules}/*.yml"]
     [job] = configuration["scrape_configs"]
     job["static_configs"] = [{"targets": [target]}]

@@ -1,4 +1,4 @@
-"""Every expression that somebody relies on: of the dashboards' panels and variables, of recording rules and alerts."""
+"""Collect the PromQL expressions of dashboards (panels and variables), recording rules and alerts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ import yaml
 
 from observe.places import DASHBOARDS, PROMETHEUS
 
-# What an alert compares with, at its expression's end.
+# The comparison at the end of an alert's expression.
 _COMPARISON = re.compile(r"\s*(==|>)\s*[\d.]+\s*$")
 
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """PromQL as Prometheus takes it, and who asks for it."""
+    """PromQL without dashboard variables, and the panel, variable, rule or alert that it comes from."""
 
-    asker: str
+    source: str
     text: str
 
 
 def all_expressions(window: str) -> list[Expression]:
-    """As they are for every instance and model, with rates over `window`, say 1m. Of alerts what they compare: an
-    alert's own expression is empty as long as nothing is wrong."""
+    """Return all expressions, for all instances and models, with rates over `window`, such as 1m.
+
+    Alerts come without their comparison, because the whole expression is empty while there is no fault.
+    """
     return [*_of_dashboards(window), *_of_rules()]
 
 
@@ -54,14 +56,14 @@ def _of_rules() -> Iterator[Expression]:
 def _compared(expression: str) -> str:
     compared, count = _COMPARISON.subn("", expression)
     if not count:
-        raise ValueError(f"an alert compares with a number, last of all: {expression}")
+        raise ValueError(f"the expression of an alert must end with a comparison with a number: {expression}")
     return compared
 
 
 def _selector(variable: dict[str, Any]) -> str:
     found = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
     if found is None:
-        raise ValueError(f"a variable is the values of a label: {variable['query']}")
+        raise ValueError(f"a variable must be label_values(SELECTOR, LABEL): {variable['query']}")
     return f"count by ({found[2]}) ({found[1]})"
 
 

@@ -1,4 +1,4 @@
-"""Where the files lie that Prometheus and Grafana are configured with."""
+"""Paths of the configuration of Prometheus and Grafana."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real gradless and a real Prometheus, on free ports, until the block ends."""
+"""Context managers that run a real gradless and a real Prometheus on free ports."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _STOP_TIMEOUT_S = 30
 
 
 class NotStartedError(Exception):
-    """A process ended, or said nothing of an address in time. Carries the end of its log."""
+    """A process ended, or did not log its address in time. The message has the end of its log."""
 
     def __init__(self, command: Sequence[str], log: Path) -> None:
         end = log.read_text(errors="replace")[-2000:]
-        super().__init__(f"{' '.join(command)} does not serve; the end of {log}:\n{end}")
+        super().__init__(f"{' '.join(command)} did not start; the end of {log}:\n{end}")
 
 
 class Process(AbstractContextManager["Process"], Protocol):
-    """What of subprocess.Popen is used here."""
+    """The part of subprocess.Popen that is used here."""
 
     pid: int
     returncode: int | None
@@ -48,7 +48,7 @@ class Process(AbstractContextManager["Process"], Protocol):
 
 
 class Running(NamedTuple):
-    """A process that serves, where, and its log."""
+    """A server process, its address and its log."""
 
     address: str
     process: Process
@@ -56,25 +56,25 @@ class Running(NamedTuple):
 
 
 def start(command: Sequence[str], environ: Mapping[str, str], output: IO[bytes]) -> Process:
-    """Start it with its outputs in `output`."""
-    return subprocess.Popen(  # noqa: S603 - composed by the callers
+    """Start a process whose stdout and stderr go to `output`."""
+    return subprocess.Popen(  # noqa: S603 - the arguments come from this module and tests
         command, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
     )
 
 
-# As `start`: the tests have one that is quicker.
+# The type of `start`. Tests pass one that forks a process in which everything is imported.
 Start = Callable[[Sequence[str], Mapping[str, str], IO[bytes]], Process]
 
 
 def require_prometheus() -> None:
-    """Raises RuntimeError, saying how to get it, when it is not there."""
+    """Raise RuntimeError with the command that installs Prometheus, if it is missing."""
     for program in ("prometheus", "promtool"):
         if shutil.which(program) is None:
             raise RuntimeError(f"{program} is missing: apt-get install prometheus")
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has now, for a server that is to be found there again."""
+    """Return a free TCP port of 127.0.0.1, for a server that must restart on the same port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -85,8 +85,10 @@ def free_port() -> int:
 def gradless(
     folder: Path, settings: Mapping[str, str], command: Sequence[str] = (), start: Start = start
 ) -> Iterator[str]:
-    """The address of a server with these GRADLESS_* variables and no others; its log is in `folder`. `command`
-    stands in for `gradless serve`. Raises NotStartedError."""
+    """Run a server with these GRADLESS_* variables and no others, log to `folder`, and yield the address.
+
+    `command` replaces `gradless serve`. Raises NotStartedError.
+    """
     with gradless_process(folder, settings, command, start) as running:
         yield running.address
 
@@ -95,7 +97,7 @@ def gradless(
 def gradless_process(
     folder: Path, settings: Mapping[str, str], command: Sequence[str] = (), start: Start = start
 ) -> Iterator[Running]:
-    """As `gradless`, for who has to look at the process, or to end it."""
+    """As `gradless`, but yield the process, its address and its log."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRADLESS_")}
     own = command or [str(Path(sys.executable).parent / "gradless"), "serve"]
     environ = {**inherited, "GRADLESS_PORT": "0", **settings}
@@ -105,7 +107,7 @@ def gradless_process(
 
 @contextmanager
 def prometheus(folder: Path, configuration: Path) -> Iterator[Prometheus]:
-    """Prometheus with its data and log in `folder`. Raises NotStartedError."""
+    """Run Prometheus with data and log in `folder`, and yield a client. Raises NotStartedError."""
     command = [
         "prometheus",
         f"--config.file={configuration}",
@@ -120,7 +122,7 @@ def prometheus(folder: Path, configuration: Path) -> Iterator[Prometheus]:
 
 @contextmanager
 def sending(address: str) -> Iterator[None]:
-    """Requests of every kind to the server at `address`."""
+    """Send requests of every kind to the server at `address` until the block ends."""
     command = [sys.executable, "-m", "observe.traffic", address]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL) as process:  # noqa: S603 - composed above
         try:
@@ -163,19 +165,19 @@ def _end(process: Process) -> None:
 
 
 def _serving(line: str) -> str | None:
-    said = _said(line)
-    return said["address"] if said.get("event") == "serving" else None
+    fields = _fields(line)
+    return fields["address"] if fields.get("event") == "serving" else None
 
 
 def _listening(line: str) -> str | None:
-    said = _said(line)
-    return f"http://{said['address']}" if said.get("msg") == "Listening on" else None
+    fields = _fields(line)
+    return f"http://{fields['address']}" if fields.get("msg") == "Listening on" else None
 
 
-def _said(line: str) -> dict[str, str]:
-    """What a line of JSON says; nothing for any other line."""
+def _fields(line: str) -> dict[str, str]:
+    """Return the fields of a JSON log line; {} for any other line."""
     try:
-        said = json.loads(line)
+        fields = json.loads(line)
     except ValueError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return fields if isinstance(fields, dict) else {}

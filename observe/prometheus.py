@@ -1,4 +1,4 @@
-"""Prometheus over its HTTP API: what it answers to an expression, and which alerts it has."""
+"""A client of Prometheus's HTTP API: queries, alerts, rules and exemplars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TIMEOUT_S = 30
 
 
 class QueryError(Exception):
-    """Prometheus does not understand an expression, or cannot evaluate it."""
+    """Prometheus rejected an expression or failed to evaluate it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,36 +26,36 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """One that listens at `address`, http://host:port."""
+    """The Prometheus server at `address`, http://host:port."""
 
     address: str
 
     def query(self, expression: str) -> list[Sample]:
-        """The instant vector that `expression` is now. Raises QueryError."""
+        """Return the instant vector of `expression` now. Raises QueryError."""
         found = self._get("query", query=expression)
         return [Sample(one["metric"], float(one["value"][1])) for one in found["result"]]
 
     def has_numbers(self, expression: str) -> bool:
-        """Whether there is a sample, and one of them is a number. Raises QueryError."""
+        """Return True if a sample of `expression` is a finite number. Raises QueryError."""
         return any(math.isfinite(sample.value) for sample in self.query(expression))
 
     def alerts(self, *states: str) -> set[str]:
-        """The names of the alerts that are in one of `states`, pending or firing."""
+        """Return the names of the alerts in one of `states`, which are pending and firing."""
         return {alert["labels"]["alertname"] for alert in self._get("alerts")["alerts"] if alert["state"] in states}
 
     def failing_rules(self) -> dict[str, str]:
-        """By name, the rules whose last evaluation failed, with the reason."""
+        """Return the rules whose last evaluation failed, as reasons by name."""
         rules = [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
         return {rule["name"]: rule.get("lastError", rule["health"]) for rule in rules if rule["health"] == "err"}
 
     def exemplars(self, expression: str, *, start: float, end: float) -> list[Mapping[str, str]]:
-        """The labels of the exemplars of the series in `expression`, between two moments in Unix seconds."""
+        """Return the labels of the exemplars of the series in `expression`; `start` and `end` in Unix seconds."""
         found = self._get("query_exemplars", query=expression, start=str(start), end=str(end))
         return [exemplar["labels"] for series in found for exemplar in series["exemplars"]]
 
     def _get(self, path: str, **parameters: str) -> Any:
         try:
-            with urlopen(  # noqa: S310 - http of our own making
+            with urlopen(  # noqa: S310 - a local http address
                 f"{self.address}/api/v1/{path}?{urlencode(parameters)}", timeout=_TIMEOUT_S
             ) as answer:
                 return json.load(answer)["data"]

@@ -1,6 +1,6 @@
-"""Requests of every kind that a service gets, wanted and unwanted, over and over: `python -m observe.traffic URL`.
+"""`python -m observe.traffic URL`: send valid and invalid requests of every kind until stopped.
 
-So that every panel has something to show, no panel is left for the day on which something goes wrong.
+They give every panel data, so that a broken panel is noticed before an incident.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 from models.images.samples import draw, encode
 
-# For the server: limits within reach of a few requests.
+# Settings of the server: limits that a few requests reach.
 SETTINGS = {
     "GRADLESS_QUEUE_CAPACITY": "64",
     "GRADLESS_MAX_IMAGES_PER_REQUEST": "64",
@@ -34,8 +34,8 @@ _LENS = "/debug/grad-modes"
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Encoded images, good and bad."""
+class Images:
+    """Encoded images, valid and invalid."""
 
     clock: bytes
     crossword: bytes
@@ -45,10 +45,10 @@ class Pictures:
     bulky: bytes
 
 
-def draw_pictures() -> Pictures:
-    """The same every time."""
+def draw_images() -> Images:
+    """Return the same images each time."""
     clock = encode(draw("clock"), "JPEG")
-    return Pictures(
+    return Images(
         clock=clock,
         crossword=encode(draw("crossword"), "PNG"),
         cut_off=encode(draw("crossword"), "PNG")[:2000],
@@ -59,69 +59,69 @@ def draw_pictures() -> Pictures:
 
 
 def _plain(width: int, height: int) -> bytes:
-    """Many pixels in few bytes."""
+    """Encode an image with many pixels in few bytes."""
     file = BytesIO()
     Image.new("L", (width, height), 200).save(file, "PNG")
     return file.getvalue()
 
 
-class Caller:
-    """Sends single requests to one server. What comes back is looked at by nobody: Prometheus does."""
+class Client:
+    """Sends single requests to one server and ignores the responses: Prometheus shows them."""
 
-    def __init__(self, http: httpx2.AsyncClient, pictures: Pictures) -> None:
+    def __init__(self, http: httpx2.AsyncClient, images: Images) -> None:
         self._http = http
-        self._pictures = pictures
+        self._images = images
 
     async def one_image(self) -> None:
-        await self._post(_CLASSIFY, self._pictures.clock)
+        await self._post(_CLASSIFY, self._images.clock)
 
     async def several_images(self) -> None:
-        pictures = self._pictures
-        await self._post_files(_CLASSIFY, [pictures.clock, pictures.crossword, pictures.cut_off, pictures.clock])
+        images = self._images
+        await self._post_files(_CLASSIFY, [images.clock, images.crossword, images.cut_off, images.clock])
 
     async def features(self) -> None:
-        await self._post(f"{_FEATURES}?normalize=true&encoding=base64", self._pictures.crossword)
+        await self._post(f"{_FEATURES}?normalize=true&encoding=base64", self._images.crossword)
 
     async def bad_images(self) -> None:
-        for body in (self._pictures.cut_off, b"", b"this is no image", self._pictures.vast):
+        for body in (self._images.cut_off, b"", b"not an image", self._images.vast):
             await self._post(_CLASSIFY, body)
 
     async def too_large(self) -> None:
-        await self._post(_CLASSIFY, self._pictures.bulky)
+        await self._post(_CLASSIFY, self._images.bulky)
 
     async def wrong_requests(self) -> None:
-        await self._post(f"{_CLASSIFY}?model=no-such-model", self._pictures.clock)
-        await self._post(f"{_CLASSIFY}?top_k=none", self._pictures.clock)
+        await self._post(f"{_CLASSIFY}?model=no-such-model", self._images.clock)
+        await self._post(f"{_CLASSIFY}?top_k=none", self._images.clock)
         for path in (_CLASSIFY, "/no/such/path", "/v1/models/no-such-model"):
             await self._http.get(path)
-        # There is no index to search.
-        await self._post(_SEARCH, self._pictures.clock)
+        # The server has no search index.
+        await self._post(_SEARCH, self._images.clock)
 
-    async def uninvited(self) -> None:
-        """By a name that is not the server's, from another machine as it seems, and in no language that it speaks."""
+    async def refused_requests(self) -> None:
+        """Send an unknown host name, a forwarded request for the lens, and bytes that are not HTTP."""
         await self._http.get("/v1/models", headers={"Host": "elsewhere.example"})
         await self._http.post(_LENS, headers={"X-Forwarded-For": "192.0.2.7"})
         reader, writer = await self._connect()
-        writer.write(b"\x16\x03\x01 is how TLS begins\r\n\r\n")
+        writer.write(b"\x16\x03\x01 is the start of a TLS handshake\r\n\r\n")
         await reader.read()
         writer.close()
 
-    async def leave(self) -> None:
-        """Be gone before the answer."""
+    async def disconnect(self) -> None:
+        """Disconnect before the response."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.1):
-                await self._post_files(_CLASSIFY, [self._pictures.crossword] * 32)
+                await self._post_files(_CLASSIFY, [self._images.crossword] * 32)
 
-    async def crowd(self) -> None:
-        """More images at once than there are places."""
-        await asyncio.gather(*(self._post_files(_FEATURES, [self._pictures.clock] * 30) for _ in range(4)))
+    async def overload(self) -> None:
+        """Send more images at once than the capacity."""
+        await asyncio.gather(*(self._post_files(_FEATURES, [self._images.clock] * 30) for _ in range(4)))
 
     async def too_slow_to_decode(self) -> None:
-        """More pixels than can be decoded before the deadline."""
-        await self._post_files(_CLASSIFY, [self._pictures.slow] * 60)
+        """Send more pixels than the server can decode before the deadline."""
+        await self._post_files(_CLASSIFY, [self._images.slow] * 60)
 
     async def slow_sender(self) -> None:
-        """Half a body, and then nothing: until the server has enough of it."""
+        """Send half a body and wait until the server closes the connection."""
         reader, writer = await self._connect()
         writer.write(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nhalf")
         await reader.read()
@@ -146,32 +146,32 @@ class Caller:
 
 
 async def send(address: str) -> None:
-    """Requests of every kind to the server at `address`, until cancelled."""
-    pictures = draw_pictures()
-    async with httpx2.AsyncClient(base_url=address, timeout=60) as http, asyncio.TaskGroup() as callers:
-        caller = Caller(http, pictures)
+    """Send requests of every kind to the server at `address` until cancelled."""
+    images = draw_images()
+    async with httpx2.AsyncClient(base_url=address, timeout=60) as http, asyncio.TaskGroup() as tasks:
+        client = Client(http, images)
         for request, pause_s in (
-            (caller.one_image, 0.05),
-            (caller.one_image, 0.1),
-            (caller.several_images, 0.5),
-            (caller.features, 0.2),
-            (caller.bad_images, 1),
-            (caller.too_large, 2),
-            (caller.wrong_requests, 2),
-            (caller.uninvited, 2),
-            (caller.leave, 2),
-            (caller.crowd, 5),
-            (caller.too_slow_to_decode, 8),
-            (caller.slow_sender, 4),
-            (caller.lens, 10),
-            (caller.operators, 2),
+            (client.one_image, 0.05),
+            (client.one_image, 0.1),
+            (client.several_images, 0.5),
+            (client.features, 0.2),
+            (client.bad_images, 1),
+            (client.too_large, 2),
+            (client.wrong_requests, 2),
+            (client.refused_requests, 2),
+            (client.disconnect, 2),
+            (client.overload, 5),
+            (client.too_slow_to_decode, 8),
+            (client.slow_sender, 4),
+            (client.lens, 10),
+            (client.operators, 2),
         ):
-            callers.create_task(_repeat(request, pause_s))
+            tasks.create_task(_repeat(request, pause_s))
 
 
 async def _repeat(request: Callable[[], Awaitable[None]], pause_s: float) -> None:
     while True:
-        # A server that cuts a connection short, restarts or is not there yet is part of the picture.
+        # The server may close connections, restart or not be started yet.
         with contextlib.suppress(httpx2.HTTPError, OSError):
             await request()
         await asyncio.sleep(pause_s)

@@ -82,8 +82,9 @@ class _Soaked(NamedTuple):
     watch: _Watch
     # At rest: before the crowd, when it was warm, at the end.
     rests: tuple[Vitals, Vitals, Vitals]
-    # When the second of them was.
+    # Seconds from the start to the second of them, and to the end of the load.
     warm_at_s: float
+    ended_at_s: float
     ledger: Ledger
     server: Counted
     documented: dict[str, frozenset[int]]
@@ -120,13 +121,14 @@ async def _crowded(served: Served, seconds: float) -> _Soaked:
     await crowd.send_until(began + warm_s)
     warm = await _at_rest(served, crowd)
     warm_at_s = loop.time() - began
-    await crowd.send_until(began + seconds)
+    await crowd.send_until(loop.time() + seconds - warm_s)
+    ended_at_s = loop.time() - began
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching
     after = await _at_rest(served, crowd)
     server = await counted_at_rest(served.place, ROUTES, ledger.requests())
-    return _Soaked(watch, (before, warm, after), warm_at_s, ledger, server, documented)
+    return _Soaked(watch, (before, warm, after), warm_at_s, ended_at_s, ledger, server, documented)
 
 
 async def _at_rest(served: Served, crowd: Crowd) -> Vitals:
@@ -144,7 +146,7 @@ def _judged(scenario: Scenario, soaked: _Soaked, seconds: float) -> Iterator[Fin
     before, warm, after = soaked.rests
     watch, warm_at_s = soaked.watch, soaked.warm_at_s
     window_s = max(seconds * _WINDOW_SHARE, 3 * _EVERY_S)
-    early, late = watch.rss_mb(warm_at_s, warm_at_s + window_s), watch.rss_mb(seconds - window_s, inf)
+    early, late = watch.rss_mb(warm_at_s, warm_at_s + window_s), watch.rss_mb(soaked.ended_at_s - window_s, inf)
     bar_mb = _GROWTH_BAR_MB if seconds >= 2 * _WARM_S else _SHORT_GROWTH_BAR_MB
     yield scenario.finding(
         f"memory under load grows by ≤ {bar_mb:g} MB after the first {warm_at_s:.0f} s of {seconds:.0f}",
@@ -161,9 +163,12 @@ def _judged(scenario: Scenario, soaked: _Soaked, seconds: float) -> Iterator[Fin
         f"at rest {before.descriptors} before, {after.descriptors} after",
         met=after.descriptors <= before.descriptors + _SPARE_DESCRIPTORS,
     )
-    threads = watch.most_threads(0, warm_at_s), watch.most_threads(warm_at_s, inf)
+    half_s = soaked.ended_at_s / 2
+    threads = watch.most_threads(0, half_s), watch.most_threads(half_s, inf)
     yield scenario.finding(
-        "nor a thread", f"at most {threads[0]} early, {threads[1]} later", met=threads[1] <= threads[0]
+        "nor a thread",
+        f"at most {threads[0]} in the first half, {threads[1]} in the second",
+        met=threads[1] <= threads[0],
     )
 
 

@@ -22,12 +22,12 @@ from models.images.samples import draw, encode
 # Those that wait for processes first: what is left at the end is short, and no worker waits for another. A Ray is a
 # dozen processes, which start at once: of the two files that start one, the other is far off.
 _TURNS = (
-    "scale/test_replicas.py",
+    "ray/test_replicas.py",
     "server",
     "observability",
     "containers",
     "browser",
-    "scale",
+    "ray",
     "contract",
     "integration",
     "docs",

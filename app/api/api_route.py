@@ -1,5 +1,4 @@
-"""The route of everything that the OpenAPI document describes: it takes the query parameters that stand there, each
-once, and no others."""
+"""The route class of every documented route: it rejects unknown and repeated query parameters."""
 
 from __future__ import annotations
 
@@ -16,40 +15,39 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
-# Of wrong parameters, and of the name of one, as many as help to find the mistake.
-_MOST_NAMED = 4
-_MOST_CHARACTERS = 64
+# Limits of an error message: parameters named, and characters of a name.
+_MAX_NAMED = 4
+_MAX_NAME_CHARACTERS = 64
 
 
 class ApiRoute(APIRoute):
-    """FastAPI ignores parameters that a route does not have, and all but the last of one that comes twice: a client
-    that misspells one would never know."""
+    """FastAPI ignores unknown parameters, and all but the last value of a repeated one. A misspelt parameter would go
+    unnoticed."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        async def handle_known(request: Request) -> Response:
+        async def handle_checked(request: Request) -> Response:
             self.check_query(request.scope["query_string"])
             return await handle(request)
 
-        return handle_known
+        return handle_checked
 
     def check_query(self, query_string: bytes) -> None:
-        """Raises RequestValidationError, which names the parameters at fault."""
+        """Raise RequestValidationError if there are unknown or repeated parameters. It names them."""
         if not query_string:
             return
-        faults = list(self._query.faults(query_string))
-        if faults:
-            raise RequestValidationError(faults)
+        errors = list(self._query.errors(query_string))
+        if errors:
+            raise RequestValidationError(errors)
 
     def takes_query(self, query_string: bytes) -> bool:
-        """Whether each parameter is one of this route's, and comes once unless it is a list. Values are not looked
-        at."""
-        return not query_string or not any(self._query.faults(query_string))
+        """Return True if each parameter is known, and occurs once unless it is a list. Values are not validated."""
+        return not query_string or not any(self._query.errors(query_string))
 
     @cached_property
     def _query(self) -> _QueryParameters:
-        # As it is documented; FastAPI has no other public way to tell the parameters of a route with dependencies.
+        # From the OpenAPI document: FastAPI has no other public API for the parameters of a route with dependencies.
         paths = get_openapi(title="", version="", routes=[self])["paths"]
         operations = [operation for path in paths.values() for operation in path.values()]
         schemas = {
@@ -63,31 +61,31 @@ class ApiRoute(APIRoute):
 
 
 class _QueryParameters(NamedTuple):
-    """The names of a route's parameters, and those of them that may come more than once."""
+    """The names of a route's parameters, and those that may be repeated."""
 
     names: tuple[str, ...]
     lists: frozenset[str]
 
-    def faults(self, query_string: bytes) -> Iterator[dict[str, Any]]:
-        """As pydantic states faults, the first few."""
+    def errors(self, query_string: bytes) -> Iterator[dict[str, Any]]:
+        """Yield the first few errors, in the form of pydantic."""
         counts = Counter(name for name, _ in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
-        left = _MOST_NAMED
+        remaining = _MAX_NAMED
         for name, count in counts.items():
             if name not in self.names:
-                message = self._unknown(name[:_MOST_CHARACTERS])
+                message = self._unknown(name[:_MAX_NAME_CHARACTERS])
             elif count > 1 and name not in self.lists:
-                message = f"given {count} times; it takes one value"
+                message = f"given {count} times; it accepts one value"
             else:
                 continue
-            yield {"type": "query", "loc": ("query", name[:_MOST_CHARACTERS]), "msg": message, "input": None}
-            left -= 1
-            if not left:
+            yield {"type": "query", "loc": ("query", name[:_MAX_NAME_CHARACTERS]), "msg": message, "input": None}
+            remaining -= 1
+            if not remaining:
                 return
 
     def _unknown(self, name: str) -> str:
-        alike = get_close_matches(name.lower(), self.names, 1)
-        if alike:
-            return f"no parameter of this route; did you mean {alike[0]}?"
+        similar = get_close_matches(name.lower(), self.names, 1)
+        if similar:
+            return f"unknown parameter; did you mean {similar[0]}?"
         if self.names:
-            return f"no parameter of this route, which takes {', '.join(self.names)}"
-        return "no parameter of this route, which takes none"
+            return f"unknown parameter; this route accepts {', '.join(self.names)}"
+        return "unknown parameter; this route accepts none"

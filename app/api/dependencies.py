@@ -1,7 +1,8 @@
-"""What handlers ask for by type: the runtime, the metrics, the images of their request."""
+"""FastAPI dependencies of the routes: the runtime, authorization, and the images of a request."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
@@ -10,7 +11,7 @@ from typing import Annotated, cast
 from fastapi import Depends, Header, Query, Request
 
 from app.api.uploads import read_images
-from app.http.allowed_hosts import Hosts
+from app.http.allowed_hosts import AllowedHosts
 from app.http.problems import DebugDisabledError, FingerprintMismatchError
 from app.observability.metrics import Metrics, SharedExposition
 from app.security.api_keys import Keys, Right, authorize
@@ -20,20 +21,23 @@ from models.interface.results import ModelCard
 from models.interface.runtime import Runtime
 from models.search.index import SearchIndex
 
-# After the time to drain, threads have so long to end.
-_LAST_S = 1.0
+# Minimum time for threads to end, even if the drain timeout has expired.
+_MIN_CLOSE_S = 1.0
 
 
 @dataclass(slots=True)
 class Parts:
-    """What an application is made of: the one object on app.state. `runtime` is None until started; `failure` is why
-    the process ends without success; `drained_at`, once it drains, until when accepted requests have time
-    (`perf_counter`); `scraped`, what /metrics shows: where several processes serve, those of all."""
+    """The parts of an application: the one object on app.state.
+
+    `runtime` is None until the application has started. `failure` is the reason why the process exits with an error.
+    `drained_at` (`perf_counter`) is the deadline of accepted requests once draining has begun. `scraped` is the
+    exposition of /metrics, which covers all processes.
+    """
 
     settings: Settings
     metrics: Metrics
     keys: Keys
-    own_names: Hosts
+    trusted_hosts: AllowedHosts
     scraped: SharedExposition
     runtime: Runtime | None = None
     search_index: SearchIndex | None = None
@@ -42,19 +46,19 @@ class Parts:
     drained_at: float | None = None
 
     def left_to_close_s(self) -> float:
-        """How long models may take to end, after the last answer."""
-        whole_s = self.settings.drain_timeout_s
+        """Return the time for models to shut down after the last response."""
+        drain_timeout_s = self.settings.drain_timeout_s
         if self.drained_at is None:
-            return whole_s
-        # Requests may have taken all of the time. Then threads have nothing to do, and end at once, or hang.
-        return max(self.drained_at - perf_counter(), min(whole_s, _LAST_S))
+            return drain_timeout_s
+        # If requests used up the drain timeout, idle threads still need a moment to end.
+        return max(self.drained_at - perf_counter(), min(drain_timeout_s, _MIN_CLOSE_S))
 
 
 def parts_of(request: Request) -> Parts:
     return cast(Parts, request.app.state.parts)
 
 
-# Coroutines although they wait for nothing: FastAPI would send plain functions through a thread pool, one by one.
+# Coroutines although they never wait: FastAPI runs plain functions in a thread pool.
 async def _runtime(request: Request) -> Runtime:
     runtime = parts_of(request).runtime
     if runtime is None:
@@ -71,7 +75,7 @@ TheRuntime = Annotated[Runtime, Depends(_runtime)]
 
 
 def card_named(runtime: Runtime, name: str | None) -> ModelCard:
-    """The card of a served model, the default's for None. Raises UnknownModelError."""
+    """Return the card of a served model; None is the default model. Raises UnknownModelError."""
     cards = runtime.cards
     if name is None:
         return next(iter(cards.values()))
@@ -80,39 +84,43 @@ def card_named(runtime: Runtime, name: str | None) -> ModelCard:
     return cards[name]
 
 
-ModelName = Annotated[str | None, Query(description="a served model's name; the default without it")]
+ModelName = Annotated[str | None, Query(description="name of a served model; without it, the default model")]
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A request with images: all of it that has been checked and read before a handler begins. `asked`: the model that
-    it names, if it names one; `model`: who that was before the body was read. Of several images, each that is too large
-    is its error."""
+    """A request with images that has been authorized, checked and read.
+
+    `requested_model` is the model that the request names, if any; `model` is its card before the body was read. Among
+    several images, one that is too large is replaced by its error.
+    """
 
     request: Request
     runtime: Runtime
     metrics: Metrics
-    asked: str | None
+    requested_model: str | None
     model: ModelCard
     pinned: str | None
     images: Sequence[bytes | ImageTooLargeError]
 
     def check_answer_of(self, fingerprint: str) -> None:
-        """Raises FingerprintMismatchError where that is not what was asked for: another version of the model took over
-        while the body was read."""
+        """Raise FingerprintMismatchError if the model was replaced by another version while the body was read."""
         if self.pinned is not None and not _matches(self.pinned, fingerprint):
             raise FingerprintMismatchError(fingerprint)
 
 
 Pinned = Annotated[
     str | None,
-    Header(alias="If-Match", description="a fingerprint: whatever else is served, the answer is 412"),
+    Header(alias="If-Match", description="a fingerprint; if the served model has another, the response is 412"),
 ]
 
 
 async def upload_of(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
-    """The images of `request`, read. Raises UnauthorizedError, ForbiddenError, DrainingError, UnknownModelError,
-    FingerprintMismatchError, and what read_images raises."""
+    """Check the request and read its images.
+
+    Raises UnauthorizedError, ForbiddenError, DrainingError, UnknownModelError, FingerprintMismatchError, and the errors
+    of read_images.
+    """
     return await _read(request, model, if_match, classes=False)
 
 
@@ -120,7 +128,7 @@ async def _read(request: Request, model: str | None, if_match: str | None, *, cl
     parts = parts_of(request)
     _authorize(request, "inference")
     runtime = await _runtime(request)
-    # Before the body is read: a caller who asks for a model that is not there need not send it.
+    # Checked before the body, so that a client with a wrong model name need not send it.
     card = card_named(runtime, model)
     if runtime.draining:
         raise DrainingError
@@ -133,7 +141,7 @@ async def _read(request: Request, model: str | None, if_match: str | None, *, cl
 
 
 async def classifiable(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
-    """As `upload_of`, for a model that has classes. Raises NoClassesError, also before the body is read."""
+    """Like `upload_of`, for a model with classes. Raises NoClassesError before the body is read."""
     return await _read(request, model, if_match, classes=True)
 
 
@@ -142,13 +150,22 @@ ClassifiableUpload = Annotated[Upload, Depends(classifiable)]
 
 
 def _matches(if_match: str, fingerprint: str) -> bool:
-    """As RFC 9110 compares entity tags; the quotes may be left out."""
+    """Compare entity tags (RFC 9110, section 13.1.1); the quotes are optional."""
     tags = {tag.strip().strip('"') for tag in if_match.split(",")}
     return fingerprint in tags or "*" in tags
 
 
+def accepts(request: Request, media_type: str) -> bool:
+    """Return True if the Accept header names `media_type` itself, not a wildcard, with a weight above 0."""
+    for media_range in request.headers.get("accept", "").lower().split(","):
+        named, *parameters = (part.strip() for part in media_range.split(";"))
+        if named == media_type:
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False
+
+
 async def debug_allowed(request: Request) -> None:
-    """For routes that exist only where GRADLESS_DEBUG_ENDPOINTS is on, for callers of this machine or with that right.
+    """Allow requests from this machine, or with the right `debug`, if GRADLESS_DEBUG_ENDPOINTS is on.
 
     Raises DebugDisabledError, UnauthorizedError, ForbiddenError.
     """
@@ -159,20 +176,20 @@ async def debug_allowed(request: Request) -> None:
 
 
 async def inference_allowed(request: Request) -> None:
-    """Raises UnauthorizedError, ForbiddenError."""
+    """Require the right `inference`. Raises UnauthorizedError, ForbiddenError."""
     _authorize(request, "inference")
 
 
 async def admin_allowed(request: Request) -> None:
-    """Raises UnauthorizedError, ForbiddenError."""
+    """Require the right `admin`. Raises UnauthorizedError, ForbiddenError."""
     _authorize(request, "admin")
 
 
 async def metrics_allowed(request: Request) -> None:
-    """Raises UnauthorizedError, ForbiddenError."""
+    """Require the right `metrics`. Raises UnauthorizedError, ForbiddenError."""
     _authorize(request, "metrics")
 
 
 def _authorize(request: Request, right: Right) -> None:
     parts = parts_of(request)
-    authorize(request, parts.keys, right, parts.own_names)
+    authorize(request, parts.keys, right, parts.trusted_hosts)

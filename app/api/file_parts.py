@@ -1,4 +1,4 @@
-"""The files of a multipart/form-data body (RFC 7578), as it comes in."""
+"""Parse the files of a multipart/form-data body (RFC 7578) while it is received."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from app.http.problems import MalformedMultipartError, NoImagesError, TooManyIma
 from models.images.formats import SIGNATURE_BYTES, is_image
 from models.interface.errors import ImageTooLargeError
 
-# Form fields beside the files: none are needed, a few are forgiven.
+# Form fields that are not files are ignored, up to this number.
 _MAX_FIELDS = 16
 
-# The parameters of a Content-Disposition header. Quoted strings are taken whole: what stands in one is no parameter.
+# The parameters of a Content-Disposition header. A quoted string is one value, even if it contains a semicolon.
 _PARAMETER = re.compile(rb""";\s*([^\s;="]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)""")
 # charset'language'percent-encoded (RFC 8187, section 3.2).
 _EXTENDED = re.compile(rb"([A-Za-z0-9!#$%&+^_`{}~-]+)'[^']*'(.*)", re.DOTALL)
-_MOST_NAME_CHARACTERS = 100
+_MAX_NAME_CHARACTERS = 100
 
 
 @dataclass(slots=True)
 class _Part:
-    """`is_file` is not known before its first bytes are there, if its headers do not say so."""
+    """A part of the body. `is_file` is None until its headers or its first bytes show whether it is a file."""
 
     name: str | None
     is_file: bool | None
@@ -35,11 +35,10 @@ class _Part:
 
 
 class FileParts:
-    """Collects the files of a body fed to it in chunks: the parts that have a file name, or begin as images do. To be
-    closed.
+    """Collects the files of a body that is fed in chunks: parts with a file name, or with the signature of an image.
 
-    A file over `max_file_bytes` is counted and not kept; its error stands in its place. `feed` and `files` raise
-    MalformedMultipartError, TooManyImagesError, NoImagesError.
+    A file larger than `max_file_bytes` is replaced by its error. `feed` and `files` raise MalformedMultipartError,
+    TooManyImagesError, NoImagesError. Call `close` at the end.
     """
 
     def __init__(self, boundary: bytes, *, max_files: int, max_file_bytes: int) -> None:
@@ -47,7 +46,7 @@ class FileParts:
         self._max_file_bytes = max_file_bytes
         self._files: list[_Part] = []
         self._fields = 0
-        # None while what comes is a field's.
+        # None while a field is received.
         self._part: _Part | None = None
         self._header_name = bytearray()
         self._header_value = bytearray()
@@ -77,7 +76,7 @@ class FileParts:
             raise MalformedMultipartError(str(error)) from error
 
     def files(self) -> Sequence[bytes | ImageTooLargeError]:
-        """The files, once the whole body has been fed."""
+        """Return the files. Call it after the whole body has been fed."""
         if not self._ended:
             raise MalformedMultipartError("it ends before its last boundary")
         if not self._files:
@@ -90,7 +89,7 @@ class FileParts:
         ]
 
     def close(self) -> None:
-        """Have its parser forget it: a ring of the two would keep the files."""
+        """Break the reference cycle with the parser, which would keep the files alive."""
         self._parser.callbacks = {}
 
     def _on_part_begin(self) -> None:
@@ -110,7 +109,7 @@ class FileParts:
 
     def _on_headers_finished(self) -> None:
         names = dict(_file_names(self._disposition))
-        # The extended one has what the plain one may have had to leave out (RFC 6266, section 4.3).
+        # `filename*` takes precedence (RFC 6266, section 4.3).
         name = names.get(b"filename*", names.get(b"filename"))
         self._part = _Part(name, is_file=True if names else None)
         if names:
@@ -143,7 +142,7 @@ class FileParts:
         self._part = None
         self._fields += 1
         if self._fields > _MAX_FIELDS:
-            raise MalformedMultipartError(f"more than {_MAX_FIELDS} fields are no files")
+            raise MalformedMultipartError(f"it has more than {_MAX_FIELDS} fields that are not files")
 
     def _add(self, part: _Part) -> None:
         if len(self._files) == self._max_files:
@@ -152,11 +151,10 @@ class FileParts:
 
 
 def _file_names(disposition: bytes) -> Iterator[tuple[bytes, str]]:
-    """The file names that a Content-Disposition header states, by parameter: `filename`, or `filename*` in whatever
-    form."""
-    for parameter, stated in _PARAMETER.findall(disposition):
+    """Yield the file names in a Content-Disposition header, with their parameter: `filename` or `filename*`."""
+    for parameter, raw in _PARAMETER.findall(disposition):
         lowered = parameter.lower()
-        value = stated.strip()
+        value = raw.strip()
         if value.startswith(b'"'):
             value = re.sub(rb"\\(.)", rb"\1", value[1:].removesuffix(b'"'))
         if lowered == b"filename":
@@ -164,11 +162,11 @@ def _file_names(disposition: bytes) -> Iterator[tuple[bytes, str]]:
         elif lowered.startswith(b"filename*"):
             extended = _EXTENDED.fullmatch(value)
             charset, encoded = extended.groups() if extended else (b"", value)
-            # The two that RFC 5987 had; any other is taken for UTF-8, which alone is left since.
+            # RFC 5987 allowed ISO-8859-1 and UTF-8, RFC 8187 only UTF-8. Other charsets are read as UTF-8.
             latin = charset.lower() == b"iso-8859-1"
             yield b"filename*", _readable(unquote_to_bytes(encoded), "latin-1" if latin else "utf-8")
 
 
 def _readable(name: bytes, charset: str) -> str:
     text = name.decode(charset, "replace")
-    return "".join(each if each.isprintable() else "?" for each in text[:_MOST_NAME_CHARACTERS])
+    return "".join(each if each.isprintable() else "?" for each in text[:_MAX_NAME_CHARACTERS])

@@ -1,4 +1,4 @@
-"""A comparison as server-sent events: its progress, then its report, or the problem that ended it."""
+"""Send a comparison as server-sent events: progress, then the report or a problem."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.dependencies import parts_of
-from app.api.error_responses import problem_of
+from app.api.error_responses import event_problem
 from app.api.lens_schemas import GradModes, Progress
-from app.http.disconnect import unless_gone
+from app.http.disconnect import run_until_disconnect
 from gradless import records
 from gradless.records import Comparison
 from models.interface.errors import DrainingError
 
 EVENT_STREAM = "text/event-stream"
 
-# Proxies commonly cut a connection on which nothing has come for 30 s.
+# Proxies commonly close a connection that has been idle for 30 s.
 _KEEP_ALIVE_S = 10.0
 
-Listener = Callable[[records.Progress], None]
+OnProgress = Callable[[records.Progress], None]
 
 
-async def streamed(
-    request: Request, compare: Callable[[Listener], Coroutine[Any, Any, Comparison]]
+async def stream_comparison(
+    request: Request, compare: Callable[[OnProgress], Coroutine[Any, Any, Comparison]]
 ) -> ComparisonStream:
-    """Start the comparison, which tells a listener of its progress on the event loop, and answer with its events.
+    """Start the comparison and return a stream of its events. `compare` reports progress on the event loop.
 
-    One that ends before its first forward, as those do that are refused, raises what it raised, and is answered with
-    a status of its own. Raises ClientDisconnectedError as well.
+    Raises ClientDisconnectedError, and the error of a comparison that fails before its first forward, so that the error
+    determines the status of the response.
     """
     updates: asyncio.Queue[records.Progress | None] = asyncio.Queue()
     work = asyncio.ensure_future(compare(updates.put_nowait))
     work.add_done_callback(lambda _: updates.put_nowait(None))
     try:
-        first = await unless_gone(request, updates.get())
+        first = await run_until_disconnect(request, updates.get())
         if first is None:
             _result(work)
     except BaseException:
@@ -50,7 +50,7 @@ async def streamed(
 
 
 class ComparisonStream(StreamingResponse):
-    """The events of a comparison at work. It ends with its caller."""
+    """The events of a running comparison, which is cancelled if the client disconnects."""
 
     def __init__(
         self,
@@ -69,26 +69,25 @@ class ComparisonStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # Here and not in the events: who leaves before the first of them has never begun to read.
+            # Not in `_events`, which never runs if the client disconnects before the first event.
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
 
     async def _events(self, update: records.Progress | None) -> AsyncIterator[bytes]:
         while update is not None:
             yield _event("progress", Progress.model_validate(update).model_dump_json())
-            while not (waited := await self._waited()):
+            while not (received := await self._next_update()):
                 yield KEEPALIVE_COMMENT
-            (update,) = waited
+            (update,) = received
         try:
             report = GradModes.model_validate(_result(self._work))
-        except Exception as error:  # noqa: BLE001 - the answer has begun: whatever it was is told in it
-            problem = problem_of(self._request, parts_of(self._request).metrics, error)
-            yield _event("problem", problem.model_dump_json(exclude_none=True))
+        except Exception as error:  # noqa: BLE001 - the status has been sent: an event reports any error
+            yield _event("problem", event_problem(self._request, parts_of(self._request).metrics, error))
         else:
             yield _event("report", report.model_dump_json())
 
-    async def _waited(self) -> tuple[records.Progress | None] | None:
-        """The next update; None if there was none for long."""
+    async def _next_update(self) -> tuple[records.Progress | None] | None:
+        """Return the next update in a tuple, or None after `_KEEP_ALIVE_S` without one."""
         try:
             async with asyncio.timeout(_KEEP_ALIVE_S):
                 return (await self._updates.get(),)
@@ -98,7 +97,7 @@ class ComparisonStream(StreamingResponse):
 
 def _result(work: asyncio.Future[Comparison]) -> Comparison:
     if work.cancelled():
-        # Not by its caller: the runtime was closed under it.
+        # Cancelled by the runtime, which was closed.
         raise DrainingError
     return work.result()
 

@@ -1,5 +1,4 @@
-"""From a request to a question for the lens: its parameters are in the query, or in a JSON body; any other body is an
-image to ask about."""
+"""Read a request to the lens: parameters in the query or in a JSON body; any other body is an image."""
 
 from __future__ import annotations
 
@@ -23,30 +22,30 @@ _JSON = b"application/json"
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class LensRequest:
     model: str
     options: ComparisonOptions
     image: bytes | None
 
 
-async def asked(request: Request, runtime: Runtime, query: GradModesQuery) -> Question:
-    """Reads the body, if there is one. Raises UnknownModelError, the errors of reading a body, and
-    RequestValidationError for JSON that does not say what it should."""
+async def read_lens_request(request: Request, runtime: Runtime, query: GradModesQuery) -> LensRequest:
+    """Read the body, if there is one. Raises UnknownModelError, the errors of reading a body, and
+    RequestValidationError for invalid JSON."""
     settings = parts_of(request).settings
-    # Before the body is read: a caller who asks for a model that is not there need not send it.
+    # Checked before the body, so that a client with a wrong model name need not send it.
     card = card_named(runtime, query.model)
     content_type, _ = parse_options_header(request.headers.get("content-type"))
     if content_type == _JSON:
-        wanted = _merged(query, await read_small(request, timeout_s=settings.read_timeout_s))
-        return Question(card_named(runtime, wanted.model).name, wanted.options(), None)
+        merged = _merged(query, await read_small(request, timeout_s=settings.read_timeout_s))
+        return LensRequest(card_named(runtime, merged.model).name, merged.options(), None)
     images = await read_images(request, settings)
     if len(images) > 1:
         raise TooManyImagesError(1)
     image = images[0]
     if isinstance(image, ImageTooLargeError):
         raise image
-    # No body is one of no bytes.
-    return Question(card.name, query.options(), image or None)
+    # Without a body the image is empty.
+    return LensRequest(card.name, query.options(), image or None)
 
 
 def _merged(query: GradModesQuery, body: bytes) -> GradModesRequest:
@@ -55,22 +54,22 @@ def _merged(query: GradModesQuery, body: bytes) -> GradModesRequest:
     try:
         stated = GradModesRequest.model_validate_json(body)
     except ValidationError as error:
-        faults = error.errors(include_context=False)
+        errors = error.errors(include_context=False)
         raise RequestValidationError(
-            # JSON that is none is at fault as a whole.
-            [{**fault, "loc": ("body", *(fault["loc"] or ("body",)))} for fault in faults]
+            # A syntax error has no location.
+            [{**each, "loc": ("body", *(each["loc"] or ("body",)))} for each in errors]
         ) from error
     return query.model_copy(update={name: getattr(stated, name) for name in stated.model_fields_set})
 
 
-def body_document() -> dict[str, Any]:
-    """What OpenAPI is told of the body."""
+def request_body() -> dict[str, Any]:
+    """Return the OpenAPI description of the request body."""
     binary = {"schema": {"type": "string", "format": "binary"}}
     files = {"type": "array", "items": binary["schema"], "minItems": 1, "maxItems": 1}
     return {
         "requestBody": {
             "required": False,
-            "description": "The parameters as JSON, or one image to compare on, as it is or as a multipart file.",
+            "description": "The parameters as JSON, or one image to compare on, as the body or as a multipart file.",
             "content": {
                 "application/json": {"schema": GradModesRequest.model_json_schema()},
                 "image/*": binary,

@@ -1,4 +1,4 @@
-"""What the lens is asked and what it answers over HTTP. The same report is what `gradless compare --json` writes."""
+"""Request and response bodies of the lens. `gradless compare --json` writes the same report."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def _each_once(values: list[ArmName]) -> list[ArmName]:
 
 
 class GradModesRequest(Schema):
-    """A body of this form may say what the query can say as well, and wins over it."""
+    """The parameters as a JSON body, which take precedence over the query."""
 
-    model: str | None = Field(None, description="a served model's name; the default without it")
+    model: str | None = Field(None, description="name of a served model; without it, the default model")
     arms: Annotated[list[ArmName], AfterValidator(_each_once)] = Field(
-        list(ARMS), min_length=1, description="the ways to run the forward that are compared"
+        list(ARMS), min_length=1, description="arms to compare: ways to run the forward"
     )
     batch_size: BatchSize = Field(32, description="images in the forward")
-    iterations: int = Field(5, ge=1, le=MAX_ITERATIONS, description="timed forwards an arm, if time allows")
-    sweep: list[BatchSize] = Field([], max_length=MAX_SWEEP, description="batch sizes to compare at as well")
-    modules: bool = Field(True, description="say which module makes autograd keep what")
+    iterations: int = Field(5, ge=1, le=MAX_ITERATIONS, description="timed forwards per arm, if time allows")
+    sweep: list[BatchSize] = Field([], max_length=MAX_SWEEP, description="further batch sizes to compare at")
+    modules: bool = Field(True, description="report what autograd retains for each module")
 
     def options(self) -> ComparisonOptions:
         return ComparisonOptions(
@@ -43,112 +43,112 @@ class GradModesRequest(Schema):
 
 
 class GradModesQuery(GradModesRequest):
-    """The same as query parameters, lists also with commas: sweep=1,2,4."""
+    """The parameters in the query. Lists may be comma-separated: sweep=1,2,4."""
 
     model_config = ConfigDict(extra="ignore")
 
     @field_validator("arms", "sweep", mode="before")
     @classmethod
-    def _at_commas(cls, values: list[str]) -> list[str]:
+    def _split_at_commas(cls, values: list[str]) -> list[str]:
         return [part.strip() for value in values for part in str(value).split(",") if part.strip()]
 
 
-class _Found(BaseModel):
-    """The base of what is made of the records of gradless.records, field by field."""
+class _Record(BaseModel):
+    """Base of the schemas that are validated from the records of gradless.records, field by field."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
 
 
-class Spread(_Found):
+class Spread(_Record):
     median: float
     lower_quartile: float
     upper_quartile: float
 
 
-class OutputFacts(_Found):
+class OutputFacts(_Record):
     requires_grad: bool
     grad_fn: str | None
     is_inference: bool
     version_counter_readable: bool
 
 
-class Backward(_Found):
+class Backward(_Record):
     works: bool
-    error: str | None = Field(description="PyTorch's own words")
+    error: str | None = Field(description="error message of PyTorch")
 
 
-class TrainFacts(_Found):
+class TrainFacts(_Record):
     batchnorm_buffers: int
     batchnorm_buffers_moved: int
     runs_agree: bool
 
 
-class Arm(_Found):
+class Arm(_Record):
     arm: ArmName
     seconds: Spread = Field(description="of one forward, over the timed rounds")
-    peak_bytes: int | None = Field(description="allocated at once, at most, above the start")
-    peak_note: str | None = Field(description="why PyTorch cannot tell the peak")
-    retained_bytes: int = Field(description="kept for a backward pass, beside parameters, buffers and input")
+    peak_bytes: int | None = Field(description="peak of allocated memory above the start")
+    peak_note: str | None = Field(description="why the peak is unknown")
+    retained_bytes: int = Field(description="retained for a backward pass, without parameters, buffers and input")
     retained_tensors: int
     output: OutputFacts
-    backward: Backward = Field(description="whether a backward pass works, tried on a copy")
-    max_abs_difference: float | None = Field(description="largest difference of a logit to inference_mode's")
+    backward: Backward = Field(description="whether a backward pass works, tested on a copy")
+    max_abs_difference: float | None = Field(description="largest difference of a logit from inference_mode")
     top1_agreement: float | None = Field(
-        ge=0, le=1, description="share of images with inference_mode's likeliest class; null without classes"
+        ge=0, le=1, description="share of images with the same top-1 class as inference_mode; null without classes"
     )
-    train: TrainFacts | None = Field(description="of the arm train alone")
+    train: TrainFacts | None = Field(description="only for the arm train")
 
 
-class LeftOut(_Found):
+class LeftOut(_Record):
     arm: ArmName
     reason: str
 
 
-class ModuleRetained(_Found):
-    module: str = Field(description="as in named_modules(); empty for the network itself")
+class ModuleRetained(_Record):
+    module: str = Field(description="name in named_modules(); empty for the network itself")
     type: str
     retained_bytes: int
     retained_tensors: int
 
 
-class SweptArm(_Found):
+class SweptArm(_Record):
     arm: ArmName
     median_seconds: float
     retained_bytes: int
     peak_bytes: int | None
 
 
-class SweepPoint(_Found):
+class SweepPoint(_Record):
     batch_size: int
     arms: list[SweptArm]
 
 
-class LargestBatch(_Found):
+class LargestBatch(_Record):
     memory_bytes: int = Field(description="free before the comparison")
     with_gradients: int
     without_gradients: int
 
 
-class GradModes(_Found):
+class GradModes(_Record):
     model: str
     fingerprint: str
     architecture: str
     device: str
-    dtype: str = Field(description="what is served computes in it; the other arms in float32")
+    dtype: str = Field(description="dtype of the served backend; the other arms compute in float32")
     backend: str
     batch_size: int
-    iterations: int = Field(description="rounds timed: fewer than asked for where time was up")
+    iterations: int = Field(description="timed rounds; fewer than requested if time ran out")
     input: str
     torch: str
     arms: list[Arm]
-    left_out: list[LeftOut] = Field(description="arms asked for that cannot be run on this network")
+    left_out: list[LeftOut] = Field(description="requested arms that cannot run on this network")
     modules: list[ModuleRetained] = Field(description="of the arm grad, largest first")
     sweep: list[SweepPoint]
-    largest_batch: LargestBatch | None = Field(description="images in one forward that would fit")
-    sentences: list[str] = Field(description="the same in plain words")
+    largest_batch: LargestBatch | None = Field(description="images that fit in one forward")
+    sentences: list[str] = Field(description="the findings as sentences")
 
 
-class Progress(_Found):
-    done: int = Field(description="forwards")
+class Progress(_Record):
+    done: int = Field(description="completed forwards")
     total: int
     stage: ComparisonStage

@@ -1,4 +1,4 @@
-"""What OpenAPI is told beyond what FastAPI sees for itself: bodies that are images, and errors that are problems."""
+"""Complete the OpenAPI document: problems as error responses, errors of the connection, API keys."""
 
 from __future__ import annotations
 
@@ -25,60 +25,38 @@ from app.http.problems import (
     SlowBodyError,
     UnauthorizedError,
 )
-from models.images.formats import TITLES
-
-_BINARY = {"schema": {"type": "string", "format": "binary"}}
 
 _UNAUTHORIZED = str(TABLE[UnauthorizedError].status)
 
-# The two headers that app/security/api_keys.py looks into.
+# The two headers that app/security/api_keys.py reads.
 _KEY_SCHEMES = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "an API key"},
-    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "an API key"},
-}
-
-# Of every route that takes images.
-IMAGE_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": f"One image file as it is ({', '.join(TITLES)}), or several as multipart files.",
-        "content": {
-            "image/*": _BINARY,
-            "application/octet-stream": _BINARY,
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "properties": {"images": {"type": "array", "items": _BINARY["schema"], "minItems": 1}},
-                    "required": ["images"],
-                }
-            },
-        },
-    }
+    "bearer": {"type": "http", "scheme": "bearer", "description": "API key"},
+    "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "API key"},
 }
 
 
-def answers(*errors: type[Exception] | Row) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can answer with these problems, beside 422 and 500, which each can."""
+def responses(*errors: type[Exception] | Row) -> dict[int | str, dict[str, Any]]:
+    """Return the error responses of a route for the `responses` argument of FastAPI: these errors, 422 and 500."""
     rows = [error if isinstance(error, Row) else TABLE[error] for error in errors]
     by_status: dict[int, list[Row]] = {}
     for row in (*rows, INVALID_PARAMETER, INTERNAL_ERROR):
         by_status.setdefault(row.status, []).append(row)
-    return {status: _answer(*found) for status, found in sorted(by_status.items())}
+    return {status: _response(*found) for status, found in sorted(by_status.items())}
 
 
-def _answer(*rows: Row) -> dict[str, Any]:
+def _response(*rows: Row) -> dict[str, Any]:
     return {
-        "description": "; ".join(map(_described, rows)),
+        "description": "; ".join(map(_description, rows)),
         "content": {CONTENT_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
 
 
-def _described(row: Row) -> str:
+def _description(row: Row) -> str:
     return f"{row.title} (`{row.type}`)"
 
 
-def _add_answers_of_connections(path: str, responses: dict[str, Any]) -> None:
-    """Refusals of a head or of how a body is framed, and of the host where that is looked at."""
+def _add_connection_errors(path: str, responses: dict[str, Any]) -> None:
+    """Add the errors that are sent before a route is found: malformed heads and bodies, and unknown hosts."""
     for row in (
         MALFORMED_REQUEST,
         TOO_FINELY_CHUNKED,
@@ -86,17 +64,17 @@ def _add_answers_of_connections(path: str, responses: dict[str, Any]) -> None:
         *(() if path in PROBES else (UNKNOWN_HOST,)),
         HEADERS_TOO_LARGE,
     ):
-        answer = responses.setdefault(str(row.status), _answer(row))
-        if _described(row) not in answer["description"]:
-            answer["description"] += f"; {_described(row)}"
+        answer = responses.setdefault(str(row.status), _response(row))
+        if _description(row) not in answer["description"]:
+            answer["description"] += f"; {_description(row)}"
     ordered = sorted(responses.items())
     responses.clear()
     responses.update(ordered)
 
 
-def documented_ends(router: APIRouter) -> Iterator[tuple[str, str, int]]:
-    """(path, method, status) of each way in which the documentation has requests to `router` end; where a body is
-    waited for, its caller may leave as well."""
+def documented_statuses(router: APIRouter) -> Iterator[tuple[str, str, int]]:
+    """Yield (path, method, status) for each documented response of `router`. Routes that read a body also have the
+    status of a client that disconnected."""
     for route in router.routes:
         if isinstance(route, APIRoute) and route.include_in_schema:
             statuses = {route.status_code or 200, *map(int, route.responses)}
@@ -107,19 +85,21 @@ def documented_ends(router: APIRouter) -> Iterator[tuple[str, str, int]]:
             )
 
 
-def other_ends() -> Iterator[tuple[None, str, int]]:
-    """(no path, method, status) of each way in which requests end that reach none of the documented routes: there is
-    nothing there, or nothing under that name, or the documentation is; or it is none, and has no method either."""
+def undocumented_statuses() -> Iterator[tuple[None, str, int]]:
+    """Yield (None, method, status) for the responses without a documented route: unknown paths and hosts, the pages,
+    and malformed requests, whose method is unknown."""
     for method in ("GET", "POST"):
         yield from ((None, method, row.status) for row in (NOT_FOUND, UNKNOWN_HOST))
     yield None, "GET", 200
     yield from ((None, "", row.status) for row in (MALFORMED_REQUEST, TABLE[SlowBodyError], HEADERS_TOO_LARGE))
 
 
-def complete_document(app: FastAPI, *, keys: bool) -> None:
-    """Add the Problem schema, which no route declares as its own, and the errors that come before a route is found.
-    Take out FastAPI's error schemas, which no route answers with. `keys`: tell of them too, so that /docs and generated
-    clients can send one."""
+def extend_openapi(app: FastAPI, *, keys: bool) -> None:
+    """Make `app.openapi` return the complete document.
+
+    It adds the Problem schema and the errors that are sent before a route is found, and removes FastAPI's own error
+    schemas, which no route uses. With `keys` it documents the API key, so that /docs and generated clients can send it.
+    """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -127,7 +107,7 @@ def complete_document(app: FastAPI, *, keys: bool) -> None:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for path, operations in document["paths"].items():
             for operation in operations.values():
-                _add_answers_of_connections(path, operation["responses"])
+                _add_connection_errors(path, operation["responses"])
         schemas["Problem"] = Problem.model_json_schema()
         for replaced in ("HTTPValidationError", "ValidationError"):
             schemas.pop(replaced, None)
@@ -135,7 +115,7 @@ def complete_document(app: FastAPI, *, keys: bool) -> None:
             document["components"]["securitySchemes"] = _KEY_SCHEMES
             for operation in (each for path in document["paths"].values() for each in path.values()):
                 if _UNAUTHORIZED in operation["responses"]:
-                    # One of them is enough.
+                    # A client sends one of the two headers.
                     operation["security"] = [{name: []} for name in _KEY_SCHEMES]
         return document
 

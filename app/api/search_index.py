@@ -1,4 +1,4 @@
-"""The search index of the process: opened at the start, and given to requests whose model made its vectors."""
+"""The search index of the process, opened at startup. It serves the model that made its vectors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from models.search.index import SearchIndex
 
 
 def open_search_index(folder: Path | None, runtime: Runtime) -> SearchIndex | None:
-    """The index in `folder`, if there is to be one. Raises SearchIndexError for a broken one, and for one whose vectors
-    no served model made. After the runtime: below the index are libraries that PyTorch should come before."""
+    """Open the index in `folder`, if set. Raises SearchIndexError if it is damaged, or if no served model made its
+    vectors. Call it after the runtime has started: PyTorch must be loaded before the libraries of the index."""
     if folder is None:
         return None
     index = SearchIndex.open(expand_home(folder))
@@ -24,7 +24,7 @@ def open_search_index(folder: Path | None, runtime: Runtime) -> SearchIndex | No
 
 
 def search_index_of(request: Request) -> SearchIndex:
-    """The process's index. Raises NoSearchIndexError."""
+    """Return the index of the process. Raises NoSearchIndexError."""
     index = parts_of(request).search_index
     if index is None:
         raise NoSearchIndexError
@@ -32,7 +32,7 @@ def search_index_of(request: Request) -> SearchIndex:
 
 
 def search_index_for(request: Request, fingerprint: str) -> SearchIndex:
-    """The index of the vectors that the model of that fingerprint makes. Raises NoSearchIndexError."""
+    """Return the index if the model with `fingerprint` made its vectors. Raises NoSearchIndexError."""
     index = search_index_of(request)
     if index.manifest.fingerprint != fingerprint:
         raise NoSearchIndexError(index.manifest.model)

@@ -1,4 +1,4 @@
-"""Files that browsers get: read once, and served from memory by name."""
+"""Files for browsers, read once and served from memory by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CONTENT_TYPES = {
 _HEADERS = {
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    # Asked for again each time, and sent only where it has changed: files of two versions never meet.
+    # Browsers revalidate each file, so that files of two versions are never mixed.
     "Cache-Control": "no-cache",
 }
 
@@ -33,20 +33,20 @@ class File:
     etag: str
 
 
-def file(name: str, body: bytes) -> File:
-    """`body` as what the ending of `name` says that it is."""
+def load_file(name: str, body: bytes) -> File:
+    """Return `body` as a file whose content type follows from the suffix of `name`."""
     return File(body, CONTENT_TYPES[Path(name).suffix], f'"{sha256(body).hexdigest()[:16]}"')
 
 
-def named(name: str, files: Mapping[str, File]) -> File:
-    """The file of that name, in a table and never on a disk. Raises HTTPException, 404."""
+def find_file(name: str, files: Mapping[str, File]) -> File:
+    """Return the file called `name`. Raises HTTPException (404). Never reads from disk."""
     if name not in files:
         raise HTTPException(404)
     return files[name]
 
 
-def answer(request: Request, found: File, policy: str) -> Response:
-    """The file, or 304 for who has it, under a Content-Security-Policy."""
+def file_response(request: Request, found: File, policy: str) -> Response:
+    """Return the file with a Content-Security-Policy, or 304 if the client has it."""
     headers = {**_HEADERS, "Content-Security-Policy": policy, "ETag": found.etag}
     known = request.headers.get("if-none-match", "")
     if found.etag in {tag.strip().removeprefix("W/") for tag in known.split(",")}:

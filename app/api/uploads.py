@@ -1,5 +1,7 @@
-"""The images of a request: a raw body, or the files of a multipart one. Counted as they come, whatever the
-headers claim, and kept in memory: nothing a caller sends is written to disk."""
+"""Read the images of a request: the body itself, or the files of a multipart body.
+
+Sizes are counted while the body is received, regardless of Content-Length. Bodies are kept in memory, never on disk.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +24,20 @@ from app.http.problems import (
     NoImagesError,
     SlowBodyError,
     TooManyImagesError,
-    TooMuchAtOnceError,
 )
-from app.observability.request_record import observed
+from app.observability.request_record import record_of
 from app.settings import Settings
 from models.interface import errors
 from models.interface.errors import ImageTooLargeError
 
 T = TypeVar("T")
 
-# What is wrong with a body, or with an image in it: of every route that takes images.
+# The errors of a body, or of an image in it.
 UPLOAD_ERRORS: tuple[type[Exception], ...] = (
     ContentEncodingError,
     MalformedMultipartError,
     SlowBodyError,
-    TooMuchAtOnceError,
+    errors.BodyMemoryFullError,
     BodyTooLargeError,
     TooManyImagesError,
     NoImagesError,
@@ -49,27 +50,26 @@ UPLOAD_ERRORS: tuple[type[Exception], ...] = (
     errors.TooCostlyError,
 )
 
-# Parameters as JSON, with room for whitespace.
+# For parameters as JSON.
 _SMALL_BODY_BYTES = 64 * 1024
 
 # Digits of 2**64.
-_LONGEST_SIZE = 20
+_MAX_SIZE_DIGITS = 20
 
 
 async def read_images(request: Request, settings: Settings) -> Sequence[bytes | ImageTooLargeError]:
-    """The encoded images of `request`, one or more, in order; of several, one that is too large has its error in its
-    place.
+    """Return the encoded images of `request` in order. Among several, one that is too large is replaced by its error.
 
-    Raises the request errors of app/http/problems.py, and ImageTooLargeError.
+    Raises the request errors of app/http/problems.py, and ImageTooLargeError for a single image.
     """
     started_at = perf_counter()
     images = await _in_time(request, settings.read_timeout_s, _read(request, settings))
-    observed(request.scope).read_seconds = perf_counter() - started_at
+    record_of(request.scope).read_seconds = perf_counter() - started_at
     return images
 
 
 async def read_small(request: Request, *, timeout_s: float) -> bytes:
-    """A body that is no image and needs no more than a few lines.
+    """Return a body of at most 64 KiB that is not an image.
 
     Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, ClientDisconnectedError.
     """
@@ -77,7 +77,7 @@ async def read_small(request: Request, *, timeout_s: float) -> bytes:
 
 
 async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) -> T:
-    """For reading a body to its end. Raises ContentEncodingError, SlowBodyError, ClientDisconnectedError."""
+    """Await `reading`, which reads the body to its end. Raises SlowBodyError and ClientDisconnectedError."""
     try:
         async with asyncio.timeout(timeout_s):
             read = await reading
@@ -85,7 +85,7 @@ async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) ->
         raise SlowBodyError(timeout_s) from None
     except ClientDisconnect:
         raise ClientDisconnectedError from None
-    observed(request.scope).body_read = True
+    record_of(request.scope).body_read = True
     return read
 
 
@@ -104,7 +104,7 @@ async def _read(request: Request, settings: Settings) -> Sequence[bytes | ImageT
         if len(files) == 1 and isinstance(files[0], ImageTooLargeError):
             raise files[0]
         return files
-    # The bytes decide what it is, not the header: curl alone calls everything a form.
+    # The content decides, not Content-Type: curl sends every body as a form by default.
     return [await _whole(request, settings.max_request_bytes, settings.max_image_bytes)]
 
 
@@ -116,7 +116,6 @@ async def _whole(request: Request, limit_bytes: int, image_limit_bytes: int | No
         if image_limit_bytes is not None and received > image_limit_bytes:
             raise ImageTooLargeError(image_limit_bytes)
         chunks.append(chunk)
-    # One that came in one piece is not copied.
     return b"".join(chunks)
 
 
@@ -125,14 +124,14 @@ async def _counted(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
     if not all(coding.strip().lower() in {"", "identity"} for coding in codings.split(",")):
         raise ContentEncodingError(codings)
     declared = request.headers.get("content-length", "")
-    # A number longer than any size is not worth converting, and int() refuses to beyond 4300 digits.
-    if declared.isdecimal() and (len(declared) > _LONGEST_SIZE or int(declared) > limit_bytes):
+    # int() raises ValueError for more than 4300 digits.
+    if declared.isdecimal() and (len(declared) > _MAX_SIZE_DIGITS or int(declared) > limit_bytes):
         raise BodyTooLargeError(limit_bytes)
     received = 0
-    seen = observed(request.scope)
+    record = record_of(request.scope)
     async for chunk in request.stream():
         received += len(chunk)
         if received > limit_bytes:
             raise BodyTooLargeError(limit_bytes)
-        seen.hold(len(chunk))
+        record.reserve_body_bytes(len(chunk))
         yield chunk

@@ -19,9 +19,10 @@ from app.settings import Settings
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction, ScoredClass
 from models.interface.runtime import Runtime
-from models.interface.telemetry import Task, Unheard
+from models.interface.telemetry import NoTelemetry, Task
 from models.interface.units import in_bytes, in_seconds
 from models.model_folder import description
 from models.model_folder.building import transform_of
@@ -52,7 +53,7 @@ def checked(folder: Path, settings: Settings) -> Findings:
     """Load, warm up and ask. `settings` have the folder as their only model. Raises GradlessError."""
     described = description.read(folder)
     with waiting(Console(stderr=True), f"loading {described.name}"):
-        runtime = start_serving(settings, Unheard())
+        runtime = start_serving(settings, NoTelemetry())
     try:
         [card] = runtime.cards.values()
         predictions = asyncio.run(_asked(runtime, card, described))
@@ -76,7 +77,7 @@ async def _asked(runtime: Runtime, card: ModelCard, described: Description) -> l
     task: Task = "classify" if card.classes else "features"
     predictions = []
     for _ in range(_FORWARDS):
-        [result] = (await runtime.predict(None, [encoded], task=task, top_k=card.classes)).results
+        [result] = (await runtime.predict(None, InferenceRequest(task, [encoded], top_k=card.classes))).results
         if isinstance(result, ImageError):
             raise described.refusal("reference.image", str(result))
         predictions.append(result)

@@ -119,11 +119,11 @@ def _read(image: Path | None) -> bytes | None:
 def _compared(settings: Settings, options: ComparisonOptions, image: bytes | None, console: Console) -> Comparison:
     from app.main import start_serving  # noqa: PLC0415
     from app.reports.lens_terminal import counted, waiting  # noqa: PLC0415 - as above
-    from models.interface.telemetry import Unheard  # noqa: PLC0415
+    from models.interface.telemetry import NoTelemetry  # noqa: PLC0415
 
     try:
         with waiting(console, f"loading {settings.models[0]}"):
-            serving = start_serving(settings, Unheard())
+            serving = start_serving(settings, NoTelemetry())
         try:
             with counted(console) as on_progress:
                 return asyncio.run(serving.compare(None, options, image, on_progress))

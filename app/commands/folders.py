@@ -162,13 +162,13 @@ def _here(paths: list[str], output: str, workers: int | None, settings: Settings
 
 def _on(cluster: str, paths: list[str], output: str, settings: Settings, asked: dict[str, Any]) -> ClusterJob:
     from app.main import serving_options  # noqa: PLC0415 - as above
-    from app.ray_serve.anywhere import anywhere  # noqa: PLC0415
+    from app.ray_serve.settings_paths import with_absolute_paths  # noqa: PLC0415
     from models.ray_data.job import ClusterJob, ClusterJobRequest  # noqa: PLC0415
     from models.ray_data.storage import find  # noqa: PLC0415
 
     return ClusterJob(
         ClusterJobRequest(files=find(paths), output=output, address=cluster, **asked),
-        serving_options(anywhere(settings, Path.cwd())),
+        serving_options(with_absolute_paths(settings, Path.cwd())),
     )
 
 

@@ -1,4 +1,4 @@
-"""Callers leave. FastAPI does not notice by itself: a handler runs on for nobody unless somebody listens."""
+"""Client disconnects: cancel a request's work when its client closes the connection. FastAPI does not do so itself."""
 
 from __future__ import annotations
 
@@ -12,129 +12,136 @@ from fastapi import Request
 from starlette.types import Scope
 
 from app.http.problems import ClientDisconnectedError
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DrainingError
 
 T = TypeVar("T")
 
-# By this name the connections of app/server/connection.py give theirs to the requests on them (ASGI extensions).
-_EXTENSION = "gradless.departure"
+# The ASGI extension through which app/server/connection.py passes its token to each request.
+_EXTENSION = "gradless.disconnect"
 
-# States of a connection whose other side has closed its end or broken it off: TCP_CLOSE and TCP_CLOSE_WAIT of Linux's
+# States of a TCP connection that the peer has closed or reset: TCP_CLOSE and TCP_CLOSE_WAIT of Linux's
 # include/net/tcp_states.h.
-_LEFT_BY_PEER = frozenset({7, 8})
+_CLOSED_BY_PEER = frozenset({7, 8})
 
 
-class ClientDisconnect:
-    """Of the caller of one connection: he leaves once, and the request under way, if there is one, is told.
+class ClientDisconnect(CancelToken):
+    """The token of one connection: cancelled when its client disconnects. The current request may add a callback.
 
-    ASGI has a request ask for it, which takes a task for each; a connection knows, and tells for nothing.
+    ASGI's own way is to await a message, which takes one task per request.
     """
 
-    def __init__(self, transport: asyncio.Transport, leave: Callable[[], object]) -> None:
-        """`leave`, from any thread: the connection is to end, if it has not yet."""
-        self._transport = transport
-        self._leave = leave
-        self._noticed = False
-        self._happened = False
-        self._heard_by: Callable[[], object] | None = None
+    __slots__ = ("_callback", "_close", "_transport")
 
-    def offer(self, scope: Scope) -> None:
-        """Let the request of `scope` hear of it."""
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], object]) -> None:
+        """`close` closes the connection if it is still open. It may be called from any thread."""
+        super().__init__()
+        self._transport = transport
+        self._close = close
+        self._callback: Callable[[], object] | None = None
+
+    @property
+    def cancelled(self) -> bool:
+        # The event loop may not have read the end of the connection yet: it reads pending requests first, and reads
+        # nothing while pipelined requests wait. So ask the kernel. The event loop runs the callback after `close`.
+        if not self._cancelled and _closed_by_peer(self._transport):
+            self._cancelled = True
+            self._close()
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """Report the disconnect, on the event loop."""
+        self._cancelled = True
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+    def attach_to(self, scope: Scope) -> None:
+        """Make this the token of the request of `scope`."""
         scope["extensions"] = {_EXTENSION: self}
 
-    def happen(self) -> None:
-        """The caller has left."""
-        self._happened = True
-        if self._heard_by is not None:
-            self._heard_by()
+    def set_callback(self, callback: Callable[[], object]) -> None:
+        """Call `callback` once when the client disconnects; at once if it has."""
+        if self._cancelled:
+            callback()
+        else:
+            self._callback = callback
 
-    def tell(self, hearer: Callable[[], object]) -> None:
-        """Call `hearer` when the caller leaves; at once if he has left."""
-        self._heard_by = hearer
-        if self._happened:
-            hearer()
-
-    def forget(self) -> None:
-        """Tell nobody."""
-        self._heard_by = None
-
-    def not_yet(self) -> bool:
-        """Whether the caller is still there, also where the event loop has not come to know better: of a crowd that
-        hangs up it reads all requests first, and would have them all begun. From any thread."""
-        if not self._happened and not self._noticed and _left_by_peer(self._transport):
-            # Where requests wait behind the one under way nothing is read, and so not that nobody waits for them.
-            self._noticed = True
-            self._leave()
-        return not (self._happened or self._noticed)
+    def clear_callback(self) -> None:
+        self._callback = None
 
 
-def still_there(request: Request) -> Wanted:
-    """Asks whether the caller of `request` is, in so far as his connection tells."""
-    departure: ClientDisconnect | None = request.scope.get("extensions", {}).get(_EXTENSION)
-    return always if departure is None else departure.not_yet
+def cancel_token_of(request: Request) -> CancelToken:
+    """Return the cancel token of the request's connection. Behind another server's connections it is NEVER_CANCELLED;
+    run_until_disconnect works there as well."""
+    return _disconnect_of(request) or NEVER_CANCELLED
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the caller of `request` disconnects first.
+async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`; cancel it if the client of `request` disconnects first.
 
-    The request's body must have been read to its end. Raises ClientDisconnectedError, and what `work` raises.
+    Read the request's body to its end before. Raises ClientDisconnectedError, and what `work` raises.
     """
-    working = asyncio.current_task()
-    if working is None:  # pragma: no cover - a coroutine that runs is in a task
-        raise RuntimeError("only a task can be cancelled")
-    cancelled_before = working.cancelling()
-    waiter = _Waiter(working)
-    departure = request.scope.get("extensions", {}).get(_EXTENSION)
-    if departure is None:
-        listening = asyncio.ensure_future(_listen(request, waiter.leave))
+    task = asyncio.current_task()
+    if task is None:  # pragma: no cover - a running coroutine has a task
+        raise RuntimeError("run_until_disconnect needs a task")
+    cancelled_before = task.cancelling()
+    canceller = _TaskCanceller(task)
+    disconnect = _disconnect_of(request)
+    if disconnect is None:
+        watcher = asyncio.ensure_future(_watch(request, canceller.cancel))
     else:
-        departure.tell(waiter.leave)
+        disconnect.set_callback(canceller.cancel)
     try:
         return await work
     except asyncio.CancelledError:
-        if waiter.caller_gone and working.uncancel() <= cancelled_before:
+        if canceller.disconnected and task.uncancel() <= cancelled_before:
             raise ClientDisconnectedError from None
-        if working.cancelling() <= cancelled_before:
-            # Not this task but what it waited for: the runtime was closed under it.
+        if task.cancelling() <= cancelled_before:
+            # `work` was cancelled but this task was not: the runtime closed meanwhile.
             raise DrainingError from None
         raise
     finally:
-        if departure is None:
-            # Waited for, so that nothing outlives the request.
-            listening.cancel()
-            await asyncio.wait([listening])
+        if disconnect is None:
+            # Wait for its end, so that no task outlives the request.
+            watcher.cancel()
+            await asyncio.wait([watcher])
         else:
-            departure.forget()
+            disconnect.clear_callback()
 
 
-def _left_by_peer(transport: asyncio.Transport) -> bool:
-    """Whether the other side has closed its end, in so far as the kernel tells: Linux does, of TCP."""
+def _disconnect_of(request: Request) -> ClientDisconnect | None:
+    disconnect: ClientDisconnect | None = request.scope.get("extensions", {}).get(_EXTENSION)
+    return disconnect
+
+
+def _closed_by_peer(transport: asyncio.Transport) -> bool:
+    """Return whether the kernel reports that the peer has closed the connection. Linux only, TCP only."""
     connection = transport.get_extra_info("socket")
     if connection is None or sys.platform != "linux":
         return False
     try:
-        # The first byte is the state. Python keeps the GIL for this: a poll would let it go, to a busy event loop.
-        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _LEFT_BY_PEER
+        # The first byte is the state. Unlike a poll, this call does not release the GIL to a busy event loop.
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] in _CLOSED_BY_PEER
     except OSError:
         # Not TCP; or closed on this side, which the event loop knows.
         return False
 
 
-class _Waiter:
-    """Cancels a task when it is told that the caller has left, and remembers to have done so."""
+class _TaskCanceller:
+    """Cancels a task when the client disconnects, and records that it did."""
 
-    def __init__(self, working: asyncio.Task[Any]) -> None:
-        self._working = working
-        self.caller_gone = False
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._task = task
+        self.disconnected = False
 
-    def leave(self) -> None:
-        self.caller_gone = True
-        self._working.cancel()
+    def cancel(self) -> None:
+        self.disconnected = True
+        self._task.cancel()
 
 
-async def _listen(request: Request, on_departure: Callable[[], object]) -> None:
-    """As ASGI has it, behind other servers."""
+async def _watch(request: Request, on_disconnect: Callable[[], object]) -> None:
+    """Wait for ASGI's disconnect message, behind servers without our connection."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    on_departure()
+    on_disconnect()

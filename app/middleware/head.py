@@ -1,4 +1,4 @@
-"""HEAD wherever there is GET (RFC 9110, section 9.3.2): the same status and headers, and no body."""
+"""Answer HEAD wherever there is GET (RFC 9110, section 9.3.2): same status and headers, no body."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """Has the application answer a HEAD request as GET, and leaves out the body."""
+    """Runs a HEAD request as GET and removes the body of the answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -21,11 +21,11 @@ class HeadAsGet:
                 message = {**message, "body": b""}
             await send(message)
 
-        # A copy: servers look into theirs whether a body may follow.
+        # A copy, because the server reads the method in its own scope.
         as_get = {**scope, "method": "GET"}
         try:
             await self._app(as_get, receive, send_head)
         finally:
-            # For the metrics, which know requests by their routes.
+            # The metrics are labelled with the route.
             if "route" in as_get:
                 scope["route"] = as_get["route"]

@@ -1,94 +1,99 @@
-"""Refusing early: in a full house a request for a model that has no place is answered at its headers, before the
-application hears of it. Under a flood refusals are most of what the event loop does; forwards miss what they cost."""
+"""Load shedding: when a model is at capacity, its requests are answered with 429 at their headers.
+
+The connection sends the answer without running the application. Under overload most of the event loop's work is
+refusals, so their cost limits throughput.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from fastapi import Request
+from fastapi.routing import APIRoute
 from starlette.types import Scope
 
+from app.api.api_route import ApiRoute
 from app.api.dependencies import Parts
 from app.api.error_responses import body_is_short
-from app.api.image_route import ImageRoute
-from app.http.allowed_hosts import Hosts
+from app.api.image_endpoints import IMAGE_ENDPOINTS
+from app.http.allowed_hosts import AllowedHosts
+from app.http.problem_response import problem_bytes, problem_headers
 from app.http.problems import TABLE, RequestError
-from app.http.raw_problem import answer_bytes
 from app.observability.request_observer import RequestObserver
 from app.security.api_keys import authorize
 from models.interface.errors import OverloadedError
-from models.interface.telemetry import Task
 
 _ROW = TABLE[OverloadedError]
 
 
 class Shed(NamedTuple):
-    """A refusal as it is sent. `last`: the connection ends with it."""
+    """The bytes of a refusal. If `last`, it closes the connection."""
 
     answer: bytes
     last: bool
 
 
 class LoadShedding:
-    """`tasks` are the routes that take images, by path, and what is asked there. With `cross_origin`, answers to pages
-    of other origins need headers that the application adds."""
+    """Decides which requests are refused at their headers, and records them. With `cross_origin`, requests from other
+    origins are passed on, because the application adds CORS headers to its answers."""
 
     def __init__(
         self,
         parts: Parts,
-        observation: RequestObserver,
-        hosts: Hosts,
-        tasks: Mapping[str, tuple[ImageRoute, Task]],
+        observer: RequestObserver,
+        hosts: AllowedHosts,
+        routes: Sequence[APIRoute],
         *,
         cross_origin: bool,
     ) -> None:
         self._parts = parts
-        self._observation = observation
+        self._observer = observer
         self._hosts = hosts
-        self._tasks = tasks
+        by_path = {route.path: route for route in routes if isinstance(route, ApiRoute)}
+        self._endpoints = {each.path: (by_path[each.path], each.task) for each in IMAGE_ENDPOINTS if each.sheddable}
         self._cross_origin = cross_origin
 
     @property
     def on(self) -> bool:
-        """Whether some model has no place."""
+        """True if at least one model is at capacity."""
         runtime = self._parts.runtime
         return runtime is not None and runtime.full and not runtime.draining
 
     def shed(self, scope: Scope, usual_headers: Mapping[str, str], *, keep_alive: bool) -> Shed | None:
-        """The refusal of a request with that head, counted and told of; None where it is to go its way. So is all that
-        needs a closer look, be it the images of a multipart body, which nobody has counted yet."""
+        """Return the refusal of the request in `scope`, already recorded, or None to pass the request on. Requests that
+        need full handling are passed on: a multipart body, for example, has an unknown number of images."""
         runtime = self._parts.runtime
-        if runtime is None or scope["path"] not in self._tasks:
+        if runtime is None or scope["path"] not in self._endpoints:
             return None
         head = dict(scope["headers"])
-        route, task = self._tasks[scope["path"]]
-        if self._needs_a_closer_look(scope, head) or not route.takes_query(scope["query_string"]):
+        route, task = self._endpoints[scope["path"]]
+        if self._needs_full_handling(scope, head) or not route.takes_query(scope["query_string"]):
             return None
-        asked = _model(scope["query_string"])
-        model = next(iter(runtime.cards)) if asked is None else asked
+        requested = _requested_model(scope["query_string"])
+        model = next(iter(runtime.cards)) if requested is None else requested
         overload = runtime.refusal(model, task)
         if overload is None:
             return None
-        # For the metrics, which know requests by their routes.
+        # The metrics are labelled with the route.
         scope["route"] = route
-        seen = self._observation.begin(scope)
-        seen.asks(model, task, 1)
-        seen.problem, seen.status = _ROW.slug, _ROW.status
+        record = self._observer.begin(scope)
+        record.start_inference(model, task, 1)
+        record.problem, record.status = _ROW.slug, _ROW.status
         self._parts.metrics.rejected("queue_full")
         last = not keep_alive or not body_is_short(head.get(b"content-length"), chunked=b"transfer-encoding" in head)
         headers = {
             **usual_headers,
-            "retry-after": str(overload.retry_after_s),
-            **self._observation.headers(scope, seen),
+            **problem_headers(overload),
+            **self._observer.headers(scope, record),
         }
-        answer = answer_bytes(_ROW, str(overload), seen.request_id, headers, last=last)
-        self._observation.end(scope, seen, shed=True)
+        answer = problem_bytes(_ROW, str(overload), record.request_id, headers, last=last)
+        self._observer.end(scope, record, shed=True)
         return Shed(answer, last)
 
-    def _needs_a_closer_look(self, scope: Scope, head: Mapping[bytes, bytes]) -> bool:
-        # The dictionary has one of each name: of headers that come twice, somebody else decides which counts.
+    def _needs_full_handling(self, scope: Scope, head: Mapping[bytes, bytes]) -> bool:
+        # `head` has one value per name. The application decides which of several headers counts.
         if len(head) < len(scope["headers"]) or b"if-match" in head:
             return True
         if b"content-encoding" in head or head.get(b"content-type", b"").lower().startswith(b"multipart/"):
@@ -98,13 +103,13 @@ class LoadShedding:
         if not self._parts.keys:
             return False
         try:
-            authorize(Request(scope), self._parts.keys, "inference", self._parts.own_names)
+            authorize(Request(scope), self._parts.keys, "inference", self._parts.trusted_hosts)
         except RequestError:
             return True
         return False
 
 
-def _model(query_string: bytes) -> str | None:
+def _requested_model(query_string: bytes) -> str | None:
     if b"model" not in query_string:
         return None
     return dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)).get("model")

@@ -1,4 +1,4 @@
-"""Why the service did not start, in one line of log."""
+"""Log in one line why the service cannot start."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from models.interface.errors import StartError
 
 _log = logging.getLogger(__name__)
 
-# As uvicorn has it.
+# uvicorn's exit status for a failed start.
 _STATUS = 3
 
 
 class PlainStartFailures:
-    """Says it in one line, where Starlette sends a traceback."""
+    """Replaces the traceback that Starlette reports for a failed start by one line."""
 
     def __init__(self, app: ASGIApp, parts: Parts) -> None:
         self._app = app
@@ -38,13 +38,13 @@ class PlainStartFailures:
 
 
 def refuse_to_start(error: Exception) -> NoReturn:
-    """Log the reason and end the process, whatever threads it has."""
+    """Log the reason and end the process, even if other threads are running."""
     _log.error("cannot start: %s", error)
     exit_at_once(_STATUS)
 
 
 def start_error(error: OSError) -> StartError:
-    """What the operating system refused, as a reason not to start."""
+    """Convert an error of the operating system to a StartError."""
     _log.debug("cannot start", exc_info=error)
-    where = "" if error.filename is None else f"{error.filename}: "
-    return StartError(f"{where}{error.strerror or error}")
+    file = "" if error.filename is None else f"{error.filename}: "
+    return StartError(f"{file}{error.strerror or error}")

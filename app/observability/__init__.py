@@ -1,1 +1,1 @@
-"""One record per request, and what is made of it: log lines, metrics, traces."""
+"""One record per request, reported as log line, metrics and trace."""

@@ -1,4 +1,4 @@
-"""One line of log for each request, and one a second for those of a flood."""
+"""Write one log line per request, and one line per second for all requests that load shedding refuses."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from app.process.logs import REQUESTS
 
 _log = logging.getLogger(REQUESTS)
 
-# Asked for every few seconds by machines, or with each opening of the page.
+# Logged at debug level: probes and scrapers request these every few seconds, browsers with each view of the page.
 _ROUTINE = frozenset({"/healthz", "/readyz", "/metrics", "/"})
 _ROUTINE_FOLDER = "/page/"
 
-# A flood of lines would cost as much as the refusals that they tell of.
+# Interval of the line about shed requests: a line each would cost as much as the refusal itself.
 _SHED_LINE_S = 1.0
 
-# As much of a path as tells what was wanted. Those of the API are far shorter.
-_MOST_PATH_CHARACTERS = 200
+# Longer paths are cut; paths of the API are far shorter.
+_MAX_PATH_CHARACTERS = 200
 
 
 class RequestLog:
-    """`slow_request_s`: an answer with a model's work in it that takes longer is a warning."""
+    """Logs requests. A request with inference that takes longer than `slow_request_s` is logged as a warning."""
 
     def __init__(self, slow_request_s: float) -> None:
         self._slow_request_s = slow_request_s
@@ -35,45 +35,47 @@ class RequestLog:
         self._shed: Counter[tuple[str | None, int, str | None]] = Counter()
         self._shed_line: asyncio.TimerHandle | None = None
 
-    def ended(self, scope: Scope, request: RequestRecord, status: int, seconds: float) -> None:
-        """Tell of a request that has been answered, or whose caller has gone. Nothing of an image is told, nor a
-        query or a header, which may hold keys."""
-        slow = request.model is not None and seconds > self._slow_request_s
+    def log_request(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        """Log a request that was answered, or whose client disconnected.
+
+        Images, queries and headers are never logged: they may be private or hold keys.
+        """
+        slow = record.model is not None and seconds > self._slow_request_s
         level = _level(scope, status, slow=slow)
         if not _log.isEnabledFor(level):
             return
-        # None has no place in the line.
-        told: dict[str, Any] = {
+        # Fields that are None are left out.
+        fields: dict[str, Any] = {
             "method": scope["method"],
             "path": _path(scope),
             "status": status,
-            "problem": request.problem,
+            "problem": record.problem,
             "slow": slow or None,
-            "model": request.model,
-            "task": request.task,
-            "images": request.images or None,
-            "batch_size": request.batch_size,
-            "body_bytes": request.held_bytes or None,
-            **{f"{stage}_ms": _ms(spent) for stage, spent in request.stage_seconds().items()},
+            "model": record.model,
+            "task": record.task,
+            "images": record.images or None,
+            "batch_size": record.batch_size,
+            "body_bytes": record.body_bytes or None,
+            **{f"{stage}_ms": _ms(spent) for stage, spent in record.stage_seconds().items()},
             "total_ms": _ms(seconds),
             "client": scope["client"][0] if scope.get("client") else None,
-            "request_id": request.request_id,
-            "trace_id": request.trace.trace_id if request.trace else None,
+            "request_id": record.request_id,
+            "trace_id": record.trace.trace_id if record.trace else None,
         }
-        _log.log(level, "request", extra={name: value for name, value in told.items() if value is not None})
+        _log.log(level, "request", extra={name: value for name, value in fields.items() if value is not None})
 
-    def shed(self, scope: Scope, request: RequestRecord, status: int, seconds: float) -> None:
-        """Tell of a request that was refused at its headers: a line of its own at `debug`, else as one of a count that
-        is told once a second. Event loop only."""
+    def log_shed(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        """Log a request that was refused at its headers: by a line of its own at debug level, else by adding to a count
+        that is logged once a second. Event loop only."""
         if _log.isEnabledFor(logging.DEBUG):
-            self.ended(scope, request, status, seconds)
+            self.log_request(scope, record, status, seconds)
             return
-        self._shed[request.problem, status, request.model] += 1
+        self._shed[record.problem, status, record.model] += 1
         if self._shed_line is None:
             self._shed_line = asyncio.get_running_loop().call_later(_SHED_LINE_S, self.close)
 
     def close(self) -> None:
-        """Tell of what has been counted so far."""
+        """Log the requests counted so far."""
         if self._shed_line is not None:
             self._shed_line.cancel()
             self._shed_line = None
@@ -84,14 +86,14 @@ class RequestLog:
         self._shed.clear()
 
 
-def refused(client: str | None, row: Row) -> None:
-    """Tell of what never became a request: its head was too long, too slow, or not HTTP."""
+def log_refused_connection(client: str | None, row: Row) -> None:
+    """Log bytes that did not become a request: the head was too long, too slow, or not HTTP."""
     _log.info("request", extra={"client": client, "status": row.status, "problem": row.slug})
 
 
 def _level(scope: Scope, status: int, *, slow: bool) -> int:
-    if status >= 500:  # noqa: PLR2004 - what HTTP calls a server error
-        # 500 is a fault in here; 503 and 504 say that there is too much to do, or that it is time to go.
+    if status >= 500:  # noqa: PLR2004 - server errors start here
+        # 500 is a bug of the server; 503 and 504 mean overload, or that the server is stopping.
         return logging.ERROR if status == 500 else logging.WARNING  # noqa: PLR2004
     if slow:
         return logging.WARNING
@@ -101,8 +103,8 @@ def _level(scope: Scope, status: int, *, slow: bool) -> int:
 
 
 def _path(scope: Scope) -> str:
-    # As it was sent: a decoded one could hold line ends, or what a terminal obeys.
-    path = scope.get("raw_path", b"")[:_MOST_PATH_CHARACTERS].decode("ascii", "backslashreplace")
+    # Still percent-encoded: a decoded path could hold line breaks or escape sequences for a terminal.
+    path = scope.get("raw_path", b"")[:_MAX_PATH_CHARACTERS].decode("ascii", "backslashreplace")
     return path if path.isprintable() else repr(path)
 
 

@@ -1,5 +1,5 @@
-"""Each request gets an id, is timed and told of once; around the application by one pure ASGI middleware, which also
-answers when code fails."""
+"""Give each request an id, time it, and report it once: a pure ASGI middleware around the whole application, which also
+answers 500 when the application raises."""
 
 from __future__ import annotations
 
@@ -9,128 +9,127 @@ import re
 from time import perf_counter
 from typing import Protocol
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.body_budget import BodyBudget
-from app.http.problems import CLIENT_GONE_STATUS, CONTENT_TYPE, INTERNAL_ERROR, problem
+from app.http.problem_response import problem_response
+from app.http.problems import CLIENT_GONE_STATUS, INTERNAL_ERROR
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
-from app.observability.request_record import RequestRecord, RequestTrace, observe
+from app.observability.request_record import RequestRecord, RequestTrace, keep_record
+from models.interface.admission import Budget
 
 _log = logging.getLogger(__name__)
 
-_ACCEPTABLE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Traces(Protocol):
-    """Begins the trace of a request, or goes on with its caller's."""
+    """Starts the server spans of requests."""
 
-    def begin(self, scope: Scope) -> RequestTrace | None: ...
+    def begin(self, scope: Scope) -> RequestTrace | None:
+        """Continue the client's trace or start a new one; None for requests that are not traced."""
 
     def close(self) -> None:
-        """Hand over what is left. Blocks, for some seconds at most."""
+        """Export the remaining spans. Blocks for a few seconds at most."""
 
 
 class RequestObserver:
-    """From a request's beginning to what is told of it. `timed_paths` are the routes whose answers carry
-    Server-Timing."""
+    """Creates the record of each request, and reports it to metrics, log and trace when the request ends.
+
+    Responses of `timed_paths` get a Server-Timing header.
+    """
 
     def __init__(
         self,
         metrics: Metrics,
         request_log: RequestLog,
-        held: BodyBudget,
+        body_budget: Budget,
         timed_paths: frozenset[str],
         traces: Traces | None = None,
     ) -> None:
-        self._held = held
+        self._body_budget = body_budget
         self._metrics = metrics
         self._request_log = request_log
         self._timed_paths = timed_paths
         self._traces = traces
 
     def begin(self, scope: Scope) -> RequestRecord:
-        """What will be known of a request, kept in its `scope`."""
+        """Create the request's record and keep it in `scope`."""
         trace = self._traces.begin(scope) if self._traces else None
-        request = RequestRecord(_request_id(scope), self._held, trace)
-        observe(scope, request)
-        return request
+        record = RequestRecord(_request_id(scope), self._body_budget, trace)
+        keep_record(scope, record)
+        return record
 
-    def headers(self, scope: Scope, request: RequestRecord) -> dict[str, str]:
-        """What its answer has in its head, whatever it is."""
-        headers = {"x-request-id": request.request_id, "x-content-type-options": "nosniff"}
-        if request.trace is not None:
-            headers["traceresponse"] = request.trace.response_header
+    def headers(self, scope: Scope, record: RequestRecord) -> dict[str, str]:
+        """Return the headers that every response gets."""
+        headers = {"x-request-id": record.request_id, "x-content-type-options": "nosniff"}
+        if record.trace is not None:
+            headers["traceresponse"] = record.trace.response_header
         if scope["path"] in self._timed_paths:
-            headers["server-timing"] = request.server_timing()
+            headers["server-timing"] = record.server_timing()
         return headers
 
-    def end(self, scope: Scope, request: RequestRecord, *, shed: bool = False) -> None:
-        """Tell of it. `shed`: it is one of many that were refused at their headers."""
-        self._held.give_back(request.held_bytes)
-        request.ended_at = perf_counter()
-        seconds = request.ended_at - request.started_at
-        # As the documentation writes it: a name that may hold slashes is {name} there.
+    def end(self, scope: Scope, record: RequestRecord, *, shed: bool = False) -> None:
+        """Report the request. `shed`: load shedding refused it at its headers, probably one of many."""
+        self._body_budget.release(record.body_bytes)
+        record.ended_at = perf_counter()
+        seconds = record.ended_at - record.started_at
+        # The template as in the OpenAPI document: {name}, also where the router's own template is {name:path}.
         route = getattr(scope.get("route"), "path_format", None)
-        status = request.status or CLIENT_GONE_STATUS
-        # One that is shed has no line of its own in the log, which an exemplar would lead to.
-        self._metrics.request_done(route, scope["method"], status, seconds, None if shed else request.request_id)
-        respond_seconds = request.respond_seconds
-        if request.model is not None and request.read_seconds is not None and respond_seconds is not None:
-            self._metrics.request_stages(request.model, request.read_seconds, respond_seconds)
+        status = record.status or CLIENT_GONE_STATUS
+        # A shed request has no log line of its own that an exemplar could lead to.
+        self._metrics.request_done(route, scope["method"], status, seconds, None if shed else record.request_id)
+        respond_seconds = record.respond_seconds
+        if record.model is not None and record.read_seconds is not None and respond_seconds is not None:
+            self._metrics.request_stages(record.model, record.read_seconds, respond_seconds)
         if shed:
-            self._request_log.shed(scope, request, status, seconds)
+            self._request_log.log_shed(scope, record, status, seconds)
         else:
-            self._request_log.ended(scope, request, status, seconds)
-        if request.trace is not None:
-            request.trace.end(request, route, status)
+            self._request_log.log_request(scope, record, status, seconds)
+        if record.trace is not None:
+            record.trace.end(record, route, status)
 
 
 class RequestObserverMiddleware:
-    """Wraps the whole application."""
+    """Observes every HTTP request of the application that it wraps."""
 
-    def __init__(self, app: ASGIApp, observation: RequestObserver) -> None:
+    def __init__(self, app: ASGIApp, observer: RequestObserver) -> None:
         self._app = app
-        self._observation = observation
+        self._observer = observer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request = self._observation.begin(scope)
+        record = self._observer.begin(scope)
 
         async def send_observed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                request.status = message["status"]
-                own = self._observation.headers(scope, request).items()
-                # A list of its own: that of the message may be one that a response keeps.
-                message["headers"] = [*message["headers"], *((n.encode(), v.encode("latin-1")) for n, v in own)]
+                record.status = message["status"]
+                added = self._observer.headers(scope, record).items()
+                # A new list: a response may send the same list of headers again.
+                message["headers"] = [*message["headers"], *((n.encode(), v.encode("latin-1")) for n, v in added)]
             await send(message)
 
         try:
             await self._app(scope, receive, send_observed)
         except Exception:
-            _log.exception("a request failed", extra={"request_id": request.request_id})
-            if request.status is not None:
-                # Half an answer is out: only a broken connection can tell the caller.
+            _log.exception("a request failed", extra={"request_id": record.request_id})
+            if record.status is not None:
+                # The response has begun: only a broken connection can still signal the error.
                 raise
-            request.problem = INTERNAL_ERROR.slug
-            await _internal_error(request)(scope, receive, send_observed)
+            record.problem = INTERNAL_ERROR.slug
+            response = problem_response(INTERNAL_ERROR, None, record.request_id)
+            await response(scope, receive, send_observed)
         finally:
-            self._observation.end(scope, request)
+            self._observer.end(scope, record)
 
 
 def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             offered: str = value.decode("latin-1")
-            if _ACCEPTABLE_ID.fullmatch(offered):
+            if _VALID_REQUEST_ID.fullmatch(offered):
                 return offered
-    # To tell requests apart, not to be unguessable.
+    # Ids tell requests apart; they need not be unpredictable.
     return f"{random.getrandbits(64):016x}"
-
-
-def _internal_error(request: RequestRecord) -> Response:
-    body = problem(INTERNAL_ERROR, None, request.request_id)
-    return Response(body.model_dump_json(exclude_none=True), INTERNAL_ERROR.status, media_type=CONTENT_TYPE)

@@ -1,5 +1,5 @@
-"""OpenTelemetry: a span for each request, one for each stage of its images, and one for each batch, to which the
-spans of the forwards in it are linked. Imported only where traces are asked for; without them nothing of it runs."""
+"""OpenTelemetry traces: one span per request, per stage of its images, and per batch; spans of forwards link to the
+span of their batch. Imported only if GRADLESS_TRACES is set."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from models.interface.telemetry import BatchReport
 
 Batches = WeakKeyDictionary[BatchReport, SpanContext]
 
-# Asked for every few seconds by machines.
+# Probes and scrapers request these every few seconds.
 _UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})
 
 _SERVER_ERRORS = 500
@@ -30,20 +30,20 @@ _FLUSH_TIMEOUT_MS = 5000
 
 
 class Traces:
-    """Spans of one application. Not thread-safe: everything is called on the event loop.
+    """Creates the spans of one application. Not thread-safe: event loop only.
 
-    Spans of stages are made when the request has ended, from times that are taken anyway.
+    Spans of stages are created when the request has ended, from the times in its record.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("gradless")
         self._propagator = TraceContextTextMapPropagator()
-        # The span of a batch is kept for as long as there are requests of it that have not ended.
+        # Weak keys: the span of a batch is kept until the last of its requests has ended.
         self._batches: Batches = WeakKeyDictionary()
 
     def begin(self, scope: Scope) -> TracedRequest | None:
-        """Go on with the trace of the request's traceparent, or begin one; None for what is not worth a trace."""
+        """Continue the trace of the traceparent header or start one; None for paths that are not traced."""
         if scope["path"] in _UNTRACED:
             return None
         context = self._propagator.extract(scope, getter=_HEADERS)
@@ -53,20 +53,20 @@ class Traces:
         return TracedRequest(self._tracer, self._batches, span, scope["method"])
 
     def close(self) -> None:
-        """Hand over what is left. Blocks, for some seconds at most."""
+        """Export the remaining spans. Blocks for a few seconds at most."""
         self._provider.force_flush(_FLUSH_TIMEOUT_MS)
         self._provider.shutdown()
 
 
 class TracedRequest:
-    """A request's span, open until `end`."""
+    """The server span of a request, open until `end`."""
 
     def __init__(self, tracer: Tracer, batches: Batches, span: Span, method: str) -> None:
         self._tracer = tracer
         self._batches = batches
         self._span = span
         self._method = method
-        # From perf_counter, which stages are timed by, to the clock of spans.
+        # Added to perf_counter times to get the Unix time that spans use.
         self._epoch_ns = time.time_ns() - perf_counter_ns()
 
     @property
@@ -78,38 +78,38 @@ class TracedRequest:
         context = self._span.get_span_context()
         return f"00-{self.trace_id}-{trace.format_span_id(context.span_id)}-{context.trace_flags:02x}"
 
-    def end(self, request: RequestRecord, route: str | None, status: int) -> None:
+    def end(self, record: RequestRecord, route: str | None, status: int) -> None:
         if self._span.is_recording():
-            self._describe(request, route, status)
-            self._add_stages(request)
-        # With its last stage, however long all who are told of it took.
-        self._span.end(None if request.ended_at is None else self._epoch_ns + int(request.ended_at * 1e9))
+            self._describe(record, route, status)
+            self._add_stages(record)
+        # The end of the last stage, without the time that metrics and log took since.
+        self._span.end(None if record.ended_at is None else self._epoch_ns + int(record.ended_at * 1e9))
 
-    def _describe(self, request: RequestRecord, route: str | None, status: int) -> None:
+    def _describe(self, record: RequestRecord, route: str | None, status: int) -> None:
         span = self._span
         span.set_attribute("http.response.status_code", status)
-        span.set_attribute("gradless.request_id", request.request_id)
+        span.set_attribute("gradless.request_id", record.request_id)
         if route is not None:
             span.update_name(f"{self._method} {route}")
             span.set_attribute("http.route", route)
-        if request.model is not None and request.task is not None:
+        if record.model is not None and record.task is not None:
             span.set_attributes(
-                {"gradless.model": request.model, "gradless.task": request.task, "gradless.images": request.images}
+                {"gradless.model": record.model, "gradless.task": record.task, "gradless.images": record.images}
             )
-        if request.problem is not None:
-            span.set_attribute("error.type", request.problem)
+        if record.problem is not None:
+            span.set_attribute("error.type", record.problem)
         if status >= _SERVER_ERRORS:
             span.set_status(Status(StatusCode.ERROR))
 
-    def _add_stages(self, request: RequestRecord) -> None:
-        if request.read_seconds is not None:
-            self._add("read", request.started_at, request.read_seconds)
-        for image in request.predicted:
+    def _add_stages(self, record: RequestRecord) -> None:
+        if record.read_seconds is not None:
+            self._add("read", record.started_at, record.read_seconds)
+        for image in record.predictions:
             self._add_image(image)
-        if request.lookup_started_at is not None and request.lookup_seconds is not None:
-            self._add("lookup", request.lookup_started_at, request.lookup_seconds)
-        if request.answered_at is not None and request.respond_seconds is not None:
-            self._add("respond", request.answered_at, request.respond_seconds)
+        if record.lookup_started_at is not None and record.lookup_seconds is not None:
+            self._add("lookup", record.lookup_started_at, record.lookup_seconds)
+        if record.results_at is not None and record.respond_seconds is not None:
+            self._add("respond", record.results_at, record.respond_seconds)
 
     def _add_image(self, image: Prediction) -> None:
         seconds = image.seconds
@@ -118,17 +118,17 @@ class TracedRequest:
         self._add("forward", image.batch.started_at, seconds.forward, links=[Link(self._context_of(image.batch))])
 
     def _context_of(self, batch: BatchReport) -> SpanContext:
-        known = self._batches.get(batch)
-        if known is None:
-            # In the trace of the first of its requests to end: with a sampler, one of its own could be left out.
-            described: dict[str, str | int] = {
+        context = self._batches.get(batch)
+        if context is None:
+            # In the trace of its first request that ends: a sampler could drop a trace of its own.
+            attributes: dict[str, str | int] = {
                 "gradless.model": batch.model,
                 "gradless.batch.size": batch.size,
                 "gradless.batch.trigger": batch.trigger,
                 "gradless.batch.dropped": batch.dropped,
             }
-            known = self._batches[batch] = self._add("batch", batch.started_at, batch.forward_seconds, described)
-        return known
+            context = self._batches[batch] = self._add("batch", batch.started_at, batch.forward_seconds, attributes)
+        return context
 
     def _add(
         self,
@@ -138,18 +138,18 @@ class TracedRequest:
         attributes: Mapping[str, str | int] | None = None,
         links: Sequence[Link] = (),
     ) -> SpanContext:
-        """A span that is over, below the request's."""
-        begin = self._epoch_ns + int(started_at * 1e9)
+        """Add a span that has already ended, as a child of the request's."""
+        start_ns = self._epoch_ns + int(started_at * 1e9)
         parent = trace.set_span_in_context(self._span)
-        span = self._tracer.start_span(name, parent, attributes=attributes, links=links, start_time=begin)
-        span.end(begin + int(seconds * 1e9))
+        span = self._tracer.start_span(name, parent, attributes=attributes, links=links, start_time=start_ns)
+        span.end(start_ns + int(seconds * 1e9))
         return span.get_span_context()
 
 
 class _Headers(Getter[Scope]):
     def get(self, carrier: Scope, key: str) -> list[str] | None:
-        wanted = key.encode("ascii")
-        return [value.decode("latin-1") for name, value in carrier["headers"] if name == wanted] or None
+        header = key.encode("ascii")
+        return [value.decode("latin-1") for name, value in carrier["headers"] if name == header] or None
 
     def keys(self, carrier: Scope) -> list[str]:
         return [name.decode("latin-1") for name, _ in carrier["headers"]]
@@ -159,13 +159,13 @@ _HEADERS = _Headers()
 
 
 def exporting_traces(version: str) -> Traces:
-    """Traces that go where the OTEL_* variables say, by OTLP over HTTP, from a thread of the exporter's own."""
-    # Here, not above: with spans of a test's own there is nothing to send.
+    """Return traces that the SDK's thread exports by OTLP over HTTP, as the OTEL_* variables configure it."""
+    # Imported late: tests use an exporter of their own.
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
     from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
     own = Resource({"service.name": "gradless", "service.version": version})
-    # What the variables say of the resource comes last and wins.
+    # Merged last, so that the OTEL_* variables win.
     provider = TracerProvider(resource=Resource.create().merge(own).merge(OTELResourceDetector().detect()))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Traces(provider)

@@ -1,1 +1,1 @@
-"""What concerns the process: logs, listening socket, garbage collector, its end."""
+"""The process: logs, listening socket, interpreter tuning, exit."""

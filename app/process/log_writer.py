@@ -1,4 +1,4 @@
-"""Write lines to a file descriptor from a thread of its own: no request waits for whoever reads the log."""
+"""Write log lines to a file descriptor from a background thread, so that a slow log reader never blocks a request."""
 
 from __future__ import annotations
 
@@ -11,56 +11,60 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from queue import SimpleQueue
 from typing import Literal, TextIO
 
-# Why a line was not written: the queue had no room, or it could not be made or written.
+# Why a line was not written: the queue was full, or formatting or writing the line failed.
 DropReason = Literal["full", "error"]
 
-# Some seconds of lines of a busy service, about 2 MB.
+# Maximum number of queued lines: some seconds of a busy service, about 2 MB.
 QUEUE_LINES = 4096
 
-# Lines that come within so long of the first are written by one call, after one wake-up of the thread.
+# Delay from the first queued line to the write; lines queued meanwhile share one wake-up and one system call.
 _GATHER_S = 0.01
 
-# What a reader that has stalled may delay the end of the process.
+# Maximum delay that a stalled log reader adds to the end of the process.
 _CLOSE_TIMEOUT_S = 1.0
 
 
 class LineWriter:
-    """Lines are written in the order in which they were put. Those for which the queue has no room, and those whose
-    write fails, are dropped and counted. Thread-safe, and safe in signal handlers."""
+    """A bounded queue of lines and the thread that writes them, in order.
+
+    Lines that do not fit in the queue, and lines whose write fails, are dropped and counted. Thread-safe, and safe in
+    signal handlers.
+    """
 
     def __init__(self, descriptor: int, lost_line: Callable[[int], str | None]) -> None:
-        """`lost_line` makes the line that says how many were dropped; it is written once writing works again."""
+        """`lost_line` formats the line that reports dropped lines, or returns None for none. It is written once writing
+        works again."""
         self._descriptor = descriptor
         self._lost_line = lost_line
-        # Unlike queue.Queue it takes no lock that a signal handler could find held by the code it interrupted.
+        # SimpleQueue.put is reentrant, unlike that of queue.Queue: a signal handler may log while this thread logs.
         self._queue: SimpleQueue[bytes | None] = SimpleQueue()
         self._dropped: dict[DropReason, int] = {"full": 0, "error": 0}
         self._count_lock = threading.RLock()
         self._reported = 0
-        # A line that was written in part: the next begins on a line of its own.
+        # Whether the last write ended within a line; then the next write begins with a line break.
         self._torn = False
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
 
     @property
     def dropped(self) -> Mapping[DropReason, int]:
-        """Lines that were dropped so far, by reason."""
+        """Number of lines dropped so far, by reason."""
         return self._dropped
 
     def put(self, text: str) -> None:
-        """Have `text`, one or more whole lines, written soon. Never blocks, never raises OSError."""
+        """Queue `text`, one or more whole lines, or drop it. Never blocks and never raises OSError."""
         if self._queue.qsize() >= QUEUE_LINES:
             self.drop("full")
         else:
             self._queue.put(text.encode("utf-8", "backslashreplace"))
 
     def drop(self, reason: DropReason, lines: int = 1) -> None:
-        """Count lines that are not written."""
+        """Count lines as dropped."""
         with self._count_lock:
             self._dropped[reason] += lines
 
     def close(self) -> None:
-        """Wait until what was put has been written, at most for a second. What is put later is not written."""
+        """Wait up to a second until the queued lines are written. Lines put later are not written."""
         self._queue.put(None)
         self._thread.join(_CLOSE_TIMEOUT_S)
 
@@ -79,7 +83,7 @@ class LineWriter:
 
     def _report_lost(self) -> None:
         lost = sum(self._dropped.values()) - self._reported
-        # As long as lines wait, more may be lost.
+        # While lines are queued, more may be lost; report them together later.
         if lost and self._queue.empty():
             line = self._lost_line(lost)
             if line is None or self._write([line.encode()]):
@@ -109,14 +113,14 @@ class LineWriter:
             try:
                 return os.write(self._descriptor, data)
             except BlockingIOError:
-                # Another process has made the shared file non-blocking.
+                # Another process has set O_NONBLOCK on the shared file description.
                 writable = select.poll()
                 writable.register(self._descriptor, select.POLLOUT)
                 writable.poll()
 
 
 class PrintedText(io.TextIOBase):
-    """`sys.stdout` and `sys.stderr` of a process that logs: what code prints, tracebacks too, the writer writes."""
+    """A text stream in place of `sys.stdout` and `sys.stderr` that queues printed text and tracebacks as log lines."""
 
     def __init__(self, writer: LineWriter, stderr: TextIO) -> None:
         super().__init__()
@@ -125,7 +129,7 @@ class PrintedText(io.TextIOBase):
         self._terminal = stderr.isatty()
 
     @property
-    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute there
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in TextIOBase
         return "utf-8"
 
     def writable(self) -> bool:
@@ -143,7 +147,7 @@ class PrintedText(io.TextIOBase):
 
 
 def _pieces(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
-    """As many lines together as the kernel writes to a pipe in one piece, whichever other processes write there."""
+    """Group lines into pieces of at most PIPE_BUF bytes, which the kernel writes to a pipe atomically."""
     piece: list[bytes] = []
     size = 0
     for line in lines:

@@ -1,4 +1,4 @@
-"""The end of a process: in time, whatever hangs in it."""
+"""End the process within a time limit, even if a thread hangs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from app.process.logs import exit_at_once
 
 _log = logging.getLogger(__name__)
 
-# Beyond the time to drain: for the threads to end, and for the processes of HTTP workers.
+# Seconds after the drain timeout until the process is ended by force: time for threads and HTTP workers to end.
 FORCED_AFTER_DRAIN_S = 8.0
 
-# Log handlers have so long for the last line: whoever reads the log may have stopped.
+# Time to write the last log line; the log reader may have stalled.
 _LAST_LINE_S = 1.0
 
-# The handlers of signals have so long, when the main thread is free to run them.
+# Time for Python signal handlers to end the process, if the main thread is free to run them.
 _HANDLERS_S = 0.5
 
 
 def end_process(failure: str | None) -> NoReturn:
-    """End the process: with status 0, or with 1 and the reason in the log.
+    """End the process with status 0, or with status 1 and `failure` in the log.
 
-    Not by sys.exit, which waits for each thread that is left: one may hang in a forward, or wait for one that does.
+    This does not use sys.exit, which joins every remaining thread: one may hang in a forward.
     """
     if failure is not None:
         _log.critical("ended: %s", failure)
@@ -37,8 +37,10 @@ def end_process(failure: str | None) -> NoReturn:
 
 
 def end_process_within(seconds: float, reason: str, before: Callable[[], None] = lambda: None) -> None:
-    """End the process with status 1 and that reason in so many seconds, unless it has ended by then. `before` is called
-    first. From any thread, and from a signal handler."""
+    """End the process with status 1 after `seconds`, unless it has ended by then; log `reason` and call `before` first.
+
+    May be called from any thread and from a signal handler.
+    """
     threading.Thread(target=_end_later, args=(seconds, reason, before), name="end-of-process", daemon=True).start()
 
 
@@ -55,22 +57,24 @@ def _end_later(seconds: float, reason: str, before: Callable[[], None]) -> None:
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """While models are loaded, signals that have a handler and mean the end do end the process with status 0, even if
-    the load hangs outside of Python, where no handler runs. Main thread only."""
-    heard, said = socket.socketpair()
-    said.setblocking(False)
-    threading.Thread(target=_end_at_signals, args=(heard,), name="signals", daemon=True).start()
-    before = signal.set_wakeup_fd(said.fileno(), warn_on_full_buffer=False)
+    """Context in which SIGTERM, SIGINT and SIGHUP end the process with status 0 if a handler is installed.
+
+    This works even if a model load hangs in native code, where no Python signal handler runs. Main thread only.
+    """
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+    threading.Thread(target=_end_at_signals, args=(reader,), name="signals", daemon=True).start()
+    previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
-        said.close()
+        signal.set_wakeup_fd(previous)
+        writer.close()
 
 
-def _end_at_signals(heard: socket.socket) -> None:
-    with heard:
-        while number := heard.recv(1):
+def _end_at_signals(reader: socket.socket) -> None:
+    with reader:
+        while number := reader.recv(1):
             if number[0] in {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}:
                 time.sleep(_HANDLERS_S)
                 os._exit(0)

@@ -1,2 +1,4 @@
-"""The service on more than one machine: the same application in each replica of Ray Serve. Needs the extra `ray`.
-What Ray does is Ray's: placing, routing, scaling, replacing. There is no scheduler, queue or cache of ours."""
+"""Run the application in each replica of a Ray Serve deployment. Needs the extra `ray`.
+
+Ray places, routes to, scales and replaces the replicas; nothing here schedules, queues or caches.
+"""

@@ -1,5 +1,7 @@
-"""Who may do what: API keys, each with its rights. Without any, everybody may ask for inference and metrics, and this
-machine for the rest."""
+"""Authorize requests by API key. Each key has rights.
+
+Without keys every client may use inference and metrics, and only this machine may use the rest.
+"""
 
 from __future__ import annotations
 
@@ -13,31 +15,31 @@ from typing import Literal, get_args
 
 from starlette.requests import Request
 
-from app.http.allowed_hosts import Hosts
+from app.http.allowed_hosts import AllowedHosts
 from app.http.problems import ForbiddenError, UnauthorizedError
 
 Right = Literal["inference", "debug", "metrics", "admin"]
 
-# What may stand in a bearer token (RFC 6750, section 2.1), and enough of it that nobody guesses.
+# The characters of a bearer token (RFC 6750, section 2.1). The minimum length prevents guessing.
 _KEY = re.compile(r"[A-Za-z0-9._~+/=-]{16,512}")
 _KEY_FORM = "a key has 16 to 512 letters, digits or ._~+/=-"
 
-# Some thousand keys.
-_LARGEST_FILE_BYTES = 1 << 20
+# Enough for some thousand keys.
+_MAX_FILE_BYTES = 1 << 20
 
-# Set by proxies: what comes through one does not come from this machine, even where the proxy does.
+# Set by proxies. A forwarded request is not local, even if the proxy runs on this machine.
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
-_LOCALLY = (
-    "to this machine under the name localhost or one of GRADLESS_ALLOWED_HOSTS, or with a key (GRADLESS_API_KEYS)"
+_LOCAL_OR_KEY = (
+    "from this machine, addressed as localhost or a name in GRADLESS_ALLOWED_HOSTS, or with a key (GRADLESS_API_KEYS)"
 )
 
-# Browsers send it with whatever changes something. A page of another's that is open on this machine may not.
-_OF_A_PAGE = "origin"
+# Browsers send it with every request that is not GET or HEAD.
+_ORIGIN = "origin"
 
 
 class Keys:
-    """The keys of a service and their rights. It knows digests alone: no key can be read out of it."""
+    """The keys of a service and their rights. It stores only digests of the keys."""
 
     def __init__(self, rights: Mapping[str, frozenset[Right]]) -> None:
         self._rights = {_digest(key): granted for key, granted in rights.items()}
@@ -46,21 +48,21 @@ class Keys:
         return bool(self._rights)
 
     def rights_of(self, key: str) -> frozenset[Right] | None:
-        """The rights of `key`; None for one that is none. Takes as long whatever the key."""
-        offered = _digest(key)
+        """Return the rights of `key`, or None if it is unknown. Takes constant time."""
+        presented = _digest(key)
         found = None
         for known, granted in self._rights.items():
-            # Each is looked at, also after one was found.
-            if hmac.compare_digest(known, offered):
+            # No early exit, so that the time does not depend on the key.
+            if hmac.compare_digest(known, presented):
                 found = granted
         return found
 
 
 def parse_keys(text: str, separator: str = ",") -> Keys:
-    """Keys of entries like `KEY`, which may ask for inference, or `inference+debug+metrics:KEY`. Of lines, what
-    follows a # is a comment.
+    """Parse entries such as `KEY`, which has the right `inference`, or `inference+debug+metrics:KEY`. If `separator` is
+    a newline, # starts a comment.
 
-    Raises ValueError, which names an entry by its place: a key in a message would end up in a log.
+    Raises ValueError. Its message names an entry by its number, so that no key gets into a log.
     """
     rights: dict[str, frozenset[Right]] = {}
     for number, entry in enumerate(text.split(separator), 1):
@@ -71,62 +73,64 @@ def parse_keys(text: str, separator: str = ",") -> Keys:
         if not _KEY.fullmatch(key):
             raise ValueError(f"entry {number}: {_KEY_FORM}")
         if key in rights:
-            raise ValueError(f"entry {number}: this key stands there already")
+            raise ValueError(f"entry {number}: duplicate key")
         rights[key] = _rights(names.split("+") if colon else ["inference"], number)
     return Keys(rights)
 
 
 def read_keys(keys: str | None, file: Path | None) -> Keys:
-    """The keys of the environment, or of a file with one in each line. Raises ValueError."""
+    """Return the keys of the environment, or of a file with one key per line. Raises ValueError."""
     if keys is not None:
-        return _some(parse_keys(keys))
+        return _non_empty(parse_keys(keys))
     if file is None:
         return Keys({})
     try:
-        text = _start_of(file).decode("ascii")
+        text = _read_limited(file).decode("ascii")
     except PermissionError:
         raise ValueError(f"{file} is not readable by this user") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not plain ASCII text") from None
-    return _some(parse_keys(text, "\n"))
+    return _non_empty(parse_keys(text, "\n"))
 
 
-def _start_of(file: Path) -> bytes:
+def _read_limited(file: Path) -> bytes:
     if not file.is_file() and file.exists() and not file.is_dir():
-        # It may have no end, or never begin.
+        # Reading it may block or never end.
         raise ValueError(f"{file} is a pipe or a device, not a file")
     with file.open("rb") as opened:
-        text = opened.read(_LARGEST_FILE_BYTES + 1)
-    if len(text) > _LARGEST_FILE_BYTES:
-        raise ValueError(f"{file} is larger than {_LARGEST_FILE_BYTES} bytes, and so no file of keys")
+        text = opened.read(_MAX_FILE_BYTES + 1)
+    if len(text) > _MAX_FILE_BYTES:
+        raise ValueError(f"{file} is larger than {_MAX_FILE_BYTES} bytes, too large for a file of keys")
     return text
 
 
-def authorize(request: Request, keys: Keys, right: Right, own_names: Hosts) -> None:
-    """Let `request` pass if its caller has that right. `own_names` are the hosts under which a request of this machine
-    counts as one. Raises UnauthorizedError, ForbiddenError."""
-    if right == "debug" and _is_trusted(request, own_names) and not _of_another_page(request):
+def authorize(request: Request, keys: Keys, right: Right, trusted_hosts: AllowedHosts) -> None:
+    """Return if the client has `right`. A request from this machine needs a host in `trusted_hosts` to count as local.
+    Raises UnauthorizedError, ForbiddenError."""
+    if right == "debug" and _is_trusted_local(request, trusted_hosts) and not _is_cross_origin(request):
         return
     if not keys:
         if right == "debug":
-            raise ForbiddenError(f"Debug endpoints answer {_LOCALLY}, and to no page of another origin there.")
-        if right == "admin" and not (_is_trusted(request, own_names) and _OF_A_PAGE not in request.headers):
-            raise ForbiddenError(f"Requests that change models are answered {_LOCALLY}, and to no page there.")
+            raise ForbiddenError(
+                f"Debug endpoints accept requests {_LOCAL_OR_KEY}, but no cross-origin browser requests."
+            )
+        if right == "admin" and not (_is_trusted_local(request, trusted_hosts) and _ORIGIN not in request.headers):
+            raise ForbiddenError(f"Models can be loaded and unloaded {_LOCAL_OR_KEY}, but not from a web page.")
         return
-    offered = _offered(request)
-    if offered is None:
-        raise UnauthorizedError("This needs an API key.")
-    granted = keys.rights_of(offered)
+    presented = _presented(request)
+    if presented is None:
+        raise UnauthorizedError("This request needs an API key.")
+    granted = keys.rights_of(presented)
     if granted is None:
-        raise UnauthorizedError("This API key is not known.", known=False)
+        raise UnauthorizedError("This API key is unknown.", known=False)
     if right not in granted:
-        raise ForbiddenError(f"This API key may not ask for {right}.")
+        raise ForbiddenError(f"This API key lacks the right {right}.")
 
 
 def is_local(request: Request) -> bool:
-    """Whether the request comes from a process of this machine, and from no proxy that says that it is one."""
+    """Return True if the request comes from this machine and was not forwarded by a proxy."""
     if request.client is None or any(name in request.headers for name in _FORWARDED):
         return False
     try:
@@ -137,20 +141,20 @@ def is_local(request: Request) -> bool:
     return (mapped or address).is_loopback
 
 
-def _is_trusted(request: Request, own_names: Hosts) -> bool:
-    """Whether it comes from this machine, under a name of its own. Under another name it may come from a page whose
-    name was made to lead here (DNS rebinding): the browser takes that page for one of this service's."""
-    return is_local(request) and own_names.allow(request.scope)
+def _is_trusted_local(request: Request, trusted_hosts: AllowedHosts) -> bool:
+    """Return True if the request is local and its host is trusted. Under another host name it may come from a web page
+    that uses DNS rebinding, which the browser treats as the same origin."""
+    return is_local(request) and trusted_hosts.allow(request.scope)
 
 
-def _of_another_page(request: Request) -> bool:
-    """Whether a browser sends it for a page that is not of this service. What is no browser sends no Origin."""
-    origin = request.headers.get(_OF_A_PAGE)
-    # `null`, which sandboxed pages are, has no authority.
+def _is_cross_origin(request: Request) -> bool:
+    """Return True if a browser sent the request for a page of another origin. Other clients send no Origin."""
+    origin = request.headers.get(_ORIGIN)
+    # The origin of sandboxed pages is `null`, which has no authority.
     return origin is not None and origin.lower().partition("://")[2] != request.headers.get("host", "").lower()
 
 
-def _offered(request: Request) -> str | None:
+def _presented(request: Request) -> str | None:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return token.strip()
@@ -164,12 +168,12 @@ def _rights(names: list[str], number: int) -> frozenset[Right]:
     return frozenset(known[name] for name in names)
 
 
-def _some(keys: Keys) -> Keys:
+def _non_empty(keys: Keys) -> Keys:
     if not keys:
-        raise ValueError("there is no key in it")
+        raise ValueError("it contains no key")
     return keys
 
 
 def _digest(key: str) -> bytes:
-    # Not a password: a key is long, and a digest of it needs no salt and no slowness. latin-1 is what headers come in.
+    # Keys are long and random, unlike passwords: no salt and no slow hash are needed. Headers are latin-1.
     return sha256(key.encode("latin-1", "replace")).digest()

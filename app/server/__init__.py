@@ -1,1 +1,1 @@
-"""uvicorn, and what is changed of it."""
+"""The uvicorn server, its connections and the acceptor."""

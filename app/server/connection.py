@@ -1,363 +1,334 @@
-"""One connection of a caller: uvicorn's, with bounds on what it reads before an application hears of it."""
+"""One client connection: uvicorn's HTTP/1.1 protocol with limits on what it reads before the application is called."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
 from time import perf_counter
 from typing import Any, ClassVar, Self, cast
 
-from starlette.responses import Response
-from starlette.types import ASGIApp, Scope
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+import httptools
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.http.allowed_hosts import fault_of_authority
+from app.http.allowed_hosts import authority_error
 from app.http.disconnect import ClientDisconnect
+from app.http.problem_response import problem_bytes, problem_response
 from app.http.problems import (
-    CONTENT_TYPE,
     HEADERS_TOO_LARGE,
     MALFORMED_REQUEST,
     TOO_FINELY_CHUNKED,
     Row,
     SlowBodyError,
-    problem,
     row_of,
 )
-from app.http.raw_problem import answer_bytes
-from app.observability.request_log import refused
-from app.server.lingering_close import LingeringClose
-from app.server.no_upgrades import IgnoreUpgradeParser
-from app.server.slow_readers import SlowReaders
-from app.server.write_coalescing import WriteCoalescing
+from app.observability.request_log import log_refused_connection
+from app.server.lingering_close import LingeringTransport
+from app.server.no_upgrades import feed, upgrade_requested
+from app.server.slow_readers import SlowReaderTimeout
 
-# Called with what a caller is told, and the seconds from the first byte of what has not become a request to there; None
-# where it has, which tells of itself.
+# Callback(problem, seconds since the first byte). `seconds` is None if the data had already become a request, because
+# that request reports itself.
 OnRefusal = Callable[[Row, float | None], None]
 
-# As much as nginx and Apache take for a request line with its headers, and more than any client sends.
-_MOST_HEAD_BYTES = 32 * 1024
+# Maximum size of request line and headers, as in nginx and Apache.
+_MAX_HEAD_BYTES = 32 * 1024
 
-# Each chunk of a body costs several calls on the event loop, however few bytes it has. Nobody is asked why the first
-# thousands are small.
+# Each chunk of a body costs several calls on the event loop, whatever its size. The first chunks may be of any size.
 _FREE_CHUNKS = 4096
-_LEAST_MEAN_CHUNK_BYTES = 32
+_MIN_MEAN_CHUNK_BYTES = 32
 
-# From the decision to stop until connections without a request are closed: what their callers had sent by then has
-# arrived, and is answered.
+# Seconds from the start of a shutdown until idle connections are closed. Requests that clients had sent by then have
+# arrived, and are answered.
 _LAST_REQUESTS_S = 0.5
 
 
 class BoundedConnection(HttpToolsProtocol):
-    """Its callers have `head_timeout_s` for request line and headers, for the rest of a body whose request has been
-    answered, and to read some of their answers.
+    """uvicorn's protocol with limits on request heads, on body framing and on slow clients.
 
-    uvicorn waits for them for ever and keeps any number: a connection that begins a request and does not end it
-    would cost its memory and its file descriptor as long as its caller likes.
+    A client has `head_timeout_s` to send a request head, to send the rest of a body whose request has been answered,
+    and to read 64 KiB of a response. In uvicorn itself an unfinished request keeps its memory and its file descriptor
+    for as long as the client likes.
     """
 
     head_timeout_s: ClassVar[float]
     on_refusal: OnRefusal
 
-    # Between the end of a request and the end of the next one's headers.
+    transport: LingeringTransport  # type: ignore[assignment]  # has the methods that uvicorn calls
+
+    # True between the end of a request and the end of the next head.
     _in_head = True
-    _head_began_at = 0.0
-    # What has come since the parser told of something that it does not keep: an unfinished head, or fields and
-    # extensions around the chunks of a body. Counted as it is read, in whole reads.
-    _untold_bytes = 0
-    # Of the body under way.
+    _head_started_at = 0.0
+    # Bytes received since the last parser callback. They belong to something unfinished: a request head, chunk
+    # extensions, or trailers. Whole reads are counted.
+    _unparsed_bytes = 0
+    # Of the current body.
     _chunks = 0
     _body_bytes = 0
+    # Whether a head ended within the current read.
     _head_ended = False
-    _too_slow: asyncio.TimerHandle | None = None
-    _unread: SlowReaders
-    _lingering: LingeringClose
-    _writes: WriteCoalescing
-    _departure: ClientDisconnect
-    _parser: IgnoreUpgradeParser
-    _ending = False
-    # What came after the requests so far is none: they are answered, and nothing more is read.
-    _read_to_its_end = False
+    _receive_timer: asyncio.TimerHandle | None = None
+    _slow_reader: SlowReaderTimeout
+    _disconnect: ClientDisconnect
+    _shutting_down = False
+    # Malformed data follows the requests received so far: they are answered, and nothing more is read.
+    _reading_ended = False
 
     @classmethod
-    def with_bounds(cls, head_timeout_s: float, on_refusal: OnRefusal, **given: Any) -> type[Self]:
-        """The protocol class of a server, with its class variables; `given` are those of a subclass."""
-        values = {"head_timeout_s": head_timeout_s, "on_refusal": staticmethod(on_refusal), **given}
+    def with_bounds(cls, head_timeout_s: float, on_refusal: OnRefusal, **attributes: Any) -> type[Self]:
+        """Return a protocol class for uvicorn with these class attributes; `attributes` are those of a subclass."""
+        values = {"head_timeout_s": head_timeout_s, "on_refusal": staticmethod(on_refusal), **attributes}
         return type(cls.__name__, (cls,), values)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._unread = SlowReaders(transport, self.loop, self.head_timeout_s)
-        self._lingering = LingeringClose(transport, self.loop, self.head_timeout_s)
-        self._writes = WriteCoalescing(transport, self.loop, self._unread.begin, self._lingering)
-        # Neither it nor the parser holds the connection once that is lost: it goes without the garbage collector.
-        self._departure = ClientDisconnect(transport, partial(_close_soon, self._writes, self.loop))
-        super().connection_made(self._writes)  # type: ignore[arg-type]  # it is one by its methods
-        self._parser = IgnoreUpgradeParser(self)
-        self.parser = self._parser  # type: ignore[assignment]  # it is one by its methods
-        self.expect()
+        self._slow_reader = SlowReaderTimeout(transport, self.loop, self.head_timeout_s)
+        lingering = LingeringTransport(transport, self.loop, self.head_timeout_s, self._slow_reader.start)
+        self._disconnect = ClientDisconnect(transport, lingering.close_threadsafe)
+        super().connection_made(lingering)  # type: ignore[arg-type]
+        self.start_receive_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._end_of_waiting()
+        self._cancel_receive_timer()
         super().connection_lost(exc)
-        del self._parser
-        self._unread.end()
-        self._lingering.end()
-        self._departure.happen()
+        self._slow_reader.cancel()
+        self.transport.cancel_timer()
+        self._disconnect.cancel()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._unread.begin()
+        self._slow_reader.start()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self.transport.is_closing():
-            self._unread.end()
+            self._slow_reader.cancel()
 
     def data_received(self, data: bytes) -> None:
-        if self._lingering.begun:
-            self._lingering.received(len(data))
+        if self.transport.lingering:
+            self.transport.discard(len(data))
             return
-        if self._read_to_its_end:
+        if self._reading_ended:
             return
-        began_in_head, self._head_ended = self._in_head, False
-        if began_in_head and self._too_slow is None:
-            # The next request of a connection that lives on; between requests uvicorn's own timer runs.
-            self.expect()
-        if began_in_head and not self._untold_bytes:
-            self._head_began_at = perf_counter()
-        # What the parser has of an unfinished head it keeps, and tells of it only at the end of each header.
-        self._untold_bytes += len(data)
-        super().data_received(data)
-        if self.transport.is_closing() or self._read_to_its_end:
+        started_in_head, self._head_ended = self._in_head, False
+        if started_in_head and self._receive_timer is None:
+            # The next request on this connection; between requests uvicorn's keep-alive timer runs.
+            self.start_receive_timer()
+        if started_in_head and not self._unparsed_bytes:
+            self._head_started_at = perf_counter()
+        self._unparsed_bytes += len(data)
+        self._unset_keepalive_if_required()
+        try:
+            feed(self, data)
+        except httptools.HttpParserError:
+            self._refuse_malformed("Invalid HTTP request received.")
             return
-        if self._head_ended or self._in_head != began_in_head:
-            self._untold_bytes = 0
-        elif self._untold_bytes > _MOST_HEAD_BYTES:
-            self._end_with_fields(in_head=began_in_head)
-        if not began_in_head and self._in_head:
-            self.rest()
+        if self.transport.is_closing() or self._reading_ended:
+            return
+        if self._head_ended or self._in_head != started_in_head:
+            self._unparsed_bytes = 0
+        elif self._unparsed_bytes > _MAX_HEAD_BYTES:
+            self._refuse_fields(in_head=started_in_head)
+        if not started_in_head and self._in_head:
+            self.start_keep_alive()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Nobody here reads fields that follow a body, and uvicorn would keep them all.
+        # Drop trailers: uvicorn would add them, without limit, to the headers of the request.
         if self._in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._parser.asked_to_leave:
+        if upgrade_requested(self):
             return
         if self.transport.is_closing():
-            # Behind a request whose answer was the last.
-            raise _BrokenOffError
-        if self._untold_bytes > _MOST_HEAD_BYTES and self._head_bytes() > _MOST_HEAD_BYTES:
-            # It came in one read with its end.
-            self._end_with_fields(in_head=True)
-            raise _BrokenOffError
+            # Pipelined behind a request with `Connection: close`.
+            raise _StopParsingError
+        if self._unparsed_bytes > _MAX_HEAD_BYTES and self._head_bytes() > _MAX_HEAD_BYTES:
+            # The whole head arrived in one read.
+            self._refuse_fields(in_head=True)
+            raise _StopParsingError
         fault = self._fault_of_head()
         if fault is not None:
             self._refuse(MALFORMED_REQUEST, fault)
-            raise _BrokenOffError
-        if self.answered_at_head():
+            raise _StopParsingError
+        if self.answer_at_head():
             return
-        self._departure.offer(cast(Scope, self.scope))
-        # Raises for a target that is none: so far it is a head, and refused as one.
+        self._disconnect.attach_to(cast(Scope, self.scope))
+        # Raises for an invalid target, which is refused as a malformed head.
         super().on_headers_complete()
-        self.end_head()
-        if self._ending and self.cycle is not None:
+        self.start_body()
+        if self._shutting_down and self.cycle is not None:
             self.cycle.keep_alive = False
 
-    def answered_at_head(self) -> bool:
-        """Answer the request whose head has been read, if that needs no application; for subclasses."""
+    def answer_at_head(self) -> bool:
+        """Answer the request at its head, without the application, and return True; for subclasses."""
         return False
 
     def on_chunk_header(self) -> None:
-        self.told()
+        self.count_as_parsed()
         self._chunks += 1
-        if self._chunks > _FREE_CHUNKS and self._body_bytes < self._chunks * _LEAST_MEAN_CHUNK_BYTES:
-            detail = f"After {_FREE_CHUNKS} chunks a body needs {_LEAST_MEAN_CHUNK_BYTES} bytes in each on average."
-            self._break_off(TOO_FINELY_CHUNKED, detail)
-            # Ends the parser's work on what has been read with it.
-            raise _BrokenOffError
+        if self._chunks > _FREE_CHUNKS and self._body_bytes < self._chunks * _MIN_MEAN_CHUNK_BYTES:
+            detail = f"After {_FREE_CHUNKS} chunks a body needs {_MIN_MEAN_CHUNK_BYTES} bytes in each on average."
+            self._refuse_body(TOO_FINELY_CHUNKED, detail)
+            raise _StopParsingError
 
     def on_body(self, body: bytes) -> None:
-        self.told()
+        self.count_as_parsed()
         self._body_bytes += len(body)
-        if self.cycle.response_complete:
-            return
-        kept = cast(bytes | bytearray, self.cycle.body)
-        if not kept:
-            # As it is, which is how most images come. uvicorn would copy it into what it keeps, and out again.
-            super().on_body(b"")
-            self.cycle.body = body  # type: ignore[assignment]  # what has come so far is read as bytes in any case
-            if len(body) > HIGH_WATER_LIMIT:
-                self.flow.pause_reading()
-            return
-        if isinstance(kept, bytes):
-            # Bytes do not grow: each of many small pieces would have all before it copied.
-            self.cycle.body = bytearray(kept)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._parser.asked_to_leave:
+        if upgrade_requested(self):
             return
         self.end_body()
         super().on_message_complete()
         if not self.pipeline:
-            # Where nothing is read, nobody's leaving is heard of.
+            # A disconnect is only detected while data is read.
             self.flow.resume_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not self._in_head and self.between_requests() and not self.transport.is_closing():
-            # Answered before its body has ended: no route waits for the rest any more, with its own deadline.
-            self.expect()
+            # Answered before the body has ended: the handler's own timeout no longer limits the rest.
+            self.start_receive_timer()
 
     def shutdown(self) -> None:
-        """End after the request under way. Without one, wait for any that is on its way: uvicorn closes at once, and
-        what a caller sent a moment before, on a connection that lives on, would be lost unread."""
-        if not self._ending and self.between_requests():
-            self.loop.call_later(_LAST_REQUESTS_S, self._end)
+        """Close after the current request; without one, wait for requests that are already in transit.
+
+        uvicorn closes an idle connection at once, which loses a request that the client sent a moment before.
+        """
+        if not self._shutting_down and self.between_requests():
+            self.loop.call_later(_LAST_REQUESTS_S, self._close_if_idle)
         else:
             super().shutdown()
-        self._lingering.hurry()
-        self._ending = True
+        self.transport.shorten()
+        self._shutting_down = True
 
-    def end_head(self) -> None:
-        """Its body comes next."""
+    def start_body(self) -> None:
+        """Enter the state after a request head."""
         self._in_head = False
         self._head_ended = True
-        self._writes.client_may_send = True
+        self.transport.client_may_send = True
         self._chunks = self._body_bytes = 0
-        self._end_of_waiting()
+        self._cancel_receive_timer()
 
     def end_body(self) -> None:
-        """The next request's head comes next, which may be in the same piece."""
+        """Enter the state after a request body. The next head may follow in the same read."""
         self._in_head = True
-        self._head_began_at = perf_counter()
-        # Requests that wait may have more behind them, which is not read until they are answered.
-        self._writes.client_may_send = bool(self.pipeline)
-        self._end_of_waiting()
+        self._head_started_at = perf_counter()
+        # Behind pipelined requests the client may have sent more, which is not read until they are answered.
+        self.transport.client_may_send = bool(self.pipeline)
+        self._cancel_receive_timer()
 
-    def told(self) -> None:
-        """The parser has told of all that it read, and keeps nothing."""
-        self._untold_bytes = 0
+    def count_as_parsed(self) -> None:
+        """Note that the parser has processed all received bytes."""
+        self._unparsed_bytes = 0
 
-    def usual_headers(self) -> dict[str, str]:
-        """What uvicorn puts into every answer: the date."""
+    def default_headers(self) -> dict[str, str]:
+        """Return the headers that uvicorn adds to every response: the date."""
         return {name.decode("latin-1"): value.decode("latin-1") for name, value in self.server_state.default_headers}
 
-    def expect(self) -> None:
-        """Give the caller his time, for a head or for the rest of a body that nobody waits for."""
-        self._too_slow = self.loop.call_later(self.head_timeout_s, self._give_up)
+    def start_receive_timer(self) -> None:
+        """Limit the time to receive a head, or the rest of a body whose request has been answered."""
+        self._receive_timer = self.loop.call_later(self.head_timeout_s, self._receive_timed_out)
 
     def between_requests(self) -> bool:
-        """Whether every request so far has its whole answer."""
-        # None before the first request, whatever uvicorn's annotation says.
+        """Return whether every request so far has its complete response."""
+        # `cycle` is None before the first request, contrary to uvicorn's annotation.
         return bool(getattr(self.cycle, "response_complete", True))
 
-    def rest(self) -> None:
-        """Keep the connection for as long as uvicorn does, from now on, unless an answer is under way."""
+    def start_keep_alive(self) -> None:
+        """Restart uvicorn's keep-alive timer, unless a request is being answered.
+
+        uvicorn stops the timer at the first byte after a response, and restarts it only after the next response.
+        """
         if self.between_requests() and self.timeout_keep_alive_task is None:
-            # uvicorn's timer for connections without a request ended with the first byte that came after the answer.
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
-    def send_400_response(self, msg: str) -> None:
-        if self.transport.is_closing() or self._read_to_its_end:
-            return
-        if self._in_head:
-            self._refuse(MALFORMED_REQUEST, msg)
-        else:
-            self._break_off(MALFORMED_REQUEST, msg)
-
-    def _end(self) -> None:
+    def _close_if_idle(self) -> None:
         if self.between_requests() and not self.transport.is_closing():
             self.transport.close()
 
     def _fault_of_head(self) -> str | None:
-        if self._parser.get_method() == b"CONNECT":
-            # Its target is no resource of this server's, whatever it looks like.
+        if self.parser.get_method() == b"CONNECT":
+            # This server has no resource that CONNECT could name, whatever its target looks like.
             return "This is no proxy: CONNECT is not answered."
-        return fault_of_authority(self.url, self.headers, host_needed=self._parser.get_http_version() == "1.1")
+        return authority_error(self.url, self.headers, host_needed=self.parser.get_http_version() == "1.1")
 
     def _head_bytes(self) -> int:
-        # As it is written at the least: with a colon and the end of its line for each field.
+        # At least this many bytes: each field has a colon and a line end.
         return len(self.url) + sum(len(name) + len(value) + 3 for name, value in self.headers)
 
-    def _end_of_waiting(self) -> None:
-        if self._too_slow is not None:
-            self._too_slow.cancel()
-            self._too_slow = None
+    def _cancel_receive_timer(self) -> None:
+        if self._receive_timer is not None:
+            self._receive_timer.cancel()
+            self._receive_timer = None
 
-    def _give_up(self) -> None:
-        if self._in_head and self._untold_bytes:
+    def _receive_timed_out(self) -> None:
+        if self._in_head and self._unparsed_bytes:
             self._refuse(row_of(SlowBodyError(0)), f"The headers had not arrived after {self.head_timeout_s:g} s.")
         else:
-            # It has asked for nothing, or has its answer, and has had its time to send the rest.
-            self._writes.client_may_send = False
+            # No request was begun, or it has been answered and its body is late.
+            self.transport.client_may_send = False
             self.transport.close()
 
-    def _end_with_fields(self, *, in_head: bool) -> None:
-        if in_head:
-            self._refuse(HEADERS_TOO_LARGE, f"Request line and headers are over {_MOST_HEAD_BYTES} bytes.")
+    def _refuse_malformed(self, detail: str) -> None:
+        if self.transport.is_closing() or self._reading_ended:
+            return
+        if self._in_head:
+            self._refuse(MALFORMED_REQUEST, detail)
         else:
-            self._break_off(HEADERS_TOO_LARGE, f"Fields around the body are over {_MOST_HEAD_BYTES} bytes.")
+            self._refuse_body(MALFORMED_REQUEST, detail)
 
-    def _break_off(self, row: Row, detail: str) -> None:
-        """End a request whose body is under way: its handler, who counts it, hears that its caller has gone."""
-        self._end_of_waiting()
+    def _refuse_fields(self, *, in_head: bool) -> None:
+        if in_head:
+            self._refuse(HEADERS_TOO_LARGE, f"Request line and headers are over {_MAX_HEAD_BYTES} bytes.")
+        else:
+            self._refuse_body(HEADERS_TOO_LARGE, f"Fields around the body are over {_MAX_HEAD_BYTES} bytes.")
+
+    def _refuse_body(self, row: Row, detail: str) -> None:
+        """Refuse a request during its body. Its handler, which counts it, sees a disconnected client."""
+        self._cancel_receive_timer()
         if self.pipeline:
-            # Its handler has not begun, nor may its answer, until the requests before it have theirs.
-            self.on_refusal(row, perf_counter() - self._head_began_at)
-            self.pipeline[0] = self.cycle, cast(Any, _problem_app(row, detail))
-            self._read_no_more()
+            # Its handler has not started; earlier requests are answered first.
+            self.on_refusal(row, perf_counter() - self._head_started_at)
+            self.pipeline[0] = self.cycle, cast(Any, problem_response(row, detail, headers={"Connection": "close"}))
+            self._stop_reading()
         else:
             self.on_refusal(row, None)
-            # Once an answer has begun, another would be read as part of it.
-            self._writes.client_may_send = not self.cycle.response_started
+            # After the start of its response, the client would read another response as part of it.
+            self.transport.client_may_send = not self.cycle.response_started
             if not self.cycle.response_started:
-                self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
+                self.transport.write(problem_bytes(row, detail, headers=self.default_headers(), last=True))
             self.cycle.disconnected = not self.cycle.response_complete
             self.cycle.message_event.set()
-            self._departure.happen()
+            self._disconnect.cancel()
             self.transport.close()
-        refused(self.client[0] if self.client else None, row)
+        log_refused_connection(self.client[0] if self.client else None, row)
 
     def _refuse(self, row: Row, detail: str) -> None:
-        self._end_of_waiting()
-        self.on_refusal(row, perf_counter() - self._head_began_at if self._in_head else None)
+        """Refuse data that has not become a request."""
+        self._cancel_receive_timer()
+        self.on_refusal(row, perf_counter() - self._head_started_at if self._in_head else None)
         self._in_head = False
-        refused(self.client[0] if self.client else None, row)
+        log_refused_connection(self.client[0] if self.client else None, row)
         if not self.between_requests():
-            # Requests before it have their answers first, the last of which ends the connection: in their place, or
-            # in the midst of one, another would be taken for theirs.
-            self._read_no_more()
+            # Earlier requests are answered first, and the last response ends the connection: the client would read a
+            # refusal as the response to one of them.
+            self._stop_reading()
         elif not self.transport.is_closing():
-            self._writes.client_may_send = True
-            self.transport.write(answer_bytes(row, detail, headers=self.usual_headers(), last=True))
+            self.transport.client_may_send = True
+            self.transport.write(problem_bytes(row, detail, headers=self.default_headers(), last=True))
             self.transport.close()
 
-    def _read_no_more(self) -> None:
-        """End with the answer to the last request that has been read."""
-        self._read_to_its_end = True
+    def _stop_reading(self) -> None:
+        """Read nothing more, and close after the response to the last request."""
+        self._reading_ended = True
         self.cycle.keep_alive = False
-        self._writes.client_may_send = True
+        self.transport.client_may_send = True
         self.flow.pause_reading()
 
 
-def _problem_app(row: Row, detail: str) -> ASGIApp:
-    """An application that answers with that problem and ends the connection."""
-    body = problem(row, detail, None).model_dump_json(exclude_none=True)
-    return Response(body, row.status, headers={"Connection": "close"}, media_type=CONTENT_TYPE)
-
-
-def _close_soon(writes: WriteCoalescing, loop: asyncio.AbstractEventLoop) -> None:
-    """From any thread, also one that looks when the service has ended and the event loop with it."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(writes.close)
-
-
-class _BrokenOffError(Exception):
-    """Raised through the parser, which stops at it. What has not been refused by then is, as malformed."""
+class _StopParsingError(Exception):
+    """Raised in a parser callback to stop the parser. What has not been refused by then is refused as malformed."""

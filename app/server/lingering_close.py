@@ -1,75 +1,115 @@
-"""Close a connection without losing the answer that was just sent on it (RFC 9112, section 9.6)."""
+"""Close a connection without losing the response that was just sent on it (RFC 9112, section 9.6)."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
-# A client that sends nothing for so long has stopped sending, or will never stop.
+# A client that sends nothing for this long has stopped sending, or will never stop.
 _QUIET_S = 5.0
 
-# Four times the largest body that is accepted by default. Clients that write a whole body before they read the answer
-# get theirs up to here.
-_MOST_BYTES = 256 * 1024 * 1024
+# Maximum number of bytes discarded: four times the default body limit. Clients that write a whole body before they
+# read the response receive it up to this size.
+_MAX_DISCARDED_BYTES = 256 * 1024 * 1024
 
-# While the service stops nobody waits for long.
-_HURRIED_S = 2.0
+# Maximum duration of a lingering close while the server shuts down.
+_SHUTDOWN_S = 2.0
 
 
-class LingeringClose:
-    """Closes one side of a connection, and the other once the client has stopped sending.
+class LingeringTransport:
+    """An asyncio transport whose `close` lingers while `client_may_send`.
 
-    Closing both at once makes the kernel answer what still arrives with a reset, and a client that is reset drops an
-    answer that it has not read yet. So the sending side is closed first, and what arrives is dropped: until the client
-    closes, or is quiet for 5 s, or has sent 256 MiB, or `most_s` seconds are over.
+    If both directions are closed at once, the kernel answers data that still arrives with a reset, and a client drops
+    an unread response when it is reset. A lingering close therefore closes the sending side first and discards what
+    arrives, until the client closes, is quiet for 5 s, or has sent 256 MiB, or until `timeout_s` is over.
+
+    `on_unsent` is called if unsent data remains when the connection closes; asyncio would wait for it without limit.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, most_s: float) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        loop: asyncio.AbstractEventLoop,
+        timeout_s: float,
+        on_unsent: Callable[[], None],
+    ) -> None:
         self._transport = transport
         self._loop = loop
-        self._most_s = most_s
-        self._ends_at = 0.0
-        self._bytes = 0
-        self._bytes_before = 0
+        self._timeout_s = timeout_s
+        self._on_unsent = on_unsent
+        self._deadline = 0.0
+        self._discarded_bytes = 0
+        self._discarded_before = 0
         self._timer: asyncio.TimerHandle | None = None
-        self.begun = False
+        self.client_may_send = False
+        self.lingering = False
 
-    def begin(self) -> None:
-        """Send what has been written, close the sending side, and drop what arrives from now on."""
-        self.begun = True
-        self._ends_at = self._loop.time() + self._most_s
-        self._transport.write_eof()
-        # It may be paused, for a body that was not wanted yet.
-        self._transport.resume_reading()
-        self._wait()
+    def write(self, data: bytes) -> None:
+        """Send `data`; drop it if the connection is closing."""
+        if not self.is_closing():
+            self._transport.write(data)
 
-    def received(self, count: int) -> None:
-        """Drop that many bytes."""
-        self._bytes += count
-        if self._bytes > _MOST_BYTES:
+    def close(self) -> None:
+        """Close after everything written has been sent."""
+        if self.lingering:
+            return
+        if self.client_may_send and not self._transport.is_closing():
+            self._linger()
+        else:
+            self._transport.close()
+        if self._transport.get_write_buffer_size():
+            self._on_unsent()
+
+    def close_threadsafe(self) -> None:
+        """Close soon. May be called from any thread, and after the event loop has ended."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.close)
+
+    def is_closing(self) -> bool:
+        """Return whether nothing can be sent any more."""
+        return self.lingering or self._transport.is_closing()
+
+    def discard(self, count: int) -> None:
+        """Count received bytes that are dropped during a lingering close."""
+        self._discarded_bytes += count
+        if self._discarded_bytes > _MAX_DISCARDED_BYTES:
             self._transport.close()
 
-    def hurry(self) -> None:
-        """Take no longer than 2 s from now on, or from when it begins."""
-        self._most_s = min(self._most_s, _HURRIED_S)
-        self._ends_at = min(self._ends_at, self._loop.time() + self._most_s)
-        if self.begun:
-            self.end()
-            self._wait()
+    def shorten(self) -> None:
+        """Limit the lingering close to 2 s, from now or from its start, because the server shuts down."""
+        self._timeout_s = min(self._timeout_s, _SHUTDOWN_S)
+        self._deadline = min(self._deadline, self._loop.time() + self._timeout_s)
+        if self.lingering:
+            self.cancel_timer()
+            self._start_timer()
 
-    def end(self) -> None:
-        """Stop waiting: the connection is closed."""
+    def cancel_timer(self) -> None:
+        """Stop the timer; the connection is lost."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _wait(self) -> None:
-        left_s = self._ends_at - self._loop.time()
-        self._timer = self._loop.call_later(min(left_s, _QUIET_S), self._look)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
-    def _look(self) -> None:
-        quiet = self._bytes == self._bytes_before
-        self._bytes_before = self._bytes
-        if quiet or self._loop.time() >= self._ends_at:
+    def _linger(self) -> None:
+        self.lingering = True
+        self._deadline = self._loop.time() + self._timeout_s
+        self._transport.write_eof()
+        # Reading may be paused, for a body that no handler has asked for yet.
+        self._transport.resume_reading()
+        self._start_timer()
+
+    def _start_timer(self) -> None:
+        remaining_s = self._deadline - self._loop.time()
+        self._timer = self._loop.call_later(min(remaining_s, _QUIET_S), self._check)
+
+    def _check(self) -> None:
+        quiet = self._discarded_bytes == self._discarded_before
+        self._discarded_before = self._discarded_bytes
+        if quiet or self._loop.time() >= self._deadline:
             self._transport.close()
         else:
-            self._wait()
+            self._start_timer()

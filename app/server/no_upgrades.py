@@ -1,5 +1,8 @@
-"""A caller may ask to go on in another protocol, as Java's and curl's clients do for HTTP/2 by the way. A server need
-not (RFC 9110, 7.8), and here HTTP/1.1 is all there is: the request is taken as if it had not asked."""
+"""Serve requests that ask for another protocol as plain HTTP/1.1, which RFC 9110, section 7.8 allows.
+
+Java's HttpClient and `curl --http2` ask for HTTP/2 by default. httptools ends such a request at its head and treats the
+body as data of the other protocol, so without this module their images would never be read.
+"""
 
 from __future__ import annotations
 
@@ -7,65 +10,38 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
-class IgnoreUpgradeParser:
-    """httptools' parser for `protocol`, which has to let pass what is told of a request while `asked_to_leave`: it
-    comes again. httptools takes such a request to end with its head, and its body to be of the other protocol;
-    therefore it is given the head once more, without the wish."""
+def upgrade_requested(protocol: HttpToolsProtocol) -> bool:
+    """Return whether the parser is at a head that `feed` will parse again; its callbacks must be ignored."""
+    return bool(protocol.parser.should_upgrade()) and protocol.parser.get_method() != b"CONNECT"
 
-    def __init__(self, protocol: HttpToolsProtocol) -> None:
-        self._protocol = protocol
-        self._parser = protocol.parser
 
-    @property
-    def asked_to_leave(self) -> bool:
-        # CONNECT cannot stay: it asks for nothing else.
-        return bool(self._parser.should_upgrade()) and self.get_method() != b"CONNECT"
+def feed(protocol: HttpToolsProtocol, data: bytes) -> None:
+    """Feed `data` to the protocol's parser. A head that asks for an upgrade is parsed again without that request.
 
-    def feed_data(self, data: bytes) -> None:
-        """Raises httptools.HttpParserError."""
-        # Views: each of many such requests in one read would copy all behind it.
-        left = memoryview(data)
-        head: bytes | None = None
-        while True:
-            try:
-                if head is not None:
-                    self._parser.feed_data(head)
-                self._parser.feed_data(left)
-            except httptools.HttpParserUpgrade as upgrade:
-                if not self.asked_to_leave:
-                    raise
-                left = left[upgrade.args[0] :]
-                head = self._head_without_it()
-                self._parser = httptools.HttpRequestParser(self._protocol)
-                self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
-            else:
-                return
+    Raises httptools.HttpParserError.
+    """
+    # A view and a loop: a client may pipeline a thousand such requests, which must neither be copied nor recurse.
+    rest = memoryview(data)
+    while True:
+        try:
+            protocol.parser.feed_data(rest)
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = rest[upgrade.args[0] :]
+            head = _head_without_upgrade(protocol)
+            protocol.parser = httptools.HttpRequestParser(protocol)
+            protocol.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+            protocol.parser.feed_data(head)
+        else:
+            return
 
-    def should_upgrade(self) -> bool:
-        """Never, whoever asks."""
-        return False
 
-    def get_method(self) -> bytes:
-        """Of the request whose head has been read."""
-        method: bytes = self._parser.get_method()
-        return method
-
-    def get_http_version(self) -> str:
-        """Of the request whose head has been read, as `1.1`."""
-        version: str = self._parser.get_http_version()
-        return version
-
-    def should_keep_alive(self) -> bool:
-        """Whether another request may follow the one whose head has been read."""
-        return bool(self._parser.should_keep_alive())
-
-    def _head_without_it(self) -> bytes:
-        version = self.get_http_version().encode("ascii")
-        lines = [b" ".join([self.get_method(), self._protocol.url, b"HTTP/" + version])]
-        for name, value in self._protocol.headers:
-            kept = value
-            if name == b"connection":
-                kept = b", ".join(word for word in value.split(b",") if word.strip().lower() != b"upgrade")
-            if name != b"upgrade" and (kept or not value):
-                lines.append(name + b": " + kept)
-        return b"\r\n".join([*lines, b"", b""])
+def _head_without_upgrade(protocol: HttpToolsProtocol) -> bytes:
+    version = protocol.parser.get_http_version().encode("ascii")
+    lines = [b" ".join([protocol.parser.get_method(), protocol.url, b"HTTP/" + version])]
+    for name, value in protocol.headers:
+        kept = value
+        if name == b"connection":
+            kept = b", ".join(option for option in value.split(b",") if option.strip().lower() != b"upgrade")
+        if name != b"upgrade" and (kept or not value):
+            lines.append(name + b": " + kept)
+    return b"\r\n".join([*lines, b"", b""])

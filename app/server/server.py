@@ -1,9 +1,8 @@
-"""The process: uvicorn, told to drain on SIGTERM, to say in one line why it cannot start, and where it serves."""
+"""Run uvicorn with draining on SIGTERM, one-line start failures and its own acceptor."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -18,6 +17,7 @@ from uvicorn.config import STARTUP_FAILURE
 from app.api.dependencies import Parts
 from app.main import create_app
 from app.middleware.start_failures import PlainStartFailures, refuse_to_start
+from app.process.interpreter import tune_interpreter
 from app.process.listener import allow_many_connections, bind, log_listening
 from app.process.logs import exit_at_once
 from app.process.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
@@ -28,146 +28,136 @@ from models.interface.errors import StartError
 
 _log = logging.getLogger(__name__)
 
-# Beyond it a caller's keep-alive connection is closed; load balancers commonly keep theirs for 60 s.
+# Seconds until an idle keep-alive connection is closed. Load balancers commonly close theirs after 60 s, and must be
+# the first to close.
 _KEEP_ALIVE_S = 75
-
-# After so long a thread that runs Python lets others run theirs. The event loop is such a thread, and one that decodes
-# comes back to Python a few times an image: at Python's own 5 ms it waits for the loop each time.
-_SWITCH_INTERVAL_S = 0.0001
-
-# When the garbage collector comes: after so many objects more, and each older generation after so many collections of
-# the younger. Requests leave nothing to it, and a full house is 60,000 objects: to look through them took 0.1 to 0.3 s
-# under overload, in which nobody was answered, every 6 s at Python's own 700, 10, 10.
-_COLLECT_AFTER = (5_000, 10, 100)
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM, SIGINT or SIGHUP, then answer what was accepted. Ends the process when it cannot start."""
+    """Serve until SIGTERM, SIGINT or SIGHUP, then answer the accepted requests. Ends the process if it cannot start."""
     tune_interpreter()
     app = create_app(settings)
     parts: Parts = app.state.parts
-    # Before the models are loaded, so that a wrong address is known at once; open to callers only afterwards.
+    # Bind before the models are loaded, so that a wrong address is reported at once; accept connections afterwards.
     try:
         listener = bind(settings)
     except StartError as error:
         refuse_to_start(error)
     allow_many_connections()
     server = Server(server_config(app, parts), parts, listener)
-    if heeds_hangup():
-        # uvicorn itself handles the others.
+    if handles_sighup():
+        # uvicorn installs handlers for SIGTERM and SIGINT only.
         signal.signal(signal.SIGHUP, server.handle_exit)
     server.run()
     sys.exit(1)
 
 
-def tune_interpreter() -> None:
-    """Have threads and garbage collector disturb an event loop little."""
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
-    gc.set_threshold(*_COLLECT_AFTER)
-
-
-def heeds_hangup() -> bool:
-    """Return False where SIGHUP is ignored, as `nohup` has it."""
+def handles_sighup() -> bool:
+    """Return False if the parent process ignores SIGHUP, as `nohup` does."""
     return signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
 
 
 def server_config(app: FastAPI, parts: Parts) -> uvicorn.Config:
-    """How uvicorn serves the application, wherever its connections come from."""
+    """Return uvicorn's configuration, for one process and for HTTP workers alike."""
     settings = parts.settings
     return uvicorn.Config(
         PlainStartFailures(app, parts),
-        # Where a library for WebSockets happens to be installed, a request to upgrade would leave the bounds of http.
+        # If a WebSocket library is installed, uvicorn would hand upgrade requests to it, without our limits.
         ws="none",
         http=shedding_connection(settings.read_timeout_s, parts.metrics.refused_by_connection, app.state.shedding),
         log_config=None,
         access_log=False,
         server_header=False,
-        # Nobody's X-Forwarded-For is believed, or looked for.
+        # X-Forwarded-For is not trusted.
         proxy_headers=False,
         timeout_keep_alive=_KEEP_ALIVE_S,
-        # uvicorn takes whole seconds; rounded up, so that an accepted request has its whole time
+        # uvicorn takes whole seconds; rounded up, so that accepted requests have the whole drain timeout.
         timeout_graceful_shutdown=max(1, int(-(-settings.drain_timeout_s // 1))),
     )
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, that drains, and tells at that level of log that it does. It accepts connections itself: uvicorn would
-    reset those that wait in the kernel when it stops, and without file descriptors its event loop would drop them."""
+    """A uvicorn server that drains on SIGTERM and accepts connections itself.
 
-    told_at = logging.INFO
+    uvicorn would reset connections that wait in the kernel's queue when it stops, and asyncio drops connections
+    without a log line while the process has no file descriptors left.
+    """
+
+    # Level of the log line at the start of a drain.
+    stop_log_level = logging.INFO
 
     def __init__(self, config: uvicorn.Config, parts: Parts, listener: socket.socket | None = None) -> None:
         super().__init__(config)
         self._parts = parts
         self._listener = listener
         self._acceptor: Acceptor | None = None
-        # Accepted, and no connection of the application's yet.
-        self.beginning: set[asyncio.Task[None]] = set()
+        # Tasks of accepted connections that have no protocol object yet.
+        self.starting_connections: set[asyncio.Task[None]] = set()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's. Once it has started, the process ends with this: uvicorn's loop would wait for its threads."""
+        """Run uvicorn's serve, then end the process, because the end of the event loop would join its threads."""
         await super().serve(sockets)
         if self.started:
             end_process(self._parts.failure)
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - there are none
-        """uvicorn's, but for how connections come."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - unused, always None
+        """Start the application, then accept connections; replaces uvicorn's listening sockets."""
         with ended_by_signals():
             await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(STARTUP_FAILURE)
         self.servers = []
-        self.take_connections()
+        self.start_accepting()
         self.started = True
 
-    def take_connections(self) -> None:
-        """Begin to take them, and say so."""
+    def start_accepting(self) -> None:
+        """Start to accept connections, and log the address."""
         if self._listener is not None:
-            self._acceptor = Acceptor(self._listener, self.begin)
+            self._acceptor = Acceptor(self._listener, self.serve_connection)
             self._acceptor.open()
             log_listening(self._parts.settings, self._listener)
 
-    async def take_last_connections(self) -> None:
-        """Take what has been connected by now, and no more."""
+    async def stop_accepting(self) -> None:
+        """Accept the connections that have been made, then close the listener."""
         if self._acceptor is not None:
-            await self._acceptor.close(self._drained_at())
+            await self._acceptor.close(self._drain_deadline())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """uvicorn's, after the last connections."""
-        await self.take_last_connections()
-        await asyncio.gather(*self.beginning, return_exceptions=True)
+        """Run uvicorn's shutdown after the last connections have been accepted."""
+        await self.stop_accepting()
+        await asyncio.gather(*self.starting_connections, return_exceptions=True)
         await super().shutdown(sockets)
 
-    def begin(self, connection: socket.socket) -> bool:
-        """Serve on a connection, which is this server's from here."""
-        task = asyncio.get_running_loop().create_task(self._begin(connection))
-        self.beginning.add(task)
-        task.add_done_callback(self.beginning.discard)
+    def serve_connection(self, connection: socket.socket) -> bool:
+        """Serve requests on an accepted connection, which the server then owns."""
+        task = asyncio.get_running_loop().create_task(self._create_protocol(connection))
+        self.starting_connections.add(task)
+        task.add_done_callback(self.starting_connections.discard)
         return True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to drain."""
-        # Not uvicorn's own, which would end the process by the signal: having drained is a success, status 0.
+        """Start to drain; a signal handler."""
+        # uvicorn's own handler would end the process by the signal, but a completed drain is a success, status 0.
         del frame
-        _log.log(self.told_at, "%s: answering what was accepted, then stopping", signal.Signals(sig).name)
+        _log.log(self.stop_log_level, "%s: answering what was accepted, then stopping", signal.Signals(sig).name)
         if self._parts.runtime is None:
-            # Nothing has been accepted. An exception would be lost in the load that this has interrupted.
+            # No request has been accepted. The model load that this handler interrupts would swallow an exception.
             exit_at_once(0)
         if not self.should_exit:
-            self._parts.drained_at = self._drained_at()
+            self._parts.drained_at = self._drain_deadline()
             end_process_within(
                 self._parts.settings.drain_timeout_s + FORCED_AFTER_DRAIN_S,
                 "it had not ended by itself long after the time to drain",
             )
-        # Before the socket closes: who comes now is told so.
+        # Drain before the listener closes, so that new requests are answered with 503.
         self._parts.runtime.drain()
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
 
-    def _drained_at(self) -> float:
+    def _drain_deadline(self) -> float:
         return self._parts.drained_at or perf_counter() + self._parts.settings.drain_timeout_s
 
-    async def _begin(self, connection: socket.socket) -> None:
+    async def _create_protocol(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
@@ -178,5 +168,5 @@ class Server(uvicorn.Server):
                 connection,
             )
         except OSError:
-            # Its caller has gone already.
+            # The client has disconnected already.
             connection.close()

@@ -1,4 +1,4 @@
-"""A connection that, in a full house, answers requests for images at their headers by itself."""
+"""A connection that answers image requests at their heads while the server is at capacity."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from app.server.connection import BoundedConnection, OnRefusal
 def shedding_connection(
     head_timeout_s: float, on_refusal: OnRefusal, shedding: LoadShedding
 ) -> type[BoundedConnection]:
-    """The protocol class of a server: app.server.connection's bounds, and what `shedding` refuses."""
+    """Return a protocol class for uvicorn with the limits of BoundedConnection and the refusals of `shedding`."""
     return _SheddingConnection.with_bounds(head_timeout_s, on_refusal, shedding=shedding)
 
 
 class _SheddingConnection(BoundedConnection):
     shedding: ClassVar[LoadShedding]
 
-    # The request whose body comes has its answer.
+    # Whether the current body belongs to a request that has been refused.
     _shed = False
 
-    def answered_at_head(self) -> bool:
-        """Refuse the request where `shedding` does."""
+    def answer_at_head(self) -> bool:
+        """Refuse the request if `shedding` decides so."""
         shed = self._refusal() if self.shedding.on else None
         if shed is None:
             return False
         self._shed = True
-        self.end_head()
+        self.start_body()
         self.transport.write(shed.answer)
         if shed.last:
             self.transport.close()
         else:
-            # The rest of the body, which is short.
-            self.expect()
+            # The rest of the body is short.
+            self.start_receive_timer()
         return True
 
     def on_chunk_header(self) -> None:
@@ -44,7 +44,7 @@ class _SheddingConnection(BoundedConnection):
 
     def on_body(self, body: bytes) -> None:
         if self._shed:
-            self.told()
+            self.count_as_parsed()
         else:
             super().on_body(body)
 
@@ -55,18 +55,17 @@ class _SheddingConnection(BoundedConnection):
         self._shed = False
         self.end_body()
         if not self.transport.is_closing():
-            self.rest()
+            self.start_keep_alive()
 
     def _refusal(self) -> Shed | None:
-        parser = self._parser
-        if parser.get_method() != b"POST" or parser.get_http_version() != "1.1":
+        if self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
             return None
         if not self.between_requests():
-            # Answers leave in the order of their requests.
+            # Responses are sent in the order of their requests.
             return None
         path, _, query = self.url.partition(b"?")
-        # The application's own paths are plain: what is not equal to one of them as it comes goes its way.
+        # Paths are compared as sent: the image routes need no decoding, and all others go to the application.
         scope = cast(Scope, self.scope)
         scope.update(method="POST", path=path.decode("ascii", "replace"), raw_path=path, query_string=query)
-        keep_alive = parser.should_keep_alive() and not self.expect_100_continue
-        return self.shedding.shed(scope, self.usual_headers(), keep_alive=keep_alive)
+        keep_alive = self.parser.should_keep_alive() and not self.expect_100_continue
+        return self.shedding.shed(scope, self.default_headers(), keep_alive=keep_alive)

@@ -1,4 +1,4 @@
-"""Answers that their callers do not read: they would be kept, and their connections, as long as those like."""
+"""Abort connections whose clients do not read their responses."""
 
 from __future__ import annotations
 
@@ -7,47 +7,48 @@ import fcntl
 import struct
 import termios
 
-# What a caller must take of an answer each time; where that is less, all that is left. As much as a transport keeps
-# before it asks for no more.
-_LEAST_READ_BYTES = 64 * 1024
+# Bytes that a client must read per period, or all that remains if that is less: asyncio's default high-water mark.
+# TCP_USER_TIMEOUT is no replacement: a client that reads one byte at a time would keep a response for hours.
+_MIN_READ_BYTES = 64 * 1024
 
 
-class SlowReaders:
-    """Cuts a connection off when its caller, with `patience_s` for each 64 KiB, does not read."""
+class SlowReaderTimeout:
+    """Aborts the connection if the client reads less than 64 KiB of a response in `period_s` seconds."""
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, patience_s: float) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, period_s: float) -> None:
         self._transport = transport
         self._loop = loop
-        self._patience_s = patience_s
+        self._period_s = period_s
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> None:
-        """From now on something waits to be read."""
+    def start(self) -> None:
+        """Start the period, unless one is running: unread data remains."""
         if self._timer is None:
-            self._timer = self._loop.call_later(self._patience_s, self._look, _unread_bytes(self._transport))
+            self._timer = self._loop.call_later(self._period_s, self._check, _unread_bytes(self._transport))
 
-    def end(self) -> None:
-        """What waited has been read, or the connection is no more."""
+    def cancel(self) -> None:
+        """Stop the period: the client has read the data, or the connection is lost."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self, unread: int) -> None:
+    def _check(self, unread_before: int) -> None:
         self._timer = None
-        if unread - _unread_bytes(self._transport) < _LEAST_READ_BYTES:
+        if unread_before - _unread_bytes(self._transport) < _MIN_READ_BYTES:
             self._transport.abort()
         else:
-            # A slow line is no offence.
-            self.begin()
+            self.start()
 
 
 def _unread_bytes(transport: asyncio.Transport) -> int:
-    """What has not reached the other side, here and in the kernel, which keeps up to megabytes and takes more only when
-    a third of that has gone."""
-    kept = transport.get_write_buffer_size()
+    """Return the bytes that the client has not acknowledged, in this process and in the kernel's send buffer.
+
+    The kernel holds up to megabytes, and accepts more only after a third of them has been read.
+    """
+    buffered = transport.get_write_buffer_size()
     try:
         queued = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
     except OSError:
-        # Linux tells; elsewhere what this process keeps has to do.
-        return kept
-    return kept + int(struct.unpack("i", queued)[0])
+        # Not Linux: only this process's own buffer is known.
+        return buffered
+    return buffered + int(struct.unpack("i", queued)[0])

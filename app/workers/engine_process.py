@@ -14,15 +14,15 @@ from contextlib import ExitStack, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from app.main import search_index_beside, serving_options
+from app.main import search_index_of_runtime, serving_options
 from app.middleware.start_failures import refuse_to_start, start_error
 from app.observability.metrics import CountsReader, Metrics, create_counts
-from app.process.gc_tuning import freeze_loaded_objects
+from app.process.interpreter import freeze_loaded_objects, tune_interpreter
 from app.process.listener import allow_many_connections, bind, log_listening
 from app.process.logs import exit_at_once
 from app.process.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
 from app.server.acceptor import Acceptor
-from app.server.server import heeds_hangup, tune_interpreter
+from app.server.server import handles_sighup
 from app.settings import Settings
 from app.workers.connection_dispatch import HttpWorker, hand
 from app.workers.fork_server import ForkServer
@@ -67,7 +67,7 @@ def serve_with_workers(settings: Settings, workers: int) -> None:
     cannot start."""
     tune_interpreter()
     endings = [signal.SIGTERM, signal.SIGINT]
-    if heeds_hangup():
+    if handles_sighup():
         endings.append(signal.SIGHUP)
     # Nothing has been accepted until there are workers.
     for number in endings:
@@ -134,7 +134,7 @@ class _Engine:
                 on_fault=self.fault,
             )
             # Each worker opens it for itself; here it is found out whether they can.
-            search_index_beside(self._house.serving, settings)
+            search_index_of_runtime(self._house.serving, settings)
         except (StartError, OSError) as error:
             refuse_to_start(start_error(error) if isinstance(error, OSError) else error)
         metrics.watch(self._house.serving)
@@ -335,7 +335,7 @@ class _Engine:
             self._acceptor.out_of_files.log(
                 "process %s has no file descriptors left: raise the limit (ulimit -n)", worker.process.pid
             )
-            self._acceptor.take_back(refused)
+            self._acceptor.requeue(refused)
 
     def _start_another(self) -> None:
         if self._stopping.is_set():
@@ -355,7 +355,7 @@ class _Engine:
         loop.remove_reader(worker.handing)
         refused = worker.let_go()
         worker.handing.close()
-        self._acceptor.take_back([*(refused or ()), *worker.not_taken])
+        self._acceptor.requeue([*(refused or ()), *worker.not_taken])
         self._house.process_ended(number)
         self._ended.set()
         if worker.process.pid is not None:

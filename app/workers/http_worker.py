@@ -20,9 +20,10 @@ import uvicorn
 from app.api.dependencies import Parts
 from app.main import create_app
 from app.observability.metrics import content_type_for, count_in
+from app.process.interpreter import tune_interpreter
 from app.process.logs import configure_logging, exit_at_once
 from app.process.stopping import end_process_within
-from app.server.server import Server, server_config, tune_interpreter
+from app.server.server import Server, server_config
 from app.settings import Settings
 from models.interface.runtime import Runtime
 from models.interface.telemetry import Telemetry
@@ -127,7 +128,7 @@ def _everybodys_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
 class _FrontServer(Server):
     """Listens nowhere: it is handed connections. The engine process tells that the service stops."""
 
-    told_at = logging.DEBUG
+    stop_log_level = logging.DEBUG
 
     def __init__(
         self, config: uvicorn.Config, parts: Parts, handed: socket.socket, told: ctypes.Array[ctypes.c_uint]
@@ -138,11 +139,11 @@ class _FrontServer(Server):
         # Of connections that it was handed, in their order: not said yet.
         self._untold = b""
 
-    def take_connections(self) -> None:
+    def start_accepting(self) -> None:
         self._handed.setblocking(False)
         asyncio.get_running_loop().add_reader(self._handed, self._take)
 
-    async def take_last_connections(self) -> None:
+    async def stop_accepting(self) -> None:
         # Of this worker alone it may be the end: from here on others are handed what comes.
         self._handed.shutdown(socket.SHUT_RD)
         # What has been handed over by now was accepted.
@@ -168,7 +169,7 @@ class _FrontServer(Server):
                 # The engine process has ended, and had not heard all.
                 told, descriptors = b"", []
             for descriptor in descriptors:
-                self.begin(socket.socket(fileno=descriptor))
+                self.serve_connection(socket.socket(fileno=descriptor))
             # The kernel leaves out those for which this process may open no file.
             self._untold += TAKEN * len(descriptors) + NO_FILES * (len(told) - len(descriptors))
         if not told:
@@ -178,7 +179,7 @@ class _FrontServer(Server):
         self._tell()
 
     def _tell(self) -> None:
-        self._told[0] = len(self.server_state.connections) + len(self.beginning)
+        self._told[0] = len(self.server_state.connections) + len(self.starting_connections)
         # It may have no room for more words, and is told later, or have ended.
         with contextlib.suppress(OSError):
             self._untold = self._untold[self._handed.send(self._untold) :]

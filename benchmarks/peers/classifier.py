@@ -1,14 +1,14 @@
 """What every peer serves: the same weights and preprocessing as gradless, in plain torchvision and timm.
 
-Plain, it imports nothing of gradless, so that the peers are what somebody without it would write. With
-PEER_ENGINE=gradless decode and forward are gradless's own, so that servers are compared and nothing else.
+Without PEER_ENGINE it imports nothing of gradless. PEER_ENGINE=eager, openvino or null uses gradless's decode and that
+backend of gradless, so that only the servers differ.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import timm
 import torch
@@ -21,7 +21,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 - the field'
 
 MODEL = os.environ.get("PEER_MODEL", "efficientnet_lite0")
 PORT = int(os.environ.get("PEER_PORT", "8000"))
-SHARED_ENGINE = os.environ.get("PEER_ENGINE") == "gradless"
+ENGINE = os.environ.get("PEER_ENGINE", "")
 
 # Processes that run forwards, threads of each, and images of one forward: chosen for two cores. One process of two
 # threads lost most of its speed wherever anything else ran; batches of 16 cost about as much CPU an image as of 8.
@@ -35,6 +35,10 @@ DECODERS = int(os.environ.get("PEER_DECODERS", "1"))
 FRONTS = int(os.environ.get("PEER_FRONTS", "1"))
 
 Answer = list[dict[str, Any]]
+
+
+class _HasLogits(Protocol):
+    def logits(self, batch: torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +56,13 @@ _PREPROCESSING = {
     "efficientnet_lite0": Preprocessing(256, 224, InterpolationMode.BICUBIC, (127.0,) * 3, (128.0,) * 3),
     "resnet50": Preprocessing(232, 224, InterpolationMode.BILINEAR, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
 }
-PREPROCESSING = _PREPROCESSING[MODEL]
+PREPROCESSING = _PREPROCESSING.get(MODEL, _PREPROCESSING["efficientnet_lite0"])
 LABELS: list[str] = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.meta["categories"]
 
 
 def preprocess(encoded: bytes) -> torch.Tensor:
     """JPEG bytes to (3, crop, crop) uint8 RGB, by way of libjpeg-turbo: the fastest that torchvision has."""
-    if SHARED_ENGINE:
+    if ENGINE:
         from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only where it is asked for
 
         return shared_engine.preprocess(encoded)
@@ -69,20 +73,32 @@ def preprocess(encoded: bytes) -> torch.Tensor:
     return cropped
 
 
-class Classifier:
+class Forward:
     """A network in eval mode, channels last in memory, as PyTorch's guide advises for convolutions."""
 
     def __init__(self) -> None:
-        torch.set_num_threads(THREADS)
-        self._network = _served_network().to(DEVICE)
+        self._network = network().eval().to(memory_format=torch.channels_last).to(DEVICE)
         self._mean = torch.tensor(PREPROCESSING.mean, device=DEVICE).view(1, 3, 1, 1)
         self._std = torch.tensor(PREPROCESSING.std, device=DEVICE).view(1, 3, 1, 1)
 
+    def logits(self, batch: torch.Tensor) -> torch.Tensor:
+        """Map (N, 3, crop, crop) uint8 to (N, classes)."""
+        images = (batch.to(DEVICE).float() - self._mean) / self._std
+        logits: torch.Tensor = self._network(images.contiguous(memory_format=torch.channels_last))
+        return logits
+
+
+class Classifier:
+    """The five likeliest classes of images."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(THREADS)
+        self._forward = _forward()
+
     def classify(self, batch: torch.Tensor) -> list[Answer]:
-        """The five likeliest classes of each image of (N, 3, crop, crop) uint8."""
+        """Classify each image of (N, 3, crop, crop) uint8."""
         with torch.inference_mode():
-            images = ((batch.to(DEVICE).float() - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
-            likeliest = self._network(images).softmax(dim=1).topk(5, dim=1)
+            likeliest = self._forward.logits(batch).softmax(dim=1).topk(5, dim=1)
         rows = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
         return [answer(indices, probabilities) for indices, probabilities in rows]
 
@@ -95,12 +111,12 @@ def answer(indices: list[int], probabilities: list[float]) -> Answer:
     ]
 
 
-def _served_network() -> nn.Module:
-    if SHARED_ENGINE:
+def _forward() -> _HasLogits:
+    if ENGINE:
         from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only where it is asked for
 
-        return shared_engine.network()
-    return network().eval().to(memory_format=torch.channels_last)
+        return shared_engine.Forward()
+    return Forward()
 
 
 def network() -> nn.Module:

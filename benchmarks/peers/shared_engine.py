@@ -1,42 +1,44 @@
-"""gradless's decode and its eager forward for peers: what then differs is the server alone."""
+"""gradless's decode and forward for peers: what then differs is the server alone."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import tempfile
+from pathlib import Path
 
-from benchmarks.peers.classifier import MODEL
+import torch
+
+from benchmarks.peers.classifier import ENGINE, MAX_BATCH_SIZE, MODEL, THREADS
 from models import backends
-from models.backends.eager import served_network
-from models.hardware import memory
+from models.backends import BackendOptions
+from models.hardware import cores, memory
 from models.images import preprocessing
 from models.interface.image_limits import ImageLimits
 from models.loading import catalog
 from models.loading.load import load
-from models.networks.network import Network
 
-_SPEC = catalog.find({"resnet50": "resnet50:random"}.get(MODEL, MODEL))
 _LIMITS = ImageLimits()
+_SPEC = catalog.find({"resnet50": "resnet50:random"}.get(MODEL, MODEL))
+# Converted models: one folder for all processes of a benchmark.
+_CACHE = Path(tempfile.gettempdir()) / "gradless-bench-conversions"
 
 memory.retain_freed_pages()
-_MODEL = load(_SPEC, backends.place("cpu", "fp32", "eager"))
+cores.limit_cores(THREADS)
+# The null model brings a backend of its own, whatever it is placed on.
+_MODEL = load(_SPEC, backends.place("cpu", "fp32", "openvino" if ENGINE == "openvino" else "eager"))
 
 
-class _Logits(nn.Module):
-    def __init__(self, served: Network) -> None:
-        super().__init__()
-        self.served = served
+class Forward:
+    """gradless's backend for up to MAX_BATCH_SIZE images."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.served(images)[1]
-        return logits
+    def __init__(self) -> None:
+        _CACHE.mkdir(exist_ok=True)
+        self._backend = backends.make(_MODEL, BackendOptions(max_batch_size=MAX_BATCH_SIZE, cache_folder=_CACHE))
 
-
-def network() -> nn.Module:
-    """BatchNorms folded, channels last, as gradless serves it; (N, 3, crop, crop) float32 to logits."""
-    return _Logits(served_network(_MODEL)).eval()
+    def logits(self, batch: torch.Tensor) -> torch.Tensor:
+        """Map (N, 3, crop, crop) uint8 to (N, classes)."""
+        return self._backend.run(batch.contiguous(memory_format=torch.channels_last)).logits
 
 
 def preprocess(encoded: bytes) -> torch.Tensor:
-    """JPEG bytes to (3, crop, crop) uint8 RGB, as gradless does it."""
+    """Map JPEG bytes to (3, crop, crop) uint8 RGB."""
     return preprocessing.preprocess(encoded, _MODEL.transform, _LIMITS)

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.networks.network import FeaturesAndLogits
 
 DEFAULT_CACHE_FOLDER = Path("~/.cache/gradless")
@@ -61,12 +61,12 @@ class Backend(Protocol):
     network: nn.Module | None
     """The module that `run` calls; None if PyTorch does not run a module."""
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
         """Return features (N, D) and logits (N, C), of a floating-point type and on a device of the backend's choice,
         for (N, 3, side, side) uint8 pixels on the CPU, channels last in memory.
 
         Called under inference_mode, by up to `hints.max_in_flight` threads at the same time. A backend that runs a
-        batch in pieces raises AllCancelledError if the batch is no longer `wanted` before a piece.
+        batch in pieces raises AllCancelledError if the token is cancelled before a piece.
         """
 
     def close(self) -> None:

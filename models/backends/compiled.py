@@ -11,7 +11,7 @@ from models.backends.backend import Backend, BackendOptions, BatchHints
 from models.backends.batch_shapes import buckets, default_max_batch_size, padded
 from models.backends.eager import served_network
 from models.hardware import cores, cuda
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
@@ -38,7 +38,7 @@ class CompiledBackend(Backend):
         )
         self._network = compiled_network(model)
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         size = len(pixels)
         bucket = next(bucket for bucket in self._buckets if bucket >= size)
         # Graphs are compiled for strides too, and one image can have its strides written in several ways.

@@ -18,7 +18,7 @@ from models.backends.batch_shapes import (
 )
 from models.backends.folding import folded
 from models.hardware import cores, cuda
-from models.interface.cancellation import Wanted, always, check
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits, Network
 
@@ -67,7 +67,7 @@ class EagerBackend(Backend):
             self._split.workers, "forward", initializer=cores.use_one_core_in_this_thread
         )
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
         size, count = self._split.piece, len(pixels)
         if self._fixed_shape:
             pixels = padded(pixels, next_multiple(count, size))
@@ -76,19 +76,21 @@ class EagerBackend(Backend):
             size = min(size, -(-count // self._split.workers))
         pieces = torch.split(pixels, size)
         if self._split.workers == 1:
-            return _joined([self._forward(piece, wanted) for piece in pieces], count)
-        return _joined(list(self._workers.map(partial(self._forward_in_worker, wanted=wanted), pieces)), count)
+            return _joined([self._forward(piece, cancel_token) for piece in pieces], count)
+        return _joined(
+            list(self._workers.map(partial(self._forward_in_worker, cancel_token=cancel_token), pieces)), count
+        )
 
     def close(self) -> None:
         """End the workers."""
         self._workers.shutdown()
 
-    def _forward_in_worker(self, pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
+    def _forward_in_worker(self, pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
         with torch.inference_mode():
-            return self._forward(pixels, wanted)
+            return self._forward(pixels, cancel_token)
 
-    def _forward(self, pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
-        check(wanted)
+    def _forward(self, pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
+        cancel_token.raise_if_cancelled()
         images = self._normalize(cuda.to_device(pixels, self._device))
         answer: FeaturesAndLogits = self.network(images.to(self._dtype))
         return answer

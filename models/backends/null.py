@@ -9,7 +9,7 @@ import torch
 from models.backends.backend import Backend, BackendOptions, BatchHints
 from models.backends.batch_shapes import default_max_batch_size
 from models.hardware import cuda
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
@@ -26,7 +26,7 @@ class NullBackend(Backend):
         self._normalize = model.normalize
         self.network = copy.deepcopy(model.network).to(self._dtype)
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         corners = cuda.to_device(pixels, self._device)[:, :, :1, :1]
         answer: FeaturesAndLogits = self.network(self._normalize(corners).to(self._dtype))
         return answer

@@ -20,7 +20,7 @@ from models.backends.batch_shapes import default_max_batch_size, next_multiple, 
 from models.backends.openvino_conversion import converted
 from models.hardware import cores
 from models.hardware.placement import Precision
-from models.interface.cancellation import Wanted, always, check
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DeviceUnavailableError
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
@@ -82,11 +82,11 @@ class OpenVinoBackend(Backend):
             memory_note="OpenVINO has memory of its own",
         )
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
         with self._images.more(len(pixels)):
-            return self._run(pixels, wanted)
+            return self._run(pixels, cancel_token)
 
-    def _run(self, pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
+    def _run(self, pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
         count = len(pixels)
         if self._fixed_shape:
             pixels = padded(pixels, next_multiple(count, _PIECE if self._streams is None else _PIECE_OF_ONE_CORE))
@@ -99,12 +99,12 @@ class OpenVinoBackend(Backend):
             if not shares:
                 break
             on_cores = [batch[done:][share] for share in shares]
-            pieces += self._infer_concurrently(self._streams.first(len(shares)), on_cores, wanted)
+            pieces += self._infer_concurrently(self._streams.first(len(shares)), on_cores, cancel_token)
             done += shares[-1].stop
         if done < len(batch) and self._together is not None:
             [request] = self._together.first(1)
             for start in range(done, len(batch), _PIECE):
-                check(wanted)
+                cancel_token.raise_if_cancelled()
                 request.infer([batch[start : start + _PIECE]], share_inputs=True)
                 pieces.append(self._answer_of(request))
         joined = (np.concatenate(outputs)[:count] for outputs in zip(*pieces, strict=True))
@@ -125,7 +125,7 @@ class OpenVinoBackend(Backend):
         return [slice(start, end) for start, end in pairwise([0, *ends])]
 
     def _infer_concurrently(
-        self, requests: list[openvino.InferRequest], pieces: list[NDArray[np.uint8]], wanted: Wanted
+        self, requests: list[openvino.InferRequest], pieces: list[NDArray[np.uint8]], cancel_token: CancelToken
     ) -> list[list[NDArray[np.float32]]]:
         started: list[openvino.InferRequest] = []
         try:
@@ -133,7 +133,7 @@ class OpenVinoBackend(Backend):
                 request.start_async([piece], share_inputs=True)
                 started.append(request)
             for request in started:
-                check(wanted)
+                cancel_token.raise_if_cancelled()
                 request.wait()
         except BaseException:
             # Cancelled requests end within a layer, and read from `pieces` until then.

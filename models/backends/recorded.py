@@ -21,7 +21,7 @@ from models.backends.compiled import compiled_network
 from models.backends.eager import served_network
 from models.hardware import cuda, memory
 from models.hardware.cuda import BatchThreadStreams
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
@@ -70,7 +70,7 @@ class RecordedBackend(Backend):
             ),
         )
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         size = len(pixels)
         bucket = next(bucket for bucket in self._buckets if bucket >= size)
         if not self._recorded:

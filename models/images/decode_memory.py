@@ -17,6 +17,8 @@ from multiprocessing.reduction import DupFd
 from time import sleep
 from typing import Protocol
 
+from models.interface.cancellation import CancelToken
+
 # Number of units, and position of the lock that lets one decode at a time search for free units.
 _UNITS = 64
 _QUEUE = _UNITS
@@ -41,18 +43,18 @@ class DecodeMemory:
         self._descriptor = descriptor
 
     @contextmanager
-    def reserved(self, count: int, wanted: Callable[[], bool]) -> Iterator[bool]:
-        """Wait for `count` bytes, first come, first served, and hold them. Gives False, and no bytes, once `wanted`
-        says that nobody waits for the decode any more. `count` is at most the limit."""
+    def reserved(self, count: int, cancel_token: CancelToken) -> Iterator[bool]:
+        """Wait for `count` bytes, first come, first served, and hold them. Yields False, and reserves nothing, once
+        the token is cancelled. `count` is at most the limit."""
         if self._descriptor is None:
             with self._one_at_a_time:
-                yield wanted()
+                yield not cancel_token.cancelled
             return
         units = min(_UNITS, -(-count * _UNITS // self._limit_bytes))
         # Locks belong to an open file, so each reservation opens its own; closing it releases the locks.
         own = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR)
         try:
-            yield self._lock(own, units, wanted)
+            yield self._lock(own, units, cancel_token)
         finally:
             os.close(own)
 
@@ -62,10 +64,10 @@ class DecodeMemory:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _lock(self, own: int, units: int, wanted: Callable[[], bool]) -> bool:
+    def _lock(self, own: int, units: int, cancel_token: CancelToken) -> bool:
         fcntl.fcntl(own, fcntl.F_OFD_SETLKW, _lock_of(fcntl.F_WRLCK, _QUEUE, 1))
         try:
-            while wanted():
+            while not cancel_token.cancelled:
                 if any(_try_to_lock(own, first, units) for first in range(_UNITS - units + 1)):
                     return True
                 sleep(_LOOK_AGAIN_S)

@@ -24,6 +24,8 @@ from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
 from models.images.preprocessing import pixels_needed, to_tensor
 from models.images.transforms import Transform
+from models.interface.admission import Budget
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DecodersBusyError, DrainingError
 from models.interface.image_limits import ImageLimits
 
@@ -38,8 +40,8 @@ _MOST_THREAD_BYTES = 48 * 2**20
 class DecodeJob(Protocol):
     """An image to be decoded. Its methods are called from any thread."""
 
-    def wanted(self) -> bool:
-        """Whether somebody still waits for it."""
+    @property
+    def cancel_token(self) -> CancelToken: ...
 
     def take_encoded(self) -> bytes:
         """The file. Called once at most."""
@@ -78,7 +80,10 @@ class DecodePool:
         self.threads = threads
         self.processes = max(1, threads // 2)
         self._limits = limits
-        self._longest_wait_s = longest_wait_s
+        # Predicted seconds of the decodes that wait for a process or run in one. Guarded by the lock.
+        self._expensive_s = Budget(
+            longest_wait_s * self.processes, lambda used: DecodersBusyError(used / self.processes), overshoot=True
+        )
         self._memory = memory or DecodeMemory(limits.max_decode_bytes)
         share = limits.max_decode_bytes * _THREADS_BYTES / threads
         self._thread_bytes = min(max(share, _LEAST_THREAD_BYTES), _MOST_THREAD_BYTES)
@@ -93,7 +98,6 @@ class DecodePool:
         self._lock = threading.Lock()
         self._closed = False
         self._ending = threading.Thread(target=self._shut_down, name="decode-ending", daemon=True)
-        self._waiting_s = 0.0
         # Start of the current decode, by thread.
         self._since: dict[int, float] = {}
 
@@ -170,7 +174,7 @@ class DecodePool:
         self._since[thread] = perf_counter()
         outcome: torch.Tensor | Exception | None
         try:
-            if not job.wanted():
+            if job.cancel_token.cancelled:
                 outcome = None
             else:
                 pixels = self._decode_here(job, transform, done)
@@ -209,11 +213,7 @@ class DecodePool:
     def _hand_over(self, image: _Handover, transform: Transform, done: Done) -> None:
         """Queue the image for a process. Raises DecodersBusyError, DrainingError."""
         with self._lock:
-            wait_s = self._waiting_s / self.processes
-            if wait_s <= self._longest_wait_s:
-                self._waiting_s += image.predicted.seconds
-        if wait_s > self._longest_wait_s:
-            raise DecodersBusyError(wait_s)
+            self._expensive_s.acquire(image.predicted.seconds)
         try:
             self._submit(self._process_threads, partial(self._run_in_process, image, transform, done))
         except BaseException:
@@ -233,7 +233,7 @@ class DecodePool:
     def _decode_in_process(self, image: _Handover, transform: Transform) -> torch.Tensor | None:
         """None where nobody waits for it any more."""
         decoder = self._decoders[threading.get_ident()]
-        with self._memory.reserved(image.predicted.memory_bytes, image.job.wanted) as has_memory:
+        with self._memory.reserved(image.predicted.memory_bytes, image.job.cancel_token) as has_memory:
             if not has_memory:
                 return None
             pixels = decoder.decode(
@@ -243,7 +243,7 @@ class DecodePool:
 
     def _no_longer_waits(self, predicted: DecodeCost) -> None:
         with self._lock:
-            self._waiting_s -= predicted.seconds
+            self._expensive_s.release(predicted.seconds)
 
     def _start_process_thread(self) -> None:
         cores.use_one_core_in_this_thread()
@@ -253,11 +253,10 @@ class DecodePool:
 class _Awaited:
     """A DecodeJob that is never cancelled."""
 
+    cancel_token = NEVER_CANCELLED
+
     def __init__(self, encoded: bytes) -> None:
         self._encoded = encoded
-
-    def wanted(self) -> bool:
-        return True
 
     def take_encoded(self) -> bytes:
         return self._encoded

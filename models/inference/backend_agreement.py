@@ -1,8 +1,6 @@
-"""Whether a backend gives what the network gives: compared at the warm-up, on one drawn picture.
+"""Check at the warm-up that a backend's outputs agree with those of PyTorch in float32, for one picture.
 
-A conversion can go wrong, and what was converted earlier can be damaged on disk; either gives finite numbers, and wrong
-classes. The comparison takes one forward of one image by PyTorch in float32 and one more by the backend: 0.1 s for the
-default model.
+A faulty conversion, or a converted model that is damaged on disk, gives finite numbers and wrong classes.
 """
 
 from __future__ import annotations
@@ -28,61 +26,59 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How far features and logits may be from PyTorch's in float32: the length of the difference over the length of
-# PyTorch's. Zeros are at 1. The largest seen on the drawn clock, on CPUs, of EfficientNet-Lite0 and random ResNets,
-# DenseNets, ConvNeXts and ViTs: fp32 1e-6, bf16 0.03, int8 calibrated on 12 pictures 0.2. A random MobileNetV3 is at 1
-# with int8: its answers are of no use.
+# Largest allowed |output - reference| / |reference|, of features and of logits. Largest measured values, on CPUs with 5
+# architectures: fp32 1e-6, bf16 0.03, int8 0.2. All-zero outputs are at 1.
 _TOLERANCES: dict[Precision, float] = {"fp32": 0.02, "fp16": 0.05, "bf16": 0.2, "int8": 0.6}
 
-# Of each number: outputs that are next to nothing are compared with this in place of themselves.
+# Smallest root mean square of the reference in that quotient, so that outputs near zero are comparable.
 _FLOOR = 1e-3
 
 
 def drawn_picture(transform: Transform) -> torch.Tensor:
-    """(3, crop, crop) uint8, channels last in memory: the same drawn clock each time."""
+    """Return a fixed picture of a clock, (3, crop, crop) uint8, channels last in memory."""
     pixels = np.array(samples.draw("clock").resize((transform.crop, transform.crop)))
     return torch.from_numpy(pixels.transpose(2, 0, 1))
 
 
 def reference(model: LoadedModel, pixels: torch.Tensor) -> FeaturesAndLogits | None:
-    """What the loaded network gives in float32 for (N, 3, crop, crop) uint8 pixels, on the CPU. None where there is no
-    memory for that beside what is served."""
-    # Not inference_mode: what a network keeps of its first forward would be inference tensors for life.
+    """Return the network's output for (N, 3, crop, crop) uint8 pixels, float32 on the CPU. None if there is no memory
+    for that alongside the served models."""
+    # Not inference_mode: tensors that a network caches in its first forward would stay inference tensors.
     try:
         with torch.no_grad():
             features, logits = model.network(model.normalize(pixels.to(model.placement.device)))
     except Exception as error:
         if not memory.ran_out(error):
             raise
-        _log.warning("%s is served without having been compared with PyTorch: there is no memory for it", model.name)
+        _log.warning("%s is served without a comparison with PyTorch: there is no memory for it", model.name)
         return None
     return FeaturesAndLogits(features.float().cpu(), logits.float().cpu())
 
 
 def check(model: LoadedModel, found: FeaturesAndLogits, expected: FeaturesAndLogits, pixels: torch.Tensor) -> None:
-    """Compare a backend's answer for `pixels` with the `reference` for them. Raises DisagreementError."""
+    """Compare a backend's output for `pixels` with the reference `expected`. Raises DisagreementError."""
     tolerance = _TOLERANCES[model.placement.precision]
     difference = _difference(found, expected)
-    # Not a number: no agreement.
+    # NaN compares false, so it is a disagreement.
     if difference <= tolerance:
         return
     again = reference(model, pixels)
     if again is not None and not _difference(again, expected) <= tolerance:
-        _log.warning("%s gives another answer each time it is asked, so its backend cannot be checked", model.name)
+        _log.warning("%s is not deterministic, so its backend cannot be checked", model.name)
         return
     raise DisagreementError(model.name, model.placement.backend, difference, tolerance)
 
 
 def with_fresh_conversion(model: LoadedModel, serve: Callable[[bool], T]) -> T:
-    """`serve(False)`, which may use what an earlier start has converted; where that disagrees with the network, once
-    more `serve(True)`, which may not. Raises what `serve` raises."""
+    """Call `serve(False)`, which may use a cached conversion; if its outputs disagree, call `serve(True)`, which
+    converts the model again. Raises what `serve` raises."""
     if not backends.caches_conversions(model.placement) or model.quantized is not None:
         return serve(False)
     try:
         return serve(False)
     except DisagreementError as error:
         _log.warning("%s; it is converted again", error)
-    # Outside the handler: the error's frames hold what was made.
+    # Outside the handler: the frames of the error hold the first backend.
     return serve(True)
 
 

@@ -1,4 +1,4 @@
-"""What a batch is made of, and what it comes back as. Whoever decodes needs no more of an engine."""
+"""The input and output of the engine for one image."""
 
 from __future__ import annotations
 
@@ -9,24 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.interface.cancellation import Wanted, always
+from models.interface.request import InferenceRequest
 
 
 class BatchItem(NamedTuple):
-    """One image for the device: (3, H, W) uint8 of the model's input size, how many classes are wanted (0: features
-    alone), and whether anybody still waits for them."""
+    """One image: (3, H, W) uint8 of the model's input size, and its request without the encoded files."""
 
     image: torch.Tensor
-    top_k: int
-    wanted: Wanted = always
+    request: InferenceRequest
 
 
 @dataclass(frozen=True, slots=True)
 class ItemOutput:
-    """One image's answer: features (D,) float32; the indices (top_k,) int64 and probabilities (top_k,) float32 of
-    the likeliest classes, most probable first, or None where none were asked for. Views into the batch's arrays.
+    """One image's result: features (D,) float32; the indices (top_k,) int64 and probabilities (top_k,) float32 of
+    the likeliest classes, most probable first. Both are None if `top_k` was 0. The arrays are views into the batch's.
 
-    `finite`: whether all its numbers are numbers. A network can overflow, and JSON has no way to say so.
+    `finite`: whether all the numbers are finite. A network can overflow, and JSON cannot represent inf or NaN.
     """
 
     features: NDArray[np.float32]

@@ -8,83 +8,81 @@ from time import perf_counter
 from typing import Protocol
 
 from models.inference.batch_item import BatchItem, ItemOutput
-from models.interface.cancellation import AllCancelledError, Wanted, always
+from models.interface.cancellation import AllCancelledError, CancelToken
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import Stage
 from models.scheduling.batcher import Completed
 from models.scheduling.loop_mailbox import LoopMailbox
 
 
 class Queue(Protocol):
-    """The near side of a batcher, whichever process has its far one. Described at models.scheduling.batcher.Batcher."""
+    """The queue of a batcher, in this process or another. models.scheduling.batcher.Batcher describes the methods."""
 
-    def submit(self, item: BatchItem, *, caller: int) -> Future[Completed[ItemOutput]]: ...
+    def submit(self, item: BatchItem) -> Future[Completed[ItemOutput]]: ...
 
     def expected_seconds(self, items: int) -> float: ...
 
 
 class ImageJob:
-    """The event loop waits until it is `settled` and may abandon it, the decode pool queues it, the batcher answers.
+    """The event loop waits for `done` and may cancel the job, the decode pool queues it, the batcher answers it.
 
-    `outcome` is what came of it: no exception is raised on the way, which would tie the request's images to it.
+    `request` is the job's request without the encoded files. `outcome` is the result or the error. Errors are stored,
+    not raised: a traceback would keep the request's images alive.
     """
 
-    def __init__(self, encoded: bytes, top_k: int, caller: int, inbox: LoopMailbox, wanted: Wanted = always) -> None:
+    def __init__(self, encoded: bytes, request: InferenceRequest, mailbox: LoopMailbox) -> None:
         self._encoded = encoded
-        self.top_k = top_k
+        self.request = request
         self.started_at = perf_counter()
         self.decode_seconds = 0.0
-        self.settled: asyncio.Future[None] = inbox.loop.create_future()
+        self.done: asyncio.Future[None] = mailbox.loop.create_future()
         self.outcome: Completed[ItemOutput] | BaseException | None = None
-        self.abandoned = False
-        self._caller = caller
-        self._wanted = wanted
-        self._inbox = inbox
+        self._mailbox = mailbox
         self._queued: Future[Completed[ItemOutput]] | None = None
 
-    def wanted(self) -> bool:
-        """Whether somebody waits for it. From any thread."""
-        return not self.abandoned and self._wanted()
+    @property
+    def cancel_token(self) -> CancelToken:
+        return self.request.cancel_token
 
     def take_encoded(self) -> bytes:
-        """The file, once: what waits in the queue needs it no more."""
+        """Return the file and release it: the queue does not need it. Call once."""
         encoded, self._encoded = self._encoded, b""
         return encoded
 
     def queue(self, batcher: Queue, item: BatchItem) -> None:
-        """Hand the item to the batcher. Raises OverloadedError, DrainingError."""
-        queued = self._queued = batcher.submit(item, caller=self._caller)
-        queued.add_done_callback(self._hear)
-        if self.abandoned:
+        """Submit the decoded image to the batcher. Raises OverloadedError, DrainingError."""
+        queued = self._queued = batcher.submit(item)
+        queued.add_done_callback(self._on_batch_done)
+        if self.request.cancel_token.cancelled:
             queued.cancel()
             self._queued = None
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, from any thread."""
-        self._inbox.post(lambda: self._settle(error))
+        self._mailbox.post(lambda: self._finish(error))
 
-    def abandon(self) -> Stage:
-        """Nobody waits any more: give the item up unless its forward has begun. Returns the stage it was in.
+    def cancel(self) -> Stage:
+        """Drop the image unless its forward has begun. Call after cancelling the token. Returns the stage it was in.
 
-        The flag is raised before the future is looked for, and the pool looks for the flag after it has made the
-        future: one of them finds the other.
+        The token is cancelled before this looks for the batcher's future; `queue` reads the token after it has stored
+        the future. So at least one of the two threads cancels the future.
         """
-        self.abandoned = True
-        self.settled.cancel()
+        self.done.cancel()
         queued, self._queued = self._queued, None
         if queued is None:
             return "decode"
         queued.cancel()
         return "queue" if queued.cancelled() else "forward"
 
-    def _hear(self, queued: Future[Completed[ItemOutput]]) -> None:
-        # Where the forward was given up, the loop will hear of the departure and abandon this.
+    def _on_batch_done(self, queued: Future[Completed[ItemOutput]]) -> None:
+        # A forward stopped by AllCancelledError: the event loop is about to learn of the disconnect and cancels this.
         if not queued.cancelled() and not isinstance(queued.exception(), AllCancelledError):
-            self._inbox.post(lambda: self._settle(queued.exception() or queued.result()))
+            self._mailbox.post(lambda: self._finish(queued.exception() or queued.result()))
 
-    def _settle(self, outcome: Completed[ItemOutput] | BaseException) -> None:
-        # It knows this passage. A ring of the two would keep the answer until the garbage collector comes.
+    def _finish(self, outcome: Completed[ItemOutput] | BaseException) -> None:
+        # The future's callback refers to this job: a cycle would keep the answer until a garbage collection.
         self._queued = None
-        # Cancelled: nobody waits any more.
-        if not self.settled.done():
+        # `done` is done already if the job was cancelled.
+        if not self.done.done():
             self.outcome = outcome
-            self.settled.set_result(None)
+            self.done.set_result(None)

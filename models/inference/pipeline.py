@@ -1,4 +1,4 @@
-"""predict(): the story of one image, on one page. Admit, decode, batch, answer."""
+"""The path of a request through one model: admission, decode, batch, answer."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import asyncio
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import count
 from time import perf_counter
 from typing import Protocol
 
@@ -17,16 +17,17 @@ from models.images.decode_pool import DecodePool
 from models.images.transforms import Transform
 from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.image_job import ImageJob, Queue
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import CancelToken
 from models.interface.errors import (
+    AtCapacityError,
     DeadlineExceededError,
     DrainingError,
     ImageError,
     NoClassesError,
     NotFiniteError,
-    OverloadedError,
     RefusedError,
 )
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, ModelCard, Prediction, ScoredClass
 from models.interface.telemetry import Outcome, StageSeconds, Task, Telemetry
 from models.scheduling.admission import Admission
@@ -34,8 +35,8 @@ from models.scheduling.batcher import Completed
 from models.scheduling.loop_mailbox import LoopMailbox
 
 
-class ServedFacts(Protocol):
-    """What is to be known of a model by those who decode for it."""
+class ModelFacts(Protocol):
+    """What the pipeline needs to know of a model."""
 
     @property
     def name(self) -> str: ...
@@ -48,13 +49,14 @@ class ServedFacts(Protocol):
 
 
 class Pipeline:
-    """The way of images through one model. Everything here runs on the event loop but `_queue_decoded`, which the
-    decode pool calls, and what is behind the batcher. `on_decodes_ended` is called, from a thread of that pool, when no
-    image is `decoding` any more."""
+    """Answers requests to one model. Event loop only, except `_queue_decoded`, which the decode pool calls.
+
+    `on_decodes_ended` is called from a thread of the decode pool whenever `decoding` becomes false.
+    """
 
     def __init__(
         self,
-        model: ServedFacts,
+        model: ModelFacts,
         batcher: Queue,
         decode_pool: DecodePool,
         admission: Admission,
@@ -71,30 +73,26 @@ class Pipeline:
         self._telemetry = telemetry
         self._on_decodes_ended = on_decodes_ended
         self._decoding: set[ImageJob] = set()
-        self._inbox: LoopMailbox | None = None
-        self._callers = count()
+        self._mailbox: LoopMailbox | None = None
 
     @property
     def decoding(self) -> bool:
-        """Whether an image is in the decode pool, also one whose client has disconnected: it may still be queued."""
+        """Whether the decode pool has an image of this model. A cancelled one counts, since it may still be queued."""
         return bool(self._decoding)
 
-    async def predict(
-        self, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
-    ) -> list[Prediction | ImageError]:
-        """Answers in the order of `images`, an image's own fault in its place.
+    async def predict(self, request: InferenceRequest) -> list[Prediction | ImageError]:
+        """Return one result per image, in order; an ImageError for an image that is at fault itself.
 
         Raises OverloadedError, DrainingError, DeadlineExceededError, ForwardError for the request as a whole.
-        Cancelling it drops what has not begun: decodes not started, items not yet in a batch. Whoever cancels may know
-        later than `wanted`, which is asked before each decode and in the middle of a forward, from other threads: once
-        it has said no, nothing is begun, and what comes is the cancellation.
+        Cancelling the task drops images that are not decoded or not in a batch yet. Cancelling the request's token
+        does the same but raises nothing: whoever cancels the token must cancel the task as well.
         """
         outcome: Outcome = "failed"
         results: list[Prediction | ImageError] = []
         try:
-            with self._admission.admit(len(images)):
+            with self._admission.admit(len(request.images)):
                 async with asyncio.timeout(self._deadline_s):
-                    results = await self._predict_all(images, top_k, wanted)
+                    results = await self._predict_all(request)
         except TimeoutError:
             outcome = "late"
             raise DeadlineExceededError(self._deadline_s) from None
@@ -105,105 +103,107 @@ class Pipeline:
             outcome = "cancelled"
             raise
         finally:
-            self._count(task, len(images), results, outcome)
+            self._count(request, results, outcome)
         return results
 
-    def refusal(self, task: Task) -> OverloadedError | None:
-        """Why one more image would be refused now, and counted as refused; None while there is a place for it."""
+    def refusal(self, task: Task) -> AtCapacityError | None:
+        """Return why one more image would be refused now, and count it as refused; None while there is capacity."""
         overload = self._admission.overload(1)
         if overload is not None:
             self._telemetry.images_done(self._model.name, task, "refused")
         return overload
 
-    async def _predict_all(self, images: Sequence[bytes], top_k: int, wanted: Wanted) -> list[Prediction | ImageError]:
-        inbox = self._inbox_of(asyncio.get_running_loop())
-        # Images of one request have one caller, and take turns with others in the batcher's queue. A number, which is
-        # never used again: the queue may be in another process, and hold images of a request that has ended.
-        caller = next(self._callers)
-        passages = [ImageJob(image, top_k, caller, inbox, wanted) for image in images]
-        undecoded = deque(passages)
-        if wanted():
-            # The request's share: no more of its images at once in the decode pool than the pool has threads.
-            for _ in range(min(len(images), self._decode_pool.threads)):
+    async def _predict_all(self, request: InferenceRequest) -> list[Prediction | ImageError]:
+        mailbox = self._mailbox_of(asyncio.get_running_loop())
+        # Also cancelled when the deadline passes.
+        token = CancelToken(request.cancel_token)
+        for_jobs = replace(request, images=(), cancel_token=token)
+        jobs = [ImageJob(image, for_jobs, mailbox) for image in request.images]
+        undecoded = deque(jobs)
+        if not token.cancelled:
+            # One request has at most as many images in the decode pool as the pool has threads.
+            for _ in range(min(len(jobs), self._decode_pool.threads)):
                 self._decode_next(undecoded)
         try:
-            if len(passages) == 1:
-                await passages[0].settled
+            if len(jobs) == 1:
+                await jobs[0].done
             else:
-                await asyncio.wait([passage.settled for passage in passages])
+                await asyncio.wait([job.done for job in jobs])
         except asyncio.CancelledError:
+            token.cancel()
             undecoded.clear()
-            for passage in passages:
-                if passage.outcome is None:
-                    stage = passage.abandon()
-                    saved_seconds = 0.0 if stage == "forward" else self._batcher.expected_seconds(1)
-                    self._telemetry.image_cancelled(self._model.name, stage, saved_seconds)
+            for job in jobs:
+                if job.outcome is None:
+                    self._cancel(job)
             raise
-        return [self._result(passage) for passage in passages]
+        return [self._result(job) for job in jobs]
 
-    def _inbox_of(self, loop: asyncio.AbstractEventLoop) -> LoopMailbox:
-        if self._inbox is None or self._inbox.loop is not loop:
-            self._inbox = LoopMailbox(loop)
-        return self._inbox
+    def _cancel(self, job: ImageJob) -> None:
+        stage = job.cancel()
+        saved_seconds = 0.0 if stage == "forward" else self._batcher.expected_seconds(1)
+        self._telemetry.image_cancelled(self._model.name, stage, saved_seconds)
+
+    def _mailbox_of(self, loop: asyncio.AbstractEventLoop) -> LoopMailbox:
+        if self._mailbox is None or self._mailbox.loop is not loop:
+            self._mailbox = LoopMailbox(loop)
+        return self._mailbox
 
     def _decode_next(self, undecoded: deque[ImageJob]) -> None:
         while undecoded:
             try:
-                passage = undecoded.popleft()
+                job = undecoded.popleft()
             except IndexError:
-                # Another thread of the pool was faster.
+                # Another thread of the pool took it.
                 return
-            self._decoding.add(passage)
+            self._decoding.add(job)
             try:
-                self._decode_pool.preprocess(
-                    passage, self._model.transform, partial(self._queue_decoded, passage, undecoded)
-                )
-            except Exception as error:  # noqa: BLE001 - whatever it was: the client hears of it, the pool lives on
-                # The pool is closed or has no thread: it will not decode the others either.
-                passage.fail(error)
-                self._decode_ended(passage)
+                self._decode_pool.preprocess(job, self._model.transform, partial(self._queue_decoded, job, undecoded))
+            except Exception as error:  # noqa: BLE001 - every error is an answer to the client; the pool goes on
+                # The pool is closed or has no thread, so it will not decode the other images either.
+                job.fail(error)
+                self._decode_ended(job)
             else:
                 return
 
     def _queue_decoded(
-        self, passage: ImageJob, undecoded: deque[ImageJob], outcome: torch.Tensor | Exception | None
+        self, job: ImageJob, undecoded: deque[ImageJob], outcome: torch.Tensor | Exception | None
     ) -> None:
         """Called by the decode pool, from one of its threads."""
         if isinstance(outcome, Exception):
-            _let_go(outcome)
-            passage.fail(outcome)
+            _clear_frames(outcome)
+            job.fail(outcome)
         # The client may have disconnected during the decode.
-        elif outcome is not None and passage.wanted():
-            passage.decode_seconds = perf_counter() - passage.started_at
+        elif outcome is not None and not job.cancel_token.cancelled:
+            job.decode_seconds = perf_counter() - job.started_at
             try:
-                passage.queue(self._batcher, BatchItem(outcome, passage.top_k, passage.wanted))
+                job.queue(self._batcher, BatchItem(outcome, job.request))
             except Exception as error:  # noqa: BLE001 - as in _decode_next
-                _let_go(error)
-                passage.fail(error)
-        # At the end of the pool's line, behind the images of others. From this thread, like the queueing: neither
-        # the next batch nor the next decode must wait for a busy event loop.
+                _clear_frames(error)
+                job.fail(error)
+        # The next image goes to the end of the pool's queue, behind other requests. It is submitted from this thread
+        # so that a busy event loop delays neither the next batch nor the next decode.
         self._decode_next(undecoded)
-        self._decode_ended(passage)
+        self._decode_ended(job)
 
-    def _decode_ended(self, passage: ImageJob) -> None:
-        self._decoding.discard(passage)
+    def _decode_ended(self, job: ImageJob) -> None:
+        self._decoding.discard(job)
         if not self._decoding:
             self._on_decodes_ended()
 
-    def _result(self, passage: ImageJob) -> Prediction | ImageError:
-        if isinstance(passage.outcome, Completed):
-            return self._prediction(passage.outcome, passage)
-        if isinstance(passage.outcome, ImageError):
-            return passage.outcome
-        # Whatever is not one image's fault is everybody's: the first of them answers the request.
-        fault, passage.outcome = passage.outcome or DrainingError(), None
+    def _result(self, job: ImageJob) -> Prediction | ImageError:
+        if isinstance(job.outcome, Completed):
+            return self._prediction(job.outcome, job)
+        if isinstance(job.outcome, ImageError):
+            return job.outcome
+        # Any other error is not the image's own: the first one answers the whole request.
+        error, job.outcome = job.outcome or DrainingError(), None
         try:
-            raise fault
+            raise error
         finally:
-            # Its traceback has this frame: a ring would keep the passage.
-            del fault
+            # The traceback refers to this frame: a cycle would keep the job.
+            del error
 
-    def _prediction(self, completed: Completed[ItemOutput], passage: ImageJob) -> Prediction | ImageError:
+    def _prediction(self, completed: Completed[ItemOutput], job: ImageJob) -> Prediction | ImageError:
         output = completed.result
         if not output.finite:
             return NotFiniteError(self._model.name)
@@ -216,36 +216,36 @@ class Pipeline:
                 for index, probability in zip(output.indices.tolist(), output.probabilities.tolist(), strict=True)
             )
         )
-        seconds = StageSeconds(passage.decode_seconds, completed.queue_seconds, completed.batch.forward_seconds)
+        seconds = StageSeconds(job.decode_seconds, completed.queue_seconds, completed.batch.forward_seconds)
         self._telemetry.image_took(self._model.name, seconds)
-        return Prediction(classes, output.features, passage.started_at, seconds, completed.batch)
+        return Prediction(classes, output.features, job.started_at, seconds, completed.batch)
 
-    def _count(self, task: Task, images: int, results: Sequence[Prediction | ImageError], otherwise: Outcome) -> None:
-        name = self._model.name
+    def _count(
+        self, request: InferenceRequest, results: Sequence[Prediction | ImageError], outcome_of_others: Outcome
+    ) -> None:
         bad = sum(isinstance(result, ImageError) for result in results)
-        if bad:
-            self._telemetry.images_done(name, task, "bad_image", bad)
-        if len(results) > bad:
-            self._telemetry.images_done(name, task, "ok", len(results) - bad)
-        if images > len(results):
-            self._telemetry.images_done(name, task, otherwise, images - len(results))
+        counts: dict[Outcome, int] = {"bad_image": bad, "ok": len(results) - bad}
+        counts[outcome_of_others] = len(request.images) - len(results)
+        for outcome, images in counts.items():
+            if images:
+                self._telemetry.images_done(self._model.name, request.task, outcome, images)
 
 
-async def answer(
-    card: ModelCard, pipeline: Pipeline, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted
-) -> Answer:
-    """Answer one request to the model of that card; `top_k` is cut to the number of its classes. Raises NoClassesError,
+async def answer(card: ModelCard, pipeline: Pipeline, request: InferenceRequest) -> Answer:
+    """Answer one request to the model of `card`; `top_k` is limited to its number of classes. Raises NoClassesError,
     and what Pipeline.predict raises."""
-    if task == "classify" and not card.classes:
+    if request.task == "classify" and not card.classes:
         raise NoClassesError(card.name)
-    results = await pipeline.predict(images, task=task, top_k=min(top_k, card.classes), wanted=wanted)
+    if request.top_k > card.classes:
+        request = replace(request, top_k=card.classes)
+    results = await pipeline.predict(request)
     return Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, results)
 
 
-def _let_go(error: BaseException | None) -> None:
-    """Forget, or at least empty, the frames that `error` came through: with them it would keep the file, its pixels and
-    the passage, which has the error, until the garbage collector finds the ring."""
-    # Of a fault in an image nobody asks where it was found. Of one in here somebody will.
+def _clear_frames(error: BaseException | None) -> None:
+    """Clear the frames of the error's traceback. They hold the file, its pixels and the job, and the job holds the
+    error: that cycle would keep all of them until a garbage collection."""
+    # The traceback of an image's own error is of no use. That of any other error is logged.
     expected = isinstance(error, ImageError)
     while error is not None:
         traceback.clear_frames(error.__traceback__)

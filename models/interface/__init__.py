@@ -1,1 +1,1 @@
-"""What `app` may know of inference: errors, results, telemetry, limits, cancellation, the runtime. Without torch."""
+"""The interface of the inference side: runtime, requests, results, errors, limits, telemetry. It needs no torch."""

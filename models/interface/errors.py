@@ -1,18 +1,18 @@
-"""Everything that can go wrong, as facts. What status an error has over HTTP is app/http/problems.py's business.
+"""The errors of the inference side. They carry facts; app/http/problems.py maps them to HTTP statuses.
 
 GradlessError
-├── StartError                      the process must not start; the message is one clear line
+├── StartError                      the process cannot start; the message is one line
 │   ├── UnknownCatalogNameError
 │   ├── UnknownSourceError
 │   ├── UnsupportedArchitectureError
 │   ├── WeightsUnavailableError
-│   ├── ModelFolderError            a file of a model folder says what cannot be served
+│   ├── ModelFolderError            a file of a model folder cannot be served
 │   ├── DeviceUnavailableError
 │   ├── WarmUpError
-│   │   └── DisagreementError       its backend gives other numbers than PyTorch
-│   ├── SearchIndexError            of nearest neighbours: broken, or of another model
-│   └── JobError                    a job over files cannot be done as asked
-├── ImageError                      one image's own fault: it fails alone
+│   │   └── DisagreementError       the backend's outputs differ from those of PyTorch
+│   ├── SearchIndexError            the index is damaged or belongs to another model
+│   └── JobError                    a job over files cannot run as requested
+├── ImageError                      one image is at fault; only this image fails
 │   ├── EmptyImageError
 │   ├── ImageTooLargeError
 │   ├── UnsupportedFormatError
@@ -21,54 +21,57 @@ GradlessError
 │   ├── TooElongatedError
 │   ├── TooCostlyError
 │   └── NotFiniteError
-├── RefusedError                    no fault of the image: the service did not take it, or not in time
-│   ├── OverloadedError
-│   ├── DecodersBusyError
+├── RefusedError                    the service did not accept the image or did not answer in time
+│   ├── AtCapacityError             a limit is reached; the error says when to try again
+│   │   ├── OverloadedError
+│   │   ├── BodyMemoryFullError
+│   │   └── DecodersBusyError
 │   ├── DrainingError
 │   ├── ModelDownError
 │   ├── ModelGoneError
 │   ├── OutOfMemoryError
 │   └── DeadlineExceededError
 ├── UnknownModelError
-├── NoClassesError                  it gives features alone
-├── NotChangedError                 what is served stays as it was
+├── NoClassesError                  the model has features alone
+├── NotChangedError                 a load or unload failed; the served models are unchanged
 │   ├── ModelNotLoadedError
 │   ├── NoRoomError
 │   ├── LoadTimeoutError
 │   ├── ModelChangingError
 │   ├── TooManyModelsError
 │   └── LastModelError
-├── ForwardError                    the network failed for a whole batch
-├── ComparisonRunningError          the lens is at work for somebody else
-└── ComparisonTooLargeError         it would take more memory or time than there is for it
+├── ForwardError                    the forward of a whole batch failed
+├── ComparisonRunningError          another comparison is running
+└── ComparisonTooLargeError         the comparison would exceed the allowed memory or time
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from models.interface.admission import retry_after_s
+
 
 class GradlessError(Exception):
-    """The root of the tree. As it is, with its message and its facts, it goes from one process to another."""
+    """The root of the tree. Errors can be pickled with their message and attributes, for other processes."""
 
     def __reduce__(
         self,
     ) -> tuple[Callable[..., GradlessError], tuple[type[GradlessError], tuple[Any, ...]], dict[str, Any]]:
-        # Exception's own would call the class with the message, and most are made of something else.
-        return _unmade, (type(self), self.args), self.__dict__
+        # Exception.__reduce__ calls the class with the message, but most of these classes take other arguments.
+        return _unpickle, (type(self), self.args), self.__dict__
 
 
-def _unmade(error: type[GradlessError], said: tuple[Any, ...]) -> GradlessError:
-    made = error.__new__(error)
-    made.args = said
-    return made
+def _unpickle(kind: type[GradlessError], args: tuple[Any, ...]) -> GradlessError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class StartError(GradlessError):
-    """The process must not start. The message is one line that says what to do."""
+    """The process cannot start. The message is one line that says what to do."""
 
 
 class UnknownCatalogNameError(StartError):
@@ -80,8 +83,8 @@ class UnknownCatalogNameError(StartError):
 
 class UnknownSourceError(StartError):
     def __init__(self, source: str, reason: str) -> None:
-        # No more of it than a name would have: callers can send anything.
-        super().__init__(f"there is no model in {source[:100]!r}: {reason}")
+        # Clients can send anything, so the message has a limited length.
+        super().__init__(f"no model at {source[:100]!r}: {reason}")
         self.source = source
 
 
@@ -93,18 +96,18 @@ class UnsupportedArchitectureError(StartError):
 
 class WeightsUnavailableError(StartError):
     def __init__(self, name: str, reason: str, remedy: str) -> None:
-        super().__init__(f"the weights of {name} cannot be had: {reason}. {remedy}")
+        super().__init__(f"the weights of {name} are not available: {reason}. {remedy}")
         self.name = name
 
 
 class ModelFolderError(StartError):
-    """`file` cannot be served as it is; `key`: where in it, if it has keys."""
+    """`file` cannot be served; `key` is the key in it that is at fault, if any."""
 
     def __init__(self, file: Path, reason: str, key: str | None = None) -> None:
-        # Other people's words are in some reasons, over several lines.
-        said = " ".join(reason.split())
-        super().__init__(f"{file}: {said}" if key is None else f"{file}: {key}: {said}")
-        self.file, self.reason, self.key = file, said, key
+        # Some reasons are messages of other libraries, with several lines.
+        reason = " ".join(reason.split())
+        super().__init__(f"{file}: {reason}" if key is None else f"{file}: {key}: {reason}")
+        self.file, self.reason, self.key = file, reason, key
 
 
 class DeviceUnavailableError(StartError):
@@ -120,13 +123,13 @@ class WarmUpError(StartError):
 
 
 class DisagreementError(WarmUpError):
-    """`difference` and `tolerance` are relative to the numbers that PyTorch gives."""
+    """`difference` and `tolerance` are relative to the outputs of PyTorch."""
 
     def __init__(self, model: str, backend: str, difference: float, tolerance: float) -> None:
         super().__init__(
             model,
-            f"for a drawn picture {backend} gives other numbers than PyTorch in float32: the difference is "
-            f"{difference:.2g} of them, and at most {tolerance:g} is allowed; try another precision or backend",
+            f"for a test picture {backend} gives other numbers than PyTorch in float32: the relative difference is "
+            f"{difference:.2g}, and at most {tolerance:g} is allowed; try another precision or backend",
         )
         self.backend, self.difference, self.tolerance = backend, difference, tolerance
 
@@ -138,11 +141,11 @@ class SearchIndexError(StartError):
 
 
 class JobError(StartError):
-    """A job over files cannot begin, or not go on, as it was asked for."""
+    """A job over files cannot start or resume as requested."""
 
 
 class ImageError(GradlessError):
-    """One image cannot be answered, and why. No other image is touched by it."""
+    """One image cannot be answered. Other images of its request are not affected."""
 
 
 class EmptyImageError(ImageError):
@@ -151,7 +154,7 @@ class EmptyImageError(ImageError):
 
 
 class ImageTooLargeError(ImageError):
-    """`name` and `size_bytes` of the file, where they are known."""
+    """`name` and `size_bytes` describe the file, if they are known."""
 
     def __init__(self, limit_bytes: int, *, name: str | None = None, size_bytes: int | None = None) -> None:
         which = f"The image {name}" if name else "The image"
@@ -186,7 +189,7 @@ class TooElongatedError(ImageError):
 
 
 class TooCostlyError(ImageError):
-    """Its decode would take, or took, more CPU time or memory than is allowed. `reason` is a clause that says so."""
+    """The decode would exceed or has exceeded the allowed CPU time or memory. `reason` is a clause that says so."""
 
     def __init__(self, image_format: str | None, reason: str) -> None:
         what = f"{image_format} image" if image_format else "image"
@@ -196,56 +199,67 @@ class TooCostlyError(ImageError):
 
 class NotFiniteError(ImageError):
     def __init__(self, model: str) -> None:
-        super().__init__(f"{model} gave no finite numbers for this image")
+        super().__init__(f"{model} gave outputs that are not finite for this image")
         self.model = model
 
 
 class RefusedError(GradlessError):
-    """The image was not taken, or not answered in time, whatever is in it."""
+    """The image was not accepted or not answered in time, for reasons other than its content."""
 
 
-class OverloadedError(RefusedError):
-    """`retry_after_s` is the least whole number of seconds, 1 or more, after which a place is likely."""
+class AtCapacityError(RefusedError):
+    """A limit of the service is reached. After `retry_after_s` whole seconds there is likely capacity again."""
 
+    def __init__(self, reason: str, expected_seconds: float) -> None:
+        self.retry_after_s = retry_after_s(expected_seconds)
+        super().__init__(f"{reason}; try again in {self.retry_after_s} s.")
+
+
+class OverloadedError(AtCapacityError):
     def __init__(self, capacity: int, expected_seconds: float) -> None:
-        self.capacity, self.retry_after_s = capacity, max(1, math.ceil(expected_seconds))
-        super().__init__(f"All {capacity} places for images are taken; try again in {self.retry_after_s} s.")
+        super().__init__(f"The model is at its capacity of {capacity} images", expected_seconds)
+        self.capacity = capacity
 
 
-class DecodersBusyError(RefusedError):
-    """More expensive images wait for a decoder than can be decoded in time. `retry_after_s`: as of OverloadedError."""
+class BodyMemoryFullError(AtCapacityError):
+    """The bodies of all current requests fill the memory that is allowed for them."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        # Bodies come and go within milliseconds to seconds; there is no better estimate.
+        super().__init__(f"The bodies of current requests fill {limit_bytes} bytes", 0)
+
+
+class DecodersBusyError(AtCapacityError):
+    """The expensive images in the queue take longer to decode than a client waits."""
 
     def __init__(self, wait_s: float) -> None:
-        self.retry_after_s = max(1, math.ceil(wait_s))
-        super().__init__(
-            f"Expensive images that wait will take {wait_s:.0f} s to decode; try again in {self.retry_after_s} s."
-        )
+        super().__init__(f"The queued expensive images take {wait_s:.0f} s to decode", wait_s)
 
 
 class DrainingError(RefusedError):
     def __init__(self) -> None:
-        super().__init__("The service is stopping: it answers what it has accepted and takes nothing new.")
+        super().__init__("The service is stopping: it answers accepted requests and accepts no new ones.")
 
 
 class ModelDownError(RefusedError):
-    """Its forward hung or its batcher died, and another takes its place."""
+    """The model's forward hung or its batcher lost a thread; the supervisor restarts it."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"{model} stopped working and is being started anew.")
+        super().__init__(f"{model} stopped working and is being restarted.")
         self.model = model
 
 
 class ModelGoneError(RefusedError):
-    """Another version has taken its place, or none."""
+    """The model was replaced or unloaded while it had the request."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"{model} was replaced or unloaded meanwhile.")
+        super().__init__(f"{model} was replaced or unloaded during the request.")
         self.model = model
 
 
 class OutOfMemoryError(RefusedError):
     def __init__(self, model: str) -> None:
-        super().__init__(f"The device of {model} has no memory left, not even for one image.")
+        super().__init__(f"The device of {model} has too little memory for even one image.")
         self.model = model
 
 
@@ -257,23 +271,23 @@ class DeadlineExceededError(RefusedError):
 
 class UnknownModelError(GradlessError):
     def __init__(self, name: str, known: Sequence[str]) -> None:
-        # No more of it than a name would have: callers can send anything.
-        super().__init__(f"No model {name[:100]!r} is served here; there is {', '.join(known)}.")
+        # Clients can send anything, so the message has a limited length.
+        super().__init__(f"No model {name[:100]!r} is served here; the served models are {', '.join(known)}.")
         self.name, self.known = name, tuple(known)
 
 
 class NoClassesError(GradlessError):
     def __init__(self, model: str) -> None:
-        super().__init__(f"{model} has no classes to name; ask /v1/features for what it gives.")
+        super().__init__(f"{model} has no classes; use /v1/features instead.")
         self.model = model
 
 
 class NotChangedError(GradlessError):
-    """A model was not loaded, replaced or unloaded: what was served before still is."""
+    """A model was not loaded, replaced or unloaded. The served models are unchanged."""
 
 
 class ModelNotLoadedError(NotChangedError):
-    """`reason` is one line, fit to be shown to whoever may load models."""
+    """`reason` is one line without secrets, for clients with the right to load models."""
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} was not loaded: {reason}")
@@ -281,15 +295,15 @@ class ModelNotLoadedError(NotChangedError):
 
 
 class NoRoomError(NotChangedError):
-    """While one version takes over from another, there is memory for both."""
+    """There is too little memory. A new version needs it in addition to the old one, which serves until then."""
 
     def __init__(self, model: str, reason: str) -> None:
-        super().__init__(f"There is no memory for {model} beside what is served: {reason}")
+        super().__init__(f"There is no memory for {model} alongside the served models: {reason}")
         self.model, self.reason = model, reason
 
 
 class LoadTimeoutError(NotChangedError):
-    """It had not loaded in time, or cannot begin to, because others before it have not ended."""
+    """The load timed out, or cannot start because earlier loads have not ended."""
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} was not loaded: {reason}")
@@ -298,13 +312,13 @@ class LoadTimeoutError(NotChangedError):
 
 class ModelChangingError(NotChangedError):
     def __init__(self, model: str) -> None:
-        super().__init__(f"{model} is being loaded or unloaded; one at a time.")
+        super().__init__(f"{model} is being loaded or unloaded; try again after that.")
         self.model = model
 
 
 class TooManyModelsError(NotChangedError):
     def __init__(self, limit: int) -> None:
-        super().__init__(f"{limit} models are served, and no more are allowed; unload one first.")
+        super().__init__(f"{limit} models are served, which is the limit; unload one first.")
         self.limit = limit
 
 
@@ -322,11 +336,11 @@ class ForwardError(GradlessError):
 
 class ComparisonRunningError(GradlessError):
     def __init__(self) -> None:
-        super().__init__("A comparison is running; one at a time.")
+        super().__init__("A comparison is running; try again after that.")
 
 
 class ComparisonTooLargeError(GradlessError):
-    """`needed` was predicted, and is more than is `allowed`: bytes at once, seconds in all, or of one forward."""
+    """The prediction `needed` exceeds `allowed`: bytes at a time, seconds in total, or seconds of one forward."""
 
     def __init__(
         self, batch_size: int, what: Literal["bytes", "seconds", "forward seconds"], needed: float, allowed: float
@@ -336,6 +350,6 @@ class ComparisonTooLargeError(GradlessError):
             "bytes": f"need about {needed / 1e6:.0f} MB of memory; {allowed / 1e6:.0f} MB, three quarters of what is "
             "free, are allowed",
             "seconds": f"take about {needed:.0f} s; {allowed:.0f} s are allowed",
-            "forward seconds": f"keep others waiting for about {needed:.0f} s a forward; {allowed:.0f} s are allowed",
+            "forward seconds": f"delay requests by about {needed:.0f} s per forward; {allowed:.0f} s are allowed",
         }
         super().__init__(f"A comparison at batch size {batch_size} would {figures[what]}.")

@@ -1,4 +1,4 @@
-"""Paths that begin with ~."""
+"""Expand paths that begin with ~."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from models.interface.errors import StartError
 
 
 def expand_home(path: Path) -> Path:
-    """Return `path` with ~ replaced by the home folder. Raises StartError where there is no such folder, as for a user
-    without an entry in /etc/passwd while HOME is unset."""
+    """Return `path` with ~ replaced by the home folder. Raises StartError if the home folder is unknown: HOME is unset
+    and the user has no entry in /etc/passwd."""
     try:
         return path.expanduser()
     except RuntimeError:
         raise StartError(
-            f"{path} names no folder, as the home folder that ~ stands for is not known; "
-            "set HOME, or give a path without ~"
+            f"{path} cannot be expanded, because the home folder is unknown; set HOME, or use a path without ~"
         ) from None

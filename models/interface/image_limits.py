@@ -1,4 +1,4 @@
-"""What is refused before it costs anything."""
+"""Limits on images, which are checked before the decode."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Checked on an image's header, before any decode.
+    """Limits that are checked on an image's header.
 
-    `max_aspect_ratio` guards the resize, which brings the shorter side up to the model's size: a line of
-    1 x 65535 pixels would become 256 x 16 million. `max_decode_seconds`: CPU seconds that a decode may take by the
-    prediction of models/images/cost.py; `max_decode_bytes`: memory that it may take by that, and that the expensive
-    decodes of a service may take together.
+    max_pixels: width x height.
+    max_aspect_ratio: long side / short side. It protects the resize, which enlarges the short side to the model's
+        input size: 1 x 65535 pixels would become 256 x 16 million.
+    max_decode_seconds: predicted CPU seconds of a decode (models/images/cost.py).
+    max_decode_bytes: predicted memory of a decode, and of all concurrent expensive decodes together.
     """
 
     max_pixels: int = 50_000_000

@@ -1,4 +1,4 @@
-"""What comes back for an image, and what is known of a model: plain records, readable without torch."""
+"""Results of inference and facts about models: records that need no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.interface.telemetry import BatchReport, StageSeconds
 
 @dataclass(frozen=True, slots=True)
 class ScoredClass:
-    """A class, and the probability in 0..1 that the image shows it."""
+    """A class and its probability, 0..1."""
 
     index: int
     label: str
@@ -23,8 +23,8 @@ class ScoredClass:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """One image's answer: the asked-for classes, most probable first; features (D,) float32; when it began
-    (`perf_counter`), where its time went, and the batch it was in."""
+    """One image's result: the top classes, most probable first; features (D,) float32; the time its decode was
+    submitted (`perf_counter`), the seconds of each stage, and its batch."""
 
     classes: tuple[ScoredClass, ...]
     features: NDArray[np.float32]
@@ -35,8 +35,8 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The answers to one request in the order of its images; an image's own fault stands in its place. `shape` is that
-    of an image's features, `dimensions` how many numbers they are."""
+    """The results of one request in the order of its images; an image at fault has its ImageError. `shape` is the
+    shape of one image's features, `dimensions` their number."""
 
     model: str
     fingerprint: str
@@ -47,10 +47,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """A served model as its users see it. `input_size` is the side in pixels of what the network gets. Without classes
-    it has features alone; `feature_layer` is the inner layer that they are of, None for those before the head.
-    `feature_shape` is that of an image's features, which are answered as a row of `feature_dimensions` numbers.
-    `version` counts the loads of that name in this process, from 1."""
+    """Facts about a served model.
+
+    `input_size` is the side of the network's input in pixels. `classes` is 0 for a model that has features alone.
+    `feature_layer` is the inner layer that gives the features; None is the input of the head. `feature_shape` is the
+    shape of one image's features, which are returned as a row of `feature_dimensions` numbers. `version` counts the
+    loads of this name in this process, from 1.
+    """
 
     name: str
     architecture: str
@@ -72,7 +75,7 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What a load has led to: the model as it is served now, and whether it took the place of another version."""
+    """The result of a load: the card of the served model, and whether it replaced another version."""
 
     card: ModelCard
     replaced: bool

@@ -1,62 +1,112 @@
-"""The inference side as the HTTP side sees it. Tests implement it without torch."""
+"""The runtime: the interface of the inference side, which the HTTP side calls. It needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from gradless.records import Comparison, ComparisonOptions, Progress
-from models.interface.cancellation import Wanted, always
-from models.interface.errors import OverloadedError
+from models.interface.errors import AtCapacityError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 
 
 class Runtime(Protocol):
-    """Every model of the process. Its methods and their errors are described at models.serving.runtime.Serving."""
+    """All models of the service. models.serving.runtime.LocalRuntime runs them in this process, and
+    models.workers.worker_runtime.WorkerRuntime in the engine process.
+
+    Coroutines belong to one event loop. `model` is the name of a served model; None is the default model.
+    """
 
     @property
-    def cards(self) -> Mapping[str, ModelCard]: ...
+    def cards(self) -> Mapping[str, ModelCard]:
+        """The served models by name, the default first."""
 
     @property
-    def ready(self) -> bool: ...
+    def ready(self) -> bool:
+        """Whether every model is warmed up and healthy, and the service is not draining."""
 
     @property
-    def draining(self) -> bool: ...
+    def draining(self) -> bool:
+        """Whether new requests are refused because the service is stopping."""
 
     @property
-    def full(self) -> bool: ...
+    def full(self) -> bool:
+        """Whether some model is at capacity."""
 
-    def refusal(self, model: str, task: Task) -> OverloadedError | None: ...
+    def refusal(self, model: str, task: Task) -> AtCapacityError | None:
+        """Return why one image for `model` would be refused now, and count it as a refused image.
 
-    async def predict(
-        self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
-    ) -> Answer: ...
+        None while the model has capacity, and for a model that is down or unknown.
+        """
+
+    async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
+        """Answer one request. `top_k` is limited to the model's number of classes. An image at fault has its
+        ImageError in the answer.
+
+        Cancelling the call drops the images that are not in a batch yet.
+
+        Raises UnknownModelError, ModelDownError, NoClassesError, OverloadedError, DecodersBusyError, DrainingError,
+        ModelGoneError, OutOfMemoryError, DeadlineExceededError, ForwardError.
+        """
 
     async def compare(
         self,
         model: str | None,
         options: ComparisonOptions,
-        image: bytes | None,
-        on_progress: Callable[[Progress], None],
-    ) -> Comparison: ...
+        image: bytes | None = None,
+        on_progress: Callable[[Progress], None] = lambda _progress: None,
+    ) -> Comparison:
+        """Run the lens on a served model, with an encoded `image` or random pixels. One comparison runs at a time.
 
-    async def load(self, name: str, source: str | None) -> Loaded: ...
+        `on_progress` is called on the event loop before each forward. Cancelling the call ends the comparison before
+        its next forward.
 
-    async def unload(self, name: str) -> None: ...
+        Raises UnknownModelError, ModelDownError, ComparisonRunningError, ComparisonTooLargeError, ImageError;
+        DrainingError if the runtime closes meanwhile, ModelGoneError if the model is replaced or unloaded meanwhile.
+        """
 
-    def queues(self) -> Mapping[str, QueueState]: ...
+    async def load(self, name: str, source: str | None = None) -> Loaded:
+        """Load a model and serve it as `name`. It replaces the model of that name in one step, if there is one.
 
-    def batchers(self) -> Mapping[str, BatcherState]: ...
+        `source` is a folder below the models folder, or a name of the catalog; None is the source of the model of that
+        name. Returns once the replaced model has answered its requests and its memory is free. Cancelling the call
+        does not stop the load.
 
-    def memory_bytes(self) -> Mapping[MemoryKind, int]: ...
+        Raises UnknownModelError without `source`, ModelNotLoadedError, NoRoomError, LoadTimeoutError,
+        ModelChangingError, TooManyModelsError, DrainingError.
+        """
 
-    def utilization(self) -> float | None: ...
+    async def unload(self, name: str) -> None:
+        """Stop serving a model. The first of the other models becomes the default.
 
-    def drain(self) -> None: ...
+        Returns once the model has answered its requests and its memory is free. Cancelling the call does not stop it.
 
-    def close(self, timeout_s: float) -> bool: ...
+        Raises UnknownModelError, LastModelError, ModelChangingError, DrainingError.
+        """
+
+    def queues(self) -> Mapping[str, QueueState]:
+        """The queue of each model; empty in an HTTP worker, since the engine process reports it."""
+
+    def batchers(self) -> Mapping[str, BatcherState]:
+        """The batcher of each model; empty in an HTTP worker."""
+
+    def memory_bytes(self) -> Mapping[MemoryKind, int]:
+        """Memory figures of the device, without synchronising it; empty in an HTTP worker."""
+
+    def utilization(self) -> float | None:
+        """Share of the last second or less in which the device computed, 0..1; None if unknown."""
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; accepted ones are answered. Safe to call from a signal handler."""
+
+    def close(self, timeout_s: float) -> bool:
+        """Drain, and end every thread. Blocks; call it from another thread than the event loop's.
+
+        Returns False if a decode, a forward or a load still ran after `timeout_s`.
+        """
 
 
-# Loads and warms up, which may take long and raise StartError. Called once, when the application starts.
+# Loads and warms up the models, which blocks and may raise StartError. Called once, when the application starts.
 StartRuntime = Callable[[Telemetry], Runtime]

@@ -1,4 +1,4 @@
-"""Work whose result is shared by all who ask for it within some time."""
+"""Share the result of a piece of work between all tasks that need it at about the same time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ T = TypeVar("T")
 
 
 class SharedWork(Generic[Key, T]):
-    """Runs a piece of work once for all who ask for `key` while it runs, and for those who come within `max_age_s`
-    seconds of its beginning. Belongs to an event loop. Keys are never forgotten: there must be few."""
+    """Runs work once per key, for all calls during it and within `max_age_s` of its start. Belongs to one event loop.
+    Keys are never forgotten, so there must be few."""
 
     def __init__(self) -> None:
-        self._under_way: dict[Key, tuple[float, asyncio.Future[T]]] = {}
+        self._started: dict[Key, tuple[float, asyncio.Future[T]]] = {}
 
     async def result(self, key: Key, work: Callable[[], Awaitable[T]], *, max_age_s: float) -> T:
-        """What `work` gives now, or has given at most so long ago. Raises what it raises; then the next who asks
-        has it done again. It goes on when those who wait for it are cancelled."""
-        began_at, running = self._under_way.get(key, (0.0, None))
+        """Return the result of `work`, or of the last work of `key` if it started at most `max_age_s` ago. Raises what
+        the work raised; the next call then runs it again. Cancelling a call does not cancel the work."""
+        began_at, running = self._started.get(key, (0.0, None))
         if running is None or (running.done() and (_failed(running) or perf_counter() - began_at >= max_age_s)):
             running = asyncio.ensure_future(work())
-            self._under_way[key] = perf_counter(), running
+            self._started[key] = perf_counter(), running
         return await asyncio.shield(running)
 
 

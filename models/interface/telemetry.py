@@ -1,4 +1,4 @@
-"""What the inference side reports while it works. Who listens, and in which format, is the listener's business."""
+"""What the inference side reports while it works, independent of the metrics format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Outcome = Literal["ok", "bad_image", "refused", "late", "cancelled", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """Where one image's time went. `queue` is from decoded to the start of its forward."""
+    """The seconds of one image in each stage. `queue` is from the end of its decode to the start of its forward."""
 
     decode: float
     queue: float
@@ -26,9 +26,11 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class BatchReport:
-    """One batch: how many items it ran, what let it go, when (`perf_counter`) and for how long it ran, and how many
-    items had been given up before it. `busy_seconds`: how long a forward was under way up to its end, without what
-    reports before it have counted."""
+    """One batch: its number of items, what started it, when it started (`perf_counter`), and how long it ran.
+
+    `dropped` is the number of items that were cancelled in the queue since the last batch. `busy_seconds` is the time
+    the device was busy up to the end of this batch, without the time that earlier reports count.
+    """
 
     model: str
     size: int
@@ -41,8 +43,8 @@ class BatchReport:
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """What a model has before it: images waiting for a batch, the age of the oldest, all images in the building
-    (in decode, queue or forward), and how many it admits."""
+    """A model's load: images in the queue, the age of the oldest, all admitted images (in decode, queue or forward),
+    and how many are admitted at most."""
 
     depth: int
     oldest_age_seconds: float
@@ -52,8 +54,8 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class BatcherState:
-    """Whether the threads that run a model's batches live, how long the batch under way has been running (0 between
-    batches), and how many images a forward may have: fewer than a batch where the device had no memory for that."""
+    """Whether a model's batch threads run, how long the oldest running batch has taken (0 between batches), and the
+    most images of a forward: less than the largest batch if the device had no memory for that."""
 
     alive: bool
     running_seconds: float
@@ -61,48 +63,49 @@ class BatcherState:
 
 
 class Telemetry(Protocol):
-    """Called from the event loop and from batcher threads: implementations are thread-safe and never raise."""
+    """Receives the reports, from the event loop and from batch threads. Implementations are thread-safe and never
+    raise."""
 
     def batch_ran(self, report: BatchReport) -> None: ...
 
     def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:
-        """Each image that was sent is counted here once, whatever became of it."""
+        """Count images by outcome. Each image of a request is counted once."""
 
     def image_took(self, model: str, seconds: StageSeconds) -> None: ...
 
     def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:
-        """An image was given up, by its caller or its deadline, while in `stage`. `saved_seconds`: what the device
-        would have needed for it, at the pace of recent batches; 0 where its forward had begun."""
+        """An image was cancelled in `stage`, by a disconnect or the deadline. `saved_seconds` is the device time that
+        it would have taken at the pace of recent batches; 0 if its forward had begun."""
 
     def out_of_memory(self, model: str) -> None:
-        """A forward failed because the device had no memory for it."""
+        """A forward failed because the device ran out of memory."""
 
     def batch_split(self, model: str) -> None:
-        """What did not fit is tried again in two halves, as all later batches of that size."""
+        """A batch that did not fit is run in two halves, as are all later batches of that size."""
 
     def model_replaced(self, model: str) -> None:
-        """A model that had stopped working has been started anew."""
+        """A model that had stopped working was restarted."""
 
     def model_served(self, model: str) -> None:
-        """A model, or a new version of it, has been loaded: what is told of it from now on is to be counted."""
+        """A model or a new version of it was loaded. Count its reports from now on."""
 
     def model_shown(self, model: str) -> None:
-        """Another process has loaded it and counts that; what is told of it here from now on is to be counted."""
+        """The engine process has loaded a model, and counts the load. Count this process's reports from now on."""
 
     def model_not_loaded(self, model: str) -> None:
-        """It, or a new version of it, could not be loaded."""
+        """A model or a new version of it could not be loaded."""
 
     def model_gone(self, model: str) -> None:
-        """It is served no more, under any version: what is still told of it is for nobody."""
+        """A model was unloaded. Ignore later reports about it."""
 
     def message_dropped(self, message: StaleMessage) -> None:
-        """A message between an HTTP process and the engine process was about an image that is not there any more."""
+        """A message between an HTTP worker and the engine process was dropped: its image is gone."""
 
     def compared(self, comparison: Comparison) -> None: ...
 
 
-class Unheard:
-    """The telemetry of a notebook: nobody listens."""
+class NoTelemetry:
+    """Ignores all reports, for use in a notebook."""
 
     def batch_ran(self, report: BatchReport) -> None:
         pass

@@ -1,15 +1,15 @@
-"""Bytes and seconds as people read them, three figures each."""
+"""Format bytes and seconds for people, with three significant digits."""
 
 from __future__ import annotations
 
 _KILO = 1000
 
-# What rounds up to the next unit.
+# From here on a number rounds up to the next unit.
 _ALMOST = 999.5
 
 
 def in_bytes(size: float) -> str:
-    """In decimal units: 635,866,208 is 636 MB."""
+    """Format in decimal units: 635,866,208 is 636 MB."""
     *units, largest = ("bytes", "kB", "MB", "GB", "TB")
     for unit in units:
         if size < _ALMOST:

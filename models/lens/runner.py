@@ -14,6 +14,7 @@ from gradless import ComparisonAbandonedError, compare_served
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.hardware import cores
 from models.inference.engine import Engine
+from models.interface.cancellation import CancelToken
 from models.interface.errors import ComparisonRunningError, DrainingError
 
 
@@ -24,12 +25,12 @@ class _UnderWay:
     engine: Engine
     loop: asyncio.AbstractEventLoop
     told: asyncio.Future[Comparison]
-    abandoned: threading.Event = field(default_factory=threading.Event)
+    cancel_token: CancelToken = field(default_factory=CancelToken)
     over: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, error: Exception) -> None:
         """Have the caller hear `error` now, and the thread end before its next forward. From any thread."""
-        self.abandoned.set()
+        self.cancel_token.cancel()
         self.loop.call_soon_threadsafe(self._tell, error)
 
     def _tell(self, error: Exception) -> None:
@@ -67,12 +68,12 @@ class Lens:
                 engine,
                 options,
                 image=pixels,
-                abandoned=this.abandoned.is_set,
+                abandoned=lambda: this.cancel_token.cancelled,
                 on_progress=tell,
             )
         except BaseException:
             # There is no thread for it. What waits in the executor all the same ends as soon as it begins.
-            this.abandoned.set()
+            this.cancel_token.cancel()
             self._under_way = None
             raise
         # Not when the caller leaves, but when the thread is free again.
@@ -81,7 +82,7 @@ class Lens:
         try:
             return await this.told
         finally:
-            this.abandoned.set()
+            this.cancel_token.cancel()
 
     def leave(self, engine: Engine, error: Exception) -> threading.Event | None:
         """End the comparison of `engine`, if that is the one under way: its caller hears `error` at once. What is given
@@ -105,7 +106,7 @@ class Lens:
         """End the comparison under way before its next forward. Does not wait for it. From any thread."""
         this = self._under_way
         if this is not None:
-            this.abandoned.set()
+            this.cancel_token.cancel()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _ended(self, this: _UnderWay, done: Future[Comparison]) -> None:

@@ -104,13 +104,13 @@ def _changed(file: str) -> bytes:
     return b"%d %d" % (status.st_size, status.st_mtime_ns)
 
 
-def stretch_name(start: int, stop: int) -> str:
-    """Of the part with the answers to a job's files from `start` to before `stop`; its suffix is up to its format."""
+def chunk_name(start: int, stop: int) -> str:
+    """Return the name, without suffix, of the file with the results of a job's files from `start` to before `stop`."""
     return f"{start:012}-{stop:012}"
 
 
-def stretch_named(name: str) -> tuple[int, int]:
-    """What stretch_name was made of; a suffix is left out. Raises ValueError."""
+def chunk_range(name: str) -> tuple[int, int]:
+    """Return (start, stop) of a name from chunk_name; a suffix is ignored. Raises ValueError."""
     start, stop = name.partition(".")[0].split("-")
     return int(start), int(stop)
 
@@ -206,14 +206,14 @@ class _Part:
 
     @property
     def path(self) -> Path:
-        return self.folder / f"{stretch_name(self.start, self.stop)}.parquet"
+        return self.folder / f"{chunk_name(self.start, self.stop)}.parquet"
 
 
 def _in_a_row(folder: Path) -> list[_Part]:
     """The parts from the first file on, as far as none is missing."""
     parts: list[_Part] = []
     for path in _paths(folder):
-        start, stop = stretch_named(path.name)
+        start, stop = chunk_range(path.name)
         if start != (parts[-1].stop if parts else 0):
             break
         parts.append(_Part(folder, start, stop))

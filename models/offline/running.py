@@ -16,7 +16,8 @@ from models.inference.engine import Engine
 from models.interface.cancellation import AllCancelledError
 from models.interface.errors import GradlessError, NotFiniteError
 from models.interface.home import expand_home
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
@@ -49,7 +50,7 @@ class Runner:
             model=self.model.name,
             out_of_memory=memory.ran_out,
             release_memory=partial(memory.trim, placement.device),
-            telemetry=Unheard(),
+            telemetry=NoTelemetry(),
         )
 
     def _warmed_up(self, options: ServingOptions, batch_size: int, fresh: bool) -> Engine:  # noqa: FBT001 - of one call
@@ -74,8 +75,8 @@ class Runner:
     def answer(self, pixels: torch.Tensor, *, top_k: int) -> Sequence[ItemOutput | GradlessError]:
         """One output an image of (N, 3, crop, crop) uint8; an error in the place of one that cannot be answered.
         `top_k` 0 asks for features alone, and is cut to the number of classes."""
-        wanted = min(top_k, self.model.network.classes)
-        outputs = self._run([BatchItem(image, wanted) for image in pixels]) if len(pixels) else []
+        request = InferenceRequest("classify", top_k=min(top_k, self.model.network.classes))
+        outputs = self._run([BatchItem(image, request) for image in pixels]) if len(pixels) else []
         return [self._checked(output) for output in outputs]
 
     def close(self) -> None:

@@ -1,5 +1,5 @@
-"""Jobs over files on a Ray cluster: the steps of models.offline, each where Ray puts it. Needs the extra `ray`.
+"""Run the jobs of models.offline over files on a Ray cluster. Needs the extra `ray`.
 
-Reading and preprocessing are tasks, on whatever cores there are; forwards are actors that have loaded the model once;
-what they answer is written where it was computed. There is no scheduler of ours.
+Tasks read and preprocess the files; actors, which load the model once, run the forwards and write the results. Ray
+schedules both.
 """

@@ -1,4 +1,4 @@
-"""The cluster: found or started, what it has room for, and what it says when something goes wrong on it."""
+"""Connect to a Ray cluster, read its resources, and translate its errors."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ import ray.data
 from models.hardware.cores import available_cores
 from models.interface.errors import JobError
 
-# Of an actor: decoders, of a whole core each, are to have the others, and forwards take what is left of all.
+# CPU reservation of an actor. Decoding tasks reserve a core each; forwards use the time that those leave.
 _ACTOR_CPUS = 0.5
 
 _CONNECT_TIMEOUT_S = 10.0
 
 
 def connect(address: str) -> None:
-    """`local` starts a cluster of this machine alone, which nobody else can reach and which ends with the process;
-    `auto` looks for one. Raises JobError."""
-    _check(address)
-    # Ray reports to its makers that it is used, unless it is told not to. What has other people's pictures does not.
+    """Connect to `address`: `local` starts a cluster for this process alone, which ends with it; `auto` finds a running
+    one. Raises JobError."""
+    _check_address(address)
+    # Ray sends usage statistics by default. A job over private images does not.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # What goes wrong comes as an exception.
+    # Errors arrive as exceptions.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     own = {"num_cpus": available_cores(), "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
@@ -44,8 +44,8 @@ def connect(address: str) -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def _check(address: str) -> None:
-    """Ray itself would try for minutes."""
+def _check_address(address: str) -> None:
+    """Check at once that the address answers, where Ray would retry for minutes. Raises JobError."""
     if address in {"local", "auto"}:
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
@@ -54,30 +54,29 @@ def _check(address: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise JobError(f"--ray {address}: nobody answers there: {error}") from None
+        raise JobError(f"--ray {address} cannot be reached: {error}") from None
 
 
 def gpus_for(device: str) -> int:
-    """GPUs of the cluster that forwards are to run on."""
-    wanted = device == "auto" or device.startswith("cuda")
-    return int(ray.cluster_resources().get("GPU", 0)) if wanted else 0
+    """Return the number of GPUs of the cluster to use for forwards."""
+    uses_gpus = device == "auto" or device.startswith("cuda")
+    return int(ray.cluster_resources().get("GPU", 0)) if uses_gpus else 0
 
 
-def room_for_actors(gpus: int) -> tuple[int, float]:
-    """How many actors there are to be, one a GPU or else one a machine, and which share of a core each is to be
-    counted with."""
+def actor_resources(gpus: int) -> tuple[int, float]:
+    """Return (actors, CPU reservation of each): one actor per GPU, or per machine without GPUs."""
     cores = ray.cluster_resources().get("CPU", 0)
     machines = sum(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in ray.nodes())
-    # With a single core nothing of it can be kept from the decoders: there would be none.
+    # On a single core a reservation would leave none for decoding.
     return gpus or max(1, machines), _ACTOR_CPUS if cores > 1 else 0
 
 
-def outcome(work: Callable[[], Any]) -> Any:
-    """What `work`, which waits for others on the cluster, gives. Raises JobError for whatever they raise."""
+def result_of(work: Callable[[], Any]) -> Any:
+    """Return the result of `work`, which waits for the cluster. Raises JobError for any error of the cluster."""
     try:
         return work()
     except ray.exceptions.RayTaskError as error:
-        # The cause is what was raised there, of its own kind; of a traceback there is enough in Ray's log.
+        # The cause is the original exception. Ray's log has its traceback.
         cause = getattr(error, "cause", None) or error
         raise JobError(" ".join(str(cause).strip().splitlines()[-1].split())) from None
     except ray.exceptions.RayError as error:

@@ -1,5 +1,4 @@
-"""A job over files on a Ray cluster, from their names to its output: read and preprocess, run, write; and all of it
-again from where an earlier run was stopped."""
+"""A job over files on a Ray cluster: read, preprocess, run, write; and resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -15,17 +14,17 @@ import ray.data
 from models.offline.job import Step
 from models.offline.parts import Asked
 from models.offline.tables import Task
-from models.ray_data.cluster import connect, gpus_for, outcome, room_for_actors
-from models.ray_data.results import Results, left
-from models.ray_data.stages import Forward, Question, ReadingAnywhere, described, pixels_of, stretch_files
+from models.ray_data.cluster import actor_resources, connect, gpus_for, result_of
+from models.ray_data.results import Results, remaining_chunks
+from models.ray_data.stages import Forward, RemoteJob, RemoteReading, chunk_files, describe, pixels_of
 from models.ray_data.storage import absolute
 from models.serving.model_instance import ServingOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterJobRequest:
-    """What a job is asked to do. `files`: as models.ray_data.storage.find returns them; `output`: a folder or its URI;
-    `address`: as ray.init takes it; `max_bytes`: a larger file is refused."""
+    """What a job does. `files`: from models.ray_data.storage.find; `output`: a folder or its URI; `address`: of the
+    cluster, as for ray.init; `max_bytes`: larger files are refused."""
 
     task: Task
     files: Sequence[str]
@@ -38,25 +37,25 @@ class ClusterJobRequest:
 
 
 class ClusterJob:
-    """Connects to the cluster on construction, has a model loaded there once to know it, and begins the output."""
+    """Connects to the cluster, loads the model there once to describe it, and prepares the output, on construction."""
 
-    def __init__(self, wanted: ClusterJobRequest, options: ServingOptions) -> None:
-        """Raises StartError, which JobError is one of, and OSError where the output cannot be written."""
-        self._wanted = wanted
-        self._question = Question(wanted.task, wanted.top_k, wanted.batch_size, wanted.max_bytes, options)
+    def __init__(self, request: ClusterJobRequest, options: ServingOptions) -> None:
+        """Raises StartError, JobError included, and OSError if the output cannot be written."""
+        self._request = request
+        self._remote_job = RemoteJob(request.task, request.top_k, request.batch_size, request.max_bytes, options)
         here = os.getcwd()  # noqa: PTH109 - a string, like the names
-        self._results = Results(absolute(wanted.output, here))
-        # Before a cluster is bothered.
-        self._results.check(resume=wanted.resume)
-        connect(wanted.address)
+        self._results = Results(absolute(request.output, here))
+        # Checked before a cluster is started.
+        self._results.check(resume=request.resume)
+        connect(request.address)
         try:
             self._gpus = gpus_for(options.device)
-            describe = ray.remote(described).options(num_cpus=0, num_gpus=min(1, self._gpus))
-            reading, self._columns = outcome(partial(ray.get, describe.remote(self._question)))
-            self._reading = ReadingAnywhere(reading, here)
-            asked = Asked.of(self._columns, reading, wanted.batch_size, wanted.files)
+            describe_remotely = ray.remote(describe).options(num_cpus=0, num_gpus=min(1, self._gpus))
+            reading, self._columns = result_of(partial(ray.get, describe_remotely.remote(self._remote_job)))
+            self._reading = RemoteReading(reading, here)
+            asked = Asked.of(self._columns, reading, request.batch_size, request.files)
             self._results.begin(asked)
-            self._done_before = self._results.stretches()
+            self._done_before = self._results.chunks()
         except BaseException:
             self.close()
             raise
@@ -64,49 +63,49 @@ class ClusterJob:
 
     @property
     def files(self) -> int:
-        """Files that it is about."""
-        return len(self._wanted.files)
+        """Number of files of the job."""
+        return len(self._request.files)
 
     @property
     def errors(self) -> str:
-        """Where the files without an answer are named."""
+        """Path of the folder that lists the files that failed."""
         return self._results.errors
 
     def steps(self) -> Generator[Step, None, None]:
-        """Do what is left to do, a stretch of files a step, in the order in which they are done. Closing it early keeps
-        what is done. Raises JobError for whatever goes wrong on the cluster."""
-        tables = [self._stretch(start, stop) for start, stop in self._left()]
+        """Run the remaining chunks of files, and yield a step for each as it is done. Closing the generator early keeps
+        the chunks done so far. Raises JobError for any error of the cluster."""
+        tables = [self._chunk(start, stop) for start, stop in self._remaining()]
         if not tables:
             return
-        rows = iter(self._answered(ray.data.from_arrow(tables)).iter_rows())
-        while (row := outcome(partial(next, rows, None))) is not None:
+        rows = iter(self._results_of(ray.data.from_arrow(tables)).iter_rows())
+        while (row := result_of(partial(next, rows, None))) is not None:
             self.done += row["files"]
             yield Step(row["files"], tuple(zip(row["paths"], row["reasons"], strict=True)))
 
     def finish(self) -> int:
-        """When all files are done: how many of them have no answer. Raises OSError."""
+        """Return how many files failed, once all are done. Raises OSError."""
         return self._results.faults()
 
     def close(self) -> None:
-        """Leave the cluster. What is done stays."""
+        """Disconnect from the cluster. Finished chunks stay."""
         ray.shutdown()
 
-    def _left(self) -> Iterator[tuple[int, int]]:
-        at_most = stretch_files(self._wanted.batch_size, self._reading.reading.transform.crop, self._columns.row_bytes)
-        return left(len(self._wanted.files), self._done_before, at_most=at_most)
+    def _remaining(self) -> Iterator[tuple[int, int]]:
+        max_files = chunk_files(self._request.batch_size, self._reading.reading.transform.crop, self._columns.row_bytes)
+        return remaining_chunks(len(self._request.files), self._done_before, max_files=max_files)
 
-    def _stretch(self, start: int, stop: int) -> pa.Table:
-        # As bytes: names of files need not be text.
-        paths = [os.fsencode(path) for path in self._wanted.files[start:stop]]
+    def _chunk(self, start: int, stop: int) -> pa.Table:
+        # Bytes: names of files need not be valid text.
+        paths = [os.fsencode(path) for path in self._request.files[start:stop]]
         return pa.table({"index": pa.array(range(start, stop)), "path": pa.array(paths, pa.binary())})
 
-    def _answered(self, files: ray.data.Dataset) -> ray.data.Dataset:
-        actors, cpus = room_for_actors(self._gpus)
+    def _results_of(self, files: ray.data.Dataset) -> ray.data.Dataset:
+        actors, cpus = actor_resources(self._gpus)
         return files.map_batches(
             pixels_of, fn_args=(self._reading,), batch_size=None, batch_format="numpy", num_cpus=1
         ).map_batches(
             Forward,
-            fn_constructor_args=(self._question, self._columns, self._results),
+            fn_constructor_args=(self._remote_job, self._columns, self._results),
             compute=ray.data.ActorPoolStrategy(size=actors),
             batch_size=None,
             batch_format="numpy",

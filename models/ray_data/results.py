@@ -1,11 +1,11 @@
-"""The output of a job on a cluster: a folder of Parquet files, each whole and written by whoever has computed it.
+"""The output of a job on a cluster: a folder of Parquet files, each written completely by the actor that computed it.
 
     OUTPUT/
-        _job.json                                 what was asked for: a run that asks for something else is refused
-        000000000000-000000000512.parquet         answers to that stretch of the job's files
-        _errors/000000000000-000000000512.jsonl   path and reason of those among them that have none
+        _job.json                                 the job's parameters: a run with others is refused
+        000000000000-000000000512.parquet         results of this chunk of the job's files
+        _errors/000000000000-000000000512.jsonl   path and reason of each file in it that failed
 
-Readers of data sets in Parquet take the folder as one table; what begins with _ they leave alone.
+Readers of Parquet data sets take the folder as one table and ignore names that begin with _.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from models.interface.errors import JobError
 from models.offline.formats import parquet_writer
-from models.offline.parts import JOB, Asked, stretch_name, stretch_named
+from models.offline.parts import JOB, Asked, chunk_name, chunk_range
 from models.offline.tables import ERROR, Columns
 from models.ray_data.storage import located
 
@@ -31,44 +31,43 @@ _SUFFIX = ".parquet"
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """`place`: a URI, or a whole path that means the same on every machine."""
+    """`location`: a URI, or an absolute path that means the same on every machine."""
 
-    place: str
+    location: str
 
     @property
     def errors(self) -> str:
-        """Where the files without an answer are named."""
-        return f"{self.place}/_errors"
+        """Path of the folder that lists the files that failed."""
+        return f"{self.location}/_errors"
 
     def check(self, *, resume: bool) -> None:
-        """Raises JobError when there are results and it is not asked for to go on with them, or something else is
-        there; and OSError."""
-        filesystem, folder = located(self.place)
+        """Raise JobError if the folder holds results and `resume` is False, or holds other files; and OSError."""
+        filesystem, folder = located(self.location)
         names = _names(filesystem, folder)
         if _NOTE in names and not resume:
-            raise JobError(f"{self.place} has what an earlier run has done: --resume goes on with it, or delete it")
+            raise JobError(f"{self.location} has results of an earlier run: continue it with --resume, or delete them")
         if names and _NOTE not in names:
-            raise JobError(f"{self.place} has files that are no job's: name a folder that is empty, or new")
+            raise JobError(f"{self.location} has files that are not a job's: name an empty or new folder")
 
     def begin(self, asked: Asked) -> None:
-        """Raises JobError where there are results of another job, and OSError."""
-        filesystem, folder = located(self.place)
+        """Create the folder. Raises JobError if it holds results of another job, and OSError."""
+        filesystem, folder = located(self.location)
         if _NOTE in _names(filesystem, folder):
             with filesystem.open_input_stream(f"{folder}/{_NOTE}") as file:
-                asked.check(file.read().decode(), self.place)
+                asked.check(file.read().decode(), self.location)
             return
         filesystem.create_dir(folder)
         _write(filesystem, f"{folder}/{_NOTE}", asked.written().encode())
 
-    def stretches(self) -> list[tuple[int, int]]:
-        """What is done, as (start, stop) of the job's files, in their order."""
-        return sorted(stretch_named(name) for name in _names(*located(self.place)) if name.endswith(_SUFFIX))
+    def chunks(self) -> list[tuple[int, int]]:
+        """Return the finished chunks, as (start, stop) of the job's files, in their order."""
+        return sorted(chunk_range(name) for name in _names(*located(self.location)) if name.endswith(_SUFFIX))
 
     def add(self, start: int, table: pa.Table, columns: Columns) -> None:
-        """Write the rows, of Columns.schema_in_progress, of the files from `start` on. Once more changes nothing.
-        Raises OSError."""
-        filesystem, folder = located(self.place)
-        name = stretch_name(start, start + len(table))
+        """Write a chunk: the rows, in Columns.schema_in_progress, of the files from `start` on. Writing it twice gives
+        the same files. Raises OSError."""
+        filesystem, folder = located(self.location)
+        name = chunk_name(start, start + len(table))
         answered = pc.is_null(table[ERROR])
         faults = table.filter(pc.invert(answered)).select(["path", ERROR]).to_pylist()
         _, errors = located(self.errors)
@@ -78,16 +77,16 @@ class Results:
                 filesystem, f"{errors}/{name}.jsonl", b"".join(json.dumps(fault).encode() + b"\n" for fault in faults)
             )
         elif f"{name}.jsonl" in _names(filesystem, errors):
-            # Of somebody who was ended before the answers were there, to whom a file could not be read.
+            # Left by an actor that failed to read a file and was killed before it wrote the results.
             filesystem.delete_file(f"{errors}/{name}.jsonl")
         file = BytesIO()
         with parquet_writer(file, columns) as writer:
             writer.write_table(table.filter(answered).select(columns.schema.names))
-        # Last: the stretch is done when this is there.
+        # Written last: a chunk counts as done when its Parquet file exists.
         _write(filesystem, f"{folder}/{name}{_SUFFIX}", file.getvalue())
 
     def faults(self) -> int:
-        """Files without an answer."""
+        """Return how many files failed."""
         filesystem, folder = located(self.errors)
         count = 0
         for name in _names(filesystem, folder):
@@ -96,27 +95,29 @@ class Results:
         return count
 
 
-def left(files: int, done: list[tuple[int, int]], *, at_most: int) -> Iterator[tuple[int, int]]:
-    """What is left to do of that many files, as (start, stop), where the stretches `done` are not to be done again.
-    Cut at multiples of `at_most`, so that they are the same however often a job is interrupted."""
+def remaining_chunks(files: int, done: list[tuple[int, int]], *, max_files: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the chunks that remain of `files` files when the chunks `done` are finished.
+
+    They are split at multiples of `max_files`, so that the chunks are the same after each interruption.
+    """
     start = 0
     for begun, ended in [*done, (files, files)]:
         while start < begun:
-            stop = min(begun, start - start % at_most + at_most)
+            stop = min(begun, start - start % max_files + max_files)
             yield start, stop
             start = stop
         start = max(start, ended)
 
 
 def _names(filesystem: fs.FileSystem, folder: str) -> list[str]:
-    """Of what is whole in `folder`: what begins with a dot was being written when somebody was ended."""
+    """Return the names of complete files in `folder`. Names with a leading dot were being written at a kill."""
     found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     return [info.base_name for info in found if not info.base_name.startswith(".")]
 
 
 def _write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
-    """Under its name there is never less than all of it: object stores keep nothing that is not ended, and on a disk
-    it has another name until then."""
+    """Write a file so that its name never shows incomplete content. Object stores drop unfinished uploads; on a disk
+    the file has another name until it is complete."""
     local = isinstance(filesystem, fs.LocalFileSystem)
     folder, _, name = path.rpartition("/")
     unfinished = f"{folder}/.{name}.unfinished" if local else path

@@ -1,4 +1,4 @@
-"""What runs on the cluster: tasks that read and preprocess, actors that answer and write."""
+"""What runs on the cluster: tasks that read and preprocess, and actors that run forwards and write results."""
 
 from __future__ import annotations
 
@@ -27,15 +27,14 @@ from models.ray_data.results import Results
 from models.ray_data.storage import absolute, opened
 from models.serving.model_instance import ServingOptions
 
-# Files that a task reads at once, ahead of its decoding: an object store takes tens of ms for each.
+# Concurrent reads of a task, ahead of its decoding: an object store takes tens of ms per file.
 _READ_AHEAD = 16
 
-# Files that are read and answered as one: what a task of Ray's costs is shared by as many. Their pixels, 77 MB at
-# 224 x 224, are what passes from task to actor, and Ray cuts what is over one and a half of its blocks into pieces,
-# wherever that is in a batch. Their answers are held by the actor until they are written.
-_STRETCH = 512
-_STRETCH_BYTES = 128 * 2**20
-_ANSWER_BYTES = 64 * 2**20
+# Files per chunk, which share the cost of a Ray task. Ray splits blocks above 1.5 times 128 MiB, also within a batch,
+# so the pixels that pass from task to actor (77 MB at 224 x 224) stay below. Results stay in memory until written.
+_MAX_CHUNK_FILES = 512
+_CHUNK_PIXEL_BYTES = 128 * 2**20
+_CHUNK_RESULT_BYTES = 64 * 2**20
 
 _STEP = pa.schema({"files": pa.int64(), "paths": pa.list_(pa.string()), "reasons": pa.list_(pa.string())})
 
@@ -43,8 +42,8 @@ Rows = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """What every machine must know of a job. `top_k` 0 asks for features."""
+class RemoteJob:
+    """The parameters of a job that every machine needs. `top_k` 0 computes features."""
 
     task: Task
     top_k: int
@@ -54,8 +53,8 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class ReadingAnywhere:
-    """`reading`, of files that are named as in `folder`."""
+class RemoteReading:
+    """`reading` for files whose relative paths begin in `folder`."""
 
     reading: Reading
     folder: str
@@ -64,31 +63,33 @@ class ReadingAnywhere:
         return self.reading.encoded(opened(absolute(path, self.folder)))
 
     def pixels(self, paths: Sequence[str]) -> Iterator[torch.Tensor | str]:
-        """As Reading.pixels, of each in turn, some of the next read meanwhile."""
+        """As Reading.pixels, in order; the next files are read in threads meanwhile."""
         with ThreadPoolExecutor(_READ_AHEAD, thread_name_prefix="read") as readers:
-            coming = iter(paths)
+            waiting = iter(paths)
             ahead: deque[Future[bytes]] = deque(
-                readers.submit(self.encoded, path) for path in islice(coming, _READ_AHEAD)
+                readers.submit(self.encoded, path) for path in islice(waiting, _READ_AHEAD)
             )
             while ahead:
                 read = ahead.popleft()
                 yield self.reading.pixels_of(read.result)
-                ahead.extend(readers.submit(self.encoded, path) for path in islice(coming, 1))
+                ahead.extend(readers.submit(self.encoded, path) for path in islice(waiting, 1))
 
 
-def described(question: Question) -> tuple[Reading, Columns]:
-    """How the model that actors will load wants its files read, and what its answers look like. In a process of the
-    cluster: what is a driver here may have no GPU. A conversion that the model needs is made by the way. Raises
-    StartError, also where the model has no answers to the task."""
-    check = partial(check_answers, question.task)
-    runner = Runner(question.options, batch_size=question.batch_size, check=check)
+def describe(job: RemoteJob) -> tuple[Reading, Columns]:
+    """Return the preprocessing and the result columns of the model, which it loads.
+
+    Runs on the cluster, because the driver's machine may have no GPU. It also converts the model, if the backend needs
+    that. Raises StartError, also if the model cannot do the task.
+    """
+    check = partial(check_answers, job.task)
+    runner = Runner(job.options, batch_size=job.batch_size, check=check)
     runner.close()
-    reading = Reading(runner.model.transform, question.options.limits, question.max_bytes)
-    return reading, Columns.of(question.task, runner.model, question.top_k)
+    reading = Reading(runner.model.transform, job.options.limits, job.max_bytes)
+    return reading, Columns.of(job.task, runner.model, job.top_k)
 
 
-def pixels_of(rows: Rows, reading: ReadingAnywhere) -> Rows:
-    """`rows` with pixels (N, crop, crop, 3) uint8, and fault, why there are none, or an empty text. A task's work."""
+def pixels_of(rows: Rows, reading: RemoteReading) -> Rows:
+    """Run as a Ray task: add to `rows` pixels (N, crop, crop, 3) uint8, and fault, the reason of a failure or empty."""
     cores.use_one_core_in_this_thread()
     ignore_pillow_warnings()
     side = reading.reading.transform.crop
@@ -102,35 +103,37 @@ def pixels_of(rows: Rows, reading: ReadingAnywhere) -> Rows:
     return {**rows, "pixels": pixels, "fault": np.array(faults, dtype=object)}
 
 
-def stretch_files(batch_size: int, crop: int, row_bytes: int) -> int:
-    """Files in a stretch, in whole batches, one at least: an image's last bits depend on the size of the batch it is
-    in. `crop` is the side of a model's input, `row_bytes` as Columns has it."""
-    fitting = min(_STRETCH, _STRETCH_BYTES // (3 * crop**2), _ANSWER_BYTES // row_bytes)
+def chunk_files(batch_size: int, crop: int, row_bytes: int) -> int:
+    """Return the number of files of a chunk: whole batches, because the last bits of a result depend on the batch size.
+
+    `crop`: side of the model's input in pixels; `row_bytes`: of Columns.
+    """
+    fitting = min(_MAX_CHUNK_FILES, _CHUNK_PIXEL_BYTES // (3 * crop**2), _CHUNK_RESULT_BYTES // row_bytes)
     return max(1, fitting // batch_size) * batch_size
 
 
 class Forward:
-    """An actor: has the model loaded, answers rows of pixels_of and writes what it has answered."""
+    """An actor: loads the model, runs the rows of `pixels_of` and writes the results."""
 
-    def __init__(self, question: Question, columns: Columns, results: Results) -> None:
-        self._runner = Runner(question.options, batch_size=question.batch_size)
-        self._batch_size = question.batch_size
+    def __init__(self, job: RemoteJob, columns: Columns, results: Results) -> None:
+        self._runner = Runner(job.options, batch_size=job.batch_size)
+        self._batch_size = job.batch_size
         self._columns = columns
         self._results = results
         if self._runner.model.fingerprint != columns.fingerprint:
             raise JobError(
-                f"the machines of the cluster are not alike: one has {columns.model} as {columns.fingerprint}, another "
-                f"as {self._runner.model.fingerprint}"
+                f"the machines of the cluster differ: one has {columns.model} with fingerprint {columns.fingerprint}, "
+                f"another with {self._runner.model.fingerprint}; install the same versions on all of them"
             )
 
     def __call__(self, rows: Rows) -> pa.Table:
-        """One row: how many files, and path and reason of each that could not be answered."""
+        """Write the results; return one row: the number of files, and path and reason of each that failed."""
         tables = [
             self._table({name: values[start : start + self._batch_size] for name, values in rows.items()})
             for start in range(0, len(rows["path"]), self._batch_size)
         ]
         table = pa.concat_tables(tables)
-        # They follow one another: however Ray cuts the rows of a stretch up, it keeps their order.
+        # The rows are consecutive: Ray keeps their order when it splits a chunk.
         self._results.add(int(rows["index"][0]), table, self._columns)
         faults = table.filter(pc.is_valid(table[ERROR]))
         row = {"files": len(table), "paths": faults["path"].to_pylist(), "reasons": faults[ERROR].to_pylist()}
@@ -141,7 +144,7 @@ class Forward:
         readable = np.array([place not in faults for place in range(len(rows["path"]))])
         batch = Batch(
             tuple(os.fsdecode(path) for path in rows["path"]),
-            # A copy: what came from another process must not be written to, and PyTorch would not promise.
+            # Indexing copies: arrays from Ray's object store are read-only, which PyTorch does not support.
             torch.from_numpy(rows["pixels"][readable]).permute(0, 3, 1, 2),
             faults,
         )

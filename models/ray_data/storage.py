@@ -1,4 +1,4 @@
-"""Files by name, on this machine's disks or, as s3:// and the like, wherever pyarrow has a file system for."""
+"""Find and open files on local disks or by URI (s3:// and others), through the file systems of pyarrow."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SCHEME = "://"
 
 
 def find(paths: Sequence[str]) -> list[str]:
-    """As models.offline.files.find, also for URIs, below which folders are searched alike. Raises JobError."""
+    """As models.offline.files.find, and also for URIs, whose folders are searched too. Raises JobError."""
     if not any(map(is_uri, paths)):
         return files.find([Path(path) for path in paths])
     found = dict.fromkeys(
         file for path in paths for file in (_under(path) if is_uri(path) else files.find([Path(path)]))
     )
     if not found:
-        raise JobError(f"there is no image in {', '.join(paths)}; files that end like images are looked for")
+        raise JobError(f"there is no image in {', '.join(paths)}: no file has the suffix of an image format")
     return list(found)
 
 
@@ -35,21 +35,21 @@ def is_uri(name: str) -> bool:
 
 
 def absolute(name: str, folder: str) -> str:
-    """`name`, for processes that are elsewhere: a path that begins in `folder` as a whole one, a URI as it is."""
+    """Return `name` for processes in other folders: a path resolved against `folder`, or an unchanged URI."""
     return name if is_uri(name) else str(Path(folder, name))
 
 
 def opened(name: str) -> IO[bytes]:
-    """To be read once from its beginning. Raises OSError, and JobError for what is no place for files."""
+    """Open a file for one sequential read. Raises OSError, and JobError for a URI without a file system."""
     if not is_uri(name):
-        return open(name, "rb")  # noqa: PTH123 - its caller closes it; a string, as there are millions
+        return open(name, "rb")  # noqa: PTH123 - the caller closes it; millions of Path objects cost memory
     filesystem, path = located(name)
     stream: IO[bytes] = filesystem.open_input_stream(path)
     return stream
 
 
 def located(name: str) -> tuple[fs.FileSystem, str]:
-    """The file system that `name`, a URI or a whole path, is in, and how it is called there. Raises JobError."""
+    """Return the file system of `name`, a URI or an absolute path, and the path in it. Raises JobError."""
     if not is_uri(name):
         return fs.LocalFileSystem(), name
     scheme, _, rest = name.partition(_SCHEME)
@@ -60,11 +60,11 @@ def located(name: str) -> tuple[fs.FileSystem, str]:
 
 @lru_cache(maxsize=64)
 def _file_system(uri: str) -> tuple[fs.FileSystem, str]:
-    # Kept: it has connections. The rest of a name stays out of it, where it would have to be quoted as URIs are.
+    # Cached for its connections. The path is not part of `uri`, where it would need URI quoting.
     try:
         return fs.FileSystem.from_uri(uri)  # type: ignore[no-any-return]  # pyarrow has no annotations
     except (pa.ArrowInvalid, pa.ArrowKeyError, OSError) as error:
-        raise JobError(f"{uri} is no place for files: {error}") from None
+        raise JobError(f"{uri} is not a file system that pyarrow supports: {error}") from None
 
 
 def _under(uri: str) -> Iterator[str]:
@@ -75,12 +75,12 @@ def _under(uri: str) -> Iterator[str]:
             yield uri
             return
         if itself.type == fs.FileType.NotFound:
-            raise JobError(f"{uri} is not there")
+            raise JobError(f"{uri} does not exist")
         listed = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     except OSError as error:
         raise JobError(f"{uri} cannot be listed: {error}") from None
     below = [info.path[len(path.rstrip("/")) + 1 :] for info in listed if info.type == fs.FileType.File]
-    # In the order of a walk from folder to folder.
+    # In the order of a directory walk.
     for name in sorted(below, key=lambda name: name.split("/")):
         if _is_image(name):
             yield f"{uri.rstrip('/')}/{name}"

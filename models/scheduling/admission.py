@@ -1,4 +1,4 @@
-"""Places in the building: an image has one from before its decode until its answer. Event loop only."""
+"""Admission of images to a model: an image is admitted before its decode and counts until it is answered."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from models.interface.admission import Budget
 from models.interface.errors import DrainingError, OverloadedError
 
 
-def _nobody_elsewhere() -> int:
-    return 0
+class Admission(Budget):
+    """Admits at most `capacity` images at once. Event loop only. `expected_seconds(n)` predicts when n are answered.
 
-
-def _told_to_nobody(_images: int) -> None:
-    pass
-
-
-class Admission:
-    """Admits at most `capacity` images at once; `expected_seconds(n)` says how long n images take to be done.
-
-    Where several processes share the places, `elsewhere` says how many the others have given away, and `tell` is told
-    how many this one has. Two that ask at the same moment may both get the last place.
+    If several processes share the capacity, `admitted_elsewhere` returns how many images the others have admitted, and
+    `on_change` receives the number that this one has. Two processes may both admit the last image.
     """
 
     def __init__(
@@ -29,24 +22,28 @@ class Admission:
         capacity: int,
         expected_seconds: Callable[[int], float],
         *,
-        elsewhere: Callable[[], int] = _nobody_elsewhere,
-        tell: Callable[[int], None] = _told_to_nobody,
+        admitted_elsewhere: Callable[[], int] = lambda: 0,
+        on_change: Callable[[int], None] = lambda _images: None,
     ) -> None:
-        self._capacity = capacity
-        self._expected_seconds = expected_seconds
-        self._elsewhere = elsewhere
-        self._tell = tell
-        self._in_flight = 0
+        super().__init__(capacity, lambda used: OverloadedError(capacity, expected_seconds(int(used))))
+        self._admitted_elsewhere = admitted_elsewhere
+        self._on_change = on_change
         self._closed = False
-        self._emptied: asyncio.Future[None] | None = None
+        self._empty: asyncio.Future[None] | None = None
 
     @property
     def capacity(self) -> int:
-        return self._capacity
+        return int(self.limit)
 
     @property
     def in_flight(self) -> int:
-        return self._in_flight
+        """Images that this process has admitted."""
+        return int(self._held)
+
+    @property
+    def used(self) -> float:
+        """Images that all processes have admitted."""
+        return self._held + self._admitted_elsewhere()
 
     @property
     def closed(self) -> bool:
@@ -54,49 +51,30 @@ class Admission:
 
     @property
     def full(self) -> bool:
-        """Whether there is no place left."""
-        return self._inside() >= self._capacity
-
-    def overload(self, images: int) -> OverloadedError | None:
-        """Why so many more would be refused now; None while there are places for them."""
-        inside = self._inside()
-        if inside + images <= self._capacity:
-            return None
-        return OverloadedError(self._capacity, self._expected_seconds(inside))
+        return self.used >= self.limit
 
     def close(self) -> None:
-        """Admit nobody from now on. Those inside keep their places."""
+        """Admit nothing from now on. Admitted images keep their place."""
         self._closed = True
 
-    async def emptied(self) -> None:
-        """Admit nobody from now on, and return when the last of those inside has left."""
+    async def wait_until_empty(self) -> None:
+        """Admit nothing from now on, and return once every admitted image is answered."""
         self.close()
-        if self._in_flight:
-            self._emptied = asyncio.get_running_loop().create_future()
-            await self._emptied
+        if self._held:
+            self._empty = asyncio.get_running_loop().create_future()
+            await self._empty
 
     @contextmanager
     def admit(self, images: int) -> Iterator[None]:
-        """Places for all images of a request, or for none. Raises DrainingError, OverloadedError."""
+        """Admit all images of a request, or none. Raises DrainingError, OverloadedError."""
         if self._closed:
             raise DrainingError
-        overload = self.overload(images)
-        if overload is not None:
-            try:
-                raise overload
-            finally:
-                # Its traceback has this frame: a ring would keep the request and its body until the garbage collector
-                # comes, which in a full house takes time from all.
-                del overload
-        self._in_flight += images
-        self._tell(self._in_flight)
+        self.acquire(images)
+        self._on_change(self.in_flight)
         try:
             yield
         finally:
-            self._in_flight -= images
-            self._tell(self._in_flight)
-            if not self._in_flight and self._emptied is not None and not self._emptied.done():
-                self._emptied.set_result(None)
-
-    def _inside(self) -> int:
-        return self._in_flight + self._elsewhere()
+            self.release(images)
+            self._on_change(self.in_flight)
+            if not self._held and self._empty is not None and not self._empty.done():
+                self._empty.set_result(None)

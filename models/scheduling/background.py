@@ -1,4 +1,4 @@
-"""Work in a thread that nobody has to wait for: not at the process's end, and no longer than somebody wants to."""
+"""Background work: a thread whose result may be waited for with a timeout, and that never delays the process's end."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ T = TypeVar("T")
 
 
 class BackgroundWork(Generic[T]):
-    """`work`, begun on construction in a daemon thread of that name. If whoever waited has given up, its result goes to
-    `unwanted`, in that thread."""
+    """Runs `work` in a daemon thread called `name`, which starts at once.
+
+    If the result comes after the wait for it has timed out, the thread passes it to `discard`.
+    """
 
     def __init__(
-        self, work: Callable[[], T], name: str, *, unwanted: Callable[[T], None] = lambda _result: None
+        self, work: Callable[[], T], name: str, *, discard: Callable[[T], None] = lambda _result: None
     ) -> None:
         self._outcome: Future[T] = Future()
-        # Taken out by the thread: whoever hears of the result may count on its being done with what it worked on.
-        self._to_do = [work]
-        self._unwanted = unwanted
+        # The thread takes the work out of this list, so that nothing refers to it once its result is known.
+        self._pending = [work]
+        self._discard = discard
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
     @property
-    def under_way(self) -> bool:
-        """Whether the thread has still something to do."""
+    def running(self) -> bool:
+        """Whether the thread has not ended."""
         return self._thread.is_alive()
 
     async def result(self, timeout_s: float | None = None) -> T:
-        """The result, or what `work` raised. Raises TimeoutError after `timeout_s`: then nobody waits any more."""
+        """Return the result, or raise what `work` raised. Raises TimeoutError after `timeout_s`; call once."""
         waiting = asyncio.wrap_future(self._outcome)
         await asyncio.wait({waiting}, timeout=timeout_s)
         if not waiting.done() and self._outcome.cancel():
@@ -39,24 +41,24 @@ class BackgroundWork(Generic[T]):
         return await waiting
 
     def wait(self, timeout_s: float) -> T:
-        """As `result`, for a thread that may block."""
+        """As `result`, but blocks."""
         try:
             return self._outcome.result(timeout_s)
         except TimeoutError:
             if self._outcome.cancel():
                 raise
-        # It ended in that moment, or it was `work` that raised.
+        # Either the work ended just now, or `work` itself raised TimeoutError.
         return self._outcome.result()
 
     def _run(self) -> None:
         try:
-            result = self._to_do.pop()()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
-            # From here on it cannot be cancelled. False: nobody waits.
+            result = self._pending.pop()()
+        except BaseException as error:  # noqa: BLE001 - raised by `result` or `wait`
+            # From here on the outcome cannot be cancelled. False: the wait has timed out.
             if self._outcome.set_running_or_notify_cancel():
                 self._outcome.set_exception(error)
             return
         if self._outcome.set_running_or_notify_cancel():
             self._outcome.set_result(result)
         else:
-            self._unwanted(result)
+            self._discard(result)

@@ -1,4 +1,4 @@
-"""The threads of a batcher: prepared one after another, then each at the same work until that is over."""
+"""The threads of a batcher: they are prepared one after another, then run batches concurrently."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from time import perf_counter
 
 
 class BatchThreads:
-    """`count` threads, each of which calls `prepare` once and then `work`. Once `prepare` has raised in one of them,
-    `on_failure` is called there, and neither it nor those behind it come to their work."""
+    """`count` threads. Each calls `prepare` once and then `work`. If `prepare` raises in one of them, `on_failure` is
+    called there, and neither that thread nor the later ones call `work`."""
 
     def __init__(
         self,
@@ -26,12 +26,11 @@ class BatchThreads:
         self._on_failure = on_failure
         self._prepared: list[Future[None]] = [Future() for _ in range(count)]
         self._threads = [
-            threading.Thread(target=self._run, args=(lane,), name=name, daemon=True) for lane in range(count)
+            threading.Thread(target=self._run, args=(index,), name=name, daemon=True) for index in range(count)
         ]
 
     def start(self) -> None:
-        """Begin to prepare, without waiting for it. Raises RuntimeError when the system has no thread left; those that
-        were started end."""
+        """Start the threads. Raises RuntimeError if the system has no thread left; then those that have started end."""
         for thread in self._threads:
             try:
                 thread.start()
@@ -40,30 +39,30 @@ class BatchThreads:
                 raise
 
     def wait_until_prepared(self) -> None:
-        """Return once all are; raises what `prepare` raised."""
+        """Wait until every thread is prepared. Raises what `prepare` raised."""
         for prepared in self._prepared:
             prepared.result()
 
     @property
     def alive(self) -> bool:
-        """Whether none of them has ended."""
+        """Whether every thread is running."""
         return all(thread.is_alive() for thread in self._threads)
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end of all, for `timeout_s` at most. False if one goes on."""
+        """Wait for all threads to end. Returns False if one still ran after `timeout_s`."""
         until = None if timeout_s is None else perf_counter() + timeout_s
         for thread in self._threads:
             thread.join(None if until is None else max(0.0, until - perf_counter()))
         return not any(thread.is_alive() for thread in self._threads)
 
-    def _run(self, lane: int) -> None:
+    def _run(self, index: int) -> None:
         try:
-            for earlier in self._prepared[:lane]:
+            for earlier in self._prepared[:index]:
                 earlier.result()
             self._prepare()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits in wait_until_prepared
+        except BaseException as error:  # noqa: BLE001 - raised by wait_until_prepared
             self._on_failure()
-            self._prepared[lane].set_exception(error)
+            self._prepared[index].set_exception(error)
             return
-        self._prepared[lane].set_result(None)
+        self._prepared[index].set_result(None)
         self._work()

@@ -1,14 +1,12 @@
-"""Batch formation: between pipeline.py, whose callers wait for one item each, and engine.py, which runs batches.
+"""Batch formation, between the pipeline, which submits single items, and the engine, which runs batches.
 
-Work-conserving: an idle device takes what waits at once, be it one item; what arrives while it is busy is the
-next batch. Fair: callers with many items take turns with callers of one. Threads of its own own the consuming end, so
-a busy event loop never delays a batch.
+Work-conserving: an idle device takes the queued items at once, even a single one; items that arrive while it is busy
+form the next batch. Fair: fairness keys take turns. The batches run in threads of the batcher, so a busy event loop
+never delays one.
 
-A lane is a thread that runs one batch at a time. With two, a batch that is full already is begun while the one before
-it runs, since waiting would bring it no company: the device finds its work there when it has done the last, instead of
-waiting until answers are given and inputs stacked. One that is not full waits for the device, as with one lane, unless
-those under way leave it room: on a CPU whose cores each run images of their own, a core that is done need not wait for
-the others.
+With `max_in_flight` 2, a full batch starts while another runs: waiting would not enlarge it, and the device finds its
+next work ready when it ends the current batch. A batch that is not full waits for the device, unless the running
+batches allow an overlap: on CPUs where each core runs its own images, a core that is done need not wait for the others.
 """
 
 from __future__ import annotations
@@ -36,14 +34,14 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Completed(Generic[Result]):
-    """One item's result, the seconds it waited, and the batch that it was in."""
+    """One item's result, the seconds it spent in the queue, and its batch."""
 
     result: Result
     queue_seconds: float
     batch: BatchReport
 
 
-class _Waiting(NamedTuple, Generic[Item, Result]):
+class _Entry(NamedTuple, Generic[Item, Result]):
     item: Item
     future: Future[Completed[Result]]
     enqueued_at: float
@@ -51,23 +49,26 @@ class _Waiting(NamedTuple, Generic[Item, Result]):
 
 @dataclass(slots=True, eq=False)
 class _Batch(RunningBatch, Generic[Item, Result]):
-    entries: list[_Waiting[Item, Result]]
+    entries: list[_Entry[Item, Result]]
     trigger: Trigger
     dropped: int
     cancelled: list[Future[Completed[Result]]]
 
 
 class Batcher(Generic[Item, Result]):
-    """Turns single submissions into batches for `run_batch`, which gets 1 to `max_batch_size` items and returns as
-    many results in the same order, an exception where one item failed alone; it raises AllCancelledError when it has
-    stopped because nobody waits for any of them. Items come in order of arrival, but a caller with several takes turns.
+    """Forms batches of single items for `run_batch`.
 
-    `max_wait_s` (0: none) is how long the oldest item of a batch may wait for company.
-    `lanes`: so many batches may be in `run_batch` at the same time, each in a thread of its own.
-    `room_from`: a batch of as many items, but not a full one, leaves the device room for others of any size; None: no
-    batch does.
-    `prepare` runs first, in each thread that will run batches, one after another; `wait_until_ready` raises what it
-    raised. `on_batch` is told of each batch from those threads, after its callers have their answers.
+    `run_batch` receives 1 to `max_batch_size` items and returns one result per item, in order; an exception for an item
+    that failed alone. It raises AllCancelledError if it stopped because every item was cancelled. Items are in order of
+    arrival, except that fairness keys take turns.
+
+    max_wait_s: longest delay of the oldest item while its batch fills; 0 never delays.
+    queue_capacity: items in the queue, at most.
+    max_in_flight: batches that run concurrently, each in its own thread.
+    overlap_min_size: smallest batch, if not a full one, alongside which a batch of any size may start; None: none.
+    fairness_key: returns the key of an item; without it every item has its own.
+    prepare: runs first in each thread, one after another; `wait_until_ready` raises what it raised.
+    on_batch: receives the report of each batch in its thread, after its items are answered.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int = 32,
         max_wait_s: float = 0.0,
         queue_capacity: int = 256,
-        lanes: int = 1,
-        room_from: int | None = None,
+        max_in_flight: int = 1,
+        overlap_min_size: int | None = None,
+        fairness_key: Callable[[Item], Hashable] | None = None,
         prepare: Callable[[], None] = lambda: None,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
     ) -> None:
@@ -88,33 +90,36 @@ class Batcher(Generic[Item, Result]):
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
         self._queue_capacity = queue_capacity
+        self._fairness_key = fairness_key
         self._on_batch = on_batch
-        self._queue: FairQueue[_Waiting[Item, Result]] = FairQueue()
+        self._queue: FairQueue[_Entry[Item, Result]] = FairQueue()
         self._changed = threading.Condition()
         self._closed = False
         self._refusal: Callable[[], Exception] = DrainingError
-        # One lane at a time picks the next batch, which may take it `max_wait_s`.
+        # One thread at a time forms a batch, which may take `max_wait_s`.
         self._forming = False
         # Items whose clients have disconnected since the last batch was formed.
         self._dropped = 0
-        self._occupancy: InFlight[_Batch[Item, Result]] = InFlight(full_size=max_batch_size, room_from=room_from)
-        self._lanes = BatchThreads(
-            lanes,
+        self._in_flight: InFlight[_Batch[Item, Result]] = InFlight(
+            full_size=max_batch_size, overlap_min_size=overlap_min_size
+        )
+        self._threads = BatchThreads(
+            max_in_flight,
             name=f"batcher-{name}",
             prepare=prepare,
             work=self._work,
             on_failure=lambda: self.abandon(DrainingError),
         )
-        self._lanes.start()
+        self._threads.start()
 
     def wait_until_ready(self) -> None:
-        """Return once `prepare` has; raises what it raised, after which the batcher is closed."""
-        self._lanes.wait_until_prepared()
+        """Return once every thread is prepared. Raises what `prepare` raised; the batcher is closed then."""
+        self._threads.wait_until_prepared()
 
     @property
     def alive(self) -> bool:
-        """Whether everyone is there who is to take what is submitted."""
-        return self._lanes.alive and not self._closed
+        """Whether every batch thread is running and the batcher accepts items."""
+        return self._threads.alive and not self._closed
 
     @property
     def max_batch_size(self) -> int:
@@ -122,60 +127,60 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def depth(self) -> int:
-        """Items waiting for a batch."""
+        """Items in the queue."""
         return len(self._queue)
 
     def oldest_age_seconds(self) -> float:
-        """How long the item that came first has waited; 0 for an empty queue."""
+        """How long the oldest item has been in the queue; 0 if the queue is empty."""
         with self._changed:
             return perf_counter() - self._oldest() if self._queue else 0.0
 
     def running_seconds(self) -> float:
-        """How long the forward under way has taken so far; 0 while there is none."""
+        """How long the oldest running batch has taken so far; 0 while none runs."""
         with self._changed:
-            return self._occupancy.running_seconds(perf_counter())
+            return self._in_flight.running_seconds(perf_counter())
 
     def expected_seconds(self, items: int) -> float:
-        """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
-        return self._occupancy.expected_seconds(items)
+        """How long the device needs for `items` at the pace of recent batches; 0 before the first batch."""
+        return self._in_flight.expected_seconds(items)
 
-    def submit(
-        self, item: Item, *, caller: Hashable | None = None, future: Future[Completed[Result]] | None = None
-    ) -> Future[Completed[Result]]:
-        """Queue one item. Cancelling the future before its batch forms costs no forward, and frees the item's place at
-        once. Items of one `caller` take turns with everybody else's; without one, an item is its own. `future`: one to
-        answer by, of a kind that hears by itself of its batch, or says there that it is cancelled; then it is cancelled
-        here, without any lock.
+    def submit(self, item: Item, *, future: Future[Completed[Result]] | None = None) -> Future[Completed[Result]]:
+        """Queue one item. Cancelling its future removes the item from the queue.
 
-        Raises DrainingError once closed, after `abandon` its error; OverloadedError when `queue_capacity` items wait.
+        `future` is a future to answer with, of a subclass whose `set_running_or_notify_cancel` may report a
+        cancellation that was made elsewhere. The batcher then cancels it, without holding its lock.
+
+        Raises DrainingError once closed, the error of `abandon` after that; OverloadedError if `queue_capacity` items
+        are queued.
         """
         if future is None:
             future = Future()
+        key = future if self._fairness_key is None else self._fairness_key(item)
         with self._changed:
             if self._closed:
                 raise self._refusal()
             if len(self._queue) >= self._queue_capacity:
                 raise OverloadedError(self._queue_capacity, self.expected_seconds(len(self._queue)))
-            self._queue.append(future, _Waiting(item, future, perf_counter()), future if caller is None else caller)
+            self._queue.append(future, _Entry(item, future, perf_counter()), key)
             self._changed.notify_all()
-        # It has no reference to the future: that would be a cycle. Called at once if the future is cancelled by now.
+        # The callback does not refer to the future: that would be a cycle. It runs at once if the future is cancelled.
         future.add_done_callback(self._remove_cancelled)
         return future
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Take nothing new, answer everything accepted, end the threads. False if that took over `timeout_s`."""
+        """Accept nothing new, answer accepted items, end the threads. Returns False if that exceeds `timeout_s`."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        return self._lanes.join(timeout_s)
+        return self._threads.join(timeout_s)
 
     def abandon(self, error: Callable[[], Exception]) -> None:
-        """Take nothing new, and give everybody who waits an error of his own, also for the forwards under way: what
-        they give, should they ever end, is for nobody."""
+        """Accept nothing new, and fail every queued and running item with its own error. The results of running
+        forwards are dropped."""
         with self._changed:
             self._closed = True
             self._refusal = error
-            running = self._occupancy.clear()
+            running = self._in_flight.clear()
             waiting = [self._queue.popleft() for _ in range(len(self._queue))]
             self._changed.notify_all()
         for batch in running:
@@ -188,7 +193,7 @@ class Batcher(Generic[Item, Result]):
                 entry.future.cancel()
 
     def _work(self) -> None:
-        # No local holds a batch while this thread waits: an idle service keeps no image alive.
+        # No local variable refers to a batch while this thread waits: an idle service keeps no image alive.
         while self._run_next():
             pass
 
@@ -196,7 +201,7 @@ class Batcher(Generic[Item, Result]):
         batch = self._next_batch()
         if batch is None:
             return False
-        # What hears of it may do I/O: not under the lock.
+        # Without the lock: the callbacks may do I/O.
         for future in batch.cancelled:
             future.cancel()
         if batch.entries:
@@ -204,18 +209,18 @@ class Batcher(Generic[Item, Result]):
         return True
 
     def _next_batch(self) -> _Batch[Item, Result] | None:
-        """The next batch, waited for, without entries where all who waited have left; None once closed and empty.
-        Decides under the lock; runs nothing."""
+        """Wait for the next batch and return it; None once closed and empty. The batch has no entries if all of them
+        were cancelled. Decides under the lock, and runs nothing."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._wanted())
+            self._changed.wait_for(lambda: self._closed or self._can_form())
             if not self._queue:
                 return None
-            trigger = self._wait_for_company()
-            entries: list[_Waiting[Item, Result]] = []
+            trigger = self._delay_batch()
+            entries: list[_Entry[Item, Result]] = []
             cancelled: list[Future[Completed[Result]]] = []
             while self._queue and len(entries) < self._max_batch_size:
                 entry = self._queue.popleft()
-                # False: its client has disconnected. True: from here on it cannot be cancelled.
+                # False: the item was cancelled. True: it cannot be cancelled from here on.
                 if entry.future.set_running_or_notify_cancel():
                     entries.append(entry)
                 else:
@@ -223,7 +228,7 @@ class Batcher(Generic[Item, Result]):
             self._dropped += len(cancelled)
             batch = _Batch(
                 began_at=perf_counter(),
-                leaves_room=self._occupancy.would_leave_room(len(entries)),
+                allows_overlap=self._in_flight.allows_overlap(len(entries)),
                 entries=entries,
                 trigger="full" if len(entries) == self._max_batch_size else trigger,
                 dropped=self._dropped,
@@ -231,32 +236,33 @@ class Batcher(Generic[Item, Result]):
             )
             if entries:
                 self._dropped = 0
-                self._occupancy.begin(batch)
+                self._in_flight.begin(batch)
             return batch
 
-    def _wanted(self) -> bool:
-        """Whether there is something for the lane that asks."""
+    def _can_form(self) -> bool:
+        """Return whether this thread may form a batch now."""
         if self._forming or not self._queue:
             return False
-        return self._occupancy.has_room or len(self._queue) >= self._max_batch_size
+        return self._in_flight.may_start or len(self._queue) >= self._max_batch_size
 
-    def _wait_for_company(self) -> Trigger:
+    def _delay_batch(self) -> Trigger:
+        """Wait until the batch is full or its oldest item has waited for `max_wait_s`."""
         if self._max_wait_s:
-            # The wait counts from the first item's arrival: a busy device has already made it wait.
+            # Measured from the arrival of the oldest item: a busy device has already delayed it.
             remaining = self._oldest() + self._max_wait_s - perf_counter()
             self._forming = True
             self._changed.wait_for(
                 lambda: self._closed or len(self._queue) >= self._max_batch_size, timeout=max(remaining, 0.0)
             )
             self._forming = False
-            # More may wait than one batch takes: the other lanes have looked while this one was forming.
+            # The queue may hold more than one batch, and other threads have waited while this one formed its own.
             self._changed.notify_all()
         if self._closed:
             return "drain"
         return "wait" if self._max_wait_s else "idle"
 
     def _remove_cancelled(self, future: Future[Completed[Result]]) -> None:
-        """Free the place of an item whose client has left. No lane waits for the queue to become shorter."""
+        """Remove a cancelled item. No notification: no thread waits for a shorter queue."""
         if future.cancelled():
             with self._changed:
                 self._dropped += self._queue.remove(future)
@@ -275,15 +281,15 @@ class Batcher(Generic[Item, Result]):
         except AllCancelledError:
             stopped = True
             results = [AllCancelledError() for _ in batch.entries]
-        except BaseException as error:  # noqa: BLE001 - whatever it was: every caller hears, the thread lives on
+        except BaseException as error:  # noqa: BLE001 - any error: the items fail, the thread goes on
             results = self._failures(batch, error)
         with self._changed:
             ended_at = perf_counter()
-            # Not where it was abandoned meanwhile: then everybody has an answer.
-            expected = batch in self._occupancy
-            busy_seconds = self._occupancy.end(batch, ended_at)
+            # After `abandon` its items have their errors already.
+            unanswered = batch in self._in_flight
+            busy_seconds = self._in_flight.end(batch, ended_at)
             if not stopped:
-                self._occupancy.learn_pace(busy_seconds, size)
+                self._in_flight.learn_pace(busy_seconds, size)
             self._changed.notify_all()
         report = BatchReport(
             self._name,
@@ -294,7 +300,7 @@ class Batcher(Generic[Item, Result]):
             busy_seconds=busy_seconds,
             dropped=batch.dropped,
         )
-        for entry, result in zip(batch.entries if expected else (), results, strict=False):
+        for entry, result in zip(batch.entries if unanswered else (), results, strict=False):
             if isinstance(result, Exception):
                 entry.future.set_exception(result)
             else:
@@ -303,11 +309,11 @@ class Batcher(Generic[Item, Result]):
 
     def _failures(self, batch: _Batch[Item, Result], error: BaseException) -> list[ForwardError]:
         _log.error("a batch of %d failed in %s", len(batch.entries), self._name, exc_info=error)
-        # An exception of its own for each caller: a shared one would grow a traceback per caller.
+        # One exception for each item: a shared one would collect a traceback from each request.
         return [ForwardError(self._name, f"{type(error).__name__}: {error}") for _ in batch.entries]
 
     def _report(self, report: BatchReport) -> None:
         try:
             self._on_batch(report)
-        except Exception:  # noqa: BLE001 - a listener's fault must not end the thread
-            _log.exception("the listener to batches of %s failed", self._name)
+        except Exception:  # noqa: BLE001 - an error of the callback must not end the thread
+            _log.exception("the callback for batches of %s failed", self._name)

@@ -1,5 +1,4 @@
-"""A lock that serves its waiters in order of arrival: serving and the lens take turns on a device. Batches of serving
-share a turn; the lens, which measures, is alone in its own."""
+"""A fair reader-writer lock: batches share the device, and the lens, which measures, has it exclusively."""
 
 from __future__ import annotations
 
@@ -10,10 +9,9 @@ from types import TracebackType
 
 
 class FairLock:
-    """First come, first served: `with lock` alone, `with lock.shared()` beside others who share and came before anybody
-    who does not.
+    """Serves waiters in order of arrival. `with lock` is exclusive; `with lock.shared()` is held together with others.
 
-    threading.Lock makes no such promise: a loop that lets go and takes again at once can keep others out.
+    threading.Lock is not fair: a thread that releases and acquires it in a loop can keep others out.
     """
 
     def __init__(self) -> None:
@@ -36,12 +34,12 @@ class FairLock:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Hold it together with others who share."""
+        """Hold the lock together with others that share it. Waits for exclusive waiters that came before."""
         with self._changed:
             ticket = self._draw()
             self._changed.wait_for(lambda: self._serving == ticket)
             self._sharing += 1
-            # The next in line may share as well; one who does not waits until nobody does any more.
+            # The next waiter may share the lock at once. An exclusive one waits until nothing shares it.
             self._serving += 1
             self._changed.notify_all()
         try:

@@ -1,5 +1,4 @@
-"""A queue in which a client with many entries cannot keep out a client with one. Not thread-safe: the batcher holds its
-own lock."""
+"""A queue that takes turns between requests. Not thread-safe: the batcher holds its own lock."""
 
 from __future__ import annotations
 
@@ -11,50 +10,49 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Callers take turns in order of arrival, one entry a turn; each caller's own entries stay in order. Among
-    callers of one entry each that is first in, first out.
+    """Entries with one fairness key stay in order; the keys take turns, one entry each, in order of arrival. If every
+    key has one entry, the queue is first in, first out.
 
-    Each entry is queued under a key of its own, by which it can be removed. Every method but `firsts` takes constant
-    time, however many entries wait.
+    Each entry has an id of its own, by which it can be removed. Every method except `firsts` takes constant time.
     """
 
     def __init__(self) -> None:
-        # Linked lists: taking the first of a plain dict looks at each place that was emptied before it.
-        self._by_caller: OrderedDict[Hashable, OrderedDict[Hashable, T]] = OrderedDict()
-        self._caller_of: dict[Hashable, Hashable] = {}
+        # OrderedDicts, since they are linked lists: the first key of a plain dict is found by a scan of deleted slots.
+        self._entries: OrderedDict[Hashable, OrderedDict[Hashable, T]] = OrderedDict()
+        self._fairness_keys: dict[Hashable, Hashable] = {}
 
     def __len__(self) -> int:
-        return len(self._caller_of)
+        return len(self._fairness_keys)
 
-    def append(self, key: Hashable, entry: T, caller: Hashable) -> None:
-        """Add the last entry of `caller`. `key` must not be in the queue."""
-        self._by_caller.setdefault(caller, OrderedDict())[key] = entry
-        self._caller_of[key] = caller
+    def append(self, entry_id: Hashable, entry: T, fairness_key: Hashable) -> None:
+        """Add the last entry of `fairness_key`. `entry_id` must not be in the queue."""
+        self._entries.setdefault(fairness_key, OrderedDict())[entry_id] = entry
+        self._fairness_keys[entry_id] = fairness_key
 
     def popleft(self) -> T:
-        """The next entry. Raises IndexError when there is none."""
-        if not self._by_caller:
+        """Remove and return the next entry. Raises IndexError if the queue is empty."""
+        if not self._entries:
             raise IndexError("the queue is empty")
-        caller, entries = next(iter(self._by_caller.items()))
-        key, entry = entries.popitem(last=False)
-        del self._caller_of[key]
+        fairness_key, entries = next(iter(self._entries.items()))
+        entry_id, entry = entries.popitem(last=False)
+        del self._fairness_keys[entry_id]
         if entries:
-            self._by_caller.move_to_end(caller)
+            self._entries.move_to_end(fairness_key)
         else:
-            del self._by_caller[caller]
+            del self._entries[fairness_key]
         return entry
 
-    def remove(self, key: Hashable) -> bool:
-        """Remove an entry. False if it is not, or no longer, in the queue."""
-        if key not in self._caller_of:
+    def remove(self, entry_id: Hashable) -> bool:
+        """Remove an entry. Returns False if it is not in the queue."""
+        if entry_id not in self._fairness_keys:
             return False
-        caller = self._caller_of.pop(key)
-        entries = self._by_caller[caller]
-        del entries[key]
+        fairness_key = self._fairness_keys.pop(entry_id)
+        entries = self._entries[fairness_key]
+        del entries[entry_id]
         if not entries:
-            del self._by_caller[caller]
+            del self._entries[fairness_key]
         return True
 
     def firsts(self) -> Iterator[T]:
-        """Each caller's first entry: the oldest of all is among them."""
-        return (next(iter(entries.values())) for entries in self._by_caller.values())
+        """The first entry of each fairness key. The oldest of all entries is among them."""
+        return (next(iter(entries.values())) for entries in self._entries.values())

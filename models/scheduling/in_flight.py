@@ -1,5 +1,6 @@
-"""What is on the device: whether it leaves room for more, since when the device is busy, and the pace learned from
-that. Between batching.py, which begins and ends batches under its own lock, and whoever asks how long something takes.
+"""The batches in flight: whether another may start alongside, since when the device is busy, and its pace.
+
+The batcher starts and ends batches under its own lock; admission and metrics read the expected and running times.
 """
 
 from __future__ import annotations
@@ -7,88 +8,91 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-# How much the latest batch counts in the moving average of the pace.
+# Weight of the latest batch in the moving average of the pace.
 _PACE_WEIGHT = 0.2
 
 
 @dataclass(slots=True, eq=False)
 class RunningBatch:
-    """One batch's time on the device. `began_at`: when there was a place for it, as far as is known. `leaves_room`:
-    others may be begun beside it."""
+    """One batch in flight. `began_at` is when it started to use the device, as far as known. `allows_overlap`: another
+    batch of any size may start alongside."""
 
     began_at: float
-    leaves_room: bool
+    allows_overlap: bool
 
 
-StayT = TypeVar("StayT", bound=RunningBatch)
+BatchT = TypeVar("BatchT", bound=RunningBatch)
 
 
-class InFlight(Generic[StayT]):
-    """The batches under way, in the order in which they were begun. Not for several threads at a time: whoever calls
-    holds a lock, but for `expected_seconds`. Times are seconds of one monotonic clock.
+class InFlight(Generic[BatchT]):
+    """The batches in flight, in the order in which they began. Times are seconds of one monotonic clock.
 
-    `room_from`: a batch of as many items, but not a full one, leaves room for others of any size; None: no batch does.
+    Not thread-safe, except `expected_seconds`. `overlap_min_size` is the smallest batch, if not a full one, alongside
+    which a batch of any size may start; None: alongside no batch.
     """
 
-    def __init__(self, *, full_size: int, room_from: int | None) -> None:
+    def __init__(self, *, full_size: int, overlap_min_size: int | None) -> None:
         self._full_size = full_size
-        self._room_from = room_from
-        self._under_way: list[StayT] = []
+        self._overlap_min_size = overlap_min_size
+        self._running: list[BatchT] = []
         self._busy_until = 0.0
-        # Of a batch, in the moving average.
-        self._usual_seconds = 0.0
-        self._usual_items = 1.0
+        # Moving averages over batches.
+        self._average_seconds = 0.0
+        self._average_items = 1.0
 
-    def __contains__(self, stay: StayT) -> bool:
-        return stay in self._under_way
+    def __contains__(self, batch: BatchT) -> bool:
+        return batch in self._running
 
     @property
-    def has_room(self) -> bool:
-        """Whether a batch of any size may be begun; for a full one there always is a place."""
-        return all(stay.leaves_room for stay in self._under_way)
+    def may_start(self) -> bool:
+        """Whether a batch of any size may start now. A full batch may always start."""
+        return all(batch.allows_overlap for batch in self._running)
 
-    def would_leave_room(self, size: int) -> bool:
-        """Whether a batch that begins now does: not one that is full, for so will be the next, and images in full
-        batches cost the least. One beside others has not got the device for itself, be it as small as it may."""
-        if self._room_from is None or size == self._full_size:
+    def allows_overlap(self, size: int) -> bool:
+        """Return whether another batch may start alongside a new batch of `size`.
+
+        Not alongside a full batch: under that load the next batch will be full as well, and full batches are cheapest
+        per image. A batch that itself starts alongside others always allows it.
+        """
+        if self._overlap_min_size is None or size == self._full_size:
             return False
-        return size >= self._room_from or bool(self._under_way)
+        return size >= self._overlap_min_size or bool(self._running)
 
-    def begin(self, stay: StayT) -> None:
-        self._under_way.append(stay)
+    def begin(self, batch: BatchT) -> None:
+        self._running.append(batch)
 
-    def end(self, stay: StayT, ended_at: float) -> float:
-        """The device has done it. Returns for how many seconds it was busy with it that no other batch was told of."""
-        # It has been busy from the first of those under way on; one given up by `clear` is no longer among them.
-        known = stay in self._under_way
-        busy_from = self._under_way[0].began_at if known else stay.began_at
+    def end(self, batch: BatchT, ended_at: float) -> float:
+        """Remove a batch that has ended. Returns the seconds the device was busy that no other batch has returned."""
+        # The device is busy since the oldest running batch began. A batch removed by `clear` is not among them.
+        known = batch in self._running
+        busy_from = self._running[0].began_at if known else batch.began_at
         busy_seconds = ended_at - max(busy_from, self._busy_until)
         self._busy_until = ended_at
         if known:
-            oldest = self._under_way[0] is stay
-            self._under_way.remove(stay)
-            # If that was the oldest and had the device for itself, only now has it come to the next.
-            if oldest and self._under_way and not stay.leaves_room:
-                self._under_way[0].began_at = ended_at
+            oldest = self._running[0] is batch
+            self._running.remove(batch)
+            # If the oldest batch had the device to itself, the next one starts to use it only now.
+            if oldest and self._running and not batch.allows_overlap:
+                self._running[0].began_at = ended_at
         return busy_seconds
 
-    def clear(self) -> list[StayT]:
-        """Those under way, which from now on are nobody's."""
-        given_up, self._under_way = self._under_way, []
-        return given_up
+    def clear(self) -> list[BatchT]:
+        """Remove and return all batches."""
+        removed, self._running = self._running, []
+        return removed
 
     def running_seconds(self, now: float) -> float:
-        """For how long the oldest of those under way has been; 0 while there is none."""
-        return now - self._under_way[0].began_at if self._under_way else 0.0
+        """How long the oldest batch has run; 0 while there is none."""
+        return now - self._running[0].began_at if self._running else 0.0
 
     def learn_pace(self, seconds: float, items: int) -> None:
-        """The device was busy for so many seconds with so many items."""
-        if not self._usual_seconds:
-            self._usual_seconds, self._usual_items = seconds, items
-        # Apart from one another: of two that end together the second is told of next to no time.
-        self._usual_seconds += _PACE_WEIGHT * (seconds - self._usual_seconds)
-        self._usual_items += _PACE_WEIGHT * (items - self._usual_items)
+        """Record that the device was busy for `seconds` with `items`."""
+        if not self._average_seconds:
+            self._average_seconds, self._average_items = seconds, items
+        # Two averages instead of one of the ratio: of two batches that end together, the second adds almost no time.
+        self._average_seconds += _PACE_WEIGHT * (seconds - self._average_seconds)
+        self._average_items += _PACE_WEIGHT * (items - self._average_items)
 
     def expected_seconds(self, items: int) -> float:
-        """How long the device needs for that many items, from the pace of recent batches; 0 before the first."""
-        return items * self._usual_seconds / self._usual_items
+        """How long the device needs for `items` at the pace of recent batches; 0 before the first batch."""
+        return items * self._average_seconds / self._average_items

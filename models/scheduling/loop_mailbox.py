@@ -1,4 +1,4 @@
-"""From the threads that decode and run forwards back to the event loop that waits for them."""
+"""Calls from decode and batch threads to the event loop."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable
 class LoopMailbox:
     """Calls for one event loop, posted from any thread and made in order.
 
-    Waking the loop costs a system call and a change of hands of the GIL. A batch of 32 posts 32 answers and wakes it
-    once: whoever posts while the loop has been woken and has not yet looked, only adds to what it will find.
+    Waking the loop costs a system call and a switch of the GIL. While the loop is woken but has not run yet, further
+    calls do not wake it again: a batch of 32 answers wakes it once.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -20,10 +20,9 @@ class LoopMailbox:
         self._woken = False
 
     def post(self, call: Callable[[], None]) -> None:
-        """Have the loop make `call`, which must not raise. When the loop has closed nobody waits, and nothing is
-        called."""
+        """Have the loop make `call`, which must not raise. Does nothing if the loop is closed."""
         self._calls.append(call)
-        # Looked at after the append, and lowered before the first call is taken: a call is never left behind.
+        # Read after the append; `_deliver` clears it before the first call. So no call is left behind.
         if not self._woken:
             self._woken = True
             try:

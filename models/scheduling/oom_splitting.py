@@ -1,4 +1,4 @@
-"""A batch that does not fit into the device's memory is split and tried again: no image fails for its company."""
+"""Split a batch that does not fit into the device's memory, and run the parts, so that its images do not fail."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Result = TypeVar("Result")
 
 
 class SplittingRun(Generic[Item, Result]):
-    """Runs batches by `run`, in pieces where the device has no memory for the whole. Any thread.
+    """Calls `run` with a batch, or with pieces of it if the device has no memory for the whole. Thread-safe.
 
-    What fits is learned: after a failure with n items no piece has more than half of n. `safe_size` is None until
-    then, and never grows again, since a device that was full once will be again.
+    After a failure with n items, pieces have at most n / 2. `safe_size` is that limit, None before the first failure.
+    It never grows: a device that was full once will be full again.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class SplittingRun(Generic[Item, Result]):
         self.safe_size: int | None = None
 
     def __call__(self, items: Sequence[Item]) -> list[Result | OutOfMemoryError | AllCancelledError]:
-        """As many results as `items`, in their order; OutOfMemoryError for one that does not even fit alone, and
-        AllCancelledError for those of a piece that was given up. Raises what `run` raises for any other reason, the
-        latter where it was of the whole."""
+        """Return one result per item, in order: OutOfMemoryError for an item that does not fit alone,
+        AllCancelledError for the items of a piece that was cancelled. Raises any other error of `run`, and
+        AllCancelledError if the whole batch was cancelled."""
         results: list[Result | OutOfMemoryError | AllCancelledError] = []
         while len(results) < len(items):
             piece = items[len(results) :][: self.safe_size]
@@ -51,17 +51,17 @@ class SplittingRun(Generic[Item, Result]):
             except AllCancelledError:
                 if len(piece) == len(items):
                     raise
-                # For this piece nobody waits, which says nothing of the others.
+                # Other pieces may still have clients.
                 done = [AllCancelledError() for _ in piece]
             if done is not None:
                 results += done
             elif len(piece) == 1:
                 results.append(OutOfMemoryError(self._model))
             else:
-                # Another lane may have learned more meanwhile.
+                # Another batch thread may have set a lower limit meanwhile.
                 self.safe_size = min(len(piece) // 2, self.safe_size or len(piece))
                 self._telemetry.batch_split(self._model)
-                _log.warning("%s runs at most %d images at a time from now on", self._model, self.safe_size)
+                _log.warning("%s: forwards have at most %d images from now on", self._model, self.safe_size)
         return results
 
     def _try(self, piece: Sequence[Item]) -> Sequence[Result] | None:
@@ -71,7 +71,7 @@ class SplittingRun(Generic[Item, Result]):
             if not self._out_of_memory(error):
                 raise
             _log.warning("%s: no memory for a forward of %d images: %s", self._model, len(piece), error)
-        # Outside the handler: the error's frames hold the very tensors that are in the way.
+        # Outside the handler: the frames of the error hold the tensors that fill the memory.
         self._telemetry.out_of_memory(self._model)
         self._release_memory()
         return None

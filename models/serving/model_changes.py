@@ -1,4 +1,4 @@
-"""Changes to what is served while it is served: load, reload, unload, and starting anew what has stopped."""
+"""Model lifecycle: load, reload, unload and restart models while others are served."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from models.interface.errors import (
     TooManyModelsError,
     UnknownModelError,
 )
-from models.interface.results import Loaded
+from models.interface.results import Loaded, ModelCard
 from models.lens.runner import Lens
 from models.loading import sources
 from models.loading.sources import ModelSource
@@ -39,164 +39,165 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Loads that nobody waits for any more, and that have not ended: each keeps a thread, and what it has read so far.
-_MOST_LEFT_BEHIND = 4
+# Loads that timed out and still run, each in its own thread with its own memory.
+_MAX_LEFT_BEHIND = 4
 
 
 class ModelChanges:
-    """Puts models on the roster and takes them off it. Coroutines belong to one event loop, on which a model takes over
-    from another in one step; what takes long runs in threads that nobody has to wait for at the process's end."""
+    """Adds instances to the registry, replaces and removes them.
 
-    def __init__(self, roster: ModelRegistry, around: ServingContext, lens: Lens, draining: Callable[[], bool]) -> None:
-        self._roster = roster
-        self._around = around
+    Coroutines belong to one event loop, on which an instance replaces another in one step. Slow work runs in daemon
+    threads, which do not delay the end of the process.
+    """
+
+    def __init__(
+        self, registry: ModelRegistry, context: ServingContext, lens: Lens, draining: Callable[[], bool]
+    ) -> None:
+        self._registry = registry
+        self._context = context
         self._lens = lens
         self._draining = draining
-        self._under_way: str | None = None
-        self._left: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._changing: str | None = None
+        self._replaced_modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._left_behind: list[BackgroundWork[ModelInstance | GradlessError]] = []
         self._idle = threading.Event()
         self._idle.set()
 
     def start(self, spec: ModelSpec, origin: ModelSource) -> None:
-        """Load a model and serve it. Blocks: for before the first request. Raises StartError."""
-        card = self._roster.put(serve_model(spec, origin, self._around))
-        self._around.telemetry.model_served(card.name)
+        """Load a model and serve it, before the first request. Blocks. Raises StartError."""
+        card = self._registry.register(serve_model(spec, origin, self._context))
+        self._context.telemetry.model_served(card.name)
 
     async def load(self, name: str, source: str | None) -> Loaded:
-        """Load a model from `source`, or without one from where that of its name came from. It warms up beside the
-        others and takes over in one step; what was served under its name answers all that it has accepted, and is gone
-        when this returns. Goes on when cancelled.
-
-        Raises UnknownModelError without source, ModelNotLoadedError, NoRoomError, LoadTimeoutError, ModelChangingError,
-        TooManyModelsError, DrainingError.
-        """
+        """As Runtime.load. The new instance is loaded and warmed up while the old one serves."""
         origin = self._origin(name, source)
-        return await self._alone(name, self._load(name, origin))
+        return await self._exclusively(name, self._load(name, origin))
 
     async def unload(self, name: str) -> None:
-        """Serve the model no more. What it has accepted is answered, and its memory given back, when this returns. Goes
-        on when cancelled. Raises UnknownModelError, LastModelError, ModelChangingError."""
-        await self._alone(name, self._unload(name))
+        """As Runtime.unload."""
+        await self._exclusively(name, self._unload(name))
 
-    def start_anew(self, name: str) -> None:
-        """Give those who wait for a model that has stopped their errors, and put a new one in its place. Blocks, in the
-        supervisor's thread. Raises StartError."""
-        old = self._roster.served.get(name)
-        if old is None or not self.take_down(old):
+    def restart(self, name: str) -> None:
+        """Replace an unhealthy model by a new instance; its clients receive errors. Blocks. Called by the supervisor's
+        thread. Raises StartError."""
+        old = self._registry.instances.get(name)
+        if old is None or not self.mark_down(old):
             return
         try:
-            with self._roster.changing(name):
-                self._start_anew(old)
+            with self._registry.changing(name):
+                self._restart(old)
         except ModelChangingError:
-            # Somebody is putting another in its place, or none: if that fails, it is still down.
+            # A load or unload is replacing it. If that fails, the model is still down at the next check.
             return
 
-    def take_down(self, ill: ModelInstance) -> bool:
-        """Nobody is answered by this model any more: give those who wait for it their errors. False if it is well, or
-        another is in its place. From any thread."""
-        if ill.ailment() is None or not self._roster.take_down(ill):
+    def mark_down(self, instance: ModelInstance) -> bool:
+        """Take an unhealthy instance out of service and answer its clients with errors. From any thread.
+
+        Returns False if it is healthy, or replaced by now.
+        """
+        if instance.health_problem() is None or not self._registry.mark_down(instance):
             return False
-        name = ill.card.name
-        ill.batcher.abandon(lambda: ModelDownError(name))
-        # A lens that waits for the turn on a device that hangs would wait for ever.
-        self._lens.leave_hanging(ill.engine, ModelDownError(name))
+        name = instance.card.name
+        instance.batcher.abandon(lambda: ModelDownError(name))
+        # A comparison that waits for the engine's lock would wait for as long as the forward hangs.
+        self._lens.leave_hanging(instance.engine, ModelDownError(name))
         return True
 
     def wait(self, timeout_s: float) -> bool:
-        """Until no change is under way. False if one still was after `timeout_s`."""
+        """Wait until no change is under way. Returns False if one still was after `timeout_s`."""
         return self._idle.wait(timeout_s)
 
-    def _start_anew(self, old: ModelInstance) -> None:
+    def _restart(self, old: ModelInstance) -> None:
         name = old.card.name
-        if self._roster.served.get(name) is not old:
-            # Another took its place in the last moment.
+        if self._registry.instances.get(name) is not old:
+            # It was replaced in the meantime.
             return
-        timeout_s = self._around.options.load_timeout_s
+        timeout_s = self._context.options.load_timeout_s
         loading = BackgroundWork(
-            lambda: serve_model(replace(old.origin(), name=name), old.origin, self._around),
+            lambda: serve_model(replace(old.origin(), name=name), old.origin, self._context),
             f"loader-{name}",
-            unwanted=self._discard,
+            discard=self._discard,
         )
         try:
             new = loading.wait(timeout_s)
         except TimeoutError as error:
             raise StartError(f"{name} had not loaded after {timeout_s:g} s") from error
-        self._roster.put(new)
-        # Drained while it was loading.
+        self._register(new)
+        self._context.telemetry.model_replaced(name)
+        self._context.telemetry.model_served(name)
+
+    def _register(self, new: ModelInstance) -> ModelCard:
+        card = self._registry.register(new)
+        # `drain` closes the registered instances: it may have missed this one.
         if self._draining():
             new.admission.close()
-        self._around.telemetry.model_replaced(name)
-        self._around.telemetry.model_served(name)
+        return card
 
     def _origin(self, name: str, source: str | None) -> ModelSource:
         if source is not None:
-            return sources.from_request(source, name, self._around.options.models_folder)
-        served = self._roster.served
-        if name not in served:
-            raise UnknownModelError(name, list(served))
-        return served[name].origin
+            return sources.from_request(source, name, self._context.options.models_folder)
+        instances = self._registry.instances
+        if name not in instances:
+            raise UnknownModelError(name, list(instances))
+        return instances[name].origin
 
-    async def _alone(self, name: str, change: Coroutine[Any, Any, T]) -> T:
-        """The result of `change`, in a task of its own: it has begun, and is not undone because its caller leaves."""
-        if self._under_way is not None or self._draining():
+    async def _exclusively(self, name: str, change: Coroutine[Any, Any, T]) -> T:
+        """Run `change` in its own task, which goes on if this call is cancelled. One change runs at a time."""
+        if self._changing is not None or self._draining():
             change.close()
-            raise DrainingError if self._under_way is None else ModelChangingError(self._under_way)
-        self._under_way = name
+            raise DrainingError if self._changing is None else ModelChangingError(self._changing)
+        self._changing = name
         self._idle.clear()
-        task = asyncio.create_task(self._until_all_is_gone(name, change))
-        # Heard of by nobody, if the caller has left: its failure has been logged.
+        task = asyncio.create_task(self._change_and_free(name, change))
+        # If this call was cancelled, nothing else retrieves the task's error, which is logged already.
         task.add_done_callback(lambda done: done.cancelled() or done.exception())
         return await asyncio.shield(task)
 
-    async def _until_all_is_gone(self, name: str, change: Coroutine[Any, Any, T]) -> T:
+    async def _change_and_free(self, name: str, change: Coroutine[Any, Any, T]) -> T:
         try:
-            with self._roster.changing(name):
+            with self._registry.changing(name):
                 result = await change
         finally:
             change.close()
             try:
-                await self._let_go(name)
+                await self._free_memory(name)
             finally:
-                self._under_way = None
+                self._changing = None
                 self._idle.set()
         return result
 
-    async def _let_go(self, name: str) -> None:
-        # By now nothing refers to what has been replaced, or was not finished, but what refers to itself.
-        device = self._around.placement.device
-        left, self._left = self._left, weakref.WeakSet()
-        await BackgroundWork(lambda: memory.release(device, left), f"unloader-{name}").result()
+    async def _free_memory(self, name: str) -> None:
+        # By now a replaced or unfinished instance is referred to by its own reference cycles alone.
+        device = self._context.placement.device
+        modules, self._replaced_modules = self._replaced_modules, weakref.WeakSet()
+        await BackgroundWork(lambda: memory.release(device, modules), f"unloader-{name}").result()
 
     async def _load(self, name: str, origin: ModelSource) -> Loaded:
-        replaced = self._roster.served.get(name)
-        limit = self._around.options.max_models
-        if replaced is None and len(self._roster.served) >= limit:
+        replaced = self._registry.instances.get(name)
+        limit = self._context.options.max_models
+        if replaced is None and len(self._registry.instances) >= limit:
             raise TooManyModelsError(limit)
-        built = await self._built_in_time(name, origin)
-        if isinstance(built, GradlessError):
-            self._around.telemetry.model_not_loaded(name)
-            raise built
-        card = self._roster.put(built)
-        # Drained at the last moment.
-        if self._draining():
-            built.admission.close()
-        self._around.telemetry.model_served(name)
+        loaded = await self._load_in_thread(name, origin)
+        if isinstance(loaded, GradlessError):
+            self._context.telemetry.model_not_loaded(name)
+            raise loaded
+        card = self._register(loaded)
+        self._context.telemetry.model_served(name)
         _log.info("loaded %s, version %d, fingerprint %s", name, card.version, card.fingerprint)
         if replaced is not None:
             await self._retire(replaced)
         return Loaded(card, replaced=replaced is not None)
 
-    async def _built_in_time(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
-        """As `_built`, in a thread; a LoadTimeoutError where that goes on for too long. The thread is left behind: what
-        it waits for, a disk say, or code of the user's, cannot be interrupted."""
-        self._left_behind = [each for each in self._left_behind if each.under_way]
-        if len(self._left_behind) >= _MOST_LEFT_BEHIND:
+    async def _load_in_thread(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
+        """As `_load_or_error`, in a thread. After a timeout the thread is left behind: a slow disk or the user's own
+        code cannot be interrupted."""
+        self._left_behind = [each for each in self._left_behind if each.running]
+        if len(self._left_behind) >= _MAX_LEFT_BEHIND:
             return LoadTimeoutError(
-                name, f"{len(self._left_behind)} earlier loads have not ended; restart the service to be rid of them."
+                name, f"{len(self._left_behind)} earlier loads have not ended; restart the service to end them."
             )
-        timeout_s = self._around.options.load_timeout_s
-        loading = BackgroundWork(lambda: self._built(name, origin), f"loader-{name}", unwanted=self._discard)
+        timeout_s = self._context.options.load_timeout_s
+        loading = BackgroundWork(lambda: self._load_or_error(name, origin), f"loader-{name}", discard=self._discard)
         try:
             return await loading.result(timeout_s)
         except TimeoutError:
@@ -204,25 +205,25 @@ class ModelChanges:
             self._left_behind.append(loading)
             return LoadTimeoutError(name, f"it had not loaded after {timeout_s:g} s (GRADLESS_LOAD_TIMEOUT_S).")
 
-    def _discard(self, built: ModelInstance | GradlessError) -> None:
-        """End what nobody will be answered by."""
-        if isinstance(built, ModelInstance):
-            built.end(self._around.options.forward_timeout_s)
-            if self._around.reception is not None:
-                self._around.reception.forget(built.admission)
+    def _discard(self, loaded: ModelInstance | GradlessError) -> None:
+        """Close an instance that will not be served."""
+        if isinstance(loaded, ModelInstance):
+            loaded.close(self._context.options.forward_timeout_s)
+            if self._context.remote is not None:
+                self._context.remote.forget(loaded.admission)
 
-    def _built(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
-        """The model, or what to tell of why there is none: an error without a traceback, which would keep all that had
-        been loaded."""
+    def _load_or_error(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
+        """Return the new instance, or the error to raise. The error has no traceback: that would keep the memory of
+        what was loaded."""
         try:
-            new = serve_model(replace(origin(), name=name), origin, self._around, beside_others=True)
+            new = serve_model(replace(origin(), name=name), origin, self._context, check_memory=True)
         except NoRoomError as error:
             return NoRoomError(name, error.reason)
         except StartError as error:
             _log.warning("%s was not loaded: %s", name, error)
             ran_out = memory.ran_out(error.__cause__ or error)
             return NoRoomError(name, str(error)) if ran_out else ModelNotLoadedError(name, str(error))
-        except Exception as error:  # noqa: BLE001 - whatever it was: what is served goes on
+        except Exception as error:  # noqa: BLE001 - any error: the served models go on
             _log.exception("%s was not loaded", name)
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return NoRoomError(name, reason) if memory.ran_out(error) else ModelNotLoadedError(name, reason)
@@ -232,23 +233,23 @@ class ModelChanges:
         return new
 
     async def _unload(self, name: str) -> None:
-        removed = self._roster.remove(name)
+        removed = self._registry.remove(name)
         await self._retire(removed)
-        self._around.telemetry.model_gone(name)
-        _log.info("unloaded %s; the default is %s", name, next(iter(self._roster.served)))
+        self._context.telemetry.model_gone(name)
+        _log.info("unloaded %s; the default is %s", name, next(iter(self._registry.instances)))
 
     async def _retire(self, old: ModelInstance) -> None:
-        """Wait until `old`, which nobody finds any more, has answered all that it has accepted, and end its threads."""
+        """Wait until an instance that is out of the registry has answered its requests, and end its threads."""
         name = old.card.name
-        self._left = weakref.WeakSet(old.engine.model.network.modules())
-        lens_is_over = self._lens.leave(old.engine, ModelGoneError(name))
-        await old.admission.emptied()
+        self._replaced_modules = weakref.WeakSet(old.engine.model.network.modules())
+        comparison_ended = self._lens.leave(old.engine, ModelGoneError(name))
+        await old.admission.wait_until_empty()
 
-        def end() -> None:
-            patience_s = self._around.options.forward_timeout_s
-            if lens_is_over is not None and not lens_is_over.wait(patience_s):
+        def close() -> None:
+            timeout_s = self._context.options.forward_timeout_s
+            if comparison_ended is not None and not comparison_ended.wait(timeout_s):
                 _log.error("a comparison on %s hangs: its threads are left behind", name)
-            elif not old.end(patience_s):
+            elif not old.close(timeout_s):
                 _log.error("a forward of %s hangs: its threads are left behind", name)
 
-        await BackgroundWork(end, f"unloader-{name}").result()
+        await BackgroundWork(close, f"unloader-{name}").result()

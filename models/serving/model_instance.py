@@ -1,4 +1,4 @@
-"""One model as it is served: loaded, warmed up, with its queue and its way for images."""
+"""A model instance: one model on one device, with its engine, batcher, admission and pipeline."""
 
 from __future__ import annotations
 
@@ -32,19 +32,27 @@ from models.scheduling.admission import Admission
 from models.scheduling.batcher import Batcher
 from models.scheduling.oom_splitting import SplittingRun
 
-# For the threads of a model that cannot be served after all; a warm-up that goes on longer is not waited for.
-_ENDING_S = 1.0
+# Seconds to wait for the threads of a model that cannot be served; a warm-up that takes longer is left behind.
+_CLOSE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
-    """How to serve. `models` are names of the catalog, or entries of one's own; the first is the default.
-    `max_batch_size` None: as the backend prefers. `decode_threads` None: what cores.decode_threads says.
-    `cores`: as many of these, for a process that shares them with others by agreement; None is all.
-    `calibration_folder`: images, for int8 alone. `fixed_batch`: every forward is of one shape. `forward_timeout_s`: a
-    forward that takes longer has hung, and its model is started anew. `models_folder`: where models of one's own
-    lie that are loaded by name while others are served; `max_models`: how many may be served at once.
-    `load_timeout_s`: a load that takes longer while others are served, or a restart, has failed.
+    """How to serve.
+
+    models: names of the catalog or specs; the first is the default.
+    models_folder: folder of the models that can be loaded by name while others are served.
+    max_models: how many models may be served at once.
+    calibration_folder: images for int8; required for int8, otherwise unused.
+    max_batch_size: None lets the backend choose it by device and model.
+    fixed_batch: run every forward with one batch shape.
+    max_wait_s: longest delay of an item that waits for its batch to fill; 0 never delays.
+    queue_capacity: images that a model admits at once.
+    decode_threads: None chooses it by the number of cores (cores.decode_threads).
+    cores: number of cores to use, for processes that share a machine; None uses all.
+    deadline_s: a request without an answer by then fails.
+    load_timeout_s: a load or restart that takes longer fails.
+    forward_timeout_s: a forward that takes longer is considered hung, and its model is restarted.
     """
 
     models: Sequence[str | ModelSpec] = (catalog.DEFAULT_MODEL,)
@@ -68,43 +76,47 @@ class ServingOptions:
 
     @property
     def longest_decode_s(self) -> float:
-        """Until the deadline somebody waits for a decode, however long a forward may take."""
+        """Seconds after which a decode is considered hung. Never less than the deadline, up to which clients wait."""
         return max(self.deadline_s, self.forward_timeout_s)
 
 
 class RemoteAdmission(Protocol):
-    """Where images come from, if not from this process."""
+    """Admits images in other processes, the HTTP workers, instead of this one."""
 
     @property
     def queue_capacity(self) -> int:
-        """Items that the queue of a model must have room for, with those whose clients have left: of these the batcher
-        hears only when it comes to them."""
+        """How many items a model's queue must hold. That includes cancelled ones, which the batcher removes only when
+        it reaches them."""
 
     def admission(self, model: LoadedModel, batcher: Batcher[BatchItem, ItemOutput]) -> Admission:
-        """For a model that is warmed up, and will be served or given to `forget`."""
+        """Return the admission of a model that is warmed up. The model is then served, or passed to `forget`."""
 
     def forget(self, admission: Admission) -> None:
-        """The model of that admission was never served, and will not be. From any thread."""
+        """Release an admission whose model was never served. From any thread."""
 
     def batch_over(self, report: BatchReport) -> None:
-        """A batch's callers have their answers. From the thread that ran it."""
+        """A batch was answered. Called by the thread that ran it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingContext:
-    """What the models of a process have in common."""
+    """What all model instances of a process share."""
 
     options: ServingOptions
     placement: Placement
     calibration: Calibration | None
     decode_pool: DecodePool
     telemetry: Telemetry
-    reception: RemoteAdmission | None = None
+    remote: RemoteAdmission | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInstance:
-    """Everything of one model, and where it comes from."""
+    """One model on one device with its engine and batcher: the unit that is loaded, served, restarted and unloaded.
+
+    `origin` finds the model's spec again, for a reload or a restart. `run` is the engine's `run`, which splits a batch
+    that exceeds the device's memory.
+    """
 
     origin: ModelSource
     card: ModelCard
@@ -115,17 +127,22 @@ class ModelInstance:
     pipeline: Pipeline
     options: ServingOptions
 
+    @property
+    def device(self) -> str:
+        """The device that runs the model, such as "cpu" or "cuda:0"."""
+        return self.card.device
+
     def queue_state(self) -> QueueState:
         return QueueState(
             self.batcher.depth, self.batcher.oldest_age_seconds(), self.admission.in_flight, self.admission.capacity
         )
 
     def batcher_state(self) -> BatcherState:
-        most = self.run.safe_size or self.batcher.max_batch_size
-        return BatcherState(self.batcher.alive, self.batcher.running_seconds(), most)
+        size = self.run.safe_size or self.batcher.max_batch_size
+        return BatcherState(self.batcher.alive, self.batcher.running_seconds(), size)
 
-    def ailment(self) -> str | None:
-        """Why callers will wait in vain, as the end of a sentence; None while all is well."""
+    def health_problem(self) -> str | None:
+        """Return why the model cannot answer, as a clause without subject; None while it is healthy."""
         if not self.batcher.alive:
             return "has lost a thread of its batcher"
         running_s = self.batcher.running_seconds()
@@ -133,29 +150,29 @@ class ModelInstance:
             return f"has run one forward for {running_s:.0f} s"
         return None
 
-    def end(self, timeout_s: float) -> bool:
-        """Answer what was accepted, and end every thread. False if a forward was still running after `timeout_s`."""
-        ended = self.batcher.close(timeout_s)
-        if ended:
+    def close(self, timeout_s: float) -> bool:
+        """Answer accepted images and end every thread. Returns False if a forward still ran after `timeout_s`."""
+        closed = self.batcher.close(timeout_s)
+        if closed:
             self.engine.close()
-        return ended
+        return closed
 
 
 def serve_model(
-    spec: ModelSpec, origin: ModelSource, around: ServingContext, *, beside_others: bool = False
+    spec: ModelSpec, origin: ModelSource, context: ServingContext, *, check_memory: bool = False
 ) -> ModelInstance:
-    """Load and warm up what was found at `origin`, which blocks. `beside_others`: not at any price, for what is served
-    already needs memory too. Raises StartError, NoRoomError."""
-    model = load(spec, around.placement, around.calibration)
-    if beside_others:
-        _check_room(model)
-    return with_fresh_conversion(model, lambda fresh: _serve_loaded(model, spec, origin, around, fresh=fresh))
+    """Load the model that `origin` found, and warm it up. Blocks. `check_memory`: refuse a model that may not fit
+    alongside the served ones. Raises StartError, NoRoomError."""
+    model = load(spec, context.placement, context.calibration)
+    if check_memory:
+        _check_memory(model)
+    return with_fresh_conversion(model, lambda fresh: _serve_loaded(model, spec, origin, context, fresh=fresh))
 
 
 def _serve_loaded(
-    model: LoadedModel, spec: ModelSpec, origin: ModelSource, around: ServingContext, *, fresh: bool
+    model: LoadedModel, spec: ModelSpec, origin: ModelSource, context: ServingContext, *, fresh: bool
 ) -> ModelInstance:
-    options = around.options
+    options = context.options
     with ExitStack() as unfinished:
         backend = backends.make(
             model,
@@ -173,56 +190,57 @@ def _serve_loaded(
             engine.prepare_thread()
             engine.warm_up()
 
-        def over(report: BatchReport) -> None:
-            if around.reception is not None:
-                around.reception.batch_over(report)
-            around.telemetry.batch_ran(report)
+        def on_batch(report: BatchReport) -> None:
+            if context.remote is not None:
+                context.remote.batch_over(report)
+            context.telemetry.batch_ran(report)
 
         run = SplittingRun(
             engine.run,
             model=spec.name,
             out_of_memory=memory.ran_out,
             release_memory=partial(memory.trim, model.placement.device),
-            telemetry=around.telemetry,
+            telemetry=context.telemetry,
         )
         batcher: Batcher[BatchItem, ItemOutput] = Batcher(
             run,
             name=spec.name,
             max_batch_size=engine.hints.max_batch_size,
             max_wait_s=options.max_wait_s,
-            queue_capacity=options.queue_capacity if around.reception is None else around.reception.queue_capacity,
-            lanes=engine.hints.max_in_flight,
-            room_from=engine.hints.overlap_min_size,
+            queue_capacity=options.queue_capacity if context.remote is None else context.remote.queue_capacity,
+            max_in_flight=engine.hints.max_in_flight,
+            overlap_min_size=engine.hints.overlap_min_size,
+            fairness_key=lambda item: item.request.fairness_key,
             prepare=prepare,
-            on_batch=over,
+            on_batch=on_batch,
         )
-        unfinished.callback(batcher.close, _ENDING_S)
+        unfinished.callback(batcher.close, _CLOSE_TIMEOUT_S)
         batcher.wait_until_ready()
-        if around.reception is None:
+        if context.remote is None:
             admission = Admission(options.queue_capacity, batcher.expected_seconds)
         else:
-            admission = around.reception.admission(model, batcher)
-            unfinished.callback(around.reception.forget, admission)
+            admission = context.remote.admission(model, batcher)
+            unfinished.callback(context.remote.forget, admission)
         pipeline = Pipeline(
             model,
             batcher,
-            around.decode_pool,
+            context.decode_pool,
             admission,
             deadline_s=options.deadline_s,
-            telemetry=around.telemetry,
+            telemetry=context.telemetry,
         )
-        served = ModelInstance(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
+        instance = ModelInstance(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
         unfinished.pop_all()
-    return served
+    return instance
 
 
-def _check_room(model: LoadedModel) -> None:
-    """The weights are there; the backend has its own form of them, and its forward needs memory as well. Where there is
-    not as much again as they take, Linux would not refuse it but end the process."""
+def _check_memory(model: LoadedModel) -> None:
+    """Raise NoRoomError unless as much memory as the loaded weights take is free again. The backend needs its own copy
+    of them, and memory for a forward. Linux would grant it and then kill the process."""
     free = memory.free_bytes(model.placement.device)
     if model.weight_bytes > free:
         needed = f"its weights are {model.weight_bytes / 1e6:.0f} MB"
-        raise NoRoomError(model.name, f"{needed}, and beside them {free / 1e6:.0f} MB are left.")
+        raise NoRoomError(model.name, f"{needed}, and {free / 1e6:.0f} MB are left.")
 
 
 def _card(spec: ModelSpec, model: LoadedModel) -> ModelCard:

@@ -1,48 +1,61 @@
-"""Which models are served, by name: looked through by every request, changed one name at a time."""
+"""The registry of served models by name. Every request reads it; it changes one name at a time."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from types import MappingProxyType
+from typing import TypeVar
 
-from models.interface.errors import LastModelError, ModelChangingError, UnknownModelError
+from models.interface.errors import LastModelError, ModelChangingError, ModelDownError, UnknownModelError
 from models.interface.results import ModelCard
-from models.serving.finding import find
 from models.serving.model_instance import ModelInstance
+
+T = TypeVar("T")
+
+
+def find_model(models: Mapping[str, T], down: Collection[str], name: str | None) -> T:
+    """Return the model called `name`; the first one, which is the default, for None. `down` are the names of models
+    that do not answer. Raises UnknownModelError, ModelDownError."""
+    found = next(iter(models)) if name is None else name
+    if found not in models:
+        raise UnknownModelError(found, list(models))
+    if found in down:
+        raise ModelDownError(found)
+    return models[found]
 
 
 class ModelRegistry:
-    """The served models, the default first. For any thread: who reads takes no lock, and sees all of a change or
-    nothing of it."""
+    """The served model instances, the default first. Thread-safe. Readers take no lock: a change is one assignment, so
+    they see all of it or nothing."""
 
     def __init__(self) -> None:
-        self._served: Mapping[str, ModelInstance] = MappingProxyType({})
+        self._instances: Mapping[str, ModelInstance] = MappingProxyType({})
         self._down: frozenset[str] = frozenset()
         self._changing: set[str] = set()
         self._versions: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
-    def served(self) -> Mapping[str, ModelInstance]:
-        """All of them by name, as they are now: a later change makes another mapping."""
-        return self._served
+    def instances(self) -> Mapping[str, ModelInstance]:
+        """The current instances by name. A later change makes another mapping."""
+        return self._instances
 
     @property
     def down(self) -> frozenset[str]:
-        """Names whose model has stopped working, and has no other in its place yet."""
+        """Names of models that have stopped working and are not replaced yet."""
         return self._down
 
     def find(self, name: str | None) -> ModelInstance:
-        """The model of that name, the default for None. Raises UnknownModelError, ModelDownError."""
-        return find(self._served, self._down, name)
+        """Return the model called `name`, the default for None. Raises UnknownModelError, ModelDownError."""
+        return find_model(self._instances, self._down, name)
 
     @contextmanager
     def changing(self, name: str) -> Iterator[None]:
-        """Nobody else changes what is served under `name` meanwhile. Raises ModelChangingError if somebody does."""
+        """Hold the exclusive right to change `name`. Raises ModelChangingError if another thread holds it."""
         with self._lock:
             if name in self._changing:
                 raise ModelChangingError(name)
@@ -53,42 +66,43 @@ class ModelRegistry:
             with self._lock:
                 self._changing.discard(name)
 
-    def put(self, model: ModelInstance) -> ModelCard:
-        """Serve it from now on, in the place of the one of its name if there is one, else as the last. Its card, with
-        the version that it is."""
-        name = model.card.name
+    def register(self, instance: ModelInstance) -> ModelCard:
+        """Serve `instance` from now on. It replaces the instance of its name, or becomes the last one. Returns its card
+        with its version number."""
+        name = instance.card.name
         with self._lock:
             self._versions[name] += 1
-            numbered = replace(model, card=replace(model.card, version=self._versions[name]))
-            self._served = MappingProxyType({**self._served, name: numbered})
+            numbered = replace(instance, card=replace(instance.card, version=self._versions[name]))
+            self._instances = MappingProxyType({**self._instances, name: numbered})
             self._down -= {name}
         return numbered.card
 
     def remove(self, name: str) -> ModelInstance:
-        """Serve it no more, and give it back. Raises UnknownModelError, LastModelError."""
+        """Stop serving `name`, and return its instance. Raises UnknownModelError, LastModelError."""
         with self._lock:
-            if name not in self._served:
-                raise UnknownModelError(name, list(self._served))
-            if len(self._served) == 1:
+            if name not in self._instances:
+                raise UnknownModelError(name, list(self._instances))
+            if len(self._instances) == 1:
                 raise LastModelError(name)
-            removed = self._served[name]
-            self._served = MappingProxyType({key: each for key, each in self._served.items() if key != name})
+            removed = self._instances[name]
+            self._instances = MappingProxyType({key: each for key, each in self._instances.items() if key != name})
             self._down -= {name}
             return removed
 
-    def take_down(self, model: ModelInstance) -> bool:
-        """Have requests for it refused until another takes its place. False if another has."""
-        name = model.card.name
+    def mark_down(self, instance: ModelInstance) -> bool:
+        """Refuse requests for this model until another instance is registered. Returns False if one already is."""
+        name = instance.card.name
         with self._lock:
-            if self._served.get(name) is not model:
+            if self._instances.get(name) is not instance:
                 return False
             self._down |= {name}
             return True
 
-    def ailments(self) -> dict[str, str]:
-        """What keeps models from answering, by name. Of one that is down, nothing while it is being replaced."""
+    def health_problems(self) -> dict[str, str]:
+        """Return why models cannot answer, by name. A model that is down and being replaced has no problem."""
         return {
-            name: ailment
-            for name, model in self._served.items()
-            if (ailment := model.ailment()) is not None and not (name in self._down and name in self._changing)
+            name: problem
+            for name, instance in self._instances.items()
+            if (problem := instance.health_problem()) is not None
+            and not (name in self._down and name in self._changing)
         }

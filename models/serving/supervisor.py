@@ -1,5 +1,5 @@
-"""Looks after the models: one whose forward hangs, or whose batcher has lost a thread, is replaced by a new one. Where
-that would not help, it says so."""
+"""The supervisor: restarts a model whose forward hangs or whose batcher has lost a thread, and shuts the process down
+if that does not help."""
 
 from __future__ import annotations
 
@@ -11,78 +11,77 @@ from time import perf_counter
 
 _log = logging.getLogger(__name__)
 
-# If a look comes so late, the whole process was stopped, and has not run for the time that forwards seem to have taken.
-# What goes on has so long to end before it is judged.
+# A check that is this late means that the whole process was suspended. The running forwards then only seem to hang:
+# they get the grace time before they are checked again.
 _LATE_S = 2.0
 _GRACE_S = 10.0
 
 
 class Supervisor:
-    """A thread that asks every `interval_s` seconds for `ailments`, by model, and calls `replace` for each.
-    `beyond_cure` says what no replacement mends; None while there is nothing.
+    """A thread that calls `health_problems` every `interval_s` seconds, and `restart` for each model that has one.
 
-    After `most_replacements` of one model, or when replacing fails, it calls `give_up` with the reason, once, and
-    ends: what does not get well by starting anew is for whoever has started the process.
+    `fatal_problem` returns a problem that no restart solves, or None. The supervisor calls `shut_down` with the reason
+    and ends if there is a fatal problem, if a restart fails, or after `max_restarts` of one model.
     """
 
     def __init__(
         self,
-        ailments: Callable[[], Mapping[str, str]],
-        replace: Callable[[str], None],
-        give_up: Callable[[str], None],
+        health_problems: Callable[[], Mapping[str, str]],
+        restart: Callable[[str], None],
+        shut_down: Callable[[str], None],
         *,
-        beyond_cure: Callable[[], str | None] = lambda: None,
+        fatal_problem: Callable[[], str | None] = lambda: None,
         interval_s: float = 1.0,
-        most_replacements: int = 3,
+        max_restarts: int = 3,
     ) -> None:
-        self._ailments = ailments
-        self._replace = replace
-        self._give_up = give_up
-        self._beyond_cure = beyond_cure
+        self._health_problems = health_problems
+        self._restart = restart
+        self._shut_down = shut_down
+        self._fatal_problem = fatal_problem
         self._interval_s = interval_s
-        self._most_replacements = most_replacements
-        self._replaced: Counter[str] = Counter()
+        self._max_restarts = max_restarts
+        self._restarts: Counter[str] = Counter()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._work, name="supervisor", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more. Does not wait for a replacement under way: that may load a model for long."""
+        """End the thread. Does not wait for a restart that is running, which may take as long as a load."""
         self._stopping.set()
 
     def forget(self, name: str) -> None:
-        """Another has been put in its place by hand: what was replaced before counts no more."""
-        self._replaced.pop(name, None)
+        """Forget the restarts of a model, since an operator has replaced it."""
+        self._restarts.pop(name, None)
 
     def _work(self) -> None:
-        judges_at = 0.0
+        check_from = 0.0
         while True:
-            waits_at = perf_counter()
+            slept_at = perf_counter()
             if self._stopping.wait(self._interval_s):
                 return
             now = perf_counter()
-            if now - waits_at > self._interval_s + _LATE_S:
-                judges_at = now + _GRACE_S
-            reason = self._looked() if now >= judges_at else None
+            if now - slept_at > self._interval_s + _LATE_S:
+                check_from = now + _GRACE_S
+            reason = self._check() if now >= check_from else None
             if reason is not None:
-                _log.critical("giving up: %s", reason)
-                self._give_up(reason)
+                _log.critical("shutting down: %s", reason)
+                self._shut_down(reason)
                 return
 
-    def _looked(self) -> str | None:
-        """Replace what is ill. Why that cannot be, or None."""
-        reasons = (self._cure(name, ailment) for name, ailment in self._ailments().items())
-        return self._beyond_cure() or next(filter(None, reasons), None)
+    def _check(self) -> str | None:
+        """Restart unhealthy models. Returns why the process must end, or None."""
+        reasons = (self._restart_once(name, problem) for name, problem in self._health_problems().items())
+        return self._fatal_problem() or next(filter(None, reasons), None)
 
-    def _cure(self, name: str, ailment: str) -> str | None:
-        """Replace a model. Why that cannot be, or None."""
-        if self._replaced[name] == self._most_replacements:
-            return f"{name} {ailment}, and was started anew {self._most_replacements} times already"
-        self._replaced[name] += 1
-        _log.error("%s %s: it is started anew (%d of %d)", name, ailment, self._replaced[name], self._most_replacements)
+    def _restart_once(self, name: str, problem: str) -> str | None:
+        """Restart a model. Returns why that is not possible, or None."""
+        if self._restarts[name] == self._max_restarts:
+            return f"{name} {problem}, and was already restarted {self._max_restarts} times"
+        self._restarts[name] += 1
+        _log.error("%s %s; restarting it (%d of %d)", name, problem, self._restarts[name], self._max_restarts)
         try:
-            self._replace(name)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it ends the attempts
-            _log.exception("%s cannot be started anew", name)
-            return f"{name} {ailment}, and cannot be started anew: {type(error).__name__}: {error}"
+            self._restart(name)
+        except Exception as error:  # noqa: BLE001 - any error ends the attempts
+            _log.exception("%s cannot be restarted", name)
+            return f"{name} {problem}, and cannot be restarted: {type(error).__name__}: {error}"
         return None

@@ -44,7 +44,7 @@ class SharedAdmission(Admission):
         facts: Facts,
         nobody_inside: Callable[[Version], Coroutine[Any, Any, None]],
     ) -> None:
-        super().__init__(capacity, version.batcher.expected_seconds, elsewhere=version.slots.inside)
+        super().__init__(capacity, version.batcher.expected_seconds, admitted_elsewhere=version.slots.inside)
         self.version = version
         self.facts = facts
         self._nobody_inside = nobody_inside
@@ -53,7 +53,7 @@ class SharedAdmission(Admission):
     def in_flight(self) -> int:
         return self.version.slots.inside()
 
-    async def emptied(self) -> None:
+    async def wait_until_empty(self) -> None:
         self.close()
         await self._nobody_inside(self.version)
 
@@ -192,7 +192,7 @@ class EngineServer:
         serving = self.serving
         state = State(
             self._state.number,
-            tuple(map(_announced, serving.served.values())),
+            tuple(map(_announced, serving.instances.values())),
             serving.down,
             serving.ready,
             serving.draining,

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from models.inference.batch_item import BatchItem, ItemOutput
@@ -19,7 +19,7 @@ from models.interface.errors import ModelGoneError
 from models.interface.telemetry import BatchReport, StaleMessage
 from models.scheduling.batcher import Batcher, Completed
 from models.workers.outbox import Outbox
-from models.workers.shared_slots import SharedSlots
+from models.workers.shared_slots import SharedSlots, SlotCancelToken
 from models.workers.wire_format import (
     SUBMISSION_BYTES,
     Answered,
@@ -58,7 +58,7 @@ class _Worker:
     outbox: Outbox
 
 
-class _Turn(Future[Completed[ItemOutput]]):
+class SlotFuture(Future[Completed[ItemOutput]]):
     """An image's place in the batcher's queue. Whether its worker still waits is said in its slot, and so is, for the
     worker to see, that its forward has begun."""
 
@@ -67,13 +67,11 @@ class _Turn(Future[Completed[ItemOutput]]):
         self._slots = slots
         self._slot = slot
         self._generation = generation
-
-    def wanted(self) -> bool:
-        return not self._slots.abandoned(self._slot, self._generation)
+        self.cancel_token = SlotCancelToken(slots, slot, generation)
 
     def set_running_or_notify_cancel(self) -> bool:
         # The batcher asks this under its lock, and cancels afterwards: that calls back, and answers the worker.
-        if not self.wanted():
+        if self.cancel_token.cancelled:
             return False
         running = super().set_running_or_notify_cancel()
         if running:
@@ -201,7 +199,7 @@ class ImageReceiver:
             self._lose(worker)
 
     def _submit(self, worker: int, submitted: Submission) -> None:
-        number, slot, top_k, generation, caller = submitted
+        number, slot, generation, request = submitted
         version = self._versions.get(number)
         if version is None:
             name = self._names[number]
@@ -216,12 +214,12 @@ class ImageReceiver:
         version.taken[slot] = generation
         with self._lock:
             self._inside[worker] += 1
-        turn = _Turn(slots, slot, generation)
-        turn.add_done_callback(partial(self._answered, version, worker, slot, generation))
+        future = SlotFuture(slots, slot, generation)
+        future.add_done_callback(partial(self._answered, version, worker, slot, generation))
         try:
-            version.batcher.submit(
-                BatchItem(slots.pixels(slot), top_k, turn.wanted), caller=(worker, caller), future=turn
-            )
+            key = (worker, request.fairness_key)
+            request = replace(request, cancel_token=future.cancel_token, fairness_key=key)
+            version.batcher.submit(BatchItem(slots.pixels(slot), request), future=future)
         except Exception as error:  # noqa: BLE001 - whatever it was: the worker hears, the thread lives on
             self._fail(worker, Failure(number, slot, generation, error))
 

@@ -53,9 +53,9 @@ class RemoteBatcher:
         """How long the device needs for that many items; 0 before its first batch."""
         return items * self._slots.pace
 
-    def submit(self, item: BatchItem, *, caller: int) -> Future[Completed[ItemOutput]]:
-        """Queue one item, as Batcher.submit does. `caller`: a number from 0 to 2**64 - 1 that only the items of one
-        request have. Raises OverloadedError when no slot is free, and what `abandon` was given."""
+    def submit(self, item: BatchItem) -> Future[Completed[ItemOutput]]:
+        """Queue one item, as Batcher.submit does. Raises OverloadedError when no slot is free, and
+        what `abandon` was given."""
         try:
             slot = self._free.pop()
         except IndexError:
@@ -70,7 +70,7 @@ class RemoteBatcher:
             raise
         future = self._waiting[slot, generation] = _Awaited(self._slots, slot, generation)
         if self._refusal is None:
-            submitted = Submission(self._version, slot, item.top_k, generation, caller)
+            submitted = Submission(self._version, slot, generation, item.request)
             # Whose other end is gone hears of that on the event loop, and fails all who wait.
             with suppress(OSError):
                 self._desk.send(submission(submitted))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from models.inference.batch_item import ItemOutput
+from models.interface.cancellation import CancelToken
 
 # Workers that are numbered at the same time, those that are going included.
 MOST_WORKERS = 256
@@ -169,6 +170,26 @@ class SharedSlots:
         end = at + numbers.nbytes
         self._memory[at:end] = numbers.tobytes()
         return end
+
+
+class SlotCancelToken(CancelToken):
+    """The cancel token of an image in a slot. Its flag is in the shared memory: an HTTP worker cancels it, the engine
+    process polls it. It is also cancelled once another image has the slot."""
+
+    __slots__ = ("_generation", "_slot", "_slots")
+
+    def __init__(self, slots: SharedSlots, slot: int, generation: int) -> None:
+        super().__init__()
+        self._slots = slots
+        self._slot = slot
+        self._generation = generation
+
+    @property
+    def cancelled(self) -> bool:
+        return self._slots.abandoned(self._slot, self._generation)
+
+    def cancel(self) -> None:
+        self._slots.abandon(self._slot, self._generation)
 
 
 def _whole(size: int, unit: int) -> int:

@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
-from models.interface.telemetry import BatchReport, Trigger
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import BatchReport, Task, Trigger
 
 _TRIGGERS: tuple[Trigger, ...] = get_args(Trigger)
+_TASKS: tuple[Task, ...] = get_args(Task)
 
-# The number of the model's version, the slot, how many classes, the slot's generation, and whose image it is.
-_SUBMISSION = struct.Struct("<IIIxxxxQQ")
+# The number of the model's version, the slot, the slot's generation; of the request: fairness key, top_k, task.
+_SUBMISSION = struct.Struct("<IIQQIBxxx")
 SUBMISSION_BYTES = _SUBMISSION.size
 
 _FRAME = struct.Struct("<IB")
@@ -28,13 +30,13 @@ _ANSWER = struct.Struct("<IIQdB")
 
 
 class Submission(NamedTuple):
-    """An image is decoded, and in its slot. `caller` tells apart those of its worker."""
+    """An image is decoded, and in its slot. Of the request, the cancel token stays behind: the slot has its remote
+    form."""
 
     version: int
     slot: int
-    top_k: int
     generation: int
-    caller: int
+    request: InferenceRequest
 
 
 class Answered(NamedTuple):
@@ -67,12 +69,15 @@ class Failure:
 
 
 def submission(submitted: Submission) -> bytes:
-    return _SUBMISSION.pack(*submitted)
+    version, slot, generation, request = submitted
+    return _SUBMISSION.pack(version, slot, generation, request.fairness_key, request.top_k, _TASKS.index(request.task))
 
 
 def submissions(records: bytes) -> Iterator[Submission]:
     """Those in whole records."""
-    return map(Submission._make, _SUBMISSION.iter_unpack(records))
+    for version, slot, generation, fairness_key, top_k, task in _SUBMISSION.iter_unpack(records):
+        request = InferenceRequest(_TASKS[task], top_k=top_k, fairness_key=fairness_key)
+        yield Submission(version, slot, generation, request)
 
 
 def answers_frame(version: int, batch: BatchReport, answers: Sequence[Answered]) -> bytes:

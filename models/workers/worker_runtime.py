@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,13 +21,14 @@ from models.hardware import memory
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import Pipeline, answer
-from models.interface.cancellation import Wanted, always
-from models.interface.errors import ModelDownError, OverloadedError
+from models.interface.errors import AtCapacityError, ModelDownError
 from models.interface.image_limits import ImageLimits
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
+from models.interface.runtime import Runtime
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
 from models.scheduling.admission import Admission
-from models.serving.finding import find
+from models.serving.registry import find_model
 from models.serving.supervisor import Supervisor
 from models.workers.channel import Channel, receive_first
 from models.workers.messages import Announced, Heard, Outcome, State, Taken
@@ -83,7 +84,7 @@ class _Served:
         return self.batcher.idle and not self.pipeline.decoding and not self.admission.in_flight
 
 
-class WorkerRuntime:
+class WorkerRuntime(Runtime):
     """Waits on construction until it knows what is served; after that it belongs to the event loop that runs, as
     LocalRuntime's coroutines do, whose protocol it has. `give_up` is told why this process should end."""
 
@@ -124,7 +125,7 @@ class WorkerRuntime:
             dict,
             lambda _name: None,
             give_up,
-            beyond_cure=lambda: self._decode_pool.stuck(options.longest_decode_s),
+            fatal_problem=lambda: self._decode_pool.stuck(options.longest_decode_s),
         )
 
     @property
@@ -148,17 +149,15 @@ class WorkerRuntime:
         """Whether some model has no place for an image."""
         return any(served.admission.full for served in self._served.values())
 
-    def refusal(self, model: str, task: Task) -> OverloadedError | None:
+    def refusal(self, model: str, task: Task) -> AtCapacityError | None:
         """As LocalRuntime.refusal."""
         served = self._served.get(model)
         return None if served is None or model in self._down else served.pipeline.refusal(task)
 
-    async def predict(
-        self, model: str | None, images: Sequence[bytes], *, task: Task, top_k: int, wanted: Wanted = always
-    ) -> Answer:
+    async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
         """As LocalRuntime.predict."""
-        served = find(self._served, self._down, model)
-        return await answer(served.card, served.pipeline, images, task=task, top_k=top_k, wanted=wanted)
+        served = find_model(self._served, self._down, model)
+        return await answer(served.card, served.pipeline, request)
 
     async def compare(
         self,
@@ -258,8 +257,8 @@ class WorkerRuntime:
         admission = Admission(
             announced.capacity,
             batcher.expected_seconds,
-            elsewhere=lambda: slots.inside(but=worker),
-            tell=partial(self._tell_inside, slots),
+            admitted_elsewhere=lambda: slots.inside(but=worker),
+            on_change=partial(self._tell_inside, slots),
         )
         if self._draining:
             admission.close()

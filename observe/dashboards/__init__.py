@@ -1,4 +1,4 @@
-"""Grafana's dashboards, as code. `python -m observe.dashboards` writes the JSON that Grafana is provisioned with."""
+"""Grafana dashboards as code. `python -m observe.dashboards` writes the JSON files that Grafana provisions."""
 
 from observe.dashboards.autograd import autograd
 from observe.dashboards.panels import as_json
@@ -6,5 +6,5 @@ from observe.dashboards.service import service
 
 __all__ = ["FILES"]
 
-# File names in docker/grafana/dashboards, with what they hold.
+# Content by file name in docker/grafana/dashboards.
 FILES = {"service.json": as_json(service()), "autograd.json": as_json(autograd())}

@@ -1,4 +1,4 @@
-"""Write docker/grafana/dashboards."""
+"""Write the dashboards to docker/grafana/dashboards."""
 
 from __future__ import annotations
 

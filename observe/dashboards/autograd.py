@@ -1,4 +1,4 @@
-"""The dashboard *Autograd*: what the lens measured, by arm, and what serving without gradients saves."""
+"""The dashboard *Autograd*: the lens's last comparison by arm, and what serving without gradients saves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PEAK = "gradless_forward_peak_bytes"
 
 _ARMS = (
     "grad is plain PyTorch; no_grad, set_grad_enabled_false and inference_mode build no graph; frozen has parameters "
-    "that ask for no gradient, train is train mode, served is the backend as it serves."
+    "with requires_grad=False, train is train mode, served is the serving backend."
 )
 
 
@@ -29,28 +29,28 @@ def _saved() -> list[PanelBuilder]:
     return [
         number(
             "Bytes saved",
-            "What a forward with gradients keeps for a backward pass that nobody runs, and inference_mode does not.",
+            "Bytes that a forward with gradients keeps for a backward pass; inference_mode keeps none.",
             "bytes",
             f"max({_arm(_RETAINED, 'grad')} - ignoring (mode) {_arm(_RETAINED, 'inference_mode')})",
             width=6,
         ),
         number(
             "Peak saved",
-            "How much higher memory rises during a forward with gradients than under inference_mode.",
+            "Difference in peak memory between a forward with gradients and one under inference_mode.",
             "bytes",
             f"max({_arm(_PEAK, 'grad')} - ignoring (mode) {_arm(_PEAK, 'inference_mode')})",
             width=6,
         ),
         number(
             "Time with gradients over time served",
-            "Of the same forward, in PyTorch's grad mode and by the backend that serves. Over 1, serving is faster.",
+            "Ratio of the same forward in PyTorch's grad mode and by the serving backend. Above 1, serving is faster.",
             "suffix: x",
             f"max({_arm(_SECONDS, 'grad')} / ignoring (mode) {_arm(_SECONDS, 'served')})",
             width=6,
         ),
         number(
             "Retained while serving",
-            "Must be 0: served forwards keep nothing for a backward pass. Anything above is an alert.",
+            "Must be 0: served forwards keep nothing for a backward pass. Above 0 there is an alert.",
             "bytes",
             f"max({_arm(_RETAINED, 'served')})",
             bad_from=1,
@@ -61,42 +61,42 @@ def _saved() -> list[PanelBuilder]:
 
 def _by_arm() -> list[PanelBuilder]:
     return [
-        bars("Retained bytes", f"Kept by autograd after the forward. {_ARMS}", "bytes", _of_each_arm(_RETAINED)),
+        bars("Retained bytes", f"Kept by autograd after the forward. {_ARMS}", "bytes", _by_mode(_RETAINED)),
         bars(
             "Peak bytes",
-            f"Allocated at most during the forward. {_ARMS}",
+            f"Peak of allocated bytes during the forward. {_ARMS}",
             "bytes",
-            _of_each_arm(_PEAK),
+            _by_mode(_PEAK),
         ),
-        bars("Forward", f"Median time of a forward. {_ARMS}", "s", _of_each_arm(_SECONDS)),
+        bars("Forward", f"Median forward time. {_ARMS}", "s", _by_mode(_SECONDS)),
     ]
 
 
 def _over_time() -> list[PanelBuilder]:
     return [
         graph(
-            "Retained bytes, comparison by comparison",
-            "Changes with the batch size asked for; between arms of one comparison it is the same.",
+            "Retained bytes by comparison",
+            "Changes with the batch size of the comparison; all arms of a comparison use the same one.",
             "bytes",
-            _of_each_arm(_RETAINED),
+            _by_mode(_RETAINED),
         ),
         graph(
-            "Peak bytes, comparison by comparison",
-            "An arm whose peak PyTorch cannot tell is left out.",
+            "Peak bytes by comparison",
+            "Without arms whose peak PyTorch cannot measure.",
             "bytes",
-            _of_each_arm(_PEAK),
+            _by_mode(_PEAK),
         ),
         graph(
-            "Forward, comparison by comparison",
-            "Of a machine that also serves: the lens takes turns with requests, forward by forward.",
+            "Forward by comparison",
+            "Measured while serving: the lens alternates with requests, forward by forward.",
             "s",
-            _of_each_arm(_SECONDS),
+            _by_mode(_SECONDS),
         ),
     ]
 
 
-def _of_each_arm(metric: str) -> Query:
-    # What was not measured is NaN, which no comparison with a number lets pass.
+def _by_mode(metric: str) -> Query:
+    # An arm that was not measured is NaN, which `>= 0` filters out.
     return Query(f"max by (model, mode) ({metric}{{{MODEL}}} >= 0)", "{{model}} {{mode}}")
 
 

@@ -1,4 +1,4 @@
-"""Of the dashboard *Service*: where the time goes, as heat maps and quantiles."""
+"""The row *Latency* of the dashboard *Service*: heat maps and quantiles, by stage."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from observe.dashboards.panels import MODEL, OF_IMAGES, RATE, PanelBuilder, Quer
 _QUANTILES = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
 _MEANING: dict[str, str] = {
-    "read": "Reading the request's body: long for slow callers and large files.",
-    "decode": "From admitted to a tensor of the network's size, with the wait for a decode thread: more cores help.",
-    "queue": "From decoded to the start of its forward: long where the device is the limit.",
-    "forward": "The forward of the batch that an image was in.",
-    "respond": "From the last image's result to the answer sent, a search's lookup included.",
+    "read": "Reading the request's body: long for slow clients and large files.",
+    "decode": "From admission to a tensor of the network's input size, including the wait for a decode thread.",
+    "queue": "From the end of decoding to the start of the forward: long if the device is the bottleneck.",
+    "forward": "The forward of the batch that the image was in.",
+    "respond": "From the last image's result to the end of the response, including the lookup of a search.",
 }
 
 
@@ -26,20 +26,20 @@ def latency() -> list[PanelBuilder]:
     panels: list[PanelBuilder] = [
         heat(
             "Requests",
-            "How long requests with images that succeed take. The dots are single requests: their ids lead to the log.",
+            "Duration of successful requests with images. The dots are exemplars: their request ids are in the log.",
             "s",
             buckets,
             with_exemplars=True,
         ),
         graph(
             "Requests: quantiles",
-            "The same as quantiles, of all routes together.",
+            "The same durations as quantiles, over all routes.",
             "s",
             *(Query(f"histogram_quantile({share}, {buckets})", name) for name, share in _QUANTILES),
         ),
         graph(
             "Share of time by stage",
-            "Where an image's time goes. A large share of queue asks for replicas, one of decode for cores.",
+            "Shares of an image's time. For a large share of queue add replicas, for one of decode cores.",
             "percentunit",
             Query(
                 f"avg by (stage) (instance_model_stage:gradless_stage_duration_seconds:share_rate5m{{{MODEL}}} >= 0)",
@@ -52,7 +52,7 @@ def latency() -> list[PanelBuilder]:
     panels += [
         graph(
             f"Stages: {name}",
-            f"{share:.0%} of images (of requests, for read and respond) spend less in the stage.",
+            f"{share:.0%} of images (of requests, for read and respond) spend less time in the stage.",
             "s",
             Query(
                 f"max by (stage) (instance_model_stage:gradless_stage_duration_seconds:{name}_rate5m{{{MODEL}}} >= 0)",

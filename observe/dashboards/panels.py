@@ -1,4 +1,4 @@
-"""The vocabulary of both dashboards: queries, panels, rows, variables, all of one look."""
+"""Builders of queries, panels, rows and variables, so that both dashboards look alike."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-# docker/grafana/provisioning gives the data source this name.
+# The name of the data source in docker/grafana/provisioning.
 DATA_SOURCE = DataSourceRef("prometheus", "gradless-prometheus")
 
-# What expressions select by: the dashboard's variables.
+# Label selectors on the dashboard's variables.
 INSTANCE = 'instance=~"$instance"'
 MODEL = f'{INSTANCE}, model=~"$model"'
 V1 = f'{INSTANCE}, route=~"/v1/.*"'
@@ -50,7 +50,7 @@ _P = TypeVar("_P", timeseries.Panel, stat.Panel, heatmap.Panel, bargauge.Panel)
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression of PromQL, and how its series are called: {{label}} stands for a label's value."""
+    """A PromQL expression and the legend of its series, in which {{label}} stands for a label's value."""
 
     expression: str
     legend: str = ""
@@ -59,7 +59,7 @@ class Query:
 def graph(
     title: str, description: str, unit: str, *queries: Query, width: int = 8, stacked: StackingMode = StackingMode.NONE
 ) -> timeseries.Panel:
-    """Lines over time, or areas one upon another."""
+    """A time series panel, with lines or stacked areas."""
     panel = (
         _described(timeseries.Panel(), title, description, unit, queries)
         .height(8)
@@ -84,7 +84,7 @@ def number(
     good_from: float = 0,
     width: int = 4,
 ) -> stat.Panel:
-    """One figure with its course behind it: red from `bad_from` on, or below `good_from`."""
+    """A stat panel with a sparkline, red from `bad_from` on or below `good_from`."""
     steps = [Threshold(None, "red"), Threshold(good_from, "green")] if good_from else [Threshold(None, "green")]
     if bad_from is not None:
         steps.append(Threshold(bad_from, "red"))
@@ -100,7 +100,7 @@ def number(
 
 
 def heat(title: str, description: str, unit: str, bucket_rate: str, *, with_exemplars: bool = False) -> heatmap.Panel:
-    """A histogram over time: the darker, the more. `bucket_rate` has a series for each `le`."""
+    """A heat map of a histogram over time. `bucket_rate` has one series per `le`."""
     panel = _described(heatmap.Panel(), title, description, unit, [])
     query = prometheus.Dataquery().ref_id("A").expr(bucket_rate).legend_format("{{le}}").range()
     return (
@@ -116,7 +116,7 @@ def heat(title: str, description: str, unit: str, bucket_rate: str, *, with_exem
 
 
 def bars(title: str, description: str, unit: str, query: Query) -> bargauge.Panel:
-    """One bar for each series, of its latest value."""
+    """A bar gauge with the latest value of each series."""
     return (
         _described(bargauge.Panel(), title, description, unit, [query])
         .height(8)
@@ -128,7 +128,7 @@ def bars(title: str, description: str, unit: str, query: Query) -> bargauge.Pane
 
 
 def board(uid: str, title: str, description: str, rows: Sequence[tuple[str, Sequence[PanelBuilder]]]) -> Dashboard:
-    """A dashboard of named rows of panels, with a choice of instance and model."""
+    """A dashboard with named rows of panels, and variables for instance and model."""
     built = (
         Dashboard(title)
         .uid(uid)
@@ -138,21 +138,21 @@ def board(uid: str, title: str, description: str, rows: Sequence[tuple[str, Sequ
         .refresh("10s")
         .timezone("browser")
         .tooltip(DashboardCursorSync.CROSSHAIR)
-        .with_variable(_choice("instance", "Instance", "label_values(gradless_build_info, instance)"))
-        .with_variable(_choice("model", "Model", f"label_values(gradless_model_ready{{{INSTANCE}}}, model)"))
+        .with_variable(_variable("instance", "Instance", "label_values(gradless_build_info, instance)"))
+        .with_variable(_variable("model", "Model", f"label_values(gradless_model_ready{{{INSTANCE}}}, model)"))
     )
-    identity = 0
+    panel_id = 0
     for name, panels in rows:
-        identity += 1
-        built.with_row(Row(name).id(identity))
+        panel_id += 1
+        built.with_row(Row(name).id(panel_id))
         for panel in panels:
-            identity += 1
-            built.with_panel(panel.id(identity))
+            panel_id += 1
+            built.with_panel(panel.id(panel_id))
     return built
 
 
 def as_json(dashboard: Dashboard) -> str:
-    """What Grafana reads from a file."""
+    """Return the dashboard as the JSON that Grafana provisions."""
     return json.dumps(dashboard.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
 
 
@@ -164,7 +164,7 @@ def _described(panel: _P, title: str, description: str, unit: str, queries: Sequ
     return panel
 
 
-def _choice(name: str, label: str, query: str) -> QueryVariable:
+def _variable(name: str, label: str, query: str) -> QueryVariable:
     return (
         QueryVariable(name)
         .label(label)

@@ -1,4 +1,4 @@
-"""The dashboard *Service*: what comes in, what becomes of it, and where the time goes."""
+"""The dashboard *Service*: traffic, errors, latency, batches, queue and device."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def test_the_page_asks_for_a_key_and_goes_on_with_it_in_every_view(
 
         page.get_by_label("API key").fill("not-a-key-of-this-server")
         page.get_by_role("button", name="Use this key").click()
-        expect(page.get_by_role("alert")).to_contain_text("This API key is not known")
+        expect(page.get_by_role("alert")).to_contain_text("This API key is unknown")
         page.get_by_label("API key").fill(KEY)
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_have_count(0)

@@ -70,7 +70,10 @@ def test_the_health_check_asks_no_proxy(container: Any, dockerfile: Any) -> None
 
 def test_it_measures_what_the_autoscaler_of_kubernetes_goes_by(container: Any) -> None:
     scrape = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
-    assert b'\ngradless_queue_depth{model="efficientnet_lite0"} ' in container.run("python", "-c", scrape).stdout
+    assert (
+        b'\ngradless_queue_depth{device="cpu",model="efficientnet_lite0"} '
+        in container.run("python", "-c", scrape).stdout
+    )
 
 
 def test_the_health_check_fails_where_nobody_listens(dockerfile: Any) -> None:

@@ -1,4 +1,4 @@
-"""One real server for everybody else's clients."""
+"""One real server for all contract tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from observe.processes import gradless
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where the default model is served with default settings."""
+    """URL of a server with the default model and default settings."""
     with gradless(tmp_path_factory.mktemp("server"), {}) as served:
         yield served

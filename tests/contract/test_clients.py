@@ -1,4 +1,4 @@
-"""Other people's clients, used as their manuals say."""
+"""Other clients (curl, urllib, NumPy) work as their documentation describes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_curl_sends_several_files_as_a_form(address: str, clock_file: Path) -> N
     assert first_labels(answer) == ["analog clock", "analog clock"]
 
 
-def test_curl_forms_may_have_any_field_name_and_fields_beside_the_files(address: str, clock_file: Path) -> None:
+def test_curl_forms_may_have_any_field_names_and_other_fields(address: str, clock_file: Path) -> None:
     answer = curl("-F", "comment=mine", "-F", f"photo=@{clock_file};filename=ä.jpg", f"{address}/v1/classify")
     assert first_labels(answer) == ["analog clock"]
 
@@ -46,7 +46,7 @@ def test_curl_uploads_a_file(address: str, clock_file: Path) -> None:
     assert first_labels(curl("-T", str(clock_file), "-X", "POST", f"{address}/v1/classify")) == ["analog clock"]
 
 
-def test_curl_uploads_in_chunks_what_it_cannot_tell_the_length_of(address: str, clock_file: Path) -> None:
+def test_curl_uploads_a_body_of_unknown_length_in_chunks(address: str, clock_file: Path) -> None:
     with clock_file.open("rb") as picture:
         done = subprocess.run(
             ["curl", "-sS", "-T", "-", "-X", "POST", f"{address}/v1/classify"],
@@ -58,7 +58,7 @@ def test_curl_uploads_in_chunks_what_it_cannot_tell_the_length_of(address: str, 
     assert first_labels(json.loads(done.stdout)) == ["analog clock"]
 
 
-def test_pythons_own_urllib_needs_no_header(address: str, clock_jpeg: bytes) -> None:
+def test_urllib_needs_no_headers(address: str, clock_jpeg: bytes) -> None:
     with urllib.request.urlopen(f"{address}/v1/classify", clock_jpeg, timeout=30) as answer:  # noqa: S310 - our own
         assert first_labels(json.load(answer)) == ["analog clock"]
 
@@ -101,7 +101,7 @@ def test_the_three_encodings_of_features_are_equal_bit_for_bit(address: str, clo
         ("*/*", "application/json"),
     ],
 )
-def test_the_form_of_features_is_what_accept_asks_for(
+def test_the_accept_header_selects_the_format_of_features(
     address: str, clock_jpeg: bytes, accept: str, content_type: str
 ) -> None:
     assert features(address, clock_jpeg, accept=accept).headers["content-type"] == content_type
@@ -124,7 +124,7 @@ def test_curl_follows_a_comparison_event_by_event(address: str, clock_file: Path
     steps = [json.loads(event["data"]) for event in progress]
     assert [step["done"] for step in steps] == list(range(len(steps)))
     assert report["event"] == "report"
-    told = json.loads(report["data"])
-    assert told["input"] == "the uploaded image"
-    # The drawn clock is what the network names rightly, gradients or not.
-    assert [arm["top1_agreement"] for arm in told["arms"]] == [1, 1]
+    result = json.loads(report["data"])
+    assert result["input"] == "the uploaded image"
+    # The network classifies the drawn clock correctly in every mode.
+    assert [arm["top1_agreement"] for arm in result["arms"]] == [1, 1]

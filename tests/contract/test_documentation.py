@@ -1,4 +1,4 @@
-"""The documentation page works on a closed network: all that it loads comes from this server."""
+"""The documentation page works on a closed network: it loads everything from this server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 
 class Loaded(HTMLParser):
-    """Collects what a browser would fetch for a page."""
+    """Collects the URLs that a browser would fetch for a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ def page(address: str) -> str:
     return httpx2.get(f"{address}/docs").raise_for_status().text
 
 
-def test_the_documentation_loads_nothing_from_elsewhere(address: str, page: str) -> None:
+def test_the_documentation_loads_nothing_from_other_hosts(address: str, page: str) -> None:
     loaded = Loaded()
     loaded.feed(page)
     kinds = {url.rpartition(".")[2] for url in loaded.urls}
@@ -39,12 +39,12 @@ def test_the_documentation_loads_nothing_from_elsewhere(address: str, page: str)
         assert httpx2.get(urljoin(f"{address}/docs", url)).status_code == 200
 
 
-def test_the_documentation_shows_this_servers_own_description(address: str) -> None:
+def test_the_documentation_shows_the_openapi_document_of_this_server(address: str) -> None:
     found = re.search(r'url: "([^"]+)"', httpx2.get(f"{address}/docs/start.js").text)
     assert found
     assert httpx2.get(urljoin(f"{address}/docs", found[1])).json()["info"]["title"] == "gradless"
 
 
-def test_the_page_at_the_address_alone_leads_to_the_documentation(address: str) -> None:
+def test_the_page_links_to_the_documentation(address: str) -> None:
     first = httpx2.get(address).raise_for_status().text
     assert '<a class="documents" href="docs">' in first

@@ -1,4 +1,4 @@
-"""Prometheus reads what /metrics says, in both of its formats."""
+"""Prometheus can parse both formats of /metrics."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def test_openmetrics_parses_under_its_strict_rules(address: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["x", "", "1", "99.9.9"])
-def test_an_openmetrics_version_that_is_none_is_no_internal_error(address: str, version: str) -> None:
+def test_an_unknown_openmetrics_version_is_not_an_internal_error(address: str, version: str) -> None:
     accept = f"application/openmetrics-text;version={version}"
     assert httpx2.get(f"{address}/metrics", headers={"Accept": accept}).status_code == 200

@@ -1,4 +1,4 @@
-"""What the OpenAPI document promises is what the server does, whatever is sent."""
+"""The server responds as the OpenAPI document describes, to any request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = 30
 PROBLEM = "application/problem+json"
 
 CHANGING = [("POST", "/v1/models/{name}"), ("DELETE", "/v1/models/{name}")]
-# Names that are made up are those of no model: what changes one is below, with given ones.
+# Generated names match no model. Requests that change a model use given names, below.
 WITH_INPUT = [
     ("POST", "/v1/classify"),
     ("POST", "/v1/features"),
@@ -32,15 +32,15 @@ WITH_INPUT = [
     ("GET", "/v1/search/thumbnails/{row}"),
     *CHANGING,
 ]
-# Nothing that could be sent to these is invalid: there are no generated requests of that kind.
-NEVER_WRONG = [
+# No request to these is invalid, so none is generated.
+ALWAYS_VALID = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("GET", "/healthz"),
     ("GET", "/readyz"),
     ("GET", "/metrics"),
 ]
-# A valid request runs up to 51 rounds of 64 images: given values below, not generated ones.
+# A valid request runs up to 51 rounds of 64 images, so requests are given below, not generated.
 COSTLY = ("POST", "/debug/grad-modes")
 
 
@@ -55,9 +55,9 @@ def schema(address: str) -> Any:
     return schemathesis.openapi.from_url(f"{address}/openapi.json")
 
 
-def test_every_documented_operation_is_put_to_the_test(document: dict[str, Any]) -> None:
+def test_every_documented_operation_is_tested(document: dict[str, Any]) -> None:
     documented = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-    assert documented == {*WITH_INPUT, *NEVER_WRONG, COSTLY}
+    assert documented == {*WITH_INPUT, *ALWAYS_VALID, COSTLY}
 
 
 def assert_answers_are_documented(cases: st.SearchStrategy[Any], examples: int) -> None:
@@ -78,14 +78,12 @@ def assert_answers_are_documented(cases: st.SearchStrategy[Any], examples: int) 
 
 @pytest.mark.parametrize(("method", "path"), WITH_INPUT)
 @pytest.mark.parametrize("mode", list(GenerationMode))
-def test_whatever_is_sent_the_answer_is_a_documented_one(
-    schema: Any, method: str, path: str, mode: GenerationMode
-) -> None:
+def test_any_request_gets_a_documented_response(schema: Any, method: str, path: str, mode: GenerationMode) -> None:
     assert_answers_are_documented(schema[path][method].as_strategy(generation_mode=mode), EXAMPLES)
 
 
-@pytest.mark.parametrize(("method", "path"), NEVER_WRONG)
-def test_what_takes_anything_answers_as_documented(schema: Any, method: str, path: str) -> None:
+@pytest.mark.parametrize(("method", "path"), ALWAYS_VALID)
+def test_operations_without_input_respond_as_documented(schema: Any, method: str, path: str) -> None:
     assert_answers_are_documented(schema[path][method].as_strategy(), EXAMPLES)
 
 
@@ -103,7 +101,7 @@ def test_what_takes_anything_answers_as_documented(schema: Any, method: str, pat
         {"arms": "all"},
     ],
 )
-def test_the_lens_answers_as_documented(schema: Any, query: dict[str, Any]) -> None:
+def test_the_lens_responds_as_documented(schema: Any, query: dict[str, Any]) -> None:
     method, path = COSTLY
     schema[path][method].Case(query=query).call_and_validate(checks=CHECKS)
 
@@ -118,7 +116,7 @@ def test_the_lens_answers_as_documented(schema: Any, query: dict[str, Any]) -> N
     ],
     ids=str,
 )
-def test_the_lens_answers_to_json_as_documented(schema: Any, body: dict[str, Any], status: int) -> None:
+def test_the_lens_responds_to_json_as_documented(schema: Any, body: dict[str, Any], status: int) -> None:
     method, path = COSTLY
     case = schema[path][method].Case(body=body, media_type="application/json")
     assert case.call_and_validate(checks=CHECKS).status_code == status
@@ -131,12 +129,12 @@ def test_the_lens_refuses_a_second_comparison_as_documented(address: str, schema
     with httpx2.stream("POST", url, json=body, headers={"Accept": "text/event-stream"}, timeout=30) as running:
         next(running.iter_lines())
         assert case.call_and_validate(checks=CHECKS).status_code == 409
-    # Left as it was found: the first has ended with its caller.
+    # Wait until the first comparison has ended with its client.
     while case.call_and_validate(checks=CHECKS).status_code == 409:
         pass
 
 
-def test_the_lens_answers_to_an_image_as_documented(schema: Any, clock_png: bytes) -> None:
+def test_the_lens_responds_to_an_image_as_documented(schema: Any, clock_png: bytes) -> None:
     method, path = COSTLY
     query = {"batch_size": 2, "iterations": 1, "arms": "grad"}
     for image, status in ((clock_png, 200), (b"no image", 415)):
@@ -154,15 +152,15 @@ def test_the_lens_answers_to_an_image_as_documented(schema: Any, clock_png: byte
         ("/v1/features", {"normalize": "true"}),
     ],
 )
-def test_the_answer_to_an_image_has_its_documented_form(
+def test_the_response_to_an_image_has_its_documented_schema(
     schema: Any, clock_png: bytes, path: str, query: dict[str, Any]
 ) -> None:
-    # Generated bodies are hardly ever images: the answer that matters most is checked with a real one.
+    # Generated bodies are hardly ever images, so this test sends a real one.
     case = schema[path]["POST"].Case(query=query, body=clock_png, media_type="application/octet-stream")
     assert case.call_and_validate(checks=CHECKS).status_code == 200
 
 
-def test_changes_of_models_are_answered_as_documented(schema: Any) -> None:
+def test_loading_and_unloading_models_responds_as_documented(schema: Any) -> None:
     def status(method: str, name: str, source: str | None = None) -> int:
         sent = {} if source is None else {"body": {"source": source}, "media_type": "application/json"}
         case = schema["/v1/models/{name}"][method].Case(path_parameters={"name": name}, **sent)
@@ -192,7 +190,7 @@ def test_every_documented_error_is_a_problem(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/v1/search"])
-def test_the_inference_routes_document_each_way_they_can_fail(document: dict[str, Any], path: str) -> None:
+def test_the_inference_routes_document_every_error_status(document: dict[str, Any], path: str) -> None:
     documented = set(document["paths"][path]["post"]["responses"])
     assert documented == {
         *(
@@ -216,13 +214,13 @@ def test_the_inference_routes_document_each_way_they_can_fail(document: dict[str
     }
 
 
-def test_what_is_refused_before_a_route_is_found_is_documented_at_each(document: dict[str, Any]) -> None:
+def test_errors_before_routing_are_documented_for_each_operation(document: dict[str, Any]) -> None:
     for path, methods in document["paths"].items():
         for operation in methods.values():
             described = " ".join(answer["description"] for answer in operation["responses"].values())
             for slug in ("malformed-request", "too-finely-chunked", "slow-body", "headers-too-large"):
                 assert described.count(f"urn:gradless:problem:{slug}`") == 1, (path, slug)
-            # Probes are answered under any host.
+            # Probes are answered for any host.
             assert ("421" in operation["responses"]) == (path not in {"/healthz", "/readyz"})
     for slug in ("not-found", "method-not-allowed"):
         assert slug in document["info"]["description"]
@@ -237,7 +235,7 @@ def test_what_is_refused_before_a_route_is_found_is_documented_at_each(document:
     ],
     ids=["malformed", "another host", "a large head"],
 )
-def test_what_is_refused_before_a_route_is_found_is_as_documented(
+def test_errors_before_routing_are_as_documented(
     address: str, document: dict[str, Any], head: str, status: int
 ) -> None:
     url = urlsplit(address)
@@ -245,9 +243,9 @@ def test_what_is_refused_before_a_route_is_found_is_as_documented(
         for method, operation in methods.items():
             if str(status) not in operation["responses"]:
                 continue
-            asked = head.format(method=method.upper(), path=path.format(name="a", row=0))
+            head_sent = head.format(method=method.upper(), path=path.format(name="a", row=0))
             with socket.create_connection((url.hostname, url.port)) as connection, connection.makefile("rb") as file:
-                connection.sendall(f"{asked}\r\nConnection: close\r\n\r\n".encode())
+                connection.sendall(f"{head_sent}\r\nConnection: close\r\n\r\n".encode())
                 assert file.readline().split()[1] == str(status).encode()
                 assert b"content-type: application/problem+json" in file.read().lower()
 
@@ -255,7 +253,7 @@ def test_what_is_refused_before_a_route_is_found_is_as_documented(
 @pytest.mark.parametrize(
     "accept", ["text/plain", "application/openmetrics-text; version=1.0.0", "application/openmetrics-text;version=x"]
 )
-def test_the_metrics_answer_in_a_documented_type(address: str, document: dict[str, Any], accept: str) -> None:
+def test_the_metrics_have_a_documented_content_type(address: str, document: dict[str, Any], accept: str) -> None:
     answer = httpx2.get(f"{address}/metrics", headers={"Accept": accept})
     documented = document["paths"]["/metrics"]["get"]["responses"]
     assert answer.headers["content-type"].partition(";")[0] in documented[str(answer.status_code)]["content"]

@@ -27,7 +27,7 @@ from models.images.transforms import Transform
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.inference.image_job import ImageJob
-from models.interface.telemetry import Telemetry, Unheard
+from models.interface.telemetry import NoTelemetry, Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
@@ -110,7 +110,7 @@ def one_core() -> Iterator[None]:
 
 @pytest.fixture
 def serving(tiny: ModelSpec) -> Iterator[LocalRuntime]:
-    runtime = LocalRuntime(ServingOptions(device="cpu", backend="eager", models=[tiny]), Unheard())
+    runtime = LocalRuntime(ServingOptions(device="cpu", backend="eager", models=[tiny]), NoTelemetry())
     yield runtime
     runtime.close(timeout_s=10)
 

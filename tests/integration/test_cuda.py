@@ -30,7 +30,8 @@ from models.images.transforms import Transform
 from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
 from models.interface.image_limits import ImageLimits
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
@@ -105,7 +106,7 @@ def default_on_gpu(engine_of: Callable[..., Engine]) -> Engine:
 
 
 def _items(pixels: torch.Tensor) -> list[BatchItem]:
-    return [BatchItem(image, 5) for image in pixels]
+    return [BatchItem(image, InferenceRequest("classify", top_k=5)) for image in pixels]
 
 
 def _features(engine: Engine, pixels: torch.Tensor) -> torch.Tensor:
@@ -280,10 +281,10 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
             model="wide",
             out_of_memory=memory.ran_out,
             release_memory=lambda: memory.trim(torch.device("cuda")),
-            telemetry=Unheard(),
+            telemetry=NoTelemetry(),
         )
         images = torch.randint(0, 256, (32, 256, 256, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        answers = run([BatchItem(image, 1) for image in images])
+        answers = run([BatchItem(image, InferenceRequest("classify", top_k=1)) for image in images])
         assert all(isinstance(answer, ItemOutput) for answer in answers)
         assert run.safe_size is not None
         assert 1 <= run.safe_size <= 16

@@ -1,4 +1,4 @@
-"""Debian's Prometheus over a real server, as `make observe` starts them."""
+"""Debian's Prometheus and a real server, as `make observe` starts them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from observe.places import ROOT
 from observe.processes import require_prometheus
 from observe.prometheus import Prometheus
 
-# Far over what a busy machine takes.
-_PATIENCE_S = 90
+# Far above what a busy machine needs.
+_TIMEOUT_S = 90
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,10 +41,10 @@ def promtool() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture(scope="session")
 def await_that() -> Callable[[Callable[[], bool]], bool]:
-    """Whether something comes true before patience ends: of other processes, which give no sign by themselves."""
+    """Poll a condition of other processes; return False if it does not hold within the timeout."""
 
     def wait(holds: Callable[[], bool]) -> bool:
-        deadline = monotonic() + _PATIENCE_S
+        deadline = monotonic() + _TIMEOUT_S
         while monotonic() < deadline:
             if holds():
                 return True
@@ -55,19 +55,19 @@ def await_that() -> Callable[[Callable[[], bool]], bool]:
 
 
 class Observing:
-    """One `python -m observe`, in a process group of its own, as a shell gives it."""
+    """`python -m observe` in a process group of its own, as in a shell."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "observe"],
             cwd=ROOT,
             stdout=subprocess.PIPE,
-            # Nobody waits for the end of these tests' own output because of it, should it outlive them.
+            # With the test's own stderr, a process that outlives the tests would keep their output open.
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
-        self.said: list[str] = []
+        self.output: list[str] = []
 
     def __enter__(self) -> Self:
         return self
@@ -77,38 +77,38 @@ class Observing:
             self.interrupt()
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """The line that says so. What it takes to get there is bounded by the test's own timeout."""
+        """Wait for a line that matches. The test's timeout is the deadline."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            self.said.append(line)
+            self.output.append(line)
             if found := re.search(pattern, line):
                 return found
-        pytest.fail(f"it ended without saying {pattern}:\n{''.join(self.said)}")
+        pytest.fail(f"it ended without a line that matches {pattern}:\n{''.join(self.output)}")
 
     def interrupt(self) -> int:
-        """Ctrl-C, which everybody in the group gets. The exit status."""
+        """Send SIGINT to the whole group, as Ctrl-C does. Return the exit status."""
         os.killpg(self.process.pid, signal.SIGINT)
         assert self.process.stdout is not None
-        self.said += self.process.stdout.readlines()
+        self.output += self.process.stdout.readlines()
         self.process.stdout.close()
-        return self.process.wait(_PATIENCE_S)
+        return self.process.wait(_TIMEOUT_S)
 
 
 @pytest.fixture(scope="module")
 def observing() -> Iterator[Observing]:
-    """What `make observe` starts."""
+    """The processes of `make observe`."""
     with Observing() as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def observed_server(observing: Observing) -> str:
-    """The address of the default model under traffic of every kind."""
+    """The address of a server with the default model under traffic of every kind."""
     return observing.wait_for(r"^gradless +(http:\S+)$")[1]
 
 
 @pytest.fixture(scope="module")
 def watched(observing: Observing, observed_server: str) -> Prometheus:
-    """Prometheus over that server."""
+    """Prometheus that scrapes that server."""
     assert observed_server
     return Prometheus(observing.wait_for(r"^Prometheus +(http:\S+)$")[1])

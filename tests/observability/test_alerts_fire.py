@@ -1,7 +1,7 @@
-"""Every alert, on the real thing: it fires when that goes wrong, and clears when it is well.
+"""Every alert fires during a real fault and clears afterwards.
 
-The rules are the committed ones, with half a second for each of their minutes. Memory is taken from a container that
-there is in the kernel's files alone: one that took the machine's would take it from the other tests too.
+The rules are the committed ones, with half a second for each minute. Memory pressure is simulated by cgroup files: real
+pressure would affect the other tests.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ AwaitThat = Callable[[Callable[[], bool]], bool]
 FAULTY_SERVER = Path(__file__).with_name("faulty_server.py")
 GOOD = encode(Image.new("L", (8, 8)), "PNG")
 FEW, MANY = 4, 24
-# Of the container, in bytes.
+# Memory limit of the simulated container, in bytes.
 MEMORY = 10**9
 SETTINGS = {
     "GRADLESS_MODELS": "null",
-    # Scraped several times a second.
+    # Scraped several times per second.
     "GRADLESS_METRICS_MAX_AGE_S": "0",
     "GRADLESS_QUEUE_CAPACITY": "16",
     "GRADLESS_MAX_IMAGES_PER_REQUEST": "16",
@@ -44,9 +44,9 @@ SETTINGS = {
 }
 
 
-def hastened(folder: Path) -> Path:
-    """The rules, with half a second for each minute of their windows and waits, so that alerts come and go while one
-    looks on; a batch hangs after three seconds. All other thresholds stay."""
+def accelerated(folder: Path) -> Path:
+    """Write the rules with half a second for each minute of windows and waits, and 3 s for a hanging batch. All other
+    thresholds stay."""
     folder.mkdir()
     for path in (PROMETHEUS / "rules").glob("*.yml"):
         rules = re.sub(r"\[(\d+)m\]", lambda found: f"[{500 * int(found[1])}ms]", path.read_text())
@@ -57,8 +57,8 @@ def hastened(folder: Path) -> Path:
     return folder
 
 
-class Scene:
-    """A server to be put in trouble, and Prometheus, who watches."""
+class FaultyService:
+    """A server with faults on order, and the Prometheus that scrapes it."""
 
     def __init__(self, folder: Path, await_that: AwaitThat) -> None:
         self._folder = folder
@@ -67,9 +67,9 @@ class Scene:
         self._control_groups = folder / "control-groups"
         self._place = f"127.0.0.1:{free_port()}"
         self._server = contextlib.ExitStack()
-        configuration = configure(folder, self._place, every_s=0.5, rules=hastened(folder / "rules"))
-        self._watching = contextlib.ExitStack()
-        self._watched = self._watching.enter_context(prometheus(folder, configuration))
+        configuration = configure(folder, self._place, interval_s=0.5, rules=accelerated(folder / "rules"))
+        self._stack = contextlib.ExitStack()
+        self._prometheus = self._stack.enter_context(prometheus(folder, configuration))
 
     def start_server(self) -> None:
         self.order("well")
@@ -83,35 +83,35 @@ class Scene:
 
     def end(self) -> None:
         self._server.close()
-        self._watching.close()
+        self._stack.close()
 
     def order(self, what: str) -> None:
         self._order.write_text(what)
 
     def fill_container(self, share: float) -> None:
-        """Have so much of its memory taken."""
-        told = {
+        """Set the share of the container's memory in use."""
+        files = {
             "own": "0::/",
             "memory.max": MEMORY,
             "memory.current": int(share * MEMORY),
             "memory.stat": "inactive_file 0",
         }
         self._control_groups.mkdir(exist_ok=True)
-        for name, value in told.items():
+        for name, value in files.items():
             (self._control_groups / name).write_text(f"{value}\n")
 
     @contextlib.contextmanager
-    def called_by(self, count: int, body: bytes) -> Iterator[None]:
-        """So many callers, each with its next request as soon as the last has an answer, or none."""
-        enough = threading.Event()
+    def load(self, count: int, body: bytes) -> Iterator[None]:
+        """Send requests with `body` from `count` clients, one after the other each, until the block ends."""
+        stopped = threading.Event()
 
         def call() -> None:
             with httpx2.Client(base_url=f"http://{self._place}", timeout=15) as http:
-                while not enough.is_set():
+                while not stopped.is_set():
                     with contextlib.suppress(httpx2.HTTPError):
                         http.post("/v1/classify?top_k=1", content=body)
-                    # Nothing is measured: the server needs room on the same cores.
-                    enough.wait(0.02)
+                    # Leaves time on the cores for the server; nothing is measured.
+                    stopped.wait(0.02)
 
         with ThreadPoolExecutor(count) as callers:
             for _ in range(count):
@@ -119,89 +119,89 @@ class Scene:
             try:
                 yield
             finally:
-                enough.set()
+                stopped.set()
 
-    def look_through_the_lens(self) -> None:
+    def compare(self) -> None:
         url = f"http://{self._place}/debug/grad-modes?batch_size=2&iterations=1"
         httpx2.post(url, timeout=60).raise_for_status()
 
     def fire(self, *alerts: str) -> bool:
-        """Whether all of these come to fire, be it one after another."""
+        """Wait for each of these alerts to have fired; return False at the timeout."""
         missing = set(alerts)
 
         def none_is_missing() -> bool:
-            missing.difference_update(self._watched.alerts("firing"))
+            missing.difference_update(self._prometheus.alerts("firing"))
             return not missing
 
         return self._await_that(none_is_missing)
 
     def clear(self) -> bool:
-        """Whether no alert fires any more, or will."""
-        return self._await_that(lambda: not self._watched.alerts("pending", "firing"))
+        """Wait until no alert is pending or firing; return False at the timeout."""
+        return self._await_that(lambda: not self._prometheus.alerts("pending", "firing"))
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory, await_that: AwaitThat) -> Iterator[Scene]:
-    scene = Scene(tmp_path_factory.mktemp("scene"), await_that)
+def service(tmp_path_factory: pytest.TempPathFactory, await_that: AwaitThat) -> Iterator[FaultyService]:
+    service = FaultyService(tmp_path_factory.mktemp("service"), await_that)
     try:
-        scene.start_server()
-        yield scene
+        service.start_server()
+        yield service
     finally:
-        scene.end()
+        service.end()
 
 
-def test_more_callers_than_a_slow_device_can_serve(scene: Scene) -> None:
-    with scene.called_by(MANY, GOOD):
-        scene.order("slow")
-        assert scene.fire("GradlessSlow", "GradlessQueueGrowing", "GradlessRejecting")
-    scene.order("well")
-    assert scene.clear()
+def test_overload_of_a_slow_device(service: FaultyService) -> None:
+    with service.load(MANY, GOOD):
+        service.order("slow")
+        assert service.fire("GradlessSlow", "GradlessQueueGrowing", "GradlessRejecting")
+    service.order("well")
+    assert service.clear()
 
 
-def test_forwards_that_fail_for_want_of_memory_or_do_not_end_and_callers_who_send_no_images(scene: Scene) -> None:
-    with scene.called_by(FEW, GOOD):
-        scene.order("fail")
-        assert scene.fire("GradlessErrors")
-        scene.order("out of memory")
-        assert scene.fire("GradlessOutOfMemory")
-        scene.order("hang")
-        assert scene.fire("GradlessBatcherStuck")
-        scene.order("well")
-    with scene.called_by(FEW, b"this is no image"):
-        assert scene.fire("GradlessBadImages")
-    assert scene.clear()
+def test_forwards_that_fail_run_out_of_memory_or_hang_and_clients_that_send_no_images(service: FaultyService) -> None:
+    with service.load(FEW, GOOD):
+        service.order("fail")
+        assert service.fire("GradlessErrors")
+        service.order("out of memory")
+        assert service.fire("GradlessOutOfMemory")
+        service.order("hang")
+        assert service.fire("GradlessBatcherStuck")
+        service.order("well")
+    with service.load(FEW, b"not an image"):
+        assert service.fire("GradlessBadImages")
+    assert service.clear()
 
 
-def test_a_thread_that_is_killed_and_a_process_that_ends(scene: Scene) -> None:
-    scene.order("die")
-    with scene.called_by(FEW, GOOD):
-        assert scene.fire("GradlessBatcherDead", "GradlessNotReady")
-        scene.order("well")
-        assert scene.fire("GradlessModelReplaced")
-    assert scene.clear()
-    scene.stop_server()
-    assert scene.fire("GradlessDown")
-    scene.start_server()
-    assert scene.clear()
+def test_a_batcher_thread_that_ends_and_a_process_that_ends(service: FaultyService) -> None:
+    service.order("die")
+    with service.load(FEW, GOOD):
+        assert service.fire("GradlessBatcherDead", "GradlessNotReady")
+        service.order("well")
+        assert service.fire("GradlessModelReplaced")
+    assert service.clear()
+    service.stop_server()
+    assert service.fire("GradlessDown")
+    service.start_server()
+    assert service.clear()
 
 
-def test_a_network_that_switches_gradients_on_by_itself(scene: Scene) -> None:
-    scene.order("gradients")
-    scene.look_through_the_lens()
-    assert scene.fire("GradlessRetains")
-    scene.order("well")
-    scene.look_through_the_lens()
-    assert scene.clear()
+def test_a_network_that_enables_gradients_itself(service: FaultyService) -> None:
+    service.order("gradients")
+    service.compare()
+    assert service.fire("GradlessRetains")
+    service.order("well")
+    service.compare()
+    assert service.clear()
 
 
-def test_a_container_that_fills_up(scene: Scene) -> None:
-    scene.fill_container(0.97)
-    assert scene.fire("GradlessDeviceMemory")
-    scene.fill_container(0.5)
-    assert scene.clear()
+def test_a_container_that_fills_up(service: FaultyService) -> None:
+    service.fill_container(0.97)
+    assert service.fire("GradlessDeviceMemory")
+    service.fill_container(0.5)
+    assert service.clear()
 
 
-def test_no_alert_is_left_that_nothing_here_makes_fire() -> None:
+def test_every_alert_is_tested_here() -> None:
     rules = yaml.safe_load((PROMETHEUS / "rules/alerts.yml").read_text())["groups"]
     provoked = re.findall(r'"(Gradless\w+)"', Path(__file__).read_text())
     assert set(provoked) == {rule["alert"] for group in rules for rule in group["rules"]}

@@ -1,4 +1,4 @@
-"""docker/grafana: what its code makes, complete, and on the data source that is provisioned."""
+"""docker/grafana: the generated dashboards are complete, and use the provisioned data source."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ PANELS = [
     if panel["type"] != "row"
 ]
 
-# Metrics of a model, but for those that are of the process or the device.
-NOT_OF_A_MODEL = ("gradless_requests", "gradless_request_", "gradless_rejected", "gradless_device", "process_")
+# Metrics of the process or the device; all others have a model label.
+WITHOUT_MODEL = ("gradless_requests", "gradless_request_", "gradless_rejected", "gradless_device", "process_")
 
 
-def test_the_committed_files_are_what_the_code_makes() -> None:
-    held = {path.name: path.read_text() for path in DASHBOARDS.iterdir()}
-    assert held == FILES, "run python -m observe.dashboards"
+def test_the_committed_files_are_what_the_code_generates() -> None:
+    committed = {path.name: path.read_text() for path in DASHBOARDS.iterdir()}
+    assert committed == FILES, "run python -m observe.dashboards"
 
 
 @pytest.mark.parametrize("panel", PANELS)
@@ -38,15 +38,15 @@ def test_every_panel_has_a_description_a_unit_and_a_query(panel: dict[str, Any])
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_every_query_selects_by_instance_and_by_model_where_there_is_one(panel: dict[str, Any]) -> None:
+def test_every_query_selects_by_instance_and_by_model_if_the_metric_has_one(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
         assert 'instance=~"$instance"' in target["expr"]
-        whole_process = any(name in target["expr"] for name in NOT_OF_A_MODEL)
+        whole_process = any(name in target["expr"] for name in WITHOUT_MODEL)
         assert whole_process or 'model=~"$model"' in target["expr"]
 
 
 @pytest.mark.parametrize("panel", PANELS)
-def test_exemplars_are_asked_for_where_there_are_some(panel: dict[str, Any]) -> None:
+def test_exemplars_are_queried_where_they_exist(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
         is_heat_map = panel["type"] == "heatmap"
         has_some = is_heat_map and "gradless_request_duration_seconds_bucket" in target["expr"]
@@ -54,7 +54,7 @@ def test_exemplars_are_asked_for_where_there_are_some(panel: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_no_panel_lies_upon_another(board: dict[str, Any]) -> None:
+def test_panels_do_not_overlap(board: dict[str, Any]) -> None:
     places = [panel["gridPos"] for panel in board["panels"]]
     covered = [
         (x, y)
@@ -67,13 +67,13 @@ def test_no_panel_lies_upon_another(board: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_a_reader_chooses_instance_and_model(board: dict[str, Any]) -> None:
+def test_dashboards_have_variables_for_instance_and_model(board: dict[str, Any]) -> None:
     variables = {variable["name"]: variable for variable in board["templating"]["list"]}
     assert list(variables) == ["instance", "model"]
     assert all(variable["multi"] and variable["includeAll"] for variable in variables.values())
 
 
-def test_everything_asks_the_data_source_that_is_provisioned() -> None:
+def test_every_query_uses_the_provisioned_data_source() -> None:
     [provisioned] = loaded(GRAFANA / "provisioning/datasources/prometheus.yml")["datasources"]
     expected = {"type": provisioned["type"], "uid": provisioned["uid"]}
     asked = [found for board in BOARDS.values() for found in sources(board)]
@@ -81,7 +81,7 @@ def test_everything_asks_the_data_source_that_is_provisioned() -> None:
     assert all(source == expected for source in asked)
 
 
-def test_rates_look_back_over_the_pace_at_which_prometheus_scrapes() -> None:
+def test_grafana_knows_the_scrape_interval_of_prometheus() -> None:
     [provisioned] = loaded(GRAFANA / "provisioning/datasources/prometheus.yml")["datasources"]
     scraping = loaded(GRAFANA.parent / "prometheus/prometheus.yml")["global"]["scrape_interval"]
     assert provisioned["jsonData"]["timeInterval"] == scraping
@@ -99,7 +99,7 @@ def loaded(path: Path) -> Any:
 
 
 def sources(part: Any) -> list[Any]:
-    """Every data source that is named anywhere in a dashboard."""
+    """Return all data sources in a part of a dashboard."""
     if isinstance(part, list):
         return [source for element in part for source in sources(element)]
     if not isinstance(part, dict):

@@ -1,4 +1,4 @@
-"""Six thousand requests at once, wanted and unwanted: what the server counts is what its callers saw, exactly."""
+"""Six thousand concurrent requests, valid and invalid: the counters of the server equal what the clients saw."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from reliability.wire import Connection, Place, Request, multipart, post
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
-# Requests of the fast model come as fast as they are answered; those of the slow one are in the building for long, and
-# their callers leave then.
+# Requests of the fast model are answered at once. Those of the slow one stay in flight for long, and their clients
+# disconnect meanwhile.
 FAST, SLOW = "null", "efficientnet_lite0"
 
 REQUESTS = 6_000
 CONNECTIONS = 10
-# Of a large request: more than all those connections have in the building together.
+# Images of a large request: more than all those connections have in flight together.
 IMAGES = 60
-CROWDED = 40
-WAVES, LEAVING, IMAGES_OF_LEAVING = 5, 50, 12
-BROKEN_OFF = 100
+OVERLOAD = 40
+WAVES, DISCONNECTING, IMAGES_OF_DISCONNECTING = 5, 50, 12
+TRUNCATED = 100
 
 SETTINGS = {
     "GRADLESS_MODELS": f"{FAST},{SLOW}",
-    # Looked at in a row.
+    # A new exposition for each scrape.
     "GRADLESS_METRICS_MAX_AGE_S": "0",
     "GRADLESS_QUEUE_CAPACITY": "1024",
     "GRADLESS_DEADLINE_S": "5",
@@ -49,7 +49,7 @@ WHOLE_REQUEST = {500: "failed", 503: "refused", 504: "late"}
 
 
 class Counted(NamedTuple):
-    """Requests by status and images by outcome, of a server or of its callers."""
+    """Requests by status and images by outcome, according to the server or the clients."""
 
     requests: Counter[int]
     images: Counter[str]
@@ -62,21 +62,21 @@ def png(side: tuple[int, int] = (8, 8)) -> bytes:
 
 
 GOOD = png()
-CUT_OFF = GOOD[:40]
+TRUNCATED_PNG = GOOD[:40]
 # Many pixels in few bytes: a large request of them takes several times the deadline to decode.
 VAST = png((9000, 5000))
 
 
 def mixed(count: int) -> Iterator[Request]:
-    """Every kind of request that has an answer, in turns."""
+    """Yield requests of every kind that gets a response, in rotation."""
     kinds = [
         *[post("/v1/classify?top_k=1", GOOD)] * 8,
         *[post("/v1/features?encoding=base64", GOOD)] * 3,
-        multipart("/v1/classify?top_k=1", [GOOD, CUT_OFF, GOOD, b"", GOOD]),
-        post("/v1/classify", CUT_OFF),
+        multipart("/v1/classify?top_k=1", [GOOD, TRUNCATED_PNG, GOOD, b"", GOOD]),
+        post("/v1/classify", TRUNCATED_PNG),
         post("/v1/classify", b""),
-        post("/v1/features", b"this is no image"),
-        # Refused before their images are read, and so of none.
+        post("/v1/features", b"not an image"),
+        # Refused before any image is read, so without images.
         post("/v1/classify", bytes(100_001), images=0),
         post("/v1/classify?model=no-such-model", GOOD, images=0),
         post("/v1/classify?top_k=none", GOOD, images=0),
@@ -86,7 +86,7 @@ def mixed(count: int) -> Iterator[Request]:
 
 
 def outcomes(sent: Request, status: int, body: bytes) -> Counter[str]:
-    """What became of a request's images, as its caller sees it."""
+    """Return the outcomes of a request's images according to its client."""
     if status == 429:
         # Load shedding answers from the head alone, before it is known that the body would have been refused.
         return Counter({"refused": sent.images or 1})
@@ -102,7 +102,7 @@ def outcomes(sent: Request, status: int, body: bytes) -> Counter[str]:
 
 
 async def in_flight(http: httpx2.AsyncClient, model: str) -> float:
-    """Asked for often, so it is not parsed."""
+    """Return the images in flight. Found by a regular expression: it is read often."""
     await asyncio.sleep(0.02)
     found = re.search(
         rf'^gradless_in_flight_images\{{model="{model}"\}} (\S+)$', (await http.get("/metrics")).text, re.MULTILINE
@@ -126,82 +126,84 @@ async def counted_by_the_server(http: httpx2.AsyncClient) -> Counted:
     return Counted(+counted.requests, +counted.images)
 
 
-class Everybody:
-    """All callers of one server, and what they have seen."""
+class Clients:
+    """All clients of one server, and what they saw."""
 
     def __init__(self, address: str, http: httpx2.AsyncClient, whole: Iterator[Request]) -> None:
-        self.seen = Counted(Counter(), Counter())
+        self.counted = Counted(Counter(), Counter())
         self.shed_unread = 0
         url = urlsplit(address)
         self._place = Place(url.hostname or "", url.port or 0)
         self._http = http
         self._whole = whole
 
-    async def one_after_another(self) -> None:
-        caller = Connection(self._place)
+    async def send_one_after_another(self) -> None:
+        client = Connection(self._place)
         for sent in self._whole:
-            await self._exchange(caller, sent)
-        await caller.leave()
+            await self._exchange(client, sent)
+        await client.leave()
 
-    async def too_much_for_the_deadline_then_a_crowd(self) -> None:
-        """A request that is in the building until it is late, and more images than there are places for."""
-        async with asyncio.TaskGroup() as others:
-            others.create_task(self._at_once(1, multipart("/v1/features", [VAST] * IMAGES)))
+    async def exceed_the_deadline_and_the_capacity(self) -> None:
+        """Send a request that misses its deadline and, while it is in flight, more images than the capacity."""
+        async with asyncio.TaskGroup() as requests:
+            requests.create_task(self._at_once(1, multipart("/v1/features", [VAST] * IMAGES)))
             while await in_flight(self._http, FAST) < IMAGES:
                 pass
-            others.create_task(self._at_once(CROWDED, multipart("/v1/classify", [GOOD] * IMAGES)))
+            requests.create_task(self._at_once(OVERLOAD, multipart("/v1/classify", [GOOD] * IMAGES)))
 
-    async def leave_with_images_in_the_building(self) -> None:
-        sent = multipart(f"/v1/classify?model={SLOW}", [GOOD] * IMAGES_OF_LEAVING)
+    async def disconnect_with_images_in_flight(self) -> None:
+        sent = multipart(f"/v1/classify?model={SLOW}", [GOOD] * IMAGES_OF_DISCONNECTING)
         for _ in range(WAVES):
-            wave = [Connection(self._place) for _ in range(LEAVING)]
-            await asyncio.gather(*(caller.send(sent.wire) for caller in wave))
-            while await in_flight(self._http, SLOW) < LEAVING * sent.images:
+            wave = [Connection(self._place) for _ in range(DISCONNECTING)]
+            await asyncio.gather(*(client.send(sent.wire) for client in wave))
+            while await in_flight(self._http, SLOW) < DISCONNECTING * sent.images:
                 pass
-            for caller in wave:
-                await caller.leave()
-                self.seen.requests[499] += 1
-                self.seen.images["cancelled"] += sent.images
+            for client in wave:
+                await client.leave()
+                self.counted.requests[499] += 1
+                self.counted.images["cancelled"] += sent.images
             while await in_flight(self._http, SLOW):
                 pass
 
-    async def leave_within_the_body(self) -> None:
-        for _ in range(BROKEN_OFF):
-            caller = Connection(self._place)
-            await caller.send(post("/v1/classify", GOOD).wire[:-5])
-            await caller.leave()
-            self.seen.requests[499] += 1
+    async def disconnect_within_the_body(self) -> None:
+        for _ in range(TRUNCATED):
+            client = Connection(self._place)
+            await client.send(post("/v1/classify", GOOD).wire[:-5])
+            await client.leave()
+            self.counted.requests[499] += 1
 
-    async def _at_once(self, callers: int, sent: Request) -> None:
-        crowd = [Connection(self._place) for _ in range(callers)]
-        await asyncio.gather(*(self._exchange(caller, sent) for caller in crowd))
-        for caller in crowd:
-            await caller.leave()
+    async def _at_once(self, count: int, sent: Request) -> None:
+        connections = [Connection(self._place) for _ in range(count)]
+        await asyncio.gather(*(self._exchange(client, sent) for client in connections))
+        for client in connections:
+            await client.leave()
 
-    async def _exchange(self, caller: Connection, sent: Request) -> None:
-        status, _, body = await caller.answer_to(sent)
-        self.seen.requests[status] += 1
-        self.seen.images.update(outcomes(sent, status, body))
+    async def _exchange(self, client: Connection, sent: Request) -> None:
+        status, _, body = await client.answer_to(sent)
+        self.counted.requests[status] += 1
+        self.counted.images.update(outcomes(sent, status, body))
         self.shed_unread += status == 429 and not sent.images
 
 
-async def test_every_image_is_counted_once_by_what_its_caller_saw(tmp_path: Path, warm_command: Any) -> None:
-    whole = list(mixed(REQUESTS - 1 - CROWDED - WAVES * LEAVING - BROKEN_OFF))
-    # Of bodies that were broken off, as of those refused unread, no image has been sent whole.
-    sent = sum(each.images for each in whole) + (1 + CROWDED) * IMAGES + WAVES * LEAVING * IMAGES_OF_LEAVING
+async def test_every_image_is_counted_once_with_the_outcome_its_client_saw(tmp_path: Path, warm_command: Any) -> None:
+    whole = list(mixed(REQUESTS - 1 - OVERLOAD - WAVES * DISCONNECTING - TRUNCATED))
+    # Truncated bodies and bodies refused unread contain no complete image.
+    sent = (
+        sum(each.images for each in whole) + (1 + OVERLOAD) * IMAGES + WAVES * DISCONNECTING * IMAGES_OF_DISCONNECTING
+    )
     with gradless(tmp_path, SETTINGS, start=warm_command.start) as address:
         async with httpx2.AsyncClient(base_url=address, timeout=60) as http:
-            everybody = Everybody(address, http, iter(whole))
-            async with asyncio.TaskGroup() as callers:
+            clients = Clients(address, http, iter(whole))
+            async with asyncio.TaskGroup() as tasks:
                 for _ in range(CONNECTIONS):
-                    callers.create_task(everybody.one_after_another())
-                callers.create_task(everybody.too_much_for_the_deadline_then_a_crowd())
-                callers.create_task(everybody.leave_with_images_in_the_building())
-                callers.create_task(everybody.leave_within_the_body())
+                    tasks.create_task(clients.send_one_after_another())
+                tasks.create_task(clients.exceed_the_deadline_and_the_capacity())
+                tasks.create_task(clients.disconnect_with_images_in_flight())
+                tasks.create_task(clients.disconnect_within_the_body())
             while (server := await counted_by_the_server(http)).requests.total() < REQUESTS:
                 pass
 
-    assert everybody.seen.requests.total() == REQUESTS
-    assert server == everybody.seen
-    assert server.images.total() == sent + everybody.shed_unread
+    assert clients.counted.requests.total() == REQUESTS
+    assert server == clients.counted
+    assert server.images.total() == sent + clients.shed_unread
     assert server.images.keys() == {"ok", "bad_image", "refused", "late", "cancelled"}

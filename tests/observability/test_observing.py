@@ -1,4 +1,4 @@
-"""`make observe`, and what its Prometheus answers: no panel, rule or alert asks for something that is not there."""
+"""`make observe`: each expression of panels, rules and alerts has data in its Prometheus."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ AwaitThat = Callable[[Callable[[], bool]], bool]
 Promtool = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_within_minutes_every_expression_has_data(observing: Any, watched: Prometheus) -> None:
+def test_every_expression_has_data_within_minutes(observing: Any, watched: Prometheus) -> None:
     found = observing.wait_for(r"^(\d+) of (\d+) expressions have data, within \d+ s$")
-    empty = [line for line in observing.said if line.startswith("no data")]
+    empty = [line for line in observing.output if line.startswith("no data")]
     assert int(found[1]) == int(found[2]) == len(all_expressions("1m")) > 100, empty
     assert watched.failing_rules() == {}
 
 
 @pytest.mark.parametrize(
-    "counted",
+    "series",
     [
         'gradless_requests_total{route="/v1/search", method="POST", code="404"}',
         'gradless_requests_total{route="/debug/grad-modes", method="POST", code="403"}',
@@ -34,8 +34,8 @@ def test_within_minutes_every_expression_has_data(observing: Any, watched: Prome
         'gradless_rejected_total{reason="auth"}',
     ],
 )
-def test_the_uninvited_are_among_those_who_call(watched: Prometheus, await_that: AwaitThat, counted: str) -> None:
-    assert await_that(lambda: watched.has_numbers(f"{counted} > 0"))
+def test_the_traffic_includes_refused_requests(watched: Prometheus, await_that: AwaitThat, series: str) -> None:
+    assert await_that(lambda: watched.has_numbers(f"{series} > 0"))
 
 
 def test_exemplars_lead_from_a_bucket_to_a_request(watched: Prometheus, await_that: AwaitThat) -> None:
@@ -48,19 +48,19 @@ def test_exemplars_lead_from_a_bucket_to_a_request(watched: Prometheus, await_th
     assert all(labels.keys() == {"request_id"} for labels in exemplars())
 
 
-def test_a_metric_that_nobody_exports_is_noticed(watched: Prometheus) -> None:
+def test_a_metric_that_does_not_exist_has_no_data(watched: Prometheus) -> None:
     assert not watched.has_numbers("gradless_no_such_metric")
     assert not watched.has_numbers("0 / (up - 1)")
 
 
-def test_promtool_has_nothing_to_say_of_the_metrics(observed_server: str, promtool: Promtool) -> None:
+def test_promtool_accepts_the_exposition(observed_server: str, promtool: Promtool) -> None:
     exposition = httpx2.get(f"{observed_server}/metrics", timeout=30).text
     checked = promtool("check", "metrics", stdin=exposition)
     assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
 
 
-# Last of all here: it is the same one.
-def test_ctrl_c_ends_all_of_it(observing: Any, observed_server: str, watched: Prometheus) -> None:
+# The last test: it stops the shared server.
+def test_ctrl_c_stops_all_processes(observing: Any, observed_server: str, watched: Prometheus) -> None:
     assert observing.interrupt() == 0
     for address in (observed_server, watched.address):
         with pytest.raises(httpx2.ConnectError):

@@ -1,4 +1,4 @@
-"""docker/prometheus as promtool sees it, with a case for each alert, firing and not."""
+"""docker/prometheus: promtool accepts the files, and each alert has cases in which it fires and does not fire."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_configuration_and_rules_are_valid(promtool: Promtool) -> None:
     assert "2 rule files found" in checked.stdout
 
 
-def test_every_case_of_alerts_and_rules_holds(promtool: Promtool) -> None:
+def test_every_case_of_alerts_and_rules_passes(promtool: Promtool) -> None:
     tested = promtool("test", "rules", CASES)
     assert tested.returncode == 0, tested.stderr
 
@@ -40,11 +40,13 @@ def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not()
     tests = [test["alert_rule_test"] for test in loaded(CASES)["tests"] if "alert_rule_test" in test]
     cases = [case for test in tests for case in test]
     assert {case["alertname"] for case in cases if case["exp_alerts"]} == names
-    quiet = [{case["alertname"] for case in test} for test in tests if not any(case["exp_alerts"] for case in test)]
-    assert set().union(*quiet) == names
+    not_firing = [
+        {case["alertname"] for case in test} for test in tests if not any(case["exp_alerts"] for case in test)
+    ]
+    assert set().union(*not_firing) == names
 
 
-def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
+def test_every_alert_has_a_severity_a_summary_and_a_description() -> None:
     for alert in alerts():
         assert alert["labels"]["severity"] in {"critical", "warning"}
         assert alert["annotations"].keys() == {"summary", "description"}

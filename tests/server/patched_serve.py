@@ -1,5 +1,5 @@
-"""A service in which something fails once it is told to by SIGUSR1: `patched_serve.py WORKERS PATCH`, where PATCH is
-Python that may use `fail(owner, name)`, which has a function raise from then on."""
+"""A service in which a function fails after SIGUSR1: `patched_serve.py WORKERS PATCH`. PATCH is Python that may use
+`engine_process`, `triggered`, and `fail(owner, name)`, which has a function raise once triggered."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from app.server.server import serve
 from app.settings import load_settings
 from app.workers import engine_process
 
-told = threading.Event()
+triggered = threading.Event()
 
 
 def fail(owner: Any, name: str) -> None:
     real = getattr(owner, name)
 
     @functools.wraps(real)
-    def failing(*given: Any, **named: Any) -> Any:
-        if told.is_set():
+    def failing(*arguments: Any, **named: Any) -> Any:
+        if triggered.is_set():
             raise RuntimeError("forced")
-        return real(*given, **named)
+        return real(*arguments, **named)
 
     setattr(owner, name, failing)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGUSR1, lambda *_: told.set())
-    exec(sys.argv[2])  # noqa: S102 - of the test that starts this
+    signal.signal(signal.SIGUSR1, lambda *_: triggered.set())
+    exec(sys.argv[2])  # noqa: S102 - the test that starts this wrote it
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
     if workers := int(sys.argv[1]):

@@ -30,9 +30,9 @@ from models.networks.network import FeaturesAndLogits
 
 forward = EagerBackend._forward
 
-def leaky(self, pixels, wanted):
+def leaky(self, pixels, cancel_token):
     with torch.inference_mode(False), torch.enable_grad():
-        return FeaturesAndLogits(*(part.detach() for part in forward(self, pixels.clone(), wanted)))
+        return FeaturesAndLogits(*(part.detach() for part in forward(self, pixels.clone(), cancel_token)))
 
 EagerBackend._forward = leaky
 main()

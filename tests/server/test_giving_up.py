@@ -29,6 +29,6 @@ def test_after_three_replacements_the_process_ends_with_status_1_and_its_reason(
     assert server.exit_status() == 1
     assert statuses <= {200, 503}
     log = "".join(server.log)
-    assert "it is started anew (3 of 3)" in log
-    assert "giving up: mobilenet_v3_large:random has run one forward for" in log
+    assert "restarting it (3 of 3)" in log
+    assert "shutting down: mobilenet_v3_large:random has run one forward for" in log
     assert "ended: mobilenet_v3_large:random" in log

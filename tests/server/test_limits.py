@@ -1,4 +1,4 @@
-"""Bodies that never end, lie about their length, or take their time: each is ended with its own problem."""
+"""Endless, too large and slow request bodies are refused, each with its own problem."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 ReadAnswer = Callable[..., Any]
 
 CHUNK = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
-# Ends the test, not the body: far beyond what any route takes.
-ENOUGH_CHUNKS = 256
+# MiB after which the test gives up: far beyond the limit of every route.
+MAX_CHUNKS = 256
 
 
 def send_chunks_until_answered(connection: Any, target: str) -> None:
     head = f"POST {target} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     connection.sendall(head.encode())
-    for _ in range(ENOUGH_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         answered, _, _ = select.select([connection], [], [], 0)
         if answered:
             return
@@ -28,16 +28,16 @@ def send_chunks_until_answered(connection: Any, target: str) -> None:
             connection.sendall(CHUNK)
         except ConnectionError:
             return
-    pytest.fail(f"{target} took {ENOUGH_CHUNKS} MiB without a word")
+    pytest.fail(f"{target} read {MAX_CHUNKS} MiB without a response")
 
 
-def send_much(connection: Any, piece: bytes) -> None:
-    for _ in range(ENOUGH_CHUNKS * len(CHUNK) // len(piece)):
+def send_repeatedly(connection: Any, piece: bytes) -> None:
+    for _ in range(MAX_CHUNKS * len(CHUNK) // len(piece)):
         connection.sendall(piece)
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
-def test_a_body_without_end_is_ended_with_413(server: Any, read_answer: ReadAnswer, path: str) -> None:
+def test_an_endless_body_is_refused_with_413(server: Any, read_answer: ReadAnswer, path: str) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         send_chunks_until_answered(connection, path)
         answer = read_answer(file)
@@ -46,24 +46,22 @@ def test_a_body_without_end_is_ended_with_413(server: Any, read_answer: ReadAnsw
     assert json.loads(answer.body)["status"] == 413
 
 
-def test_the_lens_does_not_swallow_a_body_without_end(server: Any, read_answer: ReadAnswer) -> None:
+def test_the_lens_does_not_read_an_endless_body(server: Any, read_answer: ReadAnswer) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         send_chunks_until_answered(connection, "/debug/grad-modes?batch_size=1&iterations=1")
-        # It needs no body: to answer without it is as good as to refuse it.
+        # The route needs no body, so it may also answer without reading it.
         assert read_answer(file).status in {200, 413}
 
 
-def test_fields_after_a_body_without_end_are_ended_although_nobody_reads_the_body(
-    server: Any, read_answer: ReadAnswer
-) -> None:
+def test_endless_trailers_are_refused_although_the_handler_reads_no_body(server: Any, read_answer: ReadAnswer) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
         assert read_answer(file).status == 200
         with pytest.raises(ConnectionError):
-            send_much(connection, b"a:\r\n" * 2000)
+            send_repeatedly(connection, b"a:\r\n" * 2000)
 
 
-def test_a_length_over_the_limit_is_refused_before_a_byte_of_the_body(server: Any, read_answer: ReadAnswer) -> None:
+def test_a_content_length_over_the_limit_is_refused_before_the_body(server: Any, read_answer: ReadAnswer) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n")
         answer = read_answer(file)
@@ -72,10 +70,10 @@ def test_a_length_over_the_limit_is_refused_before_a_byte_of_the_body(server: An
     assert json.loads(answer.body)["type"] == "urn:gradless:problem:body-too-large"
 
 
-def test_an_impatient_server_without_debug_endpoints(
+def test_a_server_with_a_short_read_timeout_and_without_debug_endpoints(
     start_server: Callable[..., Any], read_answer: ReadAnswer, clock_jpeg: bytes
 ) -> None:
-    # One process for both settings: a start takes seconds.
+    # One process for both settings, because a start takes seconds.
     server = start_server(
         GRADLESS_READ_TIMEOUT_S="0.5", GRADLESS_DEBUG_ENDPOINTS="false", GRADLESS_LOG_FORMAT="console"
     )

@@ -1,4 +1,4 @@
-"""A log that cannot be written costs its lines alone: requests are answered, and the service ends when told."""
+"""A log that cannot be written only loses lines: requests are answered, and SIGTERM ends the service."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import httpx2
 import pytest
 
 _PATIENCE_S = 60
-# More than a pipe holds lines.
-_MANY = 400
+# More requests than a pipe can hold log lines.
+_MANY_REQUESTS = 400
 _WORKERS = ["0", "2"]
 
 Serve = Callable[..., Any]
@@ -29,7 +29,7 @@ class _Service:
         self.address = f"http://127.0.0.1:{port}"
 
     def wait_until_ready(self) -> None:
-        """Its log does not say it."""
+        """Poll /readyz, because the log cannot be read."""
         deadline = monotonic() + _PATIENCE_S
         while not self._ready():
             assert monotonic() < deadline
@@ -62,7 +62,7 @@ def settings(
 
 @pytest.fixture
 def serve(settings: dict[str, str], warm_command: Any, gradless_path: Path) -> Iterator[Serve]:
-    """Start a service that logs to that file, and wait until it is ready."""
+    """Start a service that logs to a file, and wait until it is ready."""
     with ExitStack() as ending:
 
         def start(log: Any) -> _Service:
@@ -85,14 +85,14 @@ def _served(process: Any, settings: dict[str, str]) -> Iterator[_Service]:
 
 @pytest.fixture
 def dropped(metric_sum: Callable[..., float]) -> Dropped:
-    def of(address: str) -> dict[str, float]:
+    def by_reason(address: str) -> dict[str, float]:
         exposition = httpx2.get(f"{address}/metrics").text
         return {
             reason: metric_sum(exposition, "gradless_log_lines_dropped_total", reason=reason)
             for reason in ("full", "error")
         }
 
-    return of
+    return by_reason
 
 
 def _statuses(service: _Service, image: bytes, requests: int) -> set[int]:
@@ -100,7 +100,7 @@ def _statuses(service: _Service, image: bytes, requests: int) -> set[int]:
         return {client.post("/v1/classify", content=image).status_code for _ in range(requests)}
 
 
-def test_a_reader_that_leaves_costs_the_lines_that_nobody_reads(
+def test_lines_are_dropped_and_counted_after_the_reader_closes_the_pipe(
     serve: Serve, dropped: Dropped, clock_jpeg: bytes
 ) -> None:
     read, write = os.pipe()
@@ -109,24 +109,24 @@ def test_a_reader_that_leaves_costs_the_lines_that_nobody_reads(
     os.close(read)
 
     assert _statuses(service, clock_jpeg, 20) == {200}
-    # They are written, and counted, after the answers.
+    # Lines are written, and counted, after the responses.
     while dropped(service.address)["error"] < 10:
         pass
     assert service.status_after_sigterm() == 0
 
 
-def test_a_full_disk_costs_the_lines_that_do_not_fit(serve: Serve, dropped: Dropped, clock_jpeg: bytes) -> None:
+def test_lines_are_dropped_and_counted_on_a_full_disk(serve: Serve, dropped: Dropped, clock_jpeg: bytes) -> None:
     with Path("/dev/full").open("wb") as log:
         service = serve(log)
 
     assert _statuses(service, clock_jpeg, 20) == {200}
-    # They are written, and counted, after the answers.
+    # Lines are written, and counted, after the responses.
     while dropped(service.address)["error"] < 10:
         pass
     assert service.status_after_sigterm() == 0
 
 
-def test_a_service_that_is_started_with_closed_streams_serves_and_opens_nothing_in_their_place(
+def test_a_service_started_with_closed_streams_opens_dev_null_in_their_place(
     settings: dict[str, str], gradless_path: Path, clock_jpeg: bytes
 ) -> None:
     command = ["sh", "-c", 'exec "$0" serve <&- >&- 2>&-', str(gradless_path)]
@@ -137,16 +137,16 @@ def test_a_service_that_is_started_with_closed_streams_serves_and_opens_nothing_
         assert service.status_after_sigterm() == 0
 
 
-def test_a_reader_that_stalls_delays_no_answer_and_is_told_what_it_missed(
+def test_a_stalled_reader_delays_no_response_and_later_reads_how_many_lines_were_dropped(
     serve: Serve, dropped: Dropped, clock_jpeg: bytes
 ) -> None:
     read, write = os.pipe()
     with os.fdopen(write, "wb") as log:
         service = serve(log)
 
-    assert _statuses(service, clock_jpeg, _MANY) == {200}
+    assert _statuses(service, clock_jpeg, _MANY_REQUESTS) == {200}
     with httpx2.Client(base_url=service.address, timeout=_PATIENCE_S) as client:
-        # One connection, so one process: whose queue is to be full.
+        # One connection, so that the queue of one process becomes full.
         while not dropped(service.address)["full"]:
             for _ in range(500):
                 assert client.get("/not-there").status_code == 404
@@ -158,11 +158,11 @@ def test_a_reader_that_stalls_delays_no_answer_and_is_told_what_it_missed(
     assert service.status_after_sigterm() == 0
 
 
-def test_a_service_whose_log_is_a_full_pipe_ends_when_told(serve: Serve, clock_jpeg: bytes) -> None:
+def test_a_service_whose_log_is_a_full_pipe_ends_on_sigterm(serve: Serve, clock_jpeg: bytes) -> None:
     read, write = os.pipe()
     with os.fdopen(write, "wb") as log:
         service = serve(log)
-    assert _statuses(service, clock_jpeg, _MANY) == {200}
+    assert _statuses(service, clock_jpeg, _MANY_REQUESTS) == {200}
 
     began = monotonic()
     assert service.status_after_sigterm() == 0
@@ -173,7 +173,7 @@ def test_a_service_whose_log_is_a_full_pipe_ends_when_told(serve: Serve, clock_j
 @pytest.mark.parametrize(
     ("setting", "value", "status"), [("GRADLESS_PORT", "x", 2), ("GRADLESS_MODELS", "resnet51", 3)]
 )
-def test_why_it_does_not_start_cannot_be_written_and_the_status_says_it_all_the_same(
+def test_the_exit_status_of_a_failed_start_does_not_depend_on_the_log(
     warm_command: Any,
     gradless_path: Path,
     server_environment: Callable[..., dict[str, str]],

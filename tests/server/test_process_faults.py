@@ -73,7 +73,7 @@ def _asking(service: Any, path: str, image: bytes | None) -> Iterator[None]:
 _FAILING_WATCH = """
 import asyncio
 async def watch(self):
-    while not told.is_set():
+    while not triggered.is_set():
         await asyncio.sleep(0.1)
     raise RuntimeError("forced")
 processes._Engine._watch = watch
@@ -231,7 +231,7 @@ import models.backends.null as null
 def wait(*given):
     if "ready" in globals():
         print("waits", flush=True)
-        told.wait()
+        triggered.wait()
     return real(*given)
 real, null.NullBackend.run = null.NullBackend.run, wait
 signal.signal(signal.SIGUSR2, lambda *_: globals().update(ready=True))

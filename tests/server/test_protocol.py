@@ -1,4 +1,4 @@
-"""HTTP as it is really spoken, byte by byte: pipelining, Expect, odd methods, connections that live on."""
+"""HTTP/1.1 byte by byte against a real server: pipelining, Expect, upgrades, host checks, keep-alive after errors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_two_pipelined_requests_are_answered_in_order(server: Any, clock_jpeg: b
     assert [len(json.loads(answer.body)["results"][0]["predictions"]) for answer in answers] == [1, 2]
 
 
-def test_header_names_may_be_written_in_lower_case(server: Any, clock_jpeg: bytes, read_answer: ReadAnswer) -> None:
+def test_header_names_in_lower_case_are_accepted(server: Any, clock_jpeg: bytes, read_answer: ReadAnswer) -> None:
     head = f"POST /v1/classify HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(clock_jpeg)}\r\n\r\n"
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head.encode() + clock_jpeg)
@@ -36,7 +36,7 @@ def test_header_names_may_be_written_in_lower_case(server: Any, clock_jpeg: byte
 
 
 @pytest.mark.parametrize("method", ["HEAD", "PUT", "GET", "DELETE", "PATCH"])
-def test_a_method_that_is_not_taken_is_answered_with_the_one_that_is(server: Any, method: str) -> None:
+def test_an_unsupported_method_is_answered_with_405_and_the_allowed_method(server: Any, method: str) -> None:
     connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
     connection.request(method, "/v1/classify")
     response = connection.getresponse()
@@ -44,11 +44,11 @@ def test_a_method_that_is_not_taken_is_answered_with_the_one_that_is(server: Any
     connection.close()
     assert (response.status, response.headers["Allow"]) == (405, "POST")
     assert response.headers["Content-Type"] == "application/problem+json"
-    # An answer to HEAD has none.
+    # A response to HEAD has no body.
     assert method == "HEAD" or json.loads(body)["type"] == "urn:gradless:problem:method-not-allowed"
 
 
-def test_nobody_leaves_http_although_a_library_for_websockets_is_installed(
+def test_a_websocket_upgrade_is_ignored_although_a_websocket_library_is_installed(
     server: Any, read_answer: ReadAnswer
 ) -> None:
     assert find_spec("websockets")
@@ -67,16 +67,16 @@ def test_nobody_leaves_http_although_a_library_for_websockets_is_installed(
 H2C = ["Connection: keep-alive, Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"]
 
 
-def test_a_request_that_would_go_on_in_http_2_is_answered_with_its_body_and_so_is_the_next(
+def test_requests_that_ask_for_http_2_are_answered_over_http_1_1_and_so_are_later_ones(
     server: Any, clock_jpeg: bytes, read_answer: ReadAnswer
 ) -> None:
-    asking = request(clock_jpeg, *H2C)
+    upgrade = request(clock_jpeg, *H2C)
     chunked = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
     chunked += "\r\n".join([*H2C, "", ""]).encode() + b"%x\r\n%b\r\n0\r\n\r\n" % (len(clock_jpeg), clock_jpeg)
     with server.connect() as connection, connection.makefile("rb") as file:
-        connection.sendall(asking + asking + chunked)
+        connection.sendall(upgrade + upgrade + chunked)
         answers = [read_answer(file) for _ in range(3)]
-        head, _, body = asking.partition(b"\r\n\r\n")
+        head, _, body = upgrade.partition(b"\r\n\r\n")
         for piece in (head[:50], head[50:], b"\r\n\r\n", body[:5000], body[5000:]):
             connection.sendall(piece)
         answers.append(read_answer(file))
@@ -86,7 +86,7 @@ def test_a_request_that_would_go_on_in_http_2_is_answered_with_its_body_and_so_i
 
 
 @pytest.mark.parametrize("good", [1, 3])
-def test_what_is_no_http_behind_requests_takes_no_answer_from_them_and_ends_the_connection(
+def test_malformed_data_behind_requests_ends_the_connection_after_their_responses(
     server: Any, clock_jpeg: bytes, read_answer: ReadAnswer, good: int
 ) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
@@ -104,8 +104,8 @@ def test_what_is_no_http_behind_requests_takes_no_answer_from_them_and_ends_the_
         "GET http://[::1",
     ],
 )
-@pytest.mark.parametrize("before", [0, 1], ids=["first", "on a connection that lives on"])
-def test_a_target_that_is_none_is_malformed(server: Any, read_answer: ReadAnswer, line: str, before: int) -> None:
+@pytest.mark.parametrize("before", [0, 1], ids=["first request", "second request"])
+def test_an_invalid_target_is_a_malformed_request(server: Any, read_answer: ReadAnswer, line: str, before: int) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         for _ in range(before):
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -138,7 +138,7 @@ def test_a_target_that_is_none_is_malformed(server: Any, read_answer: ReadAnswer
         "GET ws://localhost/healthz HTTP/1.1\r\nHost: localhost",
     ],
 )
-def test_a_request_that_does_not_say_clearly_which_host_it_is_for_is_malformed(
+def test_a_request_with_an_ambiguous_or_invalid_host_is_malformed(
     server: Any, read_answer: ReadAnswer, head: str
 ) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
@@ -160,17 +160,13 @@ def test_a_request_that_does_not_say_clearly_which_host_it_is_for_is_malformed(
         "GET /healthz HTTP/1.0",
     ],
 )
-def test_a_request_may_state_its_host_in_its_target_as_well_or_by_address(
-    server: Any, read_answer: ReadAnswer, head: str
-) -> None:
+def test_absolute_targets_and_host_addresses_are_accepted(server: Any, read_answer: ReadAnswer, head: str) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(f"{head}\r\n\r\n".encode())
         assert read_answer(file).status == 200
 
 
-def test_a_thousand_requests_in_a_row_that_would_go_on_in_http_2_are_answered(
-    server: Any, read_answer: ReadAnswer
-) -> None:
+def test_a_thousand_pipelined_requests_that_ask_for_http_2_are_answered(server: Any, read_answer: ReadAnswer) -> None:
     head = "\r\n".join(["GET /healthz HTTP/1.1", "Host: localhost", *H2C, "", ""])
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head.encode() * 1000)
@@ -178,7 +174,7 @@ def test_a_thousand_requests_in_a_row_that_would_go_on_in_http_2_are_answered(
 
 
 @pytest.mark.parametrize("good", [1, 3])
-def test_a_broken_body_behind_requests_is_refused_after_their_answers(
+def test_a_malformed_body_behind_requests_is_refused_after_their_responses(
     server: Any, clock_jpeg: bytes, read_answer: ReadAnswer, good: int
 ) -> None:
     broken = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nno length\r\n"
@@ -194,9 +190,7 @@ def test_a_broken_body_behind_requests_is_refused_after_their_answers(
 @pytest.mark.parametrize(
     "head", ["GET /healthz?{} HTTP/1.1", "GET /healthz HTTP/1.1\r\nX: {}"], ids=["target", "field"]
 )
-def test_a_head_of_over_32_kib_is_refused_also_where_it_comes_in_one_piece(
-    server: Any, read_answer: ReadAnswer, head: str
-) -> None:
+def test_a_head_over_32_kib_in_a_single_write_is_refused(server: Any, read_answer: ReadAnswer, head: str) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(f"{head.format('a' * 33_000)}\r\nHost: localhost\r\n\r\n".encode())
         answer = read_answer(file)
@@ -204,7 +198,7 @@ def test_a_head_of_over_32_kib_is_refused_also_where_it_comes_in_one_piece(
     assert json.loads(answer.body)["type"] == "urn:gradless:problem:headers-too-large"
 
 
-def test_a_client_that_expects_100_continue_is_told_to_go_on(
+def test_a_client_that_expects_100_continue_receives_it(
     server: Any, clock_jpeg: bytes, read_answer: ReadAnswer
 ) -> None:
     head, _, _ = request(clock_jpeg, "Expect: 100-continue").partition(b"\r\n\r\n")
@@ -215,7 +209,9 @@ def test_a_client_that_expects_100_continue_is_told_to_go_on(
         assert read_answer(file).status == 200
 
 
-def test_a_client_that_expects_100_continue_for_too_much_need_not_send_it(server: Any, read_answer: ReadAnswer) -> None:
+def test_a_too_large_body_with_expect_100_continue_is_refused_before_it_is_sent(
+    server: Any, read_answer: ReadAnswer
+) -> None:
     head = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2**40}\r\nExpect: 100-continue\r\n\r\n"
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head.encode())
@@ -233,7 +229,7 @@ def test_a_client_that_expects_100_continue_for_too_much_need_not_send_it(server
         ("/nowhere", {}, b"no image", 404),
     ],
 )
-def test_a_connection_lives_on_after_an_error_whose_body_was_sent_whole(
+def test_a_connection_stays_open_after_an_error_if_the_body_was_sent_completely(
     server: Any, clock_jpeg: bytes, target: str, headers: dict[str, str], body: bytes, status: int
 ) -> None:
     connection = http.client.HTTPConnection(server.host, server.port, timeout=30)

@@ -1,4 +1,4 @@
-"""A refusal reaches clients that write their whole body before they read: its connection is not reset under them."""
+"""A client that writes its whole body before it reads still receives the refusal: the connection is not reset."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 KEY = "a-key-of-sixteen-letters-or-more"
 MANY_TRIES = 15
-# More than the kernel keeps of a connection on both sides: a client is still writing when it is refused.
+# More than the kernel buffers on both sides, so that the client is still writing when it is refused.
 BODY = bytes(8 * 2**20)
 
 REFUSALS = [
@@ -35,7 +35,7 @@ REFUSALS = [
 
 @pytest.fixture(scope="module")
 def strict_server(warm_command: Any, serving: Callable[..., Any]) -> Any:
-    """Every kind of refusal can be had from it."""
+    """A server whose settings allow every kind of refusal."""
     with ExitStack() as running:
         yield running.enter_context(
             serving(
@@ -52,13 +52,13 @@ def refused_by_http_client(server: Any, method: str, target: str, headers: Mappi
     connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
     connection.request(method, target, BODY, dict(headers))
     response = connection.getresponse()
-    found = response.status, json.loads(response.read())
+    refusal = response.status, json.loads(response.read())
     connection.close()
-    return found
+    return refusal
 
 
 def refused_by_urllib(server: Any, method: str, target: str, headers: Mapping[str, str]) -> tuple[int, Any]:
-    request = urllib.request.Request(server.address + target, BODY, dict(headers), method=method)  # noqa: S310 - ours
+    request = urllib.request.Request(server.address + target, BODY, dict(headers), method=method)  # noqa: S310 - our own server
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=30)  # noqa: S310 - as above
     with refused.value as response:
@@ -67,7 +67,7 @@ def refused_by_urllib(server: Any, method: str, target: str, headers: Mapping[st
 
 @pytest.mark.parametrize("refused_by", [refused_by_http_client, refused_by_urllib])
 @pytest.mark.parametrize(("method", "target", "headers", "status"), REFUSALS)
-def test_a_client_that_is_still_writing_reads_why_it_was_refused(
+def test_a_client_that_is_still_writing_receives_the_refusal(
     strict_server: Any,
     refused_by: Callable[..., tuple[int, Any]],
     method: str,
@@ -80,12 +80,12 @@ def test_a_client_that_is_still_writing_reads_why_it_was_refused(
         assert (answered, problem["status"]) == (status, status)
 
 
-def test_behind_workers_a_client_that_is_still_writing_reads_why_it_was_refused(worker_server: Any) -> None:
+def test_with_http_workers_a_client_that_is_still_writing_receives_the_refusal(worker_server: Any) -> None:
     for _ in range(MANY_TRIES):
         assert refused_by_http_client(worker_server, "POST", "/v1/classify?model=none", {})[0] == 404
 
 
-def test_a_client_that_goes_on_slowly_after_its_refusal_is_cut_off(
+def test_a_client_that_keeps_sending_after_its_refusal_is_disconnected(
     start_server: Callable[..., Any], read_answer: Callable[..., Any]
 ) -> None:
     server = start_server(GRADLESS_MODELS="null", GRADLESS_READ_TIMEOUT_S="1")
@@ -94,7 +94,7 @@ def test_a_client_that_goes_on_slowly_after_its_refusal_is_cut_off(
         assert read_answer(file).status == 404
         assert file.read() == b""
         began_at = monotonic()
-        with pytest.raises(ConnectionError):  # noqa: PT012 - whichever write it is that fails
+        with pytest.raises(ConnectionError):  # noqa: PT012 - any of the writes may fail
             while monotonic() < began_at + 30:
                 connection.sendall(b"x")
         assert monotonic() - began_at < 10

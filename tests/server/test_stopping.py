@@ -1,4 +1,4 @@
-"""The end of a process: what was accepted is answered, what comes later is told so, and having drained is success."""
+"""Draining: accepted requests are answered, later ones are refused, and the exit status is 0."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ MULTIPART = list[tuple[str, tuple[str, bytes, str]]]
 
 @pytest.fixture
 def many_images(clock_jpeg: bytes) -> MULTIPART:
-    """As many pictures as one request may have: seconds of work."""
+    """The maximum number of images in one request: seconds of work."""
     return [("images", (f"{index}.jpg", clock_jpeg, "image/jpeg")) for index in range(64)]
 
 
 def wait_until_admitted(server: Any, images: int, metric_sum: Callable[..., float]) -> None:
-    """Until the building holds them all; the test's own timeout is the deadline."""
+    """Wait until this number of images is in flight; the test's own timeout is the deadline."""
     while metric_sum(httpx2.get(f"{server.address}/metrics").text, "gradless_in_flight_images") < images:
         pass
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_stopping_server_answers_what_it_accepted_and_exits_with_success(
+def test_a_draining_server_answers_accepted_requests_and_exits_with_status_0(
     start_server: Callable[..., Any],
     metric_sum: Callable[..., float],
     many_images: MULTIPART,
@@ -40,18 +40,18 @@ def test_a_stopping_server_answers_what_it_accepted_and_exits_with_success(
     late = http.client.HTTPConnection(server.host, server.port, timeout=30)
     late.request("GET", "/healthz")
     late.getresponse().read()
-    with ThreadPoolExecutor(2) as callers:
+    with ThreadPoolExecutor(2) as clients:
         accepted = [
-            callers.submit(httpx2.post, f"{server.address}/v1/classify", files=many_images, timeout=60)
+            clients.submit(httpx2.post, f"{server.address}/v1/classify", files=many_images, timeout=60)
             for _ in range(2)
         ]
         wait_until_admitted(server, 2 * 64, metric_sum)
 
         server.process.send_signal(ending)
         server.wait_for_line("answering what was accepted")
-        # On a connection that was open before, or on a fresh one: a clear no, or none there to say it.
-        assert answer_of(late, clock_png) in {503, None}
-        assert answer_of(http.client.HTTPConnection(server.host, server.port, timeout=30), clock_png) in {503, None}
+        # On an open connection and on a new one: 503, or the connection is refused.
+        assert status_of(late, clock_png) in {503, None}
+        assert status_of(http.client.HTTPConnection(server.host, server.port, timeout=30), clock_png) in {503, None}
 
         answers = [request.result() for request in accepted]
     assert [answer.status_code for answer in answers] == [200, 200]
@@ -59,8 +59,8 @@ def test_a_stopping_server_answers_what_it_accepted_and_exits_with_success(
     assert server.exit_status() == 0
 
 
-def answer_of(connection: http.client.HTTPConnection, image: bytes) -> int | None:
-    """The status, or None for a connection that is refused or closed."""
+def status_of(connection: http.client.HTTPConnection, image: bytes) -> int | None:
+    """Return the status, or None if the connection is refused or closed."""
     try:
         connection.request("POST", "/v1/classify", image)
         response = connection.getresponse()
@@ -74,7 +74,7 @@ def answer_of(connection: http.client.HTTPConnection, image: bytes) -> int | Non
     return response.status
 
 
-def test_a_slow_reader_gets_its_whole_answer_from_a_stopping_server(
+def test_a_slow_reader_receives_its_complete_response_from_a_draining_server(
     start_server: Callable[..., Any],
     metric_sum: Callable[..., float],
     many_images: MULTIPART,
@@ -88,7 +88,7 @@ def test_a_slow_reader_gets_its_whole_answer_from_a_stopping_server(
         connection.sendall(f"POST /v1/classify?top_k=1000 HTTP/1.1\r\n{head}\r\n".encode() + body)
         wait_until_admitted(server, 64, metric_sum)
         server.process.terminate()
-        # Not one byte is taken before the server waits for its callers alone.
+        # Read nothing until the server waits only for its clients.
         server.wait_for_line("Waiting for connections to close")
         answer = read_answer(file)
     assert answer.status == 200
@@ -97,10 +97,10 @@ def test_a_slow_reader_gets_its_whole_answer_from_a_stopping_server(
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_service_whose_terminal_closes_drains_and_exits_with_success(
+def test_sighup_to_the_process_group_drains_the_service_with_status_0(
     start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, workers: str
 ) -> None:
-    # As a terminal does: to every process of the group, also to those that the service has started.
+    # A closing terminal signals every process of the group, also those that the service has started.
     command = ["setsid", gradless_path, "serve"]
     server = start_command(command, GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS=workers)
     httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=30).raise_for_status()
@@ -111,7 +111,7 @@ def test_a_service_whose_terminal_closes_drains_and_exits_with_success(
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_service_under_nohup_outlives_its_terminal(
+def test_a_service_under_nohup_ignores_sighup(
     start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, workers: str
 ) -> None:
     command = ["setsid", "nohup", gradless_path, "serve"]

@@ -1,5 +1,4 @@
-"""Clients that make a connection for each request, while the service stops or has no file descriptors left: a
-connection that was made is answered on, and none is reset."""
+"""No connection is reset while the service stops or has no file descriptors left: each gets its response."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ from typing import Any
 import pytest
 
 _CLIENTS = 24
-_GONE = "refused"
+_REFUSED = "refused"
 
 
 class _Clients:
-    """Clients that connect, ask, read the answer to its end, and begin again, until they are refused."""
+    """Clients that send one request per connection, and read its response, until a connection is refused."""
 
     def __init__(self, host: str, port: int, image: bytes, clients: int = _CLIENTS) -> None:
         self._address = host, port
@@ -26,8 +25,8 @@ class _Clients:
             f"POST /v1/classify HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {len(image)}\r\n\r\n"
         )
         self._request = head.encode() + image
-        self.ends: Counter[str] = Counter()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
+        self.outcomes: Counter[str] = Counter()
+        self._threads = [threading.Thread(target=self._run) for _ in range(clients)]
         for thread in self._threads:
             thread.start()
 
@@ -35,17 +34,17 @@ class _Clients:
         for thread in self._threads:
             thread.join()
 
-    def _ask(self) -> None:
-        end = ""
-        while end != _GONE:
-            end = self._once()
-            self.ends[end] += 1
+    def _run(self) -> None:
+        outcome = ""
+        while outcome != _REFUSED:
+            outcome = self._request_once()
+            self.outcomes[outcome] += 1
 
-    def _once(self) -> str:
+    def _request_once(self) -> str:
         try:
             connection = socket.create_connection(self._address, timeout=30)
         except ConnectionRefusedError:
-            return _GONE
+            return _REFUSED
         with connection:
             try:
                 connection.sendall(self._request)
@@ -54,37 +53,37 @@ class _Clients:
                     answer += piece
             except OSError as error:
                 return type(error).__name__
-        return answer[9:12].decode() or "closed without an answer"
+        return answer[9:12].decode() or "closed without a response"
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_a_stopping_service_answers_on_every_connection_that_was_made(
+def test_a_stopping_service_responds_on_every_connection_that_was_made(
     start_server: Callable[..., Any], clock_jpeg: bytes, workers: str
 ) -> None:
-    ends: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     for _ in range(3):
         server = start_server(GRADLESS_HTTP_WORKERS=workers, GRADLESS_MODELS="null")
         clients = _Clients(server.host, server.port, clock_jpeg)
         deadline = monotonic() + 30
-        while clients.ends["200"] < 200:
+        while clients.outcomes["200"] < 200:
             assert monotonic() < deadline
             sleep(0.01)
         server.process.terminate()
         assert server.exit_status() == 0
         clients.join()
-        ends += clients.ends
+        outcomes += clients.outcomes
 
-    assert set(ends) <= {"200", "503", _GONE}, ends
+    assert set(outcomes) <= {"200", "503", _REFUSED}, outcomes
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_without_file_descriptors_connections_wait_and_one_line_is_logged(
+def test_connections_wait_for_file_descriptors_and_one_line_is_logged(
     start_patched: Callable[..., Any], clock_jpeg: bytes, workers: str
 ) -> None:
     server = start_patched(workers, "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (80, 80))")
     connections = [server.connect() for _ in range(200)]
     server.wait_for_line("ulimit -n")
-    # Several times as long as until it is tried again.
+    # Several times the delay between attempts.
     sleep(3)
     request = f"POST /v1/classify HTTP/1.1\r\nHost: {server.host}\r\nConnection: close\r\n"
     request += f"Content-Length: {len(clock_jpeg)}\r\n\r\n"
@@ -94,7 +93,7 @@ def test_without_file_descriptors_connections_wait_and_one_line_is_logged(
     for connection in connections:
         connection.close()
 
-    # Those that were open are answered, and closed; then it is the turn of those that waited.
+    # Open connections are answered and closed; then the waiting ones are accepted.
     assert set(statuses) <= {"200", "503", "429"}, statuses
     server.process.terminate()
     assert server.exit_status() == 0

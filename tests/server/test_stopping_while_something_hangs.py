@@ -1,4 +1,4 @@
-"""SIGTERM to a process in which something hangs: it ends in about the time that it has to drain, and says so."""
+"""SIGTERM ends a process with a hanging load or forward within about its drain timeout."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ import httpx2
 import pytest
 
 _DRAIN_S = 8
-# What the process takes beyond it, on a busy machine.
-_BEYOND_S = 6
+# Allowance on a busy machine.
+_MARGIN_S = 6
 
-# To lock a mutex twice hangs outside of Python, where no Python signal handler runs, and no signal interrupts it.
+# Locking a mutex twice hangs in native code, where no Python signal handler runs.
 _HANG = """
 import ctypes
-def hang_outside_of_python():
+def hang_in_native_code():
     print("hangs", flush=True)
     mutex = ctypes.create_string_buffer(64)
     for _ in range(2):
@@ -35,21 +35,21 @@ _HANGING_LOAD = (
 import models.serving.model_instance
 def hang(*_):
     if {when}:
-        hang_outside_of_python()
+        hang_in_native_code()
     return real(*_)
 real, models.serving.model_instance.load = models.serving.model_instance.load, hang
 """
 )
 
-# One forward.
+# Hangs in one forward after SIGUSR1.
 _HANGING_FORWARD = (
     _HANG
     + """
 import models.backends.null
 def hang(*given):
-    if told.is_set():
-        told.clear()
-        hang_outside_of_python()
+    if triggered.is_set():
+        triggered.clear()
+        hang_in_native_code()
     return real(*given)
 real, models.backends.null.NullBackend.run = models.backends.null.NullBackend.run, hang
 """
@@ -58,9 +58,9 @@ real, models.backends.null.NullBackend.run = models.backends.null.NullBackend.ru
 
 def _end_in_time(server: Any) -> int:
     server.process.terminate()
-    told_at = monotonic()
+    stopped_at = monotonic()
     status: int = server.exit_status()
-    assert monotonic() - told_at < _DRAIN_S + _BEYOND_S
+    assert monotonic() - stopped_at < _DRAIN_S + _MARGIN_S
     return status
 
 
@@ -76,19 +76,17 @@ def test_sigterm_ends_a_process_whose_first_load_hangs(
             assert process.stdout is not None
             assert any(line == b"hangs\n" for line in process.stdout)
             process.terminate()
-            assert process.wait(_BEYOND_S) == 0
+            assert process.wait(_MARGIN_S) == 0
         finally:
             process.kill()
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_sigterm_ends_a_process_in_which_a_load_by_the_api_hangs(
-    start_patched: Callable[..., Any], workers: str
-) -> None:
-    patch = _HANGING_LOAD.format(when="told.is_set()")
+def test_sigterm_ends_a_process_with_a_hanging_load_request(start_patched: Callable[..., Any], workers: str) -> None:
+    patch = _HANGING_LOAD.format(when="triggered.is_set()")
     server = start_patched(workers, patch, GRADLESS_DRAIN_TIMEOUT_S=str(_DRAIN_S))
     server.process.send_signal(signal.SIGUSR1)
-    loading = _asked(f"{server.address}/v1/models/null")
+    loading = _post_in_thread(f"{server.address}/v1/models/null")
     server.wait_for_line("hangs")
 
     assert _end_in_time(server) == 1
@@ -98,20 +96,20 @@ def test_sigterm_ends_a_process_in_which_a_load_by_the_api_hangs(
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
-def test_sigterm_ends_a_process_whose_threads_an_abandoned_forward_keeps(
+def test_sigterm_ends_a_process_with_a_thread_in_an_abandoned_forward(
     start_patched: Callable[..., Any], clock_jpeg: bytes, workers: str
 ) -> None:
     server = start_patched(
         workers, _HANGING_FORWARD, GRADLESS_DRAIN_TIMEOUT_S=str(_DRAIN_S), GRADLESS_FORWARD_TIMEOUT_S="4"
     )
     server.process.send_signal(signal.SIGUSR1)
-    asking = _asked(f"{server.address}/v1/classify", clock_jpeg)
+    classifying = _post_in_thread(f"{server.address}/v1/classify", clock_jpeg)
     server.wait_for_line("hangs")
-    # The lens waits for its turn behind the forward.
-    comparing = _asked(f"{server.address}/debug/grad-modes?batch_size=1")
-    server.wait_for_line("it is started anew")
-    for each in (asking, comparing):
-        each.join()
+    # The lens waits behind the forward.
+    comparing = _post_in_thread(f"{server.address}/debug/grad-modes?batch_size=1")
+    server.wait_for_line("restarting it")
+    for request in (classifying, comparing):
+        request.join()
     # While the model restarts, requests are answered with 503.
     while httpx2.post(f"{server.address}/v1/classify", content=clock_jpeg).status_code != 200:
         pass
@@ -119,13 +117,13 @@ def test_sigterm_ends_a_process_whose_threads_an_abandoned_forward_keeps(
     assert _end_in_time(server) == 0
 
 
-def _asked(address: str, content: bytes = b"") -> threading.Thread:
-    """Ask, and leave it to a thread to hear what comes of it, if anything."""
+def _post_in_thread(address: str, content: bytes = b"") -> threading.Thread:
+    """Send a request from a thread, and ignore its response."""
 
-    def ask() -> None:
+    def post() -> None:
         with contextlib.suppress(httpx2.TransportError):
             httpx2.post(address, content=content, timeout=60)
 
-    thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=post)
     thread.start()
     return thread

@@ -103,7 +103,7 @@ def unshared(
 
 def test_a_user_without_a_home_folder_is_told_so(unshared: Run) -> None:
     line = complaint(unshared(*_AS_ANOTHER_USER, HOME=None))
-    assert "cannot start: ~/.cache/gradless names no folder" in line
+    assert "cannot start: ~/.cache/gradless cannot be expanded" in line
     assert "set HOME" in line
 
 

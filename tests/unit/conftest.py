@@ -31,8 +31,8 @@ from gradless.records import (
     SweptArm,
     TrainFacts,
 )
-from models.interface.cancellation import Wanted
 from models.interface.errors import OverloadedError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard, Prediction, ScoredClass
 from models.interface.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds, Task, Telemetry
 from models.scheduling.batcher import Batcher
@@ -266,9 +266,9 @@ class FakeRuntime:
 
 @pytest.fixture(scope="session")
 def new_runtime(prediction: Callable[..., Prediction], answer: Callable[..., Answer]) -> Callable[..., FakeRuntime]:
-    async def predict(model: str | None, images: Sequence[bytes], *, task: str, top_k: int, wanted: Wanted) -> Answer:
-        del model, task, wanted
-        return answer(*[prediction(top_k) for _ in images])
+    async def predict(model: str | None, request: InferenceRequest) -> Answer:
+        del model
+        return answer(*[prediction(request.top_k) for _ in request.images])
 
     async def compare(model: str | None, options: ComparisonOptions, *_: object) -> Comparison:
         return comparison_of(model or "", options)
@@ -302,14 +302,14 @@ def application(new_runtime: Callable[..., FakeRuntime]) -> Callable[..., FastAP
 @pytest.fixture
 def serve(application: Callable[..., FastAPI]) -> Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]:
     """Start an application, with the arguments of `application`, and give an HTTP client of it, whose address is
-    `caller`."""
+    `client_address`."""
 
     @asynccontextmanager
     async def start(
-        runtime: Mapping[str, Any] | None = None, /, caller: str = "127.0.0.1", **settings: Any
+        runtime: Mapping[str, Any] | None = None, /, client_address: str = "127.0.0.1", **settings: Any
     ) -> AsyncIterator[httpx2.AsyncClient]:
         app = application(runtime, **settings)
-        transport = httpx2.ASGITransport(app, raise_app_exceptions=False, client=(caller, 123))
+        transport = httpx2.ASGITransport(app, raise_app_exceptions=False, client=(client_address, 123))
         async with (
             app.router.lifespan_context(app),
             httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,

@@ -35,7 +35,7 @@ class Fake:
     full = False
     cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, (2,), None, *PLACE, "0" * 16, False, 0.1, 1)}
 
-    async def predict(self, model, images, *, task, top_k, wanted):
+    async def predict(self, model, request):
         return Answer(model or "fake", "0" * 16, 2, (2,), [])
 
     def queues(self):

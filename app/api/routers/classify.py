@@ -1,4 +1,4 @@
-"""POST /v1/classify: images in, their likeliest classes out."""
+"""POST /v1/classify: return the most probable classes of images."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from app.api.dependencies import ClassifiableUpload
-from app.api.error_responses import fault_of_one
+from app.api.error_responses import image_problem
+from app.api.image_endpoints import CLASSIFY, IMAGE_BODY
 from app.api.image_route import ImageRoute
-from app.api.inference import PREDICTION_ERRORS, answered
-from app.api.openapi import IMAGE_BODY, answers
+from app.api.inference import infer
+from app.api.openapi import responses
 from app.api.schemas import Classification, Classifications, Faulty, Prediction
-from models.interface.errors import ImageError, NoClassesError
+from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Prediction as Predicted
 
 router = APIRouter(tags=["inference"], route_class=ImageRoute)
 
-PATH = "/v1/classify"
 
-
-@router.post(PATH, responses=answers(*PREDICTION_ERRORS, NoClassesError), openapi_extra=IMAGE_BODY)
+@router.post(CLASSIFY.path, responses=responses(*CLASSIFY.errors), openapi_extra=IMAGE_BODY)
 async def classify(
     upload: ClassifiableUpload,
-    top_k: Annotated[int, Query(ge=1, le=1000, description="classes an image, at most")] = 5,
+    top_k: Annotated[int, Query(ge=1, le=1000, description="maximum classes per image")] = 5,
 ) -> Classifications:
-    """Name what is in one image or several. A bad image among several has its problem in its place."""
-    answer = await answered(upload, task="classify", top_k=top_k)
+    """Classify one image or several. Among several images, an invalid one gets a problem as its result."""
+    answer = await infer(upload, InferenceRequest(CLASSIFY.task, top_k=top_k))
     return Classifications(
         model=answer.model,
         fingerprint=answer.fingerprint,
         results=[
-            Faulty(error=fault_of_one(upload.metrics, result))
+            Faulty(error=image_problem(upload.metrics, result))
             if isinstance(result, ImageError)
             else _classification(result)
             for result in answer.results

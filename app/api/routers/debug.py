@@ -1,4 +1,4 @@
-"""POST /debug/grad-modes: what this model's forward would cost with gradients, beside what it costs as served."""
+"""POST /debug/grad-modes: compare the cost of a model's forward in each autograd mode and as served."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import TheRuntime, debug_allowed
-from app.api.lens_events import EVENT_STREAM, streamed
-from app.api.lens_request import asked, body_document
+from app.api.dependencies import TheRuntime, accepts, debug_allowed
+from app.api.lens_events import EVENT_STREAM, stream_comparison
+from app.api.lens_request import read_lens_request, request_body
 from app.api.lens_schemas import GradModes, GradModesQuery
-from app.api.openapi import answers
+from app.api.openapi import responses
 from app.api.uploads import UPLOAD_ERRORS
-from app.http.accept import accepts
-from app.http.disconnect import unless_gone
+from app.http.disconnect import run_until_disconnect
 from app.http.problems import DebugDisabledError, ForbiddenError, UnauthorizedError
 from models.interface.errors import (
     ComparisonRunningError,
@@ -48,19 +47,19 @@ router = APIRouter(prefix="/debug", tags=["debug"], dependencies=[Depends(debug_
 @router.post(
     "/grad-modes",
     response_model=GradModes,
-    responses={200: {"content": {EVENT_STREAM: _EVENTS}}, **answers(*_ERRORS)},
-    openapi_extra=body_document(),
+    responses={200: {"content": {EVENT_STREAM: _EVENTS}}, **responses(*_ERRORS)},
+    openapi_extra=request_body(),
 )
 async def grad_modes(
     request: Request, runtime: TheRuntime, query: Annotated[GradModesQuery, Query()]
 ) -> GradModes | Response:
-    """Run one batch through each arm: the autograd modes, frozen parameters, train mode, and what is served.
+    """Run one batch through each arm: the autograd modes, frozen parameters, train mode, and the served backend.
 
-    Parameters may come as a JSON body; any other body is an image to compare on. With `Accept: text/event-stream`
-    progress is told as it goes. Ends when its caller leaves.
+    Parameters may be sent as a JSON body; any other body is the image to compare on. With `Accept: text/event-stream`
+    the response reports progress. The comparison ends if the client disconnects.
     """
-    question = await asked(request, runtime, query)
-    compare = partial(runtime.compare, question.model, question.options, question.image)
-    if accepts(request.headers.get("accept", ""), EVENT_STREAM):
-        return await streamed(request, compare)
-    return GradModes.model_validate(await unless_gone(request, compare(lambda _: None)))
+    lens_request = await read_lens_request(request, runtime, query)
+    compare = partial(runtime.compare, lens_request.model, lens_request.options, lens_request.image)
+    if accepts(request, EVENT_STREAM):
+        return await stream_comparison(request, compare)
+    return GradModes.model_validate(await run_until_disconnect(request, compare(lambda _: None)))

@@ -1,4 +1,4 @@
-"""GET /docs: the OpenAPI document as Swagger UI shows it, which loads and asks nothing from elsewhere."""
+"""GET /docs: the OpenAPI document in Swagger UI, without requests to other hosts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import fastapi_offline
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.static_files import File, answer, file, named
+from app.api.static_files import File, file_response, find_file, load_file
 
 router = APIRouter(include_in_schema=False)
 
@@ -20,7 +20,7 @@ _POLICY = (
     "default-src 'none'; "
     "script-src 'self'; "
     "style-src 'self'; "
-    # Swagger UI's icons are data: addresses in its style sheet.
+    # The style sheet of Swagger UI has icons as data: URLs.
     "img-src 'self' data:; "
     "connect-src 'self'; "
     "base-uri 'none'; "
@@ -31,16 +31,16 @@ _POLICY = (
 
 @router.get("/docs")
 def documentation(request: Request) -> Response:
-    return answer(request, _files()["index.html"], _POLICY)
+    return file_response(request, _files()["index.html"], _POLICY)
 
 
 @router.get("/docs/{name}")
 def documentation_file(request: Request, name: str) -> Response:
-    return answer(request, named(name, _files()), _POLICY)
+    return file_response(request, find_file(name, _files()), _POLICY)
 
 
 @cache
 def _files() -> dict[str, File]:
     paths = [_FOLDER / "index.html", _FOLDER / "start.js"]
     paths += [_SWAGGER_UI / "swagger-ui.css", _SWAGGER_UI / "swagger-ui-bundle.js"]
-    return {path.name: file(path.name, path.read_bytes()) for path in paths}
+    return {path.name: load_file(path.name, path.read_bytes()) for path in paths}

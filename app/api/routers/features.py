@@ -1,4 +1,4 @@
-"""POST /v1/features: images in, their feature vectors out, as JSON, base64 or a NumPy file."""
+"""POST /v1/features: return the feature vectors of images, as JSON, base64 or a NumPy file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from fastapi import APIRouter, Query
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from app.api.dependencies import ImageUpload, Upload
-from app.api.error_responses import answer_to, fault_of_one
+from app.api.dependencies import ImageUpload, Upload, accepts
+from app.api.error_responses import error_response, image_problem
+from app.api.image_endpoints import FEATURES, IMAGE_BODY
 from app.api.image_route import ImageRoute
-from app.api.inference import PREDICTION_ERRORS, answered
-from app.api.openapi import IMAGE_BODY, answers
+from app.api.inference import infer
+from app.api.openapi import responses
 from app.api.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
-from app.http.accept import accepts
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer
 
 router = APIRouter(tags=["inference"], route_class=ImageRoute)
 
-PATH = "/v1/features"
 NPY = "application/x-npy"
 
 Encoding = Literal["list", "base64"]
@@ -32,26 +32,26 @@ _NPY_CONTENT = {"schema": {"type": "string", "format": "binary", "description": 
 
 
 @router.post(
-    PATH,
+    FEATURES.path,
     response_model=FeatureVectors,
-    responses={200: {"content": {NPY: _NPY_CONTENT}}, **answers(*PREDICTION_ERRORS)},
+    responses={200: {"content": {NPY: _NPY_CONTENT}}, **responses(*FEATURES.errors)},
     openapi_extra=IMAGE_BODY,
 )
 async def features(
     upload: ImageUpload,
     normalize: Annotated[bool, Query(description="scale each vector to length 1")] = False,
     encoding: Annotated[
-        Encoding, Query(description="numbers, or base64 of little-endian float32; for JSON answers")
+        Encoding, Query(description="format of vectors in JSON: numbers, or base64 of little-endian float32")
     ] = "list",
 ) -> FeatureVectors | Response:
-    """Give the vector that the network's head sees, or what an inner layer gives where that is what the model serves,
-    for one image or several. A map is one row of numbers, and `shape` says how to read it.
+    """Return the feature vectors of one image or several: the input of the network's head, or the output of the inner
+    layer that the model serves. A feature map is flattened to one row; `shape` is its shape.
 
-    With `Accept: application/x-npy` the answer is a NumPy file of float32, (N, D): it has no place for a problem,
-    so a bad image among several fails the request.
+    With `Accept: application/x-npy` the response is a NumPy file of float32, (N, D). It cannot contain a problem, so
+    one invalid image fails the request.
     """
-    answer = await answered(upload, task="features", top_k=0)
-    if accepts(upload.request.headers.get("accept", ""), NPY):
+    answer = await infer(upload, InferenceRequest(FEATURES.task))
+    if accepts(upload.request, NPY):
         return _npy(upload, answer, normalize=normalize)
     return FeatureVectors(
         model=answer.model,
@@ -59,7 +59,7 @@ async def features(
         dimensions=answer.dimensions,
         shape=list(answer.shape),
         results=[
-            Faulty(error=fault_of_one(upload.metrics, result))
+            Faulty(error=image_problem(upload.metrics, result))
             if isinstance(result, ImageError)
             else _encoded(_scaled(result.features, normalize=normalize), encoding)
             for result in answer.results
@@ -71,8 +71,8 @@ def _npy(upload: Upload, answer: Answer, *, normalize: bool) -> Response:
     vectors = []
     for result in answer.results:
         if isinstance(result, ImageError):
-            # Not raised: its traceback would have frames that have the answer, which has it.
-            return answer_to(upload.request, upload.metrics, result)
+            # Not raised: the traceback would hold this frame, and so the answer that holds the error.
+            return error_response(upload.request, upload.metrics, result)
         vectors.append(_scaled(result.features, normalize=normalize))
     file = BytesIO()
     np.save(file, np.stack(vectors), allow_pickle=False)
@@ -88,9 +88,9 @@ def _npy(upload: Upload, answer: Answer, *, normalize: bool) -> Response:
 def _scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
     if not normalize:
         return vector
-    # In float64: squares of float32 numbers over- and underflow.
+    # In float64, because squares of float32 values can overflow and underflow.
     length = np.linalg.norm(vector.astype(np.float64))
-    # A vector of zeros has no direction to keep.
+    # A zero vector cannot be scaled.
     return (vector / length).astype(np.float32) if length else vector
 
 

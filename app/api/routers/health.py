@@ -1,4 +1,4 @@
-"""Is it alive, does it answer, and what does it measure: for orchestrators and Prometheus."""
+"""GET /healthz, /readyz and /metrics, for orchestrators and Prometheus."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
 from app.api.dependencies import metrics_allowed, parts_of
-from app.api.openapi import answers
+from app.api.openapi import responses
 from app.api.schemas import Health
 from app.http.problems import ForbiddenError, NotReadyError, UnauthorizedError
 
@@ -20,19 +20,19 @@ _EXPOSITION: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
     },
-    **answers(UnauthorizedError, ForbiddenError),
+    **responses(UnauthorizedError, ForbiddenError),
 }
 
 
-@router.get("/healthz", responses=answers())
+@router.get("/healthz", responses=responses())
 async def healthz() -> Health:
-    """The process lives."""
+    """The process is alive."""
     return Health(status="alive")
 
 
-@router.get("/readyz", responses=answers(NotReadyError))
+@router.get("/readyz", responses=responses(NotReadyError))
 async def readyz(request: Request) -> Health:
-    """Models are warmed up, their threads are alive, and the service is not draining."""
+    """All models are warmed up, their threads are alive, and the service is not draining."""
     runtime = parts_of(request).runtime
     if runtime is None or not runtime.ready:
         raise NotReadyError
@@ -41,7 +41,7 @@ async def readyz(request: Request) -> Health:
 
 @router.get("/metrics", response_class=Response, responses=_EXPOSITION, dependencies=[Depends(metrics_allowed)])
 async def metrics(request: Request) -> Response:
-    """All metrics, in the Prometheus text format or OpenMetrics, as the scraper asks. All scrapers of a second get the
-    same."""
+    """All metrics, in the Prometheus text format or OpenMetrics, as the Accept header requests. Scrapes within
+    GRADLESS_METRICS_MAX_AGE_S get the same exposition."""
     body, content_type = await parts_of(request).scraped.exposition(request.headers.get("accept", ""))
     return Response(body, headers={"Content-Type": content_type})

@@ -1,4 +1,4 @@
-"""/v1/models: what is served, and how; and, for those who may, loading, reloading and unloading it."""
+"""/v1/models: list and describe models; load, reload and unload them with the right `admin`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
 from app.api.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, parts_of
-from app.api.openapi import answers
+from app.api.openapi import responses
 from app.api.schemas import IndexDescription, ModelDescription, ModelList, ModelSource
 from app.api.uploads import read_small
 from app.http.problems import (
@@ -20,7 +20,6 @@ from app.http.problems import (
     ContentEncodingError,
     ForbiddenError,
     SlowBodyError,
-    TooMuchAtOnceError,
     UnauthorizedError,
 )
 from models.interface import errors
@@ -28,14 +27,14 @@ from models.interface.errors import UnknownModelError
 from models.interface.results import ModelCard
 from models.search.index import SearchIndex
 
-_ASKING = (UnauthorizedError, ForbiddenError)
+_READ_ERRORS = (UnauthorizedError, ForbiddenError)
 
-_LOADING: tuple[type[Exception], ...] = (
-    *_ASKING,
+_LOAD_ERRORS: tuple[type[Exception], ...] = (
+    *_READ_ERRORS,
     ContentEncodingError,
     BodyTooLargeError,
     SlowBodyError,
-    TooMuchAtOnceError,
+    errors.BodyMemoryFullError,
     UnknownModelError,
     errors.ModelNotLoadedError,
     errors.NoRoomError,
@@ -45,54 +44,59 @@ _LOADING: tuple[type[Exception], ...] = (
     errors.DrainingError,
 )
 
-_UNLOADING: tuple[type[Exception], ...] = (
-    *_ASKING,
+_UNLOAD_ERRORS: tuple[type[Exception], ...] = (
+    *_READ_ERRORS,
     UnknownModelError,
     errors.ModelChangingError,
     errors.LastModelError,
     errors.DrainingError,
 )
 
-_SOURCE: dict[str, Any] = {
+_SOURCE_BODY: dict[str, Any] = {
     "requestBody": {"required": False, "content": {"application/json": {"schema": ModelSource.model_json_schema()}}}
 }
 
-# Words joined by slashes, as timm/resnet18 and resnet50:random are: it stands in addresses, logs and metrics.
+# Words joined by slashes, for example timm/resnet18 or resnet50:random. Names appear in URLs, logs and metrics.
 _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*$"
 
-ModelName = Annotated[str, Path(pattern=_NAME, max_length=128, description="the name that it is served under")]
+ModelName = Annotated[str, Path(pattern=_NAME, max_length=128, description="name of the served model")]
 
 router = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
 
 
-@router.get("", responses=answers(*_ASKING), dependencies=[Depends(inference_allowed)])
+@router.get("", responses=responses(*_READ_ERRORS), dependencies=[Depends(inference_allowed)])
 async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
-    """Every served model, the default first."""
+    """List the served models, the default first."""
     index = parts_of(request).search_index
     return ModelList(models=[_description(card, index) for card in runtime.cards.values()])
 
 
-# Names may have slashes in them, as timm/resnet18 has.
-@router.get("/{name:path}", responses=answers(*_ASKING, UnknownModelError), dependencies=[Depends(inference_allowed)])
+# Names may contain slashes, for example timm/resnet18.
+@router.get(
+    "/{name:path}", responses=responses(*_READ_ERRORS, UnknownModelError), dependencies=[Depends(inference_allowed)]
+)
 async def describe_model(request: Request, runtime: TheRuntime, name: str) -> ModelDescription:
-    """One served model."""
+    """Describe one served model."""
     return _description(card_named(runtime, name), parts_of(request).search_index)
 
 
 @router.post(
     "/{name:path}",
-    responses={201: {"description": "It was not served before", "model": ModelDescription}, **answers(*_LOADING)},
-    openapi_extra=_SOURCE,
+    responses={
+        201: {"description": "The name was not served before", "model": ModelDescription},
+        **responses(*_LOAD_ERRORS),
+    },
+    openapi_extra=_SOURCE_BODY,
     dependencies=[Depends(admin_allowed)],
 )
 async def load_model(request: Request, response: Response, runtime: TheRuntime, name: ModelName) -> ModelDescription:
-    """Load a model, or a new version of one that is served.
+    """Load a model, or a new version of a served one.
 
-    It is loaded and warmed up beside the others, then takes over at once; the version before answers what it has
-    accepted, and is gone when this answers. That takes as long as loading does, seconds or minutes, and goes on when
-    the caller leaves. If it fails, what was served before still is.
+    The model is loaded and warmed up while the others keep serving, then replaces the previous version atomically. The
+    previous version answers its accepted requests and is unloaded before this request returns. Loading takes seconds or
+    minutes and continues if the client disconnects. If it fails, the previous version keeps serving.
     """
-    source = await _stated_source(request)
+    source = await _requested_source(request)
     loaded = await runtime.load(name, source)
     response.status_code = 200 if loaded.replaced else 201
     return _description(loaded.card, parts_of(request).search_index)
@@ -101,37 +105,39 @@ async def load_model(request: Request, response: Response, runtime: TheRuntime, 
 @router.delete(
     "/{name:path}",
     status_code=204,
-    responses=answers(*_UNLOADING),
+    responses=responses(*_UNLOAD_ERRORS),
     dependencies=[Depends(admin_allowed)],
 )
 async def unload_model(runtime: TheRuntime, name: ModelName) -> None:
-    """Unload a model. It takes nothing new, answers what it has accepted, and its memory is given back when this
-    answers. If it was the default, the next in the list is; the last model stays."""
+    """Unload a model. It answers its accepted requests; its memory is released before this request returns. If it was
+    the default, the next in the list becomes the default. The last model cannot be unloaded."""
     await runtime.unload(name)
 
 
-async def _stated_source(request: Request) -> str | None:
+async def _requested_source(request: Request) -> str | None:
     body = await read_small(request, timeout_s=parts_of(request).settings.read_timeout_s)
     if not body:
         return None
     try:
         return ModelSource.model_validate_json(body).source
     except ValidationError as error:
-        faults = error.errors(include_context=False)
-        # JSON that is none is at fault as a whole.
-        located = [{**fault, "loc": ("body", *(fault["loc"] or ("body",)))} for fault in faults]
+        errors_found = error.errors(include_context=False)
+        # A syntax error has no location.
+        located = [{**each, "loc": ("body", *(each["loc"] or ("body",)))} for each in errors_found]
         raise RequestValidationError(located) from None
 
 
 def _description(card: ModelCard, index: SearchIndex | None) -> ModelDescription:
     described = asdict(card)
-    # A fact of this process's start, not of the model: it is a metric.
+    # Published as a metric: it describes this process, not the model.
     del described["load_seconds"]
-    return ModelDescription(**described, search=_description_of_index(index, card.fingerprint))
+    return ModelDescription(**described, search=_index_description(index, card.fingerprint))
 
 
-def _description_of_index(index: SearchIndex | None, fingerprint: str) -> IndexDescription | None:
+def _index_description(index: SearchIndex | None, fingerprint: str) -> IndexDescription | None:
     if index is None or index.manifest.fingerprint != fingerprint:
         return None
-    about = index.manifest
-    return IndexDescription(rows=about.rows, exact=about.exact, recall=about.recall, thumbnails=about.thumbnails)
+    manifest = index.manifest
+    return IndexDescription(
+        rows=manifest.rows, exact=manifest.exact, recall=manifest.recall, thumbnails=manifest.thumbnails
+    )

@@ -1,4 +1,4 @@
-"""POST /v1/search: images in, the indexed images most like them out; and the small pictures that the index keeps."""
+"""POST /v1/search: return the indexed images most similar to images, and their thumbnails."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
 from app.api.dependencies import ImageUpload, inference_allowed
-from app.api.error_responses import fault_of_one
+from app.api.error_responses import image_problem
+from app.api.image_endpoints import IMAGE_BODY, SEARCH
 from app.api.image_route import ImageRoute
-from app.api.inference import PREDICTION_ERRORS, answered
-from app.api.openapi import IMAGE_BODY, answers
+from app.api.inference import infer
+from app.api.openapi import responses
 from app.api.schemas import Faulty, Found, Neighbour, Neighbours
 from app.api.search_index import search_index_for, search_index_of
 from app.http.problems import NOT_FOUND, ForbiddenError, NoSearchIndexError, UnauthorizedError
-from app.observability.request_record import observed
+from app.observability.request_record import record_of
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Prediction
 from models.search.index import SearchIndex
-
-PATH = "/v1/search"
 
 _JPEG = "image/jpeg"
 _THUMBNAIL: dict[int | str, dict[str, Any]] = {
     200: {"content": {_JPEG: {"schema": {"type": "string", "format": "binary"}}}}
 }
-# As long as somebody looks at an answer. After a restart a row may be another picture.
+# Short, because after a restart a row may have another thumbnail.
 _CACHED = {"Cache-Control": "private, max-age=60"}
 
 
 class _SearchRoute(ImageRoute):
-    """Refuses before a body is read where there is nothing to search."""
+    """Answers before the body is read if there is no index."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -53,32 +53,32 @@ class _SearchRoute(ImageRoute):
 router = APIRouter(tags=["search"], route_class=_SearchRoute)
 
 
-@router.post(PATH, responses=answers(NoSearchIndexError, *PREDICTION_ERRORS), openapi_extra=IMAGE_BODY)
+@router.post(SEARCH.path, responses=responses(*SEARCH.errors), openapi_extra=IMAGE_BODY)
 async def search(
-    upload: ImageUpload, k: Annotated[int, Query(ge=1, le=100, description="neighbours of an image, at most")] = 10
+    upload: ImageUpload, k: Annotated[int, Query(ge=1, le=100, description="maximum neighbours per image")] = 10
 ) -> Neighbours:
-    """Find the indexed images most like one image or several, by the cosine of their feature vectors.
+    """Find the indexed images most similar to one image or several, by cosine similarity of feature vectors.
 
-    Where GRADLESS_SEARCH_INDEX names an index, for the model that made its vectors.
+    Needs an index (GRADLESS_SEARCH_INDEX), and serves the model that made its vectors.
     """
     search_index_for(upload.request, upload.model.fingerprint)
-    answer = await answered(upload, task="search", top_k=0)
-    # Anew: another version of the model may have answered than was there before.
+    answer = await infer(upload, InferenceRequest(SEARCH.task))
+    # Checked again: another version of the model may have been loaded in the meantime.
     index = search_index_for(upload.request, answer.fingerprint)
-    found = iter(await _looked_up(upload.request, index, answer.results, k))
+    found = iter(await _find_neighbours(upload.request, index, answer.results, k))
     return Neighbours(
         model=answer.model,
         fingerprint=answer.fingerprint,
         indexed=index.manifest.rows,
         results=[
-            Faulty(error=fault_of_one(upload.metrics, result)) if isinstance(result, ImageError) else next(found)
+            Faulty(error=image_problem(upload.metrics, result)) if isinstance(result, ImageError) else next(found)
             for result in answer.results
         ],
     )
 
 
-async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description="of a neighbour")]) -> Response:
-    """The small picture that the index keeps of an image: a part of the index, no file of the disk."""
+async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description="row of a neighbour")]) -> Response:
+    """Return the thumbnail of an indexed image. It is stored in the index, not in a file."""
     picture = search_index_of(request).thumbnail(row)
     if picture is None:
         raise HTTPException(NOT_FOUND.status)
@@ -86,27 +86,27 @@ async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description
 
 
 router.add_api_route(
-    f"{PATH}/thumbnails/{{row}}",
+    f"{SEARCH.path}/thumbnails/{{row}}",
     thumbnail,
     response_class=Response,
-    responses={**_THUMBNAIL, **answers(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
+    responses={**_THUMBNAIL, **responses(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
     dependencies=[Depends(inference_allowed)],
-    # It has no image to read.
+    # This route reads no image.
     route_class_override=ApiRoute,
 )
 
 
-async def _looked_up(
+async def _find_neighbours(
     request: Request, index: SearchIndex, results: Sequence[Prediction | ImageError], k: int
 ) -> list[Found]:
-    """The neighbours of those images that have features, in their order."""
+    """Return the neighbours of each image with features, in order."""
     vectors = [result.features for result in results if isinstance(result, Prediction)]
     if not vectors:
         return []
     started_at = perf_counter()
-    # Off the event loop: up to some milliseconds an image.
+    # In a thread: a search takes up to some milliseconds per image.
     found = await asyncio.to_thread(index.search, np.stack(vectors), k)
-    observed(request.scope).looked_up(started_at)
+    record_of(request.scope).add_lookup(started_at)
     return [
         Found(
             neighbours=[

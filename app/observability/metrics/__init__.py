@@ -1,22 +1,28 @@
-"""The only importer of prometheus_client: what is counted, under which names, and the exposition.
+"""Prometheus metrics. This package alone imports prometheus_client.
 
-Label values come from the models that are served, the routes and closed lists, never from a request for inference: the
-number of time series is bounded by the configuration. Those of the application exist from the start, those of a model
-from when it is served until it is unloaded, so that rate() works from the first event on.
+To add a metric, for example of decoded megapixels, edit four files:
+
+1. models/interface/telemetry.py: an event of `Telemetry`, or a new field of the record that an existing event carries.
+2. The module where it happens, here models/inference/pipeline.py: report the event.
+3. families.py: declare the name, help text, labels and the values of each label; all series then start at zero.
+4. sink.py: the event's method of `Metrics` adds to the family.
+
+A value that the runtime can be asked for at each scrape is a gauge instead: gauges.py alone. Counters of HTTP workers
+are added up without further code (counts.py). Label values are models, routes and closed lists, never text of a
+request: the configuration bounds the number of series.
 """
 
 from app.observability.metrics.counts import CountsReader, count_in, create_counts
-from app.observability.metrics.exposition import END, content_type_for, families_of
-from app.observability.metrics.shared import SharedExposition
+from app.observability.metrics.exposition import SharedExposition, content_type_for
+from app.observability.metrics.merging import merge_expositions
 from app.observability.metrics.sink import Metrics
 
 __all__ = [
-    "END",
     "CountsReader",
     "Metrics",
     "SharedExposition",
     "content_type_for",
     "count_in",
     "create_counts",
-    "families_of",
+    "merge_expositions",
 ]

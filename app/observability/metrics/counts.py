@@ -1,8 +1,10 @@
-"""Counters and histograms of one process in memory that outlives it and that another process reads.
+"""Keep the counters and histograms of an HTTP worker in memory that the engine process reads.
 
-What an HTTP worker counts is in a file without a name, which it and the engine process have mapped. The engine process
-adds what has changed to its own metrics, whenever they are asked for and once more when the worker has ended: a worker
-that is killed takes nothing along that it had counted, and no counter falls.
+Both processes map the same anonymous file. The engine process adds what has changed to its own metrics, at each scrape
+and once more when the worker has ended: the counts of a killed worker are complete, and no counter falls.
+
+prometheus_client's own multiprocess mode is no substitute: it has no exemplars and cannot remove the series of an
+unloaded model.
 """
 
 from __future__ import annotations
@@ -20,24 +22,23 @@ import prometheus_client.values
 from prometheus_client.samples import Exemplar
 from prometheus_client.values import MutexValue
 
-# So many values fit: those of a process with some 500 models, under whatever names they were loaded. Memory that has
-# not been written to takes none.
-_MOST_VALUES = 1 << 17
-_MOST_KEY_BYTES = _MOST_VALUES * 160
+# Room for about 500 models, unloaded ones included. Pages that were never written take no memory.
+_MAX_VALUES = 1 << 17
+_MAX_KEY_BYTES = _MAX_VALUES * 160
 
-# An exemplar: the value, when it was, and its request's id.
+# An exemplar: value, Unix time, length of the request id, and the request id.
 _EXEMPLAR = struct.Struct("<ddB128s")
 _EXEMPLAR_BYTES = 160
 
 _PAGE = mmap.PAGESIZE
 _VALUES_AT = _PAGE
-_EXEMPLARS_AT = _VALUES_AT + _MOST_VALUES * 8
-_KEYS_AT = _EXEMPLARS_AT + _MOST_VALUES * _EXEMPLAR_BYTES
-_TOTAL_BYTES = _KEYS_AT + _MOST_KEY_BYTES
+_EXEMPLARS_AT = _VALUES_AT + _MAX_VALUES * 8
+_KEYS_AT = _EXEMPLARS_AT + _MAX_VALUES * _EXEMPLAR_BYTES
+_TOTAL_BYTES = _KEYS_AT + _MAX_KEY_BYTES
 
 
 class Key(NamedTuple):
-    """Which value it is: of the family `name`, the sample `sample` with these values of its labels, le the last."""
+    """Identifies a value: family, sample, and the values of the labels in their order, `le` last."""
 
     name: str
     sample: str
@@ -45,7 +46,7 @@ class Key(NamedTuple):
 
 
 def create_counts() -> int:
-    """The file descriptor of memory for what one process counts."""
+    """Return the file descriptor of new memory for the counts of one process."""
     descriptor = os.memfd_create("counts")
     os.ftruncate(descriptor, _TOTAL_BYTES)
     return descriptor
@@ -54,23 +55,23 @@ def create_counts() -> int:
 class _Memory:
     def __init__(self, descriptor: int) -> None:
         self.bytes = mmap.mmap(descriptor, _TOTAL_BYTES)
-        # How many values there are, and how many bytes their keys take.
+        # The number of values, and of bytes that their keys take.
         self.used = np.frombuffer(self.bytes, np.uint64, 2)
-        self.values = np.frombuffer(self.bytes, np.float64, _MOST_VALUES, _VALUES_AT)
+        self.values = np.frombuffer(self.bytes, np.float64, _MAX_VALUES, _VALUES_AT)
 
 
 def count_in(descriptor: int) -> None:
-    """Have all counters and histograms that this process makes from now on count in that memory."""
+    """Make all counters and histograms that this process creates from now on count in that memory."""
     counts = _Counts(_Memory(descriptor))
     prometheus_client.values.ValueClass = counts.value
 
 
 class _Counts:
-    """The side that counts."""
+    """The writing side."""
 
     def __init__(self, memory: _Memory) -> None:
         self._memory = memory
-        # Indexing it costs less than indexing an array.
+        # Indexing a memoryview costs less than indexing an array.
         self._values = memoryview(memory.bytes)[_VALUES_AT:_EXEMPLARS_AT].cast("d")
         self._indices: dict[Key, int] = {}
         self._lock = Lock()
@@ -78,32 +79,35 @@ class _Counts:
     def value(
         self, kind: str, name: str, sample: str, names: Sequence[str], labels: Sequence[str], text: str, **more: Any
     ) -> Any:
-        """A value in the memory; one of this process alone where no series of the service is meant."""
-        of_no_series = not set(names) - {"le"}
-        index = None if kind == "gauge" or of_no_series else self._index(Key(name, sample, tuple(labels)))
+        """Return a value in the shared memory, or one of this process alone for gauges and families without labels.
+
+        Called by prometheus_client in place of its `ValueClass`.
+        """
+        unlabelled = not set(names) - {"le"}
+        index = None if kind == "gauge" or unlabelled else self._index(Key(name, sample, tuple(labels)))
         if index is None:
             return MutexValue(kind, name, sample, names, labels, text, **more)  # type: ignore[no-untyped-call]
         return _SharedValue(self._values, self._memory.bytes, index)
 
     def _index(self, key: Key) -> int | None:
-        """Where it is; None where there is no room, and the value will be missing from the service's."""
+        """Return the index of the value; None if the memory is full, and then the value is not shared."""
         line = json.dumps(key).encode() + b"\n"
         with self._lock:
             if key in self._indices:
                 return self._indices[key]
             index, end = map(int, self._memory.used)
-            if index == _MOST_VALUES or end + len(line) > _MOST_KEY_BYTES:
+            if index == _MAX_VALUES or end + len(line) > _MAX_KEY_BYTES:
                 return None
             self._memory.bytes[_KEYS_AT + end : _KEYS_AT + end + len(line)] = line
             self._memory.used[1] = end + len(line)
-            # Last: then the reader has all of it.
+            # Written last: the reader sees complete keys only.
             self._memory.used[0] = index + 1
             self._indices[key] = index
             return index
 
 
 class _SharedValue:
-    """One value, as prometheus_client's MutexValue."""
+    """One value, with the interface of prometheus_client's MutexValue."""
 
     _multiprocess = False
 
@@ -117,7 +121,7 @@ class _SharedValue:
         with self._lock:
             self._values[self._index] += amount
 
-    def set(self, value: float, timestamp: float | None = None) -> None:  # noqa: ARG002 - as MutexValue has it
+    def set(self, value: float, timestamp: float | None = None) -> None:  # noqa: ARG002 - MutexValue's signature
         with self._lock:
             self._values[self._index] = value
 
@@ -137,7 +141,7 @@ class _SharedValue:
 
 
 class CountsReader:
-    """What another process counts in that memory."""
+    """The reading side, in another process."""
 
     def __init__(self, descriptor: int) -> None:
         self._memory = _Memory(descriptor)
@@ -146,14 +150,14 @@ class CountsReader:
         self._read = np.zeros(0)
 
     def changes(self) -> Iterator[tuple[Key, float, Exemplar | None]]:
-        """By how much each value has grown since this was called before, those that are new included."""
+        """Yield (key, growth since the last call, exemplar) of each value that is new or has grown."""
         known = len(self._keys)
         self._read_keys()
         values = self._memory.values[: len(self._keys)].copy()
         self._read.resize(len(values), refcheck=False)
         grown = values - self._read
         self._read = values
-        # New ones at zero as well: their series are to be there.
+        # New values that are still zero too, so that their series exist.
         indices = np.union1d(np.flatnonzero(grown), np.arange(known, len(values)))
         for index in map(int, indices):
             key = self._keys[index]
@@ -173,7 +177,7 @@ def _exemplar(memory: mmap.mmap, index: int) -> Exemplar | None:
     at = _EXEMPLARS_AT + index * _EXEMPLAR_BYTES
     read = bytes(memory[at : at + _EXEMPLAR.size])
     value, timestamp, length, request_id = _EXEMPLAR.unpack(read)
-    # The other process may be writing it just now.
+    # Read twice: the other process may be writing it now.
     if not length or read != memory[at : at + _EXEMPLAR.size]:
         return None
     return Exemplar({"request_id": request_id[:length].decode()}, value, timestamp)

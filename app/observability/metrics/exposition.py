@@ -1,102 +1,64 @@
-"""The text that scrapers read: what prometheus_client's own encoders write, byte for byte, in under half their time.
-
-A process has some thousand series, and a scrape shares its core with requests. Most of what the library's encoders do
-is to escape and join the names of a series anew each time; here they are kept.
-"""
+"""Encode metrics in the format that a scraper asks for, at most once per interval for all scrapers together."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import Metric
-from prometheus_client.samples import Exemplar, Sample
-from prometheus_client.utils import floatToGoString
+from prometheus_client.registry import Collector
 
-# The last line of OpenMetrics.
-END = "# EOF\n"
-_FAMILY = "# HELP "
+from models.interface.shared_work import SharedWork
 
-_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
-_HELP_ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n"})
+_OPENMETRICS = "application/openmetrics-text"
+
+# One Accept header for each of the two formats.
+_ACCEPT = {True: f"{_OPENMETRICS}; version=1.0.0", False: "text/plain"}
 
 
-def number(value: float) -> str:
-    """As Go writes it, whose way both formats have."""
-    written: str = floatToGoString(value)  # type: ignore[no-untyped-call]  # it has no annotations
-    return written
-
-
-class Exposition:
-    """Of one registry, whose families are counters, gauges and histograms without units, created times and
-    timestamps."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-        self._names: dict[tuple[str, ...], str] = {}
-
-    def encode(self, accept: str) -> tuple[bytes, str]:
-        """All metrics as (body, content type): OpenMetrics where `accept` asks for it, else Prometheus text."""
-        content_type = content_type_for(accept)
-        openmetrics = content_type.startswith("application/openmetrics-text")
-        lines = self._openmetrics() if openmetrics else self._prometheus_text()
-        return "".join(lines).encode(), content_type
-
-    def forget(self) -> None:
-        """Keep no names of series that may be there no more."""
-        self._names = {}
-
-    def _prometheus_text(self) -> Iterator[str]:
-        for metric in self._registry.collect():
-            suffix = "_total" if metric.type == "counter" else ""
-            yield _head(metric, metric.name + suffix, _HELP_ESCAPES)
-            for sample in metric.samples:
-                yield f"{self._name(sample)} {number(sample.value)}\n"
-
-    def _openmetrics(self) -> Iterator[str]:
-        for metric in self._registry.collect():
-            yield _head(metric, metric.name, _ESCAPES)
-            for sample in metric.samples:
-                exemplar = _exemplar(sample.exemplar) if sample.exemplar else ""
-                yield f"{self._name(sample)} {number(sample.value)}{exemplar}\n"
-        yield END
-
-    def _name(self, sample: Sample) -> str:
-        """The series as it is written, name and labels. One sample name always has the same labels, in one order."""
-        key = (sample.name, *sample.labels.values())
-        name = self._names.get(key)
-        if name is None:
-            name = self._names[key] = sample.name + _labels(sample.labels)
-        return name
+def encode(metrics: Collector, accept: str) -> tuple[bytes, str]:
+    """Return (body, content type): OpenMetrics if the Accept header asks for it, else the Prometheus text format."""
+    accept = _supported(accept)
+    encoder, content_type = choose_encoder(accept)
+    return encoder(metrics), content_type
 
 
 def content_type_for(accept: str) -> str:
-    """Of what a scraper gets that asks by that Accept header."""
+    """Return the content type of the format that the Accept header asks for."""
+    return choose_encoder(_supported(accept))[1]
+
+
+def is_openmetrics(accept: str) -> bool:
+    """Return True if the Accept header asks for OpenMetrics."""
+    return content_type_for(accept).startswith(_OPENMETRICS)
+
+
+def _supported(accept: str) -> str:
+    """Return `accept`, or the default if it names a version that is not a number."""
     try:
-        return choose_encoder(accept)[1]
+        choose_encoder(accept)
     except (TypeError, ValueError):
-        # A version that is no number.
-        return choose_encoder("")[1]
+        return ""
+    return accept
 
 
-def _head(metric: Metric, name: str, escapes: dict[int, str]) -> str:
-    return f"# HELP {name} {metric.documentation.translate(escapes)}\n# TYPE {name} {metric.type}\n"
+class SharedExposition:
+    """Runs `build` in a thread, at most once in `max_age_s` seconds per format, and gives all scrapers the result.
 
+    Building costs milliseconds of the core that also answers requests.
+    """
 
-def _labels(labels: dict[str, str]) -> str:
-    written = ",".join(f'{name}="{value.translate(_ESCAPES)}"' for name, value in sorted(labels.items()))
-    return f"{{{written}}}" if written else ""
+    def __init__(self, build: Callable[[str], tuple[bytes, str]], max_age_s: float) -> None:
+        self.build = build
+        self.max_age_s = max_age_s
+        self._shared: SharedWork[bool, bytes] = SharedWork()
 
+    async def exposition(self, accept: str) -> tuple[bytes, str]:
+        """Return all metrics as (body, content type), as `encode` does."""
+        openmetrics = is_openmetrics(accept)
 
-def _exemplar(exemplar: Exemplar) -> str:
-    return f" # {_labels(exemplar.labels)} {number(exemplar.value)} {exemplar.timestamp}"
+        async def build() -> bytes:
+            body, _ = await asyncio.to_thread(self.build, _ACCEPT[openmetrics])
+            return body
 
-
-def families_of(exposition: str) -> Iterator[tuple[str, list[str]]]:
-    """Of an exposition as it is written here, in either format: what is said of each family, in lines that begin with
-    #, and the lines of its series, if it has any."""
-    for family in exposition.removesuffix(END).split(_FAMILY)[1:]:
-        lines = (_FAMILY + family).splitlines(keepends=True)
-        series = [line for line in lines if not line.startswith("#")]
-        yield "".join(lines[: len(lines) - len(series)]), series
+        return await self._shared.result(openmetrics, build, max_age_s=self.max_age_s), content_type_for(accept)

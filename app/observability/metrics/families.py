@@ -1,202 +1,230 @@
-"""Every event that is counted or timed: names, labels, buckets."""
+"""Declare every counter, histogram and stored gauge: name, help text, labels, and the values of each label.
+
+Gauges that are read from the runtime at each scrape are in gauges.py.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any, Final, Generic, Literal, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.samples import Exemplar
 
+from app.http.problems import Reason
 from app.observability.metrics.counts import Key
-from app.observability.metrics.exposition import number
+from app.process.log_writer import DropReason
+from gradless.records import ARMS
+from models.interface.telemetry import Outcome, Stage, StaleMessage, Task, Trigger
 
-# A second series beside each counter and histogram, which nothing here asks for.
+# Without it each counter and histogram has a second series, the time of its creation.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
+
+# Why an HTTP worker was replaced.
+WorkerEnd = Literal["ended", "hung"]
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
+# Values of labels that are known only at run time: names of models, and routes, methods and statuses.
+_MODELS: Final = None
+_AT_RUN_TIME: Final = None
+
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
 
-class LabelledHistogram(Histogram):
-    """The library's, but that the labels of its samples are made once, and not at each scrape: four of five series are
-    those of histograms."""
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        own = dict(zip(self._labelnames, self._labelvalues, strict=True))
-        self._own_labels = own
-        self._labels_of_buckets = [own | {"le": number(bound)} for bound in self._upper_bounds]
-
-    def _multi_samples(self) -> Iterator[Sample]:
-        with self._lock:
-            series = list(self._metrics.values())
-        for each in series:
-            yield from each._child_samples()  # noqa: SLF001 - of its own kind
-
-    def _child_samples(self) -> Iterator[Sample]:
-        total = 0.0
-        for labels, bucket in zip(self._labels_of_buckets, self._buckets, strict=True):
-            total += bucket.get()
-            yield Sample("_bucket", labels, total, None, bucket.get_exemplar())
-        yield Sample("_count", self._own_labels, total, None, None)
-        yield Sample("_sum", self._own_labels, self._sum.get(), None, None)
-
-
 class Series(dict[tuple[str, ...], Family], Generic[Family]):
-    """The time series of a family by the values of their labels, made when they are first asked for. Looking one up
-    here costs a tenth of `labels()`, which every request would pay several times.
+    """The time series of a family by label values, created at first use.
 
-    With `nowhere`, what has not been created is not made either: what is told of it, as of a request that ends after
-    its model was unloaded, goes there.
+    A lookup here costs a tenth of `labels()`, which each request would call several times. With `discarded`, unknown
+    label values do not create a series; their samples go to `discarded`. This happens when a request ends after its
+    model was unloaded.
     """
 
-    def __init__(self, family: Family, nowhere: Family | None = None) -> None:
+    def __init__(self, family: Family, discarded: Family | None = None) -> None:
         super().__init__()
         self._family: Family = family
-        self._nowhere: Family | None = nowhere
+        self._discarded: Family | None = discarded
 
     def __missing__(self, labels: tuple[str, ...]) -> Family:
-        if self._nowhere is not None:
-            return self._nowhere
+        if self._discarded is not None:
+            return self._discarded
         series = self[labels] = self._family.labels(*labels)
         return series
 
     def create(self, *labels: str) -> None:
-        """Have the series from now on, at zero."""
+        """Create the series, at zero, unless it exists."""
         self.setdefault(labels, self._family.labels(*labels))
 
-    def forget(self, first: str) -> None:
-        """Have no series any more whose first label is that."""
+    def remove(self, first: str) -> None:
+        """Remove all series whose first label has that value."""
         for labels in [labels for labels in self if labels[0] == first]:
             del self[labels]
             self._family.remove(*labels)
 
 
 class Families:
-    """Of one application. Gauges that are read from the runtime at each scrape are in gauges.py."""
+    """All metric families of one application.
+
+    Series whose label values are all listed here exist from the start; those of a model from `add_model` to
+    `remove_model`. So `rate()` sees the first event of each.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
-        self._of_models: list[Series[Any]] = []
-        self._counted: dict[str, Series[Any]] = {}
-        request = ("route", "method", "code")
-        self.requests = self._counter("gradless_requests_total", "Requests by outcome.", *request)
-        # By the class of the status, 2xx: by the status itself there would be twice as many series in all.
+        self._by_name: dict[str, Series[Any]] = {}
+        # With the values of the labels after `model`.
+        self._per_model: list[tuple[Series[Any], Sequence[Sequence[str]]]] = []
+        self.requests = self._counter(
+            "gradless_requests_total",
+            "HTTP requests by route, method and status.",
+            route=_AT_RUN_TIME,
+            method=_AT_RUN_TIME,
+            code=_AT_RUN_TIME,
+        )
+        # By class of status, 2xx: a histogram per status would double the number of series.
         self.request_seconds = self._histogram(
-            "gradless_request_duration_seconds", "Time from a request's first byte to its answer's last.", *request
+            "gradless_request_duration_seconds",
+            "Time from a request's first byte to the last byte of its response.",
+            route=_AT_RUN_TIME,
+            method=_AT_RUN_TIME,
+            code=_AT_RUN_TIME,
         )
         self.images = self._counter(
             "gradless_images_total",
-            "Images, each once, by what became of them: those read whole, and those refused unread.",
-            "model",
-            "task",
-            "outcome",
+            "Images by outcome, each counted once: those received completely, and those refused at their headers.",
+            model=_MODELS,
+            task=get_args(Task),
+            outcome=get_args(Outcome),
         )
         self.stage_seconds = self._histogram(
             "gradless_stage_duration_seconds",
-            "Time in a stage: read and respond by request, the others by image.",
-            "model",
-            "stage",
+            "Time in each stage: read and respond per request, the other stages per image.",
+            model=_MODELS,
+            stage=("read", *get_args(Stage), "respond"),
         )
-        self.batch_size = self._histogram("gradless_batch_size", "Images in a forward.", "model", buckets=_SIZES)
-        self.batches = self._counter("gradless_batches_total", "Batches by what let them go.", "model", "trigger")
+        self.batch_size = self._histogram("gradless_batch_size", "Images per forward.", buckets=_SIZES, model=_MODELS)
+        self.batches = self._counter(
+            "gradless_batches_total",
+            "Batches by what started them.",
+            model=_MODELS,
+            trigger=get_args(Trigger),
+        )
         self.busy_seconds = self._counter(
-            "gradless_forward_busy_seconds_total", "Time in which a forward was under way.", "model"
+            "gradless_forward_busy_seconds_total", "Time during which a forward was running.", model=_MODELS
         )
         self.out_of_memory = self._counter(
-            "gradless_out_of_memory_total", "Forwards that the device had no memory for.", "model"
+            "gradless_out_of_memory_total", "Forwards that ran out of device memory.", model=_MODELS
         )
-        self.splits = self._counter("gradless_batch_splits_total", "Batches halved for want of memory.", "model")
+        self.splits = self._counter(
+            "gradless_batch_splits_total", "Batches split in two after running out of memory.", model=_MODELS
+        )
         self.worker_replacements = self._counter(
             "gradless_worker_replacements_total",
-            "Processes that read and decode, started anew because one had ended or hung.",
-            "reason",
+            "HTTP worker processes restarted because one had ended or hung.",
+            reason=get_args(WorkerEnd),
         )
         self.stale_messages = self._counter(
             "gradless_stale_messages_total",
-            "Messages between processes that were dropped, because their image was not there any more.",
-            "message",
+            "Messages between processes dropped because their image no longer existed.",
+            message=get_args(StaleMessage),
         )
         self.log_lines_dropped = self._counter(
             "gradless_log_lines_dropped_total",
-            "Lines of the log that were dropped: the queue to the writer was full, or the write failed.",
-            "reason",
+            "Log lines dropped because the queue to the writer was full or the write failed.",
+            reason=get_args(DropReason),
         )
         self.replacements = self._counter(
-            "gradless_model_replacements_total", "Models started anew because they stopped.", "model"
+            "gradless_model_replacements_total", "Models restarted because they stopped working.", model=_MODELS
         )
         self.loads = self._counter(
             "gradless_model_loads_total",
-            "Loads of models and of new versions of them, by what became of them.",
-            "model",
-            "outcome",
+            "Loads of models and of new versions of them, by outcome.",
+            model=_MODELS,
+            outcome=("ok", "failed"),
         )
         self.cancelled = self._counter(
             "gradless_cancelled_total",
-            "Images given up, by their caller or their deadline, by the stage they were in.",
-            "model",
-            "stage",
+            "Images cancelled by a disconnect or their deadline, by the stage they were in.",
+            model=_MODELS,
+            stage=get_args(Stage),
         )
         self.saved_seconds = self._counter(
             "gradless_saved_device_seconds_total",
-            "Time that forwards would have taken for images given up before theirs began.",
-            "model",
+            "Forward time saved by images cancelled before their forward began.",
+            model=_MODELS,
         )
-        self.rejected = self._counter("gradless_rejected_total", "Refusals of requests and images.", "reason")
+        self.rejected = self._counter(
+            "gradless_rejected_total", "Refusals of requests and images, by reason.", reason=get_args(Reason)
+        )
         self.arm_seconds = self._gauge(
-            "gradless_forward_seconds", "Median forward in the last comparison, by its arm.", "model", "mode"
+            "gradless_forward_seconds", "Median forward time in the last comparison, by arm.", model=_MODELS, mode=ARMS
         )
         self.arm_peak = self._gauge(
             "gradless_forward_peak_bytes",
-            "Bytes a forward had allocated at most in the last comparison, by its arm.",
-            "model",
-            "mode",
+            "Peak bytes allocated by a forward in the last comparison, by arm.",
+            model=_MODELS,
+            mode=ARMS,
         )
         self.arm_retained = self._gauge(
             "gradless_forward_retained_bytes",
-            "Bytes a forward kept for a backward pass in the last comparison, by its arm.",
-            "model",
-            "mode",
+            "Bytes that a forward kept for a backward pass in the last comparison, by arm.",
+            model=_MODELS,
+            mode=ARMS,
         )
 
-    def forget(self, model: str) -> None:
-        """Have no series of a model any more."""
-        for series in self._of_models:
-            series.forget(model)
+    def add_model(self, model: str) -> None:
+        """Create all series of a model, at zero; those that exist keep their values."""
+        for series, values in self._per_model:
+            for labels in product(*values):
+                series.create(model, *labels)
+
+    def remove_model(self, model: str) -> None:
+        """Remove all series of a model."""
+        for series, _ in self._per_model:
+            series.remove(model)
 
     def add(self, key: Key, amount: float, exemplar: Exemplar | None) -> None:
-        """Add to a counter or a part of a histogram what another process has counted."""
+        """Add what another process has counted to a counter, or to the sum or a bucket of a histogram."""
         bucket = key.sample.endswith("_bucket")
-        series = self._counted[key.name][key.labels[:-1] if bucket else key.labels]
+        series = self._by_name[key.name][key.labels[:-1] if bucket else key.labels]
+        # prometheus_client has no public way to add to a histogram without an observation.
         if bucket:
-            value = series._buckets[series._upper_bounds.index(float(key.labels[-1]))]  # noqa: SLF001 - of its own kind
+            value = series._buckets[series._upper_bounds.index(float(key.labels[-1]))]  # noqa: SLF001
         else:
-            value = series._value if key.sample.endswith("_total") else series._sum  # noqa: SLF001 - as above
+            value = series._value if key.sample.endswith("_total") else series._sum  # noqa: SLF001
         value.inc(amount)
         if exemplar is not None:
             value.set_exemplar(exemplar)
 
-    def _counter(self, name: str, help_text: str, *labels: str) -> Series[Counter]:
+    def _counter(self, name: str, help_text: str, **labels: Sequence[str] | None) -> Series[Counter]:
         return self._series(Counter, name, help_text, labels)
 
-    def _gauge(self, name: str, help_text: str, *labels: str) -> Series[Gauge]:
+    def _gauge(self, name: str, help_text: str, **labels: Sequence[str] | None) -> Series[Gauge]:
         return self._series(Gauge, name, help_text, labels)
 
     def _histogram(
-        self, name: str, help_text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS
+        self, name: str, help_text: str, buckets: Sequence[float] = _SECONDS, **labels: Sequence[str] | None
     ) -> Series[Histogram]:
-        return self._series(LabelledHistogram, name, help_text, labels, buckets=buckets)
+        return self._series(Histogram, name, help_text, labels, buckets=buckets)
 
     def _series(
-        self, kind: type[Family], name: str, help_text: str, labels: tuple[str, ...], **options: Any
+        self,
+        kind: type[Family],
+        name: str,
+        help_text: str,
+        labels: Mapping[str, Sequence[str] | None],
+        **options: Any,
     ) -> Series[Family]:
-        family = kind(name, help_text, labels, registry=self._registry, **options)
+        family = kind(name, help_text, tuple(labels), registry=self._registry, **options)
         series = Series(family)
-        if labels[0] == "model":
+        known = [values for values in labels.values() if values is not None]
+        if "model" in labels:
             series = Series(family, kind(name, help_text, registry=None, **options))
-            self._of_models.append(series)
-        self._counted[family._name] = series  # noqa: SLF001 - as its values are told of
+            self._per_model.append((series, known))
+        elif len(known) == len(labels):
+            for values in product(*known):
+                series.create(*values)
+        self._by_name[family._name] = series  # noqa: SLF001 - the name that keys of shared counts have
         return series

@@ -1,4 +1,4 @@
-"""What the kernel says of the processes of a service: process_* metrics of all of them together."""
+"""The process_* metrics, summed over all processes of the service."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from prometheus_client import ProcessCollector
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-# What each process has of its own, and the service has all of. Others are this process's.
-_ADDED_GAUGES = frozenset({"process_resident_memory_bytes", "process_virtual_memory_bytes", "process_open_fds"})
+# Summed over the processes; other gauges, such as the start time, are those of this process.
+_SUMMED_GAUGES = frozenset({"process_resident_memory_bytes", "process_virtual_memory_bytes", "process_open_fds"})
 _CPU = "process_cpu_seconds"
 
 
 class Processes(Collector):
-    """Of this process, and of those that it is told of by their ids. Of one that has ended the seconds of CPU time
-    remain that it had when they were last looked at."""
+    """Collects the metrics of this process and of those that were added.
+
+    The CPU time of a process that has ended stays in the sum, as of the last scrape.
+    """
 
     def __init__(self) -> None:
         self._own = ProcessCollector(registry=None)
@@ -26,12 +28,12 @@ class Processes(Collector):
         self._lock = Lock()
 
     def add(self, pid: int) -> None:
-        """Another process is there."""
+        """Include another process."""
         with self._lock:
             self._others[pid] = ProcessCollector(pid=lambda: pid, registry=None)
 
     def remove(self, pid: int) -> None:
-        """It has ended."""
+        """Exclude a process that has ended."""
         with self._lock:
             self._others.pop(pid, None)
             self._cpu_seconds_ended += self._cpu_seconds.pop(pid, 0.0)
@@ -39,18 +41,19 @@ class Processes(Collector):
     def collect(self) -> Iterable[Metric]:
         with self._lock:
             others = list(self._others.items())
-        told = {pid: {metric.name: metric.samples[0].value for metric in each.collect()} for pid, each in others}
+        # Read from /proc, so without the lock.
+        values = {pid: {metric.name: metric.samples[0].value for metric in each.collect()} for pid, each in others}
         with self._lock:
-            for pid, figures in told.items():
-                if pid in self._others and _CPU in figures:
-                    self._cpu_seconds[pid] = figures[_CPU]
+            for pid, of_process in values.items():
+                if pid in self._others and _CPU in of_process:
+                    self._cpu_seconds[pid] = of_process[_CPU]
             cpu_seconds = self._cpu_seconds_ended + sum(self._cpu_seconds.values())
         for metric in self._own.collect():
             [sample] = metric.samples
             value = sample.value
             if metric.name == _CPU:
                 value += cpu_seconds
-            elif metric.name in _ADDED_GAUGES:
-                value += sum(figures.get(metric.name, 0.0) for figures in told.values())
+            elif metric.name in _SUMMED_GAUGES:
+                value += sum(of_process.get(metric.name, 0.0) for of_process in values.values())
             metric.samples = [sample._replace(value=value)]
             yield metric

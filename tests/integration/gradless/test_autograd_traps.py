@@ -19,7 +19,8 @@ from models import backends
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import StartError
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -62,7 +63,7 @@ def watched(tiny: ModelSpec, seen: list[Seen]) -> Iterator[LocalRuntime]:
         return Classifier(classifier.module, classifier.transform, classifier.labels)
 
     runtime = LocalRuntime(
-        ServingOptions(backend="eager", models=[ModelSpec("tiny", "tiny-convnet", build)]), Unheard()
+        ServingOptions(backend="eager", models=[ModelSpec("tiny", "tiny-convnet", build)]), NoTelemetry()
     )
     seen.clear()
     yield runtime
@@ -74,7 +75,7 @@ async def test_1_the_mode_is_entered_in_the_thread_that_runs_the_forward(
 ) -> None:
     with ThreadPoolExecutor(1) as pool, torch.inference_mode():
         assert not pool.submit(torch.is_inference_mode_enabled).result(), "the mode is thread-local"
-    await watched.predict(None, [clock_png], task="classify", top_k=1)
+    await watched.predict(None, InferenceRequest("classify", [clock_png], top_k=1))
     # The eager backend runs a light network on the CPU in threads of its own.
     assert [(name.rstrip("_0123456789"), *modes) for name, *modes in seen] == [("forward", True, True)]
     assert not torch.is_inference_mode_enabled()
@@ -92,10 +93,10 @@ async def test_2_no_coroutine_holds_the_mode(
 
     for function in (Engine.run, Engine.warm_up, compare_served):
         assert not inspect.iscoroutinefunction(function)
-    serving = LocalRuntime(ServingOptions(backend="eager", models=[gated]), Unheard())
+    serving = LocalRuntime(ServingOptions(backend="eager", models=[gated]), NoTelemetry())
     gate.clear()
     entered.clear()
-    answer = asyncio.create_task(serving.predict(None, [clock_png], task="features", top_k=0))
+    answer = asyncio.create_task(serving.predict(None, InferenceRequest("features", [clock_png])))
     assert await asyncio.to_thread(entered.wait, 30)
     # A forward is under way in its mode, and no task here is.
     assert not await asyncio.create_task(enabled())
@@ -162,7 +163,7 @@ async def test_7_neither_serving_nor_the_lens_moves_batchnorm_or_drops_anything(
 
     served = tiny_engine.model.network
     before = state_hash(served)
-    images = [BatchItem(torch.full((3, 32, 32), 90, dtype=torch.uint8), 10)]
+    images = [BatchItem(torch.full((3, 32, 32), 90, dtype=torch.uint8), InferenceRequest("classify", top_k=10))]
     first, second = tiny_engine.run(images)[0], tiny_engine.run(images)[0]
     compare_served(tiny_engine, SMALL)
     assert (first.features == second.features).all()

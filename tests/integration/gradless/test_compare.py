@@ -211,7 +211,7 @@ def test_a_comparison_that_would_not_fit_is_refused_with_the_figure(
 
 @pytest.mark.parametrize(
     ("limit", "words"),
-    [("MAX_SECONDS", "take about"), ("MAX_FORWARD_SECONDS", "keep others waiting for about")],
+    [("MAX_SECONDS", "take about"), ("MAX_FORWARD_SECONDS", "delay requests by about")],
 )
 def test_a_comparison_that_would_take_too_long_is_refused_with_the_figure(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch, limit: str, words: str

@@ -1,4 +1,4 @@
-"""Settings: the defaults, and one readable line for each variable that is wrong."""
+"""Settings: the defaults, and one line for each invalid variable."""
 
 from __future__ import annotations
 
@@ -51,13 +51,11 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ["GRADLESS_API_KEYS", "GRADLESS_API_KEYS_FILE"])
-def test_an_empty_variable_of_keys_does_not_open_the_service_to_everybody(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    assert _fault(monkeypatch, **{name: ""}) == f"{name}: there is no key in it; unset it to serve without keys"
+def test_an_empty_variable_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert _fault(monkeypatch, **{name: ""}) == f"{name}: it contains no key; unset it to serve without keys"
 
 
-# What Kubernetes sets for the Services gradless, with a named port, and gradless-gpu, by IPv6.
+# Service links of the Services gradless, with a named port, and gradless-gpu, with IPv6.
 _SERVICE_LINKS = {
     "GRADLESS_SERVICE_HOST": "10.43.0.1",
     "GRADLESS_SERVICE_PORT": "80",
@@ -77,7 +75,7 @@ _SERVICE_LINKS = {
 }
 
 
-def test_service_links_of_kubernetes_are_no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_service_links_of_kubernetes_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = load_settings()
     for name, value in _SERVICE_LINKS.items():
         monkeypatch.setenv(name, value)
@@ -98,7 +96,7 @@ def test_service_links_of_kubernetes_are_no_settings(monkeypatch: pytest.MonkeyP
         ("GRADLESS_MODELS_PORT_80_TCP_PROTO", "http"),
     ],
 )
-def test_what_only_looks_like_a_service_link_is_a_wrong_setting(
+def test_a_setting_that_resembles_a_service_link_is_checked(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     assert _fault(monkeypatch, **{name: value}).startswith(name)
@@ -149,7 +147,7 @@ def test_a_wrong_value_gives_one_line_with_the_variable_and_the_value(
     assert all(part in line for part in value.split())
 
 
-def test_a_fault_in_the_list_of_models_speaks_of_names_and_not_of_tuples(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_list_of_models_shows_it_comma_separated(monkeypatch: pytest.MonkeyPatch) -> None:
     line = _fault(monkeypatch, GRADLESS_MODELS=" , ")
 
     assert "tuple" not in line
@@ -160,13 +158,11 @@ def test_a_fault_in_the_list_of_models_speaks_of_names_and_not_of_tuples(monkeyp
     "value",
     ["a.example:8000", "http://a.example", "a.example/", "[::1]", "*a.example", "a.*", "b.example,a.example:80", "a b"],
 )
-def test_a_host_that_no_request_would_ever_name_is_refused_with_what_is_right(
-    monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_an_invalid_host_is_refused_with_the_expected_form(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     line = _fault(monkeypatch, GRADLESS_ALLOWED_HOSTS=value)
 
     assert line.startswith(f"GRADLESS_ALLOWED_HOSTS={value}: ")
-    assert "is no host: it is a name or address alone, without scheme, port, path or brackets" in line
+    assert "is not a host: use a name or address without scheme, port, path or brackets" in line
 
 
 @pytest.mark.parametrize(
@@ -182,16 +178,14 @@ def test_a_host_that_no_request_would_ever_name_is_refused_with_what_is_right(
         "null",
     ],
 )
-def test_an_origin_that_no_browser_would_ever_send_is_refused_with_what_is_right(
-    monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
+def test_an_invalid_origin_is_refused_with_the_expected_form(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     line = _fault(monkeypatch, GRADLESS_CORS_ORIGINS=value)
 
     assert line.startswith(f"GRADLESS_CORS_ORIGINS={value}: ")
-    assert "is no origin: scheme://host, with :port if not the usual, no slash at its end, lower case" in line
+    assert "is not an origin: use scheme://host[:port], lower case, no default port, no trailing slash" in line
 
 
-def test_hosts_and_origins_of_every_right_form_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_and_origins_of_every_valid_form_are_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     hosts = ("*", "a.example", "*.b.example", "LOCALHOST", "my_service", "192.0.2.7", "::1", "2001:db8::7")
     pages = (
         "*",
@@ -209,7 +203,7 @@ def test_hosts_and_origins_of_every_right_form_are_taken(monkeypatch: pytest.Mon
     assert (settings.allowed_hosts, settings.cors_origins) == (hosts, pages)
 
 
-def test_several_wrong_values_give_a_line_each(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_invalid_value_gives_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = _fault(monkeypatch, GRADLESS_PORT="x", GRADLESS_DEVISE="cpu", GRADLESS_PRECISION="fp8").splitlines()
 
     assert sorted(line.split("=")[0].split()[0] for line in lines) == [
@@ -219,24 +213,24 @@ def test_several_wrong_values_give_a_line_each(monkeypatch: pytest.MonkeyPatch) 
     ]
 
 
-def test_a_misspelt_variable_is_refused_with_what_it_resembles(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_variable_is_refused_with_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
     line = _fault(monkeypatch, GRADLESS_MAX_BATCHSIZE="8")
 
-    assert line == "GRADLESS_MAX_BATCHSIZE is no setting; did you mean GRADLESS_MAX_BATCH_SIZE?"
+    assert line == "GRADLESS_MAX_BATCHSIZE is not a setting; did you mean GRADLESS_MAX_BATCH_SIZE?"
 
 
-def test_a_variable_that_resembles_none_is_refused_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _fault(monkeypatch, GRADLESS_XYZZY_9="1") == "GRADLESS_XYZZY_9 is no setting"
+def test_an_unknown_variable_is_refused_without_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert _fault(monkeypatch, GRADLESS_XYZZY_9="1") == "GRADLESS_XYZZY_9 is not a setting"
 
 
-def test_variables_of_others_are_nobodys_business(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_without_the_prefix_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRAD_PORT", "x")
     monkeypatch.setenv("PORT", "x")
 
     assert load_settings().port == 8000
 
 
-def test_a_queue_in_which_a_whole_request_has_no_room_is_refused_with_both_names(
+def test_a_queue_smaller_than_one_request_is_refused_with_both_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = _fault(monkeypatch, GRADLESS_QUEUE_CAPACITY="8", GRADLESS_MAX_IMAGES_PER_REQUEST="9")
@@ -246,14 +240,14 @@ def test_a_queue_in_which_a_whole_request_has_no_room_is_refused_with_both_names
     assert len(line.splitlines()) == 1
 
 
-def test_a_queue_of_exactly_one_request_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_queue_of_exactly_one_request_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADLESS_QUEUE_CAPACITY", "9")
     monkeypatch.setenv("GRADLESS_MAX_IMAGES_PER_REQUEST", "9")
 
     assert load_settings().queue_capacity == 9
 
 
-def test_more_models_at_the_start_than_may_be_served_are_refused_with_both_names(
+def test_more_models_than_the_maximum_are_refused_with_both_names(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     line = _fault(monkeypatch, GRADLESS_MODELS="a,b,c", GRADLESS_MAX_MODELS="2")
@@ -263,20 +257,20 @@ def test_more_models_at_the_start_than_may_be_served_are_refused_with_both_names
     assert len(line.splitlines()) == 1
 
 
-def test_settings_never_change() -> None:
+def test_settings_are_immutable() -> None:
     with pytest.raises(ValidationError):
         load_settings().port = 1  # type: ignore[misc]
 
 
-def test_every_setting_says_what_it_is_for() -> None:
+def test_every_setting_has_a_description() -> None:
     assert all(field.description for field in Settings.model_fields.values())
 
 
 @pytest.mark.parametrize("missing", ["opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter"])
-def test_traces_without_their_extra_are_refused_with_how_to_get_it(
+def test_traces_without_their_extra_are_refused_with_the_command_to_install_it(
     monkeypatch: pytest.MonkeyPatch, missing: str
 ) -> None:
-    # Python's own way to say that a module is not there.
+    # None in sys.modules makes the import fail.
     for name in [name for name in sys.modules if name == missing or name.startswith(f"{missing}.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)

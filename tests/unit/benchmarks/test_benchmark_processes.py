@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from itertools import chain, count, repeat
 
 from benchmarks.processes import RunningServer
 
-# It works for as long as somebody waits, like a server on what its callers have left, says so, and rests.
-_WORKS_THEN_RESTS = """
-import pathlib, sys, time
-while time.process_time() < 0.7:
-    pass
-pathlib.Path(sys.argv[1]).touch()
-time.sleep(60)
-"""
 
-
-def test_a_load_waits_for_what_a_server_still_works_on(tmp_path: Path) -> None:
-    rests = tmp_path / "rests"
-    with subprocess.Popen([sys.executable, "-c", _WORKS_THEN_RESTS, str(rests)]) as process:
-        try:
-            server = RunningServer(process, "http://127.0.0.1:1", 0.0)
-            while not server.cpu_seconds():
-                assert process.poll() is None
-            server.wait_until_idle()
-            assert rests.exists()
-        finally:
-            process.kill()
+def test_a_load_waits_until_the_server_uses_no_more_cpu_time() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        server = RunningServer(process, "http://127.0.0.1:1", 0.0)
+        looks = count()
+        # Busy at the first six looks, then at rest.
+        cpu_seconds = chain(range(6), repeat(6.0))
+        server.cpu_seconds = lambda: (next(looks), float(next(cpu_seconds)))[1]  # type: ignore[method-assign]
+        server.wait_until_idle()
+        assert next(looks) >= 7
+        process.kill()

@@ -89,7 +89,7 @@ def test_missed_bars_are_shown_as_missed_and_others_as_not_measured(folder: Path
 
 
 def test_peers_around_gradless_own_engine_are_no_other_servers(folder: Path) -> None:
-    kept = measured(OWN, [100]) + measured("mosec", [25]) + measured("mosec + gradless's engine", [90])
+    kept = measured(OWN, [100]) + measured("mosec", [25]) + measured("mosec + gradless's eager", [90])
     assert rows(folder, kept)[AGAINST_PEERS][1] == "4.00"
 
 
@@ -183,11 +183,12 @@ def test_a_rate_is_from_batch_to_batch_whatever_the_edges_cut() -> None:
     assert steady_rate([3.0], 0, 1) == 0
 
 
-def test_a_second_model_is_measured_in_brief_and_the_null_model_by_its_own_server_alone() -> None:
+def test_a_second_model_is_measured_in_brief_and_the_null_model_by_servers_without_an_engine() -> None:
     plan = Plan(servers=tuple(chosen(["default"])), models=MODELS, rounds=3, seconds=2.0)
     first, second = MODELS
-    alone, worker_server = plan.servers_of("null")
+    alone, worker_server, *peers = plan.servers_of("null")
     assert (alone.name, worker_server.name) == ("gradless null", "gradless null, 2 workers")
+    assert all(peer.engine == "gradless's null fp32" for peer in peers)
     # In process there is nothing in front of it.
     assert plan.with_ceilings(alone, "null")
     assert not plan.with_ceilings(worker_server, "null")
@@ -198,4 +199,4 @@ def test_a_second_model_is_measured_in_brief_and_the_null_model_by_its_own_serve
     assert plan.connections_of(first, 2) == (1, 32, 128)
     assert {plan.turns_of(spec, second) for spec in plan.servers_of(second)} == {1}
     assert not plan.open_loads(SERVERS[OWN], second)
-    assert plan.expected_minutes() < 40
+    assert plan.expected_minutes() < 45

@@ -1,4 +1,4 @@
-"""Over HTTP, in process, through the real pipeline and a real network: answers, faults in their places, drain."""
+"""HTTP requests in process, with the real pipeline and a real network: results, invalid images, drain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from fastapi import FastAPI
 
 from gradless.records import ComparisonOptions
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -39,7 +40,7 @@ async def test_an_image_is_classified(client: httpx2.AsyncClient, clock_png: byt
     assert all(found["label"] == f"class {found['index']}" for found in result["predictions"])
 
 
-async def test_more_classes_than_there_are_is_all_of_them(client: httpx2.AsyncClient, clock_png: bytes) -> None:
+async def test_a_top_k_above_the_number_of_classes_returns_all(client: httpx2.AsyncClient, clock_png: bytes) -> None:
     answer = await client.post("/v1/classify", params={"top_k": 1000}, content=clock_png)
     predictions = answer.json()["results"][0]["predictions"]
     assert len(predictions) == 10
@@ -57,7 +58,7 @@ async def test_a_feature_vector_is_the_same_in_every_encoding(client: httpx2.Asy
     assert numpy_file.headers["X-Gradless-Fingerprint"] == plain.json()["fingerprint"]
 
 
-async def test_a_bad_image_among_several_fails_alone(
+async def test_an_invalid_image_among_several_fails_alone(
     client: httpx2.AsyncClient, clock_png: bytes, images_total: Counted
 ) -> None:
     answer = await client.post("/v1/classify", files=files(clock_png, b"no image", clock_png, b""))
@@ -70,7 +71,7 @@ async def test_a_bad_image_among_several_fails_alone(
     assert images_total((await client.get("/metrics")).text) == {"ok": 2, "bad_image": 2}
 
 
-async def test_a_bad_image_alone_fails_its_request(
+async def test_a_single_invalid_image_fails_its_request(
     client: httpx2.AsyncClient, clock_jpeg: bytes, images_total: Counted
 ) -> None:
     answer = await client.post("/v1/classify", content=clock_jpeg[:700])
@@ -79,7 +80,7 @@ async def test_a_bad_image_alone_fails_its_request(
     assert images_total((await client.get("/metrics")).text) == {"bad_image": 1}
 
 
-async def test_the_answers_come_in_the_order_of_the_images(
+async def test_results_are_in_the_order_of_the_images(
     client: httpx2.AsyncClient, image_file: Callable[..., bytes], clock_png: bytes
 ) -> None:
     images = [clock_png, image_file(), clock_png, image_file(None, "JPEG")]
@@ -97,7 +98,7 @@ async def test_the_lens_answers_over_http(client: httpx2.AsyncClient) -> None:
     assert 'gradless_forward_retained_bytes{mode="grad",model="tiny"}' in (await client.get("/metrics")).text
 
 
-async def test_after_drain_nothing_new_is_taken(
+async def test_after_drain_new_requests_are_refused(
     client: httpx2.AsyncClient, application: FastAPI, clock_png: bytes
 ) -> None:
     assert (await client.get("/readyz")).status_code == 200
@@ -108,10 +109,10 @@ async def test_after_drain_nothing_new_is_taken(
     assert (await client.get("/readyz")).status_code == 503
 
 
-async def test_every_thread_of_serving_ends_with_it(tiny: ModelSpec, clock_png: bytes) -> None:
+async def test_every_thread_of_the_runtime_ends_with_it(tiny: ModelSpec, clock_png: bytes) -> None:
     before = set(threading.enumerate())
-    serving = LocalRuntime(ServingOptions(backend="eager", models=[tiny]), Unheard())
-    await serving.predict(None, [clock_png] * 4, task="classify", top_k=1)
+    serving = LocalRuntime(ServingOptions(backend="eager", models=[tiny]), NoTelemetry())
+    await serving.predict(None, InferenceRequest("classify", [clock_png] * 4, top_k=1))
     await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
     started = set(threading.enumerate()) - before
     names = {thread.name.rsplit("_", 1)[0] for thread in started}

@@ -1,5 +1,5 @@
-"""A request leaves nothing to the garbage collector: what refers to itself stays, image and all, until it comes, and
-its coming holds everybody up."""
+"""Requests leave no reference cycles: a cycle keeps the request and its images until the garbage collector runs, which
+stops all threads."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Ask = Callable[[httpx2.AsyncClient, bytes], Awaitable[httpx2.Response]]
 
 @contextmanager
 def collected() -> Iterator[Counter[str]]:
-    """What the garbage collector finds of a block's, by its type, of ours and of what requests are made of."""
+    """Collect what a block leaves to the garbage collector: counts by type, of our types and those of requests."""
     found: Counter[str] = Counter()
     gc.collect()
-    # What was there before takes most of a collection's time.
+    # Existing objects would take most of the time of a collection.
     gc.freeze()
     gc.disable()
     try:
@@ -72,7 +72,7 @@ async def _features_npy_several(http: httpx2.AsyncClient, image: bytes) -> httpx
 
 @pytest.mark.parametrize("ask", [_classify, _features, _features_npy, _classify_several, _features_npy_several])
 @pytest.mark.parametrize("kind", ["good", "broken", "of no format", "empty"])
-async def test_answered_requests_leave_nothing(
+async def test_answered_requests_leave_no_reference_cycles(
     over_http: StartOverHttp, tiny: ModelSpec, clock_jpeg: bytes, ask: Ask, kind: str
 ) -> None:
     image = {"good": clock_jpeg, "broken": clock_jpeg[:400], "of no format": b"no image", "empty": b""}[kind]
@@ -89,15 +89,15 @@ async def test_answered_requests_leave_nothing(
 async def _held(
     http: httpx2.AsyncClient, gate: threading.Event, entered: threading.Event, image: bytes
 ) -> asyncio.Task[httpx2.Response]:
-    """A request whose forward has begun, and does not end before the gate is opened."""
+    """Start a request and wait until its forward has begun. The forward ends when the gate opens."""
     gate.clear()
     entered.clear()
-    asked = asyncio.create_task(_classify(http, image))
+    request = asyncio.create_task(_classify(http, image))
     assert await asyncio.to_thread(entered.wait, 30)
-    return asked
+    return request
 
 
-async def test_refused_requests_leave_nothing(
+async def test_refused_requests_leave_no_reference_cycles(
     over_http: StartOverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_jpeg: bytes
 ) -> None:
     async with over_http(gated, queue_capacity=1) as http:
@@ -110,7 +110,7 @@ async def test_refused_requests_leave_nothing(
     assert not found
 
 
-async def test_requests_that_come_too_late_leave_nothing(
+async def test_requests_after_their_deadline_leave_no_reference_cycles(
     over_http: StartOverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_jpeg: bytes
 ) -> None:
     async with over_http(gated, deadline_s=0.2) as http:

@@ -1,6 +1,6 @@
-"""Over HTTP with the device or the decoders held: callers that leave, deadlines, a full house, a drain in between.
+"""HTTP requests while the device or the decoders are blocked: disconnects, deadlines, overload, drain.
 
-Whatever becomes of an image, it is counted once and its place is free again.
+Each image is counted once, whatever its outcome, and its admission is released.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ async def gauge(client: httpx2.AsyncClient, name: str) -> float:
 
 
 async def reaches(client: httpx2.AsyncClient, name: str, value: float) -> None:
-    """Wait until the gauge has that value: each scrape lets everything else run."""
+    """Wait until the gauge has that value. Each scrape lets other tasks run."""
     async with asyncio.timeout(PATIENCE_S):
         while await gauge(client, name) != value:
             pass
@@ -90,7 +90,7 @@ async def test_a_request_cancelled_in_the_queue_leaves_nothing_behind_and_costs_
     images_total: Counted,
 ) -> None:
     async with over_http(gated) as client:
-        # From now on it is known how long a forward takes.
+        # From here on the duration of a forward is known.
         await classify(client, clock_png)
         gate.clear()
         entered.clear()
@@ -147,7 +147,7 @@ async def test_a_deadline_passed_is_a_504_and_counted_late(
         gate.set()
 
 
-async def test_a_full_house_is_a_429_with_a_time_to_come_back(
+async def test_at_capacity_requests_get_429_with_retry_after(
     over_http: OverHttp,
     gated: ModelSpec,
     gate: threading.Event,
@@ -168,8 +168,8 @@ async def test_a_full_house_is_a_429_with_a_time_to_come_back(
         assert images_total(await exposition(client)) == {"ok": 2, "refused": 1}
 
 
-@pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one batch in flight")
-async def test_an_image_waits_for_no_other_where_each_has_a_core(
+@pytest.mark.skipif(cores.available_cores() == 1, reason="with one core there is one batch thread")
+async def test_an_image_does_not_wait_for_others_if_each_has_a_core(
     over_http: OverHttp,
     gated: ModelSpec,
     gate: threading.Event,
@@ -189,11 +189,11 @@ async def test_an_image_waits_for_no_other_where_each_has_a_core(
         assert [(await request).status_code for request in requests] == [200, 200]
 
 
-async def test_who_was_accepted_before_a_drain_is_answered(
+async def test_requests_accepted_before_a_drain_are_answered(
     over_http: OverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
     async with over_http(gated) as client:
-        transport = client._transport  # noqa: SLF001 - the application is behind it, and nowhere else
+        transport = client._transport  # noqa: SLF001 - the only way to the application
         assert isinstance(transport, httpx2.ASGITransport)
         gate.clear()
         entered.clear()
@@ -215,12 +215,12 @@ async def test_images_of_a_mixed_run_are_counted_once_each(
     clock_png: bytes,
     images_total: Counted,
 ) -> None:
-    # The two in the queue are no full batch, which would have been begun already.
+    # The two in the queue are not a full batch, which would have started already.
     async with over_http(gated, queue_capacity=8, max_batch_size=4) as client:
         await classify(client, clock_png, b"rubbish", clock_png)
         gate.clear()
         entered.clear()
-        # One image: of two, the second might be in the first batch or in the queue.
+        # One image: the second of two might be in the first batch or in the queue.
         running = classify(client, clock_png)
         await arrival(entered)
         leaving = classify(client, clock_png, b"rubbish", clock_png)

@@ -1,4 +1,4 @@
-"""A model that serves an inner layer, over HTTP: features as everywhere, and a plain word to who asks for classes."""
+"""A model that serves an inner layer, over HTTP: features as for other models, and an error for classify."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from models.interface.errors import NoClassesError
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -44,18 +45,20 @@ async def mapped(over_http: StartOverHttp) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture
 def serving() -> Iterator[LocalRuntime]:
-    runtime = LocalRuntime(ServingOptions(backend="eager", models=[spec_of("pooled")]), Unheard())
+    runtime = LocalRuntime(ServingOptions(backend="eager", models=[spec_of("pooled")]), NoTelemetry())
     yield runtime
     runtime.close(timeout_s=10)
 
 
-async def test_asking_for_classes_is_answered_with_where_to_ask(http: httpx2.AsyncClient, clock_png: bytes) -> None:
+async def test_classify_without_classes_is_refused_with_the_path_for_features(
+    http: httpx2.AsyncClient, clock_png: bytes
+) -> None:
     refused = await http.post("/v1/classify", content=clock_png)
     metrics = (await http.get("/metrics")).text
     assert refused.status_code == 422
     assert refused.json()["type"] == "urn:gradless:problem:no-classes"
     assert "/v1/features" in refused.json()["detail"]
-    # The request counts, and no image, which nobody has read.
+    # The request is counted, but no image, because none was read.
     assert 'gradless_requests_total{code="422",method="POST",route="/v1/classify"} 1.0' in metrics
     assert 'gradless_requests_total{code="500",method="POST",route="/v1/classify"} 0.0' in metrics
     images = [line for line in metrics.splitlines() if line.startswith("gradless_images_total{")]
@@ -63,13 +66,15 @@ async def test_asking_for_classes_is_answered_with_where_to_ask(http: httpx2.Asy
     assert all(line.endswith(" 0.0") for line in images)
 
 
-async def test_asking_for_classes_is_answered_before_the_body_is_read(mapped: httpx2.AsyncClient) -> None:
+async def test_classify_without_classes_is_refused_before_the_body_is_read(mapped: httpx2.AsyncClient) -> None:
     unreadable = {"content-type": "multipart/form-data"}
     assert (await mapped.post("/v1/features", content=b"no parts", headers=unreadable)).status_code == 400
     assert (await mapped.post("/v1/classify", content=b"no parts", headers=unreadable)).status_code == 422
 
 
-async def test_features_come_in_every_form(http: httpx2.AsyncClient, clock_png: bytes, clock_jpeg: bytes) -> None:
+async def test_features_are_returned_in_every_format(
+    http: httpx2.AsyncClient, clock_png: bytes, clock_jpeg: bytes
+) -> None:
     described = (await http.get("/v1/models/layer")).json()
     files = [("images", clock_png), ("images", clock_jpeg)]
     listed = (await http.post("/v1/features", files=files)).json()
@@ -85,7 +90,7 @@ async def test_features_come_in_every_form(http: httpx2.AsyncClient, clock_png: 
     np.testing.assert_allclose([result["features"] for result in listed["results"]], array, atol=1e-4)
 
 
-async def test_a_map_can_be_read_by_the_shape_it_is_told_with(
+async def test_a_feature_map_can_be_restored_by_its_shape(
     mapped: httpx2.AsyncClient, over_http: StartOverHttp, clock_png: bytes
 ) -> None:
     as_map = (await mapped.post("/v1/features", content=clock_png)).json()
@@ -100,7 +105,7 @@ async def test_a_map_can_be_read_by_the_shape_it_is_told_with(
     assert as_map["fingerprint"] != as_mean["fingerprint"]
 
 
-async def test_the_lens_compares_what_has_no_classes(http: httpx2.AsyncClient) -> None:
+async def test_the_lens_compares_a_model_without_classes(http: httpx2.AsyncClient) -> None:
     answer = await http.post("/debug/grad-modes?batch_size=2&iterations=1")
     assert answer.status_code == 200
     arms = {arm["arm"]: arm for arm in answer.json()["arms"]}
@@ -110,8 +115,8 @@ async def test_the_lens_compares_what_has_no_classes(http: httpx2.AsyncClient) -
     assert not answer.json()["left_out"]
 
 
-async def test_in_python_it_is_the_same_word(serving: LocalRuntime, clock_png: bytes) -> None:
+async def test_the_python_error_has_the_same_message(serving: LocalRuntime, clock_png: bytes) -> None:
     with pytest.raises(NoClassesError, match="no classes"):
-        await serving.predict(None, [clock_png], task="classify", top_k=5)
-    answer = await serving.predict(None, [clock_png], task="features", top_k=0)
+        await serving.predict(None, InferenceRequest("classify", [clock_png], top_k=5))
+    answer = await serving.predict(None, InferenceRequest("features", [clock_png]))
     assert answer.shape == (answer.dimensions,)

@@ -21,7 +21,7 @@ from models.backends import BackendOptions, conversion_cache, openvino_conversio
 from models.backends.conversion_cache import ConversionCache
 from models.backends.openvino import OpenVinoBackend, _core
 from models.interface.errors import WarmUpError
-from models.interface.telemetry import Unheard
+from models.interface.telemetry import NoTelemetry
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import Classifier, ModelSpec
@@ -278,7 +278,7 @@ def test_a_user_without_a_home_has_no_cache_and_a_model(
 def _serve(spec: ModelSpec, folder: Path) -> LocalRuntime:
     return LocalRuntime(
         ServingOptions(models=[spec], device="cpu", backend="openvino", cache_folder=folder, max_batch_size=2),
-        Unheard(),
+        NoTelemetry(),
     )
 
 

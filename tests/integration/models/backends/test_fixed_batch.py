@@ -15,6 +15,7 @@ from models.backends import Backend, BackendOptions
 from models.backends.batch_shapes import next_multiple, padded
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.interface.request import InferenceRequest
 from models.loading.load import LoadedModel
 
 # What features may differ by where batches have any shape, and kernels are chosen by it.
@@ -72,7 +73,7 @@ def test_in_any_shape_it_gives_the_same_within_a_tolerance(
     make: Callable[..., Backend], default_model: LoadedModel, pixels: torch.Tensor, name: str
 ) -> None:
     engine = Engine(placed(default_model, name), make(name))
-    alone = [engine.run([BatchItem(image, top_k=5)])[0] for image in pixels]
+    alone = [engine.run([BatchItem(image, InferenceRequest("classify", top_k=5))])[0] for image in pixels]
 
     @settings(
         max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -80,7 +81,9 @@ def test_in_any_shape_it_gives_the_same_within_a_tolerance(
     @given(st.lists(st.integers(0, len(pixels) - 1), min_size=1, max_size=9))
     def holds(company: list[int]) -> None:
         for number, output in zip(
-            company, engine.run([BatchItem(pixels[one], top_k=5) for one in company]), strict=True
+            company,
+            engine.run([BatchItem(pixels[one], InferenceRequest("classify", top_k=5)) for one in company]),
+            strict=True,
         ):
             assert output.features == pytest.approx(alone[number].features, abs=TOLERANCE)
             assert output.probabilities == pytest.approx(alone[number].probabilities, abs=TOLERANCE)

@@ -14,7 +14,8 @@ from models.backends.null import NullBackend
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import DrainingError
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -46,11 +47,11 @@ def test_its_answers_are_those_of_its_network_on_whole_images() -> None:
 
 @pytest.mark.anyio
 async def test_a_decode_pool_that_was_shut_down_refuses_what_it_can_no_longer_decode(clock_jpeg: bytes) -> None:
-    serving = LocalRuntime(ServingOptions(models=["null"], backend="eager"), Unheard())
+    serving = LocalRuntime(ServingOptions(models=["null"], backend="eager"), NoTelemetry())
     try:
         serving._decode_pool.close(timeout_s=10)  # noqa: SLF001 - as close() does, with a request still on its way
         with pytest.raises(DrainingError):
-            await serving.predict(None, [clock_jpeg, clock_jpeg, clock_jpeg], task="classify", top_k=1)
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg, clock_jpeg, clock_jpeg], top_k=1))
     finally:
         serving.close(timeout_s=10)
 
@@ -63,7 +64,7 @@ def test_a_thread_that_hands_its_forward_to_others_uses_one_thread_of_pytorch() 
     def work() -> None:
         engine.prepare_thread()
         seen.append(torch.get_num_threads())
-        engine.run([BatchItem(torch.zeros(3, 224, 224, dtype=torch.uint8), 1)])
+        engine.run([BatchItem(torch.zeros(3, 224, 224, dtype=torch.uint8), InferenceRequest("classify", top_k=1))])
 
     thread = threading.Thread(target=work)
     thread.start()

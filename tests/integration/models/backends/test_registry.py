@@ -16,7 +16,7 @@ from models.backends import BackendOptions, BatchHints, registry
 from models.backends.backend import Backend
 from models.backends.registry import BACKENDS, Package, Registration
 from models.hardware.placement import Placement
-from models.interface.cancellation import Wanted, always
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DeviceUnavailableError
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
@@ -33,7 +33,7 @@ class AnotherBackend(Backend):
         self.network = model.network
         self._normalize = model.normalize
 
-    def run(self, pixels: torch.Tensor, wanted: Wanted = always) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
         answer: FeaturesAndLogits = self.network(self._normalize(pixels))
         return answer
 

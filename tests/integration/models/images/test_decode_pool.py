@@ -17,6 +17,7 @@ from models.images.decode_pool import DecodePool
 from models.images.decoder_process import DecoderProcess
 from models.images.preprocessing import preprocess
 from models.images.samples import draw, encode
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DecodersBusyError, DrainingError, UndecodableImageError
 from models.interface.image_limits import ImageLimits
 from models.loading import catalog
@@ -131,14 +132,11 @@ def test_more_expensive_images_than_can_be_decoded_in_time_are_refused(held: _He
     assert pool.close(_PATIENCE_S)
 
 
-class _Unwanted:
+class _CancellableJob:
     """A job whose client leaves while it waits for a process."""
 
     def __init__(self) -> None:
-        self.gone = False
-
-    def wanted(self) -> bool:
-        return not self.gone
+        self.cancel_token = CancelToken()
 
     def take_encoded(self) -> bytes:
         return TIFF
@@ -148,11 +146,11 @@ def test_an_expensive_image_whose_client_has_left_is_not_decoded(held: _Held) ->
     pool = DecodePool(1, _LIMITS)
     first = pool.preprocessed(TIFF, _TRANSFORM)
     held.began.get(timeout=_PATIENCE_S)
-    job, outcome = _Unwanted(), Future[object]()
+    job, outcome = _CancellableJob(), Future[object]()
     pool.preprocess(job, _TRANSFORM, outcome.set_result)
     # The pool's one thread has handed it over by then.
     pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S)
-    job.gone = True
+    job.cancel_token.cancel()
     held.go_on.set()
     first.result(_PATIENCE_S)
     assert outcome.result(_PATIENCE_S) is None
@@ -194,11 +192,11 @@ def test_an_image_that_was_refused_for_want_of_a_thread_is_not_decoded_afterward
     outcomes: queue.Queue[object] = queue.Queue()
 
     class Job:
-        def wanted(self) -> bool:
-            began.set()
-            return go_on.wait(_PATIENCE_S)
+        cancel_token = NEVER_CANCELLED
 
         def take_encoded(self) -> bytes:
+            began.set()
+            assert go_on.wait(_PATIENCE_S)
             return JPEG
 
     def no_thread(_thread: threading.Thread) -> None:

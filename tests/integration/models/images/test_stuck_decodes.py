@@ -13,7 +13,8 @@ import torch
 
 from models.images.transforms import Transform
 from models.interface.errors import DeadlineExceededError
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -45,10 +46,10 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
         values = {field.name: getattr(made.transform, field.name) for field in fields(Transform)}
         return Classifier(made.module, Stuck(**values), made.labels)
 
-    def start(give_up: Callable[[str], None]) -> LocalRuntime:
+    def start(shut_down: Callable[[str], None]) -> LocalRuntime:
         spec = ModelSpec("tiny", "tiny-convnet", build)
         options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=0.5, deadline_s=2)
-        return LocalRuntime(options, Unheard(), give_up)
+        return LocalRuntime(options, NoTelemetry(), shut_down)
 
     return start
 
@@ -61,7 +62,7 @@ async def test_a_decode_that_hangs_ends_the_service_with_its_reason(
     try:
         assert serving.ready
         with pytest.raises(DeadlineExceededError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
         reason = await asyncio.to_thread(reasons.get, timeout=_PATIENCE_S)
         assert reason.startswith("an image has been decoded for")
         assert not serving.ready
@@ -78,7 +79,7 @@ async def test_a_hung_decode_is_detected_even_after_its_model_was_unloaded(
     try:
         await serving.load("other", "null")
         with pytest.raises(DeadlineExceededError):
-            await serving.predict("tiny", [clock_jpeg], task="classify", top_k=1)
+            await serving.predict("tiny", InferenceRequest("classify", [clock_jpeg], top_k=1))
         await serving.unload("tiny")
         reason = await asyncio.to_thread(reasons.get, timeout=_PATIENCE_S)
         assert reason.startswith("an image has been decoded for")
@@ -92,7 +93,7 @@ async def test_a_decode_that_hangs_does_not_keep_the_service_from_closing(
 ) -> None:
     serving = serve(lambda _reason: None)
     with pytest.raises(DeadlineExceededError):
-        await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+        await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
     assert not await asyncio.to_thread(serving.close, 0.1)
     released.set()
     assert await asyncio.to_thread(serving.close, 10)
@@ -104,7 +105,7 @@ async def test_a_decode_that_ends_leaves_the_service_well(
     released.set()
     serving = serve(lambda _reason: None)
     try:
-        assert (await serving.predict(None, [clock_jpeg], task="classify", top_k=1)).results
+        assert (await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))).results
         assert serving.ready
     finally:
         assert serving.close(timeout_s=10)

@@ -1,4 +1,4 @@
-"""Two lanes over one model: batches that are under way together stay apart, and the lens gets its turn between them."""
+"""Two concurrent batches of one model have their own results, and the lens gets exclusive access between them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from models.backends import BackendOptions
 from models.hardware import cores
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.interface.cancellation import Wanted
+from models.interface.cancellation import CancelToken
+from models.interface.request import InferenceRequest
 from models.loading.load import load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import ModelSpec
@@ -32,14 +33,14 @@ def _items(seed: int) -> list[BatchItem]:
     # One more than the cores have equal shares of: OpenVINO runs that one in another way.
     count = 4 * cores.available_cores() + 1
     return [
-        BatchItem(image, 10)
+        BatchItem(image, InferenceRequest("classify", top_k=10))
         for image in torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     ]
 
 
 @pytest.fixture(params=["openvino", "eager"])
 def engine(request: pytest.FixtureRequest, tiny: ModelSpec, tmp_path: Path) -> Iterator[Engine]:
-    """The tiny model, warmed up for each of two lanes."""
+    """The tiny model, warmed up for each of two threads."""
     backend: str = request.param
     model = load(tiny, backends.place("cpu", "fp32", backend))
     made = Engine(model, backends.make(model, BackendOptions(max_batch_size=len(_items(0)), cache_folder=tmp_path)))
@@ -48,14 +49,14 @@ def engine(request: pytest.FixtureRequest, tiny: ModelSpec, tmp_path: Path) -> I
 
 
 @pytest.fixture
-def batch_threads(engine: Engine) -> Iterator[ThreadPoolExecutor]:
+def threads(engine: Engine) -> Iterator[ThreadPoolExecutor]:
     """The two threads that run its batches."""
     with ThreadPoolExecutor(2, initializer=engine.prepare_thread) as threads:
         yield threads
 
 
-@pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one batch in flight")
-def test_a_backend_that_runs_images_on_single_cores_allows_a_second_batch_once_each_core_has_an_image(
+@pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there is one batch thread")
+def test_a_backend_that_splits_batches_over_cores_runs_two_and_allows_overlap_from_one_image_per_core(
     engine: Engine,
 ) -> None:
     assert engine.hints.max_in_flight == 2
@@ -64,7 +65,7 @@ def test_a_backend_that_runs_images_on_single_cores_allows_a_second_batch_once_e
     assert engine.hints.overlap_min_size == expected[engine.model.placement.backend]
 
 
-def test_each_of_two_batches_in_flight_gets_its_own_results(engine: Engine, batch_threads: ThreadPoolExecutor) -> None:
+def test_two_concurrent_batches_each_have_their_own_results(engine: Engine, threads: ThreadPoolExecutor) -> None:
     batches = [_items(seed) for seed in range(2)]
     alone = [engine.run(batch) for batch in batches]
     together = threading.Barrier(2)
@@ -78,21 +79,21 @@ def test_each_of_two_batches_in_flight_gets_its_own_results(engine: Engine, batc
                 assert expected.probabilities is not None
                 np.testing.assert_allclose(found.probabilities, expected.probabilities, rtol=1e-4)
 
-    list(batch_threads.map(run_many_times, range(2)))
+    list(threads.map(run_many_times, range(2)))
 
 
-def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_batch_threads_are_busy(
-    engine: Engine, batch_threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+def test_the_lens_gets_exclusive_access_while_both_batch_threads_are_busy(
+    engine: Engine, threads: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inside: set[int] = set()
     ran = [threading.Event(), threading.Event()]
     enough = threading.Event()
     forward = engine.forward
 
-    def noted(pixels: torch.Tensor, wanted: Wanted) -> FeaturesAndLogits:
+    def noted(pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
         inside.add(threading.get_ident())
         try:
-            return forward(pixels, wanted)
+            return forward(pixels, cancel_token)
         finally:
             inside.discard(threading.get_ident())
 
@@ -103,12 +104,12 @@ def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_batch_threads_are_
             ran[number].set()
 
     monkeypatch.setattr(engine, "forward", noted)
-    busy = [batch_threads.submit(keep_busy, number) for number in range(2)]
+    busy = [threads.submit(keep_busy, number) for number in range(2)]
     try:
         pixels = torch.stack([item.image for item in _items(2)]).contiguous(memory_format=torch.channels_last)
         for _ in range(_ROUNDS):
             assert all(event.wait(_PATIENCE_S) for event in ran)
-            with engine.turn:
+            with engine.lock:
                 assert not inside
                 forward(pixels)
                 assert not inside
@@ -122,7 +123,7 @@ def test_the_lens_is_alone_in_its_turn_and_gets_it_while_both_batch_threads_are_
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a priority is a thread's own on Linux alone")
 @pytest.mark.skipif(cores.available_cores() == 1, reason="on one core there are no streams")
-def test_threads_that_compute_give_way_to_all_others(tiny: ModelSpec, tmp_path: Path) -> None:
+def test_forward_threads_have_a_lower_priority_than_the_others(tiny: ModelSpec, tmp_path: Path) -> None:
     def priorities() -> dict[str, int]:
         return {thread.name: os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in tasks.iterdir()}
 

@@ -1,11 +1,12 @@
-"""A forward whose callers have all left is stopped where its batch runs in pieces, and leaves nothing behind."""
+"""A forward stops between two of its pieces once all its requests are cancelled, and leaves no state behind."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,9 @@ from models.backends import BackendOptions
 from models.hardware import cores
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.interface.cancellation import AllCancelledError
-from models.interface.telemetry import BatchReport, Stage, Unheard
+from models.interface.cancellation import NEVER_CANCELLED, AllCancelledError, CancelToken
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import BatchReport, NoTelemetry, Stage
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -32,21 +34,30 @@ _CORES = cores.available_cores()
 _IMAGES = 8 * _CORES
 
 
-def _items(wanted: Callable[[], bool]) -> list[BatchItem]:
+def _items(token: CancelToken) -> list[BatchItem]:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (_IMAGES + 1, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return [BatchItem(image, 10, wanted) for image in images]
+    request = InferenceRequest("classify", top_k=10, cancel_token=token)
+    return [BatchItem(image, request) for image in images]
 
 
-class _WantedFor:
-    """Wanted so many times, however often it is asked."""
+class _CancelledAfter(CancelToken):
+    """A token that is cancelled once it was polled so many times."""
 
-    def __init__(self, times: int) -> None:
-        self._left = times
+    def __init__(self, polls: int) -> None:
+        super().__init__()
+        self._left = polls
 
-    def __call__(self) -> bool:
+    @property
+    def cancelled(self) -> bool:
         self._left -= 1
-        return self._left >= 0
+        return self._left < 0
+
+
+def _cancelled() -> CancelToken:
+    token = CancelToken()
+    token.cancel()
+    return token
 
 
 @pytest.fixture(params=["openvino", "eager"])
@@ -59,37 +70,40 @@ def engine(request: pytest.FixtureRequest, tiny: ModelSpec, tmp_path: Path) -> I
     made.close()
 
 
-@pytest.mark.parametrize("times", [0, 1], ids=["at its beginning", "in its middle"])
-def test_a_forward_that_is_not_wanted_any_more_is_given_up_and_the_next_one_is_whole(
-    engine: Engine, times: int
+def _with_token(item: BatchItem, token: CancelToken) -> BatchItem:
+    return item._replace(request=replace(item.request, cancel_token=token))
+
+
+@pytest.mark.parametrize("polls", [0, 1], ids=["at its beginning", "in its middle"])
+def test_a_forward_stops_once_all_its_requests_are_cancelled_and_the_next_forward_is_complete(
+    engine: Engine, polls: int
 ) -> None:
-    expected = engine.run(_items(lambda: True))
-    # A second one finds nothing of the first.
+    expected = engine.run(_items(NEVER_CANCELLED))
+    # A second stopped forward finds no state of the first.
     for _ in range(2):
-        wanted = _WantedFor(times)
-        items = [BatchItem(item.image, item.top_k, lambda: False) for item in _items(wanted)]
+        items = _items(_cancelled())
         with pytest.raises(AllCancelledError):
-            engine.run([items[0]._replace(wanted=wanted), *items[1:]])
-        found = engine.run(_items(lambda: True))
+            engine.run([_with_token(items[0], _CancelledAfter(polls)), *items[1:]])
+        found = engine.run(_items(NEVER_CANCELLED))
         for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one.features, other.features)
 
 
-def test_a_forward_that_one_of_its_callers_waits_for_is_run_to_its_end(engine: Engine) -> None:
-    items = _items(lambda: False)
-    outputs = engine.run([*items[:-1], items[-1]._replace(wanted=lambda: True)])
+def test_a_forward_is_complete_if_one_of_its_requests_is_not_cancelled(engine: Engine) -> None:
+    items = _items(_cancelled())
+    outputs = engine.run([*items[:-1], _with_token(items[-1], NEVER_CANCELLED)])
 
     assert len(outputs) == len(items)
 
 
-class _Pieces(Unheard):
-    """The pieces of forwards that have begun, and how many it takes; the batches that are over."""
+class _Pieces(NoTelemetry):
+    """Records the sizes of the pieces that began, the batches that ended, and the stages of cancelled images."""
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """What was, the warm-up for one."""
+        """Forget earlier batches, such as those of the warm-up."""
         self.sizes: list[int] = []
         self.batches: list[int] = []
         self.cancelled: list[str] = []
@@ -117,7 +131,7 @@ def pieces() -> _Pieces:
 
 @pytest.fixture
 def serving(tiny: ModelSpec, gate: threading.Event, pieces: _Pieces) -> Iterator[LocalRuntime]:
-    """Waits for a full batch, and holds its pieces at the gate."""
+    """Runs full batches only, and blocks each piece until the gate opens."""
 
     class Noted(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -138,7 +152,7 @@ def serving(tiny: ModelSpec, gate: threading.Event, pieces: _Pieces) -> Iterator
 
 
 @pytest.mark.parametrize("staying", [0, 1])
-async def test_what_has_not_begun_of_a_forward_is_not_run_once_all_its_callers_have_left(
+async def test_remaining_pieces_do_not_run_once_all_clients_have_disconnected(
     serving: LocalRuntime,
     pieces: _Pieces,
     gate: threading.Event,
@@ -148,16 +162,17 @@ async def test_what_has_not_begun_of_a_forward_is_not_run_once_all_its_callers_h
 ) -> None:
     gate.clear()
     pieces.forget()
-    callers = [
-        asyncio.create_task(serving.predict("tiny", [clock_png], task="classify", top_k=1)) for _ in range(_IMAGES)
+    requests = [
+        asyncio.create_task(serving.predict("tiny", InferenceRequest("classify", [clock_png], top_k=1)))
+        for _ in range(_IMAGES)
     ]
     await asyncio.to_thread(pieces.wait_for, _CORES)
-    leaving = callers[staying:]
-    for caller in leaving:
-        caller.cancel()
-    await asyncio.wait(leaving)
+    cancelled = requests[staying:]
+    for request in cancelled:
+        request.cancel()
+    await asyncio.wait(cancelled)
     gate.set()
-    answers = await asyncio.gather(*callers[:staying])
+    answers = await asyncio.gather(*requests[:staying])
     await asyncio.to_thread(serving.close, _PATIENCE_S)
 
     assert pieces.sizes == [4] * (2 * _CORES if staying else _CORES)
@@ -166,17 +181,17 @@ async def test_what_has_not_begun_of_a_forward_is_not_run_once_all_its_callers_h
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
-@pytest.mark.parametrize("asked", [0, 1], ids=["before it is handed on", "when its turn has come"])
-async def test_what_nobody_waits_for_any_more_is_not_decoded(
-    tiny: ModelSpec, pieces: _Pieces, clock_png: bytes, asked: int
-) -> None:
-    # In one thread each comes after the other.
+@pytest.mark.parametrize("polls", [0, 1], ids=["before it is submitted", "in the pool's queue"])
+async def test_a_cancelled_image_is_not_decoded(tiny: ModelSpec, pieces: _Pieces, clock_png: bytes, polls: int) -> None:
+    # One thread decodes one image after another.
     serving = LocalRuntime(ServingOptions(models=[tiny], backend="eager", decode_threads=1), pieces)
     left = asyncio.create_task(
-        serving.predict("tiny", [b"not an image"] * 3, task="classify", top_k=1, wanted=_WantedFor(asked))
+        serving.predict(
+            "tiny", InferenceRequest("classify", [b"not an image"] * 3, top_k=1, cancel_token=_CancelledAfter(polls))
+        )
     )
     await asyncio.sleep(0)
-    answer = await serving.predict("tiny", [clock_png], task="classify", top_k=1)
+    answer = await serving.predict("tiny", InferenceRequest("classify", [clock_png], top_k=1))
 
     assert len(answer.results) == 1
     assert not left.done()
@@ -187,19 +202,20 @@ async def test_what_nobody_waits_for_any_more_is_not_decoded(
     assert serving.close(_PATIENCE_S)
 
 
-async def test_a_forward_may_be_given_up_before_it_is_known_here_that_its_caller_has_left(
+async def test_a_forward_may_stop_before_the_event_loop_knows_of_the_disconnect(
     serving: LocalRuntime, pieces: _Pieces, gate: threading.Event, clock_png: bytes
 ) -> None:
     gate.clear()
     pieces.forget()
-    there = threading.Event()
-    there.set()
+    token = CancelToken()
     images = [clock_png] * _IMAGES
-    left = asyncio.create_task(serving.predict("tiny", images, task="classify", top_k=1, wanted=there.is_set))
+    left = asyncio.create_task(
+        serving.predict("tiny", InferenceRequest("classify", images, top_k=1, cancel_token=token))
+    )
     await asyncio.to_thread(pieces.wait_for, _CORES)
-    there.clear()
+    token.cancel()
     gate.set()
-    # Its last act is to tell of the batch, so whatever came of the images has been said by then.
+    # The batch thread reports the batch last, so by then it has reported each image.
     await asyncio.to_thread(serving.close, _PATIENCE_S)
     await asyncio.sleep(0)
 

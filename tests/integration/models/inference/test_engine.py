@@ -1,4 +1,4 @@
-"""The engine answers each item of a batch as if it were alone, and will not start with a model that cannot."""
+"""The engine answers each item of a batch as if it were alone, and refuses a model that fails its warm-up."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from models import backends
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import StartError, WarmUpError
+from models.interface.request import InferenceRequest
 from models.loading.load import LoadedModel, load
 from models.networks.specs import ModelSpec
 
@@ -23,10 +24,15 @@ def pictures(count: int, side: int) -> list[torch.Tensor]:
     return list(torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator))
 
 
-def test_every_item_gets_as_many_classes_as_it_asked_for(tiny_engine: Engine) -> None:
-    wanted = [0, 3, 10, 1]
-    outputs = tiny_engine.run([BatchItem(image, top_k) for image, top_k in zip(pictures(4, 32), wanted, strict=True)])
-    for output, top_k in zip(outputs, wanted, strict=True):
+def test_every_item_has_its_top_k_classes(tiny_engine: Engine) -> None:
+    top_ks = [0, 3, 10, 1]
+    outputs = tiny_engine.run(
+        [
+            BatchItem(image, InferenceRequest("classify", top_k=top_k))
+            for image, top_k in zip(pictures(4, 32), top_ks, strict=True)
+        ]
+    )
+    for output, top_k in zip(outputs, top_ks, strict=True):
         assert output.features.shape == (16,)
         assert output.features.dtype == np.float32
         assert output.indices is not None
@@ -37,7 +43,7 @@ def test_every_item_gets_as_many_classes_as_it_asked_for(tiny_engine: Engine) ->
 
 def test_all_probabilities_are_the_softmax_of_the_logits(tiny_engine: Engine) -> None:
     [image] = pictures(1, 32)
-    [output] = tiny_engine.run([BatchItem(image, 10)])
+    [output] = tiny_engine.run([BatchItem(image, InferenceRequest("classify", top_k=10))])
     assert output.indices is not None
     assert output.probabilities is not None
     with torch.no_grad():
@@ -46,18 +52,18 @@ def test_all_probabilities_are_the_softmax_of_the_logits(tiny_engine: Engine) ->
     assert output.probabilities.sum() == pytest.approx(1)
 
 
-def test_a_batch_that_wants_features_alone_gets_no_classes(tiny_engine: Engine) -> None:
-    for output in tiny_engine.run([BatchItem(image, 0) for image in pictures(3, 32)]):
+def test_a_batch_of_feature_requests_has_no_classes(tiny_engine: Engine) -> None:
+    for output in tiny_engine.run([BatchItem(image, InferenceRequest("features")) for image in pictures(3, 32)]):
         assert output.indices is None
         assert output.probabilities is None
         assert output.features.shape == (16,)
 
 
-def test_features_are_the_same_alone_and_in_company(default_engine: Engine) -> None:
+def test_features_are_the_same_alone_and_in_a_batch(default_engine: Engine) -> None:
     images = pictures(32, 224)
-    together = default_engine.run([BatchItem(image, 0) for image in images])
+    together = default_engine.run([BatchItem(image, InferenceRequest("features")) for image in images])
     for place in (0, 17, 31):
-        [alone] = default_engine.run([BatchItem(images[place], 0)])
+        [alone] = default_engine.run([BatchItem(images[place], InferenceRequest("features"))])
         scale = np.abs(alone.features).max()
         assert np.abs(together[place].features - alone.features).max() < 1e-4 * scale
         lengths = np.linalg.norm(alone.features) * np.linalg.norm(together[place].features)
@@ -66,7 +72,7 @@ def test_features_are_the_same_alone_and_in_company(default_engine: Engine) -> N
 
 def test_features_alone_are_the_same_to_the_last_bit_every_time(default_engine: Engine) -> None:
     [image] = pictures(1, 224)
-    [first], [second] = (default_engine.run([BatchItem(image, 0)]) for _ in range(2))
+    [first], [second] = (default_engine.run([BatchItem(image, InferenceRequest("features"))]) for _ in range(2))
     assert np.array_equal(first.features, second.features)
 
 
@@ -75,7 +81,7 @@ def test_bf16_answers_on_the_cpu_nearly_as_fp32_does(
 ) -> None:
     half = engine_for(load(tiny, backends.place("cpu", "bf16", "eager")))
     half.warm_up()
-    items = [BatchItem(image, 10) for image in pictures(4, 32)]
+    items = [BatchItem(image, InferenceRequest("classify", top_k=10)) for image in pictures(4, 32)]
     for exact, rounded in zip(tiny_engine.run(items), half.run(items), strict=True):
         assert rounded.features.dtype == np.float32
         assert rounded.probabilities is not None
@@ -89,7 +95,7 @@ def test_a_model_in_training_mode_fails_its_warm_up(tiny_engine: Engine) -> None
         tiny_engine.warm_up()
 
 
-def test_a_model_whose_features_are_no_numbers_fails_its_warm_up(
+def test_a_model_whose_features_are_not_finite_fails_its_warm_up(
     tiny_engine: Engine, engine_for: Callable[[LoadedModel], Engine]
 ) -> None:
     first = next(tiny_engine.model.network.parameters())
@@ -100,7 +106,7 @@ def test_a_model_whose_features_are_no_numbers_fails_its_warm_up(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_model_whose_logits_are_no_numbers_fails_its_warm_up(
+def test_a_model_whose_logits_are_not_finite_fails_its_warm_up(
     tiny_engine: Engine, engine_for: Callable[[LoadedModel], Engine], value: float
 ) -> None:
     with torch.no_grad():
@@ -109,7 +115,7 @@ def test_a_model_whose_logits_are_no_numbers_fails_its_warm_up(
         engine_for(tiny_engine.model).warm_up()
 
 
-def test_weights_that_are_no_numbers_are_refused_from_the_catalog_on(
+def test_a_model_of_the_catalog_with_weights_that_are_not_finite_is_refused(
     tiny: ModelSpec, engine_for: Callable[[LoadedModel], Engine]
 ) -> None:
     classifier = tiny.build()

@@ -1,4 +1,4 @@
-"""A network that overflows on one image answers that image with a problem, and its neighbours with their classes."""
+"""If a network overflows on one image, that image fails alone."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def overflowing(tiny: ModelSpec) -> FastAPI:
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
-async def test_an_overflow_is_the_fault_of_one_image(
+async def test_an_overflow_fails_one_image_alone(
     overflowing: FastAPI, path: str, image_file: Callable[..., bytes]
 ) -> None:
     white = image_file(Image.new("RGB", (40, 40), "white"))

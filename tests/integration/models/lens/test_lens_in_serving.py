@@ -10,7 +10,8 @@ import pytest
 
 from gradless.records import ComparisonOptions, Progress
 from models.interface.errors import ComparisonRunningError, DrainingError, UnknownModelError, UnsupportedFormatError
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -21,8 +22,8 @@ PATIENCE_S = 30
 
 @pytest.fixture
 def held(gated: ModelSpec, gate: threading.Event, entered: threading.Event) -> Iterator[LocalRuntime]:
-    """A LocalRuntime whose forwards wait for the gate, which is closed."""
-    runtime = LocalRuntime(ServingOptions(backend="eager", models=[gated]), Unheard())
+    """LocalRuntime whose forwards wait for the gate, which is closed."""
+    runtime = LocalRuntime(ServingOptions(backend="eager", models=[gated]), NoTelemetry())
     gate.clear()
     entered.clear()
     yield runtime
@@ -90,7 +91,7 @@ async def test_serving_answers_while_a_comparison_runs(serving: LocalRuntime, cl
     comparison = asyncio.create_task(serving.compare(None, ComparisonOptions(batch_size=8, iterations=50)))
     answered = 0
     while not comparison.done():
-        answer = await serving.predict(None, [clock_png], task="classify", top_k=1)
+        answer = await serving.predict(None, InferenceRequest("classify", [clock_png], top_k=1))
         answered += len(answer.results)
     assert answered > 0
     assert (await comparison).iterations == 50

@@ -18,6 +18,7 @@ from gradless.records import ComparisonOptions
 from models.hardware import memory
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.interface.request import InferenceRequest
 from models.interface.results import Prediction
 from models.serving.runtime import LocalRuntime
 
@@ -76,7 +77,13 @@ def test_flags_of_a_network_that_is_partly_frozen_stay_so() -> None:
 
 def test_what_a_served_network_answers_is_the_same_bit_for_bit_after_a_comparison(tiny_engine: Engine) -> None:
     generator = torch.Generator().manual_seed(1)
-    items = [BatchItem(torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator), 3) for _ in range(4)]
+    items = [
+        BatchItem(
+            torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8, generator=generator),
+            InferenceRequest("classify", top_k=3),
+        )
+        for _ in range(4)
+    ]
     before = tiny_engine.run(items)
     compare_served(tiny_engine, THOROUGH)
     for one, other in zip(before, tiny_engine.run(items), strict=True):
@@ -125,7 +132,7 @@ async def test_answers_during_a_comparison_are_those_before_it_bit_for_bit(
     serving: LocalRuntime, clock_png: bytes
 ) -> None:
     async def answer() -> Prediction:
-        (found,) = (await serving.predict(None, [clock_png], task="classify", top_k=10)).results
+        (found,) = (await serving.predict(None, InferenceRequest("classify", [clock_png], top_k=10))).results
         assert isinstance(found, Prediction)
         return found
 

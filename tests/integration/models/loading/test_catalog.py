@@ -13,6 +13,7 @@ from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import UnknownCatalogNameError
 from models.interface.image_limits import ImageLimits
+from models.interface.request import InferenceRequest
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
@@ -38,7 +39,9 @@ def test_the_default_model_names_the_drawn_samples(
     default_engine: Engine, sample: Sample, label: str, image_format: str
 ) -> None:
     image = decode_image(encode(draw(sample), image_format), ImageLimits())
-    [output] = default_engine.run([BatchItem(default_engine.model.transform.shape(image), top_k=1)])
+    [output] = default_engine.run(
+        [BatchItem(default_engine.model.transform.shape(image), InferenceRequest("classify", top_k=1))]
+    )
     assert output.indices is not None
     assert default_engine.model.labels[output.indices[0]] == label
 

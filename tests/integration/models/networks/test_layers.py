@@ -18,6 +18,7 @@ from models.backends.folding import folded
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import UnsupportedArchitectureError
+from models.interface.request import InferenceRequest
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
@@ -196,7 +197,7 @@ def test_the_engine_warms_up_and_answers_with_features_alone(
 ) -> None:
     engine = engine_for(pooled)
     engine.warm_up()
-    [output] = engine.run([BatchItem(torch.zeros(3, 160, 160, dtype=torch.uint8), top_k=0)])
+    [output] = engine.run([BatchItem(torch.zeros(3, 160, 160, dtype=torch.uint8), InferenceRequest("features"))])
     assert output.features.shape == (pooled.network.dimensions,)
     assert output.indices is None
     assert output.finite

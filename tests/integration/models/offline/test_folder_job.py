@@ -16,13 +16,14 @@ import pytest
 from PIL import Image
 
 from models.interface.errors import JobError
+from models.interface.request import InferenceRequest
 from models.networks.specs import Classifier, ModelSpec
 from models.offline import files, formats, job, reading
 from models.offline.job import FolderJob, Wanted
 from models.offline.parts import Parts
 from models.offline.reading import Batch
 from models.ray_data import stages
-from models.ray_data.stages import Question
+from models.ray_data.stages import RemoteJob
 from models.serving.model_instance import ServingOptions
 from models.serving.runtime import LocalRuntime
 
@@ -72,7 +73,7 @@ async def test_answers_are_the_services_in_the_order_of_the_files(
     assert done(replace(wanted, task="classify", top_k=3, output=wanted.output.with_name("c.parquet")), options) == 1
     readable = [file for file in wanted.files if not file.endswith("04.png")]
     images = [Path(file).read_bytes() for file in readable]  # noqa: ASYNC240 - there is nobody else on this loop
-    answer = await serving.predict(None, images, task="classify", top_k=3)
+    answer = await serving.predict(None, InferenceRequest("classify", images, top_k=3))
 
     vectors = pq.read_table(wanted.output).to_pydict()
     classes = pq.read_table(wanted.output.with_name("c.parquet")).to_pydict()
@@ -175,7 +176,7 @@ def test_classes_of_a_model_without_any_are_not_asked_for(wanted: Wanted, tiny: 
         FolderJob(of_classes, options)
     # As each machine of a cluster has it.
     with pytest.raises(JobError, match="tiny has no classes to name; `gradless features`"):
-        stages.described(Question("classify", 3, 4, wanted.max_bytes, options))
+        stages.describe(RemoteJob("classify", 3, 4, wanted.max_bytes, options))
     assert not list(wanted.output.parent.glob("out.parquet*"))
     assert done(wanted, options) == 1
 

@@ -1,4 +1,4 @@
-"""models/ray_data: stretches that Ray leaves whole, and a folder of results that holds nothing which is not whole."""
+"""models/ray_data: chunks that Ray does not split, and a folder of results that holds complete files only."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from models.offline.parts import Asked
 from models.offline.tables import Columns
 from models.ray_data.results import Results
-from models.ray_data.stages import stretch_files
+from models.ray_data.stages import chunk_files
 
-# Over one and a half of it Ray cuts a block into pieces.
-RAYS_BLOCK_BYTES = 128 * 2**20
+# Ray splits blocks above 1.5 times this size.
+RAY_BLOCK_BYTES = 128 * 2**20
 
 ASKED = Asked(
     "features",
@@ -37,7 +37,7 @@ def results(tmp_path: Path) -> Results:
 
 
 def rows(*reasons: str | None) -> pa.Table:
-    """A row for each: with an answer for None, else with that reason why there is none."""
+    """One row per reason: a result for None, else a failure."""
     vectors = pa.array(np.zeros(2 * len(reasons), dtype=np.float32))
     columns = [
         pa.array([f"{number}.png" for number in range(len(reasons))]),
@@ -48,8 +48,8 @@ def rows(*reasons: str | None) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=COLUMNS.schema_in_progress)
 
 
-def test_what_a_kill_has_left_unfinished_is_in_nobodys_way(results: Results) -> None:
-    folder = Path(results.place)
+def test_unfinished_files_of_a_killed_run_are_ignored(results: Results) -> None:
+    folder = Path(results.location)
     folder.mkdir()
     (folder / "._job.json.unfinished").write_text("{")
     for resume in (False, True):
@@ -59,29 +59,29 @@ def test_what_a_kill_has_left_unfinished_is_in_nobodys_way(results: Results) -> 
     (folder / ".000000000000-000000000002.parquet.unfinished").touch()
     (folder / "_errors").mkdir()
     (folder / "_errors" / ".000000000000-000000000002.jsonl.unfinished").write_text("{}\n")
-    assert (results.stretches(), results.faults()) == ([], 0)
+    assert (results.chunks(), results.faults()) == ([], 0)
     results.add(0, rows(None, "no image"), COLUMNS)
-    assert (results.stretches(), results.faults()) == ([(0, 2)], 1)
+    assert (results.chunks(), results.faults()) == ([(0, 2)], 1)
 
 
-def test_a_file_that_can_be_read_after_all_is_no_fault_any_more(results: Results) -> None:
+def test_a_file_that_is_readable_in_a_second_run_no_longer_counts_as_failed(results: Results) -> None:
     results.begin(ASKED)
     results.add(0, rows(None, "no image"), COLUMNS)
     results.add(0, rows(None, None), COLUMNS)
-    assert (results.stretches(), results.faults()) == ([(0, 2)], 0)
+    assert (results.chunks(), results.faults()) == ([(0, 2)], 0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 30, 32])
 @pytest.mark.parametrize("crop", [32, 224, 363, 384, 600])
-def test_a_stretch_is_whole_batches_that_pass_as_one_block(batch_size: int, crop: int) -> None:
-    files = stretch_files(batch_size, crop, row_bytes=5120)
+def test_a_chunk_is_whole_batches_and_fits_into_one_block(batch_size: int, crop: int) -> None:
+    files = chunk_files(batch_size, crop, row_bytes=5120)
     assert files % batch_size == 0
     assert batch_size <= files <= 512
-    assert files * 3 * crop**2 <= RAYS_BLOCK_BYTES
+    assert files * 3 * crop**2 <= RAY_BLOCK_BYTES
 
 
-def test_a_stretch_is_shorter_where_answers_are_long() -> None:
-    assert stretch_files(32, 224, row_bytes=5120) == 512
-    assert stretch_files(32, 224, row_bytes=2**20) == 64
-    # A batch is what a forward takes, whatever its size.
-    assert stretch_files(1024, 600, row_bytes=2**20) == 1024
+def test_a_chunk_has_fewer_files_if_results_are_large() -> None:
+    assert chunk_files(32, 224, row_bytes=5120) == 512
+    assert chunk_files(32, 224, row_bytes=2**20) == 64
+    # At least one batch, whatever its size.
+    assert chunk_files(1024, 600, row_bytes=2**20) == 1024

@@ -1,4 +1,4 @@
-"""Whoever is still in the decode pool when a model is replaced belongs to the version that has accepted him."""
+"""An image in the decode pool is answered by the version that accepted it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 
 from gradless.records import ComparisonOptions
 from models.interface.errors import ModelGoneError
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -23,8 +24,8 @@ _PATIENCE_S = 30
 def decoding(
     slow_to_decode: ModelSpec, gate: threading.Event, entered: threading.Event
 ) -> Iterator[tuple[LocalRuntime, threading.Event]]:
-    """A LocalRuntime whose decodes wait, and what is set when one does."""
-    serving = LocalRuntime(ServingOptions(models=[slow_to_decode], backend="eager"), Unheard())
+    """LocalRuntime whose decodes wait, and what is set when one does."""
+    serving = LocalRuntime(ServingOptions(models=[slow_to_decode], backend="eager"), NoTelemetry())
     gate.clear()
     entered.clear()
     yield serving, entered
@@ -45,7 +46,7 @@ async def test_an_image_in_decode_is_answered_by_the_version_that_accepted_it(
     decoding: tuple[LocalRuntime, threading.Event], gate: threading.Event, clock_png: bytes
 ) -> None:
     serving, entered = decoding
-    asking = asyncio.create_task(serving.predict(None, [clock_png], task="classify", top_k=1))
+    asking = asyncio.create_task(serving.predict(None, InferenceRequest("classify", [clock_png], top_k=1)))
     assert await asyncio.to_thread(entered.wait, _PATIENCE_S)
     loading = await _replaced(serving)
     assert not loading.done()
@@ -54,7 +55,7 @@ async def test_an_image_in_decode_is_answered_by_the_version_that_accepted_it(
     await loading
 
 
-async def test_a_comparison_whose_image_was_decoded_for_a_version_that_is_gone_is_refused(
+async def test_a_comparison_is_refused_if_its_model_was_replaced_during_the_decode(
     decoding: tuple[LocalRuntime, threading.Event], gate: threading.Event, clock_png: bytes
 ) -> None:
     serving, entered = decoding

@@ -29,8 +29,9 @@ from models.interface.errors import (
     TooManyModelsError,
     UnknownModelError,
 )
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer
-from models.interface.telemetry import Unheard
+from models.interface.telemetry import NoTelemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -112,7 +113,7 @@ def serve(versions: _Versions) -> Iterator[Callable[..., LocalRuntime]]:
 
     def start(**options: object) -> LocalRuntime:
         models = {"models": [versions.spec], "backend": "eager", **options}
-        started.append(LocalRuntime(ServingOptions(**models), Unheard()))  # type: ignore[arg-type]
+        started.append(LocalRuntime(ServingOptions(**models), NoTelemetry()))  # type: ignore[arg-type]
         return started[-1]
 
     yield start
@@ -131,7 +132,7 @@ def unfrozen() -> Iterator[None]:
 
 
 async def _ask(serving: LocalRuntime, image: bytes, model: str | None = None) -> Answer:
-    return await serving.predict(model, [image], task="classify", top_k=1)
+    return await serving.predict(model, InferenceRequest("classify", [image], top_k=1))
 
 
 def _model_threads() -> set[threading.Thread]:
@@ -143,7 +144,7 @@ def _loaders() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("loader")]
 
 
-async def test_a_new_version_takes_over_and_the_old_one_answers_what_it_has_accepted(
+async def test_a_new_version_replaces_the_old_one_which_answers_its_accepted_requests(
     serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes
 ) -> None:
     serving = serve()
@@ -173,7 +174,7 @@ async def test_a_new_version_takes_over_and_the_old_one_answers_what_it_has_acce
     assert serving.ready
 
 
-async def test_a_model_is_served_beside_others_until_it_is_unloaded(
+async def test_a_model_is_served_alongside_others_until_it_is_unloaded(
     serve: Callable[..., LocalRuntime], clock_png: bytes
 ) -> None:
     serving = serve()
@@ -189,7 +190,7 @@ async def test_a_model_is_served_beside_others_until_it_is_unloaded(
     assert (await _ask(serving, clock_png)).model == "tiny"
 
 
-async def test_a_model_that_is_unloaded_answers_what_it_has_accepted(
+async def test_a_model_that_is_unloaded_answers_its_accepted_requests(
     serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes
 ) -> None:
     serving = serve()
@@ -209,7 +210,7 @@ async def test_a_model_that_is_unloaded_answers_what_it_has_accepted(
     await unloading
 
 
-async def test_the_last_model_stays(serve: Callable[..., LocalRuntime], clock_png: bytes) -> None:
+async def test_the_last_model_cannot_be_unloaded(serve: Callable[..., LocalRuntime], clock_png: bytes) -> None:
     serving = serve()
     with pytest.raises(LastModelError):
         await serving.unload("tiny")
@@ -219,7 +220,7 @@ async def test_the_last_model_stays(serve: Callable[..., LocalRuntime], clock_pn
 
 
 @pytest.mark.parametrize(
-    ("fault", "error", "told"),
+    ("fault", "error", "message"),
     [
         (StartError("its file is gone"), ModelNotLoadedError, "its file is gone"),
         (ValueError("unexpected\nin two lines"), ModelNotLoadedError, "ValueError: unexpected"),
@@ -227,13 +228,13 @@ async def test_the_last_model_stays(serve: Callable[..., LocalRuntime], clock_pn
     ],
     ids=["of the source", "unforeseen", "memory"],
 )
-async def test_what_does_not_load_leaves_the_old_version_as_it_was(
+async def test_a_failed_load_leaves_the_old_version_unchanged(
     serve: Callable[..., LocalRuntime],
     versions: _Versions,
     clock_png: bytes,
     fault: Exception,
     error: type[Exception],
-    told: str,
+    message: str,
 ) -> None:
     serving = serve()
     before = serving.cards["tiny"]
@@ -242,7 +243,7 @@ async def test_what_does_not_load_leaves_the_old_version_as_it_was(
     with pytest.raises(error) as raised:
         await serving.load("tiny")
 
-    assert str(raised.value).endswith(told)
+    assert str(raised.value).endswith(message)
     assert serving.cards["tiny"] == before
     assert serving.ready
     assert (await _ask(serving, clock_png)).fingerprint == before.fingerprint
@@ -269,7 +270,7 @@ async def test_a_version_that_fails_its_warm_up_leaves_no_thread(
     assert _model_threads() == before
 
 
-async def test_a_version_that_gets_no_places_leaves_no_thread(
+async def test_a_version_without_admission_leaves_no_thread(
     serve: Callable[..., LocalRuntime], versions: _Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving = serve()
@@ -285,7 +286,7 @@ async def test_a_version_that_gets_no_places_leaves_no_thread(
     assert _model_threads() == before
 
 
-async def test_what_there_is_no_memory_for_is_not_tried(
+async def test_a_model_without_memory_is_refused_before_its_warm_up(
     serve: Callable[..., LocalRuntime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving = serve()
@@ -295,16 +296,16 @@ async def test_what_there_is_no_memory_for_is_not_tried(
     assert serving.cards["tiny"].version == 1
 
 
-async def test_no_more_models_are_loaded_than_are_allowed(serve: Callable[..., LocalRuntime]) -> None:
+async def test_no_more_models_are_loaded_than_the_limit(serve: Callable[..., LocalRuntime]) -> None:
     serving = serve(max_models=2)
     await serving.load("second", "null")
     with pytest.raises(TooManyModelsError):
         await serving.load("third", "null")
-    # In the place of another there is room.
+    # A replacement does not add a model.
     assert (await serving.load("second", "null")).replaced
 
 
-async def test_changes_are_made_one_at_a_time_and_go_on_when_their_caller_leaves(
+async def test_one_change_runs_at_a_time_and_goes_on_if_its_client_disconnects(
     serve: Callable[..., LocalRuntime], versions: _Versions
 ) -> None:
     serving = serve()
@@ -326,7 +327,7 @@ async def test_changes_are_made_one_at_a_time_and_go_on_when_their_caller_leaves
     assert await asyncio.to_thread(serving.close, _PATIENCE_S)
 
 
-async def test_a_change_that_gets_no_thread_to_clear_up_after_it_blocks_no_other(
+async def test_a_change_that_cannot_start_its_unloader_thread_does_not_block_the_next(
     serve: Callable[..., LocalRuntime], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     serving = serve()
@@ -345,7 +346,7 @@ async def test_a_change_that_gets_no_thread_to_clear_up_after_it_blocks_no_other
     assert list(serving.cards) == ["tiny", "second", "third"]
 
 
-async def test_a_load_that_hangs_is_given_up_and_what_comes_of_it_later_is_thrown_away(
+async def test_a_load_that_hangs_times_out_and_its_later_result_is_discarded(
     serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes
 ) -> None:
     serving = serve(load_timeout_s=0.2)
@@ -368,7 +369,7 @@ async def test_a_load_that_hangs_is_given_up_and_what_comes_of_it_later_is_throw
     assert _model_threads() == before
 
 
-async def test_of_loads_that_hang_no_more_are_left_behind_than_four(
+async def test_at_most_four_loads_that_hang_are_left_behind(
     serve: Callable[..., LocalRuntime], versions: _Versions
 ) -> None:
     serving = serve(load_timeout_s=0.1)
@@ -409,7 +410,7 @@ async def test_a_comparison_ends_when_its_model_is_replaced(
     assert (await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))).model == "tiny"
 
 
-async def test_a_model_that_hangs_while_its_next_version_loads_is_replaced_by_that(
+async def test_a_model_that_hangs_during_a_load_is_replaced_by_the_loaded_version(
     serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes
 ) -> None:
     serving = serve(forward_timeout_s=0.2)
@@ -422,7 +423,7 @@ async def test_a_model_that_hangs_while_its_next_version_loads_is_replaced_by_th
     assert type(failed).__name__ == "ModelDownError"
     assert not serving.ready
     # What is being replaced already is nothing for the supervisor, who would soon give up.
-    assert serving._ailments() == {}  # noqa: SLF001
+    assert serving._health_problems() == {}  # noqa: SLF001
     versions.hold.set()
     assert (await loading).card.version == 2
     assert (await _ask(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint
@@ -431,7 +432,7 @@ async def test_a_model_that_hangs_while_its_next_version_loads_is_replaced_by_th
     assert len(versions.gates) == 2
 
 
-async def test_who_drains_loads_nothing_and_drops_what_it_was_loading(
+async def test_a_draining_runtime_refuses_loads_and_discards_the_running_one(
     serve: Callable[..., LocalRuntime], versions: _Versions
 ) -> None:
     serving = serve()
@@ -450,7 +451,7 @@ async def test_who_drains_loads_nothing_and_drops_what_it_was_loading(
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen at the start"])
-async def test_nothing_of_a_version_is_left_when_its_replacement_is_told(
+async def test_a_replaced_version_is_freed_when_the_load_returns(
     serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes, unfrozen: None, *, frozen: bool
 ) -> None:
     del unfrozen

@@ -1,4 +1,4 @@
-"""A model that stops working is noticed, its callers hear of it, and another takes its place."""
+"""A model that stops working fails its requests and is restarted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from models.images.samples import draw, encode
 from models.images.transforms import Normalize, Transform
 from models.inference.backend_agreement import drawn_picture
 from models.interface.errors import ModelDownError, StartError
-from models.interface.telemetry import Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import NoTelemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -31,7 +32,7 @@ StartOverHttp = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
 class _Hanging(nn.Module):
-    """Blocks while told to, in the model that was built first."""
+    """Blocks until `released` is set."""
 
     def __init__(self, released: threading.Event) -> None:
         super().__init__()
@@ -88,7 +89,7 @@ async def _until_readyz_is(status: int, client: httpx2.AsyncClient) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_forward_that_hangs_fails_its_callers_and_a_new_model_answers_the_next(
+async def test_a_forward_that_hangs_fails_its_requests_and_the_restarted_model_answers_the_next(
     over_http: StartOverHttp,
     hanging: ModelSpec,
     released: threading.Event,
@@ -124,7 +125,7 @@ async def test_while_a_model_hangs_the_service_is_not_ready(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_batcher_whose_threads_have_died_is_replaced(
+async def test_a_model_whose_batch_threads_have_died_is_restarted(
     over_http: StartOverHttp, tiny: ModelSpec, clock_jpeg: bytes
 ) -> None:
     async with over_http(tiny) as client:
@@ -144,13 +145,13 @@ async def test_a_batcher_whose_threads_have_died_is_replaced(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_a_batcher_that_has_lost_one_of_its_threads_is_replaced(
+async def test_a_model_that_has_lost_one_batch_thread_is_restarted(
     over_http: StartOverHttp, tiny: ModelSpec, clock_jpeg: bytes
 ) -> None:
     async with over_http(tiny) as client:
         before = _batcher_threads()
         _kill_when_it_wakes(before[0])
-        # The other one may take this image, or be given up before.
+        # The other thread may answer this image, or the batcher may be abandoned before.
         assert (await client.post("/v1/classify", content=clock_jpeg)).status_code in {200, 503}
         for thread in before:
             await asyncio.to_thread(thread.join, _PATIENCE_S)
@@ -159,7 +160,7 @@ async def test_a_batcher_that_has_lost_one_of_its_threads_is_replaced(
         assert len(_batcher_threads()) == len(before)
 
 
-async def test_a_model_that_cannot_be_built_again_is_given_up_with_the_reason(
+async def test_the_service_shuts_down_with_the_reason_if_a_model_cannot_be_restarted(
     hanging: ModelSpec, released: threading.Event, built: list[str], clock_jpeg: bytes
 ) -> None:
     def build() -> Classifier:
@@ -167,31 +168,31 @@ async def test_a_model_that_cannot_be_built_again_is_given_up_with_the_reason(
             raise StartError("its file is gone")
         return hanging.build()
 
-    given_up: list[str] = []
-    told = threading.Event()
+    reasons: list[str] = []
+    called = threading.Event()
 
-    def give_up(reason: str) -> None:
-        given_up.append(reason)
-        told.set()
+    def shut_down(reason: str) -> None:
+        reasons.append(reason)
+        called.set()
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S)
-    serving = LocalRuntime(options, Unheard(), give_up)
+    serving = LocalRuntime(options, NoTelemetry(), shut_down)
     released.clear()
     try:
         with pytest.raises(ModelDownError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
-        assert await asyncio.to_thread(told.wait, _PATIENCE_S)
-        assert "cannot be started anew: StartError: its file is gone" in given_up[0]
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
+        assert await asyncio.to_thread(called.wait, _PATIENCE_S)
+        assert "cannot be restarted: StartError: its file is gone" in reasons[0]
         assert not serving.ready
         with pytest.raises(ModelDownError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
     finally:
         released.set()
         serving.close(timeout_s=10)
 
 
-async def test_a_restart_that_hangs_is_given_up_after_the_time_that_a_load_may_take(
+async def test_a_restart_that_hangs_fails_after_the_load_timeout(
     hanging: ModelSpec, released: threading.Event, built: list[str], clock_jpeg: bytes
 ) -> None:
     disk = threading.Event()
@@ -201,22 +202,22 @@ async def test_a_restart_that_hangs_is_given_up_after_the_time_that_a_load_may_t
             assert disk.wait(_PATIENCE_S)
         return hanging.build()
 
-    given_up: list[str] = []
-    told = threading.Event()
+    reasons: list[str] = []
+    called = threading.Event()
 
-    def give_up(reason: str) -> None:
-        given_up.append(reason)
-        told.set()
+    def shut_down(reason: str) -> None:
+        reasons.append(reason)
+        called.set()
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, load_timeout_s=0.3)
-    serving = LocalRuntime(options, Unheard(), give_up)
+    serving = LocalRuntime(options, NoTelemetry(), shut_down)
     released.clear()
     try:
         with pytest.raises(ModelDownError):
-            await serving.predict(None, [clock_jpeg], task="classify", top_k=1)
-        assert await asyncio.to_thread(told.wait, _PATIENCE_S)
-        assert "cannot be started anew: StartError: tiny had not loaded after 0.3 s" in given_up[0]
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
+        assert await asyncio.to_thread(called.wait, _PATIENCE_S)
+        assert "cannot be restarted: StartError: tiny had not loaded after 0.3 s" in reasons[0]
     finally:
         disk.set()
         released.set()
@@ -235,7 +236,7 @@ class _HangsOnRequests(_Hanging):
         return super().forward(images) if serving and not torch.allclose(images[:1], self._drawn) else images
 
 
-async def test_the_last_callers_of_a_model_that_is_given_up_hear_of_it_too(
+async def test_the_last_requests_are_answered_with_an_error_before_the_service_shuts_down(
     tiny: ModelSpec, released: threading.Event
 ) -> None:
     def build() -> Classifier:
@@ -245,19 +246,19 @@ async def test_the_last_callers_of_a_model_that_is_given_up_hear_of_it_too(
 
     picture = encode(draw("crossword"), "JPEG")
 
-    told = threading.Event()
+    called = threading.Event()
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, deadline_s=_PATIENCE_S)
-    serving = LocalRuntime(options, Unheard(), lambda _reason: told.set())
+    serving = LocalRuntime(options, NoTelemetry(), lambda _reason: called.set())
     released.clear()
     try:
         for attempt in range(4):
             while not serving.ready:  # noqa: ASYNC110 - a thread of its own makes it so
                 await asyncio.sleep(0.01)
-            assert not told.is_set(), attempt
+            assert not called.is_set(), attempt
             with pytest.raises(ModelDownError):
-                await serving.predict(None, [picture], task="classify", top_k=1)
-        assert await asyncio.to_thread(told.wait, _PATIENCE_S)
+                await serving.predict(None, InferenceRequest("classify", [picture], top_k=1))
+        assert await asyncio.to_thread(called.wait, _PATIENCE_S)
         assert not serving.ready
     finally:
         released.set()

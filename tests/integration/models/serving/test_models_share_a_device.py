@@ -1,4 +1,4 @@
-"""Several models on one device: each has a turn of its own, so that none waits for another's forward."""
+"""Models on one device do not wait for each other's forwards."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import threading
 
 import pytest
 
-from models.interface.telemetry import BatchReport, Unheard
+from models.interface.request import InferenceRequest
+from models.interface.telemetry import BatchReport, NoTelemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
 
 _PATIENCE_S = 30
-_CALLERS = 8
+_REQUESTS = 8
 
 
-class _Heard(Unheard):
-    """Notes whose forwards have run, in order."""
+class _Forwards(NoTelemetry):
+    """Records the models of the forwards, in order."""
 
     def __init__(self) -> None:
         self.forwards: list[str] = []
@@ -27,21 +28,22 @@ class _Heard(Unheard):
         self.forwards.append(report.model)
 
 
-async def test_a_models_forwards_go_on_while_another_ones_forward_takes_long(
+async def test_a_long_forward_of_one_model_does_not_delay_another_model(
     gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
-    heard = _Heard()
-    serving = LocalRuntime(ServingOptions(models=[gated, "null"], backend="eager"), heard)
+    recorded = _Forwards()
+    serving = LocalRuntime(ServingOptions(models=[gated, "null"], backend="eager"), recorded)
     gate.clear()
     entered.clear()
     try:
         heavy = [
-            asyncio.create_task(serving.predict("tiny", [clock_png], task="classify", top_k=1)) for _ in range(_CALLERS)
+            asyncio.create_task(serving.predict("tiny", InferenceRequest("classify", [clock_png], top_k=1)))
+            for _ in range(_REQUESTS)
         ]
         assert await asyncio.to_thread(entered.wait, _PATIENCE_S)
         # One after another, each a forward of its own.
-        for _ in range(_CALLERS):
-            await serving.predict("null", [clock_png], task="classify", top_k=1)
+        for _ in range(_REQUESTS):
+            await serving.predict("null", InferenceRequest("classify", [clock_png], top_k=1))
         assert not any(task.done() for task in heavy)
         gate.set()
         await asyncio.gather(*heavy)
@@ -49,7 +51,7 @@ async def test_a_models_forwards_go_on_while_another_ones_forward_takes_long(
         gate.set()
         serving.close(timeout_s=_PATIENCE_S)
 
-    # A forward is told of after its answers have been given: the last light one maybe after the first heavy one.
-    assert heard.forwards.count("null") == _CALLERS
-    assert "tiny" not in heard.forwards[: _CALLERS - 1]
-    assert set(heard.forwards) == {"null", "tiny"}
+    # A forward is reported after its answers, so the last light one may be reported after the first heavy one.
+    assert recorded.forwards.count("null") == _REQUESTS
+    assert "tiny" not in recorded.forwards[: _REQUESTS - 1]
+    assert set(recorded.forwards) == {"null", "tiny"}

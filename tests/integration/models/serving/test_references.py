@@ -1,4 +1,4 @@
-"""What a request brought is let go with its answer, not when the garbage collector comes by."""
+"""The memory of a request is freed with its answer, without the garbage collector."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from models.interface.errors import ImageError
+from models.interface.request import InferenceRequest
 from models.serving.runtime import LocalRuntime
 
 pytestmark = pytest.mark.anyio
@@ -41,10 +42,10 @@ def _truncated() -> bytes:
 
 @pytest.mark.usefixtures("without_collector")
 @pytest.mark.parametrize("bad", [_no_image(), _truncated()], ids=["no image", "truncated"])
-async def test_bad_images_leave_nothing_of_themselves_behind(serving: LocalRuntime, bad: bytes) -> None:
+async def test_bad_images_are_freed_without_the_garbage_collector(serving: LocalRuntime, bad: bytes) -> None:
     async def refused() -> None:
         # A copy of its own for each request, as from the network.
-        answer = await serving.predict(None, [bytes(bytearray(bad))], task="classify", top_k=1)
+        answer = await serving.predict(None, InferenceRequest("classify", [bytes(bytearray(bad))], top_k=1))
         assert isinstance(answer.results[0], ImageError)
 
     await refused()
@@ -52,4 +53,4 @@ async def test_bad_images_leave_nothing_of_themselves_behind(serving: LocalRunti
     for _ in range(_REQUESTS):
         await refused()
     after, _ = tracemalloc.get_traced_memory()
-    assert after - before < len(bad), f"{(after - before) / len(bad):.1f} files are still there"
+    assert after - before < len(bad), f"{(after - before) / len(bad):.1f} files are still in memory"

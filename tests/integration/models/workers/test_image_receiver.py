@@ -14,6 +14,7 @@ import pytest
 
 from models.inference.batch_item import BatchItem, ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import StaleMessage
 from models.scheduling.batcher import Batcher
 from models.workers import image_receiver as desk_module
@@ -66,7 +67,7 @@ class _Worker:
         """Put an image of that first byte into a slot, and submit it."""
         generation = self.slots.claim(self.slot(which))
         self.slots.pixels(self.slot(which)).fill_(pixel)
-        submitted = Submission(0, self.slot(which), 0, generation, 1)
+        submitted = Submission(0, self.slot(which), generation, InferenceRequest("features", fairness_key=1))
         self.end.sendall(submission(submitted))
         return submitted
 
@@ -163,7 +164,7 @@ def test_the_answer_of_a_slots_earlier_image_is_not_written_over_the_next_ones_p
     at_desk.until(lambda: at_desk.engine.stale == ["answer"])
 
     assert worker.slots.pixels(slot).flatten().tolist() == [200] * 12
-    worker.end.sendall(submission(Submission(0, slot, 0, generation, 1)))
+    worker.end.sendall(submission(Submission(0, slot, generation, InferenceRequest("features", fairness_key=1))))
     assert worker.answer() == (slot, generation, 200)
     at_desk.until(lambda: not at_desk.desk._inside[0])  # noqa: SLF001
 
@@ -231,7 +232,7 @@ def test_abandoning_an_image_does_not_abandon_the_next_one_of_its_slot(at_desk: 
 def test_a_worker_that_hands_in_what_is_not_its_own_is_lost_alone(at_desk: _Desk) -> None:
     at_desk.engine.gate.set()
     faulty, other = at_desk.workers
-    faulty.end.sendall(submission(Submission(0, other.slot(), 0, 1, 1)))
+    faulty.end.sendall(submission(Submission(0, other.slot(), 1, InferenceRequest("features", fairness_key=1))))
     assert at_desk.engine.lost_one.wait(_PATIENCE_S)
     assert faulty.end.recv(1) == b""
     submitted = other.hand_in(9)

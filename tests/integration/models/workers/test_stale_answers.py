@@ -21,10 +21,12 @@ from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodeJob, DecodePool, Done
 from models.images.transforms import Transform
 from models.inference.batch_item import ItemOutput
+from models.interface.cancellation import NEVER_CANCELLED
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.image_limits import ImageLimits
+from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction
-from models.interface.telemetry import BatchReport, StaleMessage, Unheard
+from models.interface.telemetry import BatchReport, NoTelemetry, StaleMessage
 from models.networks.specs import ModelSpec
 from models.workers.channel import Channel
 from models.workers.messages import Announced, Facts, State, Taken
@@ -46,7 +48,7 @@ _PATIENCE_S = 30
 _REPORT = BatchReport("tiny", 1, "idle", 0.0, 0.1, 0.1, 0)
 
 
-class _Counts(Unheard):
+class _Counts(NoTelemetry):
     def __init__(self) -> None:
         self.dropped: list[StaleMessage] = []
 
@@ -164,7 +166,7 @@ async def _started(spec: ModelSpec) -> AsyncIterator[tuple[WorkerRuntime, _Engin
 
 def _ask(worker: WorkerRuntime, image: bytes) -> asyncio.Task[float]:
     async def feature() -> float:
-        [result] = (await worker.predict(None, [image], task="features", top_k=0)).results
+        [result] = (await worker.predict(None, InferenceRequest("features", [image]))).results
         assert isinstance(result, Prediction)
         return float(result.features[0])
 
@@ -252,8 +254,8 @@ async def test_a_client_that_disconnects_just_as_its_image_is_submitted_to_a_ver
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with _started(tiny) as (worker, engine):
-        # As if each disconnected after the last look.
-        monkeypatch.setattr("models.inference.image_job.ImageJob.wanted", lambda _: True)
+        # As if each client disconnected after the last check before the queue.
+        monkeypatch.setattr("models.inference.image_job.ImageJob.cancel_token", NEVER_CANCELLED)
         left = await _left_in_its_decode(worker, clock_png, entered, gate)
         engine.announce(2)
         assert await engine.heard.get() == Taken(2)

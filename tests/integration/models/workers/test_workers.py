@@ -19,6 +19,7 @@ import pytest
 
 from gradless.records import ComparisonOptions, Progress
 from models.images.decode_memory import DecodeMemory
+from models.inference.batch_item import BatchItem
 from models.interface.errors import (
     ComparisonRunningError,
     DrainingError,
@@ -30,8 +31,9 @@ from models.interface.errors import (
     UndecodableImageError,
     UnknownModelError,
 )
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
-from models.interface.telemetry import BatchReport, Outcome, Stage, Task, Unheard
+from models.interface.telemetry import BatchReport, NoTelemetry, Outcome, Stage, Task
 from models.networks.specs import Classifier, ModelSpec
 from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ServingOptions
@@ -46,7 +48,7 @@ _PATIENCE_S = 30
 HandedOver = Callable[[int], Awaitable[None]]
 
 
-class _Counts(Unheard):
+class _Counts(NoTelemetry):
     """What a worker has counted, or the engine process."""
 
     def __init__(self) -> None:
@@ -142,7 +144,7 @@ async def _started(spec: ModelSpec, workers: int = 2, **options: Any) -> AsyncIt
 
 
 async def _ask(worker: WorkerRuntime, *images: bytes, task: Task = "classify", top_k: int = 3) -> Answer:
-    return await worker.predict(None, images, task=task, top_k=top_k)
+    return await worker.predict(None, InferenceRequest(task, images, top_k=top_k))
 
 
 def _told(answer: Answer) -> list[Any]:
@@ -157,7 +159,7 @@ async def test_the_answer_is_what_one_process_would_give(
     tiny: ModelSpec, serving: LocalRuntime, clock_png: bytes, clock_jpeg: bytes, task: Task, top_k: int
 ) -> None:
     images = [clock_png, clock_jpeg]
-    alone = await serving.predict(None, images, task=task, top_k=top_k)
+    alone = await serving.predict(None, InferenceRequest(task, images, top_k=top_k))
 
     async with _started(tiny) as service:
         for worker in service.workers:
@@ -215,23 +217,23 @@ async def test_images_of_all_workers_share_a_batch(
     assert sizes == [2, 2]
 
 
-async def test_no_two_requests_of_a_worker_share_a_turn_in_the_queue(
+async def test_no_two_requests_of_a_worker_share_a_fairness_key(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callers: list[object] = []
+    keys: list[object] = []
     submit = Batcher.submit
 
-    def seen(batcher: Batcher[Any, Any], item: Any, *, caller: object, **others: Any) -> Any:
-        callers.append(caller)
-        return submit(batcher, item, caller=caller, **others)
+    def record(batcher: Batcher[Any, Any], item: BatchItem, **others: Any) -> Any:
+        keys.append(item.request.fairness_key)
+        return submit(batcher, item, **others)
 
-    monkeypatch.setattr(Batcher, "submit", seen)
+    monkeypatch.setattr(Batcher, "submit", record)
     async with _started(tiny, workers=1) as service:
         for _ in range(20):
             await _ask(service.workers[0], clock_png, clock_png)
-    # The two images of a request share theirs.
-    assert callers[::2] == callers[1::2]
-    assert len(set(callers)) == 20
+    # The two images of a request share their key.
+    assert keys[::2] == keys[1::2]
+    assert len(set(keys)) == 20
 
 
 async def test_a_load_that_was_given_up_keeps_no_slots_when_it_ends_after_all(tiny: ModelSpec) -> None:
@@ -329,7 +331,7 @@ async def test_a_model_that_one_worker_loads_all_serve_when_it_is_told_so(tiny: 
         assert not loaded.replaced
         for worker in service.workers:
             assert list(worker.cards) == ["tiny", "null"]
-            assert (await worker.predict("null", [clock_png], task="classify", top_k=1)).model == "null"
+            assert (await worker.predict("null", InferenceRequest("classify", [clock_png], top_k=1))).model == "null"
         assert (await other.load("null")).card.version == 2
         assert one.cards["null"].version == 2
         await other.unload("null")
@@ -337,7 +339,7 @@ async def test_a_model_that_one_worker_loads_all_serve_when_it_is_told_so(tiny: 
             assert list(worker.cards) == ["tiny"]
             assert counts.models == {"tiny"}
             with pytest.raises(UnknownModelError):
-                await worker.predict("null", [clock_png], task="classify", top_k=1)
+                await worker.predict("null", InferenceRequest("classify", [clock_png], top_k=1))
         with pytest.raises(ModelNotLoadedError):
             await one.load("other", "no/such/folder")
 
@@ -350,7 +352,7 @@ async def test_no_request_is_lost_while_a_model_is_replaced(tiny: ModelSpec, clo
         async def keep_asking(worker: WorkerRuntime) -> int:
             asked = 0
             while not over.is_set():
-                answer = await worker.predict("null", [clock_png], task="classify", top_k=1)
+                answer = await worker.predict("null", InferenceRequest("classify", [clock_png], top_k=1))
                 assert isinstance(answer.results[0], Prediction)
                 asked += 1
             return asked
@@ -374,7 +376,7 @@ async def test_memory_of_a_version_goes_with_it(tiny: ModelSpec, clock_png: byte
         for _ in range(5):
             await service.workers[0].load("null", "null")
             await asyncio.gather(
-                *(worker.predict("null", [clock_png], task="features", top_k=0) for worker in service.workers)
+                *(worker.predict("null", InferenceRequest("features", [clock_png])) for worker in service.workers)
             )
         await service.workers[0].unload("null")
         await _until(lambda: mapped() == before)

@@ -1,4 +1,4 @@
-"""A caller who leaves stops the work that was done for it. The application is driven by hand, message by message."""
+"""A client that disconnects cancels the work for its request. The tests drive the application message by message."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ _PATIENCE_S = 30
 _BODY = {"type": "http.request", "body": b"image", "more_body": False}
 
 
-class _Caller:
-    """Sends its messages, waits until it is told to leave, and leaves."""
+class _Client:
+    """Sends its messages, waits for `disconnects`, and disconnects."""
 
     def __init__(self, *messages: dict[str, Any]) -> None:
         self._messages = list(messages)
-        self.leaves = asyncio.Event()
+        self.disconnects = asyncio.Event()
 
     async def receive(self) -> dict[str, Any]:
         if self._messages:
             return self._messages.pop(0)
-        await self.leaves.wait()
+        await self.disconnects.wait()
         return {"type": "http.disconnect"}
 
 
 class _Work:
-    """A predict or compare that never ends by itself, and tells what becomes of it."""
+    """A `predict` or `compare` that never ends by itself, and records whether it was cancelled."""
 
     def __init__(self) -> None:
         self.began = asyncio.Event()
@@ -56,30 +56,30 @@ def _scraped(app: FastAPI) -> str:
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/debug/grad-modes"])
-async def test_a_caller_who_leaves_cancels_the_work_for_it(
+async def test_a_client_that_disconnects_cancels_its_work(
     application: Callable[..., FastAPI], exchange: Exchange, path: str
 ) -> None:
-    work, caller = _Work(), _Caller(_BODY)
+    work, client = _Work(), _Client(_BODY)
     app = application({"predict": work, "compare": work})
     async with app.router.lifespan_context(app), asyncio.timeout(_PATIENCE_S):
-        request = asyncio.create_task(exchange(app, caller.receive, path))
+        request = asyncio.create_task(exchange(app, client.receive, path))
         await work.began.wait()
         assert not request.done()
-        caller.leaves.set()
+        client.disconnects.set()
         await request
 
     assert work.cancelled
     assert f'gradless_requests_total{{code="499",method="POST",route="{path}"}} 1.0' in _scraped(app)
 
 
-async def test_a_caller_who_leaves_in_the_middle_of_its_body_starts_no_work(
+async def test_a_client_that_disconnects_while_sending_its_body_starts_no_work(
     application: Callable[..., FastAPI], exchange: Exchange
 ) -> None:
-    work, caller = _Work(), _Caller({**_BODY, "more_body": True})
+    work, client = _Work(), _Client({**_BODY, "more_body": True})
     app = application({"predict": work})
-    caller.leaves.set()
+    client.disconnects.set()
     async with app.router.lifespan_context(app):
-        await exchange(app, caller.receive)
+        await exchange(app, client.receive)
 
     assert not work.began.is_set()
     assert 'gradless_requests_total{code="499",method="POST",route="/v1/classify"} 1.0' in _scraped(app)
@@ -88,10 +88,10 @@ async def test_a_caller_who_leaves_in_the_middle_of_its_body_starts_no_work(
 async def test_a_request_that_is_cancelled_from_outside_cancels_its_work_and_is_counted(
     application: Callable[..., FastAPI], exchange: Exchange
 ) -> None:
-    work, caller = _Work(), _Caller(_BODY)
+    work, client = _Work(), _Client(_BODY)
     app = application({"predict": work})
     async with app.router.lifespan_context(app), asyncio.timeout(_PATIENCE_S):
-        request = asyncio.create_task(exchange(app, caller.receive))
+        request = asyncio.create_task(exchange(app, client.receive))
         await work.began.wait()
         request.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -101,7 +101,7 @@ async def test_a_request_that_is_cancelled_from_outside_cancels_its_work_and_is_
     assert 'gradless_requests_total{code="499",method="POST",route="/v1/classify"} 1.0' in _scraped(app)
 
 
-async def test_a_caller_who_stays_gets_its_answer_and_nothing_outlives_the_request(
+async def test_a_connected_client_gets_its_answer_and_no_task_outlives_the_request(
     application: Callable[..., FastAPI], exchange: Exchange, answer: Callable[..., Answer]
 ) -> None:
     async def predict(*_arguments: object, **_options: object) -> Answer:
@@ -110,32 +110,34 @@ async def test_a_caller_who_stays_gets_its_answer_and_nothing_outlives_the_reque
     app = application({"predict": predict})
     async with app.router.lifespan_context(app):
         before = asyncio.all_tasks()
-        sent = await exchange(app, _Caller(_BODY).receive)
+        sent = await exchange(app, _Client(_BODY).receive)
         after = asyncio.all_tasks()
 
     assert sent[0]["status"] == 200
     assert after == before
 
 
-async def test_a_caller_who_leaves_disturbs_no_other(application: Callable[..., FastAPI], exchange: Exchange) -> None:
+async def test_a_client_that_disconnects_does_not_affect_others(
+    application: Callable[..., FastAPI], exchange: Exchange
+) -> None:
     leaving, staying = _Work(), _Work()
     works = iter([leaving, staying])
 
     async def predict(*arguments: object, **options: object) -> Any:
         return await next(works)(*arguments, **options)
 
-    first, second = _Caller(_BODY), _Caller(_BODY)
+    first, second = _Client(_BODY), _Client(_BODY)
     app = application({"predict": predict})
     async with app.router.lifespan_context(app), asyncio.timeout(_PATIENCE_S):
         gone = asyncio.create_task(exchange(app, first.receive))
         await leaving.began.wait()
         kept = asyncio.create_task(exchange(app, second.receive))
         await staying.began.wait()
-        first.leaves.set()
+        first.disconnects.set()
         await gone
 
         assert leaving.cancelled
         assert not staying.cancelled
         assert not kept.done()
-        second.leaves.set()
+        second.disconnects.set()
         await kept

@@ -1,4 +1,4 @@
-"""Whatever the runtime raises leaves as a problem with its status, and nothing internal leaves at all."""
+"""Errors of the runtime are answered with their problem; internal details are never sent."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def test_a_refusal_of_the_runtime_is_a_problem_of_its_own_type(
     assert body["request_id"] == response.headers["x-request-id"]
 
 
-async def test_who_is_turned_away_from_a_full_house_learns_when_to_come_back(serve: Serve) -> None:
+async def test_a_429_has_a_retry_after_header(serve: Serve) -> None:
     async with serve(_raising(errors.OverloadedError(8, 2.1))) as client:
         response = await client.post("/v1/classify", content=b"image")
 
@@ -80,7 +80,7 @@ async def test_who_is_turned_away_from_a_full_house_learns_when_to_come_back(ser
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
 @pytest.mark.parametrize(("error", "status", "slug"), _IMAGE_FAULTS, ids=_name)
-async def test_the_fault_of_an_image_sent_alone_is_the_requests(
+async def test_the_error_of_a_single_image_is_the_error_of_the_request(
     serve: Serve, answer: Callable[..., Answer], path: str, error: Exception, status: int, slug: str
 ) -> None:
     async def predict(*_arguments: object, **_options: object) -> Answer:
@@ -95,7 +95,7 @@ async def test_the_fault_of_an_image_sent_alone_is_the_requests(
 
 
 @pytest.mark.parametrize(("error", "status", "slug"), _IMAGE_FAULTS, ids=_name)
-async def test_a_bad_image_among_several_has_its_problem_in_its_place(
+async def test_an_invalid_image_among_several_has_a_problem_as_its_result(
     serve: Serve,
     answer: Callable[..., Answer],
     prediction: Callable[..., Prediction],
@@ -123,7 +123,7 @@ async def test_a_bad_image_among_several_has_its_problem_in_its_place(
 
 @pytest.mark.parametrize("error", _INTERNAL, ids=_name)
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/debug/grad-modes"])
-async def test_a_failure_inside_is_a_500_without_detail_but_with_the_requests_id(
+async def test_an_internal_error_is_a_500_with_the_request_id_and_without_detail(
     serve: Serve, path: str, error: Exception
 ) -> None:
     async with serve(_raising(error)) as client:
@@ -134,7 +134,7 @@ async def test_a_failure_inside_is_a_500_without_detail_but_with_the_requests_id
     assert response.headers["x-request-id"] == "mine-1"
     assert response.json() == {
         "type": "urn:gradless:problem:internal-error",
-        "title": "Something went wrong here",
+        "title": "Internal error",
         "status": 500,
         "request_id": "mine-1",
     }
@@ -157,7 +157,7 @@ async def test_an_application_that_failed_once_answers_the_next_request(
     assert statuses == [500, 200]
 
 
-async def test_a_second_comparison_is_told_that_one_is_running(serve: Serve) -> None:
+async def test_a_second_comparison_is_refused_while_one_runs(serve: Serve) -> None:
     async with serve(_raising(errors.ComparisonRunningError())) as client:
         response = await client.post("/debug/grad-modes")
 

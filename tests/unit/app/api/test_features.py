@@ -1,4 +1,4 @@
-"""Feature vectors as numbers, base64 or a NumPy file, as they are or of length 1; and classes as they were found."""
+"""Feature vectors as numbers, base64 or a NumPy file, raw or normalized; and classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 _NPY = {"Accept": "application/x-npy"}
 _VECTORS = ((3.0, 0.0, 4.0), (0.1, -2.5, 1e-20), (0.0, 0.0, 0.0))
-# Of length 1; a vector of zeros has no direction and stays.
+# Normalized to length 1; a zero vector is unchanged.
 _UNIT = np.array([(0.6, 0.0, 0.8), (0.03996804, -0.99920096, 3.9968e-21), (0.0, 0.0, 0.0)], dtype=np.float32)
 
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
@@ -38,7 +38,7 @@ def _decoded(results: Sequence[dict[str, str]]) -> np.ndarray:
     return np.array([np.frombuffer(base64.b64decode(result["features"]), dtype="<f4") for result in results])
 
 
-async def test_features_are_numbers_with_the_model_that_made_them(serve: Serve, three_vectors: Predict) -> None:
+async def test_features_are_numbers_with_the_name_of_their_model(serve: Serve, three_vectors: Predict) -> None:
     async with serve({"predict": three_vectors}) as client:
         body = (await client.post("/v1/features", content=b"image")).json()
 
@@ -47,7 +47,7 @@ async def test_features_are_numbers_with_the_model_that_made_them(serve: Serve, 
     assert np.array_equal(found, np.array(_VECTORS, dtype=np.float32))
 
 
-async def test_features_in_base64_are_the_same_to_the_last_bit(serve: Serve, three_vectors: Predict) -> None:
+async def test_features_in_base64_are_bit_identical(serve: Serve, three_vectors: Predict) -> None:
     async with serve({"predict": three_vectors}) as client:
         body = (await client.post("/v1/features?encoding=base64", content=b"image")).json()
 
@@ -83,7 +83,7 @@ async def test_normalized_vectors_have_length_one_in_every_encoding(serve: Serve
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e30])
-async def test_vectors_of_any_magnitude_are_brought_to_length_one(
+async def test_vectors_of_any_magnitude_are_normalized_to_length_one(
     serve: Serve, prediction: Callable[..., Prediction], answer: Callable[..., Answer], magnitude: float
 ) -> None:
     async def predict(*_arguments: object, **_options: object) -> Answer:
@@ -95,21 +95,21 @@ async def test_vectors_of_any_magnitude_are_brought_to_length_one(
     assert body["results"][0]["features"] == pytest.approx([0.6, 0.0, 0.8])
 
 
-async def test_normalizing_one_answer_leaves_the_runtimes_own_vectors_alone(
+async def test_normalizing_does_not_change_the_vectors_of_the_runtime(
     serve: Serve, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
 ) -> None:
-    kept = prediction(0, (3.0, 0.0, 4.0))
+    stored = prediction(0, (3.0, 0.0, 4.0))
 
     async def predict(*_arguments: object, **_options: object) -> Answer:
-        return answer(kept)
+        return answer(stored)
 
     async with serve({"predict": predict}) as client:
         await client.post("/v1/features?normalize=true", content=b"image")
 
-    assert kept.features.tolist() == [3.0, 0.0, 4.0]
+    assert stored.features.tolist() == [3.0, 0.0, 4.0]
 
 
-async def test_a_numpy_file_has_no_place_for_a_bad_image_so_the_request_fails(
+async def test_an_invalid_image_fails_the_request_for_a_numpy_file(
     serve: Serve, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
 ) -> None:
     async def predict(*_arguments: object, **_options: object) -> Answer:
@@ -123,14 +123,14 @@ async def test_a_numpy_file_has_no_place_for_a_bad_image_so_the_request_fails(
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "application/*"])
-async def test_who_does_not_ask_for_a_numpy_file_gets_json(serve: Serve, accept: str) -> None:
+async def test_a_client_that_does_not_accept_a_numpy_file_gets_json(serve: Serve, accept: str) -> None:
     async with serve() as client:
         response = await client.post("/v1/features", content=b"image", headers={"Accept": accept})
 
     assert response.headers["content-type"] == "application/json"
 
 
-async def test_classes_come_most_probable_first_one_list_an_image(
+async def test_each_image_has_a_list_of_classes_most_probable_first(
     serve: Serve, multipart: Callable[..., tuple[dict[str, str], bytes]]
 ) -> None:
     headers, body = multipart(b"a", b"b")

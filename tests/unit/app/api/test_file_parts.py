@@ -1,4 +1,4 @@
-"""FileParts: the files of a multipart body, however it is cut into chunks, and its limits."""
+"""FileParts: the files of a multipart body, in any chunks, and its limits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _read(
     return parts.files()
 
 
-# Bytes that look like the start of a boundary are the hard ones.
+# Bytes that look like the start of a boundary are the difficult case.
 _contents = st.lists(
     st.one_of(
         st.binary(max_size=60), st.sampled_from([b"\r\n", b"--", b"\r\n--cut", b"--cut-here-", b"\r\n\r\n", b"\r"])
@@ -44,7 +44,7 @@ _contents = st.lists(
 
 @given(files=st.lists(_contents, min_size=1, max_size=5), cuts=st.lists(st.integers(0, 700), max_size=12))
 @example(files=[b"\r\n--cut-here-"], cuts=[*range(300)])
-def test_files_come_out_as_they_went_in_wherever_the_body_is_cut(files: list[bytes], cuts: list[int]) -> None:
+def test_files_are_unchanged_however_the_body_is_chunked(files: list[bytes], cuts: list[int]) -> None:
     body = _body(*((_FILE, file) for file in files))
     ends = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
 
@@ -56,12 +56,12 @@ def test_files_come_out_as_they_went_in_wherever_the_body_is_cut(files: list[byt
 @given(
     body=st.binary(max_size=200), head=st.sampled_from([b"", b"--" + _BOUNDARY, b"--" + _BOUNDARY + b"\r\n" + _FILE])
 )
-def test_any_bytes_are_files_or_an_error_that_has_an_answer(body: bytes, head: bytes) -> None:
+def test_any_bytes_are_files_or_an_error_with_a_problem(body: bytes, head: bytes) -> None:
     with pytest.raises((MalformedMultipartError, NoImagesError)):
         _read(head + body)
 
 
-def test_fields_beside_the_files_are_passed_over() -> None:
+def test_fields_that_are_not_files_are_ignored() -> None:
     assert _read(_body((_FIELD, b"hello"), (_FILE, b"image"), (_FIELD, b"x" * 5000))) == [b"image"]
 
 
@@ -77,7 +77,7 @@ def test_fields_beside_the_files_are_passed_over() -> None:
         b"Content-Disposition: form-data; name=image; filename*0=uhr; filename*1=.jpg",
     ],
 )
-def test_a_part_with_a_file_name_is_a_file_however_its_headers_are_written(header: bytes) -> None:
+def test_a_part_with_a_file_name_is_a_file_in_every_header_syntax(header: bytes) -> None:
     assert _read(_body((header, b"image"))) == [b"image"]
 
 
@@ -107,14 +107,14 @@ _BEGINNINGS = {
 
 @pytest.mark.parametrize("image", _BEGINNINGS.values(), ids=_BEGINNINGS)
 @pytest.mark.parametrize("step", [1, 5, 1000])
-def test_a_part_that_begins_as_an_image_does_is_a_file_without_a_name(image: bytes, step: int) -> None:
+def test_a_part_with_an_image_signature_is_a_file_without_a_name(image: bytes, step: int) -> None:
     body = _body((_FIELD, b"BMW, GIF or RIFF"), (_FIELD, image), (_FIELD, b"\xff\xd8"), (_FILE, b"image"))
     chunks = [body[start : start + step] for start in range(0, len(body), step)]
 
     assert _read(*chunks) == [image, b"image"]
 
 
-def test_what_stands_in_a_quoted_value_is_no_file_name() -> None:
+def test_text_in_a_quoted_value_is_not_a_file_name() -> None:
     with pytest.raises(NoImagesError):
         _read(_body((b'Content-Disposition: form-data; name="a; filename*=b; filename=c"', b"image")))
 
@@ -138,7 +138,9 @@ def test_a_file_of_exactly_the_limit_passes_and_one_byte_more_does_not() -> None
         (b"filename=" + b"x" * 500, f"The image {'x' * 100} is"),
     ],
 )
-def test_a_file_that_is_too_large_is_named_with_its_size_and_the_others_are_kept(parameters: bytes, named: str) -> None:
+def test_the_error_of_a_file_that_is_too_large_states_its_size_and_other_files_are_kept(
+    parameters: bytes, named: str
+) -> None:
     large = (b"Content-Disposition: form-data; name=images; " + parameters, b"x" * 1_230_000)
     before, error, after = _read(_body((_FILE, b"one"), large, (_FILE, b"two")), max_file_bytes=100)
 
@@ -146,43 +148,43 @@ def test_a_file_that_is_too_large_is_named_with_its_size_and_the_others_are_kept
     assert str(error) == f"{named} larger than 100 bytes: it has 1.23 MB."
 
 
-def test_of_a_file_that_is_too_large_no_bytes_are_kept() -> None:
+def test_the_bytes_of_a_file_that_is_too_large_are_discarded() -> None:
     parts = FileParts(_BOUNDARY, max_files=1, max_file_bytes=1_000_000)
     parts.feed(b"--%b\r\n%b\r\n\r\n" % (_BOUNDARY, _FILE))
     tracemalloc.start()
     try:
         for _ in range(100):
             parts.feed(b"x" * 100_000)
-        kept, most = tracemalloc.get_traced_memory()
+        current, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
 
-    assert kept < 100_000
-    assert most < 3_000_000
+    assert current < 100_000
+    assert peak < 3_000_000
 
 
-def test_a_body_without_files_is_told_so() -> None:
+def test_a_body_without_files_is_refused() -> None:
     with pytest.raises(NoImagesError):
         _read(_body((_FIELD, b"hello")))
 
 
-@pytest.mark.parametrize("kept", [0, 5, 60, -1, -5, -20])
-def test_a_body_that_ends_early_is_malformed(kept: int) -> None:
+@pytest.mark.parametrize("length", [0, 5, 60, -1, -5, -20])
+def test_a_body_that_ends_early_is_malformed(length: int) -> None:
     body = _body((_FILE, b"image")).removesuffix(b"-\r\n")
 
     with pytest.raises(MalformedMultipartError):
-        _read(body[:kept])
+        _read(body[:length])
 
 
 @pytest.mark.parametrize(
     "boundary", [b"", b"another", b"x" * 5000, b"\x00\xff"], ids=["none", "another", "long", "garbage"]
 )
-def test_a_boundary_that_is_not_the_bodys_is_malformed(boundary: bytes) -> None:
+def test_a_body_with_another_boundary_is_malformed(boundary: bytes) -> None:
     with pytest.raises(MalformedMultipartError):
         _read(_body((_FILE, b"image")), boundary=boundary)
 
 
-def test_a_few_fields_are_forgiven_and_a_flood_is_not() -> None:
+def test_a_few_fields_are_ignored_and_too_many_are_refused() -> None:
     few = [(_FIELD, b"")] * 16
 
     assert _read(_body(*few, (_FILE, b"image"))) == [b"image"]
@@ -199,12 +201,12 @@ def test_a_few_fields_are_forgiven_and_a_flood_is_not() -> None:
     ],
     ids=["a long value", "many headers", "a long name"],
 )
-def test_headers_without_end_are_refused_and_not_kept(headers: bytes) -> None:
+def test_endless_headers_are_refused_and_discarded(headers: bytes) -> None:
     with pytest.raises(MalformedMultipartError):
         _read(_body((headers + b"\r\n" + _FILE, b"image")))
 
 
-def test_a_long_header_is_refused_also_when_it_comes_byte_by_byte() -> None:
+def test_a_long_header_is_refused_even_if_it_is_received_byte_by_byte() -> None:
     endless = b"--%b\r\nX-Long: " % _BOUNDARY + b"a" * 50_000
 
     with pytest.raises(MalformedMultipartError, match="eader"):
@@ -212,6 +214,6 @@ def test_a_long_header_is_refused_also_when_it_comes_byte_by_byte() -> None:
 
 
 @pytest.mark.parametrize("header", [b"X-Long: " + b"x" * 9000, b"\r\n".join([b"X-More: " + b"x" * 90] * 100)])
-def test_the_headers_of_a_part_have_a_bound(header: bytes) -> None:
+def test_the_headers_of_a_part_have_a_limit(header: bytes) -> None:
     with pytest.raises(MalformedMultipartError, match="Maximum header"):
         _read(_body((_FILE + b"\r\n" + header, b"image")))

@@ -1,4 +1,4 @@
-"""The lens over HTTP: how it is asked, what it answers, and its events, over a runtime that measures nothing."""
+"""The lens over HTTP: parameters, report and events, with a runtime that measures nothing."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ _PATIENCE_S = 30
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 NewComparison = Callable[[str, ComparisonOptions], Comparison]
 Listener = Callable[[Progress], None]
-Asked = list[tuple[str | None, ComparisonOptions, bytes | None]]
+Calls = list[tuple[str | None, ComparisonOptions, bytes | None]]
 
 
 @pytest.fixture
-def asked() -> Asked:
-    """What reached the runtime."""
+def calls() -> Calls:
+    """The calls of the runtime."""
     return []
 
 
 @pytest.fixture
-def compare(asked: Asked, new_comparison: NewComparison) -> Callable[..., Awaitable[Comparison]]:
-    """A runtime's compare that reports two steps of progress."""
+def compare(calls: Calls, new_comparison: NewComparison) -> Callable[..., Awaitable[Comparison]]:
+    """A `compare` of the runtime that reports two steps of progress."""
 
     async def run(
         model: str | None, options: ComparisonOptions, image: bytes | None, on_progress: Listener
     ) -> Comparison:
-        asked.append((model, options, image))
+        calls.append((model, options, image))
         for done in range(2):
             on_progress(Progress(done, 2, "timing"))
         return new_comparison(model or "", options)
@@ -51,7 +51,7 @@ def compare(asked: Asked, new_comparison: NewComparison) -> Callable[..., Awaita
     return run
 
 
-async def test_the_documentation_names_every_error_that_an_upload_or_a_model_may_have(serve: Serve) -> None:
+async def test_the_openapi_document_names_every_error_of_uploads_and_models(serve: Serve) -> None:
     async with serve() as client:
         responses = (await client.get("/openapi.json")).json()["paths"][_PATH]["post"]["responses"]
 
@@ -60,20 +60,20 @@ async def test_the_documentation_names_every_error_that_an_upload_or_a_model_may
         assert f"`{row.type}`" in responses[str(row.status)]["description"]
 
 
-def told(stream: str) -> list[tuple[str, Any]]:
-    """(event, data) of each event of a text/event-stream; comments are none."""
+def events_of(stream: str) -> list[tuple[str, Any]]:
+    """Return (event, data) of each event of a text/event-stream, without comments."""
     blocks = [block.splitlines() for block in stream.split("\n\n") if block and not block.startswith(":")]
     return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
 
 
-async def test_without_a_word_all_arms_are_compared_on_the_default_model(
-    serve: Serve, compare: Any, asked: Asked
+async def test_without_parameters_all_arms_are_compared_on_the_default_model(
+    serve: Serve, compare: Any, calls: Calls
 ) -> None:
     async with serve({"compare": compare}) as client:
         response = await client.post(_PATH)
 
     assert response.status_code == 200
-    assert asked == [("fake", ComparisonOptions(arms=ARMS, batch_size=32, iterations=5, sweep=(), modules=True), None)]
+    assert calls == [("fake", ComparisonOptions(arms=ARMS, batch_size=32, iterations=5, sweep=(), modules=True), None)]
 
 
 @pytest.mark.parametrize(
@@ -83,24 +83,22 @@ async def test_without_a_word_all_arms_are_compared_on_the_default_model(
         "arms=grad&arms=served&arms=grad&batch_size=8&iterations=2&sweep=1&sweep=2,4&modules=0",
     ],
 )
-async def test_the_query_says_what_to_compare(serve: Serve, compare: Any, asked: Asked, query: str) -> None:
+async def test_the_query_selects_what_to_compare(serve: Serve, compare: Any, calls: Calls, query: str) -> None:
     async with serve({"compare": compare, "names": ("a", "b")}) as client:
         await client.post(f"{_PATH}?model=b&{query}")
 
     options = ComparisonOptions(arms=("grad", "served"), batch_size=8, iterations=2, sweep=(1, 2, 4), modules=False)
-    assert asked == [("b", options, None)]
+    assert calls == [("b", options, None)]
 
 
-async def test_a_json_body_wins_over_the_query_where_it_says_something(
-    serve: Serve, compare: Any, asked: Asked
-) -> None:
+async def test_a_json_body_takes_precedence_over_the_query(serve: Serve, compare: Any, calls: Calls) -> None:
     async with serve({"compare": compare, "names": ("a", "b")}) as client:
         body = {"model": "b", "batch_size": 2, "sweep": [1, 8]}
         await client.post(f"{_PATH}?model=a&batch_size=8&iterations=3", json=body)
         await client.post(f"{_PATH}?batch_size=8", json={})
         await client.post(f"{_PATH}?batch_size=9", headers={"Content-Type": "application/json; charset=utf-8"})
 
-    assert [(model, options.batch_size, options.iterations, options.sweep) for model, options, _ in asked] == [
+    assert [(model, options.batch_size, options.iterations, options.sweep) for model, options, _ in calls] == [
         ("b", 2, 3, (1, 8)),
         ("a", 8, 5, ()),
         ("a", 9, 5, ()),
@@ -109,17 +107,17 @@ async def test_a_json_body_wins_over_the_query_where_it_says_something(
 
 @pytest.mark.parametrize("content_type", ["image/png", "application/x-www-form-urlencoded", None])
 async def test_any_other_body_is_an_image_to_compare_on(
-    serve: Serve, compare: Any, asked: Asked, content_type: str | None
+    serve: Serve, compare: Any, calls: Calls, content_type: str | None
 ) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
     async with serve({"compare": compare}) as client:
         await client.post(f"{_PATH}?batch_size=3", content=b"pixels", headers=headers)
 
-    assert [(options.batch_size, image) for _, options, image in asked] == [(3, b"pixels")]
+    assert [(options.batch_size, image) for _, options, image in calls] == [(3, b"pixels")]
 
 
 async def test_a_multipart_file_is_an_image_too_and_two_are_one_too_many(
-    serve: Serve, compare: Any, asked: Asked, multipart: Callable[..., tuple[dict[str, str], bytes]]
+    serve: Serve, compare: Any, calls: Calls, multipart: Callable[..., tuple[dict[str, str], bytes]]
 ) -> None:
     async with serve({"compare": compare}) as client:
         answers = []
@@ -129,7 +127,7 @@ async def test_a_multipart_file_is_an_image_too_and_two_are_one_too_many(
 
     assert [answer.status_code for answer in answers] == [200, 413]
     assert answers[1].json()["type"] == "urn:gradless:problem:too-many-images"
-    assert [image for _, _, image in asked] == [b"one"]
+    assert [image for _, _, image in calls] == [b"one"]
 
 
 @pytest.mark.parametrize(
@@ -148,13 +146,13 @@ async def test_a_multipart_file_is_an_image_too_and_two_are_one_too_many(
         (b"[]", "body"),
     ],
 )
-async def test_a_body_that_says_something_else_is_refused_by_name(
-    serve: Serve, compare: Any, asked: Asked, body: bytes, named: str
+async def test_an_unknown_field_of_a_body_is_refused_by_name(
+    serve: Serve, compare: Any, calls: Calls, body: bytes, named: str
 ) -> None:
     async with serve({"compare": compare}) as client:
         response = await client.post(_PATH, content=body, headers={"Content-Type": "application/json"})
 
-    assert (response.status_code, asked) == (422, [])
+    assert (response.status_code, calls) == (422, [])
     assert response.json()["type"] == "urn:gradless:problem:invalid-parameter"
     assert response.json()["detail"].startswith(f"{named}: ")
 
@@ -167,14 +165,14 @@ async def test_a_model_named_in_the_body_must_be_served(serve: Serve, compare: A
     assert response.json()["type"] == "urn:gradless:problem:unknown-model"
 
 
-async def test_json_beyond_some_kilobytes_is_not_read(serve: Serve, compare: Any) -> None:
+async def test_json_larger_than_64_kib_is_refused(serve: Serve, compare: Any) -> None:
     async with serve({"compare": compare}) as client:
         response = await client.post(_PATH, content=b" " * 100_000, headers={"Content-Type": "application/json"})
 
     assert response.status_code == 413
 
 
-async def test_the_report_is_told_arm_by_arm(serve: Serve, compare: Any) -> None:
+async def test_the_report_has_an_entry_for_each_arm(serve: Serve, compare: Any) -> None:
     async with serve({"compare": compare}) as client:
         found = (await client.post(f"{_PATH}?batch_size=8&iterations=2&sweep=4&arms=grad,served,train")).json()
 
@@ -227,7 +225,7 @@ async def test_the_report_is_told_arm_by_arm(serve: Serve, compare: Any) -> None
     assert found["largest_batch"] == {"memory_bytes": 10**9, "with_gradients": 100, "without_gradients": 400}
 
 
-async def test_who_accepts_events_is_told_of_progress_and_then_the_report(serve: Serve, compare: Any) -> None:
+async def test_a_client_that_accepts_events_gets_progress_and_then_the_report(serve: Serve, compare: Any) -> None:
     async with serve({"compare": compare}) as client:
         plain = await client.post(f"{_PATH}?batch_size=8")
         streamed = await client.post(f"{_PATH}?batch_size=8", headers=_EVENTS)
@@ -235,7 +233,7 @@ async def test_who_accepts_events_is_told_of_progress_and_then_the_report(serve:
     assert streamed.status_code == 200
     assert streamed.headers["content-type"].startswith("text/event-stream")
     assert streamed.headers["cache-control"] == "no-store"
-    assert told(streamed.text) == [
+    assert events_of(streamed.text) == [
         ("progress", {"done": 0, "total": 2, "stage": "timing"}),
         ("progress", {"done": 1, "total": 2, "stage": "timing"}),
         ("report", plain.json()),
@@ -243,7 +241,9 @@ async def test_who_accepts_events_is_told_of_progress_and_then_the_report(serve:
 
 
 @pytest.mark.parametrize("accept", ["*/*", "application/json", "text/event-stream;q=0, */*"])
-async def test_who_does_not_ask_for_events_gets_the_report_alone(serve: Serve, compare: Any, accept: str) -> None:
+async def test_a_client_that_does_not_accept_events_gets_only_the_report(
+    serve: Serve, compare: Any, accept: str
+) -> None:
     async with serve({"compare": compare}) as client:
         response = await client.post(_PATH, headers={"Accept": accept})
 
@@ -261,7 +261,7 @@ async def test_who_does_not_ask_for_events_gets_the_report_alone(serve: Serve, c
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 @pytest.mark.parametrize("headers", [_EVENTS, {}])
-async def test_what_is_refused_before_it_begins_has_a_status_of_its_own(
+async def test_a_comparison_refused_at_its_start_has_the_status_of_its_error(
     serve: Serve, error: Exception, status: int, slug: str, headers: dict[str, str]
 ) -> None:
     async def refuse(*_: object) -> Comparison:
@@ -276,7 +276,7 @@ async def test_what_is_refused_before_it_begins_has_a_status_of_its_own(
     assert "secret" not in response.text
 
 
-async def test_the_figure_of_what_would_be_needed_is_in_the_refusal(serve: Serve) -> None:
+async def test_a_refusal_of_a_large_comparison_states_the_memory_needed(serve: Serve) -> None:
     async def refuse(*_: object) -> Comparison:
         raise errors.ComparisonTooLargeError(64, "bytes", 9e9, 3e9)
 
@@ -292,7 +292,7 @@ async def test_the_figure_of_what_would_be_needed_is_in_the_refusal(serve: Serve
     [(errors.ForwardError("fake", "secret"), "internal-error"), (asyncio.CancelledError(), "draining")],
     ids=["failure", "closed runtime"],
 )
-async def test_what_ends_a_comparison_under_way_is_its_last_event(
+async def test_an_error_of_a_running_comparison_is_its_last_event(
     serve: Serve, error: BaseException, slug: str
 ) -> None:
     async def fail(*arguments: Any) -> Comparison:
@@ -303,7 +303,7 @@ async def test_what_ends_a_comparison_under_way_is_its_last_event(
     async with serve({"compare": fail}) as client:
         response = await client.post(_PATH, headers={**_EVENTS, "X-Request-ID": "mine"})
 
-    progress, problem = told(response.text)
+    progress, problem = events_of(response.text)
     assert progress[0] == "progress"
     assert problem[0] == "problem"
     assert problem[1]["type"] == f"urn:gradless:problem:{slug}"
@@ -325,14 +325,14 @@ async def test_a_long_forward_keeps_the_connection_alive(
         response = await client.post(_PATH, headers=_EVENTS)
 
     assert "\n\n: " in response.text
-    assert [event for event, _ in told(response.text)] == ["progress", "report"]
+    assert [event for event, _ in events_of(response.text)] == ["progress", "report"]
 
 
 @pytest.mark.parametrize("after", [0, 1])
-async def test_a_listener_who_leaves_ends_the_comparison(
+async def test_a_client_that_disconnects_ends_the_comparison(
     application: Callable[..., FastAPI], exchange: Callable[..., Awaitable[list[dict[str, Any]]]], after: int
 ) -> None:
-    """After the first event, and before there is one."""
+    """The client disconnects after the first event, or before it."""
     began, leaves = asyncio.Event(), asyncio.Event()
     ended: list[str] = []
 

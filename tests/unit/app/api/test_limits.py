@@ -1,9 +1,9 @@
-"""How much a request may bring, and how long it may take: counted as it comes, refused without reading on."""
+"""Limits of size and time of a body: counted while it is received, refused without reading the rest."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 
 from models.interface.errors import EmptyImageError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
 
 if TYPE_CHECKING:
@@ -25,11 +26,11 @@ Multipart = Callable[..., tuple[dict[str, str], bytes]]
 
 @pytest.fixture
 def received(answer: Callable[..., Answer]) -> tuple[list[list[bytes]], dict[str, Any]]:
-    """The images of each request, and the runtime that notes them."""
+    """The images of each request, and the runtime that records them."""
     noted: list[list[bytes]] = []
 
-    async def predict(_model: str | None, images: Sequence[bytes], **_options: object) -> Answer:
-        noted.append(list(images))
+    async def predict(_model: str | None, request: InferenceRequest) -> Answer:
+        noted.append(list(request.images))
         return answer()
 
     return noted, {"predict": predict}
@@ -44,7 +45,7 @@ def _slug(response: httpx2.Response) -> str:
     return str(response.json()["type"]).rpartition(":")[2]
 
 
-async def test_a_raw_body_is_one_image_whatever_its_type_says(
+async def test_a_raw_body_is_one_image_regardless_of_content_type(
     serve: Serve, received: tuple[list[list[bytes]], dict[str, Any]]
 ) -> None:
     noted, runtime = received
@@ -57,7 +58,7 @@ async def test_a_raw_body_is_one_image_whatever_its_type_says(
     assert noted == [[b"a=b"]] * 4 + [[b"xxxxx"]]
 
 
-async def test_the_files_of_a_multipart_body_are_images_in_their_order(
+async def test_the_files_of_a_multipart_body_are_images_in_order(
     serve: Serve, received: tuple[list[list[bytes]], dict[str, Any]]
 ) -> None:
     noted, runtime = received
@@ -68,7 +69,7 @@ async def test_the_files_of_a_multipart_body_are_images_in_their_order(
     assert noted == [[b"1", b"2", b"3"]]
 
 
-async def test_a_body_that_declares_too_much_is_refused_unread(
+async def test_a_body_with_a_content_length_above_the_limit_is_refused_unread(
     application: Callable[..., FastAPI], exchange: Exchange
 ) -> None:
     async def receive() -> dict[str, Any]:
@@ -82,7 +83,7 @@ async def test_a_body_that_declares_too_much_is_refused_unread(
     assert b"body-too-large" in sent[1]["body"]
 
 
-async def test_a_length_beyond_all_numbers_is_refused_like_any_that_is_too_long(
+async def test_a_content_length_with_too_many_digits_is_refused_like_any_above_the_limit(
     application: Callable[..., FastAPI], exchange: Exchange
 ) -> None:
     async def receive() -> dict[str, Any]:
@@ -96,7 +97,7 @@ async def test_a_length_beyond_all_numbers_is_refused_like_any_that_is_too_long(
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
-async def test_a_body_that_declares_nothing_is_counted_as_it_comes(serve: Serve, path: str) -> None:
+async def test_a_body_without_content_length_is_counted_as_it_is_received(serve: Serve, path: str) -> None:
     async with serve(max_request_bytes=100) as client:
         fitting = await client.post(path, content=_chunks(60, 40))
         too_large = await client.post(path, content=_chunks(60, 40, 1))
@@ -106,7 +107,7 @@ async def test_a_body_that_declares_nothing_is_counted_as_it_comes(serve: Serve,
     assert too_large.headers["connection"] == "close"
 
 
-async def test_a_body_that_declares_less_than_it_brings_is_counted_too(
+async def test_a_body_longer_than_its_content_length_is_counted(
     application: Callable[..., FastAPI], exchange: Exchange
 ) -> None:
     async def receive() -> dict[str, Any]:
@@ -134,14 +135,14 @@ async def test_an_image_of_exactly_the_limit_passes_and_one_byte_more_does_not(
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
-async def test_an_image_among_several_that_is_too_large_has_its_error_in_its_place(
+async def test_an_image_that_is_too_large_among_several_has_its_error_as_its_result(
     serve: Serve, multipart: Multipart, answer: Callable[..., Answer], prediction: Callable[..., Prediction], path: str
 ) -> None:
-    asked: list[bytes] = []
+    received: list[bytes] = []
 
-    async def predict(_model: str | None, images: Sequence[bytes], **_: object) -> Answer:
-        asked.extend(images)
-        return answer(*[EmptyImageError() if image == b"bad" else prediction() for image in images])
+    async def predict(_model: str | None, request: InferenceRequest) -> Answer:
+        received.extend(request.images)
+        return answer(*[EmptyImageError() if image == b"bad" else prediction() for image in request.images])
 
     headers, body = multipart(b"x" * 60, b"good", b"y" * 51, b"bad", b"good")
     async with serve({"predict": predict}, max_image_bytes=50) as client:
@@ -153,13 +154,13 @@ async def test_an_image_among_several_that_is_too_large_has_its_error_in_its_pla
     assert [error.get("status") for error in errors] == [413, None, 413, 422, None]
     assert errors[0]["type"] == "urn:gradless:problem:image-too-large"
     assert errors[0]["detail"] == "The image a is larger than 50 bytes: it has 6e-05 MB."
-    assert asked == [b"good", b"bad", b"good"]
+    assert received == [b"good", b"bad", b"good"]
     task = path.rpartition("/")[2]
     assert f'gradless_images_total{{model="fake",outcome="bad_image",task="{task}"}} 2.0' in exposition
     assert 'gradless_rejected_total{reason="too_large"} 2.0' in exposition
 
 
-async def test_where_every_image_is_too_large_each_is_told_so_and_none_is_asked_for(
+async def test_if_every_image_is_too_large_each_has_its_error_and_the_runtime_is_not_called(
     serve: Serve, multipart: Multipart
 ) -> None:
     async def predict(*_: object, **__: object) -> Answer:
@@ -175,7 +176,7 @@ async def test_where_every_image_is_too_large_each_is_told_so_and_none_is_asked_
     assert (lens.status_code, _slug(lens)) == (413, "image-too-large")
 
 
-async def test_a_file_of_numbers_has_no_place_for_an_image_that_is_too_large(
+async def test_an_image_that_is_too_large_fails_the_request_for_a_numpy_file(
     serve: Serve, multipart: Multipart
 ) -> None:
     headers, body = multipart(b"x" * 60, b"good")
@@ -187,7 +188,7 @@ async def test_a_file_of_numbers_has_no_place_for_an_image_that_is_too_large(
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/debug/grad-modes", "/v1/models/fake"])
 @pytest.mark.parametrize("codings", ["gzip", "deflate", "x-made-up", "identity, GZIP"])
-async def test_a_compressed_body_is_refused_unread_with_the_name_of_what_makes_it_one(
+async def test_a_compressed_body_is_refused_unread_with_its_content_encoding(
     application: Callable[..., FastAPI], exchange: Exchange, path: str, codings: str
 ) -> None:
     async def receive() -> dict[str, Any]:
@@ -204,7 +205,7 @@ async def test_a_compressed_body_is_refused_unread_with_the_name_of_what_makes_i
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", ""])
-async def test_a_body_whose_coding_is_none_is_read(serve: Serve, coding: str) -> None:
+async def test_a_body_with_the_coding_identity_is_read(serve: Serve, coding: str) -> None:
     async with serve() as client:
         assert (
             await client.post("/v1/classify", content=b"image", headers={"Content-Encoding": coding})
@@ -232,7 +233,7 @@ async def test_one_image_too_many_is_refused(serve: Serve, multipart: Multipart)
         ("multipart/form-data", b"--cut--\r\n", 400, "malformed-multipart"),
     ],
 )
-async def test_a_multipart_body_without_images_or_sense_is_refused(
+async def test_a_multipart_body_that_is_empty_or_malformed_is_refused(
     serve: Serve, content_type: str, body: bytes, status: int, slug: str
 ) -> None:
     async with serve() as client:
@@ -242,7 +243,7 @@ async def test_a_multipart_body_without_images_or_sense_is_refused(
 
 
 @pytest.mark.parametrize("content_type", ["image/png", "multipart/form-data; boundary=cut"])
-async def test_a_body_that_never_arrives_is_given_up(serve: Serve, content_type: str) -> None:
+async def test_a_body_that_never_arrives_is_answered_with_408(serve: Serve, content_type: str) -> None:
     async def stalling() -> AsyncIterator[bytes]:
         yield b"--cut\r\n"
         await asyncio.Event().wait()
@@ -263,7 +264,7 @@ async def test_an_answer_keeps_the_connection_open(serve: Serve) -> None:
     assert "connection" not in refused.headers
 
 
-async def test_all_bodies_together_have_a_limit_and_make_room_when_they_are_answered(
+async def test_all_bodies_together_have_a_limit_and_are_released_when_they_are_answered(
     application: Callable[..., FastAPI], exchange: Exchange, answer: Callable[..., Answer]
 ) -> None:
     began, go_on = asyncio.Event(), asyncio.Event()
@@ -289,9 +290,9 @@ async def test_all_bodies_together_have_a_limit_and_make_room_when_they_are_answ
         first = asyncio.create_task(exchange(app, sender(600)))
         await began.wait()
         refused = await exchange(app, sender(401))
-        beside = asyncio.create_task(exchange(app, sender(400)))
+        second = asyncio.create_task(exchange(app, sender(400)))
         go_on.set()
-        answered = [await first, await beside, await exchange(app, sender(1000))]
+        answered = [await first, await second, await exchange(app, sender(1000))]
 
     assert refused[0]["status"] == 429
     assert dict(refused[0]["headers"])[b"retry-after"] == b"1"

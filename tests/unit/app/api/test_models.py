@@ -1,4 +1,4 @@
-"""POST and DELETE /v1/models/{name}: who may, what is asked of the runtime, and what its refusals are answered with."""
+"""POST and DELETE /v1/models/{name}: rights, calls of the runtime, and the problems of its errors."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ELSEWHERE = "192.0.2.7"
 CHANGES = [("POST", "/v1/models/fake"), ("DELETE", "/v1/models/fake")]
 
 
-class _Asked:
-    """A runtime's `load` and `unload`, which note what they are asked, and raise `error` if there is one."""
+class _Calls:
+    """`load` and `unload` of a runtime, which record their calls and raise `error` if it is set."""
 
     def __init__(self, new_runtime: Callable[..., FakeRuntime], error: Exception | None = None) -> None:
         self.loads: list[tuple[str, str | None]] = []
@@ -55,57 +55,57 @@ class _Asked:
 
 
 @pytest.fixture
-def asked(new_runtime: Callable[..., FakeRuntime]) -> _Asked:
-    return _Asked(new_runtime)
+def calls(new_runtime: Callable[..., FakeRuntime]) -> _Calls:
+    return _Calls(new_runtime)
 
 
-async def test_a_new_model_is_created_from_its_source_and_described(serve: Serve, asked: _Asked) -> None:
-    async with serve(asked.runtime) as client:
+async def test_a_new_model_is_created_from_its_source_and_described(serve: Serve, calls: _Calls) -> None:
+    async with serve(calls.runtime) as client:
         answer = await client.post("/v1/models/flowers", json={"source": "resnet18:random"})
 
-    assert asked.loads == [("flowers", "resnet18:random")]
+    assert calls.loads == [("flowers", "resnet18:random")]
     assert answer.status_code == 201
     assert (answer.json()["name"], answer.json()["version"]) == ("flowers", 1)
     assert "load_seconds" not in answer.json()
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b'{"source": null}'])
-async def test_without_a_source_a_model_is_loaded_anew_from_where_it_came(
-    serve: Serve, asked: _Asked, body: bytes
+async def test_without_a_source_a_model_is_reloaded_from_its_current_source(
+    serve: Serve, calls: _Calls, body: bytes
 ) -> None:
-    async with serve(asked.runtime) as client:
+    async with serve(calls.runtime) as client:
         answer = await client.post("/v1/models/fake", content=body)
 
-    assert asked.loads == [("fake", None)]
+    assert calls.loads == [("fake", None)]
     assert answer.status_code == 200
 
 
-async def test_a_model_is_unloaded_by_its_name(serve: Serve, asked: _Asked) -> None:
-    async with serve(asked.runtime) as client:
+async def test_a_model_is_unloaded_by_its_name(serve: Serve, calls: _Calls) -> None:
+    async with serve(calls.runtime) as client:
         answer = await client.delete("/v1/models/fake")
 
-    assert asked.unloads == ["fake"]
+    assert calls.unloads == ["fake"]
     assert (answer.status_code, answer.content) == (204, b"")
 
 
 @pytest.mark.parametrize("name", ["timm/resnet18", "resnet50:random", "a.b_c-d/e", "x" * 128])
-async def test_names_may_have_slashes(serve: Serve, asked: _Asked, name: str) -> None:
-    async with serve({**asked.runtime, "names": ("fake", name)}) as client:
+async def test_model_names_may_contain_slashes(serve: Serve, calls: _Calls, name: str) -> None:
+    async with serve({**calls.runtime, "names": ("fake", name)}) as client:
         loaded = await client.post(f"/v1/models/{name}")
         described = await client.get(f"/v1/models/{name}")
         unloaded = await client.delete(f"/v1/models/{name}")
 
-    assert (asked.loads, asked.unloads) == ([(name, None)], [name])
+    assert (calls.loads, calls.unloads) == ([(name, None)], [name])
     assert (loaded.json()["name"], described.json()["name"], unloaded.status_code) == (name, name, 204)
 
 
 @pytest.mark.parametrize("name", ["a b", "a//b", "a/", ".hidden", "a/.b", "b%C3%A4r", "x" * 129, "(not served)"])
-async def test_a_name_that_would_not_stand_in_an_address_is_refused(serve: Serve, asked: _Asked, name: str) -> None:
-    async with serve(asked.runtime) as client:
+async def test_an_invalid_model_name_is_refused(serve: Serve, calls: _Calls, name: str) -> None:
+    async with serve(calls.runtime) as client:
         answers = [await client.post(f"/v1/models/{name}"), await client.delete(f"/v1/models/{name}")]
 
     assert {answer.status_code for answer in answers} == {422}
-    assert (asked.loads, asked.unloads) == ([], [])
+    assert (calls.loads, calls.unloads) == ([], [])
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,12 @@ async def test_a_name_that_would_not_stand_in_an_address_is_refused(serve: Serve
     ],
     ids=["no JSON", "a number", "nothing", "another key", "a list", "too much"],
 )
-async def test_a_body_that_does_not_say_a_source_is_refused(
-    serve: Serve, asked: _Asked, body: bytes, status: int
-) -> None:
-    async with serve(asked.runtime) as client:
+async def test_a_body_without_a_valid_source_is_refused(serve: Serve, calls: _Calls, body: bytes, status: int) -> None:
+    async with serve(calls.runtime) as client:
         answer = await client.post("/v1/models/fake", content=body)
 
     assert answer.status_code == status
-    assert asked.loads == []
+    assert calls.loads == []
 
 
 @pytest.mark.parametrize(
@@ -144,7 +142,7 @@ async def test_a_body_that_does_not_say_a_source_is_refused(
     ],
 )
 @pytest.mark.parametrize(("method", "path"), CHANGES)
-async def test_what_the_runtime_refuses_is_answered_with_the_reason(
+async def test_an_error_of_the_runtime_is_answered_with_its_problem(
     serve: Serve,
     new_runtime: Callable[..., FakeRuntime],
     error: GradlessError,
@@ -153,7 +151,7 @@ async def test_what_the_runtime_refuses_is_answered_with_the_reason(
     method: str,
     path: str,
 ) -> None:
-    async with serve(_Asked(new_runtime, error).runtime) as client:
+    async with serve(_Calls(new_runtime, error).runtime) as client:
         answer = await client.request(method, path)
 
     assert answer.status_code == status
@@ -163,41 +161,41 @@ async def test_what_the_runtime_refuses_is_answered_with_the_reason(
 
 @pytest.mark.parametrize(("method", "path"), CHANGES)
 @pytest.mark.parametrize("key", [None, INFERENCE, DEBUG])
-async def test_with_keys_models_are_changed_by_none_but_those_with_the_right(
-    serve: Serve, asked: _Asked, method: str, path: str, key: str | None
+async def test_with_keys_only_the_right_admin_can_change_models(
+    serve: Serve, calls: _Calls, method: str, path: str, key: str | None
 ) -> None:
     headers = {} if key is None else {"X-API-Key": key}
-    async with serve(asked.runtime, api_keys=KEYS) as client:
+    async with serve(calls.runtime, api_keys=KEYS) as client:
         refused = await client.request(method, path, headers=headers)
         read = await client.get("/v1/models", headers={"X-API-Key": ADMIN})
-    async with serve(asked.runtime, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve(calls.runtime, client_address=ELSEWHERE, api_keys=KEYS) as client:
         done = await client.request(method, path, headers={"X-API-Key": ADMIN})
 
     assert refused.status_code == (401 if key is None else 403)
     assert read.status_code == 403
     assert done.status_code in {200, 204}
-    assert len(asked.loads) + len(asked.unloads) == 1
+    assert len(calls.loads) + len(calls.unloads) == 1
 
 
 @pytest.mark.parametrize(("method", "path"), CHANGES)
 @pytest.mark.parametrize(
-    ("caller", "headers"),
+    ("client_address", "headers"),
     [
         (ELSEWHERE, {}),
         ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}),
         ("127.0.0.1", {"Origin": "https://example.com"}),
         ("127.0.0.1", {"Origin": "null"}),
     ],
-    ids=["another machine", "by way of a proxy", "another's page", "a page of nobody's"],
+    ids=["remote", "through a proxy", "cross-origin page", "page with the origin null"],
 )
-async def test_without_keys_models_are_changed_from_this_machine_alone_and_by_no_page(
-    serve: Serve, asked: _Asked, method: str, path: str, caller: str, headers: dict[str, str]
+async def test_without_keys_only_local_clients_can_change_models_and_no_web_page(
+    serve: Serve, calls: _Calls, method: str, path: str, client_address: str, headers: dict[str, str]
 ) -> None:
-    async with serve(asked.runtime, caller=caller) as client:
+    async with serve(calls.runtime, client_address=client_address) as client:
         refused = await client.request(method, path, headers=headers)
-    async with serve(asked.runtime) as client:
+    async with serve(calls.runtime) as client:
         done = await client.request(method, path)
 
     assert (refused.status_code, refused.json()["type"]) == (403, "urn:gradless:problem:forbidden")
     assert done.status_code in {200, 204}
-    assert len(asked.loads) + len(asked.unloads) == 1
+    assert len(calls.loads) + len(calls.unloads) == 1

@@ -1,4 +1,4 @@
-"""Alive, ready, measured, described: what operators and scrapers ask, and how the application starts and stops."""
+"""Probes, metrics and descriptions of models, and the start and stop of the application."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ async def test_an_application_is_ready_while_its_runtime_is(serve: Serve) -> Non
     assert draining.json()["type"] == "urn:gradless:problem:not-ready"
 
 
-async def test_an_application_lives_also_when_it_is_not_ready(serve: Serve) -> None:
+async def test_an_application_is_alive_even_if_it_is_not_ready(serve: Serve) -> None:
     async with serve({"ready": False}) as client:
         response = await client.get("/healthz")
 
     assert (response.status_code, response.json()) == (200, {"status": "alive"})
 
 
-async def test_a_scraper_that_asks_for_openmetrics_gets_it(serve: Serve) -> None:
+async def test_a_scraper_that_accepts_openmetrics_gets_it(serve: Serve) -> None:
     async with serve() as client:
         plain = await client.get("/metrics")
         fancy = await client.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
@@ -63,7 +63,7 @@ async def test_models_are_listed_default_first_and_described_by_name(serve: Serv
     assert "load_seconds" not in described
 
 
-async def test_a_name_with_a_slash_is_a_name_like_any_other(serve: Serve, clock_png: bytes) -> None:
+async def test_a_model_name_with_a_slash_is_described(serve: Serve, clock_png: bytes) -> None:
     async with serve({"names": ("timm/a", "b")}) as client:
         described = await client.get("/v1/models/timm/a")
         unknown = await client.get("/v1/models/timm/b")
@@ -78,7 +78,7 @@ async def test_a_name_with_a_slash_is_a_name_like_any_other(serve: Serve, clock_
     assert "timm/b" not in metrics
 
 
-async def test_the_documents_are_served_beside_the_page(serve: Serve) -> None:
+async def test_the_openapi_document_and_its_page_are_served(serve: Serve) -> None:
     async with serve() as client:
         documents = await client.get("/docs")
 
@@ -86,7 +86,7 @@ async def test_the_documents_are_served_beside_the_page(serve: Serve) -> None:
     assert documents.headers["content-type"] == "text/html; charset=utf-8"
 
 
-async def test_the_runtime_is_closed_with_the_time_that_the_settings_give(
+async def test_the_runtime_is_closed_within_the_drain_timeout(
     new_runtime: Callable[..., FakeRuntime],
 ) -> None:
     runtime = new_runtime()
@@ -98,11 +98,11 @@ async def test_the_runtime_is_closed_with_the_time_that_the_settings_give(
     assert runtime.closed_within_s == [7]
 
 
-async def test_what_the_runtime_reports_shows_in_the_metrics(new_runtime: Callable[..., FakeRuntime]) -> None:
-    heard: list[Telemetry] = []
+async def test_the_metrics_show_what_the_runtime_reports(new_runtime: Callable[..., FakeRuntime]) -> None:
+    started_with: list[Telemetry] = []
 
     def start(telemetry: Telemetry) -> FakeRuntime:
-        heard.append(telemetry)
+        started_with.append(telemetry)
         return new_runtime().started(telemetry)
 
     app = create_app(Settings(models=("fake",)), start)
@@ -111,7 +111,7 @@ async def test_what_the_runtime_reports_shows_in_the_metrics(new_runtime: Callab
         app.router.lifespan_context(app),
         httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
     ):
-        heard[0].image_cancelled("fake", "queue", 0.25)
+        started_with[0].image_cancelled("fake", "queue", 0.25)
         text = (await client.get("/metrics")).text
 
     assert 'gradless_cancelled_total{model="fake",stage="queue"} 1.0' in text

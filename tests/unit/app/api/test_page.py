@@ -1,4 +1,4 @@
-"""The page's files: what they are sent as, and under which policy. What the page does is tests/browser's business."""
+"""The files of the page: content types and policy. tests/browser tests the behaviour of the page."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 MODULES = sorted(path.name for path in FOLDER.glob("*.js"))
 
 
-async def test_the_page_is_at_the_address_itself(serve: Serve) -> None:
+async def test_the_page_is_served_at_the_root_path(serve: Serve) -> None:
     async with serve() as client:
         page = await client.get("/")
 
@@ -33,9 +33,7 @@ async def test_the_page_is_at_the_address_itself(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/page/page.css", "/page/page.js", "/page/icon.svg", "/samples/clock.jpg"])
-async def test_each_file_of_the_page_comes_under_a_policy_that_lets_nothing_in_from_elsewhere(
-    serve: Serve, path: str
-) -> None:
+async def test_each_file_of_the_page_has_a_policy_that_forbids_other_origins(serve: Serve, path: str) -> None:
     async with serve() as client:
         headers = (await client.get(path)).headers
 
@@ -57,7 +55,7 @@ async def test_each_file_of_the_page_comes_under_a_policy_that_lets_nothing_in_f
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/start.js", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"])
-async def test_the_documentation_comes_under_a_policy_and_in_nobodys_frame(serve: Serve, path: str) -> None:
+async def test_the_documentation_has_a_policy_and_cannot_be_framed(serve: Serve, path: str) -> None:
     async with serve() as client:
         answer = await client.get(path)
 
@@ -78,14 +76,14 @@ async def test_the_documentation_comes_under_a_policy_and_in_nobodys_frame(serve
         ("clock.jpg", "image/jpeg"),
     ],
 )
-async def test_a_file_is_sent_as_what_it_is(serve: Serve, name: str, content_type: str) -> None:
+async def test_a_file_is_sent_with_its_content_type(serve: Serve, name: str, content_type: str) -> None:
     async with serve() as client:
         file = await client.get(f"/page/{name}")
 
     assert (file.status_code, file.headers["content-type"]) == (200, content_type)
 
 
-async def test_a_file_that_the_browser_has_is_not_sent_again(serve: Serve) -> None:
+async def test_an_unchanged_file_is_not_sent_again(serve: Serve) -> None:
     async with serve() as client:
         first = await client.get("/page/page.css")
         tag = first.headers["etag"]
@@ -101,7 +99,7 @@ async def test_a_file_that_the_browser_has_is_not_sent_again(serve: Serve) -> No
 
 
 @pytest.mark.parametrize("name", ["none.js", "..%2Fserver.py", "%2e%2e/server.py", "", "index.htm"])
-async def test_what_is_no_file_of_the_page_is_a_problem(serve: Serve, name: str) -> None:
+async def test_an_unknown_file_of_the_page_is_a_problem(serve: Serve, name: str) -> None:
     async with serve() as client:
         answer = await client.get(f"/page/{name}")
 
@@ -112,7 +110,7 @@ async def test_what_is_no_file_of_the_page_is_a_problem(serve: Serve, name: str)
 @pytest.mark.parametrize(
     "path", ["/docs/redoc.standalone.js", "/docs/..%2Fcore.py", "/static-offline-docs/favicon.png"]
 )
-async def test_what_is_no_file_of_the_documentation_is_a_problem(serve: Serve, path: str) -> None:
+async def test_an_unknown_file_of_the_documentation_is_a_problem(serve: Serve, path: str) -> None:
     async with serve() as client:
         answer = await client.get(path)
 
@@ -131,7 +129,7 @@ async def test_a_head_request_is_answered_without_a_body(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("sample", get_args(Sample))
-async def test_a_sample_is_the_picture_that_the_command_draws(serve: Serve, sample: Sample) -> None:
+async def test_a_sample_is_the_image_that_the_command_draws(serve: Serve, sample: Sample) -> None:
     async with serve() as client:
         answer = await client.get(f"/samples/{sample}.jpg")
         thumbnail = await client.get(f"/page/{sample}.jpg")
@@ -149,14 +147,14 @@ async def test_an_unknown_sample_is_a_problem(serve: Serve) -> None:
     assert (answer.status_code, answer.json()["type"]) == (404, "urn:gradless:problem:not-found")
 
 
-async def test_the_page_and_its_samples_stay_out_of_the_apis_description(serve: Serve) -> None:
+async def test_the_page_and_its_samples_are_not_in_the_openapi_document(serve: Serve) -> None:
     async with serve() as client:
         paths = (await client.get("/openapi.json")).json()["paths"]
 
     assert not [path for path in paths if re.match(r"/(page|samples|$)", path)]
 
 
-def test_every_module_is_asked_for_and_every_module_asked_for_is_there() -> None:
+def test_every_module_of_the_page_is_imported_and_every_import_exists() -> None:
     named = re.findall(r'"(?:page|\.)/([\w-]+\.js)"', "".join(path.read_text() for path in FOLDER.iterdir()))
     assert sorted(set(named)) == MODULES
 

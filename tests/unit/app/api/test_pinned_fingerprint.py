@@ -1,4 +1,4 @@
-"""If-Match with a fingerprint: vectors of another kind are not sent to somebody who keeps some already."""
+"""If-Match with a fingerprint: a client that stores vectors never gets vectors of another model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 import httpx2
 import pytest
 
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +21,7 @@ OTHER = "fedcba9876543210"
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
 @pytest.mark.parametrize("pinned", [SERVED, f'"{SERVED}"', f'"{OTHER}", "{SERVED}"', "*"])
-async def test_the_fingerprint_that_is_served_is_answered(serve: Serve, path: str, pinned: str) -> None:
+async def test_a_request_with_the_served_fingerprint_is_answered(serve: Serve, path: str, pinned: str) -> None:
     async with serve() as client:
         answer = await client.post(path, content=b"image", headers={"If-Match": pinned})
 
@@ -30,7 +31,7 @@ async def test_the_fingerprint_that_is_served_is_answered(serve: Serve, path: st
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
 @pytest.mark.parametrize("pinned", [OTHER, f'"{OTHER}"', ""])
-async def test_another_one_is_refused_with_the_one_that_is_served(serve: Serve, path: str, pinned: str) -> None:
+async def test_another_fingerprint_is_refused_with_the_served_one(serve: Serve, path: str, pinned: str) -> None:
     async with serve() as client:
         answer = await client.post(path, content=b"image", headers={"If-Match": pinned})
 
@@ -40,11 +41,11 @@ async def test_another_one_is_refused_with_the_one_that_is_served(serve: Serve, 
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
-async def test_a_version_that_took_over_while_the_body_was_read_does_not_answer_for_the_pinned_one(
+async def test_a_version_loaded_while_the_body_was_read_does_not_answer_for_the_pinned_one(
     serve: Serve, prediction: Callable[..., Prediction], path: str
 ) -> None:
-    async def another(*_: object, top_k: int, **__: object) -> Answer:
-        return Answer("fake", OTHER, 3, (3,), [prediction(top_k)])
+    async def another(_: str | None, request: InferenceRequest) -> Answer:
+        return Answer("fake", OTHER, 3, (3,), [prediction(request.top_k)])
 
     async with serve({"predict": another}) as client:
         refused = await client.post(path, content=b"image", headers={"If-Match": SERVED})

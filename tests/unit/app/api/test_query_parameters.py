@@ -1,4 +1,4 @@
-"""Every documented route takes its own query parameters, each once, and says which one was probably meant."""
+"""Every documented route accepts its own query parameters, each once, and suggests one for a misspelt name."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ pytestmark = pytest.mark.anyio
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
-async def test_no_documented_route_takes_a_parameter_that_it_does_not_have(serve: Serve) -> None:
+async def test_every_documented_route_refuses_unknown_parameters(serve: Serve) -> None:
     async with serve() as client:
         document = (await client.get("/openapi.json")).json()
         operations = [(method, path) for path, methods in document["paths"].items() for method in methods]
         for method, path in operations:
             url = path.format(name="fake", row=0) + "?unheard-of=1"
             answer = await client.request(method, url)
-            # The search has no index here, and says so first.
+            # Search has no index here, which is checked first.
             assert answer.status_code == (404 if url.startswith("/v1/search?") else 422), (method, path)
     assert len(operations) > 10
 
@@ -28,32 +28,32 @@ async def test_no_documented_route_takes_a_parameter_that_it_does_not_have(serve
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
-        ("topk=3", "topk: no parameter of this route; did you mean top_k?"),
-        ("Model=fake", "Model: no parameter of this route; did you mean model?"),
-        ("zebra", "zebra: no parameter of this route, which takes top_k, model"),
-        ("=1", ": no parameter of this route, which takes top_k, model"),
-        ("model=fake&model=fake", "model: given 2 times; it takes one value"),
-        ("top_k=1&top_k=2&top_k=3", "top_k: given 3 times; it takes one value"),
+        ("topk=3", "topk: unknown parameter; did you mean top_k?"),
+        ("Model=fake", "Model: unknown parameter; did you mean model?"),
+        ("zebra", "zebra: unknown parameter; this route accepts top_k, model"),
+        ("=1", ": unknown parameter; this route accepts top_k, model"),
+        ("model=fake&model=fake", "model: given 2 times; it accepts one value"),
+        ("top_k=1&top_k=2&top_k=3", "top_k: given 3 times; it accepts one value"),
         (
             "topk=3&model=a&model=b",
-            "topk: no parameter of this route; did you mean top_k?; model: given 2 times; it takes one value",
+            "topk: unknown parameter; did you mean top_k?; model: given 2 times; it accepts one value",
         ),
     ],
 )
-async def test_a_parameter_that_is_none_or_comes_twice_is_named(serve: Serve, query: str, detail: str) -> None:
+async def test_an_unknown_or_repeated_parameter_is_named(serve: Serve, query: str, detail: str) -> None:
     async with serve() as client:
         answer = await client.post(f"/v1/classify?{query}", content=b"image")
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:gradless:problem:invalid-parameter")
     assert answer.json()["detail"] == detail
 
 
-async def test_a_route_without_parameters_says_that_it_has_none(serve: Serve) -> None:
+async def test_a_route_without_parameters_states_that_it_accepts_none(serve: Serve) -> None:
     async with serve() as client:
         answer = await client.get("/v1/models?model=fake")
-    assert answer.json()["detail"] == "model: no parameter of this route, which takes none"
+    assert answer.json()["detail"] == "model: unknown parameter; this route accepts none"
 
 
-async def test_a_thousand_wrong_parameters_are_not_all_told(serve: Serve) -> None:
+async def test_only_the_first_of_many_wrong_parameters_are_named(serve: Serve) -> None:
     query = "&".join(f"{'x' * 100}{number}" for number in range(100))
     async with serve() as client:
         answer = await client.post(f"/v1/classify?{query}", content=b"image")
@@ -61,7 +61,7 @@ async def test_a_thousand_wrong_parameters_are_not_all_told(serve: Serve) -> Non
     assert len(answer.json()["detail"]) < 1000
 
 
-async def test_a_list_may_come_in_several_parameters(serve: Serve) -> None:
+async def test_a_list_parameter_may_be_repeated(serve: Serve) -> None:
     async with serve() as client:
         answer = await client.post("/debug/grad-modes?arms=grad&arms=no_grad&sweep=1&sweep=2,4&batch_size=2")
         twice = await client.post("/debug/grad-modes?batch_size=2&batch_size=3")
@@ -71,6 +71,6 @@ async def test_a_list_may_come_in_several_parameters(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/page/page.css", "/samples/clock.jpg", "/docs"])
-async def test_files_are_given_whatever_stands_behind_their_address(serve: Serve, path: str) -> None:
+async def test_files_are_served_with_any_query(serve: Serve, path: str) -> None:
     async with serve() as client:
         assert (await client.get(f"{path}?v=2")).status_code == 200

@@ -1,4 +1,4 @@
-"""Requests that miss: unknown paths, methods, parameters and models are problems too."""
+"""Unknown paths, methods, parameters and models are answered with problems."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 
 from models.interface.errors import UnknownModelError
+from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
 
 if TYPE_CHECKING:
@@ -42,7 +43,9 @@ Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
         ("POST", "/debug/grad-modes?iterations=0", 422, "invalid-parameter"),
     ],
 )
-async def test_a_request_that_misses_is_a_problem(serve: Serve, method: str, path: str, status: int, slug: str) -> None:
+async def test_a_request_for_an_unknown_path_or_method_is_a_problem(
+    serve: Serve, method: str, path: str, status: int, slug: str
+) -> None:
     async with serve() as client:
         response = await client.request(method, path, content=b"image" if method == "POST" else b"")
 
@@ -52,14 +55,14 @@ async def test_a_request_that_misses_is_a_problem(serve: Serve, method: str, pat
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
-async def test_a_method_that_is_not_allowed_says_which_is(serve: Serve) -> None:
+async def test_a_405_names_the_allowed_methods(serve: Serve) -> None:
     async with serve() as client:
         response = await client.get("/v1/classify")
 
     assert response.headers["allow"] == "POST"
 
 
-async def test_a_parameter_that_is_not_valid_is_named_with_what_it_may_be(serve: Serve) -> None:
+async def test_an_invalid_parameter_is_named_with_its_allowed_values(serve: Serve) -> None:
     async with serve() as client:
         response = await client.post("/v1/classify?top_k=0", content=b"image")
 
@@ -81,7 +84,7 @@ async def test_an_unknown_model_is_refused_before_its_image_is_read(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_debug_endpoints_that_are_off_are_not_there(serve: Serve, method: str) -> None:
+async def test_disabled_debug_endpoints_are_404(serve: Serve, method: str) -> None:
     async with serve(debug_endpoints=False) as client:
         response = await client.request(method, "/debug/grad-modes")
 
@@ -90,7 +93,7 @@ async def test_debug_endpoints_that_are_off_are_not_there(serve: Serve, method: 
         assert response.json()["type"] == "urn:gradless:problem:debug-disabled"
 
 
-async def test_images_are_refused_before_they_are_read_while_the_runtime_drains(
+async def test_while_the_runtime_drains_images_are_refused_before_they_are_read(
     application: Callable[..., FastAPI], exchange: Exchange
 ) -> None:
     async def receive() -> dict[str, Any]:
@@ -103,7 +106,7 @@ async def test_images_are_refused_before_they_are_read_while_the_runtime_drains(
     assert sent[0]["status"] == 503
 
 
-async def test_before_its_start_the_application_says_that_it_does_not_serve(
+async def test_before_its_start_the_application_is_not_ready(
     application: Callable[..., FastAPI],
 ) -> None:
     transport = httpx2.ASGITransport(application())
@@ -116,10 +119,10 @@ async def test_before_its_start_the_application_says_that_it_does_not_serve(
 
 
 async def test_which_model_and_how_many_classes_reach_the_runtime(serve: Serve, answer: Callable[..., Any]) -> None:
-    asked: list[dict[str, Any]] = []
+    received: list[dict[str, Any]] = []
 
-    async def predict(model: str | None, images: list[bytes], *, task: str, top_k: int, **_: object) -> Any:
-        asked.append({"model": model, "images": images, "task": task, "top_k": top_k})
+    async def predict(model: str | None, request: InferenceRequest) -> Any:
+        received.append({"model": model, "images": request.images, "task": request.task, "top_k": request.top_k})
         return answer()
 
     async with serve({"predict": predict, "names": ("a", "b")}) as client:
@@ -127,7 +130,7 @@ async def test_which_model_and_how_many_classes_reach_the_runtime(serve: Serve, 
         await client.post("/v1/classify?model=b&top_k=7", content=b"2")
         await client.post("/v1/features?model=b", content=b"3")
 
-    assert asked == [
+    assert received == [
         {"model": None, "images": [b"1"], "task": "classify", "top_k": 5},
         {"model": "b", "images": [b"2"], "task": "classify", "top_k": 7},
         {"model": "b", "images": [b"3"], "task": "features", "top_k": 0},
@@ -135,15 +138,15 @@ async def test_which_model_and_how_many_classes_reach_the_runtime(serve: Serve, 
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
-async def test_who_names_no_model_is_answered_by_the_default_there_is_when_his_body_has_come(
+async def test_a_request_without_a_model_uses_the_default_when_its_body_has_been_read(
     serve: Serve, prediction: Callable[..., Prediction], path: str
 ) -> None:
     names = ["fake", "second"]
 
-    async def predict(model: str | None, *_: object, top_k: int, **__: object) -> Answer:
+    async def predict(model: str | None, request: InferenceRequest) -> Answer:
         if model is not None and model not in names:
             raise UnknownModelError(model, names)
-        return Answer(model or names[0], "0123456789abcdef", 3, (3,), [prediction(top_k)])
+        return Answer(model or names[0], "0123456789abcdef", 3, (3,), [prediction(request.top_k)])
 
     async def body() -> AsyncIterator[bytes]:
         yield b"ima"

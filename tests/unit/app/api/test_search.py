@@ -1,4 +1,4 @@
-"""POST /v1/search: features, then a lookup; and what it says where there is nothing to look into."""
+"""POST /v1/search: features, then a lookup in the index; and its problem without an index."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Multipart = Callable[..., tuple[dict[str, str], bytes]]
 
 
 class FakeIndex:
-    """As many neighbours as asked for; the first is a row told by the vector's first number."""
+    """Return `k` neighbours; the first row is the first number of the vector."""
 
     def __init__(self, manifest: Manifest = _MANIFEST) -> None:
         self.manifest = manifest
@@ -73,7 +73,7 @@ def problem_of(response: httpx2.Response) -> tuple[int, str]:
     return response.status_code, response.json()["type"].removeprefix("urn:gradless:problem:")
 
 
-async def test_each_image_has_its_neighbours_the_most_alike_first(application: Application) -> None:
+async def test_each_image_has_its_neighbours_most_similar_first(application: Application) -> None:
     async with started(application(), FakeIndex()) as client:
         response = await client.post("/v1/search?k=2", content=b"image")
 
@@ -94,7 +94,7 @@ async def test_each_image_has_its_neighbours_the_most_alike_first(application: A
     assert stages == ["read", "decode", "queue", "forward", "lookup", "total"]
 
 
-async def test_a_lookup_is_told_as_a_part_of_responding(
+async def test_a_lookup_is_reported_as_part_of_the_respond_stage(
     application: Application, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "gradless.requests")
@@ -110,7 +110,7 @@ async def test_a_lookup_is_told_as_a_part_of_responding(
     assert respond.start_time <= lookup.start_time < lookup.end_time < respond.end_time
 
 
-async def test_a_bad_image_among_others_has_its_problem_in_its_place(
+async def test_an_invalid_image_among_others_has_a_problem_as_its_result(
     application: Application,
     prediction: Callable[..., Prediction],
     answer: Callable[..., Answer],
@@ -128,12 +128,12 @@ async def test_a_bad_image_among_others_has_its_problem_in_its_place(
 
 
 @pytest.mark.parametrize("k", ["0", "101", "ten"])
-async def test_how_many_may_be_asked_for_is_bounded(application: Application, k: str) -> None:
+async def test_the_number_of_neighbours_is_limited(application: Application, k: str) -> None:
     async with started(application(), FakeIndex()) as client:
         assert problem_of(await client.post(f"/v1/search?k={k}", content=b"image")) == (422, "invalid-parameter")
 
 
-async def test_without_an_index_it_is_a_problem_before_a_body_is_read(
+async def test_without_an_index_the_request_fails_before_its_body_is_read(
     application: Application, exchange: Callable[..., Any]
 ) -> None:
     async def receive() -> dict[str, Any]:
@@ -149,7 +149,7 @@ async def test_without_an_index_it_is_a_problem_before_a_body_is_read(
     assert b"GRADLESS_SEARCH_INDEX" in messages[1]["body"]
 
 
-async def test_an_index_of_another_model_is_not_looked_into(application: Application) -> None:
+async def test_an_index_of_another_model_is_not_searched(application: Application) -> None:
     index = FakeIndex(replace(_MANIFEST, model="other", fingerprint="f" * 16))
     async with started(application(), index) as client:
         response = await client.post("/v1/search", content=b"image")
@@ -160,7 +160,7 @@ async def test_an_index_of_another_model_is_not_looked_into(application: Applica
     assert described["search"] is None
 
 
-async def test_vectors_of_a_version_that_came_meanwhile_are_not_looked_up(
+async def test_vectors_of_a_version_loaded_during_the_request_are_not_searched(
     application: Application, answer: Callable[..., Answer]
 ) -> None:
     async def predict(*_arguments: object, **_options: object) -> Answer:
@@ -170,7 +170,7 @@ async def test_vectors_of_a_version_that_came_meanwhile_are_not_looked_up(
         assert problem_of(await client.post("/v1/search", content=b"image")) == (404, "no-search-index")
 
 
-async def test_a_thumbnail_is_a_jpeg_that_is_never_taken_for_anything_else(application: Application) -> None:
+async def test_a_thumbnail_is_a_jpeg_that_browsers_never_interpret_as_another_type(application: Application) -> None:
     async with started(application(), FakeIndex()) as client:
         found = await client.get("/v1/search/thumbnails/3")
         missing = await client.get("/v1/search/thumbnails/4")
@@ -181,15 +181,13 @@ async def test_a_thumbnail_is_a_jpeg_that_is_never_taken_for_anything_else(appli
 
 
 @pytest.mark.parametrize("row", ["-1", "x", "../3", "%2e%2e%2f3", "9" * 5000])
-async def test_a_thumbnail_is_found_by_its_row_and_by_nothing_else(application: Application, row: str) -> None:
+async def test_a_thumbnail_is_found_only_by_its_row(application: Application, row: str) -> None:
     async with started(application(), FakeIndex()) as client:
         assert (await client.get(f"/v1/search/thumbnails/{row}")).status_code in {404, 405, 422}
 
 
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/search"), ("GET", "/v1/search/thumbnails/3")])
-async def test_it_needs_a_key_for_inference_where_keys_are_needed(
-    application: Application, method: str, path: str
-) -> None:
+async def test_search_needs_a_key_with_the_right_inference(application: Application, method: str, path: str) -> None:
     async with started(
         application(api_keys="inference:0123456789abcdef,metrics:fedcba9876543210"), FakeIndex()
     ) as client:
@@ -200,7 +198,7 @@ async def test_it_needs_a_key_for_inference_where_keys_are_needed(
     assert [response.status_code for response in (unknown, other, known)] == [401, 403, 200]
 
 
-async def test_the_models_list_says_which_can_be_searched(application: Application) -> None:
+async def test_the_list_of_models_shows_which_has_an_index(application: Application) -> None:
     async with started(application(), FakeIndex()) as client:
         described = (await client.get("/v1/models/fake")).json()["search"]
 

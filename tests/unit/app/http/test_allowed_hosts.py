@@ -1,4 +1,4 @@
-"""By which names the service may be asked, and which pages may ask it."""
+"""Hosts that requests may name, and origins whose pages may send requests."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8000", "127.0.0.1:8000", "[::1]:8000"])
-async def test_on_loopback_this_machines_own_names_are_answered(serve: Serve, host: str) -> None:
+async def test_on_loopback_requests_for_loopback_names_are_answered(serve: Serve, host: str) -> None:
     async with serve() as client:
         assert (await client.get("/v1/models", headers={"Host": host})).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/metrics", "/nothing"])
 @pytest.mark.parametrize("host", ["attacker.example", "localhost.attacker.example", "127.0.0.1.attacker.example", ""])
-async def test_on_loopback_no_other_name_is_answered(serve: Serve, host: str, path: str) -> None:
+async def test_on_loopback_requests_for_other_names_are_refused(serve: Serve, host: str, path: str) -> None:
     async with serve() as client:
         answer = await client.get(path, headers={"Host": host})
 
@@ -32,7 +32,7 @@ async def test_on_loopback_no_other_name_is_answered(serve: Serve, host: str, pa
     assert answer.headers["x-request-id"]
 
 
-async def test_configured_names_and_all_below_one_are_answered(serve: Serve) -> None:
+async def test_requests_for_configured_names_and_subdomains_are_answered(serve: Serve) -> None:
     names = ("a.example", "*.b.example")
     async with serve({}, allowed_hosts=names) as client:
         statuses = {
@@ -51,30 +51,30 @@ async def test_configured_names_and_all_below_one_are_answered(serve: Serve) -> 
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-async def test_who_looks_whether_it_lives_and_is_ready_may_ask_by_any_name(serve: Serve, path: str) -> None:
+async def test_probes_are_answered_for_any_host(serve: Serve, path: str) -> None:
     async with serve({}, allowed_hosts=("a.example",)) as client:
         by_address = {"Host": "10.0.3.7:8000"}
         assert (await client.get(path, headers=by_address)).status_code == 200
-        # Who scrapes asks by a name that is allowed.
+        # Scrapers use an allowed host.
         assert (await client.get("/metrics", headers=by_address)).status_code == 421
         assert (await client.get(f"{path}/", headers=by_address)).status_code == 421
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "192.0.2.7"])  # noqa: S104 - nothing listens there
-def test_where_others_can_connect_any_name_is_right_unless_some_are_configured(address: str) -> None:
+def test_on_other_addresses_any_name_is_allowed_unless_some_are_configured(address: str) -> None:
     assert allowed_hosts((), address) == ("*",)
     assert allowed_hosts(("a.example",), address) == ("a.example",)
 
 
-async def test_no_other_page_may_read_an_answer_unless_its_origin_is_configured(serve: Serve) -> None:
-    asked = {"Origin": "https://shop.example"}
-    wanted = asked | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+async def test_pages_of_other_origins_can_read_responses_only_if_configured(serve: Serve) -> None:
+    origin = {"Origin": "https://shop.example"}
+    preflight = origin | {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
     async with serve() as client:
-        closed = await client.post("/v1/classify", content=b"image", headers=asked)
-        refused = await client.options("/v1/classify", headers=wanted)
+        closed = await client.post("/v1/classify", content=b"image", headers=origin)
+        refused = await client.options("/v1/classify", headers=preflight)
     async with serve({}, cors_origins=("https://shop.example",)) as client:
-        opened = await client.post("/v1/classify", content=b"image", headers=asked)
-        allowed = await client.options("/v1/classify", headers=wanted)
+        opened = await client.post("/v1/classify", content=b"image", headers=origin)
+        allowed = await client.options("/v1/classify", headers=preflight)
         other = await client.post("/v1/classify", content=b"image", headers={"Origin": "https://other.example"})
 
     assert "access-control-allow-origin" not in closed.headers
@@ -85,6 +85,6 @@ async def test_no_other_page_may_read_an_answer_unless_its_origin_is_configured(
 
 
 @pytest.mark.parametrize("path", ["/", "/v1/models", "/metrics", "/nothing"])
-async def test_no_answer_is_taken_for_another_kind_of_file(serve: Serve, path: str) -> None:
+async def test_browsers_never_guess_the_type_of_a_response(serve: Serve, path: str) -> None:
     async with serve() as client:
         assert (await client.get(path)).headers["x-content-type-options"] == "nosniff"

@@ -1,4 +1,4 @@
-"""A connection tells the request under way on it that its caller has left."""
+"""A connection cancels its current request when the client disconnects."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.server import ServerState
 
-from app.http.disconnect import ClientDisconnect, still_there, unless_gone
+from app.http.disconnect import ClientDisconnect, cancel_token_of, run_until_disconnect
 from app.http.problems import ClientDisconnectedError
 from app.server.connection import BoundedConnection
-from models.interface.cancellation import Wanted
+from models.interface.cancellation import CancelToken
 
 pytestmark = pytest.mark.anyio
 
@@ -29,32 +29,32 @@ Connect = Callable[[], Awaitable[Streams]]
 
 
 class _Working:
-    """Reads a request's body, and works until it is let go or its caller leaves."""
+    """Reads a request's body, and works until it is released or its client disconnects."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
         self.began = asyncio.Event()
         self.done = asyncio.Event()
-        self.abandoned = asyncio.Event()
+        self.cancelled = asyncio.Event()
         self.reads = asyncio.Event()
         self.reads.set()
         self.tasks = 0
-        self.found_gone = False
+        self.token_cancelled = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         await self.reads.wait()
         self.bodies.append(await request.body())
         try:
-            await unless_gone(request, self._work(still_there(request)))
+            await run_until_disconnect(request, self._work(cancel_token_of(request)))
         except ClientDisconnectedError:
-            self.abandoned.set()
+            self.cancelled.set()
         else:
             await PlainTextResponse("done")(scope, receive, send)
 
-    async def _work(self, wanted: Wanted) -> None:
+    async def _work(self, token: CancelToken) -> None:
         self.tasks = len(asyncio.all_tasks())
-        self.found_gone = not wanted()
+        self.token_cancelled = token.cancelled
         self.began.set()
         await self.done.wait()
 
@@ -82,43 +82,43 @@ def post(body: bytes) -> bytes:
 
 # The last of these comes in pieces, and fills what is read ahead at any size of a piece.
 @pytest.mark.parametrize("size", [5, HIGH_WATER_LIMIT + 1, 2**22], ids=["small", "in one read", "in several reads"])
-async def test_a_caller_who_leaves_ends_the_work_for_him(working: _Working, connect: Connect, size: int) -> None:
+async def test_a_disconnect_cancels_the_work(working: _Working, connect: Connect, size: int) -> None:
     _, writer = await connect()
     writer.write(post(bytes(size)))
     await working.began.wait()
-    assert not working.found_gone
-    assert not working.abandoned.is_set()
+    assert not working.token_cancelled
+    assert not working.cancelled.is_set()
     writer.close()
 
-    await working.abandoned.wait()
+    await working.cancelled.wait()
     assert working.bodies == [bytes(size)]
 
 
-async def test_a_caller_who_left_before_the_work_began_is_missed_as_well() -> None:
+async def test_work_is_cancelled_if_the_client_disconnected_before_it_began() -> None:
     async def work() -> None:
         await asyncio.sleep(_PATIENCE_S)
 
-    departure = ClientDisconnect(_Transport(), lambda: None)
+    disconnect = ClientDisconnect(_Transport(), lambda: None)
     scope: Scope = {"type": "http", "headers": []}
-    departure.offer(scope)
-    departure.happen()
+    disconnect.attach_to(scope)
+    disconnect.cancel()
 
     with pytest.raises(ClientDisconnectedError):
-        await unless_gone(Request(scope), work())
+        await run_until_disconnect(Request(scope), work())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells that the other side has closed its end")
-async def test_of_a_caller_who_left_while_his_request_waited_to_be_read_the_work_knows_at_its_beginning(
+async def test_the_token_is_cancelled_at_once_if_the_client_disconnected_before_its_request_was_read(
     working: _Working, connect: Connect
 ) -> None:
     _, writer = await connect()
-    # All of it before this event loop has a turn.
-    with socket.create_connection(writer.get_extra_info("peername")) as caller:
-        caller.sendall(post(b"image"))
-    await working.abandoned.wait()
+    # The client sends everything and disconnects before the event loop runs.
+    with socket.create_connection(writer.get_extra_info("peername")) as client:
+        client.sendall(post(b"image"))
+    await working.cancelled.wait()
     writer.close()
 
-    assert working.found_gone
+    assert working.token_cancelled
 
 
 class _Transport(asyncio.Transport):
@@ -144,7 +144,7 @@ class _Transport(asyncio.Transport):
         return 0
 
 
-async def test_a_connection_is_read_from_while_work_is_done_that_its_caller_may_leave(working: _Working) -> None:
+async def test_a_connection_is_read_during_the_work_to_detect_a_disconnect(working: _Working) -> None:
     config = uvicorn.Config(working, log_config=None, lifespan="off")
     config.load()
     state, transport = ServerState(), _Transport()
@@ -159,11 +159,11 @@ async def test_a_connection_is_read_from_while_work_is_done_that_its_caller_may_
         await working.began.wait()
         assert transport.reading
         connection.connection_lost(None)
-        await working.abandoned.wait()
+        await working.cancelled.wait()
         await asyncio.gather(*state.tasks)
 
 
-async def test_the_next_request_on_a_connection_is_told_of_a_departure_and_the_one_before_is_not(
+async def test_a_disconnect_cancels_the_current_request_and_not_the_previous_one(
     working: _Working, connect: Connect
 ) -> None:
     reader, writer = await connect()
@@ -176,11 +176,11 @@ async def test_the_next_request_on_a_connection_is_told_of_a_departure_and_the_o
     await working.began.wait()
     writer.close()
 
-    await working.abandoned.wait()
+    await working.cancelled.wait()
     assert working.bodies == [b"first", b"second"]
 
 
-async def test_to_hear_of_it_takes_no_task(working: _Working, connect: Connect) -> None:
+async def test_disconnect_detection_takes_no_task(working: _Working, connect: Connect) -> None:
     before = len(asyncio.all_tasks())
     reader, writer = await connect()
     working.done.set()
@@ -192,7 +192,7 @@ async def test_to_hear_of_it_takes_no_task(working: _Working, connect: Connect) 
     assert working.tasks == before + 1
 
 
-async def test_a_body_in_many_pieces_that_nobody_has_read_yet_is_whole(working: _Working, connect: Connect) -> None:
+async def test_a_body_in_many_pieces_that_waits_to_be_read_is_complete(working: _Working, connect: Connect) -> None:
     pieces = [bytes([number % 251]) * (number + 1) for number in range(200)]
     working.reads.clear()
     working.done.set()

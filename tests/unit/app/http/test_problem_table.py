@@ -1,4 +1,4 @@
-"""app/http/problems.py: every error has one answer, and what is internal stays in the house."""
+"""app/http/problems.py: every error has one row, and internal details are not sent."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import pytest
 
 from app.http import problems
-from app.http.problems import INTERNAL_ERROR, TABLE, RequestError, Row, problem, row_of
+from app.http.problem_response import problem
+from app.http.problems import INTERNAL_ERROR, TABLE, RequestError, Row, row_of
 from models.interface.errors import ForwardError, GradlessError, ImageError, StartError, UndecodableImageError
 
 
 def _concrete(root: type[Exception]) -> Iterator[type[Exception]]:
-    """The leaves below `root`: what is raised, not what is caught."""
+    """Yield the leaf classes below `root`: those that are raised."""
     children = root.__subclasses__()
     for child in children:
         yield from _concrete(child)
@@ -21,7 +22,7 @@ def _concrete(root: type[Exception]) -> Iterator[type[Exception]]:
 
 
 _ANSWERED = [error for error in _concrete(GradlessError) if not issubclass(error, StartError)]
-# Those of the table, and those beside it that no exception stands for.
+# The rows of the table, and the rows without an exception.
 _ROWS = [*TABLE.values(), *(row for row in vars(problems).values() if isinstance(row, Row))]
 
 
@@ -34,19 +35,19 @@ def test_no_row_is_for_an_error_that_stops_the_start_or_is_never_raised() -> Non
     assert set(TABLE) == {*_ANSWERED, *_concrete(RequestError)}
 
 
-def test_one_type_means_one_thing() -> None:
+def test_each_type_has_one_status_and_title() -> None:
     meanings = {(row.type, row.status, row.title) for row in _ROWS}
 
     assert len(meanings) == len({row.type for row in _ROWS})
 
 
-def test_two_errors_share_a_type_only_where_it_is_the_internal_one() -> None:
+def test_only_internal_errors_share_a_type() -> None:
     types = [row.type for row in _ROWS if row.type != INTERNAL_ERROR.type]
 
     assert len(types) == len(set(types))
 
 
-def test_an_images_own_fault_is_never_the_services() -> None:
+def test_image_errors_are_client_errors_and_counted() -> None:
     assert all(400 <= TABLE[error].status < 500 for error in _concrete(ImageError))
     assert all(TABLE[error].reason for error in _concrete(ImageError))
 
@@ -66,7 +67,7 @@ def test_an_internal_error_leaks_no_detail(error: Exception) -> None:
     assert body.request_id == "id-1"
 
 
-def test_an_error_of_the_caller_comes_with_its_detail() -> None:
+def test_a_client_error_has_its_detail() -> None:
     error = UndecodableImageError("PNG", "it is cut short")
     body = problem(row_of(error), str(error), None)
 

@@ -1,4 +1,4 @@
-"""HEAD is answered like GET, without the body; addresses have no slash at their end, and lead nowhere else."""
+"""HEAD is answered like GET without the body; paths have no trailing slash, and nothing is redirected."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.anyio
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 FILES = ["/", "/page/page.css", "/samples/clock.jpg", "/docs", "/docs/start.js", "/openapi.json"]
-# Of their own for each answer.
+# Different for each response.
 CHANGING = {"x-request-id", "content-length", "date"}
 
 
@@ -33,7 +33,7 @@ async def test_every_route_that_has_get_has_head_with_the_same_status_and_header
     assert {"/metrics", "/healthz", "/readyz", "/v1/models", "/v1/models/fake"} <= set(documented)
 
 
-async def test_where_there_is_no_get_there_is_no_head_and_the_allowed_methods_say_which_there_are(serve: Serve) -> None:
+async def test_without_get_head_is_a_405_that_names_the_allowed_methods(serve: Serve) -> None:
     async with serve() as client:
         head = await client.head("/v1/classify")
         wrong = [await client.put(path) for path in ("/healthz", "/v1/models/fake", "/openapi.json", "/docs")]
@@ -47,7 +47,7 @@ async def test_where_there_is_no_get_there_is_no_head_and_the_allowed_methods_sa
     ]
 
 
-async def test_a_head_request_is_counted_as_one_of_its_route(serve: Serve) -> None:
+async def test_a_head_request_is_counted_for_its_route(serve: Serve) -> None:
     async with serve() as client:
         await client.head("/v1/models")
         exposition = (await client.get("/metrics")).text
@@ -66,16 +66,14 @@ async def test_a_head_request_is_counted_as_one_of_its_route(serve: Serve) -> No
         ("HEAD", "/healthz/"),
     ],
 )
-async def test_an_address_with_a_slash_at_its_end_is_none_and_sends_nobody_elsewhere(
-    serve: Serve, method: str, path: str
-) -> None:
+async def test_a_path_with_a_trailing_slash_is_404_and_not_redirected(serve: Serve, method: str, path: str) -> None:
     async with serve({}, allowed_hosts=("*",)) as client:
         answer = await client.request(method, path, headers={"Host": "elsewhere.example"})
     assert answer.status_code == 404
     assert "location" not in answer.headers
 
 
-async def test_a_slash_at_the_end_is_named_as_what_is_wrong(serve: Serve) -> None:
+async def test_the_404_of_a_trailing_slash_names_the_slash(serve: Serve) -> None:
     async with serve() as client:
         answer = await client.get("/healthz/")
-    assert answer.json()["detail"] == "GET /healthz/: addresses here have no slash at their end"
+    assert answer.json()["detail"] == "GET /healthz/: paths have no trailing slash"

@@ -1,4 +1,4 @@
-"""In a full house a request is refused at its headers, by its connection; what needs a closer look passes on."""
+"""At capacity the connection refuses requests at their headers; requests that need full handling are passed on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PATIENCE_S = 10
 
 
 class Listening:
-    """An application behind connections that shed, on a port of this machine."""
+    """An application behind connections with load shedding, on a local port."""
 
     def __init__(self, app: FastAPI, address: tuple[str, int]) -> None:
         self.runtime: Any = app.state.parts.runtime
@@ -34,7 +34,7 @@ class Listening:
         self.client = httpx2.AsyncClient(base_url=f"http://{address[0]}:{address[1]}")
 
     async def sent(self, *pieces: bytes, answers: int = 1) -> list[tuple[dict[bytes, bytes], bytes]]:
-        """Head and body of so many answers on one connection, each piece sent when the one before was answered."""
+        """Return head and body of `answers` responses on one connection. Each piece follows the previous response."""
         found = []
         async with asyncio.timeout(_PATIENCE_S):
             reader, writer = await asyncio.open_connection(*self.address)
@@ -47,7 +47,7 @@ class Listening:
         return found
 
     async def ends_after(self, piece: bytes) -> bool:
-        """Whether the connection ends with the answer to `piece`; it is asked for something else if not."""
+        """Return True if the connection ends with the response to `piece`."""
         async with asyncio.timeout(_PATIENCE_S):
             reader, writer = await asyncio.open_connection(*self.address)
             writer.write(piece)
@@ -77,7 +77,7 @@ def listen(application: Callable[..., FastAPI]) -> Listen:
         config.load()
         protocol = shedding_connection(_PATIENCE_S, lambda _row, _seconds: None, app.state.shedding)
         state = ServerState()
-        # A running server says it anew each second.
+        # A running server updates it each second.
         state.default_headers = [(b"date", b"today")]
         async with app.router.lifespan_context(app):
             loop = asyncio.get_running_loop()
@@ -98,7 +98,7 @@ def head_of(*headers: str, path: str = "/v1/classify") -> bytes:
     return "\r\n".join([f"POST {path} HTTP/1.1", "host: localhost", *headers, "", ""]).encode()
 
 
-async def test_the_body_of_a_refused_image_is_not_waited_for(listen: Listen) -> None:
+async def test_a_refusal_does_not_wait_for_the_body(listen: Listen) -> None:
     async with listen(FULL) as listening:
         [(head, body)] = await listening.sent(head_of("content-length: 5"))
     assert head[b"status"] == b"429"
@@ -112,7 +112,7 @@ async def test_the_body_of_a_refused_image_is_not_waited_for(listen: Listen) -> 
     assert head[b"x-request-id"] in body
 
 
-async def test_an_id_of_the_callers_is_given_back(listen: Listen) -> None:
+async def test_a_refusal_has_the_request_id_of_the_client(listen: Listen) -> None:
     async with listen(FULL) as listening:
         answer = await listening.client.post("/v1/classify", content=b"image", headers={"X-Request-ID": "mine"})
     assert answer.headers["x-request-id"] == "mine"
@@ -126,12 +126,12 @@ async def test_an_id_of_the_callers_is_given_back(listen: Listen) -> None:
         (["content-length: 100000"], True),
         (["transfer-encoding: chunked"], True),
         (["content-length: 5", "connection: close"], True),
-        # Whether a caller who was told so still sends his body is for him to decide.
+        # With Expect: 100-continue the client may or may not send its body after the refusal.
         (["content-length: 5", "expect: 100-continue"], True),
     ],
-    ids=["short", "long", "without end", "as asked", "not yet sent"],
+    ids=["short", "long", "chunked", "connection: close", "expect: 100-continue"],
 )
-async def test_a_connection_lives_on_unless_much_would_have_to_be_read_for_it(
+async def test_a_connection_stays_open_unless_much_of_a_body_is_unread(
     listen: Listen, headers: Sequence[str], *, ends: bool
 ) -> None:
     async with listen(FULL) as listening:
@@ -151,7 +151,7 @@ async def test_a_client_that_writes_its_whole_body_first_reads_the_refusal(liste
     assert statuses == [429] * 20
 
 
-async def test_a_full_house_takes_no_head_that_it_would_not_take_else(listen: Listen) -> None:
+async def test_at_capacity_malformed_heads_are_still_refused(listen: Listen) -> None:
     heads = {
         b"431": head_of("content-length: 5", "x-long: " + "x" * 33_000),
         b"400": head_of("content-length: 5", "host: elsewhere"),
@@ -163,9 +163,9 @@ async def test_a_full_house_takes_no_head_that_it_would_not_take_else(listen: Li
             assert answer[b"status"] == status
 
 
-async def test_requests_behind_a_refusal_that_ends_the_connection_are_not_begun(listen: Listen) -> None:
+async def test_requests_after_a_refusal_that_closes_the_connection_do_not_start(listen: Listen) -> None:
     async with listen(FULL) as listening:
-        # By this runtime the second would be answered.
+        # This runtime would answer the second request.
         assert await listening.ends_after(
             head_of("content-length: 5", "connection: close") + b"image" + head_of("if-match: *", "content-length: 0")
         )
@@ -185,25 +185,25 @@ async def test_requests_after_a_refused_one_are_answered_on_the_same_connection(
     assert [head[b"status"] for head, _ in answers] == [b"429", b"429", b"200"]
 
 
-async def test_refusals_leave_behind_the_answers_to_earlier_requests(listen: Listen) -> None:
+async def test_refusals_are_sent_after_the_responses_to_earlier_requests(listen: Listen) -> None:
     pieces = b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n" + head_of("content-length: 5") + b"image"
     async with listen(FULL) as listening:
-        # The second goes the way of all requests, and is taken by this runtime.
+        # The second request is passed on, and this runtime answers it.
         answers = await listening.sent(pieces, answers=2)
     assert [head[b"status"] for head, _ in answers] == [b"200", b"200"]
 
 
-async def test_chunks_that_come_with_a_refused_request_are_no_fault_of_the_next(listen: Listen) -> None:
+async def test_the_chunks_of_a_refused_request_do_not_count_for_the_next(listen: Listen) -> None:
     async with listen(FULL) as listening:
         assert await listening.ends_after(head_of("transfer-encoding: chunked") + b"5\r\nimage\r\n0\r\n\r\n")
         assert await listening.ends_after(head_of("transfer-encoding: chunked") + b"no length\r\n")
         assert (await listening.client.get("/healthz")).status_code == 200
 
 
-async def test_headers_that_come_twice_are_left_to_the_application(listen: Listen) -> None:
+async def test_requests_with_repeated_headers_are_passed_to_the_application(listen: Listen) -> None:
     image = ("content-length: 5", "content-type: image/jpeg")
     async with listen(FULL) as listening:
-        # By this runtime whatever gets to the application is answered.
+        # This runtime answers every request that reaches the application.
         answers = [
             await listening.sent(head_of(*image, *more) + b"image")
             for more in ([], ["content-type: multipart/form-data"], ["x-request-id: one", "x-request-id: two"])
@@ -211,7 +211,7 @@ async def test_headers_that_come_twice_are_left_to_the_application(listen: Liste
     assert [head[b"status"] for [(head, _)] in answers] == [b"429", b"200", b"200"]
 
 
-async def test_no_exemplar_leads_to_a_line_that_a_refusal_does_not_have(listen: Listen) -> None:
+async def test_a_refusal_without_a_log_line_has_no_exemplar(listen: Listen) -> None:
     async with listen(FULL) as listening:
         await listening.client.post("/v1/features", content=b"image", headers={"X-Request-ID": "mine"})
         accepted = {"Accept": "application/openmetrics-text"}
@@ -220,7 +220,7 @@ async def test_no_exemplar_leads_to_a_line_that_a_refusal_does_not_have(listen: 
     assert "mine" not in exposition
 
 
-async def test_a_refusal_is_counted_like_any_other_and_told_of_as_one_of_many(
+async def test_refusals_are_counted_singly_and_logged_together(
     listen: Listen, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "gradless.requests")
@@ -229,18 +229,16 @@ async def test_a_refusal_is_counted_like_any_other_and_told_of_as_one_of_many(
             await listening.client.post("/v1/features", content=b"image")
         exposition = (await listening.client.get("/metrics")).text
         assert not caplog.records
-    # What is left to tell is told at the end.
+    # The remaining refusals are logged at the end.
     [line] = [record for record in caplog.records if record.name == "gradless.requests"]
-    told = {name: vars(line)[name] for name in ("status", "problem", "model", "requests")}
-    assert told == {"status": 429, "problem": "overloaded", "model": "fake", "requests": 3}
+    logged = {name: vars(line)[name] for name in ("status", "problem", "model", "requests")}
+    assert logged == {"status": 429, "problem": "overloaded", "model": "fake", "requests": 3}
     assert 'gradless_rejected_total{reason="queue_full"} 3.0' in exposition
     assert 'gradless_requests_total{code="429",method="POST",route="/v1/features"} 3.0' in exposition
     assert 'gradless_request_duration_seconds_count{code="4xx",method="POST",route="/v1/features"} 3.0' in exposition
 
 
-async def test_who_looks_for_every_request_finds_the_line_of_each(
-    listen: Listen, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_at_level_debug_each_refusal_has_a_log_line(listen: Listen, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "gradless.requests")
     async with listen(FULL) as listening:
         answer = await listening.client.post("/v1/features", content=b"image")
@@ -250,13 +248,13 @@ async def test_who_looks_for_every_request_finds_the_line_of_each(
 
 
 @pytest.mark.parametrize("query", ["?model=fake", "?top_k=2&model=fake", "?top_k=2", "?top_k=0"])
-async def test_whatever_else_is_asked_of_the_model_it_is_refused(listen: Listen, query: str) -> None:
+async def test_other_parameters_do_not_prevent_a_refusal(listen: Listen, query: str) -> None:
     async with listen(FULL) as listening:
         [(head, _)] = await listening.sent(head_of("content-length: 5", path=f"/v1/classify{query}"))
     assert head[b"status"] == b"429"
 
 
-async def test_a_model_that_is_not_full_answers_beside_one_that_is(listen: Listen) -> None:
+async def test_a_model_below_capacity_answers_while_another_is_at_capacity(listen: Listen) -> None:
     async with listen({"names": ("full", "free"), **FULL}) as listening:
         listening.runtime.names_overloaded = {"full"}
         statuses = [
@@ -266,21 +264,19 @@ async def test_a_model_that_is_not_full_answers_beside_one_that_is(listen: Liste
     assert statuses == [429, 429, 200]
 
 
-async def test_images_of_a_multipart_body_are_counted_before_they_are_refused(
+async def test_multipart_bodies_are_passed_to_the_application(
     listen: Listen, multipart: Callable[..., tuple[dict[str, str], bytes]]
 ) -> None:
     headers, body = multipart(b"one", b"two")
     shouted = {"Content-Type": headers["Content-Type"].replace("multipart/form-data", "Multipart/Form-Data")}
     async with listen(FULL) as listening:
-        # By the runtime, that is: this one takes them.
+        # This runtime answers them.
         assert (await listening.client.post("/v1/classify", content=body, headers=headers)).status_code == 200
         assert (await listening.client.post("/v1/classify", content=body, headers=shouted)).status_code == 200
 
 
 @pytest.mark.parametrize("query", ["?model=full&model=free", "?top_k=1&top_k=2", "?topk=1", "?encoding=list"])
-async def test_a_query_that_would_be_refused_anyway_is_refused_for_what_is_wrong_with_it(
-    listen: Listen, query: str
-) -> None:
+async def test_an_invalid_query_is_refused_for_its_own_error(listen: Listen, query: str) -> None:
     async with listen({"names": ("full", "free"), **FULL}) as listening:
         answer = await listening.client.post(f"/v1/classify{query}", content=b"image")
     assert (answer.status_code, answer.json()["type"]) == (422, "urn:gradless:problem:invalid-parameter")
@@ -298,24 +294,24 @@ async def test_a_query_that_would_be_refused_anyway_is_refused_for_what_is_wrong
         ("/v1/nothing", {"X-API-Key": KEY}, 404),
     ],
 )
-async def test_who_would_be_refused_for_another_reason_hears_that_one(
+async def test_a_request_with_another_error_gets_that_error(
     listen: Listen, path: str, headers: dict[str, str], status: int
 ) -> None:
     async with listen(FULL, api_keys=KEY, allowed_hosts=("127.0.0.1",)) as listening:
         assert (await listening.client.post(path, content=b"image", headers=headers)).status_code == status
 
 
-async def test_pages_of_other_origins_are_answered_by_the_application_whose_headers_they_need(listen: Listen) -> None:
+async def test_cross_origin_requests_are_passed_to_the_application_for_its_cors_headers(listen: Listen) -> None:
     async with listen(FULL, cors_origins=("https://page.example",)) as listening:
         answer = await listening.client.post(
             "/v1/classify", content=b"image", headers={"Origin": "https://page.example"}
         )
-        # This runtime takes it; what counts is who answered.
+        # This runtime answers it, so that the status shows who answered.
         assert answer.headers["access-control-allow-origin"] == "https://page.example"
         assert (await listening.client.post("/v1/classify", content=b"image")).status_code == 429
 
 
-async def test_a_refusal_has_its_trace(listen: Listen) -> None:
+async def test_a_refusal_has_a_trace(listen: Listen) -> None:
     class Trace:
         trace_id = "0" * 32
         response_header = "00-a-trace"
@@ -342,6 +338,6 @@ async def test_a_refusal_has_its_trace(listen: Listen) -> None:
     assert traces.trace.ended == [("/v1/classify", 429)]
 
 
-async def test_a_service_that_stops_says_that_it_does(listen: Listen) -> None:
+async def test_a_draining_service_answers_with_draining(listen: Listen) -> None:
     async with listen({**FULL, "ready": False}) as listening:
         assert (await listening.client.post("/v1/classify", content=b"image")).status_code == 503

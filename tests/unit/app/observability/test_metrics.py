@@ -1,4 +1,4 @@
-"""app/observability/metrics.py: every series is there from the start, and the exposition is what scrapers read."""
+"""Metrics: each series exists from the start, and the exposition has the format that a scraper asks for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Labels = frozenset[tuple[str, str]]
 
 
 def _metrics_of(*models: str) -> Metrics:
-    """Of an application that serves these models."""
+    """Metrics of an application that serves these models."""
     metrics = Metrics()
     for model in models:
         metrics.model_served(model)
@@ -80,7 +80,7 @@ def _value(metrics: Metrics, name: str, **labels: str) -> float:
         ),
     ],
 )
-def test_every_series_of_an_event_is_there_and_zero_before_the_first(name: str, labels: dict[str, str]) -> None:
+def test_every_series_is_zero_before_its_first_event(name: str, labels: dict[str, str]) -> None:
     assert _value(_metrics_of("a", "b"), name, **labels) == 0
 
 
@@ -91,11 +91,11 @@ NewComparison = Callable[[str, ComparisonOptions], Comparison]
 
 @pytest.mark.parametrize("name", FORWARD_GAUGES)
 @pytest.mark.parametrize("mode", ARMS)
-def test_what_no_comparison_has_measured_is_no_number(name: str, mode: str) -> None:
+def test_gauges_of_a_comparison_are_nan_before_the_first(name: str, mode: str) -> None:
     assert math.isnan(_value(_metrics_of("a"), name, model="a", mode=mode))
 
 
-def test_events_create_no_series_beside_those_of_the_start(new_comparison: NewComparison) -> None:
+def test_events_create_no_new_series(new_comparison: NewComparison) -> None:
     metrics = _metrics_of("a")
     before = set(_samples(metrics))
 
@@ -140,7 +140,7 @@ def test_events_are_counted_under_their_labels() -> None:
     assert seconds == {"decode": 1.0, "queue": 2.0, "forward": 4.0, "read": 8.0, "respond": 16.0}
 
 
-def test_the_gauges_of_the_lens_are_the_last_comparisons_by_model_and_arm(new_comparison: NewComparison) -> None:
+def test_gauges_of_a_comparison_are_labelled_by_model_and_arm(new_comparison: NewComparison) -> None:
     metrics = _metrics_of("a", "b")
 
     metrics.compared(new_comparison("a", ComparisonOptions()))
@@ -151,7 +151,7 @@ def test_the_gauges_of_the_lens_are_the_last_comparisons_by_model_and_arm(new_co
     assert math.isnan(_value(metrics, "gradless_forward_seconds", model="b", mode="grad"))
 
 
-def test_an_arm_that_the_last_comparison_left_out_is_no_number_again(new_comparison: NewComparison) -> None:
+def test_an_arm_that_the_last_comparison_left_out_is_nan(new_comparison: NewComparison) -> None:
     metrics = _metrics_of("a")
 
     metrics.compared(new_comparison("a", ComparisonOptions()))
@@ -161,7 +161,7 @@ def test_an_arm_that_the_last_comparison_left_out_is_no_number_again(new_compari
     assert all(math.isnan(_value(metrics, name, model="a", mode="grad")) for name in FORWARD_GAUGES)
 
 
-def test_two_applications_in_one_process_count_apart() -> None:
+def test_two_applications_in_one_process_count_separately() -> None:
     first, second = _metrics_of("a"), _metrics_of("a")
 
     first.rejected("deadline")
@@ -170,7 +170,7 @@ def test_two_applications_in_one_process_count_apart() -> None:
     assert _value(second, "gradless_rejected_total", reason="deadline") == 0
 
 
-def test_methods_and_routes_that_callers_invent_share_one_series() -> None:
+def test_unknown_methods_and_routes_share_one_series() -> None:
     metrics = _metrics_of("a")
 
     metrics.request_done(None, "BREW", 405, 0.1, "first")
@@ -184,26 +184,26 @@ def test_gauges_are_read_from_the_runtime_at_each_scrape(new_runtime: Callable[.
     metrics.watch(runtime)
     card: dict[str, Any] = {"model": "fake", "device": "cpu", "dtype": "float32", "backend": "eager"}
 
-    assert _value(metrics, "gradless_queue_depth", model="fake") == 2
-    assert _value(metrics, "gradless_queue_oldest_age_seconds", model="fake") == 0.25
+    assert _value(metrics, "gradless_queue_depth", model="fake", device="cpu") == 2
+    assert _value(metrics, "gradless_queue_oldest_age_seconds", model="fake", device="cpu") == 0.25
     assert _value(metrics, "gradless_in_flight_images", model="fake") == 5
     assert _value(metrics, "gradless_queue_capacity_images", model="fake") == 20
-    assert _value(metrics, "gradless_batch_running_seconds", model="fake") == 1.25
-    assert _value(metrics, "gradless_batch_size_limit", model="fake") == 8
+    assert _value(metrics, "gradless_batch_running_seconds", model="fake", device="cpu") == 1.25
+    assert _value(metrics, "gradless_batch_size_limit", model="fake", device="cpu") == 8
     assert _value(metrics, "gradless_model_load_seconds", **card) == 1.5
     assert _value(metrics, "gradless_model_weights_bytes", **card) == 28
     version = {"architecture": "none", "fingerprint": "0123456789abcdef", "version": "1"}
     assert _value(metrics, "gradless_model_info", model="fake", **version) == 1
     assert _value(metrics, "gradless_device_memory_bytes", device="cpu", kind="free") == 200
     assert _value(metrics, "gradless_model_ready", **card) == 1
-    assert _value(metrics, "gradless_batcher_alive", model="fake") == 1
+    assert _value(metrics, "gradless_batcher_alive", model="fake", device="cpu") == 1
     runtime.drain()
     assert _value(metrics, "gradless_model_ready", **card) == 0
-    assert _value(metrics, "gradless_batcher_alive", model="fake") == 0
+    assert _value(metrics, "gradless_batcher_alive", model="fake", device="cpu") == 0
 
 
 @pytest.mark.parametrize(("busy", "shown"), [(0.75, {"gradless_device_utilization_ratio": 0.75}), (None, {})])
-def test_the_devices_utilization_is_shown_where_something_tells_it(
+def test_device_utilization_is_exported_if_the_runtime_reports_it(
     new_runtime: Callable[..., FakeRuntime], busy: float | None, shown: dict[str, float]
 ) -> None:
     metrics = _metrics_of("fake")
@@ -213,7 +213,15 @@ def test_the_devices_utilization_is_shown_where_something_tells_it(
     assert found == shown
 
 
-def test_the_exposition_is_prometheus_text_unless_openmetrics_is_asked_for(
+@pytest.mark.parametrize("accept", ["", "nonsense", "text/plain; version=x.y", f"{_OPENMETRICS[:-5]}x.y"])
+def test_any_other_accept_header_gets_prometheus_text(accept: str) -> None:
+    body, content_type = Metrics().exposition(accept)
+
+    assert content_type.startswith("text/plain")
+    assert b"# EOF" not in body
+
+
+def test_the_exposition_is_prometheus_text_unless_openmetrics_is_requested(
     new_runtime: Callable[..., FakeRuntime],
 ) -> None:
     metrics = _metrics_of("fake")
@@ -221,16 +229,16 @@ def test_the_exposition_is_prometheus_text_unless_openmetrics_is_asked_for(
 
     metrics.request_done("/v1/classify", "POST", 200, 0.1, "mine")
     plain, plain_type = metrics.exposition("*/*")
-    fancy, fancy_type = metrics.exposition(_OPENMETRICS)
+    openmetrics, openmetrics_type = metrics.exposition(_OPENMETRICS)
 
     assert plain_type.startswith("text/plain")
-    assert fancy_type.startswith("application/openmetrics-text")
-    assert fancy.endswith(b"# EOF\n")
-    assert b' # {request_id="mine"} 0.1 ' in fancy
+    assert openmetrics_type.startswith("application/openmetrics-text")
+    assert openmetrics.endswith(b"# EOF\n")
+    assert b' # {request_id="mine"} 0.1 ' in openmetrics
     assert b"mine" not in plain
     names = {family.name for family in prometheus_families(plain.decode())}
     # OpenMetrics names a counter's family without _total.
-    assert {family.name for family in openmetrics_families(fancy.decode())} == names
+    assert {family.name for family in openmetrics_families(openmetrics.decode())} == names
     assert {"gradless_images", "gradless_queue_depth", "gradless_build_info", "process_cpu_seconds"} <= names
 
 
@@ -247,7 +255,7 @@ def test_the_number_of_series_is_bounded_by_routes_and_models(
     assert two - one == three - two < 170
 
 
-def test_every_metric_of_ours_has_the_prefix_a_base_unit_and_a_help_text(
+def test_every_metric_has_a_prefix_a_base_unit_and_a_help_text(
     new_runtime: Callable[..., FakeRuntime],
 ) -> None:
     metrics = _metrics_of("fake")

@@ -1,4 +1,4 @@
-"""What is counted of a model is there while it is served, through all its versions, and no longer."""
+"""The series of a model exist while it is served, through all its versions, and no longer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _value(metrics: Metrics, name: str, **labels: str) -> float:
     return _samples(metrics)[name, frozenset(labels.items())]
 
 
-def test_the_series_of_a_model_are_there_from_when_it_is_served_until_it_is_gone(
+def test_the_series_of_a_model_exist_until_it_is_unloaded(
     new_comparison: NewComparison,
 ) -> None:
     metrics = _serving("a")
@@ -45,7 +45,7 @@ def test_the_series_of_a_model_are_there_from_when_it_is_served_until_it_is_gone
     metrics.compared(new_comparison("b", ComparisonOptions()))
     assert _value(metrics, "gradless_images_total", model="b", task="classify", outcome="ok") == 1
     metrics.model_gone("b")
-    # Told of by a request whose answer was still on its way.
+    # Reported by a request whose response was still being sent.
     metrics.request_stages("b", 0.1, 0.2)
     metrics.images_done("b", "classify", "ok")
     metrics.compared(new_comparison("b", ComparisonOptions()))
@@ -56,7 +56,7 @@ def test_the_series_of_a_model_are_there_from_when_it_is_served_until_it_is_gone
     assert _value(metrics, "gradless_images_total", model="b", task="classify", outcome="ok") == 0
 
 
-def test_a_new_version_goes_on_with_the_counts_and_has_not_been_compared(new_comparison: NewComparison) -> None:
+def test_a_new_version_keeps_the_counts_and_clears_the_last_comparison(new_comparison: NewComparison) -> None:
     metrics = _serving("a")
     metrics.images_done("a", "classify", "ok", 3)
     metrics.compared(new_comparison("a", ComparisonOptions()))
@@ -68,7 +68,7 @@ def test_a_new_version_goes_on_with_the_counts_and_has_not_been_compared(new_com
     assert math.isnan(_value(metrics, "gradless_forward_seconds", model="a", mode="grad"))
 
 
-def test_loads_that_fail_are_counted_by_model_only_where_it_is_served() -> None:
+def test_failed_loads_are_counted_by_model_only_if_it_is_served() -> None:
     metrics = _serving("a")
     before = _samples(metrics).keys()
 

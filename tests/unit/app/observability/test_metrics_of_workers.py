@@ -1,4 +1,4 @@
-"""What several processes count is one service's: added up, complete and never less, also when one of them is killed."""
+"""Counts of HTTP workers are added up, complete and never fall, also when a worker is killed."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from app.observability.metrics import CountsReader, Metrics, count_in, create_co
 from models.interface.telemetry import BatchReport
 
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
-# No processes: there is nothing to be found of them.
+# Not ids of processes: /proc has nothing about them.
 _PID, _OTHER_PID = -1, -2
 
 
 class _Worker:
-    """The metrics of another process, and `counts`, what is seen of them from this one."""
+    """The metrics of an HTTP worker, and `counts`, as the engine process reads them."""
 
     def __init__(self, descriptor: int) -> None:
-        with _as_before():
+        with _restored_values():
             count_in(descriptor)
             self._values = prometheus_client.values.ValueClass
             self.metrics = Metrics()
@@ -32,20 +32,20 @@ class _Worker:
         self.counts = CountsReader(descriptor)
 
     def load_again(self) -> None:
-        with _as_before():
+        with _restored_values():
             prometheus_client.values.ValueClass = self._values
             self.metrics.model_gone("tiny")
             self.metrics.model_shown("tiny")
 
-    def answer(self, requests: int) -> None:
+    def count_requests(self, requests: int) -> None:
         for number in range(requests):
             self.metrics.request_done("/v1/classify", "POST", 200, 0.01, f"id{number}")
             self.metrics.images_done("tiny", "classify", "ok")
 
 
 @contextmanager
-def _as_before() -> Iterator[None]:
-    """Both sides are in one process here, and only one is to count in the memory."""
+def _restored_values() -> Iterator[None]:
+    """Restore prometheus_client: both sides run in one process here, and only one uses the shared memory."""
     own = prometheus_client.values.ValueClass
     try:
         yield
@@ -79,77 +79,73 @@ def _sum(metrics: Metrics, name: str) -> float:
     return sum(sample.value for family in families for sample in family.samples if sample.name == name)
 
 
-def test_what_each_process_counts_is_added_up(engine: Metrics, worker: Callable[[], _Worker]) -> None:
+def test_counts_of_all_processes_are_added_up(engine: Metrics, worker: Callable[[], _Worker]) -> None:
     for pid, requests in ((_PID, 3), (_OTHER_PID, 5)):
         other = worker()
         engine.process_started(pid, other.counts)
-        other.answer(requests)
+        other.count_requests(requests)
 
-    # However often it is looked at.
+    # Each scrape shows the same.
     for _ in range(2):
         assert _sum(engine, "gradless_requests_total") == 8
         assert _sum(engine, "gradless_images_total") == 8
         assert _sum(engine, "gradless_request_duration_seconds_count") == 8
         assert _sum(engine, "gradless_request_duration_seconds_sum") == pytest.approx(0.08)
         assert _sum(engine, "gradless_batch_size_sum") == 8
-        # Workers load nothing.
+        # HTTP workers load no models.
         assert _sum(engine, "gradless_model_loads_total") == 1
 
 
-def test_what_an_ended_process_counted_after_the_last_scrape_is_kept(
+def test_counts_of_a_process_since_the_last_scrape_survive_its_end(
     engine: Metrics, worker: Callable[[], _Worker]
 ) -> None:
     other = worker()
     engine.process_started(_PID, other.counts)
-    other.answer(3)
+    other.count_requests(3)
     assert _sum(engine, "gradless_requests_total") == 3
-    other.answer(4)
+    other.count_requests(4)
     engine.process_ended(_PID)
 
     assert _sum(engine, "gradless_requests_total") == 7
     assert _sum(engine, "gradless_request_duration_seconds_count") == 7
 
 
-def test_series_of_other_processes_exist_before_anything_is_counted(
-    engine: Metrics, worker: Callable[[], _Worker]
-) -> None:
+def test_series_of_other_processes_exist_before_the_first_event(engine: Metrics, worker: Callable[[], _Worker]) -> None:
     engine.process_started(_PID, worker().counts)
     expected = 'gradless_requests_total{code="200",method="POST",route="/v1/classify"} 0.0'
 
     assert expected in engine.exposition("")[0].decode().splitlines()
 
 
-def test_what_is_counted_of_a_model_that_is_unloaded_makes_no_series(
-    engine: Metrics, worker: Callable[[], _Worker]
-) -> None:
+def test_late_counts_of_an_unloaded_model_create_no_series(engine: Metrics, worker: Callable[[], _Worker]) -> None:
     other = worker()
     engine.process_started(_PID, other.counts)
-    other.answer(1)
+    other.count_requests(1)
     engine.model_gone("tiny")
-    other.answer(1)
+    other.count_requests(1)
     assert "tiny" not in engine.exposition("")[0].decode()
 
     engine.model_served("tiny")
     other.load_again()
-    other.answer(2)
+    other.count_requests(2)
     assert _sum(engine, "gradless_images_total") == 2
 
 
-def test_openmetrics_has_the_exemplars_of_other_processes(engine: Metrics, worker: Callable[[], _Worker]) -> None:
+def test_openmetrics_includes_the_exemplars_of_other_processes(engine: Metrics, worker: Callable[[], _Worker]) -> None:
     other = worker()
     engine.process_started(_PID, other.counts)
-    other.answer(1)
+    other.count_requests(1)
     exposition = engine.exposition(_OPENMETRICS)[0].decode()
 
     samples = [sample for family in openmetrics_families(exposition) for sample in family.samples]
     assert [sample.exemplar.labels["request_id"] for sample in samples if sample.exemplar] == ["id0"]
 
 
-def test_what_the_kernel_says_of_processes_is_added_up_and_cpu_time_never_falls() -> None:
+def test_memory_of_processes_is_added_up_and_their_cpu_time_never_falls() -> None:
     metrics = Metrics()
     alone = {name: _sum(metrics, name) for name in ("process_resident_memory_bytes", "process_start_time_seconds")}
     descriptor = create_counts()
-    # Itself, once more.
+    # This process a second time.
     metrics.process_started(os.getpid(), CountsReader(descriptor))
     os.close(descriptor)
     twice = {name: _sum(metrics, name) for name in alone}

@@ -1,4 +1,4 @@
-"""Each request has an id, says where its time went, and is counted once under a bounded label."""
+"""Each request has an id, its response has a Server-Timing header, and it is counted once under a bounded label."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
 async def _counted(client: httpx2.AsyncClient, name: str = "gradless_requests_total") -> dict[tuple[str, ...], float]:
-    """The series of a metric that have counted: their values by those of their labels, in alphabetical order of the
-    labels' names."""
+    """Return the nonzero values of a metric by label values, in alphabetical order of the label names."""
     text = (await client.get("/metrics")).text
     return {
         tuple(value for _, value in sorted(sample.labels.items())): sample.value
@@ -39,7 +38,7 @@ async def _fail(*_arguments: object, **_options: object) -> Any:
 
 
 @pytest.mark.parametrize("offered", ["a", "0f3a-9_b.c", "x" * 64])
-async def test_an_id_that_the_caller_gave_comes_back(serve: Serve, offered: str) -> None:
+async def test_a_valid_request_id_of_the_client_is_returned(serve: Serve, offered: str) -> None:
     async with serve() as client:
         response = await client.get("/healthz", headers={"X-Request-ID": offered})
 
@@ -47,7 +46,7 @@ async def test_an_id_that_the_caller_gave_comes_back(serve: Serve, offered: str)
 
 
 @pytest.mark.parametrize("offered", ["", "x" * 65, "a b", "a\tb", "<script>", "é", "a;b"])
-async def test_an_id_that_could_do_harm_is_replaced(serve: Serve, offered: str) -> None:
+async def test_an_invalid_request_id_is_replaced(serve: Serve, offered: str) -> None:
     async with serve() as client:
         response = await client.get("/nothing", headers={"X-Request-ID": offered.encode("latin-1")})
 
@@ -55,7 +54,7 @@ async def test_an_id_that_could_do_harm_is_replaced(serve: Serve, offered: str) 
     assert response.json()["request_id"] == response.headers["x-request-id"]
 
 
-async def test_requests_without_an_id_get_one_each(serve: Serve) -> None:
+async def test_requests_without_an_id_get_different_ids(serve: Serve) -> None:
     async with serve() as client:
         ids = {(await client.get("/healthz")).headers["x-request-id"] for _ in range(5)}
 
@@ -63,7 +62,7 @@ async def test_requests_without_an_id_get_one_each(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
-async def test_an_answer_tells_the_longest_time_its_images_spent_in_each_stage(
+async def test_server_timing_has_the_longest_time_of_any_image_in_each_stage(
     serve: Serve, prediction: Callable[..., Prediction], answer: Callable[..., Answer], path: str
 ) -> None:
     async def predict(*_arguments: object, **_options: object) -> Answer:
@@ -82,8 +81,8 @@ async def test_an_answer_tells_the_longest_time_its_images_spent_in_each_stage(
 
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/features"])
 @pytest.mark.parametrize("query", ["", "?model=other", "?top_k=0&encoding=x"])
-@pytest.mark.parametrize("error", [DrainingError(), RuntimeError("unforeseen")], ids=["foreseen", "unforeseen"])
-async def test_an_error_of_an_inference_endpoint_tells_its_time_too(
+@pytest.mark.parametrize("error", [DrainingError(), RuntimeError("unforeseen")], ids=["expected", "unexpected"])
+async def test_errors_of_inference_endpoints_have_server_timing(
     serve: Serve, path: str, query: str, error: Exception
 ) -> None:
     async def fail(*_arguments: object, **_options: object) -> Answer:
@@ -96,13 +95,13 @@ async def test_an_error_of_an_inference_endpoint_tells_its_time_too(
     assert re.search(r"total;dur=[\d.]+$", response.headers["server-timing"])
 
 
-async def test_other_endpoints_tell_no_times(serve: Serve) -> None:
+async def test_other_endpoints_have_no_server_timing(serve: Serve) -> None:
     async with serve() as client:
         for path in ("/healthz", "/v1/models", "/metrics", "/nothing"):
             assert "server-timing" not in (await client.get(path)).headers
 
 
-async def test_each_request_is_counted_once_under_its_routes_template(serve: Serve) -> None:
+async def test_each_request_is_counted_once_under_the_template_of_its_route(serve: Serve) -> None:
     async with serve() as client:
         await client.post("/v1/classify?top_k=3", content=b"image")
         await client.post("/v1/classify?model=other", content=b"image")
@@ -123,7 +122,7 @@ async def test_each_request_is_counted_once_under_its_routes_template(serve: Ser
     assert again == {**counted, ("200", "GET", "/metrics"): 1}
 
 
-async def test_paths_that_are_no_route_share_one_label(serve: Serve) -> None:
+async def test_unknown_paths_share_one_label(serve: Serve) -> None:
     async with serve() as client:
         for path in ("/a", "/b/c", "/v1/model/x/y", "/metrics/"):
             await client.request("BREW", path)
@@ -134,7 +133,7 @@ async def test_paths_that_are_no_route_share_one_label(serve: Serve) -> None:
     assert sum(counted.values()) == 4
 
 
-async def test_a_failure_nobody_foresaw_is_counted_as_a_500(serve: Serve) -> None:
+async def test_an_unexpected_failure_is_counted_as_a_500(serve: Serve) -> None:
     async with serve({"predict": _fail}) as client:
         await client.post("/v1/classify", content=b"image")
         counted = await _counted(client)
@@ -144,7 +143,7 @@ async def test_a_failure_nobody_foresaw_is_counted_as_a_500(serve: Serve) -> Non
     assert durations["5xx", "POST", "/v1/classify"] == 1
 
 
-async def test_read_and_respond_are_timed_once_a_request_that_was_answered(serve: Serve) -> None:
+async def test_read_and_respond_are_timed_once_per_answered_request(serve: Serve) -> None:
     async with serve() as client:
         await client.post("/v1/classify", content=b"image")
         await client.post("/v1/classify?model=other", content=b"image")
@@ -154,7 +153,7 @@ async def test_read_and_respond_are_timed_once_a_request_that_was_answered(serve
     assert stages["fake", "respond"] == 1
 
 
-async def test_a_refusal_is_counted_by_its_reason(serve: Serve) -> None:
+async def test_refusals_are_counted_by_reason(serve: Serve) -> None:
     async def refuse(*_arguments: object, **_options: object) -> Answer:
         raise DrainingError
 
@@ -166,7 +165,7 @@ async def test_a_refusal_is_counted_by_its_reason(serve: Serve) -> None:
     assert refused == {("draining",): 1, ("too_large",): 1}
 
 
-async def test_a_slow_request_is_found_by_the_id_in_its_buckets_exemplar(serve: Serve) -> None:
+async def test_the_exemplar_of_a_bucket_is_the_request_id(serve: Serve) -> None:
     async with serve() as client:
         await client.post("/v1/classify", content=b"image", headers={"X-Request-ID": "mine"})
         accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
@@ -181,13 +180,13 @@ async def test_a_slow_request_is_found_by_the_id_in_its_buckets_exemplar(serve: 
     assert exemplars == [{"request_id": "mine"}]
 
 
-async def test_every_end_of_a_request_that_is_documented_has_its_series_before_the_first(
+async def test_every_documented_outcome_of_a_request_has_a_series_before_its_first_request(
     application: Callable[..., FastAPI],
 ) -> None:
     with_bodies = {"/v1/classify", "/v1/features", "/v1/search", "/v1/models/{name}", "/debug/grad-modes"}
 
-    def came_before_a_route(status: str, described: str, method: str, path: str) -> bool:
-        """Whether those who are answered so are counted as requests of no route."""
+    def is_refused_before_routing(status: str, described: str, method: str, path: str) -> bool:
+        """Return True if requests with this outcome count as requests without a route."""
         slow_head = status == "408" and not (method == "post" and path in with_bodies)
         return status in {"421", "431"} or (status == "400" and "multipart" not in described) or slow_head
 
@@ -197,21 +196,21 @@ async def test_every_end_of_a_request_that_is_documented_has_its_series_before_t
         for path, operations in app.openapi()["paths"].items()
         for method, operation in operations.items()
         for status, answer in operation["responses"].items()
-        if not came_before_a_route(status, answer["description"], method, path)
+        if not is_refused_before_routing(status, answer["description"], method, path)
     }
     text, _ = app.state.parts.metrics.exposition("")
     families = {family.name: family for family in text_string_to_metric_families(text.decode())}
 
-    def ends(name: str) -> set[tuple[str, str, str]]:
+    def outcomes(name: str) -> set[tuple[str, str, str]]:
         samples = [sample for sample in families[name].samples if not sample.name.endswith(("_bucket", "_sum"))]
         assert not any(sample.value for sample in samples)
         return {(sample.labels["code"], sample.labels["method"], sample.labels["route"]) for sample in samples}
 
-    callers_who_leave = {end for end in ends("gradless_requests") if end[0] == "499"}
-    of_no_route = {(status, method, "other") for status in ("404", "421") for method in ("GET", "POST")}
-    of_no_route |= {(status, "other", "other") for status in ("400", "408", "431")} | {("200", "GET", "other")}
-    documented |= of_no_route
-    assert ends("gradless_requests") == documented | callers_who_leave
-    assert {route for _, _, route in callers_who_leave} == with_bodies
+    disconnected = {outcome for outcome in outcomes("gradless_requests") if outcome[0] == "499"}
+    without_route = {(status, method, "other") for status in ("404", "421") for method in ("GET", "POST")}
+    without_route |= {(status, "other", "other") for status in ("400", "408", "431")} | {("200", "GET", "other")}
+    documented |= without_route
+    assert outcomes("gradless_requests") == documented | disconnected
+    assert {route for _, _, route in disconnected} == with_bodies
     by_class = {(f"{status[0]}xx", method, path) for status, method, path in documented}
-    assert ends("gradless_request_duration_seconds") == by_class
+    assert outcomes("gradless_request_duration_seconds") == by_class

@@ -1,4 +1,4 @@
-"""One line of log for each request: what an operator asks it, and nothing that is a caller's secret."""
+"""One log line per request, with nothing that may be a client's secret."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ pytestmark = pytest.mark.anyio
 
 Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
-# Of every record, as logging makes them.
-_USUAL = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
+# Attributes that every log record has.
+_COMMON = set(vars(logging.makeLogRecord({}))) | {"message", "taskName"}
 
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]]:
-    """What the lines of requests have said so far, their level included."""
+    """Read the fields of the request lines so far, with their level."""
     caplog.set_level(logging.DEBUG, "gradless.requests")
 
     def read() -> list[dict[str, Any]]:
         records = [record for record in caplog.records if record.name == "gradless.requests"]
         return [
-            {"level": record.levelname} | {name: value for name, value in vars(record).items() if name not in _USUAL}
+            {"level": record.levelname} | {name: value for name, value in vars(record).items() if name not in _COMMON}
             for record in records
         ]
 
@@ -39,7 +39,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, Any]]
 Lines = Callable[[], list[dict[str, Any]]]
 
 
-async def test_the_line_of_an_answer_tells_what_was_asked_and_where_the_time_went(serve: Serve, lines: Lines) -> None:
+async def test_a_request_line_has_the_request_and_the_time_in_each_stage(serve: Serve, lines: Lines) -> None:
     async with serve() as client:
         answer = await client.post("/v1/classify?top_k=1", content=b"image")
 
@@ -64,7 +64,7 @@ async def test_the_line_of_an_answer_tells_what_was_asked_and_where_the_time_wen
     }
 
 
-async def test_a_request_of_several_images_is_one_line_and_told_by_its_slowest(
+async def test_a_request_with_several_images_has_one_line(
     serve: Serve, lines: Lines, multipart: Callable[..., Any]
 ) -> None:
     headers, body = multipart(b"first", b"second")
@@ -83,7 +83,7 @@ async def test_a_request_of_several_images_is_one_line_and_told_by_its_slowest(
         (RuntimeError("unforeseen"), 500, "internal-error", "ERROR"),
     ],
 )
-async def test_the_line_of_a_refusal_names_its_problem_and_is_as_loud_as_it_is_ours(
+async def test_the_line_of_a_refusal_has_its_problem_and_a_level_by_status(
     serve: Serve, lines: Lines, error: Exception, status: int, problem: str, level: str
 ) -> None:
     async def fail(*_arguments: object, **_options: object) -> Answer:
@@ -96,7 +96,7 @@ async def test_the_line_of_a_refusal_names_its_problem_and_is_as_loud_as_it_is_o
     assert (line["status"], line["problem"], line["level"]) == (status, problem, level)
 
 
-async def test_a_caller_who_has_gone_has_a_line_too(
+async def test_a_request_whose_client_disconnects_has_a_line(
     application: Callable[..., Any], exchange: Callable[..., Any], lines: Lines
 ) -> None:
     app = application()
@@ -112,7 +112,7 @@ async def test_a_caller_who_has_gone_has_a_line_too(
     assert (line["status"], line["problem"], line["body_bytes"]) == (499, "caller-gone", 4)
 
 
-async def test_a_slow_inference_is_a_warning_and_says_that_it_is_slow(serve: Serve, lines: Lines) -> None:
+async def test_a_slow_inference_request_is_a_warning_marked_slow(serve: Serve, lines: Lines) -> None:
     async with serve({}, slow_request_ms=0.000001) as client:
         await client.post("/v1/classify", content=b"image")
         await client.get("/v1/models")
@@ -124,7 +124,7 @@ async def test_a_slow_inference_is_a_warning_and_says_that_it_is_slow(serve: Ser
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", "/", "/page/page.css"])
-async def test_what_machines_ask_all_the_time_is_told_at_debug_alone(serve: Serve, lines: Lines, path: str) -> None:
+async def test_routine_requests_are_logged_at_debug_level(serve: Serve, lines: Lines, path: str) -> None:
     async with serve() as client:
         await client.get(path)
 
@@ -132,7 +132,7 @@ async def test_what_machines_ask_all_the_time_is_told_at_debug_alone(serve: Serv
     assert (line["status"], line["level"]) == (200, "DEBUG")
 
 
-async def test_a_readiness_probe_that_fails_is_heard(serve: Serve, lines: Lines) -> None:
+async def test_a_failing_readiness_probe_is_a_warning(serve: Serve, lines: Lines) -> None:
     async with serve({"ready": False}) as client:
         await client.get("/readyz")
 
@@ -140,7 +140,7 @@ async def test_a_readiness_probe_that_fails_is_heard(serve: Serve, lines: Lines)
     assert (line["status"], line["level"]) == (503, "WARNING")
 
 
-async def test_neither_image_nor_query_nor_header_is_told(
+async def test_images_queries_and_headers_are_not_logged(
     serve: Serve, lines: Lines, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve() as client:
@@ -154,24 +154,24 @@ async def test_neither_image_nor_query_nor_header_is_told(
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "logged"),
     [
         ("/line%0Aend%1B[31m", "/line%0Aend%1B[31m"),
         ("/" + "long" * 100, "/" + "long" * 49 + "lon"),
     ],
     ids=["control", "long"],
 )
-async def test_a_path_is_told_as_it_was_sent_and_no_more_of_it_than_200_characters(
-    serve: Serve, lines: Lines, sent: str, told: str
+async def test_a_path_is_logged_undecoded_and_cut_after_200_characters(
+    serve: Serve, lines: Lines, sent: str, logged: str
 ) -> None:
     async with serve() as client:
         await client.get(sent)
 
-    assert [line["path"] for line in lines()] == [told]
+    assert [line["path"] for line in lines()] == [logged]
 
 
 @pytest.mark.parametrize("raw", [b"/\x1b[31m", b"/\x9b31m", b"/a\nb"])
-async def test_a_path_that_no_client_sends_cannot_speak_to_a_terminal(
+async def test_a_path_with_control_characters_is_escaped(
     application: Callable[..., Any], lines: Lines, raw: bytes
 ) -> None:
     app = application()

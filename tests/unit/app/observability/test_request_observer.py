@@ -1,5 +1,4 @@
-"""RequestObserverMiddleware around a bare ASGI application: what FastAPI never shows it, it passes on or tells
-truly."""
+"""RequestObserverMiddleware around a bare ASGI application: cases that FastAPI does not produce."""
 
 from __future__ import annotations
 
@@ -9,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from app.http.body_budget import BodyBudget
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.request_observer import RequestObserver, RequestObserverMiddleware
+from models.interface.admission import Budget
+from models.interface.errors import BodyMemoryFullError
 
 if TYPE_CHECKING:
     from tests.unit.conftest import Exchange
@@ -29,12 +29,13 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def observe(metrics: Metrics) -> Observe:
-    observation = RequestObserver(metrics, RequestLog(1.0), BodyBudget(1000), frozenset({"/v1/classify"}))
-    return lambda app: RequestObserverMiddleware(app, observation)
+    budget = Budget(1000, lambda _used: BodyMemoryFullError(1000))
+    observer = RequestObserver(metrics, RequestLog(1.0), budget, frozenset({"/v1/classify"}))
+    return lambda app: RequestObserverMiddleware(app, observer)
 
 
 async def _receive() -> dict[str, Any]:
-    pytest.fail("nobody reads here")
+    pytest.fail("the application must not read the body")
 
 
 def _requests(metrics: Metrics) -> list[str]:
@@ -42,7 +43,7 @@ def _requests(metrics: Metrics) -> list[str]:
     return [line for line in lines if line.startswith("gradless_requests_total{")]
 
 
-async def test_half_an_answer_is_broken_off_and_not_followed_by_another(
+async def test_a_failure_during_a_response_breaks_it_off_without_a_second_response(
     observe: Observe, metrics: Metrics, exchange: Exchange
 ) -> None:
     async def fail_midway(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -57,7 +58,7 @@ async def test_half_an_answer_is_broken_off_and_not_followed_by_another(
     assert _requests(metrics) == ['gradless_requests_total{code="200",method="POST",route="other"} 1.0']
 
 
-async def test_an_application_that_fails_before_its_answer_is_answered_for(
+async def test_a_failure_before_the_response_is_answered_with_a_500_problem(
     observe: Observe, metrics: Metrics, exchange: Exchange
 ) -> None:
     async def fail(_scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -73,27 +74,27 @@ async def test_an_application_that_fails_before_its_answer_is_answered_for(
     assert _requests(metrics) == ['gradless_requests_total{code="500",method="POST",route="other"} 1.0']
 
 
-async def test_a_request_without_any_answer_is_counted_as_one_whose_caller_left(
+async def test_a_request_without_a_response_counts_as_disconnected(
     observe: Observe, metrics: Metrics, exchange: Exchange
 ) -> None:
-    async def say_nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    async def send_nothing(_scope: Scope, _receive: Receive, _send: Send) -> None:
         pass
 
-    assert await exchange(observe(say_nothing), _receive) == []
+    assert await exchange(observe(send_nothing), _receive) == []
     assert _requests(metrics) == ['gradless_requests_total{code="499",method="POST",route="other"} 1.0']
 
 
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
-async def test_what_is_no_http_request_passes_untouched(observe: Observe, metrics: Metrics, kind: str) -> None:
-    seen: list[Scope] = []
+async def test_other_scopes_than_http_are_passed_through(observe: Observe, metrics: Metrics, kind: str) -> None:
+    scopes: list[Scope] = []
 
-    async def note(scope: Scope, _receive: Receive, _send: Send) -> None:
-        seen.append(scope)
+    async def keep(scope: Scope, _receive: Receive, _send: Send) -> None:
+        scopes.append(scope)
 
     async def send(_message: Any) -> None:
         pytest.fail("nothing to send")
 
-    await observe(note)({"type": kind}, _receive, send)
+    await observe(keep)({"type": kind}, _receive, send)
 
-    assert seen == [{"type": kind}]
+    assert scopes == [{"type": kind}]
     assert _requests(metrics) == []

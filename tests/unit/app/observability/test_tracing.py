@@ -1,4 +1,4 @@
-"""Traces: a span for each request, one for each stage of its images, and links to the batches that they were in."""
+"""Traces: spans of requests, stages and batches, and the links between them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PARENT = "b7ad6b7169203331"
 
 
 class Kept:
-    """Traces that end in memory."""
+    """Traces with an exporter that keeps spans in memory."""
 
     def __init__(self, sampler: Sampler | None = None) -> None:
         self._exporter = InMemorySpanExporter()
@@ -65,7 +65,7 @@ def seconds_of(span: ReadableSpan) -> float:
 
 
 def in_one_batch(prediction: Callable[..., Prediction], count: int) -> list[Prediction]:
-    """Images of one batch, each with times of its own."""
+    """Results of one batch, with different times."""
     batch = BatchReport("fake", count, "full", started_at=10.0, forward_seconds=0.5, busy_seconds=0.5, dropped=2)
     return [
         Prediction(made.classes, made.features, 9.0 + number, StageSeconds(0.25, 0.125 * (number + 1), 0.5), batch)
@@ -73,7 +73,7 @@ def in_one_batch(prediction: Callable[..., Prediction], count: int) -> list[Pred
     ]
 
 
-async def test_a_request_is_a_span_with_its_route_status_and_model(serve: Serve, kept: Kept) -> None:
+async def test_a_request_has_a_span_with_route_status_and_model(serve: Serve, kept: Kept) -> None:
     async with serve({}, traces=kept.traces) as client:
         answer = await client.post("/v1/classify?model=fake", content=b"image")
 
@@ -91,7 +91,7 @@ async def test_a_request_is_a_span_with_its_route_status_and_model(serve: Serve,
     }
 
 
-async def test_fastapi_tells_of_no_request_a_second_time_where_the_process_has_a_provider(
+async def test_fastapi_creates_no_second_span_if_the_process_has_a_provider(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exporter = InMemorySpanExporter()
@@ -103,7 +103,7 @@ async def test_fastapi_tells_of_no_request_a_second_time_where_the_process_has_a
     assert exporter.get_finished_spans() == ()
 
 
-async def test_stages_are_spans_below_it_as_long_as_they_took_and_one_after_another(
+async def test_stages_are_consecutive_child_spans_with_their_durations(
     serve: Serve, kept: Kept, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
 ) -> None:
     async def predict(*_arguments: object, **_options: object) -> Answer:
@@ -119,13 +119,13 @@ async def test_stages_are_spans_below_it_as_long_as_they_took_and_one_after_anot
     assert seconds_of(stages["queue"]) == pytest.approx(0.125, abs=1e-6)
     assert seconds_of(stages["forward"]) == pytest.approx(0.5, abs=1e-6)
     assert stages["queue"].end_time == pytest.approx(stages["forward"].start_time, abs=1000)
-    # Taken with the clock that the fake's times are not of.
+    # Real time, unlike the times of the fake runtime.
     assert (stages["forward"].start_time or 0) - (stages["decode"].start_time or 0) == pytest.approx(1e9, abs=1000)
     assert (stages["read"].end_time or 0) <= (stages["respond"].start_time or 0)
     assert request.end_time == pytest.approx(stages["respond"].end_time, abs=1000)
 
 
-async def test_forwards_are_linked_to_the_span_of_their_batch_of_which_there_is_one(
+async def test_forwards_link_to_the_single_span_of_their_batch(
     serve: Serve, kept: Kept, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
 ) -> None:
     batch = in_one_batch(prediction, 3)
@@ -154,7 +154,7 @@ async def test_forwards_are_linked_to_the_span_of_their_batch_of_which_there_is_
     assert [[link.context for link in each.links] for each in forwards] == [[context_of(span)]] * 3
 
 
-async def test_a_batch_is_forgotten_with_the_last_of_its_requests(
+async def test_the_span_of_a_batch_is_kept_until_its_last_request_ends(
     serve: Serve, kept: Kept, prediction: Callable[..., Prediction], answer: Callable[..., Answer]
 ) -> None:
     batches: list[weakref.ref[BatchReport]] = []
@@ -173,7 +173,7 @@ async def test_a_batch_is_forgotten_with_the_last_of_its_requests(
         assert [batch() for batch in batches] == [None] * 3
 
 
-async def test_a_callers_trace_is_gone_on_with_and_answered(serve: Serve, kept: Kept) -> None:
+async def test_the_trace_of_a_client_is_continued_and_returned(serve: Serve, kept: Kept) -> None:
     headers = {"traceparent": f"00-{_TRACE}-{_PARENT}-01", "tracestate": "vendor=1"}
     async with serve({}, traces=kept.traces) as client:
         answer = await client.post("/v1/classify", content=b"image", headers=headers)
@@ -188,7 +188,7 @@ async def test_a_callers_trace_is_gone_on_with_and_answered(serve: Serve, kept: 
 
 
 @pytest.mark.parametrize("sent", ["", "nonsense", f"00-{'0' * 32}-{_PARENT}-01", f"ff-{_TRACE}-{_PARENT}-01"])
-async def test_what_is_no_trace_context_begins_a_trace(serve: Serve, kept: Kept, sent: str) -> None:
+async def test_an_invalid_traceparent_starts_a_new_trace(serve: Serve, kept: Kept, sent: str) -> None:
     async with serve({}, traces=kept.traces) as client:
         answer = await client.post("/v1/classify", content=b"image", headers={"traceparent": sent})
 
@@ -201,7 +201,7 @@ async def test_what_is_no_trace_context_begins_a_trace(serve: Serve, kept: Kept,
     ("error", "status", "problem"),
     [(DrainingError(), 503, "draining"), (RuntimeError("unforeseen"), 500, "internal-error")],
 )
-async def test_a_request_that_fails_here_is_a_span_in_error(
+async def test_the_span_of_a_server_error_has_error_status(
     serve: Serve, kept: Kept, error: Exception, status: int, problem: str
 ) -> None:
     async def fail(*_arguments: object, **_options: object) -> Answer:
@@ -217,17 +217,17 @@ async def test_a_request_that_fails_here_is_a_span_in_error(
     assert span.status.status_code is StatusCode.ERROR
 
 
-async def test_a_callers_own_fault_is_no_error_of_the_span(serve: Serve, kept: Kept) -> None:
+async def test_the_span_of_a_client_error_has_no_error_status(serve: Serve, kept: Kept) -> None:
     async with serve({}, traces=kept.traces) as client:
         await client.post("/v1/classify?model=other", content=b"image")
         await client.get("/nothing")
 
     assert [span.status.status_code for span in kept.spans("POST /v1/classify")] == [StatusCode.UNSET]
-    # Of no route: the path, which anybody may invent, is no part of the name.
+    # Without a route the name has no path: clients can send any path.
     assert len(kept.spans("GET")) == 1
 
 
-async def test_what_machines_ask_all_the_time_is_not_traced(serve: Serve, kept: Kept) -> None:
+async def test_probes_and_scrapes_are_not_traced(serve: Serve, kept: Kept) -> None:
     async with serve({}, traces=kept.traces) as client:
         for path in ("/healthz", "/readyz", "/metrics"):
             assert "traceresponse" not in (await client.get(path)).headers
@@ -235,7 +235,7 @@ async def test_what_machines_ask_all_the_time_is_not_traced(serve: Serve, kept: 
     assert kept.names() == []
 
 
-async def test_a_trace_that_is_not_sampled_costs_no_span_but_is_handed_on(serve: Serve) -> None:
+async def test_an_unsampled_trace_creates_no_spans_but_is_returned(serve: Serve) -> None:
     kept = Kept(ParentBased(ALWAYS_OFF))
     async with serve({}, traces=kept.traces) as client:
         answer = await client.post(
@@ -246,19 +246,17 @@ async def test_a_trace_that_is_not_sampled_costs_no_span_but_is_handed_on(serve:
     assert re.fullmatch(rf"00-{_TRACE}-[0-9a-f]{{16}}-00", answer.headers["traceresponse"])
 
 
-async def test_the_line_of_a_request_names_its_trace(
-    serve: Serve, kept: Kept, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_request_line_has_the_trace_id(serve: Serve, kept: Kept, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "gradless.requests")
     async with serve({}, traces=kept.traces) as client:
         await client.post("/v1/classify", content=b"image")
 
     (span,) = kept.spans("POST /v1/classify")
-    told: Sequence[str] = [vars(record)["trace_id"] for record in caplog.records if record.message == "request"]
-    assert told == [f"{context_of(span).trace_id:032x}"]
+    trace_ids: Sequence[str] = [vars(record)["trace_id"] for record in caplog.records if record.message == "request"]
+    assert trace_ids == [f"{context_of(span).trace_id:032x}"]
 
 
-async def test_without_traces_no_answer_speaks_of_any(serve: Serve) -> None:
+async def test_without_tracing_responses_have_no_trace_header(serve: Serve) -> None:
     async with serve() as client:
         answer = await client.post(
             "/v1/classify", content=b"image", headers={"traceparent": f"00-{_TRACE}-{_PARENT}-01"}

@@ -1,4 +1,4 @@
-"""Where the service listens: the address that the log names is the one that the kernel has given."""
+"""The listening socket: which addresses can be bound, and which address the log and the welcome text name."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def _has_ipv6() -> bool:
     return True
 
 
-_ANY = "0.0.0.0"  # noqa: S104 - for a moment
+_ANY = "0.0.0.0"  # noqa: S104 - bound, never listening
 
 needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
 
 
 @pytest.mark.parametrize(
-    ("host", "listening_on", "reached_at"),
+    ("host", "logged_host", "reachable_host"),
     [
         ("127.0.0.1", "127.0.0.1", "127.0.0.1"),
         ("127.0.0.2", "127.0.0.2", "127.0.0.2"),
@@ -38,26 +38,26 @@ needs_ipv6 = pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv
         pytest.param("::", "[::]", "[::1]", marks=needs_ipv6),
     ],
 )
-def test_the_log_names_the_address_and_the_welcome_one_at_which_it_is_reached(
+def test_the_log_names_the_bound_address_and_the_welcome_text_a_reachable_one(
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
     host: str,
-    listening_on: str,
-    reached_at: str,
+    logged_host: str,
+    reachable_host: str,
 ) -> None:
     settings = Settings(host=host, port=0, log_format="console")
     with bind(settings) as listener, caplog.at_level(logging.INFO):
         port = listener.getsockname()[1]
         log_listening(settings, listener)
 
-    assert vars(caplog.records[-1])["address"] == f"http://{listening_on}:{port}"
-    assert f"http://{reached_at}:{port}/ in a browser" in capsys.readouterr().err
+    assert vars(caplog.records[-1])["address"] == f"http://{logged_host}:{port}"
+    assert f"http://{reachable_host}:{port}/ in a browser" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("host", ["not.there.invalid", "[::1]", "a" * 70, "192.0.2.1", "http://localhost"])
-def test_a_host_that_cannot_be_listened_on_is_named_with_its_setting(host: str) -> None:
-    with pytest.raises(StartError, match="cannot listen on GRADLESS_HOST=") as refused:
+def test_the_error_for_an_unusable_host_names_the_host_and_its_setting(host: str) -> None:
+    with pytest.raises(StartError, match="cannot listen on GRADLESS_HOST=") as raised:
         bind(Settings(host=host, port=0))
 
-    assert host in str(refused.value)
-    assert len(str(refused.value).splitlines()) == 1
+    assert host in str(raised.value)
+    assert len(str(raised.value).splitlines()) == 1

@@ -1,4 +1,4 @@
-"""A log that cannot be written loses lines, and says how many; whoever logs never waits and never fails."""
+"""A log that cannot be written loses lines and reports how many; logging never blocks and never raises."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start_writer() -> Iterator[StartWriter]:
 
 @pytest.fixture
 def pipe() -> Iterator[tuple[int, int]]:
-    """Its two ends, with room for one page."""
+    """Read and write end of a pipe with a buffer of one page."""
     read, write = os.pipe()
     fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
     yield read, write
@@ -56,17 +56,17 @@ def wait_until(holds: Callable[[], bool]) -> None:
 
 
 def read_until(descriptor: int, end: bytes) -> list[bytes]:
-    """Lines, the last of which begins with `end`."""
+    """Read lines until the last one begins with `end`."""
     text = b""
     while not text.endswith(b"\n") or not text.splitlines()[-1].startswith(end):
         text += os.read(descriptor, 1 << 16)
     return text.splitlines()
 
 
-def test_lines_that_come_together_are_written_in_order_in_pieces_that_no_other_process_cuts(
+def test_lines_are_written_in_order_in_pieces_that_the_kernel_writes_atomically(
     start_writer: StartWriter,
 ) -> None:
-    # Each write is a message of its own.
+    # A datagram socket keeps each write apart.
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     with ours, theirs:
         writer = start_writer(theirs.fileno())
@@ -81,7 +81,7 @@ def test_lines_that_come_together_are_written_in_order_in_pieces_that_no_other_p
     assert [int(line.split()[0]) for line in b"".join(pieces).splitlines()] == list(range(100))
 
 
-def test_a_reader_that_stalls_delays_nobody_and_lines_beyond_the_queue_are_counted(
+def test_a_stalled_reader_does_not_block_and_lines_beyond_the_queue_limit_are_counted(
     start_writer: StartWriter, pipe: tuple[int, int]
 ) -> None:
     read, write = pipe
@@ -98,7 +98,7 @@ def test_a_reader_that_stalls_delays_nobody_and_lines_beyond_the_queue_are_count
     assert sorted(numbers, key=int) == numbers
 
 
-def test_closing_waits_for_a_reader_that_stalls_no_longer_than_a_second(
+def test_closing_waits_at_most_about_a_second_for_a_stalled_reader(
     start_writer: StartWriter, pipe: tuple[int, int]
 ) -> None:
     _, write = pipe
@@ -112,7 +112,7 @@ def test_closing_waits_for_a_reader_that_stalls_no_longer_than_a_second(
     os.read(pipe[0], 1 << 16)
 
 
-def test_lines_for_a_reader_that_has_left_are_counted_and_told_to_the_next_reader(
+def test_lines_lost_without_a_reader_are_counted_and_reported_to_the_next_reader(
     start_writer: StartWriter, tmp_path: Path
 ) -> None:
     path = tmp_path / "log"
@@ -121,7 +121,7 @@ def test_lines_for_a_reader_that_has_left_are_counted_and_told_to_the_next_reade
     write = os.open(path, os.O_WRONLY)
     os.close(first_reader)
     writer = start_writer(write)
-    writer.put("nobody reads this\n")
+    writer.put("lost\n")
     wait_until(lambda: writer.dropped["error"] == 1)
 
     read = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -133,7 +133,7 @@ def test_lines_for_a_reader_that_has_left_are_counted_and_told_to_the_next_reade
     os.close(write)
 
 
-def test_after_a_line_that_was_cut_by_a_full_disk_the_next_begins_on_a_line_of_its_own(
+def test_the_line_after_one_cut_off_by_a_full_disk_starts_on_a_new_line(
     start_writer: StartWriter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_write = os.write
@@ -162,7 +162,7 @@ def test_after_a_line_that_was_cut_by_a_full_disk_the_next_begins_on_a_line_of_i
     assert path.read_text() == "first\nsec\nthird\nlost 1\n"
 
 
-def test_a_pipe_that_another_process_made_non_blocking_loses_no_line(
+def test_no_line_is_lost_on_a_pipe_that_another_process_made_non_blocking(
     start_writer: StartWriter, pipe: tuple[int, int]
 ) -> None:
     read, write = pipe
@@ -176,13 +176,13 @@ def test_a_pipe_that_another_process_made_non_blocking_loses_no_line(
     assert sum(writer.dropped.values()) == 0
 
 
-def test_a_signal_handler_may_log_while_the_line_that_it_interrupts_is_dropped(
+def test_a_signal_handler_can_drop_a_line_while_the_interrupted_thread_holds_the_lock(
     start_writer: StartWriter, pipe: tuple[int, int]
 ) -> None:
     writer = start_writer(pipe[1])
     before = signal.signal(signal.SIGUSR1, lambda *_: writer.drop("full"))
     try:
-        with writer._count_lock:  # noqa: SLF001 - what the handler finds held
+        with writer._count_lock:  # noqa: SLF001 - the lock that the interrupted code holds
             signal.raise_signal(signal.SIGUSR1)
     finally:
         signal.signal(signal.SIGUSR1, before)
@@ -190,7 +190,7 @@ def test_a_signal_handler_may_log_while_the_line_that_it_interrupts_is_dropped(
     assert writer.dropped["full"] == 1
 
 
-def test_what_is_printed_is_written_between_the_lines_of_the_log(start_writer: StartWriter, tmp_path: Path) -> None:
+def test_printed_text_is_written_in_order_with_the_log_lines(start_writer: StartWriter, tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("w") as file:
         writer = start_writer(file.fileno())
@@ -204,7 +204,7 @@ def test_what_is_printed_is_written_between_the_lines_of_the_log(start_writer: S
     assert path.read_text() == "before\nprinted\nafter\n"
 
 
-def test_what_cannot_be_encoded_is_written_escaped(start_writer: StartWriter, tmp_path: Path) -> None:
+def test_characters_that_cannot_be_encoded_are_written_escaped(start_writer: StartWriter, tmp_path: Path) -> None:
     path = tmp_path / "log"
     with path.open("wb", buffering=0) as file:
         writer = start_writer(file.fileno())
@@ -214,7 +214,7 @@ def test_what_cannot_be_encoded_is_written_escaped(start_writer: StartWriter, tm
     assert path.read_bytes() == b"\\udc80\n"
 
 
-def test_a_closed_descriptor_costs_lines_alone(start_writer: StartWriter) -> None:
+def test_writing_to_a_closed_descriptor_only_drops_the_line(start_writer: StartWriter) -> None:
     read, write = os.pipe()
     os.close(read)
     writer = start_writer(write)

@@ -1,4 +1,4 @@
-"""API keys and their rights: who may ask for what, and what is never told of a key."""
+"""API keys and their rights; keys never appear in logs, responses or settings."""
 
 from __future__ import annotations
 
@@ -42,10 +42,8 @@ async def ask(client: httpx2.AsyncClient, method: str, path: str, headers: dict[
 
 
 @pytest.mark.parametrize(("method", "path"), [*INFERENCE, *METRICS, *DEBUG])
-async def test_without_a_key_nothing_is_answered_and_the_answer_says_what_is_missing(
-    serve: Serve, method: str, path: str
-) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+async def test_a_request_without_a_key_is_refused_with_a_challenge(serve: Serve, method: str, path: str) -> None:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         answer = await ask(client, method, path, {})
 
     assert answer.status_code == 401
@@ -54,8 +52,8 @@ async def test_without_a_key_nothing_is_answered_and_the_answer_says_what_is_mis
 
 
 @pytest.mark.parametrize("headers", [bearer("some-other-key-of-length"), {"X-API-Key": KEY[:-1]}, bearer("")])
-async def test_a_key_that_is_none_is_refused(serve: Serve, headers: dict[str, str]) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+async def test_an_unknown_key_is_refused(serve: Serve, headers: dict[str, str]) -> None:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         answer = await ask(client, "POST", "/v1/classify", headers)
 
     assert answer.status_code == 401
@@ -67,10 +65,10 @@ async def test_a_key_that_is_none_is_refused(serve: Serve, headers: dict[str, st
     [(KEY, INFERENCE, [*METRICS, *DEBUG]), (SCRAPER, METRICS, [*INFERENCE, *DEBUG]), (ADMIN, [*INFERENCE, *DEBUG], [])],
     ids=["inference", "metrics", "all"],
 )
-async def test_a_key_opens_what_it_has_the_right_to_and_nothing_else(
+async def test_a_key_allows_only_what_its_rights_allow(
     serve: Serve, key: str, allowed: list[tuple[str, str]], forbidden: list[tuple[str, str]]
 ) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         opened = [await ask(client, *request, bearer(key)) for request in allowed]
         closed = [await ask(client, *request, bearer(key)) for request in forbidden]
 
@@ -81,8 +79,8 @@ async def test_a_key_opens_what_it_has_the_right_to_and_nothing_else(
     assert len(closed) == len(forbidden)
 
 
-async def test_the_key_may_stand_in_either_header(serve: Serve) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+async def test_a_key_may_be_sent_in_either_header(serve: Serve) -> None:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         answers = [
             await ask(client, "GET", "/v1/models", headers)
             for headers in (bearer(KEY), {"Authorization": f"bearer  {KEY}"}, {"X-API-Key": KEY})
@@ -93,17 +91,17 @@ async def test_the_key_may_stand_in_either_header(serve: Serve) -> None:
 
 @pytest.mark.parametrize(("method", "path"), OPEN)
 async def test_probes_page_and_documentation_need_no_key(serve: Serve, method: str, path: str) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         assert (await ask(client, method, path, {})).status_code == 200
 
 
-async def test_a_body_is_not_read_before_its_caller_is_known(
+async def test_a_body_is_not_read_before_its_client_is_authorized(
     application: Callable[..., Any], exchange: Callable[..., Any]
 ) -> None:
     app = application({}, api_keys=KEYS)
 
     async def receive() -> dict[str, Any]:
-        pytest.fail("nobody may make the service read")
+        pytest.fail("the body was read")
 
     async with app.router.lifespan_context(app):
         start, _ = await exchange(app, receive)
@@ -112,14 +110,16 @@ async def test_a_body_is_not_read_before_its_caller_is_known(
 
 
 @pytest.mark.parametrize("keys", [None, KEYS], ids=["no keys", "keys"])
-@pytest.mark.parametrize("caller", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
-async def test_the_lens_answers_to_this_machine_without_a_key(serve: Serve, caller: str, keys: str | None) -> None:
-    async with serve({}, caller=caller, api_keys=keys) as client:
+@pytest.mark.parametrize("client_address", ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+async def test_the_lens_answers_local_clients_without_a_key(
+    serve: Serve, client_address: str, keys: str | None
+) -> None:
+    async with serve({}, client_address=client_address, api_keys=keys) as client:
         assert (await ask(client, *DEBUG[0], {})).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("caller", "headers"),
+    ("client_address", "headers"),
     [
         (ELSEWHERE, {}),
         ("127.0.0.1", {"X-Forwarded-For": "127.0.0.1"}),
@@ -128,15 +128,15 @@ async def test_the_lens_answers_to_this_machine_without_a_key(serve: Serve, call
         ("no address", {}),
     ],
 )
-async def test_the_lens_is_closed_to_others_also_by_way_of_a_proxy_of_this_machine(
-    serve: Serve, caller: str, headers: dict[str, str]
+async def test_the_lens_refuses_remote_clients_even_through_a_local_proxy(
+    serve: Serve, client_address: str, headers: dict[str, str]
 ) -> None:
-    async with serve({}, caller=caller) as client:
+    async with serve({}, client_address=client_address) as client:
         lens = await ask(client, *DEBUG[0], headers)
         inference = await ask(client, "POST", "/v1/classify", headers)
 
     assert (lens.status_code, lens.json()["type"]) == (403, "urn:gradless:problem:forbidden")
-    # Without keys, everything else is for everybody.
+    # Without keys, everything else is open.
     assert inference.status_code == 200
 
 
@@ -151,9 +151,9 @@ async def test_the_lens_is_closed_to_others_also_by_way_of_a_proxy_of_this_machi
         ("null", 403),
         ("", 403),
     ],
-    ids=["no page", "its own page", "another's", "another port's", "the standard port's", "nobody's", "empty"],
+    ids=["no origin", "same origin", "other host", "other port", "default port", "null", "empty"],
 )
-async def test_without_keys_no_other_page_of_this_machine_runs_a_comparison(
+async def test_without_keys_a_local_page_of_another_origin_cannot_run_a_comparison(
     serve: Serve, origin: str | None, status: int
 ) -> None:
     headers = {"Host": "localhost:8000"} | ({} if origin is None else {"Origin": origin})
@@ -166,7 +166,7 @@ PRIVILEGED = [*DEBUG, ("POST", "/v1/models/fake"), ("DELETE", "/v1/models/fake")
 
 @pytest.mark.parametrize(("method", "path"), PRIVILEGED)
 @pytest.mark.parametrize("listening_on", ["0.0.0.0", "192.0.2.7"])  # noqa: S104 - nothing listens there
-async def test_a_page_whose_name_was_made_to_lead_to_this_machine_may_do_nothing_special(
+async def test_dns_rebinding_gives_a_page_no_local_rights(
     serve: Serve, method: str, path: str, listening_on: str
 ) -> None:
     rebound = {"Host": "evil.example:8000"}
@@ -184,9 +184,7 @@ async def test_a_page_whose_name_was_made_to_lead_to_this_machine_may_do_nothing
 
 
 @pytest.mark.parametrize(("method", "path"), PRIVILEGED)
-async def test_where_others_can_connect_this_machine_asks_by_a_name_that_nobody_else_can_lead_here(
-    serve: Serve, method: str, path: str
-) -> None:
+async def test_on_other_addresses_local_clients_need_a_trusted_host(serve: Serve, method: str, path: str) -> None:
     async with serve({}, host="0.0.0.0") as client:  # noqa: S104 - nothing listens there
         here = [
             await client.request(method, path, headers={"Host": host})
@@ -198,13 +196,13 @@ async def test_where_others_can_connect_this_machine_asks_by_a_name_that_nobody_
     assert {answer.status_code for answer in here} <= {200, 201, 204}
 
 
-async def test_on_every_address_the_lens_answers_its_own_page_of_this_machine(serve: Serve) -> None:
+async def test_on_every_address_the_lens_answers_the_local_page_of_this_service(serve: Serve) -> None:
     page = {"Host": "localhost:8000", "Origin": "http://localhost:8000"}
     async with serve({}, host="0.0.0.0") as client:  # noqa: S104 - nothing listens there
         assert (await ask(client, *DEBUG[0], page)).status_code == 200
 
 
-async def test_another_page_of_this_machine_runs_a_comparison_with_a_key(serve: Serve) -> None:
+async def test_a_local_page_of_another_origin_runs_a_comparison_with_a_key(serve: Serve) -> None:
     page = {"Origin": "https://example.com"}
     async with serve(api_keys=KEYS) as client:
         statuses = [(await ask(client, *DEBUG[0], page | key)).status_code for key in ({}, bearer(KEY), bearer(ADMIN))]
@@ -212,7 +210,7 @@ async def test_another_page_of_this_machine_runs_a_comparison_with_a_key(serve: 
     assert statuses == [401, 403, 200]
 
 
-async def test_the_documentation_tells_how_to_send_a_key_where_one_is_needed(serve: Serve) -> None:
+async def test_the_openapi_document_describes_how_to_send_a_key(serve: Serve) -> None:
     async with serve(api_keys=KEY) as client:
         document = (await client.get("/openapi.json")).json()
     schemes = document["components"]["securitySchemes"]
@@ -230,15 +228,15 @@ async def test_the_documentation_tells_how_to_send_a_key_where_one_is_needed(ser
     assert not any(path in {"/healthz", "/readyz"} for _, path in with_key)
 
 
-async def test_without_keys_the_documentation_speaks_of_none(serve: Serve) -> None:
+async def test_without_keys_the_openapi_document_mentions_none(serve: Serve) -> None:
     async with serve() as client:
         document = (await client.get("/openapi.json")).json()
     assert "securitySchemes" not in document["components"]
     assert "security" not in document["paths"]["/v1/classify"]["post"]
 
 
-async def test_refusals_for_want_of_a_key_are_counted(serve: Serve) -> None:
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+async def test_refusals_without_a_key_are_counted(serve: Serve) -> None:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         await ask(client, "POST", "/v1/classify", {})
         await ask(client, "GET", "/metrics", bearer(KEY))
         exposition = (await ask(client, "GET", "/metrics", bearer(SCRAPER))).text
@@ -246,20 +244,20 @@ async def test_refusals_for_want_of_a_key_are_counted(serve: Serve) -> None:
     assert 'gradless_rejected_total{reason="auth"} 2.0' in exposition
 
 
-async def test_no_key_is_told_in_logs_answers_or_settings(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+async def test_keys_never_appear_in_logs_responses_or_settings(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    async with serve({}, caller=ELSEWHERE, api_keys=KEYS) as client:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         answers = [await ask(client, *DEBUG[0], bearer(key)) for key in (KEY, "wrong-key-of-some-length")]
-    told = caplog.text + str([vars(record) for record in caplog.records])
-    told += "".join(answer.text + str(answer.headers) for answer in answers)
-    told += repr(Settings(api_keys=KEYS)) + repr(parse_keys(KEYS)) + str(vars(parse_keys(KEYS)))
+    published = caplog.text + str([vars(record) for record in caplog.records])
+    published += "".join(answer.text + str(answer.headers) for answer in answers)
+    published += repr(Settings(api_keys=KEYS)) + repr(parse_keys(KEYS)) + str(vars(parse_keys(KEYS)))
 
-    assert not [key for key in (KEY, ADMIN, SCRAPER, "wrong-key-of-some-length") if key in told]
+    assert not [key for key in (KEY, ADMIN, SCRAPER, "wrong-key-of-some-length") if key in published]
 
 
-def test_a_file_has_a_key_in_each_line_and_comments(tmp_path: Path) -> None:
+def test_a_file_of_keys_has_one_key_per_line_and_comments(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text(f"# who may ask\n{KEY}   # the shop\n\ninference+debug:{ADMIN}\n")
+    file.write_text(f"# keys\n{KEY}   # the shop\n\ninference+debug:{ADMIN}\n")
 
     keys = read_keys(None, file)
 
@@ -268,7 +266,7 @@ def test_a_file_has_a_key_in_each_line_and_comments(tmp_path: Path) -> None:
     assert keys.rights_of(SCRAPER) is None
 
 
-def test_without_keys_there_are_none() -> None:
+def test_without_settings_there_are_no_keys() -> None:
     assert not read_keys(None, None)
     assert not Keys({})
 
@@ -278,14 +276,14 @@ def test_without_keys_there_are_none() -> None:
     [
         ("short", "entry 1: a key has 16 to 512 letters, digits or ._~+/=-"),
         (f"{KEY},with a space in it!", "entry 2: a key has 16 to 512"),
-        (f"{KEY},{KEY}", "entry 2: this key stands there already"),
+        (f"{KEY},{KEY}", "entry 2: duplicate key"),
         (f"root:{KEY}", "entry 1: rights are inference, debug, metrics, admin, joined by +"),
         (f":{KEY}", "entry 1: rights are"),
-        (" , ", "there is no key in it"),
-        ("", "there is no key in it"),
+        (" , ", "it contains no key"),
+        ("", "it contains no key"),
     ],
 )
-def test_a_wrong_list_of_keys_stops_the_start_by_its_place_and_never_by_its_text(
+def test_an_invalid_list_of_keys_is_refused_by_entry_number_and_without_its_text(
     monkeypatch: pytest.MonkeyPatch, stated: str, said: str
 ) -> None:
     monkeypatch.setenv("GRADLESS_API_KEYS", stated)
@@ -298,13 +296,13 @@ def test_a_wrong_list_of_keys_stops_the_start_by_its_place_and_never_by_its_text
     assert not any(part and part in line for part in (KEY, "short", "space in it"))
 
 
-def test_a_file_of_keys_that_cannot_be_read_stops_the_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_unreadable_file_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GRADLESS_API_KEYS_FILE", str(tmp_path / "nothing"))
     with pytest.raises(SettingsError, match=r"GRADLESS_API_KEYS_FILE: .*nothing cannot be read: No such file"):
         load_settings()
 
     monkeypatch.setenv("GRADLESS_API_KEYS", KEY)
-    with pytest.raises(SettingsError, match="one of them is enough"):
+    with pytest.raises(SettingsError, match="are both set; set one of them"):
         load_settings()
 
 
@@ -318,7 +316,7 @@ def test_a_file_of_keys_that_cannot_be_read_stops_the_start(monkeypatch: pytest.
     ],
     ids=["too large", "a pipe", "a device", "a folder"],
 )
-def test_a_file_of_keys_without_an_end_stops_the_start(
+def test_an_endless_file_of_keys_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], object], said: str
 ) -> None:
     make(tmp_path / "keys")

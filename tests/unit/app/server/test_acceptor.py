@@ -1,4 +1,4 @@
-"""How a service stops accepting connections: none that was made is reset."""
+"""The acceptor stops accepting connections without resetting one that has been made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from time import perf_counter
 
 import pytest
 
-from app.server.acceptor import Acceptor, begin_no_more_connections
+from app.server.acceptor import Acceptor, ignore_new_handshakes
 
 pytestmark = pytest.mark.anyio
 
@@ -25,13 +25,13 @@ def listener() -> Iterator[socket.socket]:
         yield listener
 
 
-async def test_connections_in_the_queue_of_the_kernel_are_taken_before_the_listener_closes(
+async def test_connections_in_the_kernels_queue_are_accepted_before_the_listener_closes(
     listener: socket.socket,
 ) -> None:
     taken: list[socket.socket] = []
     acceptor = Acceptor(listener, lambda connection: taken.append(connection) or True)  # type: ignore[func-returns-value]
     acceptor.open()
-    # The event loop has no turn in between.
+    # The event loop does not run in between.
     clients = [socket.create_connection(listener.getsockname(), timeout=_PATIENCE_S) for _ in range(100)]
     await acceptor.close(perf_counter() + _PATIENCE_S)
 
@@ -40,13 +40,13 @@ async def test_connections_in_the_queue_of_the_kernel_are_taken_before_the_liste
         connection.close()
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="by a socket filter of Linux")
-async def test_a_listener_that_is_about_to_close_begins_no_connection_and_keeps_those_it_has(
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a socket filter of Linux")
+async def test_a_listener_that_is_about_to_close_makes_no_new_connection_and_keeps_the_others(
     listener: socket.socket,
 ) -> None:
     listener.listen()
     with socket.create_connection(listener.getsockname(), timeout=_PATIENCE_S) as early:
-        begin_no_more_connections(listener)
+        ignore_new_handshakes(listener)
         with pytest.raises(TimeoutError):
             socket.create_connection(listener.getsockname(), timeout=0.2)
         accepted, _ = listener.accept()

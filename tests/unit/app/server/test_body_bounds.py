@@ -1,4 +1,4 @@
-"""What frames a body is bounded as a head is, whether or not anybody reads the body."""
+"""Chunk extensions, trailers and chunk sizes of a body are limited, whether or not a handler reads the body."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def refusals() -> list[str]:
 
 @pytest.fixture
 async def connect(refusals: list[str]) -> AsyncIterator[Connect]:
-    """Connect to a server of this event loop whose callers have half a second for heads."""
+    """Connect to a server on this event loop with a head timeout of half a second."""
     routes = [Route("/", say_here, methods=["GET", "POST"]), Route("/count", count, methods=["POST"])]
     config = uvicorn.Config(Starlette(routes=routes), log_config=None, timeout_keep_alive=1)
     config.load()
@@ -69,8 +69,8 @@ def chunked(path: str, method: str = "POST") -> bytes:
     return head(path, "transfer-encoding: chunked", method)
 
 
-async def send_for_ever(writer: asyncio.StreamWriter, piece: bytes, pause_s: float = 0) -> int:
-    """Send until the other side hangs up; how much it took."""
+async def send_until_closed(writer: asyncio.StreamWriter, piece: bytes, pause_s: float = 0) -> int:
+    """Send until the server closes the connection; return the number of bytes sent."""
     sent = 0
     while sent < ENDLESS_BYTES:
         writer.write(piece)
@@ -82,7 +82,7 @@ async def send_for_ever(writer: asyncio.StreamWriter, piece: bytes, pause_s: flo
         await asyncio.sleep(pause_s)
         if writer.transport.is_closing():
             return sent
-    pytest.fail(f"{sent} bytes were taken without a word")
+    pytest.fail(f"{sent} bytes were read without a response")
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -98,20 +98,20 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
         (b"0\r\na: ", b"x" * 400),
         (b"5;", b"x" * 400),
     ],
-    ids=["fields after the body", "one such field", "an extension of a chunk"],
+    ids=["trailers", "one long trailer", "a chunk extension"],
 )
-async def test_fields_around_a_body_end_although_its_request_has_been_answered(
+async def test_the_size_of_trailers_and_extensions_is_limited_after_the_response(
     connect: Connect, begin: bytes, piece: bytes
 ) -> None:
     async with connect() as (reader, writer):
         writer.write(chunked("/", "GET") + begin)
         assert (await answer(reader))[0] == 200
-        assert await send_for_ever(writer, piece) < 2**20
-        # Nothing that would be taken for the answer to the next request.
-        assert not reader._buffer  # type: ignore[attr-defined]  # noqa: SLF001 - what has come and was not read
+        assert await send_until_closed(writer, piece) < 2**20
+        # No second response, which the client would read as the response to its next request.
+        assert not reader._buffer  # type: ignore[attr-defined]  # noqa: SLF001 - received, unread data
 
 
-async def test_fields_around_a_body_that_is_being_read_are_refused(connect: Connect, refusals: list[str]) -> None:
+async def test_too_large_trailers_are_refused_while_the_body_is_read(connect: Connect, refusals: list[str]) -> None:
     async with connect() as (reader, writer):
         writer.write(head("/count", "transfer-encoding: chunked\r\nexpect: 100-continue"))
         await reader.readuntil(b"100 Continue\r\n\r\n")
@@ -122,7 +122,7 @@ async def test_fields_around_a_body_that_is_being_read_are_refused(connect: Conn
     assert refusals == ["too_large"]
 
 
-async def test_fields_after_a_body_are_forgiven_and_not_taken_for_headers(connect: Connect) -> None:
+async def test_trailers_are_accepted_and_do_not_become_headers(connect: Connect) -> None:
     async with connect() as (reader, writer):
         writer.write(chunked("/count") + b"4;why=not\r\nbody\r\n0\r\nx-trailing: here\r\n\r\n")
         assert await answer(reader) == (200, b"4 bytes, trailing None")
@@ -135,18 +135,18 @@ async def test_fields_after_a_body_are_forgiven_and_not_taken_for_headers(connec
     [("content-length: 1000000000", b"x"), ("transfer-encoding: chunked", b"1\r\nx\r\n")],
     ids=["declared", "chunked"],
 )
-async def test_a_body_that_drips_in_after_its_answer_has_as_long_as_a_head(
+async def test_a_body_that_arrives_slowly_after_its_response_has_the_head_timeout(
     connect: Connect, framing: str, piece: bytes
 ) -> None:
     async with connect() as (reader, writer):
         writer.write(head("/", framing))
         assert await answer(reader) == (200, b"here")
-        # A second is also what a connection may rest; each piece begins that anew.
+        # The keep-alive timeout is one second; each piece restarts it.
         async with asyncio.timeout(10):
-            await send_for_ever(writer, piece, pause_s=0.05)
+            await send_until_closed(writer, piece, pause_s=0.05)
 
 
-async def test_a_connection_lives_on_after_the_late_end_of_an_answered_body_and_does_not_rest_for_ever(
+async def test_keep_alive_starts_at_the_late_end_of_a_body_and_times_out(
     connect: Connect,
 ) -> None:
     async with connect() as (reader, writer):
@@ -163,7 +163,7 @@ async def test_a_connection_lives_on_after_the_late_end_of_an_answered_body_and_
             assert await reader.read() == b""
 
 
-async def test_a_body_in_chunks_of_a_byte_is_refused(connect: Connect, refusals: list[str]) -> None:
+async def test_a_body_in_chunks_of_one_byte_is_refused(connect: Connect, refusals: list[str]) -> None:
     async with connect() as (reader, writer):
         writer.write(chunked("/count") + b"1\r\nx\r\n" * 5000)
         status, body = await answer(reader)
@@ -174,16 +174,14 @@ async def test_a_body_in_chunks_of_a_byte_is_refused(connect: Connect, refusals:
 
 
 @pytest.mark.parametrize(("size", "times"), [(1, 4000), (40, 20_000), (4096, 100)])
-async def test_a_body_in_chunks_that_somebody_may_have_a_reason_for_is_read(
-    connect: Connect, size: int, times: int
-) -> None:
+async def test_a_body_in_a_plausible_number_of_chunks_is_read(connect: Connect, size: int, times: int) -> None:
     chunk = b"%x\r\n" % size + b"x" * size + b"\r\n"
     async with connect() as (reader, writer):
         writer.write(chunked("/count") + chunk * times + b"0\r\n\r\n")
         assert await answer(reader) == (200, f"{size * times} bytes, trailing None".encode())
 
 
-async def test_what_is_no_chunk_is_not_answered_a_second_time(connect: Connect) -> None:
+async def test_a_malformed_chunk_after_the_response_gets_no_second_response(connect: Connect) -> None:
     async with connect() as (reader, writer):
         writer.write(chunked("/"))
         assert await answer(reader) == (200, b"here")

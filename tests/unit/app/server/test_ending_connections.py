@@ -1,4 +1,4 @@
-"""A connection that is told to end closes when nothing is on its way any more."""
+"""A connection that is shut down closes when no request is in transit, and is freed without the garbage collector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def say_here(_: object) -> PlainTextResponse:
 
 @asynccontextmanager
 async def served() -> AsyncIterator[tuple[ServerState, asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A server of this event loop, which reads when it is let, and one connection to it."""
+    """Run a server on this event loop, and open one connection to it."""
     config = uvicorn.Config(Starlette(routes=[Route("/", say_here)]), log_config=None)
     config.load()
     state = ServerState()
@@ -48,11 +48,11 @@ async def answer(reader: asyncio.StreamReader) -> bytes:
     return head
 
 
-async def test_a_request_that_was_sent_before_the_end_is_answered_although_nobody_had_read_it() -> None:
+async def test_a_request_in_transit_during_a_shutdown_is_answered() -> None:
     async with served() as (state, reader, writer):
         writer.write(REQUEST)
         assert b"connection: close" not in await answer(reader)
-        # To the kernel at once; this loop, which is the server's as well, has not looked there.
+        # The request is in the kernel; the server, on this event loop, has not read it yet.
         writer.write(REQUEST)
         for connection in state.connections:
             connection.shutdown()
@@ -62,7 +62,7 @@ async def test_a_request_that_was_sent_before_the_end_is_answered_although_nobod
         assert await reader.read() == b""
 
 
-async def test_a_connection_on_which_nothing_comes_any_more_is_closed() -> None:
+async def test_an_idle_connection_is_closed_by_a_shutdown() -> None:
     async with served() as (state, reader, writer):
         writer.write(REQUEST)
         await answer(reader)
@@ -72,22 +72,20 @@ async def test_a_connection_on_which_nothing_comes_any_more_is_closed() -> None:
         assert not state.connections
 
 
-@pytest.mark.parametrize(
-    "wish", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"], ids=["as it is", "that asked for h2c"]
-)
-async def test_a_connection_that_is_lost_needs_no_garbage_collector_to_be_gone(wish: bytes) -> None:
-    gone = asyncio.Event()
+@pytest.mark.parametrize("headers", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"], ids=["plain", "upgrade to h2c"])
+async def test_a_lost_connection_is_freed_without_the_garbage_collector(headers: bytes) -> None:
+    freed = asyncio.Event()
     async with served() as (state, reader, writer):
         gc.disable()
         try:
-            writer.write(REQUEST[:-2] + wish + b"\r\n")
+            writer.write(REQUEST[:-2] + headers + b"\r\n")
             await answer(reader)
             [connection] = state.connections
-            finalizer = weakref.finalize(connection, gone.set)
+            finalizer = weakref.finalize(connection, freed.set)
             del connection
             writer.close()
             async with asyncio.timeout(10):
-                await gone.wait()
+                await freed.wait()
         finally:
             gc.enable()
     assert not finalizer.alive

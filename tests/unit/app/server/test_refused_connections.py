@@ -1,4 +1,4 @@
-"""What never becomes a request is refused once, and told of once; what became one tells of itself."""
+"""Data that never becomes a request is refused and reported once; a request reports itself."""
 
 from __future__ import annotations
 
@@ -29,12 +29,14 @@ async def read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def refusals(*pieces: bytes, answers: int = 0) -> list[tuple[int, float | None]]:
-    """With which status, and after how many seconds, a connection is refused that sends these `pieces`, each after an
-    answer while there are `answers`."""
-    told: list[tuple[int, float | None]] = []
+    """Send `pieces` on one connection; wait for a response after each of the first `answers`.
+
+    Return the status and the seconds of each refusal.
+    """
+    reported: list[tuple[int, float | None]] = []
 
     def note(row: Row, seconds: float | None) -> None:
-        told.append((row.status, seconds))
+        reported.append((row.status, seconds))
 
     config = uvicorn.Config(read_and_answer, log_config=None, lifespan="off")
     config.load()
@@ -50,22 +52,22 @@ async def refusals(*pieces: bytes, answers: int = 0) -> list[tuple[int, float | 
         await reader.read()
         writer.close()
         await asyncio.gather(*state.tasks, return_exceptions=True)
-    return told
+    return reported
 
 
 @pytest.mark.parametrize(
     ("pieces", "status"),
     [
         ((b"\x16\x03\x01 is how TLS begins\r\n\r\n",), 400),
-        # All of it in one piece, and too much of it: it is refused for one of both.
+        # Malformed and too large in one read: it is refused for one of the two reasons.
         ((b"\x16\x03\x01" * 20_000,), 400),
         ((b"GET / HTTP/1.1\r\nx-long: " + b"x" * 40_000,), 431),
         ((b"GET / HTTP/1.1\r\nhost: h",), 408),
         ((REQUEST + b"nonsense\r\n\r\n",), 400),
     ],
-    ids=["no HTTP", "much of it", "a head without end", "half a head", "after a request"],
+    ids=["not HTTP", "much that is not HTTP", "too large head", "unfinished head", "after a request"],
 )
-async def test_what_never_becomes_a_request_is_refused_once_with_the_time_it_took(
+async def test_data_that_never_becomes_a_request_is_refused_once_with_its_duration(
     pieces: tuple[bytes, ...], status: int
 ) -> None:
     began_at = perf_counter()
@@ -76,7 +78,7 @@ async def test_what_never_becomes_a_request_is_refused_once_with_the_time_it_too
     assert (seconds >= 0.19) == (status == 408)
 
 
-async def test_the_time_of_a_later_head_does_not_begin_with_an_earlier_one() -> None:
+async def test_the_duration_of_a_later_head_does_not_include_earlier_requests() -> None:
     began_at = perf_counter()
     [(status, seconds)] = await refusals(REQUEST, REQUEST, b"nonsense\r\n\r\n", answers=2)
     assert status == 400
@@ -84,11 +86,11 @@ async def test_the_time_of_a_later_head_does_not_begin_with_an_earlier_one() -> 
     assert seconds < (perf_counter() - began_at) / 2
 
 
-async def test_a_request_whose_body_turns_out_to_be_no_http_is_left_to_tell_of_itself() -> None:
+async def test_a_request_with_a_malformed_body_reports_itself() -> None:
     assert await refusals(BEGUN + b"no length\r\n") == [(400, None)]
 
 
-def test_refusals_count_as_requests_of_no_route_and_no_method_where_nobody_else_counts_them() -> None:
+def test_refusals_without_a_request_are_counted_as_requests_without_route_and_method() -> None:
     metrics = Metrics()
     row = Row(431, "headers-too-large", "too large", "too_large")
     metrics.refused_by_connection(row, 0.25)

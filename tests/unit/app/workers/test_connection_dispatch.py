@@ -157,7 +157,7 @@ async def test_what_a_worker_had_not_taken_when_it_ended_others_are_handed(
     [taken] = ending.take(1)
     workers[:] = [other.known]
     ending.handed.close()
-    acceptor.take_back(ending.known.not_taken)
+    acceptor.requeue(ending.known.not_taken)
     handed = other.take(2)
 
     assert _is_of(taken, callers[0])
@@ -201,7 +201,7 @@ async def test_all_of_many_that_come_back_are_handed_on(
         call()
     await _until(lambda: ending.known.open_connections == 100)
     workers[:] = [other.known]
-    acceptor.take_back(ending.known.not_taken)
+    acceptor.requeue(ending.known.not_taken)
     await _until(lambda: other.known.open_connections == 100)
     await acceptor.close(0)
 
@@ -216,7 +216,7 @@ async def test_what_comes_back_when_nobody_listens_any_more_is_closed(
     await _until(lambda: ending.known.open_connections == 1)
     await acceptor.close(0)
     ending.handed.close()
-    acceptor.take_back(ending.known.not_taken)
+    acceptor.requeue(ending.known.not_taken)
 
     assert caller.recv(1) == b""
 
@@ -233,7 +233,7 @@ async def test_what_a_worker_has_no_file_descriptors_for_others_are_handed(
     full.handed.send(NO_FILES)
     refused = full.known.let_go()
     assert refused
-    acceptor.take_back(refused)
+    acceptor.requeue(refused)
     [handed] = other.take(1)
 
     assert _is_of(handed, client)

@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from models.images.decode_memory import DecodeMemory
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 
 _MIB = 2**20
 _PATIENCE_S = 60
@@ -25,8 +26,8 @@ def memory() -> Iterator[DecodeMemory]:
     made.close()
 
 
-def _always() -> bool:
-    return True
+_CANCELLED = CancelToken()
+_CANCELLED.cancel()
 
 
 def _reserve_in_thread(memory: DecodeMemory, count: int, log: queue.Queue[str], name: str) -> threading.Event:
@@ -34,7 +35,7 @@ def _reserve_in_thread(memory: DecodeMemory, count: int, log: queue.Queue[str], 
     release = threading.Event()
 
     def reserve() -> None:
-        with memory.reserved(count, _always):
+        with memory.reserved(count, NEVER_CANCELLED):
             log.put(name)
             assert release.wait(_PATIENCE_S)
 
@@ -43,14 +44,14 @@ def _reserve_in_thread(memory: DecodeMemory, count: int, log: queue.Queue[str], 
 
 
 def test_decodes_that_fit_together_run_together(memory: DecodeMemory) -> None:
-    with memory.reserved(32 * _MIB, _always) as first, memory.reserved(32 * _MIB, _always) as second:
+    with memory.reserved(32 * _MIB, NEVER_CANCELLED) as first, memory.reserved(32 * _MIB, NEVER_CANCELLED) as second:
         assert first
         assert second
 
 
 def test_a_decode_that_exceeds_the_budget_waits_until_memory_is_free(memory: DecodeMemory) -> None:
     log: queue.Queue[str] = queue.Queue()
-    with memory.reserved(40 * _MIB, _always):
+    with memory.reserved(40 * _MIB, NEVER_CANCELLED):
         release = _reserve_in_thread(memory, 40 * _MIB, log, "second")
         with pytest.raises(queue.Empty):
             log.get(timeout=0.1)
@@ -60,15 +61,17 @@ def test_a_decode_that_exceeds_the_budget_waits_until_memory_is_free(memory: Dec
 
 def test_a_large_one_is_not_overtaken_by_small_ones(memory: DecodeMemory) -> None:
     log: queue.Queue[str] = queue.Queue()
-    with memory.reserved(40 * _MIB, _always):
+    with memory.reserved(40 * _MIB, NEVER_CANCELLED):
         large_looks = threading.Event()
 
-        def looks() -> bool:
-            large_looks.set()
-            return True
+        class Looks(CancelToken):
+            @property
+            def cancelled(self) -> bool:
+                large_looks.set()
+                return False
 
         def reserve_large() -> None:
-            with memory.reserved(64 * _MIB, looks):
+            with memory.reserved(64 * _MIB, Looks()):
                 log.put("large")
 
         threading.Thread(target=reserve_large, daemon=True).start()
@@ -81,14 +84,14 @@ def test_a_large_one_is_not_overtaken_by_small_ones(memory: DecodeMemory) -> Non
 
 
 def test_a_cancelled_decode_stops_waiting_for_memory(memory: DecodeMemory) -> None:
-    with memory.reserved(64 * _MIB, _always), memory.reserved(_MIB, lambda: False) as held:
+    with memory.reserved(64 * _MIB, NEVER_CANCELLED), memory.reserved(_MIB, _CANCELLED) as held:
         assert not held
-    with memory.reserved(64 * _MIB, _always) as held:
+    with memory.reserved(64 * _MIB, NEVER_CANCELLED) as held:
         assert held
 
 
 def _hold(memory: DecodeMemory, ready: Connection) -> None:
-    with memory.reserved(64 * _MIB, _always):
+    with memory.reserved(64 * _MIB, NEVER_CANCELLED):
         ready.send("held")
         ready.recv()
 

@@ -9,7 +9,7 @@ import re
 import pytest
 
 from models.interface import errors
-from models.interface.errors import GradlessError, OverloadedError
+from models.interface.errors import GradlessError
 
 _DRAWN = re.compile(r"^(?P<indent>[│├└─ ]*)(?P<name>\w+Error)\b", re.MULTILINE)
 
@@ -34,11 +34,6 @@ def _defined_tree() -> set[tuple[str, str | None]]:
 def test_the_tree_in_the_docstring_is_the_tree_of_the_classes() -> None:
     assert _drawn_tree() == _defined_tree()
     assert len(_drawn_tree()) > 20
-
-
-@pytest.mark.parametrize(("expected_seconds", "retry_after_s"), [(0.0, 1), (0.2, 1), (1.0, 1), (1.01, 2), (59.5, 60)])
-def test_retry_after_is_a_whole_number_of_seconds_and_at_least_one(expected_seconds: float, retry_after_s: int) -> None:
-    assert OverloadedError(8, expected_seconds).retry_after_s == retry_after_s
 
 
 _ERRORS: list[tuple[GradlessError, list[str]]] = [

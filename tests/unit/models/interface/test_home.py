@@ -17,12 +17,12 @@ def test_the_home_folder_is_that_of_the_environment(monkeypatch: pytest.MonkeyPa
     assert expand_home(Path("/var/cache")) == Path("/var/cache")
 
 
-def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_user_without_a_home_folder_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", unknown)
 
-    with pytest.raises(StartError, match=r"^~/cache names no folder.*set HOME, or give a path without ~$"):
+    with pytest.raises(StartError, match=r"^~/cache cannot be expanded.*set HOME, or use a path without ~$"):
         expand_home(Path("~/cache"))

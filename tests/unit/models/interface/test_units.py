@@ -1,4 +1,4 @@
-"""Bytes and seconds, as people read them."""
+"""Bytes and seconds are formatted for people."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from models.interface.units import in_bytes, in_seconds
         (3e15, "3e+03 TB"),
     ],
 )
-def test_bytes_have_three_figures_and_a_decimal_unit(size: float, text: str) -> None:
+def test_bytes_have_three_digits_and_a_decimal_unit(size: float, text: str) -> None:
     assert in_bytes(size) == text
 
 
@@ -38,5 +38,5 @@ def test_bytes_have_three_figures_and_a_decimal_unit(size: float, text: str) -> 
         (75.4, "75.4 s"),
     ],
 )
-def test_seconds_have_three_figures_and_a_unit_of_their_size(seconds: float, text: str) -> None:
+def test_seconds_have_three_digits_and_a_fitting_unit(seconds: float, text: str) -> None:
     assert in_seconds(seconds) == text

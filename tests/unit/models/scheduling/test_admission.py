@@ -1,4 +1,4 @@
-"""Admission: places are counted, given whole or not at all, and come back however the request ends."""
+"""Admission counts images, admits all images of a request or none, and releases them however the request ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _seconds_each(images: int) -> float:
     return images * 1.5
 
 
-def test_a_request_holds_its_places_until_it_ends() -> None:
+def test_images_count_as_admitted_until_their_request_ends() -> None:
     admission = Admission(4, _seconds_each)
 
     with admission.admit(3):
@@ -25,7 +25,7 @@ def test_a_request_holds_its_places_until_it_ends() -> None:
     assert admission.in_flight == 0
 
 
-def test_a_request_gets_places_for_all_its_images_or_for_none() -> None:
+def test_all_images_of_a_request_are_admitted_or_none() -> None:
     admission = Admission(4, _seconds_each)
 
     with admission.admit(3):
@@ -34,7 +34,7 @@ def test_a_request_gets_places_for_all_its_images_or_for_none() -> None:
         assert admission.in_flight == 3
 
 
-def test_a_refusal_says_how_long_those_inside_are_expected_to_take() -> None:
+def test_a_refusal_says_when_the_admitted_images_are_expected_to_be_done() -> None:
     admission = Admission(3, _seconds_each)
 
     with admission.admit(3), pytest.raises(OverloadedError) as refused, admission.admit(1):
@@ -44,7 +44,7 @@ def test_a_refusal_says_how_long_those_inside_are_expected_to_take() -> None:
     assert refused.value.retry_after_s == 5  # 4.5 s, in whole seconds
 
 
-def test_a_caller_is_never_told_to_come_back_at_once() -> None:
+def test_retry_after_is_at_least_one_second() -> None:
     admission = Admission(1, lambda _images: 0.0)
 
     with admission.admit(1), pytest.raises(OverloadedError) as refused, admission.admit(1):
@@ -53,7 +53,7 @@ def test_a_caller_is_never_told_to_come_back_at_once() -> None:
     assert refused.value.retry_after_s == 1
 
 
-def test_a_request_that_fails_gives_its_places_back() -> None:
+def test_the_images_of_a_failed_request_no_longer_count() -> None:
     admission = Admission(2, _seconds_each)
 
     with pytest.raises(LookupError), admission.admit(2):
@@ -62,7 +62,7 @@ def test_a_request_that_fails_gives_its_places_back() -> None:
     assert admission.in_flight == 0
 
 
-def test_a_closed_house_admits_nobody_and_throws_nobody_out() -> None:
+def test_a_closed_admission_refuses_new_images_and_keeps_admitted_ones() -> None:
     admission = Admission(4, _seconds_each)
 
     with admission.admit(1):
@@ -75,7 +75,7 @@ def test_a_closed_house_admits_nobody_and_throws_nobody_out() -> None:
     assert admission.in_flight == 0
 
 
-def test_a_full_and_closed_house_says_that_it_is_closed() -> None:
+def test_a_closed_admission_at_capacity_raises_draining() -> None:
     admission = Admission(1, _seconds_each)
 
     with admission.admit(1):
@@ -85,11 +85,11 @@ def test_a_full_and_closed_house_says_that_it_is_closed() -> None:
 
 
 @pytest.mark.anyio
-async def test_who_waits_until_everybody_has_left_hears_of_the_last_and_nobody_comes_meanwhile() -> None:
+async def test_waiting_until_empty_ends_with_the_last_image_and_admits_no_new_one() -> None:
     admission = Admission(4, _seconds_each)
     with admission.admit(1):
         with admission.admit(2):
-            waiting = asyncio.create_task(admission.emptied())
+            waiting = asyncio.create_task(admission.wait_until_empty())
             await asyncio.sleep(0)
             with pytest.raises(DrainingError), admission.admit(1):
                 pass
@@ -99,32 +99,32 @@ async def test_who_waits_until_everybody_has_left_hears_of_the_last_and_nobody_c
 
 
 @pytest.mark.anyio
-async def test_nobody_waits_for_an_empty_building() -> None:
+async def test_waiting_until_empty_returns_at_once_without_admitted_images() -> None:
     admission = Admission(4, _seconds_each)
-    await admission.emptied()
+    await admission.wait_until_empty()
     assert admission.closed
 
 
-def test_places_that_other_processes_have_given_away_are_taken() -> None:
+def test_images_admitted_by_other_processes_count() -> None:
     given_away = [3]
-    admission = Admission(4, _seconds_each, elsewhere=lambda: given_away[0])
+    admission = Admission(4, _seconds_each, admitted_elsewhere=lambda: given_away[0])
 
     with admission.admit(1):
         assert admission.full
         assert admission.in_flight == 1
         overload = admission.overload(1)
         assert overload is not None
-        # All four are in the way of whoever comes back.
+        # Images of all processes count.
         assert overload.retry_after_s == 6
     given_away[0] = 2
     assert admission.overload(2) is None
 
 
-def test_it_is_told_how_many_are_inside_whenever_that_changes() -> None:
-    told: list[int] = []
-    admission = Admission(4, _seconds_each, tell=told.append)
+def test_every_change_of_the_admitted_images_is_reported() -> None:
+    reported: list[int] = []
+    admission = Admission(4, _seconds_each, on_change=reported.append)
 
     with admission.admit(3), admission.admit(1):
         pass
 
-    assert told == [3, 4, 3, 0]
+    assert reported == [3, 4, 3, 0]

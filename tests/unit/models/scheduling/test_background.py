@@ -1,4 +1,4 @@
-"""Work in a thread: its result comes to whoever waits, or to whoever clears it away, and to one of them alone."""
+"""The result of background work is returned, or discarded after a timeout, and never both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def blocking(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-async def test_the_result_and_the_error_come_to_whoever_waits(blocking: bool) -> None:  # noqa: FBT001
+async def test_the_result_is_returned_and_the_error_is_raised(blocking: bool) -> None:  # noqa: FBT001
     def fails() -> None:
         raise TimeoutError("the disk's")
 
@@ -35,7 +35,7 @@ async def test_the_result_and_the_error_come_to_whoever_waits(blocking: bool) ->
         await _waited_for(BackgroundWork(fails, "work"), _PATIENCE_S, blocking)
 
 
-async def test_what_comes_after_whoever_waited_has_given_up_is_cleared_away(blocking: bool) -> None:  # noqa: FBT001
+async def test_a_result_after_the_timeout_is_discarded(blocking: bool) -> None:  # noqa: FBT001
     hold, cleared = threading.Event(), threading.Semaphore(0)
     results: list[str] = []
 
@@ -47,16 +47,16 @@ async def test_what_comes_after_whoever_waited_has_given_up_is_cleared_away(bloc
         assert hold.wait(_PATIENCE_S)
         return "late"
 
-    begun = BackgroundWork(work, "work", unwanted=clear)
+    begun = BackgroundWork(work, "work", discard=clear)
     with pytest.raises(TimeoutError):
         await _waited_for(begun, 0.01, blocking)
-    assert begun.under_way
+    assert begun.running
     hold.set()
     assert await asyncio.to_thread(cleared.acquire, timeout=_PATIENCE_S)
     assert results == ["late"]
 
 
-async def test_a_failure_of_which_nobody_hears_ends_the_thread(blocking: bool) -> None:  # noqa: FBT001
+async def test_an_error_after_the_timeout_ends_the_thread(blocking: bool) -> None:  # noqa: FBT001
     hold = threading.Event()
 
     def fails() -> None:
@@ -68,10 +68,10 @@ async def test_a_failure_of_which_nobody_hears_ends_the_thread(blocking: bool) -
         await _waited_for(begun, 0.01, blocking)
     hold.set()
     begun._thread.join(_PATIENCE_S)  # noqa: SLF001
-    assert not begun.under_way
+    assert not begun.running
 
 
-async def test_a_result_that_comes_in_the_moment_of_giving_up_is_not_lost(
+async def test_a_result_at_the_moment_of_the_timeout_is_not_lost(
     monkeypatch: pytest.MonkeyPatch,
     blocking: bool,  # noqa: FBT001
 ) -> None:
@@ -82,7 +82,7 @@ async def test_a_result_that_comes_in_the_moment_of_giving_up_is_not_lost(
         assert hold.wait(_PATIENCE_S)
         return "in time"
 
-    begun = BackgroundWork(work, "work", unwanted=lambda _: cleared.set())
+    begun = BackgroundWork(work, "work", discard=lambda _: cleared.set())
 
     def after_the_end(outcome: Future[Any]) -> bool:
         hold.set()

@@ -1,4 +1,4 @@
-"""Callers who leave: before their batch they cost nothing, after it has begun they disturb nobody."""
+"""Cancelled items cost no forward before their batch, and do not affect others after it has begun."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PATIENCE_S = 30
 
 
 class Image:
-    """A thing that can be weakly referred to."""
+    """An object that supports weak references."""
 
 
 NewBatcher = Callable[..., Batcher[int, int]]
@@ -46,7 +46,7 @@ def test_an_item_cancelled_before_its_batch_costs_no_forward_and_is_counted(
     assert [(report.size, report.dropped) for report in reports] == [(1, 0), (2, 2)]
 
 
-def test_a_cancelled_item_frees_its_place_in_a_full_queue_at_once(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_a_cancelled_item_leaves_a_full_queue_at_once(new_batcher: NewBatcher, device: GatedDevice) -> None:
     batcher = new_batcher(max_batch_size=1, queue_capacity=4)
     batcher.submit(0)
     device.wait_until_busy()
@@ -65,7 +65,7 @@ def test_a_cancelled_item_frees_its_place_in_a_full_queue_at_once(new_batcher: N
     assert device.batches == [[0], [1], [3], [4], [6]]
 
 
-def test_a_cancelled_item_is_not_kept_by_a_queue_that_does_not_move(
+def test_a_cancelled_item_is_released_although_no_batch_forms(
     new_batcher: Callable[..., Batcher[Image, Image]], device: GatedDevice
 ) -> None:
     batcher = new_batcher(max_batch_size=1)
@@ -95,7 +95,7 @@ def test_a_cancelled_item_no_longer_counts_as_the_oldest(
     assert batcher.oldest_age_seconds() == 0
 
 
-def test_a_cancelled_item_never_disturbs_its_batch_mates(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_a_cancelled_item_does_not_affect_its_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
     batcher = new_batcher()
     batcher.submit(1)
     device.wait_until_busy()
@@ -109,7 +109,7 @@ def test_a_cancelled_item_never_disturbs_its_batch_mates(new_batcher: NewBatcher
     assert leaving.cancelled()
 
 
-def test_a_cancelled_item_leaves_its_place_in_the_batch_to_the_next(
+def test_the_next_item_takes_the_place_of_a_cancelled_one_in_the_batch(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
     batcher = new_batcher(max_batch_size=2)
@@ -138,7 +138,7 @@ def test_an_item_in_a_running_batch_cannot_be_cancelled_and_gets_its_result(
     assert batcher.alive
 
 
-def test_a_queue_of_nothing_but_cancelled_items_runs_no_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_a_queue_of_cancelled_items_runs_no_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
     batcher = new_batcher(max_batch_size=2)
     batcher.submit(1)
     device.wait_until_busy()
@@ -152,7 +152,7 @@ def test_a_queue_of_nothing_but_cancelled_items_runs_no_batch(new_batcher: NewBa
     assert device.batches == [[1], [8]]
 
 
-def test_a_batcher_closed_over_nothing_but_cancelled_items_ends(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_a_batcher_with_only_cancelled_items_closes(new_batcher: NewBatcher, device: GatedDevice) -> None:
     batcher = new_batcher()
     batcher.submit(1)
     device.wait_until_busy()
@@ -164,28 +164,28 @@ def test_a_batcher_closed_over_nothing_but_cancelled_items_ends(new_batcher: New
     assert device.batches == [[1]]
 
 
-class _LearnsAtItsBatch(Future[Completed[int]]):
-    """As that of an image of another process, which is told at its batch alone that nobody waits."""
+class _CancelledAtItsBatch(Future[Completed[int]]):
+    """A future that reports its cancellation only when its batch forms, as that of an HTTP worker's image does."""
 
     def set_running_or_notify_cancel(self) -> bool:
         return False
 
 
-def test_what_hears_of_a_cancellation_at_the_batch_runs_without_the_batchers_lock(
+def test_callbacks_of_a_cancelled_future_run_without_the_batchers_lock(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
     batcher = new_batcher()
     others_went_on: list[bool] = []
 
-    def hear(_: Future[Completed[int]]) -> None:
+    def on_cancel(_: Future[Completed[int]]) -> None:
         other = threading.Thread(target=batcher.running_seconds, daemon=True)
         other.start()
         other.join(5)
         others_went_on.append(not other.is_alive())
 
     device.open()
-    leaving = _LearnsAtItsBatch()
-    leaving.add_done_callback(hear)
+    leaving = _CancelledAtItsBatch()
+    leaving.add_done_callback(on_cancel)
     batcher.submit(1, future=leaving)
     batcher.submit(2).result(_PATIENCE_S)
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a batch reaches each of its callers, and nothing of it ends the thread."""
+"""An error in a batch fails each of its items, and does not end the batch thread."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def failing_together(new_batcher: NewBatcher) -> Callable[[], list[Future[Any]]]
     return submit_three
 
 
-def test_a_failing_batch_gives_each_caller_an_error_of_its_own(
+def test_each_item_of_a_failing_batch_has_its_own_error(
     failing_together: Callable[[], list[Future[Any]]],
 ) -> None:
     errors = [future.exception(_PATIENCE_S) for future in failing_together()]
@@ -54,7 +54,7 @@ def test_the_error_says_what_failed_and_for_which_model(failing_together: Callab
     assert failed.value.model == "m"
 
 
-def test_the_thread_outlives_a_failing_batch(new_batcher: NewBatcher) -> None:
+def test_the_thread_goes_on_after_a_failing_batch(new_batcher: NewBatcher) -> None:
     reports: list[BatchReport] = []
 
     def run(items: Sequence[int]) -> list[float]:
@@ -69,7 +69,7 @@ def test_the_thread_outlives_a_failing_batch(new_batcher: NewBatcher) -> None:
     assert len(reports) == 2
 
 
-def test_a_batch_that_would_end_the_thread_answers_its_callers_all_the_same(new_batcher: NewBatcher) -> None:
+def test_the_items_of_a_batch_that_raises_system_exit_have_errors(new_batcher: NewBatcher) -> None:
     def leave(_items: Sequence[int]) -> list[int]:
         raise SystemExit
 
@@ -80,16 +80,14 @@ def test_a_batch_that_would_end_the_thread_answers_its_callers_all_the_same(new_
 
 
 @pytest.mark.parametrize("results", [[], [1, 2], None], ids=["too few", "too many", "none"])
-def test_results_that_do_not_match_their_items_are_an_error_and_nobodys_answer(
-    new_batcher: NewBatcher, results: list[int] | None
-) -> None:
+def test_a_wrong_number_of_results_fails_every_item(new_batcher: NewBatcher, results: list[int] | None) -> None:
     batcher = new_batcher(lambda _items: results)
 
     assert isinstance(batcher.submit(1).exception(_PATIENCE_S), ForwardError)
     assert batcher.alive
 
 
-def test_a_listener_that_fails_does_not_end_the_thread(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_an_error_in_on_batch_does_not_end_the_thread(new_batcher: NewBatcher, device: GatedDevice) -> None:
     def refuse(report: BatchReport) -> None:
         raise ValueError(report)
 
@@ -99,22 +97,22 @@ def test_a_listener_that_fails_does_not_end_the_thread(new_batcher: NewBatcher, 
     assert [batcher.submit(item).result(_PATIENCE_S).result for item in (1, 2, 3)] == [10, 20, 30]
 
 
-def test_callers_have_their_answers_before_the_listener_hears_of_the_batch(new_batcher: NewBatcher) -> None:
-    heard, go_on = threading.Event(), threading.Event()
+def test_items_are_answered_before_on_batch_is_called(new_batcher: NewBatcher) -> None:
+    called, go_on = threading.Event(), threading.Event()
 
     def listen(_report: BatchReport) -> None:
-        heard.set()
+        called.set()
         go_on.wait(_PATIENCE_S)
 
     batcher = new_batcher(lambda items: items, on_batch=listen)
     future = batcher.submit(1)
-    assert heard.wait(_PATIENCE_S)
+    assert called.wait(_PATIENCE_S)
 
     assert future.done()
     go_on.set()
 
 
-def test_a_full_queue_refuses_with_its_capacity(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_a_full_queue_raises_overloaded_with_its_capacity(new_batcher: NewBatcher, device: GatedDevice) -> None:
     batcher = new_batcher(queue_capacity=2)
     running = batcher.submit(1)
     device.wait_until_busy()
@@ -128,7 +126,7 @@ def test_a_full_queue_refuses_with_its_capacity(new_batcher: NewBatcher, device:
     assert [future.result(_PATIENCE_S).result for future in (running, *waiting)] == [10, 20, 30]
 
 
-def test_a_refused_item_takes_no_place(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_a_refused_item_is_not_queued(new_batcher: NewBatcher, device: GatedDevice) -> None:
     batcher = new_batcher(queue_capacity=1)
     batcher.submit(1)
     device.wait_until_busy()
@@ -146,7 +144,7 @@ def test_a_refused_item_takes_no_place(new_batcher: NewBatcher, device: GatedDev
     assert device.batches == [[1], [2], [4]]
 
 
-def test_a_batch_that_nobody_waits_for_any_more_ends_without_a_fault_and_teaches_nothing_about_the_pace(
+def test_a_cancelled_batch_is_no_failure_and_does_not_change_the_pace(
     new_batcher: NewBatcher, caplog: pytest.LogCaptureFixture
 ) -> None:
     def run(items: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""How batches form: an idle device takes what is there, a busy one finds its next batch waiting."""
+"""Batch formation: an idle device takes the queue at once, a busy one finds its next batch queued."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def test_an_idle_device_takes_a_single_item_at_once(new_batcher: NewBatcher, dev
     assert device.batches == [[1]]
 
 
-def test_what_arrives_while_the_device_is_busy_is_the_next_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_items_that_arrive_while_the_device_is_busy_form_the_next_batch(
+    new_batcher: NewBatcher, device: GatedDevice
+) -> None:
     batcher = new_batcher(max_batch_size=8)
     batcher.submit(1)
     device.wait_until_busy()
@@ -58,7 +60,7 @@ def test_a_batch_is_never_larger_than_its_limit_and_keeps_the_order(
     assert device.batches == [[0], [1, 2, 3], [4, 5, 6], [7]]
 
 
-def test_a_result_says_how_long_it_waited_and_what_its_batch_took(
+def test_a_result_has_its_queue_seconds_and_its_batch(
     new_batcher: NewBatcher, device: GatedDevice, clock: list[float]
 ) -> None:
     batcher = new_batcher(max_batch_size=2)
@@ -81,9 +83,7 @@ def test_a_result_says_how_long_it_waited_and_what_its_batch_took(
     assert batcher.oldest_age_seconds() == 0.0
 
 
-def test_the_pace_of_recent_batches_tells_how_long_more_items_will_take(
-    new_batcher: NewBatcher, clock: list[float]
-) -> None:
+def test_expected_seconds_follow_the_pace_of_recent_batches(new_batcher: NewBatcher, clock: list[float]) -> None:
     batch_seconds = iter([4.0, 14.0])
 
     def run(items: list[int]) -> list[int]:
@@ -101,7 +101,7 @@ def test_the_pace_of_recent_batches_tells_how_long_more_items_will_take(
     assert batcher.expected_seconds(2) == pytest.approx(6.0)
 
 
-def test_an_item_waits_for_company_until_the_batch_is_full(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_a_delayed_batch_starts_when_it_is_full(new_batcher: NewBatcher, device: GatedDevice) -> None:
     batcher = new_batcher(max_batch_size=3, max_wait_s=_HOURS)
     for item in (1, 2):
         batcher.submit(item)
@@ -113,7 +113,7 @@ def test_an_item_waits_for_company_until_the_batch_is_full(new_batcher: NewBatch
     assert device.batches == [[1, 2, 3]]
 
 
-def test_the_wait_counts_from_the_arrival_of_the_first_item_and_not_from_when_the_device_is_free(
+def test_the_batching_delay_is_measured_from_the_arrival_of_the_oldest_item(
     new_batcher: NewBatcher, device: GatedDevice, clock: list[float]
 ) -> None:
     batcher = new_batcher(max_batch_size=2, max_wait_s=_HOURS)
@@ -128,9 +128,7 @@ def test_the_wait_counts_from_the_arrival_of_the_first_item_and_not_from_when_th
     assert device.batches == [[1, 2], [3]]
 
 
-def test_an_item_that_finds_no_company_goes_alone_when_its_wait_is_over(
-    new_batcher: NewBatcher, device: GatedDevice
-) -> None:
+def test_a_single_item_runs_when_the_batching_delay_is_over(new_batcher: NewBatcher, device: GatedDevice) -> None:
     device.open()
     batcher = new_batcher(max_batch_size=2, max_wait_s=0.01)
 
@@ -146,7 +144,7 @@ def test_an_item_that_finds_no_company_goes_alone_when_its_wait_is_over(
         ({"max_batch_size": 2, "max_wait_s": 0.001}, 1, "wait"),
     ],
 )
-def test_a_report_names_what_let_the_batch_go(
+def test_a_report_names_the_trigger_of_its_batch(
     new_batcher: NewBatcher, device: GatedDevice, options: dict[str, float], items: int, trigger: str
 ) -> None:
     reports: list[BatchReport] = []
@@ -168,7 +166,7 @@ def test_a_report_names_what_let_the_batch_go(
     assert (reports[-1].model, reports[-1].size, reports[-1].trigger) == ("m", items, trigger)
 
 
-def test_the_rest_that_a_closing_batcher_runs_is_named_so(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_batches_of_a_closing_batcher_have_the_trigger_drain(new_batcher: NewBatcher, device: GatedDevice) -> None:
     reports: list[BatchReport] = []
     batcher = new_batcher(on_batch=reports.append, max_batch_size=8)
     batcher.submit(1)
@@ -182,7 +180,7 @@ def test_the_rest_that_a_closing_batcher_runs_is_named_so(new_batcher: NewBatche
     assert [report.trigger for report in reports] == ["idle", "drain"]
 
 
-def test_every_item_is_taken_by_one_thread_which_has_prepared_the_device(new_batcher: NewBatcher) -> None:
+def test_the_prepared_thread_runs_every_batch(new_batcher: NewBatcher) -> None:
     seen: list[int] = []
 
     def note_thread() -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 30
 
-# For each round of a busy device: which of the items that arrive during it are given up again.
+# For each round of a busy device: whether each item that arrives during it is cancelled.
 rounds = st.lists(st.lists(st.booleans(), max_size=9), min_size=1, max_size=5)
 
 
@@ -29,15 +29,15 @@ rounds = st.lists(st.lists(st.booleans(), max_size=9), min_size=1, max_size=5)
 @given(
     rounds=rounds,
     max_batch_size=st.integers(1, 5),
-    lanes=st.integers(1, 3),
-    room_from=st.one_of(st.none(), st.integers(1, 5)),
+    max_in_flight=st.integers(1, 3),
+    overlap_min_size=st.one_of(st.none(), st.integers(1, 5)),
 )
 def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_limit(
     new_device: Callable[[], GatedDevice],
     rounds: list[list[bool]],
     max_batch_size: int,
-    lanes: int,
-    room_from: int | None,
+    max_in_flight: int,
+    overlap_min_size: int | None,
 ) -> None:
     device = new_device()
     reports: list[BatchReport] = []
@@ -45,20 +45,20 @@ def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_l
         device.run,
         name="m",
         max_batch_size=max_batch_size,
-        lanes=lanes,
-        room_from=room_from,
+        max_in_flight=max_in_flight,
+        overlap_min_size=overlap_min_size,
         on_batch=reports.append,
     )
     kept: dict[int, Future[Any]] = {0: batcher.submit(0)}
     device.wait_until_busy()
     item = 0
-    for given_up in rounds:
-        for leaves in given_up:
+    for cancels in rounds:
+        for cancel in cancels:
             item += 1
             future = batcher.submit(item)
-            if not (leaves and future.cancel()):
-                # With one lane, which is busy, whoever wants to leave can.
-                assert not leaves or lanes > 1
+            if not (cancel and future.cancel()):
+                # With one batch thread, which is busy, every queued item can be cancelled.
+                assert not cancel or max_in_flight > 1
                 kept[item] = future
         if sum(map(len, device.batches)) < len(kept):
             device.finish_one()
@@ -66,7 +66,7 @@ def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_l
     device.open()
     assert batcher.close(_PATIENCE_S)
 
-    # BatchThreads may reach the device out of turn; what they take there is in order.
+    # Threads may reach the device in any order; the items of each batch are in order.
     assert [item for batch in sorted(device.batches) for item in batch] == list(kept)
     assert all(1 <= len(batch) <= max_batch_size for batch in device.batches)
     assert {item: future.result(0).result for item, future in kept.items()} == {item: item * 10 for item in kept}
@@ -76,7 +76,7 @@ def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_l
 
 @settings(max_examples=40, deadline=None)
 @given(arrivals=st.integers(1, 20), max_batch_size=st.integers(1, 6))
-def test_what_waits_goes_in_as_few_batches_as_the_limit_allows(
+def test_queued_items_run_in_as_few_batches_as_the_limit_allows(
     new_device: Callable[[], GatedDevice], arrivals: int, max_batch_size: int
 ) -> None:
     device = new_device()

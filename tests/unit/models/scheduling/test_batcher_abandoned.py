@@ -1,4 +1,4 @@
-"""A batcher given up leaves nobody waiting: each caller gets an error of his own, and late results are for nobody."""
+"""An abandoned batcher fails each item with its own error, and drops late results."""
 
 from __future__ import annotations
 
@@ -28,9 +28,7 @@ def batcher(device: GatedDevice) -> Iterator[Batcher[int, int]]:
     assert made.close(_PATIENCE_S)
 
 
-def test_those_in_the_forward_and_those_in_the_queue_each_get_an_error_of_their_own(
-    batcher: Batcher[int, int], device: GatedDevice
-) -> None:
+def test_running_and_queued_items_each_have_their_own_error(batcher: Batcher[int, int], device: GatedDevice) -> None:
     running = batcher.submit(1)
     device.wait_until_busy()
     waiting = [batcher.submit(item) for item in (2, 3, 4)]
@@ -40,7 +38,7 @@ def test_those_in_the_forward_and_those_in_the_queue_each_get_an_error_of_their_
     assert len(set(map(id, errors))) == 4
 
 
-def test_a_forward_that_ends_after_all_disturbs_nobody_and_its_thread_ends(
+def test_the_results_of_an_abandoned_forward_are_dropped_and_its_thread_ends(
     batcher: Batcher[int, int], device: GatedDevice
 ) -> None:
     running = batcher.submit(1)
@@ -51,14 +49,16 @@ def test_a_forward_that_ends_after_all_disturbs_nobody_and_its_thread_ends(
     assert isinstance(running.exception(), ModelDownError)
 
 
-def test_a_batcher_given_up_is_not_alive_and_takes_nothing_new(batcher: Batcher[int, int]) -> None:
+def test_an_abandoned_batcher_is_not_alive_and_accepts_nothing_new(batcher: Batcher[int, int]) -> None:
     batcher.abandon(_down)
     assert not batcher.alive
     with pytest.raises(ModelDownError):
         batcher.submit(1)
 
 
-def test_one_who_cancelled_hears_nothing_more(batcher: Batcher[int, int], device: GatedDevice) -> None:
+def test_an_item_cancelled_before_the_batcher_was_abandoned_stays_cancelled(
+    batcher: Batcher[int, int], device: GatedDevice
+) -> None:
     batcher.submit(1)
     device.wait_until_busy()
     gone = batcher.submit(2)
@@ -67,9 +67,7 @@ def test_one_who_cancelled_hears_nothing_more(batcher: Batcher[int, int], device
     assert gone.cancelled()
 
 
-def test_the_age_of_the_forward_under_way_is_known_and_zero_between_forwards(
-    batcher: Batcher[int, int], device: GatedDevice
-) -> None:
+def test_running_seconds_are_zero_between_batches(batcher: Batcher[int, int], device: GatedDevice) -> None:
     assert batcher.running_seconds() == 0.0
     done = batcher.submit(1)
     device.wait_until_busy()

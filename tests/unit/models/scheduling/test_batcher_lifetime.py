@@ -1,4 +1,4 @@
-"""From prepare to close: a batcher starts whole or says why not, and leaves no accepted item unanswered."""
+"""The batcher from prepare to close: it starts or raises the reason, and answers every accepted item."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PATIENCE_S = 30
 NewBatcher = Callable[..., Batcher[Any, Any]]
 
 
-def test_what_prepare_raised_is_raised_by_who_waits_for_it(new_batcher: NewBatcher) -> None:
+def test_wait_until_ready_raises_what_prepare_raised(new_batcher: NewBatcher) -> None:
     def prepare() -> None:
         raise WarmUpError("m", "not finite")
 
@@ -33,7 +33,7 @@ def test_what_prepare_raised_is_raised_by_who_waits_for_it(new_batcher: NewBatch
         batcher.submit(1)
 
 
-def test_a_batcher_is_ready_when_prepare_has_returned_and_not_before(new_batcher: NewBatcher) -> None:
+def test_a_batcher_is_ready_once_prepare_has_returned(new_batcher: NewBatcher) -> None:
     preparing, go_on, ready = threading.Event(), threading.Event(), threading.Event()
 
     def prepare() -> None:
@@ -71,7 +71,7 @@ def test_an_item_accepted_before_prepare_failed_is_answered_with_an_error(new_ba
     assert isinstance(accepted.exception(), GradlessError)
 
 
-def test_closing_answers_everything_accepted_and_refuses_what_is_new(
+def test_a_closing_batcher_answers_accepted_items_and_refuses_new_ones(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
     batcher = new_batcher(max_batch_size=2)
@@ -89,7 +89,7 @@ def test_closing_answers_everything_accepted_and_refuses_what_is_new(
     assert [future.result(0).result for future in accepted] == [0, 10, 20, 30, 40, 50]
 
 
-def test_closing_cuts_short_the_wait_for_company(new_batcher: NewBatcher, device: GatedDevice) -> None:
+def test_closing_ends_the_batching_delay(new_batcher: NewBatcher, device: GatedDevice) -> None:
     device.open()
     batcher = new_batcher(max_batch_size=8, max_wait_s=10_000.0)
     accepted = batcher.submit(1)
@@ -98,14 +98,14 @@ def test_closing_cuts_short_the_wait_for_company(new_batcher: NewBatcher, device
     assert accepted.result(0).result == 10
 
 
-def test_an_idle_batcher_closes_and_closes_again(new_batcher: NewBatcher) -> None:
+def test_close_may_be_called_twice(new_batcher: NewBatcher) -> None:
     batcher = new_batcher()
 
     assert batcher.close(_PATIENCE_S)
     assert batcher.close(_PATIENCE_S)
 
 
-def test_closing_in_the_middle_of_many_submitters_leaves_every_item_answered_or_refused(
+def test_every_item_submitted_during_close_is_answered_or_refused(
     new_batcher: NewBatcher,
 ) -> None:
     submitters, each = 6, 400

@@ -1,4 +1,4 @@
-"""Two lanes: a full batch is begun while another runs, any other where there is room, and everybody hears once."""
+"""Two batches in flight: a full batch starts while another runs, any other if the running batch allows overlap."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PATIENCE_S = 30
 NewBatcher = Callable[..., Batcher[Any, Any]]
 
 
-def test_a_batch_that_is_full_is_begun_while_another_runs(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2)
+def test_a_full_batch_starts_while_another_runs(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
     batcher.submit(1)
     device.wait_until_busy()
     batcher.submit(2)
@@ -32,7 +32,7 @@ def test_a_batch_that_is_full_is_begun_while_another_runs(new_batcher: NewBatche
 
 
 def test_a_batch_that_is_not_full_waits_for_the_device(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=3)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=3)
     running = batcher.submit(1)
     device.wait_until_busy()
     waiting = [batcher.submit(item) for item in (2, 3)]
@@ -45,10 +45,10 @@ def test_a_batch_that_is_not_full_waits_for_the_device(new_batcher: NewBatcher, 
     assert device.batches == [[1], [2, 3]]
 
 
-def test_beside_a_batch_that_leaves_room_one_is_begun_that_is_not_full(
+def test_a_batch_that_is_not_full_starts_alongside_a_batch_that_allows_overlap(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=3, room_from=1)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=3, overlap_min_size=1)
     batcher.submit(1)
     device.wait_until_busy()
     batcher.submit(2)
@@ -56,10 +56,10 @@ def test_beside_a_batch_that_leaves_room_one_is_begun_that_is_not_full(
     assert device.batches == [[1], [2]]
 
 
-def test_beside_a_batch_smaller_than_leaves_room_only_a_full_one_is_begun(
+def test_only_a_full_batch_starts_alongside_a_batch_below_the_overlap_size(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=3, room_from=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=3, overlap_min_size=2)
     batcher.submit(1)
     device.wait_until_busy()
     for item in (2, 3):
@@ -70,8 +70,8 @@ def test_beside_a_batch_smaller_than_leaves_room_only_a_full_one_is_begun(
     assert device.batches == [[1], [2, 3, 4]]
 
 
-def test_a_full_batch_leaves_no_room(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2, room_from=2)
+def test_a_full_batch_allows_no_overlap(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2, overlap_min_size=2)
     first = batcher.submit(0)
     device.wait_until_busy()
     for item in (1, 2):
@@ -79,7 +79,7 @@ def test_a_full_batch_leaves_no_room(new_batcher: NewBatcher, device: GatedDevic
     device.wait_until_busy()
     device.finish_one()
     first.result(_PATIENCE_S)
-    # Long enough for the lane that is free, were it to take it.
+    # Long enough for the idle thread to take the item if it could.
     wait([batcher.submit(3)], 0.1)
     assert batcher.depth == 1
     batcher.submit(4)
@@ -87,16 +87,16 @@ def test_a_full_batch_leaves_no_room(new_batcher: NewBatcher, device: GatedDevic
     assert device.batches == [[0], [1, 2], [3, 4]]
 
 
-def test_a_batch_that_was_begun_beside_another_leaves_room_however_small(
+def test_a_batch_that_started_alongside_another_allows_overlap_at_any_size(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=3, room_from=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=3, overlap_min_size=2)
     held = [batcher.submit(0)]
     device.wait_until_busy()
     held += [batcher.submit(item) for item in (1, 2)]
     device.finish_one()
     device.wait_until_busy()
-    # Two run, and leave room for one, which does too: once they have ended, the next comes beside it.
+    # The batch of two allows an overlap; so does the single item that starts alongside it.
     held.append(batcher.submit(3))
     device.wait_until_busy()
     assert device.batches == [[0], [1, 2], [3]]
@@ -107,8 +107,8 @@ def test_a_batch_that_was_begun_beside_another_leaves_room_however_small(
     assert device.batches == [[0], [1, 2], [3], [4]]
 
 
-def test_no_more_batches_are_begun_than_there_are_lanes(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=1)
+def test_no_more_batches_run_than_max_in_flight(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(max_in_flight=2, max_batch_size=1)
     futures = [batcher.submit(item) for item in range(3)]
     device.wait_until_busy()
     device.wait_until_busy()
@@ -118,10 +118,8 @@ def test_no_more_batches_are_begun_than_there_are_lanes(new_batcher: NewBatcher,
     assert sorted(future.result(_PATIENCE_S).result for future in futures) == [0, 10, 20]
 
 
-def test_one_who_waits_in_a_batch_that_is_not_full_can_still_leave(
-    new_batcher: NewBatcher, device: GatedDevice
-) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2)
+def test_an_item_of_a_batch_that_has_not_started_can_be_cancelled(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
     batcher.submit(1)
     device.wait_until_busy()
     assert batcher.submit(2).cancel()
@@ -133,23 +131,23 @@ def test_one_who_waits_in_a_batch_that_is_not_full_can_still_leave(
     assert device.batches == [[1], [3]]
 
 
-def test_the_forward_of_a_batch_counts_from_the_end_of_the_one_before() -> None:
-    begun, let_go = threading.Semaphore(0), {item: threading.Event() for item in (1, 2)}
+def test_the_forward_time_of_a_queued_batch_starts_when_the_previous_batch_ends() -> None:
+    begun, finish = threading.Semaphore(0), {item: threading.Event() for item in (1, 2)}
 
     def run(items: Sequence[int]) -> Sequence[int]:
         begun.release()
-        assert let_go[items[0]].wait(_PATIENCE_S)
+        assert finish[items[0]].wait(_PATIENCE_S)
         return items
 
-    batcher: Batcher[int, int] = Batcher(run, name="m", lanes=2, max_batch_size=1)
+    batcher: Batcher[int, int] = Batcher(run, name="m", max_in_flight=2, max_batch_size=1)
     futures = []
     for item in (1, 2):
         futures.append(batcher.submit(item))
         assert begun.acquire(timeout=_PATIENCE_S)
     both_begun_at = perf_counter()
-    let_go[1].set()
+    finish[1].set()
     first = futures[0].result(_PATIENCE_S)
-    let_go[2].set()
+    finish[2].set()
     second = futures[1].result(_PATIENCE_S)
     assert batcher.close(_PATIENCE_S)
 
@@ -162,17 +160,17 @@ def test_the_forward_of_a_batch_counts_from_the_end_of_the_one_before() -> None:
     ("ends_first", "forward_seconds", "busy_seconds"),
     [(1, {1: 5, 2: 4}, {1: 5, 2: 1}), (2, {1: 6, 2: 3}, {2: 5, 1: 1})],
 )
-def test_of_batches_side_by_side_each_has_a_forward_of_its_own_and_no_second_is_busy_twice(
+def test_overlapping_batches_have_their_own_forward_times_and_share_the_busy_time(
     ends_first: int, forward_seconds: dict[int, float], busy_seconds: dict[int, float], clock: list[float]
 ) -> None:
-    begun, let_go = threading.Semaphore(0), {1: threading.Event(), 2: threading.Event()}
+    begun, finish = threading.Semaphore(0), {1: threading.Event(), 2: threading.Event()}
 
     def run(items: Sequence[int]) -> Sequence[int]:
         begun.release()
-        assert let_go[items[0]].wait(_PATIENCE_S)
+        assert finish[items[0]].wait(_PATIENCE_S)
         return items
 
-    batcher: Batcher[int, int] = Batcher(run, name="m", lanes=2, max_batch_size=4, room_from=1)
+    batcher: Batcher[int, int] = Batcher(run, name="m", max_in_flight=2, max_batch_size=4, overlap_min_size=1)
     futures = {}
     for item in (1, 2):
         futures[item] = batcher.submit(item)
@@ -182,7 +180,7 @@ def test_of_batches_side_by_side_each_has_a_forward_of_its_own_and_no_second_is_
     reports = {}
     for item in (ends_first, 3 - ends_first):
         clock[0] += 1
-        let_go[item].set()
+        finish[item].set()
         completed = futures[item].result(_PATIENCE_S)
         assert completed.queue_seconds == 0
         reports[item] = completed.batch
@@ -194,8 +192,8 @@ def test_of_batches_side_by_side_each_has_a_forward_of_its_own_and_no_second_is_
     assert batcher.close(_PATIENCE_S)
 
 
-def test_what_runs_has_the_age_of_the_older_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=1)
+def test_running_seconds_are_those_of_the_oldest_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(max_in_flight=2, max_batch_size=1)
     batcher.submit(1)
     device.wait_until_busy()
     before = perf_counter()
@@ -205,10 +203,10 @@ def test_what_runs_has_the_age_of_the_older_batch(new_batcher: NewBatcher, devic
     assert age > perf_counter() - before
 
 
-def test_those_in_both_batches_each_get_an_error_of_their_own_when_it_is_abandoned(
+def test_items_of_both_batches_each_have_their_own_error_when_the_batcher_is_abandoned(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
     futures = [batcher.submit(1)]
     device.wait_until_busy()
     futures += [batcher.submit(item) for item in (2, 3)]
@@ -220,35 +218,35 @@ def test_those_in_both_batches_each_get_an_error_of_their_own_when_it_is_abandon
     assert len(set(map(id, errors))) == 4
 
 
-def test_whoever_was_accepted_is_answered_when_it_closes(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(lanes=2, max_batch_size=2)
+def test_accepted_items_are_answered_when_the_batcher_closes(new_batcher: NewBatcher, device: GatedDevice) -> None:
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
     futures = [batcher.submit(item) for item in range(5)]
     device.open()
     assert batcher.close(_PATIENCE_S)
     assert [future.result().result for future in futures] == [0, 10, 20, 30, 40]
 
 
-def test_a_batch_that_waits_for_company_is_formed_by_one_lane() -> None:
+def test_one_thread_forms_a_delayed_batch() -> None:
     batches: list[list[int]] = []
 
     def run(items: Sequence[int]) -> Sequence[int]:
         batches.append(list(items))
         return items
 
-    batcher: Batcher[int, int] = Batcher(run, name="m", lanes=2, max_batch_size=4, max_wait_s=_PATIENCE_S)
+    batcher: Batcher[int, int] = Batcher(run, name="m", max_in_flight=2, max_batch_size=4, max_wait_s=_PATIENCE_S)
     futures = [batcher.submit(item) for item in range(4)]
     wait(futures, _PATIENCE_S)
     assert batcher.close(_PATIENCE_S)
     assert batches == [[0, 1, 2, 3]]
 
 
-def test_a_full_batch_left_by_the_batch_that_waited_is_begun_by_the_other_lane(
+def test_another_thread_runs_the_full_batch_that_is_left_after_a_delayed_one(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:
     prepared = threading.Event()
-    batcher = new_batcher(lanes=2, max_batch_size=2, max_wait_s=_PATIENCE_S, prepare=prepared.wait)
-    changed = _OtherLaneLooksFirst()
-    batcher._changed = changed  # noqa: SLF001 - which lane gets the lock first is otherwise up to the kernel
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2, max_wait_s=_PATIENCE_S, prepare=prepared.wait)
+    changed = _OtherThreadChecksFirst()
+    batcher._changed = changed  # noqa: SLF001 - otherwise the kernel decides which thread gets the lock first
     prepared.set()
     batcher.wait_until_ready()
     batcher.submit(0)
@@ -262,29 +260,29 @@ def test_a_full_batch_left_by_the_batch_that_waited_is_begun_by_the_other_lane(
     assert sorted(device.batches) == [[0, 1], [2, 3]]
 
 
-class _OtherLaneLooksFirst(threading.Condition):
-    """Hold the lane that waits for a batch to fill until the other lane has looked at the queue, after `burst`."""
+class _OtherThreadChecksFirst(threading.Condition):
+    """Hold the thread that delays a batch until the other thread has checked the queue, after `burst`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.forming = threading.Event()
         self.burst = False
-        self._looked = False
+        self._checked = False
 
     def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
         if timeout is not None:
             self.forming.set()
-            return super().wait_for(lambda: predicate() and self._looked, timeout)
-        return super().wait_for(lambda: self._look(predicate))
+            return super().wait_for(lambda: predicate() and self._checked, timeout)
+        return super().wait_for(lambda: self._check(predicate))
 
-    def _look(self, predicate: Callable[[], Any]) -> Any:
-        if self.burst and not self._looked:
-            self._looked = True
+    def _check(self, predicate: Callable[[], Any]) -> Any:
+        if self.burst and not self._checked:
+            self._checked = True
             self.notify_all()
         return predicate()
 
 
-def test_each_lane_is_prepared_in_its_own_thread_one_after_another() -> None:
+def test_the_batch_threads_are_prepared_one_after_another() -> None:
     threads: list[int] = []
     inside = threading.Lock()
 
@@ -293,13 +291,13 @@ def test_each_lane_is_prepared_in_its_own_thread_one_after_another() -> None:
         threads.append(threading.get_ident())
         inside.release()
 
-    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", lanes=2, prepare=prepare)
+    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", max_in_flight=2, prepare=prepare)
     batcher.wait_until_ready()
     assert len(set(threads)) == len(threads) == 2
     assert batcher.close(_PATIENCE_S)
 
 
-def test_a_lane_for_which_there_is_no_thread_ends_those_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_started_threads_end_if_another_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[threading.Thread] = []
     start = threading.Thread.start
 
@@ -311,13 +309,13 @@ def test_a_lane_for_which_there_is_no_thread_ends_those_before_it(monkeypatch: p
 
     monkeypatch.setattr(threading.Thread, "start", only_one)
     with pytest.raises(RuntimeError, match="new thread"):
-        Batcher(lambda items: items, name="m", lanes=2)
+        Batcher(lambda items: items, name="m", max_in_flight=2)
     started[0].join(_PATIENCE_S)
     assert not started[0].is_alive()
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
-def test_a_lane_that_cannot_be_prepared_closes_all(fails_at: int) -> None:
+def test_the_batcher_closes_if_one_thread_cannot_be_prepared(fails_at: int) -> None:
     calls: list[int] = []
 
     def prepare() -> None:
@@ -325,7 +323,7 @@ def test_a_lane_that_cannot_be_prepared_closes_all(fails_at: int) -> None:
         if len(calls) == fails_at:
             raise LookupError("no such device")
 
-    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", lanes=2, prepare=prepare)
+    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", max_in_flight=2, prepare=prepare)
     with pytest.raises(LookupError):
         batcher.wait_until_ready()
     with pytest.raises(DrainingError):

@@ -1,5 +1,4 @@
-"""FairLock: one holder at a time or several who share, waiters served in order of arrival, and a failing holder passes
-its turn on."""
+"""FairLock serves waiters in order of arrival, exclusively or shared, and an error releases it."""
 
 from __future__ import annotations
 
@@ -14,18 +13,18 @@ _PATIENCE_S = 30
 
 
 class _Ticketed(FairLock):
-    """Tells when a waiter has drawn its ticket: it is about to wait for its turn."""
+    """Signals when a waiter has drawn its ticket and is about to wait."""
 
     def __init__(self) -> None:
         super().__init__()
         self.drawn = threading.Semaphore(0)
         wait_for = self._changed.wait_for
 
-        def noted(*arguments: object, **options: object) -> bool:
+        def signal(*arguments: object, **options: object) -> bool:
             self.drawn.release()
             return wait_for(*arguments, **options)  # type: ignore[arg-type]
 
-        self._changed.wait_for = noted  # type: ignore[method-assign]
+        self._changed.wait_for = signal  # type: ignore[method-assign]
 
     def await_ticket(self) -> None:
         assert self.drawn.acquire(timeout=_PATIENCE_S)
@@ -48,7 +47,7 @@ def test_waiters_are_served_in_order_of_arrival() -> None:
     assert served == list(range(8))
 
 
-def test_who_lets_go_and_takes_again_at_once_stands_behind_those_who_wait() -> None:
+def test_a_thread_that_acquires_the_lock_again_waits_behind_the_others() -> None:
     lock, served = _Ticketed(), []
 
     def wait_in_line() -> None:
@@ -66,7 +65,7 @@ def test_who_lets_go_and_takes_again_at_once_stands_behind_those_who_wait() -> N
     assert served == ["waiter", "again"]
 
 
-def test_a_holder_that_fails_passes_its_turn_on() -> None:
+def test_an_error_releases_the_lock() -> None:
     lock = FairLock()
     with pytest.raises(LookupError), lock:
         raise LookupError
@@ -75,7 +74,7 @@ def test_a_holder_that_fails_passes_its_turn_on() -> None:
         assert threads.submit(lambda: lock.__enter__() is None).result(_PATIENCE_S)
 
 
-def test_two_who_share_hold_it_at_the_same_time() -> None:
+def test_two_threads_can_share_the_lock() -> None:
     lock, both = FairLock(), threading.Barrier(2)
 
     def share() -> None:
@@ -87,7 +86,7 @@ def test_two_who_share_hold_it_at_the_same_time() -> None:
             sharing.result(_PATIENCE_S)
 
 
-def test_one_who_does_not_share_waits_for_all_who_do_and_those_behind_wait_for_that_one() -> None:
+def test_an_exclusive_waiter_waits_for_all_sharers_and_later_sharers_wait_for_it() -> None:
     lock, served = _Ticketed(), []
 
     def alone() -> None:
@@ -111,7 +110,7 @@ def test_one_who_does_not_share_waits_for_all_who_do_and_those_behind_wait_for_t
     assert served == ["alone", "sharing"]
 
 
-def test_one_of_those_who_share_and_fails_lets_go() -> None:
+def test_an_error_releases_a_shared_lock() -> None:
     lock = FairLock()
     with pytest.raises(LookupError), lock.shared():
         raise LookupError

@@ -1,4 +1,4 @@
-"""Properties of the time on a device, under any order in which batches begin and end beside one another."""
+"""Properties of device time, under any order in which batches begin and end."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ steps = st.lists(
 )
 
 
-def _begun(occupancy: InFlight[RunningBatch], size: int, at: float) -> RunningBatch:
-    stay = RunningBatch(at, occupancy.would_leave_room(size))
-    occupancy.begin(stay)
-    return stay
+def _begun(in_flight: InFlight[RunningBatch], size: int, at: float) -> RunningBatch:
+    batch = RunningBatch(at, in_flight.allows_overlap(size))
+    in_flight.begin(batch)
+    return batch
 
 
-@given(steps=steps, room_from=st.one_of(st.none(), st.integers(1, _FULL)))
-def test_the_seconds_that_batches_are_told_of_add_up_to_those_in_which_one_was_under_way(
-    steps: list[tuple[float, int]], room_from: int | None
+@given(steps=steps, overlap_min_size=st.one_of(st.none(), st.integers(1, _FULL)))
+def test_the_busy_seconds_of_all_batches_add_up_to_the_time_in_which_any_ran(
+    steps: list[tuple[float, int]], overlap_min_size: int | None
 ) -> None:
-    occupancy: InFlight[RunningBatch] = InFlight(full_size=_FULL, room_from=room_from)
-    under_way: list[RunningBatch] = []
-    now, busy, told = 100.0, 0.0, 0.0
+    in_flight: InFlight[RunningBatch] = InFlight(full_size=_FULL, overlap_min_size=overlap_min_size)
+    running: list[RunningBatch] = []
+    now, busy, reported = 100.0, 0.0, 0.0
     for step, what in [*steps, *[(1.0, -1)] * len(steps)]:
         now += step
-        busy += step if under_way else 0.0
+        busy += step if running else 0.0
         if what > 0:
-            under_way.append(_begun(occupancy, what, now))
-        elif under_way:
-            seconds = occupancy.end(under_way.pop(what % len(under_way)), now)
+            running.append(_begun(in_flight, what, now))
+        elif running:
+            seconds = in_flight.end(running.pop(what % len(running)), now)
             assert seconds >= 0
-            told += seconds
-    assert not under_way
-    assert told == pytest.approx(busy)
+            reported += seconds
+    assert not running
+    assert reported == pytest.approx(busy)
 
 
-@given(sizes=st.lists(st.integers(1, _FULL), max_size=6), room_from=st.one_of(st.none(), st.integers(1, _FULL)))
-def test_there_is_no_room_beside_a_full_batch_nor_where_no_batch_leaves_any(
-    sizes: list[int], room_from: int | None
+@given(sizes=st.lists(st.integers(1, _FULL), max_size=6), overlap_min_size=st.one_of(st.none(), st.integers(1, _FULL)))
+def test_no_overlap_alongside_a_full_batch_or_without_an_overlap_size(
+    sizes: list[int], overlap_min_size: int | None
 ) -> None:
-    occupancy: InFlight[RunningBatch] = InFlight(full_size=_FULL, room_from=room_from)
-    assert occupancy.has_room
+    in_flight: InFlight[RunningBatch] = InFlight(full_size=_FULL, overlap_min_size=overlap_min_size)
+    assert in_flight.may_start
     for size in sizes:
-        _begun(occupancy, size, 1.0)
-    if sizes and (room_from is None or _FULL in sizes):
-        assert not occupancy.has_room
+        _begun(in_flight, size, 1.0)
+    if sizes and (overlap_min_size is None or _FULL in sizes):
+        assert not in_flight.may_start
 
 
-def test_a_batch_given_up_is_not_under_way_and_its_end_moves_no_other() -> None:
-    occupancy: InFlight[RunningBatch] = InFlight(full_size=_FULL, room_from=None)
-    given_up = _begun(occupancy, 1, 100.0)
-    assert given_up in occupancy
-    assert occupancy.clear() == [given_up]
-    assert given_up not in occupancy
-    after = _begun(occupancy, 1, 101.0)
-    assert occupancy.end(given_up, 102.0) == pytest.approx(2)
-    assert after in occupancy
+def test_a_cleared_batch_does_not_run_and_its_end_does_not_affect_others() -> None:
+    in_flight: InFlight[RunningBatch] = InFlight(full_size=_FULL, overlap_min_size=None)
+    removed = _begun(in_flight, 1, 100.0)
+    assert removed in in_flight
+    assert in_flight.clear() == [removed]
+    assert removed not in in_flight
+    after = _begun(in_flight, 1, 101.0)
+    assert in_flight.end(removed, 102.0) == pytest.approx(2)
+    assert after in in_flight
     assert after.began_at == 101.0

@@ -1,4 +1,4 @@
-"""Answers come back to the event loop in order, none is left behind, and a batch of them wakes it once."""
+"""Calls reach the event loop in order, none is lost, and a batch of them wakes it once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def test_calls_are_made_on_the_loop_in_the_order_in_which_one_thread_poste
     assert made == list(range(_POSTS))
 
 
-async def test_no_call_is_left_behind_when_several_threads_post_while_the_loop_takes() -> None:
+async def test_no_call_is_lost_if_several_threads_post_while_the_loop_delivers() -> None:
     inbox, made, done = LoopMailbox(asyncio.get_running_loop()), list[int](), asyncio.Event()
 
     def make(number: int) -> None:
@@ -63,7 +63,7 @@ async def test_no_call_is_left_behind_when_several_threads_post_while_the_loop_t
         thread.join()
 
 
-async def test_posts_before_the_loop_looks_wake_it_once() -> None:
+async def test_several_posts_wake_the_loop_once() -> None:
     counted = _CountedLoop(asyncio.get_running_loop())
     inbox, made = LoopMailbox(counted), list[int]()  # type: ignore[arg-type]
     for number in range(32):
@@ -75,7 +75,7 @@ async def test_posts_before_the_loop_looks_wake_it_once() -> None:
     assert counted.wakes == 2
 
 
-async def test_a_loop_that_has_closed_takes_no_calls_and_nobody_fails_for_it() -> None:
+async def test_a_post_to_a_closed_loop_does_nothing() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
     made: list[int] = []

@@ -1,4 +1,4 @@
-"""What has stopped working is replaced, a bounded number of times; then somebody else is told."""
+"""The supervisor restarts an unhealthy model a limited number of times; then it shuts the process down."""
 
 from __future__ import annotations
 
@@ -9,100 +9,106 @@ from collections.abc import Callable
 from models.serving.supervisor import Supervisor
 
 _PATIENCE_S = 30
-_OFTEN_S = 0.001
+_INTERVAL_S = 0.001
 
 
-class _Ward:
-    """Models and what ails them; replacing one cures it unless it is said to fail."""
+class _Models:
+    """Models and their health problems. A restart ends a problem, unless it fails or the problem persists."""
 
-    def __init__(self, *, chronic: bool = False, incurable: bool = False) -> None:
-        self.ill: dict[str, str] = {}
-        self.replaced: queue.Queue[str] = queue.Queue()
-        self.given_up: queue.Queue[str] = queue.Queue()
-        self.looked = threading.Semaphore(0)
-        self._chronic = chronic
-        self._incurable = incurable
+    def __init__(self, *, persistent: bool = False, restart_fails: bool = False) -> None:
+        self.problems: dict[str, str] = {}
+        self.restarted: queue.Queue[str] = queue.Queue()
+        self.shut_down: queue.Queue[str] = queue.Queue()
+        self.checked = threading.Semaphore(0)
+        self._persistent = persistent
+        self._restart_fails = restart_fails
 
-    def ailments(self) -> dict[str, str]:
-        self.looked.release()
-        return dict(self.ill)
+    def health_problems(self) -> dict[str, str]:
+        self.checked.release()
+        return dict(self.problems)
 
-    def replace(self, name: str) -> None:
-        if self._incurable:
+    def restart(self, name: str) -> None:
+        if self._restart_fails:
             raise RuntimeError("no file")
-        if not self._chronic:
-            del self.ill[name]
-        self.replaced.put(name)
+        if not self._persistent:
+            del self.problems[name]
+        self.restarted.put(name)
 
-    def supervised(self, give_up: Callable[[str], None] | None = None) -> Supervisor:
+    def supervise(self, shut_down: Callable[[str], None] | None = None) -> Supervisor:
         return Supervisor(
-            self.ailments, self.replace, give_up or self.given_up.put, interval_s=_OFTEN_S, most_replacements=3
+            self.health_problems,
+            self.restart,
+            shut_down or self.shut_down.put,
+            interval_s=_INTERVAL_S,
+            max_restarts=3,
         )
 
+    def wait_for_checks(self, count: int) -> None:
+        for _ in range(count):
+            assert self.checked.acquire(timeout=_PATIENCE_S)
 
-def test_a_model_that_works_is_left_alone() -> None:
-    ward = _Ward()
-    supervisor = ward.supervised()
-    for _ in range(5):
-        assert ward.looked.acquire(timeout=_PATIENCE_S)
+
+def test_a_healthy_model_is_not_restarted() -> None:
+    models = _Models()
+    supervisor = models.supervise()
+    models.wait_for_checks(5)
     supervisor.stop()
-    assert ward.replaced.empty()
+    assert models.restarted.empty()
 
 
-def test_a_model_that_stopped_is_replaced_once_and_others_are_not() -> None:
-    ward = _Ward()
-    supervisor = ward.supervised()
-    ward.ill = {"a": "has hung for 61 s"}
-    assert ward.replaced.get(timeout=_PATIENCE_S) == "a"
-    for _ in range(5):
-        assert ward.looked.acquire(timeout=_PATIENCE_S)
+def test_an_unhealthy_model_is_restarted_once() -> None:
+    models = _Models()
+    supervisor = models.supervise()
+    models.problems = {"a": "has hung for 61 s"}
+    assert models.restarted.get(timeout=_PATIENCE_S) == "a"
+    models.wait_for_checks(5)
     supervisor.stop()
-    assert ward.replaced.empty()
-    assert ward.given_up.empty()
+    assert models.restarted.empty()
+    assert models.shut_down.empty()
 
 
-def test_after_three_replacements_it_gives_up_and_says_why() -> None:
-    ward = _Ward(chronic=True)
-    ward.ill = {"a": "has hung for 61 s"}
-    ward.supervised()
-    reason = ward.given_up.get(timeout=_PATIENCE_S)
-    assert ward.replaced.qsize() == 3
-    assert reason == "a has hung for 61 s, and was started anew 3 times already"
+def test_the_process_is_shut_down_after_three_restarts_of_one_model() -> None:
+    models = _Models(persistent=True)
+    models.problems = {"a": "has hung for 61 s"}
+    models.supervise()
+    reason = models.shut_down.get(timeout=_PATIENCE_S)
+    assert models.restarted.qsize() == 3
+    assert reason == "a has hung for 61 s, and was already restarted 3 times"
 
 
-def test_a_model_that_cannot_be_started_anew_is_given_up_at_once_with_the_reason() -> None:
-    ward = _Ward(incurable=True)
-    ward.ill = {"a": "lost its thread"}
-    ward.supervised()
-    reason = ward.given_up.get(timeout=_PATIENCE_S)
-    assert reason == "a lost its thread, and cannot be started anew: RuntimeError: no file"
+def test_the_process_is_shut_down_with_the_reason_if_a_restart_fails() -> None:
+    models = _Models(restart_fails=True)
+    models.problems = {"a": "lost its thread"}
+    models.supervise()
+    reason = models.shut_down.get(timeout=_PATIENCE_S)
+    assert reason == "a lost its thread, and cannot be restarted: RuntimeError: no file"
 
 
-def test_it_gives_up_once() -> None:
-    ward = _Ward(chronic=True)
-    ward.ill = {"a": "has hung for 61 s"}
-    ended = threading.Event()
+def test_shut_down_is_called_once() -> None:
+    models = _Models(persistent=True)
+    models.problems = {"a": "has hung for 61 s"}
+    called = threading.Event()
 
-    def give_up(reason: str) -> None:
-        ward.given_up.put(reason)
-        ended.set()
+    def shut_down(reason: str) -> None:
+        models.shut_down.put(reason)
+        called.set()
 
-    supervisor = ward.supervised(give_up)
-    assert ended.wait(_PATIENCE_S)
-    supervisor._thread.join(_PATIENCE_S)  # noqa: SLF001 - that the thread has ended is the point
+    supervisor = models.supervise(shut_down)
+    assert called.wait(_PATIENCE_S)
+    supervisor._thread.join(_PATIENCE_S)  # noqa: SLF001 - the test is about the end of this thread
     assert not supervisor._thread.is_alive()  # noqa: SLF001
-    assert ward.given_up.qsize() == 1
+    assert models.shut_down.qsize() == 1
 
 
-def test_what_was_replaced_before_a_change_by_hand_counts_no_more() -> None:
-    ward = _Ward(chronic=True)
-    supervisor = ward.supervised(lambda _reason: ward.given_up.put("given up"))
-    ward.ill = {"a": "has hung for 61 s"}
+def test_restarts_before_a_load_by_the_operator_do_not_count() -> None:
+    models = _Models(persistent=True)
+    supervisor = models.supervise()
+    models.problems = {"a": "has hung for 61 s"}
     for _ in range(2):
-        ward.replaced.get(timeout=_PATIENCE_S)
-    ward.ill = {}
+        models.restarted.get(timeout=_PATIENCE_S)
+    models.problems = {}
     supervisor.forget("a")
-    ward.ill = {"a": "has hung for 61 s"}
-    assert ward.given_up.get(timeout=_PATIENCE_S) == "given up"
-    # Three more, and one if the supervisor was at it when it was told to forget.
-    assert ward.replaced.qsize() >= 3
+    models.problems = {"a": "has hung for 61 s"}
+    assert models.shut_down.get(timeout=_PATIENCE_S) == "a has hung for 61 s, and was already restarted 3 times"
+    # Three more restarts, and one more if `forget` came in the middle of one.
+    assert models.restarted.qsize() >= 3

@@ -7,6 +7,7 @@ import pickle
 import pytest
 
 from models.interface.errors import OutOfMemoryError
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import BatchReport
 from models.workers.wire_format import (
     SUBMISSION_BYTES,
@@ -27,7 +28,10 @@ _BROKEN = b"\x03\0\0\0\x01abc"
 
 
 def test_submissions_are_records_of_one_size() -> None:
-    sent = [Submission(1, 300, 5, 2**40, 2**63 + 7), Submission(2, 0, 0, 1, 1)]
+    sent = [
+        Submission(1, 300, 2**40, InferenceRequest("classify", top_k=5, fairness_key=2**63 + 7)),
+        Submission(2, 0, 1, InferenceRequest("search", fairness_key=1)),
+    ]
     records = b"".join(map(submission, sent))
 
     assert len(records) == 2 * SUBMISSION_BYTES

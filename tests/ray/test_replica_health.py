@@ -1,8 +1,9 @@
-"""What a replica says of itself when Ray asks."""
+"""Health checks, metrics and start failures of one replica."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -17,11 +18,11 @@ from app.settings import Settings
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    """A replica says how its process logs, and this is not its process."""
+def _restore_logging() -> Iterator[None]:
+    """A replica configures the logging of its process, which here is pytest's."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    # None of pytest's: they would be closed.
+    # pytest's handlers are taken out, because the replica would close them.
     root.handlers[:] = []
     yield
     logging.captureWarnings(capture=False)
@@ -30,15 +31,15 @@ def _logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _cores_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replica says how many cores its process has, and this one has others to test."""
+def _restore_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica sets the number of cores of its process, which other tests use too."""
     monkeypatch.setattr("models.hardware.cores._core_limit", None)
 
 
 @pytest.mark.anyio
-async def test_a_replica_is_well_while_its_models_are_ready() -> None:
+async def test_the_health_check_of_a_replica_passes_while_its_models_are_ready() -> None:
     replica = Replica(Settings(models=("null",)), cores=1)
-    # As Ray does it.
+    # As Ray runs the lifespan.
     lifespan = LifespanOn(Config(replica.__serve_build_asgi_app__(), lifespan="on", log_config=None))
     with pytest.raises(RuntimeError, match="not ready"):
         replica.check_health()
@@ -52,14 +53,14 @@ async def test_a_replica_is_well_while_its_models_are_ready() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_scrape_tells_of_the_replica_that_was_asked_when_ray_does_not_reach_the_others(
+async def test_a_scrape_shows_the_scraped_replica_if_ray_cannot_reach_the_others(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def unreached(*_: object, **__: object) -> None:
+    def time_out(*_: object, **__: object) -> None:
         raise TimeoutError("Timed out waiting for broadcast results.")
 
-    context = SimpleNamespace(replica_tag="asked", deployment="gradless", app_name="default")
-    handle = SimpleNamespace(broadcast=lambda *_: SimpleNamespace(results=unreached))
+    context = SimpleNamespace(replica_tag="scraped", deployment="gradless", app_name="default")
+    handle = SimpleNamespace(broadcast=lambda *_: SimpleNamespace(results=time_out))
     serve = SimpleNamespace(get_replica_context=lambda: context, get_deployment_handle=lambda *_: handle)
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(serve=serve))
     replica = Replica(Settings(models=("null",)), cores=1)
@@ -67,17 +68,17 @@ async def test_a_scrape_tells_of_the_replica_that_was_asked_when_ray_does_not_re
     lifespan = LifespanOn(Config(app, lifespan="on", log_config=None))
     await lifespan.startup()
 
-    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as caller:
-        scraped = await caller.get("/metrics")
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as client:
+        scraped = await client.get("/metrics")
     await lifespan.shutdown()
 
     assert scraped.status_code == 200
-    assert 'gradless_build_info{replica="asked",' in scraped.text
+    assert re.search(r'^gradless_build_info{.*replica="scraped".*} 1.0$', scraped.text, re.MULTILINE)
     assert "Timed out waiting" in capsys.readouterr().err
 
 
 @pytest.mark.anyio
-async def test_a_model_that_does_not_start_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_model_that_cannot_be_loaded_is_logged_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     replica = Replica(Settings(models=("resnet5",)), cores=1)
     lifespan = LifespanOn(Config(replica.__serve_build_asgi_app__(), lifespan="on", log_config=None))
     await lifespan.startup()

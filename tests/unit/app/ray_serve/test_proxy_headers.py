@@ -1,4 +1,4 @@
-"""What a replica does about Serve's proxy: who has asked, and whose request it is."""
+"""ProxyHeaders: forwarded requests and request ids behind Serve's proxy."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from app.ray_serve.behind_serve import BehindServe
+from app.ray_serve.proxy_headers import ProxyHeaders
 from app.security.api_keys import is_local
 
 
-async def seen_and_sent(client: tuple[str, int] | None, own_id: bytes) -> tuple[Request, list[Message]]:
-    """The request as the application has it, and what its answer with that id is to its caller."""
+async def exchange(client: tuple[str, int] | None, own_id: bytes) -> tuple[Request, list[Message]]:
+    """Return the request as the application gets it, and the response with `own_id` as the client gets it."""
     sent: list[Message] = []
-    seen: list[Request] = []
+    requests: list[Request] = []
 
     async def application(scope: Scope, _receive: Receive, send: Send) -> None:
-        seen.append(Request(scope))
+        requests.append(Request(scope))
         await send({"type": "http.response.start", "status": 200, "headers": [(b"x-request-id", own_id)]})
 
     async def receive() -> Message:
@@ -26,13 +26,13 @@ async def seen_and_sent(client: tuple[str, int] | None, own_id: bytes) -> tuple[
         sent.append(message)
 
     scope = {"type": "http", "client": client, "headers": [(b"x-request-id", b"the-proxys")]}
-    await BehindServe(application)(scope, receive, send)
-    return seen[0], sent
+    await ProxyHeaders(application)(scope, receive, send)
+    return requests[0], sent
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(
-    ("client", "named"),
+    ("client", "forwarded"),
     [
         (("127.0.0.1", 5), "for=127.0.0.1"),
         (("::1", 5), 'for="[::1]"'),
@@ -40,18 +40,18 @@ async def seen_and_sent(client: tuple[str, int] | None, own_id: bytes) -> tuple[
         (None, "for=unknown"),
     ],
 )
-async def test_nobody_who_comes_by_way_of_the_proxy_is_of_this_machine(
-    client: tuple[str, int] | None, named: str
-) -> None:
-    request, _ = await seen_and_sent(client, b"the-proxys")
+async def test_no_client_behind_the_proxy_counts_as_localhost(client: tuple[str, int] | None, forwarded: str) -> None:
+    request, _ = await exchange(client, b"the-proxys")
 
     assert not is_local(request)
-    assert request.headers["forwarded"] == named
+    assert request.headers["forwarded"] == forwarded
 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize(("own_id", "left"), [(b"the-proxys", []), (b"another", [(b"x-request-id", b"another")])])
-async def test_an_id_that_the_proxy_adds_is_not_sent_twice(own_id: bytes, left: list[tuple[bytes, bytes]]) -> None:
-    _, [start] = await seen_and_sent(("127.0.0.1", 5), own_id)
+async def test_a_request_id_that_the_proxy_adds_is_not_sent_twice(
+    own_id: bytes, left: list[tuple[bytes, bytes]]
+) -> None:
+    _, [start] = await exchange(("127.0.0.1", 5), own_id)
 
     assert start["headers"] == left

@@ -1,4 +1,4 @@
-"""Two replicas behind Ray Serve's proxy answer as one service does: the same answers, refusals and metrics."""
+"""Two replicas behind Ray Serve's proxy behave as one server: results, refusals and metrics."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.timeout(300)
 
-# What a caller may repeat: nothing was answered, or it was said that it would not be.
-_REPEATABLE = frozenset({429, 500, 502, 503, 504})
+# Statuses after which a client may retry.
+_RETRYABLE = frozenset({429, 500, 502, 503, 504})
 
 
 def post(service: Any, path: str, content: bytes = b"", **headers: str) -> httpx2.Response:
@@ -36,7 +36,9 @@ def answered_by_replica(service: Any) -> dict[str, float]:
     return counts
 
 
-def test_both_replicas_answer_alike_and_one_scrape_shows_what_each_has_done(service: Any, clock_jpeg: bytes) -> None:
+def test_both_replicas_give_the_same_results_and_one_scrape_shows_the_counts_of_each(
+    service: Any, clock_jpeg: bytes
+) -> None:
     before = answered_by_replica(service)
     answers = []
     while len(answers) < 40:
@@ -48,55 +50,54 @@ def test_both_replicas_answer_alike_and_one_scrape_shows_what_each_has_done(serv
     assert len(after) == 2
     assert sum(after.values()) - sum(before.values()) == len(answers)
     assert all(after[replica] > before.get(replica, 0) for replica in after)
-    # As a scrape of one process: each family once, each series of one replica.
+    # Each family appears once, and each series belongs to one replica.
     assert {sample.labels["replica"] for family in families(service).values() for sample in family.samples} == set(
         after
     )
 
 
-def test_an_answer_has_one_request_id_and_says_where_its_time_went(service: Any, clock_jpeg: bytes) -> None:
+def test_a_response_has_one_request_id_and_a_server_timing_header(service: Any, clock_jpeg: bytes) -> None:
     answer = post(service, "/v1/features", clock_jpeg, **{"X-Request-ID": "mine"})
 
     assert answer.headers.get_list("X-Request-ID") == ["mine"]
     assert "forward" in answer.headers["Server-Timing"]
 
 
-def test_without_a_key_nobody_is_let_in_and_the_proxys_machine_is_nobody(service: Any, clock_jpeg: bytes) -> None:
+def test_requests_without_a_key_are_refused_also_from_the_machine_of_the_proxy(service: Any, clock_jpeg: bytes) -> None:
     paths = ("/v1/classify", "/debug/grad-modes")
     refused = [httpx2.post(f"{service.address}{path}", content=clock_jpeg, timeout=60) for path in paths]
 
     assert [answer.status_code for answer in refused] == [401, 401]
 
 
-def test_models_are_not_changed_in_one_replica_of_several(service: Any) -> None:
+def test_a_replica_refuses_to_load_a_model_into_itself_alone(service: Any) -> None:
     refused = post(service, "/v1/models/null")
 
     assert refused.status_code == 403
-    assert "deploying anew" in refused.json()["detail"]
+    assert "deploy again" in refused.json()["detail"]
 
 
-def test_an_answer_that_takes_its_time_is_told_as_it_goes(service: Any) -> None:
-    told = []
+def test_a_comparison_streams_its_progress(service: Any) -> None:
     path = "/debug/grad-modes?batch_size=1&iterations=1&arms=inference_mode"
     with httpx2.stream(
         "POST", service.address + path, headers=service.key | {"Accept": "text/event-stream"}, timeout=60
     ) as answer:
-        told = [line for line in answer.iter_lines() if line.startswith("event: ")]
+        events = [line for line in answer.iter_lines() if line.startswith("event: ")]
 
-    assert "event: progress" in told
-    assert told[-1] == "event: report"
+    assert "event: progress" in events
+    assert events[-1] == "event: report"
 
 
-def test_other_host_names_and_larger_bodies_are_refused_as_by_one_process(service: Any) -> None:
-    elsewhere = post(service, "/v1/classify", Host="evil.example")
+def test_unknown_host_names_and_large_bodies_are_refused(service: Any) -> None:
+    unknown_host = post(service, "/v1/classify", Host="evil.example")
     too_large = post(service, "/v1/classify", b"0" * 2_000_000)
 
-    assert (elsewhere.status_code, too_large.status_code) == (421, 413)
+    assert (unknown_host.status_code, too_large.status_code) == (421, 413)
 
 
 @pytest.mark.anyio
-async def test_full_replicas_refuse_by_themselves_and_say_when_to_come_again(service: Any, clock_jpeg: bytes) -> None:
-    files = [("images", (f"{index}.jpg", clock_jpeg, "image/jpeg")) for index in range(service.places)]
+async def test_replicas_at_capacity_refuse_by_themselves_with_a_retry_after(service: Any, clock_jpeg: bytes) -> None:
+    files = [("images", (f"{index}.jpg", clock_jpeg, "image/jpeg")) for index in range(service.queue_capacity)]
     async with httpx2.AsyncClient(timeout=120, headers=service.key) as client:
         answers = await asyncio.gather(*(client.post(f"{service.address}/v1/classify", files=files) for _ in range(8)))
 
@@ -108,17 +109,19 @@ async def test_full_replicas_refuse_by_themselves_and_say_when_to_come_again(ser
 
 
 @pytest.mark.anyio
-async def test_a_replica_killed_under_load_loses_no_request_that_is_repeated(service: Any, clock_jpeg: bytes) -> None:
+async def test_no_request_that_is_retried_is_lost_if_a_replica_is_killed_under_load(
+    service: Any, clock_jpeg: bytes
+) -> None:
     victim, survivor = service.replicas()
     answered = 0
     killed = asyncio.Event()
 
-    async def caller(client: httpx2.AsyncClient) -> None:
+    async def send(client: httpx2.AsyncClient) -> None:
         nonlocal answered
-        for turn in range(12):
-            if turn == 3:
+        for number in range(12):
+            if number == 3:
                 killed.set()
-            label = await repeated(client, service.address, clock_jpeg)
+            label = await with_retries(client, service.address, clock_jpeg)
             assert label == "analog clock"
             answered += 1
 
@@ -127,7 +130,7 @@ async def test_a_replica_killed_under_load_loses_no_request_that_is_repeated(ser
         victim.kill()
 
     async with httpx2.AsyncClient(timeout=120, headers=service.key) as client:
-        await asyncio.gather(killer(), *(caller(client) for _ in range(6)))
+        await asyncio.gather(killer(), *(send(client) for _ in range(6)))
 
     assert answered == 72
     assert survivor.is_running()
@@ -135,35 +138,35 @@ async def test_a_replica_killed_under_load_loses_no_request_that_is_repeated(ser
 
 
 @pytest.mark.anyio
-async def test_a_replica_that_is_let_go_answers_what_it_has_accepted(service: Any, clock_jpeg: bytes) -> None:
+async def test_a_replica_that_is_removed_answers_the_requests_it_has_accepted(service: Any, clock_jpeg: bytes) -> None:
     gone = asyncio.Event()
     statuses: list[int] = []
 
-    async def caller(client: httpx2.AsyncClient) -> None:
+    async def send(client: httpx2.AsyncClient) -> None:
         while not gone.is_set():
             answer = await client.post(f"{service.address}/v1/classify", content=clock_jpeg)
             statuses.append(answer.status_code)
 
-    async def one_is_enough() -> None:
+    async def scale_down() -> None:
         await asyncio.to_thread(service.deploy, {"replicas": 1})
         await asyncio.to_thread(wait_for_one, service)
         gone.set()
 
     async with httpx2.AsyncClient(timeout=120, headers=service.key) as client:
-        await asyncio.gather(one_is_enough(), *(caller(client) for _ in range(4)))
+        await asyncio.gather(scale_down(), *(send(client) for _ in range(4)))
 
-    # Nobody has repeated anything.
+    # Without any retry.
     assert set(statuses) == {200}
 
 
-async def repeated(client: httpx2.AsyncClient, address: str, image: bytes) -> str:
-    """The likeliest class of `image`, by a caller who asks again when nobody has answered."""
+async def with_retries(client: httpx2.AsyncClient, address: str, image: bytes) -> str:
+    """Return the most likely class of `image`; retry failed requests."""
     while True:
         try:
             answer = await client.post(f"{address}/v1/classify?top_k=1", content=image)
         except httpx2.TransportError:
             continue
-        if answer.status_code in _REPEATABLE:
+        if answer.status_code in _RETRYABLE:
             await asyncio.sleep(0.05)
             continue
         label: str = answer.raise_for_status().json()["results"][0]["predictions"][0]["label"]
@@ -171,14 +174,16 @@ async def repeated(client: httpx2.AsyncClient, address: str, image: bytes) -> st
 
 
 def wait_for_one(service: Any) -> None:
-    """Until there are no others; the test's timeout is the deadline."""
+    """Wait until one replica is left. The test's timeout is the deadline."""
     while len(service.replicas()) > 1:
         time.sleep(0.2)
 
 
 def wait_for_another(service: Any, known: set[int]) -> psutil.Process:
-    """The replica that Ray has put in a dead one's place, once it answers; as above. A scrape is repeated like any
-    other request: Ray's proxy answers for the dead one, or not at all, until it knows."""
+    """Wait for the replica that replaces a killed one to answer, and return it. The test's timeout is the deadline.
+
+    Scrapes are retried: until Ray's proxy has noticed the end of the killed replica, it sends requests there too.
+    """
     while True:
         new = [process for process in service.replicas() if process.pid not in known]
         with contextlib.suppress(httpx2.HTTPError):

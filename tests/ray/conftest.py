@@ -1,4 +1,4 @@
-"""A real Ray on this machine: two replicas behind Serve's proxy, started as the documentation says."""
+"""A real Ray on this machine: two replicas behind Serve's proxy, started by `serve run` as documented."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ import psutil
 import pytest
 import yaml
 
-# Ray starts a dozen processes, and each replica loads a model: minutes on a machine that does other things too.
+# Ray starts a dozen processes and each replica loads a model, which takes minutes on a busy machine.
 START_TIMEOUT_S = 240
 
 _CONFIG = Path(__file__).parents[2] / "docker" / "ray" / "serve.yaml"
 _BIN = Path(sys.executable).parent
 _REPLICA = "ray::ServeReplica"
 
-# Few enough for a test to fill them.
-PLACES = 8
+# Small enough for a test to reach capacity.
+QUEUE_CAPACITY = 8
 
-KEY = "may-ask-for-everything"
+KEY = "a-key-with-every-right"
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's environment, with these settings and no others of gradless's or Ray's."""
+    """Return this process's environment with these settings, and no other variables of gradless or Ray."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("GRADLESS_", "RAY_"))}
     ray = {
         "RAY_ADDRESS": "local",
-        # Nobody else on this machine gets in, and nothing is written into its home.
+        # Keeps other users of this machine out, and writes nothing into the home folder.
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
         "RAY_USAGE_STATS_ENABLED": "0",
-        # Its workers would get what fifteen steps of nice leave them: hardly anything, while other tests keep all cores
-        # busy. And three times the default 5 s, and Serve would give its proxy up while that still imports.
+        # By default workers run at niceness 15 and Serve replaces a proxy that is not ready after three times 5 s. On
+        # a busy machine the first starves the workers, and the proxy is still importing then.
         "RAY_worker_niceness": "0",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",
         "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "50",
@@ -49,10 +49,10 @@ def environment(**settings: str) -> dict[str, str]:
 
 
 class Service:
-    """`serve run` of the config that the project has, on a Ray of its own. Leaving the context ends both."""
+    """`serve run docker/ray/serve.yaml` with a Ray of its own."""
 
     def __init__(self, folder: Path, arguments: dict[str, Any], settings: dict[str, str]) -> None:
-        self.places = PLACES
+        self.queue_capacity = QUEUE_CAPACITY
         self.key = {"X-API-Key": KEY}
         self._port = _unused_port()
         self.address = f"http://127.0.0.1:{self._port}"
@@ -68,8 +68,8 @@ class Service:
             )
 
     def deploy(self, arguments: dict[str, Any]) -> None:
-        """The same with other arguments, while it runs."""
-        [raylet] = [title for title in map(_title, self._family()) if "/raylet " in title]
+        """Deploy again with other arguments, while the service runs."""
+        [raylet] = [title for title in map(_title, self._processes()) if "/raylet " in title]
         address = raylet.split("--gcs-address=")[1].split()[0]
         deployed = subprocess.run(
             [_BIN / "serve", "run", "--non-blocking", self._config(arguments)],
@@ -86,13 +86,13 @@ class Service:
         config["http_options"]["port"] = self._port
         [application] = config["applications"]
         application["args"] = arguments
-        self._wanted = arguments["replicas"]
+        self._replica_count = arguments["replicas"]
         path = self._folder / "serve.yaml"
         path.write_text(yaml.safe_dump(config))
         return path
 
-    def _family(self) -> list[psutil.Process]:
-        """Nobody, where it has ended by itself."""
+    def _processes(self) -> list[psutil.Process]:
+        """All processes of the service; none if it has ended by itself."""
         if self.process.poll() is not None:
             return []
         return psutil.Process(self.process.pid).children(recursive=True)
@@ -105,37 +105,37 @@ class Service:
             time.sleep(0.2)
 
     def replicas(self) -> list[psutil.Process]:
-        """The processes that have the models."""
-        return [process for process in self._family() if _title(process).startswith(_REPLICA)]
+        """The processes that hold the models."""
+        return [process for process in self._processes() if _title(process).startswith(_REPLICA)]
 
     def end(self) -> None:
-        """Politely; what is still there then is killed."""
-        everybody = self._family()
+        """Send SIGTERM, then kill the processes that are left."""
+        processes = self._processes()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        _, alive = psutil.wait_procs(everybody, timeout=10)
+        _, alive = psutil.wait_procs(processes, timeout=10)
         for process in alive:
             process.kill()
 
     def _ready(self) -> bool:
-        """Whether each replica tells of itself; the first answers for the others, while they load."""
+        """Return True if the metrics show each replica. A single one answers scrapes while the others load."""
         try:
             scraped = httpx2.get(f"{self.address}/metrics", headers=self.key, timeout=5)
         except httpx2.HTTPError:
             return False
-        return scraped.text.count("gradless_build_info{") == self._wanted
+        return scraped.text.count("gradless_build_info{") == self._replica_count
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The default model in two replicas of few places, for callers with keys; leave it as you found it."""
+    """Two replicas of the default model with a small capacity and API keys. Tests leave it as they found it."""
     settings = {
-        "GRADLESS_QUEUE_CAPACITY": str(PLACES),
-        "GRADLESS_MAX_IMAGES_PER_REQUEST": str(PLACES),
+        "GRADLESS_QUEUE_CAPACITY": str(QUEUE_CAPACITY),
+        "GRADLESS_MAX_IMAGES_PER_REQUEST": str(QUEUE_CAPACITY),
         "GRADLESS_MAX_IMAGE_BYTES": "1000000",
         "GRADLESS_API_KEYS": f"inference+debug+metrics+admin:{KEY}",
     }
@@ -166,7 +166,7 @@ def gradless() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.fixture
 def start_gradless() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Begin to run the installed command; what is still there after the test, Ray's processes included, is killed."""
+    """Start the installed command. Processes that are left after the test, Ray's too, are killed."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str | Path, **settings: str) -> subprocess.Popen[str]:

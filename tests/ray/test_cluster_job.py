@@ -1,4 +1,4 @@
-"""Jobs over files on a real Ray of this machine: the local job's rows, kept stretch by stretch."""
+"""Jobs over files on a real Ray of this machine write the same rows as the local command, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import pytest
 from models.images.samples import Sample, draw, encode
 from models.interface.errors import JobError
 from models.ray_data.cluster import connect
-from models.ray_data.results import left
+from models.ray_data.results import remaining_chunks
 
 # Each run of the command starts Ray and imports PyTorch in half a dozen processes.
 pytestmark = pytest.mark.timeout(600)
 
-# One whole stretch, and some.
+# One whole chunk and a part of a second.
 FILES = 600
 BROKEN = 530
 
@@ -32,7 +32,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of a few kinds under many names, in two folders, and one that is none."""
+    """A few drawn images under many names in two folders, and one broken file."""
     folder = tmp_path_factory.mktemp("images")
     drawn = [encode(draw(sample), "JPEG") for sample in get_args(Sample)]
     for kind, encoded in enumerate(drawn):
@@ -47,8 +47,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def whole_stretches(output: Path) -> dict[str, int]:
-    """When each was written."""
+def chunk_times(output: Path) -> dict[str, int]:
+    """The time at which each chunk was written."""
     return {path.name: path.stat().st_mtime_ns for path in output.glob("[0-9]*.parquet")}
 
 
@@ -57,19 +57,19 @@ def rows_of(path: Path) -> pa.Table:
 
 
 @pytest.mark.slow
-def test_a_job_killed_midway_goes_on_and_gives_the_local_jobs_rows(
+def test_a_killed_job_resumes_and_writes_the_rows_of_the_local_job(
     images: Path, tmp_path: Path, gradless: Command, start_gradless: Any
 ) -> None:
     on_ray, here = tmp_path / "on-ray", tmp_path / "here.parquet"
-    # Its forward takes no time: what is tried is what is around it.
+    # The null model has no forward: the test is about the rest.
     null = {"GRADLESS_MODELS": "null"}
     first = start_gradless("features", images, "-o", on_ray, "--ray", "local", **null)
-    while not whole_stretches(on_ray):
+    while not chunk_times(on_ray):
         assert first.poll() is None, first.stderr.read()
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
     first.wait()
-    kept = whole_stretches(on_ray)
+    kept = chunk_times(on_ray)
 
     again = gradless("features", images, "-o", on_ray, "--ray", "local", **null)
     resumed = gradless("features", images, "-o", on_ray, "--ray", "local", "--resume", "--strict", **null)
@@ -77,23 +77,23 @@ def test_a_job_killed_midway_goes_on_and_gives_the_local_jobs_rows(
 
     assert (again.returncode, resumed.returncode, local.returncode) == (2, 1, 0), resumed.stderr
     assert "--resume" in again.stderr
-    assert whole_stretches(on_ray).items() >= kept.items()
+    assert chunk_times(on_ray).items() >= kept.items()
     ours, theirs = rows_of(on_ray), rows_of(here)
     assert ours.schema.equals(theirs.schema)
     assert ours.schema.metadata[b"gradless.fingerprint"] == theirs.schema.metadata[b"gradless.fingerprint"]
     assert ours.drop_columns(["features"]).equals(theirs.drop_columns(["features"]))
     assert len(ours) == FILES - 1
     np.testing.assert_array_equal(vectors(ours), vectors(theirs))
-    # And what had no answer is told alike.
-    [told] = (on_ray / "_errors").iterdir()
-    assert json.loads(told.read_text()) == json.loads((tmp_path / "here.parquet.errors.jsonl").read_text())
+    # Both list the same failures.
+    [errors] = (on_ray / "_errors").iterdir()
+    assert json.loads(errors.read_text()) == json.loads((tmp_path / "here.parquet.errors.jsonl").read_text())
 
 
 def vectors(table: pa.Table) -> Any:
     return np.stack(table["features"].combine_chunks().to_numpy(zero_copy_only=False))
 
 
-def test_files_and_output_may_be_named_by_uris_and_the_networks_answers_are_the_local_ones(
+def test_files_and_output_may_be_uris_and_the_classes_are_those_of_the_local_job(
     images: Path, tmp_path: Path, gradless: Command
 ) -> None:
     few = tmp_path / "few"
@@ -107,13 +107,13 @@ def test_files_and_output_may_be_named_by_uris_and_the_networks_answers_are_the_
     assert (on_ray.returncode, local.returncode) == (0, 0), on_ray.stderr
     ours, theirs = rows_of(tmp_path / "on-ray"), rows_of(tmp_path / "here.parquet")
     assert ours["label_1"].equals(theirs["label_1"])
-    # The last bits depend on how many images were in a forward.
+    # The last bits depend on the size of the batch.
     np.testing.assert_allclose(ours["probability_2"], theirs["probability_2"], atol=1e-5)
     assert ours["path"].to_pylist() == [f"{uri}/{Path(path).name}" for path in theirs["path"].to_pylist()]
 
 
 @pytest.mark.slow
-def test_the_networks_features_are_the_local_ones(images: Path, tmp_path: Path, gradless: Command) -> None:
+def test_features_are_those_of_the_local_job(images: Path, tmp_path: Path, gradless: Command) -> None:
     few = sorted((images / "a").iterdir())[:40]
     on_ray = gradless("features", *few, "-o", tmp_path / "on-ray", "--ray", "local")
     local = gradless("features", *few, "-o", tmp_path / "here.parquet")
@@ -121,7 +121,7 @@ def test_the_networks_features_are_the_local_ones(images: Path, tmp_path: Path, 
     assert (on_ray.returncode, local.returncode) == (0, 0), on_ray.stderr
     ours, theirs = rows_of(tmp_path / "on-ray"), rows_of(tmp_path / "here.parquet")
     assert ours["path"].equals(theirs["path"])
-    # What the local command's are allowed to differ from the service's.
+    # The tolerance that also holds between the local command and the server.
     np.testing.assert_allclose(vectors(ours), vectors(theirs), rtol=1e-3, atol=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_the_networks_features_are_the_local_ones(images: Path, tmp_path: Path, 
         (["--ray", "local", "-o", "out.npy"], "-o out.npy: on a cluster the output is a folder"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_line(
+def test_contradictory_options_are_refused_in_one_line(
     arguments: list[str], said: str, images: Path, tmp_path: Path, gradless: Command
 ) -> None:
     ended = gradless("features", images, "-o", tmp_path / "out", *arguments)
@@ -145,11 +145,11 @@ def test_what_cannot_be_is_said_in_one_line(
 @pytest.mark.parametrize(
     ("address", "said"),
     [
-        ("127.0.0.1:1", "--ray 127.0.0.1:1: nobody answers there"),
+        ("127.0.0.1:1", "--ray 127.0.0.1:1 cannot be reached"),
         ("photos", "--ray photos: it must be local, auto, HOST:PORT or ray://HOST:PORT"),
     ],
 )
-def test_a_cluster_that_is_not_there_is_said_at_once(address: str, said: str) -> None:
+def test_a_cluster_that_cannot_be_reached_is_reported_at_once(address: str, said: str) -> None:
     with pytest.raises(JobError, match=said):
         connect(address)
 
@@ -159,12 +159,12 @@ def test_a_cluster_that_is_not_there_is_said_at_once(address: str, said: str) ->
     [
         ([], [(0, 4), (4, 8), (8, 10)]),
         ([(0, 4)], [(4, 8), (8, 10)]),
-        # A stretch that was cut by a block of Ray's, and one whose neighbour was slower.
+        # A chunk that Ray has split, and a chunk whose predecessor was slower.
         ([(0, 2), (8, 10)], [(2, 4), (4, 8)]),
         ([(0, 4), (4, 8), (8, 10)], []),
     ],
 )
-def test_what_is_left_is_cut_at_the_same_places_however_often_a_job_is_interrupted(
+def test_the_remaining_files_are_split_at_the_same_places_after_each_interruption(
     done: list[tuple[int, int]], expected: list[tuple[int, int]]
 ) -> None:
-    assert list(left(10, done, at_most=4)) == expected
+    assert list(remaining_chunks(10, done, max_files=4)) == expected

@@ -1,4 +1,4 @@
-"""What a real process tells its operators besides metrics: lines of log, and traces to a collector."""
+"""Logs and traces of a real server process, its log formats, and the address that it listens on."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ StartServer = Callable[..., Any]
 
 
 class Collector(ThreadingHTTPServer):
-    """Takes OTLP over HTTP, as the OpenTelemetry Collector does at /v1/traces."""
+    """Receives OTLP over HTTP, as the OpenTelemetry Collector does at /v1/traces."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Collecting)
+        super().__init__(("127.0.0.1", 0), _CollectorHandler)
         self.received: list[ExportTraceServiceRequest] = []
 
     def spans(self) -> dict[str, Any]:
-        """By name: the last of each."""
+        """Return the last span of each name."""
         return {
             span.name: span
             for request in self.received
-            for of_resource in request.resource_spans
-            for of_scope in of_resource.scope_spans
-            for span in of_scope.spans
+            for resource_spans in request.resource_spans
+            for scope_spans in resource_spans.scope_spans
+            for span in scope_spans.spans
         }
 
     def resource(self) -> dict[str, str]:
@@ -46,7 +46,7 @@ class Collector(ThreadingHTTPServer):
         return {attribute.key: attribute.value.string_value for attribute in attributes}
 
 
-class _Collecting(BaseHTTPRequestHandler):
+class _CollectorHandler(BaseHTTPRequestHandler):
     server: Collector
 
     def do_POST(self) -> None:
@@ -71,7 +71,7 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
-def test_every_line_is_json_and_every_request_has_its_own_and_its_trace(
+def test_every_line_is_json_and_every_request_has_one_line_and_one_trace(
     start_server: StartServer, collector: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{collector.server_port}")
@@ -111,7 +111,7 @@ def test_every_line_is_json_and_every_request_has_its_own_and_its_trace(
     assert collector.resource()["deployment.environment.name"] == "test"
 
 
-def test_a_collector_that_is_not_there_delays_no_answer_and_hardly_the_end(
+def test_an_unreachable_collector_delays_no_response_and_hardly_the_exit(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, unused_port: int
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{unused_port}")
@@ -120,12 +120,12 @@ def test_a_collector_that_is_not_there_delays_no_answer_and_hardly_the_end(
     assert answered.status_code == 200
 
     server.process.send_signal(signal.SIGTERM)
-    told_at = monotonic()
+    stopped_at = monotonic()
     assert server.exit_status() == 0
-    assert monotonic() - told_at < 15
+    assert monotonic() - stopped_at < 15
 
 
-def test_in_a_terminal_lines_are_columns_and_the_welcome_is_there(
+def test_in_a_terminal_the_log_has_columns_and_a_welcome_text(
     server_environment: Callable[..., dict[str, str]], gradless_path: Path
 ) -> None:
     ours, theirs = pty.openpty()
@@ -133,7 +133,7 @@ def test_in_a_terminal_lines_are_columns_and_the_welcome_is_there(
     with subprocess.Popen([gradless_path, "serve"], env=environment, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
         shown = b""
-        # The last line of the welcome.
+        # The last line of the welcome text.
         while b"grad-modes?" not in shown:
             shown += os.read(ours, 65536)
         process.send_signal(signal.SIGTERM)
@@ -146,7 +146,7 @@ def test_in_a_terminal_lines_are_columns_and_the_welcome_is_there(
     assert '{"event"' not in text
 
 
-def test_a_service_in_a_pod_with_service_links_serves_and_says_that_they_are_ignored(start_server: StartServer) -> None:
+def test_kubernetes_service_links_are_ignored_with_a_log_line(start_server: StartServer) -> None:
     server = start_server(
         GRADLESS_MODELS="null",
         GRADLESS_SERVICE_HOST="10.43.0.1",
@@ -159,7 +159,7 @@ def test_a_service_in_a_pod_with_service_links_serves_and_says_that_they_are_ign
     assert ignored["variables"] == ["GRADLESS_PORT_80_TCP", "GRADLESS_SERVICE_HOST", "GRADLESS_SERVICE_PORT"]
 
 
-def test_a_service_with_an_empty_host_listens_on_this_machine_alone(start_server: StartServer) -> None:
+def test_an_empty_host_means_localhost(start_server: StartServer) -> None:
     server = start_server(GRADLESS_MODELS="null", GRADLESS_HOST="")
     listening = [
         connection.laddr.ip
