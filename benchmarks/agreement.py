@@ -18,8 +18,9 @@ from PIL import Image, ImageOps
 from benchmarks.ceilings import CACHE
 from benchmarks.preprocessing import by_gradless, shaped_by_pillow
 from models import backends
+from models.backends import BackendOptions, place
 from models.hardware import cores, memory
-from models.hardware.placement import BackendName, Precision, place
+from models.hardware.placement import Precision
 from models.interface.errors import StartError
 from models.loading import catalog
 from models.loading.calibration import Calibration
@@ -42,9 +43,9 @@ def reference(bodies: Sequence[bytes], model: LoadedModel) -> torch.Tensor:
 
 def served(images: Sequence[torch.Tensor], model: LoadedModel) -> torch.Tensor:
     """(N, C) probabilities by the backend that `model` is placed on. Raises StartError."""
-    backend = backends.make(model, max_batch_size=1, cache_folder=CACHE)
+    backend = backends.make(model, BackendOptions(max_batch_size=1, cache_folder=CACHE))
     try:
-        cores.use_cores_in_this_thread(backend.intra_op_threads)
+        cores.use_cores_in_this_thread(backend.hints.intra_op_threads)
         return probabilities(lambda pixels: backend.run(pixels).logits, images)
     finally:
         backend.close()
@@ -63,7 +64,7 @@ def _report(engine: str, images: Sequence[torch.Tensor], expected: torch.Tensor,
     backend, precision = engine.split()
     calibration = Calibration.of(folder) if precision == "int8" else None
     try:
-        placement = place("cpu", cast("Precision", precision), cast("BackendName", backend))
+        placement = place("cpu", cast("Precision", precision), backend)
         model = load(catalog.find(catalog.DEFAULT_MODEL), placement, calibration)
         found = served(images, model)
     except StartError as error:
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="JPEG files to compare on")
     wanted = parser.parse_args()
     bodies = [path.read_bytes() for path in wanted.pictures]
-    memory.keep_freed()
+    memory.retain_freed_pages()
     model = load(catalog.find(catalog.DEFAULT_MODEL), place("cpu", "fp32", "eager"))
     expected = reference(bodies, model)
     images = [by_gradless(body, model.transform) for body in bodies]

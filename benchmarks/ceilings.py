@@ -19,7 +19,8 @@ from benchmarks.measurement import Ceiling
 from benchmarks.preprocessing import by_gradless
 from benchmarks.statistic import latency_summary
 from models import backends
-from models.hardware import memory, placement
+from models.backends import BackendOptions
+from models.hardware import memory
 from models.hardware.cores import available_cores, use_one_core_in_this_thread
 from models.images.transforms import Transform
 from models.inference.batch_item import BatchItem, ItemOutput
@@ -102,8 +103,8 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
         name="ceiling",
         max_batch_size=_MAX_BATCH_SIZE,
         queue_capacity=_IN_FLIGHT,
-        max_in_flight=engine.max_in_flight,
-        overlap_min_size=engine.overlap_min_size,
+        max_in_flight=engine.hints.max_in_flight,
+        overlap_min_size=engine.hints.overlap_min_size,
         prepare=prepare,
     )
     batcher.wait_until_ready()
@@ -145,10 +146,10 @@ def main() -> None:
     parser.add_argument("bodies", type=Path, nargs="+", help="JPEG files")
     wanted = parser.parse_args()
     bodies = [path.read_bytes() for path in wanted.bodies]
-    memory.keep_freed()
+    memory.retain_freed_pages()
     calibration = Calibration.of(wanted.calibration_folder) if wanted.precision == "int8" else None
-    model = load(catalog.find(wanted.model), placement.place("cpu", wanted.precision, wanted.backend), calibration)
-    engine = Engine(model, backends.make(model, max_batch_size=_MAX_BATCH_SIZE, cache_folder=CACHE))
+    model = load(catalog.find(wanted.model), backends.place("cpu", wanted.precision, wanted.backend), calibration)
+    engine = Engine(model, backends.make(model, BackendOptions(max_batch_size=_MAX_BATCH_SIZE, cache_folder=CACHE)))
     ways: dict[Ceiling, Callable[[], dict[str, float]]] = {
         "decoding": lambda: {"per_second": decoding_alone(bodies, model.transform, wanted.seconds)},
         "together": lambda: {"per_second": together(bodies, engine, wanted.seconds)},

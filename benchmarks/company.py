@@ -67,7 +67,7 @@ class Company:
 
     def __init__(self, light: str, heavy: str, *, backend: str) -> None:
         self._light, self._heavy = light, heavy
-        options = ServingOptions(models=[light, heavy], backend=backend, deadline_s=_DEADLINE_S)  # type: ignore[arg-type]
+        options = ServingOptions(models=[light, heavy], backend=backend, deadline_s=_DEADLINE_S)
         self.serving = LocalRuntime(options, NoTelemetry())
         self._picture = encode(draw("clock").resize(_SIZE), "JPEG")
 

@@ -12,8 +12,8 @@ from time import perf_counter
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from models import backends
 from models.backends.eager import served_network
-from models.hardware import placement
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.network import Network
@@ -44,7 +44,7 @@ def _loaded(name: str, features: FeatureLayer | None) -> LoadedModel:
         architecture = architectures.find(name)
         return Classifier(architecture.build(None), architecture.transform, architecture.labels, features)
 
-    return load(ModelSpec(name, name, build), placement.place("cpu", "fp32", "eager"))
+    return load(ModelSpec(name, name, build), backends.place("cpu", "fp32", "eager"))
 
 
 def _seconds(network: Network, images: torch.Tensor) -> float:

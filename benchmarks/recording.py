@@ -12,10 +12,10 @@ from time import perf_counter
 
 import torch
 
-from models.backends import Backend
+from models import backends
+from models.backends import Backend, BackendOptions
 from models.backends.eager import EagerBackend
 from models.backends.recorded import RecordedBackend
-from models.hardware import placement
 from models.hardware.placement import Precision
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
@@ -46,9 +46,12 @@ def main() -> None:
 
 
 def _engines(precision: Precision) -> list[Engine]:
-    model = load(catalog.find(catalog.DEFAULT_MODEL), placement.place("cuda", precision, "eager"))
+    model = load(catalog.find(catalog.DEFAULT_MODEL), backends.place("cuda", precision, "eager"))
     largest = max(_SIZES)
-    made: list[Backend] = [EagerBackend(model, max_batch_size=largest), RecordedBackend(model, max_batch_size=largest)]
+    made: list[Backend] = [
+        EagerBackend(model, BackendOptions(max_batch_size=largest)),
+        RecordedBackend(model, BackendOptions(max_batch_size=largest)),
+    ]
     engines = [Engine(model, backend) for backend in made]
     for engine in engines:
         engine.prepare_thread()

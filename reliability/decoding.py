@@ -37,7 +37,7 @@ def main() -> None:
     # Pillow warns of what it reads on from; a service's log shows that once, and here it would be all there is to see.
     warnings.simplefilter("ignore")
     logging.disable()
-    memory.keep_freed()
+    memory.retain_freed_pages()
     transform = catalog.find(catalog.NULL_MODEL).build().transform
     warm_at, before = round(wanted.images * _WARMING_SHARE), _Resident(0, 0)
     outcomes: Counter[str] = Counter()
@@ -79,7 +79,7 @@ def _resident() -> _Resident:
     process = psutil.Process()
     with_free = process.memory_info().rss
     gc.collect()
-    memory.give_back(torch.device("cpu"))
+    memory.trim(torch.device("cpu"))
     return _Resident(with_free, process.memory_info().rss)
 
 

@@ -11,6 +11,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 
 from app.http.problems import MalformedMultipartError, NoImagesError, TooManyImagesError
+from models.images.formats import SIGNATURE_BYTES, is_image
 from models.interface.errors import ImageTooLargeError
 
 # Form fields that are not files are ignored, up to this number.
@@ -21,13 +22,6 @@ _PARAMETER = re.compile(rb""";\s*([^\s;="]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^;]*)""")
 # charset'language'percent-encoded (RFC 8187, section 3.2).
 _EXTENDED = re.compile(rb"([A-Za-z0-9!#$%&+^_`{}~-]+)'[^']*'(.*)", re.DOTALL)
 _MAX_NAME_CHARACTERS = 100
-
-# Signatures of the supported formats: JPEG, PNG, GIF, WebP, BMP with its two reserved words of zeros, TIFF and
-# BigTIFF in either byte order.
-_SIGNATURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF.{4}WEBP|BM.{4}\0{4}|II[*+]\0|MM\0[*+]", re.DOTALL
-)
-_SIGNATURE_BYTES = 12
 
 
 @dataclass(slots=True)
@@ -130,7 +124,7 @@ class FileParts:
             part.content.clear()
             return
         part.content += chunk[start:end]
-        if part.is_file is None and part.size >= _SIGNATURE_BYTES:
+        if part.is_file is None and part.size >= SIGNATURE_BYTES:
             self._decide(part)
 
     def _on_part_end(self) -> None:
@@ -141,7 +135,7 @@ class FileParts:
         self._ended = True
 
     def _decide(self, part: _Part) -> None:
-        if _SIGNATURE.match(part.content):
+        if is_image(part.content):
             part.is_file = True
             self._add(part)
             return

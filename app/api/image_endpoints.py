@@ -11,6 +11,7 @@ from typing import Any
 
 from app.api.inference import PREDICTION_ERRORS
 from app.http.problems import NoSearchIndexError
+from models.images.formats import TITLES
 from models.interface.errors import NoClassesError
 from models.interface.telemetry import Task
 
@@ -20,7 +21,7 @@ _BINARY = {"type": "string", "format": "binary"}
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One image file (JPEG, PNG, WebP, GIF, BMP, TIFF), or several as multipart files.",
+        "description": f"One image file ({', '.join(TITLES)}), or several as multipart files.",
         "content": {
             "image/*": {"schema": _BINARY},
             "application/octet-stream": {"schema": _BINARY},

@@ -88,7 +88,7 @@ def _replicas(arguments: Replicas, settings: Settings) -> dict[str, Any]:
 
 
 def _max_batch_size(arguments: Replicas, settings: Settings) -> int:
-    """Return the maximum batch size; without the setting, as models/backends/batch_shapes.py chooses it.
+    """Return the maximum batch size; without the setting, as `default_max_batch_size` in models/backends chooses it.
 
     Fewer concurrent requests leave batches partly empty; more have to wait for the next batch.
     """

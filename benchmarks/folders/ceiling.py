@@ -7,7 +7,8 @@ from pathlib import Path
 
 from benchmarks.ceilings import CACHE, together
 from models import backends
-from models.hardware import memory, placement
+from models.backends import BackendOptions
+from models.hardware import memory
 from models.inference.engine import Engine
 from models.loading import catalog
 from models.loading.load import load
@@ -15,9 +16,9 @@ from models.loading.load import load
 
 def main(folder: Path, seconds: float) -> None:
     """Print the rate on the pictures of `folder`."""
-    memory.keep_freed()
-    model = load(catalog.find(catalog.DEFAULT_MODEL), placement.place("auto", "fp32", "auto"))
-    engine = Engine(model, backends.make(model, max_batch_size=32, cache_folder=CACHE))
+    memory.retain_freed_pages()
+    model = load(catalog.find(catalog.DEFAULT_MODEL), backends.place("auto", "fp32", "auto"))
+    engine = Engine(model, backends.make(model, BackendOptions(max_batch_size=32, cache_folder=CACHE)))
     bodies = [path.read_bytes() for path in sorted(folder.iterdir())]
     sys.stdout.write(f"{together(bodies, engine, seconds):.3f}\n")
 

@@ -9,7 +9,8 @@ import torch
 
 from benchmarks.peers.classifier import ENGINE, MAX_BATCH_SIZE, MODEL, THREADS
 from models import backends
-from models.hardware import cores, memory, placement
+from models.backends import BackendOptions
+from models.hardware import cores, memory
 from models.images import preprocessing
 from models.interface.image_limits import ImageLimits
 from models.loading import catalog
@@ -20,10 +21,10 @@ _SPEC = catalog.find({"resnet50": "resnet50:random"}.get(MODEL, MODEL))
 # Converted models: one folder for all processes of a benchmark.
 _CACHE = Path(tempfile.gettempdir()) / "gradless-bench-conversions"
 
-memory.keep_freed()
-cores.use_no_more_cores_than(THREADS)
+memory.retain_freed_pages()
+cores.limit_cores(THREADS)
 # The null model brings a backend of its own, whatever it is placed on.
-_MODEL = load(_SPEC, placement.place("cpu", "fp32", "openvino" if ENGINE == "openvino" else "eager"))
+_MODEL = load(_SPEC, backends.place("cpu", "fp32", "openvino" if ENGINE == "openvino" else "eager"))
 
 
 class Forward:
@@ -31,7 +32,7 @@ class Forward:
 
     def __init__(self) -> None:
         _CACHE.mkdir(exist_ok=True)
-        self._backend = backends.make(_MODEL, max_batch_size=MAX_BATCH_SIZE, cache_folder=_CACHE)
+        self._backend = backends.make(_MODEL, BackendOptions(max_batch_size=MAX_BATCH_SIZE, cache_folder=_CACHE))
 
     def logits(self, batch: torch.Tensor) -> torch.Tensor:
         """Map (N, 3, crop, crop) uint8 to (N, classes)."""

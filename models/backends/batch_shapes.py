@@ -1,56 +1,42 @@
-"""How large a batch is, and into which pieces PyTorch's own forward is cut on a CPU."""
+"""Sizes and shapes of batches that backends have in common: default maximum, padding, and buckets."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 
 from models.hardware import cores
-from models.hardware.placement import Placement
 
-_LARGEST_BATCH = 32
-
-
-# Activations of more leave a core's caches.
-_IMAGES_A_CORE = 4
+MAX_BATCH_SIZE = 32
+# Activations of more images do not fit into the caches of a core.
+IMAGES_PER_CORE = 4
 
 
-# Last-level caches of current servers hold as much.
-_LIGHT_WEIGHTS_BYTES = 32 * 2**20
+def default_max_batch_size(device: torch.device) -> int:
+    """Return 32, or on a CPU as many images as keep its cores busy.
 
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """How a batch is cut up for PyTorch's own forward: pieces of up to `piece` images, `workers` of them at a time on
-    one core each. One worker means one piece after another, each on all cores."""
-
-    piece: int
-    workers: int
-
-
-def eager_split(device: torch.device, weight_bytes: int) -> Split | None:
-    """None where a batch is best run whole. On the CPU it is not: activations of more than some 16 images outgrow
-    what the allocator keeps, and the forward is bound by page faults.
-
-    Networks whose weights stay in a core's reach run best in small pieces, one a core: PyTorch's kernels for them are
-    too short to share out (EfficientNet-Lite0, two cores: 90 images/s against 75). Larger weights are better read once
-    for many images (ResNet-50: 19 against 16).
+    Larger batches are not faster on a CPU, and a new request waits for the whole forward.
     """
     if device.type != "cpu":
-        return None
-    return (
-        Split(_IMAGES_A_CORE, workers=cores.available_cores()) if weight_bytes <= _LIGHT_WEIGHTS_BYTES else Split(16, 1)
-    )
+        return MAX_BATCH_SIZE
+    return min(MAX_BATCH_SIZE, IMAGES_PER_CORE * cores.available_cores())
 
 
-def batch_size(placement: Placement, weight_bytes: int) -> int:
-    """Images of one forward at most, where nobody says otherwise: 32, on a CPU only as many as keep its cores busy.
+def padded(pixels: torch.Tensor, count: int) -> torch.Tensor:
+    """Return (N, 3, H, W) pixels with blank images appended up to `count`, channels last in memory."""
+    if len(pixels) == count:
+        return pixels
+    whole = torch.empty((count, *pixels.shape[1:]), dtype=pixels.dtype, memory_format=torch.channels_last)
+    whole[: len(pixels)] = pixels
+    whole[len(pixels) :] = 0
+    return whole
 
-    More would not be faster there, but whoever comes meanwhile waits for the whole forward: with batches of 32 on two
-    cores for a quarter of a second, even if all who are in it have hung up.
-    """
-    if placement.device.type != "cpu":
-        return _LARGEST_BATCH
-    split = eager_split(placement.device, weight_bytes) if placement.backend == "eager" else None
-    return min(_LARGEST_BATCH, split.piece * split.workers if split else _IMAGES_A_CORE * cores.available_cores())
+
+def next_multiple(count: int, of: int) -> int:
+    """Return the least multiple of `of` that is not below `count`."""
+    return -(-count // of) * of
+
+
+def buckets(max_batch_size: int) -> tuple[int, ...]:
+    """Return 1, 2, 4 … and `max_batch_size` itself: the sizes that a backend compiles or records."""
+    powers = [2**power for power in range(max_batch_size.bit_length()) if 2**power < max_batch_size]
+    return (*powers, max_batch_size)

@@ -1,11 +1,10 @@
-"""Converted networks on disk, for later starts to read: written whole or not at all, and read only when they are as
-they were written.
+"""Converted networks on disk, for later starts. Entries are written atomically, and verified by digests when read.
 
-An entry is a folder, put in place by one rename, so that processes that convert at once do not mix their files:
+An entry is a folder that is moved into place by one rename, so that concurrent processes do not mix their files:
 
     openvino-KEY/network.xml, network.bin, digests.json
 
-A cache that cannot be used costs the time of a conversion and a line of log, never the start.
+If the cache cannot be used, the network is converted again and the reason is logged; the start never fails.
 """
 
 from __future__ import annotations
@@ -29,36 +28,36 @@ _NETWORK = "network.xml"
 _WEIGHTS = "network.bin"
 _DIGESTS = "digests.json"
 
-# Of what is written and not yet in place.
+# Prefix of folders that are not yet moved into place.
 _UNFINISHED = "unfinished-"
-# A process that was killed leaves it behind. None takes as long to write.
+# Age after which a leftover of a killed process is removed. No conversion takes as long to write.
 _LEFTOVER_S = 24 * 3600
 
 
 class ConversionCache:
-    """The entries of a folder, which need not exist. Other processes may use it at the same time."""
+    """The entries of a folder, which need not exist. Several processes may use it at the same time."""
 
     def __init__(self, core: openvino.Core, folder: Path) -> None:
         self._core = core
         self._folder = folder
 
     def read(self, name: str) -> openvino.Model | None:
-        """The network kept under `name`. None if there is none, or if it is damaged, which is logged."""
+        """Return the network of that name. None if there is none, or if it is damaged, which is logged."""
         try:
             entry = self._folder.expanduser() / name
             if not entry.exists():
                 return None
             stated = json.loads((entry / _DIGESTS).read_bytes())
             if stated != _digests(entry):
-                raise ValueError("its files are not those that were written")  # noqa: TRY301
+                raise ValueError("its files have changed since they were written")  # noqa: TRY301
             return self._core.read_model(entry / _NETWORK)
-        # RuntimeError is OpenVINO's, and that of a user without a home.
+        # RuntimeError comes from OpenVINO, and from expanduser() for a user without a home.
         except (OSError, ValueError, RuntimeError) as error:
             _log.warning("%s in %s cannot be used, so it is converted again: %s", name, self._folder, _line(error))
             return None
 
     def keep(self, network: openvino.Model, name: str) -> None:
-        """Write it under `name`, in the place of what is there. If that cannot be, it is logged."""
+        """Write `network` under `name`, and replace an earlier entry. A failure is logged."""
         try:
             self._write(network, self._folder.expanduser() / name)
         except (OSError, RuntimeError) as error:
@@ -74,7 +73,7 @@ class ConversionCache:
             unfinished = Path(temporary) / entry.name
             unfinished.mkdir()
             save(network, unfinished / _NETWORK)
-            # A full disk may have taken the beginning of a file without a word.
+            # Read it back: on a full disk OpenVINO may write part of a file without an error.
             self._core.read_model(unfinished / _NETWORK)
             (unfinished / _DIGESTS).write_text(json.dumps(_digests(unfinished)), encoding="utf-8")
             for path in (*unfinished.iterdir(), unfinished):
@@ -84,29 +83,29 @@ class ConversionCache:
 
 
 def save(network: openvino.Model, file: Path) -> None:
-    """Write `network` to `file`, a .xml, and its weights beside it. Raises OSError."""
+    """Write `network` to `file`, a .xml, and its weights to the .bin file of the same name. Raises OSError."""
     try:
         openvino.save_model(network, file, compress_to_fp16=False)
     except RuntimeError as error:
-        # OpenVINO does not say why: most often the disk is full.
+        # OpenVINO gives no reason; most often the disk is full.
         free_mb = shutil.disk_usage(file.parent).free / 1e6
         raise OSError(f"OpenVINO cannot write {file}, {free_mb:.0f} MB are free: {_line(error)}") from error
 
 
 def _put(finished: Path, entry: Path, *, aside: Path) -> None:
-    # A folder cannot be renamed over another. What is there is damaged, or was written by another process meanwhile.
+    # A folder cannot be renamed over another. The existing one is damaged, or another process has just written it.
     with suppress(FileNotFoundError):
         entry.rename(aside)
     try:
         finished.rename(entry)
     except OSError as error:
-        # Another process was faster, and its network is as good.
+        # Another process was faster, and its network is the same.
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
             raise
 
 
 def _digests(entry: Path) -> dict[str, str]:
-    """By file. With the entry's name: one that was copied over another is not that other."""
+    """Return the digest of each file, and the name of the entry, which detects an entry copied over another."""
     digests = {"entry": entry.name}
     for name in (_NETWORK, _WEIGHTS):
         with (entry / name).open("rb") as file:
@@ -122,7 +121,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Have the disk hold a file, or the names in a folder: a rename may reach it before what was written."""
+    """Flush a file or a folder to disk, because a rename may be persisted before the content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -131,6 +130,6 @@ def _sync(path: Path) -> None:
 
 
 def _line(error: Exception) -> str:
-    """The first line of what OpenVINO has to say is where in its sources it says so; the last says what it is."""
+    """Return the last line of the message. The first line of OpenVINO's messages is a position in its sources."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

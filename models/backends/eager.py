@@ -1,44 +1,67 @@
-"""PyTorch as it is: the network with its BatchNorms folded, channels last in memory."""
+"""PyTorch's own forward, with BatchNorms folded into convolutions and channels last in memory."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
-from models.backends import batch_shapes
-from models.backends.batch_shapes import Split
+from models.backends.backend import Backend, BackendOptions, BatchHints
+from models.backends.batch_shapes import (
+    IMAGES_PER_CORE,
+    MAX_BATCH_SIZE,
+    default_max_batch_size,
+    next_multiple,
+    padded,
+)
 from models.backends.folding import folded
-from models.backends.shapes import next_multiple, padded
 from models.hardware import cores, cuda
 from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits, Network
 
+# Weights up to this size stay in the last-level cache of current server CPUs.
+_LIGHT_WEIGHTS_BYTES = 32 * 2**20
+# Activations of more images outgrow what the CPU allocator keeps, and page faults slow down the forward.
+_PIECE_OF_ALL_CORES = 16
 
-class EagerBackend:
-    """Runs a served copy of the network; the loaded one stays as it is, for the lens.
 
-    On the CPU a batch is cut into pieces (models/backends/batch_shapes.py says why). For a light network, threads of
-    the backend run the pieces concurrently; each of them enters inference_mode, which is thread-local.
+class Split(NamedTuple):
+    """How a batch is cut: pieces of up to `piece` images, `workers` of them at a time on one core each. With one
+    worker, pieces run one after another, each on all cores."""
+
+    piece: int
+    workers: int
+
+
+class EagerBackend(Backend):
+    """Runs a served copy of the network; the loaded one stays unchanged for the lens.
+
+    On the CPU a batch is cut into pieces (`cpu_split`). For a light network, threads of the backend run the pieces
+    concurrently; each of them enters inference_mode, which is thread-local.
     """
 
-    def __init__(self, model: LoadedModel, *, max_batch_size: int, fixed_shape: bool = False) -> None:
-        self._fixed_shape = fixed_shape
-        self.sizes_to_warm_up = (1, max_batch_size)
+    def __init__(self, model: LoadedModel, options: BackendOptions) -> None:
+        self._fixed_shape = options.fixed_shape
         self._device = model.placement.device
         self._dtype = model.placement.dtype
         self._normalize = model.normalize
         self.network = served_network(model)
-        self._split = batch_shapes.eager_split(self._device, model.weight_bytes) or Split(max_batch_size, workers=1)
-        self.intra_op_threads = cores.available_cores() if self._split.workers == 1 else 1
-        # The workers come to the second batch's pieces when they have done the first's.
-        self.lanes = 2 if self._split.workers > 1 else 1
-        # An image alone has one of the workers, too.
-        self.room_from = 1 if self._split.workers > 1 else None
-        self.memory_note = (
-            "its forward runs in several threads, and the profiler sees one" if self._split.workers > 1 else None
+        split = cpu_split(model.weight_bytes) if self._device.type == "cpu" else None
+        max_batch_size = options.max_batch_size or default_size(self._device, split)
+        self._split = split or Split(max_batch_size, workers=1)
+        concurrent = self._split.workers > 1
+        self.hints = BatchHints(
+            max_batch_size=max_batch_size,
+            warm_up_sizes=(1, max_batch_size),
+            # Workers that are done with the first batch's pieces go on with the second's.
+            max_in_flight=2 if concurrent else 1,
+            # A batch of one image occupies one worker, and leaves the others free.
+            overlap_min_size=1 if concurrent else None,
+            intra_op_threads=1 if concurrent else cores.available_cores(),
+            memory_note="its forward runs in several threads, and the profiler sees one" if concurrent else None,
         )
         self._workers = ThreadPoolExecutor(
             self._split.workers, "forward", initializer=cores.use_one_core_in_this_thread
@@ -49,7 +72,7 @@ class EagerBackend:
         if self._fixed_shape:
             pixels = padded(pixels, next_multiple(count, size))
         elif self._split.workers > 1:
-            # At least as many pieces as workers, as far as there are images: none of them idles.
+            # At least as many pieces as workers, if there are enough images, so that no worker idles.
             size = min(size, -(-count // self._split.workers))
         pieces = torch.split(pixels, size)
         if self._split.workers == 1:
@@ -59,6 +82,7 @@ class EagerBackend:
         )
 
     def close(self) -> None:
+        """End the workers."""
         self._workers.shutdown()
 
     def _forward_in_worker(self, pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
@@ -72,8 +96,24 @@ class EagerBackend:
         return answer
 
 
+def cpu_split(weight_bytes: int) -> Split:
+    """Return how PyTorch best runs a batch on the CPU.
+
+    Light networks run fastest in small pieces, one a core: their kernels are too short to share out. Heavy ones run
+    fastest in large pieces on all cores, which read the weights once for many images.
+    """
+    if weight_bytes <= _LIGHT_WEIGHTS_BYTES:
+        return Split(IMAGES_PER_CORE, workers=cores.available_cores())
+    return Split(_PIECE_OF_ALL_CORES, workers=1)
+
+
+def default_size(device: torch.device, split: Split | None) -> int:
+    """Return the images of one forward at most, unless the user chooses."""
+    return default_max_batch_size(device) if split is None else min(MAX_BATCH_SIZE, split.piece * split.workers)
+
+
 def served_network(model: LoadedModel) -> Network:
-    """A copy of the network for serving: folded, then brought to the served precision, channels last."""
+    """Return a copy of the network, folded, in the served precision, channels last in memory."""
     side = model.transform.crop
     network = folded(model.network, torch.rand(2, 3, side, side))
     network = network.to(model.placement.device, model.placement.dtype)
@@ -81,7 +121,7 @@ def served_network(model: LoadedModel) -> Network:
 
 
 def _joined(pieces: list[FeaturesAndLogits], count: int) -> FeaturesAndLogits:
-    """The outputs of the first `count` images."""
+    """Return the outputs of the first `count` images."""
     if len(pieces) == 1:
         return FeaturesAndLogits(*(output[:count] for output in pieces[0]))
     return FeaturesAndLogits(*(torch.cat(outputs)[:count] for outputs in zip(*pieces, strict=True)))

@@ -1,4 +1,4 @@
-"""Next to nothing, in place of a forward: what is left is the server itself, as a very fast device would see it."""
+"""Next to nothing in place of a forward, to test and measure the server itself."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import copy
 
 import torch
 
+from models.backends.backend import Backend, BackendOptions, BatchHints
+from models.backends.batch_shapes import default_max_batch_size
 from models.hardware import cuda
 from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
 
-class NullBackend:
-    """The catalog's `null` model on one pixel of each image: the batch is stacked and moved, the rest left out."""
+class NullBackend(Backend):
+    """Runs the catalog's `null` model on one pixel of each image, after the batch was moved to the device."""
 
-    intra_op_threads = 1
-    memory_note = None
-    lanes = 1
-    room_from = None
-    sizes_to_warm_up = (1,)
-
-    def __init__(self, model: LoadedModel) -> None:
+    def __init__(self, model: LoadedModel, options: BackendOptions) -> None:
+        self.hints = BatchHints(
+            max_batch_size=options.max_batch_size or default_max_batch_size(model.placement.device), warm_up_sizes=(1,)
+        )
         self._device = model.placement.device
         self._dtype = model.placement.dtype
         self._normalize = model.normalize
@@ -33,4 +32,4 @@ class NullBackend:
         return answer
 
     def close(self) -> None:
-        """It has no threads of its own."""
+        """Do nothing: this backend has no threads."""

@@ -1,4 +1,4 @@
-"""OpenVINO: the fastest way on CPUs. How it runs; models/backends/openvino_conversion.py is what."""
+"""OpenVINO, the fastest backend on CPUs: how it runs a network. openvino_conversion.py converts the network."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import accumulate, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,9 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
+from models.backends.backend import Backend, BackendOptions, BatchHints
+from models.backends.batch_shapes import default_max_batch_size, next_multiple, padded
 from models.backends.openvino_conversion import converted
-from models.backends.shapes import next_multiple, padded
 from models.hardware import cores
 from models.hardware.placement import Precision
 from models.interface.cancellation import NEVER_CANCELLED, CancelToken
@@ -28,67 +28,59 @@ from models.networks.network import FeaturesAndLogits
 _HINTS: dict[Precision, str] = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _CAPABILITIES: dict[Precision, str] = {"fp32": "FP32", "bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 
-# Where all cores run a piece together. Activations of more images leave the caches: EfficientNet-Lite0 runs 156
-# images/s in fours and 141 in sixteens on two cores, ResNet-50 the same in both.
+# Images of a piece that all cores run together: 156 images/s, and 141 with pieces of 16, whose activations leave the
+# caches (EfficientNet-Lite0, two cores).
 _PIECE = 4
 
-# One thread that does all of an image's layers waits for nobody; two that share each layer out wait for one another at
-# its end, and lose the more when decoding or HTTP takes a core from one of them. EfficientNet-Lite0, 8 images on two
-# cores: 41 ms both ways alone, 57 against 71 ms with a quarter of each core taken; ResNet-50: 439 against 468 ms. An
-# image alone is shared out: 6.5 ms against 10.4. The pieces are small, so that the cores end at about the same time.
+# Images of a piece that one core runs alone. Small pieces let all cores end at about the same time. Cores that share a
+# layer wait for the slowest: 8 images take 71 ms so, and 57 ms in pieces, with a quarter of each core taken by decodes.
 _PIECE_OF_ONE_CORE = 2
 
 
-class OpenVinoBackend:
-    """Weights stay float32 in the converted model, and the precision is the one it computes in; for int8 there is a
-    second model, quantized after training on images of the user's, now or before, into a model folder.
+class OpenVinoBackend(Backend):
+    """Runs a converted model, whose weights stay float32, in the precision of the placement. For int8 the model is
+    quantized after training, by calibration at the start or earlier into a model folder.
 
-    Of a batch as many images as the cores have equal shares of run side by side, one core each; what is left over,
-    as an image alone is, runs on all cores together. Beside another batch nothing is left over, since no core would
-    come at once: every piece is a core's. Nor with a fixed shape: every piece is of as many images, some of them blank.
+    Each core runs an equal share of the images of a batch. The remainder, or a single image, runs on all cores
+    together. There is no remainder while another batch runs, because no core is free at once, nor with a fixed shape:
+    then every piece has the same number of images, some of them blank.
     """
 
-    # OpenVINO has threads of its own.
-    intra_op_threads = 1
-
     network = None
-    memory_note = "OpenVINO has memory of its own"
 
-    def __init__(
-        self,
-        model: LoadedModel,
-        *,
-        max_batch_size: int,
-        cache_folder: Path,
-        fixed_shape: bool = False,
-        fresh: bool = False,
-    ) -> None:
-        self._fixed_shape = fixed_shape
+    def __init__(self, model: LoadedModel, options: BackendOptions) -> None:
+        max_batch_size = options.max_batch_size or default_max_batch_size(model.placement.device)
+        self._fixed_shape = options.fixed_shape
         core = _core()
         precision = model.placement.precision
         if _CAPABILITIES[precision] not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise DeviceUnavailableError("cpu", f"OpenVINO does not compute in {precision} on this processor")
-        network = converted(core, model, cache_folder, fresh=fresh)
-        options = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": cores.available_cores()}
+        network = converted(core, model, options.cache_folder, fresh=options.fresh)
+        properties = {"INFERENCE_PRECISION_HINT": _HINTS[precision], "INFERENCE_NUM_THREADS": cores.available_cores()}
         self._cores = cores.available_cores()
         streams = (
-            _compiled_to_give_way(core, network, options | {"NUM_STREAMS": self._cores})
+            _compiled_at_low_priority(core, network, properties | {"NUM_STREAMS": self._cores})
             if 1 < self._cores <= max_batch_size
             else None
         )
         together = (
-            core.compile_model(network, "CPU", options | {"PERFORMANCE_HINT": "LATENCY"})
-            if streams is None or not fixed_shape
+            core.compile_model(network, "CPU", properties | {"PERFORMANCE_HINT": "LATENCY"})
+            if streams is None or not options.fixed_shape
             else None
         )
         self._streams = _Requests(streams) if streams is not None else None
         self._together = _Requests(together) if together is not None else None
-        # A core comes to the second batch's pieces when it has done its own of the first.
-        self.lanes = 1 if streams is None else 2
-        self.room_from = None if streams is None else 1 if fixed_shape else self._cores
         self._images = _Count()
         self._outputs = range(len(network.outputs))
-        self.sizes_to_warm_up = (1, max_batch_size)
+        smallest_per_core = 1 if options.fixed_shape else self._cores
+        self.hints = BatchHints(
+            max_batch_size=max_batch_size,
+            warm_up_sizes=(1, max_batch_size),
+            # A core that is done with its pieces of the first batch goes on with pieces of the second.
+            max_in_flight=1 if streams is None else 2,
+            overlap_min_size=None if streams is None else smallest_per_core,
+            memory_note="OpenVINO has memory of its own",
+        )
 
     def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
         with self._images.more(len(pixels)):
@@ -98,16 +90,16 @@ class OpenVinoBackend:
         count = len(pixels)
         if self._fixed_shape:
             pixels = padded(pixels, next_multiple(count, _PIECE if self._streams is None else _PIECE_OF_ONE_CORE))
-        # Channels last in memory, so the permuted view is contiguous: nothing is copied on the way in.
+        # The permuted view is contiguous, because `pixels` is channels last in memory: no copy.
         batch = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
         pieces: list[list[NDArray[np.float32]]] = []
         done = 0
         while done < len(batch) and self._streams is not None:
-            shares = self._shares(len(batch) - done, has_company=self._images.now > count)
+            shares = self._shares(len(batch) - done, alongside_others=self._images.now > count)
             if not shares:
                 break
-            side_by_side = [batch[done:][share] for share in shares]
-            pieces += self._infer_side_by_side(self._streams.first(len(shares)), side_by_side, cancel_token)
+            on_cores = [batch[done:][share] for share in shares]
+            pieces += self._infer_concurrently(self._streams.first(len(shares)), on_cores, cancel_token)
             done += shares[-1].stop
         if done < len(batch) and self._together is not None:
             [request] = self._together.first(1)
@@ -120,19 +112,19 @@ class OpenVinoBackend:
         return FeaturesAndLogits(features, logits[0] if logits else features.new_empty((count, 0)))
 
     def close(self) -> None:
-        """Its threads are OpenVINO's, and end with it."""
+        """Do nothing: OpenVINO ends its threads with the compiled model."""
 
-    def _shares(self, images: int, *, has_company: bool) -> list[slice]:
-        """Of as many of `images` as every core has the same number of, piece by piece; of all with a fixed shape, and
-        when another batch `has_company` with this one."""
-        if self._fixed_shape or has_company:
+    def _shares(self, images: int, *, alongside_others: bool) -> list[slice]:
+        """Return pieces of the images that divide equally among the cores. With a fixed shape, or while other batches
+        run, return pieces of all `images`."""
+        if self._fixed_shape or alongside_others:
             return [slice(start, start + _PIECE_OF_ONE_CORE) for start in range(0, images, _PIECE_OF_ONE_CORE)]
-        of_a_core = images // self._cores
-        sizes = [min(_PIECE_OF_ONE_CORE, of_a_core - done) for done in range(0, of_a_core, _PIECE_OF_ONE_CORE)]
+        per_core = images // self._cores
+        sizes = [min(_PIECE_OF_ONE_CORE, per_core - done) for done in range(0, per_core, _PIECE_OF_ONE_CORE)]
         ends = list(accumulate(size for size in sizes for _ in range(self._cores)))
         return [slice(start, end) for start, end in pairwise([0, *ends])]
 
-    def _infer_side_by_side(
+    def _infer_concurrently(
         self, requests: list[openvino.InferRequest], pieces: list[NDArray[np.uint8]], cancel_token: CancelToken
     ) -> list[list[NDArray[np.float32]]]:
         started: list[openvino.InferRequest] = []
@@ -144,8 +136,7 @@ class OpenVinoBackend:
                 cancel_token.raise_if_cancelled()
                 request.wait()
         except BaseException:
-            # Those beside one that fails, and those of whom nobody wants to hear. They end within a layer; until then
-            # they read from `pieces`.
+            # Cancelled requests end within a layer, and read from `pieces` until then.
             for request in started:
                 request.cancel()
             for request in started:
@@ -155,20 +146,20 @@ class OpenVinoBackend:
         return [self._answer_of(request) for request in requests]
 
     def _answer_of(self, request: openvino.InferRequest) -> list[NDArray[np.float32]]:
-        # Copied: the request writes its next answer into the same memory.
+        # Copied, because the request writes its next output into the same memory.
         return [request.get_output_tensor(index).data.copy() for index in self._outputs]
 
 
-def _compiled_to_give_way(
+def _compiled_at_low_priority(
     core: openvino.Core, network: openvino.Model, options: dict[str, Any]
 ) -> openvino.CompiledModel:
-    """Streams are threads, of the priority of the one that makes them."""
-    with ThreadPoolExecutor(1, initializer=cores.give_way_in_this_thread) as maker:
-        return maker.submit(core.compile_model, network, "CPU", options).result()
+    """Compile in a thread of low priority: the threads of OpenVINO's streams inherit it."""
+    with ThreadPoolExecutor(1, initializer=cores.lower_priority_in_this_thread) as creator:
+        return creator.submit(core.compile_model, network, "CPU", options).result()
 
 
 class _Count:
-    """Of images under way, by as many threads as there are."""
+    """Images in flight, of all threads."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -176,7 +167,7 @@ class _Count:
 
     @contextmanager
     def more(self, count: int) -> Iterator[None]:
-        """Until the block ends."""
+        """Add `count` until the block ends."""
         with self._changing:
             self.now += count
         try:
@@ -187,14 +178,14 @@ class _Count:
 
 
 class _Requests(threading.local):
-    """Each thread has its own: a request has memory for one piece's answer."""
+    """Inference requests of the current thread. A request holds the memory of one piece's output."""
 
     def __init__(self, compiled: openvino.CompiledModel) -> None:
         self._compiled = compiled
         self._made: list[openvino.InferRequest] = []
 
     def first(self, count: int) -> list[openvino.InferRequest]:
-        """As many as were ever wanted at once are kept."""
+        """Return `count` requests, created on first use."""
         while len(self._made) < count:
             self._made.append(self._compiled.create_infer_request())
         return self._made[:count]
@@ -202,10 +193,12 @@ class _Requests(threading.local):
 
 @cache
 def _core() -> openvino.Core:
-    """The only one of this process, kept for good. OpenVINO's CPU plugin gives the thread that makes a Core another
-    stack for signal handlers and frees it with the Core: were that freed by another thread, as that of a model that is
-    unloaded is, the next signal would end the process (seen with 2026.4.1)."""
+    """Return the only Core of this process, which is never freed.
+
+    OpenVINO's CPU plugin gives the thread that creates a Core another stack for signal handlers, and frees the stack
+    with the Core. If another thread freed it, the next signal would end the process (OpenVINO 2026.4.1).
+    """
     core = openvino.Core()
-    # The plugin is loaded when it is first asked.
+    # The first property read loads the plugin.
     core.get_property("CPU", "FULL_DEVICE_NAME")
     return core

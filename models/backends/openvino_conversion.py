@@ -1,5 +1,4 @@
-"""A network for OpenVINO: exported with its normalisation inside, converted once and kept on disk, quantized where
-wanted."""
+"""Convert a network for OpenVINO: export it with its normalization, cache it on disk, and quantize it for int8."""
 
 from __future__ import annotations
 
@@ -23,16 +22,16 @@ from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, fingerprint
 from models.networks.network import FeaturesAndLogits
 
-# Where a quantized network that is kept says what it was made from.
+# Key of OpenVINO's metadata that says what a quantized network was made from.
 _SOURCE = ("gradless", "source")
 
-# Above any batch that is served; torch.export wants a bound to prove shapes with.
+# Above any batch that is served; torch.export needs a bound for its shape constraints.
 _MAX_BATCH = 1024
 
 
 class _FromPixels(nn.Module):
-    """(N, side, side, 3) uint8 to (features, logits), or features alone where there are no classes: what is
-    exported."""
+    """The module that is exported: maps (N, side, side, 3) uint8 to (features, logits), or to features alone if there
+    are no classes."""
 
     def __init__(self, model: LoadedModel) -> None:
         super().__init__()
@@ -45,15 +44,15 @@ class _FromPixels(nn.Module):
 
 
 def quantize(model: LoadedModel, calibration: Calibration, file: Path) -> None:
-    """Write `model` in int8, ranges taken from `calibration`, to `file`, a .xml, and its weights beside it: what a
-    model folder says as quantized. Raises StartError when no image can be read, and OSError."""
+    """Quantize `model` to int8 with the ranges of `calibration`, and write it to `file`, a .xml, and its weights to the
+    .bin file of the same name, for a model folder. Raises StartError if no image can be read, and OSError."""
     made = _quantized(_convert(model), calibration.batches(model.transform))
     made.set_rt_info(_source(model), list(_SOURCE))
     save(made, file)
 
 
-def _own(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.Model:
-    """The network that the model folder has quantized."""
+def _of_folder(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.Model:
+    """Return the quantized network of the model folder."""
     try:
         found = core.read_model(file)
         source = found.get_rt_info(list(_SOURCE)).astype(str)
@@ -62,22 +61,22 @@ def _own(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.Model:
         raise ModelFolderError(file, f"is no network that `gradless optimize` has written: {first_line}") from error
     if source != _source(model):
         raise ModelFolderError(
-            file, "was made from other weights or another transform than the folder has; make it with them anew"
+            file, "was made from other weights or another transform than the folder has; quantize the model again"
         )
     return found
 
 
 def _source(model: LoadedModel) -> str:
-    """Of what a quantized network is made from, wherever that lies."""
+    """Return a fingerprint of what a quantized network is made from, wherever the folder is."""
     return fingerprint("", model.network, model.transform, model.features, precision="fp32", backend="openvino")
 
 
 def converted(core: openvino.Core, model: LoadedModel, cache_folder: Path, *, fresh: bool = False) -> openvino.Model:
-    """(N, side, side, 3) uint8 to features (N, D) and, where there are classes, logits (N, C), both float32; of int8
-    where the model is calibrated or was quantized into its folder. `fresh`: made now, whatever the cache has. Raises
-    StartError."""
+    """Return the converted network. It maps (N, side, side, 3) uint8 to features (N, D) and, if there are classes,
+    logits (N, C), both float32. It is int8 if the model is calibrated or has a quantized network in its folder.
+    `fresh`: ignore the cache. Raises StartError."""
     if model.quantized is not None:
-        return _own(core, model, model.quantized)
+        return _of_folder(core, model, model.quantized)
     cache = ConversionCache(core, cache_folder)
     name = f"openvino-{_key(model)}"
 
@@ -101,7 +100,7 @@ def converted(core: openvino.Core, model: LoadedModel, cache_folder: Path, *, fr
 
 
 def _key(model: LoadedModel) -> str:
-    """Of everything that the converted model depends on: one precision serves them all."""
+    """Return a digest of everything that the converted model depends on. All precisions share one conversion."""
     weights = fingerprint(
         model.architecture, model.network, model.transform, model.features, precision="fp32", backend="openvino"
     )
@@ -119,20 +118,20 @@ def _convert(model: LoadedModel) -> openvino.Model:
 
 
 def _quantized(network: openvino.Model, batches: list[NDArray[np.uint8]]) -> openvino.Model:
-    """Weights and activations of convolutions and linear layers in 8 bits, ranges taken from `batches`."""
-    # It takes seconds to import, and only the first start with int8 needs it.
+    """Quantize weights and activations of convolutions and linear layers to 8 bits, with the ranges of `batches`."""
+    # Takes seconds to import, and only the first start with int8 needs it.
     import nncf  # noqa: PLC0415
 
     logging.getLogger("nncf").setLevel(logging.WARNING)
-    # Its preset for networks whose activations go below zero, as those of today's do.
+    # NNCF's preset for networks with negative activations, which current ones have.
     preset = nncf.QuantizationPreset.MIXED
-    with _nothing_drawn():
+    with _without_progress_bars():
         return nncf.quantize(network, nncf.Dataset(batches), preset=preset, subset_size=len(batches))
 
 
 @contextmanager
-def _nothing_drawn() -> Iterator[None]:
-    """NNCF shows its progress by rich's common console, which is on stdout: there goes what a command was asked for."""
+def _without_progress_bars() -> Iterator[None]:
+    """Silence rich's global console, where NNCF draws progress bars: stdout is for the output of a command."""
     console = rich.get_console()
     quiet, console.quiet = console.quiet, True
     try:

@@ -1,4 +1,4 @@
-"""The cores of this process: how many there are, and how its threads share them."""
+"""CPU cores of this process: their number, and how threads share them."""
 
 from __future__ import annotations
 
@@ -10,47 +10,41 @@ import torch
 
 from models.hardware.placement import first_available
 
-# Steps of nice. Refusals under ten times the capacity, median, p90 and p99 in ms on two cores: 0.6, 7 and 24 with 2;
-# 0.5, 4.5 and 16 with 5; 0.5, 2.8 and 12 with 10; the same images/s with each. But where others have work for every
-# core, 5 leaves a forward a fourth of it, and 10 a tenth.
-WAY_GIVEN = 5
+# Niceness added to threads that run forwards. With 5, refusals under overload have a p99 of 16 ms on two cores (24 ms
+# with 2, 12 ms with 10), and a forward keeps a fourth of a core that other processes want (a tenth with 10).
+NICE_STEPS = 5
 
 
-# Each of them that waits for the GIL is one more whom the event loop may have to let go first. Answers a second with no
-# forward to wait for, on 16 cores with 2, 4, 8 and 16: 433, 529, 556 and 362.
+# Decode threads compete with the event loop for the GIL: null model on 16 cores, 556 answers/s with 8 and 362 with 16.
 _MOST_DECODE_THREADS = 8
 
 
-_agreed_cores: int | None = None
+_core_limit: int | None = None
 
 
-# With fewer, workers and the process that runs the forwards would take turns on them.
+# With fewer cores, HTTP workers and the engine process would compete for them.
 _LEAST_CORES_FOR_WORKERS = 4
 
 
-# Each has some memory of its own, and what they all hand in goes through one process.
+# Each worker needs memory, and one engine process serves them all.
 _MOST_WORKERS = 16
 
 
 def available_cores() -> int:
-    """Cores this process may use: its affinity mask, cut to the quota of its control group (v2) and to what it has
-    been told."""
+    """Return the cores that this process may use: the least of its affinity mask, its cgroup quota (v2) and
+    `limit_cores`."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, _cgroup_quota() or affinity, _agreed_cores or affinity))
+    return max(1, min(affinity, _cgroup_quota() or affinity, _core_limit or affinity))
 
 
 def decode_threads() -> int:
-    """Threads that decode, where nobody says otherwise: one for each core, and few enough not to keep the event loop
-    from the GIL."""
+    """Return the default number of decode threads: one a core, and few enough to leave the event loop the GIL."""
     return min(available_cores(), _MOST_DECODE_THREADS)
 
 
 def http_workers(device: str) -> int:
-    """Processes that read and decode for the one that has the models, where nobody says otherwise: three quarters of
-    the cores for a GPU, which one process does not keep busy; 0 where that one does it by itself.
-
-    On an H100 with 16 cores one process answered 687 images/s, 4 workers 1991, 8 2256, 12 2911 (docs/performance.md).
-    On a CPU forwards need the cores.
+    """Return the default number of HTTP workers: three quarters of the cores for a GPU, which one process does not keep
+    busy; 0 on a CPU, where forwards need the cores. H100, 16 cores: 687 images/s without, 2911 with 12 workers.
     """
     found = first_available() if device == "auto" else device
     cores = available_cores()
@@ -59,11 +53,11 @@ def http_workers(device: str) -> int:
     return min(_MOST_WORKERS, cores * 3 // 4)
 
 
-def use_no_more_cores_than(count: int) -> None:
-    """For a process that has a share of a machine by agreement: of a scheduler's accounts the kernel knows nothing.
-    Holds for what is made from then on."""
-    global _agreed_cores  # noqa: PLW0603 - a fact about the process, like its affinity
-    _agreed_cores = count
+def limit_cores(count: int) -> None:
+    """Limit the cores that this process uses, for schedulers (Ray) that share a machine without the kernel's knowledge.
+    Threads that exist already keep theirs."""
+    global _core_limit  # noqa: PLW0603 - a fact about the process, like its affinity
+    _core_limit = count
 
 
 def _cgroup_quota() -> int | None:
@@ -76,18 +70,18 @@ def _cgroup_quota() -> int | None:
 
 
 def use_one_core_in_this_thread() -> None:
-    """For decode workers: they are as many as the cores already, and must not multiply by intra-op threads."""
+    """Use no intra-op threads in this thread. For decode threads, of which there is one for each core already."""
     torch.set_num_threads(1)
 
 
-def give_way_in_this_thread() -> None:
-    """For threads that compute forwards, and for those that they make: whoever has little to do and soon, as the event
-    loop has when it refuses, gets a core before them. On Linux alone, where a priority is a thread's own."""
+def lower_priority_in_this_thread() -> None:
+    """Lower the priority of this thread and of those that it creates. For threads that compute forwards, so that the
+    event loop gets a core first. Does nothing but on Linux, where each thread has its own priority."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + WAY_GIVEN)
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE_STEPS)
 
 
 def use_cores_in_this_thread(cores: int) -> None:
-    """For threads that run forwards. OpenMP keeps the count per thread, so it is set there."""
+    """Let PyTorch use so many cores in this thread. OpenMP keeps the number per thread."""
     torch.set_num_threads(cores)

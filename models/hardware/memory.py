@@ -1,5 +1,5 @@
-"""Memory, of devices and of this process: how much there is, a container's limits included, whether it
-has run out, keeping what a forward has freed for the next, and giving it back."""
+"""Memory of devices and of this process: statistics, within a container's limits (cgroups.py), out-of-memory errors,
+and when allocators keep or return freed memory."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 
-# Of each CUDA device, the most that had been allocated at once before its counter last began anew.
+# Peak of each CUDA device before its counter was last reset, in bytes.
 _earlier_peaks: dict[int, int] = {}
 
 
 def figures(device: torch.device) -> dict[MemoryKind, int]:
-    """In bytes, without synchronising. On the CPU `allocated` is the resident size of the process, `free` and `total`
-    are the system's or, where that is less, those of a container, `peak` and `reserved` are absent."""
+    """Return memory statistics in bytes, without synchronizing. On the CPU, `allocated` is the resident size of the
+    process, `free` and `total` are the system's or, if less, the container's; `peak` and `reserved` are absent."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         return {
@@ -54,14 +54,14 @@ def figures(device: torch.device) -> dict[MemoryKind, int]:
 
 
 def begin_peak(device: torch.device) -> None:
-    """Have CUDA's counter of the most that was allocated at once begin anew, for a measurement; `figures` goes on from
-    the highest of all."""
+    """Reset CUDA's peak counter for a measurement. `figures` still returns the highest peak of all."""
     _earlier_peaks[device.index or 0] = figures(device)["peak"]
     torch.cuda.reset_peak_memory_stats(device)
 
 
 def free_bytes(device: torch.device) -> int:
-    """What this process could still allocate on `device`: on CUDA, with what PyTorch has reserved and does not use."""
+    """Return the bytes that this process can still allocate on `device`, on CUDA with reserved bytes that are
+    unused."""
     found = figures(device)
     if device.type == "cuda":
         return found["free"] + found["reserved"] - found["allocated"]
@@ -69,21 +69,21 @@ def free_bytes(device: torch.device) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether `error` says that a device, or the CPU's allocator, had no memory left."""
+    """Return whether `error` means that a device, or the CPU's allocator, is out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    # PyTorch's CPU allocator, MPS and OpenVINO have no class of their own for it, only words.
+    # PyTorch's CPU allocator, MPS and OpenVINO have no exception class for it, only messages.
     return isinstance(error, RuntimeError) and any(
         words in str(error) for words in ("can't allocate memory", "out of memory", "bad_alloc", "bad allocation")
     )
 
 
-def keep_freed() -> None:
-    """Let glibc's allocator keep what is freed instead of giving it back to the kernel.
+def retain_freed_pages() -> None:
+    """Make glibc's allocator keep freed pages instead of returning them to the kernel.
 
-    A forward frees and asks for the same hundreds of megabytes batch after batch; given back, each comes with a page
-    fault for every 4 KiB. Thresholds are at their largest (mallopt(3)); one arena, because only the main one grows
-    beyond 64 MiB. Does nothing where there is no glibc.
+    Each forward allocates the same hundreds of megabytes again; from the kernel they come with a page fault for every
+    4 KiB. The thresholds are the largest of mallopt(3); one arena, because only the main one grows beyond 64 MiB. Does
+    nothing without glibc.
     """
     if sys.platform != "linux":
         return
@@ -95,9 +95,8 @@ def keep_freed() -> None:
         mallopt(parameter, value)
 
 
-def give_back(device: torch.device) -> None:
-    """Return memory that PyTorch has freed to the system, which allocators keep for the next forward: for others, or
-    for pieces of another size."""
+def trim(device: torch.device) -> None:
+    """Return freed memory, which allocators keep for the next forward, to the system (malloc_trim, empty_cache)."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
@@ -110,16 +109,15 @@ def give_back(device: torch.device) -> None:
             return
 
 
-def let_go(device: torch.device, left: weakref.WeakSet[nn.Module]) -> None:
-    """Return the memory of modules that nothing refers to, or nothing but themselves: to the allocator, and from there
-    to the system.
+def release(device: torch.device, left: weakref.WeakSet[nn.Module]) -> None:
+    """Collect modules that are unreachable, reference cycles included, and return their memory to the system.
 
-    Frozen objects (gc.freeze) are looked through, and frozen again, only where one of `left` is still there without
-    that: it takes 0.3 s of processor time, in which no other thread runs Python.
+    Objects frozen by gc.freeze are collected and frozen again only if a module of `left` still exists after the first
+    collection: that takes 0.3 s, in which no other thread runs Python.
     """
     gc.collect()
     if left and gc.get_freeze_count():
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-    give_back(device)
+    trim(device)

@@ -1,1 +1,1 @@
-"""Image files to pixels: what a file may cost, decoding it, and the threads and processes that do so."""
+"""Image files to pixels: formats, cost limits, decoding, and the threads and processes that decode."""

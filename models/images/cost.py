@@ -1,22 +1,18 @@
 """Predict what a decode will cost, from an image's header and markers alone.
 
-Small files can be expensive: a TIFF of 72 kB may hold 3125 tiles of 48 megapixels each. For every format the prediction
-is an amount of work (samples, scans, tiles) times the seconds that the slowest content of its kind takes on one core,
-and pixels times the bytes that its decoder allocates. It is an upper bound for what was measured, not an average:
-`python -m benchmarks.decode_cost` prints both for a corpus of such files, and ends with status 1 if a file costs more
-than was predicted.
+Small files can be expensive: a TIFF of 72 kB may hold 3125 tiles of 48 megapixels each. The prediction of a format is
+an amount of work (samples, scans, tiles) times the seconds that its slowest content takes on one core, and pixels times
+the bytes that its decoder allocates. It is an upper bound, not an average: `python -m benchmarks.decode_cost` prints
+prediction and measurement for a corpus of such files, and ends with status 1 if a file costs more than predicted.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from models.images import jpeg_limits, png_limits
-from models.images.decode import FORMATS, check_size
-from models.images.file_limits import format_of
-from models.images.tiff_tags import read_numbers
+from models.images.decode import check_size
+from models.images.formats import FORMATS, format_named, format_of
 from models.interface.errors import EmptyImageError, TooCostlyError, UndecodableImageError, UnsupportedFormatError
 from models.interface.image_limits import ImageLimits
 
@@ -25,7 +21,7 @@ _NS_FOR_CONVERTED_PIXEL = 6.0
 _NS_FOR_RESIZED_PIXEL = 4.0
 
 _MIB = 2**20
-# Strips of rows while they are converted, rows and tables of decoders.
+# Rows and tables of decoders, and strips of rows during conversion.
 _LEAST_BYTES = 8 * _MIB
 # A strip of a million pixels in RGBA, over white, and as an array.
 _STRIP_BYTES = 16 * _MIB
@@ -34,9 +30,11 @@ _RGB_BYTES = 3
 
 
 class DecodeCost(NamedTuple):
-    """CPU seconds on one core and bytes of memory at the peak, beyond the file itself, both for a decode and the resize
-    after it. `ordinary`: of a kind that decoders handle every day, so that it may be decoded in a thread. There it
-    takes `thread_bytes`: JPEGs are read by libjpeg-turbo, which needs less than Pillow."""
+    """CPU seconds on one core and peak bytes of memory beyond the file itself, for a decode and the resize after it.
+
+    `ordinary`: decoders handle such files every day, so a thread may decode it. `thread_bytes`: the memory that a
+    decode takes there, which is less for JPEGs, because libjpeg-turbo reads them instead of Pillow.
+    """
 
     seconds: float
     memory_bytes: int
@@ -44,36 +42,23 @@ class DecodeCost(NamedTuple):
     ordinary: bool
 
 
-class _Picture(NamedTuple):
-    """A header, as far as it decides what a decode costs: size, nanoseconds of the decoder, bytes that it allocates."""
-
-    width: int
-    height: int
-    decoder_ns: float
-    decoder_bytes: float
-    ordinary: bool
-    # Pixels that are left to be converted and resized; None is all.
-    output_pixels: int | None = None
-    # What the decoder allocates in a thread, where it writes the array itself; None where it is as everywhere.
-    thread_decoder_bytes: float | None = None
-
-
 def predict(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> DecodeCost:
-    """Return what decode.decode_pixels(encoded, limits, enough=enough) will cost at most. Takes microseconds, and for a
-    progressive JPEG about a thousandth of its decode.
+    """Return an upper bound for the cost of decode.decode_pixels(encoded, limits, enough=enough). Takes microseconds,
+    and about 1 ms per MB for a JPEG of several scans, which has to be searched to its end.
 
     Raises EmptyImageError, UnsupportedFormatError, UndecodableImageError, TooManyPixelsError, TooElongatedError, and
-    TooCostlyError where the cost is above `limits`.
+    TooCostlyError if the cost is above `limits`.
     """
     if not encoded:
         raise EmptyImageError
-    image_format = format_of(encoded)
-    if image_format is None:
+    name = format_of(encoded)
+    if name is None:
         raise UnsupportedFormatError(FORMATS)
+    image_format = format_named(name)
     try:
-        picture = _READERS[image_format](encoded, enough or 0)
+        picture = image_format.cost(encoded, enough or 0)
     except (struct.error, IndexError) as error:
-        raise UndecodableImageError(image_format, "its header is damaged") from error
+        raise UndecodableImageError(name, "its header is damaged") from error
     check_size(picture.width, picture.height, limits)
     pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
     rgb_bytes = pixels * _RGB_BYTES + _LEAST_BYTES
@@ -82,281 +67,12 @@ def predict(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -
         (picture.decoder_ns + pixels * (_NS_FOR_CONVERTED_PIXEL + _NS_FOR_RESIZED_PIXEL)) / 1e9,
         memory_bytes,
         memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + rgb_bytes),
-        picture.ordinary,
+        image_format.in_threads and picture.ordinary,
     )
     if cost.seconds > limits.max_decode_seconds or cost.memory_bytes > limits.max_decode_bytes:
         raise TooCostlyError(
-            image_format,
+            name,
             f"it may take {cost.seconds:,.1f} s of CPU time and {cost.memory_bytes / 1e6:.0f} MB of memory, and "
             f"{limits.max_decode_seconds:g} s and {limits.max_decode_bytes / 1e6:.0f} MB are allowed",
         )
     return cost
-
-
-# libjpeg-turbo, nanoseconds: for each byte of entropy-coded data; for each block of a scan; for each coefficient of a
-# block that a scan of a progressive image may change; for each that may be arithmetically coded, which needs no byte,
-# since after its last one such data goes on for ever; to compute the pixels of a block, or to smooth one of an
-# unfinished progressive image; for each byte of Exif data, which Pillow reads in Python.
-_NS_JPEG_BYTE = 12.0
-_NS_JPEG_BLOCK = 30.0
-_NS_JPEG_COEFFICIENT = 1.75
-_NS_JPEG_ARITHMETIC_COEFFICIENT = 120.0
-_NS_JPEG_BLOCK_OUT = 200.0
-_NS_JPEG_SMOOTHED_BLOCK = 180.0
-_NS_EXIF_BYTE = 100.0
-_COEFFICIENT_BYTES = 2 * 64
-# Reductions that Pillow and simplejpeg both have, largest first.
-_REDUCTIONS = (8, 4, 2)
-
-
-def _jpeg(encoded: bytes, enough: int) -> _Picture:
-    layout = jpeg_limits.read_layout(encoded)
-    if not layout.components:
-        raise UndecodableImageError("JPEG", "it has no frame header")
-    blocks = [layout.blocks(each) for each in range(len(layout.components))]
-    if layout.arithmetic:
-        coefficient_ns = _NS_JPEG_ARITHMETIC_COEFFICIENT
-    else:
-        coefficient_ns = _NS_JPEG_COEFFICIENT if layout.progressive else _NS_JPEG_BLOCK / jpeg_limits.COEFFICIENTS
-    ns = len(encoded) * _NS_JPEG_BYTE + len(layout.exif) * _NS_EXIF_BYTE
-    ns += sum(
-        blocks[component] * (_NS_JPEG_BLOCK + scan.coefficients * coefficient_ns)
-        for scan in layout.scans
-        for component in scan.components
-    )
-    shorter = min(layout.width, layout.height)
-    reducible = enough and not layout.lossless
-    reduction = next((each for each in _REDUCTIONS if reducible and shorter // each >= enough), 1)
-    output = -(-layout.width // reduction) * -(-layout.height // reduction)
-    ns += sum(blocks) * max(_NS_JPEG_BLOCK_OUT / reduction, _NS_JPEG_SMOOTHED_BLOCK * layout.buffered)
-    coefficient_bytes = sum(blocks) * _COEFFICIENT_BYTES * layout.buffered
-    return _Picture(
-        layout.width,
-        layout.height,
-        ns,
-        # Four bytes a pixel in Pillow; libjpeg-turbo writes the array itself.
-        coefficient_bytes + 4 * output,
-        ordinary=layout.plain and not layout.arithmetic,
-        output_pixels=output,
-        thread_decoder_bytes=coefficient_bytes,
-    )
-
-
-# zlib and Pillow's filters, nanoseconds for each byte of the unpacked rows. Pillow, nanoseconds for each chunk, each
-# byte of metadata, and each byte that is unpacked from it, and the bytes of memory that it takes for these. The slowest
-# is text of many lines that claims to be Exif data; the largest is text with letters outside of the BMP.
-_NS_PNG_BYTE = 9.0
-_NS_PNG_CHUNK = 3_000.0
-_NS_PNG_METADATA_BYTE = 50.0
-_NS_PNG_UNPACKED_BYTE = 6.0
-_PNG_BYTES_FOR_METADATA_BYTE = 20
-_PNG_BYTES_FOR_UNPACKED_BYTE = 6
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_PNG_GREY, _PNG_PALETTE = 0, 3
-_INTERLACED_FACTOR = 2.0
-_BYTE_BITS = 8
-
-
-def _png(encoded: bytes, _enough: int) -> _Picture:
-    width, height, depth, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", encoded, 16)
-    chunks = png_limits.read_chunks(encoded)
-    channels = _PNG_CHANNELS.get(colours, 4)
-    row_bytes = -(-width * channels * depth // 8) + 1
-    deep = depth > _BYTE_BITS
-    # Grey and palettes have one byte a pixel in Pillow, two where there are sixteen bits; everything else has four.
-    stored = (2 if deep else 1) if colours in {_PNG_GREY, _PNG_PALETTE} else 4
-    ns = row_bytes * height * _NS_PNG_BYTE * (_INTERLACED_FACTOR if interlaced else 1.0)
-    ns += chunks.number * _NS_PNG_CHUNK
-    ns += chunks.interpreted_bytes * _NS_PNG_METADATA_BYTE + chunks.unpacked_bytes * _NS_PNG_UNPACKED_BYTE
-    return _Picture(
-        width,
-        height,
-        ns,
-        width * height * stored
-        + 4 * row_bytes
-        + chunks.interpreted_bytes * _PNG_BYTES_FOR_METADATA_BYTE
-        + chunks.unpacked_bytes * _PNG_BYTES_FOR_UNPACKED_BYTE
-        + chunks.other_bytes,
-        # Only a process is held to what was predicted.
-        ordinary=not deep and chunks.complete,
-    )
-
-
-# libwebp, nanoseconds, and bytes for each pixel: ARGB of the frame, the canvas, the canvas before it, its copy for
-# Python, and Pillow's image. A lossless one may have tables for every few pixels, which its header does not tell: a
-# process is held to what was predicted.
-_NS_WEBP_PIXEL = 45.0
-_NS_WEBP_BYTE = 70.0
-_WEBP_BYTES = 14
-_WEBP_SIZE_BITS = 0x3FFF
-_WEBP_EXTENDED_HEADER = 30
-_MOST_WEBP_CHUNKS = 16
-
-
-def _webp(encoded: bytes, _enough: int) -> _Picture:
-    kind = encoded[12:16]
-    if kind == b"VP8X":
-        width = 1 + int.from_bytes(encoded[24:27], "little")
-        height = 1 + int.from_bytes(encoded[27:30], "little")
-        kind = _webp_image_kind(encoded)
-    elif kind == b"VP8L":
-        (bits,) = struct.unpack_from("<I", encoded, 21)
-        width, height = 1 + (bits & _WEBP_SIZE_BITS), 1 + (bits >> 14 & _WEBP_SIZE_BITS)
-    elif kind == b"VP8 ":
-        width, height = (side & _WEBP_SIZE_BITS for side in struct.unpack_from("<HH", encoded, 26))
-    else:
-        raise UndecodableImageError("WEBP", "its header is damaged")
-    pixels = width * height
-    return _Picture(
-        width,
-        height,
-        pixels * _NS_WEBP_PIXEL + len(encoded) * _NS_WEBP_BYTE,
-        pixels * _WEBP_BYTES,
-        ordinary=kind == b"VP8 ",
-    )
-
-
-def _webp_image_kind(encoded: bytes) -> bytes:
-    """The first chunk that holds an image or a part of one: VP8 (lossy), VP8L, ALPH or ANMF."""
-    at = _WEBP_EXTENDED_HEADER
-    for _ in range(_MOST_WEBP_CHUNKS):
-        kind, size = struct.unpack_from("<4sI", encoded, at)
-        if kind in {b"VP8 ", b"VP8L", b"ALPH", b"ANMF"}:
-            return bytes(kind)
-        at += 8 + size + size % 2
-    return b""
-
-
-_NS_GIF_PIXEL = 20.0
-_GIF_TRAILER, _GIF_EXTENSION, _GIF_IMAGE = 0x3B, 0x21, 0x2C
-
-
-def _gif(encoded: bytes, _enough: int) -> _Picture:
-    width, height, flags = struct.unpack_from("<HHB", encoded, 6)
-    at = 13 + _gif_palette_bytes(flags)
-    while encoded[at] == _GIF_EXTENSION:
-        at += 2
-        while encoded[at]:
-            at += 1 + encoded[at]
-        at += 1
-    if encoded[at] == _GIF_IMAGE:
-        left, top, across, down = struct.unpack_from("<HHHH", encoded, at + 1)
-        # A frame that is larger than the screen makes the screen larger.
-        width, height = max(width, left + across), max(height, top + down)
-    pixels = width * height
-    return _Picture(width, height, pixels * _NS_GIF_PIXEL, pixels * 5, ordinary=False)
-
-
-def _gif_palette_bytes(flags: int) -> int:
-    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-_NS_BMP_PIXEL = 8.0
-# Pillow unpacks runs in Python.
-_NS_BMP_RUN_PIXEL = 150.0
-_NS_BMP_RUN_BYTE = 350.0
-_BMP_OS2_HEADER = 12
-_BMP_RUNS = frozenset({1, 2})
-_BMP_PALETTE_BITS = 8
-
-
-def _bmp(encoded: bytes, _enough: int) -> _Picture:
-    (header_bytes,) = struct.unpack_from("<I", encoded, 14)
-    if header_bytes == _BMP_OS2_HEADER:
-        width, height, _, bits = struct.unpack_from("<HHHH", encoded, 18)
-        compression = 0
-    else:
-        width, height, _, bits, compression = struct.unpack_from("<iiHHI", encoded, 18)
-    width, height = abs(width), abs(height)
-    pixels = width * height
-    in_runs = compression in _BMP_RUNS
-    stored = 1 if bits <= _BMP_PALETTE_BITS else 4
-    return _Picture(
-        width,
-        height,
-        pixels * _NS_BMP_RUN_PIXEL + len(encoded) * _NS_BMP_RUN_BYTE if in_runs else pixels * _NS_BMP_PIXEL,
-        # Runs are unpacked into a bytearray of one byte a pixel, and copied.
-        pixels * (stored + 2 * in_runs),
-        ordinary=False,
-    )
-
-
-# libtiff, nanoseconds for each byte that a strip or tile is unpacked to, by the value of its tag Compression; the
-# slowest for those that are not here. CCITT's are of bits: a byte is eight pixels.
-_NS_TIFF_BYTE: Mapping[int, float] = {
-    1: 2.0,  # none
-    2: 80.0,  # CCITT
-    3: 80.0,
-    4: 80.0,
-    5: 12.0,  # LZW
-    7: 25.0,  # JPEG
-    8: 10.0,  # Deflate
-    32773: 4.0,  # PackBits
-    32946: 10.0,
-    50000: 6.0,  # Zstandard
-}
-_NS_TIFF_OTHER_BYTE = 200.0
-_NS_TIFF_PIECE = 5_000.0
-# LittleCMS converts LAB to RGB.
-_NS_TIFF_LAB_PIXEL = 25.0
-_LAB = 8
-# Tags (TIFF 6.0, section 8).
-_WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANES = 256, 257, 258, 259, 277, 278, 284
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
-_PHOTOMETRIC, _ORIENTATION = 262, 274
-_TIFF_TAGS = frozenset(
-    {
-        _WIDTH,
-        _LENGTH,
-        _BITS,
-        _COMPRESSION,
-        _PHOTOMETRIC,
-        _ORIENTATION,
-        _SAMPLES,
-        _ROWS,
-        _PLANES,
-        _TILE_WIDTH,
-        _TILE_LENGTH,
-    }
-)
-_NOT_PACKED = 1
-_SEPARATE_PLANES = 2
-
-
-def _tiff(encoded: bytes, _enough: int) -> _Picture:
-    tags = read_numbers(encoded, _TIFF_TAGS)
-    width, length = tags.get(_WIDTH, 0), tags.get(_LENGTH, 0)
-    if not width or not length:
-        raise UndecodableImageError("TIFF", "its first directory has no width and length")
-    samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, 1)
-    tile = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
-    across, down = tile if all(tile) else (width, min(tags.get(_ROWS) or length, length))
-    pieces = -(-width // across) * -(-length // down)
-    piece_samples = samples
-    if tags.get(_PLANES) == _SEPARATE_PLANES:
-        pieces, piece_samples = pieces * samples, 1
-    piece_bytes = -(-across * piece_samples * bits // 8) * down
-    compression = tags.get(_COMPRESSION, _NOT_PACKED)
-    byte_ns = _NS_TIFF_BYTE.get(compression, _NS_TIFF_OTHER_BYTE)
-    pixels = width * length
-    packed = compression != _NOT_PACKED
-    copies = 1 if tags.get(_ORIENTATION, 1) == 1 else 2
-    return _Picture(
-        width,
-        length,
-        pieces * (_NS_TIFF_PIECE + piece_bytes * byte_ns)
-        + pixels * _NS_TIFF_LAB_PIXEL * (tags.get(_PHOTOMETRIC) == _LAB),
-        # One piece, unpacked and as it is read, and Pillow's image, twice where it has to be turned.
-        2 * piece_bytes * packed + pixels * copies * (4 if samples > 1 else -(-bits // 8)),
-        ordinary=False,
-    )
-
-
-_READERS: Mapping[str, Callable[[bytes, int], _Picture]] = {
-    "JPEG": _jpeg,
-    "PNG": _png,
-    "WEBP": _webp,
-    "GIF": _gif,
-    "BMP": _bmp,
-    "TIFF": _tiff,
-}

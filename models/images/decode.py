@@ -2,8 +2,8 @@
 
 The result is the RGB that a person sees: EXIF orientation applied, transparency over white, the first frame of an
 animation, 16 bits reduced to 8. Colour profiles are not applied, as in the pipelines that models are trained with.
-Plain JPEGs are decoded by libjpeg-turbo without the GIL, everything else by Pillow. This module imports no torch: a
-decoder process (decoder_process.py) starts with it.
+libjpeg-turbo decodes plain JPEGs without the GIL, and Pillow everything else. This module imports no torch, because
+decoder processes (decoder_process.py) import it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.images.file_limits import MeteredFile, format_of
+from models.images.file_limits import MeteredFile
+from models.images.formats import FORMATS, format_of
 from models.images.jpeg_limits import read_layout
 from models.images.tiff_tags import read_numbers
 from models.interface.errors import (
@@ -34,8 +35,6 @@ from models.interface.errors import (
     UnsupportedFormatError,
 )
 from models.interface.image_limits import ImageLimits
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 Pixels = NDArray[np.uint8]
 
@@ -50,16 +49,16 @@ _BITS_PER_SAMPLE = 258
 _PHOTOMETRIC_INTERPRETATION = 262
 _WHITE_IS_ZERO = 0
 
-# Pixels converted at once. Conversions copy what they convert; in strips, no large image exists twice.
+# Pixels converted at once. Conversions copy their input; strips avoid a second copy of a large image.
 _STRIP_PIXELS = 1_000_000
 
-# Cameras append further pictures to a JPEG and call it MPO; the first is what a person sees.
+# MPO: a JPEG to which a camera appends further pictures. The first one is used.
 _JPEGS = frozenset({"JPEG", "MPO"})
 
 # Factors under 2 may take longer than decoding the whole (simplejpeg's documentation).
 _LEAST_REDUCTION = 2
 
-# What Pillow's readers raise for damaged files.
+# Exceptions of Pillow's readers for damaged files.
 _DECODE_ERRORS = (
     OSError,
     ValueError,
@@ -73,29 +72,29 @@ _DECODE_ERRORS = (
     MemoryError,
     struct.error,
     zlib.error,
-    # GIF and WebP readers apply Pillow's process-wide limit themselves.
+    # The GIF and WebP readers apply Pillow's process-wide limit themselves.
     Image.DecompressionBombError,
 )
 
-# Pillow imports a reader at the first file that needs it; here that is before any request.
+# Import Pillow's readers now, and not during the first request.
 Image.init()
 
 
 class Header(NamedTuple):
-    """What a file says of its picture: one of FORMATS, and the size in pixels as a person sees it."""
+    """The header of a file: one of FORMATS, and the size in pixels after orientation."""
 
     format: str
     width: int
     height: int
 
 
-# How a JPEG is read: by libjpeg-turbo alone, which stops at whatever libjpeg warns of; by Pillow, which reads on where
-# a person would still see the picture, with more CPU time and memory; or by whichever of the two can, in this order.
+# How a JPEG is read. fast: by libjpeg-turbo, which stops at any warning of libjpeg. tolerant: by Pillow, which
+# continues after damage, with more CPU time and memory. either: fast, and tolerant if that fails.
 JpegReader = Literal["fast", "tolerant", "either"]
 
 
 class DamagedJpegError(Exception):
-    """The fast reader of JPEGs has found something wrong; the tolerant one may still read it."""
+    """The fast JPEG reader has found damage; the tolerant one may still read the file."""
 
 
 class Strips(NamedTuple):
@@ -108,7 +107,7 @@ class Strips(NamedTuple):
     strips: Iterator[Pixels]
 
     def assembled(self) -> Pixels:
-        """(H, W, 3) uint8 RGB, turned as `orientation` says, contiguous."""
+        """Return the picture, (H, W, 3) uint8 RGB, contiguous, with `orientation` applied."""
         first = next(self.strips)
         if first.shape[0] == self.height:
             pixels = first
@@ -123,8 +122,8 @@ class Strips(NamedTuple):
 
 
 def ignore_pillow_warnings() -> None:
-    """Silence Pillow's log lines and warnings in this process. For processes that decode what strangers send: Pillow
-    logs or warns of each damaged tag, and Python remembers each text of a warning for good."""
+    """Silence Pillow's log lines and warnings in this process. For processes that decode untrusted files: Pillow warns
+    of each damaged tag, and Python keeps the text of each warning."""
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -146,8 +145,8 @@ def decode_pixels(
 def decode_strips(
     encoded: bytes, limits: ImageLimits, *, enough: int | None = None, jpeg_reader: JpegReader = "either"
 ) -> Strips:
-    """As `decode_pixels`, in strips, so that a large picture need not be in memory as a whole. What that raises is
-    raised here, or with the first strip."""
+    """Return what `decode_pixels` does, in strips, so that a large picture is never in memory as a whole. Errors are
+    raised here or with the first strip."""
     image_format = format_of(encoded)
     if image_format == "JPEG" and jpeg_reader != "tolerant":
         try:
@@ -159,10 +158,10 @@ def decode_strips(
     check_size(image.width, image.height, limits)
     try:
         if enough and image.format in _JPEGS:
-            # At a reduced size, too.
+            # Pillow reduces the size as well.
             image.draft(None, (enough, enough))
         image.load()
-        # Asked for after the decode: a PNG may have its EXIF data behind its pixels.
+        # After the decode, because a PNG may have its EXIF data after its pixels.
         decoded = Strips(image.height, image.width, _orientation_of(image), _strips(image))
     except _DECODE_ERRORS as error:
         raise UndecodableImageError(image_format, _reason(error)) from error
@@ -170,7 +169,7 @@ def decode_strips(
 
 
 def read_header(encoded: bytes) -> Header:
-    """The header of `encoded`, without a decode. Raises EmptyImageError, UnsupportedFormatError,
+    """Return the header of `encoded`, without a decode. Raises EmptyImageError, UnsupportedFormatError,
     UndecodableImageError."""
     image = _open(encoded)
     width, height = image.size
@@ -202,7 +201,7 @@ def _open(encoded: bytes) -> Image.Image:
 
 
 def _opened(image_format: str, file: BytesIO) -> Image.Image:
-    # Not Image.open: it refuses sizes by a limit that all code of the process shares, where ImageLimits decide here.
+    # Not Image.open, which applies Pillow's process-wide size limit; ImageLimits decides here.
     reader, _ = Image.OPEN[image_format]
     try:
         return reader(file, "")
@@ -211,7 +210,7 @@ def _opened(image_format: str, file: BytesIO) -> Image.Image:
 
 
 def _decode_jpeg(encoded: bytes, limits: ImageLimits, enough: int) -> Strips:
-    """Raises DamagedJpegError for what libjpeg-turbo does not read, or warns of."""
+    """Decode by libjpeg-turbo. Raises DamagedJpegError for what it does not read, or warns of."""
     layout = read_layout(encoded)
     check_size(layout.width, layout.height, limits)
     if not layout.plain:
@@ -227,9 +226,9 @@ def _decode_jpeg(encoded: bytes, limits: ImageLimits, enough: int) -> Strips:
 
 
 def _orientation_of(image: Image.Image) -> int:
-    """Of a picture that Pillow has decoded."""
+    """Return the EXIF orientation of a picture that Pillow has decoded, 1 to 8."""
     if image.format == "TIFF":
-        # Pillow turns these by itself.
+        # Pillow applies the orientation of TIFFs itself.
         return 1
     info = image.info
     xmp = info.get("xmp") or info.get("XML:com.adobe.xmp") or b""
@@ -238,9 +237,9 @@ def _orientation_of(image: Image.Image) -> int:
 
 
 def _orientation(exif: bytes, xmp: bytes) -> int:
-    """EXIF tag 0x0112, or what XMP says where EXIF does not; 1 where neither does."""
+    """Return EXIF tag 0x0112, or the orientation in XMP if EXIF has none; 1 if neither has."""
     if exif:
-        # A photograph with broken metadata is still a photograph. Some programs write the prefix twice.
+        # Damaged metadata does not invalidate the image. Some programs write the prefix twice.
         with suppress(struct.error):
             numbers = read_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
             if _ORIENTATION in numbers:
@@ -250,7 +249,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
 
 
 def _exif_in_text(text: str | None) -> bytes:
-    """EXIF data as ImageMagick writes it into a PNG: lines of a name and a length, then hexadecimal digits."""
+    """Return EXIF data that ImageMagick wrote into a PNG as text: a name, a length, then hexadecimal digits."""
     try:
         return b"" if text is None else bytes.fromhex("".join(text.split("\n")[3:]))
     except ValueError:
@@ -281,7 +280,7 @@ def _strips(image: Image.Image) -> Iterator[Pixels]:
 
 
 def _undecodable(image_format: str | None, strips: Iterator[Pixels]) -> Iterator[Pixels]:
-    """The same strips, with errors of their conversion as the image's own."""
+    """Yield the strips; errors of their conversion become UndecodableImageError."""
     try:
         yield from strips
     except _DECODE_ERRORS as error:
@@ -303,7 +302,7 @@ def _from_16_bit(image: Image.Image) -> Callable[[Image.Image], Pixels]:
         if least < 0 or most > _LARGEST_16_BIT:
             raise ValueError("its pixels have more than 16 bits")
     tags = getattr(image, "tag_v2", None)
-    # Pillow inverts such TIFFs where there are eight bits, and does not here.
+    # Pillow inverts such TIFFs with 8 bits, but not with 16.
     inverted = tags is not None and tags.get(_PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
     bits = 12 if tags is not None and tags.get(_BITS_PER_SAMPLE) == (12,) else 16
 
@@ -311,7 +310,7 @@ def _from_16_bit(image: Image.Image) -> Callable[[Image.Image], Pixels]:
         grey = np.asarray(strip)
         if inverted:
             grey = _LARGEST_16_BIT - grey
-        # The upper eight bits; Pillow's own conversion would clip everything over 255 to white.
+        # Keep the upper eight bits; Pillow's conversion would clip everything above 255 to white.
         return np.repeat((grey >> (bits - 8)).astype(np.uint8)[:, :, None], 3, axis=2)
 
     return convert

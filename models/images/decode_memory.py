@@ -1,8 +1,7 @@
-"""A budget of memory for expensive decodes, shared by all processes of a service.
+"""A memory budget for expensive decodes, shared by all processes of a service.
 
-The budget is a file of units that exists in memory alone. A decode locks as many units as it needs, and the kernel
-gives them back when the process that holds them ends, however it ends. fcntl(2) calls these open file description
-locks.
+The budget is an anonymous file of units. A decode locks as many units as it needs; the kernel unlocks them when the
+process ends, however it ends. These are open file description locks, see fcntl(2).
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ from typing import Protocol
 
 from models.interface.cancellation import CancelToken
 
-# How finely the budget is divided, and where the lock lies that lets one decode at a time look for room.
+# Number of units, and position of the lock that lets one decode at a time search for free units.
 _UNITS = 64
 _QUEUE = _UNITS
 _LOOK_AGAIN_S = 0.01
 
 
 class _Duplicate(Protocol):
-    """A file descriptor on its way to another process."""
+    """A file descriptor that is sent to another process."""
 
     def detach(self) -> int: ...
 
 
 class DecodeMemory:
-    """`limit_bytes` for all decodes that reserve memory at the same time. Pickled to a process that is being started,
-    it is the same budget there. Where there is no Linux, one decode at a time may have reserved anything."""
+    """A limit of `limit_bytes` for all decodes that hold memory at the same time. Pickled to a new process, it is the
+    same budget there. On systems other than Linux, one decode at a time holds memory."""
 
     def __init__(self, limit_bytes: int, descriptor: int | None = None) -> None:
         self._limit_bytes = limit_bytes
@@ -52,7 +51,7 @@ class DecodeMemory:
                 yield not cancel_token.cancelled
             return
         units = min(_UNITS, -(-count * _UNITS // self._limit_bytes))
-        # Locks belong to an open file, so each reservation opens its own. To close it releases its locks.
+        # Locks belong to an open file, so each reservation opens its own; closing it releases the locks.
         own = os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDWR)
         try:
             yield self._lock(own, units, cancel_token)
@@ -60,7 +59,7 @@ class DecodeMemory:
             os.close(own)
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

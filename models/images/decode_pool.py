@@ -1,8 +1,8 @@
-"""Where images are decoded: ordinary ones in threads, expensive and unusual ones in processes of their own.
+"""The decode pool: ordinary images are decoded in threads, expensive and unusual ones in processes.
 
-All models of a process share its pool. An image's cost is predicted first (cost.py). Expensive decodes use at most half
-as many processes as there are threads, so that any number of them leaves the threads to cheap images; they share a
-budget of memory (decode_memory.py), and are refused once those that wait would take too long.
+All models of a process share one pool. The cost of an image is predicted first (cost.py). There are half as many
+processes as threads, so that expensive decodes leave the threads to cheap images. Processes share a memory budget
+(decode_memory.py), and refuse images once the waiting ones would take too long.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DecodersBusyError, DrainingError
 from models.interface.image_limits import ImageLimits
 
-# Shares of the limits up to which an ordinary image is decoded in a thread: an eighth of the CPU time, and an equal
-# share of a quarter of the memory, within bounds. The least is enough for a JPEG of 48 megapixels at a reduced size.
+# Largest image that a thread decodes, as shares of the limits: an eighth of the CPU time, and an equal share of a
+# quarter of the memory. The lower bound is enough for a JPEG of 48 megapixels at a reduced size.
 _THREAD_SECONDS = 1 / 8
 _THREADS_BYTES = 1 / 4
 _LEAST_THREAD_BYTES = 20 * 2**20
@@ -38,7 +38,7 @@ _MOST_THREAD_BYTES = 48 * 2**20
 
 
 class DecodeJob(Protocol):
-    """One image to be decoded. Called from any thread."""
+    """An image to be decoded. Its methods are called from any thread."""
 
     @property
     def cancel_token(self) -> CancelToken: ...
@@ -48,14 +48,14 @@ class DecodeJob(Protocol):
 
 
 class Done(Protocol):
-    """What is called once a job has ended, from the thread that did it: with (3, crop, crop) uint8, with why there is
-    none, or with None where nobody waits for it any more. Must not raise."""
+    """Callback at the end of a job, in the thread that ran it. The outcome is (3, crop, crop) uint8, an error, or None
+    if the job was cancelled. Must not raise."""
 
     def __call__(self, outcome: torch.Tensor | Exception | None, /) -> None: ...
 
 
 class _Handover(NamedTuple):
-    """An image that a thread leaves to a process."""
+    """An image that a thread hands over to a process."""
 
     job: DecodeJob
     encoded: bytes
@@ -90,23 +90,23 @@ class DecodePool:
         self._executor = ThreadPoolExecutor(
             threads, thread_name_prefix="decode", initializer=cores.use_one_core_in_this_thread
         )
-        # One thread for each process, which waits for it, and resizes what comes back.
-        self._attendants = ThreadPoolExecutor(
-            self.processes, thread_name_prefix="decoder-process", initializer=self._begin_attending
+        # One thread for each process, which waits for its reply, and resizes the image.
+        self._process_threads = ThreadPoolExecutor(
+            self.processes, thread_name_prefix="decoder-process", initializer=self._start_process_thread
         )
         self._decoders: dict[int, DecoderProcess] = {}
         self._lock = threading.Lock()
         self._closed = False
         self._ending = threading.Thread(target=self._shut_down, name="decode-ending", daemon=True)
-        # By thread, when it began with what it has.
+        # Start of the current decode, by thread.
         self._since: dict[int, float] = {}
 
     def preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
-        """Decode and resize behind what was submitted before, from any thread. Raises DrainingError once closed."""
+        """Queue a decode and resize. Called from any thread. Raises DrainingError once closed."""
         self._submit(self._executor, partial(self._preprocess, job, transform, done))
 
     def preprocessed(self, encoded: bytes, transform: Transform) -> Future[torch.Tensor]:
-        """As `preprocess`, for somebody who waits. The future raises ImageError, DecodersBusyError."""
+        """Queue a decode and resize, and return its future, which raises ImageError and DecodersBusyError."""
         future: Future[torch.Tensor] = Future()
 
         def done(outcome: torch.Tensor | Exception | None) -> None:
@@ -120,31 +120,31 @@ class DecodePool:
         return future
 
     def longest_seconds(self) -> float:
-        """How long the oldest decode in a thread has taken so far; 0 while there is none. Those in processes end by
-        themselves."""
+        """Return how long the oldest decode in a thread has taken so far, 0 if there is none. Decodes in processes have
+        a time limit."""
         since = min(self._since.copy().values(), default=None)
         return 0.0 if since is None else perf_counter() - since
 
     def stuck(self, longest_s: float) -> str | None:
-        """Why the pool has a thread less, where a decode takes longer than that; None while it has all."""
+        """Return why a thread is stuck, if a decode has taken longer than that; else None."""
         seconds = self.longest_seconds()
         return None if seconds <= longest_s else f"an image has been decoded for {seconds:.0f} s"
 
     def close(self, timeout_s: float) -> bool:
-        """Take nothing new, and end threads and processes once all that was submitted is done. False if they had not
-        ended after `timeout_s`."""
+        """Accept no new job, and end threads and processes once all jobs are done. False if they had not ended after
+        `timeout_s`."""
         with self._lock:
             first, self._closed = not self._closed, True
         if first:
-            # The executors would wait for ever for a decode that hangs.
+            # In a thread, because the executors wait without a timeout for a decode that hangs.
             self._ending.start()
         self._ending.join(timeout_s)
         return not self._ending.is_alive()
 
     def _shut_down(self) -> None:
-        # Threads hand over to processes, not the other way.
+        # First the threads, because they hand over to the processes.
         self._executor.shutdown()
-        self._attendants.shutdown()
+        self._process_threads.shutdown()
         for decoder in self._decoders.values():
             decoder.close()
         self._memory.close()
@@ -159,7 +159,7 @@ class DecodePool:
         try:
             executor.submit(work_once)
         except RuntimeError:
-            # Where no thread can be started, the executor has queued the work all the same.
+            # If no thread can be started, the executor has queued the work nevertheless.
             if not begun.acquire(blocking=False):
                 return
             with self._lock:
@@ -182,16 +182,16 @@ class DecodePool:
                     return
                 outcome = transform.shape(to_tensor(pixels))
                 del pixels
-        except Exception as error:  # noqa: BLE001 - whatever it was: the client hears of it, the pool lives on
+        except Exception as error:  # noqa: BLE001 - any error is the outcome of the job; the pool goes on
             outcome = error
         finally:
             del self._since[thread]
         done(outcome)
-        # The traceback of an error has this frame: a cycle of the two would keep the image until it is collected.
+        # Break the reference cycle of an error and this frame, which would keep the image.
         del outcome
 
     def _decode_here(self, job: DecodeJob, transform: Transform, done: Done) -> Pixels | None:
-        """Decode it in this thread, or hand it over to a process and return None."""
+        """Decode the image in this thread, or hand it over to a process and return None."""
         encoded, enough = job.take_encoded(), pixels_needed(transform)
         predicted = cost.predict(encoded, self._limits, enough=enough)
         reader: JpegReader = "either"
@@ -211,16 +211,16 @@ class DecodePool:
         )
 
     def _hand_over(self, image: _Handover, transform: Transform, done: Done) -> None:
-        """Have a process decode it. Raises DecodersBusyError, DrainingError."""
+        """Queue the image for a process. Raises DecodersBusyError, DrainingError."""
         with self._lock:
             self._expensive_s.acquire(image.predicted.seconds)
         try:
-            self._submit(self._attendants, partial(self._attend, image, transform, done))
+            self._submit(self._process_threads, partial(self._run_in_process, image, transform, done))
         except BaseException:
             self._no_longer_waits(image.predicted)
             raise
 
-    def _attend(self, image: _Handover, transform: Transform, done: Done) -> None:
+    def _run_in_process(self, image: _Handover, transform: Transform, done: Done) -> None:
         outcome: torch.Tensor | Exception | None
         try:
             outcome = self._decode_in_process(image, transform)
@@ -245,13 +245,13 @@ class DecodePool:
         with self._lock:
             self._expensive_s.release(predicted.seconds)
 
-    def _begin_attending(self) -> None:
+    def _start_process_thread(self) -> None:
         cores.use_one_core_in_this_thread()
         self._decoders[threading.get_ident()] = DecoderProcess(self._limits)
 
 
 class _Awaited:
-    """A DecodeJob that somebody waits for until it is done."""
+    """A DecodeJob that is never cancelled."""
 
     cancel_token = NEVER_CANCELLED
 

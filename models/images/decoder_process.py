@@ -1,9 +1,8 @@
-"""Decode images in a process of its own, which may crash, hang or be killed without harm to the service.
+"""Decode images in a separate process, which may crash, hang or be killed without harm to the service.
 
-The parent (`DecoderProcess`) starts `python -m models.images.decoder_process` and talks to it over a pair of sockets.
-The child imports no torch, has no secrets in its memory or environment, and bounds its own CPU time, memory and files.
-What it answers is read as JSON and raw pixels and never unpickled: a decoder that an image has taken over must not take
-over the service.
+The parent (`DecoderProcess`) starts `python -m models.images.decoder_process` and communicates over a pair of sockets.
+The child imports no torch, has no secrets in its memory or environment, and limits its CPU time, memory and files. Its
+replies are JSON and raw pixels, never pickles, so that a compromised decoder does not compromise the service.
 """
 
 from __future__ import annotations
@@ -30,29 +29,29 @@ import numpy as np
 
 from models.images.cost import DecodeCost
 from models.images.decode import JpegReader, Pixels, Strips, decode_strips, ignore_pillow_warnings
-from models.images.file_limits import format_of
+from models.images.formats import format_of
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
 from models.interface.image_limits import ImageLimits
 
 _log = logging.getLogger(__name__)
 
-# Predictions are upper bounds, and a decode that takes more than this has defeated its own: CPU seconds, and bytes
-# beyond what the process has before, for the file itself and what its allocator does not give back at once.
+# Limits of a decode relative to its prediction, which is an upper bound: CPU seconds, and bytes beyond those of the
+# idle process, with room for the file and for what the allocator does not return at once.
 _CPU_FACTOR = 2
 _SPARE_CPU_S = 1
 _MEMORY_SHARE = 4
 _SPARE_BYTES = 48 * 2**20
-# A child that computes may wait for a core. One that has not answered after so many times its CPU seconds hangs.
+# A child may wait for a core. It hangs if it has not replied after so many times its CPU seconds.
 _WALL_FACTOR = 20
 _LEAST_WALL_S = 10.0
-# It yields to the event loop and to the threads that decode cheap images, as forwards do.
+# Niceness, as of forwards: the event loop and the decode threads come first.
 _NICE = 5
 _MOST_FILES = 16
-# From the end of its socket to its own.
+# Time between the end of a child's socket and the end of its process.
 _DYING_S = 1.0
-# Of an answer without its pixels: facts, or a reason.
+# A reply without pixels.
 _MOST_ANSWER_BYTES = 2**16
-# What comes of reading an answer that a decoder would not give.
+# Errors from reading a malformed reply.
 _BAD_ANSWERS = (
     OSError,
     EOFError,
@@ -63,7 +62,7 @@ _BAD_ANSWERS = (
     ArithmeticError,
     RecursionError,
 )
-# Of this process' environment, all that the child gets: API keys are in there too.
+# The only environment variables that the child gets, because the environment contains API keys.
 _PASSED_ON = ("LD_LIBRARY_PATH", "TZ", "LANG")
 
 
@@ -73,8 +72,8 @@ class _Child(NamedTuple):
 
 
 class DecoderProcess:
-    """One child that decodes one image at a time, for one thread at a time. It is started when it is first needed, and
-    again after it has died."""
+    """A child that decodes one image at a time, for one thread at a time. It is started on first use, and again after
+    it has died."""
 
     def __init__(self, limits: ImageLimits) -> None:
         self._limits = limits
@@ -88,8 +87,8 @@ class DecoderProcess:
     def decode(
         self, encoded: bytes, predicted: DecodeCost, *, enough: int, jpeg_reader: JpegReader = "either"
     ) -> Pixels:
-        """Return the picture in `encoded` as (H, W, 3) uint8 RGB, as decode.decode_pixels does. The child is held to
-        what was predicted, with some room.
+        """Return the picture in `encoded` as (H, W, 3) uint8 RGB, as decode.decode_pixels does. The limits of
+        the child follow from the prediction, with some margin.
 
         Raises UndecodableImageError, also where the decoder crashed, and TooCostlyError where it took more than the
         prediction. Raises OSError where no process can be started.
@@ -108,17 +107,17 @@ class DecoderProcess:
             with _killed_if_it_hangs(child, max(_LEAST_WALL_S, _WALL_FACTOR * self._limits.max_decode_seconds)):
                 return self._ask(child.connection, encoded, wanted)
         except ImageError:
-            # The child has said so, and waits for the next image.
+            # A reply of the child, which waits for the next image.
             raise
         except _BAD_ANSWERS as error:
             raise self._failure(child, encoded) from error
         except BaseException:
-            # What it still sends of this image would be taken for the next one's.
+            # Otherwise the rest of this reply would be read as the next one.
             self.close()
             raise
 
     def close(self) -> None:
-        """End the child, whatever it does."""
+        """Kill the child."""
         child, self._child = self._child, None
         if child is not None:
             child.connection.close()
@@ -190,7 +189,7 @@ def _start(limits: ImageLimits) -> _Child:
                 stderr=subprocess.DEVNULL,
                 pass_fds=[its.fileno()],
                 env=environment,
-                # Ctrl-C in a terminal goes to the parent, which still waits for answers.
+                # Ctrl-C in a terminal must only reach the parent, which still waits for replies.
                 start_new_session=True,
             )
     except BaseException:
@@ -211,9 +210,9 @@ def _killed_if_it_hangs(child: _Child, seconds: float) -> Iterator[None]:
 
 
 def main() -> None:
-    """Decode for the parent until it closes its end of the socket whose descriptor is the first argument. The second is
-    the limits."""
-    # Only the parent ends it: a signal to all processes of a service must not take away answers that are still owed.
+    """Decode for the parent until it closes the socket. Arguments: descriptor of the socket, and ImageLimits as
+    JSON."""
+    # Only the parent ends the child: a signal to all processes must not lose replies that are still due.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     limits = ImageLimits(*json.loads(sys.argv[2]))
@@ -241,7 +240,7 @@ def _decode_next(connection: Connection, limits: ImageLimits, own_bytes: int) ->
         return
     _answer(connection, height=decoded.height, width=decoded.width, orientation=decoded.orientation)
     connection.send_bytes(first.reshape(-1).data)
-    # What fails from here on ends this process: the parent cannot be told of it among pixels.
+    # An error from here on ends this process, because no error can be sent among pixels.
     for strip in decoded.strips:
         connection.send_bytes(strip.reshape(-1).data)
 
@@ -273,7 +272,7 @@ def _cpu_seconds() -> int:
 
 
 def _virtual_bytes() -> int:
-    """The size of this process' address space."""
+    """Return the size of the address space of this process, in bytes."""
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
 
 

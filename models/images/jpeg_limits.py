@@ -1,8 +1,8 @@
-"""What a JPEG consists of, read marker by marker before any decode.
+"""The layout of a JPEG, read marker by marker before any decode, as a defence against decompression bombs.
 
-A file of endless markers is refused here: Pillow reads a header marker by marker in Python. What the decode of the rest
-costs is predicted in cost.py from the layout that this module returns. The bounds are far above what cameras and
-programs write. Markers and segments are those of ITU-T T.81, annex B.
+This module refuses files with too many markers, because Pillow reads a header marker by marker in Python. cost.py
+predicts the cost of the decode from the layout. The limits are far above what cameras and programs write. Markers and
+segments are those of ITU-T T.81, annex B.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from typing import NamedTuple
 
 from models.interface.errors import UndecodableImageError
@@ -19,13 +19,13 @@ from models.interface.errors import UndecodableImageError
 # A JPEG of 20 MB that is metadata all over has 320 segments.
 _MOST_SEGMENTS = 1000
 _MOST_JUNK_BYTES = 65_536
-# Pillow adds them up one by one, and what it has by then is copied each time.
+# Pillow concatenates them one by one, and copies the result each time.
 _MOST_EXIF_SEGMENTS = 64
 _MOST_PHOTOSHOP_RESOURCES = 10_000
 # Four quantization tables of 16 bits take 518, a frame of 255 components 773.
 _MOST_TABLE_BYTES = 1024
 _MOST_SEGMENTS_BETWEEN_SCANS = 10_000
-# Scans that are counted without looking where they are. Encoders write about ten.
+# From this many scans on, the segments between them are read one by one. Encoders write about ten scans.
 _MANY_SCANS = 64
 
 _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -33,7 +33,7 @@ _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
 _FIRST_ARITHMETIC = 0xC9
 _EOI, _SOS, _DQT, _APP1, _APP13 = 0xD9, 0xDA, 0xDB, 0xE1, 0xED
-# Those that Pillow and libjpeg take to be markers alone, without a length behind them.
+# Markers that Pillow and libjpeg read without a length after them.
 _ALONE = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 _MOST_SCAN_COMPONENTS = 4
 # What APP1 segments begin with (Exif 2.32, 4.7.2; XMP specification part 3, 1.1.3).
@@ -46,7 +46,7 @@ COEFFICIENTS = 64
 _FRAME = struct.Struct(">BHHB")
 _COMPONENT = struct.Struct("BBB")
 
-# One byte 0xFF and the marker: a pattern for all the padding before it would go back through it at each byte.
+# One byte 0xFF and the marker. A pattern that includes the padding before it would backtrack at each byte.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _SCAN = re.compile(rb"\xff\xda")
 _MARKER_AMONG_PIXELS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
@@ -91,8 +91,8 @@ class Layout:
 
     @property
     def plain(self) -> bool:
-        """Whether libjpeg-turbo's own interface reads it, at a reduced size too: eight bits, grey or three colours, and
-        not lossless, which at a reduced size crashes it."""
+        """Whether libjpeg-turbo's own interface reads it, at a reduced size too: eight bits, one or three components,
+        not lossless. A lossless JPEG at a reduced size crashes it."""
         return self.precision == _BITS and len(self.components) in {1, 3} and not self.lossless
 
     @property
@@ -102,8 +102,10 @@ class Layout:
 
 
 def read_layout(encoded: bytes) -> Layout:
-    """Read all markers of a JPEG up to its end. Takes microseconds for one with a single scan; others are searched for
-    their scans. Raises UndecodableImageError for one with more of anything than pictures have, or without a scan."""
+    """Read the markers of a JPEG. Takes microseconds for a single scan; a file with several scans is searched to its
+    end, about 1 ms per MB.
+
+    Raises UndecodableImageError if there is no scan, or more of anything than pictures have."""
     header = _Header(encoded)
     at, junk_left = 0, _MOST_JUNK_BYTES
     for segments in count(1):
@@ -129,7 +131,7 @@ def read_layout(encoded: bytes) -> Layout:
 
 @dataclass(slots=True)
 class _Header:
-    """What has been seen of a JPEG before its first scan."""
+    """The header of a JPEG, read so far."""
 
     encoded: bytes
     layout: Layout = field(default_factory=Layout)
@@ -137,7 +139,7 @@ class _Header:
     resources: int = 0
 
     def take(self, marker: int, start: int, end: int) -> None:
-        """One segment, from its length to its end. Raises UndecodableImageError."""
+        """Read one segment, from its length to its end. Raises UndecodableImageError."""
         if marker in _SOF or marker == _DQT:
             _refuse(end - start > _MOST_TABLE_BYTES, "a table in its header is too long")
         if marker in _SOF:
@@ -167,23 +169,22 @@ class _Header:
 
 
 def _scans(encoded: bytes, first: int, layout: Layout) -> list[Scan]:
-    """The scans of a file whose first one has its length at `first`."""
+    """Return the scans of a file; the first one has its length at `first`."""
     scan = _scan_at(encoded, first, layout)
     if scan is None:
         return []
     if not layout.progressive and len(scan.components) == len(layout.components):
         # It has all components: such a JPEG can have no further scan.
         return [scan]
-    # An upper bound, without looking where: pictures inside of metadata count as well, and films behind the picture.
-    if encoded.count(b"\xff\xda", first) < _MANY_SCANS:
-        starts = [found.end() for found in _SCAN.finditer(encoded, first)]
-    else:
+    # An upper bound: this also counts pictures inside metadata and films after the picture.
+    starts = [found.end() for found in islice(_SCAN.finditer(encoded, first), _MANY_SCANS)]
+    if len(starts) == _MANY_SCANS:
         starts = list(_walk(encoded, _end(encoded, first)))
     return [scan, *filter(None, (_scan_at(encoded, start, layout) for start in starts))]
 
 
 def _scan_at(encoded: bytes, start: int, layout: Layout) -> Scan | None:
-    """The scan whose header has its length at `start` (T.81, B.2.3); None where libjpeg would refuse it."""
+    """Return the scan whose header has its length at `start` (T.81, B.2.3); None if libjpeg would refuse it."""
     number = encoded[start + 2] if start + 2 < len(encoded) else 0
     end = start + 6 + 2 * number
     if not 1 <= number <= _MOST_SCAN_COMPONENTS or end > len(encoded) or _end(encoded, start) != end:
@@ -196,7 +197,7 @@ def _scan_at(encoded: bytes, start: int, layout: Layout) -> Scan | None:
 
 
 def _walk(encoded: bytes, at: int) -> Iterator[int]:
-    """Where the headers of further scans have their lengths, from behind the first one's on."""
+    """Yield the position of the length of each further scan header, from `at` on."""
     for segments in count(1):
         found = _MARKER_AMONG_PIXELS.search(encoded, at)
         if found is None or found[0][1] == _EOI:
@@ -210,7 +211,7 @@ def _walk(encoded: bytes, at: int) -> Iterator[int]:
 
 
 def _end(encoded: bytes, start: int) -> int:
-    """Where the segment ends that says its length at `start`, which counts the two bytes that say it."""
+    """Return the end of the segment whose length is at `start`. The length includes its own two bytes."""
     return start + max(2, int.from_bytes(encoded[start : start + 2]))
 
 

@@ -1,8 +1,7 @@
-"""What a PNG holds besides its pixels, read chunk by chunk before any decode.
+"""The chunks of a PNG besides its pixels, read before any decode, as a defence against decompression bombs.
 
 Pillow takes the size from the last IHDR chunk before the pixels, unpacks compressed text, and keeps all text in memory.
-What that costs is added to the prediction in cost.py. Chunks are those of the PNG specification, third edition,
-section 11.
+format_costs.py adds that to the cost. Chunks are those of the PNG specification, third edition, section 11.
 """
 
 from __future__ import annotations
@@ -15,21 +14,21 @@ from models.interface.errors import UndecodableImageError
 _SIGNATURE_BYTES = 8
 _CHUNK = struct.Struct(">I4s")
 _CHECKSUM_BYTES = 4
-# Encoders write chunks of 8 kB and more: a PNG of 20 MB has 2500. About 1 ms to look at.
+# Encoders write chunks of 8 kB and more: a PNG of 20 MB has 2500. Reading them takes about 1 ms.
 _MOST_CHUNKS = 4_000
-# Pillow unpacks no more of one chunk, and Deflate packs no tighter.
+# Pillow's limit for one chunk, and the highest ratio of Deflate.
 _MOST_UNPACKED_BYTES = 2**20
 _MOST_DEFLATED = 1032
 
 _COMPRESSED = frozenset({b"iCCP", b"iTXt", b"zTXt"})
-# Pillow makes Python objects of what these hold.
+# Chunks that Pillow turns into Python objects.
 _INTERPRETED = _COMPRESSED | {b"eXIf", b"tEXt"}
 _PIXELS = frozenset({b"IDAT", b"fdAT"})
 
 
 class Chunks(NamedTuple):
-    """The chunks of a PNG. `complete`: all of them were counted. Bytes are those of chunks that are interpreted, what
-    compressed ones may hold at most, and those of all others without pixels."""
+    """The chunks of a PNG. `complete`: all of them were counted. `interpreted_bytes`: of chunks that Pillow interprets.
+    `unpacked_bytes`: upper bound of what compressed ones unpack to. `other_bytes`: of other chunks without pixels."""
 
     number: int
     complete: bool
@@ -39,8 +38,8 @@ class Chunks(NamedTuple):
 
 
 def read_chunks(encoded: bytes) -> Chunks:
-    """Raises UndecodableImageError for a PNG that does not begin with its header, or has two. Raises struct.error for
-    one that ends before its first chunk."""
+    """Count the chunks. Raises UndecodableImageError if the PNG does not begin with its header, or has two, and
+    struct.error if it ends before its first chunk."""
     interpreted = unpacked = other = count = 0
     at = _SIGNATURE_BYTES
     _, first = _CHUNK.unpack_from(encoded, at)

@@ -1,4 +1,4 @@
-"""The whole way from an image file to what a model takes: everybody who has images goes it by this one function."""
+"""From an image file to the input of a model: serving, calibration and jobs all use these functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
 
 def to_tensor(pixels: Pixels) -> torch.Tensor:
     """View (H, W, 3) uint8 as (3, H, W), channels last in memory."""
-    # Transposed before it is a tensor: PyTorch would release the GIL for it, and wait to have it back.
+    # Transposed by NumPy, because PyTorch would release the GIL, and wait to get it back.
     return torch.from_numpy(pixels.transpose(2, 0, 1))
 
 
@@ -31,6 +31,6 @@ def preprocess(encoded: bytes, transform: Transform, limits: ImageLimits) -> tor
 
 
 def pixels_needed(transform: Transform) -> int:
-    """The shorter side that a reduced decode must keep. Twice the size is resized with antialiasing to the same
-    picture, whatever was left out above it."""
+    """Return the shorter side that a reduced decode must keep. From twice the size on, antialiased resizing gives the
+    same picture."""
     return 2 * transform.resize

@@ -1,5 +1,4 @@
-"""Pictures drawn with Pillow that an ImageNet network names rightly: a first try needs no photograph of one's own,
-and tests none of anybody's."""
+"""Sample pictures, drawn with Pillow, that ImageNet networks classify correctly: for first requests and for tests."""
 
 from __future__ import annotations
 
@@ -12,19 +11,19 @@ from PIL import Image, ImageDraw
 
 Sample = Literal["clock", "traffic-light", "crossword"]
 
-# Drawn at twice the size and brought down, which smooths the edges.
+# Drawn at twice the size and scaled down, which smooths the edges.
 _SIDE = 800
 
 
 def draw(sample: Sample) -> Image.Image:
-    """The sample as a 400 x 400 RGB picture, the same pixels every time."""
+    """Return the sample, 400 x 400 RGB, with the same pixels every time."""
     picture = Image.new("RGB", (_SIDE, _SIDE))
     _DRAW[sample](ImageDraw.Draw(picture))
     return picture.resize((_SIDE // 2, _SIDE // 2), Image.Resampling.LANCZOS)
 
 
 def encode(picture: Image.Image, image_format: str) -> bytes:
-    """The bytes of an image file of that Pillow format, say PNG or JPEG."""
+    """Return the picture as an image file of that Pillow format, say PNG or JPEG."""
     file = BytesIO()
     picture.save(file, image_format)
     return file.getvalue()
@@ -86,7 +85,7 @@ def _disc(pen: ImageDraw.ImageDraw, x: float, y: float, radius: float, *, fill: 
 
 
 def _hand(pen: ImageDraw.ImageDraw, middle: float, turn: float, start: float, end: float, *, width: int) -> None:
-    """A line from `start` to `end` away from the middle, `turn` of the way around the dial."""
+    """Draw a line from `start` to `end` pixels from the middle, at the fraction `turn` of the dial."""
     x, y = sin(2 * pi * turn), -cos(2 * pi * turn)
     pen.line(
         (middle + start * x, middle + start * y, middle + end * x, middle + end * y),

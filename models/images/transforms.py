@@ -1,5 +1,5 @@
-"""Preprocessing is part of the model: the geometry runs on uint8 pixels before the queue, the arithmetic on
-the device with the batch."""
+"""Preprocessing of a model: resize and crop on uint8 pixels before the queue, normalization on the device with the
+batch."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from models.images.decode import Pixels
 
 Interpolation = Literal["bilinear", "bicubic"]
 
-# How a picture of any proportions becomes a square: what is over is cut off; it is stretched; or its longer side is
-# the one that is resized, and a border of the mean colour fills up what is missing.
+# How an image becomes a square. crop: resize the shorter side and cut off the rest. stretch: resize both sides.
+# pad: resize the longer side, and fill the rest with the mean colour.
 Fit = Literal["crop", "stretch", "pad"]
 
 
@@ -30,26 +30,26 @@ class Transform:
     interpolation: Interpolation
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    # Not in what fingerprints are made of unless it is another: it came later.
+    # Not in the repr, which fingerprints hash, so that existing fingerprints stay valid.
     fit: Fit = field(default="crop", repr=False)
 
     def shape(self, image: torch.Tensor) -> torch.Tensor:
-        """(3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory, as decoders write and devices like it.
+        """Resize and crop (3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory.
 
-        torchvision's `resize` and `center_crop`, with one call into PyTorch. It lets the GIL go in every call, for mere
-        views too, and to have it back a decode thread waits until the event loop and all others let go of it.
+        Does what torchvision's `resize` and `center_crop` do, with one call into PyTorch. Each call, even for a view,
+        releases the GIL, and the decode thread then waits for the event loop and other threads to get it back.
         """
         pixels: Pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
         size = self._resized(*pixels.shape[:2])
         if pixels.shape[:2] != size:
-            # By `reshape`, whose strides PyTorch takes for channels last; those of a new axis are zero.
+            # `reshape` gives strides that PyTorch recognizes as channels last; a new axis would have stride 0.
             batch = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
             resized = interpolate(batch, size, mode=self.interpolation, antialias=True)
             pixels = resized.numpy()[0].transpose(1, 2, 0)
         if min(size) < self.crop:
-            pixels = self._on_a_canvas(pixels)
+            pixels = self._on_canvas(pixels)
         top, left = (round((side - self.crop) / 2) for side in pixels.shape[:2])
-        # A copy also of what was resized, whose other pixels nobody needs.
+        # A copy, which frees the other pixels.
         cropped = pixels[top : top + self.crop, left : left + self.crop].copy()
         return torch.from_numpy(cropped.transpose(2, 0, 1))
 
@@ -65,9 +65,9 @@ class Transform:
                 scale = self.resize / max(height, width)
                 return max(1, round(height * scale)), max(1, round(width * scale))
 
-    def _on_a_canvas(self, pixels: Pixels) -> Pixels:
-        """(H, W, 3) in the middle of as much as is missing of `crop`: of the mean colour where that is how it fits,
-        else of black."""
+    def _on_canvas(self, pixels: Pixels) -> Pixels:
+        """Return (H, W, 3) pixels centred on a canvas of at least `crop` x `crop`, of the mean colour for `pad`, else
+        black."""
         height, width, _ = pixels.shape
         rows, columns = max(height, self.crop), max(width, self.crop)
         canvas = np.empty((rows, columns, 3), np.uint8)
@@ -78,7 +78,7 @@ class Transform:
 
 
 class Normalize(nn.Module):
-    """(N, 3, H, W) uint8 to (N, 3, H, W) float32: (x / 255 - mean) / std."""
+    """Maps (N, 3, H, W) uint8 to float32: (x / 255 - mean) / std."""
 
     scale: torch.Tensor
     shift: torch.Tensor

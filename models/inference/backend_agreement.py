@@ -13,6 +13,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from models import backends
 from models.hardware import memory
 from models.hardware.placement import Precision
 from models.images import samples
@@ -71,7 +72,7 @@ def check(model: LoadedModel, found: FeaturesAndLogits, expected: FeaturesAndLog
 def with_fresh_conversion(model: LoadedModel, serve: Callable[[bool], T]) -> T:
     """Call `serve(False)`, which may use a cached conversion; if its outputs disagree, call `serve(True)`, which
     converts the model again. Raises what `serve` raises."""
-    if model.placement.backend != "openvino" or model.quantized is not None:
+    if not backends.caches_conversions(model.placement) or model.quantized is not None:
         return serve(False)
     try:
         return serve(False)

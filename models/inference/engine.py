@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.backends import Backend
+from models.backends import Backend, BatchHints
 from models.hardware import cores, cuda
 from models.inference import backend_agreement
 from models.inference.batch_item import BatchItem, ItemOutput
@@ -34,18 +34,14 @@ class Engine:
         self._reference: FeaturesAndLogits | None = None
 
     @property
+    def hints(self) -> BatchHints:
+        """How the backend prefers its batches."""
+        return self._backend.hints
+
+    @property
     def max_batch_size(self) -> int:
-        return max(self._backend.sizes_to_warm_up)
-
-    @property
-    def max_in_flight(self) -> int:
-        """How many threads may call `run` concurrently."""
-        return self._backend.lanes
-
-    @property
-    def overlap_min_size(self) -> int | None:
-        """As Batcher's parameter of that name."""
-        return self._backend.room_from
+        """Images of one batch at most."""
+        return self.hints.max_batch_size
 
     @property
     def served_network(self) -> nn.Module | None:
@@ -55,7 +51,7 @@ class Engine:
     @property
     def memory_note(self) -> str | None:
         """Why PyTorch cannot measure the memory of a forward; None if it can."""
-        return self._backend.memory_note
+        return self.hints.memory_note
 
     def run(self, items: Sequence[BatchItem]) -> list[ItemOutput]:
         """Run one forward and return one output per item, in order. Raises AllCancelledError if all items were
@@ -89,8 +85,8 @@ class Engine:
 
     def prepare_thread(self) -> None:
         """Prepare the current thread for calls of `run`. Call once in each such thread."""
-        cores.use_cores_in_this_thread(self._backend.intra_op_threads)
-        if self.max_in_flight > 1:
+        cores.use_cores_in_this_thread(self.hints.intra_op_threads)
+        if self.hints.max_in_flight > 1:
             cuda.use_own_stream_in_this_thread(self.model.placement.device)
 
     def forward(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
@@ -114,7 +110,7 @@ class Engine:
         picture = backend_agreement.drawn_picture(model.transform)
         drawn = BatchItem(picture, InferenceRequest("classify", top_k=min(1, model.network.classes)))
         try:
-            outputs = [output for size in self._backend.sizes_to_warm_up for output in self.run([drawn] * size)]
+            outputs = [output for size in self.hints.warm_up_sizes for output in self.run([drawn] * size)]
             self._compare(picture, outputs)
         except WarmUpError:
             raise

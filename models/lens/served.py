@@ -62,7 +62,7 @@ def _subject(engine: Engine, image: torch.Tensor | None) -> Subject:
         served=_served_arm(engine),
         answer=_answer,
         lock=engine.lock,
-        memory=DeviceMemory(free_bytes=memory.free_bytes, reset_peak=memory.begin_peak, release=memory.give_back),
+        memory=DeviceMemory(free_bytes=memory.free_bytes, reset_peak=memory.begin_peak, release=memory.trim),
         original_name=model.network.original_name,
         classes=model.network.classes > 0,
     )

@@ -1,4 +1,4 @@
-"""What int8 needs to know of the images a model will see: the ranges of numbers inside the network follow from them."""
+"""Images for int8 calibration: the ranges of activations inside the network follow from them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from models.interface.image_limits import ImageLimits
 
 _log = logging.getLogger(__name__)
 
-# NNCF's own default: ranges hardly move after as many.
+# NNCF's default: more images hardly change the ranges.
 MOST_IMAGES = 300
 
-# With fewer, a single odd picture sets the ranges.
+# With fewer images, a single unusual one determines the ranges.
 _MANY_IMAGES = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Images of the kind that will be served. `digest` is over their bytes: another set gives other answers."""
+    """Images of the kind that will be served. `digest` is over their bytes, because other images give other results."""
 
     files: tuple[Path, ...]
     digest: str
 
     @classmethod
     def of(cls, folder: Path) -> Self:
-        """The first 300 files of `folder`, by name. Raises StartError when there is none."""
+        """Use the first 300 files of `folder` by name. Raises StartError if there is none."""
         if not folder.is_dir():
             raise StartError(f"the calibration folder {folder} is not there")
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
@@ -47,15 +47,15 @@ class Calibration:
 
     @classmethod
     def of_files(cls, files: Sequence[Path]) -> Self:
-        """Those files, one at least. Raises OSError for one that cannot be read."""
+        """Use those files, at least one. Raises OSError for a file that cannot be read."""
         digest = hashlib.sha256()
         for path in files:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return cls(tuple(files), digest.hexdigest()[:16])
 
     @classmethod
-    def wanted(cls, precision: Precision, folder: Path | None) -> Self | None:
-        """Of `folder` for int8, which needs one; None for every other precision. Raises StartError."""
+    def for_precision(cls, precision: Precision, folder: Path | None) -> Self | None:
+        """Use `folder` for int8, which needs one; None for every other precision. Raises StartError."""
         if precision != "int8":
             return None
         if folder is None:
@@ -63,9 +63,9 @@ class Calibration:
         return cls.of(expand_home(folder))
 
     def batches(self, transform: Transform) -> list[NDArray[np.uint8]]:
-        """Each image as requests would have it, (1, side, side, 3). What is no image is left out with a warning.
+        """Return each image preprocessed as for a request, (1, side, side, 3). Other files are skipped with a warning.
 
-        Raises StartError when nothing is left.
+        Raises StartError if no image remains.
         """
         batches = list(self._readable(transform))
         if not batches:

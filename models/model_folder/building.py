@@ -1,4 +1,4 @@
-"""From a model folder to what can be served: network, weights, labels and transform, each held to the others."""
+"""From a model folder to a model: network, weights, labels and transform, which must fit each other."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from models.networks.specs import Classifier, FeatureLayer, ModelSpec, ServedAs
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What makes the network: `build` of so many classes, or for None of as many as its makers have given it.
+    """How to build the network: `build` takes the number of classes, None for the architecture's own number.
     `architecture` is None for a network of the user's own."""
 
     build: Callable[[int | None], nn.Module]
@@ -30,12 +30,12 @@ class _Plan:
 
 
 def find(folder: Path) -> ModelSpec:
-    """The model that `folder` is. Its weights are read when it is built. Raises ModelFolderError."""
+    """Return the model in `folder`. Its weights are read when it is built. Raises ModelFolderError."""
     described = description.read(folder)
     architecture = described.architecture
     if own_code.is_own(architecture):
         digest = own_code.digest(described)
-        # The fingerprint is over this name: code is a part of what gives the answers.
+        # The fingerprint hashes this name, because the results depend on the code.
         architecture = architecture if digest is None else f"{architecture}@{digest}"
     elif (reason := unknown(architecture)) is not None:
         raise described.refusal("architecture", reason)
@@ -47,7 +47,7 @@ def find(folder: Path) -> ModelSpec:
 
 
 def unknown(architecture: str) -> str | None:
-    """That there is no such architecture, and what is spelled alike; None where there is."""
+    """Return the message that there is no such architecture, with similar names; None if there is one."""
     if architectures.exists(architecture):
         return None
     similar = architectures.similar(architecture, architectures.names())
@@ -57,10 +57,10 @@ def unknown(architecture: str) -> str | None:
 
 
 def build(described: Description) -> Classifier:
-    """The network with its weights, labels and transform, on the CPU, in float32. Raises StartError."""
+    """Return the network with its weights, labels and transform, on the CPU, in float32. Raises StartError."""
     plan = _plan(described)
     transform = transform_of(described)
-    named = _told_labels(described)
+    named = _described_labels(described)
     module = _module(described, plan, named).float().eval()
     if named is None:
         named = _default_labels(described, plan.architecture, module, transform)
@@ -70,26 +70,25 @@ def build(described: Description) -> Classifier:
 
 
 def unpruned(described: Description) -> Callable[[int | None], nn.Module]:
-    """What makes the architecture of that many classes, as it is built before anything is pruned from it. Raises
-    StartError."""
+    """Return the builder of the architecture before pruning, by number of classes. Raises StartError."""
     return _unpruned(described).build
 
 
 def _served_as(described: Description) -> ServedAs | None:
-    told = described.serve
-    return None if told is None else ServedAs(told.precision, told.quantized)
+    serve = described.serve
+    return None if serve is None else ServedAs(serve.precision, serve.quantized)
 
 
 def _plan(described: Description) -> _Plan:
     plan, file = _unpruned(described), described.pruned
     if file is None:
         return plan
-    with _said_of(described, "pruned"):
+    with _errors_name_key(described, "pruned"):
         layers = sizes.read(file)
 
     def build(classes: int | None) -> nn.Module:
         whole = plan.build(classes)
-        with _said_of(described, "pruned"):
+        with _errors_name_key(described, "pruned"):
             return sizes.resize(whole, layers, file)
 
     return replace(plan, build=build)
@@ -102,9 +101,9 @@ def _unpruned(described: Description) -> _Plan:
     return _Plan(architecture.build, architecture)
 
 
-def _told_labels(described: Description) -> tuple[str, ...] | None:
-    """Those of the description, as many as it says there are classes."""
-    with _said_of(described, "labels"):
+def _described_labels(described: Description) -> tuple[str, ...] | None:
+    """Return the labels of the description. Raises ModelFolderError unless there are as many as `classes` says."""
+    with _errors_name_key(described, "labels"):
         named = labels.read(described.labels) if isinstance(described.labels, Path) else described.labels
     if named is not None and described.classes not in {None, len(named)}:
         raise described.refusal("classes", f"is {described.classes}, and labels has {len(named)} names")
@@ -118,15 +117,15 @@ def _check_reference(described: Description, named: tuple[str, ...]) -> None:
         raise described.refusal("reference.label", f"no class is named {described.reference.label!r}{hint}")
 
 
-def _module(described: Description, plan: _Plan, told: tuple[str, ...] | None) -> nn.Module:
-    wanted = described.classes if told is None else len(told)
+def _module(described: Description, plan: _Plan, named: tuple[str, ...] | None) -> nn.Module:
+    count = described.classes if named is None else len(named)
     match described.weights:
         case "published":
-            return _published(described, plan, wanted)
+            return _published(described, plan, count)
         case "random":
-            return plan.build(wanted)
+            return plan.build(count)
         case file:
-            return _of_file(described, plan, wanted, file)
+            return _of_file(described, plan, count, file)
 
 
 def _published(described: Description, plan: _Plan, wanted: int | None) -> nn.Module:
@@ -139,22 +138,22 @@ def _published(described: Description, plan: _Plan, wanted: int | None) -> nn.Mo
 
 
 def _of_file(described: Description, plan: _Plan, wanted: int | None, file: Path) -> nn.Module:
-    with _said_of(described, "weights"):
+    with _errors_name_key(described, "weights"):
         tensors = checkpoint.read(file)
     held = fitting.classes_of(tensors, plan.build)
     if None not in {held, wanted} and held != wanted:
         raise described.refusal(*_counted(described, f"{file.name} is of {held}"))
     count = wanted if held is None else held
     module = plan.build(count)
-    with _said_of(described, "weights"):
+    with _errors_name_key(described, "weights"):
         what = described.architecture + (f" of {count} classes" if count is not None else "")
         fitting.load(module, tensors, file, what)
     return module
 
 
 @contextmanager
-def _said_of(described: Description, key: str) -> Iterator[None]:
-    """What is wrong with the file that `key` names is said of the key, which is where somebody can put it right."""
+def _errors_name_key(described: Description, key: str) -> Iterator[None]:
+    """Make errors in the file that `key` names errors of the key, which the user can correct."""
     try:
         yield
     except ModelFolderError as error:
@@ -163,14 +162,14 @@ def _said_of(described: Description, key: str) -> Iterator[None]:
 
 
 def _counted(described: Description, other: str) -> tuple[str, str]:
-    """The key that gives the number of classes, and what is wrong with it."""
+    """Return the key that states the number of classes, and what is wrong with it."""
     if described.classes is not None:
         return "classes", f"is {described.classes}, and {other}"
     return "labels", f"has another number of names than there are classes: {other}"
 
 
 def transform_of(described: Description) -> Transform:
-    """The architecture's own, but for what the description says. Raises ModelFolderError."""
+    """Return the architecture's transform with the changes of the description. Raises ModelFolderError."""
     preset, explicit = described.transform.preset, described.transform.explicit
     if own_code.is_own(described.architecture):
         if preset is not None:
@@ -195,8 +194,8 @@ def transform_of(described: Description) -> Transform:
 def _default_labels(
     described: Description, architecture: Architecture | None, module: nn.Module, transform: Transform
 ) -> tuple[str, ...]:
-    """Of published weights, their makers' own; weights of a file may be of any other classes. None for a network that
-    has no classes, or serves a layer before them."""
+    """Return the published labels for published weights, and numbered labels for weights of a file. Empty for a network
+    without classes, or one that serves an inner layer."""
     if described.classes == 0 or described.features is not None:
         return ()
     if described.weights == "published" and architecture is not None:
@@ -205,7 +204,7 @@ def _default_labels(
 
 
 def _classes(described: Description, module: nn.Module, transform: Transform) -> int:
-    """How many numbers the network gives for an image."""
+    """Return the number of logits for an image."""
     try:
         with torch.no_grad():
             logits = module(torch.zeros(1, 3, transform.crop, transform.crop))

@@ -1,5 +1,5 @@
-"""Weights out of a file: tensors by name, and never code. Nothing is unpickled that `weights_only=True` refuses, and
-what a file says of itself is held to its size first: few bytes can stand for more numbers than memory has room for."""
+"""Read weights from a file: tensors by name, never code. `weights_only=True` refuses pickles with code. Sizes that a
+file states are compared with its own size first, because few bytes can claim more tensors than fit into memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from safetensors.torch import load_file
 
 from models.hardware import memory
 from models.interface.errors import ModelFolderError
-from models.model_folder.bounded import MIB
+from models.model_folder.description import MIB
 from models.model_folder.pickled import remedy
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
-# What training scripts put around the tensors, with the epoch and the optimizer beside them.
+# Keys under which training scripts save the tensors, next to the epoch and the optimizer.
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
-_MOST_KEYS_TOLD = 10
+_MOST_KEYS_LISTED = 10
 
-# torch.save does not compress; whoever has compressed weights with zip has gained a tenth.
+# Highest ratio of unpacked to packed size. torch.save does not compress, and zip saves a tenth.
 _MOST_UNPACKED = 4
 
-# The names and shapes of tensors, before their numbers: those of the largest networks are a megabyte.
+# Names and shapes of tensors; the largest networks need a megabyte.
 _MOST_HEADER_BYTES = 16 * MIB
 _HEADER_LENGTH_BYTES = 8
 
@@ -35,13 +35,13 @@ _ZIP = b"PK\x03\x04"
 
 _BROKEN_CHECKPOINT = "is no checkpoint that torch.save has written, or not the whole of one"
 
-# torch.load raises all of these, by how and where a file is broken.
+# Exceptions of torch.load for damaged files.
 _BROKEN = (UnpicklingError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, EOFError, OSError)
 
 
 def read(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint by name, on the CPU, as they were saved; other values beside them are left out.
-    Raises ModelFolderError."""
+    """Return the tensors of a checkpoint by name, on the CPU, in their saved types; other values are ignored. Raises
+    ModelFolderError."""
     _check_readable(file)
     held = _unwrapped(_safetensors(file) if file.suffix == ".safetensors" else _checkpoint(file))
     if not isinstance(held, Mapping):
@@ -50,7 +50,7 @@ def read(file: Path) -> dict[str, torch.Tensor]:
     for name, tensor in tensors.items():
         _check_tensor(file, name, tensor)
     if not tensors:
-        keys = ", ".join(map(str, list(held)[:_MOST_KEYS_TOLD])) or "nothing"
+        keys = ", ".join(map(str, list(held)[:_MOST_KEYS_LISTED])) or "nothing"
         raise ModelFolderError(file, f"holds no tensors by name, as a state dict does; it holds {keys}")
     return tensors
 
@@ -85,13 +85,13 @@ def _checkpoint(file: Path) -> object:
     try:
         held: object = torch.load(file, map_location="cpu", weights_only=True)
     except _BROKEN as error:
-        # Not in PyTorch's words, which advise to read it with code and all.
+        # Not PyTorch's message, which recommends weights_only=False.
         raise ModelFolderError(file, remedy(file, WRAPPERS) or _BROKEN_CHECKPOINT) from error
     return held
 
 
 def _check_archive(file: Path) -> None:
-    """Hold what a checkpoint becomes in memory to the size of the file, by the archive's own list of its parts."""
+    """Compare the unpacked size, from the archive's directory, with the size of the file and with free memory."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -119,8 +119,7 @@ def _check_memory(file: Path, needed: int) -> None:
 
 
 def _check_tensor(file: Path, name: str, tensor: torch.Tensor) -> None:
-    """A tensor can be a view that shows a few numbers many times, or have none: what is made of it would be as large
-    as it says that it is."""
+    """Refuse tensors whose copy would be much larger than their storage: expanded views, sparse and meta tensors."""
     if tensor.layout != torch.strided or tensor.is_meta:
         raise ModelFolderError(file, f"holds {name} without all of its numbers, as a sparse or a meta tensor")
     if tensor.nbytes > max(_MOST_UNPACKED * tensor.untyped_storage().nbytes(), MIB):

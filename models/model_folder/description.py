@@ -1,8 +1,9 @@
-"""model.toml: what it may say, and what it says."""
+"""Read model.toml. Needs no torch."""
 
 from __future__ import annotations
 
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.interface.errors import ModelFolderError
-from models.model_folder import bounded
 from models.model_folder.keys import Keys
 
 FILE_NAME = "model.toml"
+
+MIB = 2**20
 
 Preset = Literal["torchvision", "timm"]
 FeatureForm = Literal["pooled", "map"]
@@ -22,15 +24,15 @@ PRESETS: tuple[Preset, ...] = ("torchvision", "timm")
 FEATURE_FORMS: tuple[FeatureForm, ...] = ("pooled", "map")
 SERVED_PRECISIONS: tuple[ServedPrecision, ...] = ("fp32", "bf16", "fp16", "int8")
 
-# As models.images.transforms has them; what is read here needs no torch.
+# The same as in models.images.transforms, which imports torch.
 INTERPOLATIONS = ("bilinear", "bicubic")
 FITS = ("crop", "stretch", "pad")
 
-# Words that stand for weights which are in no file of the folder.
+# Values of `weights` that name no file.
 WithoutFile = Literal["published", "random"]
 WITHOUT_FILE: tuple[WithoutFile, ...] = ("published", "random")
 
-# Of the file, and below of its tables.
+# Keys of the file; those of its tables follow.
 KEYS = (
     "name",
     "architecture",
@@ -44,17 +46,17 @@ KEYS = (
     "serve",
     "reference",
 )
-# Of [transform], where no architecture has one to begin with.
+# Keys of [transform] that a network of the user's own needs.
 NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")
 TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
 SERVE_KEYS = ("precision", "quantized")
 REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
 
-# It is part of addresses, labels of metrics and lists separated by commas.
+# Names are part of URLs, metric labels and comma-separated lists.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
-# Room for the names of some 30,000 classes in the file itself.
-_MOST_BYTES = bounded.MIB
+# Enough for the names of 30,000 classes in the file itself.
+_MOST_BYTES = MIB
 
 _LARGEST_SIDE = 4096
 MOST_CLASSES = 1_000_000
@@ -63,8 +65,8 @@ _TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TransformKeys:
-    """The [transform] table. `explicit`: the given fields of models.images.transforms.Transform; they override what the
-    architecture's authors publish. `preset`: the architecture whose published transform applies."""
+    """The [transform] table. `explicit`: the given fields of models.images.transforms.Transform, which override the
+    published transform. `preset`: the publisher of that transform."""
 
     preset: Preset | None
     explicit: Mapping[str, Any]
@@ -72,8 +74,8 @@ class TransformKeys:
 
 @dataclass(frozen=True, slots=True)
 class ServeKeys:
-    """What [serve] says, which goes before the settings of whoever serves it. `quantized`: for int8 alone, and always
-    there then, the .xml of a network that OpenVINO reads, with its .bin beside it."""
+    """The [serve] table, which overrides the settings of the server. `quantized`: set for int8 and only then, the .xml
+    of an OpenVINO network; its weights are in the .bin file of the same name."""
 
     precision: ServedPrecision
     quantized: Path | None
@@ -81,7 +83,7 @@ class ServeKeys:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A picture whose answer is known. The label's probability, where given, may differ by `tolerance`."""
+    """An image whose class is known. The probability of the label, if given, may differ by `tolerance`."""
 
     image: Path
     label: str
@@ -91,9 +93,9 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A model folder as its model.toml describes it. `pruned` is a file of sizes that layers have instead of their
-    architecture's; `labels` is a file of them, or they themselves; `classes` 0 is a network that ends with features.
-    Files are there, but nothing of them has been read."""
+    """A model folder as its model.toml describes it. `pruned`: file of layer sizes that differ from the architecture's.
+    `labels`: a file, or the labels themselves. `classes` 0: the output of the network is features. All files exist, but
+    have not been read."""
 
     folder: Path
     name: str
@@ -113,17 +115,17 @@ class Description:
         return self.folder / FILE_NAME
 
     def refusal(self, key: str, reason: str) -> ModelFolderError:
-        """The error that says what is wrong with `key`."""
+        """Return the error about `key`."""
         return ModelFolderError(self.file, reason, key)
 
 
 def is_name(text: str) -> bool:
-    """Whether a model can be named so."""
+    """Return whether `text` is a valid name of a model."""
     return _NAME.fullmatch(text) is not None
 
 
 def read(folder: Path) -> Description:
-    """What the model.toml in `folder` says. Raises ModelFolderError."""
+    """Read the model.toml in `folder`. Raises ModelFolderError."""
     file = folder / FILE_NAME
     keys = Keys.of(file, "", _parsed(file), KEYS)
     transform = keys.subtable("transform", TRANSFORM_KEYS)
@@ -154,7 +156,7 @@ def read(folder: Path) -> Description:
 
 def _parsed(file: Path) -> dict[str, object]:
     try:
-        return tomllib.loads(bounded.read(file, _MOST_BYTES).decode())
+        return tomllib.loads(read_bounded(file, _MOST_BYTES).decode())
     except FileNotFoundError:
         folder = file.parent
         if not folder.is_dir():
@@ -165,10 +167,10 @@ def _parsed(file: Path) -> dict[str, object]:
 
 
 def _name(keys: Keys) -> str:
-    told = keys.text("name")
-    name = keys.file.parent.resolve().name if told is None else told
+    given = keys.text("name")
+    name = keys.file.parent.resolve().name if given is None else given
     if not is_name(name):
-        what = f"not {name!r}" if told is not None else f"and the folder's, {name!r}, is none: set it"
+        what = f"not {name!r}" if given is not None else f"and the folder's, {name!r}, is none: set it"
         raise keys.refusal("name", f"must be letters, digits, '.', '_' and '-', at most 100, {what}")
     return name
 
@@ -211,14 +213,14 @@ def _transform(keys: Keys) -> TransformKeys:
 
 def _serve(keys: Keys) -> ServeKeys:
     keys.needed_text("precision", f"one of {', '.join(SERVED_PRECISIONS)}")
-    told = keys.one_of("precision", SERVED_PRECISIONS)
+    precision = keys.one_of("precision", SERVED_PRECISIONS)
     text = keys.text("quantized")
-    if (told == "int8") != (text is not None):
+    if (precision == "int8") != (text is not None):
         raise keys.refusal("quantized", "goes with precision int8, and int8 with it; `gradless optimize` writes both")
     quantized = None if text is None else keys.file_inside("quantized", text)
     if text is not None:
         keys.file_inside("quantized", str(Path(text).with_suffix(".bin")))
-    return ServeKeys(next(known for known in SERVED_PRECISIONS if known == told), quantized)
+    return ServeKeys(next(known for known in SERVED_PRECISIONS if known == precision), quantized)
 
 
 def _reference(keys: Keys) -> Reference:
@@ -233,3 +235,24 @@ def _reference(keys: Keys) -> Reference:
         probability=probability,
         tolerance=_TOLERANCE if tolerance is None else tolerance,
     )
+
+
+def read_bounded(file: Path, most_bytes: int) -> bytes:
+    """Return the content of a small file of a model folder.
+
+    Raises FileNotFoundError, and ModelFolderError if the file has more than `most_bytes`, cannot be read, or is a pipe
+    or a device: such files would take memory or time from the models that are served.
+    """
+    try:
+        # Opening a pipe would block until another process writes to it.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ModelFolderError(file, "is not a regular file")
+        with file.open("rb") as stream:
+            content = stream.read(most_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ModelFolderError(file, f"cannot be read: {error.strerror}") from error
+    if len(content) > most_bytes:
+        raise ModelFolderError(file, f"is larger than {most_bytes // MIB} MiB, the most that is read of such a file")
+    return content

@@ -1,4 +1,4 @@
-"""Weights into a network: every tensor in its place, or a refusal that says which ones are not."""
+"""Load weights into a network. Every tensor must fit; an error lists those that do not."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from models.model_folder.shapes import ODD_CLASSES, shapes
 
 Tensors = Mapping[str, torch.Tensor]
 
-# Of what is wrong, so many are told.
-_MOST_TOLD = 10
+# Most mismatches that an error lists.
+_MOST_LISTED = 10
 
-# Names to look for a prefix by; the first ones of a network may have been trained apart from it.
+# Names by which a prefix is found; more than one, because the first layers may not be in the file.
 _NAMES_TRIED = 5
 
-# Batches seen in training, which nothing in eval mode reads; BatchNorms did not have it before PyTorch 0.4.1.
+# Counter of training batches, unused in eval mode; BatchNorms did not have it before PyTorch 0.4.1.
 COUNTER = "num_batches_tracked"
 
 
 def load(module: nn.Module, tensors: Tensors, file: Path, what: str) -> None:
-    """Put `tensors` of `file` into `module`, `what` as people know it, in the module's own floating-point types.
+    """Load `tensors` of `file` into `module`, in the module's own floating-point types. `what` names it in errors.
 
-    Names may all have a prefix that training has put before them. Raises ModelFolderError unless names and shapes fit.
+    All names may have a prefix from training. Raises ModelFolderError unless names and shapes fit.
     """
     wanted = module.state_dict()
     named = without_prefix(tensors, wanted)
     unfit = {
-        name: f"{name} is {_told(tensor)}, not {_told(wanted[name])}"
+        name: f"{name} is {_described(tensor)}, not {_described(wanted[name])}"
         for name, tensor in named.items()
         if name in wanted and not _fits(tensor, wanted[name])
     }
-    # Through the modules' own ways of reading what older versions of them have saved.
+    # load_state_dict, because modules convert the state of their older versions there.
     outcome = module.load_state_dict({name: t for name, t in named.items() if name not in unfit}, strict=False)
     missing = [
-        f"{name} {_told(wanted[name])} is missing"
+        f"{name} {_described(wanted[name])} is missing"
         for name in outcome.missing_keys
         if name not in unfit and not name.endswith(COUNTER)
     ]
-    unexpected = [f"{name} {_told(named[name])} has no place" for name in outcome.unexpected_keys]
+    unexpected = [f"{name} {_described(named[name])} has no place" for name in outcome.unexpected_keys]
     faults = [*unfit.values(), *missing, *unexpected]
     if faults:
         counts = f"{len(missing)} tensors missing, {len(unexpected)} unexpected, {len(unfit)} of another shape"
-        more = "; …" if len(faults) > _MOST_TOLD else ""
-        raise ModelFolderError(file, f"does not fit {what}: {counts}: {'; '.join(faults[:_MOST_TOLD])}{more}")
+        more = "; …" if len(faults) > _MOST_LISTED else ""
+        raise ModelFolderError(file, f"does not fit {what}: {counts}: {'; '.join(faults[:_MOST_LISTED])}{more}")
 
 
 def without_prefix(tensors: Tensors, wanted: Mapping[str, object]) -> dict[str, torch.Tensor]:
-    """`tensors` under the names of `wanted`, as far as there is one prefix, `module.` or `model.` say, that makes more
-    of them fit than none does."""
+    """Return `tensors` without the common prefix, say `module.` or `model.`, with which most names of `wanted`
+    match."""
     prefixes = {""} | {
         name.removesuffix(end) for end in list(wanted)[:_NAMES_TRIED] for name in tensors if name.endswith(f".{end}")
     }
@@ -61,8 +61,8 @@ def without_prefix(tensors: Tensors, wanted: Mapping[str, object]) -> dict[str, 
 
 
 def classes_of(tensors: Tensors, build: Callable[[int | None], nn.Module]) -> int | None:
-    """Of how many classes the network was that `tensors` are from: as many as they have rows where that number goes.
-    None where they do not say."""
+    """Return the number of classes of the network that `tensors` are from, the rows of its last layer. None if that is
+    ambiguous."""
     wanted = shapes(build, ODD_CLASSES)
     named = without_prefix(tensors, wanted)
     rows = {
@@ -77,7 +77,7 @@ def _fits(tensor: torch.Tensor, wanted: torch.Tensor) -> bool:
     return tensor.shape == wanted.shape and tensor.is_floating_point() == wanted.is_floating_point()
 
 
-def _told(tensor: torch.Tensor) -> str:
-    """Its shape, with the type of its numbers where they are not floating-point ones."""
+def _described(tensor: torch.Tensor) -> str:
+    """Return the shape, and the type unless it is a floating-point type."""
     kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
     return f"{tuple(tensor.shape)}{kind}"

@@ -1,4 +1,4 @@
-"""Which architecture a checkpoint's tensors are of, by their names and shapes."""
+"""Find the architecture of a checkpoint by the names and shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from models.networks import architectures
 from models.networks.architectures import timm as timm_models
 from models.networks.architectures import torchvision as torchvision_models
 
-# Families are told apart by one member each; the right one is among the most similar.
+# Families are compared by one member each; the right one is among the most similar.
 _FAMILIES_TRIED = 3
 
 _DIGITS = re.compile(r"\d+")
 
-# Less has nothing to do with the checkpoint.
+# Below this similarity, an architecture is not suggested.
 _LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """An architecture by name, and the share of its tensors, 0..1, that the checkpoint has in the same shapes, but for
-    the number of classes. 1: it has these and no others."""
+    """An architecture by name, and the share of its tensors, 0..1, that the checkpoint has in the same shapes, apart
+    from the number of classes. 1: all of them and no others."""
 
     architecture: str
     share: float
@@ -39,8 +39,8 @@ class Guess:
 
 
 def guess(tensors: Tensors) -> Guess | None:
-    """The architecture that `tensors` fit, torchvision's first, or the nearest where none does; None where nothing is
-    near. Takes some seconds, and a minute where timm's have to be looked through."""
+    """Return the architecture that `tensors` fit, torchvision's first, or the most similar one; None if there is none.
+    Takes seconds for torchvision's, and a minute for timm's."""
     best: Guess | None = None
     for families in (_torchvision_families(), _timm_families()):
         for name in _members(tensors, families):
@@ -53,10 +53,10 @@ def guess(tensors: Tensors) -> Guess | None:
 
 
 def _members(tensors: Tensors, families: Mapping[str, list[str]]) -> Iterator[str]:
-    """Of the families that look most like the checkpoint."""
+    """Yield the members of the families that are most similar to the checkpoint."""
     likeness = {family: _likeness(tensors, _shapes(members[0])) for family, members in families.items()}
     near = [family for family in families if likeness[family] >= _LEAST_SHARE]
-    # Of equally near ones the largest: deit's networks are vision_transformer's, trained in another way.
+    # Of equally similar ones the largest: deit has the networks of vision_transformer.
     for family in sorted(near, key=lambda family: (-likeness[family], -len(families[family])))[:_FAMILIES_TRIED]:
         yield from families[family]
 
@@ -69,8 +69,8 @@ def _shapes(name: str) -> Shapes:
 
 
 def _likeness(tensors: Tensors, wanted: Shapes) -> float:
-    """Of names without their numbers: what is in both, of what is in either. Variants differ in how many blocks they
-    have, families in what is in them."""
+    """Return the Jaccard similarity of tensor names without numbers. Variants of a family differ in the number of
+    blocks, families in the layers of a block."""
     ours = {_DIGITS.sub("#", name) for name in without_prefix(tensors, wanted)}
     theirs = {_DIGITS.sub("#", name) for name in wanted}
     return len(ours & theirs) / max(1, len(ours | theirs))
@@ -84,7 +84,7 @@ def _share(tensors: Tensors, wanted: Shapes) -> float:
 
 
 def _alike(held: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    """Equal, but for the classes."""
+    """Return whether shapes are equal, apart from the number of classes."""
     if wanted[:1] == (ODD_CLASSES,):
         return len(held) == len(wanted) and held[1:] == wanted[1:]
     return held == wanted
@@ -107,5 +107,5 @@ def _timm_families() -> dict[str, list[str]]:
 
 
 def _plainest_first(names: list[str]) -> list[str]:
-    """Several may have the same tensors: the one meant is rarely the one with the longest name."""
+    """Sort by length, because of several with the same tensors the one with the shortest name is most likely meant."""
     return sorted(names, key=lambda name: (len(name), name))

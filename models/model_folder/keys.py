@@ -1,4 +1,4 @@
-"""The keys of a TOML table, taken one by one: each is what it should be, or refused in a line that says so."""
+"""Typed access to the keys of a TOML table. A wrong value raises an error of one line."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _CHANNELS = 3
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """A table of `file`. `table` is what it is called there, "" for the file itself. What is not there is None;
-    everything raises ModelFolderError."""
+    """A table of `file`. `table`: its name there, "" for the file itself. Methods return None for a missing key, and
+    raise ModelFolderError for a wrong value."""
 
     file: Path
     table: str
@@ -25,7 +25,7 @@ class Keys:
 
     @classmethod
     def of(cls, file: Path, table: str, values: Mapping[str, object], known: Collection[str]) -> Self:
-        """The table, when it has no key but `known` ones."""
+        """Return the table, if it has only `known` keys."""
         keys = cls(file, table, values)
         for key in values:
             if key not in known:
@@ -35,7 +35,7 @@ class Keys:
         return keys
 
     def refusal(self, key: str, reason: str) -> ModelFolderError:
-        """The error that says what is wrong with `key`."""
+        """Return the error about `key`."""
         return ModelFolderError(self.file, reason, f"{self.table}.{key}" if self.table else key)
 
     def text(self, key: str) -> str | None:
@@ -60,7 +60,7 @@ class Keys:
         value = self.values.get(key)
         if value is None:
             return None
-        # A truth value is an int to Python, and to nobody else.
+        # bool is a subclass of int in Python.
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise self.refusal(key, f"must be a whole number from {least} to {most}, not {value!r}")
         return value
@@ -72,7 +72,7 @@ class Keys:
         return None if value is None else float(value)
 
     def per_channel(self, key: str, *, positive: bool = False) -> tuple[float, float, float] | None:
-        """A number each for red, green and blue."""
+        """Return three numbers, for red, green and blue."""
         value = self.values.get(key)
         if value is None:
             return None
@@ -100,14 +100,14 @@ class Keys:
         return Keys.of(self.file, f"{self.table}.{key}" if self.table else key, value, known)
 
     def file_inside(self, key: str, text: str) -> Path:
-        """The file of that name in the folder of this one: a model folder can be moved, and has all that it needs."""
+        """Return the file of that name inside the folder, so that the folder is complete and can be moved."""
         folder = self.file.parent
         path = (folder / text).resolve()
         if Path(text).is_absolute() or not path.is_relative_to(folder.resolve()):
             raise self.refusal(key, f"must be a file inside {folder}, named from there, not {text!r}")
         if not path.is_file():
-            beside = [entry.name for entry in folder.iterdir() if entry.is_file() and entry != self.file]
-            similar = difflib.get_close_matches(path.name, beside, n=1)
+            others = [entry.name for entry in folder.iterdir() if entry.is_file() and entry != self.file]
+            similar = difflib.get_close_matches(path.name, others, n=1)
             hint = f"; did you mean {similar[0]!r}?" if similar else ""
             raise self.refusal(key, f"there is no file {text!r} in {folder}{hint}")
         return path

@@ -1,4 +1,4 @@
-"""The names of the classes, in the order of their indices, from a file as people have them."""
+"""Read the names of the classes, in the order of their indices, from text or JSON."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from models.interface.errors import ModelFolderError
-from models.model_folder import bounded
-from models.model_folder.description import MOST_CLASSES
+from models.model_folder.description import MIB, MOST_CLASSES, read_bounded
 
-# Of a million classes, with 32 bytes each.
-_MOST_BYTES = 32 * bounded.MIB
+# A million classes of 32 bytes each.
+_MOST_BYTES = 32 * MIB
 
-# A name is part of every answer.
+# Names are part of every response.
 _LONGEST_NAME = 1000
 
 
 def read(file: Path) -> tuple[str, ...]:
-    """Class 0's name first. JSON by the ending .json: a list of names, an object of names by index, or one of indices
-    by name, as torchvision's `ImageFolder.class_to_idx`. Anything else is text, one name a line. Raises
+    """Return the names, class 0 first. A .json file is a list of names, an object of names by index, or one of indices
+    by name, as torchvision's `ImageFolder.class_to_idx`. Any other file is text, one name a line. Raises
     ModelFolderError."""
     try:
-        text = bounded.read(file, _MOST_BYTES).decode("utf-8-sig")
+        text = read_bounded(file, _MOST_BYTES).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ModelFolderError(file, f"cannot be read as UTF-8 text: {error}") from error
     names = _of_json(file, text) if file.suffix.lower() == ".json" else _of_lines(file, text)

@@ -1,4 +1,4 @@
-"""Networks of the user's own, `module:callable`: imported from the model folder, or from what is installed."""
+"""Networks of the user's own, `module:callable`: imported from the model folder, or from installed packages."""
 
 from __future__ import annotations
 
@@ -20,37 +20,36 @@ import torch
 from torch import nn
 
 from models.interface.errors import ModelFolderError
-from models.model_folder import bounded
-from models.model_folder.description import Description
+from models.model_folder.description import MIB, Description, read_bounded
 
 _REFERENCE = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+(\.\w+)*)")
 
 _SEED = 0
 
-# Of one file of Python.
-_MOST_BYTES = 16 * bounded.MIB
+# Largest Python file.
+_MOST_BYTES = 16 * MIB
 
 
 def is_own(architecture: str) -> bool:
-    """Whether it is written as `module:callable`; no name of a catalog has a module before its colon."""
+    """Return whether it has the form `module:callable`; no catalog name does."""
     return ":" in architecture
 
 
 def digest(description: Description) -> str | None:
-    """Of the Python files in the folder, where the architecture is one of them: 16 hex digits. What a network does
-    stands in its code as much as in its weights."""
+    """Return 16 hex digits over the Python files in the folder; None if the architecture is not in the folder. Results
+    depend on the code as much as on the weights."""
     if not _in_folder(description, _parts(description)[0]):
         return None
     found = hashlib.sha256()
     for file in sources(description.folder):
         found.update(f"{file.relative_to(description.folder)}\0".encode())
-        found.update(hashlib.sha256(bounded.read(file, _MOST_BYTES)).digest())
+        found.update(hashlib.sha256(read_bounded(file, _MOST_BYTES)).digest())
     return found.hexdigest()[:16]
 
 
 def builder(description: Description) -> Callable[[int | None], nn.Module]:
-    """What makes the network: the callable, seeded, with `num_classes` where it takes that and is given a number. Code
-    that fails raises ModelFolderError, here or when it is called."""
+    """Return a function that calls the user's callable, seeded, with `num_classes` if it has that parameter and a
+    number is given. Errors in the code raise ModelFolderError, here or in the call."""
     made = _callable(description)
     takes_classes = _takes_classes(made)
 
@@ -103,8 +102,8 @@ def _module(description: Description, dotted: str) -> ModuleType:
 
 
 def _package(description: Description) -> str:
-    """The name of a package whose modules are the folder's files: of this folder and what is in them, so that folders
-    with files of the same names can be served side by side, and changed ones be loaded beside those in use."""
+    """Return the name of a package whose modules are the files of the folder. It depends on path and content, so that
+    folders with equal file names, and changed versions of a folder, can be loaded at the same time."""
     key = hashlib.sha256(f"{description.folder.resolve()}\0{digest(description)}".encode()).hexdigest()[:16]
     name = f"gradless_model_{key}"
     if name not in sys.modules:
@@ -129,9 +128,9 @@ def _in_folder(description: Description, dotted: str) -> bool:
 
 
 def sources(folder: Path) -> Iterator[Path]:
-    """The Python files in `folder` and below it, in the same order wherever it lies."""
+    """Yield the Python files in `folder` and below it, in an order that does not depend on its location."""
     for parent, folders, files in os.walk(folder):
-        # In order, wherever the folder lies; and not what tools keep for themselves.
+        # Sorted; without hidden folders and caches of tools.
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name != "__pycache__")
         yield from (Path(parent, name) for name in sorted(files) if name.endswith(".py"))
 
@@ -140,7 +139,7 @@ def _takes_classes(made: Callable[..., object]) -> bool:
     try:
         parameters = inspect.signature(made).parameters
     except ValueError:
-        # It is written in C, and does not say.
+        # A callable in C has no signature.
         return False
     return "num_classes" in parameters or any(
         parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
@@ -148,7 +147,7 @@ def _takes_classes(made: Callable[..., object]) -> bool:
 
 
 def _failure(description: Description, error: Exception) -> ModelFolderError:
-    """What the user's code has raised, and the line of it."""
+    """Return the error of the user's code, with its line."""
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if Path(frame.filename).is_relative_to(description.folder.resolve())]
     where = f" in line {inside[-1].lineno} of {Path(inside[-1].filename).name}" if inside else ""

@@ -1,4 +1,4 @@
-"""What a checkpoint that PyTorch will not read as plain tensors is: looked at, and never run."""
+"""Explain a checkpoint that PyTorch refuses with weights_only=True. Its pickle is parsed and never run."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-_SAVED_ANEW = "weights.pt"
+_NEW_FILE = "weights.pt"
 
-# Before PyTorch 1.6 a magic number, a version and the system's word sizes stood before the object, a pickle each.
+# Before PyTorch 1.6, three pickles come first: a magic number, a version and the word sizes of the system.
 _PICKLES_BEFORE_THE_OBJECT = 3
 
-# What a state dict is made of, by the modules that pickle names.
+# Modules of the classes in a state dict.
 _PLAIN_MODULES = ("collections", "torch", "torch._utils", "torch._tensor", "torch.storage")
 
 
 @dataclass(frozen=True, slots=True)
 class _Program:
-    """A pickle as a list of what it would do. `classes`: what it would import beside what tensors need."""
+    """A parsed pickle. `classes`: what it would import, apart from what tensors need."""
 
     is_dict: bool
     classes: tuple[str, ...]
@@ -29,7 +29,8 @@ class _Program:
 
 
 def remedy(file: Path, wrappers: Sequence[str]) -> str | None:
-    """What `file` holds in place of plain tensors, and how to save those; None if it is broken or of another kind.
+    """Return what `file` holds instead of plain tensors, and how to save those; None if it is damaged or of another
+    kind.
 
     `wrappers`: the keys under which a checkpoint may have them.
     """
@@ -51,9 +52,7 @@ def remedy(file: Path, wrappers: Sequence[str]) -> str | None:
 
 
 def _recipe(tensors: str) -> str:
-    return (
-        f'Where you trust it, save the weights alone: python -c "import torch; torch.save({tensors}, {_SAVED_ANEW!r})"'
-    )
+    return f'Where you trust it, save the weights alone: python -c "import torch; torch.save({tensors}, {_NEW_FILE!r})"'
 
 
 def _is_torchscript(file: Path) -> bool:
@@ -79,10 +78,10 @@ def _program(file: Path) -> _Program | None:
 
 
 def _read(stream: IO[bytes]) -> _Program:
-    """The next pickle of `stream`, read and not run. Raises ValueError where there is none."""
+    """Parse the next pickle of `stream`. Raises ValueError if there is none."""
     operations = [(operation.name, argument) for operation, argument, _ in pickletools.genops(stream)]
     imported = [str(argument).split(" ", 1) for name, argument in operations if name == "GLOBAL"]
-    # The first thing that it makes is what it is: a dict, or the instance of a class.
+    # The first object that it creates is the result: a dict, or an instance of a class.
     made = next((made for made in operations if made[0] in {"EMPTY_DICT", "GLOBAL"}), ("", None))
     return _Program(
         is_dict=made in {("EMPTY_DICT", None), ("GLOBAL", "collections OrderedDict")},

@@ -1,4 +1,4 @@
-"""What tensors a network has, without making their numbers: a large one is looked at in no time and no memory."""
+"""Shapes of the tensors of a network, without allocating them: fast, and without memory, even for a large network."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.overrides import TorchFunctionMode
 
 from models.interface.errors import ModelFolderError
 
-# No layer of a network is this wide but the one that was asked to be.
+# A number of classes that no other layer has as its width.
 ODD_CLASSES = 977
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# What modules make their parameters by. Others, arange and linspace say, work out widths and rates, by their numbers.
+# Functions that allocate parameters. Others, say arange and linspace, compute values that builders read.
 _ALLOCATING = (torch.empty, torch.zeros, torch.ones)
 
 
 class _WithoutNumbers(TorchFunctionMode):
-    """Tensors that are only allocated have shapes and nothing else."""
+    """Puts tensors that are only allocated on the meta device."""
 
     def __torch_function__(
         self,
@@ -38,11 +38,11 @@ class _WithoutNumbers(TorchFunctionMode):
 
 
 def shapes(build: Callable[[int | None], nn.Module], classes: int | None) -> Shapes:
-    """The shape of each tensor of what `build` makes of so many classes, by name."""
+    """Return the shape of each tensor, by name, of the network with so many classes."""
     try:
         with _WithoutNumbers():
             module = build(classes)
     except (NotImplementedError, RuntimeError, ModelFolderError):
-        # It looks at the numbers of a parameter while it is built: it must have them.
+        # The builder reads values of a parameter, so allocate them.
         module = build(classes)
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

@@ -1,11 +1,10 @@
-"""Layers of other sizes than their architecture gives them: what pruning leaves of a network, to build it again.
+"""Sizes of layers that differ from the architecture's: needed to build a pruned network again.
 
-A file of them is JSON, an object by the name of the layer, as `named_modules` has it, of the sizes by theirs:
+The file is JSON. It maps the name of a layer, as in `named_modules`, to its sizes:
 
     {"layer1.0.conv1": {"in_channels": 64, "out_channels": 40, "groups": 1}, "layer1.0.bn1": {"num_features": 40}}
 
-Nothing of pruning is needed to build such a network, and what it would take from which layer is not kept: the weights
-are those that are left.
+The weights are those after pruning, so building needs no pruning library.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ import torch
 from torch import nn
 
 from models.interface.errors import ModelFolderError
-from models.model_folder import bounded
+from models.model_folder.description import MIB, read_bounded
 
 Sizes = Mapping[str, int]
 SizesByLayer = Mapping[str, Sizes]
 
-# The sizes of each kind of layer, by the names that PyTorch gives them.
+# Attributes with the sizes of each type of layer.
 _KINDS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
     (nn.Conv2d, ("in_channels", "out_channels", "groups")),
     (nn.Linear, ("in_features", "out_features")),
@@ -33,14 +32,13 @@ _KINDS: tuple[tuple[type[nn.Module], tuple[str, ...]], ...] = (
 
 _LARGEST = 1_000_000
 
-# Of some ten thousand layers.
-_MOST_BYTES = bounded.MIB
+# Enough for ten thousand layers.
+_MOST_BYTES = MIB
 
 
 def differing(module: nn.Module, fresh: nn.Module) -> dict[str, dict[str, int]]:
-    """The sizes of the layers of `module` that are of another size than in `fresh`, the same architecture as it is
-    built. Raises ValueError for a layer of a kind whose sizes are not known here, and for one that is only in one of
-    them."""
+    """Return the sizes of the layers of `module` that differ from `fresh`, the same architecture before pruning. Raises
+    ValueError for a layer of an unknown type, and for one that is only in one of them."""
     layers, made = dict(module.named_modules()), dict(fresh.named_modules())
     if layers.keys() != made.keys():
         raise ValueError(f"{min(layers.keys() ^ made.keys())} is in one network, and not in the other")
@@ -52,9 +50,9 @@ def differing(module: nn.Module, fresh: nn.Module) -> dict[str, dict[str, int]]:
 
 
 def read(file: Path) -> SizesByLayer:
-    """What `file` says. Raises ModelFolderError unless it is as `differing` gives it."""
+    """Read the sizes in `file`. Raises ModelFolderError unless they have the form of `differing`."""
     try:
-        held = json.loads(bounded.read(file, _MOST_BYTES))
+        held = json.loads(read_bounded(file, _MOST_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelFolderError(file, f"cannot be read as JSON: {error}") from error
     if not isinstance(held, dict) or not all(isinstance(sizes, dict) for sizes in held.values()):
@@ -67,13 +65,13 @@ def read(file: Path) -> SizesByLayer:
 
 
 def digest(file: Path) -> str:
-    """16 hex digits over what `file` holds."""
-    return hashlib.sha256(bounded.read(file, _MOST_BYTES)).hexdigest()[:16]
+    """Return 16 hex digits over the content of `file`."""
+    return hashlib.sha256(read_bounded(file, _MOST_BYTES)).hexdigest()[:16]
 
 
 def resize(module: nn.Module, layers: SizesByLayer, file: Path) -> nn.Module:
-    """`module` itself, its layers of those sizes and with numbers that mean nothing until weights are loaded. `file` is
-    where they are from. Raises ModelFolderError for layers that it has not, or not with these sizes."""
+    """Resize the layers of `module` in place, and return it; weights must be loaded afterwards. `file` is named in
+    errors. Raises ModelFolderError for layers that do not exist, or not with these sizes."""
     for name, sizes in layers.items():
         try:
             layer = module.get_submodule(name)
@@ -116,7 +114,7 @@ def _names(layer: nn.Module) -> tuple[str, ...] | None:
 
 
 def _of(layer: nn.Module, unknown: dict[str, int] | None = None) -> dict[str, int]:
-    """The sizes of a layer; `unknown`, where it is given, of one that has none here."""
+    """Return the sizes of a layer; for an unknown type `unknown`, if given."""
     names = _names(layer)
     if names is not None:
         return {name: int(getattr(layer, name)) for name in names}
@@ -126,6 +124,6 @@ def _of(layer: nn.Module, unknown: dict[str, int] | None = None) -> dict[str, in
 
 
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Of its own tensors, without those of modules in it."""
+    """Return the shapes of the layer's own tensors, without those of its submodules."""
     own = (*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False))
     return {name: tuple(tensor.shape) for name, tensor in own}

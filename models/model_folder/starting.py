@@ -1,4 +1,4 @@
-"""A first model.toml for a folder, from what is in it: to be read and corrected by whoever trained the model."""
+"""Write a first model.toml for a folder from its files, to be corrected by the person who trained the model."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from models.model_folder.fitting import Tensors, classes_of
 from models.model_folder.guessing import guess
 from models.networks import architectures
 
-# Where people keep the names of their classes; the first there is taken.
+# Usual files with the names of classes; the first that exists is used.
 _LABELS = tuple(
     f"{name}{ending}"
     for name in ("labels", "classes", "class_names", "categories", "class_to_idx", "index_to_name")
     for ending in (".txt", ".json")
 )
 
-# What most training scripts do, and what code of one's own begins with here.
+# The transform of most training scripts, used for a network of the user's own.
 _USUAL = Transform(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _USUAL_SAID = "These are only what most training scripts do."
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a new model.toml says. `classes`: how many the weights are of, None where they do not say. `guessed`: the
-    architecture was."""
+    """The content of a new model.toml. `classes`: number of classes of the weights, None if ambiguous. `guessed`:
+    whether the architecture was found by the tensors."""
 
     file: Path
     architecture: str
@@ -144,7 +144,7 @@ def _document(started: Started, resize: int | None, crop: int | None) -> str:
 
 
 def _transform(started: Started, resize: int | None, crop: int | None) -> Table:
-    """The whole of it: what was asked for set, what the architecture brings commented out."""
+    """Return the [transform] table: requested keys are set, those of the architecture are comments."""
     own = own_code.is_own(started.architecture)
     values = asdict(_USUAL if own else architectures.find(started.architecture).transform)
     told = {key: value for key, value in (("resize", resize), ("crop", crop)) if value is not None}

@@ -1,4 +1,4 @@
-"""A model folder written anew: what can be served now, kept in files that can be moved."""
+"""Write a classifier as a model folder, which can be moved."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ def write(
     """Write `classifier` as a model folder: its weights in their own types, its labels, and a model.toml with its whole
     transform. Files of `served_as` are in the folder already.
 
-    `architecture` is one whose network takes the weights as they are, but for the sizes of the layers in `pruned`.
-    Raises ModelFolderError where there is such a folder already, or none can be written. model.toml comes last: what is
-    written in part is no model folder.
+    The network of `architecture` must fit the weights, apart from the sizes of the layers in `pruned`. model.toml is
+    written last, so that a partly written folder is no model folder. Raises ModelFolderError if there is one already,
+    or it cannot be written.
     """
     if (folder / FILE_NAME).exists():
         raise ModelFolderError(folder / FILE_NAME, "is there already, and is not overwritten")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Copied, since tensors that share their memory are refused.
+        # Copies, because safetensors refuses tensors that share memory.
         state = {
             key: tensor.detach().cpu().contiguous().clone() for key, tensor in classifier.module.state_dict().items()
         }
-        # Not by save_file, whose files nobody but their owner may read.
+        # Not save_file, whose files only their owner can read.
         (folder / _WEIGHTS).write_bytes(save(state))
         described: dict[str, object] = {"name": name, "architecture": architecture, "weights": _WEIGHTS}
         if pruned:
@@ -51,7 +51,7 @@ def write(
         if classifier.labels:
             text = json.dumps(classifier.labels, ensure_ascii=False, indent=0)
             (folder / _LABELS).write_text(f"{text}\n", encoding="utf-8")
-        described |= _what_it_gives(classifier)
+        described |= _output_keys(classifier)
         if served_as is not None:
             described["serve"] = _serve(folder, served_as)
         _write_toml(folder, described)
@@ -59,7 +59,7 @@ def write(
         raise ModelFolderError(folder, f"cannot be written: {error}") from error
 
 
-def _what_it_gives(classifier: Classifier) -> dict[str, object]:
+def _output_keys(classifier: Classifier) -> dict[str, object]:
     described: dict[str, object] = {}
     if classifier.labels:
         described["labels"] = _LABELS

@@ -1,5 +1,5 @@
-"""Where a classifier's head begins. It is seen, not guessed from names: hooks watch one forward, and the head is the
-layer whose very output the logits are."""
+"""Find the head of a classifier. Forward hooks watch one forward, and the head is the layer whose output is the logits;
+names are not used."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from models.interface.errors import UnsupportedArchitectureError
 from models.networks.network import MeanOver, Network, TimmNetwork
 
 
-class _Giver(NamedTuple):
-    """A module whose output, perhaps of another shape, the logits are, and the shape of one image's input to it."""
+class _Candidate(NamedTuple):
+    """A module whose output is the logits, perhaps in another shape, and the shape of its input for one image."""
 
     path: str
     module: nn.Module
@@ -21,34 +21,34 @@ class _Giver(NamedTuple):
 
 
 def cut_at_head(name: str, classifier: nn.Module, input_size: int) -> Network:
-    """Split `classifier` (changed in place) so that its forward yields features as well: in eval mode.
+    """Split `classifier`, changed in place, so that its forward returns features as well, in eval mode.
 
-    Features are what goes into the head: a last layer that is linear or a convolution of one position. Where it is a
-    convolution over a map, and what follows it (SqueezeNet), they are the map's average over positions. Heads of timm's
-    that are more than one layer are cut as timm does.
+    Features are the input of the head, a last layer that is linear or a convolution of one position. If the head is a
+    convolution over a map and what follows it (SqueezeNet), features are the map's average over positions. timm's heads
+    of more than one layer are cut by timm's methods.
 
     Raises UnsupportedArchitectureError unless the logits of one random image stay equal.
     """
     classifier.eval()
     image = torch.rand(1, 3, input_size, input_size)
-    whole, givers = _watched(name, classifier, image)
+    whole, candidates = _watched(name, classifier, image)
     for cut in (_before_last_layer, _before_last_convolution, _as_timm_does):
-        network = cut(classifier, image, whole, givers)
+        network = cut(classifier, image, whole, candidates)
         if network is not None:
             return network.eval()
     raise UnsupportedArchitectureError(name, "its logits are not what a last linear layer or convolution of it gives")
 
 
-def _watched(name: str, classifier: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, list[_Giver]]:
-    """The logits of `image`, and the modules that gave them, innermost first."""
-    seen: list[tuple[_Giver, torch.Tensor]] = []
+def _watched(name: str, classifier: nn.Module, image: torch.Tensor) -> tuple[torch.Tensor, list[_Candidate]]:
+    """Return the logits of `image`, and the modules whose output they are, innermost first."""
+    outputs: list[tuple[_Candidate, torch.Tensor]] = []
 
     def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def see(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        def record(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
             if isinstance(output, torch.Tensor) and inputs and isinstance(inputs[0], torch.Tensor):
-                seen.append((_Giver(path, module, tuple(inputs[0].shape[1:])), output))
+                outputs.append((_Candidate(path, module, tuple(inputs[0].shape[1:])), output))
 
-        return module.register_forward_hook(see)
+        return module.register_forward_hook(record)
 
     hooks = [watch(path, module) for path, module in classifier.named_modules() if path]
     try:
@@ -60,19 +60,19 @@ def _watched(name: str, classifier: nn.Module, image: torch.Tensor) -> tuple[tor
     if not isinstance(whole, torch.Tensor) or whole.dim() != 2 or len(whole) != 1:  # noqa: PLR2004 - (N, C)
         given = f"{tuple(whole.shape)} for one image" if isinstance(whole, torch.Tensor) else type(whole).__name__
         raise UnsupportedArchitectureError(name, f"it gives {given}, and not logits (N, C)")
-    return whole, [giver for giver, output in seen if _is_same(output, whole)]
+    return whole, [candidate for candidate, output in outputs if _is_same(output, whole)]
 
 
 def _is_same(output: torch.Tensor, whole: torch.Tensor) -> bool:
-    """The same numbers in the same memory: logits are often the view of a layer's output in another shape."""
+    """Return whether both are the same memory: logits are often a view of a layer's output in another shape."""
     same_memory = output.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
     return same_memory and output.numel() == whole.numel()
 
 
 def _before_last_layer(
-    classifier: nn.Module, image: torch.Tensor, whole: torch.Tensor, givers: list[_Giver]
+    classifier: nn.Module, image: torch.Tensor, whole: torch.Tensor, candidates: list[_Candidate]
 ) -> Network | None:
-    for path, module, shape in givers:
+    for path, module, shape in candidates:
         if isinstance(module, nn.Linear):
             head: nn.Module = module
         elif isinstance(module, nn.Conv2d) and shape[1:] == (1, 1):
@@ -86,9 +86,9 @@ def _before_last_layer(
 
 
 def _before_last_convolution(
-    classifier: nn.Module, image: torch.Tensor, whole: torch.Tensor, givers: list[_Giver]
+    classifier: nn.Module, image: torch.Tensor, whole: torch.Tensor, candidates: list[_Candidate]
 ) -> Network | None:
-    for path, module, _ in givers:
+    for path, module, _ in candidates:
         if not isinstance(module, nn.Sequential):
             continue
         layers = list(module)
@@ -99,7 +99,7 @@ def _before_last_convolution(
         shape = _input_shape(after[0], classifier, image)
         if shape is None:
             continue
-        # The classifier goes on to flatten what comes out of the sequence, which is now the map.
+        # The classifier still flattens the output of the sequence, which is now the map.
         network = Network(
             classifier,
             nn.Sequential(nn.Unflatten(1, shape), *after, nn.Flatten()),
@@ -113,15 +113,17 @@ def _before_last_convolution(
     return None
 
 
-def _as_timm_does(classifier: nn.Module, image: torch.Tensor, whole: torch.Tensor, _: list[_Giver]) -> Network | None:
+def _as_timm_does(
+    classifier: nn.Module, image: torch.Tensor, whole: torch.Tensor, _: list[_Candidate]
+) -> Network | None:
     if not all(callable(getattr(classifier, part, None)) for part in ("forward_features", "forward_head")):
         return None
     with torch.no_grad():
         try:
-            head_input = classifier.forward_features(image)  # type: ignore[operator]  # it is callable, as was seen
+            head_input = classifier.forward_features(image)  # type: ignore[operator]  # checked above
             features = classifier.forward_head(head_input, pre_logits=True)  # type: ignore[operator]  # as above
         except TypeError:
-            # Somebody else's method of that name.
+            # A method of that name which is not timm's.
             return None
     if not isinstance(features, torch.Tensor) or features.dim() != 2:  # noqa: PLR2004 - (N, D)
         return None
@@ -130,7 +132,7 @@ def _as_timm_does(classifier: nn.Module, image: torch.Tensor, whole: torch.Tenso
 
 
 def _input_shape(module: nn.Module, classifier: nn.Module, image: torch.Tensor) -> tuple[int, ...] | None:
-    """Of one image's input to `module` in a forward of `classifier`."""
+    """Return the shape of one image's input to `module` in a forward of `classifier`."""
     shapes: list[tuple[int, ...]] = []
     hook = module.register_forward_pre_hook(lambda _, inputs: shapes.append(tuple(inputs[0].shape[1:])))
     with torch.no_grad():
@@ -142,7 +144,7 @@ def _input_shape(module: nn.Module, classifier: nn.Module, image: torch.Tensor) 
 def _replaced_and_equal(
     network: Network, path: str, replacement: nn.Module, image: torch.Tensor, whole: torch.Tensor
 ) -> bool:
-    """Put `replacement` in the place of the body's module at `path`; undone where the logits are others then."""
+    """Replace the body's module at `path`, and undo it unless the logits stay equal."""
     replaced = network.body.get_submodule(path)
     network.body.set_submodule(path, replacement)
     if _equal(network, image, whole):
@@ -156,6 +158,6 @@ def _equal(network: Network, image: torch.Tensor, whole: torch.Tensor) -> bool:
         with torch.no_grad():
             features, logits = network.eval()(image)
     except (RuntimeError, TypeError, ValueError):
-        # What comes after the layer could not do without it.
+        # The rest of the body does not run without the layer.
         return False
     return features.shape == (1, network.dimensions) and torch.equal(logits, whole)

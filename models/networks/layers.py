@@ -1,8 +1,8 @@
-"""A network that serves one of its inner layers, with all that comes after it cut off and not computed.
+"""Networks that serve one of their inner layers; all that comes after it is cut off and not computed.
 
-torch.fx follows the forward, and what the layer does not need is taken out of the graph and out of the weights. Layers
-are named as `torchvision.models.feature_extraction.get_graph_node_names` does: a module, as `layer3` or `blocks.5`,
-stands for the last operation in it.
+torch.fx traces the forward, and removes what the layer does not need from the graph and from the weights. Layers are
+named as in `torchvision.models.feature_extraction.get_graph_node_names`: a module, as `layer3` or `blocks.5`, stands
+for its last operation.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from models.interface.errors import UnsupportedArchitectureError
 from models.networks.network import MeanOver, Network
 from models.networks.specs import FeatureForm, FeatureLayer
 
-# Two, so that the dimension that counts images is told from those of size 1.
+# Two, to distinguish the batch dimension from dimensions of size 1.
 _IMAGES = 2
 
 
 def cut_at_layer(name: str, classifier: nn.Module, layer: FeatureLayer, input_size: int) -> Network:
-    """The part of `classifier` that `layer` needs, in eval mode: features are what the layer gives.
+    """Return the part of `classifier` that `layer` needs, in eval mode. Its features are the output of the layer.
 
-    Raises UnsupportedArchitectureError where there is no such layer, where torch.fx cannot follow the forward, and
-    where what the layer gives has no positions to take the mean over.
+    Raises UnsupportedArchitectureError if there is no such layer, torch.fx cannot trace the forward, or the output has
+    no positions to take the mean over.
     """
     classifier.eval()
     _check_node(name, _nodes(name, classifier), layer.node)
@@ -39,13 +39,13 @@ def cut_at_layer(name: str, classifier: nn.Module, layer: FeatureLayer, input_si
 
 
 def without_head(name: str, module: nn.Module, input_size: int) -> Network:
-    """A network that has no classes to begin with, in eval mode: features are what it gives, the mean over positions
-    where it gives a map or tokens. Raises UnsupportedArchitectureError where it gives neither."""
+    """Return a network for a module without classes, in eval mode. Features are its output, averaged over the positions
+    of a map or tokens. Raises UnsupportedArchitectureError for any other output."""
     return _network(name, module, "pooled", input_size, of="it", body_prefix="")
 
 
 def _tracer_options() -> dict[str, list[object]]:
-    """What timm knows that torch.fx need not look into, and cannot."""
+    """Return the modules and functions of timm that torch.fx must not trace into."""
     modules, functions = get_notrace_modules(), get_notrace_functions()  # type: ignore[no-untyped-call]
     return {"leaf_modules": list(modules), "autowrap_functions": list(functions)}
 
@@ -54,7 +54,7 @@ def _nodes(name: str, classifier: nn.Module) -> list[str]:
     try:
         _, nodes = get_graph_node_names(classifier, tracer_kwargs=_tracer_options(), suppress_diff_warning=True)
     except Exception as error:
-        # Whatever a forward does with the stand-ins for its tensors.
+        # Any exception: a forward may do anything with the tracer's proxies.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise UnsupportedArchitectureError(
             name, f"torch.fx cannot follow its forward, so no layer of it can be served alone: {reason}"
@@ -100,8 +100,9 @@ def _network(name: str, body: nn.Module, form: FeatureForm, input_size: int, *, 
 
 
 def _pool(shape: tuple[int, ...]) -> nn.Module | None:
-    """The mean over the positions of one image's (D,), (L, D), (D, H, W) or (H, W, D). Images are square, so a map's
-    sides are equal; where all three are, channels come first, as PyTorch has them. None for anything else."""
+    """Return the mean over positions for the shape of one image's output: (D,), (L, D), (D, H, W) or (H, W, D); None
+    for anything else. The sides of a map are equal, because images are square; of three equal sizes, channels come
+    first."""
     match shape:
         case (_,):
             return nn.Identity()
@@ -116,7 +117,7 @@ def _pool(shape: tuple[int, ...]) -> nn.Module | None:
 
 
 class _Layer(nn.Module):
-    """What torchvision's extractor gives, out of the dictionary that it comes in."""
+    """The output of torchvision's extractor, taken out of its dictionary."""
 
     KEY = "layer"
 
@@ -131,5 +132,5 @@ class _Layer(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> _Layer:
         copied = _Layer(copy.deepcopy(self.graph, memo))
         memo[id(self)] = copied
-        # torchvision's extractor comes out of a copy in train mode, whatever it was in.
+        # A copy of torchvision's extractor is in train mode, whatever the original was in.
         return copied.train(self.training)

@@ -1,4 +1,4 @@
-"""One forward that answers both questions: what is it (logits), and what does it look like (features)."""
+"""A network whose one forward returns both features and logits."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class FeaturesAndLogits(NamedTuple):
 
 
 class Network(nn.Module):
-    """A classifier cut at its head: the body makes what the head takes, the head makes logits of it.
+    """A classifier cut at its head: the body computes the input of the head, the head computes logits.
 
-    (N, 3, H, W) float in; features (N, D) and logits (N, C) of the same dtype out. For most networks the head is their
-    last linear layer, and features are what goes into it. Where it takes a map, features are what `pool` makes of it.
-    `head` None: there are no classes, and the body's output is all there is. `feature_shape` is that of one image's
-    features before they are flattened to D numbers. `head_name` and `body_prefix` are for `original_name`.
+    Maps (N, 3, H, W) float to features (N, D) and logits (N, C) of the same dtype. The head of most networks is the
+    last linear layer, and features are its input. If the input is a map, features are the output of `pool` for it.
+    `head` None: there are no classes. `feature_shape`: shape of one image's features before they are flattened to D
+    numbers. `head_name` and `body_prefix` are for `original_name`.
     """
 
     def __init__(
@@ -47,26 +47,27 @@ class Network(nn.Module):
 
     @property
     def dimensions(self) -> int:
-        """D: how many numbers the features of an image are."""
+        """D, the number of features of an image."""
         return math.prod(self.feature_shape)
 
     def original_name(self, name: str) -> str:
-        """What the classifier's makers call the module that is `name` in here; "" is the classifier itself."""
+        """Return the name in the original classifier of the module `name` of this network; "" is the classifier
+        itself."""
         if name.split(".", maxsplit=1)[0] in {"head", "pool"}:
             return self._head_name
         return name.removeprefix("body").removeprefix(".").removeprefix(self._body_prefix)
 
     def head_input(self, images: torch.Tensor) -> Any:
-        """What the head takes, of (N, 3, H, W) images."""
+        """Return the input of the head for (N, 3, H, W) images."""
         return self.body(images)
 
     def features_of(self, head_input: Any) -> torch.Tensor:
-        """Features (N, D)."""
+        """Return features (N, D)."""
         features: torch.Tensor = self.pool(head_input)
         return features
 
     def logits_of(self, head_input: Any) -> torch.Tensor:
-        """Logits (N, C)."""
+        """Return logits (N, C)."""
         logits: torch.Tensor = self.head(head_input)
         return logits
 
@@ -76,8 +77,8 @@ class Network(nn.Module):
 
 
 class TimmNetwork(Network):
-    """A network of timm's that timm itself has cut: for heads that are more than one layer, as two whose answers are
-    averaged. Both parts are methods of one module; features are what timm calls pre-logits."""
+    """A timm network cut by timm's own methods, for heads of more than one layer. Both parts are methods of one module;
+    features are what timm calls pre-logits."""
 
     body: Any
 
@@ -97,15 +98,15 @@ class TimmNetwork(Network):
 
 
 class NoClasses(nn.Module):
-    """The head of a network without classes: (N, …) to (N, 0)."""
+    """The head of a network without classes: maps (N, …) to (N, 0)."""
 
     def forward(self, head_input: torch.Tensor) -> torch.Tensor:
-        # Not len(), which torch.export takes for the number that it is exported with.
+        # Not len(), which torch.export would turn into a constant.
         return head_input.new_empty((head_input.shape[0], 0))
 
 
 class MeanOver(nn.Module):
-    """The mean over some dimensions, those of positions in a map or in a sequence of tokens."""
+    """The mean over some dimensions: the positions of a map or of a sequence of tokens."""
 
     def __init__(self, *dimensions: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a model is before it is loaded: a name, and how to build its classifier."""
+"""A model before it is loaded: its name, and how to build its classifier."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ FeatureForm = Literal["pooled", "map"]
 
 @dataclass(frozen=True, slots=True)
 class FeatureLayer:
-    """An inner layer to serve, all that comes after it cut off: `node` as torchvision's feature extraction names it,
-    say `layer3`. Its output is served as the mean over positions (`pooled`) or as it is, flattened (`map`)."""
+    """An inner layer to serve instead of classes. `node` is its name in torchvision's feature extraction, say `layer3`.
+    Its output is served as the mean over positions (`pooled`) or flattened (`map`)."""
 
     node: str
     form: FeatureForm = "pooled"
@@ -26,10 +26,10 @@ class FeatureLayer:
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A built network with its weights, as its makers hand it out, and what belongs to it.
+    """A network with its published weights, its transform and its labels.
 
-    Without labels it has no classes, and what it gives are features. With `features` it serves that layer and no
-    classes, whatever its labels.
+    Without labels it has no classes, and its output is features. With `features` it serves that layer and no classes,
+    whatever its labels.
     """
 
     module: nn.Module
@@ -40,8 +40,8 @@ class Classifier:
 
 @dataclass(frozen=True, slots=True)
 class ServedAs:
-    """How a model is to be served whatever was asked for: its precision, and for int8 the .xml of the network that has
-    been quantized already."""
+    """How a model folder is served, whatever the settings: its precision, and for int8 the .xml of the quantized
+    network."""
 
     precision: Precision
     quantized: Path | None = None
@@ -49,13 +49,12 @@ class ServedAs:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A name that can be served. `build` makes the classifier on the CPU, in float32; it may download weights
-    and raises StartError. `backend`: the one that serves it, whatever was asked for; `served_as`: likewise its
-    precision. `folder`: the model folder that it is, where it is one."""
+    """A model that can be served. `build` returns the classifier on the CPU, in float32; it may download weights, and
+    raises StartError. `backend` and `served_as` override the settings. `folder`: the model folder, if it is one."""
 
     name: str
     architecture: str
     build: Callable[[], Classifier]
-    backend: Literal["null"] | None = None
+    backend: str | None = None
     served_as: ServedAs | None = None
     folder: Path | None = None

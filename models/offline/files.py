@@ -6,13 +6,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from models.images.formats import SUFFIXES
 from models.interface.errors import JobError
-
-# Suffixes of the formats that models/images/decode.py reads. They select files in folders; a file named explicitly is
-# always taken.
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-)
 
 
 def find(paths: Sequence[Path]) -> list[str]:

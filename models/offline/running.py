@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from models import backends
+from models.backends import BackendOptions
 from models.hardware import memory
-from models.hardware.placement import place
 from models.inference.backend_agreement import with_fresh_conversion
 from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
@@ -40,9 +40,9 @@ class Runner:
         `check` is called with the model before the backend is built, which may take minutes. Raises StartError, and
         what `check` raises.
         """
-        placement = place(options.device, options.precision, options.backend)
-        calibration = Calibration.wanted(options.precision, options.calibration_folder)
-        memory.keep_freed()
+        placement = backends.place(options.device, options.precision, options.backend)
+        calibration = Calibration.for_precision(options.precision, options.calibration_folder)
+        memory.retain_freed_pages()
         wanted = options.models[0]
         spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
         self.model: LoadedModel = load(spec, placement, calibration)
@@ -52,17 +52,19 @@ class Runner:
             self._engine.run,
             model=self.model.name,
             out_of_memory=memory.ran_out,
-            release_memory=partial(memory.give_back, placement.device),
+            release_memory=partial(memory.trim, placement.device),
             telemetry=NoTelemetry(),
         )
 
     def _warmed_up(self, options: ServingOptions, batch_size: int, fresh: bool) -> Engine:  # noqa: FBT001 - of one call
         backend = backends.make(
             self.model,
-            max_batch_size=batch_size,
-            cache_folder=expand_home(options.cache_folder),
-            fixed_shape=options.fixed_batch,
-            fresh=fresh,
+            BackendOptions(
+                max_batch_size=batch_size,
+                fixed_shape=options.fixed_batch,
+                cache_folder=expand_home(options.cache_folder),
+                fresh=fresh,
+            ),
         )
         engine = Engine(self.model, backend)
         try:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 
-from models.hardware.placement import at_precision, place
+from models import backends
+from models.hardware.placement import at_precision
 from models.inference.batch_item import ItemOutput
 from models.interface.errors import GradlessError, JobError
 from models.loading import catalog
@@ -87,9 +88,9 @@ class Optimization:
         self._source: Source = sources.find(request.model)
         self._files = files.find([request.images])
         # Check this before any slow step. Serving would raise the same error.
-        placement = place(options.device, options.precision, options.backend)
+        placement = backends.place(options.device, options.precision, options.backend)
         if request.method != "prune":
-            at_precision(placement, request.method)
+            backends.check(at_precision(placement, request.method))
 
     def run(self) -> tuple[Report, bool]:
         """Make the folder. Return the report, and whether the folder was kept: not with too little agreement.

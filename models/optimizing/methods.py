@@ -13,8 +13,7 @@ from torch import nn
 from models.images.transforms import Normalize
 from models.interface.errors import JobError, UnsupportedArchitectureError
 from models.loading.calibration import MOST_IMAGES, Calibration
-from models.loading.load import LoadedModel
-from models.loading.quantized import WEIGHTS_SUFFIX
+from models.loading.load import WEIGHTS_SUFFIX, LoadedModel
 from models.model_folder import building, description, own_code, sizes
 from models.model_folder.writing import write
 from models.networks.specs import Classifier, ModelSpec, ServedAs

@@ -11,6 +11,7 @@ from typing import IO
 import pyarrow as pa
 from pyarrow import fs
 
+from models.images.formats import SUFFIXES
 from models.interface.errors import JobError
 from models.offline import files
 
@@ -87,4 +88,4 @@ def _under(uri: str) -> Iterator[str]:
 
 def _is_image(name: str) -> bool:
     hidden = any(part.startswith(".") for part in name.split("/"))
-    return not hidden and os.path.splitext(name)[1].lower() in files.SUFFIXES  # noqa: PTH122 - a string
+    return not hidden and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a string

@@ -29,7 +29,7 @@ from models.interface.errors import (
 from models.interface.results import Loaded, ModelCard
 from models.lens.runner import Lens
 from models.loading import sources
-from models.loading.sources import Origin
+from models.loading.sources import ModelSource
 from models.networks.specs import ModelSpec
 from models.scheduling.background import BackgroundWork
 from models.serving.model_instance import ModelInstance, ServingContext, serve_model
@@ -63,7 +63,7 @@ class ModelChanges:
         self._idle = threading.Event()
         self._idle.set()
 
-    def start(self, spec: ModelSpec, origin: Origin) -> None:
+    def start(self, spec: ModelSpec, origin: ModelSource) -> None:
         """Load a model and serve it, before the first request. Blocks. Raises StartError."""
         card = self._registry.register(serve_model(spec, origin, self._context))
         self._context.telemetry.model_served(card.name)
@@ -133,9 +133,9 @@ class ModelChanges:
             new.admission.close()
         return card
 
-    def _origin(self, name: str, source: str | None) -> Origin:
+    def _origin(self, name: str, source: str | None) -> ModelSource:
         if source is not None:
-            return sources.of_caller(source, name, self._context.options.models_folder)
+            return sources.from_request(source, name, self._context.options.models_folder)
         instances = self._registry.instances
         if name not in instances:
             raise UnknownModelError(name, list(instances))
@@ -170,9 +170,9 @@ class ModelChanges:
         # By now a replaced or unfinished instance is referred to by its own reference cycles alone.
         device = self._context.placement.device
         modules, self._replaced_modules = self._replaced_modules, weakref.WeakSet()
-        await BackgroundWork(lambda: memory.let_go(device, modules), f"unloader-{name}").result()
+        await BackgroundWork(lambda: memory.release(device, modules), f"unloader-{name}").result()
 
-    async def _load(self, name: str, origin: Origin) -> Loaded:
+    async def _load(self, name: str, origin: ModelSource) -> Loaded:
         replaced = self._registry.instances.get(name)
         limit = self._context.options.max_models
         if replaced is None and len(self._registry.instances) >= limit:
@@ -188,7 +188,7 @@ class ModelChanges:
             await self._retire(replaced)
         return Loaded(card, replaced=replaced is not None)
 
-    async def _load_in_thread(self, name: str, origin: Origin) -> ModelInstance | GradlessError:
+    async def _load_in_thread(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
         """As `_load_or_error`, in a thread. After a timeout the thread is left behind: a slow disk or the user's own
         code cannot be interrupted."""
         self._left_behind = [each for each in self._left_behind if each.running]
@@ -212,7 +212,7 @@ class ModelChanges:
             if self._context.remote is not None:
                 self._context.remote.forget(loaded.admission)
 
-    def _load_or_error(self, name: str, origin: Origin) -> ModelInstance | GradlessError:
+    def _load_or_error(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
         """Return the new instance, or the error to raise. The error has no traceback: that would keep the memory of
         what was loaded."""
         try:

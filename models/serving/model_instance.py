@@ -7,12 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from models import backends
-from models.backends import batch_shapes
+from models.backends import DEFAULT_CACHE_FOLDER, BackendOptions
 from models.hardware import memory
-from models.hardware.placement import BackendName, Placement, Precision
+from models.hardware.placement import Placement, Precision
 from models.images.decode_pool import DecodePool
 from models.inference.backend_agreement import with_fresh_conversion
 from models.inference.batch_item import BatchItem, ItemOutput
@@ -26,7 +26,7 @@ from models.interface.telemetry import BatcherState, BatchReport, QueueState, Te
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
-from models.loading.sources import Origin
+from models.loading.sources import ModelSource
 from models.networks.specs import ModelSpec
 from models.scheduling.admission import Admission
 from models.scheduling.batcher import Batcher
@@ -44,7 +44,7 @@ class ServingOptions:
     models_folder: folder of the models that can be loaded by name while others are served.
     max_models: how many models may be served at once.
     calibration_folder: images for int8; required for int8, otherwise unused.
-    max_batch_size: None chooses it by device and model (batch_shapes.batch_size).
+    max_batch_size: None lets the backend choose it by device and model.
     fixed_batch: run every forward with one batch shape.
     max_wait_s: longest delay of an item that waits for its batch to fill; 0 never delays.
     queue_capacity: images that a model admits at once.
@@ -60,8 +60,8 @@ class ServingOptions:
     max_models: int = 16
     device: str = "auto"
     precision: Precision = "fp32"
-    backend: BackendName | Literal["auto"] = "auto"
-    cache_folder: Path = Path("~/.cache/gradless")
+    backend: str = "auto"
+    cache_folder: Path = DEFAULT_CACHE_FOLDER
     calibration_folder: Path | None = None
     max_batch_size: int | None = None
     fixed_batch: bool = False
@@ -118,7 +118,7 @@ class ModelInstance:
     that exceeds the device's memory.
     """
 
-    origin: Origin
+    origin: ModelSource
     card: ModelCard
     engine: Engine
     run: SplittingRun[BatchItem, ItemOutput]
@@ -159,7 +159,7 @@ class ModelInstance:
 
 
 def serve_model(
-    spec: ModelSpec, origin: Origin, context: ServingContext, *, check_memory: bool = False
+    spec: ModelSpec, origin: ModelSource, context: ServingContext, *, check_memory: bool = False
 ) -> ModelInstance:
     """Load the model that `origin` found, and warm it up. Blocks. `check_memory`: refuse a model that may not fit
     alongside the served ones. Raises StartError, NoRoomError."""
@@ -170,17 +170,18 @@ def serve_model(
 
 
 def _serve_loaded(
-    model: LoadedModel, spec: ModelSpec, origin: Origin, context: ServingContext, *, fresh: bool
+    model: LoadedModel, spec: ModelSpec, origin: ModelSource, context: ServingContext, *, fresh: bool
 ) -> ModelInstance:
     options = context.options
-    max_batch_size = options.max_batch_size or batch_shapes.batch_size(model.placement, model.weight_bytes)
     with ExitStack() as unfinished:
         backend = backends.make(
             model,
-            max_batch_size=max_batch_size,
-            cache_folder=expand_home(options.cache_folder),
-            fixed_shape=options.fixed_batch,
-            fresh=fresh,
+            BackendOptions(
+                max_batch_size=options.max_batch_size,
+                fixed_shape=options.fixed_batch,
+                cache_folder=expand_home(options.cache_folder),
+                fresh=fresh,
+            ),
         )
         engine = Engine(model, backend)
         unfinished.callback(engine.close)
@@ -198,17 +199,17 @@ def _serve_loaded(
             engine.run,
             model=spec.name,
             out_of_memory=memory.ran_out,
-            release_memory=partial(memory.give_back, model.placement.device),
+            release_memory=partial(memory.trim, model.placement.device),
             telemetry=context.telemetry,
         )
         batcher: Batcher[BatchItem, ItemOutput] = Batcher(
             run,
             name=spec.name,
-            max_batch_size=max_batch_size,
+            max_batch_size=engine.hints.max_batch_size,
             max_wait_s=options.max_wait_s,
             queue_capacity=options.queue_capacity if context.remote is None else context.remote.queue_capacity,
-            max_in_flight=engine.max_in_flight,
-            overlap_min_size=engine.overlap_min_size,
+            max_in_flight=engine.hints.max_in_flight,
+            overlap_min_size=engine.hints.overlap_min_size,
             fairness_key=lambda item: item.request.fairness_key,
             prepare=prepare,
             on_batch=on_batch,

@@ -9,8 +9,8 @@ from types import MappingProxyType
 
 from gradless.peak import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
+from models.backends import place
 from models.hardware import cores, cuda, memory
-from models.hardware.placement import place
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
 from models.interface.errors import AtCapacityError, ModelGoneError
@@ -45,11 +45,11 @@ class LocalRuntime(Runtime):
         remote: RemoteAdmission | None = None,
     ) -> None:
         if options.cores is not None:
-            cores.use_no_more_cores_than(options.cores)
+            cores.limit_cores(options.cores)
         placement = place(options.device, options.precision, options.backend)
         specs = catalog.find_all(options.models)
-        calibration = Calibration.wanted(options.precision, options.calibration_folder)
-        memory.keep_freed()
+        calibration = Calibration.for_precision(options.precision, options.calibration_folder)
+        memory.retain_freed_pages()
         prepare_profiler()
         self._decode_pool = DecodePool(
             options.decode_threads or cores.decode_threads(), options.limits, longest_wait_s=options.deadline_s / 2
@@ -70,7 +70,7 @@ class LocalRuntime(Runtime):
         self._supervisor: Supervisor | None = None
         try:
             for spec, named in zip(specs, options.models, strict=True):
-                self._changes.start(spec, sources.of_operator(named))
+                self._changes.start(spec, sources.from_operator(named))
             self._supervisor = Supervisor(
                 self._health_problems, self._changes.restart, self._on_fatal, fatal_problem=self._stuck_decode
             )

@@ -88,7 +88,7 @@ class WorkerRuntime(Runtime):
         telemetry: Telemetry,
         give_up: Callable[[str], None],
     ) -> None:
-        memory.keep_freed()
+        memory.retain_freed_pages()
         self._worker = connection.worker
         self._options = options
         self._telemetry = telemetry

@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import httpx2
@@ -19,8 +19,10 @@ from torch import nn
 
 from app.main import create_app
 from app.settings import Settings
+from models import backends
+from models.backends import BackendOptions
 from models.backends.eager import EagerBackend
-from models.hardware import cores, placement
+from models.hardware import cores
 from models.images.transforms import Transform
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
@@ -30,6 +32,8 @@ from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
+
+SetOverlapMinSize = Callable[[int | None], None]
 
 # Far over what any forward here takes, so that only a real deadlock meets it.
 _PATIENCE_S = 30
@@ -69,7 +73,7 @@ def tiny() -> ModelSpec:
 
 
 def _engine(model: LoadedModel) -> Engine:
-    return Engine(model, EagerBackend(model, max_batch_size=8))
+    return Engine(model, EagerBackend(model, BackendOptions(max_batch_size=8)))
 
 
 @pytest.fixture(scope="session")
@@ -81,13 +85,13 @@ def engine_for() -> Callable[[LoadedModel], Engine]:
 @pytest.fixture
 def tiny_engine(tiny: ModelSpec) -> Engine:
     """The tiny model loaded for this test alone: it may be taken apart."""
-    return _engine(load(tiny, placement.place("cpu", "fp32", "eager")))
+    return _engine(load(tiny, backends.place("cpu", "fp32", "eager")))
 
 
 @pytest.fixture(scope="session")
 def default_model() -> LoadedModel:
     """The embedded default, loaded once. Not to be changed."""
-    return load(catalog.find(catalog.DEFAULT_MODEL), placement.place("cpu", "fp32", "eager"))
+    return load(catalog.find(catalog.DEFAULT_MODEL), backends.place("cpu", "fp32", "eager"))
 
 
 @pytest.fixture(scope="session")
@@ -147,12 +151,24 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Awaitable[No
 
 
 @pytest.fixture
+def set_overlap_min_size(monkeypatch: pytest.MonkeyPatch) -> SetOverlapMinSize:
+    """Replace the `overlap_min_size` of every backend."""
+    hints = Engine.hints.fget
+    assert hints is not None
+
+    def set_to(size: int | None) -> None:
+        monkeypatch.setattr(Engine, "hints", property(lambda engine: replace(hints(engine), overlap_min_size=size)))
+
+    return set_to
+
+
+@pytest.fixture
 def gated(
-    tiny: ModelSpec, gate: threading.Event, entered: threading.Event, monkeypatch: pytest.MonkeyPatch
+    tiny: ModelSpec, gate: threading.Event, entered: threading.Event, set_overlap_min_size: SetOverlapMinSize
 ) -> ModelSpec:
-    """The tiny model with a gate before its first layer. Who waits there has the device for itself, as on a GPU: only
-    a full batch is begun beside it."""
-    monkeypatch.setattr(Engine, "overlap_min_size", None)
+    """The tiny model with a gate before its first layer. A batch that waits there occupies the whole device, as on a
+    GPU: only a full batch is started alongside it."""
+    set_overlap_min_size(None)
 
     class Gate(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:

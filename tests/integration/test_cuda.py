@@ -19,9 +19,10 @@ from torch import nn
 
 from gradless.records import ComparisonOptions
 from models import backends
+from models.backends import BackendOptions
 from models.backends.eager import served_network
-from models.hardware import memory, placement
-from models.hardware.placement import BackendName, Precision
+from models.hardware import memory
+from models.hardware.placement import Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
@@ -83,15 +84,17 @@ def engine_of(cache_folder: Path) -> Callable[..., Engine]:
     def make(
         spec: ModelSpec | None = None,
         precision: Precision = "fp32",
-        backend: BackendName = "eager",
+        backend: str = "eager",
         *,
         max_batch_size: int = 32,
         fixed_shape: bool = False,
     ) -> Engine:
-        model = load(spec or catalog.find(catalog.DEFAULT_MODEL), placement.place("cuda", precision, backend))
+        model = load(spec or catalog.find(catalog.DEFAULT_MODEL), backends.place("cuda", precision, backend))
         return Engine(
             model,
-            backends.make(model, max_batch_size=max_batch_size, cache_folder=cache_folder, fixed_shape=fixed_shape),
+            backends.make(
+                model, BackendOptions(max_batch_size=max_batch_size, cache_folder=cache_folder, fixed_shape=fixed_shape)
+            ),
         )
 
     return make
@@ -175,7 +178,7 @@ def test_two_batches_under_way_together_get_their_own_answers(default_on_gpu: En
         list(lanes.map(run_many_times, range(2)))
 
 
-def test_in_one_shape_an_image_gives_the_same_bits_in_any_company_at_any_place(
+def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_position(
     engine_of: Callable[..., Engine], pixels: torch.Tensor
 ) -> None:
     engine = engine_of(max_batch_size=8, fixed_shape=True)
@@ -256,7 +259,7 @@ def test_serving_takes_no_more_memory_with_time_and_a_model_that_goes_gives_all_
     engine.close()
     del engine
     gc.collect()
-    memory.give_back(device)
+    memory.trim(device)
     assert memory.figures(device)["allocated"] - before < 2**20
 
 
@@ -277,7 +280,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
             engine.run,
             model="wide",
             out_of_memory=memory.ran_out,
-            release_memory=lambda: memory.give_back(torch.device("cuda")),
+            release_memory=lambda: memory.trim(torch.device("cuda")),
             telemetry=NoTelemetry(),
         )
         images = torch.randint(0, 256, (32, 256, 256, 3), dtype=torch.uint8).permute(0, 3, 1, 2)

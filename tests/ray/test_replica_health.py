@@ -33,7 +33,7 @@ def _restore_logging() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _restore_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """A replica sets the number of cores of its process, which other tests use too."""
-    monkeypatch.setattr("models.hardware.cores._agreed_cores", None)
+    monkeypatch.setattr("models.hardware.cores._core_limit", None)
 
 
 @pytest.mark.anyio

@@ -12,26 +12,26 @@ __all__ = ["Architecture", "exists", "find", "names", "similar"]
 
 
 def names() -> list[str]:
-    """Every name that `find` takes, torchvision's first; timm's also with each of their weights' tags."""
+    """Return every name that `find` accepts, torchvision's first, and timm's also with each tag of their weights."""
     return [*torchvision.names(), *timm.names()]
 
 
 def exists(name: str) -> bool:
-    """Whether there is an architecture of that name."""
+    """Return whether there is an architecture of that name."""
     return timm.exists(name) if name.startswith(timm.PREFIX) else name in torchvision.names()
 
 
 def find(name: str) -> Architecture:
-    """The architecture of that name. Raises UnknownCatalogNameError, with what is spelled alike, and
-    UnsupportedArchitectureError for one whose images cannot be made here."""
+    """Return the architecture of that name. Raises UnknownCatalogNameError with similar names, and
+    UnsupportedArchitectureError if its preprocessing is not supported."""
     if not exists(name):
         raise UnknownCatalogNameError(name, similar(name, names()))
     return timm.find(name) if name.startswith(timm.PREFIX) else torchvision.find(name)
 
 
 def similar(name: str, known: list[str]) -> list[str]:
-    """What of `known` is spelled most like `name`: three at most, the most alike first."""
+    """Return at most three of the `known` names that are most similar to `name`, the most similar first."""
     close = difflib.get_close_matches(name, known, n=3)
-    # Also what somebody has asked for without saying whose it is.
+    # timm's model of that name, asked for without the prefix.
     owned = f"{timm.PREFIX}{name}"
     return list(dict.fromkeys([owned, *close]))[:3] if owned in known else close

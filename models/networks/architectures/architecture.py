@@ -1,4 +1,4 @@
-"""What is known of a network before it is built, whoever has written it."""
+"""An architecture: what is known of a network before it is built."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import nn
 
 from models.images.transforms import Transform
 
-# Random weights are the same each time.
+# Random weights are seeded.
 SEED = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A network by name, and what belongs to the weights that its makers publish for it.
+    """A network by name, with the transform and labels of its published weights.
 
-    `build` makes it on the CPU, in float32, with seeded random weights, the same each time: of that many classes, or
-    for None of as many as the published weights have, which may be none. `published` builds it with those, which it
-    may download; raises WeightsUnavailableError.
+    `build` returns it on the CPU, in float32, with seeded random weights, and with the given number of classes; None is
+    the number of the published weights, which may be 0. `published` builds it with the published weights, which it may
+    download; raises WeightsUnavailableError.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Architecture:
 
 
 def reason(error: BaseException) -> str:
-    """The kind of an error and the first line of its message, without a full stop."""
+    """Return the class of an error and the first line of its message, without a full stop."""
     if isinstance(error, PermissionError) and error.filename is not None:
         return f"{error.filename} is not readable by this user"
     first_line = next(iter(str(error).strip().splitlines()), "")

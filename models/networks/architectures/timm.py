@@ -1,7 +1,7 @@
-"""timm's models as `timm/NAME` or `timm/NAME.TAG`, where a tag says which of its published weights is meant.
+"""timm's models as `timm/NAME` or `timm/NAME.TAG`; the tag selects one of the published weights.
 
-Published weights come from the Hugging Face hub as safetensors, which hold tensors and nothing that could run. The few
-that only have an address are loaded with `weights_only`.
+Published weights come from the Hugging Face hub as safetensors, which hold tensors and no code. Those that have only a
+URL are loaded with `weights_only`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from models.networks.architectures.torchvision import imagenet_labels
 
 PREFIX = "timm/"
 
-# timm's words for what it does with a picture that is not square.
+# timm's names for the handling of images that are not square.
 _FITS: dict[str, Fit] = {"center": "crop", "squash": "stretch", "border": "pad"}
 
 _CHANNELS = 3
@@ -49,12 +49,12 @@ _UNAVAILABLE = (
 
 
 def names() -> list[str]:
-    """Every architecture, and every one with each of its tags."""
+    """Return every architecture, without and with each of its tags."""
     return [f"{PREFIX}{name}" for name in (*timm.list_models(), *timm.list_models(pretrained=True))]
 
 
 def exists(name: str) -> bool:
-    """Whether timm has that model; `name` begins with the prefix."""
+    """Return whether timm has that model; `name` begins with the prefix."""
     try:
         return timm.get_pretrained_cfg(name.removeprefix(PREFIX), allow_unregistered=False) is not None
     except RuntimeError:
@@ -62,7 +62,7 @@ def exists(name: str) -> bool:
 
 
 def find(name: str) -> Architecture:
-    """The model of that name, one that exists. Raises UnsupportedArchitectureError."""
+    """Return the model of that name, which must exist. Raises UnsupportedArchitectureError."""
     own_name = name.removeprefix(PREFIX)
     config = timm.get_pretrained_cfg(own_name, allow_unregistered=False)
     if config is None:  # pragma: no cover - it exists
@@ -87,7 +87,7 @@ def _published(name: str, config: PretrainedCfg) -> nn.Module:
     place = Path(torch.hub.get_dir()) / "checkpoints" / f"timm--{own_name}{Path(_address(config)).suffix}"
     try:
         file = place if place.exists() else _downloaded(config)
-        # By timm's own loader, which knows what the makers of the weights have called their tensors.
+        # timm's own loader knows the tensor names of the publishers.
         found = {"file": str(file), "custom_load": False}
         return _created(own_name, {"pretrained": True, "pretrained_cfg_overlay": found})
     except _UNAVAILABLE as error:
@@ -114,7 +114,7 @@ def _downloaded(config: PretrainedCfg) -> Path:
         if not config.url:
             raise ValueError("nobody has published any")
         return Path(download_cached_file(config.url))
-    # Here, not above: who serves other models need not wait for it.
+    # Imported here, because it takes long and other models do not need it.
     from huggingface_hub import hf_hub_download  # noqa: PLC0415
 
     repository, _, revision = config.hf_hub_id.partition("@")
@@ -122,7 +122,7 @@ def _downloaded(config: PretrainedCfg) -> Path:
 
 
 def _transform(name: str, config: PretrainedCfg) -> Transform:
-    """What timm would make an image into for this model, when it evaluates."""
+    """Return the preprocessing that timm uses to evaluate this model."""
     found = resolve_data_config(pretrained_cfg=asdict(config))  # type: ignore[no-untyped-call]
     channels, height, width = found["input_size"]
     interpolation = found["interpolation"]

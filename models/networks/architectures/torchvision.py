@@ -14,30 +14,30 @@ from models.images.transforms import Transform
 from models.interface.errors import UnsupportedArchitectureError, WeightsUnavailableError
 from models.networks.architectures.architecture import SEED, Architecture, reason
 
-# What torchvision's own builders set where they load these architectures' weights.
+# Arguments that torchvision's builders set when they load the weights of these architectures.
 _ARGUMENTS: dict[str, dict[str, object]] = {
     "googlenet": {"transform_input": True},
     "inception_v3": {"transform_input": True},
     "vit_h_14": {"image_size": 518},
 }
 
-# Whose builders want to be told whether random weights will stay.
-_ASKING = frozenset({"googlenet", "inception_v3"})
+# Architectures whose builders take `init_weights`.
+_WITH_INIT_WEIGHTS = frozenset({"googlenet", "inception_v3"})
 
 
 def imagenet_labels() -> tuple[str, ...]:
-    """The 1000 class names of ImageNet-1k in the order of its indices, as torchvision's weights carry them."""
+    """Return the 1000 class names of ImageNet-1k in index order, from the metadata of torchvision's weights."""
     return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
 def names() -> list[str]:
-    """Every architecture there is, by name."""
+    """Return the name of every architecture."""
     listed: list[str] = torchvision.models.list_models(module=torchvision.models)
     return listed
 
 
 def find(name: str) -> Architecture:
-    """The architecture of that name, one of `names()`. Raises UnsupportedArchitectureError."""
+    """Return the architecture of that name, one of `names()`. Raises UnsupportedArchitectureError."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     return Architecture(
         name,
@@ -61,13 +61,13 @@ def _random(name: str, classes: int | None) -> nn.Module:
 
 
 def _arguments(name: str, *, init_weights: bool) -> dict[str, object]:
-    asked: dict[str, object] = {"init_weights": init_weights} if name in _ASKING else {}
+    asked: dict[str, object] = {"init_weights": init_weights} if name in _WITH_INIT_WEIGHTS else {}
     return _ARGUMENTS.get(name, {}) | asked
 
 
 def _published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Module:
     try:
-        # Not by the builder, which would unpickle whatever lies at the file's place.
+        # Not by the builder, which would unpickle any file at that path.
         state = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
         module: nn.Module = torchvision.models.get_model(name, weights=None, **_arguments(name, init_weights=False))
         module.load_state_dict(state)

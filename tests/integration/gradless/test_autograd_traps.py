@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gradless.records import ComparisonOptions
-from models.hardware import placement
+from models import backends
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import StartError
@@ -114,7 +114,7 @@ async def test_3_a_served_network_can_still_run_a_forward_and_backward_with_grad
         built_inside(torch.rand(1, 4))
 
     with torch.inference_mode(), pytest.raises(StartError):
-        load(tiny, placement.place("cpu", "fp32", "eager"))
+        load(tiny, backends.place("cpu", "fp32", "eager"))
     tiny_engine.warm_up()
     network = tiny_engine.model.network
     network(torch.rand(2, 3, 32, 32)).logits.sum().backward()

@@ -15,8 +15,8 @@ from torch import nn
 from gradless import budget, compare
 from gradless.errors import ComparisonCancelledError, ComparisonTooLargeError
 from gradless.records import ARMS, ArmName, ArmReport, Comparison, ComparisonOptions, Progress
+from models.backends import place
 from models.hardware import memory
-from models.hardware.placement import place
 from models.images.transforms import Transform
 from models.inference.engine import Engine
 from models.lens.served import compare_served

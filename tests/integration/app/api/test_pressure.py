@@ -16,7 +16,6 @@ import httpx2
 import pytest
 
 from models.hardware import cores
-from models.inference.engine import Engine
 from models.networks.specs import ModelSpec
 
 pytestmark = pytest.mark.anyio
@@ -176,9 +175,9 @@ async def test_an_image_does_not_wait_for_others_if_each_has_a_core(
     gate: threading.Event,
     entered: threading.Event,
     clock_png: bytes,
-    monkeypatch: pytest.MonkeyPatch,
+    set_overlap_min_size: Callable[[int | None], None],
 ) -> None:
-    monkeypatch.setattr(Engine, "overlap_min_size", 1)
+    set_overlap_min_size(1)
     async with over_http(gated) as client:
         gate.clear()
         requests = []

@@ -14,11 +14,12 @@ import torch
 from openvino import InferRequest
 
 from models import backends
+from models.backends import BackendOptions, place
+from models.backends.batch_shapes import buckets
 from models.backends.folding import folded
 from models.backends.openvino import OpenVinoBackend
-from models.backends.shapes import buckets
 from models.hardware import cores
-from models.hardware.placement import BackendName, Precision, place
+from models.hardware.placement import Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.interface.errors import DeviceUnavailableError
@@ -51,10 +52,10 @@ def pixels(default_model: LoadedModel) -> torch.Tensor:
 def run(default_model: LoadedModel, cache_folder: Path) -> Callable[..., FeaturesAndLogits]:
     """Run pixels through the default model by a backend and precision, in float32 afterwards."""
 
-    def run(pixels: torch.Tensor, backend: BackendName, precision: Precision) -> FeaturesAndLogits:
+    def run(pixels: torch.Tensor, backend: str, precision: Precision) -> FeaturesAndLogits:
         placement = place("cpu", precision, backend)
         model = dataclasses.replace(default_model, placement=placement)
-        made = backends.make(model, max_batch_size=8, cache_folder=cache_folder)
+        made = backends.make(model, BackendOptions(max_batch_size=8, cache_folder=cache_folder))
         with torch.inference_mode():
             return FeaturesAndLogits(*(output.float() for output in made.run(pixels)))
 
@@ -81,7 +82,7 @@ def test_a_backend_gives_what_the_network_gives(
     run: Callable[..., FeaturesAndLogits],
     default_model: LoadedModel,
     pixels: torch.Tensor,
-    backend: BackendName,
+    backend: str,
     precision: Precision,
     tolerance: float,
 ) -> None:
@@ -97,7 +98,7 @@ def test_batches_of_every_size_are_answered_row_by_row(
     run: Callable[..., FeaturesAndLogits],
     default_model: LoadedModel,
     pixels: torch.Tensor,
-    backend: BackendName,
+    backend: str,
     size: int,
 ) -> None:
     many = pixels.repeat(8, 1, 1, 1)[:size].contiguous(memory_format=torch.channels_last)
@@ -113,10 +114,10 @@ def on_two_cores(default_model: LoadedModel, cache_folder: Path, monkeypatch: py
     """Of the default model, for batches of up to eight. Where there are fewer cores, nothing runs side by side."""
     model = dataclasses.replace(default_model, placement=place("cpu", "fp32", "openvino"))
     monkeypatch.setattr(cores, "available_cores", lambda: 2)
-    return OpenVinoBackend(model, max_batch_size=8, cache_folder=cache_folder)
+    return OpenVinoBackend(model, BackendOptions(max_batch_size=8, cache_folder=cache_folder))
 
 
-def test_a_piece_that_fails_fails_its_batch_alone_and_only_when_those_beside_it_have_ended(
+def test_a_failed_piece_fails_only_its_batch_after_the_concurrent_pieces_have_ended(
     on_two_cores: OpenVinoBackend, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = pixels[:4].contiguous(memory_format=torch.channels_last)
@@ -141,7 +142,7 @@ def test_a_piece_that_fails_fails_its_batch_alone_and_only_when_those_beside_it_
         assert on_two_cores.run(many).logits.equal(before.logits)
 
 
-def test_beside_another_batch_openvino_runs_no_image_on_all_cores(
+def test_while_another_batch_runs_openvino_runs_no_image_on_all_cores(
     on_two_cores: OpenVinoBackend, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     three = pixels[:3].contiguous(memory_format=torch.channels_last)
@@ -181,7 +182,7 @@ def test_answers_of_one_batch_are_not_overwritten_by_the_next(
     default_model: LoadedModel, cache_folder: Path, pixels: torch.Tensor
 ) -> None:
     model = dataclasses.replace(default_model, placement=place("cpu", "fp32", "openvino"))
-    backend = OpenVinoBackend(model, max_batch_size=8, cache_folder=cache_folder)
+    backend = OpenVinoBackend(model, BackendOptions(max_batch_size=8, cache_folder=cache_folder))
     with torch.inference_mode():
         first = backend.run(pixels[:1])
         before = first.features.clone()
@@ -286,13 +287,13 @@ def test_the_second_start_reads_what_the_first_has_converted(
     convert = torch.export.export
     monkeypatch.setattr(torch.export, "export", lambda *args, **kw: conversions.append(None) or convert(*args, **kw))
     for _ in range(2):
-        OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "new")
+        OpenVinoBackend(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path / "new"))
     assert len(conversions) == 1
 
     # What the fingerprint covers has an entry of its own.
     with torch.no_grad():
         model.network.head.bias += 1
-    OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path / "new")
+    OpenVinoBackend(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path / "new"))
     assert len(conversions) == 2
 
 
@@ -300,8 +301,8 @@ def test_compiled_pads_to_a_bucket_and_compiles_nothing_after_that_buckets_first
     tiny: ModelSpec, tmp_path: Path
 ) -> None:
     model = load(tiny, place("cpu", "fp32", "compiled"))
-    backend = backends.make(model, max_batch_size=4, cache_folder=tmp_path)
-    assert backend.sizes_to_warm_up == (1, 2, 4)
+    backend = backends.make(model, BackendOptions(max_batch_size=4, cache_folder=tmp_path))
+    assert backend.hints.warm_up_sizes == (1, 2, 4)
     pixels = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     with torch.inference_mode():
         backend.run(pixels)

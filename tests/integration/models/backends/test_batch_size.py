@@ -1,15 +1,16 @@
-"""What follows from the cores where nobody says: images of a forward, and threads that decode."""
+"""Defaults that follow from the number of cores: images of one forward, and decode threads."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from models.backends import batch_shapes
+from models.backends.batch_shapes import default_max_batch_size
+from models.backends.eager import cpu_split, default_size
 from models.hardware import cores
-from models.hardware.placement import BackendName, Placement
 
 LIGHT, HEAVY = 20 * 10**6, 100 * 10**6
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -18,22 +19,21 @@ def core_count(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(("core_count", "images"), [(1, 4), (2, 8), (6, 24), (64, 32)], indirect=["core_count"])
-@pytest.mark.parametrize("backend", ["openvino", "compiled", "eager"])
-def test_on_a_cpu_it_is_four_for_each_core_and_thirty_two_at_most(backend: BackendName, images: int) -> None:
-    assert batch_shapes.batch_size(Placement(torch.device("cpu"), "fp32", backend), LIGHT) == images
+def test_a_batch_on_a_cpu_has_at_most_four_images_per_core_and_32_in_all(images: int) -> None:
+    assert default_max_batch_size(CPU) == default_size(CPU, cpu_split(LIGHT)) == images
 
 
 @pytest.mark.parametrize("core_count", [2, 64], indirect=True)
-def test_pytorch_runs_heavy_networks_in_sixteens() -> None:
-    assert batch_shapes.batch_size(Placement(torch.device("cpu"), "fp32", "eager"), HEAVY) == 16
+def test_pytorch_runs_heavy_networks_in_batches_of_16() -> None:
+    assert default_size(CPU, cpu_split(HEAVY)) == 16
 
 
 @pytest.mark.parametrize("core_count", [2], indirect=True)
 @pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_on_a_gpu_it_is_thirty_two_whatever_the_cores(device: str) -> None:
-    assert batch_shapes.batch_size(Placement(torch.device(device), "fp32", "eager"), LIGHT) == 32
+def test_a_batch_on_a_gpu_has_at_most_32_images_whatever_the_cores(device: str) -> None:
+    assert default_size(torch.device(device), None) == default_max_batch_size(torch.device(device)) == 32
 
 
 @pytest.mark.parametrize(("core_count", "threads"), [(1, 1), (2, 2), (8, 8), (16, 8)], indirect=["core_count"])
-def test_a_thread_decodes_for_each_core_and_eight_at_most(threads: int) -> None:
+def test_there_is_one_decode_thread_per_core_and_at_most_eight(threads: int) -> None:
     assert cores.decode_threads() == threads

@@ -16,10 +16,10 @@ import openvino
 import pytest
 import torch
 
-from models.backends import conversion_cache, openvino_conversion
+from models import backends
+from models.backends import BackendOptions, conversion_cache, openvino_conversion
 from models.backends.conversion_cache import ConversionCache
 from models.backends.openvino import OpenVinoBackend, _core
-from models.hardware import placement
 from models.interface.errors import WarmUpError
 from models.interface.telemetry import NoTelemetry
 from models.loading.load import LoadedModel, load
@@ -30,7 +30,7 @@ from models.serving.runtime import LocalRuntime, ServingOptions
 
 @pytest.fixture
 def model(tiny: ModelSpec) -> LoadedModel:
-    return load(tiny, placement.place("cpu", "fp32", "openvino"))
+    return load(tiny, backends.place("cpu", "fp32", "openvino"))
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def _right(model: LoadedModel, folder: Path) -> bool:
     """Whether the backend gives what the network gives."""
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        found = OpenVinoBackend(model, max_batch_size=2, cache_folder=folder).run(pixels)
+        found = OpenVinoBackend(model, BackendOptions(max_batch_size=2, cache_folder=folder)).run(pixels)
         expected: FeaturesAndLogits = model.network(model.normalize(pixels))
     return all(torch.allclose(one, two, atol=1e-4) for one, two in zip(found, expected, strict=True))
 
@@ -164,9 +164,7 @@ def test_entries_of_two_models_that_were_swapped_are_each_converted_again(
     assert len(conversions) == 4
 
 
-def test_what_a_killed_process_has_left_disturbs_nobody_and_goes_when_it_is_old(
-    model: LoadedModel, tmp_path: Path
-) -> None:
+def test_leftovers_of_a_killed_process_are_ignored_and_removed_once_old(model: LoadedModel, tmp_path: Path) -> None:
     leftovers = [tmp_path / "unfinished-old", tmp_path / "unfinished-new"]
     for folder in leftovers:
         folder.mkdir()
@@ -294,11 +292,11 @@ def test_an_entry_whose_network_is_another_is_found_by_its_answer_and_converted_
     convert: Callable[[LoadedModel], openvino.Model],
 ) -> None:
     # As if the files had been damaged before their digests were taken.
-    model = load(tiny, placement.place("cpu", "fp32", "openvino"))
+    model = load(tiny, backends.place("cpu", "fp32", "openvino"))
     wrong = load(other, model.placement)
     with monkeypatch.context() as patched:
         patched.setattr(openvino_conversion, "_convert", lambda _model: convert(wrong))
-        OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path)
+        OpenVinoBackend(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path))
     conversions.clear()
 
     serving = _serve(tiny, tmp_path)
@@ -317,20 +315,20 @@ def test_a_conversion_that_gives_other_answers_than_the_network_is_not_served(
     monkeypatch: pytest.MonkeyPatch,
     convert: Callable[[LoadedModel], openvino.Model],
 ) -> None:
-    wrong = load(other, placement.place("cpu", "fp32", "openvino"))
+    wrong = load(other, backends.place("cpu", "fp32", "openvino"))
     monkeypatch.setattr(openvino_conversion, "_convert", lambda _model: convert(wrong))
     with pytest.raises(WarmUpError, match="gives other numbers than PyTorch in float32"):
         _serve(tiny, tmp_path)
 
 
-def test_what_is_kept_is_on_the_disk_before_it_is_in_place(
+def test_an_entry_is_flushed_to_disk_before_it_is_moved_into_place(
     model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
     sync, rename = conversion_cache._sync, Path.rename  # noqa: SLF001
     monkeypatch.setattr(conversion_cache, "_sync", lambda path: events.append(path.name.split("-")[0]) or sync(path))
     monkeypatch.setattr(Path, "rename", lambda path, target: events.append("rename") or rename(path, target))
-    OpenVinoBackend(model, max_batch_size=2, cache_folder=tmp_path)
+    OpenVinoBackend(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path))
     assert sorted(events[:3]) == ["digests.json", "network.bin", "network.xml"]
     # The folder, the attempt to put aside what is not there, the rename, and the folder above.
     assert events[3:] == ["openvino", "rename", "rename", tmp_path.name.split("-")[0]]

@@ -11,10 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from models import backends
-from models.backends import Backend
-from models.backends.shapes import next_multiple, padded
-from models.hardware import placement
-from models.hardware.placement import BackendName
+from models.backends import Backend, BackendOptions
+from models.backends.batch_shapes import next_multiple, padded
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.request import InferenceRequest
@@ -24,8 +22,8 @@ from models.loading.load import LoadedModel
 TOLERANCE = 1e-4
 
 
-def placed(model: LoadedModel, backend: BackendName) -> LoadedModel:
-    return dataclasses.replace(model, placement=placement.place("cpu", "fp32", backend))
+def placed(model: LoadedModel, backend: str) -> LoadedModel:
+    return dataclasses.replace(model, placement=backends.place("cpu", "fp32", backend))
 
 
 @pytest.fixture(scope="module")
@@ -39,15 +37,17 @@ def pixels(default_model: LoadedModel) -> torch.Tensor:
 def make(default_model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Backend]:
     folder = tmp_path_factory.mktemp("cache")
 
-    def of(name: BackendName, **options: bool) -> Backend:
-        return backends.make(placed(default_model, name), max_batch_size=9, cache_folder=folder, **options)
+    def of(name: str, **options: bool) -> Backend:
+        return backends.make(
+            placed(default_model, name), BackendOptions(max_batch_size=9, cache_folder=folder, **options)
+        )
 
     return of
 
 
 @pytest.mark.parametrize("name", ["eager", "openvino"])
-def test_in_one_shape_an_image_gives_the_same_bits_in_any_company_at_any_place(
-    make: Callable[..., Backend], pixels: torch.Tensor, name: BackendName
+def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_position(
+    make: Callable[..., Backend], pixels: torch.Tensor, name: str
 ) -> None:
     backend = make(name, fixed_shape=True)
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def test_in_one_shape_an_image_gives_the_same_bits_in_any_company_at_any_place(
 
 @pytest.mark.parametrize("name", ["eager", "openvino"])
 def test_in_any_shape_it_gives_the_same_within_a_tolerance(
-    make: Callable[..., Backend], default_model: LoadedModel, pixels: torch.Tensor, name: BackendName
+    make: Callable[..., Backend], default_model: LoadedModel, pixels: torch.Tensor, name: str
 ) -> None:
     engine = Engine(placed(default_model, name), make(name))
     alone = [engine.run([BatchItem(image, InferenceRequest("classify", top_k=5))])[0] for image in pixels]

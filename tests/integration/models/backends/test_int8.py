@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.backends import BackendOptions, place
 from models.backends.openvino import OpenVinoBackend
-from models.hardware.placement import BackendName, place
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.interface.errors import DeviceUnavailableError, StartError
@@ -46,7 +46,7 @@ def test_int8_names_the_drawn_samples_as_fp32_does_and_moves_their_numbers_a_lit
     placement = place("cpu", "int8", "openvino")
     calibration = Calibration.of(folder)
     model = dataclasses.replace(default_model, placement=placement, calibration=calibration)
-    served = OpenVinoBackend(model, max_batch_size=4, cache_folder=tmp_path)
+    served = OpenVinoBackend(model, BackendOptions(max_batch_size=4, cache_folder=tmp_path))
     shaped = [
         default_model.transform.shape(decode_image(encode(draw(sample), "PNG"), ImageLimits())) for sample in SAMPLES
     ]
@@ -69,7 +69,7 @@ def test_int8_names_the_drawn_samples_as_fp32_does_and_moves_their_numbers_a_lit
     made_at = kept.stat().st_mtime_ns
     [unquantized] = set(tmp_path.iterdir()) - {kept}
     shutil.rmtree(unquantized)
-    OpenVinoBackend(model, max_batch_size=4, cache_folder=tmp_path)
+    OpenVinoBackend(model, BackendOptions(max_batch_size=4, cache_folder=tmp_path))
     assert kept.stat().st_mtime_ns == made_at
     # And needs nothing else.
     assert not unquantized.exists()
@@ -112,6 +112,6 @@ def test_a_folder_that_cannot_calibrate_ends_the_start_with_its_name(tiny: Model
 
 
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
-def test_int8_is_refused_for_other_backends_with_what_works_instead(backend: BackendName) -> None:
+def test_int8_is_refused_for_other_backends_with_what_works_instead(backend: str) -> None:
     with pytest.raises(DeviceUnavailableError, match="use bf16 or fp32"):
         place("cpu", "int8", backend)

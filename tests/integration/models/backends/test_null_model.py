@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models import backends
+from models.backends import BackendOptions
 from models.backends.null import NullBackend
-from models.hardware import placement
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import DrainingError
@@ -21,14 +21,14 @@ from models.loading.load import LoadedModel, load
 from models.serving.runtime import LocalRuntime, ServingOptions
 
 
-def null_model(backend: placement.BackendName = "eager") -> LoadedModel:
-    return load(catalog.find("null"), placement.place("cpu", "fp32", backend))
+def null_model(backend: str = "eager") -> LoadedModel:
+    return load(catalog.find("null"), backends.place("cpu", "fp32", backend))
 
 
 def test_it_is_served_by_its_own_backend_whatever_was_asked_for(tmp_path: Path) -> None:
     model = null_model("compiled")
     assert model.placement.backend == "null"
-    assert isinstance(backends.make(model, max_batch_size=4, cache_folder=tmp_path), NullBackend)
+    assert isinstance(backends.make(model, BackendOptions(max_batch_size=4, cache_folder=tmp_path)), NullBackend)
 
 
 def test_it_is_the_same_one_each_time() -> None:
@@ -39,7 +39,7 @@ def test_its_answers_are_those_of_its_network_on_whole_images() -> None:
     model = null_model()
     pixels = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        found = NullBackend(model).run(pixels)
+        found = NullBackend(model, BackendOptions()).run(pixels)
         expected = model.network(model.normalize(pixels))
     assert torch.equal(found.features, expected.features)
     torch.testing.assert_close(found.logits, expected.logits)
@@ -58,7 +58,7 @@ async def test_a_decode_pool_that_was_shut_down_refuses_what_it_can_no_longer_de
 
 def test_a_thread_that_hands_its_forward_to_others_uses_one_thread_of_pytorch() -> None:
     model = null_model()
-    engine = Engine(model, NullBackend(model))
+    engine = Engine(model, NullBackend(model, BackendOptions()))
     seen: list[int] = []
 
     def work() -> None:

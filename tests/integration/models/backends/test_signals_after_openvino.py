@@ -11,16 +11,15 @@ from pathlib import Path
 _A_MODEL_COMES_AND_GOES = """
 import os, signal, sys, threading
 from pathlib import Path
+from models.backends import BackendOptions
 from models import backends
-from models.hardware import placement
 from models.loading import catalog
 from models.loading.load import load
 
 held = [
     backends.make(
-        load(catalog.find("shufflenet_v2_x0_5:random"), placement.place("cpu", "fp32", "openvino"), None),
-        max_batch_size=1,
-        cache_folder=Path(sys.argv[1]),
+        load(catalog.find("shufflenet_v2_x0_5:random"), backends.place("cpu", "fp32", "openvino")),
+        BackendOptions(max_batch_size=1, cache_folder=Path(sys.argv[1])),
     )
 ]
 letting_go = threading.Thread(target=held.clear)

@@ -159,6 +159,6 @@ def test_utilization_that_cannot_be_had_is_none(monkeypatch: pytest.MonkeyPatch,
     assert cuda.utilization(CUDA) is None
 
 
-def test_nobody_is_asked_for_the_utilization_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_has_no_utilization(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cuda, "utilization")
     assert cuda.utilization(CPU) is None

@@ -251,7 +251,7 @@ def test_transparency_over_a_large_picture_takes_memory_for_two_of_it_and_not_fo
     assert _peak_mb(file) < megapixels * (4 + 3) + 60
 
 
-def test_large_and_small_pictures_are_seen_over_the_same_white() -> None:
+def test_large_and_small_pictures_are_blended_over_the_same_white() -> None:
     corner = Image.new("RGBA", (1500, 1400), (0, 0, 0, 0))
     corner.paste(Image.linear_gradient("L").convert("RGBA"), (1000, 1100))
     file = io.BytesIO()

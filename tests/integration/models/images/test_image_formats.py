@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from models.images.decode import FORMATS
+from models.images.formats import FORMATS
 from models.images.preprocessing import decode_image
 from models.interface.image_limits import ImageLimits
 
@@ -57,7 +57,7 @@ def test_every_format_gives_back_its_picture(image_file: ImageFile, image_format
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
 @pytest.mark.parametrize("image_format", ["PNG", "BMP", "TIFF", "GIF"])
-def test_every_opaque_mode_is_seen_as_rgb(image_file: ImageFile, image_format: str, mode: str) -> None:
+def test_every_opaque_mode_is_decoded_to_rgb(image_file: ImageFile, image_format: str, mode: str) -> None:
     picture = drawing().convert(mode)
     assert difference(image_file(picture, image_format), picture) == 0
 
@@ -66,7 +66,7 @@ def test_every_opaque_mode_is_seen_as_rgb(image_file: ImageFile, image_format: s
     ("image_format", "options"),
     [("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("TIFF", {})],
 )
-def test_transparency_is_seen_over_white(image_file: ImageFile, image_format: str, options: dict[str, bool]) -> None:
+def test_transparency_is_blended_over_white(image_file: ImageFile, image_format: str, options: dict[str, bool]) -> None:
     picture = Image.new("RGBA", (20, 20), (200, 0, 0, 0))
     picture.paste((0, 0, 0, 128), (0, 0, 10, 20))
     found = seen(image_file(picture, image_format, **options))
@@ -74,7 +74,7 @@ def test_transparency_is_seen_over_white(image_file: ImageFile, image_format: st
     assert (found[10, 15] == 255).all()
 
 
-def test_grey_with_transparency_is_seen_over_white(image_file: ImageFile) -> None:
+def test_grey_with_transparency_is_blended_over_white(image_file: ImageFile) -> None:
     found = seen(image_file(Image.new("LA", (20, 20), (0, 64)), "PNG"))
     assert np.abs(found - 191).max() <= 1
 
@@ -90,7 +90,7 @@ def test_a_transparent_palette_entry_is_white(image_file: ImageFile, image_forma
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
-def test_cmyk_is_seen_as_its_inks_print(image_file: ImageFile, image_format: str) -> None:
+def test_cmyk_is_decoded_as_its_inks_print(image_file: ImageFile, image_format: str) -> None:
     red = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
     assert np.abs(seen(image_file(red, image_format)) - [255, 0, 0]).max() <= 4
 
@@ -138,14 +138,14 @@ def test_twelve_bit_grey_keeps_its_upper_eight_bits(compression: int) -> None:
 
 @pytest.mark.parametrize("photometric", [0, None])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_grey_tiff_whose_zero_is_white_is_seen_so(bits: int, photometric: int | None) -> None:
+def test_a_grey_tiff_whose_zero_is_white_is_inverted(bits: int, photometric: int | None) -> None:
     ramp = np.arange(256, dtype="<u2") * 257 if bits == 16 else np.arange(256, dtype=np.uint8)
     found = seen(grey_tiff(bits, photometric, 1, ramp.tobytes()))
     assert (found == np.arange(255, -1, -1).reshape(16, 16, 1)).all()
 
 
 @pytest.mark.parametrize("image_format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_of_several_frames_the_first_is_seen(image_file: ImageFile, image_format: str) -> None:
+def test_the_first_of_several_frames_is_decoded(image_file: ImageFile, image_format: str) -> None:
     other = Image.new("RGB", (64, 48), (0, 255, 0))
     encoded = image_file(drawing(), image_format, save_all=True, append_images=[other])
     assert difference(encoded, drawing()) <= (0 if image_format in LOSSLESS else LOSSY_TOLERANCE)
@@ -156,7 +156,7 @@ def test_every_way_to_write_a_jpeg_is_read(image_file: ImageFile, options: dict[
     assert difference(image_file(drawing(), "JPEG", **options), drawing()) <= LOSSY_TOLERANCE
 
 
-def test_a_grey_jpeg_is_seen_grey(image_file: ImageFile) -> None:
+def test_a_grey_jpeg_is_decoded_to_grey(image_file: ImageFile) -> None:
     grey = drawing().convert("L")
     assert difference(image_file(grey, "JPEG"), grey) <= LOSSY_TOLERANCE
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 from PIL import Image
 
-from models.images.decode import FORMATS, read_header
+from models.images.decode import read_header
+from models.images.formats import FORMATS
 from models.images.preprocessing import decode_image
 from models.interface.errors import (
     EmptyImageError,
@@ -54,7 +55,7 @@ def test_no_bytes_are_an_empty_image() -> None:
     "encoded",
     [b"\0", b"just some text", b"<!doctype html><html></html>", b"%PDF-1.7\n", b"\0" * 4096, b"\xff" * 4096],
 )
-def test_what_is_no_image_is_of_an_unsupported_format(encoded: bytes) -> None:
+def test_other_data_is_an_unsupported_format(encoded: bytes) -> None:
     with pytest.raises(UnsupportedFormatError) as refused:
         decode_image(encoded, LIMITS)
     assert refused.value.formats == FORMATS

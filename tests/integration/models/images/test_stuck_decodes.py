@@ -71,7 +71,7 @@ async def test_a_decode_that_hangs_ends_the_service_with_its_reason(
         assert serving.close(timeout_s=10)
 
 
-async def test_a_decode_that_hangs_is_seen_also_when_its_model_is_served_no_more(
+async def test_a_hung_decode_is_detected_even_after_its_model_was_unloaded(
     serve: Stuck, released: threading.Event, clock_jpeg: bytes
 ) -> None:
     reasons: queue.Queue[str] = queue.Queue()

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from models import backends
-from models.hardware import cores, placement
-from models.hardware.placement import BackendName
+from models.backends import BackendOptions
+from models.hardware import cores
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.cancellation import CancelToken
@@ -41,9 +41,9 @@ def _items(seed: int) -> list[BatchItem]:
 @pytest.fixture(params=["openvino", "eager"])
 def engine(request: pytest.FixtureRequest, tiny: ModelSpec, tmp_path: Path) -> Iterator[Engine]:
     """The tiny model, warmed up for each of two threads."""
-    backend: BackendName = request.param
-    model = load(tiny, placement.place("cpu", "fp32", backend))
-    made = Engine(model, backends.make(model, max_batch_size=len(_items(0)), cache_folder=tmp_path))
+    backend: str = request.param
+    model = load(tiny, backends.place("cpu", "fp32", backend))
+    made = Engine(model, backends.make(model, BackendOptions(max_batch_size=len(_items(0)), cache_folder=tmp_path)))
     yield made
     made.close()
 
@@ -59,9 +59,10 @@ def threads(engine: Engine) -> Iterator[ThreadPoolExecutor]:
 def test_a_backend_that_splits_batches_over_cores_runs_two_and_allows_overlap_from_one_image_per_core(
     engine: Engine,
 ) -> None:
-    assert engine.max_in_flight == 2
-    # Behind `eager` an image alone keeps to one core; with `openvino` it has all of them.
-    assert engine.overlap_min_size == {"eager": 1, "openvino": cores.available_cores()}[engine.model.placement.backend]
+    assert engine.hints.max_in_flight == 2
+    # `eager` runs a single image on one core, `openvino` on all of them.
+    expected = {"eager": 1, "openvino": cores.available_cores()}
+    assert engine.hints.overlap_min_size == expected[engine.model.placement.backend]
 
 
 def test_two_concurrent_batches_each_have_their_own_results(engine: Engine, threads: ThreadPoolExecutor) -> None:
@@ -129,14 +130,14 @@ def test_forward_threads_have_a_lower_priority_than_the_others(tiny: ModelSpec, 
     tasks = Path("/proc/self/task")
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     before = priorities()
-    model = load(tiny, placement.place("cpu", "fp32", "openvino"))
-    engine = Engine(model, backends.make(model, max_batch_size=len(_items(0)), cache_folder=tmp_path))
+    model = load(tiny, backends.place("cpu", "fp32", "openvino"))
+    engine = Engine(model, backends.make(model, BackendOptions(max_batch_size=len(_items(0)), cache_folder=tmp_path)))
     engine.run(_items(0))
     after = priorities()
     engine.close()
 
     # OpenVINO may take threads of streams that are no more.
-    giving_way = [thread for thread, nice in after.items() if nice == own + cores.WAY_GIVEN]
+    giving_way = [thread for thread, nice in after.items() if nice == own + cores.NICE_STEPS]
     assert len(giving_way) >= cores.available_cores()
     assert {thread: after[thread] for thread in before if thread in after} == {
         thread: nice for thread, nice in before.items() if thread in after

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from models import backends
-from models.hardware import cores, placement
-from models.hardware.placement import BackendName
+from models.backends import BackendOptions
+from models.hardware import cores
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.cancellation import NEVER_CANCELLED, AllCancelledError, CancelToken
@@ -62,9 +62,9 @@ def _cancelled() -> CancelToken:
 
 @pytest.fixture(params=["openvino", "eager"])
 def engine(request: pytest.FixtureRequest, tiny: ModelSpec, tmp_path: Path) -> Iterator[Engine]:
-    backend: BackendName = request.param
-    model = load(tiny, placement.place("cpu", "fp32", backend))
-    made = Engine(model, backends.make(model, max_batch_size=_IMAGES + 1, cache_folder=tmp_path))
+    backend: str = request.param
+    model = load(tiny, backends.place("cpu", "fp32", backend))
+    made = Engine(model, backends.make(model, BackendOptions(max_batch_size=_IMAGES + 1, cache_folder=tmp_path)))
     made.prepare_thread()
     yield made
     made.close()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.hardware import placement
+from models import backends
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import StartError, WarmUpError
@@ -79,7 +79,7 @@ def test_features_alone_are_the_same_to_the_last_bit_every_time(default_engine: 
 def test_bf16_answers_on_the_cpu_nearly_as_fp32_does(
     tiny: ModelSpec, tiny_engine: Engine, engine_for: Callable[[LoadedModel], Engine]
 ) -> None:
-    half = engine_for(load(tiny, placement.place("cpu", "bf16", "eager")))
+    half = engine_for(load(tiny, backends.place("cpu", "bf16", "eager")))
     half.warm_up()
     items = [BatchItem(image, InferenceRequest("classify", top_k=10)) for image in pictures(4, 32)]
     for exact, rounded in zip(tiny_engine.run(items), half.run(items), strict=True):
@@ -123,7 +123,7 @@ def test_a_model_of_the_catalog_with_weights_that_are_not_finite_is_refused(
         next(classifier.module.parameters()).fill_(float("nan"))
     spec = ModelSpec("tiny", "tiny-convnet", lambda: classifier)
     with pytest.raises(StartError):
-        engine_for(load(spec, placement.place("cpu", "fp32", "eager"))).warm_up()
+        engine_for(load(spec, backends.place("cpu", "fp32", "eager"))).warm_up()
 
 
 def test_a_model_that_cannot_take_a_full_batch_fails_its_warm_up(

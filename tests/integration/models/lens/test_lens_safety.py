@@ -103,7 +103,7 @@ def test_a_comparison_leaves_no_tensor_alive(tiny_engine: Engine) -> None:
 
 def test_memory_returns_to_its_level_after_a_comparison(default_engine: Engine) -> None:
     # As serving has it, and then 640 MB are retained in between.
-    memory.keep_freed()
+    memory.retain_freed_pages()
     options = ComparisonOptions(batch_size=1, iterations=1, arms=("grad", "inference_mode"))
     compare_served(default_engine, options)
     process = psutil.Process()

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torchvision
 
-from models.hardware import placement
+from models import backends
 from models.images.preprocessing import decode_image
 from models.images.samples import Sample, draw, encode
 from models.inference.batch_item import BatchItem
@@ -19,7 +19,7 @@ from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.specs import Classifier
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 
 def test_the_default_model_has_the_thousand_classes_of_imagenet(default_model: LoadedModel) -> None:
@@ -46,7 +46,7 @@ def test_the_default_model_names_the_drawn_samples(
     assert default_engine.model.labels[output.indices[0]] == label
 
 
-def test_random_weights_are_the_same_every_time_and_nobodys_else() -> None:
+def test_random_weights_are_the_same_every_time_and_differ_between_architectures() -> None:
     first, second = (load(catalog.find("resnet18:random"), CPU) for _ in range(2))
     other = load(catalog.find("mobilenet_v3_small:random"), CPU)
     assert first.fingerprint == second.fingerprint != other.fingerprint

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.hardware import placement
+from models import backends
 from models.hardware.placement import Precision
 from models.images.transforms import Transform
 from models.interface.errors import StartError, UnsupportedArchitectureError
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 
 def changed(spec: ModelSpec, *, transform: Transform | None = None, module: nn.Module | None = None) -> ModelSpec:
@@ -75,7 +75,7 @@ def test_another_transform_changes_the_fingerprint(tiny: ModelSpec, transform: T
 
 
 def test_another_precision_changes_the_fingerprint(tiny: ModelSpec) -> None:
-    assert load(tiny, placement.place("cpu", "bf16", "eager")).fingerprint != load(tiny, CPU).fingerprint
+    assert load(tiny, backends.place("cpu", "bf16", "eager")).fingerprint != load(tiny, CPU).fingerprint
 
 
 def test_the_same_weights_in_another_activation_have_another_fingerprint(tiny: ModelSpec) -> None:
@@ -88,7 +88,7 @@ def test_the_same_weights_in_another_activation_have_another_fingerprint(tiny: M
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_parameters_stay_ones_that_autograd_can_use(tiny: ModelSpec, precision: Precision) -> None:
-    model = load(tiny, placement.place("cpu", precision, "eager"))
+    model = load(tiny, backends.place("cpu", precision, "eager"))
     assert all(parameter.requires_grad for parameter in model.network.parameters())
     assert not any(tensor.is_inference() for tensor in model.network.state_dict().values())
     assert not any(buffer.is_inference() for buffer in model.normalize.buffers())

@@ -37,13 +37,13 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_name_of_the_catalog_is_found_and_served_under_the_name_asked_for() -> None:
-    spec = sources.of_caller("resnet18:random", "canary", None)()
+    spec = sources.from_request("resnet18:random", "canary", None)()
     assert (spec.name, spec.architecture) == ("canary", "resnet18")
 
 
-def test_a_name_that_is_none_is_told_with_what_is_spelled_alike(models_folder: Path) -> None:
+def test_an_unknown_name_is_refused_with_similar_names(models_folder: Path) -> None:
     with pytest.raises(UnknownCatalogNameError, match="did you mean resnet18"):
-        sources.of_caller("resnet18x", "m", models_folder)()
+        sources.from_request("resnet18x", "m", models_folder)()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_a_name_that_is_none_is_told_with_what_is_spelled_alike(models_folder: P
 def test_a_folder_of_the_models_folder_goes_before_a_name(
     models_folder: Path, found: list[str], source: str, folder: str
 ) -> None:
-    assert sources.of_caller(source, "m", models_folder)().name == "m"
+    assert sources.from_request(source, "m", models_folder)().name == "m"
     assert found == [str((models_folder / folder).resolve())]
 
 
@@ -76,23 +76,23 @@ def test_a_folder_of_the_models_folder_goes_before_a_name(
 )
 def test_no_source_leads_out_of_the_models_folder(models_folder: Path, found: list[str], source: str) -> None:
     with pytest.raises(UnknownSourceError):
-        sources.of_caller(source, "m", models_folder)()
+        sources.from_request(source, "m", models_folder)()
     assert found == []
 
 
 @pytest.mark.parametrize("source", ["flowers", "file", "resnet18.d"])
-def test_what_is_no_folder_there_is_not_looked_for_anywhere_else(
+def test_a_source_that_is_no_folder_there_is_not_searched_elsewhere(
     models_folder: Path, found: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
 ) -> None:
     (tmp_path / source).mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StartError):
-        sources.of_caller(source, "m", None if source == "flowers" else models_folder)()
+        sources.from_request(source, "m", None if source == "flowers" else models_folder)()
     assert found == []
 
 
 def test_the_operator_may_name_anything(found: list[str]) -> None:
     spec = catalog.named("null")
-    assert sources.of_operator(spec)() is spec
-    sources.of_operator("/anywhere/at/all")()
+    assert sources.from_operator(spec)() is spec
+    sources.from_operator("/anywhere/at/all")()
     assert found == ["/anywhere/at/all"]

@@ -108,7 +108,7 @@ def test_the_rows_of_the_head_tell_the_number_of_classes() -> None:
     assert fitting.classes_of({"conv.weight": STATE["conv.weight"]}, network) is None
 
 
-def test_what_is_missing_left_over_or_of_another_shape_is_told_and_counted(tmp_path: Path) -> None:
+def test_missing_unexpected_and_misshapen_tensors_are_listed_and_counted(tmp_path: Path) -> None:
     tensors = dict(STATE)
     del tensors["conv.bias"]
     tensors["loss.weight"] = torch.ones(3)
@@ -127,7 +127,7 @@ def test_what_is_missing_left_over_or_of_another_shape_is_told_and_counted(tmp_p
         assert fault in said
 
 
-def test_no_more_than_ten_of_them_are_told(tmp_path: Path) -> None:
+def test_at_most_ten_mismatches_are_listed(tmp_path: Path) -> None:
     strange = {f"layer.{number}": torch.ones(1) for number in range(30)}
     with pytest.raises(ModelFolderError, match="30 unexpected") as refused:
         fitting.load(network(), strange, tmp_path / "model.pt", "mine")
@@ -156,7 +156,7 @@ def test_a_whole_pickled_model_is_refused_with_the_line_that_converts_it(
     assert same(module, trained())
 
 
-def test_objects_beside_the_tensors_are_refused_with_the_line_that_leaves_them_out(
+def test_pickled_objects_are_refused_with_the_command_that_saves_the_tensors_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = saved({"state_dict": STATE, "args": argparse.Namespace(lr=0.1)}, tmp_path / "model.pt")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.hardware import placement
+from models import backends
 from models.interface.errors import DeviceUnavailableError, ModelFolderError
 from models.loading import catalog
 from models.loading.load import load
@@ -118,7 +118,7 @@ def test_sizes_that_cannot_be_are_refused_by_the_layers_name(write: Write, layer
         ("threads = 3", r"serve\.threads: there is no such key"),
     ],
 )
-def test_what_is_wrong_with_serve_is_said_with_its_key(write: Write, serve: str, said: str) -> None:
+def test_an_error_in_serve_names_its_key(write: Write, serve: str, said: str) -> None:
     with pytest.raises(ModelFolderError, match=said):
         catalog.find(str(write(serve=f"[serve]\n{serve}")))
 
@@ -132,7 +132,7 @@ def test_sizes_without_a_file_of_weights_are_refused(write: Write) -> None:
 
 def test_a_folders_own_precision_goes_before_that_of_the_process(write: Write) -> None:
     spec = catalog.find(str(write(serve='[serve]\nprecision = "bf16"')))
-    assert load(spec, placement.place("cpu", "fp32", "eager")).placement.precision == "bf16"
+    assert load(spec, backends.place("cpu", "fp32", "eager")).placement.precision == "bf16"
     spec = catalog.find(str(write(serve='[serve]\nprecision = "fp16"')))
     with pytest.raises(DeviceUnavailableError, match="fp16 is for GPUs"):
-        load(spec, placement.place("cpu", "fp32", "eager"))
+        load(spec, backends.place("cpu", "fp32", "eager"))

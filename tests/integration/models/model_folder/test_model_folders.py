@@ -13,7 +13,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.hardware import placement
+from models import backends
 from models.images import transforms
 from models.interface.errors import ModelFolderError, StartError, UnknownCatalogNameError
 from models.interface.telemetry import NoTelemetry
@@ -23,7 +23,7 @@ from models.model_folder import description, writing
 from models.networks.specs import Classifier, FeatureLayer
 from models.serving.runtime import LocalRuntime, ServingOptions
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 ARCHITECTURE = "shufflenet_v2_x0_5"
 
 MakeFolder = Callable[..., Path]
@@ -115,7 +115,7 @@ def test_an_inner_layer_is_served_without_classes(folder_of: MakeFolder, trained
     assert model.parameters < sum(parameter.numel() for parameter in trained.parameters())
 
 
-def test_what_is_wrong_with_a_layer_or_a_file_names_the_key_that_names_it(folder_of: MakeFolder) -> None:
+def test_an_error_in_a_layer_or_a_file_names_the_key_that_names_it(folder_of: MakeFolder) -> None:
     assert refused(folder_of('features = "stage9"', name="a")).startswith("features: it has no layer 'stage9'; ")
     unlabelled = folder_of(name="b")
     (unlabelled / "labels.txt").write_text("cat\n\nfox\n")
@@ -131,7 +131,7 @@ def test_what_is_wrong_with_a_layer_or_a_file_names_the_key_that_names_it(folder
     assert refused(pruned) == "pruned: sizes.json: conv9: there is no such layer in the architecture"
 
 
-def test_weights_of_nobodys_are_seeded_and_of_as_many_classes_as_asked(tmp_path: Path) -> None:
+def test_random_weights_are_seeded_and_have_the_requested_number_of_classes(tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text(
         f'name = "tried"\narchitecture = "{ARCHITECTURE}"\nweights = "random"\nclasses = 5\n'
     )
@@ -139,7 +139,9 @@ def test_weights_of_nobodys_are_seeded_and_of_as_many_classes_as_asked(tmp_path:
     assert loaded(tmp_path).fingerprint == loaded(tmp_path).fingerprint
 
 
-def test_paths_are_told_from_names(folder_of: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_distinguished_from_names(
+    folder_of: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder_of(name="resnet18")
     folder_of(name="mine")
     monkeypatch.chdir(tmp_path)
@@ -160,7 +162,7 @@ def test_two_models_of_one_name_are_refused_before_any_is_loaded(folder_of: Make
 
 
 @pytest.mark.parametrize("features", [None, FeatureLayer("stage3", "map")])
-def test_what_is_written_is_what_was_there(
+def test_a_written_folder_gives_the_same_results(
     folder_of: MakeFolder, tmp_path: Path, features: FeatureLayer | None
 ) -> None:
     spec = catalog.find(str(folder_of("[transform]\ncrop = 64")))

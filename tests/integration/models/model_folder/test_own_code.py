@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.hardware import placement
+from models import backends
 from models.interface.errors import ModelFolderError
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 NET = """
 import torch
@@ -106,7 +106,7 @@ def test_folders_with_files_of_the_same_names_do_not_meet(folder_of: MakeFolder)
     assert not {"net", "layers"} & set(sys.modules)
 
 
-def test_the_folders_file_goes_before_what_is_installed(folder_of: MakeFolder) -> None:
+def test_a_module_of_the_folder_has_priority_over_an_installed_one(folder_of: MakeFolder) -> None:
     path = list(sys.path)
     assert loaded(folder_of(architecture="models:build", models=NET)).network.classes == 3
     assert sys.path == path

@@ -10,14 +10,14 @@ import torch
 import torchvision
 from torch import nn
 
-from models.hardware import placement
+from models import backends
 from models.interface.errors import ModelFolderError
 from models.loading import catalog
 from models.loading.load import load
 from models.model_folder import guessing, shapes
 from models.model_folder.starting import start
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 
 def network(name: str, classes: int) -> nn.Module:
@@ -33,7 +33,7 @@ def test_an_architecture_of_torchvisions_is_known_by_its_tensors_whatever_its_cl
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_one_of_timms_is_known_too_and_one_of_nobodys_is_none() -> None:
+def test_timms_architectures_are_found_too_and_an_unknown_one_is_not() -> None:
     assert guessing.guess(timm.create_model("test_resnet", num_classes=7).state_dict()) == guessing.Guess(
         "timm/test_resnet", 1.0
     )
@@ -72,7 +72,7 @@ def test_what_a_folder_holds_becomes_a_model_that_can_be_served(tmp_path: Path) 
     )
 
 
-def test_what_is_commented_out_can_be_commented_in(tmp_path: Path) -> None:
+def test_commented_lines_of_a_new_model_toml_are_valid(tmp_path: Path) -> None:
     torch.save(network("resnet18", 3).state_dict(), tmp_path / "model.pt")
     start(tmp_path, architecture="resnet18")
     file = tmp_path / "model.toml"

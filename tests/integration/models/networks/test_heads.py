@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.hardware import placement
+from models import backends
 from models.images.transforms import Transform
 from models.interface.errors import UnsupportedArchitectureError
 from models.loading.load import load
@@ -14,7 +14,7 @@ from models.networks import architectures
 from models.networks.heads import cut_at_head
 from models.networks.specs import Classifier, ModelSpec
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 
 class Trunk(nn.Module):

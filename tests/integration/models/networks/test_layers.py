@@ -12,9 +12,8 @@ from torch import nn
 
 from gradless.records import ARMS, ComparisonOptions
 from models import backends
+from models.backends import BackendOptions
 from models.backends.folding import folded
-from models.hardware import placement
-from models.hardware.placement import BackendName
 from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
 from models.interface.errors import UnsupportedArchitectureError
@@ -24,7 +23,7 @@ from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 # A network of timm's for its own tests: four stages, 160 pixels.
 NAME = "timm/test_resnet"
@@ -74,7 +73,7 @@ def test_a_pooled_layer_is_its_mean_over_positions(pooled: LoadedModel, images: 
     torch.testing.assert_close(features, expected.mean((2, 3)))
 
 
-def test_a_map_is_the_layer_itself_flattened_and_its_shape_is_told(mapped: LoadedModel, images: torch.Tensor) -> None:
+def test_a_map_is_the_flattened_layer_and_its_shape_is_reported(mapped: LoadedModel, images: torch.Tensor) -> None:
     expected = seen_at(NAME, "layer3", images)
     with torch.no_grad():
         features, _ = mapped.network(images)
@@ -124,15 +123,15 @@ def test_layer_and_form_are_part_of_the_fingerprint(pooled: LoadedModel, mapped:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "message"),
     [
         ("layr3", r"no layer 'layr3'; did you mean .*layer3"),
         ("layer3.7", r"did you mean .*layer3"),
         ("encoder", r"there is x, conv1, .*layer4, .*fc"),
     ],
 )
-def test_a_layer_that_is_not_there_is_refused_with_what_is(wanted: str, told: str) -> None:
-    with pytest.raises(UnsupportedArchitectureError, match=told) as refused:
+def test_an_unknown_layer_is_refused_with_the_known_ones(wanted: str, message: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=message) as refused:
         load(spec_of(NAME, wanted), CPU)
     assert "\n" not in str(refused.value)
 
@@ -161,11 +160,12 @@ def test_a_network_that_cannot_be_followed_is_refused_with_the_reason(tiny: Mode
 @pytest.mark.parametrize("form", ["pooled", "map"])
 @pytest.mark.parametrize("backend", ["eager", "openvino"])
 def test_a_backend_gives_what_the_layer_gives(
-    backend: BackendName, form: FeatureForm, request: pytest.FixtureRequest, tmp_path: Path
+    backend: str, form: FeatureForm, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     model: LoadedModel = request.getfixturevalue("pooled" if form == "pooled" else "mapped")
     made = backends.make(
-        replace(model, placement=placement.place("cpu", "fp32", backend)), max_batch_size=8, cache_folder=tmp_path
+        replace(model, placement=backends.place("cpu", "fp32", backend)),
+        BackendOptions(max_batch_size=8, cache_folder=tmp_path),
     )
     pixels = torch.randint(0, 256, (5, 3, 160, 160), dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -177,8 +177,8 @@ def test_a_backend_gives_what_the_layer_gives(
 
 
 def test_a_compiled_backend_gives_what_the_layer_gives(pooled: LoadedModel, tmp_path: Path) -> None:
-    model = replace(pooled, placement=placement.place("cpu", "fp32", "compiled"))
-    made = backends.make(model, max_batch_size=2, cache_folder=tmp_path)
+    model = replace(pooled, placement=backends.place("cpu", "fp32", "compiled"))
+    made = backends.make(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path))
     pixels = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
     with torch.inference_mode():
         features, logits = made.run(pixels)
@@ -187,7 +187,7 @@ def test_a_compiled_backend_gives_what_the_layer_gives(pooled: LoadedModel, tmp_
     assert (features - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_batchnorms_of_what_is_left_are_folded(pooled: LoadedModel, images: torch.Tensor) -> None:
+def test_batchnorms_of_a_cut_network_are_folded(pooled: LoadedModel, images: torch.Tensor) -> None:
     fused = folded(pooled.network, images)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
 

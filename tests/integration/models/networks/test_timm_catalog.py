@@ -11,7 +11,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from models.hardware import placement
+from models import backends
 from models.interface.errors import (
     StartError,
     UnknownCatalogNameError,
@@ -22,7 +22,7 @@ from models.loading import catalog
 from models.loading.load import load
 from models.networks import architectures
 
-CPU = placement.place("cpu", "fp32", "eager")
+CPU = backends.place("cpu", "fp32", "eager")
 
 # One of timm's own for tests: under half a million parameters.
 NAME = "timm/test_resnet.r160_in1k"
@@ -109,7 +109,7 @@ def test_weights_put_there_are_the_ones_that_are_served(checkpoints: Path) -> No
     assert all(loaded[name].equal(tensor) for name, tensor in published.items())
 
 
-def test_what_the_hub_gives_is_what_is_served(
+def test_weights_of_the_hub_are_served_unchanged(
     checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = catalog.find(f"{NAME}:random").build().module.state_dict()
@@ -167,7 +167,7 @@ def test_a_model_whose_images_are_no_squares_is_refused() -> None:
         architectures.find("timm/vit_base_patch16_sapiens2")
 
 
-def test_all_of_timm_is_listed_where_a_pattern_asks_for_it() -> None:
+def test_a_pattern_lists_all_of_timm() -> None:
     assert not any(name.startswith("timm/") for name in catalog.names())
     assert len(catalog.names("timm/*")) >= len(timm.list_models(pretrained=True)) + len(timm.list_models())
     assert "timm/resnet18.a1_in1k" in catalog.names("timm/resnet18*")

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.hardware import placement
+from models import backends
+from models.backends import BackendOptions
 from models.images.samples import draw, encode
 from models.interface.errors import DeviceUnavailableError, JobError, StartError, UnsupportedArchitectureError
 from models.loading import catalog
@@ -108,7 +109,7 @@ def test_a_pruned_folder_is_served_without_torch_pruning(
     assert report.after.weight_bytes < report.before.weight_bytes
     # Whoever serves it need not have what pruned it.
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    made = load(catalog.find(str(tmp_path / "made")), placement.place("cpu", "fp32", "eager"))
+    made = load(catalog.find(str(tmp_path / "made")), backends.place("cpu", "fp32", "eager"))
     assert made.fingerprint == report.after.fingerprint != report.before.fingerprint
     sizes = json.loads((tmp_path / "made" / "pruned.json").read_text())
     depthwise = sizes["4"]
@@ -152,7 +153,7 @@ def test_bf16_halves_the_weights_and_is_served_in_bf16_with_any_setting(optimize
     assert report.agreement.mean_probability_change < 0.05
     assert report.agreement.feature_cosine is not None
     assert report.agreement.feature_cosine > 0.99
-    made = load(catalog.find(str(tmp_path / "made")), placement.place("cpu", "fp32", "eager"))
+    made = load(catalog.find(str(tmp_path / "made")), backends.place("cpu", "fp32", "eager"))
     assert made.placement.precision == "bf16"
 
 
@@ -167,23 +168,21 @@ def test_a_folder_in_int8_is_served_without_nncf_and_images(
     assert tomllib.loads((folder / "model.toml").read_text())["serve"] == {"precision": "int8", "quantized": "int8.xml"}
     monkeypatch.setitem(sys.modules, "nncf", None)
     spec = catalog.find(str(folder))
-    assert load(spec, placement.place("cpu", "fp32", "openvino")).fingerprint == report.after.fingerprint
+    assert load(spec, backends.place("cpu", "fp32", "openvino")).fingerprint == report.after.fingerprint
     with pytest.raises(DeviceUnavailableError, match="int8 is for the openvino backend"):
-        load(spec, placement.place("cpu", "fp32", "eager"))
+        backends.make(load(spec, backends.place("cpu", "fp32", "eager")), BackendOptions())
     with pytest.raises(JobError, match="already in int8"):
         optimize("prune", model=str(folder), output=tmp_path / "again")
 
 
 def test_int8_of_other_weights_is_refused(optimize: Optimize, tmp_path: Path) -> None:
-    from models import backends  # noqa: PLC0415
-
     optimize("int8", backend="openvino")
     folder = tmp_path / "made"
     toml = folder / "model.toml"
     toml.write_text(toml.read_text().replace("resize = 36", "resize = 40"))
-    model = load(catalog.find(str(folder)), placement.place("cpu", "fp32", "openvino"))
+    model = load(catalog.find(str(folder)), backends.place("cpu", "fp32", "openvino"))
     with pytest.raises(StartError, match="was made from other weights or another transform"):
-        backends.make(model, max_batch_size=4, cache_folder=tmp_path / "cache")
+        backends.make(model, BackendOptions(max_batch_size=4, cache_folder=tmp_path / "cache"))
 
 
 def test_with_too_little_agreement_no_folder_is_left(optimize: Optimize, tmp_path: Path) -> None:

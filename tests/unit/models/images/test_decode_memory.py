@@ -49,7 +49,7 @@ def test_decodes_that_fit_together_run_together(memory: DecodeMemory) -> None:
         assert second
 
 
-def test_one_that_does_not_fit_waits_until_there_is_room(memory: DecodeMemory) -> None:
+def test_a_decode_that_exceeds_the_budget_waits_until_memory_is_free(memory: DecodeMemory) -> None:
     log: queue.Queue[str] = queue.Queue()
     with memory.reserved(40 * _MIB, NEVER_CANCELLED):
         release = _reserve_in_thread(memory, 40 * _MIB, log, "second")
@@ -83,7 +83,7 @@ def test_a_large_one_is_not_overtaken_by_small_ones(memory: DecodeMemory) -> Non
     release.set()
 
 
-def test_a_decode_that_nobody_waits_for_any_more_gives_up_waiting(memory: DecodeMemory) -> None:
+def test_a_cancelled_decode_stops_waiting_for_memory(memory: DecodeMemory) -> None:
     with memory.reserved(64 * _MIB, NEVER_CANCELLED), memory.reserved(_MIB, _CANCELLED) as held:
         assert not held
     with memory.reserved(64 * _MIB, NEVER_CANCELLED) as held:

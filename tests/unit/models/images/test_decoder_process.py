@@ -24,8 +24,9 @@ from PIL import Image
 
 from models.images import decoder_process
 from models.images.cost import DecodeCost, predict
-from models.images.decode import FORMATS, decode_pixels
+from models.images.decode import decode_pixels
 from models.images.decoder_process import DecoderProcess
+from models.images.formats import FORMATS
 from models.images.samples import draw, encode
 from models.interface.errors import TooCostlyError, UndecodableImageError
 from models.interface.image_limits import ImageLimits

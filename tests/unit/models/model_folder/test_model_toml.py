@@ -32,7 +32,7 @@ def written(tmp_path: Path) -> Written:
     return write
 
 
-def test_what_is_not_said_is_the_folders_name_and_the_architectures_own(written: Written) -> None:
+def test_missing_keys_default_to_the_folders_name_and_the_architectures_values(written: Written) -> None:
     folder = written(LEAST)
     read = description.read(folder)
     assert (read.name, read.architecture, read.weights) == ("flowers", "resnet18", folder / "model.pt")
@@ -151,7 +151,7 @@ def test_a_path_that_leads_out_of_the_folder_is_refused(written: Written, path: 
         description.read(folder)
 
 
-def test_what_is_no_toml_is_refused_with_its_line(written: Written) -> None:
+def test_invalid_toml_is_refused_with_its_line(written: Written) -> None:
     with pytest.raises(ModelFolderError, match=r"model\.toml: is not TOML: .*line 3"):
         description.read(written(LEAST + "=\n"))
 

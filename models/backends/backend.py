@@ -1,0 +1,73 @@
+"""The interface of a backend: one way to run a model's forward. It knows nothing of queues or batch formation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.networks.network import FeaturesAndLogits
+
+DEFAULT_CACHE_FOLDER = Path("~/.cache/gradless")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendOptions:
+    """How a backend is made.
+
+    `max_batch_size`: images of one forward at most; None leaves it to the backend.
+    `fixed_shape`: every forward has one shape, to which batches are padded. An image's result then does not depend on
+    the other images of its batch.
+    `cache_folder`: where a backend keeps converted models. `fresh`: convert again, and replace what the cache holds.
+    """
+
+    max_batch_size: int | None = None
+    fixed_shape: bool = False
+    cache_folder: Path = DEFAULT_CACHE_FOLDER
+    fresh: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchHints:
+    """How a backend prefers its batches. The engine and the batcher follow it.
+
+    `max_batch_size`: images of one batch at most.
+    `warm_up_sizes`: batch sizes to run before the model is ready.
+    `max_in_flight`: batches that may run at the same time. Two keep the device from waiting between batches; one where
+    a second batch would only slow down the first.
+    `overlap_min_size`: smallest batch that leaves cores free to start the next batch early; None if a batch always
+    occupies the whole device.
+    `intra_op_threads`: threads that PyTorch may use for one operation in the thread that calls `run`. More than one
+    only where PyTorch runs the forward: its idle threads spin, and take cores from the decoders.
+    `memory_note`: why PyTorch cannot measure the memory that `run` takes; None where it can.
+    """
+
+    max_batch_size: int
+    warm_up_sizes: tuple[int, ...]
+    max_in_flight: int = 1
+    overlap_min_size: int | None = None
+    intra_op_threads: int = 1
+    memory_note: str | None = None
+
+
+class Backend(Protocol):
+    """One way to run a model's forward. Made as `Backend(model, options)`, ready to be warmed up."""
+
+    hints: BatchHints
+    network: nn.Module | None
+    """The module that `run` calls; None if PyTorch does not run a module."""
+
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
+        """Return features (N, D) and logits (N, C), of a floating-point type and on a device of the backend's choice,
+        for (N, 3, side, side) uint8 pixels on the CPU, channels last in memory.
+
+        Called under inference_mode, by up to `hints.max_in_flight` threads at the same time. A backend that runs a
+        batch in pieces raises AllCancelledError if the token is cancelled before a piece.
+        """
+
+    def close(self) -> None:
+        """End the backend's threads, if it has any. Nothing calls `run` after that."""

@@ -1,0 +1,119 @@
+"""The registry names the backends, says where each runs, and makes them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from types import ModuleType
+from typing import get_args
+
+import pytest
+import torch
+
+from app.settings import Settings
+from models import backends
+from models.backends import BackendOptions, BatchHints, registry
+from models.backends.backend import Backend
+from models.backends.registry import BACKENDS, Package, Registration
+from models.hardware.placement import Placement
+from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.interface.errors import DeviceUnavailableError
+from models.loading.load import LoadedModel, load
+from models.networks.network import FeaturesAndLogits
+from models.networks.specs import ModelSpec
+
+CPU = torch.device("cpu")
+
+
+class AnotherBackend(Backend):
+    """Runs the loaded network unchanged."""
+
+    def __init__(self, model: LoadedModel, options: BackendOptions) -> None:
+        self.hints = BatchHints(max_batch_size=options.max_batch_size or 3, warm_up_sizes=(1,))
+        self.network = model.network
+        self._normalize = model.normalize
+
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+        answer: FeaturesAndLogits = self.network(self._normalize(pixels))
+        return answer
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def test_one_module_and_one_entry_in_the_registry_make_a_backend(
+    tiny: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("models.backends.another")
+    module.AnotherBackend = AnotherBackend  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(BACKENDS, "another", Registration(cpu="another.AnotherBackend"))
+
+    model = load(tiny, backends.place("cpu", "fp32", "another"))
+    made = backends.make(model, BackendOptions())
+
+    assert isinstance(made, AnotherBackend)
+    assert (made.hints.max_batch_size, made.hints.max_in_flight, made.hints.overlap_min_size) == (3, 1, None)
+    assert made.run(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).features.shape[0] == 2
+
+
+def test_the_backend_setting_lists_the_backends_of_the_registry() -> None:
+    assert get_args(Settings.model_fields["backend"].annotation) == (registry.AUTO, *backends.names())
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_registered_class_is_a_backend(name: str) -> None:
+    for path in BACKENDS[name].classes.values():
+        made = registry.class_of(path)
+        assert isinstance(made, type)
+        assert Backend in made.__mro__
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "expected"),
+    [
+        (True, "cpu", "openvino"),
+        (False, "cpu", "eager"),
+        (True, "cuda", "eager"),
+        (True, "mps", "eager"),
+    ],
+)
+def test_auto_selects_openvino_on_a_cpu_that_has_it_installed_and_else_eager(
+    monkeypatch: pytest.MonkeyPatch,
+    installed: bool,  # noqa: FBT001 - a parameter of the test
+    device: str,
+    expected: str,
+) -> None:
+    monkeypatch.setattr(Package, "installed", installed)
+    monkeypatch.setattr(registry, "device_of", torch.device)
+    assert backends.place(device, "fp32", "auto").backend == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "message"),
+    [
+        ("cuda", "openvino", "the openvino backend is for CPUs; use eager or compiled"),
+        ("mps", "openvino", "the openvino backend is for CPUs; use eager"),
+        ("mps", "compiled", "the compiled backend is for CUDA and CPUs; use eager"),
+        ("cpu", "tensorrt", "there is no backend 'tensorrt'; use auto, eager, compiled, openvino"),
+    ],
+)
+def test_a_backend_that_does_not_run_there_is_refused_with_what_works_instead(
+    monkeypatch: pytest.MonkeyPatch, device: str, backend: str, message: str
+) -> None:
+    monkeypatch.setattr(registry, "device_of", torch.device)
+    with pytest.raises(DeviceUnavailableError, match=re.escape(message)):
+        backends.place(device, "fp32", backend)
+
+
+def test_a_backend_whose_package_is_not_installed_is_refused_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Package, "installed", False)
+    with pytest.raises(DeviceUnavailableError, match=re.escape("pip install 'gradless[openvino]'")):
+        backends.place("cpu", "fp32", "openvino")
+
+
+def test_int8_is_refused_for_a_backend_that_does_not_compute_in_it() -> None:
+    with pytest.raises(DeviceUnavailableError, match="int8 is for the openvino backend; use bf16 or fp32"):
+        backends.check(Placement(CPU, "int8", "eager"))
