@@ -1,5 +1,7 @@
-"""Take the README's pictures of the page anew: `python docs/screenshots.py http://127.0.0.1:8000`, where the default
-model is served."""
+"""Take the screenshots of the page: `python docs/screenshots.py http://127.0.0.1:8000`.
+
+The service at that address must serve the default model.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 1080}
-CALLERS = 6
+CLIENTS = 6
 LOAD_S = 50
 COMPARISON_MS = 300_000
 
@@ -28,7 +30,7 @@ def open_page(browser: Browser, address: str, view: str, **options: Any) -> Page
     return page
 
 
-def try_it(browser: Browser, address: str) -> bytes:
+def screenshot_of_try(browser: Browser, address: str) -> bytes:
     page = open_page(browser, address, "try", viewport=DESKTOP)
     for number, sample in enumerate(("clock", "crossword", "traffic-light"), start=1):
         page.locator(f"[data-sample={sample}]").click()
@@ -38,7 +40,7 @@ def try_it(browser: Browser, address: str) -> bytes:
     return page.screenshot(full_page=True, animations="disabled")
 
 
-def compare(browser: Browser, address: str) -> bytes:
+def screenshot_of_lens(browser: Browser, address: str) -> bytes:
     page = open_page(browser, address, "lens", viewport=DESKTOP, color_scheme="dark")
     page.get_by_label("Sweep").select_option(label="batches of 1 to 16")
     page.get_by_role("button", name="Compare").click()
@@ -50,44 +52,44 @@ def compare(browser: Browser, address: str) -> bytes:
 
 def edge(place: Locator) -> tuple[float, float]:
     box = place.bounding_box()
-    assert box is not None  # noqa: S101 - it is on the page
+    assert box is not None  # noqa: S101 - it is visible
     return box["y"], box["y"] + box["height"]
 
 
-def watch(browser: Browser, address: str) -> bytes:
+def screenshot_of_live(browser: Browser, address: str) -> bytes:
     page = open_page(browser, address, "live", viewport=PHONE, device_scale_factor=2, is_mobile=True)
-    with urllib.request.urlopen(f"{address}/samples/clock.jpg") as answer:  # noqa: S310 - the address is the caller's
-        picture = answer.read()
+    with urllib.request.urlopen(f"{address}/samples/clock.jpg") as response:  # noqa: S310 - the address is an argument of the script
+        picture = response.read()
     ended = threading.Event()
 
     def load() -> None:
         while not ended.is_set():
             urllib.request.urlopen(f"{address}/v1/classify", picture).close()  # noqa: S310
 
-    callers = [threading.Thread(target=load) for _ in range(CALLERS)]
-    for caller in callers:
-        caller.start()
+    clients = [threading.Thread(target=load) for _ in range(CLIENTS)]
+    for client in clients:
+        client.start()
     page.wait_for_timeout(LOAD_S * 1e3)
-    taken = page.screenshot(animations="disabled")
+    screenshot = page.screenshot(animations="disabled")
     ended.set()
-    for caller in callers:
-        caller.join()
-    return taken
+    for client in clients:
+        client.join()
+    return screenshot
 
 
-def save(name: str, taken: bytes) -> None:
-    """As few bytes as the page's few colours need, the rare ones among them kept."""
-    taken_in_full = Image.open(BytesIO(taken)).convert("RGB")
-    picture = taken_in_full.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+def save(name: str, screenshot: bytes) -> None:
+    """Save a screenshot with a palette of 256 colours that keeps rare ones, for a small file."""
+    full_colour = Image.open(BytesIO(screenshot)).convert("RGB")
+    picture = full_colour.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
     picture.save(Path(__file__).with_name(name), "PNG", optimize=True)
 
 
 def main(address: str) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        save("try.png", try_it(browser, address))
-        save("lens.png", compare(browser, address))
-        save("live.png", watch(browser, address))
+        save("try.png", screenshot_of_try(browser, address))
+        save("lens.png", screenshot_of_lens(browser, address))
+        save("live.png", screenshot_of_live(browser, address))
         browser.close()
 
 

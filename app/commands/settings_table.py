@@ -1,4 +1,4 @@
-"""Every setting as a Markdown table: what `gradless settings` prints, and the README holds."""
+"""Every setting as a Markdown table: `gradless settings` prints it, and docs/configuration.md contains it."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def http_workers(device: str) -> int:
     """Processes that read and decode for the one that has the models, where nobody says otherwise: three quarters of
     the cores for a GPU, which one process does not keep busy; 0 where that one does it by itself.
 
-    On an H100 with 16 cores one process answered 687 images/s, 4 workers 1991, 8 2256, 12 2911 (docs/architecture.md).
+    On an H100 with 16 cores one process answered 687 images/s, 4 workers 1991, 8 2256, 12 2911 (docs/performance.md).
     On a CPU forwards need the cores.
     """
     found = first_available() if device == "auto" else device

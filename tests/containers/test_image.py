@@ -130,10 +130,10 @@ def test_the_container_of_the_readme_has_longer_to_stop_than_it_drains_and_hears
     assert " --init " in command
 
 
-def test_what_is_installed_is_the_two_packages_and_the_page_and_no_tests(installed: Path) -> None:
+def test_the_wheel_has_the_three_packages_with_the_page_and_no_tests(installed: Path) -> None:
     [packages] = installed.glob("lib/python*/site-packages")
     names = {path.name for path in packages.iterdir()}
-    assert names == {"app", "models", f"gradless-{PROJECT['version']}.dist-info", "borrowed.pth"}
+    assert names == {"app", "gradless", "models", f"gradless-{PROJECT['version']}.dist-info", "borrowed.pth"}
     assert (packages / "app/page/index.html").is_file()
     # Nobody compiles on a read-only root.
     assert list(packages.glob("app/__pycache__/*.pyc"))

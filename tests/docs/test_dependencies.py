@@ -1,4 +1,4 @@
-"""What may be installed with gradless, and what is locked."""
+"""The version bounds of pyproject.toml and the locked versions of constraints.txt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DEPENDENCIES = {requirement.name: requirement for requirement in map(Requirement, PROJECT["project"]["dependencies"])}
 
-# Of what reads callers' bytes or writes answers: the last versions before a published fault was mended.
+# Packages that read clients' bytes or write responses: the last versions before the fix of a published fault.
 FAULTY = {"pillow": "12.2.0", "python-multipart": "0.0.26", "starlette": "0.49.0", "jinja2": "3.1.5"}
 
 
@@ -22,18 +22,18 @@ def test_no_version_with_a_known_fault_may_be_installed(name: str, version: str)
     assert not DEPENDENCIES[name].specifier.contains(version)
 
 
-def test_what_is_locked_is_within_the_bounds() -> None:
+def test_locked_versions_are_within_the_bounds() -> None:
     locked = _locked()
     for name, requirement in DEPENDENCIES.items():
         assert requirement.specifier.contains(locked[_normal(name)]), name
 
 
-def test_each_tool_of_development_is_locked() -> None:
+def test_each_development_dependency_is_locked() -> None:
     assert {_normal(Requirement(line).name) for line in PROJECT["dependency-groups"]["dev"]} <= set(_locked())
 
 
 def _locked() -> dict[str, str]:
-    """Versions by name."""
+    """Return the locked versions by name."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pairs = (line.split("==") for line in lines if not line.startswith("#"))
     return {_normal(name): version for name, version in pairs}

@@ -1,4 +1,4 @@
-"""The command behind the README's figures of what it costs to be observed."""
+"""The command behind the figures of docs/performance.md on the cost of metrics."""
 
 from __future__ import annotations
 

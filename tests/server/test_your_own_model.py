@@ -17,7 +17,7 @@ import pytest
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
 SCRIPT = Path(__file__).with_name("fine_tuning.py")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "your-own-model.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "models.md"
 
 EAGER = {"GRADLESS_BACKEND": "eager"}
 
@@ -32,8 +32,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def documented_steps() -> list[list[str]]:
-    """The commands of the document's first block, as words."""
-    block = re.search(r"```sh\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    """The commands of the section on one's own model, as words."""
+    section = DOCUMENT.read_text().split("## Your own model\n")[1]
+    block = re.search(r"```sh\n(.*?)```", section, re.DOTALL)
     assert block
     return [words for line in block[1].splitlines() if (words := shlex.split(line, comments=True))]
 

@@ -1,4 +1,4 @@
-"""docs/your-own-model.md has every key of model.toml, and the README's first steps with a model of one's own."""
+"""docs/models.md has every key of model.toml, and the README's first steps with a model folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from models.model_folder import description
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "your-own-model.md").read_text()
+PAGE = (ROOT / "docs" / "models.md").read_text()
 TABLES = {
     "transform": description.TRANSFORM_KEYS,
     "serve": description.SERVE_KEYS,
@@ -17,8 +17,9 @@ TABLES = {
 
 
 def rows() -> dict[str, str]:
-    """Of the table of keys: what is said of each."""
-    found = re.findall(r"^\| `\[?(\w+)\]?` \|(.*)\|$", PAGE, re.MULTILINE)
+    """Return each row of the table of keys, by its key."""
+    section = PAGE.split("## model.toml\n")[1].split("\n#")[0]
+    found = re.findall(r"^\| `\[?(\w+)\]?` \|(.*)\|$", section, re.MULTILINE)
     return dict(found)
 
 
@@ -32,8 +33,8 @@ def test_every_key_of_a_table_is_in_its_row() -> None:
         assert [key for key in keys if key not in named] == [], table
 
 
-def test_the_readme_and_the_page_begin_alike() -> None:
-    readme = (ROOT / "README.md").read_text().split("### Your own\n")[1]
-    blocks = [re.search(r"```sh\n(.*?)```", text, re.DOTALL) for text in (readme, PAGE)]
+def test_the_readme_and_the_page_have_the_same_first_steps() -> None:
+    pages = ((ROOT / "README.md").read_text(), PAGE)
+    blocks = [re.search(r"```sh\n(.*?)```", page.split("## Your own model\n")[1], re.DOTALL) for page in pages]
     first, second = (block.group(1) if block else "" for block in blocks)
     assert first == second != ""
