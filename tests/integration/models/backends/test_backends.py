@@ -22,6 +22,7 @@ from models.hardware import cores
 from models.hardware.placement import Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
+from models.interface.cancellation import CancelToken
 from models.interface.errors import DeviceUnavailableError
 from models.interface.image_limits import ImageLimits
 from models.loading.load import LoadedModel, load
@@ -158,9 +159,12 @@ def test_while_another_batch_runs_openvino_runs_no_image_on_all_cores(
 
         return note
 
-    def hold() -> bool:
-        begun.set()
-        return may_end.wait(_PATIENCE_S)
+    class Hold(CancelToken):
+        """A token that is never cancelled, and whose first check blocks the batch."""
+
+        def raise_if_cancelled(self) -> None:
+            begun.set()
+            assert may_end.wait(_PATIENCE_S)
 
     with torch.inference_mode(), ThreadPoolExecutor(1) as other:
         alone = on_two_cores.run(three)
@@ -168,14 +172,14 @@ def test_while_another_batch_runs_openvino_runs_no_image_on_all_cores(
             monkeypatch.setattr(InferRequest, name, noting(name))
         on_two_cores.run(three)
         assert ran == [("start_async", 1), ("start_async", 1), ("infer", 1)]
-        company = other.submit(on_two_cores.run, three[:2].contiguous(memory_format=torch.channels_last), hold)
+        running = other.submit(on_two_cores.run, three[:2].contiguous(memory_format=torch.channels_last), Hold())
         assert begun.wait(_PATIENCE_S)
         ran.clear()
-        beside = on_two_cores.run(three)
+        alongside = on_two_cores.run(three)
         assert ran == [("start_async", 2), ("start_async", 1)]
         may_end.set()
-        company.result(_PATIENCE_S)
-    assert largest_difference(beside.logits, alone.logits) < 1e-4
+        running.result(_PATIENCE_S)
+    assert largest_difference(alongside.logits, alone.logits) < 1e-4
 
 
 def test_answers_of_one_batch_are_not_overwritten_by_the_next(
