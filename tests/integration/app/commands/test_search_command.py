@@ -106,7 +106,7 @@ def test_thumbnails_are_small_pictures_of_the_files_that_are_there(gradless: Run
     ("arguments", "words"),
     [
         (("build", "features.parquet", "-o", "pictures"), "pictures exists and is no search index"),
-        (("build", "missing.parquet", "-o", "index"), "missing.parquet is no features file"),
+        (("build", "missing.parquet", "-o", "index"), "missing.parquet is no readable features file"),
         (("build", "features.parquet", "-o", "no/where/index"), "no/where/index cannot be written"),
         (("query", "nowhere", "pictures"), "build one with `gradless search build`"),
         (("query", "index", "nothing.png"), "nothing.png does not exist"),
