@@ -102,11 +102,13 @@ class DecodePool:
         self._since: dict[int, float] = {}
 
     def preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
-        """Queue a decode and resize. Called from any thread. Raises DrainingError once closed."""
-        self._submit(self._executor, partial(self._preprocess, job, transform, done))
+        """Queue a decode and resize, and call `done` at its end. Called from any thread. Raises DrainingError once
+        closed."""
+        self._execute(self._executor, partial(self._preprocess, job, transform, done))
 
-    def preprocessed(self, encoded: bytes, transform: Transform) -> Future[torch.Tensor]:
-        """Queue a decode and resize, and return its future, which raises ImageError and DecodersBusyError."""
+    def submit(self, encoded: bytes, transform: Transform) -> Future[torch.Tensor]:
+        """Queue a decode and resize, and return its future, which raises ImageError and DecodersBusyError. The lens
+        uses it; requests use `preprocess`."""
         future: Future[torch.Tensor] = Future()
 
         def done(outcome: torch.Tensor | Exception | None) -> None:
@@ -149,7 +151,7 @@ class DecodePool:
             decoder.close()
         self._memory.close()
 
-    def _submit(self, executor: ThreadPoolExecutor, work: Callable[[], None]) -> None:
+    def _execute(self, executor: ThreadPoolExecutor, work: Callable[[], None]) -> None:
         begun = threading.Lock()
 
         def work_once() -> None:
@@ -215,7 +217,7 @@ class DecodePool:
         with self._lock:
             self._expensive_s.acquire(image.predicted.seconds)
         try:
-            self._submit(self._process_threads, partial(self._run_in_process, image, transform, done))
+            self._execute(self._process_threads, partial(self._run_in_process, image, transform, done))
         except BaseException:
             self._no_longer_waits(image.predicted)
             raise
@@ -231,7 +233,7 @@ class DecodePool:
         del outcome  # as above
 
     def _decode_in_process(self, image: _Handover, transform: Transform) -> torch.Tensor | None:
-        """None where nobody waits for it any more."""
+        """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited for memory."""
         decoder = self._decoders[threading.get_ident()]
         with self._memory.reserved(image.predicted.memory_bytes, image.job.cancel_token) as has_memory:
             if not has_memory:

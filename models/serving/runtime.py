@@ -123,7 +123,7 @@ class LocalRuntime(Runtime):
         pixels = None
         if image is not None:
             transform = instance.engine.model.transform
-            pixels = await asyncio.wrap_future(self._decode_pool.preprocessed(image, transform))
+            pixels = await asyncio.wrap_future(self._decode_pool.submit(image, transform))
         if self._registry.instances.get(instance.card.name) is not instance:
             raise ModelGoneError(instance.card.name)
         comparison = await self._lens.compare(instance.engine, options, pixels, on_progress)

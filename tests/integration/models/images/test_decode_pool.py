@@ -42,7 +42,7 @@ def _decoders(pool: DecodePool) -> list[int]:
 
 
 def test_ordinary_images_need_no_process(pool: DecodePool) -> None:
-    assert pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S).equal(preprocess(JPEG, _TRANSFORM, _LIMITS))
+    assert pool.submit(JPEG, _TRANSFORM).result(_PATIENCE_S).equal(preprocess(JPEG, _TRANSFORM, _LIMITS))
     assert not _decoders(pool)
 
 
@@ -52,7 +52,7 @@ def test_everyday_images_need_no_process_however_many_threads_share_the_memory(t
     photograph = encode(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB"), "JPEG")
     half_a_megapixel = encode(draw("clock").resize((800, 600)).convert("RGBA"), "PNG")
     for encoded in (photograph, half_a_megapixel):
-        pool.preprocessed(encoded, _TRANSFORM).result(_PATIENCE_S)
+        pool.submit(encoded, _TRANSFORM).result(_PATIENCE_S)
     assert not _decoders(pool)
     assert pool.close(_PATIENCE_S)
 
@@ -60,7 +60,7 @@ def test_everyday_images_need_no_process_however_many_threads_share_the_memory(t
 @pytest.mark.parametrize("image_format", ["TIFF", "BMP", "GIF"])
 def test_unusual_formats_are_decoded_in_a_process_to_the_same_pixels(pool: DecodePool, image_format: str) -> None:
     encoded = encode(draw("clock"), image_format)
-    assert pool.preprocessed(encoded, _TRANSFORM).result(_PATIENCE_S).equal(preprocess(encoded, _TRANSFORM, _LIMITS))
+    assert pool.submit(encoded, _TRANSFORM).result(_PATIENCE_S).equal(preprocess(encoded, _TRANSFORM, _LIMITS))
     assert len(_decoders(pool)) == 1
 
 
@@ -68,7 +68,7 @@ def test_a_jpeg_that_libjpeg_warns_of_is_read_once_more_in_a_process_and_at_a_re
     file = io.BytesIO()
     draw("clock").resize((4000, 3000)).save(file, "JPEG")
     damaged = file.getvalue()[:-2] + b"\0\0"
-    pixels = pool.preprocessed(damaged, _TRANSFORM).result(_PATIENCE_S)
+    pixels = pool.submit(damaged, _TRANSFORM).result(_PATIENCE_S)
     assert (pixels.float() - preprocess(file.getvalue(), _TRANSFORM, _LIMITS).float()).abs().mean() < 4
     assert _decoders(pool)
 
@@ -77,8 +77,8 @@ def test_a_lossless_jpeg_never_comes_to_the_decoder_that_it_crashes(pool: Decode
     baseline = JPEG.index(b"\xff\xc0")
     lossless = JPEG[: baseline + 1] + b"\xc3" + JPEG[baseline + 2 :]
     with pytest.raises(UndecodableImageError):
-        pool.preprocessed(lossless, _TRANSFORM).result(_PATIENCE_S)
-    assert pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S).shape[0] == 3
+        pool.submit(lossless, _TRANSFORM).result(_PATIENCE_S)
+    assert pool.submit(JPEG, _TRANSFORM).result(_PATIENCE_S).shape[0] == 3
 
 
 class _Held:
@@ -108,12 +108,12 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Held]:
 
 def test_expensive_images_use_at_most_half_of_the_decoders(held: _Held) -> None:
     pool = DecodePool(4, _LIMITS)
-    waiting = [pool.preprocessed(TIFF, _TRANSFORM) for _ in range(8)]
+    waiting = [pool.submit(TIFF, _TRANSFORM) for _ in range(8)]
     for _ in range(2):
         held.began.get(timeout=_PATIENCE_S)
     # Every thread has handed its image over: cheap ones are decoded meanwhile.
     for _ in range(8):
-        pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S)
+        pool.submit(JPEG, _TRANSFORM).result(_PATIENCE_S)
     assert held.began.empty()
     held.go_on.set()
     assert all(each.result(_PATIENCE_S) is not None for each in waiting)
@@ -122,13 +122,13 @@ def test_expensive_images_use_at_most_half_of_the_decoders(held: _Held) -> None:
 
 def test_more_expensive_images_than_can_be_decoded_in_time_are_refused(held: _Held) -> None:
     pool = DecodePool(1, _LIMITS, longest_wait_s=1e-9)
-    first = pool.preprocessed(TIFF, _TRANSFORM)
+    first = pool.submit(TIFF, _TRANSFORM)
     held.began.get(timeout=_PATIENCE_S)
     with pytest.raises(DecodersBusyError, match="try again in 1 s"):
-        pool.preprocessed(TIFF, _TRANSFORM).result(_PATIENCE_S)
+        pool.submit(TIFF, _TRANSFORM).result(_PATIENCE_S)
     held.go_on.set()
     first.result(_PATIENCE_S)
-    assert pool.preprocessed(TIFF, _TRANSFORM).result(_PATIENCE_S) is not None
+    assert pool.submit(TIFF, _TRANSFORM).result(_PATIENCE_S) is not None
     assert pool.close(_PATIENCE_S)
 
 
@@ -144,12 +144,12 @@ class _CancellableJob:
 
 def test_an_expensive_image_whose_client_has_left_is_not_decoded(held: _Held) -> None:
     pool = DecodePool(1, _LIMITS)
-    first = pool.preprocessed(TIFF, _TRANSFORM)
+    first = pool.submit(TIFF, _TRANSFORM)
     held.began.get(timeout=_PATIENCE_S)
     job, outcome = _CancellableJob(), Future[object]()
     pool.preprocess(job, _TRANSFORM, outcome.set_result)
     # The pool's one thread has handed it over by then.
-    pool.preprocessed(JPEG, _TRANSFORM).result(_PATIENCE_S)
+    pool.submit(JPEG, _TRANSFORM).result(_PATIENCE_S)
     job.cancel_token.cancel()
     held.go_on.set()
     first.result(_PATIENCE_S)
@@ -160,11 +160,11 @@ def test_an_expensive_image_whose_client_has_left_is_not_decoded(held: _Held) ->
 
 def test_a_closed_pool_answers_what_it_has_takes_nothing_new_and_leaves_no_process(held: _Held) -> None:
     pool = DecodePool(1, _LIMITS)
-    accepted = pool.preprocessed(TIFF, _TRANSFORM)
+    accepted = pool.submit(TIFF, _TRANSFORM)
     held.began.get(timeout=_PATIENCE_S)
     assert not pool.close(timeout_s=0)
     with pytest.raises(DrainingError):
-        pool.preprocessed(JPEG, _TRANSFORM)
+        pool.submit(JPEG, _TRANSFORM)
     held.go_on.set()
     assert accepted.result(_PATIENCE_S) is not None
     assert pool.close(_PATIENCE_S)
@@ -181,7 +181,7 @@ def test_a_pool_that_cannot_start_a_thread_does_not_say_that_the_service_stops(
 
     monkeypatch.setattr(threading.Thread, "start", no_thread)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        pool.preprocessed(JPEG, _TRANSFORM)
+        pool.submit(JPEG, _TRANSFORM)
     monkeypatch.undo()
 
 
