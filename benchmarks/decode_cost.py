@@ -1,10 +1,12 @@
 """Predicted and measured costs of decodes: `python -m benchmarks.decode_cost [FILE...]`.
 
-Each file, of reliability.costly and of ordinary kinds unless files are named, is decoded and resized in a fork of this
-process, twice, as far as its prediction is below 8 s. Prints the CPU seconds (the less of the two), the growth of
-resident memory, what was predicted, and the ratios. Ends with status 1 where a decode cost more than was predicted: the
-constants of models/images/cost.py are to be upper bounds. Exempt are files whose cost their header does not tell; their
-decoder is held to the prediction by limits of its process.
+Without FILE, the files are those of reliability.costly and ordinary ones. A fork of this process decodes and resizes
+each file twice, unless the prediction exceeds 8 s. Prints the CPU seconds (the less of the two), the growth of resident
+memory, the predictions and the ratios.
+
+Ends with status 1 if a decode cost more than predicted, because the constants of models/images/format_costs.py and
+cost.py must be upper bounds. Files whose header does not tell their cost are exempt: the limits of the decoder process
+stop those.
 """
 
 from __future__ import annotations

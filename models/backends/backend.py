@@ -39,8 +39,8 @@ class BatchHints:
     `warm_up_sizes`: batch sizes to run before the model is ready.
     `max_in_flight`: batches that may run at the same time. Two keep the device from waiting between batches; one where
     a second batch would only slow down the first.
-    `overlap_min_size`: smallest batch that leaves cores free to start the next batch early; None if a batch always
-    occupies the whole device.
+    `overlap_min_size`: smallest batch whose images run on separate cores. The next batch may then start on the cores
+    that are free. None if a batch occupies the whole device until it ends.
     `intra_op_threads`: threads that PyTorch may use for one operation in the thread that calls `run`. More than one
     only where PyTorch runs the forward: its idle threads spin, and take cores from the decoders.
     `memory_note`: why PyTorch cannot measure the memory that `run` takes; None where it can.

@@ -35,8 +35,9 @@ from models.interface.image_limits import ImageLimits
 
 _log = logging.getLogger(__name__)
 
-# Limits of a decode relative to its prediction, which is an upper bound: CPU seconds, and bytes beyond those of the
-# idle process, with room for the file and for what the allocator does not return at once.
+# Limits of a decode relative to its prediction, which is an upper bound: CPU seconds, and bytes of address space. The
+# address space of the idle process and the size of the file are added to the bytes. The spare bytes are for memory that
+# the allocator does not return at once.
 _CPU_FACTOR = 2
 _SPARE_CPU_S = 1
 _MEMORY_SHARE = 4

@@ -13,7 +13,8 @@ from PIL import Image
 
 from models.interface.errors import UndecodableImageError
 
-# Reads until width and height are known, and for the pixels: a PNG in chunks of 200 bytes is read.
+# Calls of `read` until width and height are known. The pixels may take as many again, or one for each _BYTES_OF_A_READ
+# of the file in addition: a PNG in chunks of 200 bytes stays below both limits.
 _MOST_HEADER_READS = 4_000
 _BYTES_OF_A_READ = 64
 _MOST_BYTES_READ = 2**31

@@ -1,7 +1,7 @@
-"""The image formats that are accepted: one table that everything else follows.
+"""The image formats that are accepted. Detection, error messages, OpenAPI and folder jobs read them from one table.
 
-To accept another format, write its cost function in format_costs.py and add one entry to TABLE. The list of formats on
-the page (app/page/index.html) is compared with the table by a test.
+To accept another format, write its cost function in format_costs.py and add one entry to TABLE. Further places name the
+formats: docs/development.md lists them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class ImageFormat(NamedTuple):
     `name`: Pillow's name. `title`: the name that users read. `suffixes`: endings of file names, in lower case.
     `signature`: regular expression for the first bytes, as Pillow accepts them. `strict_signature`: one that plain text
     does not match by accident, where `signature` is too short for that.
-    `cost`: what its decoder does with a file, for a decode whose shorter side keeps so many pixels.
+    `cost`: function of a file and `enough`, the pixels that the shorter side must keep, to the work of its decoder.
     `in_threads`: ordinary files are decoded in a decode thread; all others go to a decoder process.
     """
 

@@ -63,8 +63,8 @@ class BatcherState:
 
 
 class Telemetry(Protocol):
-    """Receives the reports, from the event loop and from batch threads. Implementations are thread-safe and never
-    raise."""
+    """Receives the reports. Any thread may call it: the event loop, batch threads and the supervisor do.
+    Implementations are thread-safe and never raise."""
 
     def batch_ran(self, report: BatchReport) -> None: ...
 

@@ -74,8 +74,8 @@ class TransformKeys:
 
 @dataclass(frozen=True, slots=True)
 class ServeKeys:
-    """The [serve] table, which overrides the settings of the server. `quantized`: set for int8 and only then, the .xml
-    of an OpenVINO network; its weights are in the .bin file of the same name."""
+    """The [serve] table. `precision` overrides GRADLESS_PRECISION. `quantized`: set for int8 and only then, the .xml of
+    an OpenVINO network; its weights are in the .bin file of the same name."""
 
     precision: ServedPrecision
     quantized: Path | None

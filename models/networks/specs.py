@@ -40,8 +40,8 @@ class Classifier:
 
 @dataclass(frozen=True, slots=True)
 class ServedAs:
-    """How a model folder is served, whatever the settings: its precision, and for int8 the .xml of the quantized
-    network."""
+    """How a model folder is served: its precision, which overrides the setting of the server, and for int8 the .xml of
+    the quantized network."""
 
     precision: Precision
     quantized: Path | None = None

@@ -1,9 +1,11 @@
 """Prometheus metrics. This package alone imports prometheus_client.
 
-To add a metric, for example of decoded megapixels, edit four files:
+To add a metric, for example of images whose output is not finite, edit four files:
 
-1. models/interface/telemetry.py: an event of `Telemetry`, or a new field of the record that an existing event carries.
-2. The module where it happens, here models/inference/pipeline.py: report the event.
+1. models/interface/telemetry.py: an event of `Telemetry` and of `NoTelemetry`, or a new field of the record that an
+   existing event carries.
+2. The module where it happens, here models/inference/pipeline.py: report the event. A module without a `Telemetry`,
+   such as models/images/decode_pool.py, must first receive one, or return the value to pipeline.py.
 3. families.py: declare the name, help text, labels and the values of each label; all series then start at zero.
 4. sink.py: the event's method of `Metrics` adds to the family.
 
