@@ -148,7 +148,9 @@ def test_a_bad_file_among_others_has_its_problem_in_its_place(try_page: Page, ch
     choose(try_page, {"good.png": clock_png, "bad.png": b"no image", "again.png": clock_png})
 
     expect(try_page.get_by_role("article", name="good.png").get_by_role("listitem")).to_have_count(5)
-    expect(try_page.get_by_role("article", name="bad.png").get_by_role("alert")).to_contain_text("Not an image")
+    expect(try_page.get_by_role("article", name="bad.png").get_by_role("alert")).to_contain_text(
+        "The image format is not supported"
+    )
     expect(try_page.get_by_role("article", name="again.png").get_by_role("listitem")).to_have_count(5)
     expect(try_page.get_by_role("table", name="Cosine similarity").locator("tbody td")).to_have_count(4)
 

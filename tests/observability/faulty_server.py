@@ -19,6 +19,7 @@ from app.process.logs import configure_logging
 from app.server.server import serve
 from app.settings import load_settings
 from gradless import cgroups
+from models.backends.backend import BackendOptions
 from models.backends.null import NullBackend
 from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
@@ -33,9 +34,9 @@ POLL_S = 0.05
 original_init, original_run, original_forward = NullBackend.__init__, NullBackend.run, Network.forward
 
 
-def start(self: NullBackend, model: LoadedModel) -> None:
+def start(self: NullBackend, model: LoadedModel, options: BackendOptions) -> None:
     wait_while("die")
-    original_init(self, model)
+    original_init(self, model, options)
 
 
 def run(self: NullBackend, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:

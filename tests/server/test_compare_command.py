@@ -102,7 +102,7 @@ def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
         (("resnet5",), "no model is named 'resnet5'"),
         (("--arms", "grad,nograd"), "--arms: there is no 'nograd'; there is grad, no_grad"),
         (("--arms", ","), "--arms: at least one"),
-        (("--arms", "grad", "--fail-on-retained"), "judges the arm served"),
+        (("--arms", "grad", "--fail-on-retained"), "needs the arm served"),
         (("--sweep", "1,two"), "--sweep: 'two' is no batch size"),
         (("--sweep", "0"), "--sweep: '0' is no batch size"),
         (("--image", "no/such.png"), "no/such.png cannot be read: No such file or directory"),

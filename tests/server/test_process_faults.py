@@ -91,7 +91,7 @@ engine_process._Engine._watch = watch
             "a batch's report",
             "from models.workers.image_receiver import ImageReceiver; fail(ImageReceiver, 'batch_over')",
         ),
-        ("a thread", "from models.serving.supervisor import Supervisor; fail(Supervisor, '_looked')"),
+        ("a thread", "from models.serving.supervisor import Supervisor; fail(Supervisor, '_check')"),
     ],
 )
 def test_an_uncaught_exception_in_the_engine_process_ends_the_service(

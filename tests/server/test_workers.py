@@ -191,7 +191,8 @@ def test_a_worker_that_cannot_apply_a_load_is_replaced_and_loads_succeed(
         ]
         for connection in connections:
             connection.connect()
-        _until(lambda: _connections(unable) == _connections(other) == 2)
+        # How they are spread may follow from connections that were closed just before.
+        _until(lambda: _connections(other) >= 1 and _connections(unable) + _connections(other) == len(connections))
         ports = {connected.raddr.port for connected in other.net_connections("tcp")}
         loader = next(one for one in connections if one.sock.getsockname()[1] in ports)
         # The slots of a new version come as a file descriptor, and it may open no more files.

@@ -100,7 +100,7 @@ def test_a_folder_that_cannot_calibrate_ends_the_start_with_its_name(tiny: Model
 
     with pytest.raises(StartError, match="needs a calibration folder"):
         start()
-    with pytest.raises(StartError, match="nowhere does not exist"):
+    with pytest.raises(StartError, match="nowhere is not there"):
         start(calibration_folder=tmp_path / "nowhere")
     images = tmp_path / "images"
     images.mkdir()

@@ -197,7 +197,7 @@ def test_an_interrupt_leaves_no_folder(optimize: Optimize, tmp_path: Path) -> No
     there: list[list[str]] = []
 
     def interrupt(stage: str) -> None:
-        if stage == "timing both":
+        if stage == "timing both models":
             there.append([path.name for path in tmp_path.iterdir() if path.name.startswith(".made.")])
             raise KeyboardInterrupt
 
@@ -211,7 +211,7 @@ def test_an_existing_folder_is_not_overwritten(optimize: Optimize, tmp_path: Pat
     (tmp_path / "made").mkdir()
     with pytest.raises(JobError, match="exists already"):
         optimize("bf16")
-    with pytest.raises(JobError, match="will have the folder's name"):
+    with pytest.raises(JobError, match="folder's name becomes the model's"):
         optimize("bf16", output=tmp_path / "with spaces")
 
 
