@@ -39,6 +39,8 @@ _WINDOW_SHARE = 0.1
 
 # What Python or a library may open once and keep.
 _SPARE_DESCRIPTORS = 2
+# Pools start their threads when they are first needed, which may be late in a short run.
+_SPARE_THREADS = 4
 
 
 class _Sample(NamedTuple):
@@ -168,7 +170,7 @@ def _judged(scenario: Scenario, soaked: _Soaked, seconds: float) -> Iterator[Fin
     yield scenario.finding(
         "nor a thread",
         f"at most {threads[0]} in the first half, {threads[1]} in the second",
-        met=threads[1] <= threads[0],
+        met=threads[1] <= threads[0] + (0 if seconds >= 2 * _WARM_S else _SPARE_THREADS),
     )
 
 

@@ -66,4 +66,7 @@ async def test_vast_pictures_whole_or_cut_short_do_not_make_it_larger_for_good(
         before = resident_bytes()
         for status, picture in vast.items():
             assert (await http.post("/v1/classify", content=picture)).status_code == status
-            assert resident_bytes() - before < ALLOWED_GROWTH
+            # The decode thread may let go of the pixels just after the answer.
+            async with asyncio.timeout(10):
+                while resident_bytes() - before >= ALLOWED_GROWTH:  # noqa: ASYNC110 - of other processes
+                    await asyncio.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import io
 import tracemalloc
@@ -52,5 +53,7 @@ async def test_bad_images_are_freed_without_the_garbage_collector(serving: Local
     before, _ = tracemalloc.get_traced_memory()
     for _ in range(_REQUESTS):
         await refused()
-    after, _ = tracemalloc.get_traced_memory()
-    assert after - before < len(bad), f"{(after - before) / len(bad):.1f} files are still in memory"
+    # A decode thread may hold the last file until just after the answer.
+    async with asyncio.timeout(10):
+        while tracemalloc.get_traced_memory()[0] - before >= len(bad):
+            await asyncio.sleep(0.01)
