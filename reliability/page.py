@@ -51,7 +51,7 @@ _LIMITS = """## Known limits
   places over the goodput already.
 - Latencies are those of a process's own loopback; no network, proxy or TLS is between.
 - A connection that asks for nothing is closed after `GRADLESS_READ_TIMEOUT_S`; the number of connections itself is
-  bounded by the process's file descriptors alone. Put a proxy in worker where strangers can connect.
+  bounded by the process's file descriptors alone. Put a proxy in front where strangers can connect.
 - A stop resets no connection that was made, as far as Linux tells: those under way have 0.3 s to complete. A client
   farther away than that, or in a sandbox whose kernel ignores socket filters, may still be reset. So may one that sends
   its first byte more than half a second after the stop began.
