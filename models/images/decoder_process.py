@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import mmap
 import os
 import resource
 import signal
@@ -136,13 +135,7 @@ class DecoderProcess:
         height, width, orientation = (int(answer[key]) for key in ("height", "width", "orientation"))
         if not 0 < height * width <= self._limits.max_pixels:
             raise ValueError("the decoder answered with a picture of another size")
-        # A mapping of its own goes back to the system when the image is done; the heap would keep as much of it as the
-        # largest image so far (hardware/memory.py).
-        try:
-            mapped = mmap.mmap(-1, height * width * 3)
-        except OSError as error:
-            raise MemoryError from error
-        pixels = np.frombuffer(mapped, np.uint8).reshape(height, width, 3)
+        pixels = np.empty((height, width, 3), np.uint8)
         filled, memory = 0, pixels.reshape(-1).data
         while filled < pixels.nbytes:
             # Bounded: recv_bytes_into would read a longer message before it complains.

@@ -85,7 +85,7 @@ class Pipeline:
 
         Raises OverloadedError, DrainingError, DeadlineExceededError, ForwardError for the request as a whole.
         Cancelling the task drops images that are not decoded or not in a batch yet. Cancelling the request's token
-        does the same but raises nothing: whoever cancels the token must cancel the task as well.
+        does the same but raises nothing, so the task must be cancelled as well.
         """
         outcome: Outcome = "failed"
         results: list[Prediction | ImageError] = []

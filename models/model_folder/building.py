@@ -130,7 +130,7 @@ def _module(described: Description, plan: _Plan, named: tuple[str, ...] | None) 
 
 def _published(described: Description, plan: _Plan, wanted: int | None) -> nn.Module:
     if plan.architecture is None:
-        raise described.refusal("weights", "nobody has published any for code of your own; name a file")
+        raise described.refusal("weights", "there are no published ones for code of your own; name a file")
     published = len(plan.architecture.labels)
     if wanted not in {None, published}:
         raise described.refusal(*_counted(described, f"the published weights are of {published}"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import io
-import mmap
 import multiprocessing
 import os
 import signal
@@ -177,10 +175,10 @@ def test_a_decode_whose_pixels_the_service_cannot_keep_leaves_none_to_the_next_o
     expected = _decode(decoder)
 
     def no_memory(*_arguments: object) -> NoReturn:
-        raise OSError(errno.ENOMEM, "no memory")
+        raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(mmap, "mmap", no_memory)
+        patched.setattr(np, "empty", no_memory)
         with pytest.raises(MemoryError):
             _decode(decoder)
     assert np.array_equal(_decode(decoder), expected)
