@@ -101,8 +101,9 @@ class WarmCommand:
             self._process = subprocess.Popen(
                 [sys.executable, Path(__file__).with_name("warm_command.py"), str(asked.fileno())],
                 pass_fds=[asked.fileno()],
-                # On a busy machine threads of OpenMP wait for one another longer than they work.
-                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                # On a busy machine threads of OpenMP wait for one another longer than they work. Both are read once,
+                # when PyTorch is imported.
+                env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
             )
 
     def start(
