@@ -107,11 +107,27 @@ class WarmCommand:
             )
 
     def start(
-        self, command: Sequence[Any], environ: Mapping[str, str], stdout: IO[Any], stderr: IO[Any] | None = None
+        self,
+        command: Sequence[Any],
+        environ: Mapping[str, str],
+        stdout: IO[Any],
+        stderr: IO[Any] | None = None,
+        *,
+        new_session: bool = False,
+        ignored: Sequence[int] = (),
     ) -> Forked:
-        """`command` is what a shell would be given; without `stderr` both outputs go to `stdout`."""
+        """`command` is what a shell would be given; without `stderr` both outputs go to `stdout`.
+
+        `new_session` is what `setsid` does, `ignored` are signals, as `nohup` ignores SIGHUP.
+        """
         arguments = [str(argument) for argument in command]
-        request = {"argv": arguments, "environ": dict(environ), "folder": str(Path.cwd())}
+        request = {
+            "argv": arguments,
+            "environ": dict(environ),
+            "folder": str(Path.cwd()),
+            "new_session": new_session,
+            "ignored": list(ignored),
+        }
         status, minds = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with minds:
             descriptors = [stdout.fileno(), (stderr or stdout).fileno(), minds.fileno()]

@@ -3,9 +3,9 @@
 Importing takes five seconds of a core, and taking everything down at exit another one and a half. The tests run
 commands and servers by the hundred.
 
-The argument is the descriptor of a socket. Each message on it requests one command: JSON with argv, environ and folder,
-and the descriptors of stdout, of stderr and of a socket. That socket receives the process id of the command at once,
-and its exit status, as subprocess has it, at the end."""
+The argument is the descriptor of a socket. Each message on it requests one command: JSON with argv, environ, folder,
+new_session and ignored (signals), and the descriptors of stdout, of stderr and of a socket. That socket receives the
+process id of the command at once, and its exit status, as subprocess has it, at the end."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import socket
 import sys
 from typing import Any
@@ -78,6 +79,10 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
     for standard, descriptor in zip((1, 2), descriptors, strict=True):
         os.dup2(descriptor, standard)
         os.close(descriptor)
+    if request["new_session"]:
+        os.setsid()
+    for number in request["ignored"]:
+        signal.signal(number, signal.SIG_IGN)
     sys.argv = request["argv"]
     os.environ.clear()
     os.environ.update(request["environ"])

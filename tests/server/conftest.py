@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -118,9 +120,9 @@ class RawAnswer(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
+def server(warm_command: Any) -> Iterator[Server]:
     """The default model, as in a terminal but else with default settings, shared: leave it as you found it."""
-    with Server(start, GRADLESS_LOG_FORMAT="console") as running:
+    with Server(warm_command.start, GRADLESS_LOG_FORMAT="console") as running:
         yield running
 
 
@@ -149,6 +151,18 @@ def start_command() -> Iterator[Callable[..., Server]]:
     """Start a server by a command of one's own, with settings; it ends with the test."""
     with contextlib.ExitStack() as running:
         yield lambda command, **settings: running.enter_context(Server(start, command, **settings))
+
+
+@pytest.fixture
+def start_session(warm_command: Any) -> Iterator[Callable[..., Server]]:
+    """Start a server in a session of its own that ignores these signals; it ends with the test."""
+    with contextlib.ExitStack() as running:
+
+        def start_it(*ignored: signal.Signals, **settings: str) -> Server:
+            start = functools.partial(warm_command.start, new_session=True, ignored=ignored)
+            return running.enter_context(Server(start, **settings))
+
+        yield start_it
 
 
 @pytest.fixture
@@ -185,10 +199,10 @@ def server_environment() -> Callable[..., dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def gradless(warm_command: Any) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """Run the installed command to its end."""
+    """Run the installed command, or a script, to its end."""
 
-    def run(*arguments: Any, **settings: str) -> subprocess.CompletedProcess[bytes]:
-        command = [GRADLESS, *arguments]
+    def run(*arguments: Any, script: Path = GRADLESS, **settings: str) -> subprocess.CompletedProcess[bytes]:
+        command = [script, *arguments]
         with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
             with warm_command.start(command, environment(**settings), stdout, stderr) as process:
                 try:

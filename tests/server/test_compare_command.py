@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,15 +82,12 @@ def test_fail_on_retained_passes_if_the_served_model_keeps_nothing(gradless: Run
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
-    server_environment: Callable[..., dict[str, str]],
-) -> None:
-    command = [sys.executable, "-c", _LEAKY, "compare", *QUICK, "--arms", "served", "--fail-on-retained"]
-    done = subprocess.run(
-        command, env=server_environment(**EAGER), capture_output=True, timeout=90, check=False, text=True
-    )
+def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(gradless: Run, tmp_path: Path) -> None:
+    script = tmp_path / "leaky.py"
+    script.write_text(_LEAKY)
+    done = gradless("compare", *QUICK, "--arms", "served", "--fail-on-retained", script=script, **EAGER)
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    (line,) = done.stderr.decode().splitlines()
     assert line.startswith("gradless: the served model keeps ")
     assert "0 bytes" not in line
 

@@ -4,7 +4,7 @@ of their decoder."""
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -20,9 +20,10 @@ _REFUSED = ("jpeg-arithmetic-99-scans-of-12-MP.jpg", "tiff-63-tiles-of-48-MB.tif
 _NOT_TOLD = ("tiff-tiles-of-arithmetic-jpegs-1-MP.tif", "webp-65536-groups.webp")
 
 
-@pytest.fixture(params=["0", "2"], ids=["in one process", "behind two workers"])
-def service(request: pytest.FixtureRequest, start_server: Callable[..., Any]) -> Any:
-    return start_server(GRADLESS_HTTP_WORKERS=request.param)
+@pytest.fixture(scope="module", params=["0", "2"], ids=["in one process", "behind two workers"])
+def service(request: pytest.FixtureRequest, serving: type[Any], warm_command: Any) -> Iterator[Any]:
+    with serving(warm_command.start, GRADLESS_HTTP_WORKERS=request.param) as running:
+        yield running
 
 
 def _post(service: Any, encoded: bytes) -> httpx2.Response:
@@ -52,6 +53,19 @@ def test_an_image_that_is_too_expensive_to_decode_is_refused_and_the_same_proces
     assert service.process.poll() is None
 
 
+def test_an_expensive_image_fails_alone_among_others_of_its_request(service: Any) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "GIF")
+    files = [("f", draw_file) for draw_file in (encode(draw("clock"), "JPEG"), CORPUS[_REFUSED[0]](), file.getvalue())]
+    answer = httpx2.post(f"{service.address}/v1/classify", files=files, timeout=60)
+    assert answer.status_code == 200
+    first, second, third = answer.json()["results"]
+    assert first["predictions"][0]["label"] == "analog clock"
+    assert second["error"]["type"] == "urn:gradless:problem:too-costly"
+    assert third["predictions"]
+
+
+# Last of the tests that share the service, because it stops it.
 def test_a_decoder_that_is_killed_costs_no_further_image_and_none_outlives_the_service(service: Any) -> None:
     clock = encode(draw("clock"), "BMP")
     assert _post(service, clock).status_code == 200
@@ -65,15 +79,3 @@ def test_a_decoder_that_is_killed_costs_no_further_image_and_none_outlives_the_s
     gone, alive = psutil.wait_procs(left, timeout=60)
     assert len(gone) == len(left)
     assert not alive
-
-
-def test_an_expensive_image_fails_alone_among_others_of_its_request(service: Any) -> None:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(file, "GIF")
-    files = [("f", draw_file) for draw_file in (encode(draw("clock"), "JPEG"), CORPUS[_REFUSED[0]](), file.getvalue())]
-    answer = httpx2.post(f"{service.address}/v1/classify", files=files, timeout=60)
-    assert answer.status_code == 200
-    first, second, third = answer.json()["results"]
-    assert first["predictions"][0]["label"] == "analog clock"
-    assert second["error"]["type"] == "urn:gradless:problem:too-costly"
-    assert third["predictions"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,6 @@ import os, signal
 from app.cli import main
 from models.offline import job
 
-# Ignored where a shell has started the tests in the background.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 job._PART_FILES = 2
 written = os.fsync
 count = 0
@@ -43,8 +41,9 @@ def fsync(descriptor):
     if count == 4:
         {how}
 
-os.fsync = fsync
-main()
+if __name__ == "__main__":
+    os.fsync = fsync
+    main()
 """
 _KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
 # As a terminal does: every process of the group hears it.
@@ -65,20 +64,26 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def ended_in_its_third_part(
-    folder: Path, tmp_path: Path, server_environment: Callable[..., dict[str, str]]
-) -> Callable[[str], subprocess.CompletedProcess[str]]:
-    def end(how: str) -> subprocess.CompletedProcess[str]:
-        program = _ENDS_IN_ITS_THIRD_PART.format(how=how)
-        command = [sys.executable, "-c", program, "features", folder, "-o", tmp_path / "ended.parquet", *SMALL]
-        return subprocess.run(
-            [*command, "--workers", "1"],
-            env=server_environment(**EAGER),
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-            start_new_session=True,
-        )
+    warm_command: Any,
+    server_environment: Callable[..., dict[str, str]],
+    folder: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return when the command and its workers have closed stdout."""
+
+    def end(how: str, *options: str) -> subprocess.CompletedProcess[str]:
+        script = tmp_path_factory.mktemp("script") / "ends.py"
+        script.write_text(_ENDS_IN_ITS_THIRD_PART.format(how=how))
+        command = [script, "features", folder, "-o", tmp_path / "ended.parquet", *SMALL, *options]
+        reading, writing = os.pipe()
+        with script.with_name("stderr").open("w+") as stderr, os.fdopen(reading) as output:
+            with os.fdopen(writing, "w") as stdout:
+                process = warm_command.start(command, server_environment(**EAGER), stdout, stderr, new_session=True)
+            with process:
+                printed = output.read()
+            stderr.seek(0)
+            return subprocess.CompletedProcess(command, process.returncode, printed, stderr.read())
 
     return end
 
@@ -132,14 +137,13 @@ def test_a_resumed_command_writes_the_same_output(
     gradless: Run,
     folder: Path,
     tmp_path: Path,
-    ended_in_its_third_part: Callable[[str], subprocess.CompletedProcess[str]],
+    ended_in_its_third_part: Callable[..., subprocess.CompletedProcess[str]],
     how: str,
     status: int,
     said: str,
 ) -> None:
     ended, whole = tmp_path / "ended.parquet", tmp_path / "whole.parquet"
-    stopped = ended_in_its_third_part(how)
-    # Its output has come to an end: no worker is left that holds it open.
+    stopped = ended_in_its_third_part(how, "--workers", "1")
     assert (stopped.returncode, stopped.stdout) == (status, "")
     assert not said or stopped.stderr == said
     assert not ended.exists()
@@ -162,18 +166,10 @@ def test_a_resumed_command_writes_the_same_output(
 
 
 def test_a_full_disk_is_one_line_and_finished_parts_are_kept(
-    folder: Path, tmp_path: Path, server_environment: Callable[..., dict[str, str]]
+    ended_in_its_third_part: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     output = tmp_path / "ended.parquet"
-    program = _ENDS_IN_ITS_THIRD_PART.format(how="raise OSError(28, 'No space left on device')")
-    done = subprocess.run(
-        [sys.executable, "-c", program, "features", folder, "-o", output, *SMALL],
-        env=server_environment(**EAGER),
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    done = ended_in_its_third_part("raise OSError(28, 'No space left on device')")
     assert done.returncode == 2
     assert done.stderr == f"gradless: {output} cannot be written: No space left on device\n"
     assert not output.exists()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -22,7 +23,11 @@ def _until_it_waits(process: psutil.Process) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_ctrl_c_prints_the_results_so_far(
-    gradless_path: Path, server_environment: Callable[..., dict[str, str]], tmp_path: Path, workers: int
+    gradless_path: Path,
+    server_environment: Callable[..., dict[str, str]],
+    warm_command: Any,
+    tmp_path: Path,
+    workers: int,
 ) -> None:
     for picture in ("clock", "crossword"):
         draw(picture).save(tmp_path / f"{picture}.png")
@@ -30,17 +35,19 @@ def test_ctrl_c_prints_the_results_so_far(
     endless = tmp_path / "endless"
     os.mkfifo(endless)
     command = [gradless_path, "stats", tmp_path, endless, "--workers", str(workers)]
-    with subprocess.Popen(
-        command, env=server_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as process:
-        try:
-            # Opened only when the reader has come to it.
-            with endless.open("wb"):
-                _until_it_waits(psutil.Process(process.pid))
-                os.killpg(process.pid, signal.SIGINT)
-                out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        with warm_command.start(command, server_environment(), stdout, stderr, new_session=True) as process:
+            try:
+                # Opened only when the reader has come to it.
+                with endless.open("wb"):
+                    _until_it_waits(psutil.Process(process.pid))
+                    os.killpg(process.pid, signal.SIGINT)
+                    process.wait(60)
+            finally:
+                process.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        out, err = stdout.read(), stderr.read()
 
     assert process.returncode == 130
     assert b"Traceback" not in err

@@ -7,7 +7,6 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -98,11 +97,10 @@ def test_a_slow_reader_receives_its_complete_response_from_a_draining_server(
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_sighup_to_the_process_group_drains_the_service_with_status_0(
-    start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, workers: str
+    start_session: Callable[..., Any], clock_png: bytes, workers: str
 ) -> None:
     # A closing terminal signals every process of the group, also those that the service has started.
-    command = ["setsid", gradless_path, "serve"]
-    server = start_command(command, GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS=workers)
+    server = start_session(GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS=workers)
     httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=30).raise_for_status()
     os.killpg(server.process.pid, signal.SIGHUP)
     server.wait_for_line("SIGHUP: answering what was accepted, then stopping")
@@ -112,10 +110,9 @@ def test_sighup_to_the_process_group_drains_the_service_with_status_0(
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_service_under_nohup_ignores_sighup(
-    start_command: Callable[..., Any], gradless_path: Path, clock_png: bytes, workers: str
+    start_session: Callable[..., Any], clock_png: bytes, workers: str
 ) -> None:
-    command = ["setsid", "nohup", gradless_path, "serve"]
-    server = start_command(command, GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS=workers)
+    server = start_session(signal.SIGHUP, GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS=workers)
     os.killpg(server.process.pid, signal.SIGHUP)
     for _ in range(20):
         httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=30).raise_for_status()
