@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from observe.processes import gradless_process
+from reliability.soak import soak
 
 
 @pytest.mark.timeout(300)
-def test_clients_of_every_kind_leave_nothing_behind_and_lose_no_request() -> None:
-    command = [sys.executable, "-m", "reliability.soak", "--minutes", "0.4"]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, timeout=280, check=False)
-
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_clients_of_every_kind_leave_nothing_behind_and_lose_no_request(
+    warm_command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reliability.serving.gradless_process", partial(gradless_process, start=warm_command.start))
+    assert [finding for finding in soak(minutes=0.4) if not finding.met] == []

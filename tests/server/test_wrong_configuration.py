@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -79,55 +80,45 @@ def test_what_turns_out_at_the_start_alone_is_one_line_of_log_and_status_3(
     assert done.returncode == 3
 
 
-# The user of no entry in /etc/passwd, who may read nothing but what everybody or its owner may, whoever runs the tests.
-_AS_ANOTHER_USER = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
 _AS_ROOT_WITH_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
 @pytest.fixture
-def unshared(
-    server_environment: Callable[..., dict[str, str]], gradless_path: Path
-) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """Run `gradless serve` behind `before`, which unshares namespaces. A variable that is None is not set."""
-
-    def run(*before: str, **settings: str | None) -> subprocess.CompletedProcess[bytes]:
-        if subprocess.run([*before, "true"], capture_output=True, check=False).returncode:
-            pytest.skip("namespaces cannot be made here")
-        environment = {**server_environment(), **settings}
-        stated = {name: value for name, value in environment.items() if value is not None}
-        command = [*before, gradless_path, "serve"]
-        return subprocess.run(command, env=stated, capture_output=True, timeout=90, check=False)
-
-    return run
+def as_another_user(gradless: Run) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Run `gradless serve` as a user without an entry in /etc/passwd, whoever runs the tests."""
+    if subprocess.run(["unshare", "--user", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("namespaces cannot be made here")
+    return partial(gradless, "serve", script=Path(__file__).with_name("unmapped_user.py"))
 
 
-def test_a_user_without_a_home_folder_is_told_so(unshared: Run) -> None:
-    line = complaint(unshared(*_AS_ANOTHER_USER, HOME=None))
+def test_a_user_without_a_home_folder_is_told_so(as_another_user: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    line = complaint(as_another_user())
     assert "cannot start: ~/.cache/gradless cannot be expanded" in line
     assert "set HOME" in line
 
 
-def test_a_file_of_keys_that_the_user_may_not_read_is_named(unshared: Run, tmp_path: Path) -> None:
+def test_a_file_of_keys_that_the_user_may_not_read_is_named(as_another_user: Run, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.touch(mode=0)
-    done = unshared(*_AS_ANOTHER_USER, GRADLESS_API_KEYS_FILE=str(keys))
+    done = as_another_user(GRADLESS_API_KEYS_FILE=str(keys))
     assert complaint(done) == f"gradless: GRADLESS_API_KEYS_FILE: {keys} is not readable by this user"
     assert done.returncode == 2
 
 
-def test_weights_of_a_model_folder_that_the_user_may_not_read_are_named(unshared: Run, tmp_path: Path) -> None:
+def test_weights_of_a_model_folder_that_the_user_may_not_read_are_named(as_another_user: Run, tmp_path: Path) -> None:
     (tmp_path / "model.toml").write_text('architecture = "resnet18"\nweights = "weights.pt"\n')
     (tmp_path / "weights.pt").touch(mode=0)
-    line = complaint(unshared(*_AS_ANOTHER_USER, GRADLESS_MODELS=str(tmp_path), HOME=str(tmp_path)))
+    line = complaint(as_another_user(GRADLESS_MODELS=str(tmp_path), HOME=str(tmp_path)))
     assert "weights.pt: is not readable by this user" in line
 
 
-def test_published_weights_that_the_user_may_not_read_are_named(unshared: Run, tmp_path: Path) -> None:
+def test_published_weights_that_the_user_may_not_read_are_named(as_another_user: Run, tmp_path: Path) -> None:
     checkpoints = tmp_path / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     file = checkpoints / "resnet18-f37072fd.pth"
     file.touch(mode=0)
-    done = unshared(*_AS_ANOTHER_USER, GRADLESS_MODELS="resnet18", HOME=str(tmp_path), TORCH_HOME=str(tmp_path))
+    done = as_another_user(GRADLESS_MODELS="resnet18", HOME=str(tmp_path), TORCH_HOME=str(tmp_path))
     assert f"{file} is not readable by this user" in complaint(done)
 
 
