@@ -14,7 +14,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --con
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format audit observe soak reliability bench clean
+.PHONY: help run test pytest lint style types format audit observe soak reliability bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,14 +31,22 @@ PYTEST_ARGS ?= --numprocesses 3 --dist loadfile --no-loadscope-reorder --max-wor
 test: export PYTHONDONTWRITEBYTECODE :=
 # PyTorch's threads would wait for one another by spinning, and there are more of them here than cores.
 test: export OMP_WAIT_POLICY := PASSIVE
-test: lint $(TOOLS) ## lint, then every layer of tests
+# mypy takes half a minute of one core, and the tests' start does not fill the other.
+test: style $(TOOLS) ## lint and every layer of tests
+	@$(MAKE) --no-print-directory --jobs 2 types pytest
+
+pytest: $(DEV)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-lint: $(DEV) ## ruff, mypy --strict and the import rules
+lint: style types ## ruff, mypy --strict and the import rules
+
+style: $(DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+types: $(DEV)
+	@$(BIN)/mypy
 
 # The package's own Prometheus, where it starts as a service, is left alone: this one listens elsewhere.
 observe: $(DEV) ## gradless, Debian's Prometheus and traffic of every kind, until Ctrl-C

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
+import httpcore2
 import pytest
 from PIL import Image
 
@@ -49,6 +51,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # terminal. Both are inherited; what the tests start is to heed them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+# Each client, and each httpx2.get, would read all certificates again: 30 ms of a core. Nothing here speaks TLS.
+httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
 
 
 class Forked:

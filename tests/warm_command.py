@@ -102,6 +102,7 @@ def main() -> None:
         _be_asked(asked)
     try:
         if sys.argv[0].endswith(".py"):
+            sys.path[0] = os.path.dirname(sys.argv[0])  # noqa: PTH120 - a string, as Python has it
             runpy.run_path(sys.argv[0], run_name="__main__")
         else:
             gradless()

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, Self
+from typing import Self
 
 import pytest
 from dockerfile_parse import DockerfileParser
@@ -205,25 +205,14 @@ def converted(dockerfile: Dockerfile, tmp_path_factory: pytest.TempPathFactory) 
     return cache
 
 
-@pytest.fixture(scope="session")
-def start_container(
+@pytest.fixture(scope="module")
+def container(
     dockerfile: Dockerfile, installed: Path, converted: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Container]:
-    """The image `cpu`, with its environment and these variables beside it. Skips where there can be no namespaces."""
+) -> Iterator[Container]:
+    """The image `cpu` with its environment, ready and shared. Skips where there can be no namespaces."""
     tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"no namespaces to contain it in: {tried.stderr.strip()}")
-
-    def start(**variables: str) -> Container:
-        environment = dockerfile.environment("cpu") | variables
-        log = tmp_path_factory.mktemp("log") / "container.log"
-        return Container(installed, converted, dockerfile.command("cpu"), environment, log)
-
-    return start
-
-
-@pytest.fixture(scope="module")
-def container(start_container: Callable[..., Container], dockerfile: Dockerfile) -> Iterator[Any]:
-    """One that is ready, shared: leave it as you found it."""
-    with start_container() as started:
+    log = tmp_path_factory.mktemp("log") / "container.log"
+    with Container(installed, converted, dockerfile.command("cpu"), dockerfile.environment("cpu"), log) as started:
         yield started.wait_until_ready(dockerfile.health_check("cpu"))

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -82,19 +81,16 @@ def test_the_health_check_fails_where_nobody_listens(dockerfile: Any) -> None:
     assert done.returncode == 1
 
 
-def test_sigterm_to_process_1_drains_and_ends_with_success(
-    start_container: Callable[..., Any], dockerfile: Any
-) -> None:
-    check = dockerfile.health_check("cpu")
+# The last, since it ends the container.
+def test_sigterm_to_process_1_drains_and_ends_with_success(container: Any, dockerfile: Any) -> None:
     [stop_signal] = dockerfile.values("cpu", "STOPSIGNAL")
-    with start_container().wait_until_ready(check) as container:
-        caller = container.start("python", "-c", SLOWLY)
-        assert caller.stdout.readline() == b"half\n"
-        os.kill(container.process, signal.Signals[stop_signal])
-        container.wait_until_it_says("answering what was accepted")
-        assert container.run(*check).returncode == 1
+    caller = container.start("python", "-c", SLOWLY)
+    assert caller.stdout.readline() == b"half\n"
+    os.kill(container.process, signal.Signals[stop_signal])
+    container.wait_until_it_says("answering what was accepted")
+    assert container.run(*dockerfile.health_check("cpu")).returncode == 1
 
-        # An answer comes, be it that there is no image in two bytes or that the server is draining.
-        answer, _ = caller.communicate(b"\n")
-        assert answer.startswith(b"HTTP/1.1 ")
-        assert container.exit_status() == 0
+    # An answer comes, be it that there is no image in two bytes or that the server is draining.
+    answer, _ = caller.communicate(b"\n")
+    assert answer.startswith(b"HTTP/1.1 ")
+    assert container.exit_status() == 0

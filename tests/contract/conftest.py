@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from observe.processes import gradless
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(tmp_path_factory: pytest.TempPathFactory, warm_command: Any) -> Iterator[str]:
     """URL of a server with the default model and default settings."""
-    with gradless(tmp_path_factory.mktemp("server"), {}) as served:
+    with gradless(tmp_path_factory.mktemp("server"), {}, start=warm_command.start) as served:
         yield served

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -22,7 +22,7 @@ from PIL import Image
 from models.images.samples import encode
 from observe.configuration import configure
 from observe.places import PROMETHEUS
-from observe.processes import free_port, gradless, prometheus
+from observe.processes import Start, free_port, gradless, prometheus
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -60,8 +60,9 @@ def accelerated(folder: Path) -> Path:
 class FaultyService:
     """A server with faults on order, and the Prometheus that scrapes it."""
 
-    def __init__(self, folder: Path, await_that: AwaitThat) -> None:
+    def __init__(self, folder: Path, start: Start, await_that: AwaitThat) -> None:
         self._folder = folder
+        self._start = start
         self._await_that = await_that
         self._order = folder / "order"
         self._control_groups = folder / "control-groups"
@@ -75,8 +76,8 @@ class FaultyService:
         self.order("well")
         self.fill_container(0.5)
         settings = SETTINGS | {"GRADLESS_PORT": self._place.split(":")[1]}
-        command = [sys.executable, str(FAULTY_SERVER), str(self._order), str(self._control_groups)]
-        self._server.enter_context(gradless(self._folder, settings, command))
+        command = [str(FAULTY_SERVER), str(self._order), str(self._control_groups)]
+        self._server.enter_context(gradless(self._folder, settings, command, self._start))
 
     def stop_server(self) -> None:
         self._server.close()
@@ -141,8 +142,10 @@ class FaultyService:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, await_that: AwaitThat) -> Iterator[FaultyService]:
-    service = FaultyService(tmp_path_factory.mktemp("service"), await_that)
+def service(
+    tmp_path_factory: pytest.TempPathFactory, warm_command: Any, await_that: AwaitThat
+) -> Iterator[FaultyService]:
+    service = FaultyService(tmp_path_factory.mktemp("service"), warm_command.start, await_that)
     try:
         service.start_server()
         yield service

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,18 +149,21 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture
-def gradless() -> Callable[..., subprocess.CompletedProcess[str]]:
+def gradless(warm_command: Any) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run the installed command to its end."""
 
     def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [_BIN / "gradless", *arguments],
-            env=environment(**settings),
-            capture_output=True,
-            text=True,
-            timeout=START_TIMEOUT_S,
-            check=False,
-        )
+        command = [_BIN / "gradless", *arguments]
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            with warm_command.start(command, environment(**settings), stdout, stderr) as process:
+                try:
+                    process.wait(START_TIMEOUT_S)
+                except BaseException:
+                    process.kill()
+                    raise
+            stdout.seek(0)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(command, process.returncode, stdout.read(), stderr.read())
 
     return run
 

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-STEPS, BATCH = 60, 30
+STEPS, BATCH = 40, 30
 HELD_OUT = 12  # pictures of each shape
 
 VALIDATION = v2.Compose(

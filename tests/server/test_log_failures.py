@@ -126,6 +126,7 @@ def test_lines_are_dropped_and_counted_on_a_full_disk(serve: Serve, dropped: Dro
     assert service.status_after_sigterm() == 0
 
 
+@pytest.mark.parametrize("settings", ["2"], indirect=True, ids=["two workers"])
 def test_a_service_started_with_closed_streams_opens_dev_null_in_their_place(
     settings: dict[str, str], gradless_path: Path, clock_jpeg: bytes
 ) -> None:

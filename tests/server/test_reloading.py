@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 pytestmark = pytest.mark.anyio
 
 CALLERS = 16
-RELOADS = 5
+_PAUSE_S = 0.05
+RELOADS = 3
 # What the first loads of a process bring for good, and how its heap is cut up then, is there after these.
 LOADS_BEFORE = 4
 ARCHITECTURE = "shufflenet_v2_x0_5"
@@ -75,6 +76,8 @@ class _Crowd:
             while not self.ended:
                 answer = await http.post("/v1/classify?model=flowers&top_k=1", content=self.picture)
                 self.answers[answer.status_code, answer.json().get("fingerprint", answer.text)] += 1
+                # Leaves time on the cores for the loads.
+                await asyncio.sleep(_PAUSE_S)
 
     async def each_asks_once_more(self) -> None:
         """Return when there have been as many further answers as there are callers."""

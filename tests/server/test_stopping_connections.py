@@ -61,7 +61,7 @@ def test_a_stopping_service_responds_on_every_connection_that_was_made(
     start_server: Callable[..., Any], clock_jpeg: bytes, workers: str
 ) -> None:
     outcomes: Counter[str] = Counter()
-    for _ in range(3):
+    for _ in range(2):
         server = start_server(GRADLESS_HTTP_WORKERS=workers, GRADLESS_MODELS="null")
         clients = _Clients(server.host, server.port, clock_jpeg)
         deadline = monotonic() + 30

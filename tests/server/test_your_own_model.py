@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ EAGER = {"GRADLESS_BACKEND": "eager"}
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(warm_command: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the script has left its model, its held-out pictures and its answers to them."""
     folder = tmp_path_factory.mktemp("trained")
-    # Threads that wait for work would keep the others on a busy machine from doing it.
-    subprocess.run([sys.executable, SCRIPT, folder], env={"OMP_WAIT_POLICY": "PASSIVE"}, check=True, timeout=280)
+    with (folder / "log").open("wb") as log, warm_command.start([SCRIPT, folder], os.environ, log) as process:
+        assert process.wait(280) == 0, (folder / "log").read_text()
     return folder
 
 

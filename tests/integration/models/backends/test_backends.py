@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from openvino import InferRequest
 
 from models import backends
 from models.backends import BackendOptions, place
+from models.backends.backend import Backend
 from models.backends.batch_shapes import buckets
 from models.backends.folding import folded
 from models.backends.openvino import OpenVinoBackend
@@ -53,12 +55,14 @@ def pixels(default_model: LoadedModel) -> torch.Tensor:
 def run(default_model: LoadedModel, cache_folder: Path) -> Callable[..., FeaturesAndLogits]:
     """Run pixels through the default model by a backend and precision, in float32 afterwards."""
 
+    @functools.cache
+    def made(backend: str, precision: Precision) -> Backend:
+        model = dataclasses.replace(default_model, placement=place("cpu", precision, backend))
+        return backends.make(model, BackendOptions(max_batch_size=8, cache_folder=cache_folder))
+
     def run(pixels: torch.Tensor, backend: str, precision: Precision) -> FeaturesAndLogits:
-        placement = place("cpu", precision, backend)
-        model = dataclasses.replace(default_model, placement=placement)
-        made = backends.make(model, BackendOptions(max_batch_size=8, cache_folder=cache_folder))
         with torch.inference_mode():
-            return FeaturesAndLogits(*(output.float() for output in made.run(pixels)))
+            return FeaturesAndLogits(*(output.float() for output in made(backend, precision).run(pixels)))
 
     return run
 
