@@ -91,8 +91,11 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> None:
 
 def main() -> None:
     # Here, not above: processes that commands start import this file as they would the command's.
+    import warm_fork_server  # noqa: PLC0415
+
     import app.server.server  # noqa: F401, PLC0415
-    import models.serving.runtime  # noqa: F401, PLC0415
+    import models.serving.runtime  # noqa: PLC0415
+    import models.workers.worker_runtime  # noqa: F401, PLC0415
     from app.cli import main as gradless  # noqa: PLC0415
 
     # A collection in a fork would copy every page that holds an object.
@@ -100,6 +103,8 @@ def main() -> None:
     gc.freeze()
     with socket.socket(fileno=int(sys.argv[1])) as asked:
         _be_asked(asked)
+    if os.environ.get("GRADLESS_HTTP_WORKERS", "0") != "0":
+        warm_fork_server.prepare()
     try:
         if sys.argv[0].endswith(".py"):
             sys.path[0] = os.path.dirname(sys.argv[0])  # noqa: PTH120 - a string, as Python has it

@@ -172,7 +172,7 @@ def start_patched(warm_command: Any) -> Iterator[Callable[..., Server]]:
 
         def start_it(workers: int | str, patch: str = "", **settings: str) -> Server:
             command = [Path(__file__).with_name("patched_serve.py"), workers, patch]
-            settings = {"GRADLESS_MODELS": "null", **settings}
+            settings = {"GRADLESS_MODELS": "null", "GRADLESS_HTTP_WORKERS": str(workers), **settings}
             return running.enter_context(Server(warm_command.start, command, **settings))
 
         yield start_it
