@@ -152,6 +152,7 @@ def test_when_the_engine_process_is_killed_no_worker_waits_for_a_body_that_is_ha
         _until(lambda: not _alive(processes), 15)
 
 
+@pytest.mark.timeout(240)
 def test_when_the_fork_server_is_killed_workers_serve_on_and_another_forks_replacements(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
@@ -167,7 +168,8 @@ def test_when_the_fork_server_is_killed_workers_serve_on_and_another_forks_repla
     # Its fork server is dead, so its exit status is unknown.
     workers[0].kill()
     service.wait_for_line("starting a replacement")
-    _until(lambda: len(_workers(service)) == 1)
+    # The new fork server imports PyTorch before it forks.
+    _until(lambda: len(_workers(service)) == 1, 90)
     # The new fork server has forked this one.
     _workers(service)[0].kill()
     service.wait_for_line("status -9; starting a replacement")
