@@ -20,7 +20,7 @@ from benchmarks.statistic import latency_summary
 from models.images.samples import draw, encode
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import NoTelemetry
-from models.scheduling.fair_lock import FairLock
+from models.scheduling.fairness import FairLock
 from models.serving.runtime import LocalRuntime, ServingOptions
 
 _SIZE = (500, 375)

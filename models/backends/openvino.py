@@ -15,13 +15,12 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
-from models.backends.backend import Backend, BackendOptions, BatchHints
-from models.backends.batch_shapes import default_max_batch_size, next_multiple, padded
+from models.backends.backend import Backend, BackendOptions, BatchHints, default_max_batch_size, next_multiple, padded
 from models.backends.openvino_conversion import converted
 from models.hardware import cores
 from models.hardware.placement import Precision
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DeviceUnavailableError
+from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 

@@ -15,13 +15,11 @@ from typing import NamedTuple
 
 import torch
 
-from models.backends.backend import Backend, BackendOptions, BatchHints
-from models.backends.batch_shapes import buckets, default_max_batch_size, padded
-from models.backends.compiled import compiled_network
-from models.backends.eager import served_network
+from models.backends.backend import Backend, BackendOptions, BatchHints, buckets, default_max_batch_size, padded
+from models.backends.pytorch import compiled_network, served_network
 from models.hardware import cuda, memory
 from models.hardware.cuda import BatchThreadStreams
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 

@@ -15,13 +15,12 @@ from torch import nn
 from models.backends import Backend, BatchHints
 from models.hardware import cores, cuda
 from models.inference import backend_agreement
-from models.inference.batch_item import BatchItem, ItemOutput
-from models.interface.cancellation import NEVER_CANCELLED, AllCancelled, CancelToken
+from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import WarmUpError
-from models.interface.request import InferenceRequest
+from models.interface.request import NEVER_CANCELLED, AllCancelled, CancelToken, InferenceRequest
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
-from models.scheduling.fair_lock import FairLock
+from models.scheduling.fairness import FairLock
 
 
 class Engine:

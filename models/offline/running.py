@@ -11,12 +11,11 @@ from models import backends
 from models.backends import BackendOptions
 from models.hardware import memory
 from models.inference.backend_agreement import with_fresh_conversion
-from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
-from models.interface.cancellation import AllCancelledError
+from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import GradlessError, NotFiniteError
 from models.interface.home import expand_home
-from models.interface.request import InferenceRequest
+from models.interface.request import AllCancelledError, InferenceRequest
 from models.interface.telemetry import NoTelemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration

@@ -15,12 +15,12 @@ from models.hardware import memory
 from models.hardware.placement import Placement, Precision
 from models.images.decode_pool import DecodePool
 from models.inference.backend_agreement import with_fresh_conversion
-from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem, ItemOutput
 from models.inference.pipeline import Pipeline
 from models.interface.errors import NoRoomError
 from models.interface.home import expand_home
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.interface.results import ModelCard
 from models.interface.telemetry import BatcherState, BatchReport, QueueState, Telemetry
 from models.loading import catalog

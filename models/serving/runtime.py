@@ -18,9 +18,9 @@ from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.runtime import Runtime
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
-from models.lens.runner import Lens
 from models.loading import catalog, sources
 from models.loading.calibration import Calibration
+from models.serving.lens import Lens
 from models.serving.model_changes import ModelChanges
 from models.serving.model_instance import ModelInstance, RemoteAdmission, ServingContext, ServingOptions
 from models.serving.registry import ModelRegistry

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from models.inference.batch_item import BatchItem, ItemOutput
+from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.results import Loaded
 from models.interface.shared_work import SharedWork
 from models.interface.telemetry import BatchReport, Telemetry

@@ -21,8 +21,7 @@ from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import Pipeline, answer
 from models.interface.errors import AtCapacityError, ModelDownError
-from models.interface.image_limits import ImageLimits
-from models.interface.request import InferenceRequest
+from models.interface.request import ImageLimits, InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.runtime import Runtime
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry

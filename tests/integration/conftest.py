@@ -21,12 +21,11 @@ from app.main import create_app
 from app.settings import Settings
 from models import backends
 from models.backends import BackendOptions
-from models.backends.eager import EagerBackend
+from models.backends.pytorch import EagerBackend
 from models.hardware import cores
 from models.images.transforms import Transform
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.inference.image_job import ImageJob
+from models.inference.image_job import BatchItem, ImageJob
 from models.interface.telemetry import NoTelemetry, Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load

@@ -20,23 +20,22 @@ from torch import nn
 from gradless.records import ComparisonOptions
 from models import backends
 from models.backends import BackendOptions
-from models.backends.eager import served_network
+from models.backends.pytorch import served_network
 from models.hardware import memory
 from models.hardware.placement import Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
-from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
-from models.interface.image_limits import ImageLimits
-from models.interface.request import InferenceRequest
+from models.inference.image_job import BatchItem, ItemOutput
+from models.interface.request import ImageLimits, InferenceRequest
 from models.interface.telemetry import NoTelemetry
-from models.lens.served import compare_served
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import Classifier, ModelSpec
 from models.scheduling.oom_splitting import SplittingRun
+from models.serving.lens import compare_served
 
 if TYPE_CHECKING:
     from tests.integration.conftest import StartOverHttp

@@ -15,14 +15,14 @@ from torch import nn
 
 from gradless.records import ComparisonOptions
 from models import backends
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import StartError
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import NoTelemetry
-from models.lens.served import compare_served
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
+from models.serving.lens import compare_served
 from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio

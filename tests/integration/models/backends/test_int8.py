@@ -14,7 +14,7 @@ from models.backends.openvino import OpenVinoBackend
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.interface.errors import DeviceUnavailableError, StartError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.interface.telemetry import NoTelemetry
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load

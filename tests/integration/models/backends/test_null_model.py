@@ -10,9 +10,9 @@ import torch
 
 from models import backends
 from models.backends import BackendOptions
-from models.backends.null import NullBackend
-from models.inference.batch_item import BatchItem
+from models.backends.pytorch import NullBackend
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import DrainingError
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import NoTelemetry

@@ -17,10 +17,9 @@ from torch import nn
 from models import backends
 from models.backends import BackendOptions
 from models.hardware import cores
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.interface.cancellation import NEVER_CANCELLED, AllCancelledError, CancelToken
-from models.interface.request import InferenceRequest
+from models.inference.image_job import BatchItem
+from models.interface.request import NEVER_CANCELLED, AllCancelledError, CancelToken, InferenceRequest
 from models.interface.telemetry import BatchReport, NoTelemetry, Stage
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec

@@ -19,7 +19,7 @@ import pytest
 
 from gradless.records import ComparisonOptions, Progress
 from models.images.decode_memory import DecodeMemory
-from models.inference.batch_item import BatchItem
+from models.inference.image_job import BatchItem
 from models.interface.errors import (
     ComparisonRunningError,
     DrainingError,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from models.interface.cancellation import AllCancelledError
 from models.interface.errors import ForwardError, OverloadedError
+from models.interface.request import AllCancelledError
 from models.interface.telemetry import BatchReport
 from models.scheduling.batcher import Batcher
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from models.interface.cancellation import AllCancelledError
 from models.interface.errors import OutOfMemoryError
+from models.interface.request import AllCancelledError
 from models.interface.telemetry import NoTelemetry
 from models.scheduling.oom_splitting import SplittingRun
 

@@ -1,24 +1,30 @@
-"""PyTorch's own forward, with BatchNorms folded into convolutions and channels last in memory."""
+"""Backends that run PyTorch: its own forward, torch.compile, and next to nothing, to test the server itself."""
 
 from __future__ import annotations
 
+import copy
+import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
 
 import torch
 
-from models.backends.backend import Backend, BackendOptions, BatchHints
-from models.backends.batch_shapes import (
+from models.backends.backend import (
     IMAGES_PER_CORE,
     MAX_BATCH_SIZE,
+    Backend,
+    BackendOptions,
+    BatchHints,
+    buckets,
     default_max_batch_size,
     next_multiple,
     padded,
 )
 from models.backends.folding import folded
 from models.hardware import cores, cuda
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits, Network
 
@@ -125,3 +131,70 @@ def _joined(pieces: list[FeaturesAndLogits], count: int) -> FeaturesAndLogits:
     if len(pieces) == 1:
         return FeaturesAndLogits(*(output[:count] for output in pieces[0]))
     return FeaturesAndLogits(*(torch.cat(outputs)[:count] for outputs in zip(*pieces, strict=True)))
+
+
+class CompiledBackend(Backend):
+    """Pads each batch to the next bucket, a power of two or the largest batch, so that no request compiles.
+
+    Compilation happens at a bucket's first run: the warm-up runs each of them.
+    """
+
+    # Any hook on a compiled module would cause another compilation.
+    network = None
+
+    def __init__(self, model: LoadedModel, options: BackendOptions) -> None:
+        self._device = model.placement.device
+        self._dtype = model.placement.dtype
+        self._normalize = model.normalize
+        max_batch_size = options.max_batch_size or default_max_batch_size(self._device)
+        self._buckets = (max_batch_size,) if options.fixed_shape else buckets(max_batch_size)
+        self.hints = BatchHints(
+            max_batch_size=max_batch_size,
+            warm_up_sizes=self._buckets,
+            intra_op_threads=cores.available_cores(),
+        )
+        self._network = compiled_network(model)
+
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+        size = len(pixels)
+        bucket = next(bucket for bucket in self._buckets if bucket >= size)
+        # Graphs are compiled for strides too, and one image can have its strides written in several ways.
+        batch = padded(pixels, bucket).contiguous(memory_format=torch.channels_last)
+        images = self._normalize(cuda.to_device(batch, self._device)).to(self._dtype)
+        features, logits = self._network(images)
+        return FeaturesAndLogits(features[:size], logits[:size])
+
+    def close(self) -> None:
+        """Do nothing: this backend has no threads."""
+
+
+def compiled_network(model: LoadedModel) -> Callable[[torch.Tensor], FeaturesAndLogits]:
+    """Return the network that EagerBackend serves, compiled for each shape at its first run."""
+    options = cuda.compile_options(model.placement.device)
+    # PyTorch suggests TF32 for matrix products, which would change the results of the network.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+    compiled: Callable[[torch.Tensor], FeaturesAndLogits] = torch.compile(
+        served_network(model), dynamic=False, fullgraph=True, **options
+    )
+    return compiled
+
+
+class NullBackend(Backend):
+    """Runs the catalog's `null` model on one pixel of each image, after the batch was moved to the device."""
+
+    def __init__(self, model: LoadedModel, options: BackendOptions) -> None:
+        self.hints = BatchHints(
+            max_batch_size=options.max_batch_size or default_max_batch_size(model.placement.device), warm_up_sizes=(1,)
+        )
+        self._device = model.placement.device
+        self._dtype = model.placement.dtype
+        self._normalize = model.normalize
+        self.network = copy.deepcopy(model.network).to(self._dtype)
+
+    def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
+        corners = cuda.to_device(pixels, self._device)[:, :, :1, :1]
+        answer: FeaturesAndLogits = self.network(self._normalize(corners).to(self._dtype))
+        return answer
+
+    def close(self) -> None:
+        """Do nothing: this backend has no threads."""
