@@ -57,27 +57,19 @@ class Package:
 class Registration:
     """A backend as it is known before its module is imported, which takes seconds for some.
 
-    `cpu`, `cuda` and `mps` name the class for that type of device, as MODULE.CLASS of this package; None: the backend
-    does not run there. `preferred_on`: types of devices on which `auto` selects it. `package`: what it needs.
+    `classes`: the class by type of device, as MODULE.CLASS of this package.
+    `preferred_on`: types of devices on which `auto` selects it. `package`: what it needs.
     `int8_package`: what calibration for int8 needs; None: the backend does not compute in int8.
     `caches_conversions`: it keeps converted models on disk, which may be damaged or out of date.
     `selectable`: users may ask for it by name.
     """
 
-    cpu: str | None = None
-    cuda: str | None = None
-    mps: str | None = None
+    classes: Mapping[str, str]
     preferred_on: frozenset[str] = frozenset()
     package: Package | None = None
     int8_package: Package | None = None
     caches_conversions: bool = False
     selectable: bool = True
-
-    @property
-    def classes(self) -> Mapping[str, str]:
-        """The class by type of device."""
-        classes = {"cuda": self.cuda, "cpu": self.cpu, "mps": self.mps}
-        return {device: name for device, name in classes.items() if name is not None}
 
     @property
     def installed(self) -> bool:
@@ -91,16 +83,16 @@ _NULL = "pytorch.NullBackend"
 
 # `auto` selects the first that is preferred on the device and installed, else the first of all.
 BACKENDS: dict[str, Registration] = {
-    "eager": Registration(cpu=_EAGER, mps=_EAGER, cuda=_RECORDED),
-    "compiled": Registration(cpu="pytorch.CompiledBackend", cuda=_RECORDED),
+    "eager": Registration(classes={"cuda": _RECORDED, "cpu": _EAGER, "mps": _EAGER}),
+    "compiled": Registration(classes={"cuda": _RECORDED, "cpu": "pytorch.CompiledBackend"}),
     "openvino": Registration(
-        cpu="openvino.OpenVinoBackend",
+        classes={"cpu": "openvino.OpenVinoBackend"},
         preferred_on=frozenset({"cpu"}),
         package=Package("openvino", "OpenVINO", extra="openvino"),
         int8_package=Package("nncf", "NNCF", extra="int8"),
         caches_conversions=True,
     ),
-    "null": Registration(cpu=_NULL, mps=_NULL, cuda=_NULL, selectable=False),
+    "null": Registration(classes={"cuda": _NULL, "cpu": _NULL, "mps": _NULL}, selectable=False),
 }
 
 

@@ -74,6 +74,7 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End the backend's threads, if it has any. Nothing calls `run` after that."""
+        return
 
 
 MAX_BATCH_SIZE = 32
@@ -82,13 +83,17 @@ IMAGES_PER_CORE = 4
 
 
 def default_max_batch_size(device: torch.device) -> int:
-    """Return 32, or on a CPU as many images as keep its cores busy.
-
-    Larger batches are not faster on a CPU, and a new request waits for the whole forward.
-    """
+    """Return 32, or on a CPU as many images as keep its cores busy: larger batches are not faster there, and a new
+    request waits for the whole forward."""
     if device.type != "cpu":
         return MAX_BATCH_SIZE
     return min(MAX_BATCH_SIZE, IMAGES_PER_CORE * cores.available_cores())
+
+
+def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy `batch` from the CPU to `device`. On CUDA the copy from pinned memory is asynchronous; the forward waits for
+    it on the same stream."""
+    return batch.to(device, non_blocking=device.type == "cuda")
 
 
 def padded(pixels: torch.Tensor, count: int) -> torch.Tensor:

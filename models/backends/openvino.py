@@ -110,9 +110,6 @@ class OpenVinoBackend(Backend):
         features, *logits = map(torch.from_numpy, joined)
         return FeaturesAndLogits(features, logits[0] if logits else features.new_empty((count, 0)))
 
-    def close(self) -> None:
-        """Do nothing: OpenVINO ends its threads with the compiled model."""
-
     def _shares(self, images: int, *, alongside_others: bool) -> list[slice]:
         """Return pieces of the images that divide equally among the cores. With a fixed shape, or while other batches
         run, return pieces of all `images`."""

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,9 +21,10 @@ from models.backends.backend import (
     default_max_batch_size,
     next_multiple,
     padded,
+    to_device,
 )
 from models.backends.folding import folded
-from models.hardware import cores, cuda
+from models.hardware import cores
 from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits, Network
@@ -97,7 +98,7 @@ class EagerBackend(Backend):
 
     def _forward(self, pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
         cancel_token.raise_if_cancelled()
-        images = self._normalize(cuda.to_device(pixels, self._device))
+        images = self._normalize(to_device(pixels, self._device))
         answer: FeaturesAndLogits = self.network(images.to(self._dtype))
         return answer
 
@@ -160,19 +161,17 @@ class CompiledBackend(Backend):
         bucket = next(bucket for bucket in self._buckets if bucket >= size)
         # Graphs are compiled for strides too, and one image can have its strides written in several ways.
         batch = padded(pixels, bucket).contiguous(memory_format=torch.channels_last)
-        images = self._normalize(cuda.to_device(batch, self._device)).to(self._dtype)
+        images = self._normalize(to_device(batch, self._device)).to(self._dtype)
         features, logits = self._network(images)
         return FeaturesAndLogits(features[:size], logits[:size])
-
-    def close(self) -> None:
-        """Do nothing: this backend has no threads."""
 
 
 def compiled_network(model: LoadedModel) -> Callable[[torch.Tensor], FeaturesAndLogits]:
     """Return the network that EagerBackend serves, compiled for each shape at its first run."""
-    options = cuda.compile_options(model.placement.device)
     # PyTorch suggests TF32 for matrix products, which would change the results of the network.
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+    # On the CPU, weights are frozen into the graph.
+    options: dict[str, Any] = {"options": {"freezing": True}} if model.placement.device.type == "cpu" else {}
     compiled: Callable[[torch.Tensor], FeaturesAndLogits] = torch.compile(
         served_network(model), dynamic=False, fullgraph=True, **options
     )
@@ -192,9 +191,6 @@ class NullBackend(Backend):
         self.network = copy.deepcopy(model.network).to(self._dtype)
 
     def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
-        corners = cuda.to_device(pixels, self._device)[:, :, :1, :1]
+        corners = to_device(pixels, self._device)[:, :, :1, :1]
         answer: FeaturesAndLogits = self.network(self._normalize(corners).to(self._dtype))
         return answer
-
-    def close(self) -> None:
-        """Do nothing: this backend has no threads."""

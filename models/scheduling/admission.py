@@ -46,10 +46,6 @@ class Admission(Budget):
         return self._held + self._admitted_elsewhere()
 
     @property
-    def closed(self) -> bool:
-        return self._closed
-
-    @property
     def full(self) -> bool:
         return self.used >= self.limit
 

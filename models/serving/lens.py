@@ -140,7 +140,7 @@ def _new_thread() -> ThreadPoolExecutor:
 
 
 def _use_all_cores() -> None:
-    cores.use_cores_in_this_thread(cores.available_cores())
+    torch.set_num_threads(cores.available_cores())
 
 
 _SEED = 0
@@ -199,14 +199,14 @@ def _served_arm(engine: Engine) -> Arm:
         if inputs.pixels is None:  # pragma: no cover - batches of a served model have pixels
             raise ValueError("there are no pixels to serve")
         # Larger batches are never served.
-        outputs = [engine.forward(pixels) for pixels in torch.split(inputs.pixels, engine.max_batch_size)]
+        outputs = [engine.forward(pixels) for pixels in torch.split(inputs.pixels, engine.hints.max_batch_size)]
         if len(outputs) == 1:
             return outputs[0]
         # Inference tensors are joined into an inference tensor.
         with torch.inference_mode(outputs[0].features.is_inference()):
             return FeaturesAndLogits(*map(torch.cat, zip(*outputs, strict=True)))
 
-    return Arm(name="served", forward=forward, network=engine.served_network, memory_note=engine.memory_note)
+    return Arm(name="served", forward=forward, network=engine.served_network, memory_note=engine.hints.memory_note)
 
 
 def _answer(output: Any) -> torch.Tensor:

@@ -14,12 +14,10 @@ from models.backends import DEFAULT_CACHE_FOLDER, BackendOptions
 from models.hardware import memory
 from models.hardware.placement import Placement, Precision
 from models.images.decode_pool import DecodePool
-from models.inference.backend_agreement import with_fresh_conversion
-from models.inference.engine import Engine
+from models.inference.engine import Engine, with_fresh_conversion
 from models.inference.image_job import BatchItem, ItemOutput
 from models.inference.pipeline import Pipeline
 from models.interface.errors import NoRoomError
-from models.interface.home import expand_home
 from models.interface.request import ImageLimits
 from models.interface.results import ModelCard
 from models.interface.telemetry import BatcherState, BatchReport, QueueState, Telemetry
@@ -179,7 +177,7 @@ def _serve_loaded(
             BackendOptions(
                 max_batch_size=options.max_batch_size,
                 fixed_shape=options.fixed_batch,
-                cache_folder=expand_home(options.cache_folder),
+                cache_folder=options.cache_folder,
                 fresh=fresh,
             ),
         )

@@ -10,7 +10,8 @@ from types import MappingProxyType
 from gradless.peak import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.backends import place
-from models.hardware import cores, cuda, memory
+from models.hardware import cores, memory
+from models.hardware.placement import utilization
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
 from models.interface.errors import AtCapacityError, ModelGoneError
@@ -149,7 +150,7 @@ class LocalRuntime(Runtime):
         return memory.figures(self._context.placement.device)
 
     def utilization(self) -> float | None:
-        return cuda.utilization(self._context.placement.device)
+        return utilization(self._context.placement.device)
 
     def drain(self) -> None:
         self._draining = True

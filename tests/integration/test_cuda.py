@@ -29,7 +29,7 @@ from models.images.transforms import Transform
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.request import ImageLimits, InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
@@ -280,7 +280,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
             model="wide",
             out_of_memory=memory.ran_out,
             release_memory=lambda: memory.trim(torch.device("cuda")),
-            telemetry=NoTelemetry(),
+            telemetry=Telemetry(),
         )
         images = torch.randint(0, 256, (32, 256, 256, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         answers = run([BatchItem(image, InferenceRequest("classify", top_k=1)) for image in images])

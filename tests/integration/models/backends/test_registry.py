@@ -46,7 +46,7 @@ def test_one_module_and_one_entry_in_the_registry_make_a_backend(
     module = ModuleType("models.backends.another")
     module.AnotherBackend = AnotherBackend  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(BACKENDS, "another", Registration(cpu="another.AnotherBackend"))
+    monkeypatch.setitem(BACKENDS, "another", Registration(classes={"cpu": "another.AnotherBackend"}))
 
     model = load(tiny, backends.place("cpu", "fp32", "another"))
     made = backends.make(model, BackendOptions())

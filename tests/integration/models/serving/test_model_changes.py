@@ -31,7 +31,7 @@ from models.interface.errors import (
 )
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -113,7 +113,7 @@ def serve(versions: _Versions) -> Iterator[Callable[..., LocalRuntime]]:
 
     def start(**options: object) -> LocalRuntime:
         models = {"models": [versions.spec], "backend": "eager", **options}
-        started.append(LocalRuntime(ServingOptions(**models), NoTelemetry()))  # type: ignore[arg-type]
+        started.append(LocalRuntime(ServingOptions(**models), Telemetry()))  # type: ignore[arg-type]
         return started[-1]
 
     yield start

@@ -24,7 +24,7 @@ from models.inference.image_job import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.request import NEVER_CANCELLED, ImageLimits, InferenceRequest
 from models.interface.results import ModelCard, Prediction
-from models.interface.telemetry import BatchReport, NoTelemetry, StaleMessage
+from models.interface.telemetry import BatchReport, StaleMessage, Telemetry
 from models.networks.specs import ModelSpec
 from models.workers.channel import Channel, frame
 from models.workers.messages import (
@@ -45,7 +45,7 @@ _TIMEOUT_S = 30
 _REPORT = BatchReport("tiny", 1, "idle", 0.0, 0.1, 0.1, 0)
 
 
-class _Counts(NoTelemetry):
+class _Counts(Telemetry):
     def __init__(self) -> None:
         self.dropped: list[StaleMessage] = []
 

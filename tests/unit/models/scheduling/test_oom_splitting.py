@@ -8,11 +8,11 @@ import pytest
 
 from models.interface.errors import OutOfMemoryError
 from models.interface.request import AllCancelledError
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.scheduling.oom_splitting import SplittingRun
 
 
-class _Counts(NoTelemetry):
+class _Counts(Telemetry):
     def __init__(self) -> None:
         self.failures = 0
         self.splits = 0
