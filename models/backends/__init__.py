@@ -97,7 +97,6 @@ BACKENDS: dict[str, Registration] = {
 
 
 def names() -> tuple[str, ...]:
-    """The backends that a user may ask for."""
     return tuple(name for name, registered in BACKENDS.items() if registered.selectable)
 
 
@@ -147,7 +146,6 @@ def class_of(path: str) -> Callable[[LoadedModel, BackendOptions], Backend]:
 
 
 def caches_conversions(placement: Placement) -> bool:
-    """Whether the backend of `placement` keeps converted models on disk."""
     return BACKENDS[placement.backend].caches_conversions
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from models.hardware import cores
 from models.interface.request import NEVER_CANCELLED, CancelToken
+from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
 DEFAULT_CACHE_FOLDER = Path("~/.cache/gradless")
@@ -94,6 +95,12 @@ def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy `batch` from the CPU to `device`. On CUDA the copy from pinned memory is asynchronous; the forward waits for
     it on the same stream."""
     return batch.to(device, non_blocking=device.type == "cuda")
+
+
+def normalized(model: LoadedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Return (N, 3, H, W) uint8 pixels as the images that the network takes, on its device and in its precision."""
+    images: torch.Tensor = model.normalize(to_device(pixels, model.placement.device))
+    return images.to(model.placement.dtype)
 
 
 def padded(pixels: torch.Tensor, count: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from models.backends.backend import (
     buckets,
     default_max_batch_size,
     next_multiple,
+    normalized,
     padded,
     to_device,
 )
@@ -52,12 +53,11 @@ class EagerBackend(Backend):
 
     def __init__(self, model: LoadedModel, options: BackendOptions) -> None:
         self._fixed_shape = options.fixed_shape
-        self._device = model.placement.device
-        self._dtype = model.placement.dtype
-        self._normalize = model.normalize
+        self._model = model
         self.network = served_network(model)
-        split = cpu_split(model.weight_bytes) if self._device.type == "cpu" else None
-        max_batch_size = options.max_batch_size or default_size(self._device, split)
+        device = model.placement.device
+        split = cpu_split(model.weight_bytes) if device.type == "cpu" else None
+        max_batch_size = options.max_batch_size or default_size(device, split)
         self._split = split or Split(max_batch_size, workers=1)
         concurrent = self._split.workers > 1
         self.hints = BatchHints(
@@ -81,33 +81,25 @@ class EagerBackend(Backend):
         elif self._split.workers > 1:
             # At least as many pieces as workers, if there are enough images, so that no worker idles.
             size = min(size, -(-count // self._split.workers))
-        pieces = torch.split(pixels, size)
-        if self._split.workers == 1:
-            return _joined([self._forward(piece, cancel_token) for piece in pieces], count)
-        return _joined(
-            list(self._workers.map(partial(self._forward_in_worker, cancel_token=cancel_token), pieces)), count
-        )
+        in_order = map if self._split.workers == 1 else self._workers.map
+        answers = list(in_order(partial(self._forward, cancel_token), torch.split(pixels, size)))
+        if len(answers) == 1:
+            return FeaturesAndLogits(*(output[:count] for output in answers[0]))
+        return FeaturesAndLogits(*(torch.cat(outputs)[:count] for outputs in zip(*answers, strict=True)))
 
     def close(self) -> None:
-        """End the workers."""
         self._workers.shutdown()
 
-    def _forward_in_worker(self, pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
-        with torch.inference_mode():
-            return self._forward(pixels, cancel_token)
-
-    def _forward(self, pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
+    @torch.inference_mode()
+    def _forward(self, cancel_token: CancelToken, pixels: torch.Tensor) -> FeaturesAndLogits:
         cancel_token.raise_if_cancelled()
-        images = self._normalize(to_device(pixels, self._device))
-        answer: FeaturesAndLogits = self.network(images.to(self._dtype))
+        answer: FeaturesAndLogits = self.network(normalized(self._model, pixels))
         return answer
 
 
 def cpu_split(weight_bytes: int) -> Split:
-    """Return how PyTorch best runs a batch on the CPU.
-
-    Light networks run fastest in small pieces, one a core: their kernels are too short to share out. Heavy ones run
-    fastest in large pieces on all cores, which read the weights once for many images.
+    """Return how PyTorch best runs a batch on the CPU: a light network in small pieces, one a core, because its kernels
+    are too short to share out; a heavy one in large pieces on all cores, which read the weights once for many images.
     """
     if weight_bytes <= _LIGHT_WEIGHTS_BYTES:
         return Split(IMAGES_PER_CORE, workers=cores.available_cores())
@@ -127,27 +119,16 @@ def served_network(model: LoadedModel) -> Network:
     return network.to(memory_format=torch.channels_last).eval()
 
 
-def _joined(pieces: list[FeaturesAndLogits], count: int) -> FeaturesAndLogits:
-    """Return the outputs of the first `count` images."""
-    if len(pieces) == 1:
-        return FeaturesAndLogits(*(output[:count] for output in pieces[0]))
-    return FeaturesAndLogits(*(torch.cat(outputs)[:count] for outputs in zip(*pieces, strict=True)))
-
-
 class CompiledBackend(Backend):
-    """Pads each batch to the next bucket, a power of two or the largest batch, so that no request compiles.
-
-    Compilation happens at a bucket's first run: the warm-up runs each of them.
-    """
+    """Pads each batch to the next bucket, a power of two or the largest batch. A bucket is compiled at its first run,
+    in the warm-up, so that no request compiles."""
 
     # Any hook on a compiled module would cause another compilation.
     network = None
 
     def __init__(self, model: LoadedModel, options: BackendOptions) -> None:
-        self._device = model.placement.device
-        self._dtype = model.placement.dtype
-        self._normalize = model.normalize
-        max_batch_size = options.max_batch_size or default_max_batch_size(self._device)
+        self._model = model
+        max_batch_size = options.max_batch_size or default_max_batch_size(model.placement.device)
         self._buckets = (max_batch_size,) if options.fixed_shape else buckets(max_batch_size)
         self.hints = BatchHints(
             max_batch_size=max_batch_size,
@@ -161,8 +142,7 @@ class CompiledBackend(Backend):
         bucket = next(bucket for bucket in self._buckets if bucket >= size)
         # Graphs are compiled for strides too, and one image can have its strides written in several ways.
         batch = padded(pixels, bucket).contiguous(memory_format=torch.channels_last)
-        images = self._normalize(to_device(batch, self._device)).to(self._dtype)
-        features, logits = self._network(images)
+        features, logits = self._network(normalized(self._model, batch))
         return FeaturesAndLogits(features[:size], logits[:size])
 
 
@@ -185,12 +165,10 @@ class NullBackend(Backend):
         self.hints = BatchHints(
             max_batch_size=options.max_batch_size or default_max_batch_size(model.placement.device), warm_up_sizes=(1,)
         )
-        self._device = model.placement.device
-        self._dtype = model.placement.dtype
-        self._normalize = model.normalize
-        self.network = copy.deepcopy(model.network).to(self._dtype)
+        self._model = model
+        self.network = copy.deepcopy(model.network).to(model.placement.dtype)
 
     def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:  # noqa: ARG002 - in one piece
-        corners = to_device(pixels, self._device)[:, :, :1, :1]
-        answer: FeaturesAndLogits = self.network(self._normalize(corners).to(self._dtype))
+        device = self._model.placement.device
+        answer: FeaturesAndLogits = self.network(normalized(self._model, to_device(pixels, device)[:, :, :1, :1]))
         return answer

@@ -16,6 +16,7 @@ import torch
 from models.images.decode_pool import DecodePool
 from models.images.transforms import Transform
 from models.inference.image_job import BatchItem, ImageJob, ItemOutput, Queue
+from models.interface.admission import Admission
 from models.interface.errors import (
     AtCapacityError,
     DeadlineExceededError,
@@ -28,7 +29,6 @@ from models.interface.errors import (
 from models.interface.request import CancelToken, InferenceRequest
 from models.interface.results import Answer, ModelCard, Prediction, ScoredClass
 from models.interface.telemetry import Outcome, StageSeconds, Task, Telemetry
-from models.scheduling.admission import Admission
 from models.scheduling.batcher import Completed
 from models.scheduling.threads import LoopMailbox
 

@@ -47,13 +47,13 @@ GradlessError
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 # The root of the tree and the errors of the lens library, exported again.
 from gradless.errors import ComparisonTooLargeError as ComparisonTooLargeError  # noqa: PLC0414
 from gradless.errors import GradlessError as GradlessError  # noqa: PLC0414
-from models.interface.admission import retry_after_s
 
 
 class StartError(GradlessError):
@@ -185,7 +185,7 @@ class AtCapacityError(RefusedError):
     """A limit of the service is reached. After `retry_after_s` whole seconds there is likely capacity again."""
 
     def __init__(self, reason: str, expected_seconds: float) -> None:
-        self.retry_after_s = retry_after_s(expected_seconds)
+        self.retry_after_s = max(1, math.ceil(expected_seconds))
         super().__init__(f"{reason}; try again in {self.retry_after_s} s.")
 
 

@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -78,9 +77,7 @@ class FairLock:
             ticket = self._draw()
             self._changed.wait_for(lambda: self._serving == ticket and not self._sharing)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with self._changed:
             self._serving += 1
             self._changed.notify_all()

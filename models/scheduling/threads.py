@@ -31,7 +31,6 @@ class BackgroundWork(Generic[T]):
 
     @property
     def running(self) -> bool:
-        """Whether the thread has not ended."""
         return self._thread.is_alive()
 
     async def result(self, timeout_s: float | None = None) -> T:
@@ -103,7 +102,6 @@ class BatchThreads:
 
     @property
     def alive(self) -> bool:
-        """Whether every thread is running."""
         return all(thread.is_alive() for thread in self._threads)
 
     def join(self, timeout_s: float | None = None) -> bool:

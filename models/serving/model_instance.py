@@ -17,6 +17,7 @@ from models.images.decode_pool import DecodePool
 from models.inference.engine import Engine, with_fresh_conversion
 from models.inference.image_job import BatchItem, ItemOutput
 from models.inference.pipeline import Pipeline
+from models.interface.admission import Admission
 from models.interface.errors import NoRoomError
 from models.interface.request import ImageLimits
 from models.interface.results import ModelCard
@@ -26,7 +27,6 @@ from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
 from models.loading.sources import ModelSource
 from models.networks.specs import ModelSpec
-from models.scheduling.admission import Admission
 from models.scheduling.batcher import Batcher
 from models.scheduling.oom_splitting import SplittingRun
 

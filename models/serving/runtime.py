@@ -85,12 +85,10 @@ class LocalRuntime(Runtime):
 
     @property
     def instances(self) -> Mapping[str, ModelInstance]:
-        """The served model instances by name, the default first."""
         return self._registry.instances
 
     @property
     def down(self) -> frozenset[str]:
-        """Names of models that have stopped working and are not replaced yet."""
         return self._registry.down
 
     @property
