@@ -18,6 +18,10 @@ from models.networks.network import FeaturesAndLogits
 
 DEFAULT_CACHE_FOLDER = Path("~/.cache/gradless")
 
+MAX_BATCH_SIZE = 32
+# Activations of more images do not fit into the caches of a core.
+IMAGES_PER_CORE = 4
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendOptions:
@@ -76,11 +80,6 @@ class Backend(Protocol):
     def close(self) -> None:
         """End the backend's threads, if it has any. Nothing calls `run` after that."""
         return
-
-
-MAX_BATCH_SIZE = 32
-# Activations of more images do not fit into the caches of a core.
-IMAGES_PER_CORE = 4
 
 
 def default_max_batch_size(device: torch.device) -> int:

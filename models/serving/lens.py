@@ -26,6 +26,10 @@ from models.interface.errors import ComparisonRunningError, DrainingError
 from models.interface.request import CancelToken
 from models.networks.network import FeaturesAndLogits
 
+_SEED = 0
+_RANDOM_PIXELS = f"random pixels, seed {_SEED}"
+_UPLOADED_IMAGE = "the uploaded image"
+
 
 @dataclass(eq=False, slots=True)
 class _Running:
@@ -141,12 +145,6 @@ def _new_thread() -> ThreadPoolExecutor:
 
 def _use_all_cores() -> None:
     torch.set_num_threads(cores.available_cores())
-
-
-_SEED = 0
-
-_RANDOM_PIXELS = f"random pixels, seed {_SEED}"
-_UPLOADED_IMAGE = "the uploaded image"
 
 
 def compare_served(
