@@ -125,11 +125,6 @@ class ModelInstance:
     pipeline: Pipeline
     options: ServingOptions
 
-    @property
-    def device(self) -> str:
-        """The device that runs the model, such as "cpu" or "cuda:0"."""
-        return self.card.device
-
     def queue_state(self) -> QueueState:
         return QueueState(
             self.batcher.depth, self.batcher.oldest_age_seconds(), self.admission.in_flight, self.admission.capacity

@@ -182,7 +182,7 @@ async def test_a_model_is_served_alongside_others_until_it_is_unloaded(
     assert (await _ask(serving, clock_png, "second")).model == "second"
     assert not loaded.replaced
     assert list(serving.cards) == list(serving.queues()) == ["tiny", "second"]
-    assert [instance.device for instance in serving.instances.values()] == ["cpu", "cpu"]
+    assert [instance.card.device for instance in serving.instances.values()] == ["cpu", "cpu"]
 
     await serving.unload("second")
     with pytest.raises(UnknownModelError):
