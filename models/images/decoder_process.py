@@ -143,7 +143,7 @@ class DecoderProcess:
         if "reason" in answer:
             raise UndecodableImageError(format_of(encoded), str(answer["reason"]))
         height, width, orientation = (int(answer[key]) for key in ("height", "width", "orientation"))
-        if not 0 < height * width <= self._limits.max_pixels:
+        if min(height, width) < 1 or height * width > self._limits.max_pixels:
             raise ValueError("the decoder answered with a picture of another size")
         return Strips(height, width, orientation, iter(()))
 
