@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -20,19 +21,17 @@ from fastapi.routing import APIRoute
 
 from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
-from app.api.image_endpoints import IMAGE_ENDPOINTS
+from app.api.inference import IMAGE_ENDPOINTS
+from app.api.load_shedding import LoadShedding
+from app.api.middleware import HeadAsGet, HostCheck
 from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
-from app.api.routers import classify, debug, documentation, features, health, models, page, search
-from app.api.search_index import open_search_index
-from app.http.allowed_hosts import AllowedHosts, allowed_hosts, trusted_hosts
-from app.middleware.head import HeadAsGet
-from app.middleware.host_check import HostCheck
-from app.middleware.load_shedding import LoadShedding
-from app.middleware.start_failures import start_error
+from app.api.routers import images, lens, operation, pages, search
+from app.api.routers.search import open_search_index
+from app.http.hosts import AllowedHosts, allowed_hosts, trusted_hosts
 from app.observability.metrics import Metrics, SharedExposition
 from app.observability.request_log import RequestLog
 from app.observability.request_observer import RequestObserver, RequestObserverMiddleware, Traces
-from app.process.interpreter import freeze_loaded_objects, unfreeze_objects
+from app.process.lifetime import freeze_loaded_objects, start_error
 from app.settings import Settings, load_settings
 from models.interface.admission import Budget
 from models.interface.errors import BodyMemoryFullError, StartError
@@ -81,7 +80,7 @@ def create_app(
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, shut_down)
             parts.search_index = search_index_of_runtime(runtime, settings)
         except (StartError, OSError) as error:
-            parts.start_error = start_error(error) if isinstance(error, OSError) else error
+            parts.start_error = start_error(error)
             raise
         parts.runtime = runtime
         metrics.watch(runtime)
@@ -95,7 +94,7 @@ def create_app(
             request_log.close()
             if traces is not None:
                 await asyncio.to_thread(traces.close)
-            unfreeze_objects()
+            gc.unfreeze()
 
     app = FastAPI(
         title="gradless",
@@ -103,7 +102,7 @@ def create_app(
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
-        # app/api/routers/documentation.py serves /docs.
+        # app/api/routers/pages.py serves /docs.
         docs_url=None,
         redoc_url=None,
         # A redirect would take its host from the Host header, and its scheme is unknown behind a proxy.
@@ -113,14 +112,12 @@ def create_app(
     )
     app.state.parts = parts
     routers = (
-        classify.router,
-        features.router,
+        images.router,
         search.router,
-        models.router,
-        health.router,
-        debug.router,
-        page.router,
-        documentation.router,
+        operation.models,
+        operation.probes,
+        lens.router,
+        pages.router,
     )
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     # Middleware added last runs first.

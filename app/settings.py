@@ -8,7 +8,9 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -21,9 +23,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from app.security.api_keys import Keys, read_keys
-from app.security.origins import host_names, origins
-from app.service_links import service_links
+from app.http.api_keys import Keys, read_keys
+from app.http.hosts import host_names, origins
 from models.interface.image_limits import ImageLimits
 
 LogFormat = Literal["auto", "json", "console"]
@@ -349,3 +350,33 @@ def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
         return message
     shown = ",".join(value) if isinstance(value, tuple) else " ".join(str(value).split())
     return f"{PREFIX}{str(location[0]).upper()}={shown}: {message[:1].lower()}{message[1:]}"
+
+
+# The name of the Service begins with gradless, for example gradless-gpu.
+_SERVICE = r"GRADLESS(?:_[A-Z0-9]+)*"
+_PORT = rf"{_SERVICE}_PORT_\d+_(?:TCP|UDP|SCTP)"
+_ADDRESS = r"[0-9a-fA-F.:]+"
+_URL = rf"(?:tcp|udp|sctp)://(?:{_ADDRESS}|\[{_ADDRESS}\]):\d+"
+
+# Both name and value must match: a setting with the same name has another form of value.
+_FORMS = tuple(
+    (re.compile(name), re.compile(value))
+    for name, value in (
+        (rf"{_SERVICE}_SERVICE_HOST", _ADDRESS),
+        (rf"{_SERVICE}_SERVICE_PORT(?:_[A-Z0-9_]+)?", r"\d+"),
+        (rf"{_SERVICE}_PORT", _URL),
+        (_PORT, _URL),
+        (rf"{_PORT}_PROTO", "tcp|udp|sctp"),
+        (rf"{_PORT}_PORT", r"\d+"),
+        (rf"{_PORT}_ADDR", _ADDRESS),
+    )
+)
+
+
+def service_links(environment: Mapping[str, str]) -> list[str]:
+    """Return the names of the service links in `environment`, sorted."""
+    return sorted(
+        variable
+        for variable, stated in environment.items()
+        if any(name.fullmatch(variable) and value.fullmatch(stated) for name, value in _FORMS)
+    )

@@ -9,10 +9,10 @@ from typing import Annotated, cast
 
 from fastapi import Depends, Header, Query, Request
 
-from app.http.allowed_hosts import AllowedHosts
+from app.http.api_keys import Keys, Right, authorize
+from app.http.hosts import AllowedHosts
 from app.http.problems import DebugDisabledError, FingerprintMismatchError
 from app.observability.metrics import Metrics, SharedExposition
-from app.security.api_keys import Keys, Right, authorize
 from app.settings import Settings
 from models.interface.errors import DrainingError, NoClassesError, StartError, UnknownModelError
 from models.interface.results import ModelCard

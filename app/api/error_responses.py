@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from app.http.problem_response import problem, problem_headers, problem_json, problem_response
 from app.http.problems import (
     INTERNAL_ERROR,
     INVALID_PARAMETER,
@@ -21,6 +20,10 @@ from app.http.problems import (
     Problem,
     RequestError,
     Row,
+    problem,
+    problem_headers,
+    problem_json,
+    problem_response,
     row_of,
 )
 from app.observability.metrics import Metrics
@@ -126,7 +129,7 @@ def _methods(request: Request, routes: Sequence[APIRoute]) -> Iterator[str]:
         if route.matches(request.scope)[0] != Match.NONE:
             yield from route.methods or ()
             if "GET" in (route.methods or ()):
-                # app/middleware/head.py answers HEAD wherever there is GET.
+                # app/api/middleware.py answers HEAD wherever there is GET.
                 yield "HEAD"
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from app.api.dependencies import Upload, parts_of
+from app.api.openapi import image_content
 from app.api.uploads import UPLOAD_ERRORS, read_images
 from app.http.disconnect import cancel_token_of, run_until_disconnect
-from app.http.problems import FingerprintMismatchError, ForbiddenError, UnauthorizedError
+from app.http.problems import FingerprintMismatchError, ForbiddenError, NoSearchIndexError, UnauthorizedError
 from app.observability.request_record import record_of
+from models.images.formats import TITLES
 from models.interface import errors
-from models.interface.errors import ImageError, ImageTooLargeError
+from models.interface.errors import ImageError, ImageTooLargeError, NoClassesError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
+from models.interface.telemetry import Task
 
 PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     UnauthorizedError,
@@ -71,3 +75,32 @@ async def _predict(upload: Upload, sent: Sequence[bytes | ImageTooLargeError], r
         return answer
     results = iter(answer.results)
     return replace(answer, results=[next(results) if isinstance(image, bytes) else image for image in sent])
+
+
+# The OpenAPI request body of every endpoint.
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": f"One image file ({', '.join(TITLES)}), or several as multipart files.",
+        "content": image_content(),
+    }
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEndpoint:
+    """A POST endpoint that accepts images. `task` is the task of the runtime and a label of the metrics.
+    `sheddable` endpoints have no check before admission that a refusal at the headers would skip."""
+
+    path: str
+    task: Task
+    errors: tuple[type[Exception], ...]
+    sheddable: bool
+
+
+CLASSIFY = ImageEndpoint("/v1/classify", "classify", (*PREDICTION_ERRORS, NoClassesError), sheddable=True)
+FEATURES = ImageEndpoint("/v1/features", "features", PREDICTION_ERRORS, sheddable=True)
+# A service without an index answers 404, also when it is overloaded.
+SEARCH = ImageEndpoint("/v1/search", "search", (NoSearchIndexError, *PREDICTION_ERRORS), sheddable=False)
+
+IMAGE_ENDPOINTS = (CLASSIFY, FEATURES, SEARCH)

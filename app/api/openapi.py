@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
-from app.http.allowed_hosts import PROBES
+from app.http.hosts import PROBES
 from app.http.problems import (
     CLIENT_GONE_STATUS,
     CONTENT_TYPE,
@@ -28,7 +28,7 @@ from app.http.problems import (
 
 _UNAUTHORIZED = str(TABLE[UnauthorizedError].status)
 
-# The two headers that app/security/api_keys.py reads.
+# The two headers that app/http/api_keys.py reads.
 _KEY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "API key"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "API key"},
@@ -42,6 +42,14 @@ def responses(*errors: type[Exception] | Row) -> dict[int | str, dict[str, Any]]
     for row in (*rows, INVALID_PARAMETER, INTERNAL_ERROR):
         by_status.setdefault(row.status, []).append(row)
     return {status: _response(*found) for status, found in sorted(by_status.items())}
+
+
+def image_content(**limits: int) -> dict[str, Any]:
+    """Return the content of a request body of images: one file, or multipart files. `limits` are those of the array."""
+    file = {"schema": {"type": "string", "format": "binary"}}
+    files = {"type": "array", "items": file["schema"], "minItems": 1, **limits}
+    form = {"type": "object", "properties": {"images": files}, "required": ["images"]}
+    return {"image/*": file, "application/octet-stream": file, "multipart/form-data": {"schema": form}}
 
 
 def _response(*rows: Row) -> dict[str, Any]:

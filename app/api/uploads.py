@@ -12,6 +12,8 @@ from time import perf_counter
 from typing import TypeVar
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
@@ -31,6 +33,7 @@ from models.interface import errors
 from models.interface.errors import ImageTooLargeError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=BaseModel)
 
 # The errors of a body, or of an image in it.
 UPLOAD_ERRORS: tuple[type[Exception], ...] = (
@@ -50,7 +53,6 @@ UPLOAD_ERRORS: tuple[type[Exception], ...] = (
     errors.TooCostlyError,
 )
 
-# For parameters as JSON.
 _SMALL_BODY_BYTES = 64 * 1024
 
 # Digits of 2**64.
@@ -68,12 +70,20 @@ async def read_images(request: Request, settings: Settings) -> Sequence[bytes | 
     return images
 
 
-async def read_small(request: Request, *, timeout_s: float) -> bytes:
-    """Return a body of at most 64 KiB that is not an image.
+async def read_json(request: Request, schema: type[S], *, timeout_s: float) -> S | None:
+    """Return the parameters in a JSON body of at most 64 KiB, or None without a body.
 
-    Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, ClientDisconnectedError.
+    Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, ClientDisconnectedError, RequestValidationError.
     """
-    return await _in_time(request, timeout_s, _whole(request, _SMALL_BODY_BYTES))
+    body = await _in_time(request, timeout_s, _whole(request, _SMALL_BODY_BYTES))
+    if not body:
+        return None
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        # A syntax error has no location.
+        found = [{**each, "loc": ("body", *(each["loc"] or ("body",)))} for each in error.errors(include_context=False)]
+        raise RequestValidationError(found) from None
 
 
 async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) -> T:

@@ -11,21 +11,22 @@ import httptools
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from app.http.allowed_hosts import authority_error
+from app.api.load_shedding import LoadShedding, Shed
 from app.http.disconnect import ClientDisconnect
-from app.http.problem_response import problem_bytes, problem_response
+from app.http.hosts import authority_error
 from app.http.problems import (
     HEADERS_TOO_LARGE,
     MALFORMED_REQUEST,
     TOO_FINELY_CHUNKED,
     Row,
     SlowBodyError,
+    problem_bytes,
+    problem_response,
     row_of,
 )
 from app.observability.request_log import log_refused_connection
-from app.server.lingering_close import LingeringTransport
 from app.server.no_upgrades import feed, upgrade_requested
-from app.server.slow_readers import SlowReaderTimeout
+from app.server.transport import LingeringTransport, SlowReaderTimeout
 
 # Callback(problem, seconds since the first byte). `seconds` is None if the data had already become a request, because
 # that request reports itself.
@@ -332,3 +333,64 @@ class BoundedConnection(HttpToolsProtocol):
 
 class _StopParsingError(Exception):
     """Raised in a parser callback to stop the parser. What has not been refused by then is refused as malformed."""
+
+
+def shedding_connection(
+    head_timeout_s: float, on_refusal: OnRefusal, shedding: LoadShedding
+) -> type[BoundedConnection]:
+    """Return a protocol class for uvicorn with the limits of BoundedConnection and the refusals of `shedding`."""
+    return _SheddingConnection.with_bounds(head_timeout_s, on_refusal, shedding=shedding)
+
+
+class _SheddingConnection(BoundedConnection):
+    shedding: ClassVar[LoadShedding]
+
+    # Whether the current body belongs to a request that has been refused.
+    _shed = False
+
+    def answer_at_head(self) -> bool:
+        """Refuse the request if `shedding` decides so."""
+        shed = self._refusal() if self.shedding.on else None
+        if shed is None:
+            return False
+        self._shed = True
+        self.start_body()
+        self.transport.write(shed.answer)
+        if shed.last:
+            self.transport.close()
+        else:
+            # The rest of the body is short.
+            self.start_receive_timer()
+        return True
+
+    def on_chunk_header(self) -> None:
+        if not self._shed:
+            super().on_chunk_header()
+
+    def on_body(self, body: bytes) -> None:
+        if self._shed:
+            self.count_as_parsed()
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if not self._shed:
+            super().on_message_complete()
+            return
+        self._shed = False
+        self.end_body()
+        if not self.transport.is_closing():
+            self.start_keep_alive()
+
+    def _refusal(self) -> Shed | None:
+        if self.parser.get_method() != b"POST" or self.parser.get_http_version() != "1.1":
+            return None
+        if not self.between_requests():
+            # Responses are sent in the order of their requests.
+            return None
+        path, _, query = self.url.partition(b"?")
+        # Paths are compared as sent: the image routes need no decoding, and all others go to the application.
+        scope = cast(Scope, self.scope)
+        scope.update(method="POST", path=path.decode("ascii", "replace"), raw_path=path, query_string=query)
+        keep_alive = self.parser.should_keep_alive() and not self.expect_100_continue
+        return self.shedding.shed(scope, self.default_headers(), keep_alive=keep_alive)

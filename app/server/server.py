@@ -15,14 +15,20 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from app.api.dependencies import Parts
+from app.api.middleware import PlainStartFailures
 from app.main import create_app
-from app.middleware.start_failures import PlainStartFailures, refuse_to_start
-from app.process.interpreter import tune_interpreter
-from app.process.listener import allow_many_connections, bind, log_listening
+from app.process.lifetime import (
+    FORCED_AFTER_DRAIN_S,
+    allow_many_connections,
+    end_process,
+    end_process_within,
+    ended_by_signals,
+    refuse_to_start,
+    tune_interpreter,
+)
 from app.process.logs import exit_at_once
-from app.process.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
-from app.server.acceptor import Acceptor
-from app.server.shedding_connection import shedding_connection
+from app.server.connection import shedding_connection
+from app.server.listener import Acceptor, bind, log_listening
 from app.settings import Settings
 from models.interface.errors import StartError
 

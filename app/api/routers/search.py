@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi import Path as PathParameter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import ImageUpload, inference_allowed
+from app.api.dependencies import ImageUpload, inference_allowed, parts_of
 from app.api.error_responses import image_problem
-from app.api.image_endpoints import IMAGE_BODY, SEARCH
-from app.api.inference import infer
+from app.api.inference import IMAGE_BODY, SEARCH, infer
 from app.api.openapi import responses
 from app.api.schemas import Faulty, Found, Neighbour, Neighbours
-from app.api.search_index import search_index_for, search_index_of
 from app.http.problems import NOT_FOUND, ForbiddenError, NoSearchIndexError, UnauthorizedError
 from app.observability.request_record import record_of
 from models.interface.errors import ImageError
+from models.interface.home import expand_home
 from models.interface.request import InferenceRequest
 from models.interface.results import Prediction
+from models.interface.runtime import Runtime
 from models.search.index import SearchIndex
 
 _JPEG = "image/jpeg"
@@ -76,7 +78,9 @@ async def search(
     )
 
 
-async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description="row of a neighbour")]) -> Response:
+async def thumbnail(
+    request: Request, row: Annotated[int, PathParameter(ge=0, description="row of a neighbour")]
+) -> Response:
     """Return the thumbnail of an indexed image. It is stored in the index, not in a file."""
     picture = search_index_of(request).thumbnail(row)
     if picture is None:
@@ -115,3 +119,29 @@ async def _find_neighbours(
         )
         for neighbours in found
     ]
+
+
+def open_search_index(folder: Path | None, runtime: Runtime) -> SearchIndex | None:
+    """Open the index in `folder`, if set. Raises SearchIndexError if it is damaged, or if no served model made its
+    vectors. Call it after the runtime has started: PyTorch must be loaded before the libraries of the index."""
+    if folder is None:
+        return None
+    index = SearchIndex.open(expand_home(folder))
+    index.check_model({name: card.fingerprint for name, card in runtime.cards.items()})
+    return index
+
+
+def search_index_of(request: Request) -> SearchIndex:
+    """Return the index of the process. Raises NoSearchIndexError."""
+    index = parts_of(request).search_index
+    if index is None:
+        raise NoSearchIndexError
+    return index
+
+
+def search_index_for(request: Request, fingerprint: str) -> SearchIndex:
+    """Return the index if the model with `fingerprint` made its vectors. Raises NoSearchIndexError."""
+    index = search_index_of(request)
+    if index.manifest.fingerprint != fingerprint:
+        raise NoSearchIndexError(index.manifest.model)
+    return index

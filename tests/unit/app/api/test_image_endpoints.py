@@ -9,7 +9,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from app.api.image_endpoints import IMAGE_ENDPOINTS, ImageEndpoint
+from app.api.inference import IMAGE_ENDPOINTS, ImageEndpoint
 from app.http.problems import TABLE
 
 pytestmark = pytest.mark.anyio

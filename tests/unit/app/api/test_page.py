@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from PIL import Image
 from starlette.routing import Mount
 
-from app.api.routers.page import FOLDER
+from app.api.routers.pages import FOLDER
 from models.images.samples import Sample, draw
 
 pytestmark = pytest.mark.anyio

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from app.http import problems
-from app.http.problem_response import problem
-from app.http.problems import INTERNAL_ERROR, TABLE, RequestError, Row, row_of
+from app.http.problems import INTERNAL_ERROR, TABLE, RequestError, Row, problem, row_of
 from models.interface.errors import ForwardError, GradlessError, ImageError, StartError, UndecodableImageError
 
 

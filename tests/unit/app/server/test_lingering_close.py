@@ -86,14 +86,14 @@ async def test_the_server_waits_while_the_client_sends_and_closes_when_the_clien
 
 
 async def test_the_server_closes_when_the_client_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.server.lingering_close._QUIET_S", 0.2)
+    monkeypatch.setattr("app.server.transport._QUIET_S", 0.2)
     async with served(PATIENCE_S) as connection:
         await connection.send_refused_request()
         assert await connection.seconds_until_closed() < 2
 
 
 async def test_the_head_timeout_limits_a_client_that_sends_single_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.server.lingering_close._QUIET_S", 0.2)
+    monkeypatch.setattr("app.server.transport._QUIET_S", 0.2)
     async with served(0.5) as connection:
         await connection.send_refused_request()
         closed = asyncio.ensure_future(connection.seconds_until_closed())
@@ -106,7 +106,7 @@ async def test_the_head_timeout_limits_a_client_that_sends_single_bytes(monkeypa
 async def test_a_client_that_never_stops_sending_is_disconnected_after_a_number_of_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("app.server.lingering_close._MAX_DISCARDED_BYTES", 2**20)
+    monkeypatch.setattr("app.server.transport._MAX_DISCARDED_BYTES", 2**20)
     async with served(PATIENCE_S) as connection:
         await connection.send_refused_request()
         sent = 0

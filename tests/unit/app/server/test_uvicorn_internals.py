@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from uvicorn.server import ServerState
 
 import app
-import app.server.shedding_connection
+import app.server.connection
 import app.workers.http_worker
 from app.server.connection import BoundedConnection
 from app.server.server import Server

@@ -17,12 +17,11 @@ from starlette.types import Scope
 from app.api.api_route import ApiRoute
 from app.api.dependencies import Parts
 from app.api.error_responses import body_is_short
-from app.api.image_endpoints import IMAGE_ENDPOINTS
-from app.http.allowed_hosts import AllowedHosts
-from app.http.problem_response import problem_bytes, problem_headers
-from app.http.problems import TABLE, RequestError
+from app.api.inference import IMAGE_ENDPOINTS
+from app.http.api_keys import authorize
+from app.http.hosts import AllowedHosts
+from app.http.problems import TABLE, RequestError, problem_bytes, problem_headers
 from app.observability.request_observer import RequestObserver
-from app.security.api_keys import authorize
 from models.interface.errors import OverloadedError
 
 _ROW = TABLE[OverloadedError]

@@ -12,7 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from app.security.api_keys import Keys, parse_keys, read_keys
+from app.http.api_keys import Keys, parse_keys, read_keys
 from app.settings import Settings, SettingsError, load_settings
 
 pytestmark = pytest.mark.anyio

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from fastapi import FastAPI
 
-from app.process.interpreter import freeze_loaded_objects
+from app.process.lifetime import freeze_loaded_objects
 
 # Imported modules alone have many times this number of objects.
 _MANY_OBJECTS = 10_000

@@ -1,4 +1,4 @@
-"""POST /v1/features: return the feature vectors of images, as JSON, base64 or a NumPy file."""
+"""POST /v1/classify: the most probable classes of images; POST /v1/features: their feature vectors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,54 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import ImageUpload, Upload, accepts
+from app.api.dependencies import ClassifiableUpload, ImageUpload, Upload, accepts
 from app.api.error_responses import error_response, image_problem
-from app.api.image_endpoints import FEATURES, IMAGE_BODY
-from app.api.inference import infer
+from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, infer
 from app.api.openapi import responses
-from app.api.schemas import EncodedFeatures, Faulty, Features, FeatureVectors
+from app.api.schemas import (
+    Classification,
+    Classifications,
+    EncodedFeatures,
+    Faulty,
+    Features,
+    FeatureVectors,
+    Prediction,
+)
 from models.interface.errors import ImageError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer
+from models.interface.results import Prediction as Predicted
 
 router = APIRouter(tags=["inference"], route_class=ApiRoute)
+
+
+@router.post(CLASSIFY.path, responses=responses(*CLASSIFY.errors), openapi_extra=IMAGE_BODY)
+async def classify(
+    upload: ClassifiableUpload,
+    top_k: Annotated[int, Query(ge=1, le=1000, description="maximum classes per image")] = 5,
+) -> Classifications:
+    """Classify one image or several. Among several images, an invalid one gets a problem as its result."""
+    answer = await infer(upload, InferenceRequest(CLASSIFY.task, top_k=top_k))
+    return Classifications(
+        model=answer.model,
+        fingerprint=answer.fingerprint,
+        results=[
+            Faulty(error=image_problem(upload.metrics, result))
+            if isinstance(result, ImageError)
+            else _classification(result)
+            for result in answer.results
+        ],
+    )
+
+
+def _classification(predicted: Predicted) -> Classification:
+    return Classification(
+        predictions=[
+            Prediction(index=scored.index, label=scored.label, probability=scored.probability)
+            for scored in predicted.classes
+        ]
+    )
+
 
 NPY = "application/x-npy"
 

@@ -1,4 +1,4 @@
-"""Check the host of a request against the names that this service answers to.
+"""Check the host of a request against the names that this service answers to; validate configured hosts and origins.
 
 With DNS rebinding a web page makes a browser send requests to 127.0.0.1 under the page's own host name. The Host header
 reveals that name.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 from starlette.types import Scope
 
@@ -19,11 +20,17 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PROBES = frozenset({"/healthz", "/readyz"})
 
 # uri-host [ ":" port ] (RFC 9110, section 7.2; RFC 3986, section 3.2.2). A Host header must not contain userinfo.
-_HOST = re.compile(
+_HOST_HEADER = re.compile(
     rb"(?:\[(?P<address>[0-9A-Fa-f:.]+)\]|(?P<name>(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*))(?::[0-9]{0,5})?"
 )
 _AUTHORITY_END = re.compile(rb"[/?#]")
 _STANDARD_PORTS = {b"http": b":80", b"https": b":443"}
+
+_NAME = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*"
+_CONFIGURED_HOST = re.compile(rf"(?:\*\.)?{_NAME}")
+# The form that browsers send (RFC 6454, section 6.2): lower case, without a path or a trailing slash.
+_ORIGIN = re.compile(rf"[a-z][a-z0-9+.-]*://(?:{_NAME}|\[[0-9a-f:]+\])(?::[0-9]{{1,5}})?")
+_STANDARD_PORT = re.compile(r"http:.*:80|https:.*:443")
 
 # Characters of a wrong host that an error message quotes.
 _MAX_QUOTED = 100
@@ -53,9 +60,7 @@ class AllowedHosts:
 def allowed_hosts(configured: Sequence[str], listen_address: str) -> Sequence[str]:
     """Return the configured hosts. Without any: loopback names if the service listens on loopback, else any host,
     because a process does not know the names that other machines use for it."""
-    if configured:
-        return configured
-    return _LOOPBACK if listen_address in _LOOPBACK else (ANY,)
+    return configured or (_LOOPBACK if listen_address in _LOOPBACK else (ANY,))
 
 
 def trusted_hosts(configured: Sequence[str]) -> Sequence[str]:
@@ -80,10 +85,8 @@ def authority_error(target: bytes, headers: Sequence[tuple[bytes, bytes]], *, ho
 def parse_host(value: bytes) -> str | None:
     """Return the name or address of a Host header, in lower case and without brackets. Return None if it is not a host
     with an optional port. An empty value is an empty name."""
-    found = _HOST.fullmatch(value)
-    if found is None:
-        return None
-    return (found["address"] or found["name"]).decode("ascii").lower()
+    found = _HOST_HEADER.fullmatch(value)
+    return None if found is None else (found["address"] or found["name"]).decode("ascii").lower()
 
 
 def _absolute_target_error(target: bytes, stated: Sequence[bytes]) -> str | None:
@@ -99,8 +102,7 @@ def _absolute_target_error(target: bytes, stated: Sequence[bytes]) -> str | None
 
 
 def _with_port(authority: bytes, scheme: bytes) -> bytes:
-    authority = authority.lower()
-    return authority.removesuffix(b":").removesuffix(_STANDARD_PORTS[scheme.lower()])
+    return authority.lower().removesuffix(b":").removesuffix(_STANDARD_PORTS[scheme.lower()])
 
 
 def printable(value: bytes) -> str:
@@ -111,3 +113,31 @@ def printable(value: bytes) -> str:
 def host_header(scope: Scope) -> bytes | None:
     """Return the value of the first Host header, or None."""
     return next((value.strip(b" \t") for name, value in scope["headers"] if name == b"host"), None)
+
+
+def host_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `names` if each is a name, an address, `*.name` or `*`. Raises ValueError."""
+    for name in names:
+        if name != ANY and not _CONFIGURED_HOST.fullmatch(name) and not _is_address(name):
+            raise ValueError(f"{name} is not a host: use a name or address without scheme, port, path or brackets")
+    return names
+
+
+def origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `values` if each is an origin in the form that browsers send, or `*`; others would never match. Raises
+    ValueError."""
+    for origin in values:
+        sent = _ORIGIN.fullmatch(origin) and origin == origin.lower() and not _STANDARD_PORT.fullmatch(origin)
+        if origin != ANY and not sent:
+            raise ValueError(
+                f"{origin} is not an origin: use scheme://host[:port], lower case, no default port, no trailing slash"
+            )
+    return values
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

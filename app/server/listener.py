@@ -1,4 +1,4 @@
-"""Accept connections on an event loop, and stop without resetting a connection that has been made."""
+"""Bind the listening socket, accept connections, and stop without resetting a connection that has been made."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ import ctypes
 import errno
 import logging
 import select
+import shlex
 import socket
 import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from time import perf_counter
+
+from app.process.logs import logs_json
+from app.settings import Settings
+from models.interface.errors import StartError
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +43,9 @@ _HANDSHAKES_S = 0.3
 # packet begins with the TCP header, whose byte 13 holds the flags.
 _SO_ATTACH_FILTER = 26
 _NO_NEW_HANDSHAKES = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+
+# A wildcard address, and the address that reaches it from this machine.
+_REACHABLE_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
 class Acceptor:
@@ -169,3 +178,54 @@ def ignore_new_handshakes(listener: socket.socket) -> None:
     # Sandboxed kernels may lack it; then a connection made in the last moment may be reset.
     with suppress(OSError):
         listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def bind(settings: Settings) -> socket.socket:
+    """Return a socket bound to the configured address, not listening yet. Raises StartError if it cannot be bound."""
+    try:
+        # Prefer IPv4 if the host name resolves to both.
+        family, *_, address = min(
+            socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM),
+            key=lambda info: info[0] != socket.AF_INET,
+        )
+        with ExitStack() as on_error:
+            listener = on_error.enter_context(socket.socket(family))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            on_error.pop_all()
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
+        raise StartError(
+            f"cannot listen on GRADLESS_HOST={settings.host}, GRADLESS_PORT={settings.port}: {reason}"
+        ) from error
+    return listener
+
+
+def log_listening(settings: Settings, listener: socket.socket) -> None:
+    """Log the address that accepts connections; with console logs, also print how to try the service."""
+    host, port = listener.getsockname()[:2]
+    _log.info("serving", extra={"address": _url(host, port), "models": settings.models})
+    if not logs_json(settings.log_format):
+        print(_welcome(settings, _url(_REACHABLE_AT.get(host, host), port)), file=sys.stderr)  # noqa: T201
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _welcome(settings: Settings, address: str) -> str:
+    # The path of the running command, which need not be on the user's PATH.
+    gradless = shlex.quote(str(Path(sys.argv[0]).resolve()))
+    with_picture = f"{gradless} sample - | curl -sS --data-binary @- {address}"
+    last = f"curl -sSX POST '{address}/debug/grad-modes?batch_size=8'"
+    lines = [
+        "",
+        f"gradless serves {', '.join(settings.models)} at {address}",
+        "",
+        f"  {address}/ in a browser is a page to try it on, {address}/docs its documentation",
+        f"  {with_picture}/v1/classify",
+        f"  {with_picture}/v1/features",
+        f"  {last if settings.debug_endpoints else f'curl -sS {address}/metrics'}",
+        "",
+    ]
+    return "\n".join(lines)

@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 import httpx2
 import pytest
 
-from app.http.allowed_hosts import allowed_hosts
+from app.http.hosts import allowed_hosts
 
 pytestmark = pytest.mark.anyio
 

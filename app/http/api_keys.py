@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from starlette.requests import Request
 
-from app.http.allowed_hosts import AllowedHosts
+from app.http.hosts import AllowedHosts
 from app.http.problems import ForbiddenError, UnauthorizedError
 
 Right = Literal["inference", "debug", "metrics", "admin"]

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
-from app.server.shedding_connection import shedding_connection
+from app.server.connection import shedding_connection
 from models.interface.errors import OverloadedError
 
 pytestmark = pytest.mark.anyio

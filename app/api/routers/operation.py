@@ -1,4 +1,4 @@
-"""/v1/models: list and describe models; load, reload and unload them with the right `admin`."""
+"""Operate the service: /v1/models lists, loads and unloads models; /healthz, /readyz and /metrics watch it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
 from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, parts_of
+from app.api.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, metrics_allowed, parts_of
 from app.api.openapi import responses
-from app.api.schemas import IndexDescription, ModelDescription, ModelList, ModelSource
-from app.api.uploads import read_small
+from app.api.schemas import Health, IndexDescription, ModelDescription, ModelList, ModelSource
+from app.api.uploads import read_json
 from app.http.problems import (
     BodyTooLargeError,
     ContentEncodingError,
     ForbiddenError,
+    NotReadyError,
     SlowBodyError,
     UnauthorizedError,
 )
@@ -61,10 +60,10 @@ _NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*$"
 
 ModelName = Annotated[str, Path(pattern=_NAME, max_length=128, description="name of the served model")]
 
-router = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
+models = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
 
 
-@router.get("", responses=responses(*_READ_ERRORS), dependencies=[Depends(inference_allowed)])
+@models.get("", responses=responses(*_READ_ERRORS), dependencies=[Depends(inference_allowed)])
 async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
     """List the served models, the default first."""
     index = parts_of(request).search_index
@@ -72,7 +71,7 @@ async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
 
 
 # Names may contain slashes, for example timm/resnet18.
-@router.get(
+@models.get(
     "/{name:path}", responses=responses(*_READ_ERRORS, UnknownModelError), dependencies=[Depends(inference_allowed)]
 )
 async def describe_model(request: Request, runtime: TheRuntime, name: str) -> ModelDescription:
@@ -80,7 +79,7 @@ async def describe_model(request: Request, runtime: TheRuntime, name: str) -> Mo
     return _description(card_named(runtime, name), parts_of(request).search_index)
 
 
-@router.post(
+@models.post(
     "/{name:path}",
     responses={
         201: {"description": "The name was not served before", "model": ModelDescription},
@@ -96,13 +95,13 @@ async def load_model(request: Request, response: Response, runtime: TheRuntime, 
     previous version answers its accepted requests and is unloaded before this request returns. Loading takes seconds or
     minutes and continues if the client disconnects. If it fails, the previous version keeps serving.
     """
-    source = await _requested_source(request)
-    loaded = await runtime.load(name, source)
+    stated = await read_json(request, ModelSource, timeout_s=parts_of(request).settings.read_timeout_s)
+    loaded = await runtime.load(name, None if stated is None else stated.source)
     response.status_code = 200 if loaded.replaced else 201
     return _description(loaded.card, parts_of(request).search_index)
 
 
-@router.delete(
+@models.delete(
     "/{name:path}",
     status_code=204,
     responses=responses(*_UNLOAD_ERRORS),
@@ -112,19 +111,6 @@ async def unload_model(runtime: TheRuntime, name: ModelName) -> None:
     """Unload a model. It answers its accepted requests; its memory is released before this request returns. If it was
     the default, the next in the list becomes the default. The last model cannot be unloaded."""
     await runtime.unload(name)
-
-
-async def _requested_source(request: Request) -> str | None:
-    body = await read_small(request, timeout_s=parts_of(request).settings.read_timeout_s)
-    if not body:
-        return None
-    try:
-        return ModelSource.model_validate_json(body).source
-    except ValidationError as error:
-        errors_found = error.errors(include_context=False)
-        # A syntax error has no location.
-        located = [{**each, "loc": ("body", *(each["loc"] or ("body",)))} for each in errors_found]
-        raise RequestValidationError(located) from None
 
 
 def _description(card: ModelCard, index: SearchIndex | None) -> ModelDescription:
@@ -141,3 +127,37 @@ def _index_description(index: SearchIndex | None, fingerprint: str) -> IndexDesc
     return IndexDescription(
         rows=manifest.rows, exact=manifest.exact, recall=manifest.recall, thumbnails=manifest.thumbnails
     )
+
+
+probes = APIRouter(tags=["operation"], route_class=ApiRoute)
+
+_TEXT = {"schema": {"type": "string"}}
+_EXPOSITION: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
+    },
+    **responses(UnauthorizedError, ForbiddenError),
+}
+
+
+@probes.get("/healthz", responses=responses())
+async def healthz() -> Health:
+    """The process is alive."""
+    return Health(status="alive")
+
+
+@probes.get("/readyz", responses=responses(NotReadyError))
+async def readyz(request: Request) -> Health:
+    """All models are warmed up, their threads are alive, and the service is not draining."""
+    runtime = parts_of(request).runtime
+    if runtime is None or not runtime.ready:
+        raise NotReadyError
+    return Health(status="ready")
+
+
+@probes.get("/metrics", response_class=Response, responses=_EXPOSITION, dependencies=[Depends(metrics_allowed)])
+async def metrics(request: Request) -> Response:
+    """All metrics, in the Prometheus text format or OpenMetrics, as the Accept header requests. Scrapes within
+    GRADLESS_METRICS_MAX_AGE_S get the same exposition."""
+    body, content_type = await parts_of(request).scraped.exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})
