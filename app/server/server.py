@@ -27,7 +27,7 @@ from app.process.lifetime import (
     tune_interpreter,
 )
 from app.process.logs import exit_at_once
-from app.server.connection import shedding_connection
+from app.server.connection import BoundedConnection
 from app.server.listener import Acceptor, bind, log_listening
 from app.settings import Settings
 from models.interface.errors import StartError
@@ -70,7 +70,9 @@ def server_config(app: FastAPI, parts: Parts) -> uvicorn.Config:
         PlainStartFailures(app, parts),
         # If a WebSocket library is installed, uvicorn would hand upgrade requests to it, without our limits.
         ws="none",
-        http=shedding_connection(settings.read_timeout_s, parts.metrics.refused_by_connection, app.state.shedding),
+        http=BoundedConnection.with_bounds(
+            settings.read_timeout_s, parts.metrics.refused_by_connection, app.state.shedding
+        ),
         log_config=None,
         access_log=False,
         server_header=False,

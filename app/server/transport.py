@@ -1,4 +1,4 @@
-"""Close a connection without losing the response that was just sent on it (RFC 9112, section 9.6)."""
+"""A transport that closes without losing the response just sent, and disconnects clients that do not read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import struct
 import termios
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -20,32 +19,30 @@ _MAX_DISCARDED_BYTES = 256 * 1024 * 1024
 # Maximum duration of a lingering close while the server shuts down.
 _SHUTDOWN_S = 2.0
 
+# Bytes that a client must read per period, or all that remains if that is less: asyncio's default high-water mark.
+# TCP_USER_TIMEOUT is no replacement: a client that reads one byte at a time would keep a response for hours.
+_MIN_READ_BYTES = 64 * 1024
 
-class LingeringTransport:
-    """An asyncio transport whose `close` lingers while `client_may_send`.
+
+class BoundedTransport:
+    """An asyncio transport whose `close` lingers while `client_may_send` (RFC 9112, section 9.6).
 
     If both directions are closed at once, the kernel answers data that still arrives with a reset, and a client drops
     an unread response when it is reset. A lingering close therefore closes the sending side first and discards what
     arrives, until the client closes, is quiet for 5 s, or has sent 256 MiB, or until `timeout_s` is over.
 
-    `on_unsent` is called if unsent data remains when the connection closes; asyncio would wait for it without limit.
+    The reader timer aborts the connection if the client reads less than 64 KiB of a response in `timeout_s`.
     """
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        loop: asyncio.AbstractEventLoop,
-        timeout_s: float,
-        on_unsent: Callable[[], None],
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
         self._transport = transport
         self._loop = loop
-        self._timeout_s = timeout_s
-        self._on_unsent = on_unsent
-        self._deadline = 0.0
+        self._timeout_s = self._linger_s = timeout_s
+        self._linger_deadline = 0.0
         self._discarded_bytes = 0
         self._discarded_before = 0
-        self._timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._reader_timer: asyncio.TimerHandle | None = None
         self.client_may_send = False
         self.lingering = False
 
@@ -59,11 +56,17 @@ class LingeringTransport:
         if self.lingering:
             return
         if self.client_may_send and not self._transport.is_closing():
-            self._linger()
+            self.lingering = True
+            self._linger_deadline = self._loop.time() + self._linger_s
+            self._transport.write_eof()
+            # Reading may be paused, for a body that no handler has asked for yet.
+            self._transport.resume_reading()
+            self._start_linger_timer()
         else:
             self._transport.close()
         if self._transport.get_write_buffer_size():
-            self._on_unsent()
+            # asyncio would wait without limit until it is sent.
+            self.start_reader_timer()
 
     def close_threadsafe(self) -> None:
         """Close soon. May be called from any thread, and after the event loop has ended."""
@@ -80,86 +83,63 @@ class LingeringTransport:
         if self._discarded_bytes > _MAX_DISCARDED_BYTES:
             self._transport.close()
 
-    def shorten(self) -> None:
+    def shorten_linger(self) -> None:
         """Limit the lingering close to 2 s, from now or from its start, because the server shuts down."""
-        self._timeout_s = min(self._timeout_s, _SHUTDOWN_S)
-        self._deadline = min(self._deadline, self._loop.time() + self._timeout_s)
-        if self.lingering:
-            self.cancel_timer()
-            self._start_timer()
+        self._linger_s = min(self._linger_s, _SHUTDOWN_S)
+        self._linger_deadline = min(self._linger_deadline, self._loop.time() + self._linger_s)
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._start_linger_timer()
 
-    def cancel_timer(self) -> None:
-        """Stop the timer; the connection is lost."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    def start_reader_timer(self) -> None:
+        """Start the reader timer, unless it runs: unread data remains."""
+        if self._reader_timer is None:
+            self._reader_timer = self._loop.call_later(self._timeout_s, self._check_reader, self._unread_bytes())
+
+    def cancel_reader_timer(self) -> None:
+        """Stop the reader timer: the client has read the data."""
+        if self._reader_timer is not None:
+            self._reader_timer.cancel()
+            self._reader_timer = None
+
+    def cancel_timers(self) -> None:
+        """Stop all timers: the connection is lost."""
+        self.cancel_reader_timer()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+            self._linger_timer = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    def _linger(self) -> None:
-        self.lingering = True
-        self._deadline = self._loop.time() + self._timeout_s
-        self._transport.write_eof()
-        # Reading may be paused, for a body that no handler has asked for yet.
-        self._transport.resume_reading()
-        self._start_timer()
+    def _start_linger_timer(self) -> None:
+        remaining_s = self._linger_deadline - self._loop.time()
+        self._linger_timer = self._loop.call_later(min(remaining_s, _QUIET_S), self._check_linger)
 
-    def _start_timer(self) -> None:
-        remaining_s = self._deadline - self._loop.time()
-        self._timer = self._loop.call_later(min(remaining_s, _QUIET_S), self._check)
-
-    def _check(self) -> None:
+    def _check_linger(self) -> None:
         quiet = self._discarded_bytes == self._discarded_before
         self._discarded_before = self._discarded_bytes
-        if quiet or self._loop.time() >= self._deadline:
+        if quiet or self._loop.time() >= self._linger_deadline:
             self._transport.close()
         else:
-            self._start_timer()
+            self._start_linger_timer()
 
-
-# Bytes that a client must read per period, or all that remains if that is less: asyncio's default high-water mark.
-# TCP_USER_TIMEOUT is no replacement: a client that reads one byte at a time would keep a response for hours.
-_MIN_READ_BYTES = 64 * 1024
-
-
-class SlowReaderTimeout:
-    """Aborts the connection if the client reads less than 64 KiB of a response in `period_s` seconds."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, period_s: float) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._period_s = period_s
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self) -> None:
-        """Start the period, unless one is running: unread data remains."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._period_s, self._check, _unread_bytes(self._transport))
-
-    def cancel(self) -> None:
-        """Stop the period: the client has read the data, or the connection is lost."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _check(self, unread_before: int) -> None:
-        self._timer = None
-        if unread_before - _unread_bytes(self._transport) < _MIN_READ_BYTES:
+    def _check_reader(self, unread_before: int) -> None:
+        self._reader_timer = None
+        if unread_before - self._unread_bytes() < _MIN_READ_BYTES:
             self._transport.abort()
         else:
-            self.start()
+            self.start_reader_timer()
 
+    def _unread_bytes(self) -> int:
+        """Return the bytes that the client has not acknowledged, in this process and in the kernel's send buffer.
 
-def _unread_bytes(transport: asyncio.Transport) -> int:
-    """Return the bytes that the client has not acknowledged, in this process and in the kernel's send buffer.
-
-    The kernel holds up to megabytes, and accepts more only after a third of them has been read.
-    """
-    buffered = transport.get_write_buffer_size()
-    try:
-        queued = fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:
-        # Not Linux: only this process's own buffer is known.
-        return buffered
-    return buffered + int(struct.unpack("i", queued)[0])
+        The kernel holds up to megabytes, and accepts more only after a third of them has been read.
+        """
+        buffered = self._transport.get_write_buffer_size()
+        try:
+            queued = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:
+            # Not Linux: only this process's own buffer is known.
+            return buffered
+        return buffered + int(struct.unpack("i", queued)[0])

@@ -14,7 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.server import ServerState
 
-from app.server.connection import shedding_connection
+from app.server.connection import BoundedConnection
 from models.interface.errors import OverloadedError
 
 pytestmark = pytest.mark.anyio
@@ -75,7 +75,7 @@ def listen(application: Callable[..., FastAPI]) -> Listen:
         app = application(runtime, **settings)
         config = uvicorn.Config(app, log_config=None, lifespan="off", access_log=False)
         config.load()
-        protocol = shedding_connection(_PATIENCE_S, lambda _row, _seconds: None, app.state.shedding)
+        protocol = BoundedConnection.with_bounds(_PATIENCE_S, lambda _row, _seconds: None, app.state.shedding)
         state = ServerState()
         # A running server updates it each second.
         state.default_headers = [(b"date", b"today")]
