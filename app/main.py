@@ -26,7 +26,6 @@ from app.api.load_shedding import LoadShedding
 from app.api.middleware import HeadAsGet, HostCheck
 from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
 from app.api.routers import images, lens, operation, pages, search
-from app.api.routers.search import open_search_index
 from app.http.hosts import AllowedHosts, allowed_hosts, trusted_hosts
 from app.observability.metrics import Metrics, SharedExposition
 from app.observability.request_log import RequestLog
@@ -35,6 +34,7 @@ from app.process.lifetime import freeze_loaded_objects, start_error
 from app.settings import Settings, load_settings
 from models.interface.admission import Budget
 from models.interface.errors import BodyMemoryFullError, StartError
+from models.interface.home import expand_home
 from models.interface.runtime import Runtime, StartRuntime
 from models.interface.telemetry import Telemetry
 from models.search.index import SearchIndex
@@ -78,7 +78,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, shut_down)
-            parts.search_index = search_index_of_runtime(runtime, settings)
+            parts.search_index = open_search_index(runtime, settings)
         except (StartError, OSError) as error:
             parts.start_error = start_error(error)
             raise
@@ -159,15 +159,19 @@ def create_app(
     return app
 
 
-def search_index_of_runtime(runtime: Runtime, settings: Settings) -> SearchIndex | None:
-    """Open the index that the settings name, for the vectors of `runtime`. Closes `runtime` and raises StartError if
-    that fails."""
+def open_search_index(runtime: Runtime, settings: Settings) -> SearchIndex | None:
+    """Open the index that the settings name, if any. Closes `runtime` and raises StartError if it is damaged, or if no
+    served model made its vectors. PyTorch must be loaded before the libraries of the index."""
+    if settings.search_index is None:
+        return None
     try:
-        return open_search_index(settings.search_index, runtime)
+        index = SearchIndex.open(expand_home(settings.search_index))
+        index.check_model({name: card.fingerprint for name, card in runtime.cards.items()})
     except StartError:
         # Its threads would keep the process from ending.
         runtime.close(settings.drain_timeout_s)
         raise
+    return index
 
 
 def _exporting_traces() -> Traces:

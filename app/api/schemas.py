@@ -13,9 +13,9 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 
 
 class Schema(BaseModel):
-    """Base of every body: immutable, without undeclared fields."""
+    """Base of every body: immutable, without undeclared fields. The lens fills its bodies from gradless.records."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
 
 
 class Prediction(Schema):
@@ -119,27 +119,19 @@ class Health(Schema):
     status: str
 
 
-MAX_BATCH_SIZE = 64
-MAX_ITERATIONS = 50
-MAX_SWEEP = 16
-
-BatchSize = Annotated[int, Field(ge=1, le=MAX_BATCH_SIZE)]
-
-
-def _each_once(values: list[ArmName]) -> list[ArmName]:
-    return list(dict.fromkeys(values))
+BatchSize = Annotated[int, Field(ge=1, le=64)]
 
 
 class GradModesRequest(Schema):
     """The parameters as a JSON body, which take precedence over the query."""
 
     model: str | None = Field(None, description="name of a served model; without it, the default model")
-    arms: Annotated[list[ArmName], AfterValidator(_each_once)] = Field(
+    arms: Annotated[list[ArmName], AfterValidator(lambda values: list(dict.fromkeys(values)))] = Field(
         list(ARMS), min_length=1, description="arms to compare: ways to run the forward"
     )
     batch_size: BatchSize = Field(32, description="images in the forward")
-    iterations: int = Field(5, ge=1, le=MAX_ITERATIONS, description="timed forwards per arm, if time allows")
-    sweep: list[BatchSize] = Field([], max_length=MAX_SWEEP, description="further batch sizes to compare at")
+    iterations: int = Field(5, ge=1, le=50, description="timed forwards per arm, if time allows")
+    sweep: list[BatchSize] = Field([], max_length=16, description="further batch sizes to compare at")
     modules: bool = Field(True, description="report what autograd retains for each module")
 
     def options(self) -> ComparisonOptions:
@@ -163,37 +155,31 @@ class GradModesQuery(GradModesRequest):
         return [part.strip() for value in values for part in str(value).split(",") if part.strip()]
 
 
-class _Record(BaseModel):
-    """Base of the schemas that are validated from the records of gradless.records, field by field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", from_attributes=True)
-
-
-class Spread(_Record):
+class Spread(Schema):
     median: float
     lower_quartile: float
     upper_quartile: float
 
 
-class OutputFacts(_Record):
+class OutputFacts(Schema):
     requires_grad: bool
     grad_fn: str | None
     is_inference: bool
     version_counter_readable: bool
 
 
-class Backward(_Record):
+class Backward(Schema):
     works: bool
     error: str | None = Field(description="error message of PyTorch")
 
 
-class TrainFacts(_Record):
+class TrainFacts(Schema):
     batchnorm_buffers: int
     batchnorm_buffers_moved: int
     runs_agree: bool
 
 
-class Arm(_Record):
+class Arm(Schema):
     arm: ArmName
     seconds: Spread = Field(description="of one forward, over the timed rounds")
     peak_bytes: int | None = Field(description="peak of allocated memory above the start")
@@ -209,37 +195,37 @@ class Arm(_Record):
     train: TrainFacts | None = Field(description="only for the arm train")
 
 
-class LeftOut(_Record):
+class LeftOut(Schema):
     arm: ArmName
     reason: str
 
 
-class ModuleRetained(_Record):
+class ModuleRetained(Schema):
     module: str = Field(description="name in named_modules(); empty for the network itself")
     type: str
     retained_bytes: int
     retained_tensors: int
 
 
-class SweptArm(_Record):
+class SweptArm(Schema):
     arm: ArmName
     median_seconds: float
     retained_bytes: int
     peak_bytes: int | None
 
 
-class SweepPoint(_Record):
+class SweepPoint(Schema):
     batch_size: int
     arms: list[SweptArm]
 
 
-class LargestBatch(_Record):
+class LargestBatch(Schema):
     memory_bytes: int = Field(description="free before the comparison")
     with_gradients: int
     without_gradients: int
 
 
-class GradModes(_Record):
+class GradModes(Schema):
     model: str
     fingerprint: str
     architecture: str
@@ -258,7 +244,7 @@ class GradModes(_Record):
     sentences: list[str] = Field(description="the findings as sentences")
 
 
-class Progress(_Record):
+class Progress(Schema):
     done: int = Field(description="completed forwards")
     total: int
     stage: ComparisonStage

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from app.main import search_index_of_runtime, serving_options
+from app.main import open_search_index, serving_options
 from app.observability.metrics import CountsReader, Metrics, create_counts
 from app.process.lifetime import (
     FORCED_AFTER_DRAIN_S,
@@ -149,7 +149,7 @@ class _Engine:
                 on_fault=self.fault,
             )
             # Each worker opens it for itself; here it is checked.
-            search_index_of_runtime(self._server.runtime, settings)
+            open_search_index(self._server.runtime, settings)
         except (StartError, OSError) as error:
             refuse_to_start(error)
         metrics.watch(self._server.runtime)

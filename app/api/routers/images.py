@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import ClassifiableUpload, ImageUpload, Upload, accepts
+from app.api.dependencies import ImageUpload, Upload, accepts
 from app.api.error_responses import error_response, image_problem
 from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, infer
 from app.api.openapi import responses
@@ -25,7 +25,7 @@ from app.api.schemas import (
     FeatureVectors,
     Prediction,
 )
-from models.interface.errors import ImageError
+from models.interface.errors import ImageError, NoClassesError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer
 from models.interface.results import Prediction as Predicted
@@ -35,10 +35,12 @@ router = APIRouter(tags=["inference"], route_class=ApiRoute)
 
 @router.post(CLASSIFY.path, responses=responses(*CLASSIFY.errors), openapi_extra=IMAGE_BODY)
 async def classify(
-    upload: ClassifiableUpload,
+    upload: ImageUpload,
     top_k: Annotated[int, Query(ge=1, le=1000, description="maximum classes per image")] = 5,
 ) -> Classifications:
     """Classify one image or several. Among several images, an invalid one gets a problem as its result."""
+    if not upload.model.classes:
+        raise NoClassesError(upload.model.name)
     answer = await infer(upload, InferenceRequest(CLASSIFY.task, top_k=top_k))
     return Classifications(
         model=answer.model,
