@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -67,7 +68,11 @@ def create_app(
         AllowedHosts(trusted_hosts(settings.allowed_hosts)),
         SharedExposition(metrics.exposition, settings.metrics_max_age_s),
     )
-    traces = traces or (_exporting_traces() if settings.traces else None)
+    if traces is None and settings.traces:
+        # Imported here because OpenTelemetry is an optional dependency.
+        from app.observability.tracing import exporting_traces  # noqa: PLC0415
+
+        traces = exporting_traces(version("gradless"))
 
     def shut_down(reason: str) -> None:
         parts.failure = reason
@@ -111,14 +116,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
-    routers = (
-        images.router,
-        search.router,
-        operation.models,
-        operation.probes,
-        lens.router,
-        pages.router,
-    )
+    routers = (images.router, search.router, operation.models, operation.probes, lens.router, pages.router)
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     # Middleware added last runs first.
     app.add_middleware(HeadAsGet)
@@ -141,20 +139,12 @@ def create_app(
     )
     app.add_middleware(RequestObserverMiddleware, observer=observer)
     # Runs before all middleware: app/server/server.py calls it at the headers of a request.
-    app.state.shedding = LoadShedding(
-        parts,
-        observer,
-        hosts,
-        routes,
-        cross_origin=bool(settings.cors_origins),
-    )
+    app.state.shedding = LoadShedding(parts, observer, hosts, routes)
     handle_errors(app, metrics, routes)
     for router in routers:
         app.include_router(router)
-        for path, method, status in documented_statuses(router):
-            metrics.expect(path, method, status)
-    for no_route, method, status in undocumented_statuses():
-        metrics.expect(no_route, method, status)
+    for path, method, status in chain(*map(documented_statuses, routers), undocumented_statuses()):
+        metrics.expect(path, method, status)
     extend_openapi(app, keys=bool(parts.keys))
     return app
 
@@ -172,13 +162,6 @@ def open_search_index(runtime: Runtime, settings: Settings) -> SearchIndex | Non
         runtime.close(settings.drain_timeout_s)
         raise
     return index
-
-
-def _exporting_traces() -> Traces:
-    # Imported here because OpenTelemetry is an optional dependency.
-    from app.observability.tracing import exporting_traces  # noqa: PLC0415
-
-    return exporting_traces(version("gradless"))
 
 
 def start_serving(

@@ -15,13 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.http.api_keys import Keys, read_keys
 from app.http.hosts import host_names, origins
@@ -34,10 +28,7 @@ _KEYS = frozenset({f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE"})
 _MIB = 2**20
 
 # Old names and new ones.
-_RENAMED = {
-    f"{PREFIX}FRONTS": f"{PREFIX}HTTP_WORKERS",
-    f"{PREFIX}MAX_WAIT_MS": f"{PREFIX}MAX_BATCH_DELAY_MS",
-}
+_RENAMED = {f"{PREFIX}FRONTS": f"{PREFIX}HTTP_WORKERS", f"{PREFIX}MAX_WAIT_MS": f"{PREFIX}MAX_BATCH_DELAY_MS"}
 
 # Kubernetes sets variables in every pod for each Service of its namespace: for one called gradless, for example,
 # GRADLESS_PORT=tcp://10.43.0.1:80.
@@ -91,8 +82,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
     models: Annotated[_Names, AfterValidator(_non_empty_and_distinct)] = Field(
-        ("efficientnet_lite0",),
-        description="models to serve, comma-separated; the first is the default",
+        ("efficientnet_lite0",), description="models to serve, comma-separated; the first is the default"
     )
     models_folder: Path | None = Field(
         None, description="folder whose subfolders are models that can be loaded by name at runtime"
@@ -175,10 +165,7 @@ class Settings(BaseSettings):
     )
     deadline_s: float = Field(30, gt=0, le=3600, description="maximum s from the received body to the response")
     load_timeout_s: float = Field(
-        600,
-        gt=0,
-        le=86400,
-        description="maximum s to load a model at runtime; after that the request gets 503",
+        600, gt=0, le=86400, description="maximum s to load a model at runtime; after that the request gets 503"
     )
     forward_timeout_s: float = Field(
         60,
@@ -199,8 +186,7 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(None, description="file of API keys, one per line")
     allowed_hosts: Annotated[_Names, AfterValidator(host_names)] = Field(
-        (),
-        description="host names that requests may use, comma-separated; unset: localhost on loopback, else any",
+        (), description="host names that requests may use, comma-separated; unset: localhost on loopback, else any"
     )
     cors_origins: Annotated[_Names, AfterValidator(origins)] = Field(
         (), description="origins whose pages may send requests from a browser, comma-separated; unset: none"

@@ -35,24 +35,18 @@ class Shed(NamedTuple):
 
 
 class LoadShedding:
-    """Decides which requests are refused at their headers, and records them. With `cross_origin`, requests from other
-    origins are passed on, because the application adds CORS headers to its answers."""
+    """Decides which requests are refused at their headers, and records them."""
 
     def __init__(
-        self,
-        parts: Parts,
-        observer: RequestObserver,
-        hosts: AllowedHosts,
-        routes: Sequence[APIRoute],
-        *,
-        cross_origin: bool,
+        self, parts: Parts, observer: RequestObserver, hosts: AllowedHosts, routes: Sequence[APIRoute]
     ) -> None:
         self._parts = parts
         self._observer = observer
         self._hosts = hosts
         by_path = {route.path: route for route in routes if isinstance(route, ApiRoute)}
         self._endpoints = {each.path: (by_path[each.path], each.task) for each in IMAGE_ENDPOINTS if each.sheddable}
-        self._cross_origin = cross_origin
+        # The application adds CORS headers to its answers.
+        self._cross_origin = bool(parts.settings.cors_origins)
 
     @property
     def on(self) -> bool:
@@ -82,11 +76,7 @@ class LoadShedding:
         record.problem, record.status = _ROW.slug, _ROW.status
         self._parts.metrics.rejected("queue_full")
         last = not keep_alive or not body_is_short(head.get(b"content-length"), chunked=b"transfer-encoding" in head)
-        headers = {
-            **usual_headers,
-            **problem_headers(overload),
-            **self._observer.headers(scope, record),
-        }
+        headers = {**usual_headers, **problem_headers(overload), **self._observer.headers(scope, record)}
         answer = problem_bytes(_ROW, str(overload), record.request_id, headers, last=last)
         self._observer.end(scope, record, shed=True)
         return Shed(answer, last)

@@ -80,27 +80,27 @@ def parse_keys(text: str, separator: str = ",") -> Keys:
 
 def read_keys(keys: str | None, file: Path | None) -> Keys:
     """Return the keys of the environment, or of a file with one key per line. Raises ValueError."""
-    if keys is not None:
-        return _non_empty(parse_keys(keys))
-    if file is None:
+    if keys is None and file is None:
         return Keys({})
+    found = parse_keys(_read(file), "\n") if file is not None else parse_keys(keys or "")
+    if not found:
+        raise ValueError("it contains no key")
+    return found
+
+
+def _read(file: Path) -> str:
+    if not file.is_file() and file.exists() and not file.is_dir():
+        # Reading it may block or never end.
+        raise ValueError(f"{file} is a pipe or a device, not a file")
     try:
-        text = _read_limited(file).decode("ascii")
+        with file.open("rb") as opened:
+            text = opened.read(_MAX_FILE_BYTES + 1).decode("ascii")
     except PermissionError:
         raise ValueError(f"{file} is not readable by this user") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{file} is not plain ASCII text") from None
-    return _non_empty(parse_keys(text, "\n"))
-
-
-def _read_limited(file: Path) -> bytes:
-    if not file.is_file() and file.exists() and not file.is_dir():
-        # Reading it may block or never end.
-        raise ValueError(f"{file} is a pipe or a device, not a file")
-    with file.open("rb") as opened:
-        text = opened.read(_MAX_FILE_BYTES + 1)
     if len(text) > _MAX_FILE_BYTES:
         raise ValueError(f"{file} is larger than {_MAX_FILE_BYTES} bytes, too large for a file of keys")
     return text
@@ -166,12 +166,6 @@ def _rights(names: list[str], number: int) -> frozenset[Right]:
     if any(name not in known for name in names):
         raise ValueError(f"entry {number}: rights are {', '.join(known)}, joined by +")
     return frozenset(known[name] for name in names)
-
-
-def _non_empty(keys: Keys) -> Keys:
-    if not keys:
-        raise ValueError("it contains no key")
-    return keys
 
 
 def _digest(key: str) -> bytes:

@@ -13,7 +13,7 @@ import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
 
@@ -188,11 +188,13 @@ def bind(settings: Settings) -> socket.socket:
             socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM),
             key=lambda info: info[0] != socket.AF_INET,
         )
-        with ExitStack() as on_error:
-            listener = on_error.enter_context(socket.socket(family))
+        listener = socket.socket(family)
+        try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            on_error.pop_all()
+        except OSError:
+            listener.close()
+            raise
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
         raise StartError(
@@ -218,14 +220,11 @@ def _welcome(settings: Settings, address: str) -> str:
     gradless = shlex.quote(str(Path(sys.argv[0]).resolve()))
     with_picture = f"{gradless} sample - | curl -sS --data-binary @- {address}"
     last = f"curl -sSX POST '{address}/debug/grad-modes?batch_size=8'"
-    lines = [
-        "",
-        f"gradless serves {', '.join(settings.models)} at {address}",
-        "",
-        f"  {address}/ in a browser is a page to try it on, {address}/docs its documentation",
-        f"  {with_picture}/v1/classify",
-        f"  {with_picture}/v1/features",
-        f"  {last if settings.debug_endpoints else f'curl -sS {address}/metrics'}",
-        "",
-    ]
-    return "\n".join(lines)
+    return f"""
+gradless serves {", ".join(settings.models)} at {address}
+
+  {address}/ in a browser is a page to try it on, {address}/docs its documentation
+  {with_picture}/v1/classify
+  {with_picture}/v1/features
+  {last if settings.debug_endpoints else f"curl -sS {address}/metrics"}
+"""

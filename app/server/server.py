@@ -144,8 +144,7 @@ class Server(uvicorn.Server):
         return True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Start to drain; a signal handler."""
-        # uvicorn's own handler would end the process by the signal, but a completed drain is a success, status 0.
+        """Start to drain; a signal handler. uvicorn's own ends the process by the signal, but a drain is a success."""
         del frame
         _log.log(self.stop_log_level, "%s: answering what was accepted, then stopping", signal.Signals(sig).name)
         if self._parts.runtime is None:

@@ -35,8 +35,7 @@ router = APIRouter(tags=["inference"], route_class=ApiRoute)
 
 @router.post(CLASSIFY.path, responses=responses(*CLASSIFY.errors), openapi_extra=IMAGE_BODY)
 async def classify(
-    upload: ImageUpload,
-    top_k: Annotated[int, Query(ge=1, le=1000, description="maximum classes per image")] = 5,
+    upload: ImageUpload, top_k: Annotated[int, Query(ge=1, le=1000, description="maximum classes per image")] = 5
 ) -> Classifications:
     """Classify one image or several. Among several images, an invalid one gets a problem as its result."""
     if not upload.model.classes:

@@ -102,10 +102,7 @@ async def load_model(request: Request, response: Response, runtime: TheRuntime, 
 
 
 @models.delete(
-    "/{name:path}",
-    status_code=204,
-    responses=responses(*_UNLOAD_ERRORS),
-    dependencies=[Depends(admin_allowed)],
+    "/{name:path}", status_code=204, responses=responses(*_UNLOAD_ERRORS), dependencies=[Depends(admin_allowed)]
 )
 async def unload_model(runtime: TheRuntime, name: ModelName) -> None:
     """Unload a model. It answers its accepted requests; its memory is released before this request returns. If it was
@@ -133,9 +130,7 @@ probes = APIRouter(tags=["operation"], route_class=ApiRoute)
 
 _TEXT = {"schema": {"type": "string"}}
 _EXPOSITION: dict[int | str, dict[str, Any]] = {
-    200: {
-        "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
-    },
+    200: {"content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT}},
     **responses(UnauthorizedError, ForbiddenError),
 }
 
