@@ -1,13 +1,15 @@
-"""Inference for the routes that accept images: run the request, record it, and cancel it if the client disconnects."""
+"""The table of endpoints that accept images, and how they are answered: read, infer, record, cancel on a disconnect."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from app.api.dependencies import Upload, parts_of
+from app.api.error_responses import image_problem
 from app.api.openapi import image_content
+from app.api.schemas import Faulty
 from app.api.uploads import UPLOAD_ERRORS, read_images
 from app.http.disconnect import cancel_token_of, run_until_disconnect
 from app.http.problems import FingerprintMismatchError, ForbiddenError, NoSearchIndexError, UnauthorizedError
@@ -18,6 +20,8 @@ from models.interface.errors import ImageError, ImageTooLargeError, NoClassesErr
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
 from models.interface.telemetry import Task
+
+T = TypeVar("T")
 
 PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     UnauthorizedError,
@@ -33,49 +37,6 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     errors.OutOfMemoryError,
     errors.DeadlineExceededError,
 )
-
-
-async def infer(upload: Upload, request: InferenceRequest) -> Answer:
-    """Read the images of `upload` and answer `request` with them. Records the times of the request.
-
-    Raises the errors of read_images, the ImageError of an image that was sent alone, and what Runtime.predict raises.
-    """
-    sent = await read_images(upload.request, parts_of(upload.request).settings)
-    record = record_of(upload.request.scope)
-    record.start_inference(upload.model.name, request.task, len(sent))
-    answer = await _predict(upload, sent, request)
-    record.model = answer.model
-    upload.check_answer_of(answer.fingerprint)
-    record.add_results([result for result in answer.results if isinstance(result, Prediction)])
-    if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
-        fault = answer.results[0]
-        try:
-            raise fault
-        finally:
-            # The traceback refers to this frame: a cycle would keep the request and its body.
-            del answer, fault
-    return answer
-
-
-async def _predict(upload: Upload, sent: Sequence[bytes | ImageTooLargeError], request: InferenceRequest) -> Answer:
-    """Return the runtime's answer, with the errors of images that are too large in their places."""
-    images = [image for image in sent if isinstance(image, bytes)]
-    too_large = len(sent) - len(images)
-    if too_large:
-        upload.metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
-    if images:
-        request = replace(request, images=images, cancel_token=cancel_token_of(upload.request))
-        # Without a `requested_model` the current default answers, which may be a new one.
-        work = upload.runtime.predict(upload.requested_model, request)
-        answer = await run_until_disconnect(upload.request, work)
-    else:
-        card = upload.model
-        answer = Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, [])
-    if not too_large:
-        return answer
-    results = iter(answer.results)
-    return replace(answer, results=[next(results) if isinstance(image, bytes) else image for image in sent])
-
 
 # The OpenAPI request body of every endpoint.
 IMAGE_BODY: dict[str, Any] = {
@@ -104,3 +65,53 @@ FEATURES = ImageEndpoint("/v1/features", "features", PREDICTION_ERRORS, sheddabl
 SEARCH = ImageEndpoint("/v1/search", "search", (NoSearchIndexError, *PREDICTION_ERRORS), sheddable=False)
 
 IMAGE_ENDPOINTS = (CLASSIFY, FEATURES, SEARCH)
+
+
+async def infer(upload: Upload, request: InferenceRequest) -> Answer:
+    """Read the images of `upload` and answer `request` with them. Records the times of the request.
+
+    Raises the errors of read_images, the ImageError of an image that was sent alone, and what Runtime.predict raises.
+    """
+    sent = await read_images(upload.request, parts_of(upload.request).settings)
+    record = record_of(upload.request.scope)
+    record.start_inference(upload.model.name, request.task, len(sent))
+    answer = await _predict(upload, sent, request)
+    record.model = answer.model
+    upload.check_answer_of(answer.fingerprint)
+    record.add_results([result for result in answer.results if isinstance(result, Prediction)])
+    if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
+        fault = answer.results[0]
+        try:
+            raise fault
+        finally:
+            # The traceback refers to this frame: a cycle would keep the request and its body.
+            del answer, fault
+    return answer
+
+
+def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction], T]) -> list[T | Faulty]:
+    """Return a body for each result. That of an image that failed is its problem."""
+    return [
+        Faulty(error=image_problem(upload.metrics, result)) if isinstance(result, ImageError) else body_of(result)
+        for result in answer.results
+    ]
+
+
+async def _predict(upload: Upload, sent: Sequence[bytes | ImageTooLargeError], request: InferenceRequest) -> Answer:
+    """Return the runtime's answer, with the errors of images that are too large in their places."""
+    images = [image for image in sent if isinstance(image, bytes)]
+    too_large = len(sent) - len(images)
+    if too_large:
+        upload.metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
+    if images:
+        request = replace(request, images=images, cancel_token=cancel_token_of(upload.request))
+        # Without a `requested_model` the current default answers, which may be a new one.
+        work = upload.runtime.predict(upload.requested_model, request)
+        answer = await run_until_disconnect(upload.request, work)
+    else:
+        card = upload.model
+        answer = Answer(card.name, card.fingerprint, card.feature_dimensions, card.feature_shape, [])
+    if not too_large:
+        return answer
+    results = iter(answer.results)
+    return replace(answer, results=[next(results) if isinstance(image, bytes) else image for image in sent])

@@ -13,18 +13,10 @@ from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
 from app.api.dependencies import ImageUpload, Upload, accepts
-from app.api.error_responses import error_response, image_problem
-from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, infer
+from app.api.error_responses import error_response
+from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, infer, result_bodies
 from app.api.openapi import responses
-from app.api.schemas import (
-    Classification,
-    Classifications,
-    EncodedFeatures,
-    Faulty,
-    Features,
-    FeatureVectors,
-    Prediction,
-)
+from app.api.schemas import Classification, Classifications, EncodedFeatures, Features, FeatureVectors, Prediction
 from models.interface.errors import ImageError, NoClassesError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer
@@ -42,14 +34,7 @@ async def classify(
         raise NoClassesError(upload.model.name)
     answer = await infer(upload, InferenceRequest(CLASSIFY.task, top_k=top_k))
     return Classifications(
-        model=answer.model,
-        fingerprint=answer.fingerprint,
-        results=[
-            Faulty(error=image_problem(upload.metrics, result))
-            if isinstance(result, ImageError)
-            else _classification(result)
-            for result in answer.results
-        ],
+        model=answer.model, fingerprint=answer.fingerprint, results=result_bodies(upload, answer, _classification)
     )
 
 
@@ -96,12 +81,9 @@ async def features(
         fingerprint=answer.fingerprint,
         dimensions=answer.dimensions,
         shape=list(answer.shape),
-        results=[
-            Faulty(error=image_problem(upload.metrics, result))
-            if isinstance(result, ImageError)
-            else _encoded(_scaled(result.features, normalize=normalize), encoding)
-            for result in answer.results
-        ],
+        results=result_bodies(
+            upload, answer, lambda result: _encoded(_scaled(result.features, normalize=normalize), encoding)
+        ),
     )
 
 

@@ -114,16 +114,10 @@ def _description(card: ModelCard, index: SearchIndex | None) -> ModelDescription
     described = asdict(card)
     # Published as a metric: it describes this process, not the model.
     del described["load_seconds"]
-    return ModelDescription(**described, search=_index_description(index, card.fingerprint))
-
-
-def _index_description(index: SearchIndex | None, fingerprint: str) -> IndexDescription | None:
-    if index is None or index.manifest.fingerprint != fingerprint:
-        return None
-    manifest = index.manifest
-    return IndexDescription(
-        rows=manifest.rows, exact=manifest.exact, recall=manifest.recall, thumbnails=manifest.thumbnails
-    )
+    search = None
+    if index is not None and index.manifest.fingerprint == card.fingerprint:
+        search = IndexDescription.model_validate(index.manifest)
+    return ModelDescription(**described, search=search)
 
 
 probes = APIRouter(tags=["operation"], route_class=ApiRoute)

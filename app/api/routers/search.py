@@ -14,10 +14,9 @@ from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
 from app.api.dependencies import ImageUpload, inference_allowed, parts_of
-from app.api.error_responses import image_problem
-from app.api.inference import IMAGE_BODY, SEARCH, infer
+from app.api.inference import IMAGE_BODY, SEARCH, infer, result_bodies
 from app.api.openapi import responses
-from app.api.schemas import Faulty, Found, Neighbour, Neighbours
+from app.api.schemas import Found, Neighbour, Neighbours
 from app.http.problems import NOT_FOUND, ForbiddenError, NoSearchIndexError, UnauthorizedError
 from app.observability.request_record import record_of
 from models.interface.errors import ImageError
@@ -67,10 +66,7 @@ async def search(
         model=answer.model,
         fingerprint=answer.fingerprint,
         indexed=index.manifest.rows,
-        results=[
-            Faulty(error=image_problem(upload.metrics, result)) if isinstance(result, ImageError) else next(found)
-            for result in answer.results
-        ],
+        results=result_bodies(upload, answer, lambda _: next(found)),
     )
 
 
@@ -98,15 +94,7 @@ async def _find_neighbours(
     # In a thread: a search takes up to some milliseconds per image.
     found = await asyncio.to_thread(index.search, np.stack(vectors), k)
     record_of(request.scope).add_lookup(started_at)
-    return [
-        Found(
-            neighbours=[
-                Neighbour(row=each.row, path=each.path, similarity=each.similarity, thumbnail=each.thumbnail)
-                for each in neighbours
-            ]
-        )
-        for neighbours in found
-    ]
+    return [Found(neighbours=[Neighbour.model_validate(each) for each in neighbours]) for neighbours in found]
 
 
 def _check_fingerprint(index: SearchIndex, fingerprint: str) -> None:

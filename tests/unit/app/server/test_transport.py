@@ -1,5 +1,7 @@
-"""While a client may still be sending, the server closes its sending side first and discards data within limits; a client
-that does not read its response is disconnected, one on a slow line is not."""
+"""While a client may still be sending, the server closes its sending side first and discards data within limits.
+
+A client that does not read its response is disconnected, one on a slow line is not.
+"""
 
 from __future__ import annotations
 
