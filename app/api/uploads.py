@@ -35,13 +35,12 @@ from models.interface.errors import ImageTooLargeError
 T = TypeVar("T")
 S = TypeVar("S", bound=BaseModel)
 
-# The errors of a body, or of an image in it.
+BODY_ERRORS = (ContentEncodingError, SlowBodyError, errors.BodyMemoryFullError, BodyTooLargeError)
+
+# The errors of a body with images, or of an image in it.
 UPLOAD_ERRORS: tuple[type[Exception], ...] = (
-    ContentEncodingError,
+    *BODY_ERRORS,
     MalformedMultipartError,
-    SlowBodyError,
-    errors.BodyMemoryFullError,
-    BodyTooLargeError,
     TooManyImagesError,
     NoImagesError,
     errors.ImageTooLargeError,
@@ -102,12 +101,8 @@ async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) ->
 async def _read(request: Request, settings: Settings) -> Sequence[bytes | ImageTooLargeError]:
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
-        parts = FileParts(
-            options.get(b"boundary", b""),
-            max_files=settings.max_images_per_request,
-            max_file_bytes=settings.max_image_bytes,
-        )
-        with closing(parts):
+        limits = {"max_files": settings.max_images_per_request, "max_file_bytes": settings.max_image_bytes}
+        with closing(FileParts(options.get(b"boundary", b""), **limits)) as parts:
             async for chunk in _counted(request, settings.max_request_bytes):
                 parts.feed(chunk)
             files = parts.files()

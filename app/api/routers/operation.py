@@ -12,13 +12,10 @@ from app.api.api_route import ApiRoute
 from app.api.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, metrics_allowed, parts_of
 from app.api.openapi import responses
 from app.api.schemas import Health, IndexDescription, ModelDescription, ModelList, ModelSource
-from app.api.uploads import read_json
+from app.api.uploads import BODY_ERRORS, read_json
 from app.http.problems import (
-    BodyTooLargeError,
-    ContentEncodingError,
     ForbiddenError,
     NotReadyError,
-    SlowBodyError,
     UnauthorizedError,
 )
 from models.interface import errors
@@ -30,10 +27,7 @@ _READ_ERRORS = (UnauthorizedError, ForbiddenError)
 
 _LOAD_ERRORS: tuple[type[Exception], ...] = (
     *_READ_ERRORS,
-    ContentEncodingError,
-    BodyTooLargeError,
-    SlowBodyError,
-    errors.BodyMemoryFullError,
+    *BODY_ERRORS,
     UnknownModelError,
     errors.ModelNotLoadedError,
     errors.NoRoomError,
