@@ -18,7 +18,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from observe.processes import gradless
-from reliability.wire import Connection, Place, Request, multipart, post
+from reliability.wire import Address, Connection, Request, multipart, post
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
@@ -133,7 +133,7 @@ class Clients:
         self.counted = Counted(Counter(), Counter())
         self.shed_unread = 0
         url = urlsplit(address)
-        self._place = Place(url.hostname or "", url.port or 0)
+        self._place = Address(url.hostname or "", url.port or 0)
         self._http = http
         self._whole = whole
 
