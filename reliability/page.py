@@ -26,24 +26,18 @@ were missed are listed too.
 
 _LIMITS = """## Known limits
 
-- Load and server share the same cores. Under overload both cores are full: refusals take 0.2 of them and the load 0.1,
-  which forwards lack.
-- With a full queue the mean wait is already its capacity over the goodput, so the bar for p99 of accepted requests
-  leaves no margin.
-- The heap keeps freed memory for the next forward and grows in ever smaller steps: 1,121, 1,137 and 1,151 MB after
-  three loads in a row, of which 1,015, 1,018 and 1,021 MB were in use.
+- Load and server share the same cores. Under overload refusals take 0.2 cores and the load 0.1, which forwards lack.
+- With a full queue the mean wait is already its capacity over the goodput, so the bar for p99 leaves no margin.
+- The heap keeps freed memory for the next forward and grows in ever smaller steps.
 - After 200 disconnects the next request waits for the event loop, which takes some 0.2 ms for each.
 - The bar of `slowloris` is missed in some runs (73 to 75 ms against 65 to 67 alone); its clients share the cores too.
 - Latencies are those of the loopback interface, without network, proxy or TLS.
-- An idle connection is closed after `GRADLESS_READ_TIMEOUT_S`. Only the limit on file descriptors bounds the number of
-  connections: put a proxy in front where strangers can connect.
-- On Linux a stop resets no established connection; those being established have 0.3 s to complete. Farther clients may
-  be reset, and so may clients that send their first byte more than 0.5 s after the stop began, or any where the kernel
-  ignores socket filters.
+- Only the limit on file descriptors bounds the number of connections: put a proxy in front where strangers can connect.
+- On Linux a stop resets no established connection; those being established have 0.3 s to complete. Clients that need
+  longer, or send their first byte more than 0.5 s after the stop began, may be reset.
 - Faults of GPUs are not among the scenarios.
-- In other servers, measured on a similar machine, one bad image in a burst of 16 failed 3 to 14 of the 15 others in
-  LitServe and 3 to 15 in MLServer. After 200 clients disconnected, the next answer took 6 to 10 s in LitServe, BentoML,
-  MLServer and plain FastAPI.
+- On a similar machine, one bad image in a burst of 16 failed 3 to 14 of the 15 others in LitServe and 3 to 15 in
+  MLServer. After 200 disconnects, the next answer took 6 to 10 s in LitServe, BentoML, MLServer and plain FastAPI.
 """
 
 
