@@ -23,11 +23,11 @@ def load(address: str, clock_jpeg: bytes, light_model: str) -> Iterator[Callable
             while not ended.is_set():
                 client.post("/v1/classify", params={"model": light_model}, content=clock_jpeg).raise_for_status()
 
-    with ThreadPoolExecutor(4) as callers:
+    with ThreadPoolExecutor(4) as clients:
 
         def start() -> None:
             for _ in range(4):
-                callers.submit(ask)
+                clients.submit(ask)
 
         yield start
         ended.set()

@@ -99,7 +99,7 @@ def test_a_bad_picture_among_others_has_no_neighbours_and_the_others_have_theirs
         expect(page.get_by_role("article", name=name).locator(".alike li")).to_have_count(count)
 
 
-def test_without_an_index_nothing_is_asked_or_said_of_neighbours(
+def test_without_an_index_the_page_neither_requests_nor_shows_neighbours(
     try_page: Page, choose: Choose, clock_png: bytes
 ) -> None:
     asked: list[str] = []

@@ -118,7 +118,7 @@ def test_a_view_has_an_address_of_its_own(open_page: Callable[..., Page]) -> Non
     expect(page.get_by_role("tabpanel", name="Live")).to_be_visible()
 
 
-def test_the_policy_stops_what_does_not_belong_to_the_page(browser: Browser, address: str) -> None:
+def test_the_policy_blocks_foreign_scripts_and_requests(browser: Browser, address: str) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(address)

@@ -9,7 +9,7 @@ import httpx2
 from playwright.sync_api import Page, expect
 
 
-def test_a_lens_that_is_switched_off_and_a_server_that_goes_away_are_said(
+def test_the_page_reports_a_disabled_lens_and_a_lost_server(
     open_page: Callable[..., Page], start_server: Callable[..., Any]
 ) -> None:
     server = start_server(GRADLESS_MODELS="null", GRADLESS_DEBUG_ENDPOINTS="false")

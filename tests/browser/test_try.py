@@ -155,7 +155,7 @@ def test_a_bad_file_among_others_has_its_problem_in_its_place(try_page: Page, ch
     expect(try_page.get_by_role("table", name="Cosine similarity").locator("tbody td")).to_have_count(4)
 
 
-def test_a_file_larger_than_the_limit_is_said_to_be_too_large_or_broken_off(
+def test_a_file_larger_than_the_limit_is_reported_as_too_large_or_aborted(
     open_page: Callable[..., Page], choose: Choose
 ) -> None:
     page = open_page(refusals=True)
@@ -174,7 +174,7 @@ def test_a_name_is_text_whatever_is_in_it(try_page: Page, choose: Choose, clock_
     assert try_page.title() == "gradless"
 
 
-def test_another_model_is_asked_about_the_same_pictures(try_page: Page, light_model: str) -> None:
+def test_the_same_pictures_are_sent_to_another_model(try_page: Page, light_model: str) -> None:
     take(try_page, "clock")
     label = try_page.get_by_role("article").get_by_role("listitem").first
     expect(label).to_contain_text("analog clock")
@@ -188,7 +188,7 @@ def test_another_model_is_asked_about_the_same_pictures(try_page: Page, light_mo
 
 
 @pytest.mark.parametrize("names", [["a 'quoted'; \"name\" $(touch taken).png"], ["one, two;.png", "back\\slash.png"]])
-def test_the_copied_commands_do_in_a_shell_what_was_done_here(
+def test_the_copied_commands_give_the_same_results_in_a_shell(
     open_page: Callable[..., Page], choose: Choose, names: list[str], clock_png: bytes, tmp_path: Path
 ) -> None:
     page = open_page(permissions=["clipboard-read", "clipboard-write"])

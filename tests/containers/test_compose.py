@@ -68,7 +68,7 @@ def test_a_service_is_to_be_reached_from_this_machine_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["prometheus", "grafana"])
-def test_the_images_of_others_are_of_one_version_and_are_asked_how_they_are(name: str) -> None:
+def test_images_of_other_projects_have_a_fixed_version_and_a_health_check(name: str) -> None:
     assert re.fullmatch(r"\w+/\w+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
     assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
 
@@ -119,14 +119,14 @@ def test_prometheus_finds_its_configuration_and_rules_where_they_are_mounted() -
     assert "prometheus:/prometheus" in SERVICES["prometheus"]["volumes"]
 
 
-def test_everybody_may_look_at_grafana_and_nobody_has_a_password_that_all_know() -> None:
+def test_grafana_allows_anonymous_viewers_and_has_no_default_password() -> None:
     environment = SERVICES["grafana"]["environment"]
     assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "true"
     assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
     assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
 
 
-def test_on_a_gpu_gradless_asks_for_one() -> None:
+def test_the_gpu_variant_reserves_a_gpu() -> None:
     [device] = GPU["services"]["gradless"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 

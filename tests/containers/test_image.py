@@ -34,7 +34,7 @@ def test_without_a_target_the_image_is_the_one_for_cpus(dockerfile: Any) -> None
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_runs_as_a_user_who_is_not_root_and_is_given_by_number(dockerfile: Any, image: str) -> None:
+def test_an_image_runs_as_a_numeric_user_other_than_root(dockerfile: Any, image: str) -> None:
     # Kubernetes cannot tell of a name whether it is root.
     assert dockerfile.values(image, "USER")[-1] == "10001:10001"
 
@@ -84,7 +84,7 @@ def test_whatever_is_installed_is_locked(dockerfile: Any, image: str) -> None:
     assert all("==" in line for line in lines)
 
 
-def test_the_build_sees_what_it_copies_and_nothing_else(dockerfile: Any) -> None:
+def test_the_build_context_has_only_what_the_build_copies(dockerfile: Any) -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     # As git's patterns, but that Docker's begin at the root.
     anchored = [re.sub(r"^(!?)(?=[^#*]|\*$)", r"\1/", line) for line in lines if not line.startswith("#")]
@@ -122,7 +122,7 @@ def normal(requirement: str) -> str:
     return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
 
 
-def test_the_container_of_the_readme_has_longer_to_stop_than_it_drains_and_hears_early_signals() -> None:
+def test_the_container_of_the_readme_has_time_to_drain_and_receives_early_signals() -> None:
     [command] = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("docker run ")]
     found = re.search(r"--stop-timeout (\d+) ", command)
     assert found

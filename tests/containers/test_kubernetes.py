@@ -36,7 +36,7 @@ needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kube
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", OF_KUBERNETES)
-def test_each_object_is_valid_by_the_schema_of_its_kind_and_has_no_field_beside_it(kind: str, version: str) -> None:
+def test_each_object_matches_the_schema_of_its_kind_without_extra_fields(kind: str, version: str) -> None:
     kubernetes_validate.validate(OBJECTS[kind], version, strict=True)
 
 
@@ -46,7 +46,7 @@ def test_every_file_of_the_base_is_a_part_of_it() -> None:
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
-def test_probes_ask_for_paths_that_there_are(probe: str) -> None:
+def test_probes_request_existing_paths(probe: str) -> None:
     asked = GRADLESS[probe]["httpGet"]
     assert asked["port"] == "http"
     assert asked["path"] == ("/healthz" if probe == "livenessProbe" else "/readyz")
@@ -93,7 +93,7 @@ def test_everything_finds_the_pods_by_the_label_that_they_have(dockerfile: Any) 
     assert OBJECTS["Service"]["spec"]["ports"][0]["targetPort"] == port["name"]
 
 
-def test_prometheus_gets_the_metrics_under_the_job_that_alerts_ask_for() -> None:
+def test_prometheus_scrapes_the_metrics_under_the_job_name_of_the_alerts() -> None:
     # Its schema is the operator's own; what stands here is what is relied on.
     spec = OBJECTS["PodMonitor"]["spec"]
     job = OBJECTS["Deployment"]["spec"]["template"]["metadata"]["labels"][spec["jobLabel"]]
@@ -103,7 +103,7 @@ def test_prometheus_gets_the_metrics_under_the_job_that_alerts_ask_for() -> None
     assert endpoint["path"] in create_app(Settings()).openapi()["paths"]
 
 
-def test_the_autoscaler_scales_the_deployment_which_says_no_number_itself() -> None:
+def test_the_autoscaler_scales_the_deployment_which_has_no_number_of_replicas() -> None:
     spec = OBJECTS["HorizontalPodAutoscaler"]["spec"]
     assert spec["scaleTargetRef"]["name"] == OBJECTS["Deployment"]["metadata"]["name"]
     assert "replicas" not in OBJECTS["Deployment"]["spec"]

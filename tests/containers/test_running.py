@@ -33,7 +33,7 @@ with socket.create_connection(("127.0.0.1", 8000)) as connection:
 """
 
 
-def test_it_serves_the_embedded_model_on_a_read_only_root_as_nobody_without_a_network(
+def test_it_serves_the_embedded_model_on_a_read_only_root_without_privileges_or_network(
     container: Any, clock_png: bytes
 ) -> None:
     done = container.run("python", "-c", CLASSIFY, stdin=clock_png)
@@ -46,7 +46,7 @@ def test_nothing_is_converted_or_complained_of_at_its_start(container: Any) -> N
     assert '"level": "error"' not in container.log
 
 
-def test_the_container_of_these_tests_lets_nobody_write_but_to_tmp(container: Any) -> None:
+def test_only_tmp_is_writable_in_the_container_of_these_tests(container: Any) -> None:
     def status(path: str) -> int:
         returned: int = container.run("sh", "-c", f"echo > {path}").returncode
         return returned
@@ -63,12 +63,12 @@ def test_the_health_check_is_well_while_it_is_ready(container: Any, dockerfile: 
     assert container.run(*dockerfile.health_check("cpu")).returncode == 0
 
 
-def test_the_health_check_asks_no_proxy(container: Any, dockerfile: Any) -> None:
+def test_the_health_check_uses_no_proxy(container: Any, dockerfile: Any) -> None:
     proxy = ["env", "http_proxy=http://127.0.0.1:9", "HTTP_PROXY=http://127.0.0.1:9"]
     assert container.run(*proxy, *dockerfile.health_check("cpu")).returncode == 0
 
 
-def test_it_measures_what_the_autoscaler_of_kubernetes_goes_by(container: Any) -> None:
+def test_it_exposes_the_metric_of_the_kubernetes_autoscaler(container: Any) -> None:
     scrape = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
     assert (
         b'\ngradless_queue_depth{device="cpu",model="efficientnet_lite0"} '
@@ -76,7 +76,7 @@ def test_it_measures_what_the_autoscaler_of_kubernetes_goes_by(container: Any) -
     )
 
 
-def test_the_health_check_fails_where_nobody_listens(dockerfile: Any) -> None:
+def test_the_health_check_fails_without_a_listener(dockerfile: Any) -> None:
     command = [sys.executable, *dockerfile.health_check("cpu")[1:]]
     done = subprocess.run(command, env=os.environ | {"GRADLESS_PORT": "9"}, capture_output=True, check=False)
     assert done.returncode == 1
@@ -88,13 +88,13 @@ def test_sigterm_to_process_1_drains_and_ends_with_success(
     check = dockerfile.health_check("cpu")
     [stop_signal] = dockerfile.values("cpu", "STOPSIGNAL")
     with start_container().wait_until_ready(check) as container:
-        caller = container.start("python", "-c", SLOWLY)
-        assert caller.stdout.readline() == b"half\n"
+        client = container.start("python", "-c", SLOWLY)
+        assert client.stdout.readline() == b"half\n"
         os.kill(container.process, signal.Signals[stop_signal])
         container.wait_until_it_says("answering what was accepted")
         assert container.run(*check).returncode == 1
 
         # An answer comes, be it that there is no image in two bytes or that the server is draining.
-        answer, _ = caller.communicate(b"\n")
+        answer, _ = client.communicate(b"\n")
         assert answer.startswith(b"HTTP/1.1 ")
         assert container.exit_status() == 0

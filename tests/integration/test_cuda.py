@@ -157,7 +157,9 @@ def test_a_forward_of_any_size_is_launched_by_one_call(default_on_gpu: Engine, s
     assert _is_recorded(default_on_gpu, size)
 
 
-def test_a_batch_of_any_size_gives_what_its_images_give_alone(default_on_gpu: Engine, pixels: torch.Tensor) -> None:
+def test_a_batch_of_any_size_gives_the_results_of_its_single_images(
+    default_on_gpu: Engine, pixels: torch.Tensor
+) -> None:
     alone = torch.cat([_features(default_on_gpu, pixels[number : number + 1]) for number in range(len(pixels))])
     for size in (2, 3, 5, 8, 13, 32):
         together = _features(default_on_gpu, pixels[-size:])
@@ -292,7 +294,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_the_lens_shows_what_gradients_cost_on_a_gpu(default_on_gpu: Engine) -> None:
+def test_the_lens_shows_the_cost_of_gradients_on_a_gpu(default_on_gpu: Engine) -> None:
     report = compare_served(default_on_gpu, ComparisonOptions(batch_size=8, iterations=2))
     arms = {each.arm: each for each in report.arms}
     assert arms["grad"].retained_bytes == pytest.approx(636e6, rel=0.02)
@@ -303,7 +305,7 @@ def test_the_lens_shows_what_gradients_cost_on_a_gpu(default_on_gpu: Engine) -> 
 
 
 @pytest.mark.anyio
-async def test_the_service_answers_from_the_gpu_and_says_so(
+async def test_the_service_answers_from_the_gpu_and_reports_it(
     over_http: StartOverHttp, tiny: ModelSpec, clock_png: bytes
 ) -> None:
     async with over_http(tiny, device="auto", max_batch_size=8) as http:

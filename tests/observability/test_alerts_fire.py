@@ -113,9 +113,9 @@ class FaultyService:
                     # Leaves time on the cores for the server; nothing is measured.
                     stopped.wait(0.02)
 
-        with ThreadPoolExecutor(count) as callers:
+        with ThreadPoolExecutor(count) as clients:
             for _ in range(count):
-                callers.submit(call)
+                clients.submit(call)
             try:
                 yield
             finally:

@@ -45,9 +45,9 @@ class Server:
         self, start: Callable[..., Any], command: Sequence[Any] = (GRADLESS, "serve"), **settings: str
     ) -> None:
         self._welcomes = settings.get("GRADLESS_LOG_FORMAT") == "console"
-        heard, said = os.pipe()
-        self._output = os.fdopen(heard, encoding="utf-8")
-        with os.fdopen(said, "wb") as output:
+        received, message = os.pipe()
+        self._output = os.fdopen(received, encoding="utf-8")
+        with os.fdopen(message, "wb") as output:
             self.process = start(list(command), environment(**settings), output)
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()

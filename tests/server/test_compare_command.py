@@ -97,7 +97,7 @@ def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("resnet5",), "no model is named 'resnet5'"),
         (("--arms", "grad,nograd"), "--arms: there is no 'nograd'; there is grad, no_grad"),
@@ -108,8 +108,8 @@ def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
         (("--image", "no/such.png"), "no/such.png cannot be read: No such file or directory"),
     ],
 )
-def test_invalid_options_are_reported_in_one_line(gradless: Run, arguments: tuple[str, ...], said: str) -> None:
-    assert said in one_line(gradless("compare", *arguments, **EAGER))
+def test_invalid_options_are_reported_in_one_line(gradless: Run, arguments: tuple[str, ...], message: str) -> None:
+    assert message in one_line(gradless("compare", *arguments, **EAGER))
 
 
 def test_a_wrong_setting_is_reported_as_by_serve(gradless: Run) -> None:
@@ -140,18 +140,18 @@ def test_the_terminal_report_is_shown_if_a_file_cannot_be_written(gradless: Run,
 def test_a_closed_stdout_changes_neither_reports_nor_exit_status(
     server_environment: Callable[..., dict[str, str]], gradless_path: Path, warm_command: Any, tmp_path: Path, told: str
 ) -> None:
-    report, said = tmp_path / "report.html", tmp_path / "said"
+    report, message = tmp_path / "report.html", tmp_path / "message"
     command = [gradless_path, "compare", *QUICK, "--arms", "grad,served", "--fail-on-retained", "--html", report]
     command += ["--json", "-"] if told == "json" else []
     read, write = os.pipe()
     os.close(read)
     with (
         os.fdopen(write, "wb") as left,
-        said.open("wb") as stderr,
+        message.open("wb") as stderr,
         warm_command.start(command, server_environment(**EAGER), left, stderr) as leaving,
     ):
         assert leaving.wait(90) == 0
-    assert "Error" not in said.read_text()
+    assert "Error" not in message.read_text()
     assert "</html>" in report.read_text()
 
 

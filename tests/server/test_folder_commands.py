@@ -121,7 +121,7 @@ def test_unreadable_files_are_reported_and_fail_with_strict(gradless: Run, folde
 
 
 @pytest.mark.parametrize(
-    ("how", "status", "said"),
+    ("how", "status", "message"),
     [
         (_KILLED, -signal.SIGKILL, ""),
         (_INTERRUPTED, 130, "gradless: stopped after 6 of 10 files: continue with --resume\n"),
@@ -135,13 +135,13 @@ def test_a_resumed_command_writes_the_same_output(
     ended_in_its_third_part: Callable[[str], subprocess.CompletedProcess[str]],
     how: str,
     status: int,
-    said: str,
+    message: str,
 ) -> None:
     ended, whole = tmp_path / "ended.parquet", tmp_path / "whole.parquet"
     stopped = ended_in_its_third_part(how)
     # Its output has come to an end: no worker is left that holds it open.
     assert (stopped.returncode, stopped.stdout) == (status, "")
-    assert not said or stopped.stderr == said
+    assert not message or stopped.stderr == message
     assert not ended.exists()
     refused = gradless("features", str(folder), "-o", str(ended), *SMALL, **EAGER)
     assert refused.returncode == 2
@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_line_and_finished_parts_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("features", "no/such", "-o", "out.npy"), "no/such does not exist"),
         (
@@ -194,10 +194,10 @@ def test_a_full_disk_is_one_line_and_finished_parts_are_kept(
     ],
 )
 def test_an_invalid_command_is_reported_in_one_line(
-    gradless: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+    gradless: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = gradless(*arguments, **EAGER)
     [line] = lines(done)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert line.startswith(f"gradless: {said}")
+    assert line.startswith(f"gradless: {message}")

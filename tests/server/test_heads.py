@@ -76,7 +76,7 @@ def test_many_large_requests_on_one_connection_are_no_large_head(server: Any, cl
             assert answer.status_code == 200
 
 
-def test_an_impatient_server(
+def test_a_server_with_short_time_limits_closes_slow_connections(
     start_server: Callable[..., Any],
     read_answer: ReadAnswer,
     metric_sum: Callable[..., float],
@@ -143,7 +143,7 @@ def few_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_many_who_say_nothing_keep_nobody_out(
+def test_many_silent_connections_do_not_keep_other_clients_out(
     few_files: None, start_server: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
     del few_files

@@ -54,12 +54,12 @@ async def test_thirty_two_connections_get_right_answers_without_one_error(
                 assert answer.status_code == 200, answer.text
                 assert first_label(answer) == label
 
-    async with asyncio.TaskGroup() as callers:
+    async with asyncio.TaskGroup() as clients:
         for number in range(CONNECTIONS):
-            callers.create_task(one_caller(number))
+            clients.create_task(one_caller(number))
 
 
-async def test_callers_that_come_together_share_batches(
+async def test_concurrent_clients_share_batches(
     server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     async with httpx2.AsyncClient(base_url=server.address, timeout=60) as http:

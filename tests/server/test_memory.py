@@ -14,7 +14,7 @@ from PIL import Image
 
 from models.images.samples import draw, encode
 
-CALLERS = 8
+CLIENTS = 8
 ALLOWED_GROWTH = 30 * 2**20
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +33,7 @@ async def test_five_hundred_requests_cost_no_lasting_memory(
             assert answer.status_code == 200
 
     async def spread(http: httpx2.AsyncClient, requests: int) -> None:
-        await asyncio.gather(*(call(http, -(-requests // CALLERS)) for _ in range(CALLERS)))
+        await asyncio.gather(*(call(http, -(-requests // CLIENTS)) for _ in range(CLIENTS)))
 
     async with httpx2.AsyncClient(base_url=server.address, timeout=60) as http:
         await spread(http, 200)

@@ -47,20 +47,22 @@ def add_reference(folder: Path, label: str, probability: float) -> None:
         file.write(f'\n[reference]\nimage = "clock.png"\nlabel = "{label}"\nprobability = {probability}\n')
 
 
-def test_init_writes_what_check_finds_in_order(folder: Path, gradless: Run) -> None:
+def test_init_writes_a_folder_that_check_accepts(folder: Path, gradless: Run) -> None:
     begun = gradless("models", "init", str(folder), "--resize", "72", "--crop", "64")
     assert (begun.returncode, begun.stderr) == (0, b"")
     assert b"shufflenet_v2_x0_5, 3 classes, weights in model.pt, labels in labels.txt" in begun.stdout
     add_reference(folder, "dog", 0.84)
     tried = gradless("models", "check", str(folder), **EAGER)
     assert (tried.returncode, tried.stderr) == (0, b"")
-    said = {line.split()[0]: " ".join(line.split()[1:]) for line in tried.stdout.decode().splitlines() if line.strip()}
-    assert said["model"] == "pets, shufflenet_v2_x0_5"
-    assert said["classes"] == "3: cat, dog, fox"
-    assert said["transform"] == "resize 72, crop 64, bilinear, crop"
-    assert said["reference"] == "dog, 0.844"
-    assert len(said["fingerprint"]) == 16
-    assert said["forward"].endswith("ms for one image")
+    message = {
+        line.split()[0]: " ".join(line.split()[1:]) for line in tried.stdout.decode().splitlines() if line.strip()
+    }
+    assert message["model"] == "pets, shufflenet_v2_x0_5"
+    assert message["classes"] == "3: cat, dog, fox"
+    assert message["transform"] == "resize 72, crop 64, bilinear, crop"
+    assert message["reference"] == "dog, 0.844"
+    assert len(message["fingerprint"]) == 16
+    assert message["forward"].endswith("ms for one image")
 
 
 def test_a_misclassified_reference_image_exits_with_1(folder: Path, gradless: Run) -> None:

@@ -102,11 +102,11 @@ def test_an_invalid_command_is_one_line_and_exit_status_2(
     gradless: Run, source: Path, images: Path, tmp_path: Path
 ) -> None:
     asked = ["optimize", str(source), "--images", str(images), "-o", str(tmp_path / "made")]
-    for options, said in [
+    for options, message in [
         (["--method", "bf16", "--ratio", "0.5"], b"gradless: --ratio needs --method prune\n"),
         (["--method", "int8"], b"int8 is for the openvino backend"),
     ]:
         done = gradless(*asked, *options, GRADLESS_BACKEND="eager")
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
         assert done.stderr.count(b"\n") == 1

@@ -75,7 +75,7 @@ def test_images_of_a_client_that_left_after_their_admission_are_given_up(
     assert now("gradless_images_total", outcome="cancelled") - cancelled_before == len(files)
 
 
-def test_requests_in_a_row_of_clients_who_leave_keep_no_place(
+def test_pipelined_requests_of_disconnected_clients_leave_no_image_in_flight(
     service: Any, clock_jpeg: bytes, now: Callable[..., float]
 ) -> None:
     late_before = now("gradless_images_total", outcome="late")
@@ -106,7 +106,7 @@ def test_a_client_that_leaves_the_lens_in_its_body_is_no_internal_error(
     assert seen(code="500") == failed_before
 
 
-def test_a_listener_who_leaves_makes_room_for_the_next_comparison(server: Any) -> None:
+def test_a_disconnected_client_frees_the_lens_for_the_next_comparison(server: Any) -> None:
     url = f"{server.address}/debug/grad-modes"
     long, short = {"batch_size": 8, "iterations": 50}, {"batch_size": 1, "iterations": 1, "arms": ["no_grad"]}
     with httpx2.stream("POST", url, json=long, headers={"Accept": "text/event-stream"}, timeout=60) as stream:

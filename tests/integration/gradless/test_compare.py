@@ -232,13 +232,13 @@ def test_a_comparison_stops_when_its_time_is_up(tiny_engine: Engine) -> None:
 
 
 def test_progress_counts_every_forward_and_names_its_stage(tiny_engine: Engine) -> None:
-    heard: list[Progress] = []
-    compare_served(tiny_engine, replace(SMALL, sweep=(2, 8)), on_progress=heard.append)
-    assert [progress.done for progress in heard] == list(range(len(heard)))
-    assert heard[-1].total == len(heard)
-    assert {progress.stage for progress in heard} == {"warming up", "timing", "memory", "modules", "sweep"}
-    assert (heard[0].stage, heard[-1].stage) == ("warming up", "sweep")
-    assert all(progress.done < progress.total for progress in heard)
+    received: list[Progress] = []
+    compare_served(tiny_engine, replace(SMALL, sweep=(2, 8)), on_progress=received.append)
+    assert [progress.done for progress in received] == list(range(len(received)))
+    assert received[-1].total == len(received)
+    assert {progress.stage for progress in received} == {"warming up", "timing", "memory", "modules", "sweep"}
+    assert (received[0].stage, received[-1].stage) == ("warming up", "sweep")
+    assert all(progress.done < progress.total for progress in received)
 
 
 def test_a_cancelled_comparison_ends_before_its_next_forward(tiny_engine: Engine) -> None:

@@ -30,7 +30,7 @@ def bench(tmp_path: Path) -> Callable[[str], Bench]:
     return with_interpreter
 
 
-def test_it_is_asked_line_by_line_and_ended_with_the_block(bench: Callable[[str], Bench]) -> None:
+def test_it_is_sent_one_line_for_each_measurement_and_ends_with_the_block(bench: Callable[[str], Bench]) -> None:
     answering = bench(f"echo ready; while read way; do echo \"$way\" >&2; echo '{_REPORT}'; done")
     with ceilings(_PLAN, _SPEC, MODELS[0], 2, answering) as beside:
         alone, together = beside.measure("alone", 1), beside.measure("together", 3)

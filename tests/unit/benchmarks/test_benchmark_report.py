@@ -70,7 +70,7 @@ def test_a_bar_is_judged_by_the_median_of_ratios_of_the_same_round(folder: Path)
     assert "is mosec." in (folder / report.PAGE).read_text(encoding="utf-8")
 
 
-def test_what_was_measured_in_turns_is_compared_turn_by_turn(folder: Path) -> None:
+def test_alternating_measurements_are_compared_turn_by_turn(folder: Path) -> None:
     kept = [
         # The machine is slower from turn to turn: medians over the round would say 1.00.
         *measured(OWN, [90, 60], turn=1),
@@ -143,7 +143,7 @@ def test_a_large_jpeg_is_held_to_a_sixth_of_pillows_time(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("requests", "verdict"), [(100_000, "held"), (5_000, "not measured")])
-def test_growth_of_memory_is_judged_only_after_as_many_requests_as_the_bar_says(
+def test_memory_growth_is_judged_only_after_the_number_of_requests_of_the_bar(
     folder: Path, requests: int, verdict: str
 ) -> None:
     figures = {
@@ -159,7 +159,7 @@ def test_growth_of_memory_is_judged_only_after_as_many_requests_as_the_bar_says(
     assert found["first start"] == ["12.0"]
 
 
-def test_agreement_says_on_what_and_how_often(folder: Path) -> None:
+def test_agreement_reports_pictures_and_counts(folder: Path) -> None:
     figures = {"images": 50.0, "agreeing": 49.0, "largest_difference": 0.03}
     kept = measured("openvino bf16", [0], kind="agreement", load=0.0, figures=figures)
     assert rows(folder, kept)["openvino bf16"] == ["49 of 50", "98.0 %", "0.03"]

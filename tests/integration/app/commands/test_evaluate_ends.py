@@ -48,7 +48,7 @@ def test_without_a_picture_there_is_no_share_of_right_answers(
 
 
 @pytest.mark.usefixtures("files")
-def test_ctrl_c_tells_what_was_done_until_then(evaluated: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_figures_so_far(evaluated: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps = EvaluationJob.steps
 
     def interrupted(job: EvaluationJob) -> Generator[Step, None, None]:

@@ -72,7 +72,7 @@ def test_an_index_of_a_folders_features_finds_the_pictures_most_alike(gradless: 
 
 
 @pytest.mark.usefixtures("features")
-def test_the_answer_as_json_holds_rows_and_what_was_no_image(gradless: Run) -> None:
+def test_the_json_answer_has_rows_and_failed_files(gradless: Run) -> None:
     Path("pictures/broken.png").write_bytes(b"no image")
     asked = gradless("search", "query", "index", "pictures/broken.png", "pictures/clock.png", "-k", "1", "--json", "-")
 
@@ -115,7 +115,7 @@ def test_thumbnails_are_small_pictures_of_the_files_that_are_there(gradless: Run
     ids=str,
 )
 @pytest.mark.usefixtures("features")
-def test_what_cannot_be_done_is_said_in_one_line(gradless: Run, arguments: tuple[str, ...], words: str) -> None:
+def test_an_error_is_one_line(gradless: Run, arguments: tuple[str, ...], words: str) -> None:
     done = gradless("search", *arguments)
 
     assert (done.exit_code, done.stdout) == (2, "")
@@ -124,7 +124,9 @@ def test_what_cannot_be_done_is_said_in_one_line(gradless: Run, arguments: tuple
     assert words in line
 
 
-def test_without_its_extra_it_says_how_to_get_it(gradless: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_extra_the_error_names_the_command_that_installs_it(
+    gradless: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.commands.search.installed", lambda: False)
 
     done = gradless("search", "query", "index", "a.png")

@@ -57,7 +57,7 @@ def test_what_it_prints_is_toml_with_numpys_mean_and_deviation(gradless: Run, fo
     assert "of 190000 pixels in full size" in comments[3]
 
 
-def test_as_served_it_is_of_what_the_model_gets(gradless: Run, folder: Path) -> None:
+def test_as_served_measures_the_preprocessed_pixels(gradless: Run, folder: Path) -> None:
     done = gradless("stats", str(folder), "--as-served", "--model", "null", "--json", "-", "--workers", "0")
 
     assert done.exit_code == 0
@@ -93,7 +93,7 @@ def test_broken_files_are_listed_and_end_it_with_1_only_if_strict(gradless: Run,
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_an_error_is_one_line(
     gradless: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
 ) -> None:
     (tmp_path / "empty").mkdir()

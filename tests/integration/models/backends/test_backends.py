@@ -79,7 +79,7 @@ def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     ("backend", "precision", "tolerance"),
     [("eager", "fp32", 1e-5), ("openvino", "fp32", 1e-5), ("eager", "bf16", 0.1), ("openvino", "bf16", 0.1)],
 )
-def test_a_backend_gives_what_the_network_gives(
+def test_a_backend_gives_the_outputs_of_the_network(
     run: Callable[..., FeaturesAndLogits],
     default_model: LoadedModel,
     pixels: torch.Tensor,
@@ -226,7 +226,7 @@ def test_a_batchnorm_whose_convolution_is_used_elsewhere_too_is_not_folded() -> 
     assert [name for name, module in fused.named_modules() if isinstance(module, torch.nn.BatchNorm2d)] == ["body.norm"]
 
 
-def test_a_convolutions_output_that_is_changed_in_place_is_not_what_a_batchnorm_took() -> None:
+def test_a_convolution_with_output_changed_in_place_is_not_folded() -> None:
     network = Network(
         torch.nn.Sequential(
             torch.nn.Conv2d(3, 4, 1),
@@ -283,7 +283,7 @@ def test_the_served_copy_is_folded_and_the_loaded_network_is_not(
     assert all(parameter.dtype == torch.float32 for parameter in default_model.network.parameters())
 
 
-def test_the_second_start_reads_what_the_first_has_converted(
+def test_the_second_start_reads_the_conversion_of_the_first(
     tiny: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(tiny, place("cpu", "fp32", "openvino"))

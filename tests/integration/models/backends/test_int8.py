@@ -83,7 +83,7 @@ def test_other_calibration_images_are_another_fingerprint(tiny: ModelSpec, folde
     assert len(fingerprints) == 3
 
 
-def test_a_model_served_in_int8_says_so(tiny: ModelSpec, folder: Path, tmp_path: Path) -> None:
+def test_a_model_served_in_int8_reports_its_precision(tiny: ModelSpec, folder: Path, tmp_path: Path) -> None:
     options = ServingOptions(models=[tiny], precision="int8", calibration_folder=folder, cache_folder=tmp_path)
     serving = LocalRuntime(options, NoTelemetry())
     try:
@@ -112,6 +112,6 @@ def test_a_folder_that_cannot_calibrate_ends_the_start_with_its_name(tiny: Model
 
 
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
-def test_int8_is_refused_for_other_backends_with_what_works_instead(backend: str) -> None:
+def test_int8_is_refused_for_other_backends_with_the_alternatives(backend: str) -> None:
     with pytest.raises(DeviceUnavailableError, match="use bf16 or fp32"):
         place("cpu", "int8", backend)

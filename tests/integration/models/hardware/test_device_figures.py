@@ -71,7 +71,7 @@ def test_on_the_cpu_it_is_the_memory_of_process_and_system(confine: Confine) -> 
     ],
     ids=["version 2, limit above", "version 2, path of the host", "version 1"],
 )
-def test_in_a_container_it_is_what_the_container_may_have(confine: Confine, files: dict[str, str]) -> None:
+def test_in_a_container_memory_is_the_limit_of_the_container(confine: Confine, files: dict[str, str]) -> None:
     confine(files)
     figures = memory.figures(CPU)
     assert (figures["free"], figures["total"]) == (1234, 10000)
@@ -79,7 +79,7 @@ def test_in_a_container_it_is_what_the_container_may_have(confine: Confine, file
 
 
 @pytest.mark.parametrize("limit", [2**63 - 4096, 2**50], ids=["no limit", "a petabyte"])
-def test_a_container_that_may_have_more_than_there_is_has_what_there_is(confine: Confine, limit: int) -> None:
+def test_a_container_limit_above_the_memory_of_the_machine_has_no_effect(confine: Confine, limit: int) -> None:
     confine(
         {
             "own": "4:memory:/\n",

@@ -158,7 +158,7 @@ def test_an_expensive_image_whose_client_has_left_is_not_decoded(held: _Held) ->
     assert pool.close(_PATIENCE_S)
 
 
-def test_a_closed_pool_answers_what_it_has_takes_nothing_new_and_leaves_no_process(held: _Held) -> None:
+def test_a_closed_pool_finishes_its_decodes_refuses_new_ones_and_leaves_no_process(held: _Held) -> None:
     pool = DecodePool(1, _LIMITS)
     accepted = pool.submit(TIFF, _TRANSFORM)
     held.began.get(timeout=_PATIENCE_S)

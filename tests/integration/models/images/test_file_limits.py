@@ -224,7 +224,7 @@ HARMLESS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_file_that_would_cost_more_than_its_size_says_is_refused(name: str) -> None:
+def test_a_file_that_costs_more_than_its_size_suggests_is_refused(name: str) -> None:
     make, refusal, reason = BOMBS[name]
     with pytest.raises(refusal, match=reason):
         decode_image(make(), LIMITS)
@@ -261,7 +261,7 @@ def test_large_and_small_pictures_are_blended_over_the_same_white() -> None:
     assert decode_image(file.getvalue(), LIMITS)[:, 1000:, 900:].equal(decode_image(cut.getvalue(), LIMITS))
 
 
-def test_tags_that_lie_are_neither_logged_nor_warned_of(tmp_path: Path) -> None:
+def test_wrong_tags_cause_neither_log_lines_nor_warnings(tmp_path: Path) -> None:
     file = tmp_path / "lies.tiff"
     file.write_bytes(_tiff_of_lies(500))
     listening = "import logging\nlogging.basicConfig(level=0)\nlogging.captureWarnings(True)\n"

@@ -100,7 +100,7 @@ def test_broken_exif_does_not_lose_a_photograph(
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_a_header_tells_the_size_that_comes_out(
+def test_the_header_gives_the_size_after_orientation(
     image_file: Callable[..., bytes], image_format: str, orientation: int
 ) -> None:
     exif = Image.Exif()

@@ -88,7 +88,7 @@ def test_every_name_is_found_with_random_weights() -> None:
         assert catalog.find(f"{name}:random").architecture == name
 
 
-def test_a_misspelt_name_is_answered_with_what_was_meant() -> None:
+def test_a_misspelt_name_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UnknownCatalogNameError, match=r"'resnet51'; did you mean .*resnet50"):
         catalog.find("resnet51")
 

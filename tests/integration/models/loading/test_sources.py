@@ -36,7 +36,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_a_name_of_the_catalog_is_found_and_served_under_the_name_asked_for() -> None:
+def test_a_name_of_the_catalog_is_found_and_served_under_the_requested_name() -> None:
     spec = sources.from_request("resnet18:random", "canary", None)()
     assert (spec.name, spec.architecture) == ("canary", "resnet18")
 

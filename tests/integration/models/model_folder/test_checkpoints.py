@@ -74,7 +74,7 @@ def test_what_training_wraps_around_a_state_dict_is_taken_off(held: object, tmp_
     assert same(module, trained())
 
 
-def test_safetensors_and_what_pytorch_wrote_before_1_6_are_read(tmp_path: Path) -> None:
+def test_safetensors_and_checkpoints_of_pytorch_before_1_6_are_read(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "model.safetensors")
     old = saved(STATE, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
     for file in (tmp_path / "model.safetensors", old):
@@ -102,7 +102,7 @@ def test_weights_of_another_precision_become_the_networks(dtype: torch.dtype, tm
     torch.testing.assert_close(module.state_dict(), trained().state_dict(), rtol=1e-2, atol=1e-2)
 
 
-def test_the_rows_of_the_head_tell_the_number_of_classes() -> None:
+def test_the_number_of_classes_is_the_number_of_rows_of_the_head() -> None:
     wrapped = {f"module.{name}": tensor for name, tensor in STATE.items()}
     assert fitting.classes_of(wrapped, network) == 3
     assert fitting.classes_of({"conv.weight": STATE["conv.weight"]}, network) is None
@@ -116,24 +116,24 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_and_counted(tmp_pat
     tensors["bn.bias"] = torch.ones(4, dtype=torch.int8)
     with pytest.raises(ModelFolderError) as refused:
         fitting.load(network(), tensors, tmp_path / "model.pt", "mine of 3 classes")
-    said = str(refused.value)
-    assert "model.pt: does not fit mine of 3 classes: 1 tensors missing, 1 unexpected, 2 of another shape: " in said
+    message = str(refused.value)
+    assert "model.pt: does not fit mine of 3 classes: 1 tensors missing, 1 unexpected, 2 of another shape: " in message
     for fault in (
         "conv.bias (4,) is missing",
         "loss.weight (3,) has no place",
         "head.weight is (7, 4), not (3, 4)",
         "bn.bias is (4,) int8, not (4,)",
     ):
-        assert fault in said
+        assert fault in message
 
 
 def test_at_most_ten_mismatches_are_listed(tmp_path: Path) -> None:
     strange = {f"layer.{number}": torch.ones(1) for number in range(30)}
     with pytest.raises(ModelFolderError, match="30 unexpected") as refused:
         fitting.load(network(), strange, tmp_path / "model.pt", "mine")
-    said = str(refused.value)
-    assert said.count("is missing") + said.count("has no place") == 10
-    assert said.endswith("; …")
+    message = str(refused.value)
+    assert message.count("is missing") + message.count("has no place") == 10
+    assert message.endswith("; …")
 
 
 class _RunsWhenUnpickled:
@@ -177,7 +177,7 @@ def test_a_torchscript_archive_is_refused_with_the_line_that_converts_it(tmp_pat
         checkpoint.read(file)
 
 
-def test_nothing_of_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number, held in enumerate((_RunsWhenUnpickled(), {"state_dict": STATE, "x": _RunsWhenUnpickled()})):
         file = saved(held, tmp_path / f"{number}.pt")
@@ -206,7 +206,7 @@ def test_a_file_that_is_cut_short_is_refused_plainly(name: str, share: float, tm
 
 
 @pytest.mark.parametrize(
-    ("held", "said"),
+    ("held", "message"),
     [
         (torch.ones(3), "holds a Tensor, and not tensors by name"),
         ([STATE], "holds a list, and not tensors by name"),
@@ -214,8 +214,10 @@ def test_a_file_that_is_cut_short_is_refused_plainly(name: str, share: float, tm
         ({}, "it holds nothing"),
     ],
 )
-def test_a_checkpoint_without_tensors_by_name_says_what_it_holds(held: object, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelFolderError, match=said):
+def test_the_error_for_a_checkpoint_without_named_tensors_describes_its_content(
+    held: object, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFolderError, match=message):
         checkpoint.read(saved(held, tmp_path / "model.pt"))
 
 

@@ -90,7 +90,7 @@ def test_labels_classes_and_weights_are_held_to_one_another(folder_of: MakeFolde
     assert refused(folder_of(name="c", labels='labels = ["cat", "dog"]')).startswith("labels: has another number")
 
 
-def test_an_architecture_that_is_none_is_answered_with_what_was_meant(folder_of: MakeFolder) -> None:
+def test_an_unknown_architecture_is_refused_with_a_suggestion(folder_of: MakeFolder) -> None:
     folder = folder_of()
     file = folder / "model.toml"
     file.write_text(file.read_text().replace(ARCHITECTURE, "shufflenet_v2_x0_6"))
@@ -99,11 +99,11 @@ def test_an_architecture_that_is_none_is_answered_with_what_was_meant(folder_of:
 
 def test_a_transform_that_cannot_be_is_refused(folder_of: MakeFolder) -> None:
     assert refused(folder_of("[transform]\nresize = 64", name="a")).startswith("transform.crop: is 224, more than")
-    said = refused(folder_of('[transform]\npreset = "timm"', name="b"))
-    assert said == f"transform.preset: that of {ARCHITECTURE} is 'torchvision', not 'timm'"
+    message = refused(folder_of('[transform]\npreset = "timm"', name="b"))
+    assert message == f"transform.preset: that of {ARCHITECTURE} is 'torchvision', not 'timm'"
 
 
-def test_a_reference_of_no_class_is_refused_with_what_was_meant(folder_of: MakeFolder) -> None:
+def test_a_reference_of_an_unknown_class_is_refused_with_a_suggestion(folder_of: MakeFolder) -> None:
     folder = folder_of('[reference]\nimage = "a.png"\nlabel = "cats"')
     (folder / "a.png").touch()
     assert refused(folder) == "reference.label: no class is named 'cats'; did you mean 'cat'?"

@@ -71,7 +71,7 @@ def refused(folder: Path) -> str:
     return str(error.value).removeprefix(f"{folder / 'model.toml'}: ")
 
 
-def test_a_callable_of_the_folder_is_built_with_as_many_classes_as_are_asked_for(folder_of: MakeFolder) -> None:
+def test_a_callable_of_the_folder_gets_the_number_of_classes(folder_of: MakeFolder) -> None:
     model = loaded(folder_of())
     assert (model.network.classes, model.labels) == (3, ("class 0", "class 1", "class 2"))
     assert model.architecture.startswith("net:build@")
@@ -122,7 +122,7 @@ def test_building_leaves_the_random_state_alone_and_is_the_same_each_time(folder
 
 
 @pytest.mark.parametrize(
-    ("architecture", "net", "said"),
+    ("architecture", "net", "message"),
     [
         ("net:biuld", NET, "net has no 'biuld'; did you mean build?"),
         ("nets:build", NET, "raised ModuleNotFoundError: No module named 'nets'"),
@@ -138,14 +138,14 @@ def test_building_leaves_the_random_state_alone_and_is_the_same_each_time(folder
     ],
 )
 def test_code_that_cannot_be_served_is_refused_in_one_line(
-    folder_of: MakeFolder, architecture: str, net: str, said: str
+    folder_of: MakeFolder, architecture: str, net: str, message: str
 ) -> None:
     text = refused(folder_of(architecture=architecture, net=net, layers="", more=""))
     assert text.startswith("architecture: ")
-    assert said in text
+    assert message in text
 
 
 def test_it_brings_no_transform_of_its_own(folder_of: MakeFolder) -> None:
-    said = refused(folder_of(transform="[transform]\nresize = 32\ncrop = 32"))
-    assert said == "transform: code of your own needs all of it, and has no interpolation, mean, std"
+    message = refused(folder_of(transform="[transform]\nresize = 32\ncrop = 32"))
+    assert message == "transform: code of your own needs all of it, and has no interpolation, mean, std"
     assert refused(folder_of("preset", transform='[transform]\npreset = "timm"')).startswith("transform.preset: ")

@@ -78,8 +78,8 @@ def test_commented_lines_of_a_new_model_toml_are_valid(tmp_path: Path) -> None:
     file = tmp_path / "model.toml"
     (tmp_path / "labels.txt").write_text("cat\ndog\nfox\n")
     (tmp_path / "picture.jpg").touch()
-    said = file.read_text().replace('# label = "its class"', '# label = "cat"').splitlines()
-    keys = [line.removeprefix("# ") if " = " in line or line == "# [reference]" else line for line in said]
+    message = file.read_text().replace('# label = "its class"', '# label = "cat"').splitlines()
+    keys = [line.removeprefix("# ") if " = " in line or line == "# [reference]" else line for line in message]
     file.write_text("\n".join(line for line in keys if not line.startswith("feature")))
     assert load(catalog.find(str(tmp_path)), CPU).labels == ("cat", "dog", "fox")
 
@@ -92,7 +92,7 @@ def test_code_of_ones_own_begins_with_a_whole_transform(tmp_path: Path) -> None:
     assert (model.network.classes, model.transform.resize, model.transform.crop) == (3, 256, 64)
 
 
-def test_what_cannot_be_found_out_is_asked_for(tmp_path: Path) -> None:
+def test_values_that_cannot_be_inferred_are_requested(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="there is no checkpoint in it"):
         start(tmp_path)
     torch.save(network("resnet18", 3).state_dict(), tmp_path / "a.pt")

@@ -115,7 +115,7 @@ def test_the_layer_that_runs_last_is_the_head_whatever_the_order_of_names() -> N
     assert network.original_name("head") == "head"
 
 
-def test_a_network_that_gives_no_logits_is_refused_with_what_it_gives() -> None:
+def test_a_network_without_logits_is_refused_with_a_description_of_its_output() -> None:
     class Tuple(nn.Module):
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return images, images
@@ -126,7 +126,7 @@ def test_a_network_that_gives_no_logits_is_refused_with_what_it_gives() -> None:
         cut_at_head("m", Trunk(), 16)
 
 
-def test_a_network_without_labels_serves_what_it_gives_and_no_classes() -> None:
+def test_a_network_without_labels_serves_features_and_no_classes() -> None:
     transform = Transform(16, 16, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     model = load(ModelSpec("trunk", "trunk", lambda: Classifier(Trunk(), transform, ())), CPU)
     images = torch.rand(3, 3, 16, 16)

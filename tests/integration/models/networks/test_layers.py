@@ -130,7 +130,7 @@ def test_layer_and_form_are_part_of_the_fingerprint(pooled: LoadedModel, mapped:
         ("encoder", r"there is x, conv1, .*layer4, .*fc"),
     ],
 )
-def test_an_unknown_layer_is_refused_with_the_known_ones(wanted: str, message: str) -> None:
+def test_an_unknown_layer_is_refused_with_the_known_layers(wanted: str, message: str) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=message) as refused:
         load(spec_of(NAME, wanted), CPU)
     assert "\n" not in str(refused.value)
@@ -159,7 +159,7 @@ def test_a_network_that_cannot_be_followed_is_refused_with_the_reason(tiny: Mode
 
 @pytest.mark.parametrize("form", ["pooled", "map"])
 @pytest.mark.parametrize("backend", ["eager", "openvino"])
-def test_a_backend_gives_what_the_layer_gives(
+def test_a_backend_gives_the_output_of_the_layer(
     backend: str, form: FeatureForm, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     model: LoadedModel = request.getfixturevalue("pooled" if form == "pooled" else "mapped")
@@ -176,7 +176,7 @@ def test_a_backend_gives_what_the_layer_gives(
     assert (features - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_a_compiled_backend_gives_what_the_layer_gives(pooled: LoadedModel, tmp_path: Path) -> None:
+def test_a_compiled_backend_gives_the_output_of_the_layer(pooled: LoadedModel, tmp_path: Path) -> None:
     model = replace(pooled, placement=backends.place("cpu", "fp32", "compiled"))
     made = backends.make(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path))
     pixels = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)

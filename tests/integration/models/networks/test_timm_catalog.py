@@ -43,7 +43,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_transform_is_what_timm_evaluates_with() -> None:
+def test_the_transform_is_the_evaluation_transform_of_timm() -> None:
     classifier = catalog.find(f"{NAME}:random").build()
     config = timm.data.resolve_model_data_config(classifier.module)
     transform = classifier.transform
@@ -53,7 +53,7 @@ def test_the_transform_is_what_timm_evaluates_with() -> None:
     assert (transform.interpolation, transform.fit) == (config["interpolation"], "crop")
 
 
-def test_a_tag_says_which_weights_transform_is_meant() -> None:
+def test_a_tag_selects_the_transform_of_its_weights() -> None:
     assert architectures.find("timm/convnext_tiny.fb_in22k").transform.resize == 256
     assert architectures.find("timm/convnext_tiny.fb_in22k_ft_in1k_384").transform.fit == "stretch"
 
@@ -73,7 +73,7 @@ def test_labels_are_those_of_the_classes_that_the_weights_know(name: str, classe
     assert next(iter(labels), None) == first
 
 
-def test_a_network_is_built_for_as_many_classes_as_are_asked_for() -> None:
+def test_a_network_is_built_with_the_given_number_of_classes() -> None:
     built = architectures.find(NAME).build(7).eval()
     with torch.no_grad():
         assert built(torch.rand(1, 3, 160, 160)).shape == (1, 7)
@@ -89,7 +89,7 @@ def test_random_weights_are_the_same_every_time_and_leave_the_random_state_alone
     assert torch.random.get_rng_state().equal(before)
 
 
-def test_without_a_network_the_error_says_what_to_put_where(checkpoints: Path) -> None:
+def test_without_internet_access_the_error_names_the_file_and_its_path(checkpoints: Path) -> None:
     with pytest.raises(WeightsUnavailableError) as refused:
         catalog.find(NAME).build()
     message = str(refused.value)
@@ -157,7 +157,7 @@ def test_weights_that_have_only_an_address_are_not_unpickled(checkpoints: Path) 
         ("convnext_atto", "timm/convnext_atto"),
     ],
 )
-def test_a_misspelt_name_is_answered_with_what_was_meant(name: str, meant: str) -> None:
+def test_a_misspelt_name_is_refused_with_a_suggestion(name: str, meant: str) -> None:
     with pytest.raises(UnknownCatalogNameError, match=f"did you mean .*{meant}"):
         catalog.find(name)
 

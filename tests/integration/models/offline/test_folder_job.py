@@ -278,7 +278,7 @@ def test_worker_processes_give_the_same_answers(job_request: JobRequest, options
 
 
 @pytest.mark.parametrize(
-    ("task", "name", "said"),
+    ("task", "name", "message"),
     [
         ("features", "out.csv", r"must be one of \.parquet or \.npy"),
         ("classify", "out.txt", r"must be one of \.parquet, \.csv or \.jsonl"),
@@ -286,10 +286,10 @@ def test_worker_processes_give_the_same_answers(job_request: JobRequest, options
     ],
 )
 def test_an_invalid_output_is_refused_before_loading(
-    job_request: JobRequest, options: ServingOptions, task: job.Task, name: str, said: str
+    job_request: JobRequest, options: ServingOptions, task: job.Task, name: str, message: str
 ) -> None:
     (job_request.output.parent / "pictures.parquet").mkdir()
-    with pytest.raises(JobError, match=said):
+    with pytest.raises(JobError, match=message):
         FolderJob(replace(job_request, task=task, output=job_request.output.with_name(name)), options)
 
 

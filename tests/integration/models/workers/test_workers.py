@@ -154,7 +154,7 @@ def _contents(answer: Answer) -> list[Any]:
 
 
 @pytest.mark.parametrize(("task", "top_k"), [("classify", 3), ("classify", 1000), ("features", 0)])
-async def test_the_answer_is_what_one_process_would_give(
+async def test_the_answer_is_the_answer_of_one_process(
     tiny: ModelSpec, serving: LocalRuntime, clock_png: bytes, clock_jpeg: bytes, task: Task, top_k: int
 ) -> None:
     images = [clock_png, clock_jpeg]

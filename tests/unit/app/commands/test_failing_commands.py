@@ -10,7 +10,7 @@ from models.interface.errors import JobError
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (JobError("there is\nno image"), "there is no image"),
         (OSError(28, "No space left on device", "out.npy"), "out.npy cannot be written: No space left on device"),
@@ -19,11 +19,11 @@ from models.interface.errors import JobError
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_any_error_is_one_line_and_status_2(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_error_is_one_line_and_status_2(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as ended, failures_reported("out.csv"):
         raise error
     assert ended.value.exit_code == FAILED
-    assert capsys.readouterr().err == f"gradless: {said}\n"
+    assert capsys.readouterr().err == f"gradless: {message}\n"
 
 
 def test_the_log_level_debug_adds_the_traceback(

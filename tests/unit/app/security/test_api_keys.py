@@ -272,7 +272,7 @@ def test_without_settings_there_are_no_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stated", "said"),
+    ("stated", "message"),
     [
         ("short", "entry 1: a key has 16 to 512 letters, digits or ._~+/=-"),
         (f"{KEY},with a space in it!", "entry 2: a key has 16 to 512"),
@@ -284,7 +284,7 @@ def test_without_settings_there_are_no_keys() -> None:
     ],
 )
 def test_an_invalid_list_of_keys_is_refused_by_entry_number_and_without_its_text(
-    monkeypatch: pytest.MonkeyPatch, stated: str, said: str
+    monkeypatch: pytest.MonkeyPatch, stated: str, message: str
 ) -> None:
     monkeypatch.setenv("GRADLESS_API_KEYS", stated)
     with pytest.raises(SettingsError) as refused:
@@ -292,7 +292,7 @@ def test_an_invalid_list_of_keys_is_refused_by_entry_number_and_without_its_text
 
     line = str(refused.value)
     assert line.startswith("GRADLESS_API_KEYS: ")
-    assert said in line
+    assert message in line
     assert not any(part and part in line for part in (KEY, "short", "space in it"))
 
 
@@ -307,7 +307,7 @@ def test_an_unreadable_file_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: path.write_bytes(b"#" * (1 << 20) + b"\n"), "is larger than 1048576 bytes"),
         (os.mkfifo, "is a pipe or a device, not a file"),
@@ -317,9 +317,9 @@ def test_an_unreadable_file_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, 
     ids=["too large", "a pipe", "a device", "a folder"],
 )
 def test_an_endless_file_of_keys_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], object], said: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], object], message: str
 ) -> None:
     make(tmp_path / "keys")
     monkeypatch.setenv("GRADLESS_API_KEYS_FILE", str(tmp_path / "keys"))
-    with pytest.raises(SettingsError, match=f"GRADLESS_API_KEYS_FILE: .*keys {said}"):
+    with pytest.raises(SettingsError, match=f"GRADLESS_API_KEYS_FILE: .*keys {message}"):
         load_settings()

@@ -131,7 +131,7 @@ def test_an_image_as_cameras_and_programs_write_it_is_within_the_default_limits(
     assert 0 < predicted.memory_bytes <= _LIMITS.max_decode_bytes
 
 
-def test_the_limits_decide_what_costs_too_much() -> None:
+def test_images_above_the_limits_are_refused() -> None:
     encoded = _png(2000, 2000, 8, 2)
     predicted = predict(encoded, _LIMITS)
     assert predict(encoded, replace(_LIMITS, max_decode_seconds=predicted.seconds)) == predicted

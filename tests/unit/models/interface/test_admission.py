@@ -56,7 +56,7 @@ def test_retry_after_is_a_whole_number_of_seconds_and_at_least_one(expected_seco
         assert str(error).endswith(f"; try again in {retry_after_s} s.")
 
 
-def test_every_refusal_for_lack_of_capacity_says_when_to_try_again() -> None:
+def test_every_refusal_for_lack_of_capacity_has_retry_after() -> None:
     errors: list[GradlessError] = [OverloadedError(8, 3.0), BodyMemoryFullError(1000), DecodersBusyError(3.0)]
 
     assert [error.retry_after_s for error in errors if isinstance(error, AtCapacityError)] == [3, 1, 3]

@@ -94,7 +94,7 @@ def test_an_empty_folder_of_parts_does_not_block_a_run(open_parts: Open) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("asked", "message"),
     [
         (replace(ASKED, fingerprint="1" * 16), "fingerprint 0{16}, but this run has 1{16}"),
         (replace(ASKED, files_digest="e" * 16), "files digest f{16}, but this run has e{16}"),
@@ -103,10 +103,10 @@ def test_an_empty_folder_of_parts_does_not_block_a_run(open_parts: Open) -> None
     ],
 )
 def test_parts_of_another_job_are_refused(
-    open_parts: Open, begun: Callable[[], Path], asked: JobIdentity, said: str
+    open_parts: Open, begun: Callable[[], Path], asked: JobIdentity, message: str
 ) -> None:
     begun()
-    with pytest.raises(JobError, match=said):
+    with pytest.raises(JobError, match=message):
         open_parts(asked)
 
 

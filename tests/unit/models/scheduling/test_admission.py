@@ -34,7 +34,7 @@ def test_all_images_of_a_request_are_admitted_or_none() -> None:
         assert admission.in_flight == 3
 
 
-def test_a_refusal_says_when_the_admitted_images_are_expected_to_be_done() -> None:
+def test_a_refusal_has_the_expected_time_until_admitted_images_are_done() -> None:
     admission = Admission(3, _seconds_each)
 
     with admission.admit(3), pytest.raises(OverloadedError) as refused, admission.admit(1):
