@@ -58,7 +58,7 @@ def test_a_quantile_is_linear_within_its_bucket(reckon: Callable[..., Any], shar
     assert reckon("exposition.js", grown, BEFORE, AFTER, share) == pytest.approx(expected)
 
 
-def test_no_quantile_is_made_of_nothing(reckon: Callable[..., Any]) -> None:
+def test_without_observations_there_is_no_quantile(reckon: Callable[..., Any]) -> None:
     grown = "m.quantile(0.5, m.bucketGrowth(m.read(a[0]), m.read(a[0]), 't'))"
     assert reckon("exposition.js", grown, AFTER) is None
 
@@ -77,6 +77,6 @@ def test_figures_stay_with_their_units_in_a_sentence(reckon: Callable[..., Any])
     assert message == "It kept 636\u00a0MB of 8\u00a0images in 12\u00a0ms for 50\u00a0% of 3 runs."
 
 
-def test_vectors_without_a_direction_are_like_nothing(reckon: Callable[..., Any]) -> None:
+def test_zero_vectors_are_similar_to_nothing(reckon: Callable[..., Any]) -> None:
     assert reckon("vectors.js", "m.cosine(a[0], a[1])", [0, 0], [1, 2]) == 0
     assert reckon("vectors.js", "m.cosine(a[0], a[1])", [3, 4], [-3, -4]) == pytest.approx(-1)

@@ -68,7 +68,7 @@ def features_of(pictures: list[bytes], path: Path) -> Path:
     return path
 
 
-def test_under_an_answer_are_the_neighbours_that_the_api_answers(
+def test_an_answer_shows_the_neighbours_of_the_api(
     open_page: Callable[..., Page], searching: str, choose: Choose, clock_png: bytes
 ) -> None:
     page = open_page(server=searching)
@@ -89,7 +89,7 @@ def test_under_an_answer_are_the_neighbours_that_the_api_answers(
     expect(page.get_by_role("button", name="Copy Neighbours")).to_be_visible()
 
 
-def test_a_bad_picture_among_others_has_no_neighbours_and_the_others_have_theirs(
+def test_a_bad_picture_has_no_neighbours_and_the_others_have_theirs(
     open_page: Callable[..., Page], searching: str, choose: Choose, clock_png: bytes
 ) -> None:
     page = open_page(server=searching)

@@ -49,7 +49,7 @@ def test_the_first_view_weighs_under_100_kb(browser: Browser, address: str) -> N
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_axe_finds_nothing_that_keeps_anybody_out(open_page: Callable[..., Page], view: str, scheme: str) -> None:
+def test_axe_finds_no_accessibility_violation(open_page: Callable[..., Page], view: str, scheme: str) -> None:
     page = open_page(view, color_scheme=scheme)
     show_something(page, view)
     wait_until_still(page)
@@ -100,7 +100,7 @@ def test_everything_can_be_reached_and_used_by_keyboard_alone(open_page: Callabl
     expect(page.get_by_role("article")).to_have_count(0)
 
 
-def test_what_has_the_focus_shows_it(open_page: Callable[..., Page]) -> None:
+def test_the_focused_element_is_marked(open_page: Callable[..., Page]) -> None:
     page = open_page()
     page.get_by_role("tab", name="Try").focus()
     for _ in range(5):

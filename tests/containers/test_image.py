@@ -63,12 +63,12 @@ def test_an_image_is_labelled_with_the_version_and_the_licence_of_the_project(do
     assert f"VERSION={PROJECT['version']}" in dockerfile.values(image, "ARG")
 
 
-def test_the_image_for_gpus_ends_where_there_is_none(dockerfile: Any) -> None:
+def test_the_gpu_image_exits_without_a_gpu(dockerfile: Any) -> None:
     assert dockerfile.environment("cuda")["GRADLESS_DEVICE"] == "cuda"
 
 
 @pytest.mark.parametrize(("image", "own"), [("cpu", "openvino"), ("cuda", "gpu")])
-def test_an_image_has_the_extras_of_its_device_and_that_of_traces(dockerfile: Any, image: str, own: str) -> None:
+def test_an_image_has_the_extras_of_its_device_and_of_traces(dockerfile: Any, image: str, own: str) -> None:
     found = re.search(r"'\.\[(.*)\]'", dockerfile.run_command(f"build-{image}", "'.["))
     assert found
     extras = found[1].split(",")
@@ -103,7 +103,7 @@ def test_the_build_context_has_only_what_the_build_copies(dockerfile: Any) -> No
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_whole_build_runs_in_a_clean_folder_and_takes_nothing_that_is_not_locked(
+def test_the_whole_build_runs_in_a_clean_folder_and_installs_only_locked_packages(
     dockerfile: Any, build_step: Callable[..., None], tmp_path: Path
 ) -> None:
     # PyTorch's own index is not the registry that tests install from.

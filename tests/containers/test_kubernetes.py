@@ -53,14 +53,14 @@ def test_probes_request_existing_paths(probe: str) -> None:
     assert asked["path"] in create_app(Settings()).openapi()["paths"]
 
 
-def test_a_pod_has_longer_to_stop_than_it_sleeps_and_drains() -> None:
+def test_the_grace_period_of_a_pod_covers_its_sleep_and_drain() -> None:
     drain_s = Settings(drain_timeout_s=ENVIRONMENT["GRADLESS_DRAIN_TIMEOUT_S"]).drain_timeout_s
     sleep_s = GRADLESS["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert sleep_s > 0
     assert POD["terminationGracePeriodSeconds"] > sleep_s + drain_s + FORCED_AFTER_DRAIN_S
 
 
-def test_a_pod_is_restricted_and_the_user_of_the_image(dockerfile: Any) -> None:
+def test_a_pod_is_restricted_and_runs_as_the_user_of_the_image(dockerfile: Any) -> None:
     own = GRADLESS["securityContext"]
     assert POD["securityContext"]["runAsNonRoot"] is True
     assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -76,13 +76,13 @@ def test_a_pod_gets_no_variables_of_the_service_that_leads_to_it() -> None:
     assert POD["enableServiceLinks"] is False
 
 
-def test_nothing_is_mounted_over_the_model_that_the_image_holds(dockerfile: Any) -> None:
+def test_nothing_is_mounted_over_the_model_of_the_image(dockerfile: Any) -> None:
     cache = dockerfile.environment("cpu")["GRADLESS_CACHE_FOLDER"]
     assert [mount["mountPath"] for mount in GRADLESS["volumeMounts"]] == ["/tmp"]  # noqa: S108 - inside
     assert not cache.startswith("/tmp")  # noqa: S108 - inside
 
 
-def test_everything_finds_the_pods_by_the_label_that_they_have(dockerfile: Any) -> None:
+def test_every_selector_matches_the_label_of_the_pods(dockerfile: Any) -> None:
     labels = OBJECTS["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert OBJECTS["Deployment"]["spec"]["selector"]["matchLabels"] == labels
     assert OBJECTS["Service"]["spec"]["selector"] == labels
@@ -153,7 +153,7 @@ def test_the_autoscaler_sees_a_pods_queue_of_all_models_as_a_minutes_mean(tmp_pa
 @needs_kubectl
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", ["base", "gpu"])
-def test_what_kustomize_makes_is_valid_and_of_one_image(overlay: str, version: str) -> None:
+def test_the_output_of_kustomize_is_valid_and_has_one_image(overlay: str, version: str) -> None:
     objects = kustomized(overlay)
     assert set(objects) == set(OBJECTS)
     for kind in OF_KUBERNETES:
@@ -163,7 +163,7 @@ def test_what_kustomize_makes_is_valid_and_of_one_image(overlay: str, version: s
 
 
 @needs_kubectl
-def test_on_gpus_a_replica_has_one_and_all_else_is_as_it_was() -> None:
+def test_the_gpu_overlay_adds_one_gpu_and_changes_nothing_else() -> None:
     pod = kustomized("gpu")["Deployment"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"

@@ -41,7 +41,7 @@ def test_it_serves_the_embedded_model_on_a_read_only_root_without_privileges_or_
     assert result["predictions"][0]["label"] == "analog clock"
 
 
-def test_nothing_is_converted_or_complained_of_at_its_start(container: Any) -> None:
+def test_its_start_converts_nothing_and_logs_no_warning(container: Any) -> None:
     assert '"level": "warning"' not in container.log
     assert '"level": "error"' not in container.log
 
@@ -57,7 +57,7 @@ def test_only_tmp_is_writable_in_the_container_of_these_tests(container: Any) ->
     assert b"\nUid:\t10001\t" in container.run("cat", "/proc/1/status").stdout
 
 
-def test_the_health_check_is_well_while_it_is_ready(container: Any, dockerfile: Any) -> None:
+def test_the_health_check_passes_while_the_service_is_ready(container: Any, dockerfile: Any) -> None:
     # Not /healthz, which is well before there are models and in a drain.
     assert "'/readyz'" in dockerfile.health_check("cpu")[-1]
     assert container.run(*dockerfile.health_check("cpu")).returncode == 0

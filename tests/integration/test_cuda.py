@@ -166,7 +166,7 @@ def test_a_batch_of_any_size_gives_the_results_of_its_single_images(
         assert (together - alone[-size:]).abs().max() <= _TOLERANCES["fp32"] * alone.abs().max()
 
 
-def test_two_batches_under_way_together_get_their_own_answers(default_on_gpu: Engine, pixels: torch.Tensor) -> None:
+def test_two_concurrent_batches_get_their_own_answers(default_on_gpu: Engine, pixels: torch.Tensor) -> None:
     batches = [pixels[:32], pixels.flip(0)[:20]]
     alone = [_features(default_on_gpu, batch) for batch in batches]
     together = threading.Barrier(2)
@@ -243,7 +243,7 @@ def test_a_model_is_recorded_while_another_serves(engine_of: Callable[..., Engin
     assert _is_recorded(beside, 8)
 
 
-def test_serving_takes_no_more_memory_with_time_and_a_model_that_goes_gives_all_of_it_back(
+def test_memory_does_not_grow_while_serving_and_an_unloaded_model_releases_all_of_it(
     engine_of: Callable[..., Engine], pixels: torch.Tensor
 ) -> None:
     gc.collect()
@@ -265,7 +265,7 @@ def test_serving_takes_no_more_memory_with_time_and_a_model_that_goes_gives_all_
     assert memory.figures(device)["allocated"] - before < 2**20
 
 
-def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable[..., Engine]) -> None:
+def test_a_batch_that_exceeds_the_device_memory_is_split(engine_of: Callable[..., Engine]) -> None:
     def build() -> Classifier:
         wide = [nn.Conv2d(3, 512, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         transform = Transform(256, 256, "bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)

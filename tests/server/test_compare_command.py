@@ -116,7 +116,7 @@ def test_a_wrong_setting_is_reported_as_by_serve(gradless: Run) -> None:
     assert "GRADLESS_BACKEND=fast" in one_line(gradless("compare", GRADLESS_BACKEND="fast"))
 
 
-def test_a_file_that_is_no_image_is_reported(gradless: Run, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_reported(gradless: Run, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("no picture")
     assert "not an image of a format read here" in one_line(gradless("compare", *QUICK, "--image", str(file), **EAGER))

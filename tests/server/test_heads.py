@@ -54,21 +54,21 @@ def send_until_answered(connection: socket.socket, piece: bytes, most: int = 2**
     ],
     ids=["headers without end", "one header without end", "a path without end"],
 )
-def test_a_head_without_end_is_ended_with_431(server: Any, read_answer: ReadAnswer, head: bytes, piece: bytes) -> None:
+def test_an_endless_head_is_refused_with_431(server: Any, read_answer: ReadAnswer, head: bytes, piece: bytes) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head)
         send_until_answered(connection, piece)
         assert problem_of(read_answer(file)) == (431, "headers-too-large")
 
 
-def test_bytes_that_are_no_http_are_answered_with_a_problem(server: Any, read_answer: ReadAnswer) -> None:
+def test_bytes_that_are_not_http_get_a_problem(server: Any, read_answer: ReadAnswer) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"\x16\x03\x01 is how TLS begins\r\n\r\n")
         assert problem_of(read_answer(file)) == (400, "malformed-request")
         assert file.read() == b""
 
 
-def test_many_large_requests_on_one_connection_are_no_large_head(server: Any, clock_jpeg: bytes) -> None:
+def test_many_large_requests_on_one_connection_do_not_count_as_a_large_head(server: Any, clock_jpeg: bytes) -> None:
     with httpx2.Client(base_url=server.address, timeout=60) as client:
         for _ in range(4):
             # Multipart, so that the end of one body and the next head come in odd chunks.

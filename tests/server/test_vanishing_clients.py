@@ -19,7 +19,7 @@ def service(request: pytest.FixtureRequest, start_server: Callable[..., Any]) ->
     return start_server(GRADLESS_HTTP_WORKERS=request.param)
 
 
-def test_two_hundred_vanished_clients_leave_no_image_in_flight(
+def test_two_hundred_disconnected_clients_leave_no_image_in_flight(
     service: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     def scrape() -> str:
@@ -58,7 +58,7 @@ def now(service: Any, metric_sum: Callable[..., float]) -> Callable[..., float]:
     return lambda name, **labels: metric_sum(httpx2.get(f"{service.address}/metrics", timeout=30).text, name, **labels)
 
 
-def test_images_of_a_client_that_left_after_their_admission_are_given_up(
+def test_images_of_a_client_that_disconnects_after_admission_are_cancelled(
     service: Any, clock_jpeg: bytes, now: Callable[..., float]
 ) -> None:
     cancelled_before = now("gradless_images_total", outcome="cancelled")
@@ -91,7 +91,7 @@ def test_pipelined_requests_of_disconnected_clients_leave_no_image_in_flight(
     assert now("gradless_images_total", outcome="late") == late_before
 
 
-def test_a_client_that_leaves_the_lens_in_its_body_is_no_internal_error(
+def test_a_client_that_disconnects_during_its_body_to_the_lens_is_not_an_internal_error(
     server: Any, metric_sum: Callable[..., float]
 ) -> None:
     def seen(**labels: str) -> float:

@@ -42,7 +42,7 @@ def test_a_wrong_setting_is_named_with_its_valid_values(
     assert all(words in line for words in expected), line
 
 
-def test_a_cuda_device_that_is_not_there_is_named(gradless: Run) -> None:
+def test_a_missing_cuda_device_is_named(gradless: Run) -> None:
     # With every GPU hidden, so that it holds on machines that have one.
     line = complaint(gradless("serve", GRADLESS_DEVICE="cuda", CUDA_VISIBLE_DEVICES=""))
     assert "'cuda'" in line

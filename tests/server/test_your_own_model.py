@@ -40,7 +40,7 @@ def documented_steps() -> list[list[str]]:
 
 
 @pytest.mark.timeout(300)
-def test_the_documented_steps_alone_bring_a_state_dict_to_a_server_as_right_as_the_script(
+def test_the_documented_steps_serve_a_state_dict_with_the_accuracy_of_its_script(
     trained: Path, gradless: Run, start_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(trained)

@@ -41,13 +41,13 @@ def test_it_is_sent_one_line_for_each_measurement_and_ends_with_the_block(bench:
     assert log.read_text(encoding="utf-8").split() == ["alone", "together"]
 
 
-def test_one_that_does_not_begin_is_an_error_with_its_own_words(bench: Callable[[str], Bench]) -> None:
+def test_a_process_that_fails_to_start_is_an_error_with_its_message(bench: Callable[[str], Bench]) -> None:
     failing = bench("echo no module named torch >&2; exit 1")
     with pytest.raises(RuntimeError, match="no module named torch"), ceilings(_PLAN, _SPEC, MODELS[0], 1, failing):
         raise AssertionError("it has begun")
 
 
-def test_one_that_ends_in_between_is_an_error_too(bench: Callable[[str], Bench]) -> None:
+def test_a_process_that_ends_early_is_an_error(bench: Callable[[str], Bench]) -> None:
     ending = bench("echo ready; read way; echo out of memory >&2; exit 1")
     with ceilings(_PLAN, _SPEC, MODELS[0], 1, ending) as beside:
         for _ in range(2):

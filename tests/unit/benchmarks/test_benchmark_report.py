@@ -88,12 +88,12 @@ def test_missed_bars_are_shown_as_missed_and_others_as_not_measured(folder: Path
     assert found["later starts to ready"][1:] == ["", "not measured"]
 
 
-def test_peers_around_gradless_own_engine_are_no_other_servers(folder: Path) -> None:
+def test_peers_with_the_engine_of_gradless_do_not_count_as_other_servers(folder: Path) -> None:
     kept = measured(OWN, [100]) + measured("mosec", [25]) + measured("mosec + gradless's eager", [90])
     assert rows(folder, kept)[AGAINST_PEERS][1] == "4.00"
 
 
-def test_each_gradless_configuration_stands_against_its_own_ceilings(folder: Path) -> None:
+def test_each_gradless_configuration_is_compared_with_its_own_ceilings(folder: Path) -> None:
     alone = {"p50": 8.0, "p90": 9.0, "p99": 9.0, "mean": 8.0, "max": 9.0}
     refusals = {"p50": 2.0, "p90": 3.0, "p99": 4.0, "mean": 2.0, "max": 5.0}
     kept = [
@@ -174,7 +174,7 @@ def test_measurements_kept_before_a_field_was_added_are_still_read(tmp_path: Pat
     assert (kept.images_per_second, dict(kept.figures)) == (104.5, {})
 
 
-def test_a_rate_is_from_batch_to_batch_whatever_the_edges_cut() -> None:
+def test_a_rate_is_measured_from_batch_to_batch() -> None:
     # A batch of four every second: four a second, though five or three batches may lie between the edges.
     moments = [float(second) for second in range(10) for _ in range(4)]
     assert steady_rate(moments, 1.9, 6.1) == pytest.approx(4)

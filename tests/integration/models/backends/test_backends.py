@@ -336,6 +336,6 @@ def test_auto_is_eager_where_openvino_is_not_installed(monkeypatch: pytest.Monke
         place("cpu", "fp32", "openvino")
 
 
-def test_what_a_cpu_does_not_compute_in_is_refused() -> None:
+def test_a_precision_that_a_cpu_lacks_is_refused() -> None:
     with pytest.raises(DeviceUnavailableError, match="fp16 is for GPUs"):
         place("cpu", "fp16", "eager")

@@ -225,7 +225,7 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_on_a_full_disk_a_model_is_served_and_nothing_is_left_of_the_attempt(
+def test_on_a_full_disk_a_model_is_served_and_no_partial_entry_is_left(
     model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert _right(model, tmp_path)
@@ -237,7 +237,7 @@ def test_on_a_full_disk_a_model_is_served_and_nothing_is_left_of_the_attempt(
 
 @pytest.mark.parametrize("function", ["exists", "mkdir"])
 @pytest.mark.parametrize("fault", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
-def test_a_cache_folder_that_refuses_does_not_stop_the_start(
+def test_a_read_only_cache_folder_does_not_stop_the_start(
     model: LoadedModel,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -259,7 +259,7 @@ def test_a_cache_folder_that_refuses_does_not_stop_the_start(
     assert os.strerror(fault) in line
 
 
-def test_a_file_in_the_place_of_the_cache_folder_does_not_stop_the_start(model: LoadedModel, tmp_path: Path) -> None:
+def test_a_file_instead_of_the_cache_folder_does_not_stop_the_start(model: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert _right(model, tmp_path / "file")
 
@@ -282,7 +282,7 @@ def _serve(spec: ModelSpec, folder: Path) -> LocalRuntime:
     )
 
 
-def test_an_entry_whose_network_is_another_is_found_by_its_answer_and_converted_again(
+def test_an_entry_with_another_network_is_detected_by_its_answer_and_converted_again(
     tiny: ModelSpec,
     other: ModelSpec,
     conversions: list[LoadedModel],

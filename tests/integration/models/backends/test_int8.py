@@ -36,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def test_int8_names_the_drawn_samples_as_fp32_does_and_moves_their_numbers_a_little(
+def test_int8_gives_the_classes_of_fp32_for_the_drawn_samples_with_slightly_different_probabilities(
     default_model: LoadedModel,
     folder: Path,
     tmp_path: Path,

@@ -31,11 +31,11 @@ def test_the_null_model_always_uses_its_own_backend(tmp_path: Path) -> None:
     assert isinstance(backends.make(model, BackendOptions(max_batch_size=4, cache_folder=tmp_path)), NullBackend)
 
 
-def test_it_is_the_same_one_each_time() -> None:
+def test_the_null_model_is_the_same_each_time() -> None:
     assert null_model().fingerprint == null_model().fingerprint
 
 
-def test_its_answers_are_those_of_its_network_on_whole_images() -> None:
+def test_the_null_answers_are_those_of_its_network_on_whole_images() -> None:
     model = null_model()
     pixels = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -31,7 +31,7 @@ print("alive")
 """
 
 
-def test_a_model_that_another_thread_lets_go_leaves_the_main_thread_its_signal_stack(tmp_path: Path) -> None:
+def test_a_model_released_by_another_thread_leaves_the_signal_stack_of_the_main_thread(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-c", _A_MODEL_COMES_AND_GOES, str(tmp_path)],
         capture_output=True,

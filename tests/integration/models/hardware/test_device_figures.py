@@ -113,7 +113,7 @@ class CountingAllocator:
         self.highest = self.allocated
 
 
-def test_the_peak_of_a_gpu_is_the_highest_there_was_though_the_lens_measures_its_own(
+def test_the_peak_of_a_gpu_is_the_highest_value_also_if_the_lens_resets_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     allocator = CountingAllocator(monkeypatch)
@@ -151,7 +151,7 @@ def test_utilization_is_a_gpus_percentage_as_a_ratio(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     "error", [ModuleNotFoundError("nvidia-ml-py does not seem to be installed"), RuntimeError("no driver"), Exception()]
 )
-def test_utilization_that_cannot_be_had_is_none(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_unavailable_utilization_is_none(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def utilization(_device: torch.device) -> int:
         raise error
 

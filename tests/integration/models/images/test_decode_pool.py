@@ -142,7 +142,7 @@ class _CancellableJob:
         return TIFF
 
 
-def test_an_expensive_image_whose_client_has_left_is_not_decoded(held: _Held) -> None:
+def test_an_expensive_image_of_a_disconnected_client_is_not_decoded(held: _Held) -> None:
     pool = DecodePool(1, _LIMITS)
     first = pool.submit(TIFF, _TRANSFORM)
     held.began.get(timeout=_PATIENCE_S)
@@ -173,7 +173,7 @@ def test_a_closed_pool_finishes_its_decodes_refuses_new_ones_and_leaves_no_proce
     assert not psutil.pid_exists(decoder)
 
 
-def test_a_pool_that_cannot_start_a_thread_does_not_say_that_the_service_stops(
+def test_a_pool_that_cannot_start_a_thread_does_not_raise_draining(
     pool: DecodePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_thread(_thread: threading.Thread) -> None:
@@ -185,7 +185,7 @@ def test_a_pool_that_cannot_start_a_thread_does_not_say_that_the_service_stops(
     monkeypatch.undo()
 
 
-def test_an_image_that_was_refused_for_want_of_a_thread_is_not_decoded_afterwards(
+def test_an_image_refused_for_lack_of_a_thread_is_not_decoded_afterwards(
     pool: DecodePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, go_on = threading.Event(), threading.Event()

@@ -58,7 +58,7 @@ def test_every_orientation_comes_out_upright(
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_jpeg_that_goes_the_slow_way_is_turned_too(image_file: Callable[..., bytes], orientation: int) -> None:
+def test_a_jpeg_decoded_by_pillow_is_rotated_too(image_file: Callable[..., bytes], orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     encoded = image_file(stored(orientation).convert("CMYK"), "JPEG", exif=exif)
@@ -67,9 +67,7 @@ def test_a_jpeg_that_goes_the_slow_way_is_turned_too(image_file: Callable[..., b
 
 
 @pytest.mark.parametrize("value", [0, 9, 4711])
-def test_an_orientation_that_is_none_leaves_the_picture_as_it_is(
-    image_file: Callable[..., bytes], value: object
-) -> None:
+def test_an_invalid_orientation_leaves_the_picture_unchanged(image_file: Callable[..., bytes], value: object) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = value
     found = decode_image(image_file(upright(), "PNG", exif=exif), ImageLimits())

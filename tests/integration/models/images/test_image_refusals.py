@@ -116,7 +116,7 @@ def test_the_bytes_decide_the_format_of_a_file(image_file: ImageFile) -> None:
         decode_image(b"\x89PNG\r\n\x1a\n" + image_file(None, "JPEG"), LIMITS)
 
 
-def test_a_jpeg_with_rubbish_behind_it_is_still_a_picture(image_file: ImageFile) -> None:
+def test_a_jpeg_followed_by_garbage_is_decoded(image_file: ImageFile) -> None:
     whole = image_file(None, "JPEG")
     assert decode_image(whole + b"rubbish" * 100, LIMITS).equal(decode_image(whole, LIMITS))
 

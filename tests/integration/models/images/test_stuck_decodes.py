@@ -99,7 +99,7 @@ async def test_a_decode_that_hangs_does_not_keep_the_service_from_closing(
     assert await asyncio.to_thread(serving.close, 10)
 
 
-async def test_a_decode_that_ends_leaves_the_service_well(
+async def test_a_decode_that_ends_does_not_affect_the_service(
     serve: Stuck, released: threading.Event, clock_jpeg: bytes
 ) -> None:
     released.set()

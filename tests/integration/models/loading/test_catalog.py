@@ -93,6 +93,6 @@ def test_a_misspelt_name_is_refused_with_a_suggestion() -> None:
         catalog.find("resnet51")
 
 
-def test_a_name_like_no_other_is_answered_plainly() -> None:
+def test_a_name_without_a_similar_one_is_refused_without_a_suggestion() -> None:
     with pytest.raises(UnknownCatalogNameError, match=r"^no model is named 'qqqq'$"):
         catalog.find("qqqq")

@@ -43,7 +43,7 @@ def test_without_internet_access_the_error_names_the_file_and_its_path(checkpoin
     assert "\n" not in message
 
 
-def test_weights_put_there_are_the_ones_that_are_served(checkpoints: Path) -> None:
+def test_weights_at_that_path_are_served(checkpoints: Path) -> None:
     published = {
         name: torch.full_like(tensor, 3)
         for name, tensor in catalog.find(f"{NAME}:random").build().module.state_dict().items()

@@ -67,7 +67,7 @@ STATE = trained().state_dict()
     ],
     ids=lambda held: "-".join(list(held)[:2]),
 )
-def test_what_training_wraps_around_a_state_dict_is_taken_off(held: object, tmp_path: Path) -> None:
+def test_wrappers_of_training_around_a_state_dict_are_removed(held: object, tmp_path: Path) -> None:
     module = network()
     file = saved(held, tmp_path / "model.pt")
     fitting.load(module, checkpoint.read(file), file, "it")
@@ -83,7 +83,7 @@ def test_safetensors_and_checkpoints_of_pytorch_before_1_6_are_read(tmp_path: Pa
         assert same(module, trained())
 
 
-def test_a_prefix_that_is_the_networks_own_stays(tmp_path: Path) -> None:
+def test_a_prefix_of_the_network_itself_is_kept(tmp_path: Path) -> None:
     module = nn.Module()
     module.model = trained()
     fresh = nn.Module()
@@ -94,7 +94,7 @@ def test_a_prefix_that_is_the_networks_own_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_another_precision_become_the_networks(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_weights_are_converted_to_the_precision_of_the_network(dtype: torch.dtype, tmp_path: Path) -> None:
     module = network()
     file = saved(trained().to(dtype).state_dict(), tmp_path / "model.pt")
     fitting.load(module, checkpoint.read(file), file, "it")
@@ -191,7 +191,7 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 @pytest.mark.parametrize("share", [0, 0.3, 0.9])
-def test_a_file_that_is_cut_short_is_refused_plainly(name: str, share: float, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) -> None:
     file = tmp_path / name
     if file.suffix == ".safetensors":
         save_file(STATE, file)
@@ -268,7 +268,7 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_not_read(
     [torch.ones(1).expand(2**22), torch.ones(1, 1).expand(2**12, 2**12)],
     ids=["one number many times", "a matrix of one number"],
 )
-def test_a_tensor_that_shows_a_few_numbers_many_times_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+def test_a_tensor_that_repeats_a_few_numbers_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
     file = saved({"weight": tensor}, tmp_path / "model.pt")
     assert file.stat().st_size < 10_000
     with pytest.raises(ModelFolderError, match=r"holds weight as .* and only 4 bytes of it"):
@@ -281,7 +281,7 @@ def test_a_tensor_that_shows_a_few_numbers_many_times_is_refused(tensor: torch.T
     [torch.ones(2**30, device="meta"), torch.sparse_coo_tensor([[0]], [1.0], (2**30,), check_invariants=True)],
     ids=["meta", "sparse"],
 )
-def test_a_tensor_without_all_of_its_numbers_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+def test_an_incomplete_tensor_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
     file = saved({"weight": tensor}, tmp_path / "model.pt")
     with pytest.raises(ModelFolderError, match="holds weight without all of its numbers"):
         checkpoint.read(file)
@@ -301,7 +301,7 @@ def test_a_safetensors_header_of_more_than_16_mib_is_not_read(length: int, tmp_p
         checkpoint.read(file)
 
 
-def test_a_tensor_with_rows_and_no_numbers_does_not_say_how_many_classes_there_are() -> None:
+def test_an_empty_tensor_does_not_give_the_number_of_classes() -> None:
     rows = torch.empty(10**9, 0)
     assert fitting.classes_of({**STATE, "head.weight": rows, "head.bias": torch.ones(3)}, network) == 3
     assert fitting.classes_of({"head.weight": rows}, network) is None

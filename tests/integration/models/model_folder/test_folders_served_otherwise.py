@@ -100,7 +100,7 @@ def test_without_its_sizes_the_weights_do_not_fit(write: Write) -> None:
         (["0"], "must be sizes by the names of layers"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_by_the_layers_name(write: Write, layers: object, message: str) -> None:
+def test_invalid_sizes_are_refused_with_the_name_of_the_layer(write: Write, layers: object, message: str) -> None:
     with pytest.raises(ModelFolderError, match=message) as refused:
         catalog.find(str(write(layers=layers))).build()
     assert "pruned.json" in str(refused.value)
@@ -130,7 +130,7 @@ def test_sizes_without_a_file_of_weights_are_refused(write: Write) -> None:
         catalog.find(str(toml.parent))
 
 
-def test_a_folders_own_precision_goes_before_that_of_the_process(write: Write) -> None:
+def test_the_precision_of_a_folder_takes_precedence_over_the_setting(write: Write) -> None:
     spec = catalog.find(str(write(serve='[serve]\nprecision = "bf16"')))
     assert load(spec, backends.place("cpu", "fp32", "eager")).placement.precision == "bf16"
     spec = catalog.find(str(write(serve='[serve]\nprecision = "fp16"')))

@@ -78,7 +78,7 @@ def test_a_callable_of_the_folder_gets_the_number_of_classes(folder_of: MakeFold
     assert loaded(folder_of("unsaid", more="")).network.classes == 4
 
 
-def test_its_weights_say_how_many_classes_it_has(folder_of: MakeFolder) -> None:
+def test_the_weights_of_own_code_give_the_number_of_classes(folder_of: MakeFolder) -> None:
     folder = folder_of(more="")
     trained = catalog.find(str(folder_of("trained", more="classes = 7"))).build().module
     torch.save({f"module.{name}": tensor for name, tensor in trained.state_dict().items()}, folder / "model.pt")
@@ -97,7 +97,7 @@ def test_its_code_is_part_of_the_fingerprint(folder_of: MakeFolder) -> None:
     assert "ReLU" in str(after.network)
 
 
-def test_folders_with_files_of_the_same_names_do_not_meet(folder_of: MakeFolder) -> None:
+def test_folders_with_files_of_the_same_names_do_not_conflict(folder_of: MakeFolder) -> None:
     net = "from .layers import build\n"
     layers = NET.replace("(3, 6, 3)", "(3, 5, 3)").replace("(6,", "(5,")
     first = loaded(folder_of("first", net=net, layers=NET))
@@ -145,7 +145,7 @@ def test_code_that_cannot_be_served_is_refused_in_one_line(
     assert message in text
 
 
-def test_it_brings_no_transform_of_its_own(folder_of: MakeFolder) -> None:
+def test_own_code_has_no_default_transform(folder_of: MakeFolder) -> None:
     message = refused(folder_of(transform="[transform]\nresize = 32\ncrop = 32"))
     assert message == "transform: code of your own needs all of it, and has no interpolation, mean, std"
     assert refused(folder_of("preset", transform='[transform]\npreset = "timm"')).startswith("transform.preset: ")

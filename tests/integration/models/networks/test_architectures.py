@@ -227,5 +227,5 @@ def test_each_family_of_timm_is_among_them() -> None:
     assert all(timm.list_models(name, module=family) == [name] for family, name in TIMM.items())
 
 
-def test_those_that_are_tried_always_are_among_them() -> None:
+def test_the_architectures_tested_by_default_are_among_them() -> None:
     assert set(_NAMES) >= ALWAYS

@@ -101,7 +101,7 @@ def test_layers_of_other_shapes_are_averaged_over_their_positions(
     torch.testing.assert_close(features, seen_at(name, node, images).mean(over))
 
 
-def test_what_comes_after_the_layer_is_not_there(pooled: LoadedModel) -> None:
+def test_modules_after_the_layer_are_removed(pooled: LoadedModel) -> None:
     whole = architectures.find(NAME).build(None)
     names = {pooled.network.original_name(name).split(".")[0] for name, _ in pooled.network.named_parameters()}
     assert names == {"conv1", "bn1", "layer1", "layer2", "layer3"}
@@ -109,7 +109,7 @@ def test_what_comes_after_the_layer_is_not_there(pooled: LoadedModel) -> None:
     assert pooled.parameters == sum(part.numel() for part in whole.parameters()) - after
 
 
-def test_modules_keep_the_names_that_their_makers_gave_them(pooled: LoadedModel) -> None:
+def test_modules_keep_their_original_names(pooled: LoadedModel) -> None:
     whole = {name for name, _ in architectures.find(NAME).build(None).named_modules()}
     own = {pooled.network.original_name(name) for name, _ in pooled.network.named_modules()}
     assert {name for name in own if name.startswith("layer3")} <= whole
@@ -141,7 +141,7 @@ def test_a_node_that_gives_no_row_for_each_image_is_refused() -> None:
         load(spec_of("timm/test_vit", "patch_embed.getattr"), CPU)
 
 
-def test_a_network_that_cannot_be_followed_is_refused_with_the_reason(tiny: ModelSpec) -> None:
+def test_a_network_that_cannot_be_traced_is_refused_with_the_reason(tiny: ModelSpec) -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -203,7 +203,7 @@ def test_the_engine_warms_up_and_answers_with_features_alone(
     assert output.finite
 
 
-def test_the_lens_holds_features_against_one_another_where_there_are_no_classes(
+def test_the_lens_compares_features_of_networks_without_classes(
     pooled: LoadedModel, engine_for: Callable[[LoadedModel], Engine]
 ) -> None:
     comparison = compare_served(engine_for(pooled), ComparisonOptions(batch_size=2, iterations=1))

@@ -67,7 +67,7 @@ def test_a_tag_selects_the_transform_of_its_weights() -> None:
         ("timm/tf_efficientnet_l2.ns_jft_in1k", 1000, "tench"),
     ],
 )
-def test_labels_are_those_of_the_classes_that_the_weights_know(name: str, classes: int, first: str | None) -> None:
+def test_labels_are_those_of_the_weights(name: str, classes: int, first: str | None) -> None:
     labels = architectures.find(name).labels
     assert len(labels) == classes
     assert next(iter(labels), None) == first
@@ -100,7 +100,7 @@ def test_without_internet_access_the_error_names_the_file_and_its_path(checkpoin
     assert "\n" not in message
 
 
-def test_weights_put_there_are_the_ones_that_are_served(checkpoints: Path) -> None:
+def test_weights_at_that_path_are_served(checkpoints: Path) -> None:
     state = catalog.find(f"{NAME}:random").build().module.state_dict()
     published = {name: torch.full_like(tensor, 3) for name, tensor in state.items()}
     save_file(published, checkpoints / "timm--test_resnet.r160_in1k.safetensors")
@@ -132,7 +132,7 @@ def test_weights_of_the_hub_are_served_unchanged(
     [b"", b"<html>This site is blocked.</html>", b"\x08\0\0\0\0\0\0\0{}"],
     ids=["empty", "a proxy's page", "of another network"],
 )
-def test_a_file_there_that_does_not_fit_is_a_start_error(checkpoints: Path, content: bytes) -> None:
+def test_a_file_at_that_path_that_does_not_fit_is_a_start_error(checkpoints: Path, content: bytes) -> None:
     (checkpoints / "timm--test_resnet.r160_in1k.safetensors").write_bytes(content)
     with pytest.raises(StartError, match=r"timm--test_resnet\.r160_in1k\.safetensors"):
         catalog.find(NAME).build()
@@ -162,7 +162,7 @@ def test_a_misspelt_name_is_refused_with_a_suggestion(name: str, meant: str) -> 
         catalog.find(name)
 
 
-def test_a_model_whose_images_are_no_squares_is_refused() -> None:
+def test_a_model_with_images_that_are_not_square_is_refused() -> None:
     with pytest.raises(UnsupportedArchitectureError, match=r"sapiens2 .*images of 768 x 1024"):
         architectures.find("timm/vit_base_patch16_sapiens2")
 

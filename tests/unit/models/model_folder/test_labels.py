@@ -40,7 +40,7 @@ def test_classes_that_are_named_by_digits_keep_their_indices(tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(30)
-def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "labels.txt")
     with pytest.raises(ModelFolderError, match="is not a regular file"):
         labels.read(tmp_path / "labels.txt")
@@ -63,7 +63,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: P
         ("labels.txt", "x" * (32 * 2**20 + 1), "is larger than 32 MiB"),
     ],
 )
-def test_what_names_no_classes_is_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_an_invalid_list_of_labels_is_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(ModelFolderError) as refused:
         labels.read(file_of(tmp_path, name, text))
     assert message in str(refused.value)

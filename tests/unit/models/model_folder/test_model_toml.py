@@ -48,7 +48,7 @@ def test_missing_keys_default_to_the_folders_name_and_the_architectures_values(w
     ],
     ids=["large", "deep"],
 )
-def test_a_file_that_no_description_needs_is_refused(written: Written, text: str, message: str) -> None:
+def test_a_description_that_is_too_large_is_refused(written: Written, text: str, message: str) -> None:
     with pytest.raises(ModelFolderError, match=message):
         description.read(written(text))
 
@@ -88,13 +88,13 @@ def test_every_key_is_read(written: Written) -> None:
     assert read.reference == Reference(folder / "rose.jpg", "rose", probability=0.9, tolerance=0.0)
 
 
-def test_an_inner_layer_has_its_form(written: Written) -> None:
+def test_an_inner_layer_has_a_form(written: Written) -> None:
     read = description.read(written(LEAST + 'features = "layer3"\nfeature_form = "map"\n'))
     assert (read.features, read.feature_form) == ("layer3", "map")
 
 
 @pytest.mark.parametrize("word", ["published", "random"])
-def test_weights_may_be_in_no_file(written: Written, word: str) -> None:
+def test_weights_may_be_published_or_random(written: Written, word: str) -> None:
     assert description.read(written(f'architecture = "resnet18"\nweights = "{word}"\n')).weights == word
 
 
@@ -131,7 +131,7 @@ def test_weights_may_be_in_no_file(written: Written, word: str) -> None:
         (LEAST + 'features = "layer3"\n' + REFERENCE.removeprefix(LEAST), "reference", "there are no classes"),
     ],
 )
-def test_what_it_may_not_say_is_refused_in_a_line_that_names_the_key(
+def test_an_invalid_value_is_refused_in_a_line_that_names_the_key(
     written: Written, text: str, key: str, message: str
 ) -> None:
     folder = written(text)
