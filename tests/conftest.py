@@ -52,7 +52,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Forked:
-    """A command that runs in a fork of warm_command.py, told what to do and asked how it is as subprocess.Popen is."""
+    """A command in a fork of warm_command.py, with the interface of subprocess.Popen."""
 
     def __init__(self, arguments: Sequence[Any], status: socket.socket) -> None:
         self._arguments = arguments
@@ -93,7 +93,7 @@ class Forked:
 
 
 class WarmCommand:
-    """Starts the installed command without the time that its imports take: see warm_command.py."""
+    """Starts the installed command without the time of its imports: see warm_command.py."""
 
     def __init__(self) -> None:
         self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

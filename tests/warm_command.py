@@ -1,9 +1,9 @@
-"""The command `gradless`, or a script, in forks of a process that has imported PyTorch and does nothing else: importing
-takes some four seconds of a core, and the tests run commands and servers by the dozen.
+"""Run `gradless` or scripts in forks of a process that has imported PyTorch, because an import takes four seconds.
 
-Its argument is the descriptor of a socket, on which it is asked for one command after another: JSON with argv, environ
-and folder, and the descriptors of stdout, of stderr and of a socket, on which the command's process id is answered at
-once and its exit status, as subprocess has it, in the end."""
+Its argument is the descriptor of a socket. A message there starts a command: JSON with argv, environ and folder, and
+the descriptors of stdout, stderr and a socket. That socket receives the command's process id at once and its exit
+status, as subprocess has it, at the end.
+"""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def _be_asked(asked: socket.socket) -> None:
 
 
 def _fork_and_mind(status: socket.socket) -> bool:
-    """False in the fork; True in the process that has told of its end."""
+    """Return False in the fork, and True in the process that has reported its end."""
     child = os.fork()
     if child == 0:
         return False
     status.send(str(child).encode())
     _, ended = os.waitpid(child, 0)
-    # Broken, where nobody wants to know any more.
+    # Broken if the parent has ended.
     with contextlib.suppress(BrokenPipeError):
         status.send(str(os.waitstatus_to_exitcode(ended)).encode())
     return True

@@ -1,4 +1,4 @@
-"""The page of a server that wants to know who asks."""
+"""The page of a server with API keys."""
 
 from __future__ import annotations
 

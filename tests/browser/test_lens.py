@@ -1,4 +1,4 @@
-"""Lens: a real comparison, asked for on the page, whose charts show the report's own numbers."""
+"""Lens: charts of a real comparison show the numbers of the report."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_a_small_phone_shows_each_view_without_scrolling_sideways(open_page: Cal
 def test_everything_can_be_reached_and_used_by_keyboard_alone(open_page: Callable[..., Page]) -> None:
     page = open_page()
     keys = page.keyboard
-    # Asked for early: Chromium is told to hand its dialogs over, and does so from a moment later on.
+    # Registered early, because Chromium passes on dialogs only after a moment.
     page.on("filechooser", lambda _: None)
 
     page.get_by_role("tab", name="Try").focus()

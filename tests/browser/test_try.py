@@ -1,4 +1,4 @@
-"""Try: what a visitor sees of an answer is what the API answered."""
+"""Try: the page shows the answers of the API."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_file_larger_than_the_limit_is_reported_as_too_large_or_aborted(
     page = open_page(refusals=True)
     choose(page, {"large.png": bytes(30_000_000)})
 
-    # Which of the two depends on whether the browser hears the answer before it has sent the body.
+    # Which of the two depends on whether the browser receives the answer before it has sent the body.
     expect(page.get_by_role("alert")).to_contain_text("large")
 
 

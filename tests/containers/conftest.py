@@ -1,4 +1,4 @@
-"""What the Dockerfile says, and a container of it as far as one can be had without an engine."""
+"""The Dockerfile's instructions, and its container as far as possible without a container engine."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def converted(dockerfile: Dockerfile, tmp_path_factory: pytest.TempPathFactory) 
 def start_container(
     dockerfile: Dockerfile, installed: Path, converted: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Container]:
-    """The image `cpu`, with its environment and these variables beside it. Skips where there can be no namespaces."""
+    """The image `cpu` with its environment and these variables. Skips where namespaces are not available."""
     tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"no namespaces to contain it in: {tried.stderr.strip()}")

@@ -2,7 +2,7 @@
 
 The root is read-only and there is no network but loopback; VENV is at /opt/gradless, BORROWED, where PyTorch is, at
 /opt/borrowed, CACHE at /var/cache/gradless, and /tmp is the one place to write. COMMAND runs as process 1, as user
-10001, who may read what is root's, since that is where Python may lie, and nothing more.
+10001, which may only read root's files, because Python may be among them.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def test_without_a_target_the_image_is_the_one_for_cpus(dockerfile: Any) -> None
 
 @pytest.mark.parametrize("image", IMAGES)
 def test_an_image_runs_as_a_numeric_user_other_than_root(dockerfile: Any, image: str) -> None:
-    # Kubernetes cannot tell of a name whether it is root.
+    # Kubernetes cannot know whether a user name is root's.
     assert dockerfile.values(image, "USER")[-1] == "10001:10001"
 
 
@@ -135,5 +135,5 @@ def test_the_wheel_has_the_three_packages_with_the_page_and_no_tests(installed: 
     names = {path.name for path in packages.iterdir()}
     assert names == {"app", "gradless", "models", f"gradless-{PROJECT['version']}.dist-info", "borrowed.pth"}
     assert (packages / "app/page/index.html").is_file()
-    # Nobody compiles on a read-only root.
+    # Nothing can be compiled on a read-only root.
     assert list(packages.glob("app/__pycache__/*.pyc"))

@@ -1,5 +1,5 @@
-"""The image's own commands, run as a container engine would run them: as process 1, as a user who is nobody, on a
-read-only root, without capabilities or a network."""
+"""The image's own commands, run as by a container engine: as process 1, as an unprivileged user, on a read-only root,
+without capabilities or a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ image = sys.stdin.buffer.read()
 print(urllib.request.urlopen("http://127.0.0.1:8000/v1/classify?top_k=1", image).read().decode())
 """
 
-# Has the server wait for the second half of its image until it is told to send it.
+# Sends the second half of its image only after a line on stdin.
 SLOWLY = """
 import socket, sys
 with socket.create_connection(("127.0.0.1", 8000)) as connection:
@@ -94,7 +94,7 @@ def test_sigterm_to_process_1_drains_and_ends_with_success(
         container.wait_until_it_says("answering what was accepted")
         assert container.run(*check).returncode == 1
 
-        # An answer comes, be it that there is no image in two bytes or that the server is draining.
+        # The answer is an error: two bytes are no image, or the server is draining.
         answer, _ = client.communicate(b"\n")
         assert answer.startswith(b"HTTP/1.1 ")
         assert container.exit_status() == 0

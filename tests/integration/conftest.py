@@ -127,7 +127,7 @@ def gate() -> Iterator[threading.Event]:
 
 @pytest.fixture
 def entered() -> threading.Event:
-    """Set by whoever has reached the gate. Warm-up sets it too: clear it first."""
+    """Set when a forward reaches the gate. Warm-up sets it too: clear it first."""
     return threading.Event()
 
 
@@ -230,7 +230,7 @@ def over_http() -> StartOverHttp:
 
 @pytest.fixture
 def images_total() -> Callable[[str], Counter[str]]:
-    """Read gradless_images_total out of an exposition, by outcome; what is zero is left out."""
+    """Return gradless_images_total of an exposition by outcome, without zeros."""
 
     def read(exposition: str) -> Counter[str]:
         found = re.findall(r'^gradless_images_total\{.*outcome="(\w+)".*\} (\S+)$', exposition, re.MULTILINE)

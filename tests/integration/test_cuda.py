@@ -1,4 +1,4 @@
-"""What is done on CUDA alone: forwards recorded once and replayed, lanes with streams, memory by its own counters."""
+"""Tests that need CUDA: recorded forwards, batch threads with streams, memory counters."""
 
 from __future__ import annotations
 
@@ -114,11 +114,11 @@ def _features(engine: Engine, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _is_recorded(engine: Engine, size: int) -> bool:
-    """Whether a forward of `size` images launches its kernels by one call, as the profiler sees it."""
+    """Return whether a forward of `size` images launches its kernels by one call, by the profiler."""
     side = engine.model.transform.crop
     blank = torch.zeros(size, side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     engine.forward(blank)
-    # PyTorch 2.11 warns of a second cycle's events where this is not said.
+    # Without this PyTorch 2.11 warns of a second cycle's events.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profiler:
         engine.forward(blank)
     return not any("conv" in event.name for event in profiler.events())
@@ -135,7 +135,7 @@ def test_each_precision_is_held_to_the_cpus_float32(
     assert agreement >= 0.9
 
 
-# PyTorch 2.11's compiler imports what it says itself is deprecated.
+# PyTorch 2.11's compiler imports its own deprecated modules.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_the_compiled_network_is_recorded_as_well(
     engine_of: Callable[..., Engine], pixels: torch.Tensor, expected: FeaturesAndLogits
@@ -192,7 +192,7 @@ def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_pos
 
 
 class _Waits(nn.Module):
-    """Asks the device for a number in the middle of a forward, which no recording can hold."""
+    """Reads a number from the device during a forward, which cannot be recorded."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images * (1.0 if images.sum().item() > 0 else 2.0)
@@ -209,7 +209,7 @@ def test_a_network_that_waits_for_the_device_is_launched_kernel_by_kernel(
     assert "kernels are launched one by one, since they could not be recorded" in caplog.text
     waiting.warm_up()
     assert not _is_recorded(waiting, 2)
-    # What failed has left nothing behind: the next model is recorded, and both answer as ever.
+    # The failure has no lasting effect: the next model is recorded, and both answer.
     after = engine_of(tiny, max_batch_size=2)
     assert _is_recorded(after, 2)
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Six thousand concurrent requests, valid and invalid: the counters of the server equal what the clients saw."""
+"""Six thousand concurrent requests, valid and invalid: the server's counters equal the clients'."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ async def counted_by_the_server(http: httpx2.AsyncClient) -> Counted:
 
 
 class Clients:
-    """All clients of one server, and what they saw."""
+    """All clients of one server and the results of their requests."""
 
     def __init__(self, address: str, http: httpx2.AsyncClient, whole: Iterator[Request]) -> None:
         self.counted = Counted(Counter(), Counter())

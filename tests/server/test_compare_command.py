@@ -1,4 +1,4 @@
-"""`gradless compare`: what it prints and writes, how it fails, and what its exit status says."""
+"""`gradless compare`: output, files, errors and exit status."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL = "shufflenet_v2_x0_5:random"
 QUICK = (SMALL, "--batch-size", "2", "--iterations", "1")
 EAGER = {"GRADLESS_BACKEND": "eager"}
 
-# The command, with a backend that records a graph and lets go of it before anybody sees.
+# The command, with a backend that records a graph and releases it before its output is returned.
 _LEAKY = """
 import torch
 from app.cli import main
@@ -40,7 +40,7 @@ main()
 
 
 def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    """Of a command that failed, and said why."""
+    """Return the only line of a failed command's stderr."""
     (line,) = done.stderr.decode().splitlines()
     assert (done.returncode, done.stdout) == (2, b"")
     assert line.startswith("gradless: ")

@@ -1,4 +1,4 @@
-"""A model whose code hangs while it is loaded keeps nobody from anything, in a real process."""
+"""A model whose code hangs while it is loaded does not block a real process."""
 
 from __future__ import annotations
 

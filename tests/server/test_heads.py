@@ -1,4 +1,4 @@
-"""Before a request is one: heads without end, heads that never come, bytes that are no HTTP, and many who wait."""
+"""Data before a request is complete: endless heads, missing heads, bytes that are not HTTP, many idle connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 ReadAnswer = Callable[..., Any]
 
-# Files that many systems allow a process at first, and callers who are more.
+# The soft limit of open files on many systems, and a larger number of connections.
 FEW = 1024
 MANY = 1500
 
@@ -101,7 +101,7 @@ def test_a_server_with_short_time_limits_closes_slow_connections(
         connection.sendall(b"GET /heal")
         assert problem_of(read_answer(file)) == (408, "slow-body")
 
-    # A body that turns out to be no HTTP: a request is there, which counts as one whose caller has gone.
+    # A body that is not HTTP belongs to a request, which counts as disconnected.
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n")
         assert problem_of(read_answer(file)) == (400, "malformed-request")
@@ -109,7 +109,7 @@ def test_a_server_with_short_time_limits_closes_slow_connections(
     def scrape() -> str:
         return httpx2.get(f"{server.address}/metrics").text
 
-    # It is counted at its end, which its caller does not see.
+    # It is counted at its end, which the client cannot observe.
     while not metric_sum(exposition := scrape(), "gradless_requests_total", code="499"):
         pass
     assert metric_sum(exposition, "gradless_rejected_total", reason="slow_body") == 2

@@ -1,4 +1,4 @@
-"""Many callers at once: none fails, they share batches, and nobody's fault or company changes another's answer."""
+"""Many concurrent clients: none fails, they share batches, and no request affects another's answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gradless models init` and `check`: what they print, and what their exit status says."""
+"""`gradless models init` and `check`: output and exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, clock_png: bytes) -> Path:
     torch.manual_seed(0)
     network = torchvision.models.shufflenet_v2_x0_5(num_classes=3)
     with torch.no_grad():
-        # Whatever it sees is mostly a dog: 0.042, 0.844, 0.114.
+        # It answers any image with mostly dog: 0.042, 0.844, 0.114.
         network.fc.weight.zero_()
         network.fc.bias.copy_(torch.tensor([-1.0, 2.0, 0.0]))
     made = tmp_path / "pets"

@@ -1,5 +1,5 @@
-"""Models change under load in a real process: no request is lost, each is answered by a version that was served, and
-nothing is left of those that were replaced."""
+"""Models change under load in a real process: no request is lost, each is answered by a loaded version, and replaced
+versions are freed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def models_folder(tmp_path: Path) -> Path:
 
 @dataclass
 class _Crowd:
-    """Callers who ask one after another until they are told to end, each on a connection of its own."""
+    """Clients that send requests until they are stopped, each on a connection of its own."""
 
     address: str
     picture: bytes
@@ -77,14 +77,14 @@ class _Crowd:
                 self.answers[answer.status_code, answer.json().get("fingerprint", answer.text)] += 1
 
     async def each_asks_once_more(self) -> None:
-        """Return when there have been as many further answers as there are callers."""
+        """Return after as many further answers as there are clients."""
         wanted = self.answers.total() + CLIENTS
         while self.answers.total() < wanted:  # noqa: ASYNC110 - sixteen callers would have to set an event
             await asyncio.sleep(0.01)
 
 
 async def _left(process: psutil.Process) -> Vitals:
-    """Once everybody who was connected has gone."""
+    """Wait until all clients have disconnected."""
     # Another process's connections have no event to wait for.
     while any(  # noqa: ASYNC110
         to.status == psutil.CONN_ESTABLISHED for to in process.net_connections("tcp")

@@ -91,7 +91,7 @@ def test_a_folder_without_an_index_stops_the_start_in_one_line(gradless: Run, tm
 
 
 def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
-    """The one line of those that say why it did not start."""
+    """Return the one log line with the reason of a failed start."""
     assert done.returncode not in {0, None}
     printed = done.stderr.decode()
     assert "Traceback" not in printed

@@ -45,7 +45,7 @@ def test_two_hundred_disconnected_clients_leave_no_image_in_flight(
     while metric_sum(after, "gradless_in_flight_images"):
         after = scrape()
     assert requests_seen(after) - requests_seen(before) == CLIENTS
-    # Those that left in the middle of their body at the least.
+    # At least those that disconnected during their body.
     assert gone(after) - gone(before) >= CLIENTS / 2
 
     answer = httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg, timeout=30)

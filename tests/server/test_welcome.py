@@ -1,4 +1,4 @@
-"""What a newcomer sees first: the printed commands work as printed."""
+"""The welcome text: its commands work as printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server that cannot start says why in one line, and what to do, and exits with a status that says so too."""
+"""A server that cannot start prints the reason and a remedy in one line, and exits with a documented status."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_a_problem_found_during_the_start_is_one_log_line_and_status_3(
     assert done.returncode == 3
 
 
-# The user of no entry in /etc/passwd, who may read nothing but what everybody or its owner may, whoever runs the tests.
+# A user without an entry in /etc/passwd, so that file permissions apply even if root runs the tests.
 _AS_ANOTHER_USER = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
 _AS_ROOT_WITH_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -154,7 +154,7 @@ def test_a_service_of_several_processes_needs_no_writable_dev_shm(
 def test_the_error_for_a_failed_download_names_the_weight_file(gradless: Run, tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        # Bound and never listening: whoever connects is refused, and nobody else gets the port meanwhile.
+        # Bound and never listening: connections are refused, and no other process gets the port.
         proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
         line = complaint(
             gradless(

@@ -1,4 +1,4 @@
-"""The process of ceilings beside a server, and what is made of one that fails."""
+"""The process that measures ceilings, and its failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark's page says what was measured: ratios within a round, every bar, missed ones too."""
+"""The benchmark's page: ratios within a round, every bar, missed ones too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN = "gradless openvino fp32"
 
 
 def measured(server: str, rates: list[float], **fields: Any) -> list[Measurement]:
-    """One in each round, at 32 connections in a closed loop if nothing else is said."""
+    """Return one measurement for each round, by default in a closed loop of 32 connections."""
     fields = {"kind": "closed", "model": MODEL, "load": 32.0, **fields}
     if fields["kind"] == "closed":
         fields.setdefault("latency_ms", {"p50": 10.0, "p90": 15.0, "p99": 17.0, "mean": 11.0, "max": 20.0})
@@ -63,7 +63,7 @@ AGAINST_PEERS = "images/s at 32 connections over those of the best other server"
 
 
 def test_a_bar_is_judged_by_the_median_of_ratios_of_the_same_round(folder: Path) -> None:
-    # Medians over all rounds would say 100 / 30.
+    # Medians over all rounds would give 100 / 30.
     kept = measured(OWN, [100, 80, 120]) + measured("mosec", [25, 40, 30]) + measured("LitServe", [20, 20, 20])
     found = rows(folder, kept)[AGAINST_PEERS]
     assert found == ["≥ 3.5", "4.00 (2.00–4.00)", "held"]  # noqa: RUF001 - a range
@@ -72,7 +72,7 @@ def test_a_bar_is_judged_by_the_median_of_ratios_of_the_same_round(folder: Path)
 
 def test_alternating_measurements_are_compared_turn_by_turn(folder: Path) -> None:
     kept = [
-        # The machine is slower from turn to turn: medians over the round would say 1.00.
+        # The machine becomes slower from turn to turn: medians over the round would give 1.00.
         *measured(OWN, [90, 60], turn=1),
         *measured(OWN, [80, 50], turn=2),
         *measured("decode + forward, openvino fp32", [100, 80], kind="ceiling", load=0.0, turn=1),
@@ -189,7 +189,7 @@ def test_a_second_model_is_measured_in_brief_and_the_null_model_by_servers_witho
     alone, worker_server, *peers = plan.servers_of("null")
     assert (alone.name, worker_server.name) == ("gradless null", "gradless null, 2 workers")
     assert all(peer.engine == "gradless's null fp32" for peer in peers)
-    # In process there is nothing in front of it.
+    # In process there is no read stage.
     assert plan.with_ceilings(alone, "null")
     assert not plan.with_ceilings(worker_server, "null")
     assert len(plan.servers_of(second)) < len(plan.servers_of(first))

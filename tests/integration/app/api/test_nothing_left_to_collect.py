@@ -28,7 +28,7 @@ Ask = Callable[[httpx2.AsyncClient, bytes], Awaitable[httpx2.Response]]
 
 @contextmanager
 def collected() -> Iterator[Counter[str]]:
-    """Collect what a block leaves to the garbage collector: counts by type, of our types and those of requests."""
+    """Collect the garbage that a block leaves: counts by type, of our types and those of requests."""
     found: Counter[str] = Counter()
     gc.collect()
     # Existing objects would take most of the time of a collection.

@@ -1,4 +1,4 @@
-"""How `gradless evaluate` ends where there is less to tell than was asked for."""
+"""`gradless evaluate` with incomplete results."""
 
 from __future__ import annotations
 

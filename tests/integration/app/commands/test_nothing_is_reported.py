@@ -1,4 +1,4 @@
-"""Nobody is told that gradless runs: not by the libraries that it runs on either."""
+"""Neither gradless nor its libraries report usage to other hosts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ finally:
 def test_serving_opens_no_connection_and_writes_nothing_to_the_home_folder(tmp_path: Path, backend: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    # Where it runs in CI it says that it does, and OpenVINO would hold its tongue.
+    # OpenVINO reports nothing in CI, which it detects by these variables.
     environment = {name: value for name, value in os.environ.items() if name not in {"CI", "TF_BUILD", "JENKINS_URL"}}
     environment |= {
         "HOME": str(home),

@@ -35,7 +35,7 @@ def gradless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of three drawn pictures and each of them mirrored, and beside it the pictures."""
+    """Return an index of three drawn pictures and their mirror images, and the folder of the pictures."""
     folder = tmp_path_factory.mktemp("features")
     (folder / "pictures").mkdir()
     for sample in get_args(Sample):

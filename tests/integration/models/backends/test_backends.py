@@ -137,7 +137,7 @@ def test_a_failed_piece_fails_only_its_batch_after_the_concurrent_pieces_have_en
             with pytest.raises(MemoryError):
                 on_two_cores.run(many)
         assert len(started) == 2
-        # Zero: whether it has ended, without waiting for it. Of one that was given up it says that by an exception.
+        # Zero checks without waiting; an abandoned request raises an exception.
         with pytest.raises(RuntimeError, match="canceled"):
             started[0].wait_for(0)
         assert on_two_cores.run(many).logits.equal(before.logits)
@@ -241,7 +241,7 @@ def test_a_convolution_with_output_changed_in_place_is_not_folded() -> None:
         feature_shape=(4,),
         classes=2,
     ).eval()
-    # Frozen, as some who fine-tune leave their networks.
+    # Frozen, as after some fine-tuning.
     network.requires_grad_(requires_grad=False)
     images = torch.rand(2, 3, 8, 8)
     fused = folded(network, images)
@@ -252,7 +252,7 @@ def test_a_convolution_with_output_changed_in_place_is_not_folded() -> None:
 
 def test_a_batchnorm_before_a_convolution_is_not_taken_for_one_after_it() -> None:
     class NormFirst(torch.nn.Module):
-        """Each BatchNorm takes a tensor that nobody keeps, at whose address a convolution's output may be next."""
+        """Each BatchNorm takes a temporary tensor, whose address a later convolution's output may reuse."""
 
         def __init__(self) -> None:
             super().__init__()

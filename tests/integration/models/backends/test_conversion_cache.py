@@ -1,4 +1,4 @@
-"""A converted network is kept for the next start: whatever becomes of it on disk, what is served is the network."""
+"""The conversion cache: whatever happens to an entry on disk, the right network is served."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def _right(model: LoadedModel, folder: Path) -> bool:
 
 
 def _logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The lines that an operator sees of ours."""
+    """Return the log lines of gradless."""
     return [
         record.getMessage()
         for record in caplog.records
@@ -143,7 +143,7 @@ def test_a_damaged_entry_is_converted_again_once_with_one_line_of_log(
     assert _right(model, tmp_path)
     assert len(_logged(caplog)) == 1
     assert len(conversions) == 2
-    # Nothing of the damaged one is left.
+    # The damaged entry is gone.
     assert sorted(file.name for file in _entry(tmp_path).iterdir()) == ["digests.json", "network.bin", "network.xml"]
 
 
@@ -217,7 +217,7 @@ def test_of_two_processes_that_convert_at_once_one_entry_is_left_and_it_is_whole
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file may be larger than 2 KiB: to whoever writes that is a disk that becomes full."""
+    """Limit files to 2 KiB, which acts like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
     yield

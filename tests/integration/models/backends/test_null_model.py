@@ -1,4 +1,4 @@
-"""The null model leaves the forward out and nothing else: what is measured on it is the server."""
+"""The null model leaves out only the forward, so that it measures the server."""
 
 from __future__ import annotations
 

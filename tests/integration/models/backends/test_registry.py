@@ -1,4 +1,4 @@
-"""The registry names the backends, says where each runs, and makes them."""
+"""The registry of backends: names, devices and construction."""
 
 from __future__ import annotations
 

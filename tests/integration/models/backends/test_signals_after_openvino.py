@@ -1,4 +1,4 @@
-"""What is loaded must leave signals alone: one that arrives after a model has gone is heard as ever."""
+"""Loaded models must not change signal handling: a signal after a model is freed is handled."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Confine = Callable[[dict[str, str]], None]
 
 @pytest.fixture
 def confine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Confine:
-    """Have the kernel tell of control groups by these files, which process is in which by `own`."""
+    """Replace the kernel's control group files by `files`, and the process's own group by `own`."""
 
     def write(files: dict[str, str]) -> None:
         for name, text in files.items():

@@ -82,7 +82,7 @@ def test_a_lossless_jpeg_never_comes_to_the_decoder_that_it_crashes(pool: Decode
 
 
 class _Held:
-    """A decoder that waits until it is told to go on."""
+    """A decoder that waits until it is released."""
 
     def __init__(self) -> None:
         self.began: queue.Queue[None] = queue.Queue()
@@ -133,7 +133,7 @@ def test_more_expensive_images_than_can_be_decoded_in_time_are_refused(held: _He
 
 
 class _CancellableJob:
-    """A job whose client leaves while it waits for a process."""
+    """A job whose client disconnects while it waits for a process."""
 
     def __init__(self) -> None:
         self.cancel_token = CancelToken()

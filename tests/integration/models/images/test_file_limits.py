@@ -20,7 +20,7 @@ from models.interface.image_limits import ImageLimits
 
 LIMITS = ImageLimits()
 
-# pytest sets filters of its own; that Pillow is not heard is tested in a process without it.
+# pytest sets warning filters of its own, so this runs in a process without it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 # Of a child that imports PyTorch first: what the decode adds to it.
@@ -86,7 +86,7 @@ def _png(width: int, height: int, colours: int, samples: int, *, before: bytes =
 
 
 def _tiff(tags: Mapping[int, tuple[int, int, int]], pixels: bytes) -> bytes:
-    """A little-endian TIFF of tags (type, count, value), its pixels behind them: where, the value -1 says."""
+    """Return a little-endian TIFF of tags (type, count, value) and pixels; the value -1 becomes their offset."""
     start = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(
         struct.pack("<HHII", tag, kind, number, start if value < 0 else value)
@@ -109,7 +109,7 @@ def _tiff_of_lies(lies: int) -> bytes:
 
 
 def _rle_bmp(width: int, height: int) -> bytes:
-    """A BMP of which each line is one black pixel, and the rest left out."""
+    """Return a run-length encoded BMP with one black pixel in each line."""
     pixels = b"\x01\x01\x00\x00" * height
     start = 14 + 40 + 4 * 256
     head = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start)

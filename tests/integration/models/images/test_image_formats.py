@@ -1,4 +1,4 @@
-"""decode_image gives the RGB that a person sees, for every format and mode that is read."""
+"""decode_image gives the displayed RGB for every supported format and mode."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_an_invalid_orientation_leaves_the_picture_unchanged(image_file: Callabl
     assert (found.permute(1, 2, 0).numpy() == np.asarray(upright())).all()
 
 
-# Pillow says that the metadata are broken, which is the point.
+# Pillow warns of broken metadata, which this test needs.
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_png_whose_palette_is_missing_is_undecodable(image_file: ImageFile) ->
 
 
 def test_the_bytes_decide_the_format_of_a_file(image_file: ImageFile) -> None:
-    """A PNG's signature before a JPEG is neither; a whole JPEG is one, whatever it was called."""
+    """A PNG's signature before a JPEG is neither format; a whole JPEG is a JPEG under any name."""
     with pytest.raises(ImageError):
         decode_image(b"\x89PNG\r\n\x1a\n" + image_file(None, "JPEG"), LIMITS)
 

@@ -1,4 +1,4 @@
-"""Where EXIF data do not name an orientation as they should, a photograph is still turned as a person sees it."""
+"""Photographs with unusual orientation metadata are decoded upright."""
 
 from __future__ import annotations
 

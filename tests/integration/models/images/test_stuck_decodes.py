@@ -1,4 +1,4 @@
-"""A decode that does not end takes a thread that all models share: the service says so, and ends in time without it."""
+"""A decode that never ends blocks a shared thread: the service ends with the reason, without waiting for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A comparison beside serving: one at a time, for as long as somebody wants it, in nobody's way."""
+"""Comparisons while serving: one at a time, cancellable, without effect on requests."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_making_random_weights_leaves_the_random_state_alone() -> None:
 @pytest.mark.parametrize("architecture", ["resnet18", "vit_b_16", "efficientnet_v2_s"])
 def test_transform_and_labels_come_from_the_weights_entry(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = torchvision.models.get_model_weights(architecture).DEFAULT
-    # Building the network itself is not what is asked here, and takes seconds for the large ones.
+    # Without building networks, which takes seconds for large ones.
     monkeypatch.setattr(torchvision.models, "get_model", lambda *_args, **_options: torch.nn.Linear(1, 1))
     found: Classifier = catalog.find(f"{architecture}:random").build()
     preset = entry.transforms()

@@ -25,7 +25,7 @@ def models_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the operator's own way to a model is asked for."""
+    """Record the names looked up in the operator's catalog."""
     asked: list[str] = []
 
     def find(wanted: str) -> ModelSpec:

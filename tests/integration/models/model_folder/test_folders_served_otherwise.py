@@ -1,5 +1,4 @@
-"""A model folder whose layers are of other sizes, and one that says how it is to be served: what is wrong with either
-is said with the key."""
+"""Model folders with pruned sizes and with [serve]: errors name the key."""
 
 from __future__ import annotations
 

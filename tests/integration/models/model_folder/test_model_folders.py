@@ -39,7 +39,7 @@ def trained() -> nn.Module:
 
 @pytest.fixture
 def folder_of(tmp_path: Path, trained: nn.Module) -> MakeFolder:
-    """A folder with the trained network's state dict, labels, and a model.toml that says so and `more`."""
+    """Return a folder with the trained network's state dict, labels, and a model.toml with `more` lines."""
 
     def make(more: str = "", *, name: str = "mine", labels: str = 'labels = "labels.txt"') -> Path:
         folder = tmp_path / name

@@ -1,4 +1,4 @@
-"""Networks that the user has written, in files beside model.toml: found, built, fingerprinted, kept apart."""
+"""Networks of the user's own code in a model folder: found, built, fingerprinted, kept apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gradless models init`: what a folder holds is found out, said in a model.toml that can be served, or asked for."""
+"""`gradless models init` writes a model.toml from the content of a folder, and names what it cannot infer."""
 
 from __future__ import annotations
 

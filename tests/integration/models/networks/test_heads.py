@@ -1,4 +1,4 @@
-"""Where a classifier is cut: before its head, whatever that is, and nowhere where its logits would be others."""
+"""Classifiers are cut before their head, and only where the logits stay the same."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_heads_whose_answers_are_averaged_are_cut_as_timm_does(name: str, dimens
 @pytest.mark.parametrize("after", [nn.Tanh(), nn.ReLU(inplace=True), nn.Softmax(dim=1)])
 def test_a_network_that_goes_on_after_its_last_layer_is_refused(after: nn.Module) -> None:
     whole = nn.Sequential(Trunk(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4), after)
-    # Biases well below zero: an activation in place must be seen.
+    # Biases well below zero, so that an in-place activation changes values.
     nn.init.constant_(whole[3].bias, -1.0)
     with pytest.raises(UnsupportedArchitectureError, match=r"^m cannot be served: its logits are not"):
         cut_at_head("m", whole, 16)

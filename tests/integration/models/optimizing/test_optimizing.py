@@ -107,7 +107,7 @@ def test_a_pruned_folder_is_served_without_torch_pruning(
     assert kept
     assert report.after.parameters < 0.8 * report.before.parameters
     assert report.after.weight_bytes < report.before.weight_bytes
-    # Whoever serves it need not have what pruned it.
+    # Serving does not need torch-pruning.
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     made = load(catalog.find(str(tmp_path / "made")), backends.place("cpu", "fp32", "eager"))
     assert made.fingerprint == report.after.fingerprint != report.before.fingerprint

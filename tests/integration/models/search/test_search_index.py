@@ -44,7 +44,7 @@ def opened(folder: Path, vectors: Vectors, **options: int) -> SearchIndex:
 
 
 def random_vectors(count: int, dimensions: int, seed: int = 0) -> Vectors:
-    """In clusters, and never negative: as a network's last ReLU leaves them."""
+    """Return vectors in clusters without negative values, as after a network's last ReLU."""
     random = np.random.default_rng(seed)
     middles = random.normal(size=(20, dimensions))[random.integers(0, 20, count)]
     return np.maximum(0, middles + random.normal(size=(count, dimensions))).astype(np.float32)

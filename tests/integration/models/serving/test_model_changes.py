@@ -1,5 +1,5 @@
-"""Models are loaded, replaced and unloaded while others are served: who was accepted is answered, by whom he was
-accepted, and what fails leaves everything as it was."""
+"""Models are loaded, replaced and unloaded while others are served: the version that accepts a request answers it, and
+a failed change changes nothing."""
 
 from __future__ import annotations
 
@@ -324,7 +324,7 @@ async def test_one_change_runs_at_a_time_and_goes_on_if_its_client_disconnects(
     async with asyncio.timeout(_PATIENCE_S):
         while serving.cards["tiny"].version == 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    # What is left of it, too.
+    # Its remains are freed too.
     assert await asyncio.to_thread(serving.close, _PATIENCE_S)
 
 
@@ -356,7 +356,7 @@ async def test_a_load_that_hangs_times_out_and_its_later_result_is_discarded(
     with pytest.raises(LoadTimeoutError, match=r"had not loaded after 0\.2 s \(GRADLESS_LOAD_TIMEOUT_S\)"):
         await serving.load("tiny")
     [hanging] = _loaders()
-    # Nobody waits for it any more.
+    # No client waits for it any more.
     assert (await _ask(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint
     assert not (await serving.load("second", "null")).replaced
     await serving.unload("second")
@@ -423,7 +423,7 @@ async def test_a_model_that_hangs_during_a_load_is_replaced_by_the_loaded_versio
     [failed] = await asyncio.gather(_ask(serving, clock_png), return_exceptions=True)
     assert type(failed).__name__ == "ModelDownError"
     assert not serving.ready
-    # What is being replaced already is nothing for the supervisor, who would soon give up.
+    # The supervisor ignores a model that is being replaced.
     assert serving._health_problems() == {}  # noqa: SLF001
     versions.hold.set()
     assert (await loading).card.version == 2

@@ -1,4 +1,4 @@
-"""app/commands/failing.py: a command that cannot do what it was asked ends with one line and a status, however."""
+"""app/commands/failing.py: a failing command ends with one line and a status."""
 
 from __future__ import annotations
 

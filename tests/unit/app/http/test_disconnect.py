@@ -138,7 +138,7 @@ class _Transport(asyncio.Transport):
         return False
 
     def close(self) -> None:
-        """Nobody is at its other end."""
+        """A connection without a peer."""
 
     def get_write_buffer_size(self) -> int:
         return 0

@@ -31,7 +31,7 @@ _CANCELLED.cancel()
 
 
 def _reserve_in_thread(memory: DecodeMemory, count: int, log: queue.Queue[str], name: str) -> threading.Event:
-    """Reserve in a thread, which says so in the log, and let go once the event is set."""
+    """Reserve in a thread, append to the log, and release once the event is set."""
     release = threading.Event()
 
     def reserve() -> None:

@@ -1,4 +1,4 @@
-"""model.toml: what it may say is read, and what it may not is refused in one line that names file and key."""
+"""model.toml: valid values are read, invalid ones are refused in one line that names file and key."""
 
 from __future__ import annotations
 

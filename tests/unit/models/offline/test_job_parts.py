@@ -1,4 +1,4 @@
-"""models/offline/parts.py: whatever ends a job, what is kept of it is whole and belongs together."""
+"""models/offline/parts.py: parts of an interrupted job are complete and belong to one job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""models/offline/evaluating.py: the figures are what their definitions say."""
+"""models/offline/evaluating.py: figures follow their definitions."""
 
 from __future__ import annotations
 
