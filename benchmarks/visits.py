@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import plan as plans
 from benchmarks.bench import Bench
-from benchmarks.beside import Ceilings, ceilings
+from benchmarks.ceilings_process import Ceilings, ceilings
 from benchmarks.load import Loaded, closed_loop, open_loop
 from benchmarks.measurement import Kind, Measurement, latency
 from benchmarks.pictures import megapixels

@@ -19,14 +19,14 @@ from typing import Any
 _MOST_REQUEST_BYTES = 1 << 20
 
 
-def _be_asked(asked: socket.socket) -> None:
+def _serve(control: socket.socket) -> None:
     """Returns in a fork, which is to be the command."""
     while True:
-        message, descriptors, _, _ = socket.recv_fds(asked, _MOST_REQUEST_BYTES, 3)
+        message, descriptors, _, _ = socket.recv_fds(control, _MOST_REQUEST_BYTES, 3)
         if not message:
             os._exit(0)
         if os.fork() == 0:
-            asked.close()
+            control.close()
             with socket.socket(fileno=descriptors[2]) as status:
                 if _fork_and_mind(status):
                     os._exit(0)
@@ -71,8 +71,8 @@ def main() -> None:
     import models.serving.runtime  # noqa: F401, PLC0415
     from app.cli import main as gradless  # noqa: PLC0415
 
-    with socket.socket(fileno=int(sys.argv[1])) as asked:
-        _be_asked(asked)
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        _serve(control)
     if sys.argv[0].endswith(".py"):
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:

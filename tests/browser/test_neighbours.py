@@ -102,12 +102,12 @@ def test_a_bad_picture_has_no_neighbours_and_the_others_have_theirs(
 def test_without_an_index_the_page_neither_requests_nor_shows_neighbours(
     try_page: Page, choose: Choose, clock_png: bytes
 ) -> None:
-    asked: list[str] = []
-    try_page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    try_page.on("request", lambda request: requested.append(request.url))
     choose(try_page, {"mine.png": clock_png})
 
     expect(try_page.get_by_role("heading", name="The same from a shell")).to_be_visible()
     expect(try_page.locator("[aria-busy]")).to_have_count(0)
     expect(try_page.locator(".alike")).to_have_count(0)
     expect(try_page.get_by_role("button", name="Copy Neighbours")).to_have_count(0)
-    assert not [url for url in asked if "/v1/search" in url]
+    assert not [url for url in requested if "/v1/search" in url]

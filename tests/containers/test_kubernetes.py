@@ -47,10 +47,10 @@ def test_every_file_of_the_base_is_a_part_of_it() -> None:
 
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
 def test_probes_request_existing_paths(probe: str) -> None:
-    asked = GRADLESS[probe]["httpGet"]
-    assert asked["port"] == "http"
-    assert asked["path"] == ("/healthz" if probe == "livenessProbe" else "/readyz")
-    assert asked["path"] in create_app(Settings()).openapi()["paths"]
+    request = GRADLESS[probe]["httpGet"]
+    assert request["port"] == "http"
+    assert request["path"] == ("/healthz" if probe == "livenessProbe" else "/readyz")
+    assert request["path"] in create_app(Settings()).openapi()["paths"]
 
 
 def test_the_grace_period_of_a_pod_covers_its_sleep_and_drain() -> None:

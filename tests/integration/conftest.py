@@ -138,15 +138,15 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Awaitable[No
     done = threading.Semaphore(0)
     queue = ImageJob.queue
 
-    def seen(passage: ImageJob, batcher: Any, item: BatchItem) -> None:
-        queue(passage, batcher, item)
+    def record(job: ImageJob, batcher: Any, item: BatchItem) -> None:
+        queue(job, batcher, item)
         done.release()
 
     async def wait_for(images: int) -> None:
         for _ in range(images):
             assert await asyncio.to_thread(done.acquire, timeout=_PATIENCE_S)
 
-    monkeypatch.setattr(ImageJob, "queue", seen)
+    monkeypatch.setattr(ImageJob, "queue", record)
     return wait_for
 
 

@@ -176,8 +176,8 @@ def test_two_concurrent_batches_get_their_own_answers(default_on_gpu: Engine, pi
             together.wait(_PATIENCE_S)
             assert _features(default_on_gpu, batches[number]).equal(alone[number])
 
-    with ThreadPoolExecutor(2, initializer=default_on_gpu.prepare_thread) as lanes:
-        list(lanes.map(run_many_times, range(2)))
+    with ThreadPoolExecutor(2, initializer=default_on_gpu.prepare_thread) as batch_threads:
+        list(batch_threads.map(run_many_times, range(2)))
 
 
 def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_position(
@@ -187,8 +187,8 @@ def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_pos
     alone = torch.cat([_features(engine, pixels[number : number + 1]) for number in range(len(pixels))])
     generator = np.random.default_rng(0)
     for _ in range(_ROUNDS):
-        company = generator.integers(len(pixels), size=generator.integers(1, 9))
-        assert _features(engine, pixels[company]).equal(alone[company])
+        chosen = generator.integers(len(pixels), size=generator.integers(1, 9))
+        assert _features(engine, pixels[chosen]).equal(alone[chosen])
 
 
 class _Waits(nn.Module):
@@ -236,11 +236,11 @@ def test_a_model_is_recorded_while_another_serves(engine_of: Callable[..., Engin
     with ThreadPoolExecutor(1) as thread:
         batches = thread.submit(serve)
         try:
-            beside = engine_of(max_batch_size=8)
+            other = engine_of(max_batch_size=8)
         finally:
             over.set()
     assert batches.result() > 0
-    assert _is_recorded(beside, 8)
+    assert _is_recorded(other, 8)
 
 
 def test_memory_does_not_grow_while_serving_and_an_unloaded_model_releases_all_of_it(

@@ -136,13 +136,13 @@ def test_the_terminal_report_is_shown_if_a_file_cannot_be_written(gradless: Run,
     assert b"kept" in done.stdout
 
 
-@pytest.mark.parametrize("told", ["table", "json"])
+@pytest.mark.parametrize("form", ["table", "json"])
 def test_a_closed_stdout_changes_neither_reports_nor_exit_status(
-    server_environment: Callable[..., dict[str, str]], gradless_path: Path, warm_command: Any, tmp_path: Path, told: str
+    server_environment: Callable[..., dict[str, str]], gradless_path: Path, warm_command: Any, tmp_path: Path, form: str
 ) -> None:
     report, message = tmp_path / "report.html", tmp_path / "message"
     command = [gradless_path, "compare", *QUICK, "--arms", "grad,served", "--fail-on-retained", "--html", report]
-    command += ["--json", "-"] if told == "json" else []
+    command += ["--json", "-"] if form == "json" else []
     read, write = os.pipe()
     os.close(read)
     with (

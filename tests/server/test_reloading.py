@@ -78,8 +78,8 @@ class _Crowd:
 
     async def each_asks_once_more(self) -> None:
         """Return after as many further answers as there are clients."""
-        wanted = self.answers.total() + CLIENTS
-        while self.answers.total() < wanted:  # noqa: ASYNC110 - sixteen callers would have to set an event
+        target = self.answers.total() + CLIENTS
+        while self.answers.total() < target:  # noqa: ASYNC110 - sixteen callers would have to set an event
             await asyncio.sleep(0.01)
 
 

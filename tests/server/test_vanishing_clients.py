@@ -25,7 +25,7 @@ def test_two_hundred_disconnected_clients_leave_no_image_in_flight(
     def scrape() -> str:
         return httpx2.get(f"{service.address}/metrics", timeout=30).text
 
-    def requests_seen(exposition: str) -> float:
+    def count_requests(exposition: str) -> float:
         return metric_sum(exposition, "gradless_requests_total", route="/v1/classify")
 
     def gone(exposition: str) -> float:
@@ -40,11 +40,11 @@ def test_two_hundred_disconnected_clients_leave_no_image_in_flight(
 
     # Each scrape is an answer of the same event loop; the test's own timeout is the deadline.
     after = scrape()
-    while requests_seen(after) - requests_seen(before) < CLIENTS:
+    while count_requests(after) - count_requests(before) < CLIENTS:
         after = scrape()
     while metric_sum(after, "gradless_in_flight_images"):
         after = scrape()
-    assert requests_seen(after) - requests_seen(before) == CLIENTS
+    assert count_requests(after) - count_requests(before) == CLIENTS
     # At least those that disconnected during their body.
     assert gone(after) - gone(before) >= CLIENTS / 2
 
@@ -94,16 +94,16 @@ def test_pipelined_requests_of_disconnected_clients_leave_no_image_in_flight(
 def test_a_client_that_disconnects_during_its_body_to_the_lens_is_not_an_internal_error(
     server: Any, metric_sum: Callable[..., float]
 ) -> None:
-    def seen(**labels: str) -> float:
+    def count(**labels: str) -> float:
         exposition = httpx2.get(f"{server.address}/metrics", timeout=30).text
         return metric_sum(exposition, "gradless_requests_total", route="/debug/grad-modes", **labels)
 
-    before, failed_before = seen(), seen(code="500")
+    before, failed_before = count(), count(code="500")
     with server.connect() as connection:
         connection.sendall(b"POST /debug/grad-modes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
-    while seen() == before:
+    while count() == before:
         pass
-    assert seen(code="500") == failed_before
+    assert count(code="500") == failed_before
 
 
 def test_a_disconnected_client_frees_the_lens_for_the_next_comparison(server: Any) -> None:

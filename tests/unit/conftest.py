@@ -293,8 +293,8 @@ def application(new_runtime: Callable[..., FakeRuntime]) -> Callable[..., FastAP
 
     def make(runtime: Mapping[str, Any] | None = None, /, traces: Traces | None = None, **settings: Any) -> FastAPI:
         fake = new_runtime(**(runtime or {}))
-        told = {"models": tuple(fake.names), "metrics_max_age_s": 0, **settings}
-        return create_app(Settings(**told), fake.started, traces)
+        fields = {"models": tuple(fake.names), "metrics_max_age_s": 0, **settings}
+        return create_app(Settings(**fields), fake.started, traces)
 
     return make
 

@@ -40,9 +40,10 @@ def of_the_default(default_engine: Engine, one_core: None) -> Comparison:
 
 
 def test_arms_are_measured_in_the_order_of_the_options(tiny_engine: Engine) -> None:
-    asked: tuple[ArmName, ...] = ("served", "train", "grad")
+    requested: tuple[ArmName, ...] = ("served", "train", "grad")
     assert [report.arm for report in compare_served(tiny_engine, SMALL).arms] == list(ARMS)
-    assert [report.arm for report in compare_served(tiny_engine, replace(SMALL, arms=asked)).arms] == list(asked)
+    options = replace(SMALL, arms=requested)
+    assert [report.arm for report in compare_served(tiny_engine, options).arms] == list(requested)
 
 
 def test_only_the_arm_grad_retains_memory(tiny_engine: Engine) -> None:

@@ -62,6 +62,6 @@ def test_ctrl_c_prints_the_figures_so_far(evaluated: Run, monkeypatch: pytest.Mo
     assert done.exit_code == 130
     assert "Top-1: " in done.stdout
     assert "null, 1 images" in done.stdout
-    told = json.loads(report.read_text())
-    assert (told["images"], told["complete"], page.exists()) == (1, False, False)
+    report_json = json.loads(report.read_text())
+    assert (report_json["images"], report_json["complete"], page.exists()) == (1, False, False)
     assert done.stderr.splitlines()[-1] == "gradless: interrupted: these are the results of the first 1 images"

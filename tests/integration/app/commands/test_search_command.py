@@ -59,12 +59,12 @@ def features(features_file: Path, tmp_path: Path, gradless: Run) -> str:
 
 
 def test_an_index_of_a_folders_features_finds_the_pictures_most_alike(gradless: Run, features: str) -> None:
-    asked = gradless("search", "query", "index", "pictures/clock.png", "pictures/crossword.png", "-k", "2")
+    queried = gradless("search", "query", "index", "pictures/clock.png", "pictures/crossword.png", "-k", "2")
 
     assert "index: 6 vectors of efficientnet_lite0 (" in features
     assert "a query compares all vectors" in features
-    assert asked.exit_code == 0
-    lines = asked.stdout.splitlines()
+    assert queried.exit_code == 0
+    lines = queried.stdout.splitlines()
     assert lines[:2] == ["pictures/clock.png", "  1.0000  pictures/clock.png"]
     assert lines[2].endswith("  pictures/clock-mirrored.png")
     assert lines[3:5] == ["pictures/crossword.png", "  1.0000  pictures/crossword.png"]
@@ -74,10 +74,12 @@ def test_an_index_of_a_folders_features_finds_the_pictures_most_alike(gradless: 
 @pytest.mark.usefixtures("features")
 def test_the_json_answer_has_rows_and_failed_files(gradless: Run) -> None:
     Path("pictures/broken.png").write_bytes(b"no image")
-    asked = gradless("search", "query", "index", "pictures/broken.png", "pictures/clock.png", "-k", "1", "--json", "-")
+    queried = gradless(
+        "search", "query", "index", "pictures/broken.png", "pictures/clock.png", "-k", "1", "--json", "-"
+    )
 
-    assert asked.exit_code == 1
-    broken, clock = json.loads(asked.stdout)
+    assert queried.exit_code == 1
+    broken, clock = json.loads(queried.stdout)
     assert broken["path"] == "pictures/broken.png"
     assert broken["error"].startswith("The bytes are not an image")
     assert clock["neighbours"] == [

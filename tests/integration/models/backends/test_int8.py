@@ -30,8 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The drawn samples, each turned four ways, and a file that is no image."""
     made = tmp_path_factory.mktemp("calibration")
     for sample in SAMPLES:
-        for turn in TURNS:
-            (made / f"{sample}-{turn}.png").write_bytes(encode(draw(sample).rotate(turn), "PNG"))
+        for degrees in TURNS:
+            (made / f"{sample}-{degrees}.png").write_bytes(encode(draw(sample).rotate(degrees), "PNG"))
     (made / "notes.txt").write_text("taken in May")
     return made
 

@@ -97,9 +97,9 @@ class CountingAllocator:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.allocated = self.highest = 0
-        told = {"memory_allocated": lambda _: self.allocated, "max_memory_allocated": lambda _: self.highest}
+        statistics = {"memory_allocated": lambda _: self.allocated, "max_memory_allocated": lambda _: self.highest}
         other = {"mem_get_info": lambda _: (0, 0), "memory_reserved": lambda _: 0, "synchronize": lambda _: None}
-        for name, answer in {**told, **other, "reset_peak_memory_stats": self._begin_anew}.items():
+        for name, answer in {**statistics, **other, "reset_peak_memory_stats": self._reset_peak}.items():
             monkeypatch.setattr(torch.cuda, name, answer)
         monkeypatch.setattr(memory, "_earlier_peaks", {})
 
@@ -109,7 +109,7 @@ class CountingAllocator:
     def peak(self, device: torch.device) -> int:
         return memory.figures(device)["peak"]
 
-    def _begin_anew(self, _device: torch.device) -> None:
+    def _reset_peak(self, _device: torch.device) -> None:
         self.highest = self.allocated
 
 
@@ -137,15 +137,15 @@ def test_the_peak_of_a_gpu_is_the_highest_value_also_if_the_lens_resets_it(
 
 
 def test_utilization_is_a_gpus_percentage_as_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[torch.device] = []
+    devices: list[torch.device] = []
 
     def utilization(device: torch.device) -> int:
-        asked.append(device)
+        devices.append(device)
         return 37
 
     monkeypatch.setattr(torch.cuda, "utilization", utilization)
     assert cuda.utilization(CUDA) == 0.37
-    assert asked == [CUDA]
+    assert devices == [CUDA]
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,14 @@ def models_folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Record the names looked up in the operator's catalog."""
-    asked: list[str] = []
+    names: list[str] = []
 
-    def find(wanted: str) -> ModelSpec:
-        asked.append(wanted)
+    def find(requested: str) -> ModelSpec:
+        names.append(requested)
         return catalog.named("null")
 
     monkeypatch.setattr(catalog, "find", find)
-    return asked
+    return names
 
 
 def test_a_name_of_the_catalog_is_found_and_served_under_the_requested_name() -> None:

@@ -123,16 +123,16 @@ def test_layer_and_form_are_part_of_the_fingerprint(pooled: LoadedModel, mapped:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("layer", "message"),
     [
         ("layr3", r"no layer 'layr3'; did you mean .*layer3"),
         ("layer3.7", r"did you mean .*layer3"),
         ("encoder", r"there is x, conv1, .*layer4, .*fc"),
     ],
 )
-def test_an_unknown_layer_is_refused_with_the_known_layers(wanted: str, message: str) -> None:
+def test_an_unknown_layer_is_refused_with_the_known_layers(layer: str, message: str) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=message) as refused:
-        load(spec_of(NAME, wanted), CPU)
+        load(spec_of(NAME, layer), CPU)
     assert "\n" not in str(refused.value)
 
 

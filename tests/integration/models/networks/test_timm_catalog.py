@@ -114,15 +114,15 @@ def test_weights_of_the_hub_are_served_unchanged(
 ) -> None:
     state = catalog.find(f"{NAME}:random").build().module.state_dict()
     save_file({name: torch.full_like(tensor, 2) for name, tensor in state.items()}, tmp_path / "model.safetensors")
-    asked: list[object] = []
+    calls: list[object] = []
 
     def download(*args: object, **options: object) -> str:
-        asked.append((*args, options))
+        calls.append((*args, options))
         return str(tmp_path / "model.safetensors")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     loaded = catalog.find(NAME).build().module.state_dict()
-    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors", {"revision": None})]
+    assert calls == [("timm/test_resnet.r160_in1k", "model.safetensors", {"revision": None})]
     assert all(bool((tensor == 2).all()) for tensor in loaded.values())
     assert not list(checkpoints.iterdir())
 

@@ -106,23 +106,23 @@ def test_the_table_names_its_model_and_has_vectors_of_one_length(
 
 def test_a_broken_file_is_listed_with_its_reason(job_request: JobRequest, options: ServingOptions) -> None:
     with closing(FolderJob(job_request, options)) as work:
-        told = [fault for step in work.steps() for fault in step.faults]
+        listed_errors = [fault for step in work.steps() for fault in step.faults]
         work.finish()
     listed = [
         json.loads(line) for line in job_request.output.with_name("out.parquet.errors.jsonl").read_text().splitlines()
     ]
-    assert [(line["path"], line["error"]) for line in listed] == told
-    assert told[0][0].endswith("04.png")
-    assert "not an image of a format read here" in told[0][1]
+    assert [(line["path"], line["error"]) for line in listed] == listed_errors
+    assert listed_errors[0][0].endswith("04.png")
+    assert "not an image of a format read here" in listed_errors[0][1]
 
 
 def test_missing_and_oversized_files_are_listed(job_request: JobRequest, options: ServingOptions) -> None:
     Path(job_request.files[0]).unlink()
     Path(job_request.files[1]).write_bytes(b"x" * (job_request.max_bytes + 1))
     assert done(job_request, options) == 3
-    told = job_request.output.with_name("out.parquet.errors.jsonl").read_text()
-    assert "The file cannot be read: No such file or directory." in told
-    assert f"larger than {job_request.max_bytes} bytes" in told
+    listed_errors = job_request.output.with_name("out.parquet.errors.jsonl").read_text()
+    assert "The file cannot be read: No such file or directory." in listed_errors
+    assert f"larger than {job_request.max_bytes} bytes" in listed_errors
 
 
 def test_without_errors_an_old_list_of_errors_is_deleted(job_request: JobRequest, options: ServingOptions) -> None:

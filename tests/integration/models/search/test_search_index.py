@@ -78,7 +78,7 @@ def test_a_large_index_finds_nearly_all_neighbours_and_measures_the_share(tmp_pa
     nearest = np.argsort(-cosines(queries, vectors), axis=1)[:, :10]
 
     found = [{neighbour.row for neighbour in neighbours} for neighbours in index.search(queries, 10)]
-    recall = np.mean([len(rows & set(wanted)) / 10 for rows, wanted in zip(found, nearest.tolist(), strict=True)])
+    recall = np.mean([len(rows & set(exact)) / 10 for rows, exact in zip(found, nearest.tolist(), strict=True)])
 
     assert not index.manifest.exact
     assert index.manifest.recall >= 0.99

@@ -32,9 +32,9 @@ def test_the_log_level_debug_adds_the_traceback(
     monkeypatch.setenv("GRADLESS_LOG_LEVEL", "debug")
     with pytest.raises(typer.Exit), failures_reported("out.csv"):
         raise RuntimeError("mat1 and mat2")
-    told = capsys.readouterr().err
-    assert "test_failing_commands.py" in told
-    assert told.endswith("gradless: RuntimeError: mat1 and mat2\n")
+    output = capsys.readouterr().err
+    assert "test_failing_commands.py" in output
+    assert output.endswith("gradless: RuntimeError: mat1 and mat2\n")
 
 
 def test_an_exit_is_not_reported_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -65,13 +65,13 @@ def while_it_decodes(decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch) -
     waits_for_answer = threading.Event()
     receive = Connection.recv_bytes
 
-    def told(connection: Connection, most: int | None = None) -> bytes:
+    def limited_recv(connection: Connection, most: int | None = None) -> bytes:
         waits_for_answer.set()
         return receive(connection, most)
 
     def run(act: Callable[[int], None]) -> BaseException | None:
         _decode(decoder)
-        monkeypatch.setattr(Connection, "recv_bytes", told)
+        monkeypatch.setattr(Connection, "recv_bytes", limited_recv)
         pid = _pid(decoder)
         os.kill(pid, signal.SIGSTOP)
         raised: list[BaseException] = []

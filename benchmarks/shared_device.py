@@ -1,4 +1,4 @@
-"""What a light model suffers beside a heavy one on the same device: `python -m benchmarks.company`. In one process and
+"""What a light model suffers beside a heavy one on the same device: `python -m benchmarks.shared_device`. In one process and
 without HTTP; the ways in turns, so that what slowed one slowed the others. Prints a table.
 
 Each model has a turn of its own, as served, and the system shares the cores out; or all have one turn, a whole forward
@@ -107,7 +107,7 @@ async def measure(company: Company, *, light_callers: int, seconds: float, round
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.company", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.shared_device", description=__doc__)
     parser.add_argument("--light", default="mobilenet_v3_small:random")
     parser.add_argument("--heavy", default="resnet50:random")
     parser.add_argument("--backend", default="auto")
