@@ -1,4 +1,4 @@
-"""The bars that gradless is held to, each beside what was measured, missed ones included."""
+"""The bars of gradless with the measured values, missed ones included."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SOAK_REQUESTS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """`limit` is the least or the most that holds, `shown` how it is written; `measured` has a value a round."""
+    """A bar. `limit` is a minimum or maximum, `shown` its text; `measured` has a value a round."""
 
     what: str
     side: Literal["≥", "≤"]
@@ -27,7 +27,7 @@ class Bar:
     measured: Sequence[float]
 
     def verdict(self) -> str:
-        """By the median."""
+        """Return "held", "**missed**" or "not measured", by the median."""
         if not self.measured:
             return "not measured"
         middle = median(self.measured)
@@ -35,7 +35,7 @@ class Bar:
 
 
 def section(kept: Kept) -> list[str]:
-    """The part of the page. Nothing where no bar has been measured."""
+    """Return the section of the page, empty if no bar was measured."""
     bars = _all(kept)
     if not any(bar.measured for bar in bars):
         return []

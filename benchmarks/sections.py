@@ -1,5 +1,5 @@
-"""The parts of the page that are not of servers under load: the server alone, preprocessing, starts, agreement,
-memory. Each is empty where nothing of it was measured."""
+"""Sections of the page other than servers under load: the null model, preprocessing, starts, agreement, memory. A
+section without measurements is empty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.tables import ceilings
 
 
 def server_alone(kept: Kept) -> list[str]:
-    """The null model: what HTTP, queue and batches cost."""
+    """Return the section on the null model: the cost of HTTP, queue and batches."""
     own = [m for m in kept if (m.kind, m.model, m.load) == ("closed", NULL, BUSY)]
     if not own:
         return []
@@ -42,7 +42,7 @@ def server_alone(kept: Kept) -> list[str]:
 
 
 def preprocessing(kept: Kept) -> list[str]:
-    """CPU time by size."""
+    """Return the section on CPU time by size."""
     chosen = [m for m in kept if m.kind == "preprocessing"]
     rows = []
     for size in dict.fromkeys(m.size for m in chosen):
@@ -62,7 +62,7 @@ def preprocessing(kept: Kept) -> list[str]:
 
 
 def starts(kept: Kept) -> list[str]:
-    """Seconds to ready."""
+    """Return the section on starts."""
     names = dict.fromkeys(name for m in kept if m.kind == "start" for name in m.figures)
     rows = [[_spelled(name), over_rounds(comparisons.start_seconds(kept, name))] for name in names]
     lines = [
@@ -84,7 +84,7 @@ def _spelled(figure_name: str) -> str:
 
 
 def agreement(kept: Kept, pictures: str) -> list[str]:
-    """Engines against the reference."""
+    """Return the section on engines against the reference."""
     chosen = [m for m in kept if m.kind == "agreement"]
     rows = [
         [
@@ -112,7 +112,7 @@ def agreement(kept: Kept, pictures: str) -> list[str]:
 
 
 def memory(kept: Kept) -> list[str]:
-    """Resident size over many requests."""
+    """Return the section on resident memory over many requests."""
     return [line for m in kept if m.kind == "soak" for line in _soaked(m)]
 
 

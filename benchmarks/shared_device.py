@@ -1,8 +1,7 @@
-"""What a light model suffers beside a heavy one on the same device: `python -m benchmarks.shared_device`. In one process and
-without HTTP; the ways in turns, so that what slowed one slowed the others. Prints a table.
+"""Measure how a heavy model slows a light one on the same device: `python -m benchmarks.shared_device`.
 
-Each model has a turn of its own, as served, and the system shares the cores out; or all have one turn, a whole forward
-in order of arrival, which is the other way that there is.
+In one process without HTTP, alternately: with a lock for each model, as served, or with one lock for the device, so
+that whole forwards run in order of arrival. Prints a table.
 """
 
 from __future__ import annotations
@@ -25,27 +24,27 @@ from models.serving.runtime import LocalRuntime, ServingOptions
 
 _SIZE = (500, 375)
 
-# Far beyond any wait of a heavy model's callers: none of them is to give up.
+# Longer than any wait for the heavy model, so that no request times out.
 _DEADLINE_S = 600.0
 
 
 class Way(NamedTuple):
-    """How many ask for the heavy model, and whether it has one turn with the light one."""
+    """The number of clients of the heavy model, and whether both models share one lock."""
 
     title: str
-    heavy_callers: int
-    one_turn: bool
+    heavy_clients: int
+    one_lock: bool
 
 
 WAYS = (
-    Way("alone", 0, one_turn=False),
-    Way("beside it, own turns", 32, one_turn=False),
-    Way("beside it, one turn", 32, one_turn=True),
+    Way("alone", 0, one_lock=False),
+    Way("with the heavy one, own locks", 32, one_lock=False),
+    Way("with the heavy one, one lock", 32, one_lock=True),
 )
 
 
-class Seen(NamedTuple):
-    """Of one way in one round."""
+class Result(NamedTuple):
+    """Results of one way in one round."""
 
     light_per_second: float
     light_p50_ms: float
@@ -54,7 +53,7 @@ class Seen(NamedTuple):
 
 
 class _OneAtATime(FairLock):
-    """Not even batches of one model share it."""
+    """A lock that even batches of one model do not share."""
 
     @contextmanager
     def shared(self) -> Iterator[None]:
@@ -62,8 +61,8 @@ class _OneAtATime(FairLock):
             yield
 
 
-class Company:
-    """Two models served, and callers in closed loops."""
+class TwoModels:
+    """A runtime of two models, and clients in closed loops."""
 
     def __init__(self, light: str, heavy: str, *, backend: str) -> None:
         self._light, self._heavy = light, heavy
@@ -71,38 +70,38 @@ class Company:
         self.serving = LocalRuntime(options, NoTelemetry())
         self._picture = encode(draw("clock").resize(_SIZE), "JPEG")
 
-    async def seen(self, way: Way, *, light_callers: int, seconds: float) -> Seen:
-        """Wait for `seconds`, and for what is under way then."""
-        turn = _OneAtATime()
-        for served in self.serving._registry.instances.values():  # noqa: SLF001 - nobody else exchanges turns
-            served.engine.lock = turn if way.one_turn else FairLock()
+    async def measure_way(self, way: Way, *, light_clients: int, seconds: float) -> Result:
+        """Measure for `seconds`, and until the last requests are answered."""
+        device_lock = _OneAtATime()
+        for served in self.serving._registry.instances.values():  # noqa: SLF001 - only here locks are replaced
+            served.engine.lock = device_lock if way.one_lock else FairLock()
         started_at = perf_counter()
         light: list[float] = []
         heavy: list[float] = []
-        async with asyncio.TaskGroup() as callers:
-            for _ in range(light_callers):
-                callers.create_task(self._caller(self._light, started_at + seconds, light))
-            for _ in range(way.heavy_callers):
-                callers.create_task(self._caller(self._heavy, started_at + seconds, heavy))
+        async with asyncio.TaskGroup() as clients:
+            for _ in range(light_clients):
+                clients.create_task(self._client(self._light, started_at + seconds, light))
+            for _ in range(way.heavy_clients):
+                clients.create_task(self._client(self._heavy, started_at + seconds, heavy))
         elapsed = perf_counter() - started_at
         latency = latency_summary(light)
-        return Seen(len(light) / elapsed, latency["p50_ms"], latency["p99_ms"], len(heavy) / elapsed)
+        return Result(len(light) / elapsed, latency["p50_ms"], latency["p99_ms"], len(heavy) / elapsed)
 
-    async def _caller(self, model: str, until: float, latencies_ms: list[float]) -> None:
-        while (asked_at := perf_counter()) < until:
+    async def _client(self, model: str, until: float, latencies_ms: list[float]) -> None:
+        while (sent_at := perf_counter()) < until:
             await self.serving.predict(model, InferenceRequest("classify", [self._picture], top_k=1))
-            latencies_ms.append((perf_counter() - asked_at) * 1e3)
+            latencies_ms.append((perf_counter() - sent_at) * 1e3)
 
 
-async def measure(company: Company, *, light_callers: int, seconds: float, rounds: int) -> list[str]:
-    """The lines of the table."""
-    found: dict[Way, list[Seen]] = defaultdict(list)
+async def measure(two_models: TwoModels, *, light_clients: int, seconds: float, rounds: int) -> list[str]:
+    """Return the lines of the table."""
+    found: dict[Way, list[Result]] = defaultdict(list)
     for _ in range(rounds):
         for way in WAYS:
-            found[way].append(await company.seen(way, light_callers=light_callers, seconds=seconds))
+            found[way].append(await two_models.measure_way(way, light_clients=light_clients, seconds=seconds))
     return table(
         ("the light model", "its images/s", "its p50 ms", "its p99 ms", "the heavy one's images/s"),
-        [(way.title, *map(over_rounds, zip(*seen, strict=True))) for way, seen in found.items()],
+        [(way.title, *map(over_rounds, zip(*results, strict=True))) for way, results in found.items()],
     )
 
 
@@ -111,14 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--light", default="mobilenet_v3_small:random")
     parser.add_argument("--heavy", default="resnet50:random")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--light-callers", type=int, default=1)
+    parser.add_argument("--light-clients", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args(arguments)
-    company = Company(asked.light, asked.heavy, backend=asked.backend)
-    measuring = measure(company, light_callers=asked.light_callers, seconds=asked.seconds, rounds=asked.rounds)
-    print("\n".join(asyncio.run(measuring)))  # noqa: T201 - it is what was asked for
-    company.serving.close(timeout_s=_DEADLINE_S)
+    parsed = parser.parse_args(arguments)
+    two_models = TwoModels(parsed.light, parsed.heavy, backend=parsed.backend)
+    measuring = measure(two_models, light_clients=parsed.light_clients, seconds=parsed.seconds, rounds=parsed.rounds)
+    print("\n".join(asyncio.run(measuring)))  # noqa: T201 - the output
+    two_models.serving.close(timeout_s=_DEADLINE_S)
 
 
 if __name__ == "__main__":
