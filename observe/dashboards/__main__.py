@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from observe.dashboards import FILES
-from observe.places import DASHBOARDS
+from observe.paths import DASHBOARDS
 
 for name, content in FILES.items():
     (DASHBOARDS / name).write_text(content)
