@@ -11,7 +11,7 @@ from typing import Any
 
 from observe.paths import ROOT
 from reliability.finding import Finding, Scenario
-from reliability.mutations import FORMATS, SEED
+from reliability.mutations import SEED
 from reliability.scale import Scale
 
 _IMAGES = 200_000
@@ -24,7 +24,7 @@ _SECONDS_AN_IMAGE = 0.05
 def measure(scale: Scale) -> Iterator[Finding]:
     """Decode in separate processes, whose crash would be the finding."""
     each = scale.count(_IMAGES, least=2000) // _PROCESSES
-    scenario = Scenario("decoder", f"{each * _PROCESSES:,} mutated {', '.join(FORMATS)} images, without a server")
+    scenario = Scenario("decoder", f"{each * _PROCESSES:,} mutated images, without a server")
     commands = [
         [sys.executable, "-m", "reliability.decoding", "--seed", str(SEED + number), "--images", str(each)]
         for number in range(1, _PROCESSES + 1)

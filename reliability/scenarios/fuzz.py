@@ -33,7 +33,7 @@ class _Result(NamedTuple):
 def measure(scale: Scale) -> Iterator[Finding]:
     """Run on one server of the null model, which leaves HTTP and decoding."""
     images = scale.count(_IMAGES, least=1000)
-    load = f"{images:,} mutated {', '.join(FORMATS)} images, seed {SEED}"
+    load = f"{images:,} mutated images of {len(FORMATS)} formats, seed {SEED}"
     scenario = Scenario("fuzz", load)
     with serving(NULL_MODEL) as served:
         result = uvloop.run(_fuzzed(served, images))

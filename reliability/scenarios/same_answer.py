@@ -78,8 +78,8 @@ def measure(scale: Scale) -> Iterator[Finding]:
 def _bits(backend: str, requests: int) -> Iterator[Finding]:
     scenario = Scenario(
         "same-answer",
-        f"{backend}, fixed batch: {requests:,} requests for classes or features of 1 to {_MAX_IMAGES} images, some of "
-        f"them bad, from {', '.join(map(str, _CONNECTIONS))} connections",
+        f"{backend}, fixed batch: {requests:,} requests of 1 to {_MAX_IMAGES} images, some bad, from "
+        f"{', '.join(map(str, _CONNECTIONS))} connections",
     )
     images = _drawn()
     with serving(DEFAULT_MODEL, GRADLESS_BACKEND=backend, **_FIXED) as served:
