@@ -41,7 +41,7 @@ _LOAD_THREADS = 4
 
 # LitServe's workers and mosec's decoders: as many as gradless's workers. LitServe also has processes for HTTP.
 _PEER_PROCESSES = str(max(1, available_cores() * 3 // 4))
-_PEER_FRONTS = str(max(1, available_cores() // 4))
+_PEER_HTTP_WORKERS = str(max(1, available_cores() // 4))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,13 @@ def ways(device: str) -> dict[str, Way]:
     return {
         "gradless": Way(_gradless(device)),
         "LitServe": Way(
-            _peer("LitServe", device, PEER_WORKERS=_PEER_PROCESSES, PEER_FRONTS=_PEER_FRONTS, PEER_BATCH="8")
+            _peer(
+                "LitServe",
+                device,
+                PEER_WORKERS=_PEER_PROCESSES,
+                PEER_HTTP_WORKERS=_PEER_HTTP_WORKERS,
+                PEER_BATCH="8",
+            )
         ),
         "mosec": Way(_peer("mosec", device, PEER_DECODERS=_PEER_PROCESSES, PEER_WORKERS="2", PEER_BATCH="32")),
         "gradless, one process": Way(_gradless(device, GRADLESS_HTTP_WORKERS="0")),

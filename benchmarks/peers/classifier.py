@@ -32,7 +32,7 @@ MAX_BATCH_SIZE = int(os.environ.get("PEER_BATCH", "8"))
 # Device of the forwards; number of processes that only decode, and that only answer HTTP, if a server has such.
 DEVICE = os.environ.get("PEER_DEVICE", "cpu")
 DECODERS = int(os.environ.get("PEER_DECODERS", "1"))
-FRONTS = int(os.environ.get("PEER_FRONTS", "1"))
+HTTP_WORKERS = int(os.environ.get("PEER_HTTP_WORKERS", "1"))
 
 Answer = list[dict[str, Any]]
 

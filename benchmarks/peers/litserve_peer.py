@@ -9,7 +9,16 @@ import litserve as ls
 import torch
 from fastapi import Body
 
-from benchmarks.peers.classifier import DEVICE, FRONTS, MAX_BATCH_SIZE, PORT, WORKERS, Answer, Classifier, preprocess
+from benchmarks.peers.classifier import (
+    DEVICE,
+    HTTP_WORKERS,
+    MAX_BATCH_SIZE,
+    PORT,
+    WORKERS,
+    Answer,
+    Classifier,
+    preprocess,
+)
 
 BATCH_TIMEOUT_S = 0.005
 
@@ -46,4 +55,6 @@ class ClassifierAPI(ls.LitAPI):
 if __name__ == "__main__":
     api = ClassifierAPI(max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_TIMEOUT_S, api_path="/")
     server = ls.LitServer(api, accelerator=DEVICE, devices=1, workers_per_device=WORKERS, timeout=120, fast_queue=True)
-    server.run(host="127.0.0.1", port=PORT, num_api_servers=FRONTS, log_level="warning", generate_client_file=False)
+    server.run(
+        host="127.0.0.1", port=PORT, num_api_servers=HTTP_WORKERS, log_level="warning", generate_client_file=False
+    )
