@@ -158,14 +158,14 @@ def _page(found: Mapping[str, Sequence[Cost]], described: Mapping[str, Any], ima
         "# A job on Ray",
         "",
         f"Feature vectors of EfficientNet-Lite0 for {images} JPEGs of 500 x 375, {min(images, _DRAWN)} pictures under",
-        "as many names, on one machine: by the command, and by the same command on a Ray of its own there. An image's",
-        f"cost is what a run takes longer than one of {_FEW} images; start-up is what is left of that one. Medians,",
-        "with least and largest.",
+        "as many names, on one machine: by the command, and by the same command on a local Ray. The cost of an image",
+        f"is the difference to a run of {_FEW} images; start-up is the rest of that run. Medians, with least and",
+        "largest.",
         "",
         *table(["way", "ms an image", "CPU ms an image", "start-up s"], rows),
         "",
         *table(
-            ["bar", "parsed", "found"],
+            ["bar", "required", "measured"],
             [
                 [f"{what} of an image on Ray, over that without", f"≤ {1 + _MOST_DEARER:g}", ratio]
                 for what, ratio in dearer.items()

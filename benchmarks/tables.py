@@ -15,7 +15,7 @@ from benchmarks.statistic import figure, spread
 _SAME_ENGINES = (
     ("eager fp32", "gradless eager fp32", {"eager fp32", SHARED_ENGINES["eager"]}),
     ("gradless's OpenVINO fp32", DEFAULT, {"openvino fp32", SHARED_ENGINES["openvino"]}),
-    ("a forward that costs nothing", NULL_SERVER, {"null", SHARED_ENGINES["null"]}),
+    ("null model", NULL_SERVER, {"null", SHARED_ENGINES["null"]}),
 )
 
 
