@@ -92,7 +92,7 @@ def _compare(name: str, encoded: bytes) -> bool:
         f"({measured.seconds / predicted.seconds:4.2f}), "
         f"{measured.memory_bytes / 1e6:6.1f} MB of {predicted.memory_bytes / 1e6:6.1f} "
         f"({measured.memory_bytes / predicted.memory_bytes:4.2f}), {measured.outcome}"
-        f"{'' if held else ', not told by its header' if exempt else ', MORE THAN PREDICTED'}"
+        f"{'' if held else ', not visible in its header' if exempt else ', MORE THAN PREDICTED'}"
     )
     return held or exempt
 

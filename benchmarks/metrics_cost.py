@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         requests = [server.seconds_each(classify, options.requests) for _ in range(options.rounds)]
         scrapes = measure_scrapes(server, calls=options.scrapes, rounds=options.rounds)
-    print("\n".join(report(scrapes, requests, measure_recording(options.rounds))))  # noqa: T201 - it is what was asked for
+    print("\n".join(report(scrapes, requests, measure_recording(options.rounds))))  # noqa: T201 - the output
 
 
 def _seconds_each(call: Callable[[], object], calls: int) -> float:

@@ -119,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = ways(options.device)
     chosen = {name: way for name, way in known.items() if not options.ways or name in options.ways}
     first: Visited | None = None
-    print("\n".join(table(_HEAD, [])), flush=True)  # noqa: T201 - it is what was asked for
+    print("\n".join(table(_HEAD, [])), flush=True)  # noqa: T201 - the output
     with tempfile.TemporaryDirectory(prefix="on-gpu-") as scratch:
         files = pictures.jpegs(options.images.resolve())
         # One environment for all: the interpreter of this process.

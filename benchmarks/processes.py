@@ -65,7 +65,7 @@ class RunningServer:
             time.sleep(_IDLE_FOR_S)
             if self.cpu_seconds() - before < _IDLE_CORES * (time.perf_counter() - since):
                 return
-        raise RuntimeError(f"{self.url} is at work {_LONGEST_BACKLOG_S:.0f} s after its last caller has left")
+        raise RuntimeError(f"{self.url} is busy {_LONGEST_BACKLOG_S:.0f} s after its last client has disconnected")
 
     def processes(self) -> list[psutil.Process]:
         """Return all running processes."""

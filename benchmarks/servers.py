@@ -95,7 +95,7 @@ NULL_WORKERS = "gradless null, 2 workers"
 
 SHARED_ENGINES = {backend: f"gradless's {backend} fp32" for backend in ("eager", "openvino", NULL)}
 
-_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:Front", "--host", "127.0.0.1", "--port", "{port}")
+_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:HttpService", "--host", "127.0.0.1", "--port", "{port}")
 
 _PEERS = (
     _peer("LitServe", "-m", f"{_MODULE}litserve_peer"),

@@ -36,7 +36,7 @@ _TURNS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files in the order of their layers, or in a turn of their own."""
+    """Sort files by layer, or by a position of their own."""
 
     def position(item: pytest.Item) -> int:
         path = item.path.relative_to(Path(__file__).parent).as_posix()

@@ -33,7 +33,7 @@ class Forward:
 
 
 @bentoml.service(workers=1, threads=DECODE_THREADS, traffic={"timeout": TIMEOUT_S}, logging=_QUIET)
-class Front:
+class HttpService:
     """A service of one image a request."""
 
     forward = bentoml.depends(Forward)

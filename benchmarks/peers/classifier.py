@@ -63,7 +63,7 @@ LABELS: list[str] = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.meta["cate
 def preprocess(encoded: bytes) -> torch.Tensor:
     """Map JPEG bytes to (3, crop, crop) uint8 RGB by libjpeg-turbo, the fastest way in torchvision."""
     if ENGINE:
-        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only where it is asked for
+        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only if requested
 
         return shared_engine.preprocess(encoded)
     file = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
@@ -113,7 +113,7 @@ def answer(indices: list[int], probabilities: list[float]) -> Answer:
 
 def _forward() -> _HasLogits:
     if ENGINE:
-        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only where it is asked for
+        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only if requested
 
         return shared_engine.Forward()
     return Forward()

@@ -53,7 +53,7 @@ def searching(
 
 
 def features_of(pictures: list[bytes], path: Path) -> Path:
-    """A features file of the default model, as it is served here."""
+    """Return a features file of the served default model."""
     with closing(Runner(ServingOptions(backend="eager"), batch_size=len(pictures))) as runner:
         pixels = torch.stack([preprocess(picture, runner.model.transform, ImageLimits()) for picture in pictures])
         outputs = [output for output in runner.answer(pixels, top_k=0) if isinstance(output, ItemOutput)]

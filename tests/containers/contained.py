@@ -36,7 +36,7 @@ def main(venv: str, borrowed: str, cache: str, *command: str) -> None:
     bind(borrowed, "/opt/borrowed")
     bind(cache, "/var/cache/gradless")
     # After what lies there has been bound elsewhere.
-    mount("-t", "tmpfs", "tmpfs", "/tmp")  # noqa: S108 - this one is nobody else's
+    mount("-t", "tmpfs", "tmpfs", "/tmp")  # noqa: S108 - a private mount
     mount("-t", "proc", "proc", "/proc")
     mount("-o", "remount,bind,ro", "/")
     with socket.socket() as any_socket:

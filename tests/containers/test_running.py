@@ -58,7 +58,7 @@ def test_only_tmp_is_writable_in_the_container_of_these_tests(container: Any) ->
 
 
 def test_the_health_check_passes_while_the_service_is_ready(container: Any, dockerfile: Any) -> None:
-    # Not /healthz, which is well before there are models and in a drain.
+    # Not /healthz, which is 200 before models are loaded and during a drain.
     assert "'/readyz'" in dockerfile.health_check("cpu")[-1]
     assert container.run(*dockerfile.health_check("cpu")).returncode == 0
 

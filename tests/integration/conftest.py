@@ -133,8 +133,8 @@ def entered() -> threading.Event:
 
 @pytest.fixture
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Awaitable[None]]:
-    """Wait until decoders have queued so many images more and are done with them: up to then an image that is in the
-    queue, or in its forward, may still count as one in its decode."""
+    """Wait until decode threads have queued `images` more images and finished. Until then an image in the queue or in
+    its forward may still count as in its decode."""
     done = threading.Semaphore(0)
     queue = ImageJob.queue
 

@@ -80,7 +80,7 @@ class Server:
             except queue.Empty:
                 line = None
             if line is None:
-                pytest.fail(f"the server never said {pattern!r}; it said:\n{''.join(self.log)}")
+                pytest.fail(f"the server never logged {pattern!r}; its log:\n{''.join(self.log)}")
             if re.search(pattern, line):
                 return line
 
@@ -89,7 +89,7 @@ class Server:
         try:
             return self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"the server did not stop; it said:\n{''.join(self.log)}")
+            pytest.fail(f"the server did not stop; its log:\n{''.join(self.log)}")
 
     def end_of_output(self) -> None:
         """Wait until `log` has the whole output of the process, which must have ended."""

@@ -90,7 +90,7 @@ def test_a_server_with_short_time_limits_closes_slow_connections(
     with server.connect() as connection, connection.makefile("rb") as file:
         assert file.read() == b""
 
-    # A connection that has had an answer may rest, begins its next request in time, or gets 408 as well.
+    # An answered connection may be idle; an incomplete next request gets 408 too.
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(file).status == 200
@@ -128,7 +128,7 @@ def test_a_server_with_short_time_limits_closes_slow_connections(
         )
         port = connection.getsockname()[1]
         while any(to.raddr and to.raddr.port == port for to in process.net_connections("tcp")):
-            assert monotonic() < deadline, "an answer that nobody reads is still kept"
+            assert monotonic() < deadline, "an unread answer is still kept"
             sleep(0.05)
 
 
@@ -137,7 +137,7 @@ def few_files() -> Iterator[None]:
     """A process that is started now may open as few files as many systems allow at first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < MANY + FEW:
-        pytest.skip(f"this process may open {soft} files only: too few for the callers")
+        pytest.skip(f"this process may open {soft} files only: too few for the clients")
     resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

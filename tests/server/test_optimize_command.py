@@ -1,4 +1,4 @@
-"""`gradless optimize` as it is installed, and what it writes served by a real process."""
+"""The installed `gradless optimize`, and a real server of the folder that it writes."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ class _Crowd:
     async def each_asks_once_more(self) -> None:
         """Return after as many further answers as there are clients."""
         target = self.answers.total() + CLIENTS
-        while self.answers.total() < target:  # noqa: ASYNC110 - sixteen callers would have to set an event
+        while self.answers.total() < target:  # noqa: ASYNC110 - sixteen clients would have to set an event
             await asyncio.sleep(0.01)
 
 

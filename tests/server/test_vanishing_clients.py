@@ -13,7 +13,7 @@ CLIENTS = 200
 
 @pytest.fixture(params=["1", "2"], ids=["in one process", "behind two workers"])
 def service(request: pytest.FixtureRequest, start_server: Callable[..., Any]) -> Any:
-    """The default model, as it is served on a CPU and as it is on a GPU."""
+    """The default model, served as on a CPU and as on a GPU."""
     if request.param == "1":
         return request.getfixturevalue("server")
     return start_server(GRADLESS_HTTP_WORKERS=request.param)
@@ -80,7 +80,7 @@ def test_pipelined_requests_of_disconnected_clients_leave_no_image_in_flight(
 ) -> None:
     late_before = now("gradless_images_total", outcome="late")
     request = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n".encode()
-    # So many that nothing is read any more of what comes behind them: the end does not.
+    # So many that the server reads no further data, so it does not see the end of the connection.
     row = (request + clock_jpeg) * (1 + 180_000 // len(clock_jpeg))
     for _ in range(20):
         with service.connect() as connection:

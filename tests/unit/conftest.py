@@ -58,7 +58,7 @@ class GatedDevice:
         self._arrivals.release()
         # For longer than a test waits: one that fails is not to find the device idle after all.
         if not self._open and not self._gate.acquire(timeout=2 * _PATIENCE_S):
-            raise TimeoutError("nobody let the batch go")
+            raise TimeoutError("the batch was not released")
         if self._open:
             # Others may have come before it was opened.
             self._gate.release()

@@ -249,7 +249,7 @@ def test_a_cancelled_comparison_ends_before_its_next_forward(tiny_engine: Engine
         compare_served(
             tiny_engine, ComparisonOptions(batch_size=2, iterations=50), cancelled=lambda: len(forwards) >= 30
         )
-    # In its last step a backward pass may be tried as well, on a copy that carries the same hook.
+    # The last step may also run a backward pass, on a copy with the same hook.
     assert 30 <= len(forwards) <= 31
 
 

@@ -194,7 +194,7 @@ def test_a_second_model_is_measured_in_brief_and_the_null_model_by_servers_witho
     assert not plan.with_ceilings(worker_server, "null")
     assert len(plan.servers_of(second)) < len(plan.servers_of(first))
     assert plan.connections_of(second, 1) == (32,)
-    # What the bars compare, several times, and nothing besides.
+    # Only what the bars compare, several times.
     assert plan.turns_of(SERVERS[OWN], first) == plan.turns_of(alone, "null") > 1
     assert plan.connections_of(first, 2) == (1, 32, 128)
     assert {plan.turns_of(spec, second) for spec in plan.servers_of(second)} == {1}

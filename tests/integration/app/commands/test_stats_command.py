@@ -21,7 +21,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def gradless(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in this process: as it is installed it would import PyTorch each time."""
+    """Run the command in this process, because a new one would import PyTorch each time."""
     for name in [name for name in os.environ if name.startswith("GRADLESS_")]:
         monkeypatch.delenv(name)
     return lambda *arguments: CliRunner().invoke(app, arguments, catch_exceptions=False)

@@ -99,7 +99,7 @@ async def test_serving_answers_while_a_comparison_runs(serving: LocalRuntime, cl
 
 async def test_after_an_unknown_model_another_comparison_can_run(serving: LocalRuntime) -> None:
     with pytest.raises(UnknownModelError):
-        await serving.compare("nobody", ComparisonOptions(batch_size=1, iterations=1))
+        await serving.compare("unknown", ComparisonOptions(batch_size=1, iterations=1))
     await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
 
 

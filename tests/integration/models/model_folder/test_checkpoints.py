@@ -150,7 +150,7 @@ def test_a_whole_pickled_model_is_refused_with_the_line_that_converts_it(
         checkpoint.read(file)
     program = str(refused.value).split('python -c "')[1].rstrip('"')
     monkeypatch.chdir(tmp_path)
-    exec(program)  # noqa: S102 - what is told to users
+    exec(program)  # noqa: S102 - the line of the error message
     module = network()
     fitting.load(module, checkpoint.read(tmp_path / "weights.pt"), file, "it")
     assert same(module, trained())

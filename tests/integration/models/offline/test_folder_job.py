@@ -75,7 +75,7 @@ async def test_answers_equal_the_servers_in_the_order_of_the_files(
         == 1
     )
     readable = [file for file in job_request.files if not file.endswith("04.png")]
-    images = [Path(file).read_bytes() for file in readable]  # noqa: ASYNC240 - there is nobody else on this loop
+    images = [Path(file).read_bytes() for file in readable]  # noqa: ASYNC240 - nothing else runs on this loop
     answer = await serving.predict(None, InferenceRequest("classify", images, top_k=3))
 
     vectors = pq.read_table(job_request.output).to_pydict()

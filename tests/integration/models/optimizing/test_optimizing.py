@@ -1,4 +1,4 @@
-"""A model is made smaller as a new folder, which is compared as it will be served and kept only when it is well."""
+"""`gradless optimize` makes a smaller model in a new folder, compares it as served, and keeps it only if it agrees."""
 
 from __future__ import annotations
 

@@ -429,7 +429,7 @@ async def test_a_model_that_hangs_during_a_load_is_replaced_by_the_loaded_versio
     assert (await loading).card.version == 2
     assert (await _predict(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint
     assert serving.ready
-    # The supervisor has not built one as well.
+    # The supervisor has not built another one.
     assert len(versions.gates) == 2
 
 
