@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from observe import traffic
 from observe.configuration import configure
 from observe.expressions import Expression, all_expressions
-from observe.paths import DASHBOARDS, ROOT
+from observe.places import DASHBOARDS, ROOT
 from observe.processes import NotStartedError, gradless, prometheus, require_prometheus, sending
 from observe.prometheus import Prometheus
 

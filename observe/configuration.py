@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from observe.paths import PROMETHEUS
+from observe.places import PROMETHEUS
 
 
 def configure(folder: Path, target: str, *, interval_s: float = 15, rules: Path = PROMETHEUS / "rules") -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from observe.paths import DASHBOARDS, PROMETHEUS
+from observe.places import DASHBOARDS, PROMETHEUS
 
 # The comparison at the end of an alert's expression.
 _COMPARISON = re.compile(r"\s*(==|>)\s*[\d.]+\s*$")

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple, Protocol
 
-from observe.paths import ROOT
+from observe.places import ROOT
 from observe.prometheus import Prometheus
 
 # The first start converts the model.

@@ -8,8 +8,7 @@ from pydantic.fields import FieldInfo
 
 from app.settings import PREFIX, Settings
 
-# Written as "1-64", or as ">0-64" if the lower bound is excluded.
-_BOUNDS = {"gt": ">", "ge": "", "le": "-"}
+_BOUNDS = {"gt": "over", "ge": "from", "le": "to"}
 
 
 def settings_table() -> str:
@@ -38,5 +37,10 @@ def _values(field: FieldInfo) -> str:
         return ", ".join(f"`{value}`" for value in get_args(field.annotation))
     if field.annotation is bool:
         return "`true`, `false`"
-    bounds = {name: getattr(bound, name) for bound in field.metadata for name in _BOUNDS if hasattr(bound, name)}
-    return "".join(f"{_BOUNDS[name]}{value}" for name, value in bounds.items())
+    words = [
+        f"{word} {getattr(bound, name)}"
+        for bound in field.metadata
+        for name, word in _BOUNDS.items()
+        if hasattr(bound, name)
+    ]
+    return " ".join(words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from observe.dashboards import FILES
-from observe.paths import DASHBOARDS
+from observe.places import DASHBOARDS
 
 for name, content in FILES.items():
     (DASHBOARDS / name).write_text(content)

@@ -15,7 +15,7 @@ import pathspec
 import pytest
 
 from app.settings import Settings
-from observe.paths import ROOT
+from observe.places import ROOT
 
 IMAGES = ["cpu", "cuda"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -14,7 +14,7 @@ from typing import Self
 
 import pytest
 
-from observe.paths import ROOT
+from observe.places import ROOT
 from observe.processes import require_prometheus
 from observe.prometheus import Prometheus
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from models.images.samples import encode
 from observe.configuration import configure
-from observe.paths import PROMETHEUS
+from observe.places import PROMETHEUS
 from observe.processes import free_port, gradless, prometheus
 
 pytestmark = pytest.mark.timeout(300)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from observe.dashboards import FILES
-from observe.paths import DASHBOARDS, GRAFANA
+from observe.places import DASHBOARDS, GRAFANA
 
 BOARDS: dict[str, dict[str, Any]] = {path.name: json.loads(path.read_text()) for path in DASHBOARDS.glob("*.json")}
 PANELS = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from observe.paths import PROMETHEUS
+from observe.places import PROMETHEUS
 
 CASES = Path(__file__).with_name("alerts.yml")
 
