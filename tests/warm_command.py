@@ -39,14 +39,14 @@ def _skip_the_teardown_of_modules() -> None:
             os._exit(_status[0])
 
 
-def _be_asked(asked: socket.socket) -> None:
+def _serve(control: socket.socket) -> None:
     """Returns in a fork, which is to be the command."""
     while True:
-        message, descriptors, _, _ = socket.recv_fds(asked, _MOST_REQUEST_BYTES, 3)
+        message, descriptors, _, _ = socket.recv_fds(control, _MOST_REQUEST_BYTES, 3)
         if not message:
             os._exit(0)
         if os.fork() == 0:
-            asked.close()
+            control.close()
             with socket.socket(fileno=descriptors[2]) as status:
                 if _fork_and_mind(status):
                     os._exit(0)
@@ -58,13 +58,13 @@ def _be_asked(asked: socket.socket) -> None:
 
 
 def _fork_and_mind(status: socket.socket) -> bool:
-    """False in the fork; True in the process that has told of its end."""
+    """Return False in the fork, and True in the process that has reported its end."""
     child = os.fork()
     if child == 0:
         return False
     status.send(str(child).encode())
     _, ended = os.waitpid(child, 0)
-    # Broken, where nobody wants to know any more.
+    # Broken if the parent has ended.
     with contextlib.suppress(BrokenPipeError):
         status.send(str(os.waitstatus_to_exitcode(ended)).encode())
     return True
@@ -101,8 +101,8 @@ def main() -> None:
     # A collection in a fork would copy every page that holds an object.
     gc.collect()
     gc.freeze()
-    with socket.socket(fileno=int(sys.argv[1])) as asked:
-        _be_asked(asked)
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        _serve(control)
     if os.environ.get("GRADLESS_HTTP_WORKERS", "0") != "0":
         warm_fork_server.prepare()
     try:

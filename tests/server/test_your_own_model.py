@@ -24,7 +24,7 @@ EAGER = {"GRADLESS_BACKEND": "eager"}
 
 @pytest.fixture(scope="module")
 def trained(warm_command: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the script has left its model, its held-out pictures and its answers to them."""
+    """Return the folder of the script's model, held-out pictures and answers."""
     folder = tmp_path_factory.mktemp("trained")
     with (folder / "log").open("wb") as log, warm_command.start([SCRIPT, folder], os.environ, log) as process:
         assert process.wait(280) == 0, (folder / "log").read_text()
@@ -40,7 +40,7 @@ def documented_steps() -> list[list[str]]:
 
 
 @pytest.mark.timeout(300)
-def test_the_documented_steps_alone_bring_a_state_dict_to_a_server_as_right_as_the_script(
+def test_the_documented_steps_serve_a_state_dict_with_the_accuracy_of_its_script(
     trained: Path, gradless: Run, start_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(trained)
