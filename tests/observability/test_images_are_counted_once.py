@@ -141,7 +141,7 @@ class Clients:
         client = Connection(self._place)
         for sent in self._whole:
             await self._exchange(client, sent)
-        await client.leave()
+        await client.close()
 
     async def exceed_the_deadline_and_the_capacity(self) -> None:
         """Send a request that misses its deadline and, while it is in flight, more images than the capacity."""
@@ -159,7 +159,7 @@ class Clients:
             while await in_flight(self._http, SLOW) < DISCONNECTING * sent.images:
                 pass
             for client in wave:
-                await client.leave()
+                await client.close()
                 self.counted.requests[499] += 1
                 self.counted.images["cancelled"] += sent.images
             while await in_flight(self._http, SLOW):
@@ -169,14 +169,14 @@ class Clients:
         for _ in range(TRUNCATED):
             client = Connection(self._place)
             await client.send(post("/v1/classify", GOOD).wire[:-5])
-            await client.leave()
+            await client.close()
             self.counted.requests[499] += 1
 
     async def _at_once(self, count: int, sent: Request) -> None:
         connections = [Connection(self._place) for _ in range(count)]
         await asyncio.gather(*(self._exchange(client, sent) for client in connections))
         for client in connections:
-            await client.leave()
+            await client.close()
 
     async def _exchange(self, client: Connection, sent: Request) -> None:
         status, _, body = await client.answer_to(sent)
