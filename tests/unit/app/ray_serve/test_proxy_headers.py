@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from app.ray_serve.proxy_headers import ProxyHeaders
+from app.ray_serve.replica import ProxyHeaders
 from app.security.api_keys import is_local
 
 
