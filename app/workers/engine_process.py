@@ -24,9 +24,8 @@ from app.process.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_
 from app.server.acceptor import Acceptor
 from app.server.server import handles_sighup
 from app.settings import Settings
-from app.workers.connection_dispatch import HttpWorker, dispatch
 from app.workers.fork_server import ForkServer
-from app.workers.http_worker import create_status
+from app.workers.http_worker import HttpWorker, create_status, dispatch
 from models.interface.errors import StartError
 
 if TYPE_CHECKING:
@@ -47,9 +46,6 @@ _CHECK_S = 1.0
 
 # If a check is late by so much, this process was stopped and its workers probably too: their time starts again.
 _LATE_S = 2.0
-
-# Buffer of a socket to a worker, in bytes: enough for a message about each of its slots.
-_SOCKET_BYTES = 1 << 20
 
 # Time for a worker to end after its last answer, and for one that has lost its connection to end by itself.
 _ENDING_S = 5.0
@@ -114,23 +110,18 @@ class _Engine:
         """Load the models. Ends the process if they cannot be served."""
         # Not at the top: the HTTP side is imported and tested without torch.
         from models.hardware.cores import available_cores  # noqa: PLC0415 - torch takes seconds to import
-        from models.images.decode_memory import DecodeMemory  # noqa: PLC0415
         from models.workers.engine_server import EngineServer  # noqa: PLC0415
-        from models.workers.worker_runtime import WorkerOptions  # noqa: PLC0415
 
         settings, metrics, workers = self._settings, self._metrics, self._worker_count
         options = serving_options(settings)
         # The workers share what the settings give to the service.
-        body_bytes = max(settings.max_request_bytes, settings.max_held_bytes // workers)
-        self._worker_settings = settings.model_copy(update={"max_held_bytes": body_bytes})
+        shares = {
+            "max_held_bytes": max(settings.max_request_bytes, settings.max_held_bytes // workers),
+            "decode_threads": -(-(settings.decode_threads or available_cores()) // workers),
+        }
+        self._worker_settings = settings.model_copy(update=shares)
         try:
-            self._worker_options = WorkerOptions(
-                decode_threads=-(-(settings.decode_threads or available_cores()) // workers),
-                decode_memory=DecodeMemory(options.limits.max_decode_bytes),
-                limits=options.limits,
-                deadline_s=options.deadline_s,
-                longest_decode_s=options.longest_decode_s,
-            )
+            self._decode_memory = os.memfd_create("decode-memory")
             self._server: EngineServer = EngineServer(
                 options,
                 # While a worker is replaced, images of the old one may still be in a forward.
@@ -295,24 +286,26 @@ class _Engine:
 
     def _fork_worker(self, number: int) -> HttpWorker:
         with ExitStack() as worker_ends:
-            messages, its_messages = socket.socketpair()
-            worker_ends.enter_context(its_messages)
-            dispatch_socket, its_connections = socket.socketpair()
-            worker_ends.enter_context(its_connections)
-            for end in (messages, its_messages):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+            messages = worker_ends.enter_context(self._server.add(number))
+            dispatch_socket, connections = socket.socketpair()
+            worker_ends.enter_context(connections)
             dispatch_socket.setblocking(False)
             status_descriptor, status = create_status()
             worker_ends.callback(os.close, status_descriptor)
             counts_descriptor = create_counts()
             worker_ends.callback(os.close, counts_descriptor)
-            counts = CountsReader(counts_descriptor)
             process = self._fork_server.fork(
-                (self._worker_settings, self._worker_options, number),
-                [its_messages.fileno(), its_connections.fileno(), status_descriptor, counts_descriptor],
+                self._worker_settings,
+                number,
+                [
+                    messages.fileno(),
+                    connections.fileno(),
+                    status_descriptor,
+                    counts_descriptor,
+                    self._decode_memory,
+                ],
             )
-            self._server.add(number, messages)
-        return HttpWorker(process, dispatch_socket, status, counts)
+            return HttpWorker(process, dispatch_socket, status, CountsReader(counts_descriptor))
 
     def _start_replacement(self) -> None:
         if self._stopping.is_set():
@@ -332,7 +325,7 @@ class _Engine:
         elif not started and worker.process.pid is not None:
             self._metrics.process_started(worker.process.pid, worker.counts)
             # Until now it waited for the fork server's imports.
-            worker.reset_silence()
+            worker.ticked_at = perf_counter()
 
     def _read_replies(self, worker: HttpWorker) -> None:
         refused = worker.read_replies()
@@ -357,7 +350,7 @@ class _Engine:
             return
         described = "an unknown status" if status is None else f"status {status}"
         _log.error("HTTP worker %d ended with %s; starting a replacement", number, described)
-        self._failed_to_start = 0 if worker.serving else self._failed_to_start + 1
+        self._failed_to_start = 0 if worker.status.ticks else self._failed_to_start + 1
         if self._failed_to_start >= _MAX_FAILED_STARTS:
             self._give_up(f"{self._failed_to_start} HTTP workers in a row ended before they served")
         else:
@@ -367,7 +360,7 @@ class _Engine:
     def _release(self, worker: HttpWorker) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(worker.process.life)
-        worker.process.close()
+        os.close(worker.process.life)
         loop.remove_reader(worker.dispatch_socket)
         refused = worker.read_replies()
         worker.dispatch_socket.close()
@@ -381,23 +374,18 @@ class _Engine:
             await asyncio.sleep(_CHECK_S)
             if perf_counter() - checked_at > _CHECK_S + _LATE_S:
                 for worker in self._workers.values():
-                    worker.reset_silence()
+                    worker.ticked_at = perf_counter()
             for number, worker in self._workers.items():
                 if worker.process.pid is not None and worker.silent_seconds() > _UNRESPONSIVE_S:
                     _log.error("HTTP worker %d is unresponsive: no tick for %.0f s", number, _UNRESPONSIVE_S)
-                    _kill_unresponsive(worker)
+                    worker.kill_unresponsive()
 
     def _lost(self, number: int) -> None:
-        """A worker has closed its socket, or does not read its answers. If it does not end by itself, it is killed."""
+        """A worker has closed its socket, or has sent a wrong message. If it does not end by itself, it is killed."""
         worker = self._workers.get(number)
-        if worker is not None:
-            asyncio.get_running_loop().call_later(_ENDING_S, self._kill_lost, worker)
 
-    def _kill_lost(self, worker: HttpWorker) -> None:
-        if not self._stopping.is_set() and worker in self._workers.values():
-            _kill_unresponsive(worker)
+        def kill() -> None:
+            if worker is not None and worker in self._workers.values() and not self._stopping.is_set():
+                worker.kill_unresponsive()
 
-
-def _kill_unresponsive(worker: HttpWorker) -> None:
-    worker.unresponsive = True
-    worker.process.send_signal(signal.SIGKILL)
+        asyncio.get_running_loop().call_later(_ENDING_S, kill)

@@ -5,17 +5,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 from models.inference.batch_item import BatchItem, ItemOutput
 from models.interface.errors import ModelGoneError
+from models.interface.request import InferenceRequest
 from models.interface.telemetry import BatchReport, StaleMessage
 from models.scheduling.batcher import Batcher, Completed
-from models.workers.messages import Answered, Answers, Failure, Submission
+from models.workers.messages import Answered, Answers, Submission
 from models.workers.shared_slots import SharedSlots, SlotCancelToken
 
 _log = logging.getLogger(__name__)
@@ -23,8 +24,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """One load of a model, with a number of its own. `received` has the generation of each slot's last image that was
-    received."""
+    """One load of a model. `received` has the generation of each slot's last image that was received."""
 
     number: int
     name: str
@@ -34,25 +34,27 @@ class Version:
     received: dict[int, int] = field(default_factory=dict)
 
 
-class SlotFuture(Future[Completed[ItemOutput]]):
+class _SlotFuture(Future[Completed[ItemOutput]]):
     """An image's entry in the batcher's queue. Its slot says whether the worker has cancelled it, and tells the worker
     that its forward has started."""
 
-    def __init__(self, slots: SharedSlots, slot: int, generation: int) -> None:
+    def __init__(self, token: SlotCancelToken) -> None:
         super().__init__()
-        self._slots = slots
-        self._slot = slot
-        self._generation = generation
-        self.cancel_token = SlotCancelToken(slots, slot, generation)
+        self._token = token
 
     def set_running_or_notify_cancel(self) -> bool:
         # The batcher calls this under its lock. It cancels the future later, without the lock: callbacks send.
-        if self.cancel_token.cancelled:
-            return False
-        running = super().set_running_or_notify_cancel()
+        running = not self._token.cancelled and super().set_running_or_notify_cancel()
         if running:
-            self._slots.start(self._slot, self._generation)
+            self._token.start()
         return running
+
+
+class _Finished(threading.local):
+    """Results that a batch thread sends when its batch is done, by worker and version."""
+
+    def __init__(self) -> None:
+        self.results: defaultdict[tuple[int, int], list[tuple[int, int, Answered]]] = defaultdict(list)
 
 
 class ImageReceiver:
@@ -60,35 +62,31 @@ class ImageReceiver:
 
     def __init__(self, on_stale: Callable[[StaleMessage], None]) -> None:
         self._on_stale = on_stale
-        self._versions: dict[int, Version] = {}
+        # Versions with slots, by number.
+        self.versions: dict[int, Version] = {}
         # Names of all versions, removed ones included.
         self._names: dict[int, str] = {}
         # How to send to each worker, by its number. Any thread sends.
-        self._workers: dict[int, Callable[[Answers | Failure], None]] = {}
-        # Images received and not answered, by worker number.
-        self._in_flight: Counter[int] = Counter()
-        self._lock = threading.Lock()
-        # Of each batch thread: the answers that it sends when its batch is done.
-        self._finished = threading.local()
+        self._workers: dict[int, Callable[[Answers], None]] = {}
+        # Version, slot and generation of each image received and not answered, by worker number. Any thread removes
+        # its own.
+        self._in_flight: defaultdict[int, set[tuple[int, int, int]]] = defaultdict(set)
+        self._finished = _Finished()
 
     def add_version(self, version: Version) -> None:
         """Receive images for a version. From any thread."""
         self._names[version.number] = version.name
-        self._versions[version.number] = version
+        self.versions[version.number] = version
 
-    def remove_version(self, version: Version) -> None:
-        """Receive no more images for a version. Images in flight are answered."""
-        self._versions.pop(version.number, None)
-
-    def add_worker(self, number: int, send: Callable[[Answers | Failure], None]) -> None:
+    def add_worker(self, number: int, send: Callable[[Answers], None]) -> None:
         """Answer a worker by `send`, which may be called from any thread."""
         self._workers[number] = send
 
     def remove_worker(self, number: int) -> None:
         """Cancel all images of a worker, and answer it no more."""
-        for version in list(self._versions.values()):
+        for version in list(self.versions.values()):
             for slot in version.slots.of_worker(number):
-                version.slots.cancel(slot, version.slots.generation(slot))
+                SlotCancelToken(version.slots, slot, version.slots.generation(slot)).cancel()
             version.slots.set_in_flight(number, 0)
         # Last: from here on another worker may get the number.
         del self._workers[number]
@@ -99,10 +97,10 @@ class ImageReceiver:
 
     def receive(self, worker: int, submission: Submission) -> None:
         """Queue an image of a worker. Raises if the worker cannot have sent the message."""
-        number, slot, generation, request = submission
-        version = self._versions.get(number)
+        number, slot, generation, parameters = submission
+        version = self.versions.get(number)
         if version is None:
-            self._send(worker, Failure(number, slot, generation, ModelGoneError(self._names[number])))
+            self._fail(worker, number, slot, generation, ModelGoneError(self._names[number]))
             return
         slots = version.slots
         if slot not in slots.of_worker(worker):
@@ -111,64 +109,53 @@ class ImageReceiver:
             self._drop("submission", worker, slot, generation)
             return
         version.received[slot] = generation
-        with self._lock:
-            self._in_flight[worker] += 1
-        future = SlotFuture(slots, slot, generation)
+        self._in_flight[worker].add((number, slot, generation))
+        token = SlotCancelToken(slots, slot, generation)
+        future = _SlotFuture(token)
         future.add_done_callback(partial(self._on_done, version, worker, slot, generation))
+        item = BatchItem(slots.pixels(slot), InferenceRequest.received(parameters, worker, token))
         try:
-            # Workers number their requests independently, so the key names the worker.
-            key = (worker, request.fairness_key)
-            request = replace(request, cancel_token=future.cancel_token, fairness_key=key)
-            version.batcher.submit(BatchItem(slots.pixels(slot), request), future=future)
+            version.batcher.submit(item, future=future)
         except Exception as error:  # noqa: BLE001 - any error is the image's answer
-            self._fail(worker, Failure(number, slot, generation, error))
+            self._fail(worker, number, slot, generation, error)
 
     def batch_over(self, report: BatchReport) -> None:
         """Send the answers of the batch that this thread has just run. For the batch threads."""
-        finished: dict[tuple[int, int], list[Answered]] | None = getattr(self._finished, "answers", None)
-        if not finished:
-            return
-        self._finished.answers = None
-        for (version, worker), answers in finished.items():
-            self._send(worker, Answers(version, report, answers))
-            self._forget(worker, len(answers))
+        results, self._finished.results = self._finished.results, defaultdict(list)
+        for (worker, version), of_worker in results.items():
+            self._send(worker, Answers(version, report, of_worker))
 
     def _on_done(
         self, version: Version, worker: int, slot: int, generation: int, done: Future[Completed[ItemOutput]]
     ) -> None:
         error = None if done.cancelled() else done.exception()
         if done.cancelled() or error is not None:
-            sent = error if isinstance(error, Exception) else None
-            self._fail(worker, Failure(version.number, slot, generation, sent))
+            self._fail(worker, version.number, slot, generation, error if isinstance(error, Exception) else None)
             return
         if version.slots.generation(slot) != generation:
             # The answer would overwrite the slot's next image.
             self._drop("answer", worker, slot, generation)
-            self._forget(worker, 1)
+            self._in_flight[worker].discard((version.number, slot, generation))
             return
         completed = done.result()
         output = completed.result
         version.slots.write(slot, output)
         version.slots.seconds_per_image = version.batcher.expected_seconds(1)
-        finished = getattr(self._finished, "answers", None)
-        if finished is None:
-            finished = self._finished.answers = defaultdict(list)
         classes = 0 if output.indices is None else len(output.indices)
-        finished[version.number, worker].append((slot, classes, generation, completed.queue_seconds, output.finite))
+        answered = classes, completed.queue_seconds, output.finite
+        self._finished.results[worker, version.number].append((slot, generation, answered))
 
-    def _fail(self, worker: int, failure: Failure) -> None:
-        self._send(worker, failure)
-        self._forget(worker, 1)
+    def _fail(self, worker: int, version: int, slot: int, generation: int, error: Exception | None) -> None:
+        self._send(worker, Answers(version, None, [(slot, generation, error)]))
 
     def _drop(self, message: StaleMessage, worker: int, slot: int, generation: int) -> None:
         _log.warning("dropped a stale %s of HTTP worker %d: slot %d, generation %d", message, worker, slot, generation)
         self._on_stale(message)
 
-    def _forget(self, worker: int, images: int) -> None:
-        with self._lock:
-            self._in_flight[worker] -= images
-
-    def _send(self, number: int, message: Answers | Failure) -> None:
-        send = self._workers.get(number)
+    def _send(self, worker: int, answers: Answers) -> None:
+        send = self._workers.get(worker)
         if send is not None:
-            send(message)
+            send(answers)
+        # Last: from here on a replacement of the worker may use the slots.
+        images = ((answers.version, slot, generation) for slot, generation, _ in answers.results)
+        self._in_flight[worker].difference_update(images)

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 
 from models.inference.batch_item import BatchItem, ItemOutput
-from models.interface.cancellation import NEVER_CANCELLED
 from models.interface.errors import OverloadedError
 from models.scheduling.batcher import Completed
-from models.workers.messages import Answers, Failure, Submission
-from models.workers.shared_slots import SharedSlots
+from models.workers.messages import Answers
+from models.workers.shared_slots import SharedSlots, SlotCancelToken
 
 
 class _RemoteFuture(Future[Completed[ItemOutput]]):
     """The answer of an image. Cancelling it sets the flag in its slot, which the engine process sees."""
 
-    def __init__(self, slots: SharedSlots, slot: int, generation: int) -> None:
+    def __init__(self, token: SlotCancelToken) -> None:
         super().__init__()
-        self._slots = slots
-        self._slot = slot
-        self._generation = generation
+        self._token = token
 
     def cancel(self) -> bool:
-        return not self.done() and self._slots.cancel(self._slot, self._generation) and super().cancel()
+        if self.done():
+            return False
+        self._token.cancel()
+        return not self._token.started and super().cancel()
 
 
 class RemoteBatcher:
@@ -72,33 +71,27 @@ class RemoteBatcher:
         except BaseException:
             self._free.append(slot)
             raise
-        future = self._waiting[slot, generation] = _RemoteFuture(self._slots, slot, generation)
+        future = self._waiting[slot, generation] = _RemoteFuture(SlotCancelToken(self._slots, slot, generation))
         if self._refusal is None:
-            request = replace(item.request, cancel_token=NEVER_CANCELLED)
-            self._send(Submission(self._version, slot, generation, request))
+            self._send((self._version, slot, generation, item.request.parameters))
         # Read again: `abandon` may have run before this image was in `_waiting`.
         if self._refusal is not None:
             self._fail(slot, generation, self._refusal())
         return future
 
     def on_answers(self, answers: Answers) -> None:
-        """Give the answers, which are in their slots, to the images that wait for them."""
-        for slot, classes, generation, queue_seconds, finite in answers.answers:
+        """Give each image its answer, which is in its slot, or its error."""
+        for slot, generation, result in answers.results:
             if (slot, generation) not in self._waiting:
                 self._on_stale(slot, generation)
-                continue
-            output = self._slots.read(slot, classes, finite=finite)
-            future = self._release(slot, generation)
-            if future is not None and future.set_running_or_notify_cancel():
-                future.set_result(Completed(output, queue_seconds, answers.batch))
-
-    def on_failure(self, failure: Failure) -> None:
-        """Give an image its error."""
-        slot, generation = failure.slot, failure.generation
-        if (slot, generation) in self._waiting:
-            self._fail(slot, generation, failure.error)
-        else:
-            self._on_stale(slot, generation)
+            elif not isinstance(result, tuple):
+                self._fail(slot, generation, result)
+            elif answers.batch is not None:
+                classes, queue_seconds, finite = result
+                output = self._slots.read(slot, classes, finite=finite)
+                future = self._release(slot, generation)
+                if future is not None and future.set_running_or_notify_cancel():
+                    future.set_result(Completed(output, queue_seconds, answers.batch))
 
     def abandon(self, error: Callable[[], Exception]) -> None:
         """Fail all images, those waiting and later ones, each with an error of its own."""

@@ -82,7 +82,7 @@ class SharedSlots:
         self._seconds = whole[_SECONDS_AT : _SECONDS_AT + 8].cast("d")
         self._counts = whole[_COUNTS_AT : _COUNTS_AT + 4 * MAX_WORKERS].cast("I")
         # Each number is written by one store, so another process reads either the old or the new one.
-        self._numbers = whole[shape.numbers_at : shape.numbers_at + shape.numbers_bytes].cast("Q")
+        self.numbers = whole[shape.numbers_at : shape.numbers_at + shape.numbers_bytes].cast("Q")
         self._pixels: dict[int, torch.Tensor] = {}
 
     @staticmethod
@@ -116,26 +116,13 @@ class SharedSlots:
 
     def generation(self, slot: int) -> int:
         """Return the generation of the slot's current or last image; 0 if the slot was never used."""
-        return self._numbers[_NUMBERS * slot + _GENERATION]
+        return self.numbers[_NUMBERS * slot + _GENERATION]
 
     def claim(self, slot: int) -> int:
         """Use a free slot for another image. Return the image's generation."""
         generation = self.generation(slot) + 1
-        self._numbers[_NUMBERS * slot + _GENERATION] = generation
+        self.numbers[_NUMBERS * slot + _GENERATION] = generation
         return generation
-
-    def cancel(self, slot: int, generation: int) -> bool:
-        """Cancel an image. Return False if its forward had started."""
-        self._numbers[_NUMBERS * slot + _CANCELLED] = generation
-        return self._numbers[_NUMBERS * slot + _STARTED] != generation
-
-    def cancelled(self, slot: int, generation: int) -> bool:
-        """Whether an image was cancelled, or another image uses its slot."""
-        return self._numbers[_NUMBERS * slot + _CANCELLED] == generation or self.generation(slot) != generation
-
-    def start(self, slot: int, generation: int) -> None:
-        """Mark that the forward of an image starts."""
-        self._numbers[_NUMBERS * slot + _STARTED] = generation
 
     def pixels(self, slot: int) -> torch.Tensor:
         """Return a view of the slot: (3, side, side) uint8, channels last in memory."""
@@ -176,20 +163,30 @@ class SlotCancelToken(CancelToken):
     """The cancel token of an image in a slot. Its flag is in the shared memory: an HTTP worker cancels it, the engine
     process polls it. It is also cancelled once another image uses the slot."""
 
-    __slots__ = ("_generation", "_slot", "_slots")
+    __slots__ = ("_at", "_generation", "_numbers")
 
     def __init__(self, slots: SharedSlots, slot: int, generation: int) -> None:
         super().__init__()
-        self._slots = slots
-        self._slot = slot
+        self._numbers = slots.numbers
+        self._at = _NUMBERS * slot
         self._generation = generation
 
     @property
     def cancelled(self) -> bool:
-        return self._slots.cancelled(self._slot, self._generation)
+        numbers, at, generation = self._numbers, self._at, self._generation
+        return numbers[at + _CANCELLED] == generation or numbers[at + _GENERATION] != generation
 
     def cancel(self) -> None:
-        self._slots.cancel(self._slot, self._generation)
+        self._numbers[self._at + _CANCELLED] = self._generation
+
+    @property
+    def started(self) -> bool:
+        """Whether the image's forward has started."""
+        return self._numbers[self._at + _STARTED] == self._generation
+
+    def start(self) -> None:
+        """Mark that the image's forward starts."""
+        self._numbers[self._at + _STARTED] = self._generation
 
 
 def _round_up(size: int, unit: int) -> int:
