@@ -35,25 +35,19 @@ _log = logging.getLogger(__name__)
 
 # Delay before another attempt to start a worker or a fork server.
 _RETRY_S = 0.5
-
 # The service ends after so many workers in a row that ended before they served.
 _MAX_FAILED_STARTS = 4
-
 # A worker whose event loop has not run for so long is unresponsive. It starts in about a second: what it needs is
 # imported already.
 _UNRESPONSIVE_S = 20.0
 _CHECK_S = 1.0
-
 # If a check is late by so much, this process was stopped and its workers probably too: their time starts again.
 _LATE_S = 2.0
-
 # Time for a worker to end after its last answer, and for one that has lost its connection to end by itself.
 _ENDING_S = 5.0
-
 # After a fault of the engine process: time for requests, and for the process to end.
 _FAULT_DRAIN_S = 1.0
 _FAULT_END_S = 3.0
-
 # Time for the models to end after the drain timeout.
 _MODELS_END_S = 1.0
 
@@ -149,20 +143,20 @@ class _Engine:
         for number in endings:
             loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
         loop.add_reader(self._fork_server, self._fork_server_ended)
-        running = self._task(self._server.run())
+        running = loop.create_task(self._must_succeed(self._server.run()))
         try:
             for _ in range(self._worker_count):
                 self._start_worker()
         except OSError as error:
             reason = start_error(error)
             refuse_to_start(StartError(f"{reason}. GRADLESS_HTTP_WORKERS=0 serves by one process"))
-        workers_ready = self._task(self._server.wait_for_workers(self._worker_count))
+        workers_ready = loop.create_task(self._must_succeed(self._server.wait_for_workers(self._worker_count)))
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([workers_ready, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not self._stopping.is_set():
             self._acceptor.open()
             log_listening(self._settings, self._listener)
-        watching = self._task(self._watch())
+        watching = loop.create_task(self._must_succeed(self._watch()))
         await stopping
         watching.cancel()
         workers_ready.cancel()
@@ -193,15 +187,10 @@ class _Engine:
     def _callback_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.fault(context.get("exception") or RuntimeError(context["message"]))
 
-    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task whose failure is a fault of the process."""
-        task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
+    async def _must_succeed(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - any error is a fault of the process
             self.fault(error)
 
     def _on_signal(self, signal_name: str) -> None:
@@ -280,32 +269,21 @@ class _Engine:
             # Images of workers that have ended are still in a forward.
             loop.call_later(_RETRY_S, self._start_replacement)
             return
-        worker = self._workers[number] = self._fork_worker(number)
-        loop.add_reader(worker.dispatch_socket, self._read_replies, worker)
-        loop.add_reader(worker.process.life, self._read_life, number)
-
-    def _fork_worker(self, number: int) -> HttpWorker:
         with ExitStack() as worker_ends:
             messages = worker_ends.enter_context(self._server.add(number))
             dispatch_socket, connections = socket.socketpair()
             worker_ends.enter_context(connections)
             dispatch_socket.setblocking(False)
-            status_descriptor, status = create_status()
-            worker_ends.callback(os.close, status_descriptor)
-            counts_descriptor = create_counts()
-            worker_ends.callback(os.close, counts_descriptor)
-            process = self._fork_server.fork(
-                self._worker_settings,
-                number,
-                [
-                    messages.fileno(),
-                    connections.fileno(),
-                    status_descriptor,
-                    counts_descriptor,
-                    self._decode_memory,
-                ],
-            )
-            return HttpWorker(process, dispatch_socket, status, CountsReader(counts_descriptor))
+            status_memory, status = create_status()
+            worker_ends.callback(os.close, status_memory)
+            counts_memory = create_counts()
+            worker_ends.callback(os.close, counts_memory)
+            descriptors = [messages.fileno(), connections.fileno(), status_memory, counts_memory, self._decode_memory]
+            process = self._fork_server.fork(self._worker_settings, number, descriptors)
+            worker = HttpWorker(process, dispatch_socket, status, CountsReader(counts_memory))
+        self._workers[number] = worker
+        loop.add_reader(dispatch_socket, self._read_replies, worker)
+        loop.add_reader(process.life, self._read_life, number)
 
     def _start_replacement(self) -> None:
         if self._stopping.is_set():

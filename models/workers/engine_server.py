@@ -140,7 +140,7 @@ class EngineServer:
         `alive` has the numbers of workers whose process is alive. Such a process may still write into its slots, though
         its connection is lost."""
         numbers = range(self._max_workers)
-        return next((n for n in numbers if not (n in alive or n in self._workers or self._images.uses(n))), None)
+        return next((n for n in numbers if not (n in alive or self._images.uses(n))), None)
 
     def add(self, number: int) -> socket.socket:
         """Serve a worker from now on. Return its end of the socket."""
@@ -154,7 +154,7 @@ class EngineServer:
 
     def process_ended(self, number: int) -> None:
         """The process of a worker has ended. It may have set its count after its connection was lost."""
-        for version in self._images.versions.values():
+        for version in list(self._images.versions.values()):
             version.slots.set_in_flight(number, 0)
 
     async def run(self) -> None:

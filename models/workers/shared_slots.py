@@ -30,7 +30,6 @@ _SECONDS_AT, _COUNTS_AT = 0, _CACHE_LINE
 # whose forward has started.
 _GENERATION, _CANCELLED, _STARTED = range(3)
 _NUMBERS = 3
-_NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +44,20 @@ class SlotShape:
     classes: int
 
     @property
-    def slots(self) -> int:
-        return self.workers * self.each
-
-    @property
     def slot_bytes(self) -> int:
         """Size of one slot, in whole cache lines."""
         answer = self.dimensions * 4 + self.classes * (8 + 4)
         return _round_up(max(3 * self.side * self.side, answer), _CACHE_LINE)
 
     @property
-    def numbers_at(self) -> int:
-        return _PAGE
-
-    @property
-    def numbers_bytes(self) -> int:
-        return _NUMBERS * _NUMBER_BYTES * self.slots
-
-    @property
     def bodies_at(self) -> int:
-        return _round_up(self.numbers_at + self.numbers_bytes, _PAGE)
+        """Where the slots begin, behind a page of counts and the slots' numbers."""
+        return _round_up(_PAGE + 8 * _NUMBERS * self.workers * self.each, _PAGE)
 
     @property
     def total_bytes(self) -> int:
         """Size of the mapping. Pages that were never written to take no memory."""
-        return self.bodies_at + self.slots * self.slot_bytes
+        return self.bodies_at + self.workers * self.each * self.slot_bytes
 
 
 class SharedSlots:
@@ -82,7 +70,7 @@ class SharedSlots:
         self._seconds = whole[_SECONDS_AT : _SECONDS_AT + 8].cast("d")
         self._counts = whole[_COUNTS_AT : _COUNTS_AT + 4 * MAX_WORKERS].cast("I")
         # Each number is written by one store, so another process reads either the old or the new one.
-        self.numbers = whole[shape.numbers_at : shape.numbers_at + shape.numbers_bytes].cast("Q")
+        self.numbers = whole[_PAGE : shape.bodies_at].cast("Q")
         self._pixels: dict[int, torch.Tensor] = {}
 
     @staticmethod

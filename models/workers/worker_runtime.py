@@ -7,7 +7,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -41,6 +40,8 @@ from models.workers.shared_slots import SharedSlots
 
 _log = logging.getLogger(__name__)
 
+# Interval at which replaced versions are looked at until they are idle.
+_POLL_S = 0.1
 _DISCONNECTED = "the engine process has ended, or has dropped this HTTP worker"
 
 
@@ -226,7 +227,7 @@ class WorkerRuntime(Runtime):
             served.capacity,
             batcher.expected_seconds,
             admitted_elsewhere=lambda: slots.in_flight(without=self._worker),
-            on_change=partial(self._publish_in_flight, slots),
+            on_change=partial(slots.set_in_flight, self._worker),
         )
         if self._draining:
             admission.close()
@@ -237,31 +238,19 @@ class WorkerRuntime(Runtime):
             admission,
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
-            on_decodes_ended=self._on_decodes_ended,
         )
         self._telemetry.model_shown(served.name)
         model = self._versions[served.version] = _Model(served, pipeline, admission, batcher)
         return model
 
-    def _publish_in_flight(self, slots: SharedSlots, images: int) -> None:
-        slots.set_in_flight(self._worker, images)
-        if not images:
-            self._remove_versions()
-
     def _remove_versions(self) -> None:
-        """Remove replaced versions that are idle."""
-        if len(self._versions) == len(self._models):
-            return
+        """Remove replaced versions once they are idle."""
         current = {model.served.version for model in self._models.values()}
         for version, model in list(self._versions.items()):
             if version not in current and model.idle:
                 del self._versions[version]
-
-    def _on_decodes_ended(self) -> None:
-        """From a decode thread. Only a replaced version waits for this."""
-        if len(self._versions) != len(self._models):
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._remove_versions)
+        if len(self._versions) > len(current):
+            self._loop.call_later(_POLL_S, self._remove_versions)
 
     def _on_answers(self, message: Answers) -> None:
         model = self._versions.get(message.version)
@@ -270,7 +259,6 @@ class WorkerRuntime(Runtime):
         else:
             for slot, generation, _ in message.results:
                 self._drop_answer(message.version, slot, generation)
-        self._remove_versions()
 
     def _drop_answer(self, version: int, slot: int, generation: int) -> None:
         image = f"version {version}, slot {slot}, generation {generation}"
