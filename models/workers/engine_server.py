@@ -21,15 +21,7 @@ from models.serving.model_instance import ModelInstance, ServingOptions
 from models.serving.runtime import LocalRuntime
 from models.workers.channel import Channel, socket_pair
 from models.workers.image_receiver import ImageReceiver, Version
-from models.workers.messages import (
-    Call,
-    CancelCall,
-    Method,
-    RpcServer,
-    ServedVersion,
-    ServingState,
-    StateApplied,
-)
+from models.workers.messages import Answers, Call, Method, RpcServer, ServedVersion, ServingState, StateApplied
 from models.workers.shared_slots import SharedSlots, SlotShape
 
 # Interval at which `run` looks for changes of what is served, and for versions that can be removed.
@@ -99,7 +91,7 @@ class EngineServer:
         self._state = ServingState(0, (), frozenset(), ready=False, draining=False)
         # Set when conditions that are waited for may have changed.
         self._changed = asyncio.Event()
-        self._images = ImageReceiver(telemetry.message_dropped)
+        self._images = ImageReceiver(self._send, telemetry.message_dropped)
         self.runtime = LocalRuntime(options, telemetry, give_up, self)
 
     @property
@@ -140,14 +132,13 @@ class EngineServer:
         `alive` has the numbers of workers whose process is alive. Such a process may still write into its slots, though
         its connection is lost."""
         numbers = range(self._max_workers)
-        return next((n for n in numbers if not (n in alive or self._images.uses(n))), None)
+        return next((n for n in numbers if not (n in alive or n in self._workers or self._images.in_flight(n))), None)
 
     def add(self, number: int) -> socket.socket:
         """Serve a worker from now on. Return its end of the socket."""
         self._announce()
         end, worker_end = socket_pair()
         channel = Channel(end, lambda message, _: self._on_message(number, message), lambda _: self._lose(number))
-        self._images.add_worker(number, channel.send)
         self._workers[number] = worker = _Worker(channel, RpcServer(channel.send, self._methods()))
         self._announce_to(worker)
         return worker_end
@@ -245,6 +236,12 @@ class EngineServer:
                 del self._images.versions[number]
                 os.close(version.descriptor)
 
+    def _send(self, number: int, answers: Answers) -> None:
+        """Send to a worker, unless it is lost. From any thread."""
+        worker = self._workers.get(number)
+        if worker is not None:
+            worker.channel.send(answers)
+
     def _on_message(self, number: int, message: object) -> None:
         worker = self._workers[number]
         match message:
@@ -253,15 +250,15 @@ class EngineServer:
             case StateApplied(state):
                 worker.applied = state
                 self._changed.set()
-            case Call() | CancelCall():
-                worker.rpc.on_message(message)
+            case Call():
+                worker.rpc.on_call(message)
 
     def _lose(self, number: int) -> None:
         """Serve a worker no more: its end is closed, or it has sent a wrong message."""
         worker = self._workers.pop(number)
         worker.channel.close()
         worker.rpc.close()
-        self._images.remove_worker(number)
+        self._images.cancel_all(number)
         self._on_lost(number)
 
 

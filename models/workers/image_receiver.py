@@ -58,16 +58,16 @@ class _Finished(threading.local):
 
 
 class ImageReceiver:
-    """Belongs to the event loop, unless a method names other threads. `on_stale` is called for each dropped message."""
+    """Belongs to the event loop, unless a method names other threads. `send` sends answers to the worker of a number,
+    from any thread. `on_stale` is called for each dropped message."""
 
-    def __init__(self, on_stale: Callable[[StaleMessage], None]) -> None:
+    def __init__(self, send: Callable[[int, Answers], None], on_stale: Callable[[StaleMessage], None]) -> None:
+        self._send_to = send
         self._on_stale = on_stale
         # Versions with slots, by number.
         self.versions: dict[int, Version] = {}
         # Names of all versions, removed ones included.
         self._names: dict[int, str] = {}
-        # How to send to each worker, by its number. Any thread sends.
-        self._workers: dict[int, Callable[[Answers], None]] = {}
         # Version, slot and generation of each image received and not answered, by worker number. Any thread removes
         # its own.
         self._in_flight: defaultdict[int, set[tuple[int, int, int]]] = defaultdict(set)
@@ -78,22 +78,16 @@ class ImageReceiver:
         self._names[version.number] = version.name
         self.versions[version.number] = version
 
-    def add_worker(self, number: int, send: Callable[[Answers], None]) -> None:
-        """Answer a worker by `send`, which may be called from any thread."""
-        self._workers[number] = send
-
-    def remove_worker(self, number: int) -> None:
-        """Cancel all images of a worker, and answer it no more."""
+    def cancel_all(self, worker: int) -> None:
+        """Cancel all images of a worker that is lost."""
         for version in list(self.versions.values()):
-            for slot in version.slots.of_worker(number):
+            for slot in version.slots.of_worker(worker):
                 SlotCancelToken(version.slots, slot, version.slots.generation(slot)).cancel()
-            version.slots.set_in_flight(number, 0)
-        # Last: from here on another worker may get the number.
-        del self._workers[number]
+            version.slots.set_in_flight(worker, 0)
 
-    def uses(self, number: int) -> bool:
-        """Whether the worker of that number is connected, or images of it are in flight in its slots."""
-        return number in self._workers or bool(self._in_flight[number])
+    def in_flight(self, worker: int) -> bool:
+        """Whether images in the slots of a worker are in the queue or in a forward, also if the worker is lost."""
+        return bool(self._in_flight[worker])
 
     def receive(self, worker: int, submission: Submission) -> None:
         """Queue an image of a worker. Raises if the worker cannot have sent the message."""
@@ -153,9 +147,7 @@ class ImageReceiver:
         self._on_stale(message)
 
     def _send(self, worker: int, answers: Answers) -> None:
-        send = self._workers.get(worker)
-        if send is not None:
-            send(answers)
+        self._send_to(worker, answers)
         # Last: from here on a replacement of the worker may use the slots.
         images = ((answers.version, slot, generation) for slot, generation, _ in answers.results)
         self._in_flight[worker].difference_update(images)

@@ -81,35 +81,22 @@ OnProgress = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Run a method in the engine process. With `reports_progress` it gets a callback as its last argument."""
+    """Run a method in the engine process; without a method, cancel the call of that number. With `reports_progress` the
+    method gets a callback as its last argument."""
 
     number: int
-    method: Method
-    arguments: tuple[Any, ...]
-    reports_progress: bool
+    method: Method | None
+    arguments: tuple[Any, ...] = ()
+    reports_progress: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class CancelCall:
-    """The worker waits for that call no more."""
+class Reply:
+    """The progress of a running call, or its end: a result or an error."""
 
     number: int
-
-
-@dataclass(frozen=True, slots=True)
-class CallProgress:
-    """A call that is running reports its progress."""
-
-    number: int
-    progress: Progress
-
-
-@dataclass(frozen=True, slots=True)
-class CallDone:
-    """A call has returned a result, or raised an error."""
-
-    number: int
-    result: Any
+    progress: Progress | None = None
+    result: Any = None
     error: Exception | None = None
 
 
@@ -134,28 +121,29 @@ class RpcClient:
         try:
             return await done
         except asyncio.CancelledError:
-            self._send(CancelCall(number))
+            self._send(Call(number, None))
             raise
         finally:
             del self._calls[number]
 
-    def on_message(self, message: CallProgress | CallDone) -> None:
-        """Process a message of the server. Its call may have been cancelled."""
-        done, on_progress = self._calls.get(message.number, (None, None))
-        if isinstance(message, CallProgress):
+    def on_reply(self, reply: Reply) -> None:
+        """Process a reply, whose call may have been cancelled."""
+        done, on_progress = self._calls.get(reply.number, (None, None))
+        if done is None or done.done():
+            return
+        if reply.progress is not None:
             if on_progress is not None:
-                on_progress(message.progress)
-        elif done is not None and not done.done():
-            if message.error is None:
-                done.set_result(message.result)
-            else:
-                done.set_exception(message.error)
+                on_progress(reply.progress)
+        elif reply.error is None:
+            done.set_result(reply.result)
+        else:
+            done.set_exception(reply.error)
 
     def close(self) -> None:
         """Fail all calls: the engine process has ended."""
         self._closed = True
         for number in self._calls:
-            self.on_message(CallDone(number, None, DrainingError()))
+            self.on_reply(Reply(number, error=DrainingError()))
 
 
 class RpcServer:
@@ -166,31 +154,31 @@ class RpcServer:
         self._methods = methods
         self._tasks: dict[int, asyncio.Task[None]] = {}
 
-    def on_message(self, message: Call | CancelCall) -> None:
+    def on_call(self, call: Call) -> None:
         """Start or cancel a call."""
-        number = message.number
-        if isinstance(message, Call):
-            task = self._tasks[number] = asyncio.get_running_loop().create_task(self._run(message))
-            task.add_done_callback(lambda _: self._tasks.pop(number))
-        elif number in self._tasks:
-            self._tasks[number].cancel()
+        if call.method is not None:
+            task = asyncio.get_running_loop().create_task(self._run(call, self._methods[call.method]))
+            self._tasks[call.number] = task
+            task.add_done_callback(lambda _: self._tasks.pop(call.number))
+        elif call.number in self._tasks:
+            self._tasks[call.number].cancel()
 
     def close(self) -> None:
         """Cancel all calls: the worker has ended."""
         for task in self._tasks.values():
             task.cancel()
 
-    async def _run(self, call: Call) -> None:
+    async def _run(self, call: Call, method: Callable[..., Awaitable[Any]]) -> None:
         def on_progress(progress: Progress) -> None:
-            self._send(CallProgress(call.number, progress))
+            self._send(Reply(call.number, progress))
 
         callbacks = (on_progress,) if call.reports_progress else ()
         try:
-            done = CallDone(call.number, await self._methods[call.method](*call.arguments, *callbacks))
+            reply = Reply(call.number, result=await method(*call.arguments, *callbacks))
         except GradlessError as error:
-            done = CallDone(call.number, None, error)
+            reply = Reply(call.number, error=error)
         except Exception as error:  # noqa: BLE001 - any error is reported to the worker
             # Errors of libraries may not be picklable, and their traceback is useful here only.
             _log.exception("%s failed", call.method)
-            done = CallDone(call.number, None, RuntimeError(f"{type(error).__name__}: {error}"))
-        self._send(done)
+            reply = Reply(call.number, error=RuntimeError(f"{type(error).__name__}: {error}"))
+        self._send(reply)

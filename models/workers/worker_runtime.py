@@ -28,8 +28,7 @@ from models.serving.supervisor import Supervisor
 from models.workers.channel import Channel
 from models.workers.messages import (
     Answers,
-    CallDone,
-    CallProgress,
+    Reply,
     RpcClient,
     ServedVersion,
     ServingState,
@@ -84,10 +83,7 @@ class WorkerRuntime(Runtime):
         self._telemetry = telemetry
         self._give_up = give_up
         self._decode_pool = DecodePool(
-            options.decode_threads or 1,
-            options.limits,
-            longest_wait_s=options.deadline_s / 2,
-            memory=decode_memory,
+            options.decode_threads or 1, options.limits, longest_wait_s=options.deadline_s / 2, memory=decode_memory
         )
         self._state = ServingState(-1, (), frozenset(), ready=False, draining=False)
         self._models: Mapping[str, _Model] = MappingProxyType({})
@@ -102,12 +98,7 @@ class WorkerRuntime(Runtime):
             if self._disconnected:
                 raise EOFError(_DISCONNECTED)
             self._channel.wait()
-        self._supervisor = Supervisor(
-            dict,
-            lambda _name: None,
-            give_up,
-            fatal_problem=self._stuck_decode,
-        )
+        self._supervisor = Supervisor(dict, lambda _name: None, give_up, fatal_problem=self._stuck_decode)
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
@@ -193,8 +184,8 @@ class WorkerRuntime(Runtime):
                 self._on_answers(message)
             case ServingState():
                 self._apply(message, descriptors)
-            case CallProgress() | CallDone():
-                self._rpc.on_message(message)
+            case Reply():
+                self._rpc.on_reply(message)
 
     def _apply(self, state: ServingState, descriptors: list[int]) -> None:
         """Serve by a new state. This is one step of the event loop, so a request sees the old state or the new one."""

@@ -58,11 +58,8 @@ class _Worker:
         self.number = number
         self.slots = SharedSlots(descriptor, _SHAPE)
         self.messages: queue.Queue[Answers] = queue.Queue()
+        self.on_message: Callable[[Answers], None] = self.messages.put
         self._receiver = receiver
-        receiver.add_worker(number, self.on_message)
-
-    def on_message(self, message: Answers) -> None:
-        self.messages.put(message)
 
     def slot(self, which: int = 0) -> int:
         return self.slots.of_worker(self.number)[which]
@@ -110,12 +107,14 @@ class _Setup:
 def setup() -> Iterator[_Setup]:
     engine = _Engine()
     stale: list[StaleMessage] = []
-    receiver = ImageReceiver(stale.append)
+    workers: list[_Worker] = []
+    receiver = ImageReceiver(lambda number, answers: workers[number].on_message(answers), stale.append)
     descriptor = SharedSlots.create(_SHAPE)
     batcher: Batcher[BatchItem, ItemOutput] = Batcher(engine.forward, name="tiny", on_batch=receiver.batch_over)
     version = Version(0, "tiny", descriptor, SharedSlots(descriptor, _SHAPE), batcher)
     receiver.add_version(version)
-    yield _Setup(receiver, engine, version, [_Worker(number, receiver, descriptor) for number in range(2)], stale)
+    workers += [_Worker(number, receiver, descriptor) for number in range(2)]
+    yield _Setup(receiver, engine, version, workers, stale)
     engine.gate.set()
     assert batcher.close(_TIMEOUT_S)
     os.close(descriptor)
@@ -163,7 +162,7 @@ def test_the_answer_of_an_earlier_image_does_not_overwrite_the_pixels_of_its_slo
     assert worker.slots.pixels(slot).flatten().tolist() == [200] * 12
     worker.send(_Submission(0, slot, generation))
     assert worker.answer() == (slot, generation, 200)
-    setup.until(lambda: not setup.receiver._in_flight[0])  # noqa: SLF001
+    setup.until(lambda: not setup.receiver.in_flight(0))
 
 
 def test_a_cancelled_image_in_the_queue_is_answered_without_the_batchers_lock(setup: _Setup) -> None:
@@ -183,7 +182,7 @@ def test_a_cancelled_image_in_the_queue_is_answered_without_the_batchers_lock(se
     cancelled = worker.submit(8, which=1)
     assert batcher.depth == 1
     _cancel(worker, cancelled)
-    setup.receiver.add_worker(worker.number, on_message)
+    worker.on_message = on_message
     setup.engine.gate.set()
 
     assert isinstance(worker.read().results[0][2], tuple)
@@ -203,7 +202,7 @@ def test_a_cancelled_image_is_answered_when_its_batcher_is_abandoned(setup: _Set
 
     assert isinstance(worker.read().results[0][2], ModelDownError)
     assert worker.read() == Answers(0, None, [(cancelled.slot, cancelled.generation, None)])
-    setup.until(lambda: not setup.receiver._in_flight[0])  # noqa: SLF001
+    setup.until(lambda: not setup.receiver.in_flight(0))
 
 
 def test_cancelling_an_image_does_not_cancel_the_next_one_of_its_slot(setup: _Setup) -> None:
@@ -239,19 +238,19 @@ def test_an_image_of_a_removed_version_fails_with_its_generation(setup: _Setup) 
 
     assert (slot, generation) == (submitted.slot, submitted.generation)
     assert isinstance(error, ModelGoneError)
-    assert not setup.receiver._in_flight[0]  # noqa: SLF001
+    assert not setup.receiver.in_flight(0)
 
 
 def test_a_replacement_gets_the_slots_of_a_killed_worker_with_their_generations(setup: _Setup) -> None:
     killed, _ = setup.workers
     before = killed.submit(7)
     assert setup.engine.entered.wait(_TIMEOUT_S)
-    setup.receiver.remove_worker(0)
+    setup.receiver.cancel_all(0)
     # Its image is in a forward; until that ends, no other worker may use the slot.
-    assert setup.receiver.uses(0)
+    assert setup.receiver.in_flight(0)
     setup.engine.gate.set()
-    setup.until(lambda: not setup.receiver.uses(0))
-    replacement = _Worker(0, setup.receiver, setup.version.descriptor)
+    setup.until(lambda: not setup.receiver.in_flight(0))
+    replacement = setup.workers[0] = _Worker(0, setup.receiver, setup.version.descriptor)
     after = replacement.submit(9)
 
     assert replacement.answer() == (before.slot, before.generation + 1, 9)

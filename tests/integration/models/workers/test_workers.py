@@ -498,7 +498,7 @@ async def test_a_worker_whose_message_cannot_be_processed_is_dropped_alone(
 ) -> None:
     async with _started(tiny) as service:
         faulty, other = service.workers
-        monkeypatch.setattr("models.workers.engine_server.RpcServer.on_message", lambda *_: 1 / 0)
+        monkeypatch.setattr("models.workers.engine_server.RpcServer.on_call", lambda *_: 1 / 0)
         with pytest.raises(DrainingError):
             await faulty.load("null", "null")
         await _until(lambda: service.lost == [0])
