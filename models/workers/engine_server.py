@@ -20,7 +20,7 @@ from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ModelInstance, ServingOptions
 from models.serving.runtime import LocalRuntime
 from models.workers.channel import Channel, socket_pair
-from models.workers.image_receiver import ImageReceiver, Version
+from models.workers.image_transfer import ImageReceiver, Version
 from models.workers.messages import Answers, Call, Method, RpcServer, ServedVersion, ServingState, StateApplied
 from models.workers.shared_slots import SharedSlots, SlotShape
 

@@ -26,6 +26,7 @@ from models.serving.model_instance import ServingOptions
 from models.serving.registry import find_model
 from models.serving.supervisor import Supervisor
 from models.workers.channel import Channel
+from models.workers.image_transfer import RemoteBatcher
 from models.workers.messages import (
     Answers,
     Reply,
@@ -34,7 +35,6 @@ from models.workers.messages import (
     ServingState,
     StateApplied,
 )
-from models.workers.remote_batcher import RemoteBatcher
 from models.workers.shared_slots import SharedSlots
 
 _log = logging.getLogger(__name__)

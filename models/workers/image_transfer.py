@@ -1,5 +1,5 @@
-"""Images of the HTTP workers, in the engine process: they are queued on the event loop, and the batch threads send the
-answers."""
+"""Images on their way through shared slots: `RemoteBatcher` submits them in an HTTP worker, and `ImageReceiver` queues
+and answers them in the engine process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from models.inference.batch_item import BatchItem, ItemOutput
-from models.interface.errors import ModelGoneError
+from models.interface.errors import ModelGoneError, OverloadedError
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import BatchReport, StaleMessage
 from models.scheduling.batcher import Batcher, Completed
@@ -20,6 +20,106 @@ from models.workers.messages import Answered, Answers, Submission
 from models.workers.shared_slots import SharedSlots, SlotCancelToken
 
 _log = logging.getLogger(__name__)
+
+
+class _RemoteFuture(Future[Completed[ItemOutput]]):
+    """The answer of an image. Cancelling it sets the flag in its slot, which the engine process sees."""
+
+    def __init__(self, token: SlotCancelToken) -> None:
+        super().__init__()
+        self._token = token
+
+    def cancel(self) -> bool:
+        if self.done():
+            return False
+        self._token.cancel()
+        return not self._token.started and super().cancel()
+
+
+class RemoteBatcher:
+    """The batcher of one version of a model, as a worker's pipeline sees it. Event loop only, except `submit`. `send`
+    sends to the engine process. `on_stale` gets slot and generation of each answer that no image waits for."""
+
+    def __init__(
+        self,
+        version: int,
+        slots: SharedSlots,
+        worker: int,
+        send: Callable[[object], None],
+        on_stale: Callable[[int, int], None],
+    ) -> None:
+        self._version = version
+        self._slots = slots
+        self._send = send
+        self._on_stale = on_stale
+        # The slot used last is taken first, so that little memory is touched.
+        self._free = list(slots.of_worker(worker))
+        # By slot and generation.
+        self._waiting: dict[tuple[int, int], _RemoteFuture] = {}
+        self._refusal: Callable[[], Exception] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether the engine process has no image of this worker and version."""
+        return not self._waiting
+
+    def expected_seconds(self, items: int) -> float:
+        """Return the forward time of that many items; 0 before the first batch."""
+        return items * self._slots.seconds_per_image
+
+    def submit(self, item: BatchItem) -> Future[Completed[ItemOutput]]:
+        """Queue one item, as Batcher.submit does. Raises OverloadedError if no slot is free."""
+        try:
+            slot = self._free.pop()
+        except IndexError:
+            each = self._slots.shape.each
+            raise OverloadedError(each, self.expected_seconds(each)) from None
+        generation = self._slots.claim(slot)
+        try:
+            # Both have channels last in memory, so this is one plain copy.
+            self._slots.pixels(slot).copy_(item.image)
+        except BaseException:
+            self._free.append(slot)
+            raise
+        future = self._waiting[slot, generation] = _RemoteFuture(SlotCancelToken(self._slots, slot, generation))
+        if self._refusal is None:
+            self._send((self._version, slot, generation, item.request.parameters))
+        # Read again: `abandon` may have run before this image was in `_waiting`.
+        if self._refusal is not None:
+            self._fail(slot, generation, self._refusal())
+        return future
+
+    def on_answers(self, answers: Answers) -> None:
+        """Give each image its answer, which is in its slot, or its error."""
+        for slot, generation, result in answers.results:
+            if (slot, generation) not in self._waiting:
+                self._on_stale(slot, generation)
+            elif not isinstance(result, tuple):
+                self._fail(slot, generation, result)
+            elif answers.batch is not None:
+                classes, queue_seconds, finite = result
+                output = self._slots.read(slot, classes, finite=finite)
+                future = self._release(slot, generation)
+                if future is not None and future.set_running_or_notify_cancel():
+                    future.set_result(Completed(output, queue_seconds, answers.batch))
+
+    def abandon(self, error: Callable[[], Exception]) -> None:
+        """Fail all images, those waiting and later ones, each with an error of its own."""
+        self._refusal = error
+        for slot, generation in list(self._waiting):
+            self._fail(slot, generation, error())
+
+    def _fail(self, slot: int, generation: int, error: Exception | None) -> None:
+        future = self._release(slot, generation)
+        if future is not None and error is not None and future.set_running_or_notify_cancel():
+            future.set_exception(error)
+
+    def _release(self, slot: int, generation: int) -> _RemoteFuture | None:
+        """Free a slot and return its image's future; None if another thread has done so."""
+        future = self._waiting.pop((slot, generation), None)
+        if future is not None:
+            self._free.append(slot)
+        return future
 
 
 @dataclass(frozen=True, slots=True, eq=False)

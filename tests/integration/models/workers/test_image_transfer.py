@@ -17,7 +17,7 @@ from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.request import InferenceRequest, Parameters
 from models.interface.telemetry import StaleMessage
 from models.scheduling.batcher import Batcher
-from models.workers.image_receiver import ImageReceiver, Version
+from models.workers.image_transfer import ImageReceiver, Version
 from models.workers.messages import Answers
 from models.workers.shared_slots import SharedSlots, SlotCancelToken, SlotShape
 
