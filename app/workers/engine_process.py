@@ -110,6 +110,7 @@ class _Engine:
         options = serving_options(settings)
         # The workers share what the settings give to the service.
         shares = {
+            "http_workers": workers,
             "max_held_bytes": max(settings.max_request_bytes, settings.max_held_bytes // workers),
             "decode_threads": -(-(settings.decode_threads or available_cores()) // workers),
         }

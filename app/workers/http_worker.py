@@ -172,6 +172,7 @@ def run_worker(settings: Settings, number: int, descriptors: Sequence[int]) -> N
 def _serve(settings: Settings, number: int, descriptors: Sequence[int]) -> None:
     # Not at the top: the HTTP side is imported and tested without torch.
     from models.images.decode_memory import DecodeMemory  # noqa: PLC0415
+    from models.images.decode_pool import DecodePool  # noqa: PLC0415
     from models.workers.worker_runtime import WorkerRuntime  # noqa: PLC0415
 
     # The engine process logs the service's start and end.
@@ -183,8 +184,14 @@ def _serve(settings: Settings, number: int, descriptors: Sequence[int]) -> None:
 
     def start(telemetry: Telemetry) -> Runtime:
         options = serving_options(settings)
-        memory = DecodeMemory(options.limits.max_decode_bytes, decode_memory)
-        runtime = WorkerRuntime(number, socket.socket(fileno=messages), options, memory, telemetry, give_up)
+        decode_pool = DecodePool(
+            options.decode_threads or 1,
+            options.limits,
+            # All workers share the memory of expensive decodes, and the cores.
+            longest_wait_s=options.deadline_s / 4 / (settings.http_workers or 1),
+            memory=DecodeMemory(options.limits.max_decode_bytes, decode_memory),
+        )
+        runtime = WorkerRuntime(number, socket.socket(fileno=messages), options, decode_pool, telemetry, give_up)
         # The metrics of the whole service, which the engine process has.
         parts.scraped.build = lambda accept: (
             runtime.exposition(accept, settings.metrics_max_age_s, _SCRAPE_TIMEOUT_S).encode(),

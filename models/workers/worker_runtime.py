@@ -13,7 +13,6 @@ from types import MappingProxyType
 
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.hardware import memory
-from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import Pipeline, answer
 from models.interface.errors import AtCapacityError, ModelDownError
@@ -62,8 +61,8 @@ class _Model:
 
 
 class WorkerRuntime(Runtime):
-    """The runtime of worker `number`, whose end of the socket to the engine process is `end`. Of the options it uses
-    those of decodes and deadlines. All workers share `decode_memory`.
+    """The runtime of worker `number`, whose end of the socket to the engine process is `end`. It owns `decode_pool`,
+    and uses the deadlines of `options`.
 
     The constructor blocks until it is known what is served; after that the object belongs to the running event loop.
     `give_up` gets the reason why this process should end."""
@@ -73,7 +72,7 @@ class WorkerRuntime(Runtime):
         number: int,
         end: socket.socket,
         options: ServingOptions,
-        decode_memory: DecodeMemory,
+        decode_pool: DecodePool,
         telemetry: Telemetry,
         give_up: Callable[[str], None],
     ) -> None:
@@ -82,9 +81,7 @@ class WorkerRuntime(Runtime):
         self._options = options
         self._telemetry = telemetry
         self._give_up = give_up
-        self._decode_pool = DecodePool(
-            options.decode_threads or 1, options.limits, longest_wait_s=options.deadline_s / 2, memory=decode_memory
-        )
+        self._decode_pool = decode_pool
         self._state = ServingState(-1, (), frozenset(), ready=False, draining=False)
         self._models: Mapping[str, _Model] = MappingProxyType({})
         self._draining = False

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodeJob, DecodePool, Done
 from models.images.transforms import Transform
 from models.inference.batch_item import ItemOutput
@@ -143,9 +142,9 @@ class _Engine:
 
 
 def _worker(engine: _Engine, end: socket.socket) -> WorkerRuntime:
-    options = ServingOptions(decode_threads=2, deadline_s=_TIMEOUT_S)
-    memory = DecodeMemory(options.limits.max_decode_bytes)
-    return WorkerRuntime(0, end, options, memory, engine.counts, engine.reasons.append)
+    options = ServingOptions(deadline_s=_TIMEOUT_S)
+    decode_pool = DecodePool(2, options.limits, longest_wait_s=_TIMEOUT_S)
+    return WorkerRuntime(0, end, options, decode_pool, engine.counts, engine.reasons.append)
 
 
 @asynccontextmanager

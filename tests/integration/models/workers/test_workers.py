@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from gradless.records import ComparisonOptions, Progress
-from models.images.decode_memory import DecodeMemory
+from models.images.decode_pool import DecodePool
 from models.inference.batch_item import BatchItem
 from models.interface.errors import (
     ComparisonRunningError,
@@ -121,7 +121,7 @@ async def _started(spec: ModelSpec, workers: int = 2, **options: Any) -> AsyncIt
                     number,
                     its_end,
                     serving,
-                    DecodeMemory(serving.limits.max_decode_bytes),
+                    DecodePool(2, serving.limits, longest_wait_s=serving.deadline_s),
                     service.counts[-1],
                     service.reasons.append,
                 )
