@@ -12,9 +12,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.dependencies import Parts, admin_allowed
+from app.api.middleware import PlainStartFailures
 from app.http.problems import ForbiddenError
 from app.main import create_app, start_serving
-from app.middleware.start_failures import PlainStartFailures
 from app.observability.metrics import merge_expositions
 from app.process.logs import configure_logging
 from app.settings import Settings

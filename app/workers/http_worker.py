@@ -24,10 +24,9 @@ import uvicorn
 from app.api.dependencies import Parts
 from app.main import create_app, serving_options
 from app.observability.metrics import CountsReader, content_type_for, count_in
-from app.process.interpreter import tune_interpreter
+from app.process.lifetime import end_process_within, tune_interpreter
 from app.process.logs import configure_logging, exit_at_once
-from app.process.stopping import end_process_within
-from app.server.acceptor import NO_FILES_S
+from app.server.listener import NO_FILES_S
 from app.server.server import Server, server_config
 from app.settings import Settings
 from app.workers.fork_server import Fork

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import sleep
 
-from models.interface.cancellation import CancelToken
+from models.interface.request import CancelToken
 
 # Number of units, and position of the lock that lets one decode at a time search for free units.
 _UNITS = 64

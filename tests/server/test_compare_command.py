@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.api.lens_schemas import GradModes
+from app.api.schemas import GradModes
 from gradless.records import ARMS
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -25,7 +25,7 @@ EAGER = {"GRADLESS_BACKEND": "eager"}
 _LEAKY = """
 import torch
 from app.cli import main
-from models.backends.eager import EagerBackend
+from models.backends.pytorch import EagerBackend
 from models.networks.network import FeaturesAndLogits
 
 forward = EagerBackend._forward

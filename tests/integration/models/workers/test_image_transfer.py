@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from models.inference.batch_item import BatchItem, ItemOutput
+from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.request import InferenceRequest, Parameters
 from models.interface.telemetry import StaleMessage

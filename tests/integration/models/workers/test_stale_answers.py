@@ -18,12 +18,11 @@ import torch
 
 from models.images.decode_pool import DecodeJob, DecodePool, Done
 from models.images.transforms import Transform
-from models.inference.batch_item import ItemOutput
-from models.interface.cancellation import NEVER_CANCELLED
+from models.inference.image_job import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
-from models.interface.request import InferenceRequest, Parameters
+from models.interface.request import NEVER_CANCELLED, InferenceRequest, Parameters
 from models.interface.results import ModelCard, Prediction
-from models.interface.telemetry import BatchReport, NoTelemetry, StaleMessage
+from models.interface.telemetry import BatchReport, StaleMessage, Telemetry
 from models.networks.specs import ModelSpec
 from models.serving.model_instance import ServingOptions
 from models.workers.channel import Channel, socket_pair
@@ -51,7 +50,7 @@ class _Submission(NamedTuple):
     parameters: Parameters
 
 
-class _Counts(NoTelemetry):
+class _Counts(Telemetry):
     def __init__(self) -> None:
         self.dropped: list[StaleMessage] = []
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from models.images.decode_memory import DecodeMemory
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.interface.request import NEVER_CANCELLED, CancelToken
 
 _MIB = 2**20
 _PATIENCE_S = 60
