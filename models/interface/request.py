@@ -69,9 +69,6 @@ class NeverCancelled(CancelToken):
     def cancel(self) -> None:
         pass
 
-    def __reduce__(self) -> str:
-        return "NEVER_CANCELLED"
-
 
 class AllCancelled(CancelToken):
     """The token of a batch: cancelled once each of `tokens` is."""
