@@ -23,14 +23,10 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.images.file_limits import MeteredFile
-from models.images.formats import FORMATS, format_of
-from models.images.jpeg_limits import read_layout
-from models.images.tiff_tags import read_numbers
+from models.images.formats import FORMATS, check_size, format_of
+from models.images.headers import read_jpeg, read_tiff_numbers
 from models.interface.errors import (
     EmptyImageError,
-    TooElongatedError,
-    TooManyPixelsError,
     UndecodableImageError,
     UnsupportedFormatError,
 )
@@ -137,7 +133,7 @@ def decode_pixels(
     libjpeg-turbo then computes fewer coefficients of each block, at a fraction of the cost. Without it, full size.
 
     Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError, UndecodableImageError, and
-    DamagedJpegError from the fast reader. What a decode may cost is not checked here: call cost.predict before it.
+    DamagedJpegError from the fast reader. What a decode may cost is not checked here: call predict_cost before.
     """
     return decode_strips(encoded, limits, enough=enough, jpeg_reader=jpeg_reader).assembled()
 
@@ -178,14 +174,6 @@ def read_header(encoded: bytes) -> Header:
     return Header("JPEG" if image.format in _JPEGS else str(image.format), width, height)
 
 
-def check_size(width: int, height: int, limits: ImageLimits) -> None:
-    """Raises TooManyPixelsError, TooElongatedError."""
-    if width * height > limits.max_pixels:
-        raise TooManyPixelsError(width, height, limits.max_pixels)
-    if max(width, height) > limits.max_aspect_ratio * max(1, min(width, height)):
-        raise TooElongatedError(width, height, limits.max_aspect_ratio)
-
-
 def _open(encoded: bytes) -> Image.Image:
     if not encoded:
         raise EmptyImageError
@@ -194,7 +182,7 @@ def _open(encoded: bytes) -> Image.Image:
         raise UnsupportedFormatError(FORMATS)
     if image_format == "JPEG":
         return _opened(image_format, BytesIO(encoded))
-    file = MeteredFile(encoded)
+    file = _MeteredFile(encoded)
     image = _opened(image_format, file)
     file.grant_pixels(image)
     return image
@@ -211,7 +199,7 @@ def _opened(image_format: str, file: BytesIO) -> Image.Image:
 
 def _decode_jpeg(encoded: bytes, limits: ImageLimits, enough: int) -> Strips:
     """Decode by libjpeg-turbo. Raises DamagedJpegError for what it does not read, or warns of."""
-    layout = read_layout(encoded)
+    layout = read_jpeg(encoded)
     check_size(layout.width, layout.height, limits)
     if not layout.plain:
         raise DamagedJpegError
@@ -241,7 +229,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     if exif:
         # Damaged metadata does not invalidate the image. Some programs write the prefix twice.
         with suppress(struct.error):
-            numbers = read_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
+            numbers = read_tiff_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
             if _ORIENTATION in numbers:
                 return numbers[_ORIENTATION]
     match = _ORIENTATION_IN_XMP.search(xmp)
@@ -318,3 +306,37 @@ def _from_16_bit(image: Image.Image) -> Callable[[Image.Image], Pixels]:
 
 def _reason(error: BaseException) -> str:
     return str(error).strip().rstrip(".") or type(error).__name__
+
+
+# Calls of `read` until width and height are known. The pixels may take as many again, or one for each _BYTES_OF_A_READ
+# of the file in addition: a PNG in chunks of 200 bytes stays below both limits.
+_MOST_HEADER_READS = 4_000
+_BYTES_OF_A_READ = 64
+_MOST_BYTES_READ = 2**31
+
+
+class _MeteredFile(BytesIO):
+    """An encoded image for Pillow. `read` raises UndecodableImageError after too many calls or bytes."""
+
+    def __init__(self, encoded: bytes) -> None:
+        super().__init__(encoded)
+        self._file_bytes = len(encoded)
+        self._reads_left = _MOST_HEADER_READS
+        self._bytes_left = _MOST_BYTES_READ
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        self._reads_left -= 1
+        self._bytes_left -= len(piece)
+        if self._reads_left < 0 or self._bytes_left < 0:
+            raise UndecodableImageError(None, "it consists of too many pieces")
+        return piece
+
+    def grant_pixels(self, image: Image.Image) -> None:
+        """Allow as many reads as the pixels may need. Pillow reads each run of a BMP by two reads."""
+        runs = image.width * image.height if _is_run_length_encoded(image) else 0
+        self._reads_left = _MOST_HEADER_READS + max(runs, self._file_bytes // _BYTES_OF_A_READ)
+
+
+def _is_run_length_encoded(image: Image.Image) -> bool:
+    return any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ()))

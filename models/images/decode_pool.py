@@ -1,6 +1,6 @@
 """The decode pool: ordinary images are decoded in threads, expensive and unusual ones in processes.
 
-All models of a process share one pool. The cost of an image is predicted first (cost.py). There are half as many
+All models of a process share one pool. The cost of an image is predicted first (formats.py). There are half as many
 processes as threads, so that expensive decodes leave the threads to cheap images. Processes share a memory budget
 (decode_memory.py), and refuse images once the waiting ones would take too long.
 """
@@ -17,13 +17,11 @@ from typing import NamedTuple, Protocol
 import torch
 
 from models.hardware import cores
-from models.images import cost
-from models.images.cost import DecodeCost
 from models.images.decode import DamagedJpegError, JpegReader, Pixels, decode_pixels, ignore_pillow_warnings
 from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
-from models.images.preprocessing import pixels_needed, to_tensor
-from models.images.transforms import Transform
+from models.images.formats import DecodeCost, predict_cost
+from models.images.preprocessing import Transform, pixels_needed, to_tensor
 from models.interface.admission import Budget
 from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DecodersBusyError, DrainingError
@@ -195,7 +193,7 @@ class DecodePool:
     def _decode_here(self, job: DecodeJob, transform: Transform, done: Done) -> Pixels | None:
         """Decode the image in this thread, or hand it over to a process and return None."""
         encoded, enough = job.take_encoded(), pixels_needed(transform)
-        predicted = cost.predict(encoded, self._limits, enough=enough)
+        predicted = predict_cost(encoded, self._limits, enough=enough)
         reader: JpegReader = "either"
         if self._may_have_a_thread(predicted):
             try:

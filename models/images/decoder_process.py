@@ -26,9 +26,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.images.cost import DecodeCost
 from models.images.decode import JpegReader, Pixels, Strips, decode_strips, ignore_pillow_warnings
-from models.images.formats import format_of
+from models.images.formats import DecodeCost, format_of
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
 from models.interface.image_limits import ImageLimits
 

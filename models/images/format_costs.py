@@ -1,7 +1,7 @@
 """What the decoder of each format does with a file, from its header and markers alone.
 
 Each function returns the Picture of a file: its size, and an upper bound of the decoder's time and memory. It raises
-UndecodableImageError, or struct.error and IndexError for a damaged header. cost.py adds what happens to the pixels
+UndecodableImageError, or struct.error and IndexError for a damaged header. formats.py adds what happens to the pixels
 afterwards; formats.py names the function of each format.
 """
 
@@ -11,8 +11,7 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from models.images import jpeg_limits, png_limits
-from models.images.tiff_tags import read_numbers
+from models.images.headers import COEFFICIENTS, read_jpeg, read_png_chunks, read_tiff_numbers
 from models.interface.errors import UndecodableImageError
 
 
@@ -52,14 +51,14 @@ _REDUCTIONS = (8, 4, 2)
 
 def jpeg(encoded: bytes, enough: int) -> Picture:
     """Of a JPEG, decoded so that its shorter side keeps `enough` pixels; 0 is full size."""
-    layout = jpeg_limits.read_layout(encoded)
+    layout = read_jpeg(encoded)
     if not layout.components:
         raise UndecodableImageError("JPEG", "it has no frame header")
     blocks = [layout.blocks(each) for each in range(len(layout.components))]
     if layout.arithmetic:
         coefficient_ns = _NS_JPEG_ARITHMETIC_COEFFICIENT
     else:
-        coefficient_ns = _NS_JPEG_COEFFICIENT if layout.progressive else _NS_JPEG_BLOCK / jpeg_limits.COEFFICIENTS
+        coefficient_ns = _NS_JPEG_COEFFICIENT if layout.progressive else _NS_JPEG_BLOCK / COEFFICIENTS
     ns = len(encoded) * _NS_JPEG_BYTE + len(layout.exif) * _NS_EXIF_BYTE
     ns += sum(
         blocks[component] * (_NS_JPEG_BLOCK + scan.coefficients * coefficient_ns)
@@ -102,7 +101,7 @@ _BYTE_BITS = 8
 def png(encoded: bytes, _enough: int) -> Picture:
     """Of a PNG."""
     width, height, depth, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", encoded, 16)
-    chunks = png_limits.read_chunks(encoded)
+    chunks = read_png_chunks(encoded)
     channels = _PNG_CHANNELS.get(colours, 4)
     row_bytes = -(-width * channels * depth // 8) + 1
     deep = depth > _BYTE_BITS
@@ -270,7 +269,7 @@ _SEPARATE_PLANES = 2
 
 def tiff(encoded: bytes, _enough: int) -> Picture:
     """Of the first picture of a TIFF."""
-    tags = read_numbers(encoded, _TIFF_TAGS)
+    tags = read_tiff_numbers(encoded, _TIFF_TAGS)
     width, length = tags.get(_WIDTH, 0), tags.get(_LENGTH, 0)
     if not width or not length:
         raise UndecodableImageError("TIFF", "its first directory has no width and length")

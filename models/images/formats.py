@@ -7,11 +7,21 @@ formats: docs/development.md lists them.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 from models.images import format_costs
 from models.images.format_costs import Picture
+from models.interface.errors import (
+    EmptyImageError,
+    TooCostlyError,
+    TooElongatedError,
+    TooManyPixelsError,
+    UndecodableImageError,
+    UnsupportedFormatError,
+)
+from models.interface.image_limits import ImageLimits
 
 
 class ImageFormat(NamedTuple):
@@ -77,3 +87,73 @@ def format_of(encoded: bytes) -> str | None:
 def is_image(beginning: bytes | bytearray) -> bool:
     """Return whether the first SIGNATURE_BYTES of data of unknown kind are those of an image."""
     return _STRICT_SIGNATURE.match(beginning) is not None
+
+
+# Nanoseconds on one core of an Intel Xeon, by `python -m benchmarks.decode_cost`.
+_NS_FOR_CONVERTED_PIXEL = 6.0
+_NS_FOR_RESIZED_PIXEL = 4.0
+
+_MIB = 2**20
+# Rows and tables of decoders, and strips of rows during conversion.
+_LEAST_BYTES = 8 * _MIB
+# A strip of a million pixels in RGBA, over white, and as an array.
+_STRIP_BYTES = 16 * _MIB
+# (H, W, 3) uint8.
+_RGB_BYTES = 3
+
+
+class DecodeCost(NamedTuple):
+    """CPU seconds on one core and peak bytes of memory beyond the file itself, for a decode and the resize after it.
+
+    `ordinary`: decoders handle such files every day, so a thread may decode it. `thread_bytes`: the memory that a
+    decode takes there, which is less for JPEGs, because libjpeg-turbo reads them instead of Pillow.
+    """
+
+    seconds: float
+    memory_bytes: int
+    thread_bytes: int
+    ordinary: bool
+
+
+def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> DecodeCost:
+    """Return an upper bound for the cost of decode.decode_pixels(encoded, limits, enough=enough). Takes microseconds,
+    and about 1 ms per MB for a JPEG of several scans, which has to be searched to its end.
+
+    Raises EmptyImageError, UnsupportedFormatError, UndecodableImageError, TooManyPixelsError, TooElongatedError, and
+    TooCostlyError if the cost is above `limits`.
+    """
+    if not encoded:
+        raise EmptyImageError
+    name = format_of(encoded)
+    if name is None:
+        raise UnsupportedFormatError(FORMATS)
+    image_format = format_named(name)
+    try:
+        picture = image_format.cost(encoded, enough or 0)
+    except (struct.error, IndexError) as error:
+        raise UndecodableImageError(name, "its header is damaged") from error
+    check_size(picture.width, picture.height, limits)
+    pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
+    rgb_bytes = pixels * _RGB_BYTES + _LEAST_BYTES
+    memory_bytes = int(picture.decoder_bytes + min(_STRIP_BYTES, 16 * pixels) + rgb_bytes)
+    cost = DecodeCost(
+        (picture.decoder_ns + pixels * (_NS_FOR_CONVERTED_PIXEL + _NS_FOR_RESIZED_PIXEL)) / 1e9,
+        memory_bytes,
+        memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + rgb_bytes),
+        image_format.in_threads and picture.ordinary,
+    )
+    if cost.seconds > limits.max_decode_seconds or cost.memory_bytes > limits.max_decode_bytes:
+        raise TooCostlyError(
+            name,
+            f"it may take {cost.seconds:,.1f} s of CPU time and {cost.memory_bytes / 1e6:.0f} MB of memory, and "
+            f"{limits.max_decode_seconds:g} s and {limits.max_decode_bytes / 1e6:.0f} MB are allowed",
+        )
+    return cost
+
+
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Raises TooManyPixelsError, TooElongatedError."""
+    if width * height > limits.max_pixels:
+        raise TooManyPixelsError(width, height, limits.max_pixels)
+    if max(width, height) > limits.max_aspect_ratio * max(1, min(width, height)):
+        raise TooElongatedError(width, height, limits.max_aspect_ratio)

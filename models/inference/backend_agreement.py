@@ -17,7 +17,7 @@ from models import backends
 from models.hardware import memory
 from models.hardware.placement import Precision
 from models.images import samples
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.interface.errors import DisagreementError
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits

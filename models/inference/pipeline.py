@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from models.images.decode_pool import DecodePool
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.image_job import ImageJob, Queue
 from models.interface.cancellation import CancelToken

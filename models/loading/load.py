@@ -14,12 +14,11 @@ from time import perf_counter
 import torch
 
 from models.hardware.placement import Placement, at_precision
-from models.images.transforms import Normalize, Transform
+from models.images.preprocessing import Normalize, Transform
 from models.interface.errors import ModelFolderError, StartError, UnsupportedArchitectureError
 from models.loading.calibration import Calibration
 from models.model_folder.description import FILE_NAME
-from models.networks.heads import cut_at_head
-from models.networks.layers import cut_at_layer, without_head
+from models.networks.cutting import cut_at_head, cut_at_layer, without_head
 from models.networks.network import Network
 from models.networks.specs import Classifier, FeatureLayer, ModelSpec
 

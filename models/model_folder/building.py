@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.interface.errors import ModelFolderError
-from models.model_folder import checkpoint, description, fitting, labels, own_code, sizes
-from models.model_folder.description import NEEDED_OF_TRANSFORM, Description
+from models.model_folder import checkpoint, description, fitting, own_code, sizes
+from models.model_folder.description import MIB, MOST_CLASSES, NEEDED_OF_TRANSFORM, Description, read_bounded
 from models.networks import architectures
-from models.networks.architectures import Architecture
-from models.networks.specs import Classifier, FeatureLayer, ModelSpec, ServedAs
+from models.networks.specs import Architecture, Classifier, FeatureLayer, ModelSpec, ServedAs
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _unpruned(described: Description) -> _Plan:
 def _described_labels(described: Description) -> tuple[str, ...] | None:
     """Return the labels of the description. Raises ModelFolderError unless there are as many as `classes` says."""
     with _errors_name_key(described, "labels"):
-        named = labels.read(described.labels) if isinstance(described.labels, Path) else described.labels
+        named = read_labels(described.labels) if isinstance(described.labels, Path) else described.labels
     if named is not None and described.classes not in {None, len(named)}:
         raise described.refusal("classes", f"is {described.classes}, and labels has {len(named)} names")
     return named
@@ -214,3 +214,69 @@ def _classes(described: Description, module: nn.Module, transform: Transform) ->
         raise described.refusal("architecture", "must give logits, (N, C), for images, (N, 3, H, W)")
     count: int = logits.shape[1]
     return count
+
+
+# A million classes of 32 bytes each.
+_MOST_BYTES = 32 * MIB
+
+# Names are part of every response.
+_LONGEST_NAME = 1000
+
+
+def read_labels(file: Path) -> tuple[str, ...]:
+    """Return the names, class 0 first. A .json file is a list of names, an object of names by index, or one of indices
+    by name, as torchvision's `ImageFolder.class_to_idx`. Any other file is text, one name a line. Raises
+    ModelFolderError."""
+    try:
+        text = read_bounded(file, _MOST_BYTES).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFolderError(file, f"cannot be read as UTF-8 text: {error}") from error
+    names = _of_json(file, text) if file.suffix.lower() == ".json" else _of_lines(file, text)
+    if len(names) > MOST_CLASSES:
+        raise ModelFolderError(file, f"has {len(names)} names; at most {MOST_CLASSES} are read")
+    longest = max(names, key=len)
+    if len(longest) > _LONGEST_NAME:
+        raise ModelFolderError(
+            file, f"has a name of {len(longest)} characters, {longest[:20]!r}…; at most {_LONGEST_NAME} are allowed"
+        )
+    return names
+
+
+def _of_lines(file: Path, text: str) -> tuple[str, ...]:
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise ModelFolderError(file, f"line {number} is empty, and would be the name of class {number - 1}")
+    if not names:
+        raise ModelFolderError(file, "holds no name; it should have one class a line, class 0 first")
+    return tuple(names)
+
+
+def _of_json(file: Path, text: str) -> tuple[str, ...]:
+    try:
+        held = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFolderError(file, f"is not JSON: {error}") from error
+    if isinstance(held, list):
+        held = {str(index): name for index, name in enumerate(held)}
+    elif isinstance(held, dict) and held and all(type(index) is int for index in held.values()):
+        held = _inverted(file, held)
+    if not isinstance(held, dict) or not held or not all(isinstance(name, str) and name for name in held.values()):
+        raise ModelFolderError(
+            file, 'must be a list of names, {"0": "name of class 0", …} or {"name of class 0": 0, …}, and is none'
+        )
+    return _in_order(file, held)
+
+
+def _inverted(file: Path, indices: Mapping[str, int]) -> dict[str, str]:
+    names = {str(index): name for name, index in indices.items()}
+    if len(names) < len(indices):
+        raise ModelFolderError(file, "two names have the same index")
+    return names
+
+
+def _in_order(file: Path, names: Mapping[str, str]) -> tuple[str, ...]:
+    for index in range(len(names)):
+        if str(index) not in names:
+            raise ModelFolderError(file, f"has {len(names)} names and none of index {index}; indices begin at 0")
+    return tuple(names[str(index)] for index in range(len(names)))

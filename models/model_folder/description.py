@@ -24,7 +24,7 @@ PRESETS: tuple[Preset, ...] = ("torchvision", "timm")
 FEATURE_FORMS: tuple[FeatureForm, ...] = ("pooled", "map")
 SERVED_PRECISIONS: tuple[ServedPrecision, ...] = ("fp32", "bf16", "fp16", "int8")
 
-# The same as in models.images.transforms, which imports torch.
+# The same as in models.images.preprocessing, which imports torch.
 INTERPOLATIONS = ("bilinear", "bicubic")
 FITS = ("crop", "stretch", "pad")
 
@@ -65,7 +65,7 @@ _TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TransformKeys:
-    """The [transform] table. `explicit`: the given fields of models.images.transforms.Transform, which override the
+    """The [transform] table. `explicit`: the given fields of models.images.preprocessing.Transform, which override the
     published transform. `preset`: the publisher of that transform."""
 
     preset: Preset | None

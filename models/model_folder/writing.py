@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tomlkit
 from safetensors.torch import save
+from tomlkit import TOMLDocument
+from tomlkit.items import Table
 
+from models.images.preprocessing import Transform
 from models.interface.errors import ModelFolderError
+from models.model_folder import building, checkpoint, own_code
 from models.model_folder.description import FILE_NAME
+from models.model_folder.fitting import Tensors, classes_of, guess
 from models.model_folder.sizes import SizesByLayer
+from models.networks import architectures
 from models.networks.specs import Classifier, ServedAs
 
 _WEIGHTS, _LABELS, _PRUNED = "weights.safetensors", "labels.json", "pruned.json"
@@ -78,3 +84,149 @@ def _serve(folder: Path, served_as: ServedAs) -> Mapping[str, str]:
 
 def _write_toml(folder: Path, described: Mapping[str, object]) -> None:
     (folder / FILE_NAME).write_text(tomlkit.dumps(described), encoding="utf-8")
+
+
+# Usual files with the names of classes; the first that exists is used.
+_USUAL_LABELS = tuple(
+    f"{name}{ending}"
+    for name in ("labels", "classes", "class_names", "categories", "class_to_idx", "index_to_name")
+    for ending in (".txt", ".json")
+)
+
+# The transform of most training scripts, used for a network of the user's own.
+_USUAL = Transform(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_USUAL_SAID = "These are only what most training scripts do."
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The content of a new model.toml. `classes`: number of classes of the weights, None if ambiguous. `guessed`:
+    whether the architecture was found by the tensors."""
+
+    file: Path
+    architecture: str
+    guessed: bool
+    weights: str
+    labels: str | None
+    classes: int | None
+
+
+def start(
+    folder: Path,
+    *,
+    architecture: str | None = None,
+    weights: str | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+) -> Started:
+    """Write a model.toml with comments into `folder`. `architecture` None: the one that the weights fit, which takes
+    seconds to find, and a minute where it is none of torchvision's. `weights` None: the only checkpoint there is.
+    `resize`, `crop` None: as the architecture's makers have them.
+
+    Raises ModelFolderError where there is a model.toml already, or what is needed cannot be found out.
+    """
+    file = folder / FILE_NAME
+    if not folder.is_dir():
+        raise ModelFolderError(folder, "there is no such folder")
+    if file.exists():
+        raise ModelFolderError(file, "is there already, and is not overwritten")
+    chosen = _checkpoint(folder, weights)
+    tensors = checkpoint.read(chosen)
+    named = architecture or _guessed(chosen, tensors)
+    if not own_code.is_own(named) and (reason := building.unknown(named)) is not None:
+        raise ModelFolderError(folder, reason)
+    started = Started(
+        file=file,
+        architecture=named,
+        guessed=architecture is None,
+        weights=chosen.name,
+        labels=next((name for name in _USUAL_LABELS if (folder / name).is_file()), None),
+        classes=None if own_code.is_own(named) else classes_of(tensors, architectures.find(named).build),
+    )
+    try:
+        file.write_text(_document(started, resize, crop), encoding="utf-8")
+    except OSError as error:
+        raise ModelFolderError(file, f"cannot be written: {error.strerror}") from error
+    return started
+
+
+def _checkpoint(folder: Path, name: str | None) -> Path:
+    if name is not None:
+        if not (folder / name).is_file():
+            raise ModelFolderError(folder, f"there is no {name} in it")
+        return folder / name
+    files = sorted(path for path in folder.iterdir() if path.suffix in checkpoint.SUFFIXES and path.is_file())
+    if not files:
+        raise ModelFolderError(
+            folder, f"there is no checkpoint in it, no file that ends in {', '.join(checkpoint.SUFFIXES)}"
+        )
+    if len(files) > 1:
+        raise ModelFolderError(
+            folder,
+            f"there are several checkpoints in it, {', '.join(path.name for path in files)}: choose by --weights",
+        )
+    return files[0]
+
+
+def _guessed(file: Path, tensors: Tensors) -> str:
+    found = guess(tensors)
+    if found is not None and found.exact:
+        return found.architecture
+    nearest = f"; {found.architecture} is nearest, with {found.share:.0%} of the tensors" if found is not None else ""
+    advice = "say which it is, or name code of yours, by --architecture"
+    raise ModelFolderError(file, f"fits no architecture of torchvision or timm{nearest}; {advice}")
+
+
+def _document(started: Started, resize: int | None, crop: int | None) -> str:
+    document = tomlkit.document()
+    folder = started.file.parent
+    _say(document, f"The model in this folder. `gradless models check {folder.name}` tries it as it will be served.")
+    document.add(tomlkit.nl())
+    guessed = "; found by its tensors" if started.guessed else ""
+    _say(document, f"A name of torchvision's, timm/NAME, or module:callable of code in this folder{guessed}.")
+    document.add("architecture", tomlkit.item(started.architecture))
+    _say(document, "A file of tensors by name. safetensors are safest; nothing is unpickled that could be code.")
+    document.add("weights", tomlkit.item(started.weights))
+    _say(document, "Names of the classes, class 0 first: text with one a line, JSON, or a list right here.")
+    if started.labels is None:
+        _say(document, 'labels = "labels.txt"')
+    else:
+        document.add("labels", tomlkit.item(started.labels))
+    if started.classes is not None:
+        document.add("classes", tomlkit.item(started.classes))
+    _say(document, "An inner layer to serve in place of classes, pooled or as a map; what comes after is cut off.")
+    _say(document, 'features = "layer3"')
+    _say(document, 'feature_form = "pooled"')
+    document.add(tomlkit.nl())
+    document.add("transform", _transform(started, resize, crop))
+    document.add(tomlkit.nl())
+    _say(document, "A picture whose answer is known, for `gradless models check`.")
+    for line in (
+        "[reference]",
+        'image = "picture.jpg"',
+        'label = "its class"',
+        "probability = 0.9",
+        "tolerance = 0.05",
+    ):
+        _say(document, line)
+    return tomlkit.dumps(document)
+
+
+def _transform(started: Started, resize: int | None, crop: int | None) -> Table:
+    """Return the [transform] table: requested keys are set, those of the architecture are comments."""
+    own = own_code.is_own(started.architecture)
+    values = asdict(_USUAL if own else architectures.find(started.architecture).transform)
+    told = {key: value for key, value in (("resize", resize), ("crop", crop)) if value is not None}
+    table = tomlkit.table()
+    _say(table, "Must be what validation did when the model was trained.")
+    _say(table, _USUAL_SAID if own else "A key that is commented out is as the architecture's makers have it, as here.")
+    for key, value in (values | told).items():
+        if own or key in told:
+            table.add(key, tomlkit.item(value))
+        else:
+            _say(table, f"{key} = {tomlkit.item(value).as_string()}")
+    return table
+
+
+def _say(container: TOMLDocument | Table, line: str) -> None:
+    container.add(tomlkit.comment(line))

@@ -12,8 +12,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import InterpolationMode
 
-from models.images.preprocessing import decode_image
-from models.images.transforms import Fit, Interpolation, Normalize, Transform
+from models.images.preprocessing import Fit, Interpolation, Normalize, Transform, decode_image
 from models.interface.image_limits import ImageLimits
 from models.loading import catalog
 from models.loading.load import LoadedModel

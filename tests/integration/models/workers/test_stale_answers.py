@@ -19,7 +19,7 @@ import torch
 
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodeJob, DecodePool, Done
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.batch_item import ItemOutput
 from models.interface.cancellation import NEVER_CANCELLED
 from models.interface.errors import ModelDownError, ModelGoneError
