@@ -67,12 +67,7 @@ class DecodePool:
     decodes in processes; without it, they have limits.max_decode_bytes in this pool."""
 
     def __init__(
-        self,
-        threads: int,
-        limits: ImageLimits,
-        *,
-        longest_wait_s: float = 30.0,
-        memory: DecodeMemory | None = None,
+        self, threads: int, limits: ImageLimits, *, longest_wait_s: float = 30.0, memory: DecodeMemory | None = None
     ) -> None:
         ignore_pillow_warnings()
         self.threads = threads

@@ -1,7 +1,9 @@
-"""The image formats that are accepted. Detection, error messages, OpenAPI and folder jobs read them from one table.
+"""The image formats that are accepted, and what a decode will cost. docs/development.md says how to add a format.
 
-To accept another format, write its cost function in format_costs.py and add one entry to TABLE. Further places name the
-formats: docs/development.md lists them.
+Small files can be expensive: a TIFF of 72 kB may hold 3125 tiles of 48 megapixels each. The prediction of a format is
+an amount of work (samples, scans, tiles) times the seconds that its slowest content takes on one core, and pixels times
+the bytes that its decoder allocates. It is an upper bound, not an average: `python -m benchmarks.decode_cost` prints
+prediction and measurement for a corpus of such files, and ends with status 1 if a file costs more than predicted.
 """
 
 from __future__ import annotations
@@ -25,13 +27,12 @@ from models.interface.image_limits import ImageLimits
 
 
 class ImageFormat(NamedTuple):
-    """One format.
+    """`name`: Pillow's name. `title`: the name that users read. `suffixes`: endings of file names, in lower case.
 
-    `name`: Pillow's name. `title`: the name that users read. `suffixes`: endings of file names, in lower case.
     `signature`: regular expression for the first bytes, as Pillow accepts them. `strict_signature`: one that plain text
-    does not match by accident, where `signature` is too short for that.
-    `cost`: function of a file and `enough`, the pixels that the shorter side must keep, to the work of its decoder.
-    `in_threads`: ordinary files are decoded in a decode thread; all others go to a decoder process.
+    does not match by accident, where `signature` is too short for that. `cost`: function of a file and `enough`, the
+    pixels that the shorter side must keep, to the work of its decoder. `in_threads`: ordinary files are decoded in a
+    decode thread; all others go to a decoder process.
     """
 
     name: str
@@ -48,12 +49,7 @@ SIGNATURE_BYTES = 12
 
 TABLE = (
     ImageFormat(
-        "JPEG",
-        "JPEG",
-        (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-        rb"\xff\xd8\xff",
-        format_costs.jpeg,
-        in_threads=True,
+        "JPEG", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff", format_costs.jpeg, in_threads=True
     ),
     ImageFormat("PNG", "PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", format_costs.png, in_threads=True),
     ImageFormat("WEBP", "WebP", (".webp",), rb"RIFF.{4}WEBP", format_costs.webp, in_threads=True),
@@ -64,6 +60,16 @@ TABLE = (
     ImageFormat("TIFF", "TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", format_costs.tiff),
 )
 
+# Nanoseconds for a pixel on one core of an Intel Xeon, by `python -m benchmarks.decode_cost`.
+_CONVERSION_NS = 6.0
+_RESIZE_NS = 4.0
+# Rows and tables of decoders, and strips of rows during conversion.
+_LEAST_BYTES = 8 * 2**20
+# A strip of a million pixels in RGBA, over white, and as an array.
+_STRIP_BYTES = 16 * 2**20
+# (H, W, 3) uint8.
+_RGB_BYTES = 3
+
 FORMATS = tuple(each.name for each in TABLE)
 TITLES = tuple(each.title for each in TABLE)
 SUFFIXES = frozenset(suffix for each in TABLE for suffix in each.suffixes)
@@ -73,15 +79,20 @@ _SIGNATURE = re.compile(b"|".join(b"(?P<%s>%s)" % (each.name.encode(), each.sign
 _STRICT_SIGNATURE = re.compile(b"|".join(each.strict_signature or each.signature for each in TABLE), re.DOTALL)
 
 
-def format_named(name: str) -> ImageFormat:
-    """Return the format of that name, one of FORMATS."""
-    return _BY_NAME[name]
-
-
 def format_of(encoded: bytes) -> str | None:
     """Return the name of the format whose signature `encoded` begins with, one of FORMATS; None for anything else."""
     found = _SIGNATURE.match(encoded)
     return None if found is None else found.lastgroup
+
+
+def known_format(encoded: bytes) -> ImageFormat:
+    """Return the format of `encoded`. Raises EmptyImageError, UnsupportedFormatError."""
+    if not encoded:
+        raise EmptyImageError
+    name = format_of(encoded)
+    if name is None:
+        raise UnsupportedFormatError(FORMATS)
+    return _BY_NAME[name]
 
 
 def is_image(beginning: bytes | bytearray) -> bool:
@@ -89,24 +100,11 @@ def is_image(beginning: bytes | bytearray) -> bool:
     return _STRICT_SIGNATURE.match(beginning) is not None
 
 
-# Nanoseconds on one core of an Intel Xeon, by `python -m benchmarks.decode_cost`.
-_NS_FOR_CONVERTED_PIXEL = 6.0
-_NS_FOR_RESIZED_PIXEL = 4.0
-
-_MIB = 2**20
-# Rows and tables of decoders, and strips of rows during conversion.
-_LEAST_BYTES = 8 * _MIB
-# A strip of a million pixels in RGBA, over white, and as an array.
-_STRIP_BYTES = 16 * _MIB
-# (H, W, 3) uint8.
-_RGB_BYTES = 3
-
-
 class DecodeCost(NamedTuple):
     """CPU seconds on one core and peak bytes of memory beyond the file itself, for a decode and the resize after it.
 
-    `ordinary`: decoders handle such files every day, so a thread may decode it. `thread_bytes`: the memory that a
-    decode takes there, which is less for JPEGs, because libjpeg-turbo reads them instead of Pillow.
+    `ordinary`: decoders handle such files every day, so a thread may decode it. `thread_bytes`: its memory there, less
+    for JPEGs, because libjpeg-turbo reads them instead of Pillow.
     """
 
     seconds: float
@@ -122,29 +120,24 @@ def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
     Raises EmptyImageError, UnsupportedFormatError, UndecodableImageError, TooManyPixelsError, TooElongatedError, and
     TooCostlyError if the cost is above `limits`.
     """
-    if not encoded:
-        raise EmptyImageError
-    name = format_of(encoded)
-    if name is None:
-        raise UnsupportedFormatError(FORMATS)
-    image_format = format_named(name)
+    image_format = known_format(encoded)
     try:
         picture = image_format.cost(encoded, enough or 0)
     except (struct.error, IndexError) as error:
-        raise UndecodableImageError(name, "its header is damaged") from error
+        raise UndecodableImageError(image_format.name, "its header is damaged") from error
     check_size(picture.width, picture.height, limits)
     pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
     rgb_bytes = pixels * _RGB_BYTES + _LEAST_BYTES
     memory_bytes = int(picture.decoder_bytes + min(_STRIP_BYTES, 16 * pixels) + rgb_bytes)
     cost = DecodeCost(
-        (picture.decoder_ns + pixels * (_NS_FOR_CONVERTED_PIXEL + _NS_FOR_RESIZED_PIXEL)) / 1e9,
+        (picture.decoder_ns + pixels * (_CONVERSION_NS + _RESIZE_NS)) / 1e9,
         memory_bytes,
         memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + rgb_bytes),
         image_format.in_threads and picture.ordinary,
     )
     if cost.seconds > limits.max_decode_seconds or cost.memory_bytes > limits.max_decode_bytes:
         raise TooCostlyError(
-            name,
+            image_format.name,
             f"it may take {cost.seconds:,.1f} s of CPU time and {cost.memory_bytes / 1e6:.0f} MB of memory, and "
             f"{limits.max_decode_seconds:g} s and {limits.max_decode_bytes / 1e6:.0f} MB are allowed",
         )

@@ -33,16 +33,7 @@ _CHANNELS = 3
 
 _WEIGHTS = "model.safetensors"
 
-_UNAVAILABLE = (
-    URLError,
-    OSError,
-    RuntimeError,
-    ValueError,
-    EOFError,
-    KeyError,
-    UnpicklingError,
-    SafetensorError,
-)
+_UNAVAILABLE = (URLError, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError, SafetensorError)
 
 # Random weights are seeded.
 _SEED = 0
@@ -141,9 +132,7 @@ def _published_torchvision(name: str, weights: torchvision.models.WeightsEnum) -
     except (URLError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
         file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise WeightsUnavailableError(
-            name,
-            reason(error),
-            f"On a closed network put {weights.url} at {file}, or serve {name}:random.",
+            name, reason(error), f"On a closed network put {weights.url} at {file}, or serve {name}:random."
         ) from error
     return module
 

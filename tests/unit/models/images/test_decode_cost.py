@@ -144,9 +144,7 @@ def test_the_limits_decide_what_costs_too_much() -> None:
 
 def test_more_scans_passes_tiles_and_bytes_of_a_pixel_cost_more() -> None:
     progressive = _file((2000, 1500), "JPEG", progressive=True)
-    for cheaper, dearer in pairwise(
-        [_scans_again(progressive, times) for times in (1, 2, 63, 64, 65, 300)],
-    ):
+    for cheaper, dearer in pairwise([_scans_again(progressive, times) for times in (1, 2, 63, 64, 65, 300)]):
         assert predict_cost(cheaper, _NO_LIMITS).seconds < predict_cost(dearer, _NO_LIMITS).seconds
     for cheaper, dearer in (
         (_png(900, 900, 8, 0), _png(900, 900, 8, 2)),

@@ -42,10 +42,7 @@ def test_missing_keys_default_to_the_folders_name_and_the_architectures_values(w
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [
-        (LEAST + "# " + "x" * 2**20, "is larger than 1 MiB"),
-        (LEAST + "labels = " + "[" * 100_000, "is not TOML"),
-    ],
+    [(LEAST + "# " + "x" * 2**20, "is larger than 1 MiB"), (LEAST + "labels = " + "[" * 100_000, "is not TOML")],
     ids=["large", "deep"],
 )
 def test_a_file_that_no_description_needs_is_refused(written: Written, text: str, said: str) -> None:
