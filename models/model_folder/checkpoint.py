@@ -6,7 +6,7 @@ from __future__ import annotations
 import io
 import pickletools
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -35,6 +35,12 @@ _MOST_HEADER_BYTES = 16 * MIB
 _HEADER_LENGTH_BYTES = 8
 
 _ZIP = b"PK\x03\x04"
+
+# Before PyTorch 1.6, three pickles come first: a magic number, a version and the word sizes of the system.
+_PICKLES_BEFORE_THE_OBJECT = 3
+
+# Modules of the classes in a state dict.
+_PLAIN_MODULES = ("collections", "torch", "torch._utils", "torch._tensor", "torch.storage")
 
 _BROKEN_CHECKPOINT = "is no checkpoint that torch.save has written, or not the whole of one"
 
@@ -72,11 +78,8 @@ def _safetensors(file: Path) -> object:
         with file.open("rb") as stream:
             header_bytes = int.from_bytes(stream.read(_HEADER_LENGTH_BYTES), "little")
         if header_bytes > _MOST_HEADER_BYTES:
-            raise ModelFolderError(
-                file,
-                f"is no whole safetensors file: its header would have {header_bytes} bytes, and at most "
-                f"{_MOST_HEADER_BYTES} are read",
-            )
+            what = f"its header would have {header_bytes} bytes, and at most {_MOST_HEADER_BYTES} are read"
+            raise ModelFolderError(file, f"is no whole safetensors file: {what}")
         _check_memory(file, file.stat().st_size)
         return load_file(file)
     except (SafetensorError, OSError) as error:
@@ -89,7 +92,7 @@ def _checkpoint(file: Path) -> object:
         held: object = torch.load(file, map_location="cpu", weights_only=True)
     except _BROKEN as error:
         # Not PyTorch's message, which recommends weights_only=False.
-        raise ModelFolderError(file, remedy(file, WRAPPERS) or _BROKEN_CHECKPOINT) from error
+        raise ModelFolderError(file, _remedy(file) or _BROKEN_CHECKPOINT) from error
     return held
 
 
@@ -99,19 +102,15 @@ def _check_archive(file: Path) -> None:
         size = file.stat().st_size
         with file.open("rb") as stream:
             zipped = stream.read(len(_ZIP)) == _ZIP
+        unpacked = size
         if zipped:
             with zipfile.ZipFile(file) as archive:
                 unpacked = sum(part.file_size for part in archive.infolist())
-        else:
-            unpacked = size
     except (OSError, zipfile.BadZipFile) as error:
         raise ModelFolderError(file, _BROKEN_CHECKPOINT) from error
     if unpacked > max(_MOST_UNPACKED * size, MIB):
-        raise ModelFolderError(
-            file,
-            f"has {_megabytes(size)} and says that it unpacks to {_megabytes(unpacked)}, more than {_MOST_UNPACKED} "
-            "times its size",
-        )
+        what = f"unpacks to {_megabytes(unpacked)}, more than {_MOST_UNPACKED} times its size"
+        raise ModelFolderError(file, f"has {_megabytes(size)} and says that it {what}")
     _check_memory(file, unpacked)
 
 
@@ -144,15 +143,6 @@ def _unwrapped(held: object) -> object:
     return held
 
 
-_NEW_FILE = "weights.pt"
-
-# Before PyTorch 1.6, three pickles come first: a magic number, a version and the word sizes of the system.
-_PICKLES_BEFORE_THE_OBJECT = 3
-
-# Modules of the classes in a state dict.
-_PLAIN_MODULES = ("collections", "torch", "torch._utils", "torch._tensor", "torch.storage")
-
-
 @dataclass(frozen=True, slots=True)
 class _Program:
     """A parsed pickle. `classes`: what it would import, apart from what tensors need."""
@@ -162,31 +152,28 @@ class _Program:
     texts: frozenset[str]
 
 
-def remedy(file: Path, wrappers: Sequence[str]) -> str | None:
-    """Return what `file` holds instead of plain tensors, and how to save those; None if it is damaged or of another
-    kind.
-
-    `wrappers`: the keys under which a checkpoint may have them.
-    """
+def _remedy(file: Path) -> str | None:
+    """Return what a refused file holds instead of plain tensors, and how to save those; None if it is damaged or of
+    another kind. Its pickle is parsed and never run."""
     if _is_torchscript(file):
-        return (
-            f"is a TorchScript program, which is not run here. {_recipe(f'torch.jit.load({file.name!r}).state_dict()')}"
-        )
+        tensors = f"torch.jit.load({file.name!r}).state_dict()"
+        return f"is a TorchScript program, which is not run here. {_recipe(tensors)}"
     program = _program(file)
     if program is None or not program.classes:
         return None
     loaded = f"torch.load({file.name!r}, weights_only=False)"
     named = ", ".join(program.classes[:3])
     if not program.is_dict:
-        return (
-            f"is a whole pickled model ({named}), which is code, and not run here. {_recipe(f'{loaded}.state_dict()')}"
-        )
-    wrapper = next((f"[{key!r}]" for key in wrappers if key in program.texts), "")
+        recipe = _recipe(f"{loaded}.state_dict()")
+        return f"is a whole pickled model ({named}), which is code, and not run here. {recipe}"
+    wrapper = next((f"[{key!r}]" for key in WRAPPERS if key in program.texts), "")
     return f"holds pickled objects ({named}), which are code, and not run here. {_recipe(loaded + wrapper)}"
 
 
 def _recipe(tensors: str) -> str:
-    return f'Where you trust it, save the weights alone: python -c "import torch; torch.save({tensors}, {_NEW_FILE!r})"'
+    return (
+        f"Where you trust it, save the weights alone: python -c \"import torch; torch.save({tensors}, 'weights.pt')\""
+    )
 
 
 def _is_torchscript(file: Path) -> bool:

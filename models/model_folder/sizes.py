@@ -103,10 +103,9 @@ def _resize(layer: nn.Module, sizes: Sizes, file: Path, name: str) -> None:
 def _set(layer: nn.Module, **shapes: tuple[int, ...]) -> None:
     for name, shape in shapes.items():
         old = getattr(layer, name)
-        if isinstance(old, nn.Parameter):
-            setattr(layer, name, nn.Parameter(torch.zeros(shape, dtype=old.dtype, device=old.device)))
-        elif old is not None:
-            setattr(layer, name, torch.zeros(shape, dtype=old.dtype, device=old.device))
+        if old is not None:
+            new = torch.zeros(shape, dtype=old.dtype, device=old.device)
+            setattr(layer, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
 
 def _names(layer: nn.Module) -> tuple[str, ...] | None:

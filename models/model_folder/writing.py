@@ -1,16 +1,14 @@
-"""Write a classifier as a model folder, which can be moved."""
+"""Write model folders: a classifier with all its files, or a first model.toml for the files of a folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tomlkit
 from safetensors.torch import save
-from tomlkit import TOMLDocument
-from tomlkit.items import Table
 
 from models.images.preprocessing import Transform
 from models.interface.errors import ModelFolderError
@@ -22,6 +20,16 @@ from models.networks import architectures
 from models.networks.specs import Classifier, ServedAs
 
 _WEIGHTS, _LABELS, _PRUNED = "weights.safetensors", "labels.json", "pruned.json"
+
+# Usual files with the names of classes; the first that exists is used.
+_USUAL_LABELS = tuple(
+    f"{name}{ending}"
+    for name in ("labels", "classes", "class_names", "categories", "class_to_idx", "index_to_name")
+    for ending in (".txt", ".json")
+)
+
+# The transform of most training scripts, used for a network of the user's own.
+_USUAL = Transform(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def write(
@@ -59,16 +67,17 @@ def write(
             (folder / _LABELS).write_text(f"{text}\n", encoding="utf-8")
         described |= _output_keys(classifier)
         if served_as is not None:
-            described["serve"] = _serve(folder, served_as)
-        _write_toml(folder, described)
+            quantized = served_as.quantized
+            described["serve"] = {"precision": served_as.precision} | (
+                {} if quantized is None else {"quantized": str(quantized.relative_to(folder))}
+            )
+        (folder / FILE_NAME).write_text(tomlkit.dumps(described), encoding="utf-8")
     except OSError as error:
         raise ModelFolderError(folder, f"cannot be written: {error}") from error
 
 
 def _output_keys(classifier: Classifier) -> dict[str, object]:
-    described: dict[str, object] = {}
-    if classifier.labels:
-        described["labels"] = _LABELS
+    described: dict[str, object] = {"labels": _LABELS} if classifier.labels else {}
     if classifier.features is not None:
         described |= {"features": classifier.features.node, "feature_form": classifier.features.form}
     elif not classifier.labels:
@@ -76,32 +85,10 @@ def _output_keys(classifier: Classifier) -> dict[str, object]:
     return {**described, "transform": asdict(classifier.transform)}
 
 
-def _serve(folder: Path, served_as: ServedAs) -> Mapping[str, str]:
-    if served_as.quantized is None:
-        return {"precision": served_as.precision}
-    return {"precision": served_as.precision, "quantized": str(served_as.quantized.relative_to(folder))}
-
-
-def _write_toml(folder: Path, described: Mapping[str, object]) -> None:
-    (folder / FILE_NAME).write_text(tomlkit.dumps(described), encoding="utf-8")
-
-
-# Usual files with the names of classes; the first that exists is used.
-_USUAL_LABELS = tuple(
-    f"{name}{ending}"
-    for name in ("labels", "classes", "class_names", "categories", "class_to_idx", "index_to_name")
-    for ending in (".txt", ".json")
-)
-
-# The transform of most training scripts, used for a network of the user's own.
-_USUAL = Transform(256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_USUAL_SAID = "These are only what most training scripts do."
-
-
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The content of a new model.toml. `classes`: number of classes of the weights, None if ambiguous. `guessed`:
-    whether the architecture was found by the tensors."""
+    """A new model.toml. `classes`: number of classes of the weights, None if ambiguous. `guessed`: whether the
+    architecture was found by the tensors."""
 
     file: Path
     architecture: str
@@ -119,11 +106,11 @@ def start(
     resize: int | None = None,
     crop: int | None = None,
 ) -> Started:
-    """Write a model.toml with comments into `folder`. `architecture` None: the one that the weights fit, which takes
-    seconds to find, and a minute where it is none of torchvision's. `weights` None: the only checkpoint there is.
-    `resize`, `crop` None: as the architecture's makers have them.
+    """Write a model.toml with comments into `folder`, to be corrected by the person who trained the model.
 
-    Raises ModelFolderError where there is a model.toml already, or what is needed cannot be found out.
+    `architecture` None: the one that the weights fit, which takes seconds to find, and a minute if it is timm's.
+    `weights` None: the only checkpoint there is. `resize`, `crop` None: as the architecture's makers have them. Raises
+    ModelFolderError if there is a model.toml already, or what is needed cannot be found out.
     """
     file = folder / FILE_NAME
     if not folder.is_dir():
@@ -135,14 +122,9 @@ def start(
     named = architecture or _guessed(chosen, tensors)
     if not own_code.is_own(named) and (reason := building.unknown(named)) is not None:
         raise ModelFolderError(folder, reason)
-    started = Started(
-        file=file,
-        architecture=named,
-        guessed=architecture is None,
-        weights=chosen.name,
-        labels=next((name for name in _USUAL_LABELS if (folder / name).is_file()), None),
-        classes=None if own_code.is_own(named) else classes_of(tensors, architectures.find(named).build),
-    )
+    labels = next((name for name in _USUAL_LABELS if (folder / name).is_file()), None)
+    classes = None if own_code.is_own(named) else classes_of(tensors, architectures.find(named).build)
+    started = Started(file, named, architecture is None, chosen.name, labels, classes)
     try:
         file.write_text(_document(started, resize, crop), encoding="utf-8")
     except OSError as error:
@@ -157,14 +139,11 @@ def _checkpoint(folder: Path, name: str | None) -> Path:
         return folder / name
     files = sorted(path for path in folder.iterdir() if path.suffix in checkpoint.SUFFIXES and path.is_file())
     if not files:
-        raise ModelFolderError(
-            folder, f"there is no checkpoint in it, no file that ends in {', '.join(checkpoint.SUFFIXES)}"
-        )
+        endings = ", ".join(checkpoint.SUFFIXES)
+        raise ModelFolderError(folder, f"there is no checkpoint in it, no file that ends in {endings}")
     if len(files) > 1:
-        raise ModelFolderError(
-            folder,
-            f"there are several checkpoints in it, {', '.join(path.name for path in files)}: choose by --weights",
-        )
+        names = ", ".join(path.name for path in files)
+        raise ModelFolderError(folder, f"there are several checkpoints in it, {names}: choose by --weights")
     return files[0]
 
 
@@ -178,55 +157,47 @@ def _guessed(file: Path, tensors: Tensors) -> str:
 
 
 def _document(started: Started, resize: int | None, crop: int | None) -> str:
-    document = tomlkit.document()
-    folder = started.file.parent
-    _say(document, f"The model in this folder. `gradless models check {folder.name}` tries it as it will be served.")
-    document.add(tomlkit.nl())
-    guessed = "; found by its tensors" if started.guessed else ""
-    _say(document, f"A name of torchvision's, timm/NAME, or module:callable of code in this folder{guessed}.")
-    document.add("architecture", tomlkit.item(started.architecture))
-    _say(document, "A file of tensors by name. safetensors are safest; nothing is unpickled that could be code.")
-    document.add("weights", tomlkit.item(started.weights))
-    _say(document, "Names of the classes, class 0 first: text with one a line, JSON, or a list right here.")
-    if started.labels is None:
-        _say(document, 'labels = "labels.txt"')
+    folder, guessed = started.file.parent.name, "; found by its tensors" if started.guessed else ""
+    lines = (
+        f"# The model in this folder. `gradless models check {folder}` tries it as it will be served.",
+        "",
+        f"# A name of torchvision's, timm/NAME, or module:callable of code in this folder{guessed}.",
+        _pair("architecture", started.architecture),
+        "# A file of tensors by name. safetensors are safest; nothing is unpickled that could be code.",
+        _pair("weights", started.weights),
+        "# Names of the classes, class 0 first: text with one a line, JSON, or a list right here.",
+        '# labels = "labels.txt"' if started.labels is None else _pair("labels", started.labels),
+        *([] if started.classes is None else [_pair("classes", started.classes)]),
+        "# An inner layer to serve in place of classes, pooled or as a map; what comes after is cut off.",
+        '# features = "layer3"',
+        '# feature_form = "pooled"',
+        "",
+        "[transform]",
+        "# Must be what validation did when the model was trained.",
+        *_transform_lines(started.architecture, {"resize": resize, "crop": crop}),
+        "",
+        "# A picture whose answer is known, for `gradless models check`.",
+        "# [reference]",
+        '# image = "picture.jpg"',
+        '# label = "its class"',
+        "# probability = 0.9",
+        "# tolerance = 0.05",
+        "",
+    )
+    return "\n".join(lines)
+
+
+def _transform_lines(architecture: str, chosen: Mapping[str, int | None]) -> Iterator[str]:
+    """Yield chosen keys as they are, and those of the architecture as comments."""
+    own = own_code.is_own(architecture)
+    if own:
+        yield "# These are only what most training scripts do."
     else:
-        document.add("labels", tomlkit.item(started.labels))
-    if started.classes is not None:
-        document.add("classes", tomlkit.item(started.classes))
-    _say(document, "An inner layer to serve in place of classes, pooled or as a map; what comes after is cut off.")
-    _say(document, 'features = "layer3"')
-    _say(document, 'feature_form = "pooled"')
-    document.add(tomlkit.nl())
-    document.add("transform", _transform(started, resize, crop))
-    document.add(tomlkit.nl())
-    _say(document, "A picture whose answer is known, for `gradless models check`.")
-    for line in (
-        "[reference]",
-        'image = "picture.jpg"',
-        'label = "its class"',
-        "probability = 0.9",
-        "tolerance = 0.05",
-    ):
-        _say(document, line)
-    return tomlkit.dumps(document)
+        yield "# A key that is commented out is as the architecture's makers have it, as here."
+    for key, value in asdict(_USUAL if own else architectures.find(architecture).transform).items():
+        wanted = chosen.get(key)
+        yield ("" if own or wanted is not None else "# ") + _pair(key, value if wanted is None else wanted)
 
 
-def _transform(started: Started, resize: int | None, crop: int | None) -> Table:
-    """Return the [transform] table: requested keys are set, those of the architecture are comments."""
-    own = own_code.is_own(started.architecture)
-    values = asdict(_USUAL if own else architectures.find(started.architecture).transform)
-    told = {key: value for key, value in (("resize", resize), ("crop", crop)) if value is not None}
-    table = tomlkit.table()
-    _say(table, "Must be what validation did when the model was trained.")
-    _say(table, _USUAL_SAID if own else "A key that is commented out is as the architecture's makers have it, as here.")
-    for key, value in (values | told).items():
-        if own or key in told:
-            table.add(key, tomlkit.item(value))
-        else:
-            _say(table, f"{key} = {tomlkit.item(value).as_string()}")
-    return table
-
-
-def _say(container: TOMLDocument | Table, line: str) -> None:
-    container.add(tomlkit.comment(line))
+def _pair(key: str, value: object) -> str:
+    return f"{key} = {tomlkit.item(value).as_string()}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from pickle import UnpicklingError
@@ -30,13 +32,9 @@ TIMM_PREFIX = "timm/"
 _FITS: dict[str, Fit] = {"center": "crop", "squash": "stretch", "border": "pad"}
 
 _CHANNELS = 3
-
 _WEIGHTS = "model.safetensors"
 
 _UNAVAILABLE = (URLError, OSError, RuntimeError, ValueError, EOFError, KeyError, UnpicklingError, SafetensorError)
-
-# Random weights are seeded.
-_SEED = 0
 
 # Arguments that torchvision's builders set when they load the weights of these architectures.
 _ARGUMENTS: dict[str, dict[str, object]] = {
@@ -83,13 +81,29 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line.rstrip('.')}"
 
 
+@contextmanager
+def seeded() -> Iterator[None]:
+    """Seed random weights, and restore the random numbers afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
 def imagenet_labels() -> tuple[str, ...]:
     """Return the 1000 class names of ImageNet-1k in index order, from the metadata of torchvision's weights."""
     return tuple(torchvision.models.ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
 
 
+def _cached(name: str) -> Path:
+    return Path(torch.hub.get_dir()) / "checkpoints" / name
+
+
+def _unavailable(name: str, error: Exception, address: str, file: Path) -> WeightsUnavailableError:
+    advice = f"On a closed network put {address} at {file}, or serve {name}:random."
+    return WeightsUnavailableError(name, reason(error), advice)
+
+
 def torchvision_names() -> list[str]:
-    """Return the name of every architecture."""
     listed: list[str] = torchvision.models.list_models(module=torchvision.models)
     return listed
 
@@ -107,46 +121,40 @@ def _find_torchvision(name: str) -> Architecture:
 
 
 def _random_torchvision(name: str, classes: int | None) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
-        module: nn.Module = torchvision.models.get_model(
-            name,
-            weights=None,
-            **_arguments(name, init_weights=True),
-            **({} if classes is None else {"num_classes": classes}),
-        )
+    with seeded():
+        return _torchvision_module(name, classes, init_weights=True)
+
+
+def _torchvision_module(name: str, classes: int | None, *, init_weights: bool) -> nn.Module:
+    arguments = dict(_ARGUMENTS.get(name, {}))
+    if name in _WITH_INIT_WEIGHTS:
+        arguments["init_weights"] = init_weights
+    if classes is not None:
+        arguments["num_classes"] = classes
+    module: nn.Module = torchvision.models.get_model(name, weights=None, **arguments)
     return module
-
-
-def _arguments(name: str, *, init_weights: bool) -> dict[str, object]:
-    asked: dict[str, object] = {"init_weights": init_weights} if name in _WITH_INIT_WEIGHTS else {}
-    return _ARGUMENTS.get(name, {}) | asked
 
 
 def _published_torchvision(name: str, weights: torchvision.models.WeightsEnum) -> nn.Module:
     try:
         # Not by the builder, which would unpickle any file at that path.
         state = weights.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
-        module: nn.Module = torchvision.models.get_model(name, weights=None, **_arguments(name, init_weights=False))
+        module = _torchvision_module(name, None, init_weights=False)
         module.load_state_dict(state)
     except (URLError, OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        raise WeightsUnavailableError(
-            name, reason(error), f"On a closed network put {weights.url} at {file}, or serve {name}:random."
-        ) from error
+        raise _unavailable(name, error, weights.url, _cached(Path(weights.url).name)) from error
     return module
 
 
 def _preset(name: str, weights: torchvision.models.WeightsEnum) -> Transform:
     preset = weights.transforms()
-    interpolation = preset.interpolation.value
+    interpolation, (resize,), (crop,) = preset.interpolation.value, preset.resize_size, preset.crop_size
     if interpolation not in {"bilinear", "bicubic"}:
         raise UnsupportedArchitectureError(name, f"its transform resizes by {interpolation}")
-    return Transform(preset.resize_size[0], preset.crop_size[0], interpolation, tuple(preset.mean), tuple(preset.std))
+    return Transform(resize, crop, interpolation, tuple(preset.mean), tuple(preset.std))
 
 
 def _timm_names() -> list[str]:
-    """Return every architecture, without and with each of its tags."""
     return [f"{TIMM_PREFIX}{name}" for name in (*timm.list_models(), *timm.list_models(pretrained=True))]
 
 
@@ -174,23 +182,20 @@ def _find_timm(name: str) -> Architecture:
 
 
 def _random_timm(own_name: str, classes: int | None) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_SEED)
+    with seeded():
         return _created(own_name, {} if classes is None else {"num_classes": classes})
 
 
 def _published_timm(name: str, config: PretrainedCfg) -> nn.Module:
     own_name = name.removeprefix(TIMM_PREFIX)
-    place = Path(torch.hub.get_dir()) / "checkpoints" / f"timm--{own_name}{Path(_address(config)).suffix}"
+    place = _cached(f"timm--{own_name}{Path(_address(config)).suffix}")
     try:
         file = place if place.exists() else _downloaded(config)
         # timm's own loader knows the tensor names of the publishers.
         found = {"file": str(file), "custom_load": False}
         return _created(own_name, {"pretrained": True, "pretrained_cfg_overlay": found})
     except _UNAVAILABLE as error:
-        raise WeightsUnavailableError(
-            name, reason(error), f"On a closed network put {_address(config)} at {place}, or serve {name}:random."
-        ) from error
+        raise _unavailable(name, error, _address(config), place) from error
 
 
 def _created(own_name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -226,19 +231,12 @@ def _timm_transform(name: str, config: PretrainedCfg) -> Transform:
     if channels != _CHANNELS:
         raise UnsupportedArchitectureError(name, f"it takes images of {channels} channels")
     if height != width:
-        raise UnsupportedArchitectureError(
-            name, f"it takes images of {width} x {height}, and only squares are made here"
-        )
+        size = f"{width} x {height}"
+        raise UnsupportedArchitectureError(name, f"it takes images of {size}, and only squares are made here")
     if interpolation not in {"bilinear", "bicubic"}:
         raise UnsupportedArchitectureError(name, f"its transform resizes by {interpolation}")
-    return Transform(
-        math.floor(height / found["crop_pct"]),
-        height,
-        interpolation,
-        tuple(found["mean"]),
-        tuple(found["std"]),
-        _FITS[found["crop_mode"]],
-    )
+    resize, fit = math.floor(height / found["crop_pct"]), _FITS[found["crop_mode"]]
+    return Transform(resize, height, interpolation, tuple(found["mean"]), tuple(found["std"]), fit)
 
 
 def _timm_labels(config: PretrainedCfg) -> tuple[str, ...]:

@@ -1,10 +1,15 @@
-"""Find the head of a classifier. Forward hooks watch one forward, and the head is the layer whose output is the logits;
-names are not used."""
+"""Cut a classifier at its head, or at an inner layer; what comes after an inner layer is not computed.
+
+To find the head, forward hooks watch one forward: the head is the layer whose output is the logits. To serve an inner
+layer, torch.fx traces the forward, and removes what the layer does not need from the graph and from the weights.
+"""
 
 from __future__ import annotations
 
 import copy
 import difflib
+from functools import partial
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +20,9 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from models.interface.errors import UnsupportedArchitectureError
 from models.networks.network import MeanOver, Network, TimmNetwork
 from models.networks.specs import FeatureForm, FeatureLayer
+
+# Two, to distinguish the batch dimension from dimensions of size 1.
+_IMAGES = 2
 
 
 class _Candidate(NamedTuple):
@@ -48,14 +56,12 @@ def _watched(name: str, classifier: nn.Module, image: torch.Tensor) -> tuple[tor
     """Return the logits of `image`, and the modules whose output they are, innermost first."""
     outputs: list[tuple[_Candidate, torch.Tensor]] = []
 
-    def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def record(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            if isinstance(output, torch.Tensor) and inputs and isinstance(inputs[0], torch.Tensor):
-                outputs.append((_Candidate(path, module, tuple(inputs[0].shape[1:])), output))
+    def record(path: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if isinstance(output, torch.Tensor) and inputs and isinstance(inputs[0], torch.Tensor):
+            outputs.append((_Candidate(path, module, tuple(inputs[0].shape[1:])), output))
 
-        return module.register_forward_hook(record)
-
-    hooks = [watch(path, module) for path, module in classifier.named_modules() if path]
+    named = [(path, module) for path, module in classifier.named_modules() if path]
+    hooks = [module.register_forward_hook(partial(record, path)) for path, module in named]
     try:
         with torch.no_grad():
             whole = classifier(image)
@@ -168,18 +174,15 @@ def _equal(network: Network, image: torch.Tensor, whole: torch.Tensor) -> bool:
     return features.shape == (1, network.dimensions) and torch.equal(logits, whole)
 
 
-# Two, to distinguish the batch dimension from dimensions of size 1.
-_IMAGES = 2
-
-
 def cut_at_layer(name: str, classifier: nn.Module, layer: FeatureLayer, input_size: int) -> Network:
     """Return the part of `classifier` that `layer` needs, in eval mode. Its features are the output of the layer.
 
-    Raises UnsupportedArchitectureError if there is no such layer, torch.fx cannot trace the forward, or the output has
-    no positions to take the mean over.
+    Layers are named as in `torchvision.models.feature_extraction.get_graph_node_names`: a module, as `layer3` or
+    `blocks.5`, stands for its last operation. Raises UnsupportedArchitectureError if there is no such layer, torch.fx
+    cannot trace the forward, or the output has no positions to take the mean over.
     """
     classifier.eval()
-    _check_node(name, _nodes(name, classifier), layer.node)
+    _check_node(name, classifier, layer.node)
     extractor = create_feature_extractor(
         classifier, {layer.node: _Layer.KEY}, tracer_kwargs=_tracer_options(), suppress_diff_warning=True
     )
@@ -198,35 +201,22 @@ def _tracer_options() -> dict[str, list[object]]:
     return {"leaf_modules": list(modules), "autowrap_functions": list(functions)}
 
 
-def _nodes(name: str, classifier: nn.Module) -> list[str]:
+def _check_node(name: str, classifier: nn.Module, wanted: str) -> None:
     try:
         _, nodes = get_graph_node_names(classifier, tracer_kwargs=_tracer_options(), suppress_diff_warning=True)
     except Exception as error:
         # Any exception: a forward may do anything with the tracer's proxies.
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UnsupportedArchitectureError(
-            name, f"torch.fx cannot follow its forward, so no layer of it can be served alone: {reason}"
-        ) from error
-    return list(nodes)
-
-
-def _check_node(name: str, nodes: list[str], wanted: str) -> None:
-    known = list(dict.fromkeys(part for node in nodes for part in _ancestry(node)))
+        what = f"torch.fx cannot follow its forward, so no layer of it can be served alone: {reason}"
+        raise UnsupportedArchitectureError(name, what) from error
+    # layer3.0.conv1: layer3, layer3.0 and itself.
+    known = list(dict.fromkeys(prefix for node in nodes for prefix in accumulate(node.split("."), "{}.{}".format)))
     if wanted in known:
         return
     close = difflib.get_close_matches(wanted, known, n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else f"there is {', '.join(dict.fromkeys(_tops(nodes)))}"
+    tops = ", ".join(part for part in known if "." not in part)
+    hint = f"did you mean {', '.join(close)}?" if close else f"there is {tops}"
     raise UnsupportedArchitectureError(name, f"it has no layer {wanted!r}; {hint}")
-
-
-def _ancestry(node: str) -> list[str]:
-    """layer3.0.conv1: layer3, layer3.0 and itself."""
-    parts = node.split(".")
-    return [".".join(parts[: count + 1]) for count in range(len(parts))]
-
-
-def _tops(nodes: list[str]) -> list[str]:
-    return [node.split(".")[0] for node in nodes]
 
 
 def _network(name: str, body: nn.Module, form: FeatureForm, input_size: int, *, of: str, body_prefix: str) -> Network:
