@@ -6,7 +6,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,25 +31,9 @@ WITHOUT_FILE: tuple[WithoutFile, ...] = get_args(WithoutFile)
 INTERPOLATIONS = ("bilinear", "bicubic")
 FITS = ("crop", "stretch", "pad")
 
-# Keys of the file; those of its tables follow.
-KEYS = (
-    "name",
-    "architecture",
-    "weights",
-    "pruned",
-    "labels",
-    "classes",
-    "features",
-    "feature_form",
-    "transform",
-    "serve",
-    "reference",
-)
 # Keys of [transform] that a network of the user's own needs.
 NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")
 TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
-SERVE_KEYS = ("precision", "quantized")
-REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
 
 # Names are part of URLs, metric labels and comma-separated lists.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -115,6 +99,12 @@ class Description:
 
     def refusal(self, key: str, reason: str) -> ModelFolderError:
         return ModelFolderError(self.file, reason, key)
+
+
+# Keys of the file, and of its tables besides [transform]: the fields above.
+KEYS = tuple(field.name for field in fields(Description) if field.name != "folder")
+SERVE_KEYS = tuple(field.name for field in fields(ServeKeys))
+REFERENCE_KEYS = tuple(field.name for field in fields(Reference))
 
 
 def is_name(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Load weights into a network. Every tensor must fit; an error lists those that do not."""
+"""Fit weights to a network: load them, if every tensor fits, or find the architecture that they fit."""
 
 from __future__ import annotations
 
@@ -18,15 +18,23 @@ from models.interface.errors import ModelFolderError, UnsupportedArchitectureErr
 from models.networks import architectures
 
 Tensors = Mapping[str, torch.Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
 
 # Most mismatches that an error lists.
 _MOST_LISTED = 10
-
 # Names by which a prefix is found; more than one, because the first layers may not be in the file.
 _NAMES_TRIED = 5
-
 # Counter of training batches, unused in eval mode; BatchNorms did not have it before PyTorch 0.4.1.
-COUNTER = "num_batches_tracked"
+_COUNTER = "num_batches_tracked"
+# A number of classes that no other layer has as its width.
+_ODD_CLASSES = 977
+# Functions that allocate parameters. Others, say arange and linspace, compute values that builders read.
+_ALLOCATING = (torch.empty, torch.zeros, torch.ones)
+# Families are compared by one member each; the right one is among the most similar.
+_FAMILIES_TRIED = 3
+# Below this similarity, an architecture is not suggested.
+_LEAST_SHARE = 0.5
+_DIGITS = re.compile(r"\d+")
 
 
 def load(module: nn.Module, tensors: Tensors, file: Path, what: str) -> None:
@@ -46,7 +54,7 @@ def load(module: nn.Module, tensors: Tensors, file: Path, what: str) -> None:
     missing = [
         f"{name} {_described(wanted[name])} is missing"
         for name in outcome.missing_keys
-        if name not in unfit and not name.endswith(COUNTER)
+        if name not in unfit and not name.endswith(_COUNTER)
     ]
     unexpected = [f"{name} {_described(named[name])} has no place" for name in outcome.unexpected_keys]
     faults = [*unfit.values(), *missing, *unexpected]
@@ -69,12 +77,12 @@ def without_prefix(tensors: Tensors, wanted: Mapping[str, object]) -> dict[str, 
 def classes_of(tensors: Tensors, build: Callable[[int | None], nn.Module]) -> int | None:
     """Return the number of classes of the network that `tensors` are from, the rows of its last layer. None if that is
     ambiguous."""
-    wanted = shapes(build, ODD_CLASSES)
+    wanted = shapes(build, _ODD_CLASSES)
     named = without_prefix(tensors, wanted)
     rows = {
         named[name].shape[0]
         for name, shape in wanted.items()
-        if shape[:1] == (ODD_CLASSES,) and name in named and named[name].shape[1:] == shape[1:]
+        if shape[:1] == (_ODD_CLASSES,) and name in named and named[name].shape[1:] == shape[1:]
     }
     return rows.pop() if len(rows) == 1 else None
 
@@ -87,15 +95,6 @@ def _described(tensor: torch.Tensor) -> str:
     """Return the shape, and the type unless it is a floating-point type."""
     kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
     return f"{tuple(tensor.shape)}{kind}"
-
-
-# A number of classes that no other layer has as its width.
-ODD_CLASSES = 977
-
-Shapes = Mapping[str, tuple[int, ...]]
-
-# Functions that allocate parameters. Others, say arange and linspace, compute values that builders read.
-_ALLOCATING = (torch.empty, torch.zeros, torch.ones)
 
 
 class _WithoutNumbers(TorchFunctionMode):
@@ -124,15 +123,6 @@ def shapes(build: Callable[[int | None], nn.Module], classes: int | None) -> Sha
         # The builder reads values of a parameter, so allocate them.
         module = build(classes)
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-# Families are compared by one member each; the right one is among the most similar.
-_FAMILIES_TRIED = 3
-
-_DIGITS = re.compile(r"\d+")
-
-# Below this similarity, an architecture is not suggested.
-_LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +163,7 @@ def _members(tensors: Tensors, families: Mapping[str, list[str]]) -> Iterator[st
 
 def _shapes(name: str) -> Shapes:
     try:
-        return shapes(architectures.find(name).build, ODD_CLASSES)
+        return shapes(architectures.find(name).build, _ODD_CLASSES)
     except UnsupportedArchitectureError:
         return {}
 
@@ -187,15 +177,15 @@ def _likeness(tensors: Tensors, wanted: Shapes) -> float:
 
 
 def _share(tensors: Tensors, wanted: Shapes) -> float:
-    named = {name: tensor for name, tensor in without_prefix(tensors, wanted).items() if not name.endswith(COUNTER)}
-    needed = {name: shape for name, shape in wanted.items() if not name.endswith(COUNTER)}
+    named = {name: tensor for name, tensor in without_prefix(tensors, wanted).items() if not name.endswith(_COUNTER)}
+    needed = {name: shape for name, shape in wanted.items() if not name.endswith(_COUNTER)}
     fitting = sum(name in named and _alike(tuple(named[name].shape), shape) for name, shape in needed.items())
     return fitting / max(1, len(needed.keys() | named.keys()))
 
 
 def _alike(held: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """Return whether shapes are equal, apart from the number of classes."""
-    if wanted[:1] == (ODD_CLASSES,):
+    if wanted[:1] == (_ODD_CLASSES,):
         return len(held) == len(wanted) and held[1:] == wanted[1:]
     return held == wanted
 
