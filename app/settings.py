@@ -24,7 +24,7 @@ from pydantic_settings import (
 from app.security.api_keys import Keys, read_keys
 from app.security.origins import host_names, origins
 from app.service_links import service_links
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 LogFormat = Literal["auto", "json", "console"]
 

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - the field's name for it
 
 from models.images.preprocessing import Transform, preprocess
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 
 Way = Callable[[bytes, Transform], torch.Tensor]

@@ -120,11 +120,11 @@ def _compared(settings: Settings, options: ComparisonOptions, image: bytes | Non
     from app.main import start_serving  # noqa: PLC0415
     from app.reports.progress import comparison_progress  # noqa: PLC0415
     from app.reports.terminal import waiting  # noqa: PLC0415
-    from models.interface.telemetry import NoTelemetry  # noqa: PLC0415
+    from models.interface.telemetry import Telemetry  # noqa: PLC0415
 
     try:
         with waiting(console, f"loading {settings.models[0]}"):
-            serving = start_serving(settings, NoTelemetry())
+            serving = start_serving(settings, Telemetry())
         try:
             with comparison_progress(console) as on_progress:
                 return asyncio.run(serving.compare(None, options, image, on_progress))

@@ -12,8 +12,8 @@ from fastapi import Request
 from starlette.types import Scope
 
 from app.http.problems import ClientDisconnectedError
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DrainingError
+from models.interface.request import NEVER_CANCELLED, CancelToken
 
 T = TypeVar("T")
 

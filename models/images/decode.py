@@ -27,7 +27,7 @@ from PIL import Image
 from models.images.formats import check_size, format_of, known_format
 from models.images.headers import read_jpeg, read_tiff_numbers
 from models.interface.errors import UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 Pixels = NDArray[np.uint8]
 

@@ -30,7 +30,7 @@ import numpy as np
 from models.images.decode import JpegReader, Pixels, Strips, decode_strips, ignore_pillow_warnings
 from models.images.formats import DecodeCost, format_of
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _log = logging.getLogger(__name__)
 

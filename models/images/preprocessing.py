@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from models.images.decode import ON_ITS_SIDE, Pixels, Strips, decode_pixels, decode_strips, oriented
 from models.images.formats import predict_cost
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 
 def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> torch.Tensor:

@@ -16,7 +16,7 @@ from models.hardware.placement import Precision
 from models.images.preprocessing import Transform, preprocess
 from models.interface.errors import ImageError, StartError
 from models.interface.home import expand_home
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _log = logging.getLogger(__name__)
 

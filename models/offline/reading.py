@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from models.images.decode import ignore_pillow_warnings
 from models.images.preprocessing import Transform, preprocess
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 # Batches that each worker prepares ahead.
 _AHEAD = 2

@@ -18,7 +18,7 @@ from models.hardware.cores import available_cores
 from models.images.decode import ignore_pillow_warnings, read_header
 from models.images.preprocessing import Transform, decode_image, preprocess
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.offline.statistics import Moments
 
 

@@ -25,7 +25,7 @@ EAGER = {"GRADLESS_BACKEND": "eager"}
 _LEAKY = """
 import torch
 from app.cli import main
-from models.backends.eager import EagerBackend
+from models.backends.pytorch import EagerBackend
 from models.networks.network import FeaturesAndLogits
 
 forward = EagerBackend._forward

@@ -19,9 +19,9 @@ from models.backends import place
 from models.hardware import memory
 from models.images.preprocessing import Transform
 from models.inference.engine import Engine
-from models.lens.served import compare_served
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
+from models.serving.lens import compare_served
 
 pytestmark = pytest.mark.usefixtures("one_core")
 

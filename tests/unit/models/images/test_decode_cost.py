@@ -15,7 +15,7 @@ from PIL import Image
 from models.images.formats import FORMATS, predict_cost
 from models.interface.errors import EmptyImageError, TooCostlyError, TooManyPixelsError, UndecodableImageError
 from models.interface.errors import UnsupportedFormatError as Unsupported
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _LIMITS = ImageLimits()
 _NO_LIMITS = ImageLimits(max_decode_seconds=1e9, max_decode_bytes=2**60)

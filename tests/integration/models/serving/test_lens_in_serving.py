@@ -11,7 +11,7 @@ import pytest
 from gradless.records import ComparisonOptions, Progress
 from models.interface.errors import ComparisonRunningError, DrainingError, UnknownModelError, UnsupportedFormatError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -23,7 +23,7 @@ PATIENCE_S = 30
 @pytest.fixture
 def held(gated: ModelSpec, gate: threading.Event, entered: threading.Event) -> Iterator[LocalRuntime]:
     """LocalRuntime whose forwards wait for the gate, which is closed."""
-    runtime = LocalRuntime(ServingOptions(backend="eager", models=[gated]), NoTelemetry())
+    runtime = LocalRuntime(ServingOptions(backend="eager", models=[gated]), Telemetry())
     gate.clear()
     entered.clear()
     yield runtime

@@ -1,9 +1,11 @@
-"""A queue that takes turns between requests. Not thread-safe: the batcher holds its own lock."""
+"""Fairness: a queue that takes turns between requests, and a lock that is given in order of arrival."""
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -56,3 +58,48 @@ class FairQueue(Generic[T]):
     def firsts(self) -> Iterator[T]:
         """The first entry of each fairness key. The oldest of all entries is among them."""
         return (next(iter(entries.values())) for entries in self._entries.values())
+
+
+class FairLock:
+    """Serves waiters in order of arrival. `with lock` is exclusive; `with lock.shared()` is held together with others.
+
+    threading.Lock is not fair: a thread that releases and acquires it in a loop can keep others out.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._next_ticket = 0
+        self._serving = 0
+        self._sharing = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            ticket = self._draw()
+            self._changed.wait_for(lambda: self._serving == ticket and not self._sharing)
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._serving += 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold the lock together with others that share it. Waits for exclusive waiters that came before."""
+        with self._changed:
+            ticket = self._draw()
+            self._changed.wait_for(lambda: self._serving == ticket)
+            self._sharing += 1
+            # The next waiter may share the lock at once. An exclusive one waits until nothing shares it.
+            self._serving += 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._sharing -= 1
+                self._changed.notify_all()
+
+    def _draw(self) -> int:
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        return ticket

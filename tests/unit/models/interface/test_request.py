@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from models.interface.cancellation import (
+from models.interface.request import (
     NEVER_CANCELLED,
     AllCancelled,
     AllCancelledError,

@@ -1,4 +1,6 @@
-"""Run comparisons one at a time in a thread of their own, while the server continues to serve."""
+"""Compare the arms on served models, one comparison at a time, while the server continues to serve. The package
+`gradless` measures.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +9,26 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from gradless.device_memory import DeviceMemory
 from gradless.errors import ComparisonCancelledError
+from gradless.lens import run_comparison
+from gradless.progress import ComparisonProgress
 from gradless.records import Comparison, ComparisonOptions, Progress
-from models.hardware import cores
+from gradless.report import Origin
+from gradless.subject import Arm, Inputs, Subject, first_tensor
+from models.hardware import cores, memory
 from models.inference.engine import Engine
-from models.interface.cancellation import CancelToken
 from models.interface.errors import ComparisonRunningError, DrainingError
-from models.lens.served import compare_served
+from models.interface.request import CancelToken
+from models.networks.network import FeaturesAndLogits
+
+_SEED = 0
+_RANDOM_PIXELS = f"random pixels, seed {_SEED}"
+_UPLOADED_IMAGE = "the uploaded image"
 
 
 @dataclass(eq=False, slots=True)
@@ -132,4 +144,77 @@ def _new_thread() -> ThreadPoolExecutor:
 
 
 def _use_all_cores() -> None:
-    cores.use_cores_in_this_thread(cores.available_cores())
+    torch.set_num_threads(cores.available_cores())
+
+
+def compare_served(
+    engine: Engine,
+    options: ComparisonOptions,
+    *,
+    image: torch.Tensor | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[Progress], object] = lambda _: None,
+) -> Comparison:
+    """Compare the arms on the served model with `image`, (3, side, side) uint8 of the model's input size.
+
+    The image fills the whole batch; without one, the batch is seeded random pixels. The engine's lock is taken for one
+    forward at a time, so that serving continues in between. Before each forward `cancelled` is checked and
+    `on_progress` called, in this thread. Raises ComparisonCancelledError and ComparisonTooLargeError.
+    """
+    return run_comparison(_subject(engine, image), options, ComparisonProgress(cancelled, on_progress), _origin(engine))
+
+
+def _subject(engine: Engine, image: torch.Tensor | None) -> Subject:
+    model = engine.model
+    side = model.transform.crop
+
+    def batch(size: int) -> Inputs:
+        if image is None:
+            generator = torch.Generator().manual_seed(_SEED)
+            pixels = torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, generator=generator)
+        else:
+            pixels = image.expand(size, -1, -1, -1).contiguous()
+        with engine.lock, torch.no_grad():
+            images: torch.Tensor = model.normalize(pixels.to(model.placement.device))
+        return Inputs(images, pixels.contiguous(memory_format=torch.channels_last))
+
+    return Subject(
+        network=model.network,
+        device=model.placement.device,
+        batch=batch,
+        input=_RANDOM_PIXELS if image is None else _UPLOADED_IMAGE,
+        served=_served_arm(engine),
+        answer=_answer,
+        lock=engine.lock,
+        memory=DeviceMemory(free_bytes=memory.free_bytes, reset_peak=memory.begin_peak, release=memory.trim),
+        original_name=model.network.original_name,
+        classes=model.network.classes > 0,
+    )
+
+
+def _served_arm(engine: Engine) -> Arm:
+    def forward(inputs: Inputs) -> FeaturesAndLogits:
+        if inputs.pixels is None:  # pragma: no cover - batches of a served model have pixels
+            raise ValueError("there are no pixels to serve")
+        # Larger batches are never served.
+        outputs = [engine.forward(pixels) for pixels in torch.split(inputs.pixels, engine.hints.max_batch_size)]
+        if len(outputs) == 1:
+            return outputs[0]
+        # Inference tensors are joined into an inference tensor.
+        with torch.inference_mode(outputs[0].features.is_inference()):
+            return FeaturesAndLogits(*map(torch.cat, zip(*outputs, strict=True)))
+
+    return Arm(name="served", forward=forward, network=engine.served_network, memory_note=engine.hints.memory_note)
+
+
+def _answer(output: Any) -> torch.Tensor:
+    """Return the logits, or the features of a network without classes."""
+    if isinstance(output, FeaturesAndLogits):
+        return output.logits if output.logits.shape[1] else output.features
+    return first_tensor(output)
+
+
+def _origin(engine: Engine) -> Origin:
+    model, placement = engine.model, engine.model.placement
+    dtype = placement.dtype_name
+    return Origin(model.name, model.fingerprint, model.architecture, str(placement.device), dtype, placement.backend)

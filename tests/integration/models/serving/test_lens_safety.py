@@ -16,11 +16,11 @@ from torch import nn
 from gradless import compare
 from gradless.records import ComparisonOptions
 from models.hardware import memory
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.request import InferenceRequest
 from models.interface.results import Prediction
-from models.lens.served import compare_served
+from models.serving.lens import compare_served
 from models.serving.runtime import LocalRuntime
 
 pytestmark = pytest.mark.usefixtures("one_core")
