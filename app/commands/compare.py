@@ -135,7 +135,7 @@ def _compared(settings: Settings, options: ComparisonOptions, image: bytes | Non
 
 
 def _report(comparison: Comparison, json: Path | None, html: Path | None) -> None:
-    from app.api.lens_schemas import GradModes  # noqa: PLC0415
+    from app.api.schemas import GradModes  # noqa: PLC0415
     from app.reports.lens_page import page  # noqa: PLC0415
     from app.reports.lens_terminal import show  # noqa: PLC0415
     from app.reports.terminal import PatientConsole  # noqa: PLC0415

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.api.lens_schemas import GradModes
+from app.api.schemas import GradModes
 from gradless.records import ARMS
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
