@@ -17,7 +17,7 @@ from gradless.errors import ComparisonCancelledError, ComparisonTooLargeError
 from gradless.records import ARMS, ArmName, ArmReport, Comparison, ComparisonOptions, Progress
 from models.backends import place
 from models.hardware import memory
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.engine import Engine
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec

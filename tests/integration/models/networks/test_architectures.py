@@ -14,7 +14,7 @@ from torch import nn
 from gradless import compare
 from models.backends.folding import TOLERANCE, folded
 from models.networks import architectures
-from models.networks.heads import cut_at_head
+from models.networks.cutting import cut_at_head
 from models.networks.network import Network
 
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
