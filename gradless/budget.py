@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter
 
+from gradless.arms import Arm, Subject
 from gradless.errors import ComparisonTooLargeError
-from gradless.peak import recorded_peak
+from gradless.memory import recorded_peak
 from gradless.records import ArmName, ComparisonOptions, LargestBatch
-from gradless.subject import Arm, Subject
 
 # Share of free memory that a comparison may use; serving continues meanwhile.
 ALLOWED_SHARE = 3 / 4
@@ -60,7 +60,7 @@ def _run_trial(arm: Arm, subject: Subject, size: int) -> Trial:
         arm.forward(inputs)
     with subject.lock:
         started_at = perf_counter()
-        with recorded_peak(subject.device, arm.memory_note, subject.memory.reset_peak) as recording:
+        with recorded_peak(subject.device, arm.memory_note, subject.reset_peak) as recording:
             arm.forward(inputs)
         return Trial(size, recording.peak.bytes, perf_counter() - started_at)
 

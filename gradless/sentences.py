@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
-from gradless.records import ArmName, ArmReport, LargestBatch, LeftOut, ModuleRetained, Spread
+from gradless.records import (
+    ArmName,
+    ArmReport,
+    Comparison,
+    ComparisonOptions,
+    LargestBatch,
+    ModuleRetained,
+    Spread,
+)
 from gradless.units import in_bytes, in_seconds
 
 _NAMES: Mapping[ArmName, str] = {
@@ -24,36 +31,19 @@ _MODES: tuple[ArmName, ...] = ("no_grad", "set_grad_enabled_false", "inference_m
 _ENOUGH_ROUNDS = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportFacts:
-    """The results that the sentences state. `sizes_skipped` are batch sizes of the sweep that time did not allow."""
-
-    arms: Mapping[ArmName, ArmReport]
-    left_out: tuple[LeftOut, ...]
-    modules: tuple[ModuleRetained, ...]
-    largest_batch: LargestBatch | None
-    rounds_requested: int
-    rounds: int
-    sizes_skipped: tuple[int, ...]
-    sizes_failed: Mapping[int, str]
-
-
-def sentences(facts: ReportFacts) -> tuple[str, ...]:
-    return tuple(_all(facts))
-
-
-def _all(facts: ReportFacts) -> Iterator[str]:
-    arms = facts.arms
+def sentences(comparison: Comparison, options: ComparisonOptions, failed_sizes: Mapping[int, str]) -> Iterator[str]:
+    """Yield the results as sentences. `failed_sizes` maps batch sizes of the sweep that could not run to the reason."""
+    arms = {report.arm: report for report in comparison.arms}
     yield from _retained(arms)
     yield from _peaks(arms)
-    yield from _seconds(arms, facts.rounds)
-    yield from _modules(arms, facts.modules)
-    yield from _largest(facts.largest_batch)
+    yield from _seconds(arms, comparison.iterations)
+    yield from _modules(arms, comparison.modules)
+    yield from _largest(comparison.largest_batch)
     yield from _frozen(arms)
     yield from _train(arms)
     yield from _inference_tensors(arms)
     yield from _served(arms)
-    yield from _missing(facts)
+    yield from _missing(comparison, options, failed_sizes)
 
 
 def _retained(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
@@ -152,15 +142,16 @@ def _served(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
         )
 
 
-def _missing(facts: ReportFacts) -> Iterator[str]:
-    for left_out in facts.left_out:
+def _missing(comparison: Comparison, options: ComparisonOptions, failed_sizes: Mapping[int, str]) -> Iterator[str]:
+    for left_out in comparison.left_out:
         yield f"The arm {left_out.arm} could not be run: {left_out.reason}"
-    if facts.rounds < facts.rounds_requested:
-        yield f"Time was up after {_counted(facts.rounds, 'round')} of {facts.rounds_requested}."
-    for size, reason in facts.sizes_failed.items():
+    if comparison.iterations < options.iterations:
+        yield f"Time was up after {_counted(comparison.iterations, 'round')} of {options.iterations}."
+    for size, reason in failed_sizes.items():
         yield f"Batch size {size} of the sweep could not be run: {reason}"
-    if facts.sizes_skipped:
-        yield f"Time was up before batch sizes {', '.join(map(str, facts.sizes_skipped))} of the sweep."
+    skipped = set(options.sweep) - {point.batch_size for point in comparison.sweep} - set(failed_sizes)
+    if skipped:
+        yield f"Time was up before batch sizes {', '.join(map(str, sorted(skipped)))} of the sweep."
 
 
 def _one_without_gradients(arms: Mapping[ArmName, ArmReport]) -> ArmReport | None:

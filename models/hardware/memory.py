@@ -1,4 +1,4 @@
-"""Memory of devices and of this process: statistics, within a container's limits (cgroups.py), out-of-memory errors,
+"""Memory of devices and of this process: statistics, within a container's limits, out-of-memory errors,
 and when allocators keep or return freed memory."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import nn
 
-from gradless.cgroups import memory_limits
+from gradless.memory import memory_limits
 from models.interface.telemetry import MemoryKind
 
 # Parameters of mallopt(3), from glibc's malloc.h.

@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
-from gradless.device_memory import DeviceMemory
-from gradless.lens import run_comparison
-from gradless.progress import ComparisonProgress
+from gradless.arms import Arm, Inputs, Subject, first_tensor
+from gradless.comparison import run_comparison
+from gradless.measuring import ComparisonProgress
 from gradless.records import Comparison, ComparisonOptions, Progress
-from gradless.report import Origin
-from gradless.subject import Arm, Inputs, Subject, first_tensor
 from models.hardware import memory
 from models.inference.engine import Engine
 from models.networks.network import FeaturesAndLogits
@@ -37,7 +35,7 @@ def compare_served(
     forward at a time, so that serving continues in between. Before each forward `cancelled` is checked and
     `on_progress` called, in this thread. Raises ComparisonCancelledError and ComparisonTooLargeError.
     """
-    return run_comparison(_subject(engine, image), options, ComparisonProgress(cancelled, on_progress), _origin(engine))
+    return run_comparison(_subject(engine, image), options, ComparisonProgress(cancelled, on_progress))
 
 
 def _subject(engine: Engine, image: torch.Tensor | None) -> Subject:
@@ -59,12 +57,19 @@ def _subject(engine: Engine, image: torch.Tensor | None) -> Subject:
         device=model.placement.device,
         batch=batch,
         input=_RANDOM_PIXELS if image is None else _UPLOADED_IMAGE,
+        model=model.name,
+        architecture=model.architecture,
+        dtype=model.placement.dtype_name,
+        fingerprint=model.fingerprint,
+        backend=model.placement.backend,
         served=_served_arm(engine),
         answer=_answer,
         lock=engine.lock,
-        memory=DeviceMemory(free_bytes=memory.free_bytes, reset_peak=memory.begin_peak, release=memory.trim),
         original_name=model.network.original_name,
         classes=model.network.classes > 0,
+        free_bytes=memory.free_bytes,
+        reset_peak=memory.begin_peak,
+        release=memory.trim,
     )
 
 
@@ -88,9 +93,3 @@ def _answer(output: Any) -> torch.Tensor:
     if isinstance(output, FeaturesAndLogits):
         return output.logits if output.logits.shape[1] else output.features
     return first_tensor(output)
-
-
-def _origin(engine: Engine) -> Origin:
-    model, placement = engine.model, engine.model.placement
-    dtype = placement.dtype_name
-    return Origin(model.name, model.fingerprint, model.architecture, str(placement.device), dtype, placement.backend)

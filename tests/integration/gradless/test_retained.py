@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from gradless import retained_bytes
-from gradless.peak import prepare_profiler
+from gradless.memory import prepare_profiler
 from gradless.records import Retained
 from gradless.retained import saved_by
 from models.loading.load import LoadedModel
