@@ -2,122 +2,106 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
 
 from gradless.arms import Arm, Inputs, Subject, arm_of, subject_with
 from gradless.budget import Prediction, Trial, run_trial
+from gradless.errors import ComparisonCancelledError
 from gradless.measuring import (
     ComparisonProgress,
-    Examination,
+    Measured,
     Measuring,
     isolate_failure,
-    max_abs_difference,
-    spread,
-    top1_agreement,
-    train_facts,
-    try_backward,
 )
 from gradless.memory import prepare_profiler
+from gradless.outputs import train_facts, try_backward
 from gradless.records import (
     ARMS,
     ArmName,
-    ArmReport,
-    Backward,
     Comparison,
     ComparisonOptions,
-    ComparisonStage,
     LeftOut,
+    ModuleRetained,
     SweepPoint,
     SweptArm,
-    TrainFacts,
 )
-from gradless.retained import Saved
 from gradless.sentences import sentences
 
 _UNSERVED: tuple[ArmName, ...] = tuple(name for name in ARMS if name != "served")
-
-# Images for checks that need no large batch: the backward pass, and whether two runs agree.
-_FEW = 2
 
 _SWEEP_ROUNDS = 3
 
 
 def compare(
     network: nn.Module,
-    images: torch.Tensor,
-    *,
+    *args: Any,
     arms: tuple[ArmName, ...] = _UNSERVED,
-    iterations: int = 5,
+    iterations: int = 12,
     sweep: tuple[int, ...] = (),
     modules: bool = True,
     seconds: float = 60.0,
+    force: bool = False,
+    **kwargs: Any,
 ) -> Comparison:
-    """Compare the arms on any network in eval mode and one batch of its inputs, (N, …), on the network's device.
+    """Compare the arms on any network in eval mode, called as `network(*args, **kwargs)`, on its device.
 
-    The network is not changed. A compiled network is not supported: the hooks would compile it again.
-    Raises ValueError for a network in train mode, ComparisonTooLargeError, and what a forward raises under
-    inference_mode.
+    Arguments may be tensors, and tuples, lists and dicts of them. The first dimension of the first one is the batch;
+    other batch sizes cut or repeat every tensor that has it. The options are those of ComparisonOptions.
+
+    Network and arguments are not changed. A compiled network is not supported: the hooks would compile it again.
+    Raises ValueError for a network in train mode and for an unknown arm, TypeError without a tensor, RuntimeError while
+    a profiler runs, ComparisonTooLargeError, and what a forward raises if no arm can run.
     """
     if any(module.training for module in network.modules()):
         raise ValueError("the network is in train mode, where comparing it would change it; call eval() first")
+    if wrong := [name for name in arms if name not in _UNSERVED]:
+        raise ValueError(f"there is no arm {wrong[0]!r} here; there is {', '.join(_UNSERVED)}")
+    subject, size = subject_with(network, args, kwargs)
     options = ComparisonOptions(
-        arms=arms, batch_size=len(images), iterations=iterations, sweep=sweep, modules=modules, seconds=seconds
+        arms=arms, batch_size=size, iterations=iterations, sweep=sweep, modules=modules, seconds=seconds, force=force
     )
-    return run_comparison(subject_with(network, images), options, ComparisonProgress())
+    return run_comparison(subject, options, ComparisonProgress())
 
 
 def run_comparison(subject: Subject, options: ComparisonOptions, progress: ComparisonProgress) -> Comparison:
     """Run one comparison in any autograd mode of the calling thread, and leave no trace of it.
 
-    inference_mode is left, because enable_grad records nothing in it. The random state, which Dropout advances, is
-    restored, and cached memory is released.
+    inference_mode is left, because enable_grad records nothing in it. Random states are restored, and cached memory is
+    released. Raises RuntimeError while a profiler runs: the comparison's own would end it.
     """
+    if torch._C._autograd._profiler_enabled():  # noqa: SLF001 - it has no public name
+        raise RuntimeError("a profiler is running, and a comparison needs the profiler itself; end yours first")
     prepare_profiler()
-    device = subject.device
     try:
-        with torch.inference_mode(False), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with torch.inference_mode(False), _random_states_restored(subject.device):
             return _Run(subject, options, progress).run()
     finally:
-        subject.release(device)
+        subject.release(subject.device)
 
 
-@dataclass(slots=True)
-class _Measured:
-    """Results of one arm, filled in as the comparison proceeds. `kept` is what its forward makes autograd keep."""
-
-    arm: Arm
-    backward: Backward
-    examination: Examination
-    seconds: list[float] = field(default_factory=list)
-    kept: Saved = field(default_factory=Saved)
-    train: TrainFacts | None = None
-
-    def swept(self) -> SweptArm:
-        return SweptArm(self.arm.name, median(self.seconds), self.kept.retained.bytes, self.examination.peak.bytes)
-
-    def reported(self, reference: torch.Tensor, *, classes: bool) -> ArmReport:
-        """Return the arm's record. `reference` is the answer under inference_mode; `classes`: both are logits."""
-        answer, retained = self.examination.answer, self.kept.retained
-        return ArmReport(
-            arm=self.arm.name,
-            seconds=spread(self.seconds),
-            peak_bytes=self.examination.peak.bytes,
-            peak_note=self.examination.peak.note,
-            retained_bytes=retained.bytes,
-            retained_tensors=retained.tensors,
-            output=self.examination.facts,
-            backward=self.backward,
-            max_abs_difference=max_abs_difference(answer, reference),
-            top1_agreement=top1_agreement(answer, reference) if classes else None,
-            train=self.train,
-        )
+@contextmanager
+def _random_states_restored(device: torch.device) -> Iterator[None]:
+    """Restore the random states of PyTorch, Python, and NumPy if it is loaded, which a forward may advance."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = None if numpy is None else numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
 
 
 class _Run:
@@ -130,6 +114,7 @@ class _Run:
         self._measuring = Measuring(subject, progress)
         self._started_at = perf_counter()
         self._left_out: list[LeftOut] = []
+        self._trials: dict[ArmName, Trial] = {}
         self._failed_sizes: dict[int, str] = {}
         self._sweep_rounds = min(_SWEEP_ROUNDS, options.iterations)
 
@@ -145,9 +130,14 @@ class _Run:
         reference = self._reference(measured, inputs)
         rounds = self._time(measured, inputs)
         self._examine_again(measured, inputs)
-        sweep = self._sweep([each.arm for each in measured], tuple(each.swept() for each in measured))
-        peaks = {each.arm.name: each.examination.peak.bytes for each in measured}
-        kept_by_grad = next((each.kept for each in measured if each.arm.name == "grad" and options.modules), Saved())
+        grad = next((each for each in measured if each.arm.name == "grad"), None)
+        modules = self._modules(grad, inputs) if grad is not None and options.modules else ()
+        known = tuple(each.swept() for each in measured)
+        sweep = self._sweep([each.arm for each in measured], known)
+        peaks = {
+            point.batch_size: {arm.arm: arm.peak_bytes for arm in point.arms}
+            for point in (*sweep, SweepPoint(options.batch_size, known))
+        }
         comparison = Comparison(
             model=subject.model,
             fingerprint=subject.fingerprint,
@@ -159,11 +149,11 @@ class _Run:
             iterations=rounds,
             input=subject.input,
             torch=torch.__version__,
-            arms=tuple(each.reported(reference, classes=subject.classes) for each in measured),
+            arms=tuple(each.reported(reference, grad, classes=subject.classes) for each in measured),
             left_out=tuple(self._left_out),
-            modules=kept_by_grad.by_module(subject.network, subject.original_name),
+            modules=modules,
             sweep=tuple(sweep),
-            largest_batch=prediction.largest_batch(peaks, options.batch_size, free_bytes),
+            largest_batch=prediction.largest_batch(peaks, free_bytes),
             sentences=(),
         )
         return replace(comparison, sentences=tuple(sentences(comparison, options, self._failed_sizes)))
@@ -171,39 +161,53 @@ class _Run:
     def _try_arms(self) -> tuple[list[Arm], Prediction]:
         """Return the arms that can run, and a prediction from a small batch of each."""
         arms: list[Arm] = []
-        trials: dict[ArmName, Trial] = {}
         for name in self._options.arms:
             self._progress.check()
             with self._left_out_on_failure(name):
                 arm = arm_of(name, self._subject)
-                trials[name] = run_trial(arm, self._subject)
+                self._trials[name] = run_trial(arm, self._subject, self._progress.check)
                 arms.append(arm)
-        return arms, Prediction(trials, self._subject.batch(1).nbytes, self._subject.weight_bytes)
+        return arms, Prediction(self._trials, self._subject.batch(1).nbytes, self._subject.weight_bytes)
 
-    def _examine(self, arms: list[Arm], inputs: Inputs) -> list[_Measured]:
+    def _examine(self, arms: list[Arm], inputs: Inputs) -> list[Measured]:
         """Examine a forward of each arm, which also warms it up for the timed rounds."""
-        measured: list[_Measured] = []
+        measured: list[Measured] = []
         for arm in arms:
             with self._left_out_on_failure(arm.name):
                 self._progress.begin("warming up")
+                few = self._few(arm)
                 with self._subject.lock:
-                    backward = try_backward(arm, self._subject, inputs.first(_FEW))
-                measured.append(_Measured(arm, backward, self._measuring.examine(arm, inputs, "memory")))
+                    backward = try_backward(arm, self._subject, few)
+                measured.append(Measured(arm, backward, self._measuring.examine(arm, inputs, "memory")))
         return measured
+
+    def _few(self, arm: Arm) -> Inputs:
+        """Return the smallest batch that the arm can run, for checks that need no larger one."""
+        return self._subject.batch(self._trials[arm.name].batch_size)
 
     def _left_out_on_failure(self, name: ArmName) -> AbstractContextManager[None]:
         """Leave the arm out if the block raises: a network may fail in train mode, or when it is copied."""
         return isolate_failure(lambda reason: self._left_out.append(LeftOut(name, reason)))
 
-    def _reference(self, measured: list[_Measured], inputs: Inputs) -> torch.Tensor:
-        """Return the answer under inference_mode, also if that arm is not one of the options."""
+    def _reference(self, measured: list[Measured], inputs: Inputs) -> list[torch.Tensor]:
+        """Return the answer under inference_mode, also if that arm is not one of the options.
+
+        If it cannot run, return that of the first arm that can; if none can, raise the error.
+        """
         for each in measured:
             if each.arm.name == "inference_mode":
                 return each.examination.answer
         self._progress.expect(1)
-        return self._measuring.examine(arm_of("inference_mode", self._subject), inputs, "memory").answer
+        try:
+            return self._measuring.examine(arm_of("inference_mode", self._subject), inputs, "memory").answer
+        except ComparisonCancelledError:
+            raise
+        except Exception:
+            if not measured:
+                raise
+            return measured[0].examination.answer
 
-    def _time(self, measured: list[_Measured], inputs: Inputs) -> int:
+    def _time(self, measured: list[Measured], inputs: Inputs) -> int:
         """Time rounds over all arms until the options' number or time is reached. Return the number of rounds."""
         arms = [each.arm for each in measured]
         for number in range(self._options.iterations):
@@ -218,17 +222,25 @@ class _Run:
                 return number + 1
         return self._options.iterations
 
-    def _examine_again(self, measured: list[_Measured], inputs: Inputs) -> None:
+    def _examine_again(self, measured: list[Measured], inputs: Inputs) -> None:
         """Run what needs a second forward: telling new storages from older ones, and the effects of train mode."""
         for each in measured:
             arm = each.arm
-            stage: ComparisonStage = "modules" if arm.name == "grad" and self._options.modules else "memory"
-            each.kept = self._measuring.retained(arm, inputs, each.examination.saved, stage)
+            each.kept = self._measuring.retained(arm, inputs, each.examination.saved, "memory")
             if arm.name == "train":
                 self._progress.expect(1)
                 self._progress.begin("memory")
+                few = self._few(arm)
                 with self._subject.lock:
-                    each.train = train_facts(arm, self._subject, inputs.first(_FEW))
+                    each.train = train_facts(arm, self._subject, few)
+
+    def _modules(self, grad: Measured, inputs: Inputs) -> tuple[ModuleRetained, ...]:
+        """Return the table by module, empty if the network does not allow hooks on its modules."""
+        modules: list[ModuleRetained] = []
+        if grad.examination.saved is not None and grad.kept is not None and grad.kept.bytes:
+            with isolate_failure(lambda _: None):
+                modules += self._measuring.modules(grad.arm, inputs, grad.examination.saved)
+        return tuple(modules)
 
     def _sweep(self, arms: list[Arm], known: tuple[SweptArm, ...]) -> list[SweepPoint]:
         """Measure each batch size of the sweep, smallest first, while its time lasts.
@@ -253,12 +265,11 @@ class _Run:
         measuring = self._measuring
         examined = {arm.name: measuring.examine(arm, inputs, "sweep") for arm in arms}
         timed = [measuring.round(arms, inputs, "sweep", number) for number in range(self._sweep_rounds)]
-        return tuple(
-            SweptArm(
-                arm.name,
-                median(seconds[arm.name] for seconds in timed),
-                measuring.retained(arm, inputs, examined[arm.name].saved, "sweep").retained.bytes,
-                examined[arm.name].peak.bytes,
+        points: list[SweptArm] = []
+        for arm in arms:
+            kept = measuring.retained(arm, inputs, examined[arm.name].saved, "sweep")
+            seconds = median(each[arm.name] for each in timed)
+            points.append(
+                SweptArm(arm.name, seconds, None if kept is None else kept.bytes, examined[arm.name].peak.bytes)
             )
-            for arm in arms
-        )
+        return tuple(points)

@@ -57,6 +57,12 @@ def release_cached(device: torch.device) -> None:
         torch.mps.empty_cache()
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done all its work; the CPU has none pending."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 class MemoryLimit(NamedTuple):
     """Memory of one control group in bytes: `limit` for all its processes together, and `room` left of it."""
 
@@ -136,7 +142,7 @@ def recorded_peak(
             yield recording
             recording.peak = Peak(None, note)
         case "cpu":
-            with _no_garbage_collection(), torch.autograd.profiler.profile(profile_memory=True) as profiler:
+            with no_garbage_collection(), torch.autograd.profiler.profile(profile_memory=True) as profiler:
                 yield recording
             recording.peak = Peak(_highest(profiler))
         case "cuda":
@@ -152,7 +158,7 @@ def recorded_peak(
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """Disable the garbage collector: memory that it frees would be subtracted from the forward's."""
     enabled = gc.isenabled()
     gc.disable()

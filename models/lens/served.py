@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gradless.arms import Arm, Inputs, Subject, first_tensor
+from gradless.arms import Arm, Inputs, Subject
 from gradless.comparison import run_comparison
 from gradless.measuring import ComparisonProgress
 from gradless.records import Comparison, ComparisonOptions, Progress
@@ -19,6 +19,8 @@ _SEED = 0
 
 _RANDOM_PIXELS = f"random pixels, seed {_SEED}"
 _UPLOADED_IMAGE = "the uploaded image"
+
+_NOT_PYTORCH = "its forward runs outside PyTorch"
 
 
 def compare_served(
@@ -50,7 +52,7 @@ def _subject(engine: Engine, image: torch.Tensor | None) -> Subject:
             pixels = image.expand(size, -1, -1, -1).contiguous()
         with engine.lock, torch.no_grad():
             images: torch.Tensor = model.normalize(pixels.to(model.placement.device))
-        return Inputs(images, pixels.contiguous(memory_format=torch.channels_last))
+        return Inputs(size, (images,), pixels=pixels.contiguous(memory_format=torch.channels_last))
 
     return Subject(
         network=model.network,
@@ -85,11 +87,17 @@ def _served_arm(engine: Engine) -> Arm:
         with torch.inference_mode(outputs[0].features.is_inference()):
             return FeaturesAndLogits(*map(torch.cat, zip(*outputs, strict=True)))
 
-    return Arm(name="served", forward=forward, network=engine.served_network, memory_note=engine.memory_note)
+    return Arm(
+        name="served",
+        forward=forward,
+        network=engine.served_network,
+        memory_note=engine.memory_note,
+        retained_note=None if engine.served_network is not None else _NOT_PYTORCH,
+    )
 
 
-def _answer(output: Any) -> torch.Tensor:
-    """Return the logits, or the features of a network without classes."""
+def _answer(output: Any) -> Any:
+    """Return the logits, or the features of a network without classes; of other networks the whole output."""
     if isinstance(output, FeaturesAndLogits):
         return output.logits if output.logits.shape[1] else output.features
-    return first_tensor(output)
+    return output
