@@ -94,7 +94,8 @@ def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
         command, env=server_environment(**EAGER), capture_output=True, timeout=90, check=False, text=True
     )
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    # Before it PyTorch's profiler may warn of memory that was allocated earlier: the last graph kept.
+    *_, line = done.stderr.splitlines()
     assert line.startswith("gradless: the served model keeps ")
     assert "0 bytes" not in line
 
