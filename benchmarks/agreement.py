@@ -19,7 +19,7 @@ from benchmarks.ceilings import CACHE
 from benchmarks.preprocessing import by_gradless, shaped_by_pillow
 from models import backends
 from models.backends import BackendOptions, place
-from models.hardware import cores, memory
+from models.hardware import memory
 from models.hardware.placement import Precision
 from models.interface.errors import StartError
 from models.loading import catalog
@@ -45,7 +45,7 @@ def served(images: Sequence[torch.Tensor], model: LoadedModel) -> torch.Tensor:
     """(N, C) probabilities by the backend that `model` is placed on. Raises StartError."""
     backend = backends.make(model, BackendOptions(max_batch_size=1, cache_folder=CACHE))
     try:
-        cores.use_cores_in_this_thread(backend.hints.intra_op_threads)
+        torch.set_num_threads(backend.hints.intra_op_threads)
         return probabilities(lambda pixels: backend.run(pixels).logits, images)
     finally:
         backend.close()

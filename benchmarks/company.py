@@ -19,8 +19,8 @@ from benchmarks.markdown import over_rounds, table
 from benchmarks.statistic import latency_summary
 from models.images.samples import draw, encode
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
-from models.scheduling.fair_lock import FairLock
+from models.interface.telemetry import Telemetry
+from models.scheduling.fairness import FairLock
 from models.serving.runtime import LocalRuntime, ServingOptions
 
 _SIZE = (500, 375)
@@ -68,7 +68,7 @@ class Company:
     def __init__(self, light: str, heavy: str, *, backend: str) -> None:
         self._light, self._heavy = light, heavy
         options = ServingOptions(models=[light, heavy], backend=backend, deadline_s=_DEADLINE_S)
-        self.serving = LocalRuntime(options, NoTelemetry())
+        self.serving = LocalRuntime(options, Telemetry())
         self._picture = encode(draw("clock").resize(_SIZE), "JPEG")
 
     async def seen(self, way: Way, *, light_callers: int, seconds: float) -> Seen:

@@ -29,7 +29,7 @@ from models.images.decode import decode_strips, ignore_pillow_warnings
 from models.images.preprocessing import pixels_needed
 from models.images.samples import encode
 from models.interface.errors import ImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 from reliability.costly import CORPUS
 

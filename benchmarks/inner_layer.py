@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import backends
-from models.backends.eager import served_network
+from models.backends.pytorch import served_network
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.network import Network

@@ -19,7 +19,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 - the field'
 
 from models.images.preprocessing import preprocess
 from models.images.transforms import Transform
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 
 Way = Callable[[bytes, Transform], torch.Tensor]

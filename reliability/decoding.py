@@ -20,7 +20,7 @@ import torch
 from models.hardware import memory
 from models.images.preprocessing import preprocess
 from models.interface.errors import ImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 from reliability.mutations import SEED, mutated_images
 

@@ -117,10 +117,10 @@ def _compared(settings: Settings, options: ComparisonOptions, image: bytes | Non
     from app.main import start_serving  # noqa: PLC0415
     from app.reports.progress import comparison_progress  # noqa: PLC0415
     from app.reports.terminal import waiting  # noqa: PLC0415
-    from models.interface.telemetry import NoTelemetry  # noqa: PLC0415
+    from models.interface.telemetry import Telemetry  # noqa: PLC0415
 
     with waiting(console, f"loading {settings.models[0]}"):
-        serving = start_serving(settings, NoTelemetry())
+        serving = start_serving(settings, Telemetry())
     try:
         with comparison_progress(console) as on_progress:
             return asyncio.run(serving.compare(None, options, image, on_progress))
@@ -185,7 +185,7 @@ def _show_loops(report: LoopReport, file: Path | None) -> None:
 
 
 def _report(comparison: Comparison, json: Path | None, html: Path | None) -> None:
-    from app.api.lens_schemas import GradModes  # noqa: PLC0415
+    from app.api.schemas import GradModes  # noqa: PLC0415
     from app.reports.lens_page import page  # noqa: PLC0415
     from app.reports.lens_terminal import show  # noqa: PLC0415
     from app.reports.terminal import PatientConsole  # noqa: PLC0415

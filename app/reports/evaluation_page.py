@@ -11,7 +11,7 @@ from PIL import Image
 from app.reports.html import render
 from models.images.preprocessing import decode_image
 from models.interface.errors import ImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.offline import files
 from models.offline.evaluating import Evaluation
 

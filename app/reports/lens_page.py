@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from app.api.lens_schemas import GradModes, SweptArm
+from app.api.schemas import GradModes, SweptArm
 from app.reports import lens_charts
 from app.reports.html import render
 from app.reports.lens_charts import Value

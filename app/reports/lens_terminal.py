@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.api.lens_schemas import Arm, GradModes
+from app.api.schemas import Arm, GradModes
 from app.reports.terminal import between, dimmed, table
 from gradless.sentences import time_difference
 from gradless.units import in_bytes, in_seconds

@@ -12,7 +12,7 @@ from models import backends
 from models.backends import BackendOptions
 from models.hardware import cores, memory
 from models.images import preprocessing
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 from models.loading.load import load
 

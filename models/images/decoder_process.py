@@ -30,7 +30,7 @@ from models.images.cost import DecodeCost
 from models.images.decode import JpegReader, Pixels, Strips, decode_strips, ignore_pillow_warnings
 from models.images.formats import format_of
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class DecoderProcess:
         if "reason" in answer:
             raise UndecodableImageError(format_of(encoded), str(answer["reason"]))
         height, width, orientation = (int(answer[key]) for key in ("height", "width", "orientation"))
-        if not 0 < height * width <= self._limits.max_pixels:
+        if min(height, width) < 1 or height * width > self._limits.max_pixels:
             raise ValueError("the decoder answered with a picture of another size")
         return Strips(height, width, orientation, iter(()))
 

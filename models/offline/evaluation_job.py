@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from models.inference.batch_item import ItemOutput
+from models.inference.image_job import ItemOutput
 from models.loading.load import LoadedModel
 from models.offline import files, reading, truth
 from models.offline.evaluating import TOP, Evaluation, Tally

@@ -24,7 +24,7 @@ from models.images.decode import ignore_pillow_warnings
 from models.images.preprocessing import preprocess
 from models.images.transforms import Transform
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 # Batches that each worker prepares ahead.
 _AHEAD = 2

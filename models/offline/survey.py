@@ -19,7 +19,7 @@ from models.images.decode import ignore_pillow_warnings, read_header
 from models.images.preprocessing import decode_image, preprocess
 from models.images.transforms import Transform
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.offline.statistics import Moments
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
-from models.inference.batch_item import ItemOutput
+from models.inference.image_job import ItemOutput
 from models.interface.errors import GradlessError, JobError
 from models.loading.load import LoadedModel
 from models.offline import files

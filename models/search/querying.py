@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from models.inference.batch_item import ItemOutput
+from models.inference.image_job import ItemOutput
 from models.offline.reading import Reading, batches
 from models.offline.running import Runner
 from models.search.index import Neighbour, SearchIndex

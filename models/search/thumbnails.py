@@ -14,7 +14,7 @@ from PIL import Image
 from models.hardware.cores import available_cores, use_one_core_in_this_thread
 from models.images.preprocessing import decode_image
 from models.interface.errors import ImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 # Longer side in pixels: twice the displayed size, for high-resolution screens.
 _SIDE = 192

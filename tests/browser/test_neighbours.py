@@ -18,8 +18,8 @@ from playwright.sync_api import Page, expect
 
 from models.images.preprocessing import preprocess
 from models.images.samples import draw, encode
-from models.inference.batch_item import ItemOutput
-from models.interface.image_limits import ImageLimits
+from models.inference.image_job import ItemOutput
+from models.interface.request import ImageLimits
 from models.offline.running import Runner
 from models.search.building import build
 from models.search.features_file import FeaturesFile

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from app.process.stopping import FORCED_AFTER_DRAIN_S
+from app.process.lifetime import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
 from observe.places import GRAFANA, PROMETHEUS, ROOT
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from app.main import create_app
-from app.process.stopping import FORCED_AFTER_DRAIN_S
+from app.process.lifetime import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
 from observe.places import ROOT
 

@@ -21,13 +21,12 @@ from app.main import create_app
 from app.settings import Settings
 from models import backends
 from models.backends import BackendOptions
-from models.backends.eager import EagerBackend
+from models.backends.pytorch import EagerBackend
 from models.hardware import cores
 from models.images.transforms import Transform
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.inference.image_job import ImageJob
-from models.interface.telemetry import NoTelemetry, Telemetry
+from models.inference.image_job import BatchItem, ImageJob
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
@@ -105,12 +104,12 @@ def one_core() -> Iterator[None]:
     threads = torch.get_num_threads()
     cores.use_one_core_in_this_thread()
     yield
-    cores.use_cores_in_this_thread(threads)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def serving(tiny: ModelSpec) -> Iterator[LocalRuntime]:
-    runtime = LocalRuntime(ServingOptions(device="cpu", backend="eager", models=[tiny]), NoTelemetry())
+    runtime = LocalRuntime(ServingOptions(device="cpu", backend="eager", models=[tiny]), Telemetry())
     yield runtime
     runtime.close(timeout_s=10)
 

@@ -20,23 +20,22 @@ from torch import nn
 from gradless.records import ComparisonOptions
 from models import backends
 from models.backends import BackendOptions
-from models.backends.eager import served_network
+from models.backends.pytorch import served_network
 from models.hardware import memory
 from models.hardware.placement import Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
-from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
-from models.interface.image_limits import ImageLimits
-from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
-from models.lens.served import compare_served
+from models.inference.image_job import BatchItem, ItemOutput
+from models.interface.request import ImageLimits, InferenceRequest
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import Classifier, ModelSpec
 from models.scheduling.oom_splitting import SplittingRun
+from models.serving.lens import compare_served
 
 if TYPE_CHECKING:
     from tests.integration.conftest import StartOverHttp
@@ -281,7 +280,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
             model="wide",
             out_of_memory=memory.ran_out,
             release_memory=lambda: memory.trim(torch.device("cuda")),
-            telemetry=NoTelemetry(),
+            telemetry=Telemetry(),
         )
         images = torch.randint(0, 256, (32, 256, 256, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         answers = run([BatchItem(image, InferenceRequest("classify", top_k=1)) for image in images])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.api.lens_schemas import GradModes
+from app.api.schemas import GradModes
 from gradless.records import ARMS
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -25,15 +25,16 @@ EAGER = {"GRADLESS_BACKEND": "eager"}
 _LEAKY = """
 import torch
 from app.cli import main
-from models.backends.eager import EagerBackend
+from models.backends.pytorch import EagerBackend
 from models.networks.network import FeaturesAndLogits
 
-forward = EagerBackend._forward
+# Without the mode that the backend enters in its own threads.
+forward = EagerBackend._forward.__wrapped__
 kept = []
 
-def leaky(self, pixels, cancel_token):
+def leaky(self, cancel_token, pixels):
     with torch.inference_mode(False), torch.enable_grad():
-        kept[:] = forward(self, pixels.clone(), cancel_token)
+        kept[:] = forward(self, cancel_token, pixels.clone())
         return FeaturesAndLogits(*(part.detach() for part in kept))
 
 EagerBackend._forward = leaky

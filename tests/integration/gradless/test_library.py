@@ -15,7 +15,7 @@ import gradless
 from gradless import memory
 from gradless.__main__ import main
 from models import gradmodes
-from models.lens.served import compare_served
+from models.serving.lens import compare_served
 
 ROOT = Path(__file__).parents[3]
 

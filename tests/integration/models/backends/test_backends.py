@@ -15,16 +15,15 @@ from openvino import InferRequest
 
 from models import backends
 from models.backends import BackendOptions, place
-from models.backends.batch_shapes import buckets
+from models.backends.backend import buckets
 from models.backends.folding import folded
 from models.backends.openvino import OpenVinoBackend
 from models.hardware import cores
 from models.hardware.placement import Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
-from models.interface.cancellation import CancelToken
 from models.interface.errors import DeviceUnavailableError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import CancelToken, ImageLimits
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits, Network
 from models.networks.specs import ModelSpec

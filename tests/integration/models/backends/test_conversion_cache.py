@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from models import backends
-from models.backends import BackendOptions, conversion_cache, openvino_conversion
-from models.backends.conversion_cache import ConversionCache
+from models.backends import BackendOptions, openvino_conversion
 from models.backends.openvino import OpenVinoBackend, _core
-from models.interface.errors import WarmUpError
-from models.interface.telemetry import NoTelemetry
+from models.backends.openvino_conversion import ConversionCache
+from models.interface.errors import StartError, WarmUpError
+from models.interface.telemetry import Telemetry
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import Classifier, ModelSpec
@@ -264,21 +264,21 @@ def test_a_file_in_the_place_of_the_cache_folder_does_not_stop_the_start(model: 
     assert _right(model, tmp_path / "file")
 
 
-def test_a_user_without_a_home_has_no_cache_and_a_model(
-    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_cache_folder_in_an_unknown_home_is_an_error_of_the_start(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def homeless(_path: Path) -> Path:
+    def without_home(_path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(Path, "expanduser", homeless)
-    assert _right(model, Path("~/.cache/gradless"))
-    assert any("Could not determine home directory" in line for line in _logged(caplog))
+    monkeypatch.setattr(Path, "expanduser", without_home)
+    with pytest.raises(StartError, match="set HOME"):
+        OpenVinoBackend(model, BackendOptions(cache_folder=Path("~/.cache/gradless")))
 
 
 def _serve(spec: ModelSpec, folder: Path) -> LocalRuntime:
     return LocalRuntime(
         ServingOptions(models=[spec], device="cpu", backend="openvino", cache_folder=folder, max_batch_size=2),
-        NoTelemetry(),
+        Telemetry(),
     )
 
 
@@ -319,16 +319,3 @@ def test_a_conversion_that_gives_other_answers_than_the_network_is_not_served(
     monkeypatch.setattr(openvino_conversion, "_convert", lambda _model: convert(wrong))
     with pytest.raises(WarmUpError, match="gives other numbers than PyTorch in float32"):
         _serve(tiny, tmp_path)
-
-
-def test_an_entry_is_flushed_to_disk_before_it_is_moved_into_place(
-    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    sync, rename = conversion_cache._sync, Path.rename  # noqa: SLF001
-    monkeypatch.setattr(conversion_cache, "_sync", lambda path: events.append(path.name.split("-")[0]) or sync(path))
-    monkeypatch.setattr(Path, "rename", lambda path, target: events.append("rename") or rename(path, target))
-    OpenVinoBackend(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path))
-    assert sorted(events[:3]) == ["digests.json", "network.bin", "network.xml"]
-    # The folder, the attempt to put aside what is not there, the rename, and the folder above.
-    assert events[3:] == ["openvino", "rename", "rename", tmp_path.name.split("-")[0]]

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from models import backends
 from models.backends import Backend, BackendOptions
-from models.backends.batch_shapes import next_multiple, padded
-from models.inference.batch_item import BatchItem
+from models.backends.backend import next_multiple, padded
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.request import InferenceRequest
 from models.loading.load import LoadedModel
 

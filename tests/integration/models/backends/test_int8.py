@@ -14,8 +14,8 @@ from models.backends.openvino import OpenVinoBackend
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.interface.errors import DeviceUnavailableError, StartError
-from models.interface.image_limits import ImageLimits
-from models.interface.telemetry import NoTelemetry
+from models.interface.request import ImageLimits
+from models.interface.telemetry import Telemetry
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
 from models.networks.specs import ModelSpec
@@ -85,7 +85,7 @@ def test_other_calibration_images_are_another_fingerprint(tiny: ModelSpec, folde
 
 def test_a_model_served_in_int8_says_so(tiny: ModelSpec, folder: Path, tmp_path: Path) -> None:
     options = ServingOptions(models=[tiny], precision="int8", calibration_folder=folder, cache_folder=tmp_path)
-    serving = LocalRuntime(options, NoTelemetry())
+    serving = LocalRuntime(options, Telemetry())
     try:
         assert serving.cards["tiny"].dtype == "int8"
     finally:
@@ -95,7 +95,7 @@ def test_a_model_served_in_int8_says_so(tiny: ModelSpec, folder: Path, tmp_path:
 def test_a_folder_that_cannot_calibrate_ends_the_start_with_its_name(tiny: ModelSpec, tmp_path: Path) -> None:
     def start(**options: Path) -> None:
         LocalRuntime(
-            ServingOptions(models=[tiny], precision="int8", cache_folder=tmp_path / "cache", **options), NoTelemetry()
+            ServingOptions(models=[tiny], precision="int8", cache_folder=tmp_path / "cache", **options), Telemetry()
         )
 
     with pytest.raises(StartError, match="needs a calibration folder"):

@@ -10,12 +10,12 @@ import torch
 
 from models import backends
 from models.backends import BackendOptions
-from models.backends.null import NullBackend
-from models.inference.batch_item import BatchItem
+from models.backends.pytorch import NullBackend
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import DrainingError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -47,7 +47,7 @@ def test_its_answers_are_those_of_its_network_on_whole_images() -> None:
 
 @pytest.mark.anyio
 async def test_a_decode_pool_that_was_shut_down_refuses_what_it_can_no_longer_decode(clock_jpeg: bytes) -> None:
-    serving = LocalRuntime(ServingOptions(models=["null"], backend="eager"), NoTelemetry())
+    serving = LocalRuntime(ServingOptions(models=["null"], backend="eager"), Telemetry())
     try:
         serving._decode_pool.close(timeout_s=10)  # noqa: SLF001 - as close() does, with a request still on its way
         with pytest.raises(DrainingError):

@@ -11,7 +11,7 @@ import torch
 
 from gradless import memory as lens_memory
 from gradless.memory import recorded_peak
-from models.hardware import cuda, memory
+from models.hardware import memory, placement
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda:0")
@@ -144,7 +144,7 @@ def test_utilization_is_a_gpus_percentage_as_a_ratio(monkeypatch: pytest.MonkeyP
         return 37
 
     monkeypatch.setattr(torch.cuda, "utilization", utilization)
-    assert cuda.utilization(CUDA) == 0.37
+    assert placement.utilization(CUDA) == 0.37
     assert asked == [CUDA]
 
 
@@ -156,9 +156,9 @@ def test_utilization_that_cannot_be_had_is_none(monkeypatch: pytest.MonkeyPatch,
         raise error
 
     monkeypatch.setattr(torch.cuda, "utilization", utilization)
-    assert cuda.utilization(CUDA) is None
+    assert placement.utilization(CUDA) is None
 
 
 def test_a_cpu_has_no_utilization(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cuda, "utilization")
-    assert cuda.utilization(CPU) is None
+    assert placement.utilization(CPU) is None

@@ -17,9 +17,8 @@ from models.images.decode_pool import DecodePool
 from models.images.decoder_process import DecoderProcess
 from models.images.preprocessing import preprocess
 from models.images.samples import draw, encode
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DecodersBusyError, DrainingError, UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import NEVER_CANCELLED, CancelToken, ImageLimits
 from models.loading import catalog
 
 _LIMITS = ImageLimits()

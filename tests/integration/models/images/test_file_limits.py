@@ -16,7 +16,7 @@ from PIL import Image
 
 from models.images.preprocessing import decode_image
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 LIMITS = ImageLimits()
 
@@ -28,7 +28,7 @@ _LOOK = """
 import resource, sys
 from models.interface.errors import ImageError
 from models.images.decode import ignore_pillow_warnings
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.images.preprocessing import decode_image
 
 ignore_pillow_warnings()

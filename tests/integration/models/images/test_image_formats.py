@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from models.images.formats import FORMATS
 from models.images.preprocessing import decode_image
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 LIMITS = ImageLimits()
 LOSSLESS = ("PNG", "GIF", "BMP", "TIFF")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from models.images.preprocessing import decode_image
 from models.interface.errors import ImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 LIMITS = ImageLimits(max_pixels=1_000_000)
 

@@ -11,7 +11,7 @@ from PIL.Image import Transpose
 
 from models.images.decode import read_header
 from models.images.preprocessing import decode_image
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 ORIENTATION = 0x0112
 

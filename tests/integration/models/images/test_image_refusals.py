@@ -21,7 +21,7 @@ from models.interface.errors import (
     UndecodableImageError,
     UnsupportedFormatError,
 )
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 LIMITS = ImageLimits()
 

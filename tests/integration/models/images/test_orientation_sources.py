@@ -9,7 +9,7 @@ import zlib
 from PIL import Image
 
 from models.images.decode import decode_pixels
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _ORIENTATION, _MAKE = 0x0112, 0x010F
 _XMP = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'

@@ -10,7 +10,7 @@ from PIL import Image
 
 from models.images.preprocessing import decode_image
 from models.images.samples import draw
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from models.images.transforms import Transform
 from models.interface.errors import DeadlineExceededError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -49,7 +49,7 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
     def start(shut_down: Callable[[str], None]) -> LocalRuntime:
         spec = ModelSpec("tiny", "tiny-convnet", build)
         options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=0.5, deadline_s=2)
-        return LocalRuntime(options, NoTelemetry(), shut_down)
+        return LocalRuntime(options, Telemetry(), shut_down)
 
     return start
 

@@ -9,11 +9,10 @@ import torchvision
 from models import backends
 from models.images.preprocessing import decode_image
 from models.images.samples import Sample, draw, encode
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import UnknownCatalogNameError
-from models.interface.image_limits import ImageLimits
-from models.interface.request import InferenceRequest
+from models.interface.request import ImageLimits, InferenceRequest
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks import architectures

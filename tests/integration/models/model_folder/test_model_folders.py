@@ -16,7 +16,7 @@ from torch import nn
 from models import backends
 from models.images import transforms
 from models.interface.errors import ModelFolderError, StartError, UnknownCatalogNameError
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.model_folder import description, writing
@@ -158,7 +158,7 @@ def test_paths_are_distinguished_from_names(
 def test_two_models_of_one_name_are_refused_before_any_is_loaded(folder_of: MakeFolder) -> None:
     both = (str(folder_of(name="a")), str(folder_of('name = "a"', name="b")))
     with pytest.raises(StartError, match=r"two models are named a; `name` in a model\.toml can say another"):
-        LocalRuntime(ServingOptions(models=both, backend="eager"), NoTelemetry())
+        LocalRuntime(ServingOptions(models=both, backend="eager"), Telemetry())
 
 
 @pytest.mark.parametrize("features", [None, FeatureLayer("stage3", "map")])

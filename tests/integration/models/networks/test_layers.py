@@ -14,14 +14,14 @@ from gradless.records import ARMS, ComparisonOptions
 from models import backends
 from models.backends import BackendOptions
 from models.backends.folding import folded
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import UnsupportedArchitectureError
 from models.interface.request import InferenceRequest
-from models.lens.served import compare_served
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
+from models.serving.lens import compare_served
 
 CPU = backends.place("cpu", "fp32", "eager")
 

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from models.images.preprocessing import decode_image, preprocess
 from models.images.samples import draw
 from models.images.transforms import Transform
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.offline.survey import Survey, survey
 
 _MANY_BYTES = 2**30

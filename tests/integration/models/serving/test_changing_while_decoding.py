@@ -11,7 +11,7 @@ import pytest
 from gradless.records import ComparisonOptions
 from models.interface.errors import ModelGoneError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -25,7 +25,7 @@ def decoding(
     slow_to_decode: ModelSpec, gate: threading.Event, entered: threading.Event
 ) -> Iterator[tuple[LocalRuntime, threading.Event]]:
     """LocalRuntime whose decodes wait, and what is set when one does."""
-    serving = LocalRuntime(ServingOptions(models=[slow_to_decode], backend="eager"), NoTelemetry())
+    serving = LocalRuntime(ServingOptions(models=[slow_to_decode], backend="eager"), Telemetry())
     gate.clear()
     entered.clear()
     yield serving, entered

@@ -31,7 +31,7 @@ from models.interface.errors import (
 )
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -113,7 +113,7 @@ def serve(versions: _Versions) -> Iterator[Callable[..., LocalRuntime]]:
 
     def start(**options: object) -> LocalRuntime:
         models = {"models": [versions.spec], "backend": "eager", **options}
-        started.append(LocalRuntime(ServingOptions(**models), NoTelemetry()))  # type: ignore[arg-type]
+        started.append(LocalRuntime(ServingOptions(**models), Telemetry()))  # type: ignore[arg-type]
         return started[-1]
 
     yield start
@@ -182,7 +182,7 @@ async def test_a_model_is_served_alongside_others_until_it_is_unloaded(
     assert (await _ask(serving, clock_png, "second")).model == "second"
     assert not loaded.replaced
     assert list(serving.cards) == list(serving.queues()) == ["tiny", "second"]
-    assert [instance.device for instance in serving.instances.values()] == ["cpu", "cpu"]
+    assert [instance.card.device for instance in serving.instances.values()] == ["cpu", "cpu"]
 
     await serving.unload("second")
     with pytest.raises(UnknownModelError):

@@ -20,13 +20,11 @@ import torch
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodeJob, DecodePool, Done
 from models.images.transforms import Transform
-from models.inference.batch_item import ItemOutput
-from models.interface.cancellation import NEVER_CANCELLED
+from models.inference.image_job import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
-from models.interface.image_limits import ImageLimits
-from models.interface.request import InferenceRequest
+from models.interface.request import NEVER_CANCELLED, ImageLimits, InferenceRequest
 from models.interface.results import ModelCard, Prediction
-from models.interface.telemetry import BatchReport, NoTelemetry, StaleMessage
+from models.interface.telemetry import BatchReport, StaleMessage, Telemetry
 from models.networks.specs import ModelSpec
 from models.workers.channel import Channel, frame
 from models.workers.messages import (
@@ -47,7 +45,7 @@ _TIMEOUT_S = 30
 _REPORT = BatchReport("tiny", 1, "idle", 0.0, 0.1, 0.1, 0)
 
 
-class _Counts(NoTelemetry):
+class _Counts(Telemetry):
     def __init__(self) -> None:
         self.dropped: list[StaleMessage] = []
 

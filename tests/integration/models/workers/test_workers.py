@@ -19,7 +19,7 @@ import pytest
 
 from gradless.records import ComparisonOptions, Progress
 from models.images.decode_memory import DecodeMemory
-from models.inference.batch_item import BatchItem
+from models.inference.image_job import BatchItem
 from models.interface.errors import (
     ComparisonRunningError,
     DrainingError,
@@ -33,7 +33,7 @@ from models.interface.errors import (
 )
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
-from models.interface.telemetry import BatchReport, NoTelemetry, Outcome, Stage, Task
+from models.interface.telemetry import BatchReport, Outcome, Stage, Task, Telemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ServingOptions
@@ -48,7 +48,7 @@ _TIMEOUT_S = 30
 HandedOver = Callable[[int], Awaitable[None]]
 
 
-class _Counts(NoTelemetry):
+class _Counts(Telemetry):
     """Counts of a worker, or of the engine process."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 from app.http.disconnect import ClientDisconnect, cancel_token_of, run_until_disconnect
 from app.http.problems import ClientDisconnectedError
 from app.server.connection import BoundedConnection
-from models.interface.cancellation import CancelToken
+from models.interface.request import CancelToken
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from app.api.lens_schemas import GradModes
+from app.api.schemas import GradModes
 from app.reports import lens_charts
 from app.reports.lens_charts import Value
 from app.reports.lens_page import page

@@ -16,7 +16,7 @@ from models.images.cost import predict
 from models.images.formats import FORMATS
 from models.interface.errors import EmptyImageError, TooCostlyError, TooManyPixelsError, UndecodableImageError
 from models.interface.errors import UnsupportedFormatError as Unsupported
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _LIMITS = ImageLimits()
 _NO_LIMITS = ImageLimits(max_decode_seconds=1e9, max_decode_bytes=2**60)

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from models.images.decode_memory import DecodeMemory
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.interface.request import NEVER_CANCELLED, CancelToken
 
 _MIB = 2**20
 _PATIENCE_S = 60

@@ -27,7 +27,7 @@ from models.images.decoder_process import DecoderProcess
 from models.images.formats import FORMATS
 from models.images.samples import draw, encode
 from models.interface.errors import TooCostlyError, UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _LIMITS = ImageLimits()
 _CLOCK = encode(draw("clock"), "PNG")
@@ -252,7 +252,7 @@ def test_the_process_has_neither_torch_nor_the_secrets_of_its_parent(
 def test_the_process_ends_with_its_parent_however_that_ends() -> None:
     code = (
         "import sys; from models.images.decoder_process import DecoderProcess\n"
-        "from models.interface.image_limits import ImageLimits\n"
+        "from models.interface.request import ImageLimits\n"
         "from models.images.cost import predict; from models.images.samples import draw, encode\n"
         "from models.images.decode import Strips\n"
         "clock, decoder = encode(draw('clock'), 'PNG'), DecoderProcess(ImageLimits())\n"

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from models.interface.cancellation import AllCancelledError
 from models.interface.errors import OutOfMemoryError
-from models.interface.telemetry import NoTelemetry
+from models.interface.request import AllCancelledError
+from models.interface.telemetry import Telemetry
 from models.scheduling.oom_splitting import SplittingRun
 
 
-class _Counts(NoTelemetry):
+class _Counts(Telemetry):
     def __init__(self) -> None:
         self.failures = 0
         self.splits = 0
