@@ -1,5 +1,5 @@
-"""What it saves on a GPU to launch the kernels of a forward by one call (models/backends/recorded.py): batches in
-process from pixels to top-5, with the same kernels launched one by one and recorded.
+"""Measure the gain of recording a forward as a CUDA graph (models/backends/recorded.py): batches in process from pixels
+to top-5, with kernels launched one by one and recorded.
 
 python -m benchmarks.recording
 """
@@ -66,7 +66,7 @@ def _quartiles_ms(engines: list[Engine], size: int) -> list[list[float]]:
     items = [BatchItem(image, InferenceRequest("classify", top_k=5)) for image in pixels.permute(0, 3, 1, 2)]
     for engine in engines:
         engine.run(items)
-    # In turns, so that what else the machine does is nobody's advantage.
+    # Alternately, so that other load affects all alike.
     rounds = [[_seconds(engine, items) for engine in engines] for _ in range(_ROUNDS)]
     return [[1e3 * quartile for quartile in quantiles(seconds, n=4)] for seconds in zip(*rounds, strict=True)]
 

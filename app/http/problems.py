@@ -186,7 +186,7 @@ TABLE: dict[type[Exception], Row] = {
     ),
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
-    ClientDisconnectedError: Row(CLIENT_GONE_STATUS, "caller-gone", "The client disconnected"),
+    ClientDisconnectedError: Row(CLIENT_GONE_STATUS, "client-disconnected", "The client disconnected"),
     UnauthorizedError: Row(401, "unauthorized", "An API key is needed", "auth"),
     ForbiddenError: Row(403, "forbidden", "The client lacks the required right", "auth"),
     FingerprintMismatchError: Row(412, "fingerprint-mismatch", "The served model has another fingerprint"),

@@ -160,7 +160,7 @@ async def test_5_the_lens_compares_with_parameters_that_require_gradients(tiny_e
     assert (grad.arm, grad.output.requires_grad) == ("grad", True)
 
 
-async def test_6_the_lens_measures_gradients_even_where_its_caller_is_in_inference_mode(tiny_engine: Engine) -> None:
+async def test_6_the_lens_measures_gradients_even_if_called_in_inference_mode(tiny_engine: Engine) -> None:
     network, images = two_layers(), torch.rand(1, 4)
     with torch.inference_mode():
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""The registry names the backends, says where each runs, and makes them."""
+"""The registry of backends: names, devices and construction."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_auto_selects_openvino_on_a_cpu_that_has_it_installed_and_else_eager(
         ("cpu", "tensorrt", "there is no backend 'tensorrt'; use auto, eager, compiled, openvino"),
     ],
 )
-def test_a_backend_that_does_not_run_there_is_refused_with_what_works_instead(
+def test_a_backend_that_cannot_run_on_a_device_is_refused_with_the_alternatives(
     monkeypatch: pytest.MonkeyPatch, device: str, backend: str, message: str
 ) -> None:
     monkeypatch.setattr(backends, "device_of", torch.device)

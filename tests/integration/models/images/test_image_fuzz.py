@@ -1,4 +1,4 @@
-"""Whatever the bytes: a (3, H, W) uint8 tensor within the limits, or an ImageError."""
+"""Any bytes give a (3, H, W) uint8 tensor within the limits, or an ImageError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where EXIF data do not name an orientation as they should, a photograph is still turned as a person sees it."""
+"""Photographs with unusual orientation metadata are decoded upright."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _file(image_format: str, exif: Image.Exif) -> bytes:
     return file.getvalue()
 
 
-def test_xmp_tells_the_orientation_where_exif_data_have_none() -> None:
+def test_xmp_gives_the_orientation_if_exif_has_none() -> None:
     exif = Image.Exif()
     exif[_MAKE] = "camera"
     jpeg = _file("JPEG", exif)

@@ -1,4 +1,4 @@
-"""A decode that does not end takes a thread that all models share: the service says so, and ends in time without it."""
+"""A decode that never ends blocks a shared thread: the service ends with the reason, without waiting for it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_a_decode_that_hangs_does_not_keep_the_service_from_closing(
     assert await asyncio.to_thread(serving.close, 10)
 
 
-async def test_a_decode_that_ends_leaves_the_service_well(
+async def test_a_decode_that_ends_does_not_affect_the_service(
     serve: Stuck, released: threading.Event, clock_jpeg: bytes
 ) -> None:
     released.set()

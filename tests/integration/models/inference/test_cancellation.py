@@ -41,7 +41,7 @@ def _items(token: CancelToken) -> list[BatchItem]:
 
 
 class _CancelledAfter(CancelToken):
-    """A token that is cancelled once it was polled so many times."""
+    """A token that is cancelled after a number of polls."""
 
     def __init__(self, polls: int) -> None:
         super().__init__()

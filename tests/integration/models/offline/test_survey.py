@@ -1,4 +1,4 @@
-"""models/offline/survey.py: every pixel of every picture as the service decodes it, whoever does the work."""
+"""models/offline/survey.py: statistics over every pixel as the service decodes it, with any number of processes."""
 
 from __future__ import annotations
 

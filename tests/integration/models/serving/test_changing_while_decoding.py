@@ -46,12 +46,12 @@ async def test_an_image_in_decode_is_answered_by_the_version_that_accepted_it(
     decoding: tuple[LocalRuntime, threading.Event], gate: threading.Event, clock_png: bytes
 ) -> None:
     serving, entered = decoding
-    asking = asyncio.create_task(serving.predict(None, InferenceRequest("classify", [clock_png], top_k=1)))
+    pending = asyncio.create_task(serving.predict(None, InferenceRequest("classify", [clock_png], top_k=1)))
     assert await asyncio.to_thread(entered.wait, _PATIENCE_S)
     loading = await _replaced(serving)
     assert not loading.done()
     gate.set()
-    assert len((await asking).results) == 1
+    assert len((await pending).results) == 1
     await loading
 
 

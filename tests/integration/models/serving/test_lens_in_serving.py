@@ -1,4 +1,4 @@
-"""A comparison beside serving: one at a time, for as long as somebody wants it, in nobody's way."""
+"""Comparisons while serving: one at a time, cancellable, without effect on requests."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ async def test_serving_answers_while_a_comparison_runs(serving: LocalRuntime, cl
 
 async def test_after_an_unknown_model_another_comparison_can_run(serving: LocalRuntime) -> None:
     with pytest.raises(UnknownModelError):
-        await serving.compare("nobody", ComparisonOptions(batch_size=1, iterations=1))
+        await serving.compare("unknown", ComparisonOptions(batch_size=1, iterations=1))
     await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
 
 
@@ -117,15 +117,15 @@ async def test_closing_ends_a_running_comparison(
 
 
 async def test_progress_is_reported_on_the_event_loop_before_the_result(serving: LocalRuntime) -> None:
-    heard: list[tuple[int, Progress]] = []
+    received: list[tuple[int, Progress]] = []
 
     def listen(progress: Progress) -> None:
-        heard.append((threading.get_ident(), progress))
+        received.append((threading.get_ident(), progress))
 
     await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1), None, listen)
-    assert {thread for thread, _ in heard} == {threading.get_ident()}
-    assert [progress.done for _, progress in heard] == list(range(len(heard)))
-    assert len(heard) == heard[-1][1].total
+    assert {thread for thread, _ in received} == {threading.get_ident()}
+    assert [progress.done for _, progress in received] == list(range(len(received)))
+    assert len(received) == received[-1][1].total
 
 
 async def test_after_a_bad_image_another_comparison_can_run(serving: LocalRuntime) -> None:

@@ -118,9 +118,9 @@ async def test_while_a_model_hangs_the_service_is_not_ready(
 ) -> None:
     async with over_http(hanging, forward_timeout_s=_IMPATIENT_S) as client:
         released.clear()
-        asking = asyncio.create_task(client.post("/v1/classify", content=clock_jpeg))
+        pending = asyncio.create_task(client.post("/v1/classify", content=clock_jpeg))
         await _until_readyz_is(503, client)
-        assert (await asking).status_code == 503
+        assert (await pending).status_code == 503
         await _until_readyz_is(200, client)
 
 

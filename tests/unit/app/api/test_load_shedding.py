@@ -286,7 +286,7 @@ async def test_an_invalid_query_is_refused_for_its_own_error(listen: Listen, que
     ("path", "headers", "status"),
     [
         ("/v1/classify", {}, 401),
-        ("/v1/classify", {"X-API-Key": "none-that-anybody-knows"}, 401),
+        ("/v1/classify", {"X-API-Key": "an-unknown-key-of-length"}, 401),
         ("/v1/classify", {"X-API-Key": KEY, "If-Match": "another"}, 412),
         ("/v1/classify", {"X-API-Key": KEY, "Host": "elsewhere.example"}, 421),
         ("/v1/classify?model=another", {"X-API-Key": KEY}, 404),

@@ -37,14 +37,14 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-async def ask(client: httpx2.AsyncClient, method: str, path: str, headers: dict[str, str]) -> httpx2.Response:
+async def send(client: httpx2.AsyncClient, method: str, path: str, headers: dict[str, str]) -> httpx2.Response:
     return await client.request(method, path, content=b"image" if path.startswith("/v1/") else b"", headers=headers)
 
 
 @pytest.mark.parametrize(("method", "path"), [*INFERENCE, *METRICS, *DEBUG])
 async def test_a_request_without_a_key_is_refused_with_a_challenge(serve: Serve, method: str, path: str) -> None:
     async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
-        answer = await ask(client, method, path, {})
+        answer = await send(client, method, path, {})
 
     assert answer.status_code == 401
     assert answer.json()["type"] == "urn:gradless:problem:unauthorized"
@@ -54,7 +54,7 @@ async def test_a_request_without_a_key_is_refused_with_a_challenge(serve: Serve,
 @pytest.mark.parametrize("headers", [bearer("some-other-key-of-length"), {"X-API-Key": KEY[:-1]}, bearer("")])
 async def test_an_unknown_key_is_refused(serve: Serve, headers: dict[str, str]) -> None:
     async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
-        answer = await ask(client, "POST", "/v1/classify", headers)
+        answer = await send(client, "POST", "/v1/classify", headers)
 
     assert answer.status_code == 401
     assert "invalid_token" in answer.headers["www-authenticate"]
@@ -69,8 +69,8 @@ async def test_a_key_allows_only_what_its_rights_allow(
     serve: Serve, key: str, allowed: list[tuple[str, str]], forbidden: list[tuple[str, str]]
 ) -> None:
     async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
-        opened = [await ask(client, *request, bearer(key)) for request in allowed]
-        closed = [await ask(client, *request, bearer(key)) for request in forbidden]
+        opened = [await send(client, *request, bearer(key)) for request in allowed]
+        closed = [await send(client, *request, bearer(key)) for request in forbidden]
 
     assert {answer.status_code for answer in opened} == {200}
     assert {(answer.status_code, answer.json()["type"]) for answer in closed} <= {
@@ -82,7 +82,7 @@ async def test_a_key_allows_only_what_its_rights_allow(
 async def test_a_key_may_be_sent_in_either_header(serve: Serve) -> None:
     async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
         answers = [
-            await ask(client, "GET", "/v1/models", headers)
+            await send(client, "GET", "/v1/models", headers)
             for headers in (bearer(KEY), {"Authorization": f"bearer  {KEY}"}, {"X-API-Key": KEY})
         ]
 
@@ -92,7 +92,7 @@ async def test_a_key_may_be_sent_in_either_header(serve: Serve) -> None:
 @pytest.mark.parametrize(("method", "path"), OPEN)
 async def test_probes_page_and_documentation_need_no_key(serve: Serve, method: str, path: str) -> None:
     async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
-        assert (await ask(client, method, path, {})).status_code == 200
+        assert (await send(client, method, path, {})).status_code == 200
 
 
 async def test_a_body_is_not_read_before_its_client_is_authorized(
@@ -115,7 +115,7 @@ async def test_the_lens_answers_local_clients_without_a_key(
     serve: Serve, client_address: str, keys: str | None
 ) -> None:
     async with serve({}, client_address=client_address, api_keys=keys) as client:
-        assert (await ask(client, *DEBUG[0], {})).status_code == 200
+        assert (await send(client, *DEBUG[0], {})).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ async def test_the_lens_refuses_remote_clients_even_through_a_local_proxy(
     serve: Serve, client_address: str, headers: dict[str, str]
 ) -> None:
     async with serve({}, client_address=client_address) as client:
-        lens = await ask(client, *DEBUG[0], headers)
-        inference = await ask(client, "POST", "/v1/classify", headers)
+        lens = await send(client, *DEBUG[0], headers)
+        inference = await send(client, "POST", "/v1/classify", headers)
 
     assert (lens.status_code, lens.json()["type"]) == (403, "urn:gradless:problem:forbidden")
     # Without keys, everything else is open.
@@ -158,7 +158,7 @@ async def test_without_keys_a_local_page_of_another_origin_cannot_run_a_comparis
 ) -> None:
     headers = {"Host": "localhost:8000"} | ({} if origin is None else {"Origin": origin})
     async with serve() as client:
-        assert (await ask(client, *DEBUG[0], headers)).status_code == status
+        assert (await send(client, *DEBUG[0], headers)).status_code == status
 
 
 PRIVILEGED = [*DEBUG, ("POST", "/v1/models/fake"), ("DELETE", "/v1/models/fake")]
@@ -199,13 +199,13 @@ async def test_on_other_addresses_local_clients_need_a_trusted_host(serve: Serve
 async def test_on_every_address_the_lens_answers_the_local_page_of_this_service(serve: Serve) -> None:
     page = {"Host": "localhost:8000", "Origin": "http://localhost:8000"}
     async with serve({}, host="0.0.0.0") as client:  # noqa: S104 - nothing listens there
-        assert (await ask(client, *DEBUG[0], page)).status_code == 200
+        assert (await send(client, *DEBUG[0], page)).status_code == 200
 
 
 async def test_a_local_page_of_another_origin_runs_a_comparison_with_a_key(serve: Serve) -> None:
     page = {"Origin": "https://example.com"}
     async with serve(api_keys=KEYS) as client:
-        statuses = [(await ask(client, *DEBUG[0], page | key)).status_code for key in ({}, bearer(KEY), bearer(ADMIN))]
+        statuses = [(await send(client, *DEBUG[0], page | key)).status_code for key in ({}, bearer(KEY), bearer(ADMIN))]
 
     assert statuses == [401, 403, 200]
 
@@ -237,9 +237,9 @@ async def test_without_keys_the_openapi_document_mentions_none(serve: Serve) -> 
 
 async def test_refusals_without_a_key_are_counted(serve: Serve) -> None:
     async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
-        await ask(client, "POST", "/v1/classify", {})
-        await ask(client, "GET", "/metrics", bearer(KEY))
-        exposition = (await ask(client, "GET", "/metrics", bearer(SCRAPER))).text
+        await send(client, "POST", "/v1/classify", {})
+        await send(client, "GET", "/metrics", bearer(KEY))
+        exposition = (await send(client, "GET", "/metrics", bearer(SCRAPER))).text
 
     assert 'gradless_rejected_total{reason="auth"} 2.0' in exposition
 
@@ -247,7 +247,7 @@ async def test_refusals_without_a_key_are_counted(serve: Serve) -> None:
 async def test_keys_never_appear_in_logs_responses_or_settings(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
-        answers = [await ask(client, *DEBUG[0], bearer(key)) for key in (KEY, "wrong-key-of-some-length")]
+        answers = [await send(client, *DEBUG[0], bearer(key)) for key in (KEY, "wrong-key-of-some-length")]
     published = caplog.text + str([vars(record) for record in caplog.records])
     published += "".join(answer.text + str(answer.headers) for answer in answers)
     published += repr(Settings(api_keys=KEYS)) + repr(parse_keys(KEYS)) + str(vars(parse_keys(KEYS)))
@@ -272,7 +272,7 @@ def test_without_settings_there_are_no_keys() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stated", "said"),
+    ("stated", "message"),
     [
         ("short", "entry 1: a key has 16 to 512 letters, digits or ._~+/=-"),
         (f"{KEY},with a space in it!", "entry 2: a key has 16 to 512"),
@@ -284,7 +284,7 @@ def test_without_settings_there_are_no_keys() -> None:
     ],
 )
 def test_an_invalid_list_of_keys_is_refused_by_entry_number_and_without_its_text(
-    monkeypatch: pytest.MonkeyPatch, stated: str, said: str
+    monkeypatch: pytest.MonkeyPatch, stated: str, message: str
 ) -> None:
     monkeypatch.setenv("GRADLESS_API_KEYS", stated)
     with pytest.raises(SettingsError) as refused:
@@ -292,7 +292,7 @@ def test_an_invalid_list_of_keys_is_refused_by_entry_number_and_without_its_text
 
     line = str(refused.value)
     assert line.startswith("GRADLESS_API_KEYS: ")
-    assert said in line
+    assert message in line
     assert not any(part and part in line for part in (KEY, "short", "space in it"))
 
 
@@ -307,7 +307,7 @@ def test_an_unreadable_file_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda path: path.write_bytes(b"#" * (1 << 20) + b"\n"), "is larger than 1048576 bytes"),
         (os.mkfifo, "is a pipe or a device, not a file"),
@@ -317,9 +317,9 @@ def test_an_unreadable_file_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, 
     ids=["too large", "a pipe", "a device", "a folder"],
 )
 def test_an_endless_file_of_keys_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], object], said: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make: Callable[[Path], object], message: str
 ) -> None:
     make(tmp_path / "keys")
     monkeypatch.setenv("GRADLESS_API_KEYS_FILE", str(tmp_path / "keys"))
-    with pytest.raises(SettingsError, match=f"GRADLESS_API_KEYS_FILE: .*keys {said}"):
+    with pytest.raises(SettingsError, match=f"GRADLESS_API_KEYS_FILE: .*keys {message}"):
         load_settings()

@@ -88,8 +88,8 @@ def test_square_brackets_in_a_name_are_not_markup(comparison: Comparison) -> Non
 
 def test_progress_without_a_terminal_writes_nothing() -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
-    with comparison_progress(console) as tell:
-        tell(Progress(1, 2, "timing"))
+    with comparison_progress(console) as report_progress:
+        report_progress(Progress(1, 2, "timing"))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == ""
 

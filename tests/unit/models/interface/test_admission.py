@@ -59,7 +59,7 @@ def test_retry_after_is_a_whole_number_of_seconds_and_at_least_one(expected_seco
         assert str(error).endswith(f"; try again in {retry_after_s} s.")
 
 
-def test_every_refusal_for_lack_of_capacity_says_when_to_try_again() -> None:
+def test_every_refusal_for_lack_of_capacity_has_retry_after() -> None:
     errors: list[GradlessError] = [OverloadedError(8, 3.0), BodyMemoryFullError(1000), DecodersBusyError(3.0)]
 
     assert [error.retry_after_s for error in errors if isinstance(error, AtCapacityError)] == [3, 1, 3]
@@ -89,7 +89,7 @@ def test_all_images_of_a_request_are_admitted_or_none() -> None:
         assert admission.in_flight == 3
 
 
-def test_a_refusal_says_when_the_admitted_images_are_expected_to_be_done() -> None:
+def test_a_refusal_has_the_expected_time_until_admitted_images_are_done() -> None:
     admission = Admission(3, _seconds_each)
 
     with admission.admit(3), pytest.raises(OverloadedError) as refused, admission.admit(1):

@@ -1,4 +1,4 @@
-"""models/offline/statistics.py: what is merged from parts is what NumPy says of the whole."""
+"""models/offline/statistics.py: merged statistics equal NumPy's of the whole."""
 
 from __future__ import annotations
 

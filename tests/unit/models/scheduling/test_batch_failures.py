@@ -47,7 +47,7 @@ def test_each_item_of_a_failing_batch_has_its_own_error(
     assert len({id(error) for error in errors}) == 3
 
 
-def test_the_error_says_what_failed_and_for_which_model(failing_together: Callable[[], list[Future[Any]]]) -> None:
+def test_the_error_names_the_failure_and_the_model(failing_together: Callable[[], list[Future[Any]]]) -> None:
     with pytest.raises(ForwardError, match="forward of m failed: LookupError: no such kernel"):
         failing_together()[1].result(_PATIENCE_S)
 

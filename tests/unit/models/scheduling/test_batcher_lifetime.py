@@ -20,7 +20,7 @@ _PATIENCE_S = 30
 NewBatcher = Callable[..., Batcher[Any, Any]]
 
 
-def test_wait_until_ready_raises_what_prepare_raised(new_batcher: NewBatcher) -> None:
+def test_wait_until_ready_raises_the_error_of_prepare(new_batcher: NewBatcher) -> None:
     def prepare() -> None:
         raise WarmUpError("m", "not finite")
 

@@ -27,7 +27,7 @@ class _Counts(Telemetry):
 
 
 class _Device:
-    """Has memory for so many items at once, and none at all for some."""
+    """Has memory for a number of items at once, and none for some items."""
 
     def __init__(self, room: int, too_large: frozenset[int] = frozenset()) -> None:
         self.room = room

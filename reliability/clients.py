@@ -1,4 +1,4 @@
-"""Well-behaved callers, one request after another, whose answers somebody waits for: beside those who misbehave."""
+"""Well-behaved clients: each sends one request after another and waits for the answer."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
 
-from reliability.wire import Connection, Place, Request
+from reliability.wire import Address, Connection, Request
 
 _OK = 200
 # A server that has ended refuses connections as fast as they come.
 _RECONNECT_S = 0.1
 
 
-class Callers:
-    """What they saw."""
+class Clients:
+    """Statuses, connection errors and latencies of the requests of all clients."""
 
     def __init__(self) -> None:
         self.statuses: Counter[int] = Counter()
@@ -25,22 +25,22 @@ class Callers:
 
     @property
     def requests(self) -> int:
-        """All that were sent and have ended."""
+        """Number of requests that have ended."""
         return self.statuses.total() + self.broken
 
     @property
     def unanswered(self) -> int:
-        """Those that had no 200."""
+        """Number of requests that did not get 200."""
         return self.requests - self.statuses[_OK]
 
     async def call(self, connection: Connection, request: Request) -> None:
-        """One exchange; a broken one is counted."""
+        """Send one request and record its end."""
         sent_at = perf_counter()
         try:
             answer = await connection.answer_to(request)
         except (OSError, EOFError):
             self.broken += 1
-            await connection.leave()
+            await connection.close()
             await asyncio.sleep(_RECONNECT_S)
         else:
             self.statuses[answer.status] += 1
@@ -48,28 +48,28 @@ class Callers:
 
 
 @asynccontextmanager
-async def calling(place: Place, requests: Sequence[Request]) -> AsyncIterator[Callers]:
-    """One caller for each of `requests`, who sends it over and over until the block ends and he has his last answer."""
-    callers, ending = Callers(), asyncio.Event()
+async def running_clients(address: Address, requests: Sequence[Request]) -> AsyncIterator[Clients]:
+    """Run one client for each of `requests`, which repeats it until the block ends and its last answer has arrived."""
+    clients, ending = Clients(), asyncio.Event()
 
     async def one(request: Request) -> None:
-        async with Connection(place) as connection:
+        async with Connection(address) as connection:
             while not ending.is_set():
-                await callers.call(connection, request)
+                await clients.call(connection, request)
 
     async with asyncio.TaskGroup() as group:
         for request in requests:
             group.create_task(one(request))
         try:
-            yield callers
+            yield clients
         finally:
             ending.set()
 
 
-async def first_answer_ms(place: Place, request: Request) -> float:
-    """How long a caller with a connection of his own waits. Raises RuntimeError when it is no good answer."""
+async def first_answer_ms(address: Address, request: Request) -> float:
+    """Return the latency of a request on a new connection. Raises RuntimeError if its status is not 200."""
     sent_at = perf_counter()
-    async with Connection(place) as connection:
+    async with Connection(address) as connection:
         answer = await connection.answer_to(request)
     if answer.status != _OK:
         raise RuntimeError(f"answered with {answer.status}: {answer.body[:200]!r}")

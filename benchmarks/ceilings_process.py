@@ -1,5 +1,5 @@
-"""The ceilings of one server, measured beside it: by a process that is there as long as the server is, and does nothing
-until it is asked. So what is compared was measured with a breath between, not with minutes.
+"""Measure a server's ceilings by a process that is idle while the server is measured, so that compared figures are
+seconds and not minutes apart.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from benchmarks.measurement import Ceiling, Measurement, ceiling_name, latency
 from benchmarks.plan import Plan
 from benchmarks.servers import CATALOG_NAMES, ServerSpec
 
-# Compiling, or calibrating, before it begins.
+# Includes compiling and calibrating.
 _TIMEOUT_S = 1800.0
 
 
 class Ceilings:
-    """benchmarks.ceilings in the project's environment, ready."""
+    """A ready process of benchmarks.ceilings in the project's environment."""
 
     def __init__(self, process: subprocess.Popen[str], log: Path, engine: str, model: str, number: int) -> None:
-        self._asked = cast("IO[str]", process.stdin)
+        self._requests = cast("IO[str]", process.stdin)
         self._answers = cast("IO[str]", process.stdout)
         self._log = log
         self._engine = engine
         self._model = model
         self._round = number
-        # That it is ready.
+        # The line `ready`.
         self._line()
 
     def measure(self, ceiling: Ceiling, turn: int) -> Measurement:
-        """With everything else idle. Raises RuntimeError when the process has ended, with the end of what it said."""
-        # Past the buffer, which would be written again when the pipe is closed. That it has ended is seen below.
+        """Measure while everything else is idle. Raises RuntimeError with the end of the log if the process has
+        ended."""
+        # Unbuffered, because a buffer would be written again on close. The read below detects an ended process.
         with suppress(BrokenPipeError):
-            os.write(self._asked.fileno(), f"{ceiling}\n".encode())
+            os.write(self._requests.fileno(), f"{ceiling}\n".encode())
         report = json.loads(self._line())
         return Measurement(
             kind="ceiling",
@@ -60,28 +61,28 @@ class Ceilings:
 
 @contextmanager
 def ceilings(plan: Plan, spec: ServerSpec, model: str, number: int, bench: Bench) -> Iterator[Ceilings]:
-    """For one way that gradless is measured, until the block ends. Raises RuntimeError."""
+    """Run the process for one configuration of gradless until the block ends. Raises RuntimeError."""
     log = bench.log_folder / f"ceilings {spec.name} {model}.log".replace(" ", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [str(bench.project_python), "-W", "ignore", "-m", "benchmarks.ceilings"]
     command += ["--model", CATALOG_NAMES[model], "--backend", str(spec.backend), "--precision", spec.precision]
     command += ["--seconds", str(plan.seconds), "--calibration-folder", str(bench.usual_folder)]
     with (
-        log.open("w", encoding="utf-8") as complaints,
+        log.open("w", encoding="utf-8") as log_file,
         subprocess.Popen(  # noqa: S603 - ours
             [*command, *map(str, bench.usual)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=log_file,
             text=True,
         ) as process,
     ):
-        patience = threading.Timer(_TIMEOUT_S, process.kill)
-        patience.start()
+        timeout = threading.Timer(_TIMEOUT_S, process.kill)
+        timeout.start()
         try:
             yield Ceilings(process, log, spec.engine, model, number)
         finally:
-            patience.cancel()
+            timeout.cancel()
             process.kill()
