@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 from types import MappingProxyType
 
-from gradless.peak import prepare_profiler
+from gradless.memory import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.backends import place
 from models.hardware import cores, memory
