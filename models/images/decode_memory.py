@@ -51,7 +51,6 @@ class DecodeMemory:
             os.close(own)
 
     def close(self) -> None:
-        """Close the descriptor."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

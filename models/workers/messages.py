@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gradless.records import Progress
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.interface.errors import DrainingError, GradlessError
 from models.interface.request import Parameters
 from models.interface.results import ModelCard

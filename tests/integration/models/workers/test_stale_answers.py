@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from models.images.decode_pool import DecodeJob, DecodePool, Done
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.image_job import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.request import NEVER_CANCELLED, InferenceRequest, Parameters
