@@ -8,6 +8,7 @@ from rich.table import Table
 
 from app.api.schemas import Arm, GradModes
 from app.reports.terminal import between, dimmed, table
+from gradless.sentences import time_difference
 from gradless.units import in_bytes, in_seconds
 
 # Modules shown: a network has hundreds.
@@ -20,6 +21,8 @@ def show(report: GradModes, console: Console) -> None:
     for arm in report.arms:
         if arm.peak_note is not None:
             console.print(dimmed(f"No peak for {arm.arm}: {arm.peak_note}."))
+        if arm.retained_note is not None:
+            console.print(dimmed(f"What {arm.arm} keeps could not be observed: {arm.retained_note}."))
     if report.modules:
         console.print(_modules(report))
     if report.sweep:
@@ -35,8 +38,11 @@ def _seconds(report: GradModes, console: Console) -> None:
     """Show the two times that a hand-written experiment would print, then what was compared."""
     arms = {arm.arm: arm for arm in report.arms}
     if "grad" in arms and "no_grad" in arms:
-        console.print(f"With gradient calculation: {arms['grad'].seconds.median:.3f} s")
-        console.print(f"Without: {arms['no_grad'].seconds.median:.3f} s")
+        grad, without = arms["grad"].seconds.median, arms["no_grad"].seconds.median
+        console.print(f"With gradient calculation: {grad:.3f} s")
+        difference = time_difference(grad, without, arms["no_grad"].against_grad, report.iterations)
+        console.print(f"Without: {without:.3f} s")
+        console.print(f"Difference: {difference}")
     console.print(
         dimmed(
             f"{report.model} on {report.device}, batches of {report.batch_size} of {report.input}, "
@@ -55,12 +61,22 @@ def _arms(report: GradModes) -> Table:
             arm.arm,
             in_seconds(arm.seconds.median),
             _quartiles(arm),
-            "?" if arm.peak_bytes is None else in_bytes(arm.peak_bytes),
-            in_bytes(arm.retained_bytes) if arm.retained_bytes else "nothing",
+            _or_unknown(arm.peak_bytes),
+            _kept(arm),
             "works" if arm.backward.works else "fails",
             style=style,
         )
     return arms
+
+
+def _or_unknown(size: int | None) -> str:
+    return "?" if size is None else in_bytes(size)
+
+
+def _kept(arm: Arm) -> str:
+    if arm.retained_bytes is None:
+        return "?"
+    return in_bytes(arm.retained_bytes) if arm.retained_bytes or arm.output.requires_grad else "nothing"
 
 
 def _quartiles(arm: Arm) -> str:
@@ -90,5 +106,5 @@ def _sweep(report: GradModes) -> Table:
     grad = next((number for number, arm in enumerate(report.arms) if arm.arm == "grad"), None)
     if grad is not None:
         sweep.add_section()
-        sweep.add_row("kept by grad", *(in_bytes(point.arms[grad].retained_bytes) for point in report.sweep))
+        sweep.add_row("kept by grad", *(_or_unknown(point.arms[grad].retained_bytes) for point in report.sweep))
     return sweep

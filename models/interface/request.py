@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from models.interface.telemetry import Task
 
@@ -16,7 +17,7 @@ class ImageLimits:
     max_pixels: width x height.
     max_aspect_ratio: long side / short side. It protects the resize, which enlarges the short side to the model's
         input size: 1 x 65535 pixels would become 256 x 16 million.
-    max_decode_seconds: predicted CPU seconds of a decode (models/images/cost.py).
+    max_decode_seconds: predicted CPU seconds of a decode (models/images/formats.py).
     max_decode_bytes: predicted memory of a decode, and of all concurrent expensive decodes together.
     """
 
@@ -68,9 +69,6 @@ class NeverCancelled(CancelToken):
     def cancel(self) -> None:
         pass
 
-    def __reduce__(self) -> str:
-        return "NEVER_CANCELLED"
-
 
 class AllCancelled(CancelToken):
     """The token of a batch: cancelled once each of `tokens` is."""
@@ -91,6 +89,9 @@ NEVER_CANCELLED = NeverCancelled()
 
 _new_fairness_key = itertools.count().__next__
 
+# Task, top_k and fairness key.
+Parameters = tuple[Task, int, Hashable]
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
@@ -107,3 +108,15 @@ class InferenceRequest:
     top_k: int = 0
     cancel_token: CancelToken = NEVER_CANCELLED
     fairness_key: Hashable = field(default_factory=_new_fairness_key)
+
+    @property
+    def parameters(self) -> Parameters:
+        """What another process needs of the request, cheap to pickle. Files and cancel token stay in this process."""
+        return self.task, self.top_k, self.fairness_key
+
+    @classmethod
+    def received(cls, parameters: Parameters, process: int, cancel_token: CancelToken) -> Self:
+        """Return the request of another process. Processes number their requests independently, so the fairness key
+        names the process."""
+        task, top_k, fairness_key = parameters
+        return cls(task, (), top_k, cancel_token, (process, fairness_key))

@@ -21,8 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from models.images.decode import ignore_pillow_warnings
-from models.images.preprocessing import preprocess
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform, preprocess
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
 from models.interface.request import ImageLimits
 

@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.hardware.cores import available_cores
 from models.images.decode import ignore_pillow_warnings, read_header
-from models.images.preprocessing import decode_image, preprocess
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform, decode_image, preprocess
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
 from models.interface.request import ImageLimits
 from models.offline.statistics import Moments

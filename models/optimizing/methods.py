@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from models.images.transforms import Normalize
+from models.images.preprocessing import Normalize
 from models.interface.errors import JobError, UnsupportedArchitectureError
 from models.loading.calibration import MOST_IMAGES, Calibration
 from models.loading.load import WEIGHTS_SUFFIX, LoadedModel
