@@ -105,8 +105,9 @@ def test_fail_on_retained_says_that_openvino_could_not_be_observed(gradless: Run
     assert b"kept nothing" not in done.stdout
 
 
-def test_a_failure_that_nothing_expects_exits_with_2(server_environment: Callable[..., dict[str, str]]) -> None:
-    script = """
+def test_a_failure_that_nothing_expects_exits_with_2(gradless: Run, tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text("""
 import gradless.comparison
 from app.cli import main
 
@@ -115,12 +116,9 @@ def fail(*_):
 
 gradless.comparison.sentences = fail
 main()
-"""
-    command = [sys.executable, "-c", script, "compare", *QUICK, "--arms", "grad"]
-    done = subprocess.run(
-        command, env=server_environment(**EAGER), capture_output=True, timeout=90, check=False, text=True
-    )
-    assert (done.returncode, done.stderr) == (2, "gradless: ZeroDivisionError: odd\n")
+""")
+    done = gradless("compare", *QUICK, "--arms", "grad", script=script, **EAGER)
+    assert (done.returncode, done.stderr) == (2, b"gradless: ZeroDivisionError: odd\n")
 
 
 def test_a_folder_is_timed_end_to_end_and_forward_only(gradless: Run, tmp_path: Path, clock_png: bytes) -> None:
