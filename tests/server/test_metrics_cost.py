@@ -8,7 +8,7 @@ import sys
 from itertools import pairwise
 
 from benchmarks.metrics_cost import MODELS
-from observe.places import ROOT
+from observe import ROOT
 
 
 def test_it_says_what_a_scrape_costs_by_number_of_models_and_what_a_request_does() -> None:
