@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, end, failures_reported, settings_for
+from app.commands.conventions import FAILED, end, failures_reported, settings_for
 
 if TYPE_CHECKING:
     from app.settings import Settings
+    from models.optimizing.comparison import Report
     from models.optimizing.job import OptimizationRequest
-    from models.optimizing.report import Report
 
 # The new model agrees less than --min-agreement.
 DISAGREES = 1
@@ -85,11 +85,8 @@ def optimize(
         max_bytes=settings.max_image_bytes,
         command=shlex.join(["gradless", *sys.argv[1:]]),
     )
-    try:
-        with failures_reported(str(output)):
-            report, kept = _optimize(request, settings)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    with failures_reported(str(output)):
+        report, kept = _optimize(request, settings)
     _report(report, request, kept=kept)
 
 
@@ -108,10 +105,9 @@ def _optimize(request: OptimizationRequest, settings: Settings) -> tuple[Report,
 
 
 def _report(report: Report, request: OptimizationRequest, *, kept: bool) -> None:
-    from app.reports.optimize_terminal import show  # noqa: PLC0415
-    from app.reports.terminal import PatientConsole  # noqa: PLC0415
+    from app.reports.terminal import PatientConsole, show_optimization  # noqa: PLC0415
 
-    show(report, PatientConsole(highlight=False))
+    show_optimization(report, PatientConsole(highlight=False))
     if not kept:
         end(
             f"{request.output} is not written: {report.agreement.top1:.1%} of the images keep their class, "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,20 +24,14 @@ from models.networks.specs import ModelSpec
 from models.offline import files, reading
 from models.offline.reading import Reading
 from models.offline.running import Runner
-from models.optimizing import methods, sources
-from models.optimizing.comparison import Tally, Truth, race, truth_of
-from models.optimizing.methods import Method
-from models.optimizing.report import Accuracy, Rate, Report, Side
-from models.optimizing.sources import Source
+from models.optimizing import methods
+from models.optimizing.comparison import Accuracy, Rate, Report, Side, Tally, Truth, race, truth_of
+from models.optimizing.methods import Method, Source, find_source
 from models.serving.model_instance import ServingOptions
 
 REPORT = "report.json"
 
-_STAGES: dict[Method, str] = {
-    "prune": "removing channels",
-    "int8": "quantizing",
-    "bf16": "rounding weights",
-}
+_STAGES: dict[Method, str] = {"prune": "removing channels", "int8": "quantizing", "bf16": "rounding weights"}
 
 _PACKAGES = ("gradless", "torch", "torchvision", "timm", "torch-pruning", "nncf", "openvino")
 
@@ -85,7 +78,7 @@ class Optimization:
         self._request = request
         self._options = options
         self._progress = progress
-        self._source: Source = sources.find(request.model)
+        self._source: Source = find_source(request.model)
         self._files = files.find([request.images])
         # Check this before any slow step. Serving would raise the same error.
         placement = backends.place(options.device, options.precision, options.backend)
@@ -222,16 +215,9 @@ def _versions() -> Mapping[str, str]:
 @contextmanager
 def _unfinished(output: Path) -> Iterator[Path]:
     """Create a temporary folder next to `output`; remove it at the end unless it was renamed."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    folder = output.with_name(f".{output.name}.{os.getpid()}")
+    folder.mkdir()
     try:
-        # mkdtemp allows access to the owner alone; an ordinary folder has the umask's permissions.
-        folder.chmod(0o777 & ~_umask())
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -11,8 +11,8 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from models.offline.job import Step
 from models.offline.parts import JobIdentity
+from models.offline.running import Step
 from models.offline.tables import Task
 from models.ray_data.cluster import actor_resources, connect, gpus_for, result_of
 from models.ray_data.results import Results, remaining_chunks

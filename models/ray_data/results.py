@@ -20,9 +20,8 @@ import pyarrow.compute as pc
 from pyarrow import fs
 
 from models.interface.errors import JobError
-from models.offline.formats import parquet_writer
 from models.offline.parts import JOB, JobIdentity, chunk_name, chunk_range
-from models.offline.tables import ERROR, Columns
+from models.offline.tables import ERROR, Columns, parquet_writer
 from models.ray_data.storage import located
 
 _NOTE = f"_{JOB}"

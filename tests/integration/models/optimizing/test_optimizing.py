@@ -18,8 +18,8 @@ from models.images.samples import draw, encode
 from models.interface.errors import DeviceUnavailableError, JobError, StartError, UnsupportedArchitectureError
 from models.loading import catalog
 from models.loading.load import load
+from models.optimizing.comparison import Report
 from models.optimizing.job import Optimization, OptimizationProgress, OptimizationRequest
-from models.optimizing.report import Report
 from models.serving.model_instance import ServingOptions
 
 LABELS = [f"class {index}" for index in range(10)]

@@ -1,4 +1,4 @@
-"""models/search/features_file.py: a features file is read piece by piece, and what is none is said to be none."""
+"""FeaturesFile: a features file is read piece by piece, and what is none is said to be none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.interface.errors import JobError
-from models.search.features_file import FeaturesFile
+from models.search.building import FeaturesFile
 
 _METADATA = {"gradless.model": "m", "gradless.fingerprint": "f"}
 _VECTORS = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(8, dtype=np.float32)), 2)

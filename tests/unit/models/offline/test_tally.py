@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.offline.evaluating import ClassScore, Confusion, Tally
+from models.offline.evaluation import ClassScore, Confusion, Tally
 
 LABELS = [f"class {index}" for index in range(8)]
 

@@ -1,4 +1,4 @@
-"""models/offline/statistics.py: what is merged from parts is what NumPy says of the whole."""
+"""Moments: what is merged from parts is what NumPy says of the whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from models.offline.statistics import Moments
+from models.offline.survey import Moments
 
 Picture = NDArray[np.uint8]
 

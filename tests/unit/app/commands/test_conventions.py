@@ -1,11 +1,11 @@
-"""app/commands/failing.py: a command that cannot do what it was asked ends with one line and a status, however."""
+"""app/commands/conventions.py: a command that cannot do what it was asked ends with one line and a status, however."""
 
 from __future__ import annotations
 
 import pytest
 import typer
 
-from app.commands.failing import FAILED, UNREADABLE, end, failures_reported
+from app.commands.conventions import FAILED, UNREADABLE, end, failures_reported
 from models.interface.errors import JobError
 
 
@@ -33,7 +33,7 @@ def test_the_log_level_debug_adds_the_traceback(
     with pytest.raises(typer.Exit), failures_reported("out.csv"):
         raise RuntimeError("mat1 and mat2")
     told = capsys.readouterr().err
-    assert "test_failing_commands.py" in told
+    assert "test_conventions.py" in told
     assert told.endswith("gradless: RuntimeError: mat1 and mat2\n")
 
 
