@@ -57,19 +57,16 @@ class OptimizationRequest:
     command: str
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizationProgress:
-    """Callbacks: `stage` gets the current step, `compared` the images compared and their total."""
-
-    stage: Callable[[str], None]
-    compared: Callable[[int, int], None]
-
-
 class Optimization:
     """Makes one new folder. Not thread-safe."""
 
-    def __init__(self, request: OptimizationRequest, options: ServingOptions, progress: OptimizationProgress) -> None:
-        """Find the model and the images. Raises StartError if the options cannot be carried out."""
+    def __init__(
+        self, request: OptimizationRequest, options: ServingOptions, on_step: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Find the model and the images. `on_step` is called with a description of each step.
+
+        Raises StartError if the options cannot be carried out.
+        """
         output = request.output
         if output.exists():
             raise JobError(f"-o {output} exists already and is not overwritten")
@@ -77,7 +74,7 @@ class Optimization:
             raise JobError(f"-o {output}: the folder's name becomes the model's: use letters, digits, '.', '_' and '-'")
         self._request = request
         self._options = options
-        self._progress = progress
+        self._on_step = on_step
         self._source: Source = find_source(request.model)
         self._files = files.find([request.images])
         # Check this before any slow step. Serving would raise the same error.
@@ -101,7 +98,7 @@ class Optimization:
         return report, True
 
     def _made(self, folder: Path) -> Report:
-        request, stage = self._request, self._progress.stage
+        request, stage = self._request, self._on_step
         stage(f"loading {request.model}")
         with closing(self._runner(self._source.spec)) as before:
             images = Reading(before.model.transform, self._options.limits, request.max_bytes)
@@ -129,11 +126,11 @@ class Optimization:
 
     def _compared(self, before: Runner, after: Runner, made: ModelSpec, images: Reading, used: int) -> Report:
         request = self._request
-        self._progress.stage("comparing answers")
+        self._on_step("comparing answers")
         truth = truth_of(self._files, request.images, before.model.labels)
         tally, left_out, pixels = self._tallied(before, after, images, truth)
         agreement, accuracies = tally.agreement(), tally.accuracies()
-        self._progress.stage("timing both models")
+        self._on_step("timing both models")
         rates = race((before, after), pixels, request.rounds)
         old, new = map(_side, (self._source.spec, made), (before, after), rates, accuracies)
         return Report(
@@ -170,7 +167,7 @@ class Optimization:
             if len(batch.pixels) > len(largest):
                 largest = batch.pixels
             done += len(batch.paths)
-            self._progress.compared(done, len(self._files))
+            self._on_step(f"comparing answers, {done} of {len(self._files)} images")
         return tally, left_out, largest
 
 

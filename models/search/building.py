@@ -119,8 +119,8 @@ def build(
     """Build an index of `features` in `folder`, replacing an existing index.
 
     `thumbnail` returns a JPEG file, or None, for a path. It is called in several threads. `on_rows` is called with the
-    number of rows added. Queries of up to `exact_rows` rows compare all of them. Vectors
-    and graph are in memory until they are written. Raises JobError.
+    number of rows added. Queries of up to `exact_rows` rows compare all of them. Vectors and graph are in memory until
+    they are written. Raises JobError.
     """
     if not features.rows:
         raise JobError("the features file has no rows")

@@ -1,11 +1,11 @@
-"""app/commands/conventions.py: a command that cannot do what it was asked ends with one line and a status, however."""
+"""app/commands/conventions.py: a command that fails ends with one line and an exit status."""
 
 from __future__ import annotations
 
 import pytest
 import typer
 
-from app.commands.conventions import FAILED, UNREADABLE, end, failures_reported
+from app.commands.conventions import FAILED, INTERRUPTED, UNREADABLE, end, failures_reported
 from models.interface.errors import JobError
 
 
@@ -42,3 +42,10 @@ def test_an_exit_is_not_reported_again(capsys: pytest.CaptureFixture[str]) -> No
         end("a file is broken", UNREADABLE)
     assert ended.value.exit_code == UNREADABLE
     assert capsys.readouterr().err == "gradless: a file is broken\n"
+
+
+def test_an_interrupted_command_ends_with_130_without_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, failures_reported("out.csv"):
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == INTERRUPTED
+    assert capsys.readouterr().err == ""

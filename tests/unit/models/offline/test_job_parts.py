@@ -1,4 +1,4 @@
-"""models/offline/parts.py: whatever ends a job, what is kept of it is whole and belongs together."""
+"""models/offline/parts.py: after any end of a job its parts are complete and belong together."""
 
 from __future__ import annotations
 

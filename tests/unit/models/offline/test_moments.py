@@ -1,4 +1,4 @@
-"""Moments: what is merged from parts is what NumPy says of the whole."""
+"""Moments: merged from parts, they are those that NumPy computes from all pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""models/offline/evaluating.py: the figures are what their definitions say."""
+"""Tally: the figures are what their definitions say."""
 
 from __future__ import annotations
 
