@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 
 from models.images.cost import DecodeCost, predict
-from models.images.decode import decode_pixels, ignore_pillow_warnings
-from models.images.preprocessing import pixels_needed, to_tensor
+from models.images.decode import decode_strips, ignore_pillow_warnings
+from models.images.preprocessing import pixels_needed
 from models.images.samples import encode
 from models.interface.errors import ImageError
 from models.interface.image_limits import ImageLimits
@@ -124,7 +124,7 @@ def _decode(encoded: bytes) -> _Measured:
     before, began = _status_bytes("VmRSS"), process_time()
     outcome = "decoded"
     try:
-        transform.shape(to_tensor(decode_pixels(encoded, _NO_LIMITS, enough=pixels_needed(transform))))
+        transform.shape_strips(decode_strips(encoded, _NO_LIMITS, enough=pixels_needed(transform)))
     except ImageError as error:
         outcome = type(error).__name__
     return _Measured(process_time() - began, _status_bytes("VmHWM") - before, outcome)

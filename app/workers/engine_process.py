@@ -129,6 +129,8 @@ class _Engine:
                 decode_memory=DecodeMemory(options.limits.max_decode_bytes),
                 limits=options.limits,
                 deadline_s=options.deadline_s,
+                # They share the memory of expensive decodes, and the cores.
+                longest_decode_wait_s=options.deadline_s / 4 / workers,
                 longest_decode_s=options.longest_decode_s,
             )
             self._server: EngineServer = EngineServer(

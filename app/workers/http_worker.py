@@ -97,7 +97,8 @@ def _serve(settings: Settings, options: WorkerOptions, number: int, descriptors:
     count_in(descriptors[3])
     messages, connections = (socket.socket(fileno=descriptor) for descriptor in descriptors[:2])
     status = _map_status(descriptors[2])
-    for descriptor in descriptors[2:]:
+    # Mapped now. Descriptors of `options` follow, and stay open.
+    for descriptor in descriptors[2:4]:
         os.close(descriptor)
     engine = EngineConnection(number, messages)
     app = create_app(settings, lambda telemetry: start_runtime(options, engine, parts, telemetry))

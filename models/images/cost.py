@@ -22,9 +22,9 @@ _NS_FOR_RESIZED_PIXEL = 4.0
 
 _MIB = 2**20
 # Rows and tables of decoders, and strips of rows during conversion.
-_LEAST_BYTES = 8 * _MIB
-# A strip of a million pixels in RGBA, over white, and as an array.
-_STRIP_BYTES = 16 * _MIB
+_LEAST_BYTES = 10 * _MIB
+# A strip of half a million pixels in RGBA, over white, and as an array.
+_STRIP_BYTES = 8 * _MIB
 # (H, W, 3) uint8.
 _RGB_BYTES = 3
 
@@ -43,8 +43,9 @@ class DecodeCost(NamedTuple):
 
 
 def predict(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> DecodeCost:
-    """Return an upper bound for the cost of decode.decode_pixels(encoded, limits, enough=enough). Takes microseconds,
-    and about 1 ms per MB for a JPEG of several scans, which has to be searched to its end.
+    """Return an upper bound for the cost of decode.decode_strips(encoded, limits, enough=enough) and
+    Transform.shape_strips, or without `enough` of decode.decode_pixels(encoded, limits). Takes microseconds, and about
+    1 ms per MB for a JPEG of several scans, which has to be searched to its end.
 
     Raises EmptyImageError, UnsupportedFormatError, UndecodableImageError, TooManyPixelsError, TooElongatedError, and
     TooCostlyError if the cost is above `limits`.
@@ -61,12 +62,14 @@ def predict(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -
         raise UndecodableImageError(name, "its header is damaged") from error
     check_size(picture.width, picture.height, limits)
     pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
-    rgb_bytes = pixels * _RGB_BYTES + _LEAST_BYTES
-    memory_bytes = int(picture.decoder_bytes + min(_STRIP_BYTES, 16 * pixels) + rgb_bytes)
+    # What is kept of the strips: the whole picture, or its rows after resizing.
+    kept_pixels = pixels if enough is None else max(picture.width, picture.height) * enough / 2
+    other_bytes = min(_STRIP_BYTES, 16 * pixels) + _RGB_BYTES * kept_pixels + _LEAST_BYTES
+    memory_bytes = int(picture.decoder_bytes + other_bytes)
     cost = DecodeCost(
         (picture.decoder_ns + pixels * (_NS_FOR_CONVERTED_PIXEL + _NS_FOR_RESIZED_PIXEL)) / 1e9,
         memory_bytes,
-        memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + rgb_bytes),
+        memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + _LEAST_BYTES),
         image_format.in_threads and picture.ordinary,
     )
     if cost.seconds > limits.max_decode_seconds or cost.memory_bytes > limits.max_decode_bytes:

@@ -41,7 +41,8 @@ Pixels = NDArray[np.uint8]
 _ORIENTATION = 0x0112
 _EXIF_PREFIX = b"Exif\0\0"
 _ORIENTATION_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
-_ON_ITS_SIDE = frozenset({5, 6, 7, 8})
+# Orientations that swap width and height.
+ON_ITS_SIDE = frozenset({5, 6, 7, 8})
 _LARGEST_16_BIT = 65535
 
 # Tags of a TIFF, and a value of the second (TIFF 6.0, section 8). Pillow assumes that value where the tag is missing.
@@ -50,7 +51,7 @@ _PHOTOMETRIC_INTERPRETATION = 262
 _WHITE_IS_ZERO = 0
 
 # Pixels converted at once. Conversions copy their input; strips avoid a second copy of a large image.
-_STRIP_PIXELS = 1_000_000
+_STRIP_PIXELS = 500_000
 
 # MPO: a JPEG to which a camera appends further pictures. The first one is used.
 _JPEGS = frozenset({"JPEG", "MPO"})
@@ -118,7 +119,7 @@ class Strips(NamedTuple):
             for strip in self.strips:
                 pixels[top : top + strip.shape[0]] = strip
                 top += strip.shape[0]
-        return np.ascontiguousarray(_oriented(pixels, self.orientation))
+        return oriented(pixels, self.orientation)
 
 
 def ignore_pillow_warnings() -> None:
@@ -173,7 +174,7 @@ def read_header(encoded: bytes) -> Header:
     UndecodableImageError."""
     image = _open(encoded)
     width, height = image.size
-    if _orientation_of(image) in _ON_ITS_SIDE:
+    if _orientation_of(image) in ON_ITS_SIDE:
         width, height = height, width
     return Header("JPEG" if image.format in _JPEGS else str(image.format), width, height)
 
@@ -256,15 +257,19 @@ def _exif_in_text(text: str | None) -> bytes:
         return b""
 
 
-def _oriented(pixels: Pixels, orientation: int) -> Pixels:
-    """Undo the camera's rotation: the eight cases of EXIF tag 0x0112 (Exif 2.32, table 4.6.4 A)."""
-    if orientation in _ON_ITS_SIDE:
+def oriented(pixels: Pixels, orientation: int) -> Pixels:
+    """Undo the camera's rotation: the eight cases of EXIF tag 0x0112 (Exif 2.32, table 4.6.4 A). The result is
+    contiguous."""
+    if orientation == 1:
+        return pixels
+    if orientation in ON_ITS_SIDE:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in {2, 3, 6, 7}:
         pixels = pixels[:, ::-1]
     if orientation in {3, 4, 7, 8}:
         pixels = pixels[::-1]
-    return pixels
+    # Not ascontiguousarray, which keeps a negative stride of a single row or column: PyTorch refuses it.
+    return pixels.copy()
 
 
 def _strips(image: Image.Image) -> Iterator[Pixels]:

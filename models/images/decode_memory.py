@@ -44,8 +44,8 @@ class DecodeMemory:
 
     @contextmanager
     def reserved(self, count: int, cancel_token: CancelToken) -> Iterator[bool]:
-        """Wait for `count` bytes, first come, first served, and hold them. Yields False, and reserves nothing, once
-        the token is cancelled. `count` is at most the limit."""
+        """Wait for `count` bytes, or the whole budget if that is less, first come, first served, and hold them. Yields
+        False, and reserves nothing, once the token is cancelled."""
         if self._descriptor is None:
             with self._one_at_a_time:
                 yield not cancel_token.cancelled

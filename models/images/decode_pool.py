@@ -19,10 +19,10 @@ import torch
 from models.hardware import cores
 from models.images import cost
 from models.images.cost import DecodeCost
-from models.images.decode import DamagedJpegError, JpegReader, Pixels, decode_pixels, ignore_pillow_warnings
+from models.images.decode import DamagedJpegError, JpegReader, decode_strips, ignore_pillow_warnings
 from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
-from models.images.preprocessing import pixels_needed, to_tensor
+from models.images.preprocessing import pixels_needed
 from models.images.transforms import Transform
 from models.interface.admission import Budget
 from models.interface.cancellation import NEVER_CANCELLED, CancelToken
@@ -35,6 +35,8 @@ _THREAD_SECONDS = 1 / 8
 _THREADS_BYTES = 1 / 4
 _LEAST_THREAD_BYTES = 20 * 2**20
 _MOST_THREAD_BYTES = 48 * 2**20
+# Resident memory of an idle decoder process, in bytes.
+_PROCESS_BYTES = 38_000_000
 
 
 class DecodeJob(Protocol):
@@ -179,11 +181,9 @@ class DecodePool:
             if job.cancel_token.cancelled:
                 outcome = None
             else:
-                pixels = self._decode_here(job, transform, done)
-                if pixels is None:
+                outcome = self._decode_here(job, transform, done)
+                if outcome is None:
                     return
-                outcome = transform.shape(to_tensor(pixels))
-                del pixels
         except Exception as error:  # noqa: BLE001 - any error is the outcome of the job; the pool goes on
             outcome = error
         finally:
@@ -192,14 +192,14 @@ class DecodePool:
         # Break the reference cycle of an error and this frame, which would keep the image.
         del outcome
 
-    def _decode_here(self, job: DecodeJob, transform: Transform, done: Done) -> Pixels | None:
+    def _decode_here(self, job: DecodeJob, transform: Transform, done: Done) -> torch.Tensor | None:
         """Decode the image in this thread, or hand it over to a process and return None."""
         encoded, enough = job.take_encoded(), pixels_needed(transform)
         predicted = cost.predict(encoded, self._limits, enough=enough)
         reader: JpegReader = "either"
         if self._may_have_a_thread(predicted):
             try:
-                return decode_pixels(encoded, self._limits, enough=enough, jpeg_reader="fast")
+                return transform.shape_strips(decode_strips(encoded, self._limits, enough=enough, jpeg_reader="fast"))
             except DamagedJpegError:
                 reader = "tolerant"
         self._hand_over(_Handover(job, encoded, predicted, reader), transform, done)
@@ -235,13 +235,18 @@ class DecodePool:
     def _decode_in_process(self, image: _Handover, transform: Transform) -> torch.Tensor | None:
         """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited for memory."""
         decoder = self._decoders[threading.get_ident()]
-        with self._memory.reserved(image.predicted.memory_bytes, image.job.cancel_token) as has_memory:
+        # The process has a copy of the file, and so has Pillow's reader.
+        needed = _PROCESS_BYTES + 2 * len(image.encoded) + image.predicted.memory_bytes
+        with self._memory.reserved(needed, image.job.cancel_token) as has_memory:
             if not has_memory:
                 return None
-            pixels = decoder.decode(
-                image.encoded, image.predicted, enough=pixels_needed(transform), jpeg_reader=image.jpeg_reader
+            return decoder.decode(
+                image.encoded,
+                image.predicted,
+                transform.shape_strips,
+                enough=pixels_needed(transform),
+                jpeg_reader=image.jpeg_reader,
             )
-            return transform.shape(to_tensor(pixels))
 
     def _no_longer_waits(self, predicted: DecodeCost) -> None:
         with self._lock:

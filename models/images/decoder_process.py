@@ -16,13 +16,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from math import ceil
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -66,6 +66,9 @@ _BAD_ANSWERS = (
 _PASSED_ON = ("LD_LIBRARY_PATH", "TZ", "LANG")
 
 
+Result = TypeVar("Result")
+
+
 class _Child(NamedTuple):
     process: subprocess.Popen[bytes]
     connection: Connection
@@ -85,10 +88,16 @@ class DecoderProcess:
         return None if self._child is None else self._child.process.pid
 
     def decode(
-        self, encoded: bytes, predicted: DecodeCost, *, enough: int, jpeg_reader: JpegReader = "either"
-    ) -> Pixels:
-        """Return the picture in `encoded` as (H, W, 3) uint8 RGB, as decode.decode_pixels does. The limits of
-        the child follow from the prediction, with some margin.
+        self,
+        encoded: bytes,
+        predicted: DecodeCost,
+        consume: Callable[[Strips], Result],
+        *,
+        enough: int,
+        jpeg_reader: JpegReader = "either",
+    ) -> Result:
+        """Return what `consume` makes of the picture in `encoded`: it gets what decode.decode_strips returns, and reads
+        all strips. The limits of the child follow from the prediction, with some margin.
 
         Raises UndecodableImageError, also where the decoder crashed, and TooCostlyError where it took more than the
         prediction. Raises OSError where no process can be started.
@@ -105,12 +114,12 @@ class DecoderProcess:
             child = self._child = _start(self._limits)
         try:
             with _killed_if_it_hangs(child, max(_LEAST_WALL_S, _WALL_FACTOR * self._limits.max_decode_seconds)):
-                return self._ask(child.connection, encoded, wanted)
+                with self._failures_reported(child, encoded):
+                    picture = self._ask(child.connection, encoded, wanted)
+                return consume(picture._replace(strips=self._received(child, encoded, picture)))
         except ImageError:
-            # A reply of the child, which waits for the next image.
+            # The child waits for the next image, or has been ended.
             raise
-        except _BAD_ANSWERS as error:
-            raise self._failure(child, encoded) from error
         except BaseException:
             # Otherwise the rest of this reply would be read as the next one.
             self.close()
@@ -124,7 +133,8 @@ class DecoderProcess:
             child.process.kill()
             child.process.wait()
 
-    def _ask(self, connection: Connection, encoded: bytes, wanted: Mapping[str, object]) -> Pixels:
+    def _ask(self, connection: Connection, encoded: bytes, wanted: Mapping[str, object]) -> Strips:
+        """Return the head of the reply, without strips."""
         connection.send_bytes(json.dumps(wanted).encode())
         connection.send_bytes(encoded)
         answer = json.loads(connection.recv_bytes(_MOST_ANSWER_BYTES))
@@ -133,16 +143,31 @@ class DecoderProcess:
         if "reason" in answer:
             raise UndecodableImageError(format_of(encoded), str(answer["reason"]))
         height, width, orientation = (int(answer[key]) for key in ("height", "width", "orientation"))
-        if not 0 < height * width <= self._limits.max_pixels:
+        if min(height, width) < 1 or height * width > self._limits.max_pixels:
             raise ValueError("the decoder answered with a picture of another size")
-        pixels = np.empty((height, width, 3), np.uint8)
-        filled, memory = 0, pixels.reshape(-1).data
-        while filled < pixels.nbytes:
-            # Bounded: recv_bytes_into would read a longer message before it complains.
-            piece = connection.recv_bytes(pixels.nbytes - filled)
-            memory[filled : filled + len(piece)] = piece
-            filled += len(piece)
-        return Strips(height, width, orientation, iter([pixels])).assembled()
+        return Strips(height, width, orientation, iter(()))
+
+    def _received(self, child: _Child, encoded: bytes, picture: Strips) -> Iterator[Pixels]:
+        rows = picture.height
+        while rows > 0:
+            with self._failures_reported(child, encoded):
+                # Bounded: recv_bytes would otherwise allocate what a compromised decoder says.
+                received = np.frombuffer(child.connection.recv_bytes(rows * picture.width * 3), np.uint8)
+                # A copy, because PyTorch needs an array that can be written to.
+                strip = received.reshape(-1, picture.width, 3).copy()
+                if not len(strip):
+                    raise ValueError("the decoder answered with an empty strip")
+                rows -= len(strip)
+            yield strip
+
+    @contextmanager
+    def _failures_reported(self, child: _Child, encoded: bytes) -> Iterator[None]:
+        try:
+            yield
+        except ImageError:
+            raise
+        except _BAD_ANSWERS as error:
+            raise self._failure(child, encoded) from error
 
     def _failure(self, child: _Child, encoded: bytes) -> ImageError:
         """End a child that has not answered, or not as it should, and return what is said of the image."""

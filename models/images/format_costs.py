@@ -76,11 +76,12 @@ def jpeg(encoded: bytes, enough: int) -> Picture:
         layout.width,
         layout.height,
         ns,
-        # Four bytes a pixel in Pillow; libjpeg-turbo writes the array itself.
-        coefficient_bytes + 4 * output,
+        # Four bytes a pixel in Pillow. libjpeg-turbo writes an array of three, which a decoder process copies to its
+        # parent as a whole.
+        coefficient_bytes + 6 * output,
         ordinary=layout.plain and not layout.arithmetic,
         output_pixels=output,
-        thread_decoder_bytes=coefficient_bytes,
+        thread_decoder_bytes=coefficient_bytes + 3 * output,
     )
 
 
@@ -130,7 +131,7 @@ def png(encoded: bytes, _enough: int) -> Picture:
 # limits of a decoder process bound it.
 _NS_WEBP_PIXEL = 45.0
 _NS_WEBP_BYTE = 70.0
-_WEBP_BYTES = 14
+_WEBP_BYTES = 16
 _WEBP_SIZE_BITS = 0x3FFF
 _WEBP_EXTENDED_HEADER = 30
 _MOST_WEBP_CHUNKS = 16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from models.images import cost
-from models.images.decode import Pixels, decode_pixels
-from models.images.transforms import Transform
+from models.images.decode import decode_pixels, decode_strips
+from models.images.transforms import Transform, to_tensor
 from models.interface.image_limits import ImageLimits
 
 
@@ -19,15 +19,11 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
     return to_tensor(decode_pixels(encoded, limits, enough=enough))
 
 
-def to_tensor(pixels: Pixels) -> torch.Tensor:
-    """View (H, W, 3) uint8 as (3, H, W), channels last in memory."""
-    # Transposed by NumPy, because PyTorch would release the GIL, and wait to get it back.
-    return torch.from_numpy(pixels.transpose(2, 0, 1))
-
-
 def preprocess(encoded: bytes, transform: Transform, limits: ImageLimits) -> torch.Tensor:
     """(3, crop, crop) uint8 RGB, channels last in memory, of the image in `encoded`. Raises ImageError."""
-    return transform.shape(decode_image(encoded, limits, enough=pixels_needed(transform)))
+    enough = pixels_needed(transform)
+    cost.predict(encoded, limits, enough=enough)
+    return transform.shape_strips(decode_strips(encoded, limits, enough=enough))
 
 
 def pixels_needed(transform: Transform) -> int:

@@ -4,6 +4,7 @@ batch."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from models.images.decode import Pixels
+from models.images.decode import ON_ITS_SIDE, Pixels, Strips, oriented
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -40,12 +41,39 @@ class Transform:
         releases the GIL, and the decode thread then waits for the event loop and other threads to get it back.
         """
         pixels: Pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
-        size = self._resized(*pixels.shape[:2])
-        if pixels.shape[:2] != size:
-            # `reshape` gives strides that PyTorch recognizes as channels last; a new axis would have stride 0.
-            batch = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
-            resized = interpolate(batch, size, mode=self.interpolation, antialias=True)
-            pixels = resized.numpy()[0].transpose(1, 2, 0)
+        return self._cropped(pixels, self._resized(*pixels.shape[:2]))
+
+    def shape_strips(self, picture: Strips) -> torch.Tensor:
+        """Return what `shape` does with the assembled picture, but hold only a strip of it in memory at a time.
+
+        The result is the same to the bit, because resizing resizes each row first, on its own. If the picture lies on
+        its side and has several strips, its columns come first: values differ by 1, and more where bicubic overshoots.
+        """
+        first = next(picture.strips)
+        if first.shape[0] == picture.height:
+            return self.shape(to_tensor(oriented(first, picture.orientation)))
+        on_its_side = picture.orientation in ON_ITS_SIDE
+        size = self._resized(*((picture.width, picture.height) if on_its_side else (picture.height, picture.width)))
+        columns = size[0] if on_its_side else size[1]
+        pixels = np.empty((picture.height, columns, 3), np.uint8)
+        top = 0
+        for strip in chain((first,), picture.strips):
+            rows = strip.shape[0]
+            pixels[top : top + rows] = self._interpolated(strip, (rows, columns))
+            top += rows
+        return self._cropped(oriented(pixels, picture.orientation), size)
+
+    def _interpolated(self, pixels: Pixels, size: tuple[int, int]) -> Pixels:
+        if pixels.shape[:2] == size:
+            return pixels
+        # `reshape` gives strides that PyTorch recognizes as channels last; a new axis would have stride 0.
+        batch = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
+        resized: Pixels = interpolate(batch, size, mode=self.interpolation, antialias=True).numpy()[0]
+        return resized.transpose(1, 2, 0)
+
+    def _cropped(self, pixels: Pixels, size: tuple[int, int]) -> torch.Tensor:
+        """Resize (H, W, 3) to `size` and cut out (3, crop, crop)."""
+        pixels = self._interpolated(pixels, size)
         if min(size) < self.crop:
             pixels = self._on_canvas(pixels)
         top, left = (round((side - self.crop) / 2) for side in pixels.shape[:2])
@@ -75,6 +103,12 @@ class Transform:
         top, left = (rows - height) // 2, (columns - width) // 2
         canvas[top : top + height, left : left + width] = pixels
         return canvas
+
+
+def to_tensor(pixels: Pixels) -> torch.Tensor:
+    """View (H, W, 3) uint8 as (3, H, W), channels last in memory."""
+    # Transposed by NumPy, because PyTorch would release the GIL, and wait to get it back.
+    return torch.from_numpy(pixels.transpose(2, 0, 1))
 
 
 class Normalize(nn.Module):

@@ -51,12 +51,13 @@ class EngineConnection:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerOptions:
     """The part of ServingOptions that concerns decoding, and the decode memory that all workers share. A decode that
-    takes more than `longest_decode_s` is stuck."""
+    takes more than `longest_decode_s` is stuck; expensive decodes wait for `longest_decode_wait_s` at most."""
 
     decode_threads: int
     decode_memory: DecodeMemory
     limits: ImageLimits
     deadline_s: float
+    longest_decode_wait_s: float
     longest_decode_s: float
 
 
@@ -96,7 +97,7 @@ class WorkerRuntime(Runtime):
         self._decode_pool = DecodePool(
             options.decode_threads,
             options.limits,
-            longest_wait_s=options.deadline_s / 2,
+            longest_wait_s=options.longest_decode_wait_s,
             memory=options.decode_memory,
         )
         self._models: Mapping[str, _Model] = MappingProxyType({})

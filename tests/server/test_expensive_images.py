@@ -3,8 +3,14 @@ of their decoder."""
 
 from __future__ import annotations
 
+import fcntl
 import io
-from collections.abc import Callable
+import os
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -65,6 +71,29 @@ def test_a_decoder_that_is_killed_costs_no_further_image_and_none_outlives_the_s
     gone, alive = psutil.wait_procs(left, timeout=60)
     assert len(gone) == len(left)
     assert not alive
+
+
+def test_expensive_decodes_of_all_workers_wait_for_the_same_memory(start_server: Callable[..., Any]) -> None:
+    service = start_server(GRADLESS_HTTP_WORKERS="2")
+    clock = encode(draw("clock"), "BMP")
+    with ThreadPoolExecutor(2) as clients:
+        with _all_decode_memory(service):
+            # Two connections at once, so each worker has one.
+            answers = [clients.submit(_post, service, clock) for _ in range(2)]
+            assert not wait(answers, timeout=2, return_when=FIRST_COMPLETED).done
+        assert [answer.result().status_code for answer in answers] == [200, 200]
+
+
+@contextmanager
+def _all_decode_memory(service: Any) -> Iterator[None]:
+    """Hold all decode memory: the budget that the workers share, and the one of the engine process."""
+    descriptors = Path(f"/proc/{service.process.pid}/fd").iterdir()
+    with ExitStack() as files:
+        for budget in [each for each in descriptors if "memfd:decode-memory" in str(each.readlink())]:
+            file = files.enter_context(budget.open("r+b", buffering=0))
+            # struct flock of fcntl(2); a length of 0 is everything.
+            fcntl.fcntl(file, fcntl.F_OFD_SETLKW, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        yield
 
 
 def test_an_expensive_image_fails_alone_among_others_of_its_request(service: Any) -> None:

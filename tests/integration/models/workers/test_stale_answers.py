@@ -141,6 +141,7 @@ def _worker(engine: _Engine, connection: EngineConnection) -> WorkerRuntime:
         decode_memory=DecodeMemory(limits.max_decode_bytes),
         limits=limits,
         deadline_s=_TIMEOUT_S,
+        longest_decode_wait_s=_TIMEOUT_S,
         longest_decode_s=60.0,
     )
     return WorkerRuntime(connection, options, engine.counts, engine.reasons.append)

@@ -125,6 +125,7 @@ async def _started(spec: ModelSpec, workers: int = 2, **options: Any) -> AsyncIt
                         decode_memory=DecodeMemory(serving.limits.max_decode_bytes),
                         limits=serving.limits,
                         deadline_s=serving.deadline_s,
+                        longest_decode_wait_s=serving.deadline_s,
                         longest_decode_s=serving.longest_decode_s,
                     ),
                     service.counts[-1],

@@ -22,7 +22,7 @@ from PIL import Image
 
 from models.images import decoder_process
 from models.images.cost import DecodeCost, predict
-from models.images.decode import decode_pixels
+from models.images.decode import Strips, decode_pixels
 from models.images.decoder_process import DecoderProcess
 from models.images.formats import FORMATS
 from models.images.samples import draw, encode
@@ -42,7 +42,7 @@ def decoder() -> Iterator[DecoderProcess]:
 
 
 def _decode(decoder: DecoderProcess, encoded: bytes = _CLOCK, predicted: DecodeCost | None = None) -> object:
-    return decoder.decode(encoded, predicted or predict(encoded, _LIMITS), enough=0)
+    return decoder.decode(encoded, predicted or predict(encoded, _LIMITS), Strips.assembled, enough=0)
 
 
 def _pid(decoder: DecoderProcess) -> int:
@@ -122,7 +122,7 @@ def test_a_bad_image_is_refused_with_its_reason_and_the_process_goes_on(decoder:
     _decode(decoder)
     before = decoder.pid
     with pytest.raises(UndecodableImageError, match=r"The PNG image cannot be decoded: .*truncated"):
-        decoder.decode(_CLOCK[:1000], predict(_CLOCK, _LIMITS), enough=0)
+        decoder.decode(_CLOCK[:1000], predict(_CLOCK, _LIMITS), Strips.assembled, enough=0)
     _decode(decoder)
     assert decoder.pid == before
 
@@ -149,8 +149,11 @@ def test_a_crash_of_the_decoder_refuses_its_image_and_the_next_one_is_decoded(
         [b'{"height": -1, "width": -1, "orientation": 1}'],
         [b"{" + b" " * 70_000 + b'"height": 1, "width": 1, "orientation": 1}', bytes(3)],
         [b'{"height": 1, "width": 1, "orientation": 1}', bytes(4)],
+        [b'{"height": 2, "width": 1, "orientation": 1}', bytes(4)],
+        [b'{"height": 2, "width": 1, "orientation": 1}', b""],
+        [b'{"height": 2, "width": 1, "orientation": 1}', bytes(3), bytes(4)],
     ],
-    ids=lambda answers: answers[0][:40].decode(),
+    ids=lambda answers: f"{answers[0][:40].decode()} {[len(strip) for strip in answers[1:]]}",
 )
 def test_an_answer_that_no_decoder_would_give_refuses_its_image_and_the_next_one_is_decoded(
     decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch, answers: list[bytes]
@@ -169,18 +172,16 @@ def test_an_answer_that_no_decoder_would_give_refuses_its_image_and_the_next_one
     _decode(decoder)
 
 
-def test_a_decode_whose_pixels_the_service_cannot_keep_leaves_none_to_the_next_one(
-    decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strips_that_the_service_did_not_read_are_not_part_of_the_next_picture(decoder: DecoderProcess) -> None:
+    encoded = encode(Image.effect_noise((1800, 1500), 80).convert("RGB"), "PNG")
     expected = _decode(decoder)
 
-    def no_memory(*_arguments: object) -> NoReturn:
+    def no_memory(picture: Strips) -> NoReturn:
+        next(picture.strips)
         raise MemoryError
 
-    with monkeypatch.context() as patched:
-        patched.setattr(np, "empty", no_memory)
-        with pytest.raises(MemoryError):
-            _decode(decoder)
+    with pytest.raises(MemoryError):
+        decoder.decode(encoded, predict(encoded, _LIMITS), no_memory, enough=0)
     assert np.array_equal(_decode(decoder), expected)
 
 
@@ -253,8 +254,9 @@ def test_the_process_ends_with_its_parent_however_that_ends() -> None:
         "import sys; from models.images.decoder_process import DecoderProcess\n"
         "from models.interface.image_limits import ImageLimits\n"
         "from models.images.cost import predict; from models.images.samples import draw, encode\n"
+        "from models.images.decode import Strips\n"
         "clock, decoder = encode(draw('clock'), 'PNG'), DecoderProcess(ImageLimits())\n"
-        "decoder.decode(clock, predict(clock, ImageLimits()), enough=0)\n"
+        "decoder.decode(clock, predict(clock, ImageLimits()), Strips.assembled, enough=0)\n"
         "print(decoder.pid, flush=True); sys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
