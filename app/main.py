@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -20,22 +22,20 @@ from fastapi.routing import APIRoute
 
 from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
-from app.api.image_endpoints import IMAGE_ENDPOINTS
+from app.api.inference import IMAGE_ENDPOINTS
+from app.api.load_shedding import LoadShedding
+from app.api.middleware import HeadAsGet, HostCheck
 from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
-from app.api.routers import classify, debug, documentation, features, health, models, page, search
-from app.api.search_index import open_search_index
-from app.http.allowed_hosts import AllowedHosts, allowed_hosts, trusted_hosts
-from app.middleware.head import HeadAsGet
-from app.middleware.host_check import HostCheck
-from app.middleware.load_shedding import LoadShedding
-from app.middleware.start_failures import start_error
+from app.api.routers import images, lens, operation, pages, search
+from app.http.hosts import AllowedHosts, allowed_hosts, trusted_hosts
 from app.observability.metrics import Metrics, SharedExposition
 from app.observability.request_log import RequestLog
 from app.observability.request_observer import RequestObserver, RequestObserverMiddleware
-from app.process.interpreter import freeze_loaded_objects, unfreeze_objects
+from app.process.lifetime import freeze_loaded_objects, start_error
 from app.settings import Settings, load_settings
 from models.interface.admission import Budget
 from models.interface.errors import BodyMemoryFullError, StartError
+from models.interface.home import expand_home
 from models.interface.runtime import Runtime, StartRuntime
 from models.interface.telemetry import Telemetry
 from models.search.index import SearchIndex
@@ -69,7 +69,11 @@ def create_app(
         AllowedHosts(trusted_hosts(settings.allowed_hosts)),
         SharedExposition(metrics.exposition, settings.metrics_max_age_s),
     )
-    traces = traces or (_exporting_traces() if settings.traces else None)
+    if traces is None and settings.traces:
+        # Imported here because OpenTelemetry is an optional dependency.
+        from app.observability.tracing import exporting_traces  # noqa: PLC0415
+
+        traces = exporting_traces(version("gradless"))
 
     def shut_down(reason: str) -> None:
         parts.failure = reason
@@ -80,9 +84,9 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, shut_down)
-            parts.search_index = search_index_of_runtime(runtime, settings)
+            parts.search_index = open_search_index(runtime, settings)
         except (StartError, OSError) as error:
-            parts.start_error = start_error(error) if isinstance(error, OSError) else error
+            parts.start_error = start_error(error)
             raise
         parts.runtime = runtime
         metrics.watch(runtime)
@@ -96,7 +100,7 @@ def create_app(
             request_log.close()
             if traces is not None:
                 await asyncio.to_thread(traces.close)
-            unfreeze_objects()
+            gc.unfreeze()
 
     app = FastAPI(
         title="gradless",
@@ -104,7 +108,7 @@ def create_app(
         description=_DESCRIPTION,
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         lifespan=lifespan,
-        # app/api/routers/documentation.py serves /docs.
+        # app/api/routers/pages.py serves /docs.
         docs_url=None,
         redoc_url=None,
         # A redirect would take its host from the Host header, and its scheme is unknown behind a proxy.
@@ -113,16 +117,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
-    routers = (
-        classify.router,
-        features.router,
-        search.router,
-        models.router,
-        health.router,
-        debug.router,
-        page.router,
-        documentation.router,
-    )
+    routers = (images.router, search.router, operation.models, operation.probes, lens.router, pages.router)
     routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     # Middleware added last runs first.
     app.add_middleware(HeadAsGet)
@@ -145,40 +140,29 @@ def create_app(
     )
     app.add_middleware(RequestObserverMiddleware, observer=observer)
     # Runs before all middleware: app/server/server.py calls it at the headers of a request.
-    app.state.shedding = LoadShedding(
-        parts,
-        observer,
-        hosts,
-        routes,
-        cross_origin=bool(settings.cors_origins),
-    )
+    app.state.shedding = LoadShedding(parts, observer, hosts, routes)
     handle_errors(app, metrics, routes)
     for router in routers:
         app.include_router(router)
-        for path, method, status in documented_statuses(router):
-            metrics.expect(path, method, status)
-    for no_route, method, status in undocumented_statuses():
-        metrics.expect(no_route, method, status)
+    for path, method, status in chain(*map(documented_statuses, routers), undocumented_statuses()):
+        metrics.expect(path, method, status)
     extend_openapi(app, keys=bool(parts.keys))
     return app
 
 
-def search_index_of_runtime(runtime: Runtime, settings: Settings) -> SearchIndex | None:
-    """Open the index that the settings name, for the vectors of `runtime`. Closes `runtime` and raises StartError if
-    that fails."""
+def open_search_index(runtime: Runtime, settings: Settings) -> SearchIndex | None:
+    """Open the index that the settings name, if any. Closes `runtime` and raises StartError if it is damaged, or if no
+    served model made its vectors. PyTorch must be loaded before the libraries of the index."""
+    if settings.search_index is None:
+        return None
     try:
-        return open_search_index(settings.search_index, runtime)
+        index = SearchIndex.open(expand_home(settings.search_index))
+        index.check_model({name: card.fingerprint for name, card in runtime.cards.items()})
     except StartError:
         # Its threads would keep the process from ending.
         runtime.close(settings.drain_timeout_s)
         raise
-
-
-def _exporting_traces() -> Traces:
-    # Imported here because OpenTelemetry is an optional dependency.
-    from app.observability.tracing import exporting_traces  # noqa: PLC0415
-
-    return exporting_traces(version("gradless"))
+    return index
 
 
 def start_serving(

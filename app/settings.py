@@ -8,23 +8,18 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    EnvSettingsSource,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.security.api_keys import Keys, read_keys
-from app.security.origins import host_names, origins
-from app.service_links import service_links
-from models.interface.image_limits import ImageLimits
+from app.http.api_keys import Keys, read_keys
+from app.http.hosts import host_names, origins
+from models.interface.request import ImageLimits
 
 LogFormat = Literal["auto", "json", "console"]
 
@@ -33,10 +28,27 @@ _KEYS = frozenset({f"{PREFIX}API_KEYS", f"{PREFIX}API_KEYS_FILE"})
 _MIB = 2**20
 
 # Old names and new ones.
-_RENAMED = {
-    f"{PREFIX}FRONTS": f"{PREFIX}HTTP_WORKERS",
-    f"{PREFIX}MAX_WAIT_MS": f"{PREFIX}MAX_BATCH_DELAY_MS",
-}
+_RENAMED = {f"{PREFIX}FRONTS": f"{PREFIX}HTTP_WORKERS", f"{PREFIX}MAX_WAIT_MS": f"{PREFIX}MAX_BATCH_DELAY_MS"}
+
+# Kubernetes sets variables in every pod for each Service of its namespace: for one called gradless, for example,
+# GRADLESS_PORT=tcp://10.43.0.1:80.
+_SERVICE = r"GRADLESS(?:_[A-Z0-9]+)*"
+_SERVICE_PORT = rf"{_SERVICE}_PORT_\d+_(?:TCP|UDP|SCTP)"
+_ADDRESS = r"[0-9a-fA-F.:]+"
+_URL = rf"(?:tcp|udp|sctp)://(?:{_ADDRESS}|\[{_ADDRESS}\]):\d+"
+# Both name and value must match: a setting with the same name has another form of value.
+_SERVICE_LINKS = tuple(
+    (re.compile(name), re.compile(value))
+    for name, value in (
+        (rf"{_SERVICE}_SERVICE_HOST", _ADDRESS),
+        (rf"{_SERVICE}_SERVICE_PORT(?:_[A-Z0-9_]+)?", r"\d+"),
+        (rf"{_SERVICE}_PORT", _URL),
+        (_SERVICE_PORT, _URL),
+        (rf"{_SERVICE_PORT}_PROTO", "tcp|udp|sctp"),
+        (rf"{_SERVICE_PORT}_PORT", r"\d+"),
+        (rf"{_SERVICE_PORT}_ADDR", _ADDRESS),
+    )
+)
 
 
 class SettingsError(Exception):
@@ -70,8 +82,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
     models: Annotated[_Names, AfterValidator(_non_empty_and_distinct)] = Field(
-        ("efficientnet_lite0",),
-        description="models to serve, comma-separated; the first is the default",
+        ("efficientnet_lite0",), description="models to serve, comma-separated; the first is the default"
     )
     models_folder: Path | None = Field(
         None, description="folder whose subfolders are models that can be loaded by name at runtime"
@@ -154,10 +165,7 @@ class Settings(BaseSettings):
     )
     deadline_s: float = Field(30, gt=0, le=3600, description="maximum s from the received body to the response")
     load_timeout_s: float = Field(
-        600,
-        gt=0,
-        le=86400,
-        description="maximum s to load a model at runtime; after that the request gets 503",
+        600, gt=0, le=86400, description="maximum s to load a model at runtime; after that the request gets 503"
     )
     forward_timeout_s: float = Field(
         60,
@@ -178,8 +186,7 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(None, description="file of API keys, one per line")
     allowed_hosts: Annotated[_Names, AfterValidator(host_names)] = Field(
-        (),
-        description="host names that requests may use, comma-separated; unset: localhost on loopback, else any",
+        (), description="host names that requests may use, comma-separated; unset: localhost on loopback, else any"
     )
     cors_origins: Annotated[_Names, AfterValidator(origins)] = Field(
         (), description="origins whose pages may send requests from a browser, comma-separated; unset: none"
@@ -227,73 +234,50 @@ class Settings(BaseSettings):
         return read_keys(None if self.api_keys is None else self.api_keys.get_secret_value(), self.api_keys_file)
 
     @model_validator(mode="after")
-    def _one_request_fits(self) -> Self:
+    def _settings_agree(self) -> Self:
+        problem = next(self._disagreements(), None)
+        if problem is not None:
+            raise ValueError(problem)
+        return self
+
+    def _disagreements(self) -> Iterator[str]:
+        """Yield what is wrong with settings that are valid by themselves."""
         if self.max_images_per_request > self.queue_capacity:
-            raise ValueError(
+            yield (
                 f"{PREFIX}QUEUE_CAPACITY ({self.queue_capacity}) must be at least "
                 f"{PREFIX}MAX_IMAGES_PER_REQUEST ({self.max_images_per_request}): "
                 "a request with that many images would never be admitted"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _models_may_be_served(self) -> Self:
         if len(self.models) > self.max_models:
-            raise ValueError(
+            yield (
                 f"{PREFIX}MAX_MODELS ({self.max_models}) must be at least the number of models that {PREFIX}MODELS "
                 f"names ({len(self.models)})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _one_body_fits(self) -> Self:
         if self.max_request_bytes > self.max_held_bytes:
-            raise ValueError(
+            yield (
                 f"{PREFIX}MAX_HELD_BYTES ({self.max_held_bytes}) must be at least "
                 f"{PREFIX}MAX_REQUEST_BYTES ({self.max_request_bytes}): "
                 "a body of that many bytes would never be accepted"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _keys_can_be_read(self) -> Self:
         if self.api_keys is not None and self.api_keys_file is not None:
-            raise ValueError(f"{PREFIX}API_KEYS and {PREFIX}API_KEYS_FILE are both set; set one of them")
+            yield f"{PREFIX}API_KEYS and {PREFIX}API_KEYS_FILE are both set; set one of them"
         try:
             self.known_keys()
         except ValueError as error:
-            variable = "API_KEYS" if self.api_keys_file is None else "API_KEYS_FILE"
-            raise ValueError(f"{PREFIX}{variable}: {error}") from None
-        return self
-
-    @model_validator(mode="after")
-    def _traces_can_be_sent(self) -> Self:
-        if self.traces and not all(map(_installed, ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"))):
-            raise ValueError(f"{PREFIX}TRACES=true needs OpenTelemetry: pip install 'gradless[otel]'")
-        return self
-
-    @model_validator(mode="after")
-    def _index_can_be_searched(self) -> Self:
-        if self.search_index is not None and not all(map(_installed, ("pyarrow", "usearch"))):
-            raise ValueError(f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: pip install 'gradless[search]'")
-        return self
-
-    @model_validator(mode="after")
-    def _workers_can_share_memory(self) -> Self:
+            yield f"{PREFIX}{'API_KEYS' if self.api_keys_file is None else 'API_KEYS_FILE'}: {error}"
+        if self.traces and not _installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+            yield f"{PREFIX}TRACES=true needs OpenTelemetry: pip install 'gradless[otel]'"
+        if self.search_index is not None and not _installed("pyarrow", "usearch"):
+            yield f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: pip install 'gradless[search]'"
         if self.http_workers and not sys.platform.startswith("linux"):
-            raise ValueError(f"{PREFIX}HTTP_WORKERS={self.http_workers} needs Linux: the workers use its shared memory")
-        return self
-
-    @model_validator(mode="after")
-    def _int8_is_calibrated(self) -> Self:
+            yield f"{PREFIX}HTTP_WORKERS={self.http_workers} needs Linux: the workers use its shared memory"
         if self.precision == "int8" and self.calibration_folder is None:
-            raise ValueError(f"{PREFIX}PRECISION=int8 needs {PREFIX}CALIBRATION_FOLDER, a folder of your images")
-        return self
+            yield f"{PREFIX}PRECISION=int8 needs {PREFIX}CALIBRATION_FOLDER, a folder of your images"
 
 
-def _installed(module: str) -> bool:
+def _installed(*modules: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        return all(importlib.util.find_spec(module) is not None for module in modules)
     except ModuleNotFoundError:
         # A parent package is missing.
         return False
@@ -301,7 +285,11 @@ def _installed(module: str) -> bool:
 
 def ignored_variables() -> list[str]:
     """Return the GRADLESS_* variables that Kubernetes has set as service links."""
-    return service_links(os.environ)
+    return sorted(
+        variable
+        for variable, stated in os.environ.items()
+        if any(name.fullmatch(variable) and value.fullmatch(stated) for name, value in _SERVICE_LINKS)
+    )
 
 
 def load_settings() -> Settings:

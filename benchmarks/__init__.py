@@ -1,1 +1,1 @@
-"""gradless measured beside other servers: `python -m benchmarks`, or `make bench`. See README.md here."""
+"""Benchmarks of gradless and other servers: `python -m benchmarks`, or `make bench`. See README.md here."""

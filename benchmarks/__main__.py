@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, keep, report. Run in the environment that `make bench` sets up."""
+"""Measure, store and report: `python -m benchmarks`, in the environment that `make bench` sets up."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _QUICK_RESULTS = Path("build/bench-quick")
 def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    wanted = _parser().parse_args()
-    folder: Path = wanted.out or (_QUICK_RESULTS if wanted.quick else _RESULTS)
-    if not wanted.report_only:
+    options = _parser().parse_args()
+    folder: Path = options.out or (_QUICK_RESULTS if options.quick else _RESULTS)
+    if not options.report_only:
         try:
             require_wrk()
-            plan = _plan(wanted)
+            plan = _plan(options)
             folder.mkdir(parents=True, exist_ok=True)
-            _measure(plan, wanted, folder)
+            _measure(plan, options, folder)
         except (ValueError, RuntimeError) as error:
             sys.exit(f"benchmarks: {error}")
     measurements = Store(folder / report.MEASUREMENTS).read()
@@ -43,35 +43,37 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="gradless beside other servers")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="compare gradless with other servers")
     parser.add_argument("--images", type=Path, help="folder of JPEG files to send; without it, drawn pictures")
     parser.add_argument("--servers", nargs="+", default=["default"], help="parts of names; also: default, all")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement, at least")
     parser.add_argument("--soak", type=int, default=0, help="requests to the null model, for the memory they leave")
-    parser.add_argument("--quick", action="store_true", help="one short round at 32 connections: does it all work?")
+    parser.add_argument("--quick", action="store_true", help="one short round at 32 connections, as a trial")
     parser.add_argument("--out", type=Path, help=f"folder for results (default {_RESULTS}; quick: {_QUICK_RESULTS})")
-    parser.add_argument("--python", type=Path, default=ROOT / ".venv/bin/python", help="that gradless is installed for")
+    parser.add_argument(
+        "--python", type=Path, default=ROOT / ".venv/bin/python", help="interpreter of gradless's environment"
+    )
     parser.add_argument("--report-only", action="store_true", help="make page and figures from kept measurements")
     return parser
 
 
-def _plan(wanted: argparse.Namespace) -> Plan:
+def _plan(options: argparse.Namespace) -> Plan:
     return Plan(
-        servers=tuple(chosen(wanted.servers)),
-        models=tuple(wanted.models),
-        rounds=1 if wanted.quick else wanted.rounds,
-        seconds=min(wanted.seconds, 2.0) if wanted.quick else wanted.seconds,
-        connections=(32,) if wanted.quick else CONNECTIONS,
-        loads_percent=(80,) if wanted.quick else LOADS_PERCENT,
-        turns=1 if wanted.quick else TURNS,
-        soak_requests=wanted.soak,
-        all_engines=not wanted.quick,
+        servers=tuple(chosen(options.servers)),
+        models=tuple(options.models),
+        rounds=1 if options.quick else options.rounds,
+        seconds=min(options.seconds, 2.0) if options.quick else options.seconds,
+        connections=(32,) if options.quick else CONNECTIONS,
+        loads_percent=(80,) if options.quick else LOADS_PERCENT,
+        turns=1 if options.quick else TURNS,
+        soak_requests=options.soak,
+        all_engines=not options.quick,
     )
 
 
-def _measure(plan: Plan, wanted: argparse.Namespace, folder: Path) -> None:
+def _measure(plan: Plan, options: argparse.Namespace, folder: Path) -> None:
     _log.info("about %.0f minutes: %s", plan.expected_minutes(), ", ".join(spec.name for spec in plan.servers))
     kept = folder / report.MEASUREMENTS
     kept.unlink(missing_ok=True)
@@ -84,13 +86,13 @@ def _measure(plan: Plan, wanted: argparse.Namespace, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="bench-pictures-") as drawn:
         files = pictures.draw_all(Path(drawn))
         source = f"drawn, {len(files['0.2 MP'])} of 500 x 375 pixels at quality {pictures.QUALITY}"
-        if wanted.images:
-            # Under the name of the usual size: what is in the folder takes the place of the drawn ones.
-            files["0.2 MP"] = pictures.jpegs(wanted.images.resolve())
+        if options.images:
+            # Under the name of the usual size: the folder's pictures replace the drawn ones.
+            files["0.2 MP"] = pictures.jpegs(options.images.resolve())
             source = f"{len(files['0.2 MP'])} files of a folder"
         settings = {"rounds": plan.rounds, "seconds": plan.seconds, "pictures": source}
         machine.save(folder / report.MACHINE, machine.describe(sys.argv[1:], settings))
-        measure(plan, Bench(files, wanted.python, folder.resolve() / "logs"), keep)
+        measure(plan, Bench(files, options.python, folder.resolve() / "logs"), keep)
 
 
 def _line(measurement: Measurement) -> str:

@@ -1,5 +1,6 @@
-"""Do all engines say the same? Each backend and precision against the network as its makers wrote it, in fp32, behind
-Pillow's decode: how often the likeliest class is the same, and how far any probability is off. One line of JSON each.
+"""Compare each backend and precision with the original network in fp32 behind Pillow's decode.
+
+Prints a line of JSON for each: how often the top-1 class agrees, and the largest difference of a probability.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks.ceilings import CACHE
 from benchmarks.preprocessing import by_gradless, shaped_by_pillow
 from models import backends
 from models.backends import BackendOptions, place
-from models.hardware import cores, memory
+from models.hardware import memory
 from models.hardware.placement import Precision
 from models.interface.errors import StartError
 from models.loading import catalog
@@ -30,29 +31,30 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def probabilities(forward: Forward, images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(N, C) float32 of N images (3, side, side) uint8, one a forward: the compiled backend compiles one graph."""
+    """Return (N, C) float32 for N images (3, side, side) uint8, one a forward, so that `compiled` compiles one
+    graph."""
     with torch.inference_mode():
         return torch.cat([forward(image[None]).float().softmax(dim=1) for image in images])
 
 
 def reference(bodies: Sequence[bytes], model: LoadedModel) -> torch.Tensor:
-    """(N, C) probabilities: PyTorch's own forward, Pillow's pixels, turned as the camera says."""
+    """Return (N, C) probabilities of PyTorch's forward on Pillow's pixels, with EXIF orientation applied."""
     images = [shaped_by_pillow(ImageOps.exif_transpose(Image.open(BytesIO(body))), model.transform) for body in bodies]
     return probabilities(lambda pixels: model.network(model.normalize(pixels)).logits, images)
 
 
 def served(images: Sequence[torch.Tensor], model: LoadedModel) -> torch.Tensor:
-    """(N, C) probabilities by the backend that `model` is placed on. Raises StartError."""
+    """Return (N, C) probabilities by the backend of `model`'s placement. Raises StartError."""
     backend = backends.make(model, BackendOptions(max_batch_size=1, cache_folder=CACHE))
     try:
-        cores.use_cores_in_this_thread(backend.hints.intra_op_threads)
+        torch.set_num_threads(backend.hints.intra_op_threads)
         return probabilities(lambda pixels: backend.run(pixels).logits, images)
     finally:
         backend.close()
 
 
 def compared(expected: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
-    """Of (N, C) probabilities: N, rows whose largest is in the same place, and the largest difference anywhere."""
+    """Compare (N, C) probabilities: return N, the rows with the same top-1 class, and the largest difference."""
     return {
         "images": len(expected),
         "agreeing": int((expected.argmax(dim=1) == found.argmax(dim=1)).sum()),
@@ -73,19 +75,19 @@ def _report(engine: str, images: Sequence[torch.Tensor], expected: torch.Tensor,
 
 
 def main() -> None:
-    """The command line, as benchmarks.in_process composes it."""
+    """Run with arguments from benchmarks.in_process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engines", nargs="+", required=True, help="each a backend and a precision")
-    parser.add_argument("--calibration-folder", type=Path, required=True, help="images, for int8 alone")
+    parser.add_argument("--calibration-folder", type=Path, required=True, help="images, for int8 only")
     parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="JPEG files to compare on")
-    wanted = parser.parse_args()
-    bodies = [path.read_bytes() for path in wanted.pictures]
+    options = parser.parse_args()
+    bodies = [path.read_bytes() for path in options.pictures]
     memory.retain_freed_pages()
     model = load(catalog.find(catalog.DEFAULT_MODEL), place("cpu", "fp32", "eager"))
     expected = reference(bodies, model)
     images = [by_gradless(body, model.transform) for body in bodies]
-    for engine in wanted.engines:
-        report = _report(engine, images, expected, wanted.calibration_folder)
+    for engine in options.engines:
+        report = _report(engine, images, expected, options.calibration_folder)
         sys.stdout.write(json.dumps(report) + "\n")
         sys.stdout.flush()
 

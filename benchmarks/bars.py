@@ -1,4 +1,4 @@
-"""The bars that gradless is held to, each beside what was measured, missed ones included."""
+"""The bars of gradless with the measured values, missed ones included."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SOAK_REQUESTS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """`limit` is the least or the most that holds, `shown` how it is written; `measured` has a value a round."""
+    """A bar. `limit` is a minimum or maximum, `shown` its text; `measured` has a value a round."""
 
     what: str
     side: Literal["≥", "≤"]
@@ -27,7 +27,7 @@ class Bar:
     measured: Sequence[float]
 
     def verdict(self) -> str:
-        """By the median."""
+        """Return "held", "**missed**" or "not measured", by the median."""
         if not self.measured:
             return "not measured"
         middle = median(self.measured)
@@ -35,7 +35,7 @@ class Bar:
 
 
 def section(kept: Kept) -> list[str]:
-    """The part of the page. Nothing where no bar has been measured."""
+    """Return the section of the page, empty if no bar was measured."""
     bars = _all(kept)
     if not any(bar.measured for bar in bars):
         return []
@@ -43,10 +43,10 @@ def section(kept: Kept) -> list[str]:
     peer = comparisons.best_peer(kept, _MODEL)
     lines = [
         "",
-        "## What we hold ourselves to",
+        "## Bars",
         "",
-        f"For {_MODEL}, the default model; gradless in its default configuration, {DEFAULT.removeprefix('gradless ')},",
-        "where nothing else is said. Ratios are of figures of the same turn or round; the median decides.",
+        f"For {_MODEL}, the default model, and unless stated otherwise gradless's default configuration,",
+        f"{DEFAULT.removeprefix('gradless ')}. Ratios are of figures of the same turn or round; the median decides.",
     ]
     if peer is not None:
         lines.append(f"The best of the other servers at {comparisons.BUSY} connections is {peer}.")
@@ -66,7 +66,7 @@ def _against_others(kept: Kept) -> list[Bar]:
     return [
         Bar("images/s at 32 connections over those of the best other server", "≥", 3.5, "3.5", times(DEFAULT)),
         Bar("the same in bf16", "≥", 6.0, "6.0", times("gradless openvino bf16")),
-        Bar("the same, eager fp32 behind both", "≥", 1.2, "1.2", times("gradless eager fp32")),
+        Bar("the same, eager fp32 in both", "≥", 1.2, "1.2", times("gradless eager fp32")),
     ]
 
 
@@ -77,7 +77,7 @@ def _against_the_machine(kept: Kept) -> list[Bar]:
     many = comparisons.many_connections(kept, DEFAULT, _MODEL)
     return [
         Bar("images/s at 32 connections over decode and forward in process", "≥", 0.92, "0.92", of_ceiling),
-        Bar("the same with a forward that costs nothing, over decoding in process", "≥", 0.80, "0.80", of_decoding),
+        Bar("the same with the null model, over decoding in process", "≥", 0.80, "0.80", of_decoding),
         Bar("p50 of one connection over one image in process", "≤", 1.20, "1.20", of_one_image),
         Bar("p99 over p50 at 32 connections", "≤", 1.6, "1.6", comparisons.tail(kept, DEFAULT, _MODEL)),
         Bar("images/s at 128 connections over those at 32", "≥", 0.97, "0.97", many),
@@ -89,7 +89,7 @@ def _under_overload(kept: Kept) -> list[Bar]:
     refusals = comparisons.refusals_ms(kept, DEFAULT, _MODEL, "p99")
     return [
         Bar("images/s under a load of 120 % of capacity, over capacity", "≥", 0.95, "0.95", goodput),
-        Bar("p99 of the refusals' latency then", "≤", 10.0, "10 ms", refusals),
+        Bar("p99 of the latency of refusals then", "≤", 10.0, "10 ms", refusals),
     ]
 
 
@@ -105,6 +105,6 @@ def _around(kept: Kept) -> list[Bar]:
             comparisons.preprocessing(kept, "12 MP"),
         ),
         Bar(f"growth of memory from 10,000 requests to {_SOAK_REQUESTS:,}", "≤", 20.0, "20 MB", growth),
-        Bar("first start to ready, nothing kept from before", "≤", 15.0, "15 s", first),
+        Bar("first start to ready, with an empty cache", "≤", 15.0, "15 s", first),
         Bar("later starts to ready", "≤", 6.0, "6 s", later),
     ]

@@ -1,4 +1,4 @@
-"""What every measurement has to hand."""
+"""The inputs of every measurement."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What every measurement needs: the pictures by size, the usual size first; the interpreter of the project's
-    environment; the folder for what servers say."""
+    """Pictures by size (the usual size first), the interpreter of the project's environment, the folder for logs."""
 
     pictures: Mapping[str, list[Path]]
     project_python: Path
@@ -24,7 +23,7 @@ class Bench:
 
     @property
     def usual(self) -> list[Path]:
-        """The pictures that are sent where nothing is said of sizes."""
+        """Return the pictures of the usual size."""
         return self.pictures[self.usual_size]
 
     @property

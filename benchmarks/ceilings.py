@@ -1,6 +1,6 @@
-"""What this machine gives without HTTP, in a process of its own for each engine: decoding alone; decode and forward
-together on all cores; one image after another. Says `ready`, then measures what a line of its input names, and answers
-each with a line of JSON: images a second, and latencies where there is one image at a time."""
+"""Measure this machine without HTTP, in a process for each engine: decoding; decode and forward on all cores; one image
+after another. Prints `ready`, then measures the ceiling that each input line names and prints a line of JSON: images a
+second, and latencies for one image at a time."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from models.backends import BackendOptions
 from models.hardware import memory
 from models.hardware.cores import available_cores, use_one_core_in_this_thread
 from models.images.transforms import Transform
-from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.request import InferenceRequest
 from models.loading import catalog
 from models.loading.calibration import Calibration
@@ -33,20 +33,20 @@ from models.scheduling.batcher import Batcher
 
 _MAX_BATCH_SIZE = 32
 
-# Twice the largest batch: one in the forward, one being decoded.
+# Twice the largest batch: one in the forward, one in the decode.
 _IN_FLIGHT = 64
 
-# Decoding before it counts.
+# Warm-up of decoding.
 _WARM_UP_S = 0.5
 
 _LEAST_ANSWERS = 4 * _MAX_BATCH_SIZE
 
-# gradless's own: converting for OpenVINO takes seconds, and the servers have done it already.
+# gradless's cache: OpenVINO's conversion takes seconds, and the servers have made it already.
 CACHE = Path("~/.cache/gradless").expanduser()
 
 
 def decoding_alone(bodies: Sequence[bytes], transform: Transform, seconds: float) -> float:
-    """Images a second that all cores decode, once they have begun."""
+    """Return the images a second that all cores decode, after the warm-up."""
     cores = available_cores()
 
     def rate(for_seconds: float) -> float:
@@ -66,7 +66,7 @@ def decoding_alone(bodies: Sequence[bytes], transform: Transform, seconds: float
 
 
 def one_at_a_time(bodies: Sequence[bytes], engine: Engine, seconds: float) -> list[float]:
-    """Latencies in ms of decode and forward, one image after another, with nothing else going on."""
+    """Return latencies in ms of decode and forward, one image after another on an idle machine."""
     latencies_ms: list[float] = []
 
     def work() -> None:
@@ -85,7 +85,7 @@ def one_at_a_time(bodies: Sequence[bytes], engine: Engine, seconds: float) -> li
 
 
 def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
-    """Images a second through a decode pool and the batcher, with always enough under way."""
+    """Return images a second through a decode pool and the batcher, both always busy."""
     cores = available_cores()
     places = threading.Semaphore(_IN_FLIGHT)
     done_at: list[float] = []
@@ -123,37 +123,37 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
             if ended_at - started_at > seconds and len(done_at) >= _LEAST_ANSWERS:
                 break
     batcher.close()
-    # From the first batch's end, a small one, to a batch's end: parts of batches would blur the rate of slow models.
-    # What drains after the last image went in has the cores to itself, and does not count.
+    # From the end of the first (small) batch to the end of another, because parts of batches would blur slow rates.
+    # Batches after the last submission have the cores to themselves and do not count.
     counted = [moment for moment in done_at if moment <= ended_at]
     return (len(counted) - 1) / (counted[-1] - counted[0])
 
 
 def _in_a_thread(work: Callable[[], None]) -> None:
-    """Where the service runs forwards as well: the main thread's are not the same speed on every machine."""
+    """Run in a thread other than the main one, as the service does; their speeds differ on some machines."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(work).result()
 
 
 def main() -> None:
-    """The command line, as benchmarks.in_process composes it."""
+    """Run with arguments from benchmarks.in_process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a name of gradless's catalog")
     parser.add_argument("--backend", choices=["eager", "compiled", "openvino"], required=True)
     parser.add_argument("--precision", choices=["fp32", "bf16", "int8"], required=True)
-    parser.add_argument("--calibration-folder", type=Path, required=True, help="images, for int8 alone")
+    parser.add_argument("--calibration-folder", type=Path, required=True, help="images, for int8 only")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("bodies", type=Path, nargs="+", help="JPEG files")
-    wanted = parser.parse_args()
-    bodies = [path.read_bytes() for path in wanted.bodies]
+    options = parser.parse_args()
+    bodies = [path.read_bytes() for path in options.bodies]
     memory.retain_freed_pages()
-    calibration = Calibration.of(wanted.calibration_folder) if wanted.precision == "int8" else None
-    model = load(catalog.find(wanted.model), backends.place("cpu", wanted.precision, wanted.backend), calibration)
+    calibration = Calibration.of(options.calibration_folder) if options.precision == "int8" else None
+    model = load(catalog.find(options.model), backends.place("cpu", options.precision, options.backend), calibration)
     engine = Engine(model, backends.make(model, BackendOptions(max_batch_size=_MAX_BATCH_SIZE, cache_folder=CACHE)))
     ways: dict[Ceiling, Callable[[], dict[str, float]]] = {
-        "decoding": lambda: {"per_second": decoding_alone(bodies, model.transform, wanted.seconds)},
-        "together": lambda: {"per_second": together(bodies, engine, wanted.seconds)},
-        "alone": lambda: _with_rate(latency_summary(one_at_a_time(bodies, engine, wanted.seconds))),
+        "decoding": lambda: {"per_second": decoding_alone(bodies, model.transform, options.seconds)},
+        "together": lambda: {"per_second": together(bodies, engine, options.seconds)},
+        "alone": lambda: _with_rate(latency_summary(one_at_a_time(bodies, engine, options.seconds))),
     }
     _say("ready")
     for line in sys.stdin:

@@ -29,7 +29,7 @@ from models.images.decode import decode_strips, ignore_pillow_warnings
 from models.images.preprocessing import pixels_needed
 from models.images.samples import encode
 from models.interface.errors import ImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 from reliability.costly import CORPUS
 
@@ -53,8 +53,8 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.decode_cost", description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="files to decode in place of the corpus")
-    wanted = parser.parse_args()
-    files: Mapping[str, Callable[[], bytes]] = {path.name: path.read_bytes for path in wanted.files} or {
+    options = parser.parse_args()
+    files: Mapping[str, Callable[[], bytes]] = {path.name: path.read_bytes for path in options.files} or {
         **CORPUS,
         **_ordinary(),
     }
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _ordinary() -> dict[str, Callable[[], bytes]]:
-    """Pictures of noise, the most expensive content that everyday files have."""
+    """Return pictures of noise, the most expensive content of ordinary files."""
     picture = Image.effect_noise((4000, 3000), 60)
     return {
         f"noise-12-MP.{name.lower()}": partial(encode, picture.convert("RGB"), name)
@@ -74,7 +74,7 @@ def _ordinary() -> dict[str, Callable[[], bytes]]:
 
 
 def _compare(name: str, encoded: bytes) -> bool:
-    """Print a line; False where a decode cost more than was predicted."""
+    """Print a line. Return False if a decode cost more than predicted."""
     transform = catalog.find(catalog.NULL_MODEL).build().transform
     try:
         predicted = predict(encoded, _NO_LIMITS, enough=pixels_needed(transform))
@@ -92,7 +92,7 @@ def _compare(name: str, encoded: bytes) -> bool:
         f"({measured.seconds / predicted.seconds:4.2f}), "
         f"{measured.memory_bytes / 1e6:6.1f} MB of {predicted.memory_bytes / 1e6:6.1f} "
         f"({measured.memory_bytes / predicted.memory_bytes:4.2f}), {measured.outcome}"
-        f"{'' if held else ', not told by its header' if exempt else ', MORE THAN PREDICTED'}"
+        f"{'' if held else ', not visible in its header' if exempt else ', MORE THAN PREDICTED'}"
     )
     return held or exempt
 
@@ -104,7 +104,7 @@ def _is_bounded(measured: _Measured, predicted: DecodeCost) -> bool:
 
 
 def _measure(encoded: bytes) -> _Measured:
-    """One decode in a fork, whose peak of memory is its own."""
+    """Decode in a fork, so that the peak of memory is that of the decode."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -112,9 +112,9 @@ def _measure(encoded: bytes) -> _Measured:
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        said = pipe.read(_PIPE_BYTES)
+        output = pipe.read(_PIPE_BYTES)
     _, status = os.waitpid(child, 0)
-    return _Measured(*json.loads(said)) if said else _Measured(0.0, 0, f"died with status {status}")
+    return _Measured(*json.loads(output)) if output else _Measured(0.0, 0, f"died with status {status}")
 
 
 def _decode(encoded: bytes) -> _Measured:

@@ -1,6 +1,4 @@
-"""Requests ready-made as bytes, over connections that are kept, on httptools: for loads that share their processor with
-the server, of which a client for every purpose would take a share that shows.
-"""
+"""Prepared requests over kept connections, on httptools: a cheap client for loads that share cores with the server."""
 
 from __future__ import annotations
 
@@ -14,8 +12,8 @@ import httptools
 
 
 class Exchange:
-    """A request and what became of it: a status, 0 for a connection that ended first, and the answer's wanted fields,
-    their names in lower case. `done` is told when it has ended."""
+    """A request and its result: a status (0 if the connection ended first) and selected header fields of the answer,
+    with names in lower case. `done` is called at its end."""
 
     __slots__ = ("_done", "ended_at", "fields", "scheduled_at", "sent_at", "status", "wire")
 
@@ -36,28 +34,27 @@ class Exchange:
 
     @property
     def latency_ms(self) -> float:
-        """From the moment at which it should have left."""
+        """Return the latency from the scheduled moment."""
         return (self.ended_at - self.scheduled_at) * 1e3
 
     @property
     def answer_ms(self) -> float:
-        """From the moment at which it left."""
+        """Return the latency from the moment of sending."""
         return (self.ended_at - self.sent_at) * 1e3
 
     @property
     def late_ms(self) -> float:
-        """What the generator itself kept it waiting."""
+        """Return the delay by the generator itself."""
         return (self.sent_at - self.scheduled_at) * 1e3
 
 
 class Connections:
-    """As many to one server as there are exchanges under way, and those that were needed before. Of an answer's fields
-    those in `wanted` are kept, named in lower case."""
+    """A pool of connections to one server, one for each concurrent exchange. Keeps the header fields in `fields`."""
 
-    def __init__(self, host: str, port: int, wanted: frozenset[bytes]) -> None:
+    def __init__(self, host: str, port: int, kept_fields: frozenset[bytes]) -> None:
         self._host = host
         self._port = port
-        self.wanted = wanted
+        self.kept_fields = kept_fields
         self.idle: deque[_Connection] = deque()
         self.under_way = 0
         self._none_under_way = asyncio.Event()
@@ -65,11 +62,11 @@ class Connections:
         self._connecting: set[asyncio.Task[None]] = set()
 
     def send(self, exchange: Exchange) -> None:
-        """On an idle connection, or a new one."""
+        """Send on an idle connection or a new one."""
         self.under_way += 1
         self._none_under_way.clear()
         while self.idle:
-            # The one that has been idle for longest, before the server closes it for that.
+            # The longest idle one, before the server closes it.
             connection = self.idle.popleft()
             if connection.open:
                 connection.send(exchange)
@@ -79,19 +76,19 @@ class Connections:
         task.add_done_callback(self._connecting.discard)
 
     def ended(self, exchange: Exchange, status: int, fields: dict[bytes, bytes]) -> None:
-        """Of a connection: `exchange`, just now."""
+        """Called by a connection when `exchange` has ended."""
         exchange.end(status, fields)
         self.under_way -= 1
         if not self.under_way:
             self._none_under_way.set()
 
     async def all_ended(self, timeout_s: float) -> None:
-        """Wait until none is under way. Raises TimeoutError."""
+        """Wait until every exchange has ended. Raises TimeoutError."""
         async with asyncio.timeout(timeout_s):
             await self._none_under_way.wait()
 
     def close(self) -> None:
-        """All that are idle."""
+        """Close all idle connections."""
         while self.idle:
             self.idle.popleft().close()
 
@@ -106,7 +103,7 @@ class Connections:
 
 
 class _Connection(asyncio.Protocol):
-    """Exchanges one after another; among the idle ones of `pool` after each."""
+    """A connection for one exchange after another, which returns to the idle ones of `pool` after each."""
 
     def __init__(self, pool: Connections) -> None:
         self._pool = pool
@@ -117,11 +114,11 @@ class _Connection(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """Whether there is a server at its other end."""
+        """Return whether the connection is open."""
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, exchange: Exchange) -> None:
-        """The next request. None may be under way."""
+        """Send the next request. The previous exchange must have ended."""
         self._exchange = exchange
         exchange.sent_at = perf_counter()
         if self._transport is None or self._transport.is_closing():
@@ -130,7 +127,7 @@ class _Connection(asyncio.Protocol):
             self._transport.write(exchange.wire)
 
     def close(self) -> None:
-        """None may be under way."""
+        """Close the connection. The previous exchange must have ended."""
         if self._transport is not None:
             self._transport.close()
 
@@ -141,22 +138,22 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            # No HTTP: as good as no answer.
+            # Not HTTP: counts as no answer.
             if self._transport is not None:
                 self._transport.abort()
 
     def on_message_begin(self) -> None:
-        """Of the parser."""
+        """Callback of the parser."""
         self._fields = {}
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Of the parser."""
+        """Callback of the parser."""
         name = name.lower()
-        if name in self._pool.wanted:
+        if name in self._pool.kept_fields:
             self._fields[name] = value
 
     def on_message_complete(self) -> None:
-        """Of the parser."""
+        """Callback of the parser."""
         if not self._parser.should_keep_alive() and self._transport is not None:
             self._transport.close()
         self._end(self._parser.get_status_code())

@@ -1,4 +1,4 @@
-"""What is measured without HTTP: processes of the project's own environment, each printing lines of JSON."""
+"""Measurements without HTTP, by processes of the project's environment that print lines of JSON."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from benchmarks.servers import MODELS, SERVERS
 
 _log = logging.getLogger(__name__)
 
-# What a process may take that compiles for minutes, or calibrates.
+# Includes minutes of compiling or calibrating.
 _TIMEOUT_S = 1800.0
 
-# More say little more of agreement, and cost a minute for each thousand and engine.
+# More add little, and cost a minute for each thousand and engine.
 _MOST_COMPARED = 500
 
 
 def preprocessing(plan: Plan, number: int, bench: Bench) -> Iterator[Measurement]:
-    """CPU time of decode, resize and crop, by size: gradless's way and Pillow's."""
+    """Measure the CPU time of gradless's and Pillow's decode, resize and crop, by size."""
     arguments = ["--seconds", str(plan.seconds / 2)]
     for size, files in bench.pictures.items():
         arguments += ["--size", size, *map(str, files)]
@@ -41,7 +41,7 @@ def preprocessing(plan: Plan, number: int, bench: Bench) -> Iterator[Measurement
 
 
 def agreement(plan: Plan, bench: Bench) -> Iterator[Measurement]:
-    """Of engines with the reference, on the pictures that are sent; engines that do not run here are logged."""
+    """Measure the agreement of engines with the reference on the sent pictures; log engines that do not run here."""
     engines = {spec.engine: f"{spec.backend} {spec.precision}" for spec in plan.gradless_engines}
     if plan.all_engines:
         named = [spec for spec in SERVERS.values() if spec.backend and MODELS[0] in spec.models]
@@ -56,7 +56,7 @@ def agreement(plan: Plan, bench: Bench) -> Iterator[Measurement]:
 
 
 def _run(bench: Bench, module: str, arguments: Sequence[str]) -> list[dict[str, Any]]:
-    """The lines of benchmarks.`module`; where it fails those so far, and the end of what it said in the log."""
+    """Return the output lines of benchmarks.`module`; if it fails, those so far, and log the end of its stderr."""
     command = [str(bench.project_python), "-W", "ignore", "-m", f"benchmarks.{module}", *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(  # noqa: S603 - ours

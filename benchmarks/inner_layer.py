@@ -1,4 +1,4 @@
-"""What it saves to serve an inner layer alone: parameters, floating-point operations and the time of a forward.
+"""Measure the savings of an inner layer: parameters, floating-point operations and the time of a forward.
 
 python -m benchmarks.inner_layer resnet50 layer3
 """
@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from models import backends
-from models.backends.eager import served_network
+from models.backends.pytorch import served_network
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.network import Network
@@ -28,7 +28,7 @@ def main(name: str, node: str) -> None:
     side = networks[node].transform.crop
     images = torch.rand(_IMAGES, 3, side, side).contiguous(memory_format=torch.channels_last)
     served = {what: served_network(model) for what, model in networks.items()}
-    # In turns, so that what else the machine does is nobody's advantage.
+    # Alternately, so that other load affects all alike.
     rounds = [{what: _seconds(network, images) for what, network in served.items()} for _ in range(_ROUNDS)]
     for what, network in served.items():
         took = median(seconds[what] for seconds in rounds)

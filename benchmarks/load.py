@@ -1,6 +1,6 @@
-"""Load on a server, from processes of their own: closed loop by wrk, open loop by benchmarks.open_loop.
+"""Load on a server from separate processes: closed loop by wrk, open loop by benchmarks.open_loop.
 
-What the load costs is read from the operating system and reported beside the result.
+The result includes the CPU time of the load, from the operating system.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from benchmarks.processes import RunningServer
 
 _SCRIPT = Path(__file__).with_name("rotate.lua")
 
-# Beyond any latency seen; a request that takes longer counts as failed.
+# Longer than any measured latency; a slower request counts as failed.
 TIMEOUT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What the load's process reported, and the CPU shares (1: every core busy) while it ran."""
+    """The report of the load's process, and the CPU shares (1: every core busy) while it ran."""
 
     report: dict[str, Any]
     client_cpu_share: float
@@ -37,7 +37,7 @@ class Loaded:
 
 
 def require_wrk() -> None:
-    """Raises RuntimeError, saying how to get it, when wrk is not there."""
+    """Raise RuntimeError with the command that installs wrk, if it is missing."""
     if shutil.which("wrk") is None:
         raise RuntimeError("wrk is missing: apt-get install wrk")
 
@@ -51,8 +51,10 @@ def closed_loop(
     warm_part: float = 0.25,
     threads: int = 1,
 ) -> Loaded:
-    """`connections` clients in `threads` of wrk's, each sending its next request when the last is answered. The rate
-    counts after the first `warm_part` of the time, in which the first batches form."""
+    """Run `connections` clients in `threads` of wrk, each sending its next request when the last is answered.
+
+    The rate counts after the first `warm_part` of the time, in which the first batches form.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as listing:
         listing.write("\n".join(map(str, bodies)))
         listing.flush()
@@ -78,8 +80,8 @@ def open_loop(
     filling: int = 0,
     filling_s: float = 0.0,
 ) -> Loaded:
-    """Requests at `rate` a second on average, at random moments that do not wait for answers (Poisson). Before them,
-    and not counted, `filling` requests within `filling_s`."""
+    """Send `rate` requests a second on average at random moments (Poisson), after `filling` uncounted ones in
+    `filling_s`."""
     command = [sys.executable, "-m", "benchmarks.open_loop", "--url", server.url, "--rate", str(rate)]
     command += ["--seconds", str(seconds), "--seed", str(seed), "--timeout", str(TIMEOUT_S)]
     command += ["--filling", str(filling), "--filling-seconds", str(filling_s)]

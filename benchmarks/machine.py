@@ -1,4 +1,4 @@
-"""Where and with what a run was made: written beside its figures."""
+"""The machine and versions of a run, stored with its figures."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PACKAGES = (
 
 
 def describe(arguments: Sequence[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """Processor, memory, system, versions, date, command and settings; nothing that names the machine."""
+    """Return processor, memory, system, versions, date, command and settings, without the machine's name."""
     return {
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
@@ -52,18 +52,18 @@ def describe(arguments: Sequence[str], settings: dict[str, Any]) -> dict[str, An
 
 
 def save(path: Path, description: dict[str, Any]) -> None:
-    """As JSON, to be read with `load`."""
+    """Write as JSON, for `load`."""
     path.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote."""
+    """Return what `save` wrote."""
     description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return description
 
 
 def processor() -> str:
-    """Its name, and what it can do that matters here."""
+    """Return the processor's name and its relevant instruction sets."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -86,5 +86,5 @@ def _version(package: str) -> str:
 
 
 def _wrk() -> str:
-    said = subprocess.run(["wrk", "--version"], check=False, capture_output=True, text=True)  # noqa: S607 - on the PATH
-    return (said.stdout + said.stderr).split("[")[0].removeprefix("wrk").strip()
+    output = subprocess.run(["wrk", "--version"], check=False, capture_output=True, text=True)  # noqa: S607 - on the PATH
+    return (output.stdout + output.stderr).split("[")[0].removeprefix("wrk").strip()

@@ -1,4 +1,4 @@
-"""Tables and figures as the page shows them."""
+"""Markdown tables and figures."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from benchmarks.statistic import figure, spread
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table."""
+    """Return the lines of a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def over_rounds(values: Iterable[float]) -> str:
-    """The median with least and largest; the value where there is one round; nothing where there is none."""
+    """Return the median with least and largest, a single value alone, or "" without values."""
     there = list(values)
     if not there:
         return ""
@@ -22,5 +22,5 @@ def over_rounds(values: Iterable[float]) -> str:
 
 
 def percent(share: float) -> str:
-    """1 is 100 %."""
+    """Return `share` as text; 1 is 100 %."""
     return f"{share * 100:.1f} %"

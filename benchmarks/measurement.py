@@ -1,4 +1,4 @@
-"""One measurement and where it is kept: a line of JSON each, written as soon as it is known."""
+"""Measurements and their file, with one line of JSON each."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any, Literal
 
 Kind = Literal["closed", "open", "size", "overload", "ceiling", "preprocessing", "start", "agreement", "soak"]
 
-# All cores decode; all cores decode and run forwards; one image after another, with nothing else going on.
+# All cores decode; all cores decode and run forwards; one image after another on an idle machine.
 Ceiling = Literal["decoding", "together", "alone"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """`turn`: which of a visit's, where it measures the same several times. `load`: connections (closed, size),
-    percent of the capacity (open, overload), 0 (the others). `offered_per_second` is for open loops. Latencies are of
-    answers with status 200, in ms by name: p50, p90, p99, mean, max; in open loops from the scheduled moment.
-    `refusal_latency_ms`: the same of answers with status 429, from the moment of sending. CPU shares are of all cores:
-    1 is every core busy. `stages_ms` are means, from the Server-Timing header where a server sends one. `figures` are
-    what has no field of its own, each with its unit in its name."""
+    """A measurement. `turn` numbers repetitions in a round. `load`: connections (closed, size), percent of the capacity
+    (open, overload), or 0. `offered_per_second` is for open loops. Latencies are of answers with status 200, in ms by
+    name: p50, p90, p99, mean, max; in open loops from the scheduled moment. `refusal_latency_ms`: the same of answers
+    with status 429, from the moment of sending. CPU shares: 1 is every core busy. `stages_ms` are means of the
+    Server-Timing header. `figures` has other values, each with its unit in its name."""
 
     kind: Kind
     server: str
@@ -47,12 +46,12 @@ class Measurement:
 
     @property
     def refused(self) -> int:
-        """Requests that got no 200: other statuses, broken connections, no answer in time."""
+        """Return the number of requests without 200: other statuses, broken connections, timeouts."""
         return self.failed + sum(count for status, count in self.statuses.items() if status != "200")
 
 
 def ceiling_name(ceiling: Ceiling, engine: str) -> str:
-    """`server` of a ceiling; decoding is the same whatever comes after it."""
+    """Return the `server` of a ceiling; decoding is the same for all engines."""
     names: dict[Ceiling, str] = {
         "decoding": "decode",
         "together": f"decode + forward, {engine}",
@@ -62,23 +61,23 @@ def ceiling_name(ceiling: Ceiling, engine: str) -> str:
 
 
 def latency(report: Mapping[str, Any]) -> dict[str, float]:
-    """What a load's report says of latencies, by percentile."""
+    """Return the latencies of a load's report by percentile."""
     return {name: report[f"{name}_ms"] for name in ("p50", "p90", "p99", "mean", "max")}
 
 
 class Store:
-    """The file of measurements: appended to while measuring, read for the report."""
+    """The file of measurements, appended to during a run and read for the report."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def add(self, measurement: Measurement) -> None:
-        """Keep it now: an interrupted run keeps what it has."""
+        """Write a measurement at once, so that an interrupted run keeps it."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(measurement)) + "\n")
 
     def read(self) -> list[Measurement]:
-        """All that is kept, in order."""
+        """Return all measurements in order."""
         if not self._path.exists():
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines()

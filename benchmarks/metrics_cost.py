@@ -1,6 +1,7 @@
-"""What it costs to be observed: `python -m benchmarks.metrics_cost`. A real server of the null model, whose forward
-costs nothing, is scraped with ever more models; and what a request's records cost is set beside all that it costs.
-Prints tables. Times are the processor's, as the kernel counts them, in which a busy machine shows less than on a clock.
+"""Measure the cost of metrics: `python -m benchmarks.metrics_cost`.
+
+Scrapes a real server of the null model with 1, 4 and 16 models, and compares the cost of recording a request with that
+of the whole request. Prints tables of CPU times, which depend less on other load than wall-clock times.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from observe.processes import gradless_process
 
 MODELS = (1, 2, 4, 8, 16)
 
-# As Prometheus asks.
+# The request of Prometheus.
 _OPENMETRICS = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
 _RECORDINGS = 20_000
 
 
 class Scrapes(NamedTuple):
-    """With so many models: time series, bytes of one scrape, and its milliseconds of processor time, round by round."""
+    """Number of models, time series, bytes of one scrape, and its CPU time in ms for each round."""
 
     models: int
     series: int
@@ -41,15 +42,15 @@ class Scrapes(NamedTuple):
 
 
 class Server:
-    """One that answers at `address`, and its processor time."""
+    """A server at `address` and its CPU time."""
 
     def __init__(self, address: str, process_id: int) -> None:
         url = urlsplit(address)
         self._connection = HTTPConnection(url.hostname or "", url.port, timeout=60)
         self._process = psutil.Process(process_id)
 
-    def ask(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> bytes:
-        """Raises RuntimeError unless the answer is a success."""
+    def send(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> bytes:
+        """Send a request. Raises RuntimeError unless the answer is a success."""
         self._connection.request(method, path, body, headers or {})
         answer = self._connection.getresponse()
         content = answer.read()
@@ -58,7 +59,7 @@ class Server:
         return content
 
     def seconds_each(self, call: Callable[[], object], calls: int) -> float:
-        """Processor time of the server for one of so many calls."""
+        """Return the server's CPU seconds for one of `calls` calls."""
         before = self._process.cpu_times()
         for _ in range(calls):
             call()
@@ -67,17 +68,19 @@ class Server:
 
 
 def measure_scrapes(server: Server, *, calls: int, rounds: int) -> list[Scrapes]:
-    """Of a server with one model, which gets the others meanwhile."""
+    """Scrape a server of one model while further models are loaded."""
     found = []
     loaded = 1
 
     def scrape() -> bytes:
-        return server.ask("GET", "/metrics", headers=_OPENMETRICS)
+        return server.send("GET", "/metrics", headers=_OPENMETRICS)
 
     for models in MODELS:
         while loaded < models:
             loaded += 1
-            server.ask("POST", f"/v1/models/null-{loaded}", b'{"source": "null"}', {"Content-Type": "application/json"})
+            server.send(
+                "POST", f"/v1/models/null-{loaded}", b'{"source": "null"}', {"Content-Type": "application/json"}
+            )
         exposition = scrape()
         series = sum(not line.startswith(b"#") for line in exposition.splitlines())
         times = [1e3 * server.seconds_each(scrape, calls) for _ in range(rounds)]
@@ -86,7 +89,7 @@ def measure_scrapes(server: Server, *, calls: int, rounds: int) -> list[Scrapes]
 
 
 def measure_recording(rounds: int) -> list[float]:
-    """Processor time, in seconds, of all that is recorded of one request with one image."""
+    """Return the CPU time in seconds of recording one request with one image."""
     metrics = Metrics()
     metrics.model_served("null")
     batch = BatchReport("null", 1, "idle", started_at=0.0, forward_seconds=0.01, busy_seconds=0.01, dropped=0)
@@ -103,7 +106,7 @@ def measure_recording(rounds: int) -> list[float]:
 
 
 def report(scrapes: Sequence[Scrapes], requests: list[float], recording: list[float]) -> list[str]:
-    """The lines of both tables. `requests` and `recording` in seconds."""
+    """Return the lines of both tables. `requests` and `recording` are in seconds."""
     rows = [
         (f"{each.models}", f"{each.series:,}", f"{each.size / 1e3:.0f}", over_rounds(each.milliseconds))
         for each in scrapes
@@ -126,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scrapes", type=int, default=300, help="in a round")
     parser.add_argument("--requests", type=int, default=2000, help="in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args(arguments)
-    # What one costs that is built; those that are shared cost next to nothing.
+    options = parser.parse_args(arguments)
+    # Without sharing, because shared expositions cost almost nothing.
     settings = {"GRADLESS_MODELS": "null", "GRADLESS_METRICS_MAX_AGE_S": "0"}
     with (
         tempfile.TemporaryDirectory(prefix="gradless-metrics-") as folder,
@@ -137,11 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         picture = _picture()
 
         def classify() -> bytes:
-            return server.ask("POST", "/v1/classify?top_k=1", picture)
+            return server.send("POST", "/v1/classify?top_k=1", picture)
 
-        requests = [server.seconds_each(classify, asked.requests) for _ in range(asked.rounds)]
-        scrapes = measure_scrapes(server, calls=asked.scrapes, rounds=asked.rounds)
-    print("\n".join(report(scrapes, requests, measure_recording(asked.rounds))))  # noqa: T201 - it is what was asked for
+        requests = [server.seconds_each(classify, options.requests) for _ in range(options.rounds)]
+        scrapes = measure_scrapes(server, calls=options.scrapes, rounds=options.rounds)
+    print("\n".join(report(scrapes, requests, measure_recording(options.rounds))))  # noqa: T201 - the output
 
 
 def _seconds_each(call: Callable[[], object], calls: int) -> float:

@@ -1,8 +1,8 @@
-"""gradless on a machine with one GPU, in the ways that it can be run there, beside LitServe, mosec and a naive FastAPI
-service on the same GPU: `python -m benchmarks.on_gpu --images FOLDER`. Closed loops by wrk; prints a table.
+"""Compare gradless's ways to use one GPU with LitServe, mosec and a naive FastAPI service.
 
-Each server is started once and measured `--rounds` times at each load: starts are long there. One way is several
-gradless services side by side, as an operator without workers would have it; each has its part of the connections.
+`python -m benchmarks.on_gpu --images FOLDER` runs closed loops by wrk and prints a table. Each server starts once,
+because starts are slow there, and is measured `--rounds` times at each load. One way is several gradless services, each
+with its part of the connections.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ CONNECTIONS = (32, 128)
 _MODEL = "efficientnet_lite0"
 _WARM_UP_S = 2.0
 
-# Of wrk, for all servers together. They took 0.4 cores to send 2,900 photographs a second.
+# Threads of wrk for all servers together. They took 0.4 cores to send 2,900 photographs a second.
 _LOAD_THREADS = 4
 
-# LitServe's workers and mosec's decoders: as many as gradless's workers. LitServe has processes for HTTP beside them.
+# LitServe's workers and mosec's decoders: as many as gradless's workers. LitServe also has processes for HTTP.
 _PEER_PROCESSES = str(max(1, available_cores() * 3 // 4))
-_PEER_FRONTS = str(max(1, available_cores() // 4))
+_PEER_HTTP_WORKERS = str(max(1, available_cores() // 4))
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """`instances` of one server, side by side on the one GPU."""
+    """One or several `instances` of a server on the GPU."""
 
     spec: ServerSpec
     instances: int = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Of one load in one round, over all instances: p50 is the middle one's, p99 the worst one's. Cores are those that
-    were busy, of the client and of all the servers' processes."""
+class Result:
+    """Results of one load in one round over all instances: p50 of the middle one, p99 of the worst one, busy cores of
+    the client and of all server processes."""
 
     images_per_second: float
     p50_ms: float
@@ -67,10 +67,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Visited:
-    """A server's rounds by connections, and the memory that it had at the end: of all its processes, and of the GPU,
-    which nobody else is to use."""
+    """A server's rounds by connections, and its memory at the end: of all processes, and of the otherwise unused
+    GPU."""
 
-    rounds: Mapping[int, list[Seen]]
+    rounds: Mapping[int, list[Result]]
     host_bytes: int
     gpu_bytes: int
 
@@ -91,11 +91,17 @@ _HEAD = (
 
 
 def ways(device: str) -> dict[str, Way]:
-    """Every way by its name, the one that all others are compared with first."""
+    """Return every way by name; the first is the reference."""
     return {
         "gradless": Way(_gradless(device)),
         "LitServe": Way(
-            _peer("LitServe", device, PEER_WORKERS=_PEER_PROCESSES, PEER_FRONTS=_PEER_FRONTS, PEER_BATCH="8")
+            _peer(
+                "LitServe",
+                device,
+                PEER_WORKERS=_PEER_PROCESSES,
+                PEER_HTTP_WORKERS=_PEER_HTTP_WORKERS,
+                PEER_BATCH="8",
+            )
         ),
         "mosec": Way(_peer("mosec", device, PEER_DECODERS=_PEER_PROCESSES, PEER_WORKERS="2", PEER_BATCH="32")),
         "gradless, one process": Way(_gradless(device, GRADLESS_HTTP_WORKERS="0")),
@@ -108,25 +114,25 @@ def ways(device: str) -> dict[str, Way]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    asked = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     require_wrk()
-    known = ways(asked.device)
-    chosen = {name: way for name, way in known.items() if not asked.ways or name in asked.ways}
+    known = ways(options.device)
+    chosen = {name: way for name, way in known.items() if not options.ways or name in options.ways}
     first: Visited | None = None
-    print("\n".join(table(_HEAD, [])), flush=True)  # noqa: T201 - it is what was asked for
+    print("\n".join(table(_HEAD, [])), flush=True)  # noqa: T201 - the output
     with tempfile.TemporaryDirectory(prefix="on-gpu-") as scratch:
-        files = pictures.jpegs(asked.images.resolve())
-        # One environment has it all: the interpreter of this process.
-        bench = Bench({"as given": files}, Path(sys.executable), asked.logs or Path(scratch))
+        files = pictures.jpegs(options.images.resolve())
+        # One environment for all: the interpreter of this process.
+        bench = Bench({"as given": files}, Path(sys.executable), options.logs or Path(scratch))
         for name, way in chosen.items():
             try:
-                found = _visited(way, bench, asked.rounds, asked.seconds)
+                found = _visited(way, bench, options.rounds, options.seconds)
             except (ServerFailedError, RuntimeError) as error:
-                # The others are worth having.
+                # Continue with the others.
                 print(f"{name}: {error}", file=sys.stderr, flush=True)  # noqa: T201
                 continue
             first = first or found
-            # At once: the next may fail in a way that ends all.
+            # At once, because the next may end the whole run.
             print("\n".join(_rows(name, found, first)), flush=True)  # noqa: T201
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     print(f"\n{device}, {os.cpu_count()} cores, torch {torch.__version__}; medians (least-largest) of the rounds")  # noqa: T201
@@ -135,11 +141,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.on_gpu", description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="folder of JPEG files to send")
-    parser.add_argument("--ways", nargs="+", choices=list(ways("cuda")), help="not all of them")
+    parser.add_argument("--ways", nargs="+", choices=list(ways("cuda")), help="only these ways")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement")
-    parser.add_argument("--device", default="cuda", help="cpu: to try whether it all works")
-    parser.add_argument("--logs", type=Path, help="folder for what the servers say")
+    parser.add_argument("--device", default="cuda", help="cpu: for a trial without a GPU")
+    parser.add_argument("--logs", type=Path, help="folder for the servers' logs")
     return parser
 
 
@@ -161,9 +167,9 @@ def _peer(name: str, device: str, **environment: str) -> ServerSpec:
 
 
 def _visited(way: Way, bench: Bench, rounds: int, seconds: float) -> Visited:
-    found: dict[int, list[Seen]] = defaultdict(list)
+    found: dict[int, list[Result]] = defaultdict(list)
     with ExitStack() as stack, ThreadPoolExecutor(way.instances) as threads:
-        # Each has a log of its own.
+        # Each instance has a log of its own.
         numbered = [replace(way.spec, name=f"{way.spec.name} {number}") for number in range(way.instances)]
         starts = [threads.submit(stack.enter_context, running(spec, _MODEL, bench)) for spec in numbered]
         servers = [start.result() for start in starts]
@@ -176,9 +182,9 @@ def _visited(way: Way, bench: Bench, rounds: int, seconds: float) -> Visited:
 
 def _load(
     servers: Sequence[RunningServer], bench: Bench, threads: ThreadPoolExecutor, connections: int, seconds: float
-) -> Seen:
+) -> Result:
     for server in servers:
-        # What the last load's clients did not wait for has been answered then.
+        # Until requests of the last load are answered.
         post(server.url, bench.usual[0].read_bytes())
     client_before, started_at = _children_seconds(), perf_counter()
     loads = [
@@ -195,7 +201,7 @@ def _load(
     loaded = [load.result() for load in loads]
     elapsed = perf_counter() - started_at
     reports = [each.report for each in loaded]
-    return Seen(
+    return Result(
         images_per_second=sum(report["steady_per_second"] for report in reports),
         p50_ms=median(report["p50_ms"] for report in reports),
         p99_ms=max(report["p99_ms"] for report in reports),
@@ -209,13 +215,13 @@ def _load(
 
 
 def _children_seconds() -> float:
-    """CPU time of the children that have ended: the servers have not."""
+    """Return the CPU time of ended children, which are the load generators."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def _gpu_bytes() -> int:
-    """Memory that is taken on the first GPU, by whomever, as the driver has it; 0 without one."""
+    """Return the used memory of the first GPU by the driver; 0 without one."""
     return torch.cuda.device_memory_used(torch.device("cuda", 0)) if torch.cuda.is_available() else 0
 
 
@@ -224,12 +230,12 @@ def _rows(name: str, found: Visited, first: Visited) -> list[str]:
         (
             name,
             str(connections),
-            over_rounds(seen.images_per_second for seen in rounds),
-            over_rounds(seen.p50_ms for seen in rounds),
-            over_rounds(seen.p99_ms for seen in rounds),
-            str(sum(seen.not_answered for seen in rounds)),
-            f"{median(seen.client_cores for seen in rounds):.1f}",
-            f"{median(seen.server_cores for seen in rounds):.1f}",
+            over_rounds(result.images_per_second for result in rounds),
+            over_rounds(result.p50_ms for result in rounds),
+            over_rounds(result.p99_ms for result in rounds),
+            str(sum(result.not_answered for result in rounds)),
+            f"{median(result.client_cores for result in rounds):.1f}",
+            f"{median(result.server_cores for result in rounds):.1f}",
             f"{found.host_bytes / 1e9:.1f}",
             f"{found.gpu_bytes / 1e9:.1f}",
             over_rounds(

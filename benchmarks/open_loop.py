@@ -1,7 +1,7 @@
-"""Open-loop load: requests leave at the moments of a Poisson process, whatever has been answered.
+"""Open-loop load: requests are sent at the moments of a Poisson process, regardless of answers.
 
-A latency counts from the scheduled moment, so that neither a slow server nor a late client hides waiting; that of a
-refusal (429) from the moment of sending: how fast a server says no. Prints one line of JSON.
+Latencies count from the scheduled moment, so that neither a slow server nor a late client hides waiting; latencies of
+refusals (429) count from the moment of sending. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _STAGES = b"server-timing"
 
 
 class Recorder:
-    """What became of the requests that left from `counts_from` on."""
+    """Results of the requests sent from `counts_from` on."""
 
     def __init__(self, counts_from: float, timeout_s: float) -> None:
         self.counts_from = counts_from
@@ -41,7 +41,7 @@ class Recorder:
         self.failed = 0
         self.latencies_ms: list[float] = []
         self.refusals_ms: list[float] = []
-        # Of all requests: a rate knows no first one.
+        # Of all requests, for the rate.
         self.succeeded_at: list[float] = []
         self.late_ms: list[float] = []
         self.stages_ms: defaultdict[str, list[float]] = defaultdict(list)
@@ -50,7 +50,7 @@ class Recorder:
         self._timeout_s = timeout_s
 
     def ended(self, exchange: Exchange) -> None:
-        """One request, with an answer or without."""
+        """Record a request, answered or not."""
         in_time = exchange.answer_ms <= self._timeout_s * 1e3
         if in_time and exchange.status == _OK:
             self.succeeded_at.append(exchange.ended_at)
@@ -62,7 +62,7 @@ class Recorder:
             self.failed += 1
             return
         self.statuses[str(exchange.status)] += 1
-        # A quick refusal is no quick answer.
+        # Fast refusals must not lower the latency of answers.
         if exchange.status == _OK:
             self.latencies_ms.append(exchange.latency_ms)
             for name, duration_ms in parse_server_timing(exchange.fields.get(_STAGES, b"").decode()).items():
@@ -71,9 +71,9 @@ class Recorder:
             self.refusals_ms.append(exchange.answer_ms)
 
     def summary(self, seconds: float) -> dict[str, Any]:
-        """Everything by name, ready for JSON. `seconds` in which the counted requests left."""
+        """Return a summary for JSON. The counted requests were sent within `seconds`."""
         return {
-            # Answers that came after the last request left are not capacity within `seconds`.
+            # Answers after the last request do not count as capacity within `seconds`.
             "seconds": max(seconds, self.last_answer_at - self.counts_from),
             "steady_per_second": steady_rate(self.succeeded_at, self.counts_from, self.counts_from + seconds),
             "statuses": dict(self.statuses),
@@ -81,7 +81,7 @@ class Recorder:
             "succeeded": len(self.latencies_ms),
             **latency_summary(self.latencies_ms),
             "refusals": latency_summary(self.refusals_ms),
-            # Without the start of the interpreter.
+            # Excludes the start of the interpreter.
             "cpu_seconds": process_time() - self.cpu_before,
             "late_p99_ms": latency_summary(self.late_ms)["p99_ms"],
             "stages_ms": {name: sum(values) / len(values) for name, values in self.stages_ms.items()},
@@ -89,7 +89,7 @@ class Recorder:
 
 
 def schedule(rate: float, seconds: float, seed: int) -> list[float]:
-    """Moments in s from the start, `rate` a second on average, independent of one another."""
+    """Return moments in s from the start of a Poisson process of `rate` a second."""
     source = random.Random(seed)  # noqa: S311 - a load, no secret
     moments: list[float] = []
     moment = source.expovariate(rate)
@@ -100,7 +100,7 @@ def schedule(rate: float, seconds: float, seed: int) -> list[float]:
 
 
 def parse_server_timing(header: str) -> Stages:
-    """`decode;dur=1.2, queue;dur=0.1` to {"decode": 1.2, "queue": 0.1}."""
+    """Parse `decode;dur=1.2, queue;dur=0.1` into {"decode": 1.2, "queue": 0.1}."""
     stages: Stages = {}
     for part in header.split(","):
         name, _, duration = part.strip().partition(";dur=")
@@ -119,8 +119,8 @@ async def run(
     timeout_s: float,
     headers: Sequence[str] = (),
 ) -> str:
-    """Send at `moments`, s from the start; wait for every answer; return as JSON the summary of those from
-    `counts_from` on, which left within `seconds`."""
+    """Send at `moments` (s from the start), wait for every answer, and return the summary of those from `counts_from`
+    on, which are sent within `seconds`."""
     place = urlsplit(url)
     connections = Connections(place.hostname or "", place.port or 80, frozenset({_STAGES}))
     wires = [ready_made(place, body, headers) for body in bodies]
@@ -138,36 +138,36 @@ async def run(
 
 
 def ready_made(place: SplitResult, body: bytes, headers: Sequence[str] = ()) -> bytes:
-    """A whole request; `headers` are lines."""
+    """Return a complete request; `headers` are lines."""
     target = place.path + (f"?{place.query}" if place.query else "")
     about = "\r\n".join(["Content-Type: image/jpeg", f"Content-Length: {len(body)}", *headers])
     return f"POST {target} HTTP/1.1\r\nHost: {place.netloc}\r\n{about}\r\n\r\n".encode() + body
 
 
 def main() -> None:
-    """The command line, as benchmarks.load composes it."""
+    """Run with arguments from benchmarks.load."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", required=True)
     parser.add_argument("--rate", type=float, required=True, help="requests a second")
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--timeout", type=float, default=60.0, help="s that a request may take")
+    parser.add_argument("--timeout", type=float, default=60.0, help="maximum s of a request")
     parser.add_argument("--filling", type=int, default=0, help="requests beforehand, which do not count")
     parser.add_argument("--filling-seconds", type=float, default=0.0, help="s in which they leave, evenly")
     parser.add_argument("--header", action="append", default=[], help="'Name: value' that goes with each request")
     parser.add_argument("bodies", type=Path, nargs="+", help="files to send")
-    wanted = parser.parse_args()
-    bodies = [path.read_bytes() for path in wanted.bodies]
-    beforehand = [wanted.filling_seconds * number / wanted.filling for number in range(wanted.filling)]
-    moments = [wanted.filling_seconds + moment for moment in schedule(wanted.rate, wanted.seconds, wanted.seed)]
+    options = parser.parse_args()
+    bodies = [path.read_bytes() for path in options.bodies]
+    beforehand = [options.filling_seconds * number / options.filling for number in range(options.filling)]
+    moments = [options.filling_seconds + moment for moment in schedule(options.rate, options.seconds, options.seed)]
     summary = run(
-        wanted.url,
+        options.url,
         bodies,
         [*beforehand, *moments],
-        counts_from=wanted.filling_seconds,
-        seconds=wanted.seconds,
-        timeout_s=wanted.timeout,
-        headers=wanted.header,
+        counts_from=options.filling_seconds,
+        seconds=options.seconds,
+        timeout_s=options.timeout,
+        headers=options.header,
     )
     sys.stdout.write(uvloop.run(summary) + "\n")
 

@@ -1,4 +1,4 @@
-"""The bodies that are sent: JPEG files of a folder, or pictures drawn here with the entropy of photographs."""
+"""Request bodies: JPEG files of a folder, or drawn pictures with the entropy of photographs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-# What cameras and web pages commonly save with: some 50 to 110 kB at 500 x 375.
+# Common quality of cameras and web pages: some 50 to 110 kB at 500 x 375.
 QUALITY = 85
 
 # Width, height and how many to draw: the default set, and the larger ones for the cost by size.
@@ -20,13 +20,13 @@ SIZES: dict[str, tuple[int, int, int]] = {
 
 
 def megapixels(size: str) -> float:
-    """Of a name in SIZES."""
+    """Return the megapixels of a name in SIZES."""
     width, height, _ = SIZES[size]
     return width * height / 1e6
 
 
 def jpegs(folder: Path) -> list[Path]:
-    """The JPEG files of `folder`, by name. Raises ValueError when there is none."""
+    """Return the JPEG files of `folder` by name. Raises ValueError if there is none."""
     found = sorted(path for path in folder.iterdir() if path.suffix.lower() in {".jpg", ".jpeg"})
     if not found:
         raise ValueError(f"{folder} has no .jpg or .jpeg file")
@@ -34,7 +34,7 @@ def jpegs(folder: Path) -> list[Path]:
 
 
 def draw_all(folder: Path) -> dict[str, list[Path]]:
-    """Files of every size in SIZES, each in a folder of its own under `folder`; the same pixels every time."""
+    """Draw files of every size in SIZES, each size in a subfolder of `folder`, with the same pixels in each run."""
     drawn: dict[str, list[Path]] = {}
     for size, (width, height, count) in SIZES.items():
         of_size = folder / f"{width}x{height}"
@@ -47,7 +47,7 @@ def draw_all(folder: Path) -> dict[str, list[Path]]:
 
 
 def draw(width: int, height: int, *, seed: int) -> Image.Image:
-    """A sky-to-ground gradient, shapes with edges, and texture of every scale: what a JPEG encoder finds in nature."""
+    """Draw a gradient, shapes with edges and texture of every scale, as in photographs."""
     random = np.random.default_rng(seed)
     picture = Image.fromarray(_gradient(width, height, random))
     _shapes(ImageDraw.Draw(picture), width, height, random)
@@ -73,7 +73,7 @@ def _shapes(pen: ImageDraw.ImageDraw, width: int, height: int, random: np.random
 
 
 def _texture(width: int, height: int, random: np.random.Generator) -> NDArray[np.float32]:
-    """(height, width) noise of several frequencies, of a standard deviation between 10 and 25."""
+    """Return (height, width) noise of several frequencies with a standard deviation from 10 to 25."""
     strength = random.uniform(0.7, 1.8)
     total = np.zeros((height, width), dtype=np.float32)
     for octave, amplitude in ((32, 8.0), (8, 8.0), (2, 8.0), (1, 6.0)):

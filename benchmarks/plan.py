@@ -1,4 +1,4 @@
-"""How much is measured: servers, models, loads, rounds and seconds, and how long all of it will take."""
+"""The plan of a run: servers, models, loads, rounds and seconds, and an estimate of its duration."""
 
 from __future__ import annotations
 
@@ -10,66 +10,63 @@ from benchmarks.servers import DEFAULT, NULL, SHARED_ENGINES, ServerSpec
 
 CONNECTIONS = (1, 8, 32, 128)
 
-# Of those, the ones that something is compared with.
+# Those that bars compare.
 _COMPARED_CONNECTIONS = (ALONE, BUSY, MANY)
 
-# What the bars compare is measured so often in each round, one right after the other: over minutes, a machine that
-# others have a part of is not the same machine.
+# Repetitions in each round of what the bars compare, in quick succession, because a shared machine changes in minutes.
 TURNS = 3
 
 LOADS_PERCENT = (50, 80, 95, 120)
 
-# More than a server can do, from the first moment on.
+# Percent of the capacity, more than a server can answer.
 OVERLOAD_PERCENT = 120
 
-# Before an overload counts, the places in the building (GRADLESS_QUEUE_CAPACITY) are taken within so many seconds.
+# Seconds in which the queue (GRADLESS_QUEUE_CAPACITY) is filled before an overload counts.
 QUEUE_CAPACITY = 256
 FILLING_S = 2.0
 
-# Connections of the measurements by image size: enough to keep two cores busy.
+# Connections of measurements by image size, enough to keep two cores busy.
 SIZE_CONNECTIONS = 4
 
-# Seconds under load before the first measurement: caches fill, batch sizes and threads settle.
+# Warm-up seconds under load, in which caches fill and batch sizes settle.
 WARM_UP_S = 2.0
 
-# A second model shows whether the picture is the same where the forward is heavier: by one load, with gradless as it
-# starts and on the others' engine, and with the two that were the fastest of the others with the first model.
+# A second model shows the results for a heavier forward: at one load, with gradless's default, its eager backend, and
+# the two fastest peers of the first model.
 _SECOND_MODEL_SERVERS = frozenset({DEFAULT, "gradless eager fp32", "LitServe", "mosec"})
 _SECOND_MODEL_CONNECTIONS = (32,)
 
-# Neither the cost of larger pictures nor the shape of latency against load is a matter of precision: they are measured
-# without these two.
+# Sizes and open loops do not depend on precision and are measured without these two.
 _RATES_ONLY = frozenset({"gradless openvino int8", "gradless eager bf16"})
 _RATES_ONLY_ENGINES = frozenset(SHARED_ENGINES.values())
 
-# The server alone is compared with decoding alone, at one load.
+# The null model is compared with decoding alone, at one load.
 _NULL_CONNECTIONS = (32,)
 
-# What a server takes from its start to its first answer, and to end, on two cores; a ceiling's process; what loads
-# take to start and answers to drain.
+# Estimates on two cores: start and end of a server; a ceilings process; start of a load and drain of answers.
 _START_S = 9.0
 _CEILING_START_S = 6.0
 _CEILING_ANSWERS = 128
 _LOAD_START_S = 0.8
 _DRAIN_S = 0.5
 
-# Preprocessing in its process; the first start, a later one, and the imports.
+# Estimates of preprocessing; of the first start, a later one, and the imports.
 _PREPROCESSING_S = 4.0
 _STARTS_S = 25.0
 
-# Agreement, compiled backends included, on some hundred pictures.
+# Estimate of agreement, compiled backends included, on some hundred pictures.
 _AGREEMENT_S = 90.0
 
-# Images a second to expect of most servers on two cores; of gradless behind OpenVINO, so many times as many.
+# Estimated images a second of most servers on two cores, and gradless's factor with OpenVINO.
 _PACE = {"efficientnet_lite0": 60.0, "resnet50": 16.0, NULL: 600.0}
 _OPENVINO_PACE = 2.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`seconds` is for one measurement; a closed loop takes longer where `seconds` see too few answers.
-    `soak_requests`: sent to the null model at the end, for the memory they leave behind; 0: none. `all_engines`:
-    agreement of every backend and precision, not only of those that are served."""
+    """`seconds` is for one measurement; a closed loop with too few answers takes longer. `soak_requests` are sent to
+    the null model at the end to measure memory; 0: none. `all_engines`: agreement of every backend and precision, not
+    only of the served ones."""
 
     servers: tuple[ServerSpec, ...]
     models: tuple[str, ...]
@@ -83,16 +80,16 @@ class Plan:
 
     @property
     def visited_models(self) -> tuple[str, ...]:
-        """`models`, and the null model where its server is among `servers`."""
+        """Return `models`, and the null model if its server is among `servers`."""
         return (*self.models, NULL) if any(NULL in spec.models for spec in self.servers) else self.models
 
     @property
     def gradless_engines(self) -> tuple[ServerSpec, ...]:
-        """gradless with a network behind it, each way that it is measured."""
+        """Return the configurations of gradless with a network."""
         return tuple(spec for spec in self.servers if spec.backend and NULL not in spec.models)
 
     def servers_of(self, model: str) -> list[ServerSpec]:
-        """All of them for the first model, a few for others."""
+        """Return all servers for the first model, a few for others."""
         return [
             spec
             for spec in self.servers
@@ -100,12 +97,12 @@ class Plan:
         ]
 
     def turns_of(self, spec: ServerSpec, model: str) -> int:
-        """Several where there are bars for what is compared."""
+        """Return the number of turns: several for what the bars compare."""
         the_server_itself = model == NULL and self.with_ceilings(spec, model)
         return self.turns if self.with_overload(spec, model) or the_server_itself else 1
 
     def connections_of(self, model: str, turn: int) -> tuple[int, ...]:
-        """Of the closed loops, in their order."""
+        """Return the connections of the closed loops in order."""
         if model == NULL:
             return _NULL_CONNECTIONS
         if self._is_second(model):
@@ -113,33 +110,33 @@ class Plan:
         return tuple(count for count in self.connections if turn == 1 or count in _COMPARED_CONNECTIONS)
 
     def ceilings_of(self, model: str, connections: int) -> tuple[Ceiling, ...]:
-        """What a closed loop is compared with."""
+        """Return the ceilings of a closed loop."""
         if connections == ALONE:
             return ("alone",)
         if connections == BUSY:
-            # Decoding is the same whatever comes after it, and is the ceiling where nothing does.
+            # Decoding is the ceiling of the null model.
             return ("together", "decoding") if model == NULL else ("together",)
         return ()
 
     def open_loads(self, spec: ServerSpec, model: str) -> tuple[int, ...]:
-        """Percent of the capacity: for the first model alone, the other's shape is the same at other figures."""
+        """Return the loads in percent of the capacity, only for the first model."""
         return self.loads_percent if model == self.models[0] and not _rates_only(spec) else ()
 
     def with_overload(self, spec: ServerSpec, model: str) -> bool:
-        """Of gradless as it starts, which is to refuse what is too much; others have limits of their own, or none."""
+        """Return whether to measure overload: only of gradless's default, because others have no such limits."""
         return model == self.models[0] and spec.name == DEFAULT
 
     def with_sizes(self, spec: ServerSpec, model: str) -> bool:
-        """Sizes are about decoding: once is enough, with the model whose forward is the smaller part."""
+        """Return whether to measure sizes: only with the first model, whose forward is the smaller part."""
         return model == self.models[0] and not _rates_only(spec)
 
     def with_ceilings(self, spec: ServerSpec, model: str) -> bool:
-        """Once for each engine, beside the first server that has it."""
+        """Return whether to measure ceilings: once for each engine, with its first server."""
         first = next((found for found in self.servers_of(model) if found.engine == spec.engine), None)
         return spec.backend is not None and spec == first
 
     def expected_minutes(self) -> float:
-        """A little more in practice: slow servers are measured longer."""
+        """Return an estimate in minutes; slow servers take a little longer."""
         a_round = sum(self._visit_s(spec, model) for model in self.visited_models for spec in self.servers_of(model))
         if not self.gradless_engines:
             return self.rounds * a_round / 60
@@ -171,18 +168,17 @@ class Plan:
 
 
 def closed_loop_seconds(connections: int, images_per_second: float, least: float) -> float:
-    """Long enough for four answers on each connection, warm-up not counted: with fewer, where the batches happen to
-    end decides the rate."""
+    """Return seconds for four answers on each connection after the warm-up; with fewer, batch ends decide the rate."""
     return max(least, 4 * connections / max(images_per_second, 1.0))
 
 
 def overload_seconds(seconds: float) -> float:
-    """Longer than others: of a rate at its limit, a few percent are asked for."""
+    """Return seconds, more than for others, because the bar allows only a few percent."""
     return 4 * seconds
 
 
 def expected_pace(images_per_second: float, megapixels: float) -> float:
-    """Images a second at a larger size, from those at the usual: a guess, to choose how long to measure."""
+    """Return an estimate of images a second at a larger size, to choose the duration."""
     return images_per_second / (1 + megapixels / 3)
 
 

@@ -1,4 +1,4 @@
-"""The figures as SVG: throughput and p99 against load, stages of a request, cost by size and by concurrency."""
+"""SVG figures: throughput and p99 against load, stages of a request, cost by size and by concurrency."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 
 mpl.use("svg")
-# The same figures give the same file.
+# Reproducible files.
 mpl.rcParams["svg.hashsalt"] = "gradless"
 
 from matplotlib import pyplot as plt  # noqa: E402 - after the choice of how to draw
@@ -23,13 +23,13 @@ from benchmarks.statistic import Spread, spread  # noqa: E402
 
 Value = Callable[[Measurement], float]
 
-# The same colour for a server in every figure; twenty that can be told apart.
+# Each server has the same colour in every figure, from twenty distinct ones.
 _COLOURS = dict(zip(SERVERS, mpl.colormaps["tab20"].colors, strict=False))
 _STAGES = ("read", "decode", "queue", "forward")
 
 
 def draw_all(measurements: Sequence[Measurement], model: str, folder: Path) -> list[Path]:
-    """Every figure that there are measurements of `model` for."""
+    """Draw every figure for which `model` has measurements."""
     of_model = [measurement for measurement in measurements if measurement.model == model]
     drawn = {
         "throughput": _lines(of_model, "closed", _rate, "images/s", "connections", log_x=True),
@@ -145,7 +145,7 @@ def _servers(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def _medians(measurements: Sequence[Measurement], value: Value) -> list[tuple[float, Spread]]:
-    """By load, in order of load."""
+    """Return measurements by load, in order of load."""
     by_load = defaultdict(list)
     for measurement in measurements:
         by_load[measurement.load].append(value(measurement))

@@ -1,5 +1,5 @@
-"""A picture's way to the network's input, gradless's and the plain one by Pillow. Run by itself: the CPU time of both
-in one thread, one after the other on each file. Prints one line of JSON for each size."""
+"""Compare the CPU time of gradless's preprocessing with Pillow's, in one thread, alternately on each file. A script;
+prints one line of JSON for each size."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from torchvision.transforms.v2 import functional as F  # noqa: N812 - the field'
 
 from models.images.preprocessing import preprocess
 from models.images.transforms import Transform
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 
 Way = Callable[[bytes, Transform], torch.Tensor]
 
 _LIMITS = ImageLimits()
 
-# Of each size, whatever the time: the first may be slower than the others.
+# Minimum for each size, because the first may be slower.
 _LEAST_IMAGES = 4
 
 
 def by_gradless(encoded: bytes, transform: Transform) -> torch.Tensor:
-    """(3, crop, crop) uint8 as the service makes it: decoded at a fraction where the file is much larger."""
+    """Return (3, crop, crop) uint8 as the service does, with a reduced decode of larger files."""
     return preprocess(encoded, transform, _LIMITS)
 
 
 def by_pillow(encoded: bytes, transform: Transform) -> torch.Tensor:
-    """(3, crop, crop) uint8 as the presets of torchvision's weights make it."""
+    """Return (3, crop, crop) uint8 as the presets of torchvision's weights do."""
     return shaped_by_pillow(Image.open(BytesIO(encoded)), transform)
 
 
 def shaped_by_pillow(picture: Image.Image, transform: Transform) -> torch.Tensor:
-    """All of `by_pillow` but the opening; the decode happens here, Pillow puts it off."""
+    """Do all of `by_pillow` except the opening; Pillow decodes here."""
     interpolation = InterpolationMode(transform.interpolation)
     resized = F.resize(picture.convert("RGB"), [transform.resize], interpolation=interpolation)
     pixels: torch.Tensor = F.pil_to_tensor(F.center_crop(resized, [transform.crop, transform.crop]))
@@ -49,7 +49,7 @@ def shaped_by_pillow(picture: Image.Image, transform: Transform) -> torch.Tensor
 
 
 def cpu_ms(bodies: Sequence[bytes], transform: Transform, seconds: float) -> dict[str, float]:
-    """Mean CPU time of an image in ms, user and system, each way, and how many images that is the mean of."""
+    """Return the mean CPU time of an image in ms, user and system, for each way, and the number of images."""
     ways: dict[str, Way] = {"gradless": by_gradless, "Pillow": by_pillow}
     spent_s = dict.fromkeys(ways, 0.0)
     for way in ways.values():
@@ -68,16 +68,16 @@ def cpu_ms(bodies: Sequence[bytes], transform: Transform, seconds: float) -> dic
 
 
 def main() -> None:
-    """The command line, as benchmarks.in_process composes it."""
+    """Run with arguments from benchmarks.in_process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, required=True, help="for each size")
     parser.add_argument("--size", nargs="+", action="append", required=True, help="a name, then its JPEG files")
-    wanted = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
     transform = catalog.find(catalog.DEFAULT_MODEL).build().transform
-    for size, *files in wanted.size:
+    for size, *files in options.size:
         bodies = [Path(file).read_bytes() for file in files]
-        sys.stdout.write(json.dumps({"size": size, **cpu_ms(bodies, transform, wanted.seconds)}) + "\n")
+        sys.stdout.write(json.dumps({"size": size, **cpu_ms(bodies, transform, options.seconds)}) + "\n")
 
 
 if __name__ == "__main__":

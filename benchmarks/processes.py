@@ -1,4 +1,4 @@
-"""One server's processes: started, waited for, their CPU time read, and ended to the last one."""
+"""Start a server's processes, wait for them, read their CPU time and end all of them."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from benchmarks.servers import ServerSpec
 _START_TIMEOUT_S = 600.0
 _STOP_TIMEOUT_S = 5.0
 
-# Between two questions whether it answers.
+# Interval of readiness checks.
 _PAUSE_S = 0.1
 _SHORT_PAUSE_S = 0.02
 
-# Ray's own processes take up to 0.2 cores while nobody asks for anything; a server at work takes one at least.
+# Ray's own processes take up to 0.2 cores when idle; a busy server takes at least one.
 _IDLE_CORES = 0.3
 _IDLE_FOR_S = 0.25
 _LONGEST_BACKLOG_S = 30.0
 
 
 class ServerFailedError(Exception):
-    """It ended, or did not answer in time. Carries the end of its log."""
+    """A server ended, or did not answer in time. The message has the end of its log."""
 
     def __init__(self, name: str, log: Path) -> None:
         super().__init__(f"{name} does not answer; the end of {log}:\n{log.read_text(errors='replace')[-1500:]}")
 
 
 class RunningServer:
-    """A server that answers at `url`. `start_seconds` is from its start to its first answer; `headers`
-    go with each request."""
+    """A server at `url`. `start_seconds` is from its start to its first answer; `headers` are sent with each
+    request."""
 
     def __init__(
         self, process: subprocess.Popen[bytes], url: str, start_seconds: float, headers: Sequence[str] = ()
@@ -51,32 +51,34 @@ class RunningServer:
         self._root = psutil.Process(process.pid)
 
     def cpu_seconds(self) -> float:
-        """CPU time, user and system, of all its processes that live."""
+        """Return the CPU time, user and system, of all running processes."""
         return sum(_cpu_seconds(process) for process in self.processes())
 
     def wait_until_idle(self) -> None:
-        """Until it no longer works on what callers have left behind: wrk leaves with a request on each connection, and
-        most servers answer those all the same. Raises RuntimeError when it does not come to rest."""
+        """Wait until the server is idle: wrk disconnects with a request on each connection, which most servers process.
+
+        Raises RuntimeError if it stays busy.
+        """
         deadline = time.perf_counter() + _LONGEST_BACKLOG_S
         while time.perf_counter() < deadline:
             before, since = self.cpu_seconds(), time.perf_counter()
             time.sleep(_IDLE_FOR_S)
             if self.cpu_seconds() - before < _IDLE_CORES * (time.perf_counter() - since):
                 return
-        raise RuntimeError(f"{self.url} is at work {_LONGEST_BACKLOG_S:.0f} s after its last caller has left")
+        raise RuntimeError(f"{self.url} is busy {_LONGEST_BACKLOG_S:.0f} s after its last client has disconnected")
 
     def processes(self) -> list[psutil.Process]:
-        """All that live."""
+        """Return all running processes."""
         return tree(self._root)
 
     def rss_bytes(self) -> int:
-        """Resident memory of its first process."""
+        """Return the resident memory of the first process."""
         return int(self._root.memory_info().rss)
 
 
 def resident_bytes(servers: Sequence[RunningServer]) -> int:
-    """Memory of all their processes; what they share counts once. Linux's PSS would depend on who else on the machine
-    has PyTorch's libraries mapped."""
+    """Return the memory of all processes, with shared pages counted once. PSS would depend on other users of PyTorch's
+    libraries."""
     private = 0
     shared: dict[str, int] = {}
     for process in (process for server in servers for process in server.processes()):
@@ -93,7 +95,7 @@ def resident_bytes(servers: Sequence[RunningServer]) -> int:
 
 @contextmanager
 def running(spec: ServerSpec, model: str, bench: Bench) -> Iterator[RunningServer]:
-    """`spec` serving `model` on a free port until the block ends, having answered with a picture once.
+    """Run `spec` with `model` on a free port until the block ends; it has answered one picture.
 
     Raises ServerFailedError.
     """
@@ -106,7 +108,7 @@ def running(spec: ServerSpec, model: str, bench: Bench) -> Iterator[RunningServe
 
 
 def seconds_to_ready(spec: ServerSpec, model: str, bench: Bench) -> float:
-    """From the start of the process to the first 200 of gradless's /readyz. Raises ServerFailedError."""
+    """Return the seconds from the start of gradless to the first 200 of /readyz. Raises ServerFailedError."""
     started_at = time.perf_counter()
     with _started(spec, model, bench) as (process, address, log):
         _wait_until(lambda: get(f"{address}/readyz"), spec.name, process, log, pause_s=_SHORT_PAUSE_S)
@@ -115,7 +117,7 @@ def seconds_to_ready(spec: ServerSpec, model: str, bench: Bench) -> float:
 
 @contextmanager
 def _started(spec: ServerSpec, model: str, bench: Bench) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
-    """The process, its address and its log; the process and all its children have ended after the block."""
+    """Yield the process, its address and its log; end the process and its children after the block."""
     port = free_port()
     log = bench.log_folder / f"{spec.name} {model}.log".replace(" ", "-")
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +132,7 @@ def _started(spec: ServerSpec, model: str, bench: Bench) -> Iterator[tuple[subpr
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A group of its own, so that Ctrl-C here does not end it half way through a measurement.
+            # A process group of its own, so that Ctrl-C does not end it during a measurement.
             start_new_session=True,
         )
         try:
@@ -140,7 +142,7 @@ def _started(spec: ServerSpec, model: str, bench: Bench) -> Iterator[tuple[subpr
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody has now."""
+    """Return a free TCP port of 127.0.0.1."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -148,7 +150,7 @@ def free_port() -> int:
 
 
 def tree(root: psutil.Process) -> list[psutil.Process]:
-    """The process and all below it; empty when it has ended."""
+    """Return the process and its descendants, or [] if it has ended."""
     try:
         return [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
@@ -165,7 +167,7 @@ def post(url: str, body: bytes, timeout_s: float = 60.0, headers: Sequence[str] 
 
 
 def get(url: str, timeout_s: float = 60.0) -> bytes:
-    """Raises URLError or OSError unless the answer is a success."""
+    """Send a GET request. Raises URLError or OSError unless the answer is a success."""
     with urlopen(url, timeout=timeout_s) as answer:  # noqa: S310 - http of our own making
         content: bytes = answer.read()
         return content
@@ -186,7 +188,7 @@ def _wait_until(
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ask the first process, then kill what is left: some servers' children have process groups of their own."""
+    """Terminate the first process, then kill the others: some servers' children have process groups of their own."""
     family = tree(psutil.Process(process.pid)) if process.poll() is None else []
     process.terminate()
     _, left = psutil.wait_procs(family, timeout=_STOP_TIMEOUT_S)
@@ -204,5 +206,5 @@ def _cpu_seconds(process: psutil.Process) -> float:
         times = process.cpu_times()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0.0
-    # Those of ended children too: a server that starts a process for each request must not look cheap.
+    # Includes ended children, for servers that start a process for each request.
     return float(times.user + times.system + times.children_user + times.children_system)

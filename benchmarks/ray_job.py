@@ -1,4 +1,4 @@
-"""`python -m benchmarks.ray_job`: what Ray adds to an image on one machine, over the same job without it."""
+"""Measure Ray's overhead for an image on one machine: `python -m benchmarks.ray_job`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,10 @@ _log = logging.getLogger("benchmarks.ray_job")
 
 _PAGE = ROOT / "benchmarks/results/ray_job.md"
 
-# Different pictures; the others are further names of the same ones.
+# Different pictures; the others are links to them.
 _DRAWN = 200
 
-# Of the short run, whose cost is start, end, and these: a task's files for each core, so that every process that reads
-# has been started, and has imported PyTorch, in the short run too.
+# Files of the short run: a task's files for each core, so that every reading process starts in the short run too.
 _FEW = 512 * (os.cpu_count() or 1)
 
 _MOST_DEARER = 0.15
@@ -45,7 +44,7 @@ _LOCAL, _RAY = _WAYS
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of an image, beyond start and end, and of these. CPU is that of all processes, Ray's own among them."""
+    """Time of an image, and of start and end. CPU time is of all processes, including Ray's."""
 
     image_ms: float
     image_cpu_ms: float
@@ -58,16 +57,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ray_job", description="a job on Ray and without it")
     parser.add_argument("--images", type=int, default=5 * _FEW, help=f"files, more than {_FEW}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--python", type=Path, default=ROOT / ".venv/bin/python", help="that gradless is installed for")
+    parser.add_argument(
+        "--python", type=Path, default=ROOT / ".venv/bin/python", help="interpreter of gradless's environment"
+    )
     parser.add_argument("--out", type=Path, default=_PAGE, help="page to write")
-    wanted = parser.parse_args()
-    if wanted.images <= _FEW:
+    parsed = parser.parse_args()
+    if parsed.images <= _FEW:
         parser.error(f"--images must be more than {_FEW}")
     described = machine.describe([], {})
     with tempfile.TemporaryDirectory() as folder:
-        found = _measured(Path(folder), wanted.images, wanted.rounds, wanted.python)
-    wanted.out.write_text(_page(found, described, wanted.images, wanted.rounds), encoding="utf-8")
-    _log.info("written: %s", wanted.out)
+        found = _measured(Path(folder), parsed.images, parsed.rounds, parsed.python)
+    parsed.out.write_text(_page(found, described, parsed.images, parsed.rounds), encoding="utf-8")
+    _log.info("written: %s", parsed.out)
 
 
 def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str, list[Cost]]:
@@ -79,7 +80,7 @@ def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str,
     for number in range(images):
         for of in (many, few) if number < _FEW else (many,):
             os.link(drawn / f"{number % _DRAWN:03}.jpg", of / f"{number:06}.jpg")
-    # OpenVINO's conversion is made once and kept.
+    # OpenVINO's conversion is made once and cached.
     _cost_of_run(_command(python, few, folder / "first", []))
     found: dict[str, list[Cost]] = {way: [] for way in _WAYS}
     for number in range(rounds):
@@ -98,19 +99,19 @@ def _command(python: Path, images: Path, out: Path, options: list[str]) -> list[
 
 
 def _by_difference(long: tuple[float, float], short: tuple[float, float], images: int) -> Cost:
-    """Of (seconds, CPU seconds) of two runs: what one takes longer, for the images that it has more."""
+    """Return the cost of an image from the additional (seconds, CPU seconds) and images of the longer of two runs."""
     image_s, image_cpu_s = ((more - less) / (images - _FEW) for more, less in zip(long, short, strict=True))
     return Cost(image_s * 1e3, image_cpu_s * 1e3, max(0.0, short[0] - image_s * _FEW))
 
 
 def _cost_of_run(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds, and CPU seconds of the process and all below it, as last seen of each."""
+    """Return the seconds, and the last CPU seconds of the process and its descendants."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     cpu: dict[int, float] = {}
     started_at = perf_counter()
     with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said) as process,  # noqa: S603
+        tempfile.TemporaryFile() as log_file,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log_file, stderr=log_file) as process,  # noqa: S603
     ):
         root = psutil.Process(process.pid)
         while process.poll() is None:
@@ -121,8 +122,8 @@ def _cost_of_run(command: Sequence[str]) -> tuple[float, float]:
                 continue
         seconds = perf_counter() - started_at
         if process.returncode:
-            said.seek(0)
-            sys.exit(f"benchmarks: {shlex.join(command)} failed: {said.read()[-1500:].decode()}")
+            log_file.seek(0)
+            sys.exit(f"benchmarks: {shlex.join(command)} failed: {log_file.read()[-1500:].decode()}")
     return seconds, sum(cpu.values())
 
 
@@ -157,14 +158,14 @@ def _page(found: Mapping[str, Sequence[Cost]], described: Mapping[str, Any], ima
         "# A job on Ray",
         "",
         f"Feature vectors of EfficientNet-Lite0 for {images} JPEGs of 500 x 375, {min(images, _DRAWN)} pictures under",
-        "as many names, on one machine: by the command, and by the same command on a Ray of its own there. An image's",
-        f"cost is what a run takes longer than one of {_FEW} images; start-up is what is left of that one. Medians,",
-        "with least and largest.",
+        "as many names, on one machine: by the command, and by the same command on a local Ray. The cost of an image",
+        f"is the difference to a run of {_FEW} images; start-up is the rest of that run. Medians, with least and",
+        "largest.",
         "",
         *table(["way", "ms an image", "CPU ms an image", "start-up s"], rows),
         "",
         *table(
-            ["bar", "wanted", "found"],
+            ["bar", "required", "measured"],
             [
                 [f"{what} of an image on Ray, over that without", f"≤ {1 + _MOST_DEARER:g}", ratio]
                 for what, ratio in dearer.items()

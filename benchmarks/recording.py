@@ -1,5 +1,5 @@
-"""What it saves on a GPU to launch the kernels of a forward by one call (models/backends/recorded.py): batches in
-process from pixels to top-5, with the same kernels launched one by one and recorded.
+"""Measure the gain of recording a forward as a CUDA graph (models/backends/recorded.py): batches in process from pixels
+to top-5, with kernels launched one by one and recorded.
 
 python -m benchmarks.recording
 """
@@ -14,11 +14,11 @@ import torch
 
 from models import backends
 from models.backends import Backend, BackendOptions
-from models.backends.eager import EagerBackend
+from models.backends.pytorch import EagerBackend
 from models.backends.recorded import RecordedBackend
 from models.hardware.placement import Precision
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.request import InferenceRequest
 from models.loading import catalog
 from models.loading.load import load
@@ -66,7 +66,7 @@ def _quartiles_ms(engines: list[Engine], size: int) -> list[list[float]]:
     items = [BatchItem(image, InferenceRequest("classify", top_k=5)) for image in pixels.permute(0, 3, 1, 2)]
     for engine in engines:
         engine.run(items)
-    # In turns, so that what else the machine does is nobody's advantage.
+    # Alternately, so that other load affects all alike.
     rounds = [[_seconds(engine, items) for engine in engines] for _ in range(_ROUNDS)]
     return [[1e3 * quartile for quartile in quantiles(seconds, n=4)] for seconds in zip(*rounds, strict=True)]
 

@@ -1,4 +1,4 @@
-"""The page of a run: what was measured where and with what, the bars, and tables and figures of every model."""
+"""The page of a run: machine and versions, bars, and tables and figures of every model."""
 
 from __future__ import annotations
 
@@ -26,14 +26,16 @@ _CAPTIONS = {
 
 
 def models_of(measurements: Sequence[Measurement]) -> list[str]:
-    """The networks that servers were measured with."""
+    """Return the networks that were measured."""
     there = {measurement.model for measurement in measurements if measurement.kind == "closed"}
     return [model for model in MODELS if model in there]
 
 
 def write(folder: Path, measurements: Sequence[Measurement], figures: Mapping[str, Sequence[Path]]) -> Path:
-    """(Re)make the page from `measurements` and the machine's description in `folder`. `figures` by model, named as
-    plots.draw_all names them. Returns the page."""
+    """Write the page from `measurements` and the machine's description in `folder`, and return its path.
+
+    `figures` are by model, with the names of plots.draw_all.
+    """
     described = machine.load(folder / MACHINE)
     lines = ["# Results", "", *_about(described, measurements), *bars.section(measurements)]
     for model in models_of(measurements):

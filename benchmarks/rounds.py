@@ -1,5 +1,4 @@
-"""The measurements in their order: every server once, then again. Whatever else the machine does over time then
-falls on all of them alike."""
+"""The order of measurements: every server once in each round, so that changes of the machine affect all alike."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ Keep = Callable[[Measurement], None]
 
 
 def measure(plan: Plan, bench: Bench, keep: Keep) -> None:
-    """Everything of `plan`; each measurement goes to `keep` at once."""
+    """Run `plan`, and pass each measurement to `keep` at once."""
     for number in range(1, plan.rounds + 1):
         for model in plan.visited_models:
             for spec in plan.servers_of(model):
@@ -39,5 +38,5 @@ def _keep_all(measurements: Iterator[Measurement], what: str, keep: Keep) -> Non
         for measurement in measurements:
             keep(measurement)
     except (ServerFailedError, subprocess.SubprocessError, RuntimeError) as error:
-        # The others are worth having; the report shows the gap.
+        # Continue with the others; the report shows the gap.
         _log.error("%s: %s", what, error)

@@ -1,5 +1,5 @@
-"""The parts of the page that are not of servers under load: the server alone, preprocessing, starts, agreement,
-memory. Each is empty where nothing of it was measured."""
+"""Sections of the page other than servers under load: the null model, preprocessing, starts, agreement, memory. A
+section without measurements is empty."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.tables import ceilings
 
 
 def server_alone(kept: Kept) -> list[str]:
-    """The null model: what HTTP, queue and batches cost."""
+    """Return the section on the null model: the cost of HTTP, queue and batches."""
     own = [m for m in kept if (m.kind, m.model, m.load) == ("closed", NULL, BUSY)]
     if not own:
         return []
@@ -29,12 +29,11 @@ def server_alone(kept: Kept) -> list[str]:
     head = ["", "images/s", "decoding alone, images/s", "ratio", "p50 ms", "p99 ms", "CPU ms per image", "client CPU"]
     return [
         "",
-        "## What the server itself costs",
+        "## The server itself",
         "",
-        f"gradless with a forward that costs nothing, as a fast device would see it, at {BUSY} connections; against",
-        "decoding alone in process on all cores, right after it. What the ratio lacks to 1 is HTTP,",
-        "queue, batches and answers, and the client, which runs on the same cores. With HTTP workers,",
-        "as on a GPU, several processes read and decode, and Python's threads wait for one another less.",
+        f"gradless with the null model at {BUSY} connections, against decoding alone in process on all cores, right",
+        "after it. The rest is HTTP, queue, batches, answers, and the client, which runs on the same cores. With HTTP",
+        "workers, as on a GPU, several processes read and decode, and Python's threads wait for one another less.",
         "",
         *table(head, rows),
         *ceilings([m for m in kept if m.model == NULL]),
@@ -42,7 +41,7 @@ def server_alone(kept: Kept) -> list[str]:
 
 
 def preprocessing(kept: Kept) -> list[str]:
-    """CPU time by size."""
+    """Return the section on CPU time by size."""
     chosen = [m for m in kept if m.kind == "preprocessing"]
     rows = []
     for size in dict.fromkeys(m.size for m in chosen):
@@ -54,15 +53,15 @@ def preprocessing(kept: Kept) -> list[str]:
         "",
         "## Decode, resize and crop",
         "",
-        "CPU time of one image in one thread, in process: as gradless does it, and as the presets of torchvision's",
-        "weights do it on a Pillow image, with the same interpolation.",
+        "CPU time of one image in one thread, in process: by gradless, and by the presets of torchvision's weights on",
+        "a Pillow image, with the same interpolation.",
         "",
     ]
     return [*lines, *table(head, rows)] if rows else []
 
 
 def starts(kept: Kept) -> list[str]:
-    """Seconds to ready."""
+    """Return the section on starts."""
     names = dict.fromkeys(name for m in kept if m.kind == "start" for name in m.figures)
     rows = [[_spelled(name), over_rounds(comparisons.start_seconds(kept, name))] for name in names]
     lines = [
@@ -70,8 +69,8 @@ def starts(kept: Kept) -> list[str]:
         "## Start to ready",
         "",
         "The default model in the default configuration, from the start of the process to the first 200 of `/readyz`:",
-        "with an empty cache folder, then with what that start left there. Files are in the system's memory already.",
-        "Imports are one after another in a process of their own: each without what those before it imported.",
+        "with an empty cache folder, then with a filled one. Files are in the page cache. Imports run one after",
+        "another in a process of their own, each without those before it.",
         "",
     ]
     return [*lines, *table(["what", "seconds"], rows)] if rows else []
@@ -84,7 +83,7 @@ def _spelled(figure_name: str) -> str:
 
 
 def agreement(kept: Kept, pictures: str) -> list[str]:
-    """Engines against the reference."""
+    """Return the section on engines against the reference."""
     chosen = [m for m in kept if m.kind == "agreement"]
     rows = [
         [
@@ -99,20 +98,20 @@ def agreement(kept: Kept, pictures: str) -> list[str]:
         "",
         "## Agreement",
         "",
-        "Each engine behind gradless's decode against the network as its makers wrote it, in eager fp32 behind",
-        f"Pillow's decode and resize. Pictures: {pictures}. int8 is calibrated on the same folder.",
+        "Each engine with gradless's decode against the original network in eager fp32 with Pillow's decode and",
+        f"resize. Pictures: {pictures}. int8 is calibrated on the same folder.",
     ]
     if pictures.startswith("drawn"):
         lines += [
-            "Drawn pictures show nothing that the network knows, and its answers are close calls; photographs, with",
-            "`--images`, say more.",
+            "The network does not know the drawn pictures, and its probabilities are close; photographs, by",
+            "`--images`, show more.",
         ]
-    head = ["engine", "same likeliest class", "", "largest difference of a probability"]
+    head = ["engine", "same top-1 class", "", "largest difference of a probability"]
     return [*lines, "", *table(head, rows)] if rows else []
 
 
 def memory(kept: Kept) -> list[str]:
-    """Resident size over many requests."""
+    """Return the section on resident memory over many requests."""
     return [line for m in kept if m.kind == "soak" for line in _soaked(m)]
 
 
@@ -127,7 +126,7 @@ def _soaked(measurement: Measurement) -> list[str]:
         "## Memory over many requests",
         "",
         f"Resident size of gradless with the null model, at {measurement.load:g} connections and",
-        f"{measurement.images_per_second:,.0f} images/s; {measurement.refused} requests got no 200. It grew by",
+        f"{measurement.images_per_second:,.0f} images/s; {measurement.refused} requests did not get 200. It grew by",
         f"{grown_kb:,.0f} kB.",
         "",
         *table(["after requests", "resident MB"], rows),

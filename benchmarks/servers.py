@@ -1,4 +1,4 @@
-"""What is measured: every server by name, with the command that starts it and the engine behind it."""
+"""Every measured server by name, with its command and engine."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from benchmarks.bench import ROOT
 
 MODELS = ("efficientnet_lite0", "resnet50")
 
-# A forward that costs nothing: what is measured then is the server.
+# The null model, which measures the server alone.
 NULL = "null"
 
-# In gradless's catalog. resnet50's published weights are a download; speed is the same with random ones.
+# Names in gradless's catalog. Published weights of resnet50 are a download; random ones are as fast.
 CATALOG_NAMES = {"efficientnet_lite0": "efficientnet_lite0", "resnet50": "resnet50:random", NULL: "null"}
 
 _MODULE = "benchmarks.peers."
@@ -23,10 +23,9 @@ _MODULE = "benchmarks.peers."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSpec:
-    """`command` has {port} in place of the port; `environment` may have {pictures} in place of the folder of the
-    pictures that are sent. `path` takes raw JPEG bodies by POST with `headers` ("Name: value"); `project` runs in the
-    project's own environment, the others by `python` or in the benchmark's. `backend` is one of gradless's; None: not
-    gradless."""
+    """A server. {port} in `command` is the port, {pictures} in `environment` the folder of sent pictures. `path` takes
+    raw JPEG bodies by POST with `headers` ("Name: value"). `project` runs in the project's environment, others by
+    `python` or in the benchmark's. `backend` is one of gradless's, or None for other servers."""
 
     name: str
     engine: str
@@ -46,7 +45,7 @@ class ServerSpec:
         return [str(python), *(part.format(port=port) for part in self.command)]
 
     def variables(self, model: str, port: int, pictures: Path) -> dict[str, str]:
-        """What the environment has more than this process's own."""
+        """Return the variables to add to this process's environment."""
         peer = {"PEER_MODEL": model, "PEER_PORT": str(port)}
         own = {"GRADLESS_MODELS": CATALOG_NAMES[model], "GRADLESS_PORT": str(port), "GRADLESS_LOG_LEVEL": "warning"}
         further = {name: value.format(pictures=pictures) for name, value in self.environment.items()}
@@ -77,7 +76,7 @@ def _peer(name: str, *command: str, path: str = "/", **environment: str) -> Serv
 
 
 def _sharing(peer: ServerSpec, backend: str, **environment: str) -> ServerSpec:
-    """The peer around gradless's decode and one of its backends."""
+    """Return the peer with gradless's decode and one of its backends."""
     return replace(
         peer,
         name=f"{peer.name} + gradless's {backend}",
@@ -87,16 +86,16 @@ def _sharing(peer: ServerSpec, backend: str, **environment: str) -> ServerSpec:
     )
 
 
-# What `gradless serve` does by itself on such machines.
+# The default of `gradless serve` on such machines.
 DEFAULT = "gradless openvino fp32"
 
-# The null model in one process, and behind two that read and decode.
+# The null model in one process, and with two HTTP workers.
 NULL_SERVER = "gradless null"
 NULL_WORKERS = "gradless null, 2 workers"
 
 SHARED_ENGINES = {backend: f"gradless's {backend} fp32" for backend in ("eager", "openvino", NULL)}
 
-_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:Front", "--host", "127.0.0.1", "--port", "{port}")
+_BENTO = ("-m", "bentoml", "serve", f"{_MODULE}bentoml_peer:HttpService", "--host", "127.0.0.1", "--port", "{port}")
 
 _PEERS = (
     _peer("LitServe", "-m", f"{_MODULE}litserve_peer"),
@@ -109,12 +108,12 @@ _PEERS = (
 TRITON_PYTHON = ROOT / ".venv-bench-triton/bin/python"
 _TRITON = replace(
     _peer("Triton", "-m", f"{_MODULE}triton_peer", path="/v2/models/classifier/infer"),
-    # A raw request: the whole body is the one element of the one input.
+    # A raw request: the whole body is the only element of the only input.
     headers=("Inference-Header-Content-Length: 0",),
     python=TRITON_PYTHON,
 )
 
-# OpenVINO uses all cores of its process. mosec and Triton have one process for it, beside threads or processes that
+# OpenVINO uses all cores of its process. mosec and Triton have one process for it, and threads or processes that
 # decode; LitServe decodes where it runs forwards, and is faster with two processes of one core each.
 _ONE_ENGINE = {"PEER_WORKERS": "1", "PEER_THREADS": "2", "PEER_DECODERS": "2"}
 
@@ -128,7 +127,7 @@ SERVERS = {
         _gradless("eager", "bf16"),
         _gradless("compiled", "fp32"),
         _gradless("compiled", "bf16"),
-        # The catalog's null model brings a backend of its own.
+        # The null model has a backend of its own.
         replace(_gradless("eager", "fp32"), name=NULL_SERVER, engine="null", models=(NULL,)),
         replace(
             _gradless("eager", "fp32", GRADLESS_HTTP_WORKERS="2"), name=NULL_WORKERS, engine="null", models=(NULL,)
@@ -145,31 +144,31 @@ PEERS = ("naive FastAPI", *(peer.name for peer in _PEERS))
 
 
 def chosen(names: list[str]) -> list[ServerSpec]:
-    """Servers that are called by one of `names`, or else contain it, whatever the case; `all`, `default` and
-    `shared` (peers around gradless's engines) stand for groups.
+    """Return the servers whose name is, or contains, one of `names`, ignoring case; `all`, `default` and `shared`
+    (peers with gradless's engines) are groups.
 
-    Raises ValueError for a name that is in none.
+    Raises ValueError for a name without a match.
     """
     found: dict[str, ServerSpec] = {}
-    for wanted in names:
-        matches = _matching(wanted)
+    for options in names:
+        matches = _matching(options)
         if not matches:
-            raise ValueError(f"no server is called {wanted}; there are {', '.join(SERVERS)}")
+            raise ValueError(f"no server is called {options}; there are {', '.join(SERVERS)}")
         found |= {name: SERVERS[name] for name in matches}
     return [spec for name, spec in SERVERS.items() if name in found]
 
 
-def _matching(wanted: str) -> list[str]:
+def _matching(options: str) -> list[str]:
     shared = [name for name, spec in SERVERS.items() if spec.engine in SHARED_ENGINES.values()]
     by_default = [name for name, spec in SERVERS.items() if _by_default(spec)]
     groups = {"all": list(SERVERS), "default": by_default, "shared": shared}
-    exact = [name for name in SERVERS if name.lower() == wanted.lower()]
-    return groups.get(wanted) or exact or [name for name in SERVERS if wanted.lower() in name.lower()]
+    exact = [name for name in SERVERS if name.lower() == options.lower()]
+    return groups.get(options) or exact or [name for name in SERVERS if options.lower() in name.lower()]
 
 
 def _by_default(spec: ServerSpec) -> bool:
-    """Only by name: the compiled backend, which takes minutes to start; peers around the eager backend; and what is
-    not installed."""
+    """Return whether a server is measured only by name: `compiled`, which starts in minutes; peers with the eager
+    backend; and what is not installed."""
     if spec.precision == "int8" and importlib.util.find_spec("nncf") is None:
         return False
     if spec.engine in SHARED_ENGINES.values():

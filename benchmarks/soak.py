@@ -1,5 +1,4 @@
-"""What many requests leave behind in memory: resident size of the null model's server after the first tenth of them
-and after the last."""
+"""Memory growth over many requests: resident size of the null model's server after the first tenth and the last."""
 
 from __future__ import annotations
 
@@ -14,13 +13,13 @@ from benchmarks.servers import NULL, NULL_SERVER, SERVERS
 _CONNECTIONS = 32
 _SERVER = NULL_SERVER
 
-# wrk counts seconds, not requests: slices of them until there were enough.
+# wrk limits seconds, not requests: run slices until there were enough.
 _LEAST_SLICE_S = 1.0
 _LONGEST_SLICE_S = 60.0
 
 
 def measure(requests: int, bench: Bench) -> Iterator[Measurement]:
-    """At least `requests` of them. Raises ServerFailedError, or RuntimeError when it stops answering."""
+    """Send at least `requests` requests. Raises ServerFailedError, or RuntimeError if the server stops answering."""
     with running(SERVERS[_SERVER], NULL, bench) as server:
         soaking = _Soaking(server, bench)
         soaking.send_until(requests // 10)
@@ -46,7 +45,7 @@ def measure(requests: int, bench: Bench) -> Iterator[Measurement]:
 
 
 class _Soaking:
-    """Counts what has been sent to one server."""
+    """Counts the requests sent to one server."""
 
     def __init__(self, server: RunningServer, bench: Bench) -> None:
         self._server = server
@@ -60,7 +59,7 @@ class _Soaking:
         return sum(self.statuses.values()) + self.failed
 
     def send_until(self, requests: int) -> None:
-        """Go on until there were as many, answered or not."""
+        """Send until there were as many, answered or not."""
         while self.requests < requests:
             expected_s = (requests - self.requests) * self.seconds / max(1, self.requests)
             slice_s = min(max(_LEAST_SLICE_S, expected_s), _LONGEST_SLICE_S)

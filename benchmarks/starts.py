@@ -1,5 +1,6 @@
-"""From the start of a process to ready: gradless by itself, with an empty cache folder and with what that start left
-there; and the imports that are part of it."""
+"""Time from the start of a process to ready: gradless's default with an empty cache folder and with a filled one, and
+its imports.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from benchmarks.measurement import Measurement
 from benchmarks.processes import seconds_to_ready
 from benchmarks.servers import DEFAULT, MODELS, SERVERS
 
-# One after another in a fresh process: each without what those before it have imported already.
+# One after another in a new process, each without the imports of those before it.
 IMPORTS = ("torch", "torchvision", "timm")
 _IMPORTING = f"""
 import importlib, json, time
@@ -28,9 +29,9 @@ print(json.dumps(seconds))
 
 
 def measure(number: int, bench: Bench) -> Iterator[Measurement]:
-    """One first start, one later start and the imports, as one measurement. Raises ServerFailedError."""
+    """Measure one first start, one later start and the imports. Raises ServerFailedError."""
     with tempfile.TemporaryDirectory(prefix="bench-cache-") as cache:
-        # Nothing else is set: the default model, the default configuration.
+        # Otherwise the default model and configuration.
         spec = replace(SERVERS[DEFAULT], name="gradless starts", environment={"GRADLESS_CACHE_FOLDER": cache})
         figures = {f"{start}_s": seconds_to_ready(spec, MODELS[0], bench) for start in ("first", "later")}
     figures |= {f"import_{name}_s": seconds for name, seconds in _import_seconds(bench).items()}

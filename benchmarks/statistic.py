@@ -17,17 +17,17 @@ class Spread:
     largest: float
 
     def text(self) -> str:
-        """The median, with least and largest in brackets."""
+        """Return the median, with least and largest in brackets."""
         return f"{figure(self.median)} ({figure(self.least)}–{figure(self.largest)})"  # noqa: RUF001 - a range
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of at least one value."""
+    """Return the spread of at least one value."""
     return Spread(median(values), min(values), max(values))
 
 
 def latency_summary(latencies_ms: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p99, mean and max in ms by name, the names wrk's script uses; all 0 where there is none."""
+    """Return p50, p90, p99, mean and max in ms, with the names of wrk's script; all 0 without values."""
     if not latencies_ms:
         return dict.fromkeys(("p50_ms", "p90_ms", "p99_ms", "mean_ms", "max_ms"), 0.0)
     ordered = sorted(latencies_ms)
@@ -41,14 +41,16 @@ def latency_summary(latencies_ms: Sequence[float]) -> dict[str, float]:
 
 
 def percentile(ordered: Sequence[float], percent: float) -> float:
-    """The least value that `percent` of the sorted values do not exceed."""
+    """Return the least value that `percent` of the sorted values do not exceed."""
     rank = -(-len(ordered) * percent // 100)
     return ordered[max(0, int(rank) - 1)]
 
 
 def steady_rate(moments: Sequence[float], start: float, end: float) -> float:
-    """Of what happened between `start` and `end`, a second: from the last before the one to the last before the
-    other. Answers come in batches, and an edge that cuts one would blur the rate. 0 where nothing did."""
+    """Return the events a second from the last before `start` to the last before `end`, or 0 without events.
+
+    Answers come in batches, and an edge that cuts one would blur the rate.
+    """
     ordered = sorted(moments)
     first, last = bisect_right(ordered, start) - 1, bisect_right(ordered, end) - 1
     if first < 0 or ordered[last] <= ordered[first]:
@@ -57,7 +59,7 @@ def steady_rate(moments: Sequence[float], start: float, end: float) -> float:
 
 
 def figure(value: float) -> str:
-    """Three significant figures, never in exponents."""
+    """Return three significant digits without an exponent."""
     if value == 0:
         return "0"
     magnitude = abs(value)

@@ -1,4 +1,4 @@
-"""The tables of one model: servers under load, and what the machine gives without them."""
+"""Tables of one model: servers under load, and the machine without a server."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from benchmarks.measurement import Kind, Measurement
 from benchmarks.servers import DEFAULT, NULL_SERVER, SERVERS, SHARED_ENGINES
 from benchmarks.statistic import figure, spread
 
-# What runs the forward, gradless's server with it, and the engines that are that one.
+# The engine's title, gradless's server with it, and the names of that engine.
 _SAME_ENGINES = (
     ("eager fp32", "gradless eager fp32", {"eager fp32", SHARED_ENGINES["eager"]}),
     ("gradless's OpenVINO fp32", DEFAULT, {"openvino fp32", SHARED_ENGINES["openvino"]}),
-    ("a forward that costs nothing", NULL_SERVER, {"null", SHARED_ENGINES["null"]}),
+    ("null model", NULL_SERVER, {"null", SHARED_ENGINES["null"]}),
 )
 
 
 def of_model(measurements: Sequence[Measurement]) -> list[str]:
-    """Every table that there are measurements for, all of one model."""
+    """Return every table of one model that has measurements."""
     return [
         *_closed(measurements),
         *_same_engine(measurements),
@@ -61,7 +61,7 @@ def _closed(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def _same_engine(measurements: Sequence[Measurement]) -> list[str]:
-    """gradless against peers with the same engine behind them: the server, not the backend."""
+    """Return the table of gradless against peers with the same engine, which compares servers."""
     lines: list[str] = []
     for title, gradless, engines in _SAME_ENGINES:
         chosen = [m for m in measurements if m.kind == "closed" and SERVERS[m.server].engine in engines]
@@ -122,7 +122,7 @@ def _sizes(measurements: Sequence[Measurement]) -> list[str]:
 
 
 def ceilings(measurements: Sequence[Measurement]) -> list[str]:
-    """In process; all of one model."""
+    """Return the table of measurements of one model without a server."""
     chosen = [m for m in measurements if m.kind == "ceiling"]
     rows = []
     for name in dict.fromkeys(m.server for m in chosen):

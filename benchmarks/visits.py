@@ -1,4 +1,4 @@
-"""One running server, measured in one round: closed loops beside their ceilings, overload, open loops, sizes."""
+"""Measurements of one running server in one round: closed loops with their ceilings, overload, open loops, sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks import plan as plans
 from benchmarks.bench import Bench
-from benchmarks.beside import Ceilings, ceilings
+from benchmarks.ceilings_process import Ceilings, ceilings
 from benchmarks.load import Loaded, closed_loop, open_loop
 from benchmarks.measurement import Kind, Measurement, latency
 from benchmarks.pictures import megapixels
@@ -18,23 +18,25 @@ from benchmarks.servers import ServerSpec
 
 
 def visit(plan: Plan, spec: ServerSpec, model: str, number: int, bench: Bench) -> Iterator[Measurement]:
-    """Start `spec`, measure what `plan` has for it in round `number`, end it. Raises ServerFailedError, and
-    RuntimeError where there are no ceilings."""
+    """Start `spec`, measure what `plan` has for it in round `number`, and end it.
+
+    Raises ServerFailedError, and RuntimeError if its ceilings fail.
+    """
     with ExitStack() as stack:
-        beside = None
+        process = None
         if plan.with_ceilings(spec, model):
-            beside = stack.enter_context(ceilings(plan, spec, model, number, bench))
+            process = stack.enter_context(ceilings(plan, spec, model, number, bench))
         server = stack.enter_context(running(spec, model, bench))
-        yield from Visit(server, beside, spec, model, number, plan, bench).measurements()
+        yield from Visit(server, process, spec, model, number, plan, bench).measurements()
 
 
 class Visit:
-    """A visit to a running server, with the process of its ceilings where it is compared with any."""
+    """A running server, and the process of its ceilings if it has any."""
 
     def __init__(
         self,
         server: RunningServer,
-        beside: Ceilings | None,
+        process: Ceilings | None,
         spec: ServerSpec,
         model: str,
         number: int,
@@ -42,7 +44,7 @@ class Visit:
         bench: Bench,
     ) -> None:
         self._server = server
-        self._beside = beside
+        self._ceilings_process = process
         self._spec = spec
         self._model = model
         self._round = number
@@ -50,13 +52,14 @@ class Visit:
         self._bench = bench
 
     def measurements(self) -> Iterator[Measurement]:
-        """Turns of closed loops, ceilings and overload; then open loops at shares of the capacity, then sizes."""
+        """Measure turns of closed loops, ceilings and overload, then open loops at shares of the capacity, then
+        sizes."""
         files = self._bench.usual
         warm = closed_loop(self._server, files, connections=16, seconds=plans.WARM_UP_S, warm_part=0.5)
         pace = warm.report["steady_per_second"]
         for turn in range(1, self._plan.turns_of(self._spec, self._model) + 1):
             for measured in self._turn(turn, pace):
-                # One connection alone says little of what the server can do.
+                # One connection does not show the capacity.
                 pace = max(pace, measured.images_per_second) if measured.kind == "closed" else pace
                 yield measured
         for percent in self._plan.open_loads(self._spec, self._model):
@@ -67,17 +70,17 @@ class Visit:
                 yield self._closed("size", size, paths, plans.SIZE_CONNECTIONS, expected)
 
     def _turn(self, turn: int, pace: float) -> Iterator[Measurement]:
-        """What is compared, one right after the other."""
+        """Measure what the bars compare, in quick succession."""
         size, files = self._bench.usual_size, self._bench.usual
         for connections in self._plan.connections_of(self._model, turn):
             measured = self._closed("closed", size, files, connections, pace, turn=turn)
             yield measured
-            if self._beside:
+            if self._ceilings_process:
                 self._server.wait_until_idle()
                 for ceiling in self._plan.ceilings_of(self._model, connections):
-                    yield self._beside.measure(ceiling, turn)
+                    yield self._ceilings_process.measure(ceiling, turn)
         if self._plan.with_overload(self._spec, self._model):
-            # Of as many connections as there are, whose queue is the most like that under overload.
+            # From the most connections, whose queue is most like that under overload.
             yield self._overload(files, capacity=measured.images_per_second, turn=turn)
 
     def _closed(
@@ -90,14 +93,14 @@ class Visit:
 
     def _open(self, files: list[Path], percent: int, *, capacity: float) -> Measurement:
         rate = capacity * percent / 100
-        # Another schedule each round, the same for all servers.
+        # A new schedule each round, the same for all servers.
         loaded = open_loop(self._server, files, rate=rate, seconds=self._plan.seconds, seed=self._round)
         answered = loaded.report["statuses"].get("200", 0) / loaded.report["seconds"]
         return self._measurement("open", float(percent), self._bench.usual_size, loaded, answered, offered=rate)
 
     def _overload(self, files: list[Path], *, capacity: float, turn: int) -> Measurement:
-        """More than the server can do, from when every place in it is taken: without that the surplus would just fill
-        the queue for as long as the measurement lasts."""
+        """Send more than the server can answer, after filling its queue; otherwise the surplus would only fill the
+        queue."""
         rate = capacity * plans.OVERLOAD_PERCENT / 100
         loaded = open_loop(
             self._server,

@@ -1,4 +1,4 @@
-"""`python -m reliability`: every scenario in turn, a table of what was found, and docs/reliability.md.
+"""Run every scenario, print a table of the findings and write docs/reliability.md: `python -m reliability`.
 
 Ends with status 1 when a bar is missed.
 """
@@ -60,20 +60,23 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m reliability", description=__doc__)
-    parser.add_argument("--only", choices=_SCENARIOS, help="one scenario; the page stays as it is")
+    parser.add_argument("--only", choices=_SCENARIOS, help="one scenario; the page is not written")
     parser.add_argument(
-        "--seconds", type=float, default=FULL_SECONDS, help=f"of the longest load, {FULL_SECONDS:g}; fewer shorten all"
+        "--seconds",
+        type=float,
+        default=FULL_SECONDS,
+        help=f"duration of the longest load, {FULL_SECONDS:g}; a smaller value shortens all",
     )
-    parser.add_argument("--sigterms", type=int, help=f"how often SIGTERM; {FULL_SIGTERMS}, or its share")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md", help="what to write")
-    wanted = parser.parse_args(arguments)
-    whole = Scale(wanted.seconds)
-    scale = Scale(wanted.seconds, wanted.sigterms or whole.count(FULL_SIGTERMS, least=3))
+    parser.add_argument("--sigterms", type=int, help=f"number of SIGTERMs, {FULL_SIGTERMS} or its share")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md", help="file to write")
+    options = parser.parse_args(arguments)
+    whole = Scale(options.seconds)
+    scale = Scale(options.seconds, options.sigterms or whole.count(FULL_SIGTERMS, least=3))
     given = sys.argv[1:] if arguments is None else arguments
     load_before = psutil.getloadavg()[0]
-    findings = list(_found([wanted.only] if wanted.only else list(_SCENARIOS), scale))
-    if not wanted.only:
-        wanted.page.write_text(
+    findings = list(_found([options.only] if options.only else list(_SCENARIOS), scale))
+    if not options.only:
+        options.page.write_text(
             page(findings, shlex.join(["python", "-m", "reliability", *given]), load_before), "utf-8"
         )
     sys.exit(1 if any(not finding.met for finding in findings) else 0)
@@ -88,13 +91,13 @@ def _found(names: Sequence[str], scale: Scale) -> Iterator[Finding]:
 
 
 def _findings(name: str, scale: Scale) -> list[Finding]:
-    """A scenario that breaks off, as by a server that does not start again, is one that is missed: the others go on."""
+    """Return the findings of a scenario; an exception in it is a missed bar, and the others go on."""
     try:
         return list(_SCENARIOS[name](scale))
     except Exception as error:  # noqa: BLE001
         traceback.print_exc()
-        said = str(error).partition("\n")[0]
-        return [Finding(name, "", "it runs to its end", f"{type(error).__name__}: {said}", met=False)]
+        message = str(error).partition("\n")[0]
+        return [Finding(name, "", "the scenario runs to its end", f"{type(error).__name__}: {message}", met=False)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mutated images through the service's own way from bytes to pixels: `python -m reliability.decoding`.
+"""Preprocess mutated images as the service does: `python -m reliability.decoding`.
 
 Prints one line of JSON.
 """
@@ -20,11 +20,11 @@ import torch
 from models.hardware import memory
 from models.images.preprocessing import preprocess
 from models.interface.errors import ImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 from reliability.mutations import SEED, mutated_images
 
-# What decoders allocate once has been by then.
+# By then decoders have made their one-time allocations.
 _WARMING_SHARE = 0.25
 
 
@@ -33,41 +33,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m reliability.decoding", description=__doc__)
     parser.add_argument("--images", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=SEED)
-    wanted = parser.parse_args()
-    # Pillow warns of what it reads on from; a service's log shows that once, and here it would be all there is to see.
+    options = parser.parse_args()
+    # Pillow warns of damage that it tolerates; the warnings would drown the output.
     warnings.simplefilter("ignore")
     logging.disable()
     memory.retain_freed_pages()
     transform = catalog.find(catalog.NULL_MODEL).build().transform
-    warm_at, before = round(wanted.images * _WARMING_SHARE), _Resident(0, 0)
+    warm_at, before = round(options.images * _WARMING_SHARE), _Resident(0, 0)
     outcomes: Counter[str] = Counter()
-    strange: Counter[str] = Counter()
-    for number, image in enumerate(mutated_images(wanted.seed, wanted.images)):
+    unexpected: Counter[str] = Counter()
+    for number, image in enumerate(mutated_images(options.seed, options.images)):
         if number == warm_at:
             before = _resident()
         try:
             preprocess(image, transform, ImageLimits())
         except ImageError as error:
             outcomes[type(error).__name__] += 1
-        except Exception as error:  # noqa: BLE001 - to be told of is what it is looked for
-            strange[f"{type(error).__name__}: {error}"[:200]] += 1
+        except Exception as error:  # noqa: BLE001 - any other exception is a finding
+            unexpected[f"{type(error).__name__}: {error}"[:200]] += 1
         else:
             outcomes["decoded"] += 1
     after = _resident()
     report = {
         "outcomes": outcomes,
-        "strange": strange,
-        "grown_mb": (after.given_back - before.given_back) / 1e6,
+        "unexpected": unexpected,
+        "grown_mb": (after.without_free - before.without_free) / 1e6,
         "grown_with_free_mb": (after.with_free - before.with_free) / 1e6,
     }
     sys.stdout.write(json.dumps(report) + "\n")
 
 
 class _Resident(NamedTuple):
-    """Bytes of this process: as it is, and with what is free given back."""
+    """Resident bytes of this process, with and without freed pages."""
 
     with_free: int
-    given_back: int
+    without_free: int
 
 
 def _resident() -> _Resident:

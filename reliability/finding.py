@@ -1,4 +1,4 @@
-"""What a scenario has found: bars, and what was measured against them."""
+"""Results of scenarios: bars, and what was measured against them."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Scenario:
     load: str
 
     def finding(self, bar: str, measured: str, *, met: bool) -> Finding:
-        """One of them."""
+        """Return a finding of this scenario."""
         return Finding(self.name, self.load, bar, measured, met)
 
 
 def show(findings: Sequence[Finding]) -> None:
-    """A table on stdout."""
+    """Print a table to stdout."""
     table = Table("scenario", "bar", "measured", "met")
     for finding in findings:
         table.add_row(finding.scenario, finding.bar, finding.measured, "yes" if finding.met else "[bold]MISSED[/bold]")

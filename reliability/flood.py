@@ -1,7 +1,7 @@
-"""More requests than a server can take, from a process of its own: `python -m reliability.flood HOST PORT FILE`.
+"""Send more requests than a server can answer: `python -m reliability.flood HOST PORT FILE`.
 
 First a closed loop, whose rate is the server's capacity; then, with --factor, that many times as many by an open loop
-(Poisson), whatever has been answered; then a closed loop again, at once. Prints one line of JSON.
+(Poisson), regardless of answers; then a closed loop again at once. Prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ import uvloop
 
 from benchmarks.exchanges import Connections, Exchange
 from benchmarks.statistic import latency_summary, steady_rate
-from reliability.wire import CLASSIFY, Place, post
+from reliability.wire import CLASSIFY, Address, post
 
 _OK = 200
 _REFUSED = 429
 
-# A refusal says it.
-_WHEN_TO_COME = b"retry-after"
+# Refusals must have it.
+_RETRY_AFTER = b"retry-after"
 
-# A closed-loop caller who is told to come later does.
+# Pause of a closed-loop client after a refusal.
 _BACK_OFF_S = 0.1
 # Answers to the last requests of the open loop.
-_PATIENCE_S = 60.0
+_TIMEOUT_S = 60.0
 # First batches form, caches fill.
 _WARM_S = 3.0
 
@@ -41,14 +41,14 @@ _WARM_S = 3.0
 class Flood:
     """All requests of one run, in one pool of connections."""
 
-    def __init__(self, place: Place, wire: bytes) -> None:
-        self._connections = Connections(place.host, place.port, frozenset({_WHEN_TO_COME}))
+    def __init__(self, address: Address, wire: bytes) -> None:
+        self._connections = Connections(address.host, address.port, frozenset({_RETRY_AFTER}))
         self._wire = wire
         self.exchanges: list[Exchange] = []
         self.succeeded_at: list[float] = []
 
     def send(self, scheduled_at: float, then: Callable[[Exchange], None] = lambda _exchange: None) -> None:
-        """One request; `then` is told how it ended."""
+        """Send one request and pass its end to `then`."""
 
         def ended(exchange: Exchange) -> None:
             self.exchanges.append(exchange)
@@ -58,8 +58,8 @@ class Flood:
 
         self._connections.send(Exchange(scheduled_at, self._wire, ended))
 
-    async def closed_loop(self, callers: int, seconds: float) -> None:
-        """Each caller sends his next request when the last is answered."""
+    async def closed_loop(self, clients: int, seconds: float) -> None:
+        """Each client sends its next request when the last is answered."""
         until = perf_counter() + seconds
         loop = asyncio.get_running_loop()
 
@@ -71,12 +71,12 @@ class Flood:
             else:
                 self.send(perf_counter(), again)
 
-        for _ in range(callers):
+        for _ in range(clients):
             again(None)
         await asyncio.sleep(seconds)
 
     async def open_loop(self, rate: float, seconds: float) -> None:
-        """Requests at random moments that wait for nothing."""
+        """Send requests at random moments without waiting for answers."""
         source = random.Random(0)  # noqa: S311 - a load, no secret
         began = perf_counter()
         moment = source.expovariate(rate)
@@ -87,25 +87,25 @@ class Flood:
 
     async def all_ended(self) -> None:
         """Wait for every answer. Raises TimeoutError."""
-        await self._connections.all_ended(_PATIENCE_S)
+        await self._connections.all_ended(_TIMEOUT_S)
 
 
-async def run(flood: Flood, wanted: argparse.Namespace) -> dict[str, Any]:
-    """All phases, and what each was like."""
-    await flood.closed_loop(wanted.callers, _WARM_S)
+async def run(flood: Flood, options: argparse.Namespace) -> dict[str, Any]:
+    """Run all phases and return a summary of each."""
+    await flood.closed_loop(options.clients, _WARM_S)
     began = perf_counter()
     before = len(flood.exchanges)
-    await flood.closed_loop(wanted.callers, wanted.closed_seconds)
+    await flood.closed_loop(options.clients, options.closed_seconds)
     ended = perf_counter()
     capacity = steady_rate(flood.succeeded_at, began, ended)
     closed = {**_phase(flood.exchanges[before:]), "per_second": capacity}
     await flood.all_ended()
-    if not wanted.factor:
+    if not options.factor:
         return {"closed": closed}
     before, cpu_before, began = len(flood.exchanges), process_time(), perf_counter()
-    await flood.open_loop(wanted.factor * capacity, wanted.seconds)
+    await flood.open_loop(options.factor * capacity, options.seconds)
     ended, cpu_seconds = perf_counter(), process_time() - cpu_before
-    await flood.closed_loop(wanted.callers, wanted.after_seconds)
+    await flood.closed_loop(options.clients, options.after_seconds)
     await flood.all_ended()
     flooded = [exchange for exchange in flood.exchanges[before:] if began <= exchange.scheduled_at < ended]
     return {
@@ -113,11 +113,11 @@ async def run(flood: Flood, wanted: argparse.Namespace) -> dict[str, Any]:
         "open": {
             **_phase(flooded),
             "offered_per_second": len(flooded) / (ended - began),
-            "per_second": steady_rate(flood.succeeded_at, began + min(_WARM_S, wanted.seconds / 4), ended),
+            "per_second": steady_rate(flood.succeeded_at, began + min(_WARM_S, options.seconds / 4), ended),
             "generator_cores": cpu_seconds / (ended - began),
         },
-        # All answers, to the flood's last accepted ones too: those are work as well.
-        "after": {"per_second": steady_rate(flood.succeeded_at, ended + 1, ended + wanted.after_seconds)},
+        # Answers to the last requests of the flood count too.
+        "after": {"per_second": steady_rate(flood.succeeded_at, ended + 1, ended + options.after_seconds)},
     }
 
 
@@ -126,9 +126,9 @@ def _phase(exchanges: list[Exchange]) -> dict[str, Any]:
     return {
         "statuses": dict(Counter(str(exchange.status) for exchange in exchanges)),
         "accepted": latency_summary([exchange.latency_ms for exchange in exchanges if exchange.status == _OK]),
-        # How fast a server says no: from the moment of sending.
+        # From the moment of sending.
         "refused": latency_summary([exchange.answer_ms for exchange in refused]),
-        "out_of_form": sum(_WHEN_TO_COME not in exchange.fields for exchange in refused),
+        "out_of_form": sum(_RETRY_AFTER not in exchange.fields for exchange in refused),
         "late": latency_summary([exchange.late_ms for exchange in exchanges]),
     }
 
@@ -139,21 +139,21 @@ def main() -> None:
     parser.add_argument("host")
     parser.add_argument("port", type=int)
     parser.add_argument("image", type=Path)
-    parser.add_argument("--callers", type=int, default=64, help="of the closed loop")
+    parser.add_argument("--clients", type=int, default=64, help="of the closed loop")
     parser.add_argument("--closed-seconds", type=float, default=10.0)
     parser.add_argument("--factor", type=float, default=0.0, help="times the capacity; 0: no open loop")
     parser.add_argument("--seconds", type=float, default=120.0, help="of the open loop")
     parser.add_argument("--after-seconds", type=float, default=6.0)
-    wanted = parser.parse_args()
-    wire = post(CLASSIFY, wanted.image.read_bytes()).wire
+    options = parser.parse_args()
+    wire = post(CLASSIFY, options.image.read_bytes()).wire
 
-    # All exchanges are kept to the end, and a collection that looks through 200,000 would be in their latencies.
+    # A garbage collection over 200,000 kept exchanges would add to their latencies.
     gc.disable()
 
-    async def flooded() -> dict[str, Any]:
-        return await run(Flood(Place(wanted.host, wanted.port), wire), wanted)
+    async def run_flood() -> dict[str, Any]:
+        return await run(Flood(Address(options.host, options.port), wire), options)
 
-    sys.stdout.write(json.dumps(uvloop.run(flooded())) + "\n")
+    sys.stdout.write(json.dumps(uvloop.run(run_flood())) + "\n")
 
 
 if __name__ == "__main__":

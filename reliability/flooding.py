@@ -1,4 +1,4 @@
-"""A flood from a process of its own, and its report."""
+"""Run reliability.flood in a separate process."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _SPARE_S = 120.0
 def flood(
     served: Served,
     *,
-    callers: int,
+    clients: int,
     closed_s: float,
     factor: float = 0.0,
     open_s: float = 0.0,
     after_s: float = 0.0,
 ) -> dict[str, Any]:
-    """What reliability.flood reports. Raises subprocess.CalledProcessError, subprocess.TimeoutExpired."""
+    """Return the report of reliability.flood. Raises subprocess.CalledProcessError, subprocess.TimeoutExpired."""
     with tempfile.NamedTemporaryFile(suffix=".jpg") as image:
         Path(image.name).write_bytes(draw_pictures().clock)
-        command = [sys.executable, "-m", "reliability.flood", served.place.host, str(served.place.port), image.name]
-        command += ["--callers", str(callers), "--closed-seconds", str(closed_s), "--factor", str(factor)]
+        command = [sys.executable, "-m", "reliability.flood", served.address.host, str(served.address.port), image.name]
+        command += ["--clients", str(clients), "--closed-seconds", str(closed_s), "--factor", str(factor)]
         command += ["--seconds", str(open_s), "--after-seconds", str(after_s)]
         done = subprocess.run(  # noqa: S603 - composed above
             command, cwd=ROOT, check=True, stdout=subprocess.PIPE, timeout=closed_s + open_s + after_s + _SPARE_S

@@ -1,4 +1,4 @@
-"""What callers sent and saw, to be held against what their server counted."""
+"""Requests and answers of all clients, to compare with the counts of their server."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from reliability.counted import Counted, Statuses
 from reliability.finding import Finding, Scenario
 from reliability.wire import CLASSIFY, FEATURES, LENS, METRICS, Answer, Request
 
-# Those that change nothing by being looked at.
+# Compared routes; a scrape would change its own count.
 ROUTES = frozenset({CLASSIFY, FEATURES, LENS})
 
-# nginx's number for a caller who did not wait, in the server's metrics alone.
+# nginx's status for a client that disconnected; only in the server's metrics.
 _CLIENT_GONE = 499
 
 _OK = 200
@@ -22,48 +22,48 @@ _WHOLE_REQUEST = {429: "refused", 500: "failed", 503: "refused", 504: "late"}
 
 
 class Ledger:
-    """Of all callers of one server. Each request is sent, and then answered, left or broken off by the server."""
+    """Counts of sent requests, and of those answered, abandoned by the client, or broken off by the server."""
 
     def __init__(self) -> None:
         self.sent: Counter[str] = Counter()
         self.answered: Statuses = Counter()
         self.images: Counter[str] = Counter()
-        self.left_within: Statuses = Counter()
-        self.left_after: Counter[str] = Counter()
-        self.images_left = 0
+        self.abandoned_within: Statuses = Counter()
+        self.abandoned_after: Counter[str] = Counter()
+        self.images_abandoned = 0
         self.broken: Counter[str] = Counter()
 
-    def saw(self, request: Request, answer: Answer) -> None:
-        """One whole answer."""
+    def record(self, request: Request, answer: Answer) -> None:
+        """Record a complete answer."""
         self.answered[request.route, answer.status] += 1
         self.images.update(_outcomes(request, answer))
 
-    def left_within_body(self, request: Request) -> None:
-        """Its images are counted nowhere: nobody has read them."""
-        self.left_within[request.route, _CLIENT_GONE] += 1
+    def disconnected_within_body(self, request: Request) -> None:
+        """Record a request whose images the server never read, so it counts none."""
+        self.abandoned_within[request.route, _CLIENT_GONE] += 1
 
-    def left_after_body(self, request: Request) -> None:
-        """Whether its images have been read, and whether an answer was ready first, only the server knows."""
-        self.left_after[request.route] += 1
-        self.images_left += request.images
+    def disconnected_after_body(self, request: Request) -> None:
+        """Record a request of which only the server knows whether its images were read and answered."""
+        self.abandoned_after[request.route] += 1
+        self.images_abandoned += request.images
 
     def requests(self) -> int:
-        """Those of the compared routes."""
+        """Return the number of requests to the compared routes."""
         return sum(count for route, count in self.sent.items() if route in ROUTES)
 
     def findings(
         self, scenario: Scenario, server: Counted, documented: Mapping[str, frozenset[int]]
     ) -> Iterator[Finding]:
-        """Is each request accounted for, here and there, and was each answer one that is documented?"""
+        """Compare clients' and server's counts, and answers with the documented statuses."""
         sent, answered, broken = self.sent.total(), self.answered.total(), self.broken.total()
-        left = self.left_within.total() + self.left_after.total()
+        abandoned = self.abandoned_within.total() + self.abandoned_after.total()
         yield scenario.finding(
-            "every request is answered or left",
-            f"{sent:,} sent = {answered:,} answered + {left:,} left + {broken:,} broken off",
-            met=not broken and sent == answered + left,
+            "every request is answered or abandoned",
+            f"{sent:,} sent = {answered:,} answered + {abandoned:,} abandoned + {broken:,} broken off",
+            met=not broken and sent == answered + abandoned,
         )
         known = frozenset.union(*documented.values())
-        strange = {
+        undocumented = {
             (route, status): count
             for (route, status), count in self.answered.items()
             if status not in documented.get(route, known) and (route, status) != _SCRAPED
@@ -72,32 +72,37 @@ class Ledger:
         for (_, status), count in self.answered.items():
             by_status[status] += count
         statuses = ", ".join(f"{status}: {count:,}" for status, count in sorted(by_status.items()))
-        yield scenario.finding("documented statuses alone", f"{statuses}; others: {strange or 'none'}", met=not strange)
+        yield scenario.finding(
+            "only documented statuses", f"{statuses}; others: {undocumented or 'none'}", met=not undocumented
+        )
         yield self._requests_agree(scenario, server)
         yield self._images_agree(scenario, server)
 
     def _requests_agree(self, scenario: Scenario, server: Counted) -> Finding:
         counted = Counter({key: count for key, count in server.requests.items() if key[0] in ROUTES})
-        seen = Counter({key: count for key, count in self.answered.items() if key[0] in ROUTES}) + self.left_within
-        extra, missing = counted - seen, seen - counted
+        by_clients = (
+            Counter({key: count for key, count in self.answered.items() if key[0] in ROUTES}) + self.abandoned_within
+        )
+        extra, missing = counted - by_clients, by_clients - counted
         by_route: Counter[str] = Counter()
         for (route, _), count in extra.items():
             by_route[route] += count
         return scenario.finding(
-            "the server counts the requests that callers saw",
-            f"{counted.total():,} counted, {seen.total():,} seen, {self.left_after.total():,} left after their body; "
-            f"not counted: {dict(missing) or 'none'}",
-            # Whoever leaves after the body has sees no status: those alone may be in the server's counts only.
-            met=not missing and by_route == self.left_after,
+            "the server counts the requests that clients counted",
+            f"{counted.total():,} counted, {by_clients.total():,} by clients, "
+            f"{self.abandoned_after.total():,} abandoned after the body; not counted: {dict(missing) or 'none'}",
+            # Only requests abandoned after the body may be in the server's counts alone.
+            met=not missing and by_route == self.abandoned_after,
         )
 
     def _images_agree(self, scenario: Scenario, server: Counted) -> Finding:
         extra, missing = server.images - self.images, self.images - server.images
         return scenario.finding(
-            "and their images by outcome",
-            f"{server.images.total():,} counted, {self.images.total():,} seen, {self.images_left:,} of those who left "
-            f"({extra['cancelled']:,} counted as cancelled); not counted: {dict(missing) or 'none'}",
-            met=not missing and extra.total() <= self.images_left,
+            "the server counts their images by outcome",
+            f"{server.images.total():,} counted, {self.images.total():,} by clients, "
+            f"{self.images_abandoned:,} abandoned ({extra['cancelled']:,} counted as cancelled); "
+            f"not counted: {dict(missing) or 'none'}",
+            met=not missing and extra.total() <= self.images_abandoned,
         )
 
 
@@ -105,7 +110,7 @@ _SCRAPED = (METRICS, _OK)
 
 
 def _outcomes(request: Request, answer: Answer) -> Counter[str]:
-    """What became of a request's images, as its caller sees it."""
+    """Return the outcomes of a request's images, as the client sees them."""
     if not request.images:
         return Counter()
     if answer.status in _WHOLE_REQUEST:

@@ -1,4 +1,4 @@
-"""Images with flipped bits, cut short and spliced: small ones, so that there can be many."""
+"""Small images with flipped bits, cut short and spliced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEADER = 128
 
 
 def mutated_images(seed: int, count: int) -> Iterator[bytes]:
-    """The same ones every time."""
+    """Yield `count` mutated images, the same for each seed."""
     source = random.Random(seed)  # noqa: S311 - a load, no secret
     originals = _originals()
     for _ in range(count):

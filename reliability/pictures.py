@@ -1,4 +1,4 @@
-"""Encoded images: good ones, those that no service should take, and those that cost it most."""
+"""Encoded images: good ones, some to be refused, and expensive ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from models.images.samples import draw, encode
 # Over GRADLESS_MAX_IMAGE_PIXELS, in some 100 kB.
 _VAST = (9000, 9000)
 _TWELVE_MEGAPIXELS = (4000, 3000)
-# Three bytes each, which no compression makes fewer.
+# Incompressible: three bytes a pixel.
 _NOISE = (2300, 2200)
 
 
 @dataclass(frozen=True, slots=True)
 class Pictures:
-    """The same every time."""
+    """Encoded images, identical in each run."""
 
     clock: bytes
     small: bytes
@@ -30,7 +30,7 @@ class Pictures:
 
 
 def draw_pictures() -> Pictures:
-    """All of them; takes a second or two."""
+    """Draw all of them, in a second or two."""
     clock = encode(draw("clock"), "JPEG")
     return Pictures(
         clock=clock,

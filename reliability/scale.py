@@ -1,4 +1,4 @@
-"""How much of each load."""
+"""The size of each load."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ FULL_SIGTERMS = 50
 
 
 class Scale(NamedTuple):
-    """`seconds` of the longest load; the counts of the others shrink with it."""
+    """Seconds of the longest load; a shorter one shrinks the counts of the others in proportion."""
 
     seconds: float = FULL_SECONDS
     sigterms: int = FULL_SIGTERMS
 
     @property
     def share(self) -> float:
-        """Of the full load; 1 at most, so that a longer one lengthens times and leaves counts."""
+        """Share of the full load, at most 1: a longer load does not raise counts."""
         return min(1.0, self.seconds / FULL_SECONDS)
 
     def count(self, full: int, least: int = 1) -> int:
-        """As many, or their share."""
+        """Return `full` or its share, at least `least`."""
         return max(least, round(full * self.share))

@@ -1,4 +1,4 @@
-"""Requests as bytes and connections that carry them: to be cut short, trickled and abandoned at any byte."""
+"""Requests as bytes, and connections that can stop at any byte of them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ ANSWER_TIMEOUT_S = 90.0
 _END_OF_HEAD = b"\r\n\r\n"
 
 
-class Place(NamedTuple):
-    """Where a server listens."""
+class Address(NamedTuple):
+    """Host and port of a server."""
 
     host: str
     port: int
 
 
 class Request(NamedTuple):
-    """Bytes to send, the route they are for, and how many images a server that reads them whole finds."""
+    """Bytes to send, their route, and the number of images in them."""
 
     wire: bytes
     route: str
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A whole one. The head is in lower case."""
+    """A complete answer. The head is in lower case."""
 
     status: int
     head: bytes
@@ -42,29 +42,29 @@ class Answer(NamedTuple):
 
 
 def get(route: str) -> Request:
-    """Without a body."""
+    """Return a request without a body."""
     return Request(f"GET {route} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), route)
 
 
 def post(path: str, body: bytes = b"", *, images: int = 1, content_type: str = "application/octet-stream") -> Request:
-    """A request of one image as it is, unless `images` says otherwise."""
+    """Return a request whose body is one image, or `images` of them."""
     about = f"Content-Type: {content_type}\r\nContent-Length: {len(body)}"
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{about}\r\n\r\n"
     return Request(head.encode() + body, path.partition("?")[0], images)
 
 
 def multipart(path: str, images: Sequence[bytes]) -> Request:
-    """A request of several images."""
+    """Return a request of several images."""
     head = b'--cut\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
     body = b"".join(head + image + b"\r\n" for image in images) + b"--cut--\r\n"
     return post(path, body, images=len(images), content_type="multipart/form-data; boundary=cut")
 
 
 class Connection:
-    """One at a time, opened when needed and kept as long as the server keeps it."""
+    """A connection that opens when needed and again after the server has closed it."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, address: Address) -> None:
+        self._address = address
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def __aenter__(self) -> Self:
@@ -73,27 +73,27 @@ class Connection:
     async def __aexit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        await self.leave()
+        await self.close()
 
     async def answer_to(self, request: Request) -> Answer:
-        """One exchange. Raises OSError, EOFError when the connection ends before the answer does; TimeoutError."""
+        """Return the answer to a request. Raises OSError or EOFError if the connection ends first; TimeoutError."""
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             await self.send(request.wire)
             return await self.receive()
 
     async def send(self, data: bytes) -> None:
-        """Without waiting for an answer. Raises OSError."""
+        """Send bytes without waiting for an answer. Raises OSError."""
         _, writer = await self._open()
         writer.write(data)
         await writer.drain()
 
     async def receive(self) -> Answer:
-        """The next answer. Raises OSError, EOFError."""
+        """Return the next answer. Raises OSError, EOFError."""
         reader, _ = await self._open()
         head = (await reader.readuntil(_END_OF_HEAD)).lower()
         body = await reader.readexactly(int(field(head, b"content-length") or 0))
         if field(head, b"connection") == b"close":
-            await self.leave()
+            await self.close()
         return Answer(int(head.split(maxsplit=2)[1]), head, body)
 
     async def ended(self) -> None:
@@ -102,8 +102,8 @@ class Connection:
         while await reader.read(65536):
             pass
 
-    async def leave(self) -> None:
-        """Close it, whatever is under way."""
+    async def close(self) -> None:
+        """Close the connection, even during an exchange."""
         if self._streams is not None:
             _, writer = self._streams
             self._streams = None
@@ -111,11 +111,11 @@ class Connection:
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if self._streams is None:
-            self._streams = await asyncio.open_connection(*self._place)
+            self._streams = await asyncio.open_connection(*self._address)
         return self._streams
 
 
 def field(head: bytes, name: bytes) -> bytes | None:
-    """The value of a header of a head in lower case; None where there is none."""
+    """Return a header's value from a head in lower case, or None."""
     _, found, after = head.partition(b"\r\n" + name + b":")
     return after.partition(b"\r\n")[0].strip() if found else None

@@ -36,13 +36,13 @@ _TURNS = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files in the order of their layers, or in a turn of their own."""
+    """Sort files by layer, or by a position of their own."""
 
-    def turn(item: pytest.Item) -> int:
+    def position(item: pytest.Item) -> int:
         path = item.path.relative_to(Path(__file__).parent).as_posix()
         return next(number for number, start in enumerate(_TURNS) if path.startswith(start))
 
-    items.sort(key=turn)
+    items.sort(key=position)
 
 
 # A shell without job control has what it runs in the background ignore Ctrl-C, and nohup has it ignore the end of the
@@ -52,7 +52,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class Forked:
-    """A command that runs in a fork of warm_command.py, told what to do and asked how it is as subprocess.Popen is."""
+    """A command in a fork of warm_command.py, with the interface of subprocess.Popen."""
 
     def __init__(self, arguments: Sequence[Any], status: socket.socket) -> None:
         self._arguments = arguments
@@ -93,14 +93,14 @@ class Forked:
 
 
 class WarmCommand:
-    """Starts the installed command without the time that its imports take: see warm_command.py."""
+    """Starts the installed command without the time of its imports: see warm_command.py."""
 
     def __init__(self) -> None:
-        self._asking, asked = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with asked:
+        self._control, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with child:
             self._process = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("warm_command.py"), str(asked.fileno())],
-                pass_fds=[asked.fileno()],
+                [sys.executable, Path(__file__).with_name("warm_command.py"), str(child.fileno())],
+                pass_fds=[child.fileno()],
                 # On a busy machine threads of OpenMP wait for one another longer than they work.
                 env=os.environ | {"OMP_NUM_THREADS": "1"},
             )
@@ -114,11 +114,11 @@ class WarmCommand:
         status, minds = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with minds:
             descriptors = [stdout.fileno(), (stderr or stdout).fileno(), minds.fileno()]
-            socket.send_fds(self._asking, [json.dumps(request).encode()], descriptors)
+            socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
         return Forked(arguments, status)
 
     def close(self) -> None:
-        self._asking.close()
+        self._control.close()
         self._process.wait()
 
 

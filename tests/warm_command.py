@@ -1,9 +1,9 @@
-"""The command `gradless`, or a script, in forks of a process that has imported PyTorch and does nothing else: importing
-takes some four seconds of a core, and the tests run commands and servers by the dozen.
+"""Run `gradless` or scripts in forks of a process that has imported PyTorch, because an import takes four seconds.
 
-Its argument is the descriptor of a socket, on which it is asked for one command after another: JSON with argv, environ
-and folder, and the descriptors of stdout, of stderr and of a socket, on which the command's process id is answered at
-once and its exit status, as subprocess has it, in the end."""
+Its argument is the descriptor of a socket. A message there starts a command: JSON with argv, environ and folder, and
+the descriptors of stdout, stderr and a socket. That socket receives the command's process id at once and its exit
+status, as subprocess has it, at the end.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from typing import Any
 _MOST_REQUEST_BYTES = 1 << 20
 
 
-def _be_asked(asked: socket.socket) -> None:
+def _serve(control: socket.socket) -> None:
     """Returns in a fork, which is to be the command."""
     while True:
-        message, descriptors, _, _ = socket.recv_fds(asked, _MOST_REQUEST_BYTES, 3)
+        message, descriptors, _, _ = socket.recv_fds(control, _MOST_REQUEST_BYTES, 3)
         if not message:
             os._exit(0)
         if os.fork() == 0:
-            asked.close()
+            control.close()
             with socket.socket(fileno=descriptors[2]) as status:
                 if _fork_and_mind(status):
                     os._exit(0)
@@ -38,13 +38,13 @@ def _be_asked(asked: socket.socket) -> None:
 
 
 def _fork_and_mind(status: socket.socket) -> bool:
-    """False in the fork; True in the process that has told of its end."""
+    """Return False in the fork, and True in the process that has reported its end."""
     child = os.fork()
     if child == 0:
         return False
     status.send(str(child).encode())
     _, ended = os.waitpid(child, 0)
-    # Broken, where nobody wants to know any more.
+    # Broken if the parent has ended.
     with contextlib.suppress(BrokenPipeError):
         status.send(str(os.waitstatus_to_exitcode(ended)).encode())
     return True
@@ -71,8 +71,8 @@ def main() -> None:
     import models.serving.runtime  # noqa: F401, PLC0415
     from app.cli import main as gradless  # noqa: PLC0415
 
-    with socket.socket(fileno=int(sys.argv[1])) as asked:
-        _be_asked(asked)
+    with socket.socket(fileno=int(sys.argv[1])) as control:
+        _serve(control)
     if sys.argv[0].endswith(".py"):
         runpy.run_path(sys.argv[0], run_name="__main__")
     else:

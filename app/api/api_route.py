@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 from urllib.parse import parse_qsl
 
 from fastapi import Request
@@ -28,64 +29,44 @@ class ApiRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_checked(request: Request) -> Response:
-            self.check_query(request.scope["query_string"])
+            query_string = request.scope["query_string"]
+            if query_string and (errors := list(islice(self._query_errors(query_string), _MAX_NAMED))):
+                raise RequestValidationError(errors)
             return await handle(request)
 
         return handle_checked
 
-    def check_query(self, query_string: bytes) -> None:
-        """Raise RequestValidationError if there are unknown or repeated parameters. It names them."""
-        if not query_string:
-            return
-        errors = list(self._query.errors(query_string))
-        if errors:
-            raise RequestValidationError(errors)
-
     def takes_query(self, query_string: bytes) -> bool:
         """Return True if each parameter is known, and occurs once unless it is a list. Values are not validated."""
-        return not query_string or not any(self._query.errors(query_string))
+        return not query_string or not any(self._query_errors(query_string))
 
     @cached_property
-    def _query(self) -> _QueryParameters:
+    def _parameters(self) -> dict[str, bool]:
+        """The names of the query parameters, and whether each may be repeated."""
         # From the OpenAPI document: FastAPI has no other public API for the parameters of a route with dependencies.
         paths = get_openapi(title="", version="", routes=[self])["paths"]
-        operations = [operation for path in paths.values() for operation in path.values()]
-        schemas = {
-            parameter["name"]: parameter["schema"]
-            for operation in operations
+        return {
+            parameter["name"]: parameter["schema"].get("type") == "array"
+            for path in paths.values()
+            for operation in path.values()
             for parameter in operation.get("parameters", [])
             if parameter["in"] == "query"
         }
-        lists = frozenset(name for name, schema in schemas.items() if schema.get("type") == "array")
-        return _QueryParameters(tuple(schemas), lists)
 
-
-class _QueryParameters(NamedTuple):
-    """The names of a route's parameters, and those that may be repeated."""
-
-    names: tuple[str, ...]
-    lists: frozenset[str]
-
-    def errors(self, query_string: bytes) -> Iterator[dict[str, Any]]:
-        """Yield the first few errors, in the form of pydantic."""
+    def _query_errors(self, query_string: bytes) -> Iterator[dict[str, Any]]:
+        """Yield the errors in the form of pydantic."""
         counts = Counter(name for name, _ in parse_qsl(query_string.decode("latin-1"), keep_blank_values=True))
-        remaining = _MAX_NAMED
         for name, count in counts.items():
-            if name not in self.names:
-                message = self._unknown(name[:_MAX_NAME_CHARACTERS])
-            elif count > 1 and name not in self.lists:
+            shown = name[:_MAX_NAME_CHARACTERS]
+            if name not in self._parameters:
+                message = f"unknown parameter; {self._suggestion(shown)}"
+            elif count > 1 and not self._parameters[name]:
                 message = f"given {count} times; it accepts one value"
             else:
                 continue
-            yield {"type": "query", "loc": ("query", name[:_MAX_NAME_CHARACTERS]), "msg": message, "input": None}
-            remaining -= 1
-            if not remaining:
-                return
+            yield {"type": "query", "loc": ("query", shown), "msg": message, "input": None}
 
-    def _unknown(self, name: str) -> str:
-        similar = get_close_matches(name.lower(), self.names, 1)
-        if similar:
-            return f"unknown parameter; did you mean {similar[0]}?"
-        if self.names:
-            return f"unknown parameter; this route accepts {', '.join(self.names)}"
-        return "unknown parameter; this route accepts none"
+    def _suggestion(self, name: str) -> str:
+        if similar := get_close_matches(name.lower(), self._parameters, 1):
+            return f"did you mean {similar[0]}?"
+        return f"this route accepts {', '.join(self._parameters) or 'none'}"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Query, Request
 
-from app.http.allowed_hosts import AllowedHosts
+from app.http.api_keys import Keys, Right, authorize
+from app.http.hosts import AllowedHosts
 from app.http.problems import DebugDisabledError, FingerprintMismatchError
 from app.observability.metrics import Metrics, SharedExposition
-from app.security.api_keys import Keys, Right, authorize
 from app.settings import Settings
-from models.interface.errors import DrainingError, NoClassesError, StartError, UnknownModelError
+from models.interface.errors import DrainingError, StartError, UnknownModelError
 from models.interface.results import ModelCard
 from models.interface.runtime import Runtime
 from models.search.index import SearchIndex
@@ -77,9 +78,6 @@ def card_named(runtime: Runtime, name: str | None) -> ModelCard:
     return cards[name]
 
 
-ModelName = Annotated[str | None, Query(description="name of a served model; without it, the default model")]
-
-
 @dataclass(frozen=True, slots=True)
 class Upload:
     """A request with images that has been authorized and checked. Its body has not been read.
@@ -95,11 +93,16 @@ class Upload:
     pinned: str | None
 
     def check_answer_of(self, fingerprint: str) -> None:
-        """Raise FingerprintMismatchError if the model was replaced by another version while the body was read."""
-        if self.pinned is not None and not _matches(self.pinned, fingerprint):
+        """Raise FingerprintMismatchError if the request is for another version than the one with `fingerprint`."""
+        if self.pinned is None:
+            return
+        # Entity tags (RFC 9110, section 13.1.1); the quotes are optional.
+        tags = {tag.strip().strip('"') for tag in self.pinned.split(",")}
+        if fingerprint not in tags and "*" not in tags:
             raise FingerprintMismatchError(fingerprint)
 
 
+ModelName = Annotated[str | None, Query(description="name of a served model; without it, the default model")]
 Pinned = Annotated[
     str | None,
     Header(alias="If-Match", description="a fingerprint; if the served model has another, the response is 412"),
@@ -111,38 +114,20 @@ async def upload_of(request: Request, model: ModelName = None, if_match: Pinned 
 
     Raises UnauthorizedError, ForbiddenError, DrainingError, UnknownModelError, FingerprintMismatchError.
     """
-    return _check(request, model, if_match, classes=False)
-
-
-def _check(request: Request, model: str | None, if_match: str | None, *, classes: bool) -> Upload:
     parts = parts_of(request)
-    _authorize(request, "inference")
+    authorize(request, parts.keys, "inference", parts.trusted_hosts)
     runtime = parts.runtime
     if runtime is None:
         raise DrainingError
     card = card_named(runtime, model)
     if runtime.draining:
         raise DrainingError
-    if if_match is not None and not _matches(if_match, card.fingerprint):
-        raise FingerprintMismatchError(card.fingerprint)
-    if classes and not card.classes:
-        raise NoClassesError(card.name)
-    return Upload(request, runtime, parts.metrics, model, card, if_match)
-
-
-async def classifiable(request: Request, model: ModelName = None, if_match: Pinned = None) -> Upload:
-    """Like `upload_of`, for a model with classes. Raises NoClassesError too."""
-    return _check(request, model, if_match, classes=True)
+    upload = Upload(request, runtime, parts.metrics, model, card, if_match)
+    upload.check_answer_of(card.fingerprint)
+    return upload
 
 
 ImageUpload = Annotated[Upload, Depends(upload_of)]
-ClassifiableUpload = Annotated[Upload, Depends(classifiable)]
-
-
-def _matches(if_match: str, fingerprint: str) -> bool:
-    """Compare entity tags (RFC 9110, section 13.1.1); the quotes are optional."""
-    tags = {tag.strip().strip('"') for tag in if_match.split(",")}
-    return fingerprint in tags or "*" in tags
 
 
 def accepts(request: Request, media_type: str) -> bool:
@@ -154,32 +139,27 @@ def accepts(request: Request, media_type: str) -> bool:
     return False
 
 
+def _requires(right: Right) -> Callable[[Request], Coroutine[Any, Any, None]]:
+    """Return a dependency that raises UnauthorizedError or ForbiddenError without `right`."""
+
+    async def allowed(request: Request) -> None:
+        parts = parts_of(request)
+        authorize(request, parts.keys, right, parts.trusted_hosts)
+
+    return allowed
+
+
+inference_allowed = _requires("inference")
+metrics_allowed = _requires("metrics")
+admin_allowed = _requires("admin")
+_debug_right = _requires("debug")
+
+
 async def debug_allowed(request: Request) -> None:
     """Allow requests from this machine, or with the right `debug`, if GRADLESS_DEBUG_ENDPOINTS is on.
 
     Raises DebugDisabledError, UnauthorizedError, ForbiddenError.
     """
-    parts = parts_of(request)
-    if not parts.settings.debug_endpoints:
+    if not parts_of(request).settings.debug_endpoints:
         raise DebugDisabledError
-    _authorize(request, "debug")
-
-
-async def inference_allowed(request: Request) -> None:
-    """Require the right `inference`. Raises UnauthorizedError, ForbiddenError."""
-    _authorize(request, "inference")
-
-
-async def admin_allowed(request: Request) -> None:
-    """Require the right `admin`. Raises UnauthorizedError, ForbiddenError."""
-    _authorize(request, "admin")
-
-
-async def metrics_allowed(request: Request) -> None:
-    """Require the right `metrics`. Raises UnauthorizedError, ForbiddenError."""
-    _authorize(request, "metrics")
-
-
-def _authorize(request: Request, right: Right) -> None:
-    parts = parts_of(request)
-    authorize(request, parts.keys, right, parts.trusted_hosts)
+    await _debug_right(request)

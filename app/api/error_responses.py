@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -12,7 +12,6 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
-from app.http.problem_response import problem, problem_headers, problem_json, problem_response
 from app.http.problems import (
     INTERNAL_ERROR,
     INVALID_PARAMETER,
@@ -21,6 +20,10 @@ from app.http.problems import (
     Problem,
     RequestError,
     Row,
+    problem,
+    problem_headers,
+    problem_json,
+    problem_response,
     row_of,
 )
 from app.observability.metrics import Metrics
@@ -39,31 +42,34 @@ _log = logging.getLogger(__name__)
 def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
     """Register exception handlers that answer with problems and count refusals. `routes` are all routes of `app`."""
 
+    @app.exception_handler(GradlessError)
+    @app.exception_handler(RequestError)
     async def on_error(request: Request, error: Exception) -> Response:
         return error_response(request, metrics, error)
 
-    async def on_invalid_parameter(request: Request, error: Exception) -> Response:
-        if not isinstance(error, RequestValidationError):  # pragma: no cover - registered for nothing else
-            raise error
-        return request_problem(request, INVALID_PARAMETER, _validation_detail(error))
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid_parameter(request: Request, error: RequestValidationError) -> Response:
+        found = (f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors())
+        return request_problem(request, INVALID_PARAMETER, "; ".join(found))
 
-    async def on_http_exception(request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):  # pragma: no cover - registered for nothing else
-            raise error
-        row = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(
-            error.status_code, Row(error.status_code, "http-error", "HTTP error")
-        )
-        headers = dict(error.headers or {})
+    @app.exception_handler(HTTPException)
+    async def on_http_exception(request: Request, error: HTTPException) -> Response:
+        status, headers, path = error.status_code, dict(error.headers or {}), request.url.path
+        row = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED}.get(status) or Row(status, "http-error", "HTTP error")
+        detail = f"{request.method} {path}"
         if row is METHOD_NOT_ALLOWED:
-            # Starlette lists the methods of the first route with this path only.
-            stated = filter(None, headers.get("Allow", "").split(", "))
-            headers["Allow"] = ", ".join(sorted({*stated, *_methods(request, routes)}))
-        return request_problem(request, row, _target(request, row), headers)
-
-    app.add_exception_handler(GradlessError, on_error)
-    app.add_exception_handler(RequestError, on_error)
-    app.add_exception_handler(RequestValidationError, on_invalid_parameter)
-    app.add_exception_handler(HTTPException, on_http_exception)
+            # Starlette lists the methods of the first route with this path only. HeadAsGet adds HEAD.
+            allowed = {
+                method
+                for route in routes
+                if route.matches(request.scope)[0] != Match.NONE
+                for method in route.methods or ()
+            }
+            allowed |= set(filter(None, headers.get("Allow", "").split(", ")))
+            headers["Allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
+        elif row is NOT_FOUND and path.endswith("/") and path.strip("/"):
+            detail += ": paths have no trailing slash"
+        return request_problem(request, row, detail, headers)
 
 
 def error_response(request: Request, metrics: Metrics, error: Exception) -> Response:
@@ -87,11 +93,14 @@ def image_problem(metrics: Metrics, error: ImageError) -> Problem:
 
 def request_problem(request: Request, row: Row, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return the problem as the response to `request` and record it. It closes the connection if that is cheaper than
-    reading the rest of the body."""
+    reading the rest of the body, which the server must do before the next request."""
     record = record_of(request.scope)
     record.problem = row.slug
-    if not record.body_read and _closes_connection(request, row):
-        headers = {**(headers or {}), "connection": "close"}
+    if not record.body_read:
+        stated = request.headers
+        short = body_is_short(stated.get("content-length"), chunked="transfer-encoding" in stated)
+        if row.status in _BODY_REFUSED or not short:
+            headers = {**(headers or {}), "connection": "close"}
     return problem_response(row, detail, record.request_id, headers)
 
 
@@ -110,31 +119,3 @@ def _record(request: Request, metrics: Metrics, error: Exception) -> Row:
     if row.status == INTERNAL_ERROR.status:
         _log.error("a request failed: %s", error, extra={"request_id": record.request_id})
     return row
-
-
-def _closes_connection(request: Request, row: Row) -> bool:
-    """Return True if the connection ends with this response. Otherwise the server must read and discard the rest of the
-    body before the next request."""
-    headers = request.headers
-    short = body_is_short(headers.get("content-length"), chunked="transfer-encoding" in headers)
-    return row.status in _BODY_REFUSED or not short
-
-
-def _methods(request: Request, routes: Sequence[APIRoute]) -> Iterator[str]:
-    """Yield the methods that the path of `request` accepts."""
-    for route in routes:
-        if route.matches(request.scope)[0] != Match.NONE:
-            yield from route.methods or ()
-            if "GET" in (route.methods or ()):
-                # app/middleware/head.py answers HEAD wherever there is GET.
-                yield "HEAD"
-
-
-def _target(request: Request, row: Row) -> str:
-    path = request.url.path
-    slash = row is NOT_FOUND and path.endswith("/") and path.strip("/")
-    return f"{request.method} {path}" + (": paths have no trailing slash" if slash else "")
-
-
-def _validation_detail(error: RequestValidationError) -> str:
-    return "; ".join(f"{'.'.join(str(part) for part in each['loc'][1:])}: {each['msg']}" for each in error.errors())

@@ -1,19 +1,27 @@
-"""Inference for the routes that accept images: run the request, record it, and cancel it if the client disconnects."""
+"""The table of endpoints that accept images, and how they are answered: read, infer, record, cancel on a disconnect."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from app.api.dependencies import Upload, parts_of
+from app.api.error_responses import image_problem
+from app.api.openapi import image_content
+from app.api.schemas import Faulty
 from app.api.uploads import UPLOAD_ERRORS, read_images
 from app.http.disconnect import cancel_token_of, run_until_disconnect
-from app.http.problems import FingerprintMismatchError, ForbiddenError, UnauthorizedError
+from app.http.problems import FingerprintMismatchError, ForbiddenError, NoSearchIndexError, UnauthorizedError
 from app.observability.request_record import record_of
+from models.images.formats import TITLES
 from models.interface import errors
-from models.interface.errors import ImageError, ImageTooLargeError
+from models.interface.errors import ImageError, ImageTooLargeError, NoClassesError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
+from models.interface.telemetry import Task
+
+T = TypeVar("T")
 
 PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     UnauthorizedError,
@@ -29,6 +37,34 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     errors.OutOfMemoryError,
     errors.DeadlineExceededError,
 )
+
+# The OpenAPI request body of every endpoint.
+IMAGE_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": f"One image file ({', '.join(TITLES)}), or several as multipart files.",
+        "content": image_content(),
+    }
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEndpoint:
+    """A POST endpoint that accepts images. `task` is the task of the runtime and a label of the metrics.
+    `sheddable` endpoints have no check before admission that a refusal at the headers would skip."""
+
+    path: str
+    task: Task
+    errors: tuple[type[Exception], ...]
+    sheddable: bool
+
+
+CLASSIFY = ImageEndpoint("/v1/classify", "classify", (*PREDICTION_ERRORS, NoClassesError), sheddable=True)
+FEATURES = ImageEndpoint("/v1/features", "features", PREDICTION_ERRORS, sheddable=True)
+# A service without an index answers 404, also when it is overloaded.
+SEARCH = ImageEndpoint("/v1/search", "search", (NoSearchIndexError, *PREDICTION_ERRORS), sheddable=False)
+
+IMAGE_ENDPOINTS = (CLASSIFY, FEATURES, SEARCH)
 
 
 async def infer(upload: Upload, request: InferenceRequest) -> Answer:
@@ -51,6 +87,14 @@ async def infer(upload: Upload, request: InferenceRequest) -> Answer:
             # The traceback refers to this frame: a cycle would keep the request and its body.
             del answer, fault
     return answer
+
+
+def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction], T]) -> list[T | Faulty]:
+    """Return a body for each result. That of an image that failed is its problem."""
+    return [
+        Faulty(error=image_problem(upload.metrics, result)) if isinstance(result, ImageError) else body_of(result)
+        for result in answer.results
+    ]
 
 
 async def _predict(upload: Upload, sent: Sequence[bytes | ImageTooLargeError], request: InferenceRequest) -> Answer:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 
-from app.http.allowed_hosts import PROBES
+from app.http.hosts import PROBES
 from app.http.problems import (
     CLIENT_GONE_STATUS,
     CONTENT_TYPE,
@@ -28,7 +28,7 @@ from app.http.problems import (
 
 _UNAUTHORIZED = str(TABLE[UnauthorizedError].status)
 
-# The two headers that app/security/api_keys.py reads.
+# The two headers that app/http/api_keys.py reads.
 _KEY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "API key"},
     "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "API key"},
@@ -44,6 +44,14 @@ def responses(*errors: type[Exception] | Row) -> dict[int | str, dict[str, Any]]
     return {status: _response(*found) for status, found in sorted(by_status.items())}
 
 
+def image_content(**limits: int) -> dict[str, Any]:
+    """Return the content of a request body of images: one file, or multipart files. `limits` are those of the array."""
+    file = {"schema": {"type": "string", "format": "binary"}}
+    files = {"type": "array", "items": file["schema"], "minItems": 1, **limits}
+    form = {"type": "object", "properties": {"images": files}, "required": ["images"]}
+    return {"image/*": file, "application/octet-stream": file, "multipart/form-data": {"schema": form}}
+
+
 def _response(*rows: Row) -> dict[str, Any]:
     return {
         "description": "; ".join(map(_description, rows)),
@@ -55,24 +63,17 @@ def _description(row: Row) -> str:
     return f"{row.title} (`{row.type}`)"
 
 
-def _add_connection_errors(path: str, responses: dict[str, Any]) -> None:
+def _with_connection_errors(path: str, responses: dict[str, Any]) -> dict[str, Any]:
     """Add the errors that are sent before a route is found: malformed heads and bodies, and unknown hosts."""
-    for row in (
-        MALFORMED_REQUEST,
-        TOO_FINELY_CHUNKED,
-        TABLE[SlowBodyError],
-        *(() if path in PROBES else (UNKNOWN_HOST,)),
-        HEADERS_TOO_LARGE,
-    ):
+    unknown_host = () if path in PROBES else (UNKNOWN_HOST,)
+    for row in (MALFORMED_REQUEST, TOO_FINELY_CHUNKED, TABLE[SlowBodyError], *unknown_host, HEADERS_TOO_LARGE):
         answer = responses.setdefault(str(row.status), _response(row))
         if _description(row) not in answer["description"]:
             answer["description"] += f"; {_description(row)}"
-    ordered = sorted(responses.items())
-    responses.clear()
-    responses.update(ordered)
+    return dict(sorted(responses.items()))
 
 
-def documented_statuses(router: APIRouter) -> Iterator[tuple[str, str, int]]:
+def documented_statuses(router: APIRouter) -> Iterator[tuple[str | None, str, int]]:
     """Yield (path, method, status) for each documented response of `router`. Routes that read a body also have the
     status of a client that disconnected."""
     for route in router.routes:
@@ -85,7 +86,7 @@ def documented_statuses(router: APIRouter) -> Iterator[tuple[str, str, int]]:
             )
 
 
-def undocumented_statuses() -> Iterator[tuple[None, str, int]]:
+def undocumented_statuses() -> Iterator[tuple[str | None, str, int]]:
     """Yield (None, method, status) for the responses without a documented route: unknown paths and hosts, the pages,
     and malformed requests, whose method is unknown."""
     for method in ("GET", "POST"):
@@ -107,16 +108,15 @@ def extend_openapi(app: FastAPI, *, keys: bool) -> None:
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         for path, operations in document["paths"].items():
             for operation in operations.values():
-                _add_connection_errors(path, operation["responses"])
+                operation["responses"] = _with_connection_errors(path, operation["responses"])
+                if keys and _UNAUTHORIZED in operation["responses"]:
+                    # A client sends one of the two headers.
+                    operation["security"] = [{name: []} for name in _KEY_SCHEMES]
         schemas["Problem"] = Problem.model_json_schema()
         for replaced in ("HTTPValidationError", "ValidationError"):
             schemas.pop(replaced, None)
         if keys:
             document["components"]["securitySchemes"] = _KEY_SCHEMES
-            for operation in (each for path in document["paths"].values() for each in path.values()):
-                if _UNAUTHORIZED in operation["responses"]:
-                    # A client sends one of the two headers.
-                    operation["security"] = [{name: []} for name in _KEY_SCHEMES]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema

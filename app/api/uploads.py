@@ -12,6 +12,8 @@ from time import perf_counter
 from typing import TypeVar
 
 from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from python_multipart.multipart import parse_options_header
 from starlette.requests import ClientDisconnect
 
@@ -31,14 +33,14 @@ from models.interface import errors
 from models.interface.errors import ImageTooLargeError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=BaseModel)
 
-# The errors of a body, or of an image in it.
+BODY_ERRORS = (ContentEncodingError, SlowBodyError, errors.BodyMemoryFullError, BodyTooLargeError)
+
+# The errors of a body with images, or of an image in it.
 UPLOAD_ERRORS: tuple[type[Exception], ...] = (
-    ContentEncodingError,
+    *BODY_ERRORS,
     MalformedMultipartError,
-    SlowBodyError,
-    errors.BodyMemoryFullError,
-    BodyTooLargeError,
     TooManyImagesError,
     NoImagesError,
     errors.ImageTooLargeError,
@@ -50,7 +52,6 @@ UPLOAD_ERRORS: tuple[type[Exception], ...] = (
     errors.TooCostlyError,
 )
 
-# For parameters as JSON.
 _SMALL_BODY_BYTES = 64 * 1024
 
 # Digits of 2**64.
@@ -68,12 +69,20 @@ async def read_images(request: Request, settings: Settings) -> Sequence[bytes | 
     return images
 
 
-async def read_small(request: Request, *, timeout_s: float) -> bytes:
-    """Return a body of at most 64 KiB that is not an image.
+async def read_json(request: Request, schema: type[S], *, timeout_s: float) -> S | None:
+    """Return the parameters in a JSON body of at most 64 KiB, or None without a body.
 
-    Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, ClientDisconnectedError.
+    Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, ClientDisconnectedError, RequestValidationError.
     """
-    return await _in_time(request, timeout_s, _whole(request, _SMALL_BODY_BYTES))
+    body = await _in_time(request, timeout_s, _whole(request, _SMALL_BODY_BYTES))
+    if not body:
+        return None
+    try:
+        return schema.model_validate_json(body)
+    except ValidationError as error:
+        # A syntax error has no location.
+        found = [{**each, "loc": ("body", *(each["loc"] or ("body",)))} for each in error.errors(include_context=False)]
+        raise RequestValidationError(found) from None
 
 
 async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) -> T:
@@ -92,12 +101,8 @@ async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) ->
 async def _read(request: Request, settings: Settings) -> Sequence[bytes | ImageTooLargeError]:
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
-        parts = FileParts(
-            options.get(b"boundary", b""),
-            max_files=settings.max_images_per_request,
-            max_file_bytes=settings.max_image_bytes,
-        )
-        with closing(parts):
+        limits = {"max_files": settings.max_images_per_request, "max_file_bytes": settings.max_image_bytes}
+        with closing(FileParts(options.get(b"boundary", b""), **limits)) as parts:
             async for chunk in _counted(request, settings.max_request_bytes):
                 parts.feed(chunk)
             files = parts.files()

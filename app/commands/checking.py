@@ -21,7 +21,7 @@ from models.interface.errors import ImageError
 from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction, ScoredClass
 from models.interface.runtime import Runtime
-from models.interface.telemetry import NoTelemetry, Task
+from models.interface.telemetry import Task, Telemetry
 from models.model_folder import description
 from models.model_folder.building import transform_of
 from models.model_folder.description import Description, Reference
@@ -51,7 +51,7 @@ def checked(folder: Path, settings: Settings) -> Findings:
     """Load and run the model. `settings` have the folder as their only model. Raises GradlessError."""
     described = description.read(folder)
     with waiting(Console(stderr=True), f"loading {described.name}"):
-        runtime = start_serving(settings, NoTelemetry())
+        runtime = start_serving(settings, Telemetry())
     try:
         [card] = runtime.cards.values()
         predictions = asyncio.run(_predictions(runtime, card, described))

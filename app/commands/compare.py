@@ -93,11 +93,11 @@ def _compared(settings: Settings, options: ComparisonOptions, image: bytes | Non
     from app.main import start_serving  # noqa: PLC0415
     from app.reports.progress import comparison_progress  # noqa: PLC0415
     from app.reports.terminal import waiting  # noqa: PLC0415
-    from models.interface.telemetry import NoTelemetry  # noqa: PLC0415
+    from models.interface.telemetry import Telemetry  # noqa: PLC0415
 
     console = Console(stderr=True)
     with waiting(console, f"loading {settings.models[0]}"):
-        runtime = start_serving(settings, NoTelemetry())
+        runtime = start_serving(settings, Telemetry())
     try:
         with comparison_progress(console) as on_progress:
             return asyncio.run(runtime.compare(None, options, image, on_progress))
@@ -106,7 +106,7 @@ def _compared(settings: Settings, options: ComparisonOptions, image: bytes | Non
 
 
 def _report(comparison: Comparison, json: Path | None, html: Path | None) -> None:
-    from app.api.lens_schemas import GradModes  # noqa: PLC0415 - as above
+    from app.api.schemas import GradModes  # noqa: PLC0415 - as above
     from app.reports.pages import comparison_page  # noqa: PLC0415
     from app.reports.terminal import PatientConsole, show_comparison  # noqa: PLC0415
 

@@ -90,7 +90,7 @@ def _need_the_extra() -> None:
 def _found(folder: Path, images: list[str], k: int, model: str | None) -> dict[str, list[Neighbour] | str]:
     """Return the neighbours of each image by path, or a sentence that says why it has none."""
     from app.main import serving_options  # noqa: PLC0415 - as above
-    from models.inference.batch_item import ItemOutput  # noqa: PLC0415
+    from models.inference.image_job import ItemOutput  # noqa: PLC0415
     from models.offline.reading import Reading, batches  # noqa: PLC0415
     from models.offline.running import Runner  # noqa: PLC0415
 

@@ -6,14 +6,14 @@ import asyncio
 import socket
 import sys
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from fastapi import Request
 from starlette.types import Scope
 
 from app.http.problems import ClientDisconnectedError
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DrainingError
+from models.interface.request import NEVER_CANCELLED, CancelToken
 
 T = TypeVar("T")
 
@@ -82,20 +82,24 @@ async def run_until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -
 
     Read the request's body to its end before. Raises ClientDisconnectedError, and what `work` raises.
     """
-    task = asyncio.current_task()
-    if task is None:  # pragma: no cover - a running coroutine has a task
-        raise RuntimeError("run_until_disconnect needs a task")
+    task = cast("asyncio.Task[T]", asyncio.current_task())
     cancelled_before = task.cancelling()
-    canceller = _TaskCanceller(task)
+    disconnected = False
+
+    def cancel() -> None:
+        nonlocal disconnected
+        disconnected = True
+        task.cancel()
+
     disconnect = _disconnect_of(request)
     if disconnect is None:
-        watcher = asyncio.ensure_future(_watch(request, canceller.cancel))
+        watcher = asyncio.ensure_future(_watch(request, cancel))
     else:
-        disconnect.set_callback(canceller.cancel)
+        disconnect.set_callback(cancel)
     try:
         return await work
     except asyncio.CancelledError:
-        if canceller.disconnected and task.uncancel() <= cancelled_before:
+        if disconnected and task.uncancel() <= cancelled_before:
             raise ClientDisconnectedError from None
         if task.cancelling() <= cancelled_before:
             # `work` was cancelled but this task was not: the runtime closed meanwhile.
@@ -126,18 +130,6 @@ def _closed_by_peer(transport: asyncio.Transport) -> bool:
     except OSError:
         # Not TCP; or closed on this side, which the event loop knows.
         return False
-
-
-class _TaskCanceller:
-    """Cancels a task when the client disconnects, and records that it did."""
-
-    def __init__(self, task: asyncio.Task[Any]) -> None:
-        self._task = task
-        self.disconnected = False
-
-    def cancel(self) -> None:
-        self.disconnected = True
-        self._task.cancel()
 
 
 async def _watch(request: Request, on_disconnect: Callable[[], object]) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.responses import Response
 
 from models.interface import errors
+from models.interface.errors import AtCapacityError
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -182,7 +186,7 @@ TABLE: dict[type[Exception], Row] = {
     ),
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
-    ClientDisconnectedError: Row(CLIENT_GONE_STATUS, "caller-gone", "The client disconnected"),
+    ClientDisconnectedError: Row(CLIENT_GONE_STATUS, "client-disconnected", "The client disconnected"),
     UnauthorizedError: Row(401, "unauthorized", "An API key is needed", "auth"),
     ForbiddenError: Row(403, "forbidden", "The client lacks the required right", "auth"),
     FingerprintMismatchError: Row(412, "fingerprint-mismatch", "The served model has another fingerprint"),
@@ -204,3 +208,45 @@ INTERNAL_ERROR = Row(500, "internal-error", "Internal error")
 def row_of(error: Exception) -> Row:
     """Return the row of `error`. An error without one is an internal error, whose detail is not sent."""
     return TABLE.get(type(error), INTERNAL_ERROR)
+
+
+def problem(row: Row, detail: str | None, request_id: str | None = None) -> Problem:
+    """Return the problem of `row`. An internal error has no `detail`: only its request id is sent."""
+    public = detail if row.status != INTERNAL_ERROR.status else None
+    return Problem(type=row.type, title=row.title, status=row.status, detail=public, request_id=request_id)
+
+
+def problem_json(row: Row, detail: str | None, request_id: str | None = None) -> str:
+    """Return the problem as JSON without null members."""
+    return problem(row, detail, request_id).model_dump_json(exclude_none=True)
+
+
+def problem_headers(error: Exception) -> dict[str, str]:
+    """Return the headers that RFC 9110 requires or recommends in the response to `error`."""
+    if isinstance(error, AtCapacityError):
+        return {"retry-after": str(error.retry_after_s)}
+    if isinstance(error, ContentEncodingError):
+        return {"accept-encoding": error.accepted}
+    if isinstance(error, UnauthorizedError):
+        return {"www-authenticate": error.challenge}
+    return {}
+
+
+def problem_response(
+    row: Row, detail: str | None, request_id: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return the problem as a response for an ASGI application."""
+    return Response(problem_json(row, detail, request_id), row.status, headers=headers, media_type=CONTENT_TYPE)
+
+
+def problem_bytes(
+    row: Row, detail: str, request_id: str | None = None, headers: Mapping[str, str] | None = None, *, last: bool
+) -> bytes:
+    """Return head and body of an HTTP/1.1 response. If `last`, the response closes the connection."""
+    body = problem_json(row, detail, request_id).encode()
+    lines = [f"HTTP/1.1 {row.status} {HTTPStatus(row.status).phrase}"]
+    lines += [f"content-type: {CONTENT_TYPE}", f"content-length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    if last:
+        lines.append("connection: close")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.problem_response import problem_response
-from app.http.problems import CLIENT_GONE_STATUS, INTERNAL_ERROR
+from app.http.problems import CLIENT_GONE_STATUS, INTERNAL_ERROR, problem_response
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.request_record import RequestRecord, keep_record

@@ -1,11 +1,11 @@
-/* Requests to this server. What comes back is an answer, or a Problem that can be shown as it is. */
+/* Requests to this server. The result is an answer, or a Problem to show. */
 
-const PATIENCE_MS = 60_000;
+const TIMEOUT_MS = 60_000;
 
-// Of a body so large that a server may break off the connection rather than hear it to its end.
+// Bodies above this size may be refused by closing the connection.
 const LARGE_BODY_BYTES = 1_000_000;
 
-/** A fault in the words of RFC 9457: the server's own, or this page's for a server that says nothing. */
+/** A problem as in RFC 9457: the server's, or this page's for a server that does not answer. */
 export class Problem extends Error {
   constructor({ title, detail, type, status, request_id: requestId }) {
     super(title);
@@ -13,20 +13,20 @@ export class Problem extends Error {
   }
 }
 
-/** The absolute address of a path under this page, wherever a proxy has put it. */
+/** The absolute address of a path under this page, including a proxy's prefix. */
 export function address(path) {
   return new URL(path, new URL(".", location.href)).href;
 }
 
-// Of this tab, and no longer than it is open.
+// Stored for this tab, until it is closed.
 const KEY = "gradless.key";
 
-/** Send this API key along from now on. */
+/** Send this API key with all further requests. */
 export function useKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-/** Whether a key is sent along. */
+/** Whether a key is sent. */
 export function hasKey() {
   return sessionStorage.getItem(KEY) !== null;
 }
@@ -37,7 +37,7 @@ function signed(headers) {
 
 const listeners = new Set();
 
-/** Call `listener` with true or false whenever a request was answered or was not. */
+/** Call `listener` with true after each answered request, and with false after others. */
 export function onReached(listener) {
   listeners.add(listener);
 }
@@ -47,18 +47,18 @@ function reached(answered) {
 }
 
 /**
- * The server's answer, its body not yet read. Raises Problem, or AbortError where `signal` was aborted.
- * Body and all must come within `patienceMs`; of a `lasting` answer only its beginning.
+ * The server's answer with an unread body. Raises Problem, or AbortError if `signal` was aborted.
+ * The whole answer must arrive within `timeoutMs`; of a `lasting` answer only the head.
  */
-export async function ask(path, { signal, patienceMs = PATIENCE_MS, lasting = false, headers, ...options } = {}) {
+export async function ask(path, { signal, timeoutMs = TIMEOUT_MS, lasting = false, headers, ...options } = {}) {
   const late = new AbortController();
-  const timer = setTimeout(() => late.abort(), patienceMs);
+  const timer = setTimeout(() => late.abort(), timeoutMs);
   let answer;
   try {
     const either = AbortSignal.any([late.signal, ...(signal ? [signal] : [])]);
     answer = await fetch(address(path), { ...options, headers: signed(headers), signal: either });
   } catch {
-    throw broken(signal, late.signal, patienceMs, options.body);
+    throw broken(signal, late.signal, timeoutMs, options.body);
   }
   if (lasting) clearTimeout(timer);
   reached(true);
@@ -76,12 +76,12 @@ export async function askJson(path, options = {}) {
   }
 }
 
-/** Why a request has no answer: its caller's wish, the clock, or the connection. */
-export function broken(signal, late, patienceMs, body) {
-  if (signal?.aborted) return new DOMException("not wanted any more", "AbortError");
+/** Why a request has no answer: abort, timeout or connection. */
+export function broken(signal, late, timeoutMs, body) {
+  if (signal?.aborted) return new DOMException("aborted", "AbortError");
   reached(false);
   if (late?.aborted) {
-    return new Problem({ title: "No answer", detail: `The server said nothing for ${patienceMs / 1000} s.` });
+    return new Problem({ title: "No answer", detail: `The server said nothing for ${timeoutMs / 1000} s.` });
   }
   const large = bodyBytes(body) > LARGE_BODY_BYTES ? " It may refuse a body this large without hearing it to its end." : "";
   return new Problem({
@@ -100,7 +100,7 @@ async function problemIn(answer) {
   if (answer.headers.get("Content-Type")?.startsWith("application/problem+json")) {
     return new Problem(JSON.parse(text));
   }
-  // A proxy's page, say. Its HTML helps nobody.
+  // For example a proxy's error page, whose HTML is not shown.
   return new Problem({ title: `HTTP ${answer.status}`, detail: answer.statusText, status: answer.status });
 }
 

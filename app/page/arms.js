@@ -1,4 +1,4 @@
-/* The ways to run a forward: what each is called in PyTorch, and what it is. */
+/* The arms: their names in PyTorch, and descriptions. */
 
 export const ARMS = {
   grad: { name: "grad", what: "gradients on, as PyTorch starts" },
@@ -10,7 +10,7 @@ export const ARMS = {
   served: { name: "served", what: "what requests get: this backend and precision" },
 };
 
-/** What an arm is called on the page. */
+/** An arm's name on the page. */
 export function nameOf(arm) {
   return ARMS[arm]?.name ?? arm;
 }

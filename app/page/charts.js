@@ -1,4 +1,4 @@
-/* Charts of one row each, drawn in shares of their width: they fit wherever they are put. */
+/* Charts of one row, drawn in fractions of their width. */
 
 import { svg } from "./drawing.js";
 import { strongest } from "./vectors.js";
@@ -28,7 +28,7 @@ export function barWithSpread({ low, middle, high }, most, name = "") {
   return drawing;
 }
 
-/** A stretch of the row, from `start` on, `length` long, both of `whole`. */
+/** A segment of the row from `start`, `length` long, both as parts of `whole`. */
 export function stretch(start, length, whole, name) {
   const piece = svg("rect", { class: `length ${name}`, x: share(start / whole), width: share(length / whole), height: "100%" });
   return svg("svg", { class: "bar", "aria-hidden": "true" }, piece);
@@ -36,21 +36,21 @@ export function stretch(start, length, whole, name) {
 
 const SHADES = 8;
 
-// A map of an inner layer can have a million numbers, and no screen so many columns.
+// A feature map can have a million numbers, more than a screen has columns.
 const MOST_COLUMNS = 4096;
 
-/** A vector as a strip of one column a number, or for neighbours where there are too many of them the strongest: the
- * stronger the further from zero, the largest of them the strongest. */
+/** A vector as a strip with one column a number, or one for several of them, the furthest from zero. Columns are darker
+ * the further their number is from zero. */
 export function strip(numbers) {
   const vector = strongest(numbers, Math.ceil(numbers.length / MOST_COLUMNS));
   const most = vector.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0) || 1;
   const columns = new Map();
   vector.forEach((value, index) => {
-    // The root, because most numbers are small and would all look alike.
+    // The square root, because most numbers are small and would look the same.
     const shade = Math.ceil(Math.sqrt(Math.abs(value) / most) * SHADES);
     if (shade === 0) return;
     const key = `${value > 0 ? "above" : "below"} ${shade}`;
-    // One path a shade and not one rectangle a number: thousands of elements would be slow to draw.
+    // One path a shade, because thousands of rectangles would be slow.
     columns.set(key, `${columns.get(key) ?? ""}M${index} 0h1v1h-1z`);
   });
   const paths = [...columns].map(([key, path]) => {

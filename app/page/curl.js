@@ -1,19 +1,19 @@
-/* The same request from a shell: commands that work as they stand, whatever a file is called. */
+/* Shell commands for the same requests, which work for any file name. */
 
 import { address, hasKey } from "./api.js";
 import { html } from "./drawing.js";
 
-/** One word of a POSIX shell, quoted where it must be. */
+/** One word of a POSIX shell, quoted if needed. */
 function quoted(word) {
   return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", String.raw`'\''`)}'`;
 }
 
-// A line each, as a person would break it.
+// One option a line.
 function lines(...parts) {
   return parts.join(" \\\n  ");
 }
 
-// The key itself is nothing to copy about.
+// The key itself is not copied.
 function signature() {
   return hasKey() ? ['-H "Authorization: Bearer $GRADLESS_KEY"'] : [];
 }
@@ -35,7 +35,7 @@ function sampleAt(name) {
   return address(`samples/${name}`);
 }
 
-// curl's own quotes, inside the shell's: a name may hold what separates the parts of -F.
+// curl's own quotes inside the shell's, because a name may contain separators of -F.
 function formOf(name) {
   return `images=@"${name.replaceAll(/["\\]/g, String.raw`\$&`)}"`;
 }
@@ -49,7 +49,7 @@ export function commandBox(label, command) {
       await navigator.clipboard.writeText(command);
       button.textContent = "Copied";
     } catch {
-      // Not a secure context, or not allowed: selected, it is one key away.
+      // Not a secure context, or not allowed: select it for copying by hand.
       getSelection().selectAllChildren(text);
       button.textContent = "Selected";
     }

@@ -1,8 +1,8 @@
-/* Elements, HTML's and SVG's, made one by one: text is only ever text, and nothing is parsed. */
+/* Builders of HTML and SVG elements, without parsing: text stays text. */
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An HTML element. `on…` are listeners, true and false are attributes there or not; children are nodes or text. */
+/** An HTML element. `on…` are listeners, true and false add or omit an attribute; children are nodes or text. */
 export function html(name, attributes = {}, ...children) {
   return filled(document.createElement(name), attributes, children);
 }

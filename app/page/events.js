@@ -1,14 +1,14 @@
-/* Server-sent events off the answer to a POST, which EventSource cannot send. */
+/* Server-sent events in the answer to a POST, which EventSource cannot send. */
 
 import { broken } from "./api.js";
 
-/** The events of an answer as they come: {name, data}. Raises Problem where nothing comes for `patienceMs`. */
-export async function* events(answer, { signal, patienceMs }) {
+/** Yield the events of an answer: {name, data}. Raises Problem if none arrives for `timeoutMs`. */
+export async function* events(answer, { signal, timeoutMs }) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
-      const { done, value } = await inTime(reader, signal, patienceMs);
+      const { done, value } = await inTime(reader, signal, timeoutMs);
       if (done) return;
       const blocks = (rest + value).split(/\r?\n\r?\n/);
       rest = blocks.pop();
@@ -19,15 +19,15 @@ export async function* events(answer, { signal, patienceMs }) {
   }
 }
 
-async function inTime(reader, signal, patienceMs) {
+async function inTime(reader, signal, timeoutMs) {
   let timer;
   const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error("silence")), patienceMs);
+    timer = setTimeout(() => reject(new Error("silence")), timeoutMs);
   });
   try {
     return await Promise.race([reader.read(), late]);
   } catch (error) {
-    throw broken(signal, { aborted: error.message === "silence" }, patienceMs);
+    throw broken(signal, { aborted: error.message === "silence" }, timeoutMs);
   } finally {
     clearTimeout(timer);
   }

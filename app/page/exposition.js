@@ -1,4 +1,4 @@
-/* The Prometheus text format, read; and what two scrapes tell between them. */
+/* A parser of the Prometheus text format, and differences between scrapes. */
 
 const SAMPLE = /^([a-zA-Z_:][\w:]*)(?:\{(.*)\})? (\S+)/;
 const LABEL = /(\w+)="((?:[^"\\]|\\.)*)"/g;
@@ -28,34 +28,34 @@ function numberIn(text) {
   return text === "+Inf" ? Infinity : Number(text);
 }
 
-/** The sum of the samples of that name whose labels `wanted` accepts. */
-export function sum(scrape, name, wanted = () => true) {
-  const chosen = (scrape.get(name) ?? []).filter(({ labels }) => wanted(labels));
+/** The sum of the samples of that name whose labels satisfy `accepts`. */
+export function sum(scrape, name, accepts = () => true) {
+  const chosen = (scrape.get(name) ?? []).filter(({ labels }) => accepts(labels));
   return chosen.reduce((total, { value }) => total + value, 0);
 }
 
-/** How much a counter has grown from one scrape to a later one: all of it where the server began anew. */
-export function growth(before, after, name, wanted) {
-  const [old, now] = [sum(before, name, wanted), sum(after, name, wanted)];
+/** The growth of a counter between two scrapes; its whole value after a server restart. */
+export function growth(before, after, name, accepts) {
+  const [old, now] = [sum(before, name, accepts), sum(after, name, accepts)];
   return now >= old ? now - old : now;
 }
 
-/** A histogram's growth: [{upTo, count}], the buckets in order, each without those below it. */
-export function bucketGrowth(before, after, name, wanted = () => true) {
+/** A histogram's growth: [{upTo, count}], buckets in order, not cumulative. */
+export function bucketGrowth(before, after, name, accepts = () => true) {
   const bucket = `${name}_bucket`;
-  const bounds = new Set((after.get(bucket) ?? []).filter(({ labels }) => wanted(labels)).map(({ labels }) => labels.le));
+  const bounds = new Set((after.get(bucket) ?? []).filter(({ labels }) => accepts(labels)).map(({ labels }) => labels.le));
   let below = 0;
   return [...bounds]
     .sort((a, b) => numberIn(a) - numberIn(b))
     .map((le) => {
-      const upTo = growth(before, after, bucket, (labels) => labels.le === le && wanted(labels));
+      const upTo = growth(before, after, bucket, (labels) => labels.le === le && accepts(labels));
       const count = Math.max(0, upTo - below);
       below = upTo;
       return { upTo: numberIn(le), count };
     });
 }
 
-/** The `share` quantile of a histogram's growth, linear within a bucket as PromQL's; null where nothing grew. */
+/** The `share` quantile of a histogram's growth, linear within a bucket as in PromQL; null without growth. */
 export function quantile(share, buckets) {
   const all = buckets.reduce((total, { count }) => total + count, 0);
   if (all === 0) return null;

@@ -1,4 +1,4 @@
-/* What an answer says, drawn: classes, waterfall, strips, matrix, commands. */
+/* Views of an answer: classes, waterfall, strips, matrix, commands. */
 
 import { bar, stretch, strip } from "./charts.js";
 import { commandBox, curlOf } from "./curl.js";
@@ -6,7 +6,7 @@ import { html } from "./drawing.js";
 import { number, percent, seconds, whole } from "./format.js";
 import { cosine, decoded, norm, zeros } from "./vectors.js";
 
-/** The likeliest classes as bars, most probable first. */
+/** The most probable classes as bars. */
 export function classesOf(predictions) {
   return html(
     "ol",
@@ -31,7 +31,7 @@ const STAGES = {
   rest: "answering, and what lies between",
 };
 
-/** Where the time of a request went: `timing` as its Server-Timing header has it, `roundTrip` in seconds from here. */
+/** The stages of a request: `timing` from its Server-Timing header, `roundTrip` in seconds as measured here. */
 export function waterfall(timing, roundTrip, pictureCount) {
   const stages = timing.filter(({ name }) => name !== "total");
   const total = timing.find(({ name }) => name === "total")?.seconds ?? 0;
@@ -81,7 +81,7 @@ export function features(pictures, { dimensions, results }, { classes, feature_l
   return panel(title, html("ul", { class: "strips" }, rows), html("p", { class: "note" }, note));
 }
 
-/** How alike several pictures are, as a table of cosines; nothing for one. */
+/** The similarity of several pictures as a table of cosines; nothing for one. */
 export function similarity(pictures, { results }) {
   const found = known(pictures, results);
   if (found.length < 2) return null;
@@ -121,7 +121,7 @@ function known(pictures, results) {
   );
 }
 
-/** The requests, as commands: for classes where the model has some, for neighbours where there is an index. */
+/** The requests as commands: for classes if the model has some, for neighbours if there is an index. */
 export function commands(query, pictures, { classes, search }) {
   return panel(
     "The same from a shell",

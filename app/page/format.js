@@ -1,4 +1,4 @@
-/* Numbers as people read them: three figures, and a unit that keeps them short. */
+/* Numbers with three digits and a fitting unit. */
 
 const SPACE = "\u00a0";
 
@@ -33,12 +33,12 @@ export function count(value) {
   return scaled(value, 1000, ["", "k", "M", "G"]).trim();
 }
 
-/** A whole number with its thousands apart. */
+/** A whole number with separated thousands. */
 export function whole(value) {
   return new Intl.NumberFormat("en", { maximumFractionDigits: 0 }).format(value);
 }
 
-/** Up to three figures, for rates and lengths. */
+/** Up to three digits, for rates and lengths. */
 export function number(value) {
   return figures(value);
 }
@@ -53,7 +53,7 @@ export function counted(value, noun) {
   return `${whole(value)}${SPACE}${noun}${value === 1 ? "" : "s"}`;
 }
 
-/** The same words, each figure on one line with its unit. */
+/** The same text, with non-breaking spaces between numbers and units. */
 export function glued(text) {
   return text.replaceAll(/(\d) (?=([kMGT]?B|m?s|µs|%|images?)\b|%)/g, `$1${SPACE}`);
 }

@@ -1,4 +1,4 @@
-/* The gauges of the live view: what each reads off the history, and how it is drawn. */
+/* The gauges of the live view: their values from the history, and their charts. */
 
 import { bar } from "./charts.js";
 import { html } from "./drawing.js";
@@ -7,12 +7,12 @@ import { plot } from "./plot.js";
 
 export const HISTORY_S = 180;
 
-// Quantiles of fewer requests than come in this time would jump about.
+// Window of quantiles; with fewer requests they would fluctuate.
 export const WINDOW_S = 10;
 
 const or = (value, format) => (value == null ? "–" : format(value));
 
-// By how many minutes are shown.
+// Ticks by the number of shown minutes.
 const TICKS = {
   1: [[-40, "40 s ago"], [-20, "20 s"], [0, "now"]],
   2: [[-60, "1 min ago"], [-30, "30 s"], [0, "now"]],
@@ -79,7 +79,7 @@ const GAUGES = [
   },
 ];
 
-/** The gauges' places on the page, still empty. */
+/** The gauges' empty elements. */
 export function frames() {
   return GAUGES.map(frame);
 }
@@ -92,7 +92,7 @@ function frame(gauge) {
   return html("section", { class: "panel gauge", "data-gauge": gauge.key }, html("h2", {}, gauge.title), gauge.figures, gauge.host, gauge.small);
 }
 
-/** Show the last of `history`, and how it came to be. */
+/** Show the last values of `history`, and their course. */
 export function show(history) {
   for (const gauge of GAUGES) showOne(gauge, history);
 }

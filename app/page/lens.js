@@ -1,4 +1,4 @@
-/* Lens: the same forward with gradients and without, asked for and waited for. What it found is report.js's to draw. */
+/* Lens: start a comparison and follow its progress. report.js draws the report. */
 
 import { ask, broken, Problem } from "./api.js";
 import { ARMS } from "./arms.js";
@@ -10,8 +10,8 @@ import { notice, tell } from "./notices.js";
 import { pictures } from "./pictures.js";
 import { reportOf } from "./report.js";
 
-// Of a server that does not tell its progress, for the whole comparison; of one that does, between two words of it.
-const PATIENCE_MS = 600_000;
+// Timeouts: of a whole comparison without progress events, and between two progress events.
+const TIMEOUT_MS = 600_000;
 const SILENCE_MS = 60_000;
 const SWEEPS = [4, 16, 64];
 
@@ -19,7 +19,7 @@ let model = () => null;
 let running = null;
 let form = null;
 
-/** Build the view in its panel; `chosenModel()` names the model to look at. */
+/** Build the view in its panel; `chosenModel()` names the model to compare. */
 export function build(chosenModel) {
   model = chosenModel;
   form = controls();
@@ -31,7 +31,7 @@ export function build(chosenModel) {
   );
 }
 
-/** Offer the pictures that are on the bench by now. */
+/** Offer the current pictures. */
 export function enter() {
   const select = form.elements.input;
   const chosen = select.value;
@@ -87,7 +87,7 @@ function sweepOption(most) {
 
 async function submit(event) {
   event.preventDefault();
-  // The button is off while one runs, and Enter in a field is not.
+  // The button is disabled during a comparison, but Enter in a field is not.
   if (running) return;
   running = new AbortController();
   const startedAt = performance.now();
@@ -114,7 +114,7 @@ function asked() {
   const query = new URLSearchParams({ model: model(), batch_size: size.value, iterations: iterations.value });
   if (chosen.length < arms.length) query.set("arms", chosen.join(","));
   if (sweep.value) query.set("sweep", sweep.value);
-  // Commas need no escape in a query, and are easier to read without.
+  // Commas need no escape in a query.
   const path = `debug/grad-modes?${query.toString().replaceAll("%2C", ",")}`;
   return [path, input.value === "" ? null : pictures[Number(input.value)]];
 }
@@ -132,15 +132,15 @@ function refused(error) {
 
 async function compared(path, file, signal) {
   const headers = { Accept: "text/event-stream, application/json;q=0.5" };
-  // A copy that claims no type: only the bytes shall decide what it is.
-  const options = { method: "POST", headers, body: file?.slice(), signal, patienceMs: PATIENCE_MS, lasting: true };
+  // A copy without a type, so that only the bytes decide the format.
+  const options = { method: "POST", headers, body: file?.slice(), signal, timeoutMs: TIMEOUT_MS, lasting: true };
   const answer = await ask(path, options);
   if (!answer.headers.get("Content-Type")?.startsWith("text/event-stream")) {
     return answer.json().catch(() => {
       throw broken(signal);
     });
   }
-  for await (const { name, data } of events(answer, { signal, patienceMs: SILENCE_MS })) {
+  for await (const { name, data } of events(answer, { signal, timeoutMs: SILENCE_MS })) {
     const told = JSON.parse(data);
     if (name === "progress") progress(told);
     if (name === "problem") throw new Problem(told);

@@ -1,4 +1,4 @@
-/* Live: what the service measures of itself, scraped from /metrics while somebody looks. */
+/* Live: the service's metrics, scraped from /metrics while the view is open. */
 
 import { ask, Problem } from "./api.js";
 import { byId, html } from "./drawing.js";
@@ -7,7 +7,7 @@ import { frames, HISTORY_S, show, WINDOW_S } from "./gauges.js";
 import { tell } from "./notices.js";
 
 const EVERY_MS = 2000;
-const PATIENCE_MS = 10_000;
+const TIMEOUT_MS = 10_000;
 const SLACK_S = 1;
 
 const STAGES = ["read", "decode", "queue", "forward", "respond"];
@@ -25,13 +25,13 @@ export function build() {
   document.addEventListener("visibilitychange", () => (document.hidden ? pause() : resume()));
 }
 
-/** Scrape from now on. */
+/** Start scraping. */
 export function enter() {
   open = true;
   resume();
 }
 
-/** Scrape no more. */
+/** Stop scraping. */
 export function leave() {
   open = false;
   pause();
@@ -48,11 +48,11 @@ function pause() {
 
 async function look() {
   try {
-    const answer = await ask("metrics", { headers: { Accept: "text/plain" }, patienceMs: PATIENCE_MS });
+    const answer = await ask("metrics", { headers: { Accept: "text/plain" }, timeoutMs: TIMEOUT_MS });
     take(read(await answer.text()));
     byId("live-notice").replaceChildren();
   } catch (error) {
-    // Said once, not every two seconds.
+    // Shown once, not every two seconds.
     if (byId("live-notice").childElementCount === 0) tell(byId("live-notice"), lost(error));
   }
   pause();
@@ -67,18 +67,18 @@ function lost({ title, detail, message, status }) {
 function take(scrape) {
   const at = performance.now() / 1e3;
   scrapes = [...scrapes.filter((old) => at - old.at <= WINDOW_S + SLACK_S), { at, scrape }];
-  // Nobody looked for a while: no line crosses that time.
+  // The view was closed for a while: no line crosses that time.
   if (scrapes.length === 1) history.push({ at });
   history = [...history.filter((old) => at - old.at <= HISTORY_S), { at, ...figures() }];
   show(history);
 }
 
-/** What the last scrapes say: rates since the one before, distributions over the window. */
+/** Values of the last scrapes: rates since the previous one, distributions over the window. */
 function figures() {
   const { at, scrape } = scrapes.at(-1);
   const before = scrapes.at(-2);
   const [earlier] = scrapes;
-  const rate = (name, wanted) => (before ? growth(before.scrape, scrape, name, wanted) / (at - before.at) : null);
+  const rate = (name, accepts) => (before ? growth(before.scrape, scrape, name, accepts) / (at - before.at) : null);
   const durations = bucketGrowth(earlier.scrape, scrape, "gradless_request_duration_seconds", inference);
   const batches = growth(earlier.scrape, scrape, "gradless_batch_size_count");
   return {

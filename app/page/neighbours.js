@@ -1,17 +1,17 @@
-/* Neighbours: the indexed pictures most like one, under its answer. */
+/* Neighbours: the most similar indexed pictures, under each answer. */
 
 import { ask, askJson } from "./api.js";
 import { html } from "./drawing.js";
 
-// As many as stand in one row of a single picture's answer, in two of one among several.
+// One row under a single picture, two rows under one of several.
 const MOST = 6;
 
-/** What the index has for the pictures of `sent`, in their order: {neighbours}, or {error} in a bad one's place. */
+/** The index's results for the pictures of `sent`, in order: {neighbours}, or {error} for a bad picture. */
 export async function neighboursOf(query, sent) {
   return (await askJson(`v1/search${query}&k=${MOST}`, sent)).json.results;
 }
 
-/** They, drawn: with the index's small pictures where it keeps some. Until `signal` says that nobody looks any more. */
+/** Draw neighbours, with thumbnails if the index has them, until `signal` is aborted. */
 export function alike(neighbours, signal) {
   const pictured = neighbours.some(({ thumbnail }) => thumbnail);
   const items = neighbours.map(({ row, path, similarity, thumbnail }) =>
@@ -39,7 +39,7 @@ function blank() {
   return html("span", { class: "unseen" }, "no preview");
 }
 
-// Asked for and not linked: a link has no place for a key.
+// Fetched instead of linked, because a link cannot carry a key.
 function small(row, path, signal) {
   const image = html("img", { alt: path });
   fill(image, row, signal);

@@ -1,13 +1,13 @@
-/* What went wrong, said where it went wrong; and what only needs saying. */
+/* Error notices and hints, shown next to their cause. */
 
 import { Problem, useKey } from "./api.js";
 import { html } from "./drawing.js";
 
-/** Put the problem into `place`, in the server's own words. Nothing for a request that nobody wants any more. */
+/** Show the problem in `place`, with the server's text; nothing for an aborted request. */
 export function tell(place, error, again) {
   if (error.name === "AbortError") return;
   if (!(error instanceof Problem)) {
-    // A fault of this page: seen by whoever looks into the console, and said to whoever does not.
+    // A fault of this page: logged to the console and shown.
     console.error(error);
   }
   const box = problemBox(error);
@@ -16,7 +16,7 @@ export function tell(place, error, again) {
   place.replaceChildren(box);
 }
 
-/** A problem's title and detail, and for a report of it its type and the request's id. */
+/** A problem's title and detail, and its type and request id for reports. */
 export function problemBox(error) {
   const title = error.title ?? "This page has a fault";
   const small = [error.type, error.requestId ?? error.request_id].filter(Boolean).join(" · ");
@@ -29,7 +29,7 @@ export function problemBox(error) {
   );
 }
 
-/** A field for an API key, with which `again` is tried. */
+/** A field for an API key; `again` retries with it. */
 function keyForm(again) {
   const field = html("input", { type: "password", name: "key", required: "", autocomplete: "off", spellcheck: "false" });
   const form = html(
@@ -46,7 +46,7 @@ function keyForm(again) {
   return form;
 }
 
-/** Something to know that is no fault. */
+/** A hint. */
 export function notice(title, detail) {
   return html("div", { class: "notice", role: "status" }, html("strong", {}, title), html("p", {}, detail));
 }

@@ -1,4 +1,4 @@
-/* The page: which view is open, which model is asked, and whether the server answers. */
+/* The page: the open view, the chosen model, and the state of the connection. */
 
 import { askJson, onReached, Problem } from "./api.js";
 import { byId, html } from "./drawing.js";
@@ -8,7 +8,7 @@ import * as tryView from "./try.js";
 
 const NAMES = ["try", "lens", "live"];
 
-// Fetched when first opened: whoever only tries it need not wait for them.
+// Loaded when first opened, so that Try starts sooner.
 const LATER = { lens: () => import("./lens.js"), live: () => import("./live.js") };
 
 const views = {};
@@ -68,7 +68,7 @@ function showState(answers) {
   const text = answers ? "connected" : "not reachable";
   if (state.textContent !== text) state.textContent = text;
   state.classList.toggle("lost", !answers);
-  // It was not there when the page came.
+  // It was loaded after the page.
   if (answers && !begun) begin();
 }
 
@@ -88,13 +88,13 @@ function list(found) {
   const before = select.value;
   models = found;
   select.replaceChildren(...models.map(({ name }) => html("option", {}, name)));
-  // Otherwise it is the first, which is the server's default.
+  // Otherwise the first, the server's default.
   if (models.some(({ name }) => name === before)) select.value = before;
   describe();
   return select.value !== before;
 }
 
-// Models come and go while the page is open. What fails here is said by whatever is asked next.
+// Models are loaded and unloaded while the page is open. The next request reports a failure here.
 async function listAnew() {
   try {
     if (list((await askJson("v1/models")).json.models)) tryView.choose(chosen());

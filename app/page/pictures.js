@@ -1,15 +1,15 @@
-/* The pictures on the bench: chosen, dropped, pasted or drawn by the server. Who watches is told of each change. */
+/* The pictures on the page: chosen, dropped, pasted or samples of the server. Listeners are called on each change. */
 
 import { ask } from "./api.js";
 import { byId } from "./drawing.js";
 
-/** What is on the bench: [{file, name, url, sample}]. `url` shows it, for as long as it lies there. */
+/** The current pictures: [{file, name, url, sample}]. `url` is valid until the picture is removed. */
 export const pictures = [];
 
 let changed = () => {};
 let failed = () => {};
 
-/** Take in pictures from now on. `onChange()` follows each change, `onFault(error)` a sample that did not come. */
+/** Accept pictures. `onChange()` is called after each change, `onFault(error)` if a sample fails to load. */
 export function watchBench(onChange, onFault) {
   changed = onChange;
   failed = onFault;
@@ -17,7 +17,7 @@ export function watchBench(onChange, onFault) {
   byId("drop").addEventListener("click", () => input.click());
   input.addEventListener("change", () => {
     put([...input.files]);
-    // So that the same file can be chosen again.
+    // Allows the same file to be chosen again.
     input.value = "";
   });
   byId("clear").addEventListener("click", clear);
@@ -47,14 +47,14 @@ function put(files, sample = false) {
   for (const file of files) {
     pictures.push({ file, name: file.name || "pasted", url: URL.createObjectURL(file), sample });
   }
-  // Wherever they were dropped or pasted, this is where they are looked at.
+  // Dropped or pasted in any view, they are shown in this one.
   if (byId("view-try").hidden) location.hash = "try";
   changed();
 }
 
 async function putSample(name) {
   const fileName = `${name}.jpg`;
-  // A second time it is the same picture: only asked about again.
+  // A repeated picture is only sent again.
   if (pictures.some((picture) => picture.sample && picture.name === fileName)) {
     changed();
     return;
@@ -67,7 +67,7 @@ async function putSample(name) {
   }
 }
 
-/** Take one picture off the bench. */
+/** Remove one picture. */
 export function remove(picture) {
   pictures.splice(pictures.indexOf(picture), 1);
   URL.revokeObjectURL(picture.url);

@@ -1,4 +1,4 @@
-/* Line charts with axes, drawn anew for the width they have. */
+/* Line charts with axes, redrawn for their width. */
 
 import { svg } from "./drawing.js";
 
@@ -7,11 +7,11 @@ const BELOW = 22;
 const ABOVE = 10;
 const RIGHT = 10;
 const LETTER = 6.6;
-// Round numbers whose halves are round as well.
+// Round numbers with round halves.
 const STEPS = [1, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10];
 
 /**
- * A place for a line chart inside `host`. Gives `show(chart)`, to be called as often as there is something new:
+ * A line chart inside `host`. Returns `show(chart)`, to be called for each update:
  * {label, series: [{name, points: [[x, y or null]]}], from, to, ticks: [[x, text]], format(y), marks}.
  * A point of null breaks its line; `name` is a class that colours it; `marks` puts a dot on each point.
  */
@@ -30,7 +30,7 @@ export function plot(host) {
   };
 }
 
-/** The least round number that is not below `value`. */
+/** The least round number that is at least `value`. */
 function roundUp(value) {
   if (!(value > 0)) return 1;
   const power = 10 ** Math.floor(Math.log10(value));
@@ -84,7 +84,7 @@ function tickLabels(ticks, x, width) {
   return ticks.flatMap(([at, text]) => {
     const half = (text.length * LETTER) / 2;
     const middle = Math.min(x(at), width - half);
-    // What would run into its neighbour is left out.
+    // Labels that would overlap are left out.
     if (middle - half < end + 4) return [];
     end = middle + half;
     return [svg("text", { x: middle, y: HEIGHT - 5, "text-anchor": "middle" }, text)];

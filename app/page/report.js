@@ -1,4 +1,4 @@
-/* A comparison's report, drawn: what it says, what each way cost, what autograd did, and which modules kept what. */
+/* A comparison's report: sentences, costs of each arm, effects of autograd, and memory kept by module. */
 
 import { nameOf } from "./arms.js";
 import { bar, barWithSpread } from "./charts.js";
@@ -8,7 +8,7 @@ import { sweepOf } from "./sweep.js";
 
 const MODULES_AT_FIRST = 10;
 
-/** The report's sections; `command` goes with the figures of how it was measured. */
+/** The report's sections; `command` is shown with the description of the measurement. */
 export function reportOf(report, command) {
   return [saying(report), costs(report), sweepOf(report), autograd(report), modules(report), measured(report, command)].filter(Boolean);
 }
@@ -89,7 +89,7 @@ function autograd({ arms }) {
   return panel("What autograd made of it", room("What autograd made of it", table), html("p", { class: "note" }, note), refusals(arms), training(arms));
 }
 
-// PyTorch's own words, once for all arms that get them.
+// PyTorch's message, once for all arms that have it.
 function refusals(arms) {
   const words = new Map();
   for (const { arm, backward } of arms) {
@@ -161,6 +161,6 @@ function measured(report, command) {
 function download(report) {
   const url = URL.createObjectURL(new Blob([JSON.stringify(report, null, 2)], { type: "application/json" }));
   html("a", { href: url, download: `${report.model.replaceAll(/[^\w.-]+/g, "-")}-gradients.json` }).click();
-  // Not before the browser has taken it.
+  // Revoke only after the browser has read it.
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }

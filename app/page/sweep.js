@@ -1,4 +1,4 @@
-/* The sweep: time and memory over batch sizes, an arm a line; and the largest batch that would fit. */
+/* The sweep: time and memory over batch sizes, one line an arm, and the largest batch that fits. */
 
 import { nameOf } from "./arms.js";
 import { bar } from "./charts.js";
@@ -12,7 +12,7 @@ const MEASURES = [
   { title: "Peak memory", of: ({ peak_bytes: peak }) => peak, format: bytes },
 ];
 
-/** The sweep's section; nothing where none was asked for. */
+/** The sweep's section; nothing without a sweep. */
 export function sweepOf({ sweep, largest_batch: largest }) {
   if (!sweep?.length) return null;
   const arms = sweep[0].arms.map(({ arm }) => arm);

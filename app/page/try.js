@@ -1,4 +1,4 @@
-/* Try: pictures in; their classes, the time of the request, their vectors and how alike they are out. */
+/* Try: send pictures; show classes, request time, vectors and similarities. */
 
 import { askJson, serverTiming } from "./api.js";
 import { byId, html } from "./drawing.js";
@@ -11,13 +11,13 @@ import { classesOf, commands, features, similarity, waterfall } from "./findings
 let model = null;
 let running = new AbortController();
 
-/** Begin, and ask `described`, one of the models served. */
+/** Start with the model `described`. */
 export function start(described) {
   model = described;
   watchBench(look, (error) => tell(byId("try-notice"), error));
 }
 
-/** Ask another model from now on, about the same pictures. */
+/** Send the same and further pictures to another model. */
 export function choose(described) {
   model = described;
   look();
@@ -49,7 +49,7 @@ async function look() {
     if (model.search) await find(query, sent);
   } catch (error) {
     if (error.name === "AbortError") return;
-    // What has been answered stays.
+    // Earlier answers stay.
     if (!named && !measured) show(shown.map((picture) => card(picture)));
     if (!measured) byId("try-more").hidden = true;
     tell(byId("try-notice"), error, look);
@@ -70,14 +70,14 @@ function show(cards) {
   if (cards.length === 0) byId("try-more").hidden = true;
 }
 
-// The classes, and where the time of that request went.
+// The classes, and the stages of that request.
 async function name(shown, query, sent) {
   const sentAt = performance.now();
   const { answer, json } = await askJson(`v1/classify${query}`, sent);
   return tellAnswered(shown, json, answer, sentAt);
 }
 
-// The vectors, and everything else that goes below. Where there are no classes this is the only request.
+// The vectors and everything below them. For models without classes this is the only request.
 async function measure(shown, query, sent, timed) {
   const sentAt = performance.now();
   const { answer, json } = await askJson(`v1/features${query}&encoding=base64`, sent);
@@ -96,7 +96,7 @@ function tellAnswered(shown, { results }, answer, sentAt) {
   return waterfall(serverTiming(answer), roundTrip, shown.length);
 }
 
-// The indexed pictures most alike, under each answer.
+// The most similar indexed pictures, under each answer.
 async function find(query, sent) {
   const results = await neighboursOf(query, sent);
   results.forEach(({ neighbours }, index) => {
@@ -130,7 +130,7 @@ function card(picture, result) {
   );
 }
 
-/** The picture itself; a plain field for formats that browsers do not show. */
+/** The picture, or a plain field for formats that browsers do not show. */
 export function thumbnail({ url, name }) {
   const image = html("img", { src: url, alt: name, onerror: () => image.replaceWith(html("span", { class: "unseen" }, "no preview")) });
   return html("div", { class: "thumbnail" }, image);

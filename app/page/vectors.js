@@ -1,6 +1,6 @@
-/* Feature vectors: what they are sent as, and what can be said of them. */
+/* Feature vectors: decoding, norms and similarities. */
 
-/** The float32 numbers behind base64, little-endian as the server sends them. */
+/** Decode base64 of little-endian float32 numbers. */
 export function decoded(base64) {
   const view = new DataView(Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)).buffer);
   return Float32Array.from({ length: view.byteLength / 4 }, (_, index) => view.getFloat32(index * 4, true));
@@ -15,13 +15,13 @@ export function norm(vector) {
   return Math.sqrt(dot(vector, vector));
 }
 
-/** The cosine of the angle between two vectors; 0 where one of them has no direction. */
+/** The cosine of two vectors; 0 if one of them is zero. */
 export function cosine(a, b) {
   const lengths = norm(a) * norm(b);
   return lengths === 0 ? 0 : dot(a, b) / lengths;
 }
 
-/** Of each `count` neighbours the one that is furthest from zero. */
+/** The number furthest from zero in each group of `count`. */
 export function strongest(vector, count) {
   if (count <= 1) return vector;
   return Float32Array.from({ length: Math.ceil(vector.length / count) }, (_, index) =>
@@ -31,7 +31,7 @@ export function strongest(vector, count) {
   );
 }
 
-/** The share of numbers that are exactly zero, as a ReLU leaves them. */
+/** The share of numbers that are exactly zero, as after a ReLU. */
 export function zeros(vector) {
   return vector.reduce((found, value) => found + (value === 0), 0) / vector.length;
 }

@@ -8,6 +8,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from queue import SimpleQueue
 from typing import Literal, TextIO
 
@@ -25,10 +26,9 @@ _CLOSE_TIMEOUT_S = 1.0
 
 
 class LineWriter:
-    """A bounded queue of lines and the thread that writes them, in order.
+    """A bounded queue of lines and the thread that writes them, in order. Thread-safe, and safe in signal handlers.
 
-    Lines that do not fit in the queue, and lines whose write fails, are dropped and counted. Thread-safe, and safe in
-    signal handlers.
+    Lines that do not fit in the queue, and lines whose write fails, are dropped and counted.
     """
 
     def __init__(self, descriptor: int, lost_line: Callable[[int], str | None]) -> None:
@@ -75,10 +75,8 @@ class LineWriter:
             time.sleep(_GATHER_S)
             lines += [self._queue.get() for _ in range(self._queue.qsize())]
             closed = None in lines
-            written = True
-            for piece in _pieces([line for line in lines if line is not None]):
-                written = self._write(piece)
-            if written:
+            written = [self._write(piece) for piece in _pieces([line for line in lines if line is not None])]
+            if not written or written[-1]:
                 self._report_lost()
 
     def _report_lost(self) -> None:
@@ -90,18 +88,13 @@ class LineWriter:
                 self._reported += lost
 
     def _write(self, lines: Sequence[bytes]) -> bool:
-        data = b"".join([b"\n" if self._torn else b"", *lines])
-        written = 0
+        start = b"\n" if self._torn else b""
+        data, written = start + b"".join(lines), 0
         try:
             while written < len(data):
                 written += self._write_some(data[written:])
         except OSError:
-            rest = len(data)
-            lost = 0
-            for line in reversed(lines):
-                lost += rest > written
-                rest -= len(line)
-            self.drop("error", lost)
+            self.drop("error", sum(len(start) + end > written for end in accumulate(map(len, lines))))
             if written:
                 self._torn = not data[:written].endswith(b"\n")
             return False

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp
 
 from app.api.dependencies import Parts, admin_allowed
+from app.api.middleware import PlainStartFailures
 from app.http.problems import ForbiddenError
 from app.main import create_app, start_serving
-from app.middleware.start_failures import PlainStartFailures
 from app.observability.metrics import merge_expositions
 from app.process.logs import configure_logging
 from app.ray_serve.proxy_headers import ProxyHeaders

@@ -13,11 +13,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from app.reports import lens_charts
 from app.reports.lens_charts import Value
 from gradless.units import in_bytes, in_seconds
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.offline import files
 
 if TYPE_CHECKING:
-    from app.api.lens_schemas import GradModes, SweptArm
+    from app.api.schemas import GradModes, SweptArm
     from models.offline.evaluation import Evaluation
 
 # Rows shown at once; the others are in a collapsed part.

@@ -16,7 +16,7 @@ from rich.table import Table
 from gradless.units import in_bytes, in_seconds
 
 if TYPE_CHECKING:
-    from app.api.lens_schemas import Arm, GradModes
+    from app.api.schemas import Arm, GradModes
     from models.offline.evaluation import Evaluation
     from models.optimizing.comparison import Accuracy, Rate, Report, Side
 

@@ -15,14 +15,20 @@ from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
 
 from app.api.dependencies import Parts
+from app.api.middleware import PlainStartFailures
 from app.main import create_app
-from app.middleware.start_failures import PlainStartFailures, refuse_to_start
-from app.process.interpreter import tune_interpreter
-from app.process.listener import allow_many_connections, bind, log_listening
+from app.process.lifetime import (
+    FORCED_AFTER_DRAIN_S,
+    allow_many_connections,
+    end_process,
+    end_process_within,
+    ended_by_signals,
+    refuse_to_start,
+    tune_interpreter,
+)
 from app.process.logs import exit_at_once
-from app.process.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
-from app.server.acceptor import Acceptor
-from app.server.shedding_connection import shedding_connection
+from app.server.connection import BoundedConnection
+from app.server.listener import Acceptor, bind, log_listening
 from app.settings import Settings
 from models.interface.errors import StartError
 
@@ -64,7 +70,9 @@ def server_config(app: FastAPI, parts: Parts) -> uvicorn.Config:
         PlainStartFailures(app, parts),
         # If a WebSocket library is installed, uvicorn would hand upgrade requests to it, without our limits.
         ws="none",
-        http=shedding_connection(settings.read_timeout_s, parts.metrics.refused_by_connection, app.state.shedding),
+        http=BoundedConnection.with_bounds(
+            settings.read_timeout_s, parts.metrics.refused_by_connection, app.state.shedding
+        ),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -136,8 +144,7 @@ class Server(uvicorn.Server):
         return True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Start to drain; a signal handler."""
-        # uvicorn's own handler would end the process by the signal, but a completed drain is a success, status 0.
+        """Start to drain; a signal handler. uvicorn's own ends the process by the signal, but a drain is a success."""
         del frame
         _log.log(self.stop_log_level, "%s: answering what was accepted, then stopping", signal.Signals(sig).name)
         if self._parts.runtime is None:

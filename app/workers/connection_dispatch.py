@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from app.observability.metrics import CountsReader
-from app.server.acceptor import NO_FILES_S
+from app.server.listener import NO_FILES_S
 from app.workers.fork_server import Fork
 from app.workers.http_worker import NO_FILES, WorkerStatus
 

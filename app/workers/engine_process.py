@@ -14,14 +14,21 @@ from contextlib import ExitStack, suppress
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from app.main import search_index_of_runtime, serving_options
-from app.middleware.start_failures import refuse_to_start, start_error
+from app.main import open_search_index, serving_options
 from app.observability.metrics import CountsReader, Metrics, create_counts
-from app.process.interpreter import freeze_loaded_objects, tune_interpreter
-from app.process.listener import allow_many_connections, bind, log_listening
+from app.process.lifetime import (
+    FORCED_AFTER_DRAIN_S,
+    allow_many_connections,
+    end_process,
+    end_process_within,
+    ended_by_signals,
+    freeze_loaded_objects,
+    refuse_to_start,
+    start_error,
+    tune_interpreter,
+)
 from app.process.logs import exit_at_once
-from app.process.stopping import FORCED_AFTER_DRAIN_S, end_process, end_process_within, ended_by_signals
-from app.server.acceptor import Acceptor
+from app.server.listener import Acceptor, bind, log_listening
 from app.server.server import handles_sighup
 from app.settings import Settings
 from app.workers.connection_dispatch import HttpWorker, dispatch
@@ -144,9 +151,9 @@ class _Engine:
                 on_fault=self.fault,
             )
             # Each worker opens it for itself; here it is checked.
-            search_index_of_runtime(self._server.runtime, settings)
+            open_search_index(self._server.runtime, settings)
         except (StartError, OSError) as error:
-            refuse_to_start(start_error(error) if isinstance(error, OSError) else error)
+            refuse_to_start(error)
         metrics.watch(self._server.runtime)
         freeze_loaded_objects()
 

@@ -21,9 +21,8 @@ import uvicorn
 from app.api.dependencies import Parts
 from app.main import create_app
 from app.observability.metrics import content_type_for, count_in
-from app.process.interpreter import tune_interpreter
+from app.process.lifetime import end_process_within, tune_interpreter
 from app.process.logs import configure_logging, exit_at_once
-from app.process.stopping import end_process_within
 from app.server.server import Server, server_config
 from app.settings import Settings
 from models.interface.runtime import Runtime

@@ -1,2 +1,2 @@
-"""`gradless features` over a folder, beside the loop that people write by hand, the service, and what decode and
-forward alone give in one process."""
+"""`gradless features` over a folder, compared with a hand-written loop, the service, and decode and forward in one
+process."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.folders`: every way in turn, round by round, and the page."""
+"""Measure every way in turn, round by round, and write the page: `python -m benchmarks.folders`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,17 @@ _CONNECTIONS = 32
 def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.folders", description="gradless features, side by side")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.folders", description="compare gradless features with other ways"
+    )
     parser.add_argument("--images", type=int, default=5000, help=f"files, more than {page.FEW}")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--python", type=Path, default=ROOT / ".venv/bin/python", help="that gradless is installed for")
+    parser.add_argument(
+        "--python", type=Path, default=ROOT / ".venv/bin/python", help="interpreter of gradless's environment"
+    )
     parser.add_argument("--out", type=Path, default=_PAGE, help="page to write")
-    wanted = parser.parse_args()
-    if wanted.images <= page.FEW:
+    options = parser.parse_args()
+    if options.images <= page.FEW:
         parser.error(f"--images must be more than {page.FEW}")
     try:
         require_wrk()
@@ -47,9 +51,9 @@ def main() -> None:
         sys.exit(f"benchmarks: {error}")
     described = machine.describe([], {})
     with tempfile.TemporaryDirectory() as folder:
-        found = _measured(Path(folder), wanted.images, wanted.rounds, wanted.python)
-    wanted.out.write_text(page.of(found, described, wanted.images, wanted.rounds), encoding="utf-8")
-    _log.info("written: %s", wanted.out)
+        found = _measured(Path(folder), options.images, options.rounds, options.python)
+    options.out.write_text(page.of(found, described, options.images, options.rounds), encoding="utf-8")
+    _log.info("written: %s", options.out)
 
 
 def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str, list[Measured]]:
@@ -66,7 +70,7 @@ def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str,
     out = str(folder / "out.npy")
     by_hand = [str(python), "-m", "benchmarks.folders.hand_written"]
     found: dict[str, list[Measured]] = defaultdict(list)
-    # OpenVINO's conversion is made once and kept.
+    # OpenVINO's conversion is made once and cached.
     _seconds([*command, str(few), "-o", str(folder / "first.npy")])
     for number in range(1, rounds + 1):
         found[page.COMMAND].append(_by_difference(lambda of: [*command, str(of), "-o", out], many, few, images))
@@ -79,7 +83,7 @@ def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str,
 
 
 def _by_difference(command: Callable[[Path], list[str]], many: Path, few: Path, images: int) -> Measured:
-    """Of two runs: what one takes longer, for the images that it has more."""
+    """Return the rate from the additional time and images of the longer of two runs."""
     long_s, short_s = _seconds(command(many)), _seconds(command(few))
     per_second = (images - page.FEW) / (long_s - short_s)
     return Measured(per_second, max(0.0, short_s - page.FEW / per_second))

@@ -1,4 +1,4 @@
-"""Decode and forward in one process, without files, processes and output: images a second. Run by itself."""
+"""Decode and forward in one process, without files, processes and output. A script; prints images a second."""
 
 from __future__ import annotations
 

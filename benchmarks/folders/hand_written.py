@@ -1,5 +1,6 @@
-"""The loop that everybody writes: a DataLoader over Pillow and torchvision's transforms, the network as it is built,
-batches of 32 under no_grad, vectors into one file. Run by itself."""
+"""A typical hand-written loop: a DataLoader over Pillow and torchvision's transforms, the network as built, batches of
+32 under no_grad, vectors into one file. A script.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from models.networks.heads import cut_at_head
 
 
 class Pictures(Dataset[torch.Tensor]):
-    """(3, crop, crop) float32, normalised, of each file of a folder."""
+    """The files of a folder as (3, crop, crop) float32, normalised."""
 
     def __init__(self, folder: Path, preset: Transform) -> None:
         self._files = sorted(folder.iterdir())

@@ -1,4 +1,4 @@
-"""The page of a run: rates, start-up, and the bars that `gradless features` is held to."""
+"""The page of a run: rates, start-up, and the bars of `gradless features`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmarks.markdown import over_rounds, table
 
-# Different pictures; the others are further names of the same ones, which cost as much to read and decode.
+# Different pictures; the others are links to them, which cost as much to read and decode.
 DRAWN = 200
 
-# Of the short run, whose time is start, end, and these: more than what is read without worker processes.
+# Files of the short run, whose time is mostly start and end; more than are read without worker processes.
 FEW = 256
 
 COMMAND, BY_HAND, CEILING, SERVICE = (
@@ -21,7 +21,7 @@ COMMAND, BY_HAND, CEILING, SERVICE = (
     "gradless serve, 32 connections",
 )
 
-# Of the hand-written loop's rate, and of the ceiling's.
+# Bars against the rates of the hand-written loop and of the ceiling.
 _LEAST_TIMES, _LEAST_SHARE = 3.0, 0.95
 
 _PACKAGES = ("torch", "torchvision", "openvino", "pillow", "simplejpeg")
@@ -29,14 +29,14 @@ _PACKAGES = ("torch", "torchvision", "openvino", "pillow", "simplejpeg")
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """`start_s`: what a run takes that has nothing to do; None where it was not measured."""
+    """A way's rate and `start_s`, the time of a run without work, or None if it was not measured."""
 
     per_second: float
     start_s: float | None = None
 
 
 def of(found: Mapping[str, Sequence[Measured]], described: Mapping[str, Any], images: int, rounds: int) -> str:
-    """`found` by way, a figure a round; `described` as benchmarks.machine does."""
+    """Return the page. `found` has a figure a round for each way; `described` is from benchmarks.machine."""
     rows = [
         [
             way,
@@ -50,13 +50,13 @@ def of(found: Mapping[str, Sequence[Measured]], described: Mapping[str, Any], im
         "# A folder of files",
         "",
         f"Feature vectors of EfficientNet-Lite0 for {images} JPEGs of 500 x 375, {min(images, DRAWN)} pictures under",
-        "as many names, in batches of 32. A rate is that of the images by which one run has more than another, of",
-        f"{FEW}, so that start and end cancel out; start-up is what is left of the short run. The command and the loop",
+        "as many names, in batches of 32. A rate is measured by the difference to a run of",
+        f"{FEW} images, so that start and end cancel out; start-up is the rest of that run. The command and the loop",
         "read and write files; one process and the service have theirs in memory. Medians, with least and largest.",
         "",
         *table(["way", "images/s", "start-up s"], rows),
         "",
-        *table(["bar", "wanted", "found"], _bars(found)),
+        *table(["bar", "required", "measured"], _bars(found)),
         "",
         f"{described['processor']}, {described['cores']} cores, {described['memory_gib']} GiB; {described['system']}.",
         f"Python {described['python']}, {versions}.",
@@ -67,7 +67,7 @@ def of(found: Mapping[str, Sequence[Measured]], described: Mapping[str, Any], im
 
 
 def _bars(found: Mapping[str, Sequence[Measured]]) -> list[list[str]]:
-    """Ratios of the same round."""
+    """Return ratios of the same round."""
 
     def ratios(to: str) -> list[float]:
         pairs = zip(found[COMMAND], found[to], strict=True)

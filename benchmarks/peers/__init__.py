@@ -1,1 +1,1 @@
-"""The other servers, each as its makers would have it written, around the one classifier in `classifier`."""
+"""The other servers, each as its documentation recommends, around the classifier in `classifier`."""

@@ -21,20 +21,20 @@ _QUIET = {"access": {"enabled": False}}
 
 @bentoml.service(workers=WORKERS, traffic={"timeout": TIMEOUT_S}, logging=_QUIET)
 class Forward:
-    """Batches of decoded images."""
+    """A service for batches of decoded images."""
 
     def __init__(self) -> None:
         self.classifier = Classifier()
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_SIZE, max_latency_ms=TIMEOUT_S * 1000)
     def classify(self, images: NDArray[np.uint8]) -> list[Any]:
-        """(N, 3, crop, crop) uint8 to an answer for each."""
+        """Map (N, 3, crop, crop) uint8 to N answers."""
         return list(self.classifier.classify(torch.from_numpy(np.array(images))))
 
 
 @bentoml.service(workers=1, threads=DECODE_THREADS, traffic={"timeout": TIMEOUT_S}, logging=_QUIET)
-class Front:
-    """One image a request."""
+class HttpService:
+    """A service of one image a request."""
 
     forward = bentoml.depends(Forward)
 
@@ -43,7 +43,7 @@ class Front:
 
     @bentoml.api(route="/")
     def classify(self, image: Annotated[Path, ContentType("image/jpeg")], /) -> list[Any]:
-        """Decode here, then join a batch there."""
+        """Decode here, then call the batching service."""
         pixels = preprocess(image.read_bytes())
         first: list[Any] = self.forward.classify(pixels.numpy()[None])[0]
         return first

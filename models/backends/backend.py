@@ -1,4 +1,6 @@
-"""The interface of a backend: one way to run a model's forward. It knows nothing of queues or batch formation."""
+"""The interface of a backend, one way to run a forward, and what backends have in common. A backend knows nothing of
+queues or batch formation.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,16 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.hardware import cores
+from models.interface.request import NEVER_CANCELLED, CancelToken
+from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
 DEFAULT_CACHE_FOLDER = Path("~/.cache/gradless")
+
+MAX_BATCH_SIZE = 32
+# Activations of more images do not fit into the caches of a core.
+IMAGES_PER_CORE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,3 +79,45 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """End the backend's threads, if it has any. Nothing calls `run` after that."""
+        return
+
+
+def default_max_batch_size(device: torch.device) -> int:
+    """Return 32, or on a CPU as many images as keep its cores busy: larger batches are not faster there, and a new
+    request waits for the whole forward."""
+    if device.type != "cpu":
+        return MAX_BATCH_SIZE
+    return min(MAX_BATCH_SIZE, IMAGES_PER_CORE * cores.available_cores())
+
+
+def to_device(batch: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy `batch` from the CPU to `device`. On CUDA the copy from pinned memory is asynchronous; the forward waits for
+    it on the same stream."""
+    return batch.to(device, non_blocking=device.type == "cuda")
+
+
+def normalized(model: LoadedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Return (N, 3, H, W) uint8 pixels as the images that the network takes, on its device and in its precision."""
+    images: torch.Tensor = model.normalize(to_device(pixels, model.placement.device))
+    return images.to(model.placement.dtype)
+
+
+def padded(pixels: torch.Tensor, count: int) -> torch.Tensor:
+    """Return (N, 3, H, W) pixels with blank images appended up to `count`, channels last in memory."""
+    if len(pixels) == count:
+        return pixels
+    whole = torch.empty((count, *pixels.shape[1:]), dtype=pixels.dtype, memory_format=torch.channels_last)
+    whole[: len(pixels)] = pixels
+    whole[len(pixels) :] = 0
+    return whole
+
+
+def next_multiple(count: int, of: int) -> int:
+    """Return the least multiple of `of` that is not below `count`."""
+    return -(-count // of) * of
+
+
+def buckets(max_batch_size: int) -> tuple[int, ...]:
+    """Return 1, 2, 4 … and `max_batch_size` itself: the sizes that a backend compiles or records."""
+    powers = [2**power for power in range(max_batch_size.bit_length()) if 2**power < max_batch_size]
+    return (*powers, max_batch_size)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import cache
 from itertools import accumulate, pairwise
 from typing import Any
@@ -15,13 +14,12 @@ import openvino
 import torch
 from numpy.typing import NDArray
 
-from models.backends.backend import Backend, BackendOptions, BatchHints
-from models.backends.batch_shapes import default_max_batch_size, next_multiple, padded
+from models.backends.backend import Backend, BackendOptions, BatchHints, default_max_batch_size, next_multiple, padded
 from models.backends.openvino_conversion import converted
 from models.hardware import cores
 from models.hardware.placement import Precision
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DeviceUnavailableError
+from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
@@ -70,7 +68,9 @@ class OpenVinoBackend(Backend):
         )
         self._streams = _Requests(streams) if streams is not None else None
         self._together = _Requests(together) if together is not None else None
-        self._images = _Count()
+        # Images in flight, of all threads.
+        self._images = 0
+        self._counting = threading.Lock()
         self._outputs = range(len(network.outputs))
         smallest_per_core = 1 if options.fixed_shape else self._cores
         self.hints = BatchHints(
@@ -83,8 +83,13 @@ class OpenVinoBackend(Backend):
         )
 
     def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
-        with self._images.more(len(pixels)):
+        with self._counting:
+            self._images += len(pixels)
+        try:
             return self._run(pixels, cancel_token)
+        finally:
+            with self._counting:
+                self._images -= len(pixels)
 
     def _run(self, pixels: torch.Tensor, cancel_token: CancelToken) -> FeaturesAndLogits:
         count = len(pixels)
@@ -95,7 +100,7 @@ class OpenVinoBackend(Backend):
         pieces: list[list[NDArray[np.float32]]] = []
         done = 0
         while done < len(batch) and self._streams is not None:
-            shares = self._shares(len(batch) - done, alongside_others=self._images.now > count)
+            shares = self._shares(len(batch) - done, alongside_others=self._images > count)
             if not shares:
                 break
             on_cores = [batch[done:][share] for share in shares]
@@ -110,9 +115,6 @@ class OpenVinoBackend(Backend):
         joined = (np.concatenate(outputs)[:count] for outputs in zip(*pieces, strict=True))
         features, *logits = map(torch.from_numpy, joined)
         return FeaturesAndLogits(features, logits[0] if logits else features.new_empty((count, 0)))
-
-    def close(self) -> None:
-        """Do nothing: OpenVINO ends its threads with the compiled model."""
 
     def _shares(self, images: int, *, alongside_others: bool) -> list[slice]:
         """Return pieces of the images that divide equally among the cores. With a fixed shape, or while other batches
@@ -156,25 +158,6 @@ def _compiled_at_low_priority(
     """Compile in a thread of low priority: the threads of OpenVINO's streams inherit it."""
     with ThreadPoolExecutor(1, initializer=cores.lower_priority_in_this_thread) as creator:
         return creator.submit(core.compile_model, network, "CPU", options).result()
-
-
-class _Count:
-    """Images in flight, of all threads."""
-
-    def __init__(self) -> None:
-        self.now = 0
-        self._changing = threading.Lock()
-
-    @contextmanager
-    def more(self, count: int) -> Iterator[None]:
-        """Add `count` until the block ends."""
-        with self._changing:
-            self.now += count
-        try:
-            yield
-        finally:
-            with self._changing:
-                self.now -= count
 
 
 class _Requests(threading.local):

@@ -10,18 +10,24 @@ import gc
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from queue import SimpleQueue
 from typing import NamedTuple
 
 import torch
 
-from models.backends.backend import Backend, BackendOptions, BatchHints
-from models.backends.batch_shapes import buckets, default_max_batch_size, padded
-from models.backends.compiled import compiled_network
-from models.backends.eager import served_network
-from models.hardware import cuda, memory
-from models.hardware.cuda import BatchThreadStreams
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.backends.backend import (
+    Backend,
+    BackendOptions,
+    BatchHints,
+    buckets,
+    default_max_batch_size,
+    padded,
+    to_device,
+)
+from models.backends.pytorch import compiled_network, served_network
+from models.hardware import memory
+from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
 
@@ -75,16 +81,13 @@ class RecordedBackend(Backend):
         bucket = next(bucket for bucket in self._buckets if bucket >= size)
         if not self._recorded:
             batch = padded(pixels, bucket) if self._fixed_shape else pixels
-            return FeaturesAndLogits(*(output[:size] for output in self._forward(cuda.to_device(batch, self._device))))
+            return FeaturesAndLogits(*(output[:size] for output in self._forward(to_device(batch, self._device))))
         # There is one for each batch in flight, so this never waits.
         recordings = self._recordings.get()
         try:
             return recordings.run(pixels, bucket)
         finally:
             self._recordings.put(recordings)
-
-    def close(self) -> None:
-        """Do nothing: this backend has no threads."""
 
     def _forward(self, pixels: torch.Tensor) -> FeaturesAndLogits:
         answer: FeaturesAndLogits = self._network(self._normalize(pixels).to(self._dtype))
@@ -94,7 +97,7 @@ class RecordedBackend(Backend):
         try:
             with torch.inference_mode():
                 recorded = [
-                    _Recordings(self._forward, self._buckets, side, cuda.batch_thread_streams(self._device, number))
+                    _Recordings(self._forward, self._buckets, side, _batch_thread_streams(self._device, number))
                     for number in range(_IN_FLIGHT)
                 ]
         except Exception as error:  # noqa: BLE001 - the warm-up reports what fails without a recording too
@@ -109,6 +112,22 @@ class RecordedBackend(Backend):
         return False
 
 
+class _BatchThreadStreams(NamedTuple):
+    """`record`: for one recording at a time, without other work. `run`: for replays of those recordings, one after
+    another, because cuBLAS writes the address of its workspace, one for each stream, into a recording."""
+
+    record: torch.cuda.Stream
+    run: torch.cuda.Stream
+
+
+@cache
+def _batch_thread_streams(device: torch.device, number: int) -> _BatchThreadStreams:  # noqa: ARG001 - a key of the cache
+    """Return the streams of that batch thread, shared by all models of the process: libraries never free their memory
+    for a stream, 32 MiB on an H100."""
+    record, run = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # PyTorch's own
+    return _BatchThreadStreams(record, run)
+
+
 class _Recording(NamedTuple):
     """A graph, and the memory of its input and its outputs."""
 
@@ -120,7 +139,7 @@ class _Recording(NamedTuple):
 class _Recordings:
     """Recordings of one forward at several sizes, which share their memory and run one after another."""
 
-    def __init__(self, forward: Forward, sizes: Sequence[int], side: int, streams: BatchThreadStreams) -> None:
+    def __init__(self, forward: Forward, sizes: Sequence[int], side: int, streams: _BatchThreadStreams) -> None:
         self._streams = streams
         self._by_size: dict[int, _Recording] = {}
         self._pool = torch.cuda.graph_pool_handle()

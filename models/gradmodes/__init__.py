@@ -3,6 +3,6 @@
 from gradless import compare, retained_bytes
 from gradless.errors import ComparisonCancelledError as ComparisonAbandonedError
 from gradless.peak import prepare_profiler
-from models.lens.served import compare_served
+from models.serving.lens import compare_served
 
 __all__ = ["ComparisonAbandonedError", "compare", "compare_served", "prepare_profiler", "retained_bytes"]

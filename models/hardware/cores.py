@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from pathlib import Path
 
 import torch
 
@@ -14,20 +15,15 @@ from models.hardware.placement import first_available
 # with 2, 12 ms with 10), and a forward keeps a fourth of a core that other processes want (a tenth with 10).
 NICE_STEPS = 5
 
-
 # Decode threads compete with the event loop for the GIL: null model on 16 cores, 556 answers/s with 8 and 362 with 16.
 _MOST_DECODE_THREADS = 8
 
-
-_core_limit: int | None = None
-
-
 # With fewer cores, HTTP workers and the engine process would compete for them.
 _LEAST_CORES_FOR_WORKERS = 4
-
-
 # Each worker needs memory, and one engine process serves them all.
 _MOST_WORKERS = 16
+
+_core_limit: int | None = None
 
 
 def available_cores() -> int:
@@ -62,8 +58,7 @@ def limit_cores(count: int) -> None:
 
 def _cgroup_quota() -> int | None:
     try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:  # noqa: PTH123 - a kernel file
-            quota, period = file.read().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         return None
     return None if quota == "max" else -(-int(quota) // int(period))
@@ -80,8 +75,3 @@ def lower_priority_in_this_thread() -> None:
     if sys.platform == "linux":
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICE_STEPS)
-
-
-def use_cores_in_this_thread(cores: int) -> None:
-    """Let PyTorch use so many cores in this thread. OpenMP keeps the number per thread."""
-    torch.set_num_threads(cores)

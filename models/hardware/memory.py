@@ -1,12 +1,12 @@
-"""Memory of devices and of this process: statistics, within a container's limits (cgroups.py), out-of-memory errors,
-and when allocators keep or return freed memory."""
+"""Memory of devices and of this process: statistics, within a container's limits, out-of-memory errors, and when
+allocators keep or return freed memory."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import sys
 import weakref
+from contextlib import suppress
 
 import psutil
 import torch
@@ -82,17 +82,16 @@ def retain_freed_pages() -> None:
     """Make glibc's allocator keep freed pages instead of returning them to the kernel.
 
     Each forward allocates the same hundreds of megabytes again; from the kernel they come with a page fault for every
-    4 KiB. The thresholds are the largest of mallopt(3); one arena, because only the main one grows beyond 64 MiB. Does
-    nothing without glibc.
+    4 KiB. The thresholds are the largest of mallopt(3); one arena, because only the main one grows beyond 64 MiB.
     """
-    if sys.platform != "linux":
-        return
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
     for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 32 * 2**20), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-        mallopt(parameter, value)
+        _call_glibc("mallopt", parameter, value)
+
+
+def _call_glibc(function: str, *arguments: int) -> None:
+    """Do nothing without glibc."""
+    with suppress(OSError, AttributeError):
+        getattr(ctypes.CDLL("libc.so.6"), function)(*arguments)
 
 
 def trim(device: torch.device) -> None:
@@ -101,12 +100,8 @@ def trim(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
-    elif sys.platform == "linux":
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        except (OSError, AttributeError):
-            # No glibc.
-            return
+    else:
+        _call_glibc("malloc_trim", 0)
 
 
 def release(device: torch.device, left: weakref.WeakSet[nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""Devices and precisions: which there are, and which go together."""
+"""Devices and precisions: which there are, which go together, and how busy a device is."""
 
 from __future__ import annotations
 
@@ -59,6 +59,17 @@ def first_available() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def utilization(device: torch.device) -> float | None:
+    """Return the share of the driver's last sample (1 s or less) in which a kernel ran, 0..1, without synchronizing.
+    None without CUDA or nvidia-ml-py."""
+    if device.type != "cuda":
+        return None
+    try:
+        return torch.cuda.utilization(device) / 100
+    except Exception:  # noqa: BLE001 - NVML's errors have no common base class; MIG slices have no utilization
+        return None
 
 
 def _checked(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from models.images.decode import check_size
 from models.images.formats import FORMATS, format_named, format_of
 from models.interface.errors import EmptyImageError, TooCostlyError, UndecodableImageError, UnsupportedFormatError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 # Nanoseconds on one core of an Intel Xeon, by `python -m benchmarks.decode_cost`.
 _NS_FOR_CONVERTED_PIXEL = 6.0

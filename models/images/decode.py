@@ -34,7 +34,7 @@ from models.interface.errors import (
     UndecodableImageError,
     UnsupportedFormatError,
 )
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 Pixels = NDArray[np.uint8]
 

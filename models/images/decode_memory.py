@@ -17,7 +17,7 @@ from multiprocessing.reduction import DupFd
 from time import sleep
 from typing import Protocol
 
-from models.interface.cancellation import CancelToken
+from models.interface.request import CancelToken
 
 # Number of units, and position of the lock that lets one decode at a time search for free units.
 _UNITS = 64

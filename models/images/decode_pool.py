@@ -25,9 +25,8 @@ from models.images.decoder_process import DecoderProcess
 from models.images.preprocessing import pixels_needed
 from models.images.transforms import Transform
 from models.interface.admission import Budget
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DecodersBusyError, DrainingError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import NEVER_CANCELLED, CancelToken, ImageLimits
 
 # Largest image that a thread decodes, as shares of the limits: an eighth of the CPU time, and an equal share of a
 # quarter of the memory. The lower bound is enough for a JPEG of 48 megapixels at a reduced size.

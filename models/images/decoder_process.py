@@ -30,7 +30,7 @@ from models.images.cost import DecodeCost
 from models.images.decode import JpegReader, Pixels, Strips, decode_strips, ignore_pillow_warnings
 from models.images.formats import format_of
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _log = logging.getLogger(__name__)
 

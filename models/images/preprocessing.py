@@ -7,7 +7,7 @@ import torch
 from models.images import cost
 from models.images.decode import decode_pixels, decode_strips
 from models.images.transforms import Transform, to_tensor
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 
 def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> torch.Tensor:

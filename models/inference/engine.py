@@ -1,4 +1,4 @@
-"""The engine: one loaded model on its device.
+"""The engine: one loaded model on its device, and the check at its warm-up that the backend agrees with PyTorch.
 
 It enters inference_mode once per batch, in the thread that runs the batch: the mode is thread-local. A backend with
 threads of its own enters it there as well. Nothing else on the serving path does.
@@ -6,22 +6,38 @@ threads of its own enters it there as well. Nothing else on the serving path doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from models import backends
 from models.backends import Backend, BatchHints
-from models.hardware import cores, cuda
-from models.inference import backend_agreement
-from models.inference.batch_item import BatchItem, ItemOutput
-from models.interface.cancellation import NEVER_CANCELLED, AllCancelled, CancelToken
-from models.interface.errors import WarmUpError
-from models.interface.request import InferenceRequest
+from models.hardware import memory
+from models.hardware.placement import Precision
+from models.images import samples
+from models.images.transforms import Transform
+from models.inference.image_job import BatchItem, ItemOutput
+from models.interface.errors import DisagreementError, WarmUpError
+from models.interface.request import NEVER_CANCELLED, AllCancelled, CancelToken, InferenceRequest
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits
-from models.scheduling.fair_lock import FairLock
+from models.scheduling.fairness import FairLock
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Largest allowed |output - reference| / |reference|, of features and of logits. Largest measured values, on CPUs with 5
+# architectures: fp32 1e-6, bf16 0.03, int8 0.2. All-zero outputs are at 1.
+_TOLERANCES: dict[Precision, float] = {"fp32": 0.02, "fp16": 0.05, "bf16": 0.2, "int8": 0.6}
+
+# Smallest root mean square of the reference in that quotient, so that outputs near zero are comparable.
+_FLOOR = 1e-3
 
 
 class Engine:
@@ -35,23 +51,12 @@ class Engine:
 
     @property
     def hints(self) -> BatchHints:
-        """How the backend prefers its batches."""
         return self._backend.hints
-
-    @property
-    def max_batch_size(self) -> int:
-        """Images of one batch at most."""
-        return self.hints.max_batch_size
 
     @property
     def served_network(self) -> nn.Module | None:
         """The module that the backend runs; None if it runs no PyTorch module. Read it with the lock held."""
         return self._backend.network
-
-    @property
-    def memory_note(self) -> str | None:
-        """Why PyTorch cannot measure the memory of a forward; None if it can."""
-        return self.hints.memory_note
 
     def run(self, items: Sequence[BatchItem]) -> list[ItemOutput]:
         """Run one forward and return one output per item, in order. Raises AllCancelledError if all items were
@@ -85,9 +90,12 @@ class Engine:
 
     def prepare_thread(self) -> None:
         """Prepare the current thread for calls of `run`. Call once in each such thread."""
-        cores.use_cores_in_this_thread(self.hints.intra_op_threads)
-        if self.hints.max_in_flight > 1:
-            cuda.use_own_stream_in_this_thread(self.model.placement.device)
+        torch.set_num_threads(self.hints.intra_op_threads)
+        device = self.model.placement.device
+        if self.hints.max_in_flight > 1 and device.type == "cuda":
+            # With a stream of their own, threads copy, compute and wait independently. The model is loaded before.
+            torch.cuda.synchronize(device)
+            torch.cuda.set_stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # PyTorch's own
 
     def forward(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:
         """Run the backend on (N, 3, side, side) uint8 pixels. Call it with the lock held."""
@@ -102,12 +110,13 @@ class Engine:
         """Run batches of the backend's warm-up sizes. Call it in each thread that will call `run`, one after another.
 
         Raises WarmUpError, also for a model that is not in eval mode or whose outputs are not finite; DisagreementError
-        if the outputs differ from those of PyTorch.
+        if the outputs differ from those of PyTorch in float32: a faulty conversion, or a converted model that is
+        damaged on disk, gives finite numbers and wrong classes.
         """
         model = self.model
         if any(module.training for module in model.network.modules()):
             raise WarmUpError(model.name, "it is not in eval mode")
-        picture = backend_agreement.drawn_picture(model.transform)
+        picture = drawn_picture(model.transform)
         drawn = BatchItem(picture, InferenceRequest("classify", top_k=min(1, model.network.classes)))
         try:
             outputs = [output for size in self.hints.warm_up_sizes for output in self.run([drawn] * size)]
@@ -125,19 +134,76 @@ class Engine:
         pixels = _stacked([picture], model.placement.device)
         with self.lock.shared():
             if self._reference is None:
-                self._reference = backend_agreement.reference(model, pixels)
+                self._reference = _reference(model, pixels)
             logits = self.forward(pixels).logits
         if self._reference is None:
             return
         for output in outputs:
-            answer = FeaturesAndLogits(torch.from_numpy(output.features)[None], logits)
-            backend_agreement.check(model, answer, self._reference, pixels)
+            _check(model, FeaturesAndLogits(torch.from_numpy(output.features)[None], logits), self._reference, pixels)
+
+
+def with_fresh_conversion(model: LoadedModel, serve: Callable[[bool], T]) -> T:
+    """Call `serve(False)`, which may use a cached conversion; if its outputs disagree, call `serve(True)`, which
+    converts the model again. Raises what `serve` raises."""
+    if not backends.caches_conversions(model.placement) or model.quantized is not None:
+        return serve(False)
+    try:
+        return serve(False)
+    except DisagreementError as error:
+        _log.warning("%s; it is converted again", error)
+    # Outside the handler: the frames of the error hold the first backend.
+    return serve(True)
+
+
+def drawn_picture(transform: Transform) -> torch.Tensor:
+    """Return a fixed picture of a clock, (3, crop, crop) uint8, channels last in memory."""
+    pixels = np.array(samples.draw("clock").resize((transform.crop, transform.crop)))
+    return torch.from_numpy(pixels.transpose(2, 0, 1))
+
+
+def _reference(model: LoadedModel, pixels: torch.Tensor) -> FeaturesAndLogits | None:
+    """Return the network's output for (N, 3, crop, crop) uint8 pixels, float32 on the CPU. None if there is no memory
+    for that alongside the served models."""
+    # Not inference_mode: tensors that a network caches in its first forward would stay inference tensors.
+    try:
+        with torch.no_grad():
+            features, logits = model.network(model.normalize(pixels.to(model.placement.device)))
+    except Exception as error:
+        if not memory.ran_out(error):
+            raise
+        _log.warning("%s is served without a comparison with PyTorch: there is no memory for it", model.name)
+        return None
+    return FeaturesAndLogits(features.float().cpu(), logits.float().cpu())
+
+
+def _check(model: LoadedModel, found: FeaturesAndLogits, expected: FeaturesAndLogits, pixels: torch.Tensor) -> None:
+    """Raise DisagreementError if a backend's output for `pixels` differs from `expected`, the reference."""
+    tolerance = _TOLERANCES[model.placement.precision]
+    difference = _difference(found, expected)
+    # NaN compares false, so it is a disagreement.
+    if difference <= tolerance:
+        return
+    again = _reference(model, pixels)
+    if again is not None and not _difference(again, expected) <= tolerance:
+        _log.warning("%s is not deterministic, so its backend cannot be checked", model.name)
+        return
+    raise DisagreementError(model.name, model.placement.backend, difference, tolerance)
+
+
+def _difference(found: FeaturesAndLogits, expected: FeaturesAndLogits) -> float:
+    return max(_relative(one.float().cpu(), other) for one, other in zip(found, expected, strict=True))
+
+
+def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    if found.shape != expected.shape:
+        return math.nan
+    return float((found - expected).norm() / max(float(expected.norm()), _FLOOR * math.sqrt(expected.numel()), 1e-30))
 
 
 def _stacked(images: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Stack (3, H, W) uint8 images, channels last in memory, to (N, 3, H, W) of the same layout, in host memory that
-    is fast to copy to `device`."""
+    """Stack (3, H, W) uint8 images, channels last in memory, to (N, 3, H, W) of the same layout on the host. For CUDA
+    the memory is pinned, which makes the copy to `device` asynchronous; PyTorch reuses it after the copy."""
     rows = [image.permute(1, 2, 0) for image in images]
-    batch = cuda.host_batch((len(rows), *rows[0].shape), device)
+    batch = torch.empty((len(rows), *rows[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
     # One call, which releases the GIL once. NumPy would reacquire it after each image, from a busy event loop.
     return torch.stack(rows, out=batch).permute(0, 3, 1, 2)

@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import Future
+from dataclasses import dataclass
 from time import perf_counter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from models.inference.batch_item import BatchItem, ItemOutput
-from models.interface.cancellation import AllCancelledError, CancelToken
-from models.interface.request import InferenceRequest
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.interface.request import AllCancelledError, CancelToken, InferenceRequest
 from models.interface.telemetry import Stage
 from models.scheduling.batcher import Completed
-from models.scheduling.loop_mailbox import LoopMailbox
+from models.scheduling.threads import LoopMailbox
+
+
+class BatchItem(NamedTuple):
+    """One image: (3, H, W) uint8 of the model's input size, and its request without the encoded files."""
+
+    image: torch.Tensor
+    request: InferenceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ItemOutput:
+    """One image's result: features (D,) float32; the indices (top_k,) int64 and probabilities (top_k,) float32 of
+    the likeliest classes, most probable first. Both are None if `top_k` was 0. The arrays are views into the batch's.
+
+    `finite`: whether all the numbers are finite. A network can overflow, and JSON cannot represent inf or NaN.
+    """
+
+    features: NDArray[np.float32]
+    indices: NDArray[np.int64] | None
+    probabilities: NDArray[np.float32] | None
+    finite: bool
 
 
 class Queue(Protocol):

@@ -15,9 +15,8 @@ import torch
 
 from models.images.decode_pool import DecodePool
 from models.images.transforms import Transform
-from models.inference.batch_item import BatchItem, ItemOutput
-from models.inference.image_job import ImageJob, Queue
-from models.interface.cancellation import CancelToken
+from models.inference.image_job import BatchItem, ImageJob, ItemOutput, Queue
+from models.interface.admission import Admission
 from models.interface.errors import (
     AtCapacityError,
     DeadlineExceededError,
@@ -27,12 +26,11 @@ from models.interface.errors import (
     NotFiniteError,
     RefusedError,
 )
-from models.interface.request import InferenceRequest
+from models.interface.request import CancelToken, InferenceRequest
 from models.interface.results import Answer, ModelCard, Prediction, ScoredClass
 from models.interface.telemetry import Outcome, StageSeconds, Task, Telemetry
-from models.scheduling.admission import Admission
 from models.scheduling.batcher import Completed
-from models.scheduling.loop_mailbox import LoopMailbox
+from models.scheduling.threads import LoopMailbox
 
 
 class ModelFacts(Protocol):

@@ -47,13 +47,13 @@ GradlessError
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 # The root of the tree and the errors of the lens library, exported again.
 from gradless.errors import ComparisonTooLargeError as ComparisonTooLargeError  # noqa: PLC0414
 from gradless.errors import GradlessError as GradlessError  # noqa: PLC0414
-from models.interface.admission import retry_after_s
 
 
 class StartError(GradlessError):
@@ -64,26 +64,23 @@ class UnknownCatalogNameError(StartError):
     def __init__(self, name: str, similar: Sequence[str]) -> None:
         hint = f"; did you mean {', '.join(similar)}?" if similar else ""
         super().__init__(f"no model is named {name!r}{hint}")
-        self.name = name
 
 
 class UnknownSourceError(StartError):
     def __init__(self, source: str, reason: str) -> None:
         # Clients can send anything, so the message has a limited length.
         super().__init__(f"no model at {source[:100]!r}: {reason}")
-        self.source = source
 
 
 class UnsupportedArchitectureError(StartError):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} cannot be served: {reason}")
-        self.name, self.reason = name, reason
+        self.reason = reason
 
 
 class WeightsUnavailableError(StartError):
     def __init__(self, name: str, reason: str, remedy: str) -> None:
         super().__init__(f"the weights of {name} are not available: {reason}. {remedy}")
-        self.name = name
 
 
 class ModelFolderError(StartError):
@@ -99,31 +96,25 @@ class ModelFolderError(StartError):
 class DeviceUnavailableError(StartError):
     def __init__(self, device: str, reason: str) -> None:
         super().__init__(f"device {device!r} cannot be used: {reason}")
-        self.device = device
 
 
 class WarmUpError(StartError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} failed its warm-up: {reason}")
-        self.model = model
 
 
 class DisagreementError(WarmUpError):
-    """`difference` and `tolerance` are relative to the outputs of PyTorch."""
-
     def __init__(self, model: str, backend: str, difference: float, tolerance: float) -> None:
         super().__init__(
             model,
             f"for a test picture {backend} gives other numbers than PyTorch in float32: the relative difference is "
             f"{difference:.2g}, and at most {tolerance:g} is allowed; try another precision or backend",
         )
-        self.backend, self.difference, self.tolerance = backend, difference, tolerance
 
 
 class SearchIndexError(StartError):
     def __init__(self, folder: object, reason: str) -> None:
         super().__init__(f"the search index {folder} cannot be used: {reason}")
-        self.folder = folder
 
 
 class JobError(StartError):
@@ -146,7 +137,6 @@ class ImageTooLargeError(ImageError):
         which = f"The image {name}" if name else "The image"
         size = "" if size_bytes is None else f": it has {size_bytes / 1e6:.3g} MB"
         super().__init__(f"{which} is larger than {limit_bytes} bytes{size}.")
-        self.limit_bytes = limit_bytes
 
 
 class UnsupportedFormatError(ImageError):
@@ -171,7 +161,6 @@ class TooManyPixelsError(ImageError):
 class TooElongatedError(ImageError):
     def __init__(self, width: int, height: int, limit: int) -> None:
         super().__init__(f"The image is {width} x {height}: its sides differ more than {limit} to 1.")
-        self.width, self.height, self.limit = width, height, limit
 
 
 class TooCostlyError(ImageError):
@@ -186,7 +175,6 @@ class TooCostlyError(ImageError):
 class NotFiniteError(ImageError):
     def __init__(self, model: str) -> None:
         super().__init__(f"{model} gave outputs that are not finite for this image")
-        self.model = model
 
 
 class RefusedError(GradlessError):
@@ -197,7 +185,7 @@ class AtCapacityError(RefusedError):
     """A limit of the service is reached. After `retry_after_s` whole seconds there is likely capacity again."""
 
     def __init__(self, reason: str, expected_seconds: float) -> None:
-        self.retry_after_s = retry_after_s(expected_seconds)
+        self.retry_after_s = max(1, math.ceil(expected_seconds))
         super().__init__(f"{reason}; try again in {self.retry_after_s} s.")
 
 
@@ -232,7 +220,6 @@ class ModelDownError(RefusedError):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"{model} stopped working and is being restarted.")
-        self.model = model
 
 
 class ModelGoneError(RefusedError):
@@ -240,32 +227,27 @@ class ModelGoneError(RefusedError):
 
     def __init__(self, model: str) -> None:
         super().__init__(f"{model} was replaced or unloaded during the request.")
-        self.model = model
 
 
 class OutOfMemoryError(RefusedError):
     def __init__(self, model: str) -> None:
         super().__init__(f"The device of {model} has too little memory for even one image.")
-        self.model = model
 
 
 class DeadlineExceededError(RefusedError):
     def __init__(self, deadline_s: float) -> None:
         super().__init__(f"There was no answer within {deadline_s:g} s.")
-        self.deadline_s = deadline_s
 
 
 class UnknownModelError(GradlessError):
     def __init__(self, name: str, known: Sequence[str]) -> None:
         # Clients can send anything, so the message has a limited length.
         super().__init__(f"No model {name[:100]!r} is served here; the served models are {', '.join(known)}.")
-        self.name, self.known = name, tuple(known)
 
 
 class NoClassesError(GradlessError):
     def __init__(self, model: str) -> None:
         super().__init__(f"{model} has no classes; use /v1/features instead.")
-        self.model = model
 
 
 class NotChangedError(GradlessError):
@@ -277,7 +259,6 @@ class ModelNotLoadedError(NotChangedError):
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} was not loaded: {reason}")
-        self.model, self.reason = model, reason
 
 
 class NoRoomError(NotChangedError):
@@ -285,7 +266,7 @@ class NoRoomError(NotChangedError):
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"There is no memory for {model} alongside the served models: {reason}")
-        self.model, self.reason = model, reason
+        self.reason = reason
 
 
 class LoadTimeoutError(NotChangedError):
@@ -293,31 +274,26 @@ class LoadTimeoutError(NotChangedError):
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"{model} was not loaded: {reason}")
-        self.model, self.reason = model, reason
 
 
 class ModelChangingError(NotChangedError):
     def __init__(self, model: str) -> None:
         super().__init__(f"{model} is being loaded or unloaded; try again after that.")
-        self.model = model
 
 
 class TooManyModelsError(NotChangedError):
     def __init__(self, limit: int) -> None:
         super().__init__(f"{limit} models are served, which is the limit; unload one first.")
-        self.limit = limit
 
 
 class LastModelError(NotChangedError):
     def __init__(self, model: str) -> None:
         super().__init__(f"{model} is the only model that is served; load another one first.")
-        self.model = model
 
 
 class ForwardError(GradlessError):
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"the forward of {model} failed: {reason}")
-        self.model = model
 
 
 class ComparisonRunningError(GradlessError):

@@ -1,13 +1,93 @@
-"""One inference request, from the HTTP side to the batch that answers it."""
+"""One inference request, from the HTTP side to its batch: images, limits on them, and its cancel token."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.telemetry import Task
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """Limits that are checked on an image's header.
+
+    max_pixels: width x height.
+    max_aspect_ratio: long side / short side. It protects the resize, which enlarges the short side to the model's
+        input size: 1 x 65535 pixels would become 256 x 16 million.
+    max_decode_seconds: predicted CPU seconds of a decode (models/images/cost.py).
+    max_decode_bytes: predicted memory of a decode, and of all concurrent expensive decodes together.
+    """
+
+    max_pixels: int = 50_000_000
+    max_aspect_ratio: int = 50
+    max_decode_seconds: float = 1.0
+    max_decode_bytes: int = 224 * 2**20
+
+
+class AllCancelledError(Exception):
+    """A forward was stopped because every request in its batch was cancelled. No client receives this error."""
+
+
+class CancelToken:
+    """Say whether some work was cancelled. A token that was cancelled stays so.
+
+    Any thread may read `cancelled` and call `cancel`. Neither takes a lock: decode and forward threads poll the token.
+    A token is also cancelled once its `parent` is.
+    """
+
+    __slots__ = ("_cancelled", "_parent")
+
+    def __init__(self, parent: CancelToken | None = None) -> None:
+        self._cancelled = False
+        self._parent = parent
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled or (self._parent is not None and self._parent.cancelled)
+
+    def cancel(self) -> None:
+        self._cancelled = True
+
+    def raise_if_cancelled(self) -> None:
+        """Raise AllCancelledError if the token is cancelled."""
+        if self.cancelled:
+            raise AllCancelledError
+
+
+class NeverCancelled(CancelToken):
+    """The token of work without a client, such as a warm-up. `cancel` has no effect."""
+
+    __slots__ = ()
+
+    @property
+    def cancelled(self) -> bool:
+        return False
+
+    def cancel(self) -> None:
+        pass
+
+    def __reduce__(self) -> str:
+        return "NEVER_CANCELLED"
+
+
+class AllCancelled(CancelToken):
+    """The token of a batch: cancelled once each of `tokens` is."""
+
+    __slots__ = ("_tokens",)
+
+    def __init__(self, tokens: Collection[CancelToken]) -> None:
+        super().__init__()
+        self._tokens = tokens
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled or all(token.cancelled for token in self._tokens)
+
+
+NEVER_CANCELLED = NeverCancelled()
+
 
 _new_fairness_key = itertools.count().__next__
 

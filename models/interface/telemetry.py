@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from gradless.records import Comparison
 
@@ -62,16 +62,18 @@ class BatcherState:
     max_batch_size: int
 
 
-class Telemetry(Protocol):
-    """Receives the reports. Any thread may call it: the event loop, batch threads and the supervisor do.
-    Implementations are thread-safe and never raise."""
+class Telemetry:
+    """Receives the reports, and ignores them: subclasses record what they are for. Any thread may call it: the event
+    loop, batch threads and the supervisor do. Implementations are thread-safe and never raise."""
 
-    def batch_ran(self, report: BatchReport) -> None: ...
+    def batch_ran(self, report: BatchReport) -> None:
+        """A batch was answered."""
 
     def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:
         """Count images by outcome. Each image of a request is counted once."""
 
-    def image_took(self, model: str, seconds: StageSeconds) -> None: ...
+    def image_took(self, model: str, seconds: StageSeconds) -> None:
+        """An image was answered."""
 
     def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:
         """An image was cancelled in `stage`, by a disconnect or the deadline. `saved_seconds` is the device time that
@@ -101,47 +103,5 @@ class Telemetry(Protocol):
     def message_dropped(self, message: StaleMessage) -> None:
         """A message between an HTTP worker and the engine process was dropped: its image is gone."""
 
-    def compared(self, comparison: Comparison) -> None: ...
-
-
-class NoTelemetry:
-    """Ignores all reports, for use in a notebook."""
-
-    def batch_ran(self, report: BatchReport) -> None:
-        pass
-
-    def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:
-        pass
-
-    def image_took(self, model: str, seconds: StageSeconds) -> None:
-        pass
-
-    def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:
-        pass
-
     def compared(self, comparison: Comparison) -> None:
-        pass
-
-    def out_of_memory(self, model: str) -> None:
-        pass
-
-    def batch_split(self, model: str) -> None:
-        pass
-
-    def model_replaced(self, model: str) -> None:
-        pass
-
-    def model_served(self, model: str) -> None:
-        pass
-
-    def model_shown(self, model: str) -> None:
-        pass
-
-    def model_not_loaded(self, model: str) -> None:
-        pass
-
-    def model_gone(self, model: str) -> None:
-        pass
-
-    def message_dropped(self, message: StaleMessage) -> None:
-        pass
+        """A comparison has ended."""

@@ -17,7 +17,7 @@ from models.images.preprocessing import preprocess
 from models.images.transforms import Transform
 from models.interface.errors import ImageError, StartError
 from models.interface.home import expand_home
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _log = logging.getLogger(__name__)
 

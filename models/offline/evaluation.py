@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.inference.batch_item import ItemOutput
+from models.inference.image_job import ItemOutput
 from models.loading.load import LoadedModel
 from models.offline import files, reading, truth
 from models.offline.reading import Reading

@@ -27,7 +27,7 @@ from models.images.decode import ignore_pillow_warnings
 from models.images.preprocessing import decode_image, preprocess
 from models.images.transforms import Transform
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 A = TypeVar("A")
 

@@ -11,14 +11,11 @@ import torch
 from models import backends
 from models.backends import BackendOptions
 from models.hardware import memory
-from models.inference.backend_agreement import with_fresh_conversion
-from models.inference.batch_item import BatchItem, ItemOutput
-from models.inference.engine import Engine
-from models.interface.cancellation import AllCancelledError
+from models.inference.engine import Engine, with_fresh_conversion
+from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import GradlessError, NotFiniteError
-from models.interface.home import expand_home
-from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.request import AllCancelledError, InferenceRequest
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
@@ -58,7 +55,7 @@ class Runner:
             model=self.model.name,
             out_of_memory=memory.ran_out,
             release_memory=partial(memory.trim, placement.device),
-            telemetry=NoTelemetry(),
+            telemetry=Telemetry(),
         )
 
     def _warmed_up(self, options: ServingOptions, batch_size: int, fresh: bool) -> Engine:  # noqa: FBT001 - of one call
@@ -67,7 +64,7 @@ class Runner:
             BackendOptions(
                 max_batch_size=batch_size,
                 fixed_shape=options.fixed_batch,
-                cache_folder=expand_home(options.cache_folder),
+                cache_folder=options.cache_folder,
                 fresh=fresh,
             ),
         )

@@ -22,7 +22,7 @@ from models.images.decode import read_header
 from models.images.preprocessing import decode_image, preprocess
 from models.images.transforms import Transform
 from models.interface.errors import ImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.offline import reading
 
 _VALUES = np.arange(256)

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from models.inference.batch_item import ItemOutput
+from models.inference.image_job import ItemOutput
 from models.interface.errors import GradlessError, JobError
 from models.loading.load import LoadedModel
 from models.offline import files

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.inference.batch_item import ItemOutput
+from models.inference.image_job import ItemOutput
 from models.interface.errors import JobError
 from models.offline.running import Runner
 

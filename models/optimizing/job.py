@@ -16,7 +16,7 @@ import torch
 
 from models import backends
 from models.hardware.placement import at_precision
-from models.inference.batch_item import ItemOutput
+from models.inference.image_job import ItemOutput
 from models.interface.errors import GradlessError, JobError
 from models.loading import catalog
 from models.model_folder.description import is_name

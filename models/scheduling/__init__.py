@@ -1,1 +1,1 @@
-"""Admission, batching and cancellation of images: the standard library alone."""
+"""Batching, fairness and threads: the standard library alone."""

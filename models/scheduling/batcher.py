@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Generic, NamedTuple, TypeVar
 
-from models.interface.cancellation import AllCancelledError
 from models.interface.errors import DrainingError, ForwardError, OverloadedError
+from models.interface.request import AllCancelledError
 from models.interface.telemetry import BatchReport, Trigger
-from models.scheduling.batch_threads import BatchThreads
-from models.scheduling.fair_queue import FairQueue
+from models.scheduling.fairness import FairQueue
 from models.scheduling.in_flight import InFlight, RunningBatch
+from models.scheduling.threads import BatchThreads
 
 _log = logging.getLogger(__name__)
 

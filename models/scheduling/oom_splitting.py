@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
-from models.interface.cancellation import AllCancelledError
 from models.interface.errors import OutOfMemoryError
+from models.interface.request import AllCancelledError
 from models.interface.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)

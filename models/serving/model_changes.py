@@ -27,11 +27,11 @@ from models.interface.errors import (
     UnknownModelError,
 )
 from models.interface.results import Loaded, ModelCard
-from models.lens.runner import Lens
 from models.loading import sources
 from models.loading.sources import ModelSource
 from models.networks.specs import ModelSpec
-from models.scheduling.background import BackgroundWork
+from models.scheduling.threads import BackgroundWork
+from models.serving.lens import Lens
 from models.serving.model_instance import ModelInstance, ServingContext, serve_model
 from models.serving.registry import ModelRegistry
 

@@ -14,13 +14,12 @@ from models.backends import DEFAULT_CACHE_FOLDER, BackendOptions
 from models.hardware import memory
 from models.hardware.placement import Placement, Precision
 from models.images.decode_pool import DecodePool
-from models.inference.backend_agreement import with_fresh_conversion
-from models.inference.batch_item import BatchItem, ItemOutput
-from models.inference.engine import Engine
+from models.inference.engine import Engine, with_fresh_conversion
+from models.inference.image_job import BatchItem, ItemOutput
 from models.inference.pipeline import Pipeline
+from models.interface.admission import Admission
 from models.interface.errors import NoRoomError
-from models.interface.home import expand_home
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.interface.results import ModelCard
 from models.interface.telemetry import BatcherState, BatchReport, QueueState, Telemetry
 from models.loading import catalog
@@ -28,7 +27,6 @@ from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
 from models.loading.sources import ModelSource
 from models.networks.specs import ModelSpec
-from models.scheduling.admission import Admission
 from models.scheduling.batcher import Batcher
 from models.scheduling.oom_splitting import SplittingRun
 
@@ -127,11 +125,6 @@ class ModelInstance:
     pipeline: Pipeline
     options: ServingOptions
 
-    @property
-    def device(self) -> str:
-        """The device that runs the model, such as "cpu" or "cuda:0"."""
-        return self.card.device
-
     def queue_state(self) -> QueueState:
         return QueueState(
             self.batcher.depth, self.batcher.oldest_age_seconds(), self.admission.in_flight, self.admission.capacity
@@ -179,7 +172,7 @@ def _serve_loaded(
             BackendOptions(
                 max_batch_size=options.max_batch_size,
                 fixed_shape=options.fixed_batch,
-                cache_folder=expand_home(options.cache_folder),
+                cache_folder=options.cache_folder,
                 fresh=fresh,
             ),
         )

@@ -50,7 +50,7 @@ class ModelRegistry:
         return self._down
 
     def find(self, name: str | None) -> ModelInstance:
-        """Return the model called `name`, the default for None. Raises UnknownModelError, ModelDownError."""
+        """As `find_model`."""
         return find_model(self._instances, self._down, name)
 
     @contextmanager

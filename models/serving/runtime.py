@@ -10,7 +10,8 @@ from types import MappingProxyType
 from gradless.peak import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.backends import place
-from models.hardware import cores, cuda, memory
+from models.hardware import cores, memory
+from models.hardware.placement import utilization
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
 from models.interface.errors import AtCapacityError, ModelGoneError
@@ -18,9 +19,9 @@ from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.runtime import Runtime
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
-from models.lens.runner import Lens
 from models.loading import catalog, sources
 from models.loading.calibration import Calibration
+from models.serving.lens import Lens
 from models.serving.model_changes import ModelChanges
 from models.serving.model_instance import ModelInstance, RemoteAdmission, ServingContext, ServingOptions
 from models.serving.registry import ModelRegistry
@@ -84,12 +85,10 @@ class LocalRuntime(Runtime):
 
     @property
     def instances(self) -> Mapping[str, ModelInstance]:
-        """The served model instances by name, the default first."""
         return self._registry.instances
 
     @property
     def down(self) -> frozenset[str]:
-        """Names of models that have stopped working and are not replaced yet."""
         return self._registry.down
 
     @property
@@ -149,7 +148,7 @@ class LocalRuntime(Runtime):
         return memory.figures(self._context.placement.device)
 
     def utilization(self) -> float | None:
-        return cuda.utilization(self._context.placement.device)
+        return utilization(self._context.placement.device)
 
     def drain(self) -> None:
         self._draining = True

@@ -11,12 +11,12 @@ from collections.abc import Callable, Container, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from models.inference.batch_item import BatchItem, ItemOutput
+from models.inference.image_job import BatchItem, ItemOutput
+from models.interface.admission import Admission
 from models.interface.results import Loaded
 from models.interface.shared_work import SharedWork
 from models.interface.telemetry import BatchReport, Telemetry
 from models.loading.load import LoadedModel
-from models.scheduling.admission import Admission
 from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ModelInstance, ServingOptions
 from models.serving.runtime import LocalRuntime

@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from models.inference.batch_item import BatchItem, ItemOutput
+from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import ModelGoneError
 from models.interface.telemetry import BatchReport, StaleMessage
 from models.scheduling.batcher import Batcher, Completed

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 
-from models.inference.batch_item import BatchItem, ItemOutput
-from models.interface.cancellation import NEVER_CANCELLED
+from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import OverloadedError
+from models.interface.request import NEVER_CANCELLED
 from models.scheduling.batcher import Completed
 from models.workers.messages import Answers, Failure, Submission
 from models.workers.shared_slots import SharedSlots

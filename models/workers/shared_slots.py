@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from models.inference.batch_item import ItemOutput
-from models.interface.cancellation import CancelToken
+from models.inference.image_job import ItemOutput
+from models.interface.request import CancelToken
 
 # Worker numbers in use at the same time, workers that are ending included.
 MAX_WORKERS = 256

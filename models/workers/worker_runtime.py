@@ -20,13 +20,12 @@ from models.hardware import memory
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import Pipeline, answer
+from models.interface.admission import Admission
 from models.interface.errors import AtCapacityError, ModelDownError
-from models.interface.image_limits import ImageLimits
-from models.interface.request import InferenceRequest
+from models.interface.request import ImageLimits, InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.runtime import Runtime
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
-from models.scheduling.admission import Admission
 from models.serving.registry import find_model
 from models.serving.supervisor import Supervisor
 from models.workers.channel import Channel

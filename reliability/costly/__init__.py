@@ -1,4 +1,4 @@
-"""Files that are small to send and expensive to decode, by name: nothing in them is random, and none is stored."""
+"""Files that are small to send and expensive to decode, by name. They are generated, the same in each run."""
 
 from __future__ import annotations
 

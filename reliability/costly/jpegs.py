@@ -1,4 +1,4 @@
-"""JPEG files assembled from markers, whose decode costs far more than their bytes or their size in pixels say.
+"""JPEG files assembled from markers, whose decode costs far more than their bytes or pixels suggest.
 
 Section numbers are those of ITU-T T.81. Most scans below carry no data: a decoder continues with zeros after the end
 of a scan's data, and zeros decode as empty blocks, or, after an arithmetic coder has been adapted to it, as full ones.

@@ -1,4 +1,4 @@
-"""A kept OpenVINO conversion is damaged between starts: each start serves, and gives the answers of the one before."""
+"""A cached OpenVINO conversion is damaged between starts: each start serves the same answers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from models.images.samples import Sample, draw, encode
 from reliability.finding import Finding, Scenario
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, serving
-from reliability.wire import CLASSIFY, Connection, Place, post
+from reliability.wire import CLASSIFY, Address, Connection, post
 
-# Quickly converted; its entry is what entries are swapped with.
+# Converts quickly; its cache entry is swapped with the default model's.
 _OTHER_MODEL = "mobilenet_v3_small:random"
 _WEIGHTS = "network.bin"
 _SAMPLES: tuple[Sample, ...] = ("clock", "traffic-light", "crossword")
@@ -26,7 +26,7 @@ _OK = 200
 
 
 class _Start(NamedTuple):
-    """What a start answered and logged. `answers` are five classes with their probabilities for each sample."""
+    """Answers (five classes with probabilities for each sample) and log warnings of a start."""
 
     seconds: float
     answers: list[dict[str, float]]
@@ -34,7 +34,7 @@ class _Start(NamedTuple):
 
 
 class _Entries(NamedTuple):
-    """Folders of the cache."""
+    """Cache folders of the two models."""
 
     default: Path
     other: Path
@@ -74,7 +74,7 @@ _DAMAGES: Mapping[str, Callable[[_Entries], None]] = {
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """One cache folder for all of it. Nothing without OpenVINO."""
+    """Use one cache folder throughout. Yield nothing without OpenVINO."""
     if not importlib.util.find_spec("openvino"):
         return
     names = list(_DAMAGES)[: scale.count(len(_DAMAGES), least=2)]
@@ -83,11 +83,11 @@ def measure(scale: Scale) -> Iterator[Finding]:
         for name in names:
             _DAMAGES[name](entries)
             yield _finding(name, first, _start(cache, DEFAULT_MODEL), lines=1)
-        yield _finding("nothing, after all these", first, _start(cache, DEFAULT_MODEL), lines=0)
+        yield _finding("nothing, afterwards", first, _start(cache, DEFAULT_MODEL), lines=0)
 
 
 def _converted(cache: Path) -> tuple[_Entries, _Start]:
-    """A first start, and another with a second model."""
+    """Start with the default model, then with a second one too."""
     first = _start(str(cache), DEFAULT_MODEL)
     (default,) = cache.iterdir()
     _start(str(cache), f"{DEFAULT_MODEL},{_OTHER_MODEL}")
@@ -96,7 +96,7 @@ def _converted(cache: Path) -> tuple[_Entries, _Start]:
 
 
 def _finding(damage: str, first: _Start, found: _Start, *, lines: int) -> Finding:
-    """Hold a start to the first one's answers, and to so many lines about the cache."""
+    """Compare a start with the first one's answers, and with the number of log lines about the cache."""
     scenario = Scenario("damaged-cache", f"GRADLESS_CACHE_FOLDER, {DEFAULT_MODEL}: {damage}")
     same_classes = sum(map(_same_classes, first.answers, found.answers))
     difference = max(map(_difference, first.answers, found.answers))
@@ -122,14 +122,14 @@ def _start(cache: str, models: str) -> _Start:
     began = perf_counter()
     with serving(models, GRADLESS_BACKEND="openvino", GRADLESS_CACHE_FOLDER=cache) as served:
         seconds = perf_counter() - began
-        answers = asyncio.run(_answers(served.place))
+        answers = asyncio.run(_answers(served.address))
         return _Start(seconds, answers, served.warnings())
 
 
-async def _answers(place: Place) -> list[dict[str, float]]:
-    """One image at a time. Raises RuntimeError when one is not answered."""
+async def _answers(address: Address) -> list[dict[str, float]]:
+    """Return the answers for one image after another. Raises RuntimeError if a status is not 200."""
     answers = []
-    async with Connection(place) as connection:
+    async with Connection(address) as connection:
         for sample in _SAMPLES:
             answer = await connection.answer_to(post(f"{CLASSIFY}?top_k=5", encode(draw(sample), "PNG")))
             if answer.status != _OK:

@@ -1,4 +1,4 @@
-"""Two hundred callers send a request and hang up at once. How long does the next one wait?"""
+"""Two hundred clients send a request and disconnect at once; the next one must not wait."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import asyncio
 from collections.abc import Iterator
 from statistics import median
 
-from reliability.callers import first_answer_ms
+from reliability.clients import first_answer_ms
 from reliability.finding import Finding, Scenario
 from reliability.pictures import draw_pictures
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, Served, serving
 from reliability.wire import CLASSIFY, Connection, Request, post
 
-_CALLERS = 200
+_CLIENTS = 200
 _REPEATS = 10
 _WARMING = 20
 _BAR_MS = 100.0
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """Ten times over on one server."""
+    """Repeat on one server."""
     repeats = scale.count(_REPEATS, least=3)
-    scenario = Scenario("hang-up", f"{repeats} times {_CALLERS} callers who send a JPEG and hang up at once")
+    scenario = Scenario("hang-up", f"{repeats} times {_CLIENTS} clients that send a JPEG and disconnect at once")
     with serving(DEFAULT_MODEL) as served:
         waited_ms = asyncio.run(_repeated(served, repeats))
     yield scenario.finding(
@@ -35,16 +35,16 @@ def measure(scale: Scale) -> Iterator[Finding]:
 async def _repeated(served: Served, repeats: int) -> list[float]:
     request = post(CLASSIFY, draw_pictures().clock)
     for _ in range(_WARMING):
-        await first_answer_ms(served.place, request)
+        await first_answer_ms(served.address, request)
     waited_ms = []
     for _ in range(repeats):
-        await asyncio.gather(*(_hang_up(served, request) for _ in range(_CALLERS)))
-        waited_ms.append(await first_answer_ms(served.place, request))
-        # The next two hundred meet a server without callers.
+        await asyncio.gather(*(_disconnect(served, request) for _ in range(_CLIENTS)))
+        waited_ms.append(await first_answer_ms(served.address, request))
+        # The next two hundred find a server without clients.
         await served.vitals_at_rest()
     return waited_ms
 
 
-async def _hang_up(served: Served, request: Request) -> None:
-    async with Connection(served.place) as connection:
+async def _disconnect(served: Served, request: Request) -> None:
+    async with Connection(served.address) as connection:
         await connection.send(request.wire)

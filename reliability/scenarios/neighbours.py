@@ -1,4 +1,4 @@
-"""Bursts of sixteen images with a corrupt one among them, which must fail alone."""
+"""Bursts of sixteen images, one of them corrupt, which must fail alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reliability.finding import Finding, Scenario
 from reliability.pictures import draw_pictures
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, Served, serving
-from reliability.wire import CLASSIFY, Answer, Connection, Place, Request, post
+from reliability.wire import CLASSIFY, Address, Answer, Connection, Request, post
 
 _BURSTS = 50
 _IMAGES = 16
@@ -24,13 +24,13 @@ class _Failed(NamedTuple):
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """On one server of the default model, whose forward the sixteen share."""
+    """Run on one server of the default model; the sixteen share a forward."""
     bursts = scale.count(_BURSTS, least=10)
     scenario = Scenario("neighbours", f"{bursts} bursts of {_IMAGES} images at once, one of them corrupt")
     with serving(DEFAULT_MODEL) as served:
         failed = asyncio.run(_bursts(served, bursts))
     yield scenario.finding(
-        "no neighbour fails, nor is answered wrongly",
+        "no other image fails or gets a wrong answer",
         f"{failed.neighbours} of {bursts * (_IMAGES - 1):,} failed",
         met=not failed.neighbours,
     )
@@ -48,19 +48,19 @@ async def _bursts(served: Served, bursts: int) -> _Failed:
     neighbours = accepted = 0
     for number in range(bursts):
         requests = [good] * _IMAGES
-        place = number % _IMAGES
-        requests[place] = post(f"{CLASSIFY}?top_k=1", corrupt[number % len(corrupt)])
-        answers = await asyncio.gather(*(_answer(served.place, request) for request in requests))
-        bad = answers.pop(place)
+        position = number % _IMAGES
+        requests[position] = post(f"{CLASSIFY}?top_k=1", corrupt[number % len(corrupt)])
+        answers = await asyncio.gather(*(_answer(served.address, request) for request in requests))
+        bad = answers.pop(position)
         accepted += bad is None or bad.status not in _BAD_IMAGE
         neighbours += sum(not _right(answer) for answer in answers)
     return _Failed(neighbours, accepted)
 
 
-async def _answer(place: Place, request: Request) -> Answer | None:
-    """None where the server broke it off."""
+async def _answer(address: Address, request: Request) -> Answer | None:
+    """Return the answer, or None if the server closed the connection."""
     try:
-        async with Connection(place) as connection:
+        async with Connection(address) as connection:
             return await connection.answer_to(request)
     except (OSError, EOFError):
         return None

@@ -11,7 +11,7 @@ from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, QUEUE_CAPACITY, growth_mb, serving
 
 _FACTOR = 10.0
-_CALLERS = 64
+_CLIENTS = 64
 _CLOSED_S = 15.0
 _AFTER_S = 6.0
 _WARM_FLOOD_S = 10.0
@@ -22,19 +22,19 @@ _GROWTH_BAR_MB = 20.0
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """The default model: its forward costs so much that one process can offer ten times its rate."""
+    """Use the default model: its forward is slow enough for one load generator to offer ten times the capacity."""
     with serving(DEFAULT_MODEL) as served:
-        # As full as it will be, so that memory grows from there.
-        flood(served, callers=_CALLERS, closed_s=3.0, factor=_FACTOR, open_s=_WARM_FLOOD_S)
+        # Fill the queue first, so that memory is measured from there.
+        flood(served, clients=_CLIENTS, closed_s=3.0, factor=_FACTOR, open_s=_WARM_FLOOD_S)
         before = asyncio.run(served.vitals_at_rest())
         cpu_before = served.cpu_seconds()
-        seen = flood(
-            served, callers=_CALLERS, closed_s=_CLOSED_S, factor=_FACTOR, open_s=scale.seconds, after_s=_AFTER_S
+        report = flood(
+            served, clients=_CLIENTS, closed_s=_CLOSED_S, factor=_FACTOR, open_s=scale.seconds, after_s=_AFTER_S
         )
         after = asyncio.run(served.vitals_at_rest())
         server_cores = (served.cpu_seconds() - cpu_before) / (_CLOSED_S + scale.seconds + _AFTER_S)
-    opened = seen["open"]
-    capacity, goodput, offered = seen["closed"]["per_second"], opened["per_second"], opened["offered_per_second"]
+    opened = report["open"]
+    capacity, goodput, offered = report["closed"]["per_second"], opened["per_second"], opened["offered_per_second"]
     statuses = {int(status): count for status, count in opened["statuses"].items()}
     load = f"{offered:,.0f} requests/s for {scale.seconds:g} s, {offered / capacity:.1f} times the capacity, Poisson"
     scenario = Scenario("overload", load)
@@ -51,7 +51,7 @@ def measure(scale: Scale) -> Iterator[Finding]:
     )
     bound_ms = QUEUE_CAPACITY / capacity * 1e3
     yield scenario.finding(
-        f"p99 of the accepted ≤ {QUEUE_CAPACITY} places x time of one = {bound_ms:,.0f} ms",
+        f"p99 of accepted requests ≤ queue capacity ({QUEUE_CAPACITY}) x time of one = {bound_ms:,.0f} ms",
         f"{opened['accepted']['p99_ms']:,.0f} ms (median {opened['accepted']['p50_ms']:,.0f} ms)",
         met=opened["accepted"]["p99_ms"] <= bound_ms,
     )
@@ -61,16 +61,16 @@ def measure(scale: Scale) -> Iterator[Finding]:
         met=opened["refused"]["p99_ms"] <= _REFUSAL_BAR_MS,
     )
     yield scenario.finding(
-        "200, or 429 with Retry-After, and nothing else",
+        "only 200, or 429 with Retry-After",
         f"{', '.join(f'{status}: {count:,}' for status, count in sorted(statuses.items()))}; "
         f"without Retry-After: {opened['out_of_form']}",
         met=statuses.keys() <= {200, 429} and not opened["out_of_form"],
     )
-    again = seen["after"]["per_second"]
+    recovered = report["after"]["per_second"]
     yield scenario.finding(
-        f"≥ {_GOODPUT_BAR:.0%} of the capacity from 1 s after it",
-        f"{again:.0f}/s in the next {_AFTER_S - 1:g} s: {again / capacity:.0%}",
-        met=again >= _GOODPUT_BAR * capacity,
+        f"≥ {_GOODPUT_BAR:.0%} of the capacity 1 s after the load",
+        f"{recovered:.0f}/s in the next {_AFTER_S - 1:g} s: {recovered / capacity:.0%}",
+        met=recovered >= _GOODPUT_BAR * capacity,
     )
     yield scenario.finding(
         f"memory grows by ≤ {_GROWTH_BAR_MB:g} MB",

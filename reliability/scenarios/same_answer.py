@@ -1,4 +1,4 @@
-"""`GRADLESS_FIXED_BATCH`: an image's answer is the same to the last bit in any company. What does it cost?"""
+"""`GRADLESS_FIXED_BATCH`: an image's answer is bit-identical in any batch; and the cost of that."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from reliability.ledger import Ledger
 from reliability.pictures import draw_pictures
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, Served, serving
-from reliability.wire import CLASSIFY, FEATURES, Answer, Connection, Place, Request, multipart, post
+from reliability.wire import CLASSIFY, FEATURES, Address, Answer, Connection, Request, multipart, post
 
-# The first is the default on a CPU that has it; the other is slower, and gets fewer to take no longer.
+# `eager` is slower and gets fewer, to take no longer.
 _REQUESTS = {"openvino": 10_000, "eager": 2_500}
-# Without the setting, to see that there is something to prevent.
+# Without the setting, to show that answers differ then.
 _COMPARED_SHARE = 0.1
-# Connections at a time, and their share of the requests: each alone, a batch of few, and more than a forward takes.
+# Number of connections and their share of the requests: single images, small batches, more than one forward takes.
 _CONNECTIONS = {1: 0.05, 8: 0.35, 32: 0.6}
-_MOST_IMAGES = 5
+_MAX_IMAGES = 5
 _BAD_SHARE = 0.1
 
 _FEW, _MANY = 1, 32
@@ -38,7 +38,7 @@ _ROUNDS = 3
 _SECONDS = 5.0
 _RATE_BAR = 0.9
 
-# Each says all of what it knows: features to the last bit, probabilities in as many digits as tell them apart.
+# Answers in full precision.
 _PATHS = (f"{FEATURES}?encoding=base64", f"{CLASSIFY}?top_k=5")
 _FIXED = {"GRADLESS_FIXED_BATCH": "true"}
 
@@ -59,7 +59,7 @@ class _Mixed(NamedTuple):
 
 
 class _Compared(NamedTuple):
-    """What callers got, how many good and bad images they had sent, and how many were answered otherwise than alone."""
+    """Clients' results, the numbers of good and bad images sent, and of answers that differ from the image alone."""
 
     ledger: Ledger
     good: int
@@ -68,45 +68,45 @@ class _Compared(NamedTuple):
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """Each backend that is installed, on the default model; the price is the default backend's."""
+    """Compare answers with each installed backend on the default model; measure the cost with the default backend."""
     backends = [name for name in _REQUESTS if name != "openvino" or importlib.util.find_spec("openvino")]
     for backend in backends:
         yield from _bits(backend, scale.count(_REQUESTS[backend], least=200))
-    yield _price(max(1, scale.count(_ROUNDS)), max(3.0, _SECONDS * scale.share))
+    yield _cost(max(1, scale.count(_ROUNDS)), max(3.0, _SECONDS * scale.share))
 
 
 def _bits(backend: str, requests: int) -> Iterator[Finding]:
     scenario = Scenario(
         "same-answer",
-        f"{backend}, fixed batch: {requests:,} requests for classes or features of 1 to {_MOST_IMAGES} images, some of "
-        f"them bad, from {', '.join(map(str, _CONNECTIONS))} connections",
+        f"{backend}, fixed batch: {requests:,} requests of 1 to {_MAX_IMAGES} images, some bad, from "
+        f"{', '.join(map(str, _CONNECTIONS))} connections",
     )
     images = _drawn()
     with serving(DEFAULT_MODEL, GRADLESS_BACKEND=backend, **_FIXED) as served:
-        fixed = uvloop.run(_compared(served.place, images, requests))
+        fixed = uvloop.run(_compared(served.address, images, requests))
     with serving(DEFAULT_MODEL, GRADLESS_BACKEND=backend) as served:
-        free = uvloop.run(_compared(served.place, images, round(requests * _COMPARED_SHARE)))
+        free = uvloop.run(_compared(served.address, images, round(requests * _COMPARED_SHARE)))
     ledger = fixed.ledger
     statuses: Counter[int] = Counter()
     for (_, status), count in ledger.answered.items():
         statuses[status] += count
     yield scenario.finding(
-        "each good image answered, each bad one refused alone",
+        "each good image is answered, each bad one refused alone",
         f"{ledger.images['ok']:,} of {fixed.good:,} answered, {ledger.images['bad_image']:,} of {fixed.bad:,} refused; "
         f"{', '.join(f'{status}: {count:,}' for status, count in sorted(statuses.items()))}, "
         f"broken off: {ledger.broken.total()}",
         met=ledger.images == {"ok": fixed.good, "bad_image": fixed.bad},
     )
     yield scenario.finding(
-        "features and classes to the last bit those of the image alone",
+        "features and classes are bit-identical to those of the image alone",
         f"{fixed.different:,} of {ledger.images['ok']:,} images differ; without fixed batch {free.different:,} of "
         f"{free.ledger.images['ok']:,}",
         met=not fixed.different,
     )
 
 
-def _price(rounds: int, seconds: float) -> Finding:
-    """Both servers are there all the time, and asked in turns."""
+def _cost(rounds: int, seconds: float) -> Finding:
+    """Measure two servers alternately."""
     scenario = Scenario("same-answer", f"one image a request; {rounds} rounds of {seconds:g} s each way")
     rates: dict[int, list[tuple[float, float]]] = {_FEW: [], _MANY: []}
     with serving(DEFAULT_MODEL, **_FIXED) as fixed, serving(DEFAULT_MODEL) as free:
@@ -116,20 +116,20 @@ def _price(rounds: int, seconds: float) -> Finding:
     kept = {
         connections: median(with_it / without for with_it, without in pairs) for connections, pairs in rates.items()
     }
-    told = [
+    texts = [
         f"{median(with_it for with_it, _ in pairs):.0f}/s of {median(without for _, without in pairs):.0f}/s from "
         f"{connections}: {kept[connections]:.2f}"
         for connections, pairs in rates.items()
     ]
     return scenario.finding(
-        f"from {_MANY} connections fixed batch keeps ≥ {_RATE_BAR:g} of the rate",
-        "; ".join(told),
+        f"from {_MANY} connections a fixed batch keeps ≥ {_RATE_BAR:g} of the rate",
+        "; ".join(texts),
         met=kept[_MANY] >= _RATE_BAR,
     )
 
 
 def _rate(served: Served, connections: int, seconds: float) -> float:
-    return float(flood(served, callers=connections, closed_s=seconds)["closed"]["per_second"])
+    return float(flood(served, clients=connections, closed_s=seconds)["closed"]["per_second"])
 
 
 def _drawn() -> _Images:
@@ -139,15 +139,15 @@ def _drawn() -> _Images:
     return _Images([*good, pictures.small], [pictures.truncated, b"this is no image", b"", pictures.vast])
 
 
-async def _compared(place: Place, images: _Images, requests: int) -> _Compared:
-    alone = await _alone(place, images.good)
+async def _compared(address: Address, images: _Images, requests: int) -> _Compared:
+    alone = await _alone(address, images.good)
     ledger = Ledger()
     good = bad = different = 0
     mixed = _requests(images, requests)
 
     async def call(most: int) -> None:
         nonlocal good, bad, different
-        async with Connection(place) as connection:
+        async with Connection(address) as connection:
             for sent in itertools.islice(mixed, most):
                 bad_ones = sum(image in images.bad for image in sent.images)
                 bad, good = bad + bad_ones, good + len(sent.images) - bad_ones
@@ -163,10 +163,10 @@ async def _compared(place: Place, images: _Images, requests: int) -> _Compared:
     return _Compared(ledger, good, bad, different)
 
 
-async def _alone(place: Place, images: Sequence[bytes]) -> dict[tuple[str, bytes], Any]:
-    """What a server that has nothing else to do says of each. Raises RuntimeError when it is no good answer."""
+async def _alone(address: Address, images: Sequence[bytes]) -> dict[tuple[str, bytes], Any]:
+    """Return the answers of an idle server to each image. Raises RuntimeError if a status is not 200."""
     results = {}
-    async with Connection(place) as connection:
+    async with Connection(address) as connection:
         for path in _PATHS:
             for image in images:
                 answer = await connection.answer_to(post(path, image))
@@ -177,22 +177,22 @@ async def _alone(place: Place, images: Sequence[bytes]) -> dict[tuple[str, bytes
 
 
 def _requests(images: _Images, count: int) -> Iterator[_Mixed]:
-    """The same ones every time, in the order in which they are asked for."""
+    """Yield `count` requests, the same in each run."""
     source = random.Random(0)  # noqa: S311 - a load, no secret
     for _ in range(count):
-        each = range(source.randint(1, _MOST_IMAGES))
+        each = range(source.randint(1, _MAX_IMAGES))
         kinds = [images.bad if source.random() < _BAD_SHARE else images.good for _ in each]
         yield _Mixed(source.choice(_PATHS), [source.choice(kind) for kind in kinds])
 
 
 async def _answer(connection: Connection, request: Request, ledger: Ledger) -> Answer | None:
-    """None where the server broke it off."""
+    """Return the answer, or None if the server closed the connection."""
     ledger.sent[request.route] += 1
     try:
         answer = await connection.answer_to(request)
     except (OSError, EOFError) as error:
         ledger.broken[type(error).__name__] += 1
-        await connection.leave()
+        await connection.close()
         return None
-    ledger.saw(request, answer)
+    ledger.record(request, answer)
     return answer

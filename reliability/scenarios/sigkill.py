@@ -1,4 +1,4 @@
-"""SIGKILL, under load and in the middle of the first start, which converts the model: the next start needs no help."""
+"""SIGKILL under load and during the first start, which converts the model: the next start needs no manual step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from statistics import median
 from time import perf_counter
 
 from observe.processes import free_port
-from reliability.callers import calling, first_answer_ms
+from reliability.clients import first_answer_ms, running_clients
 from reliability.finding import Finding, Scenario
 from reliability.pictures import draw_pictures
 from reliability.scale import Scale
@@ -22,14 +22,14 @@ from reliability.serving import DEFAULT_MODEL, Served, serving
 from reliability.wire import CLASSIFY, Request, post
 
 _UNDER_LOAD = 3
-_CALLERS = 8
+_CLIENTS = 8
 _LOAD_S = 1.0
-# Moments of a start that converts: libraries, weights, conversion, what is written of it.
+# Moments of a converting start: import of libraries, weights, conversion, writing the cache.
 _INTO_START_S = (3.0, 5.0, 7.0, 9.0, 11.0)
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """One port and one cache folder for all of it, as where a service manager starts it again."""
+    """Use one port and one cache folder throughout, as a service manager would."""
     request = post(CLASSIFY, draw_pictures().clock)
     settings = {"GRADLESS_PORT": str(free_port())}
     with tempfile.TemporaryDirectory(prefix="gradless-cache-") as cache:
@@ -40,29 +40,31 @@ def measure(scale: Scale) -> Iterator[Finding]:
         first_s = _ready_s(settings, request)
         seconds = [_ready_s(settings, request) for _ in range(scale.count(_UNDER_LOAD, least=2))]
         last_s = _ready_s(settings, request)
-    yield Scenario("sigkill", f"SIGKILL {len(moments)} times within the first start, at {_told(moments)} s").finding(
-        "ready again, with no step by hand", f"ready and answering after {first_s:.1f} s", met=True
+    yield Scenario("sigkill", f"SIGKILL {len(moments)} times during the first start, at {_joined(moments)} s").finding(
+        "ready again without a manual step", f"ready and answering after {first_s:.1f} s", met=True
     )
     yield Scenario("sigkill", f"SIGKILL under load, {len(seconds) + 1} times, same port and cache").finding(
-        "ready again, with no step by hand",
+        "ready again without a manual step",
         f"ready and answering after {median([*seconds, last_s]):.1f} s (longest {max(*seconds, last_s):.1f} s)",
         met=True,
     )
 
 
 def _ready_s(settings: dict[str, str], request: Request) -> float:
-    """How long a start takes until the first good answer; then SIGKILL under load. A start that fails, or answers
-    otherwise, raises: there is nothing to measure after it."""
+    """Return the seconds from a start to its first answer, then kill the server under load.
+
+    A start that fails, or a first status other than 200, raises.
+    """
     began = perf_counter()
     with serving(DEFAULT_MODEL, **settings) as served:
-        asyncio.run(first_answer_ms(served.place, request))
+        asyncio.run(first_answer_ms(served.address, request))
         seconds = perf_counter() - began
         asyncio.run(_kill_under_load(served, request))
     return seconds
 
 
 async def _kill_under_load(served: Served, request: Request) -> None:
-    async with calling(served.place, [request] * _CALLERS):
+    async with running_clients(served.address, [request] * _CLIENTS):
         await asyncio.sleep(_LOAD_S)
         served.process.kill()
         await asyncio.to_thread(served.process.wait)
@@ -82,5 +84,5 @@ def _kill_a_start(settings: dict[str, str], moment_s: float) -> None:
         process.kill()
 
 
-def _told(moments: tuple[float, ...]) -> str:
+def _joined(moments: tuple[float, ...]) -> str:
     return ", ".join(f"{moment:g}" for moment in moments)

@@ -1,4 +1,4 @@
-"""SIGTERM under full load, over and over: whoever had sent a request is answered."""
+"""SIGTERM under full load, repeatedly: each request sent before it is answered."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from reliability.scale import Scale
 from reliability.serving import DRAIN_TIMEOUT_S, NULL_MODEL, Served, serving
 from reliability.wire import CLASSIFY, Connection, Request, post
 
-_CALLERS = 32
+_CLIENTS = 32
 _LOAD_S = (0.3, 0.8)
 _SPARE_S = 5.0
 
@@ -32,7 +32,7 @@ class _Ended(NamedTuple):
 
 
 class _Signalled:
-    """When the signal went out; callers look at it."""
+    """Time of the signal, and the answers before and after it."""
 
     def __init__(self) -> None:
         self.at = float("inf")
@@ -42,11 +42,11 @@ class _Signalled:
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """A server of the null model for each time: what takes longest is its start."""
+    """Start a server of the null model for each signal."""
     times = scale.sigterms
-    scenario = Scenario("sigterm", f"SIGTERM under the load of {_CALLERS} callers, {times} times")
+    scenario = Scenario("sigterm", f"SIGTERM under the load of {_CLIENTS} clients, {times} times")
     source = random.Random(0)  # noqa: S311 - a load, no secret
-    # The cheapest image: more requests.
+    # The cheapest image, for many requests.
     request = post(CLASSIFY, draw_pictures().small)
     ended = []
     for _ in range(times):
@@ -57,11 +57,11 @@ def measure(scale: Scale) -> Iterator[Finding]:
     lost = sum(one.lost for one in ended)
     yield scenario.finding(
         "no request sent before the signal is lost",
-        f"{before.total():,} answered ({_told(before)}), {lost} lost; sent after it: {_told(after)}",
+        f"{before.total():,} answered ({_format_counts(before)}), {lost} lost; sent after it: {_format_counts(after)}",
         met=not lost and before.keys() <= {200, 503},
     )
     statuses = Counter(one.status for one in ended)
-    yield scenario.finding("it ends with status 0", _told(statuses), met=statuses.keys() == {0})
+    yield scenario.finding("the process exits with status 0", _format_counts(statuses), met=statuses.keys() == {0})
     seconds = [one.seconds for one in ended]
     yield scenario.finding(
         f"within the drain time of {DRAIN_TIMEOUT_S} s",
@@ -74,23 +74,23 @@ async def _end(served: Served, request: Request, load_s: float) -> _Ended:
     signalled = _Signalled()
 
     async def call() -> None:
-        async with Connection(served.place) as connection:
+        async with Connection(served.address) as connection:
             while True:
                 sent_at = float("inf")
                 try:
                     sent_at = perf_counter()
                     answer = await connection.answer_to(request)
                 except (OSError, EOFError):
-                    # A connection that closed before anything was sent on it after the signal has lost nothing.
+                    # A request sent after the signal may be refused by closing the connection.
                     signalled.lost += sent_at < signalled.at
                     return
                 (signalled.before if sent_at < signalled.at else signalled.after)[answer.status] += 1
 
-    async with asyncio.TaskGroup() as callers:
-        for _ in range(_CALLERS):
-            callers.create_task(call())
+    async with asyncio.TaskGroup() as clients:
+        for _ in range(_CLIENTS):
+            clients.create_task(call())
         await asyncio.sleep(load_s)
-        # Nothing runs between these two lines but the kernel: what callers sent before lies in the server's buffers.
+        # No client runs between these two lines, so earlier requests are in the server's socket buffers.
         signalled.at = perf_counter()
         served.process.send_signal(signal.SIGTERM)
         status = await asyncio.to_thread(served.process.wait, DRAIN_TIMEOUT_S + _SPARE_S)
@@ -98,5 +98,5 @@ async def _end(served: Served, request: Request, load_s: float) -> _Ended:
     return _Ended(status, seconds, signalled.before, signalled.lost, signalled.after)
 
 
-def _told(counts: Counter[int]) -> str:
+def _format_counts(counts: Counter[int]) -> str:
     return ", ".join(f"{status}: {count:,}" for status, count in sorted(counts.items())) or "none"

@@ -1,4 +1,4 @@
-"""Ten thousand callers vanish, half of them within their body and half right after it, beside others who stay."""
+"""Ten thousand clients disconnect, half during their body and half right after it, while others stay."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from reliability.callers import Callers, calling
+from reliability.clients import Clients, running_clients
 from reliability.counted import Counted, counted_at_rest
 from reliability.finding import Finding, Scenario
 from reliability.pictures import draw_pictures
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, Served, Vitals, growth_mb, serving
-from reliability.wire import CLASSIFY, Connection, Place, Request, post
+from reliability.wire import CLASSIFY, Address, Connection, Request, post
 
 _VANISHING = 10_000
 _AT_ONCE = 16
 _STAYING = 8
 _GROWTH_BAR_MB = 20.0
 _ROUTES = frozenset({CLASSIFY})
-# First for pools and caches to fill: in a share of the whole.
+# Share of the load that fills pools and caches first.
 _WARMING_SHARE = 0.1
 _SPARE_DESCRIPTORS = 2
 
 
-class _Seen(NamedTuple):
-    callers: Callers
+class _Result(NamedTuple):
+    clients: Clients
     before: Vitals
     after: Vitals
     server: Counted
 
 
 def measure(scale: Scale) -> Iterator[Finding]:
-    """On one server of the default model."""
+    """Run on one server of the default model."""
     vanishing = scale.count(_VANISHING, least=500)
-    scenario = Scenario("vanishing", f"{vanishing:,} callers vanish, {_AT_ONCE} at a time, beside {_STAYING} who stay")
+    scenario = Scenario("vanishing", f"{vanishing:,} clients disconnect, {_AT_ONCE} at a time, while {_STAYING} stay")
     with serving(DEFAULT_MODEL) as served:
-        seen = asyncio.run(_vanish(served, vanishing))
-    callers, before, after = seen.callers, seen.before, seen.after
+        result = asyncio.run(_vanish(served, vanishing))
+    clients, before, after = result.clients, result.before, result.after
     yield scenario.finding(
-        "all who stay are answered with 200",
-        f"{callers.statuses[200]:,} of {callers.requests:,}; others: {_others(callers)}",
-        met=not callers.unanswered,
+        "all requests of the others are answered with 200",
+        f"{clients.statuses[200]:,} of {clients.requests:,}; others: {_others(clients)}",
+        met=not clients.unanswered,
     )
     yield scenario.finding(
-        "nothing stays inside", f"{seen.server.in_flight:g} images in flight", met=not seen.server.in_flight
+        "no image stays in flight", f"{result.server.in_flight:g} images in flight", met=not result.server.in_flight
     )
     yield scenario.finding(
-        "descriptors and threads as before",
+        "no more descriptors or threads than before",
         f"{before.descriptors} and {before.threads} before, {after.descriptors} and {after.threads} after",
         met=after.descriptors <= before.descriptors + _SPARE_DESCRIPTORS and after.threads <= before.threads,
     )
@@ -59,33 +59,33 @@ def measure(scale: Scale) -> Iterator[Finding]:
     )
 
 
-async def _vanish(served: Served, vanishing: int) -> _Seen:
+async def _vanish(served: Served, vanishing: int) -> _Result:
     request = post(CLASSIFY, draw_pictures().clock)
     warming = round(vanishing * _WARMING_SHARE)
-    first = await _crowd(served.place, request, warming)
-    await counted_at_rest(served.place, _ROUTES, warming + first.requests)
+    first = await _crowd(served.address, request, warming)
+    await counted_at_rest(served.address, _ROUTES, warming + first.requests)
     before = await served.vitals_at_rest()
-    callers = await _crowd(served.place, request, vanishing)
-    server = await counted_at_rest(served.place, _ROUTES, warming + first.requests + vanishing + callers.requests)
-    return _Seen(callers, before, await served.vitals_at_rest(), server)
+    clients = await _crowd(served.address, request, vanishing)
+    server = await counted_at_rest(served.address, _ROUTES, warming + first.requests + vanishing + clients.requests)
+    return _Result(clients, before, await served.vitals_at_rest(), server)
 
 
-async def _crowd(place: Place, request: Request, vanishing: int) -> Callers:
+async def _crowd(address: Address, request: Request, vanishing: int) -> Clients:
     numbers = iter(range(vanishing))
 
     async def vanish() -> None:
         for number in numbers:
-            # A server may refuse what it will not read to its end.
+            # A server may close the connection without reading the whole body.
             with suppress(OSError):
-                async with Connection(place) as connection:
+                async with Connection(address) as connection:
                     await connection.send(request.wire if number % 2 else request.wire[: len(request.wire) // 2])
 
-    async with calling(place, [request] * _STAYING) as callers, asyncio.TaskGroup() as group:
+    async with running_clients(address, [request] * _STAYING) as clients, asyncio.TaskGroup() as group:
         for _ in range(_AT_ONCE):
             group.create_task(vanish())
-    return callers
+    return clients
 
 
-def _others(callers: Callers) -> str:
-    others = {status: count for status, count in callers.statuses.items() if status != 200}  # noqa: PLR2004 - of HTTP
-    return ", ".join([*(f"{status}: {count}" for status, count in others.items()), f"broken off: {callers.broken}"])
+def _others(clients: Clients) -> str:
+    others = {status: count for status, count in clients.statuses.items() if status != 200}  # noqa: PLR2004 - of HTTP
+    return ", ".join([*(f"{status}: {count}" for status, count in others.items()), f"broken off: {clients.broken}"])

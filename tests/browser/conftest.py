@@ -1,5 +1,5 @@
-"""A real browser on a real server. Whatever a test does, the page must keep to itself: no error in its console, no
-breach of its policy, no request to anybody else."""
+"""A real browser on a real server. In every test the page must log no error, violate no policy and send no request to
+another host."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PATIENCE_MS = 30_000
 DEFAULT = "efficientnet_lite0"
 LIGHT = "resnet18:random"
 
-# What Chromium says of any answer from 400 on, expected ones too.
+# Chromium's message for any status from 400 on, expected ones too.
 _REFUSED = "Failed to load resource"
 
 _CHROMIUM_ARGUMENTS = [
-    # Everything that it would ask its makers, or anybody, by itself.
+    # Features that would send requests to other hosts.
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -47,7 +47,7 @@ _SETTINGS = {"GRADLESS_BACKEND": "eager"}
 
 @pytest.fixture(scope="session")
 def address(tmp_path_factory: pytest.TempPathFactory, warm_command: Any) -> Iterator[str]:
-    """Where two models are served, for every test that leaves the server as it found it."""
+    """Return the address of a server of two models, for tests that do not change it."""
     settings = _SETTINGS | {"GRADLESS_MODELS": f"{DEFAULT},{LIGHT}"}
     with gradless(tmp_path_factory.mktemp("server"), settings, start=warm_command.start) as served:
         yield served
@@ -55,7 +55,7 @@ def address(tmp_path_factory: pytest.TempPathFactory, warm_command: Any) -> Iter
 
 @pytest.fixture
 def start_server(tmp_path: Path, warm_command: Any) -> Iterator[Callable[..., Server]]:
-    """Start a server of a test's own, with these settings; it ends with the test, or before when told to."""
+    """Start a server for one test with these settings; it ends with the test or when it is stopped."""
     with contextlib.ExitStack() as running:
 
         def start(**settings: str) -> Server:
@@ -99,7 +99,7 @@ class Watch:
         kind.append(f"{message.type}: {message.text}")
 
     def hosts(self) -> set[str]:
-        """Whom the page has asked. A blob is in the browser itself."""
+        """Return the hosts of the page's requests, without blobs."""
         return {urlsplit(request.url.removeprefix("blob:")).netloc for request in self.requests}
 
 
@@ -107,8 +107,8 @@ class Watch:
 def open_page(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
     """Open the page at a view, with options of a browser context; `server` is another server's address.
 
-    At the end it must have asked its own server alone, and said nothing to its console. `refusals=True` allows what
-    the browser itself says of refused requests.
+    At the end it must have sent requests only to its own server and logged nothing to its console. `refusals=True`
+    allows the browser's own messages about refused requests.
     """
     opened: list[tuple[str, bool, Watch]] = []
     with contextlib.ExitStack() as contexts:
@@ -148,7 +148,7 @@ def light_model() -> str:
 
 @pytest.fixture
 def choose(tmp_path: Path) -> Callable[[Page, Mapping[str, bytes]], None]:
-    """Give the page files, by name, as somebody who has chosen them in the browser's dialog."""
+    """Give the page files by name, as if chosen in the browser's dialog."""
 
     def give(page: Page, files: Mapping[str, bytes]) -> None:
         for name, body in files.items():

@@ -45,7 +45,7 @@ def test_an_exposition_is_read_with_its_escapes(reckon: Callable[..., Any]) -> N
     assert reckon("exposition.js", "m.sum(m.read(a[0]), 'plain')", AFTER) == 1.5e9
 
 
-def test_a_counter_grows_from_nothing_where_the_server_began_anew(reckon: Callable[..., Any]) -> None:
+def test_a_counter_grows_from_zero_after_a_server_restart(reckon: Callable[..., Any]) -> None:
     growth = "m.growth(m.read(a[0]), m.read(a[1]), 'x_total', ({ route }) => (route === '/other') === a[2])"
     assert reckon("exposition.js", growth, BEFORE, AFTER, False) == 4
     assert reckon("exposition.js", growth, BEFORE, AFTER, True) == 2
@@ -58,7 +58,7 @@ def test_a_quantile_is_linear_within_its_bucket(reckon: Callable[..., Any], shar
     assert reckon("exposition.js", grown, BEFORE, AFTER, share) == pytest.approx(expected)
 
 
-def test_no_quantile_is_made_of_nothing(reckon: Callable[..., Any]) -> None:
+def test_without_observations_there_is_no_quantile(reckon: Callable[..., Any]) -> None:
     grown = "m.quantile(0.5, m.bucketGrowth(m.read(a[0]), m.read(a[0]), 't'))"
     assert reckon("exposition.js", grown, AFTER) is None
 
@@ -73,10 +73,10 @@ def test_figures_have_three_digits_and_the_unit_that_keeps_them_short(reckon: Ca
 
 
 def test_figures_stay_with_their_units_in_a_sentence(reckon: Callable[..., Any]) -> None:
-    said = reckon("format.js", "m.glued(a[0])", "It kept 636 MB of 8 images in 12 ms for 50 % of 3 runs.")
-    assert said == "It kept 636\u00a0MB of 8\u00a0images in 12\u00a0ms for 50\u00a0% of 3 runs."
+    message = reckon("format.js", "m.glued(a[0])", "It kept 636 MB of 8 images in 12 ms for 50 % of 3 runs.")
+    assert message == "It kept 636\u00a0MB of 8\u00a0images in 12\u00a0ms for 50\u00a0% of 3 runs."
 
 
-def test_vectors_without_a_direction_are_like_nothing(reckon: Callable[..., Any]) -> None:
+def test_zero_vectors_are_similar_to_nothing(reckon: Callable[..., Any]) -> None:
     assert reckon("vectors.js", "m.cosine(a[0], a[1])", [0, 0], [1, 2]) == 0
     assert reckon("vectors.js", "m.cosine(a[0], a[1])", [3, 4], [-3, -4]) == pytest.approx(-1)

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from playwright.sync_api import Page, expect
 
 
-def test_the_documentation_is_drawn_and_asks_this_server(open_page: Callable[..., Page], address: str) -> None:
+def test_the_documentation_is_drawn_and_sends_requests_to_this_server(
+    open_page: Callable[..., Page], address: str
+) -> None:
     page = open_page("try")
     page.goto(f"{address}/docs")
     expect(page.get_by_role("heading", name="gradless")).to_be_visible()

@@ -1,4 +1,4 @@
-"""The page of a server that wants to know who asks."""
+"""The page of a server with API keys."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from playwright.sync_api import Browser, expect
 KEY = "a-key-for-the-page-0001"
 
 
-def test_the_page_asks_for_a_key_and_goes_on_with_it_in_every_view(
-    browser: Browser, start_server: Callable[..., Any]
-) -> None:
+def test_the_page_asks_for_a_key_and_uses_it_in_every_view(browser: Browser, start_server: Callable[..., Any]) -> None:
     server = start_server(GRADLESS_MODELS="null", GRADLESS_API_KEYS=f"inference+metrics:{KEY}")
     with browser.new_context() as context:
         page = context.new_page()

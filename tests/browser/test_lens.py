@@ -1,4 +1,4 @@
-"""Lens: a real comparison, asked for on the page, whose charts show the report's own numbers."""
+"""Lens: charts of a real comparison show the numbers of the report."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def test_a_comparison_is_drawn_with_the_reports_own_numbers(open_page: Callable[
             expect(peak).to_contain_text(as_bytes(arm["peak_bytes"]))
             assert length(peak) == pytest.approx(arm["peak_bytes"] / most_peak, abs=2e-4)
 
-    said = page.get_by_role("region", name="In words").inner_text().replace("\u00a0", " ")
+    message = page.get_by_role("region", name="In words").inner_text().replace("\u00a0", " ")
     assert report["sentences"]
-    assert all(sentence in said for sentence in report["sentences"])
+    assert all(sentence in message for sentence in report["sentences"])
 
     assert [point["batch_size"] for point in report["sweep"]] == [1, 2, 4]
     plots = page.locator(".plots svg.plot")
@@ -111,7 +111,7 @@ def test_a_comparison_is_drawn_with_the_reports_own_numbers(open_page: Callable[
     assert found.violations_count == 0, found.generate_report()
 
 
-def test_only_what_was_chosen_is_compared_on_the_picture_that_was_chosen(
+def test_only_the_chosen_arms_are_compared_on_the_chosen_picture(
     open_page: Callable[..., Page], light_model: str
 ) -> None:
     page = open_page("try", viewport={"width": 360, "height": 740}, color_scheme="dark")
@@ -130,7 +130,7 @@ def test_only_what_was_chosen_is_compared_on_the_picture_that_was_chosen(
     assert found.violations_count == 0, found.generate_report()
 
 
-def test_a_comparison_beside_another_is_refused_in_words_and_one_can_be_stopped(
+def test_a_concurrent_comparison_is_refused_with_a_message_and_a_comparison_can_be_stopped(
     open_page: Callable[..., Page], light_model: str
 ) -> None:
     first, second = open_page("lens"), open_page("lens", refusals=True)

@@ -18,16 +18,16 @@ def load(address: str, clock_jpeg: bytes, light_model: str) -> Iterator[Callable
     """Keep the server busy from a call on until the test ends."""
     ended = threading.Event()
 
-    def ask() -> None:
+    def send() -> None:
         with httpx2.Client(base_url=address) as client:
             while not ended.is_set():
                 client.post("/v1/classify", params={"model": light_model}, content=clock_jpeg).raise_for_status()
 
-    with ThreadPoolExecutor(4) as callers:
+    with ThreadPoolExecutor(4) as clients:
 
         def start() -> None:
             for _ in range(4):
-                callers.submit(ask)
+                clients.submit(send)
 
         yield start
         ended.set()
@@ -71,11 +71,11 @@ def test_nothing_is_scraped_while_another_view_is_open(open_page: Callable[..., 
     page = open_page("live")
     expect(reading(page, "queue")).to_have_text("0")
     page.get_by_role("tab", name="Try").click()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(urlsplit(request.url).path))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(urlsplit(request.url).path))
     # Longer than from one scrape to the next.
     page.wait_for_timeout(2500)
-    assert "/metrics" not in asked
+    assert "/metrics" not in requested
 
     with page.expect_response("**/metrics"):
         page.get_by_role("tab", name="Live").click()

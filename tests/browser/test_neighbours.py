@@ -18,8 +18,8 @@ from playwright.sync_api import Page, expect
 
 from models.images.preprocessing import preprocess
 from models.images.samples import draw, encode
-from models.inference.batch_item import ItemOutput
-from models.interface.image_limits import ImageLimits
+from models.inference.image_job import ItemOutput
+from models.interface.request import ImageLimits
 from models.offline.running import Runner
 from models.search.building import FeaturesFile, build
 from models.serving.model_instance import ServingOptions
@@ -52,7 +52,7 @@ def searching(
 
 
 def features_of(pictures: list[bytes], path: Path) -> Path:
-    """A features file of the default model, as it is served here."""
+    """Return a features file of the served default model."""
     with closing(Runner(ServingOptions(backend="eager"), batch_size=len(pictures))) as runner:
         pixels = torch.stack([preprocess(picture, runner.model.transform, ImageLimits()) for picture in pictures])
         outputs = [output for output in runner.answer(pixels, top_k=0) if isinstance(output, ItemOutput)]
@@ -67,7 +67,7 @@ def features_of(pictures: list[bytes], path: Path) -> Path:
     return path
 
 
-def test_under_an_answer_are_the_neighbours_that_the_api_answers(
+def test_an_answer_shows_the_neighbours_of_the_api(
     open_page: Callable[..., Page], searching: str, choose: Choose, clock_png: bytes
 ) -> None:
     page = open_page(server=searching)
@@ -88,7 +88,7 @@ def test_under_an_answer_are_the_neighbours_that_the_api_answers(
     expect(page.get_by_role("button", name="Copy Neighbours")).to_be_visible()
 
 
-def test_a_bad_picture_among_others_has_no_neighbours_and_the_others_have_theirs(
+def test_a_bad_picture_has_no_neighbours_and_the_others_have_theirs(
     open_page: Callable[..., Page], searching: str, choose: Choose, clock_png: bytes
 ) -> None:
     page = open_page(server=searching)
@@ -98,15 +98,15 @@ def test_a_bad_picture_among_others_has_no_neighbours_and_the_others_have_theirs
         expect(page.get_by_role("article", name=name).locator(".alike li")).to_have_count(count)
 
 
-def test_without_an_index_nothing_is_asked_or_said_of_neighbours(
+def test_without_an_index_the_page_neither_requests_nor_shows_neighbours(
     try_page: Page, choose: Choose, clock_png: bytes
 ) -> None:
-    asked: list[str] = []
-    try_page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    try_page.on("request", lambda request: requested.append(request.url))
     choose(try_page, {"mine.png": clock_png})
 
     expect(try_page.get_by_role("heading", name="The same from a shell")).to_be_visible()
     expect(try_page.locator("[aria-busy]")).to_have_count(0)
     expect(try_page.locator(".alike")).to_have_count(0)
     expect(try_page.get_by_role("button", name="Copy Neighbours")).to_have_count(0)
-    assert not [url for url in asked if "/v1/search" in url]
+    assert not [url for url in requested if "/v1/search" in url]

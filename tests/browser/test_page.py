@@ -49,7 +49,7 @@ def test_the_first_view_weighs_under_100_kb(browser: Browser, address: str) -> N
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("view", VIEWS)
-def test_axe_finds_nothing_that_keeps_anybody_out(open_page: Callable[..., Page], view: str, scheme: str) -> None:
+def test_axe_finds_no_accessibility_violation(open_page: Callable[..., Page], view: str, scheme: str) -> None:
     page = open_page(view, color_scheme=scheme)
     show_something(page, view)
     wait_until_still(page)
@@ -68,7 +68,7 @@ def test_a_small_phone_shows_each_view_without_scrolling_sideways(open_page: Cal
 def test_everything_can_be_reached_and_used_by_keyboard_alone(open_page: Callable[..., Page]) -> None:
     page = open_page()
     keys = page.keyboard
-    # Asked for early: Chromium is told to hand its dialogs over, and does so from a moment later on.
+    # Registered early, because Chromium passes on dialogs only after a moment.
     page.on("filechooser", lambda _: None)
 
     page.get_by_role("tab", name="Try").focus()
@@ -100,7 +100,7 @@ def test_everything_can_be_reached_and_used_by_keyboard_alone(open_page: Callabl
     expect(page.get_by_role("article")).to_have_count(0)
 
 
-def test_what_has_the_focus_shows_it(open_page: Callable[..., Page]) -> None:
+def test_the_focused_element_is_marked(open_page: Callable[..., Page]) -> None:
     page = open_page()
     page.get_by_role("tab", name="Try").focus()
     for _ in range(5):
@@ -118,7 +118,7 @@ def test_a_view_has_an_address_of_its_own(open_page: Callable[..., Page]) -> Non
     expect(page.get_by_role("tabpanel", name="Live")).to_be_visible()
 
 
-def test_the_policy_stops_what_does_not_belong_to_the_page(browser: Browser, address: str) -> None:
+def test_the_policy_blocks_foreign_scripts_and_requests(browser: Browser, address: str) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.goto(address)

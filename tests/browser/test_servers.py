@@ -9,7 +9,7 @@ import httpx2
 from playwright.sync_api import Page, expect
 
 
-def test_a_lens_that_is_switched_off_and_a_server_that_goes_away_are_said(
+def test_the_page_reports_a_disabled_lens_and_a_lost_server(
     open_page: Callable[..., Page], start_server: Callable[..., Any]
 ) -> None:
     server = start_server(GRADLESS_MODELS="null", GRADLESS_DEBUG_ENDPOINTS="false")
@@ -33,7 +33,7 @@ def test_a_lens_that_is_switched_off_and_a_server_that_goes_away_are_said(
     expect(page.get_by_role("tabpanel").get_by_role("alert")).to_contain_text("This view did not come")
 
 
-def test_models_that_come_and_go_do_so_in_the_choice_as_well(
+def test_loaded_and_unloaded_models_appear_and_disappear_in_the_choice(
     open_page: Callable[..., Page], start_server: Callable[..., Any]
 ) -> None:
     server = start_server(GRADLESS_MODELS="null")

@@ -1,4 +1,4 @@
-"""Try: what a visitor sees of an answer is what the API answered."""
+"""Try: the page shows the answers of the API."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def take(page: Page, *samples: str) -> None:
     expect(page.locator("[aria-busy]")).to_have_count(0)
 
 
-def test_a_chosen_picture_gets_the_labels_and_bars_that_the_api_answers(
+def test_a_chosen_picture_shows_the_labels_and_probabilities_of_the_api(
     try_page: Page, address: str, choose: Choose, clock_png: bytes
 ) -> None:
     choose(try_page, {"mine.png": clock_png})
@@ -130,7 +130,7 @@ def test_several_pictures_are_compared_each_with_each(try_page: Page, address: s
     assert shown == pytest.approx(vectors @ vectors.T, abs=0.006)
 
 
-def test_a_file_that_is_no_image_is_answered_with_the_problems_own_words(
+def test_a_file_that_is_not_an_image_shows_the_text_of_the_problem(
     open_page: Callable[..., Page], address: str, choose: Choose
 ) -> None:
     page = open_page(refusals=True)
@@ -144,7 +144,7 @@ def test_a_file_that_is_no_image_is_answered_with_the_problems_own_words(
     expect(page.locator("[aria-busy]")).to_have_count(0)
 
 
-def test_a_bad_file_among_others_has_its_problem_in_its_place(try_page: Page, choose: Choose, clock_png: bytes) -> None:
+def test_a_bad_file_among_others_shows_its_problem(try_page: Page, choose: Choose, clock_png: bytes) -> None:
     choose(try_page, {"good.png": clock_png, "bad.png": b"no image", "again.png": clock_png})
 
     expect(try_page.get_by_role("article", name="good.png").get_by_role("listitem")).to_have_count(5)
@@ -155,17 +155,17 @@ def test_a_bad_file_among_others_has_its_problem_in_its_place(try_page: Page, ch
     expect(try_page.get_by_role("table", name="Cosine similarity").locator("tbody td")).to_have_count(4)
 
 
-def test_a_file_larger_than_the_limit_is_said_to_be_too_large_or_broken_off(
+def test_a_file_larger_than_the_limit_is_reported_as_too_large_or_aborted(
     open_page: Callable[..., Page], choose: Choose
 ) -> None:
     page = open_page(refusals=True)
     choose(page, {"large.png": bytes(30_000_000)})
 
-    # Which of the two depends on whether the browser hears the answer before it has sent the body.
+    # Which of the two depends on whether the browser receives the answer before it has sent the body.
     expect(page.get_by_role("alert")).to_contain_text("large")
 
 
-def test_a_name_is_text_whatever_is_in_it(try_page: Page, choose: Choose, clock_png: bytes) -> None:
+def test_a_file_name_is_shown_as_text(try_page: Page, choose: Choose, clock_png: bytes) -> None:
     name = "<img src=x onerror=document.title='taken'> & co.png"
     choose(try_page, {name: clock_png})
 
@@ -174,7 +174,7 @@ def test_a_name_is_text_whatever_is_in_it(try_page: Page, choose: Choose, clock_
     assert try_page.title() == "gradless"
 
 
-def test_another_model_is_asked_about_the_same_pictures(try_page: Page, light_model: str) -> None:
+def test_the_same_pictures_are_sent_to_another_model(try_page: Page, light_model: str) -> None:
     take(try_page, "clock")
     label = try_page.get_by_role("article").get_by_role("listitem").first
     expect(label).to_contain_text("analog clock")
@@ -188,7 +188,7 @@ def test_another_model_is_asked_about_the_same_pictures(try_page: Page, light_mo
 
 
 @pytest.mark.parametrize("names", [["a 'quoted'; \"name\" $(touch taken).png"], ["one, two;.png", "back\\slash.png"]])
-def test_the_copied_commands_do_in_a_shell_what_was_done_here(
+def test_the_copied_commands_give_the_same_results_in_a_shell(
     open_page: Callable[..., Page], choose: Choose, names: list[str], clock_png: bytes, tmp_path: Path
 ) -> None:
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
@@ -214,7 +214,7 @@ def test_the_command_for_a_sample_needs_no_file(try_page: Page, tmp_path: Path) 
     assert labels == ["analog clock", "crossword puzzle"]
 
 
-def test_pictures_can_be_taken_away_one_by_one_and_all_at_once(try_page: Page) -> None:
+def test_pictures_can_be_removed_one_by_one_and_all_at_once(try_page: Page) -> None:
     take(try_page, "clock", "crossword")
     try_page.get_by_role("button", name="Remove clock.jpg").click()
     expect(try_page.get_by_role("article")).to_have_count(1)

@@ -1,4 +1,4 @@
-"""What the Dockerfile says, and a container of it as far as one can be had without an engine."""
+"""The Dockerfile's instructions, and its container as far as possible without a container engine."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def dockerfile() -> Dockerfile:
 
 @pytest.fixture(scope="session")
 def build_step(dockerfile: Dockerfile, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    """Run a command of the stage build-cpu where its COPYs lie, locked as it is there."""
+    """Run a command of the stage build-cpu in the folder of its COPYs, with the same locked versions."""
     source = tmp_path_factory.mktemp("source")
     for name in (word for value in dockerfile.values("build-cpu", "COPY") for word in value.split()[:-1]):
         (source / name).symlink_to(ROOT / name)
@@ -156,7 +156,7 @@ class Container:
 
     @property
     def process(self) -> int:
-        """The process that is 1 inside, as it is called outside."""
+        """Return the outer process id of process 1."""
         [child] = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
         return int(child)
 
@@ -177,13 +177,13 @@ class Container:
             if '"event": "serving"' in self.log and self.run(*health_check).returncode == 0:
                 return self
             sleep(0.2)
-        pytest.fail(f"it does not become ready; it said:\n{self.log}")
+        pytest.fail(f"it does not become ready; its log:\n{self.log}")
 
     def wait_until_it_says(self, words: str) -> None:
         deadline = monotonic() + STOP_TIMEOUT_S
         while words not in self.log:
             if monotonic() > deadline:
-                pytest.fail(f"it never said {words!r}; it said:\n{self.log}")
+                pytest.fail(f"it never logged {words!r}; its log:\n{self.log}")
             sleep(0.05)
 
     def exit_status(self) -> int:
@@ -209,7 +209,7 @@ def converted(dockerfile: Dockerfile, tmp_path_factory: pytest.TempPathFactory) 
 def start_container(
     dockerfile: Dockerfile, installed: Path, converted: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Container]:
-    """The image `cpu`, with its environment and these variables beside it. Skips where there can be no namespaces."""
+    """The image `cpu` with its environment and these variables. Skips where namespaces are not available."""
     tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"no namespaces to contain it in: {tried.stderr.strip()}")

@@ -2,7 +2,7 @@
 
 The root is read-only and there is no network but loopback; VENV is at /opt/gradless, BORROWED, where PyTorch is, at
 /opt/borrowed, CACHE at /var/cache/gradless, and /tmp is the one place to write. COMMAND runs as process 1, as user
-10001, who may read what is root's, since that is where Python may lie, and nothing more.
+10001, which may only read root's files, because Python may be among them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(venv: str, borrowed: str, cache: str, *command: str) -> None:
     bind(borrowed, "/opt/borrowed")
     bind(cache, "/var/cache/gradless")
     # After what lies there has been bound elsewhere.
-    mount("-t", "tmpfs", "tmpfs", "/tmp")  # noqa: S108 - this one is nobody else's
+    mount("-t", "tmpfs", "tmpfs", "/tmp")  # noqa: S108 - a private mount
     mount("-t", "proc", "proc", "/proc")
     mount("-o", "remount,bind,ro", "/")
     with socket.socket() as any_socket:

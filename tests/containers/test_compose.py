@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from app.process.stopping import FORCED_AFTER_DRAIN_S
+from app.process.lifetime import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
 from observe import GRAFANA, PROMETHEUS, ROOT
 
@@ -43,7 +43,7 @@ def test_it_is_valid_by_the_schema_of_compose(path: Path) -> None:
     assert_valid(path)
 
 
-def test_both_together_are_valid_by_it_too_and_are_gradless_on_a_gpu_as_confined_as_without(tmp_path: Path) -> None:
+def test_both_files_together_are_valid_and_add_a_gpu_with_the_same_restrictions(tmp_path: Path) -> None:
     both = merged(COMPOSE, GPU)
     (tmp_path / "compose.yaml").write_text(yaml.safe_dump(both))
     assert_valid(tmp_path / "compose.yaml")
@@ -55,7 +55,7 @@ def test_both_together_are_valid_by_it_too_and_are_gradless_on_a_gpu_as_confined
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_can_write_to_volumes_and_tmp_alone_and_gain_no_right(name: str) -> None:
+def test_a_service_can_write_only_to_volumes_and_tmp_and_gains_no_privilege(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -63,17 +63,17 @@ def test_a_service_can_write_to_volumes_and_tmp_alone_and_gain_no_right(name: st
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_to_be_reached_from_this_machine_alone(name: str) -> None:
+def test_a_service_can_be_reached_only_from_this_machine(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
 
 
 @pytest.mark.parametrize("name", ["prometheus", "grafana"])
-def test_the_images_of_others_are_of_one_version_and_are_asked_how_they_are(name: str) -> None:
+def test_images_of_other_projects_have_a_fixed_version_and_a_health_check(name: str) -> None:
     assert re.fullmatch(r"\w+/\w+:v?\d+\.\d+\.\d+", SERVICES[name]["image"])
     assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
 
 
-def test_gradless_is_built_by_targets_that_there_are(dockerfile: Any) -> None:
+def test_gradless_is_built_by_existing_targets(dockerfile: Any) -> None:
     for services in (SERVICES, GPU["services"]):
         target = services["gradless"]["build"]["target"]
         assert target in dockerfile.stages
@@ -81,7 +81,7 @@ def test_gradless_is_built_by_targets_that_there_are(dockerfile: Any) -> None:
     assert (FILES[0].parent / SERVICES["gradless"]["build"]["context"] / "Dockerfile").is_file()
 
 
-def test_gradless_has_the_settings_that_there_are_and_longer_to_stop_than_it_drains() -> None:
+def test_gradless_has_existing_settings_and_time_to_drain() -> None:
     settings = Settings(**{name.removeprefix("GRADLESS_").lower(): value for name, value in OURS.items()})
     grace_s = int(SERVICES["gradless"]["stop_grace_period"].removesuffix("s"))
     assert grace_s > settings.drain_timeout_s + FORCED_AFTER_DRAIN_S
@@ -119,14 +119,14 @@ def test_prometheus_finds_its_configuration_and_rules_where_they_are_mounted() -
     assert "prometheus:/prometheus" in SERVICES["prometheus"]["volumes"]
 
 
-def test_everybody_may_look_at_grafana_and_nobody_has_a_password_that_all_know() -> None:
+def test_grafana_allows_anonymous_viewers_and_has_no_default_password() -> None:
     environment = SERVICES["grafana"]["environment"]
     assert environment["GF_AUTH_ANONYMOUS_ENABLED"] == "true"
     assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
     assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
 
 
-def test_on_a_gpu_gradless_asks_for_one() -> None:
+def test_the_gpu_variant_reserves_a_gpu() -> None:
     [device] = GPU["services"]["gradless"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
 

@@ -34,8 +34,8 @@ def test_without_a_target_the_image_is_the_one_for_cpus(dockerfile: Any) -> None
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_runs_as_a_user_who_is_not_root_and_is_given_by_number(dockerfile: Any, image: str) -> None:
-    # Kubernetes cannot tell of a name whether it is root.
+def test_an_image_runs_as_a_numeric_user_other_than_root(dockerfile: Any, image: str) -> None:
+    # Kubernetes cannot know whether a user name is root's.
     assert dockerfile.values(image, "USER")[-1] == "10001:10001"
 
 
@@ -63,12 +63,12 @@ def test_an_image_is_labelled_with_the_version_and_the_licence_of_the_project(do
     assert f"VERSION={PROJECT['version']}" in dockerfile.values(image, "ARG")
 
 
-def test_the_image_for_gpus_ends_where_there_is_none(dockerfile: Any) -> None:
+def test_the_gpu_image_exits_without_a_gpu(dockerfile: Any) -> None:
     assert dockerfile.environment("cuda")["GRADLESS_DEVICE"] == "cuda"
 
 
 @pytest.mark.parametrize(("image", "own"), [("cpu", "openvino"), ("cuda", "gpu")])
-def test_an_image_has_the_extras_of_its_device_and_that_of_traces(dockerfile: Any, image: str, own: str) -> None:
+def test_an_image_has_the_extras_of_its_device_and_of_traces(dockerfile: Any, image: str, own: str) -> None:
     found = re.search(r"'\.\[(.*)\]'", dockerfile.run_command(f"build-{image}", "'.["))
     assert found
     extras = found[1].split(",")
@@ -84,7 +84,7 @@ def test_whatever_is_installed_is_locked(dockerfile: Any, image: str) -> None:
     assert all("==" in line for line in lines)
 
 
-def test_the_build_sees_what_it_copies_and_nothing_else(dockerfile: Any) -> None:
+def test_the_build_context_has_only_what_the_build_copies(dockerfile: Any) -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     # As git's patterns, but that Docker's begin at the root.
     anchored = [re.sub(r"^(!?)(?=[^#*]|\*$)", r"\1/", line) for line in lines if not line.startswith("#")]
@@ -103,7 +103,7 @@ def test_the_build_sees_what_it_copies_and_nothing_else(dockerfile: Any) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_whole_build_runs_in_a_clean_folder_and_takes_nothing_that_is_not_locked(
+def test_the_whole_build_runs_in_a_clean_folder_and_installs_only_locked_packages(
     dockerfile: Any, build_step: Callable[..., None], tmp_path: Path
 ) -> None:
     # PyTorch's own index is not the registry that tests install from.
@@ -122,7 +122,7 @@ def normal(requirement: str) -> str:
     return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
 
 
-def test_the_container_of_the_readme_has_longer_to_stop_than_it_drains_and_hears_early_signals() -> None:
+def test_the_container_of_the_readme_has_time_to_drain_and_receives_early_signals() -> None:
     [command] = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("docker run ")]
     found = re.search(r"--stop-timeout (\d+) ", command)
     assert found
@@ -135,5 +135,5 @@ def test_the_wheel_has_the_three_packages_with_the_page_and_no_tests(installed: 
     names = {path.name for path in packages.iterdir()}
     assert names == {"app", "gradless", "models", f"gradless-{PROJECT['version']}.dist-info", "borrowed.pth"}
     assert (packages / "app/page/index.html").is_file()
-    # Nobody compiles on a read-only root.
+    # Nothing can be compiled on a read-only root.
     assert list(packages.glob("app/__pycache__/*.pyc"))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from app.main import create_app
-from app.process.stopping import FORCED_AFTER_DRAIN_S
+from app.process.lifetime import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
 from observe import ROOT
 
@@ -36,7 +36,7 @@ needs_kubectl = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kube
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("kind", OF_KUBERNETES)
-def test_each_object_is_valid_by_the_schema_of_its_kind_and_has_no_field_beside_it(kind: str, version: str) -> None:
+def test_each_object_matches_the_schema_of_its_kind_without_extra_fields(kind: str, version: str) -> None:
     kubernetes_validate.validate(OBJECTS[kind], version, strict=True)
 
 
@@ -46,21 +46,21 @@ def test_every_file_of_the_base_is_a_part_of_it() -> None:
 
 
 @pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
-def test_probes_ask_for_paths_that_there_are(probe: str) -> None:
-    asked = GRADLESS[probe]["httpGet"]
-    assert asked["port"] == "http"
-    assert asked["path"] == ("/healthz" if probe == "livenessProbe" else "/readyz")
-    assert asked["path"] in create_app(Settings()).openapi()["paths"]
+def test_probes_request_existing_paths(probe: str) -> None:
+    request = GRADLESS[probe]["httpGet"]
+    assert request["port"] == "http"
+    assert request["path"] == ("/healthz" if probe == "livenessProbe" else "/readyz")
+    assert request["path"] in create_app(Settings()).openapi()["paths"]
 
 
-def test_a_pod_has_longer_to_stop_than_it_sleeps_and_drains() -> None:
+def test_the_grace_period_of_a_pod_covers_its_sleep_and_drain() -> None:
     drain_s = Settings(drain_timeout_s=ENVIRONMENT["GRADLESS_DRAIN_TIMEOUT_S"]).drain_timeout_s
     sleep_s = GRADLESS["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert sleep_s > 0
     assert POD["terminationGracePeriodSeconds"] > sleep_s + drain_s + FORCED_AFTER_DRAIN_S
 
 
-def test_a_pod_is_restricted_and_the_user_of_the_image(dockerfile: Any) -> None:
+def test_a_pod_is_restricted_and_runs_as_the_user_of_the_image(dockerfile: Any) -> None:
     own = GRADLESS["securityContext"]
     assert POD["securityContext"]["runAsNonRoot"] is True
     assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -76,13 +76,13 @@ def test_a_pod_gets_no_variables_of_the_service_that_leads_to_it() -> None:
     assert POD["enableServiceLinks"] is False
 
 
-def test_nothing_is_mounted_over_the_model_that_the_image_holds(dockerfile: Any) -> None:
+def test_nothing_is_mounted_over_the_model_of_the_image(dockerfile: Any) -> None:
     cache = dockerfile.environment("cpu")["GRADLESS_CACHE_FOLDER"]
     assert [mount["mountPath"] for mount in GRADLESS["volumeMounts"]] == ["/tmp"]  # noqa: S108 - inside
     assert not cache.startswith("/tmp")  # noqa: S108 - inside
 
 
-def test_everything_finds_the_pods_by_the_label_that_they_have(dockerfile: Any) -> None:
+def test_every_selector_matches_the_label_of_the_pods(dockerfile: Any) -> None:
     labels = OBJECTS["Deployment"]["spec"]["template"]["metadata"]["labels"]
     assert OBJECTS["Deployment"]["spec"]["selector"]["matchLabels"] == labels
     assert OBJECTS["Service"]["spec"]["selector"] == labels
@@ -93,7 +93,7 @@ def test_everything_finds_the_pods_by_the_label_that_they_have(dockerfile: Any) 
     assert OBJECTS["Service"]["spec"]["ports"][0]["targetPort"] == port["name"]
 
 
-def test_prometheus_gets_the_metrics_under_the_job_that_alerts_ask_for() -> None:
+def test_prometheus_scrapes_the_metrics_under_the_job_name_of_the_alerts() -> None:
     # Its schema is the operator's own; what stands here is what is relied on.
     spec = OBJECTS["PodMonitor"]["spec"]
     job = OBJECTS["Deployment"]["spec"]["template"]["metadata"]["labels"][spec["jobLabel"]]
@@ -103,7 +103,7 @@ def test_prometheus_gets_the_metrics_under_the_job_that_alerts_ask_for() -> None
     assert endpoint["path"] in create_app(Settings()).openapi()["paths"]
 
 
-def test_the_autoscaler_scales_the_deployment_which_says_no_number_itself() -> None:
+def test_the_autoscaler_scales_the_deployment_which_has_no_number_of_replicas() -> None:
     spec = OBJECTS["HorizontalPodAutoscaler"]["spec"]
     assert spec["scaleTargetRef"]["name"] == OBJECTS["Deployment"]["metadata"]["name"]
     assert "replicas" not in OBJECTS["Deployment"]["spec"]
@@ -153,7 +153,7 @@ def test_the_autoscaler_sees_a_pods_queue_of_all_models_as_a_minutes_mean(tmp_pa
 @needs_kubectl
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", ["base", "gpu"])
-def test_what_kustomize_makes_is_valid_and_of_one_image(overlay: str, version: str) -> None:
+def test_the_output_of_kustomize_is_valid_and_has_one_image(overlay: str, version: str) -> None:
     objects = kustomized(overlay)
     assert set(objects) == set(OBJECTS)
     for kind in OF_KUBERNETES:
@@ -163,7 +163,7 @@ def test_what_kustomize_makes_is_valid_and_of_one_image(overlay: str, version: s
 
 
 @needs_kubectl
-def test_on_gpus_a_replica_has_one_and_all_else_is_as_it_was() -> None:
+def test_the_gpu_overlay_adds_one_gpu_and_changes_nothing_else() -> None:
     pod = kustomized("gpu")["Deployment"]["spec"]["template"]["spec"]
     [container] = pod["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"

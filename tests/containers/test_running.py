@@ -1,5 +1,5 @@
-"""The image's own commands, run as a container engine would run them: as process 1, as a user who is nobody, on a
-read-only root, without capabilities or a network."""
+"""The image's own commands, run as by a container engine: as process 1, as an unprivileged user, on a read-only root,
+without capabilities or a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ image = sys.stdin.buffer.read()
 print(urllib.request.urlopen("http://127.0.0.1:8000/v1/classify?top_k=1", image).read().decode())
 """
 
-# Has the server wait for the second half of its image until it is told to send it.
+# Sends the second half of its image only after a line on stdin.
 SLOWLY = """
 import socket, sys
 with socket.create_connection(("127.0.0.1", 8000)) as connection:
@@ -33,7 +33,7 @@ with socket.create_connection(("127.0.0.1", 8000)) as connection:
 """
 
 
-def test_it_serves_the_embedded_model_on_a_read_only_root_as_nobody_without_a_network(
+def test_it_serves_the_embedded_model_on_a_read_only_root_without_privileges_or_network(
     container: Any, clock_png: bytes
 ) -> None:
     done = container.run("python", "-c", CLASSIFY, stdin=clock_png)
@@ -41,12 +41,12 @@ def test_it_serves_the_embedded_model_on_a_read_only_root_as_nobody_without_a_ne
     assert result["predictions"][0]["label"] == "analog clock"
 
 
-def test_nothing_is_converted_or_complained_of_at_its_start(container: Any) -> None:
+def test_its_start_converts_nothing_and_logs_no_warning(container: Any) -> None:
     assert '"level": "warning"' not in container.log
     assert '"level": "error"' not in container.log
 
 
-def test_the_container_of_these_tests_lets_nobody_write_but_to_tmp(container: Any) -> None:
+def test_only_tmp_is_writable_in_the_container_of_these_tests(container: Any) -> None:
     def status(path: str) -> int:
         returned: int = container.run("sh", "-c", f"echo > {path}").returncode
         return returned
@@ -57,18 +57,18 @@ def test_the_container_of_these_tests_lets_nobody_write_but_to_tmp(container: An
     assert b"\nUid:\t10001\t" in container.run("cat", "/proc/1/status").stdout
 
 
-def test_the_health_check_is_well_while_it_is_ready(container: Any, dockerfile: Any) -> None:
-    # Not /healthz, which is well before there are models and in a drain.
+def test_the_health_check_passes_while_the_service_is_ready(container: Any, dockerfile: Any) -> None:
+    # Not /healthz, which is 200 before models are loaded and during a drain.
     assert "'/readyz'" in dockerfile.health_check("cpu")[-1]
     assert container.run(*dockerfile.health_check("cpu")).returncode == 0
 
 
-def test_the_health_check_asks_no_proxy(container: Any, dockerfile: Any) -> None:
+def test_the_health_check_uses_no_proxy(container: Any, dockerfile: Any) -> None:
     proxy = ["env", "http_proxy=http://127.0.0.1:9", "HTTP_PROXY=http://127.0.0.1:9"]
     assert container.run(*proxy, *dockerfile.health_check("cpu")).returncode == 0
 
 
-def test_it_measures_what_the_autoscaler_of_kubernetes_goes_by(container: Any) -> None:
+def test_it_exposes_the_metric_of_the_kubernetes_autoscaler(container: Any) -> None:
     scrape = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:8000/metrics').read().decode())"
     assert (
         b'\ngradless_queue_depth{device="cpu",model="efficientnet_lite0"} '
@@ -76,7 +76,7 @@ def test_it_measures_what_the_autoscaler_of_kubernetes_goes_by(container: Any) -
     )
 
 
-def test_the_health_check_fails_where_nobody_listens(dockerfile: Any) -> None:
+def test_the_health_check_fails_without_a_listener(dockerfile: Any) -> None:
     command = [sys.executable, *dockerfile.health_check("cpu")[1:]]
     done = subprocess.run(command, env=os.environ | {"GRADLESS_PORT": "9"}, capture_output=True, check=False)
     assert done.returncode == 1
@@ -88,13 +88,13 @@ def test_sigterm_to_process_1_drains_and_ends_with_success(
     check = dockerfile.health_check("cpu")
     [stop_signal] = dockerfile.values("cpu", "STOPSIGNAL")
     with start_container().wait_until_ready(check) as container:
-        caller = container.start("python", "-c", SLOWLY)
-        assert caller.stdout.readline() == b"half\n"
+        client = container.start("python", "-c", SLOWLY)
+        assert client.stdout.readline() == b"half\n"
         os.kill(container.process, signal.Signals[stop_signal])
         container.wait_until_it_says("answering what was accepted")
         assert container.run(*check).returncode == 1
 
-        # An answer comes, be it that there is no image in two bytes or that the server is draining.
-        answer, _ = caller.communicate(b"\n")
+        # The answer is an error: two bytes are no image, or the server is draining.
+        answer, _ = client.communicate(b"\n")
         assert answer.startswith(b"HTTP/1.1 ")
         assert container.exit_status() == 0

@@ -179,7 +179,7 @@ def test_the_api_page_names_every_operation() -> None:
     assert operations <= {(method.lower(), path) for method, path in named}
 
 
-def test_the_api_page_shows_a_problem_as_the_service_writes_it() -> None:
+def test_the_api_page_shows_a_problem_of_the_service() -> None:
     example = json.loads(re.findall(r"```json\n(.*?)```", PAGES["docs/http-api.md"], re.DOTALL)[0])
     formats = example["detail"].removesuffix(".").split(": ")[1].split(", ")
     row = TABLE[UnsupportedFormatError]

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/security.md").read_text()
-THREATS = re.findall(r"^\| .*$", PAGE.split("## Threats\n")[1], re.MULTILINE)[2:]
+THREATS = re.findall(r"^\| .*$", PAGE.split("## Threats\n")[1], re.MULTILINE)[1:]
 NAMED = re.findall(r"`(tests/[^`:]+)(?:::([^`]+))?`", PAGE)
 
 

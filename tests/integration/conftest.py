@@ -21,13 +21,12 @@ from app.main import create_app
 from app.settings import Settings
 from models import backends
 from models.backends import BackendOptions
-from models.backends.eager import EagerBackend
+from models.backends.pytorch import EagerBackend
 from models.hardware import cores
 from models.images.transforms import Transform
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.inference.image_job import ImageJob
-from models.interface.telemetry import NoTelemetry, Telemetry
+from models.inference.image_job import BatchItem, ImageJob
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
@@ -105,12 +104,12 @@ def one_core() -> Iterator[None]:
     threads = torch.get_num_threads()
     cores.use_one_core_in_this_thread()
     yield
-    cores.use_cores_in_this_thread(threads)
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def serving(tiny: ModelSpec) -> Iterator[LocalRuntime]:
-    runtime = LocalRuntime(ServingOptions(device="cpu", backend="eager", models=[tiny]), NoTelemetry())
+    runtime = LocalRuntime(ServingOptions(device="cpu", backend="eager", models=[tiny]), Telemetry())
     yield runtime
     runtime.close(timeout_s=10)
 
@@ -127,26 +126,26 @@ def gate() -> Iterator[threading.Event]:
 
 @pytest.fixture
 def entered() -> threading.Event:
-    """Set by whoever has reached the gate. Warm-up sets it too: clear it first."""
+    """Set when a forward reaches the gate. Warm-up sets it too: clear it first."""
     return threading.Event()
 
 
 @pytest.fixture
 def handed_over(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Awaitable[None]]:
-    """Wait until decoders have queued so many images more and are done with them: up to then an image that is in the
-    queue, or in its forward, may still count as one in its decode."""
+    """Wait until decode threads have queued `images` more images and finished. Until then an image in the queue or in
+    its forward may still count as in its decode."""
     done = threading.Semaphore(0)
     queue = ImageJob.queue
 
-    def seen(passage: ImageJob, batcher: Any, item: BatchItem) -> None:
-        queue(passage, batcher, item)
+    def record(job: ImageJob, batcher: Any, item: BatchItem) -> None:
+        queue(job, batcher, item)
         done.release()
 
     async def wait_for(images: int) -> None:
         for _ in range(images):
             assert await asyncio.to_thread(done.acquire, timeout=_PATIENCE_S)
 
-    monkeypatch.setattr(ImageJob, "queue", seen)
+    monkeypatch.setattr(ImageJob, "queue", record)
     return wait_for
 
 
@@ -230,7 +229,7 @@ def over_http() -> StartOverHttp:
 
 @pytest.fixture
 def images_total() -> Callable[[str], Counter[str]]:
-    """Read gradless_images_total out of an exposition, by outcome; what is zero is left out."""
+    """Return gradless_images_total of an exposition by outcome, without zeros."""
 
     def read(exposition: str) -> Counter[str]:
         found = re.findall(r'^gradless_images_total\{.*outcome="(\w+)".*\} (\S+)$', exposition, re.MULTILINE)

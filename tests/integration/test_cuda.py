@@ -1,4 +1,4 @@
-"""What is done on CUDA alone: forwards recorded once and replayed, lanes with streams, memory by its own counters."""
+"""Tests that need CUDA: recorded forwards, batch threads with streams, memory counters."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from torch import nn
 from gradless.records import ComparisonOptions
 from models import backends
 from models.backends import BackendOptions
-from models.backends.eager import served_network
+from models.backends.pytorch import served_network
 from models.hardware import memory
 from models.hardware.placement import Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.images.transforms import Transform
-from models.inference.batch_item import BatchItem, ItemOutput
 from models.inference.engine import Engine
-from models.interface.image_limits import ImageLimits
-from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
-from models.lens.served import compare_served
+from models.inference.image_job import BatchItem, ItemOutput
+from models.interface.request import ImageLimits, InferenceRequest
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import Classifier, ModelSpec
 from models.scheduling.oom_splitting import SplittingRun
+from models.serving.lens import compare_served
 
 if TYPE_CHECKING:
     from tests.integration.conftest import StartOverHttp
@@ -114,11 +113,11 @@ def _features(engine: Engine, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def _is_recorded(engine: Engine, size: int) -> bool:
-    """Whether a forward of `size` images launches its kernels by one call, as the profiler sees it."""
+    """Return whether a forward of `size` images launches its kernels by one call, by the profiler."""
     side = engine.model.transform.crop
     blank = torch.zeros(size, side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     engine.forward(blank)
-    # PyTorch 2.11 warns of a second cycle's events where this is not said.
+    # Without this PyTorch 2.11 warns of a second cycle's events.
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profiler:
         engine.forward(blank)
     return not any("conv" in event.name for event in profiler.events())
@@ -135,7 +134,7 @@ def test_each_precision_is_held_to_the_cpus_float32(
     assert agreement >= 0.9
 
 
-# PyTorch 2.11's compiler imports what it says itself is deprecated.
+# PyTorch 2.11's compiler imports its own deprecated modules.
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_the_compiled_network_is_recorded_as_well(
     engine_of: Callable[..., Engine], pixels: torch.Tensor, expected: FeaturesAndLogits
@@ -157,14 +156,16 @@ def test_a_forward_of_any_size_is_launched_by_one_call(default_on_gpu: Engine, s
     assert _is_recorded(default_on_gpu, size)
 
 
-def test_a_batch_of_any_size_gives_what_its_images_give_alone(default_on_gpu: Engine, pixels: torch.Tensor) -> None:
+def test_a_batch_of_any_size_gives_the_results_of_its_single_images(
+    default_on_gpu: Engine, pixels: torch.Tensor
+) -> None:
     alone = torch.cat([_features(default_on_gpu, pixels[number : number + 1]) for number in range(len(pixels))])
     for size in (2, 3, 5, 8, 13, 32):
         together = _features(default_on_gpu, pixels[-size:])
         assert (together - alone[-size:]).abs().max() <= _TOLERANCES["fp32"] * alone.abs().max()
 
 
-def test_two_batches_under_way_together_get_their_own_answers(default_on_gpu: Engine, pixels: torch.Tensor) -> None:
+def test_two_concurrent_batches_get_their_own_answers(default_on_gpu: Engine, pixels: torch.Tensor) -> None:
     batches = [pixels[:32], pixels.flip(0)[:20]]
     alone = [_features(default_on_gpu, batch) for batch in batches]
     together = threading.Barrier(2)
@@ -174,8 +175,8 @@ def test_two_batches_under_way_together_get_their_own_answers(default_on_gpu: En
             together.wait(_PATIENCE_S)
             assert _features(default_on_gpu, batches[number]).equal(alone[number])
 
-    with ThreadPoolExecutor(2, initializer=default_on_gpu.prepare_thread) as lanes:
-        list(lanes.map(run_many_times, range(2)))
+    with ThreadPoolExecutor(2, initializer=default_on_gpu.prepare_thread) as batch_threads:
+        list(batch_threads.map(run_many_times, range(2)))
 
 
 def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_position(
@@ -185,12 +186,12 @@ def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_pos
     alone = torch.cat([_features(engine, pixels[number : number + 1]) for number in range(len(pixels))])
     generator = np.random.default_rng(0)
     for _ in range(_ROUNDS):
-        company = generator.integers(len(pixels), size=generator.integers(1, 9))
-        assert _features(engine, pixels[company]).equal(alone[company])
+        chosen = generator.integers(len(pixels), size=generator.integers(1, 9))
+        assert _features(engine, pixels[chosen]).equal(alone[chosen])
 
 
 class _Waits(nn.Module):
-    """Asks the device for a number in the middle of a forward, which no recording can hold."""
+    """Reads a number from the device during a forward, which cannot be recorded."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return images * (1.0 if images.sum().item() > 0 else 2.0)
@@ -207,7 +208,7 @@ def test_a_network_that_waits_for_the_device_is_launched_kernel_by_kernel(
     assert "kernels are launched one by one, since they could not be recorded" in caplog.text
     waiting.warm_up()
     assert not _is_recorded(waiting, 2)
-    # What failed has left nothing behind: the next model is recorded, and both answer as ever.
+    # The failure has no lasting effect: the next model is recorded, and both answer.
     after = engine_of(tiny, max_batch_size=2)
     assert _is_recorded(after, 2)
     images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
@@ -234,14 +235,14 @@ def test_a_model_is_recorded_while_another_serves(engine_of: Callable[..., Engin
     with ThreadPoolExecutor(1) as thread:
         batches = thread.submit(serve)
         try:
-            beside = engine_of(max_batch_size=8)
+            other = engine_of(max_batch_size=8)
         finally:
             over.set()
     assert batches.result() > 0
-    assert _is_recorded(beside, 8)
+    assert _is_recorded(other, 8)
 
 
-def test_serving_takes_no_more_memory_with_time_and_a_model_that_goes_gives_all_of_it_back(
+def test_memory_does_not_grow_while_serving_and_an_unloaded_model_releases_all_of_it(
     engine_of: Callable[..., Engine], pixels: torch.Tensor
 ) -> None:
     gc.collect()
@@ -263,7 +264,7 @@ def test_serving_takes_no_more_memory_with_time_and_a_model_that_goes_gives_all_
     assert memory.figures(device)["allocated"] - before < 2**20
 
 
-def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable[..., Engine]) -> None:
+def test_a_batch_that_exceeds_the_device_memory_is_split(engine_of: Callable[..., Engine]) -> None:
     def build() -> Classifier:
         wide = [nn.Conv2d(3, 512, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         transform = Transform(256, 256, "bilinear", mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -281,7 +282,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
             model="wide",
             out_of_memory=memory.ran_out,
             release_memory=lambda: memory.trim(torch.device("cuda")),
-            telemetry=NoTelemetry(),
+            telemetry=Telemetry(),
         )
         images = torch.randint(0, 256, (32, 256, 256, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
         answers = run([BatchItem(image, InferenceRequest("classify", top_k=1)) for image in images])
@@ -292,7 +293,7 @@ def test_a_batch_for_which_the_device_has_no_memory_is_split(engine_of: Callable
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
-def test_the_lens_shows_what_gradients_cost_on_a_gpu(default_on_gpu: Engine) -> None:
+def test_the_lens_shows_the_cost_of_gradients_on_a_gpu(default_on_gpu: Engine) -> None:
     report = compare_served(default_on_gpu, ComparisonOptions(batch_size=8, iterations=2))
     arms = {each.arm: each for each in report.arms}
     assert arms["grad"].retained_bytes == pytest.approx(636e6, rel=0.02)
@@ -303,7 +304,7 @@ def test_the_lens_shows_what_gradients_cost_on_a_gpu(default_on_gpu: Engine) -> 
 
 
 @pytest.mark.anyio
-async def test_the_service_answers_from_the_gpu_and_says_so(
+async def test_the_service_answers_from_the_gpu_and_reports_it(
     over_http: StartOverHttp, tiny: ModelSpec, clock_png: bytes
 ) -> None:
     async with over_http(tiny, device="auto", max_batch_size=8) as http:

@@ -20,8 +20,8 @@ from app.server.server import serve
 from app.settings import load_settings
 from gradless import cgroups
 from models.backends.backend import BackendOptions
-from models.backends.null import NullBackend
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.backends.pytorch import NullBackend
+from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel
 from models.networks.network import FeaturesAndLogits, Network
 

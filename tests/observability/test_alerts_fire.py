@@ -110,12 +110,12 @@ class FaultyService:
                 while not stopped.is_set():
                     with contextlib.suppress(httpx2.HTTPError):
                         http.post("/v1/classify?top_k=1", content=body)
-                    # Leaves time on the cores for the server; nothing is measured.
+                    # Leaves CPU time for the server; nothing is measured.
                     stopped.wait(0.02)
 
-        with ThreadPoolExecutor(count) as callers:
+        with ThreadPoolExecutor(count) as clients:
             for _ in range(count):
-                callers.submit(call)
+                clients.submit(call)
             try:
                 yield
             finally:

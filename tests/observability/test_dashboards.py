@@ -76,9 +76,9 @@ def test_dashboards_have_variables_for_instance_and_model(board: dict[str, Any])
 def test_every_query_uses_the_provisioned_data_source() -> None:
     [provisioned] = loaded(GRAFANA / "provisioning/datasources/prometheus.yml")["datasources"]
     expected = {"type": provisioned["type"], "uid": provisioned["uid"]}
-    asked = [found for board in BOARDS.values() for found in sources(board)]
-    assert len(asked) > len(PANELS)
-    assert all(source == expected for source in asked)
+    used = [found for board in BOARDS.values() for found in sources(board)]
+    assert len(used) > len(PANELS)
+    assert all(source == expected for source in used)
 
 
 def test_grafana_knows_the_scrape_interval_of_prometheus() -> None:

@@ -1,4 +1,4 @@
-"""Six thousand concurrent requests, valid and invalid: the counters of the server equal what the clients saw."""
+"""Six thousand concurrent requests, valid and invalid: the server's counters equal the clients'."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from observe.processes import gradless
-from reliability.wire import Connection, Place, Request, multipart, post
+from reliability.wire import Address, Connection, Request, multipart, post
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(300)]
 
@@ -127,13 +127,13 @@ async def counted_by_the_server(http: httpx2.AsyncClient) -> Counted:
 
 
 class Clients:
-    """All clients of one server, and what they saw."""
+    """All clients of one server and the results of their requests."""
 
     def __init__(self, address: str, http: httpx2.AsyncClient, whole: Iterator[Request]) -> None:
         self.counted = Counted(Counter(), Counter())
         self.shed_unread = 0
         url = urlsplit(address)
-        self._place = Place(url.hostname or "", url.port or 0)
+        self._place = Address(url.hostname or "", url.port or 0)
         self._http = http
         self._whole = whole
 

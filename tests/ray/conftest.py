@@ -101,7 +101,7 @@ class Service:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the service is not ready; Ray says:\n{self._log.read_text()}")
+                pytest.fail(f"the service is not ready; Ray's log:\n{self._log.read_text()}")
             time.sleep(0.2)
 
     def replicas(self) -> list[psutil.Process]:

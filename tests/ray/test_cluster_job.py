@@ -126,31 +126,31 @@ def test_features_are_those_of_the_local_job(images: Path, tmp_path: Path, gradl
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--ray", "local", "--workers", "2"], "--workers are processes of this machine"),
         (["--ray", "local", "-o", "out.npy"], "-o out.npy: on a cluster the output is a folder"),
     ],
 )
 def test_contradictory_options_are_refused_in_one_line(
-    arguments: list[str], said: str, images: Path, tmp_path: Path, gradless: Command
+    arguments: list[str], message: str, images: Path, tmp_path: Path, gradless: Command
 ) -> None:
     ended = gradless("features", images, "-o", tmp_path / "out", *arguments)
 
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert f"gradless: {said}" in ended.stderr
+    assert f"gradless: {message}" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(
-    ("address", "said"),
+    ("address", "message"),
     [
         ("127.0.0.1:1", "--ray 127.0.0.1:1 cannot be reached"),
         ("photos", "--ray photos: it must be local, auto, HOST:PORT or ray://HOST:PORT"),
     ],
 )
-def test_a_cluster_that_cannot_be_reached_is_reported_at_once(address: str, said: str) -> None:
-    with pytest.raises(JobError, match=said):
+def test_a_cluster_that_cannot_be_reached_is_reported_at_once(address: str, message: str) -> None:
+    with pytest.raises(JobError, match=message):
         connect(address)
 
 

@@ -30,8 +30,8 @@ COMMAND_TIMEOUT_S = 90
 
 
 def environment(**settings: str) -> dict[str, str]:
-    """This process's environment with these settings and no other GRADLESS_ ones, on a free port. Tests look at metrics
-    in a row, and want those of now."""
+    """This process's environment with these settings and no other GRADLESS_ ones, on a free port. Without a
+    maximum age of metrics, because tests scrape repeatedly."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("GRADLESS_")}
     own = {"GRADLESS_PORT": "0", "PYTHONUNBUFFERED": "1", "GRADLESS_METRICS_MAX_AGE_S": "0"}
     return inherited | own | settings
@@ -45,9 +45,9 @@ class Server:
         self, start: Callable[..., Any], command: Sequence[Any] = (GRADLESS, "serve"), **settings: str
     ) -> None:
         self._welcomes = settings.get("GRADLESS_LOG_FORMAT") == "console"
-        heard, said = os.pipe()
-        self._output = os.fdopen(heard, encoding="utf-8")
-        with os.fdopen(said, "wb") as output:
+        received, message = os.pipe()
+        self._output = os.fdopen(received, encoding="utf-8")
+        with os.fdopen(message, "wb") as output:
             self.process = start(list(command), environment(**settings), output)
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -80,7 +80,7 @@ class Server:
             except queue.Empty:
                 line = None
             if line is None:
-                pytest.fail(f"the server never said {pattern!r}; it said:\n{''.join(self.log)}")
+                pytest.fail(f"the server never logged {pattern!r}; its log:\n{''.join(self.log)}")
             if re.search(pattern, line):
                 return line
 
@@ -89,10 +89,10 @@ class Server:
         try:
             return self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"the server did not stop; it said:\n{''.join(self.log)}")
+            pytest.fail(f"the server did not stop; its log:\n{''.join(self.log)}")
 
     def end_of_output(self) -> None:
-        """Wait until `log` has all that the process has said. It must have ended."""
+        """Wait until `log` has the whole output of the process, which must have ended."""
         self._reader.join()
 
     def connect(self) -> socket.socket:
@@ -171,7 +171,7 @@ def gradless_path() -> Path:
 
 @pytest.fixture
 def unused_port() -> int:
-    """A TCP port of 127.0.0.1 on which nobody listens."""
+    """A TCP port of 127.0.0.1 without a listener."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
@@ -205,7 +205,7 @@ def gradless(warm_command: Any) -> Callable[..., subprocess.CompletedProcess[byt
 
 @pytest.fixture
 def read_answer() -> Callable[[BufferedReader], RawAnswer]:
-    """Read the next HTTP answer off a connection, whose file the caller keeps: pipelined ones come one by one."""
+    """Read the next HTTP answer of a connection from its file; pipelined answers come one by one."""
 
     def read(file: BufferedReader) -> RawAnswer:
         status_line = file.readline()

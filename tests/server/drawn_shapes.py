@@ -1,4 +1,4 @@
-"""Pictures of ten shapes, drawn with Pillow: something to learn from that is nobody's photograph."""
+"""Pictures of ten shapes, drawn with Pillow, as training data without licence."""
 
 from __future__ import annotations
 

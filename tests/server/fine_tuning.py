@@ -1,7 +1,7 @@
-"""A training script as people write them, which knows nothing of gradless: python fine_tuning.py FOLDER
+"""A typical training script, independent of gradless: python fine_tuning.py FOLDER
 
-It leaves FOLDER/my-model with model.pt, its state dict, and labels.txt; FOLDER/held-out with pictures that it has not
-learned from; FOLDER/answers.json with what the model says of each. It prints its accuracy on them.
+It writes FOLDER/my-model with model.pt (the state dict) and labels.txt, FOLDER/held-out with pictures for validation,
+and FOLDER/answers.json with the model's answers to these. It prints its accuracy on them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `gradless` command beside `serve`."""
+"""The subcommands of `gradless` other than `serve`."""
 
 from __future__ import annotations
 

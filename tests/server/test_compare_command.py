@@ -1,4 +1,4 @@
-"""`gradless compare`: what it prints and writes, how it fails, and what its exit status says."""
+"""`gradless compare`: output, files, errors and exit status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from app.api.lens_schemas import GradModes
+from app.api.schemas import GradModes
 from gradless.records import ARMS
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
@@ -21,11 +21,11 @@ SMALL = "shufflenet_v2_x0_5:random"
 QUICK = (SMALL, "--batch-size", "2", "--iterations", "1")
 EAGER = {"GRADLESS_BACKEND": "eager"}
 
-# The command, with a backend that records a graph and lets go of it before anybody sees.
+# The command, with a backend that records a graph and releases it before its output is returned.
 _LEAKY = """
 import torch
 from app.cli import main
-from models.backends.eager import EagerBackend
+from models.backends.pytorch import EagerBackend
 from models.networks.network import FeaturesAndLogits
 
 forward = EagerBackend._forward
@@ -40,7 +40,7 @@ main()
 
 
 def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
-    """Of a command that failed, and said why."""
+    """Return the only line of a failed command's stderr."""
     (line,) = done.stderr.decode().splitlines()
     assert (done.returncode, done.stdout) == (2, b"")
     assert line.startswith("gradless: ")
@@ -97,7 +97,7 @@ def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("resnet5",), "no model is named 'resnet5'"),
         (("--arms", "grad,nograd"), "--arms: there is no 'nograd'; there is grad, no_grad"),
@@ -108,15 +108,15 @@ def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
         (("--image", "no/such.png"), "no/such.png cannot be read: No such file or directory"),
     ],
 )
-def test_invalid_options_are_reported_in_one_line(gradless: Run, arguments: tuple[str, ...], said: str) -> None:
-    assert said in one_line(gradless("compare", *arguments, **EAGER))
+def test_invalid_options_are_reported_in_one_line(gradless: Run, arguments: tuple[str, ...], message: str) -> None:
+    assert message in one_line(gradless("compare", *arguments, **EAGER))
 
 
 def test_a_wrong_setting_is_reported_as_by_serve(gradless: Run) -> None:
     assert "GRADLESS_BACKEND=fast" in one_line(gradless("compare", GRADLESS_BACKEND="fast"))
 
 
-def test_a_file_that_is_no_image_is_reported(gradless: Run, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_reported(gradless: Run, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("no picture")
     assert "not an image of a format read here" in one_line(gradless("compare", *QUICK, "--image", str(file), **EAGER))
@@ -136,22 +136,22 @@ def test_the_terminal_report_is_shown_if_a_file_cannot_be_written(gradless: Run,
     assert b"kept" in done.stdout
 
 
-@pytest.mark.parametrize("told", ["table", "json"])
+@pytest.mark.parametrize("form", ["table", "json"])
 def test_a_closed_stdout_changes_neither_reports_nor_exit_status(
-    server_environment: Callable[..., dict[str, str]], gradless_path: Path, warm_command: Any, tmp_path: Path, told: str
+    server_environment: Callable[..., dict[str, str]], gradless_path: Path, warm_command: Any, tmp_path: Path, form: str
 ) -> None:
-    report, said = tmp_path / "report.html", tmp_path / "said"
+    report, message = tmp_path / "report.html", tmp_path / "message"
     command = [gradless_path, "compare", *QUICK, "--arms", "grad,served", "--fail-on-retained", "--html", report]
-    command += ["--json", "-"] if told == "json" else []
+    command += ["--json", "-"] if form == "json" else []
     read, write = os.pipe()
     os.close(read)
     with (
         os.fdopen(write, "wb") as left,
-        said.open("wb") as stderr,
+        message.open("wb") as stderr,
         warm_command.start(command, server_environment(**EAGER), left, stderr) as leaving,
     ):
         assert leaving.wait(90) == 0
-    assert "Error" not in said.read_text()
+    assert "Error" not in message.read_text()
     assert "</html>" in report.read_text()
 
 

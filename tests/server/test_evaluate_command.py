@@ -23,7 +23,7 @@ EAGER = {"GRADLESS_BACKEND": "eager", "OMP_NUM_THREADS": "1"}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A clock and a crossword, and a clock that is said to be a traffic light."""
+    """A clock, a crossword, and a clock labelled as a traffic light."""
     found = tmp_path / "set"
     for place in ("analog clock/<i>.png", "crossword_puzzle/b.png", "920/c.png"):
         (found / place).parent.mkdir(parents=True)

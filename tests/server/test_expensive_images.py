@@ -1,5 +1,4 @@
-"""Images that are small to send and expensive to decode, at a real server: refused or decoded apart, whatever becomes
-of their decoder."""
+"""A real server refuses images that are expensive to decode, or decodes them in separate processes."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ from PIL import Image
 from models.images.samples import draw, encode
 from reliability.costly import CORPUS
 
-# One of each way to be expensive that a header tells, and files whose header does not tell it.
+# One for each kind of cost that a header shows, and files whose header does not show it.
 _REFUSED = ("jpeg-arithmetic-99-scans-of-12-MP.jpg", "tiff-63-tiles-of-48-MB.tif", "webp-canvas-50-MP.webp")
 _NOT_TOLD = ("tiff-tiles-of-arithmetic-jpegs-1-MP.tif", "webp-65536-groups.webp")
 
@@ -49,7 +48,7 @@ def test_an_image_that_is_too_expensive_to_decode_is_refused_and_the_same_proces
     # None of them was decoded.
     assert not _decoders(service)
     for name in _NOT_TOLD:
-        # A decoder that gets no memory may say something else of it.
+        # A decoder without memory may report another reason.
         assert _post(service, CORPUS[name]()).status_code == 422, name
     # In a process that reduces images by libjpeg-turbo it wrote beyond its memory.
     assert _post(service, CORPUS["jpeg-lossless-colour.jpg"]()).status_code == 422

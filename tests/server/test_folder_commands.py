@@ -1,4 +1,4 @@
-"""`gradless classify` and `gradless features` as processes: beside the real server, interrupted, killed, gone wrong."""
+"""`gradless classify` and `gradless features` as processes: compared with the server, interrupted, killed, failing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SMALL = ("--model", "shufflenet_v2_x0_5:random", "--batch-size", "2")
 # One thread: on a busy machine those of OpenMP wait for one another longer than they work.
 EAGER = {"GRADLESS_BACKEND": "eager", "OMP_NUM_THREADS": "1"}
 
-# The command, in parts of two files, which ends in the middle of its third, as `how` says. Guarded: workers import it.
+# The command, with parts of two files; it ends during the third part by `how`. Guarded, because workers import it.
 _ENDS_IN_ITS_THIRD_PART = """
 import os, signal
 from app.cli import main
@@ -39,7 +39,7 @@ def fsync(descriptor):
     global count
     written(descriptor)
     count += 1
-    # One is for what was asked, and one for each part.
+    # One for the job file, and one for each part.
     if count == 4:
         {how}
 
@@ -47,7 +47,7 @@ os.fsync = fsync
 main()
 """
 _KILLED = "os.kill(os.getpid(), signal.SIGKILL)"
-# As a terminal does: every process of the group hears it.
+# As a terminal does: every process of the group receives it.
 _INTERRUPTED = "os.killpg(os.getpgrp(), signal.SIGINT)"
 
 
@@ -121,7 +121,7 @@ def test_unreadable_files_are_reported_and_fail_with_strict(gradless: Run, folde
 
 
 @pytest.mark.parametrize(
-    ("how", "status", "said"),
+    ("how", "status", "message"),
     [
         (_KILLED, -signal.SIGKILL, ""),
         (_INTERRUPTED, 130, "gradless: stopped after 6 of 10 files: continue with --resume\n"),
@@ -135,13 +135,13 @@ def test_a_resumed_command_writes_the_same_output(
     ended_in_its_third_part: Callable[[str], subprocess.CompletedProcess[str]],
     how: str,
     status: int,
-    said: str,
+    message: str,
 ) -> None:
     ended, whole = tmp_path / "ended.parquet", tmp_path / "whole.parquet"
     stopped = ended_in_its_third_part(how)
-    # Its output has come to an end: no worker is left that holds it open.
+    # The end of its output shows that no worker is left.
     assert (stopped.returncode, stopped.stdout) == (status, "")
-    assert not said or stopped.stderr == said
+    assert not message or stopped.stderr == message
     assert not ended.exists()
     refused = gradless("features", str(folder), "-o", str(ended), *SMALL, **EAGER)
     assert refused.returncode == 2
@@ -181,7 +181,7 @@ def test_a_full_disk_is_one_line_and_finished_parts_are_kept(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("features", "no/such", "-o", "out.npy"), "no/such does not exist"),
         (
@@ -194,10 +194,10 @@ def test_a_full_disk_is_one_line_and_finished_parts_are_kept(
     ],
 )
 def test_an_invalid_command_is_reported_in_one_line(
-    gradless: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
+    gradless: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = gradless(*arguments, **EAGER)
     [line] = lines(done)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert line.startswith(f"gradless: {said}")
+    assert line.startswith(f"gradless: {message}")

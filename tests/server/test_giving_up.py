@@ -1,4 +1,4 @@
-"""A model that stops again and again ends the process, which then says so: its orchestrator's turn."""
+"""A model that stops repeatedly ends the process with its reason, so that the orchestrator restarts it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx2
 def test_after_three_replacements_the_process_ends_with_status_1_and_its_reason(
     start_server: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    # With so little time every batch of this network has hung, whenever somebody looks.
+    # So short that every batch of this network counts as hung.
     server = start_server(
         GRADLESS_MODELS="mobilenet_v3_large:random",
         GRADLESS_BACKEND="eager",

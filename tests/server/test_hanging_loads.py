@@ -1,4 +1,4 @@
-"""A model whose code hangs while it is loaded keeps nobody from anything, in a real process."""
+"""A model whose code hangs while it is loaded does not block a real process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_model_that_hangs_while_it_is_loaded_keeps_no_other_from_being_loaded_nor_the_service_from_stopping(
+def test_a_model_that_hangs_while_loading_blocks_neither_other_loads_nor_the_shutdown(
     start_server: Callable[..., Any], tmp_path: Path, clock_jpeg: bytes, workers: str
 ) -> None:
     (tmp_path / "hangs").mkdir()

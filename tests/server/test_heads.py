@@ -1,4 +1,4 @@
-"""Before a request is one: heads without end, heads that never come, bytes that are no HTTP, and many who wait."""
+"""Data before a request is complete: endless heads, missing heads, bytes that are not HTTP, many idle connections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 ReadAnswer = Callable[..., Any]
 
-# Files that many systems allow a process at first, and callers who are more.
+# The soft limit of open files on many systems, and a larger number of connections.
 FEW = 1024
 MANY = 1500
 
@@ -54,21 +54,21 @@ def send_until_answered(connection: socket.socket, piece: bytes, most: int = 2**
     ],
     ids=["headers without end", "one header without end", "a path without end"],
 )
-def test_a_head_without_end_is_ended_with_431(server: Any, read_answer: ReadAnswer, head: bytes, piece: bytes) -> None:
+def test_an_endless_head_is_refused_with_431(server: Any, read_answer: ReadAnswer, head: bytes, piece: bytes) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head)
         send_until_answered(connection, piece)
         assert problem_of(read_answer(file)) == (431, "headers-too-large")
 
 
-def test_bytes_that_are_no_http_are_answered_with_a_problem(server: Any, read_answer: ReadAnswer) -> None:
+def test_bytes_that_are_not_http_get_a_problem(server: Any, read_answer: ReadAnswer) -> None:
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"\x16\x03\x01 is how TLS begins\r\n\r\n")
         assert problem_of(read_answer(file)) == (400, "malformed-request")
         assert file.read() == b""
 
 
-def test_many_large_requests_on_one_connection_are_no_large_head(server: Any, clock_jpeg: bytes) -> None:
+def test_many_large_requests_on_one_connection_do_not_count_as_a_large_head(server: Any, clock_jpeg: bytes) -> None:
     with httpx2.Client(base_url=server.address, timeout=60) as client:
         for _ in range(4):
             # Multipart, so that the end of one body and the next head come in odd chunks.
@@ -76,7 +76,7 @@ def test_many_large_requests_on_one_connection_are_no_large_head(server: Any, cl
             assert answer.status_code == 200
 
 
-def test_an_impatient_server(
+def test_a_server_with_short_time_limits_closes_slow_connections(
     start_server: Callable[..., Any],
     read_answer: ReadAnswer,
     metric_sum: Callable[..., float],
@@ -90,7 +90,7 @@ def test_an_impatient_server(
     with server.connect() as connection, connection.makefile("rb") as file:
         assert file.read() == b""
 
-    # A connection that has had an answer may rest, begins its next request in time, or gets 408 as well.
+    # An answered connection may be idle; an incomplete next request gets 408 too.
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert read_answer(file).status == 200
@@ -101,7 +101,7 @@ def test_an_impatient_server(
         connection.sendall(b"GET /heal")
         assert problem_of(read_answer(file)) == (408, "slow-body")
 
-    # A body that turns out to be no HTTP: a request is there, which counts as one whose caller has gone.
+    # A body that is not HTTP belongs to a request, which counts as disconnected.
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n")
         assert problem_of(read_answer(file)) == (400, "malformed-request")
@@ -109,7 +109,7 @@ def test_an_impatient_server(
     def scrape() -> str:
         return httpx2.get(f"{server.address}/metrics").text
 
-    # It is counted at its end, which its caller does not see.
+    # It is counted at its end, which the client cannot observe.
     while not metric_sum(exposition := scrape(), "gradless_requests_total", code="499"):
         pass
     assert metric_sum(exposition, "gradless_rejected_total", reason="slow_body") == 2
@@ -128,7 +128,7 @@ def test_an_impatient_server(
         )
         port = connection.getsockname()[1]
         while any(to.raddr and to.raddr.port == port for to in process.net_connections("tcp")):
-            assert monotonic() < deadline, "an answer that nobody reads is still kept"
+            assert monotonic() < deadline, "an unread answer is still kept"
             sleep(0.05)
 
 
@@ -137,13 +137,13 @@ def few_files() -> Iterator[None]:
     """A process that is started now may open as few files as many systems allow at first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < MANY + FEW:
-        pytest.skip(f"this process may open {soft} files only: too few for the callers")
+        pytest.skip(f"this process may open {soft} files only: too few for the clients")
     resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_many_who_say_nothing_keep_nobody_out(
+def test_many_silent_connections_do_not_keep_other_clients_out(
     few_files: None, start_server: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
     del few_files

@@ -15,7 +15,7 @@ from models.images.samples import draw
 
 
 def _until_it_waits(process: psutil.Process) -> None:
-    """A signal between Python's last look for one and the read would be seen when that is over, so never."""
+    """A signal between Python's last check and the read would be handled after the read, so never."""
     while process.status() == psutil.STATUS_RUNNING:
         pass
 
@@ -26,7 +26,7 @@ def test_ctrl_c_prints_the_results_so_far(
 ) -> None:
     for picture in ("clock", "crossword"):
         draw(picture).save(tmp_path / f"{picture}.png")
-    # Reading it waits until somebody writes, which nobody does.
+    # Reading it waits for a writer, and there is none.
     endless = tmp_path / "endless"
     os.mkfifo(endless)
     command = [gradless_path, "stats", tmp_path, endless, "--workers", str(workers)]

@@ -13,7 +13,7 @@ import pytest
 ReadAnswer = Callable[..., Any]
 
 CHUNK = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
-# MiB after which the test gives up: far beyond the limit of every route.
+# MiB after which the test fails: far beyond the limit of every route.
 MAX_CHUNKS = 256
 
 

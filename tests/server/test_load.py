@@ -1,4 +1,4 @@
-"""Many callers at once: none fails, they share batches, and nobody's fault or company changes another's answer."""
+"""Many concurrent clients: none fails, they share batches, and no request affects another's answer."""
 
 from __future__ import annotations
 
@@ -45,21 +45,21 @@ def first_label(answer: httpx2.Response) -> str:
 async def test_thirty_two_connections_get_right_answers_without_one_error(
     server: Any, pictures: list[tuple[str, bytes]]
 ) -> None:
-    async def one_caller(number: int) -> None:
+    async def one_client(number: int) -> None:
         # A client of its own is a connection of its own.
         async with httpx2.AsyncClient(base_url=server.address, timeout=60) as http:
-            for turn in range(ROUNDS):
-                label, picture = pictures[(number + turn) % len(pictures)]
+            for round_number in range(ROUNDS):
+                label, picture = pictures[(number + round_number) % len(pictures)]
                 answer = await http.post("/v1/classify?top_k=1", content=picture)
                 assert answer.status_code == 200, answer.text
                 assert first_label(answer) == label
 
-    async with asyncio.TaskGroup() as callers:
+    async with asyncio.TaskGroup() as clients:
         for number in range(CONNECTIONS):
-            callers.create_task(one_caller(number))
+            clients.create_task(one_client(number))
 
 
-async def test_callers_that_come_together_share_batches(
+async def test_concurrent_clients_share_batches(
     server: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     async with httpx2.AsyncClient(base_url=server.address, timeout=60) as http:

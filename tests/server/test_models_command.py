@@ -1,4 +1,4 @@
-"""`gradless models init` and `check`: what they print, and what their exit status says."""
+"""`gradless models init` and `check`: output and exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path, clock_png: bytes) -> Path:
     torch.manual_seed(0)
     network = torchvision.models.shufflenet_v2_x0_5(num_classes=3)
     with torch.no_grad():
-        # Whatever it sees is mostly a dog: 0.042, 0.844, 0.114.
+        # It answers any image with mostly dog: 0.042, 0.844, 0.114.
         network.fc.weight.zero_()
         network.fc.bias.copy_(torch.tensor([-1.0, 2.0, 0.0]))
     made = tmp_path / "pets"
@@ -47,20 +47,22 @@ def add_reference(folder: Path, label: str, probability: float) -> None:
         file.write(f'\n[reference]\nimage = "clock.png"\nlabel = "{label}"\nprobability = {probability}\n')
 
 
-def test_init_writes_what_check_finds_in_order(folder: Path, gradless: Run) -> None:
+def test_init_writes_a_folder_that_check_accepts(folder: Path, gradless: Run) -> None:
     begun = gradless("models", "init", str(folder), "--resize", "72", "--crop", "64")
     assert (begun.returncode, begun.stderr) == (0, b"")
     assert b"shufflenet_v2_x0_5, 3 classes, weights in model.pt, labels in labels.txt" in begun.stdout
     add_reference(folder, "dog", 0.84)
     tried = gradless("models", "check", str(folder), **EAGER)
     assert (tried.returncode, tried.stderr) == (0, b"")
-    said = {line.split()[0]: " ".join(line.split()[1:]) for line in tried.stdout.decode().splitlines() if line.strip()}
-    assert said["model"] == "pets, shufflenet_v2_x0_5"
-    assert said["classes"] == "3: cat, dog, fox"
-    assert said["transform"] == "resize 72, crop 64, bilinear, crop"
-    assert said["reference"] == "dog, 0.844"
-    assert len(said["fingerprint"]) == 16
-    assert said["forward"].endswith("ms for one image")
+    message = {
+        line.split()[0]: " ".join(line.split()[1:]) for line in tried.stdout.decode().splitlines() if line.strip()
+    }
+    assert message["model"] == "pets, shufflenet_v2_x0_5"
+    assert message["classes"] == "3: cat, dog, fox"
+    assert message["transform"] == "resize 72, crop 64, bilinear, crop"
+    assert message["reference"] == "dog, 0.844"
+    assert len(message["fingerprint"]) == 16
+    assert message["forward"].endswith("ms for one image")
 
 
 def test_a_misclassified_reference_image_exits_with_1(folder: Path, gradless: Run) -> None:

@@ -1,4 +1,4 @@
-"""`gradless optimize` as it is installed, and what it writes served by a real process."""
+"""The installed `gradless optimize`, and a real server of the folder that it writes."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def test_an_optimized_model_is_served_with_the_fingerprint_of_its_report(
         "GRADLESS_CACHE_FOLDER": str(tmp_path / "cache"),
     }
     made = tmp_path / f"tiny-{method}"
-    asked = ["optimize", str(source), "--method", method, "--images", str(images), "-o", str(made), "--rounds", "2"]
-    done = gradless(*asked, "--workers", "0", *options, **settings)
+    arguments = ["optimize", str(source), "--method", method, "--images", str(images), "-o", str(made), "--rounds", "2"]
+    done = gradless(*arguments, "--workers", "0", *options, **settings)
 
     assert done.returncode == 0, done.stderr
     assert b"same top class" in done.stdout
@@ -90,8 +90,19 @@ def test_agreement_below_the_minimum_exits_with_1_and_no_folder(
     gradless: Run, source: Path, images: Path, tmp_path: Path
 ) -> None:
     made = tmp_path / "made"
-    asked = ["optimize", str(source), "--method", "prune", "--images", str(images), "-o", str(made), "--ratio", "0.8"]
-    done = gradless(*asked, "--rounds", "2", "--workers", "0", "--min-agreement", "1", GRADLESS_BACKEND="eager")
+    arguments = [
+        "optimize",
+        str(source),
+        "--method",
+        "prune",
+        "--images",
+        str(images),
+        "-o",
+        str(made),
+        "--ratio",
+        "0.8",
+    ]
+    done = gradless(*arguments, "--rounds", "2", "--workers", "0", "--min-agreement", "1", GRADLESS_BACKEND="eager")
 
     report_shown = b"same top class" in done.stdout
     assert (done.returncode, report_shown, made.exists()) == (1, True, False), done.stderr
@@ -101,12 +112,12 @@ def test_agreement_below_the_minimum_exits_with_1_and_no_folder(
 def test_an_invalid_command_is_one_line_and_exit_status_2(
     gradless: Run, source: Path, images: Path, tmp_path: Path
 ) -> None:
-    asked = ["optimize", str(source), "--images", str(images), "-o", str(tmp_path / "made")]
-    for options, said in [
+    arguments = ["optimize", str(source), "--images", str(images), "-o", str(tmp_path / "made")]
+    for options, message in [
         (["--method", "bf16", "--ratio", "0.5"], b"gradless: --ratio needs --method prune\n"),
         (["--method", "int8"], b"int8 is for the openvino backend"),
     ]:
-        done = gradless(*asked, *options, GRADLESS_BACKEND="eager")
+        done = gradless(*arguments, *options, GRADLESS_BACKEND="eager")
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
         assert done.stderr.count(b"\n") == 1

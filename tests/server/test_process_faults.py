@@ -226,7 +226,7 @@ def test_a_process_that_was_stopped_in_a_forward_and_continued_goes_on_with_it(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
     waiting = """
-import models.backends.null as null
+import models.backends.pytorch as null
 def wait(*arguments):
     if "ready" in globals():
         print("waits", flush=True)

@@ -67,7 +67,7 @@ def test_a_websocket_upgrade_is_ignored_although_a_websocket_library_is_installe
 H2C = ["Connection: keep-alive, Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"]
 
 
-def test_requests_that_ask_for_http_2_are_answered_over_http_1_1_and_so_are_later_ones(
+def test_http_2_upgrade_requests_and_later_requests_are_answered_over_http_1_1(
     server: Any, clock_jpeg: bytes, read_answer: ReadAnswer
 ) -> None:
     upgrade = request(clock_jpeg, *H2C)
@@ -166,7 +166,7 @@ def test_absolute_targets_and_host_addresses_are_accepted(server: Any, read_answ
         assert read_answer(file).status == 200
 
 
-def test_a_thousand_pipelined_requests_that_ask_for_http_2_are_answered(server: Any, read_answer: ReadAnswer) -> None:
+def test_a_thousand_pipelined_http_2_upgrade_requests_are_answered(server: Any, read_answer: ReadAnswer) -> None:
     head = "\r\n".join(["GET /healthz HTTP/1.1", "Host: localhost", *H2C, "", ""])
     with server.connect() as connection, connection.makefile("rb") as file:
         connection.sendall(head.encode() * 1000)

@@ -1,5 +1,5 @@
-"""Models change under load in a real process: no request is lost, each is answered by a version that was served, and
-nothing is left of those that were replaced."""
+"""Models change under load in a real process: no request is lost, each is answered by a loaded version, and replaced
+versions are freed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 pytestmark = pytest.mark.anyio
 
-CALLERS = 16
+CLIENTS = 16
 RELOADS = 5
 # What the first loads of a process bring for good, and how its heap is cut up then, is there after these.
 LOADS_BEFORE = 4
@@ -63,28 +63,28 @@ def models_folder(tmp_path: Path) -> Path:
 
 @dataclass
 class _Crowd:
-    """Callers who ask one after another until they are told to end, each on a connection of its own."""
+    """Clients that send requests until they are stopped, each on a connection of its own."""
 
     address: str
     picture: bytes
     ended: bool = False
     answers: Counter[tuple[int, str]] = field(default_factory=Counter)
 
-    async def caller(self) -> None:
+    async def client(self) -> None:
         async with httpx2.AsyncClient(base_url=self.address, timeout=60) as http:
             while not self.ended:
                 answer = await http.post("/v1/classify?model=flowers&top_k=1", content=self.picture)
                 self.answers[answer.status_code, answer.json().get("fingerprint", answer.text)] += 1
 
     async def each_asks_once_more(self) -> None:
-        """Return when there have been as many further answers as there are callers."""
-        wanted = self.answers.total() + CALLERS
-        while self.answers.total() < wanted:  # noqa: ASYNC110 - sixteen callers would have to set an event
+        """Return after as many further answers as there are clients."""
+        target = self.answers.total() + CLIENTS
+        while self.answers.total() < target:  # noqa: ASYNC110 - sixteen clients would have to set an event
             await asyncio.sleep(0.01)
 
 
 async def _left(process: psutil.Process) -> Vitals:
-    """Once everybody who was connected has gone."""
+    """Wait until all clients have disconnected."""
     # Another process's connections have no event to wait for.
     while any(  # noqa: ASYNC110
         to.status == psutil.CONN_ESTABLISHED for to in process.net_connections("tcp")
@@ -94,7 +94,7 @@ async def _left(process: psutil.Process) -> Vitals:
 
 
 @pytest.mark.timeout(300)
-async def test_sixteen_callers_notice_nothing_but_new_fingerprints_while_models_come_and_go(
+async def test_sixteen_clients_see_only_new_fingerprints_while_models_are_loaded_and_unloaded(
     start_server: Callable[..., Any],
     models_folder: Path,
     clock_jpeg: bytes,
@@ -112,16 +112,16 @@ async def test_sixteen_callers_notice_nothing_but_new_fingerprints_while_models_
         """With what one load and one round of requests keep, and no more: a load returns what is free."""
         async with httpx2.AsyncClient(base_url=server.address, timeout=120) as http:
             assert (await http.post("/v1/models/flowers")).status_code == 200
-            await asyncio.gather(*(http.post("/v1/classify", content=clock_jpeg) for _ in range(CALLERS)))
+            await asyncio.gather(*(http.post("/v1/classify", content=clock_jpeg) for _ in range(CLIENTS)))
         return await _left(process)
 
     for _ in range(LOADS_BEFORE):
         before = await vitals_after_a_load()
     served = [httpx2.get(f"{server.address}/v1/models/flowers").json()["fingerprint"]]
 
-    async with httpx2.AsyncClient(base_url=server.address, timeout=120) as http, asyncio.TaskGroup() as callers:
-        for _ in range(CALLERS):
-            callers.create_task(crowd.caller())
+    async with httpx2.AsyncClient(base_url=server.address, timeout=120) as http, asyncio.TaskGroup() as clients:
+        for _ in range(CLIENTS):
+            clients.create_task(crowd.client())
         for number in range(1, RELOADS + 1):
             await crowd.each_asks_once_more()
             _write_weights(models_folder / "flowers", seed=number)
@@ -152,7 +152,7 @@ async def test_sixteen_callers_notice_nothing_but_new_fingerprints_while_models_
     assert len(set(served)) == RELOADS + 1
     assert {fingerprint for _, fingerprint in crowd.answers} == set(served)
     images = metric_sum(exposition, "gradless_images_total", model="flowers", outcome="ok")
-    assert images == crowd.answers.total() + (LOADS_BEFORE + 1) * CALLERS
+    assert images == crowd.answers.total() + (LOADS_BEFORE + 1) * CLIENTS
     assert images == metric_sum(exposition, "gradless_images_total")
     loads = 1 + LOADS_BEFORE + RELOADS + 1
     assert metric_sum(exposition, "gradless_model_loads_total", model="flowers", outcome="ok") == loads
@@ -164,7 +164,7 @@ async def test_sixteen_callers_notice_nothing_but_new_fingerprints_while_models_
     assert after.rss_bytes - before.rss_bytes < ALLOWED_GROWTH_BYTES, json.dumps([before, after])
 
 
-async def test_a_source_that_leads_elsewhere_or_to_nothing_is_refused_and_what_is_served_stays(
+async def test_an_invalid_source_is_refused_and_the_model_stays(
     start_server: Callable[..., Any], models_folder: Path, clock_jpeg: bytes
 ) -> None:
     inside = models_folder / "inside"

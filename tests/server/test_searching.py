@@ -58,7 +58,7 @@ def images_counted(address: str) -> list[str]:
     return [line for line in lines if line.startswith("gradless_images_total{") and not line.endswith(" 0.0")]
 
 
-def test_a_server_finds_the_indexed_pictures_most_like_one(start_server: StartServer, index: Path) -> None:
+def test_a_server_finds_the_most_similar_indexed_pictures(start_server: StartServer, index: Path) -> None:
     address = start_server(**EAGER, GRADLESS_SEARCH_INDEX=str(index)).address
 
     found = httpx2.post(f"{address}/v1/search?k=3", content=PICTURES["mirrored.png"]).raise_for_status().json()
@@ -90,7 +90,7 @@ def test_a_folder_without_an_index_stops_the_start_in_one_line(gradless: Run, tm
 
 
 def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
-    """The one line of those that say why it did not start."""
+    """Return the one log line with the reason of a failed start."""
     assert done.returncode not in {0, None}
     printed = done.stderr.decode()
     assert "Traceback" not in printed

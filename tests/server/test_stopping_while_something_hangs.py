@@ -45,13 +45,13 @@ real, models.serving.model_instance.load = models.serving.model_instance.load, h
 _HANGING_FORWARD = (
     _HANG
     + """
-import models.backends.null
+import models.backends.pytorch
 def hang(*given):
     if triggered.is_set():
         triggered.clear()
         hang_in_native_code()
     return real(*given)
-real, models.backends.null.NullBackend.run = models.backends.null.NullBackend.run, hang
+real, models.backends.pytorch.NullBackend.run = models.backends.pytorch.NullBackend.run, hang
 """
 )
 

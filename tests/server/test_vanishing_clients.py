@@ -13,19 +13,19 @@ CLIENTS = 200
 
 @pytest.fixture(params=["1", "2"], ids=["in one process", "behind two workers"])
 def service(request: pytest.FixtureRequest, start_server: Callable[..., Any]) -> Any:
-    """The default model, as it is served on a CPU and as it is on a GPU."""
+    """The default model, served as on a CPU and as on a GPU."""
     if request.param == "1":
         return request.getfixturevalue("server")
     return start_server(GRADLESS_HTTP_WORKERS=request.param)
 
 
-def test_two_hundred_vanished_clients_leave_no_image_in_flight(
+def test_two_hundred_disconnected_clients_leave_no_image_in_flight(
     service: Any, clock_jpeg: bytes, metric_sum: Callable[..., float]
 ) -> None:
     def scrape() -> str:
         return httpx2.get(f"{service.address}/metrics", timeout=30).text
 
-    def requests_seen(exposition: str) -> float:
+    def count_requests(exposition: str) -> float:
         return metric_sum(exposition, "gradless_requests_total", route="/v1/classify")
 
     def gone(exposition: str) -> float:
@@ -40,12 +40,12 @@ def test_two_hundred_vanished_clients_leave_no_image_in_flight(
 
     # Each scrape is an answer of the same event loop; the test's own timeout is the deadline.
     after = scrape()
-    while requests_seen(after) - requests_seen(before) < CLIENTS:
+    while count_requests(after) - count_requests(before) < CLIENTS:
         after = scrape()
     while metric_sum(after, "gradless_in_flight_images"):
         after = scrape()
-    assert requests_seen(after) - requests_seen(before) == CLIENTS
-    # Those that left in the middle of their body at the least.
+    assert count_requests(after) - count_requests(before) == CLIENTS
+    # At least those that disconnected during their body.
     assert gone(after) - gone(before) >= CLIENTS / 2
 
     answer = httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg, timeout=30)
@@ -58,7 +58,7 @@ def now(service: Any, metric_sum: Callable[..., float]) -> Callable[..., float]:
     return lambda name, **labels: metric_sum(httpx2.get(f"{service.address}/metrics", timeout=30).text, name, **labels)
 
 
-def test_images_of_a_client_that_left_after_their_admission_are_given_up(
+def test_images_of_a_client_that_disconnects_after_admission_are_cancelled(
     service: Any, clock_jpeg: bytes, now: Callable[..., float]
 ) -> None:
     cancelled_before = now("gradless_images_total", outcome="cancelled")
@@ -75,12 +75,12 @@ def test_images_of_a_client_that_left_after_their_admission_are_given_up(
     assert now("gradless_images_total", outcome="cancelled") - cancelled_before == len(files)
 
 
-def test_requests_in_a_row_of_clients_who_leave_keep_no_place(
+def test_pipelined_requests_of_disconnected_clients_leave_no_image_in_flight(
     service: Any, clock_jpeg: bytes, now: Callable[..., float]
 ) -> None:
     late_before = now("gradless_images_total", outcome="late")
     request = f"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(clock_jpeg)}\r\n\r\n".encode()
-    # So many that nothing is read any more of what comes behind them: the end does not.
+    # So many that the server reads no further data, so it does not see the end of the connection.
     row = (request + clock_jpeg) * (1 + 180_000 // len(clock_jpeg))
     for _ in range(20):
         with service.connect() as connection:
@@ -91,22 +91,22 @@ def test_requests_in_a_row_of_clients_who_leave_keep_no_place(
     assert now("gradless_images_total", outcome="late") == late_before
 
 
-def test_a_client_that_leaves_the_lens_in_its_body_is_no_internal_error(
+def test_a_client_that_disconnects_during_its_body_to_the_lens_is_not_an_internal_error(
     server: Any, metric_sum: Callable[..., float]
 ) -> None:
-    def seen(**labels: str) -> float:
+    def count(**labels: str) -> float:
         exposition = httpx2.get(f"{server.address}/metrics", timeout=30).text
         return metric_sum(exposition, "gradless_requests_total", route="/debug/grad-modes", **labels)
 
-    before, failed_before = seen(), seen(code="500")
+    before, failed_before = count(), count(code="500")
     with server.connect() as connection:
         connection.sendall(b"POST /debug/grad-modes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
-    while seen() == before:
+    while count() == before:
         pass
-    assert seen(code="500") == failed_before
+    assert count(code="500") == failed_before
 
 
-def test_a_listener_who_leaves_makes_room_for_the_next_comparison(server: Any) -> None:
+def test_a_disconnected_client_frees_the_lens_for_the_next_comparison(server: Any) -> None:
     url = f"{server.address}/debug/grad-modes"
     long, short = {"batch_size": 8, "iterations": 50}, {"batch_size": 1, "iterations": 1, "arms": ["no_grad"]}
     with httpx2.stream("POST", url, json=long, headers={"Accept": "text/event-stream"}, timeout=60) as stream:

@@ -1,4 +1,4 @@
-"""What a newcomer sees first: the printed commands work as printed."""
+"""The welcome text: its commands work as printed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_welcome_prints_three_commands(commands: list[str]) -> None:
     assert len(commands) == 3
 
 
-def test_the_welcome_says_where_the_page_is(server: Any) -> None:
+def test_the_welcome_text_has_the_address_of_the_page(server: Any) -> None:
     (address,) = [found[1] for line in server.log if (found := re.search(r"(http://\S+) in a browser", line))]
     with urllib.request.urlopen(address, timeout=30) as page:  # noqa: S310 - our own
         assert b"<title>gradless</title>" in page.read()

@@ -258,7 +258,7 @@ def test_a_worker_that_gets_sigterm_answers_its_requests_and_gets_no_more(
 
 
 # Last of the tests that share the service, because it stops it.
-def test_what_was_accepted_under_load_is_answered_before_the_service_ends(
+def test_requests_accepted_under_load_are_answered_before_the_service_ends(
     worker_server: Any, clock_jpeg: bytes
 ) -> None:
     processes = [psutil.Process(worker_server.process.pid), *_workers(worker_server)]

@@ -1,4 +1,4 @@
-"""A server that cannot start says why in one line, and what to do, and exits with a status that says so too."""
+"""A server that cannot start prints the reason and a remedy in one line, and exits with a documented status."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def complaint(done: subprocess.CompletedProcess[bytes]) -> str:
         ("GRADLESS_DEVICE", "abacus", ["'abacus'", "auto, cpu, cuda"]),
     ],
 )
-def test_a_wrong_setting_is_named_with_what_would_be_right(
+def test_a_wrong_setting_is_named_with_its_valid_values(
     gradless: Run, setting: str, value: str, expected: list[str]
 ) -> None:
     line = complaint(gradless("serve", **{setting: value}))
     assert all(words in line for words in expected), line
 
 
-def test_a_cuda_device_that_is_not_there_is_named(gradless: Run) -> None:
+def test_a_missing_cuda_device_is_named(gradless: Run) -> None:
     # With every GPU hidden, so that it holds on machines that have one.
     line = complaint(gradless("serve", GRADLESS_DEVICE="cuda", CUDA_VISIBLE_DEVICES=""))
     assert "'cuda'" in line
 
 
-def test_half_precision_on_the_cpu_is_refused_with_what_works_instead(gradless: Run) -> None:
+def test_half_precision_on_the_cpu_is_refused_with_the_alternatives(gradless: Run) -> None:
     line = complaint(gradless("serve", GRADLESS_DEVICE="cpu", GRADLESS_PRECISION="fp16"))
     assert "bf16 or fp32" in line
 
@@ -71,7 +71,7 @@ def test_a_port_in_use_is_named(gradless: Run) -> None:
         ("GRADLESS_CACHE_FOLDER", "~no-user/x"),
     ],
 )
-def test_what_turns_out_at_the_start_alone_is_one_line_of_log_and_status_3(
+def test_a_problem_found_during_the_start_is_one_log_line_and_status_3(
     gradless: Run, workers: str, setting: str, value: str
 ) -> None:
     done = gradless("serve", GRADLESS_HTTP_WORKERS=workers, **{setting: value})
@@ -79,7 +79,7 @@ def test_what_turns_out_at_the_start_alone_is_one_line_of_log_and_status_3(
     assert done.returncode == 3
 
 
-# The user of no entry in /etc/passwd, who may read nothing but what everybody or its owner may, whoever runs the tests.
+# A user without an entry in /etc/passwd, so that file permissions apply even if root runs the tests.
 _AS_ANOTHER_USER = ["unshare", "--user", "--map-user=12345", "--map-group=12345"]
 _AS_ROOT_WITH_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
 
@@ -101,7 +101,7 @@ def unshared(
     return run
 
 
-def test_a_user_without_a_home_folder_is_told_so(unshared: Run) -> None:
+def test_a_user_without_a_home_folder_gets_an_error_that_names_it(unshared: Run) -> None:
     line = complaint(unshared(*_AS_ANOTHER_USER, HOME=None))
     assert "cannot start: ~/.cache/gradless cannot be expanded" in line
     assert "set HOME" in line
@@ -141,20 +141,20 @@ def test_a_service_of_several_processes_needs_no_writable_dev_shm(
     environment = server_environment(GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS="2", GRADLESS_PORT="0")
     with subprocess.Popen([*before, gradless_path, "serve"], env=environment, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
-        said = b""
-        while b'"serving"' not in said:
+        message = b""
+        while b'"serving"' not in message:
             line = process.stderr.readline()
-            assert line, said
-            said += line
+            assert line, message
+            message += line
         process.terminate()
         process.stderr.read()
         assert process.wait(60) == 0
 
 
-def test_weights_that_cannot_be_downloaded_are_asked_for_by_file_name(gradless: Run, tmp_path: Path) -> None:
+def test_the_error_for_a_failed_download_names_the_weight_file(gradless: Run, tmp_path: Path) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        # Bound and never listening: whoever connects is refused, and nobody else gets the port meanwhile.
+        # Bound and never listening: connections are refused, and no other process gets the port.
         proxy = f"http://127.0.0.1:{closed.getsockname()[1]}"
         line = complaint(
             gradless(

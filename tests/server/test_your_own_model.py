@@ -24,7 +24,7 @@ EAGER = {"GRADLESS_BACKEND": "eager"}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the script has left its model, its held-out pictures and its answers to them."""
+    """Return the folder of the script's model, held-out pictures and answers."""
     folder = tmp_path_factory.mktemp("trained")
     # Threads that wait for work would keep the others on a busy machine from doing it.
     subprocess.run([sys.executable, SCRIPT, folder], env={"OMP_WAIT_POLICY": "PASSIVE"}, check=True, timeout=280)
@@ -40,7 +40,7 @@ def documented_steps() -> list[list[str]]:
 
 
 @pytest.mark.timeout(300)
-def test_the_documented_steps_alone_bring_a_state_dict_to_a_server_as_right_as_the_script(
+def test_the_documented_steps_serve_a_state_dict_with_the_accuracy_of_its_script(
     trained: Path, gradless: Run, start_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(trained)

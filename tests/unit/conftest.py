@@ -1,4 +1,4 @@
-"""What stands in for the inference side: a device that waits at a gate, and a runtime that does as it is told."""
+"""Fakes of the inference side: a device that waits at a gate, and a runtime with configured answers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Exchange = Callable[..., Awaitable[list[dict[str, Any]]]]
 
 
 class GatedDevice:
-    """A `run_batch` that notes each batch and stays busy until it is let go; an item's result is ten times it."""
+    """A `run_batch` that records each batch and stays busy until it is released; a result is ten times its item."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -58,7 +58,7 @@ class GatedDevice:
         self._arrivals.release()
         # For longer than a test waits: one that fails is not to find the device idle after all.
         if not self._open and not self._gate.acquire(timeout=2 * _PATIENCE_S):
-            raise TimeoutError("nobody let the batch go")
+            raise TimeoutError("the batch was not released")
         if self._open:
             # Others may have come before it was opened.
             self._gate.release()
@@ -90,7 +90,7 @@ def new_device() -> Callable[[], GatedDevice]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time that batching.py sees: its one element."""
+    """The time that the batcher reads: the list's only element."""
     now = [100.0]
     monkeypatch.setattr("models.scheduling.batcher.perf_counter", lambda: now[0])
     return now
@@ -158,7 +158,7 @@ def answer(prediction: Callable[..., Prediction]) -> Callable[..., Answer]:
 
 
 def comparison_of(model: str, options: ComparisonOptions) -> Comparison:
-    """Of as many arms as asked for, each with figures of its own."""
+    """Return a report of the requested arms, each with figures of its own."""
     arms = tuple(
         ArmReport(
             arm=arm,
@@ -222,7 +222,7 @@ class FakeRuntime:
     names_overloaded: Collection[str] | None = None
 
     def started(self, telemetry: Telemetry) -> FakeRuntime:
-        """Itself, as what an application starts: it has told of its models."""
+        """Return itself as a started runtime, after reporting its models."""
         for name in self.names:
             telemetry.model_served(name)
         return self
@@ -293,8 +293,8 @@ def application(new_runtime: Callable[..., FakeRuntime]) -> Callable[..., FastAP
 
     def make(runtime: Mapping[str, Any] | None = None, /, traces: Traces | None = None, **settings: Any) -> FastAPI:
         fake = new_runtime(**(runtime or {}))
-        told = {"models": tuple(fake.names), "metrics_max_age_s": 0, **settings}
-        return create_app(Settings(**told), fake.started, traces)
+        fields = {"models": tuple(fake.names), "metrics_max_age_s": 0, **settings}
+        return create_app(Settings(**fields), fake.started, traces)
 
     return make
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -13,13 +13,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import ImageUpload, inference_allowed
-from app.api.error_responses import image_problem
-from app.api.image_endpoints import IMAGE_BODY, SEARCH
-from app.api.inference import infer
+from app.api.dependencies import ImageUpload, inference_allowed, parts_of
+from app.api.inference import IMAGE_BODY, SEARCH, infer, result_bodies
 from app.api.openapi import responses
-from app.api.schemas import Faulty, Found, Neighbour, Neighbours
-from app.api.search_index import search_index_for, search_index_of
+from app.api.schemas import Found, Neighbour, Neighbours
 from app.http.problems import NOT_FOUND, ForbiddenError, NoSearchIndexError, UnauthorizedError
 from app.observability.request_record import record_of
 from models.interface.errors import ImageError
@@ -35,64 +32,55 @@ _THUMBNAIL: dict[int | str, dict[str, Any]] = {
 _CACHED = {"Cache-Control": "private, max-age=60"}
 
 
-class _SearchRoute(ApiRoute):
-    """Answers before the body is read if there is no index."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def handle_where_indexed(request: Request) -> Response:
-            await inference_allowed(request)
-            search_index_of(request)
-            return await handle(request)
-
-        return handle_where_indexed
+router = APIRouter(tags=["search"], route_class=ApiRoute, dependencies=[Depends(inference_allowed)])
 
 
-router = APIRouter(tags=["search"], route_class=_SearchRoute)
+async def search_index_of(request: Request) -> SearchIndex:
+    """Return the index of the process. Raises NoSearchIndexError."""
+    index = parts_of(request).search_index
+    if index is None:
+        raise NoSearchIndexError
+    return index
+
+
+# As a dependency of the route, which runs before the upload is checked.
+TheIndex = Annotated[SearchIndex, Depends(search_index_of)]
 
 
 @router.post(SEARCH.path, responses=responses(*SEARCH.errors), openapi_extra=IMAGE_BODY)
 async def search(
-    upload: ImageUpload, k: Annotated[int, Query(ge=1, le=100, description="maximum neighbours per image")] = 10
+    index: TheIndex,
+    upload: ImageUpload,
+    k: Annotated[int, Query(ge=1, le=100, description="maximum neighbours per image")] = 10,
 ) -> Neighbours:
     """Find the indexed images most similar to one image or several, by cosine similarity of feature vectors.
 
     Needs an index (GRADLESS_SEARCH_INDEX), and serves the model that made its vectors.
     """
-    search_index_for(upload.request, upload.model.fingerprint)
+    _check_fingerprint(index, upload.model.fingerprint)
     answer = await infer(upload, InferenceRequest(SEARCH.task))
     # Checked again: another version of the model may have been loaded in the meantime.
-    index = search_index_for(upload.request, answer.fingerprint)
+    _check_fingerprint(index, answer.fingerprint)
     found = iter(await _find_neighbours(upload.request, index, answer.results, k))
     return Neighbours(
         model=answer.model,
         fingerprint=answer.fingerprint,
         indexed=index.manifest.rows,
-        results=[
-            Faulty(error=image_problem(upload.metrics, result)) if isinstance(result, ImageError) else next(found)
-            for result in answer.results
-        ],
+        results=result_bodies(upload, answer, lambda _: next(found)),
     )
 
 
-async def thumbnail(request: Request, row: Annotated[int, Path(ge=0, description="row of a neighbour")]) -> Response:
+@router.get(
+    f"{SEARCH.path}/thumbnails/{{row}}",
+    response_class=Response,
+    responses={**_THUMBNAIL, **responses(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
+)
+async def thumbnail(index: TheIndex, row: Annotated[int, Path(ge=0, description="row of a neighbour")]) -> Response:
     """Return the thumbnail of an indexed image. It is stored in the index, not in a file."""
-    picture = search_index_of(request).thumbnail(row)
+    picture = index.thumbnail(row)
     if picture is None:
         raise HTTPException(NOT_FOUND.status)
     return Response(picture, media_type=_JPEG, headers=_CACHED)
-
-
-router.add_api_route(
-    f"{SEARCH.path}/thumbnails/{{row}}",
-    thumbnail,
-    response_class=Response,
-    responses={**_THUMBNAIL, **responses(UnauthorizedError, ForbiddenError, NoSearchIndexError, NOT_FOUND)},
-    dependencies=[Depends(inference_allowed)],
-    # This route reads no image.
-    route_class_override=ApiRoute,
-)
 
 
 async def _find_neighbours(
@@ -106,12 +94,10 @@ async def _find_neighbours(
     # In a thread: a search takes up to some milliseconds per image.
     found = await asyncio.to_thread(index.search, np.stack(vectors), k)
     record_of(request.scope).add_lookup(started_at)
-    return [
-        Found(
-            neighbours=[
-                Neighbour(row=each.row, path=each.path, similarity=each.similarity, thumbnail=each.thumbnail)
-                for each in neighbours
-            ]
-        )
-        for neighbours in found
-    ]
+    return [Found(neighbours=[Neighbour.model_validate(each) for each in neighbours]) for neighbours in found]
+
+
+def _check_fingerprint(index: SearchIndex, fingerprint: str) -> None:
+    """Raise NoSearchIndexError unless the model with `fingerprint` made the vectors of the index."""
+    if index.manifest.fingerprint != fingerprint:
+        raise NoSearchIndexError(index.manifest.model)

@@ -2,7 +2,7 @@
 
 To add a metric, for example of images whose output is not finite, edit four files:
 
-1. models/interface/telemetry.py: an event of `Telemetry` and of `NoTelemetry`, or a new field of the record that an
+1. models/interface/telemetry.py: an event of `Telemetry`, or a new field of the record that an
    existing event carries.
 2. The module where it happens, here models/inference/pipeline.py: report the event. A module without a `Telemetry`,
    such as models/images/decode_pool.py, must first receive one, or return the value to pipeline.py.

@@ -16,7 +16,7 @@ from app.process.log_writer import DropReason
 from app.process.logs import dropped_lines
 from gradless.records import ARMS, Comparison
 from models.interface.runtime import Runtime
-from models.interface.telemetry import BatchReport, Outcome, Stage, StageSeconds, StaleMessage, Task
+from models.interface.telemetry import BatchReport, Outcome, Stage, StageSeconds, StaleMessage, Task, Telemetry
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Route and method of requests that match no route of the API: its documentation, and unknown paths.
@@ -25,7 +25,7 @@ _OTHER = "other"
 _NOT_SERVED = "(not served)"
 
 
-class Metrics:
+class Metrics(Telemetry):
     """The telemetry sink of one application, with a registry of its own. Thread-safe."""
 
     def __init__(self) -> None:

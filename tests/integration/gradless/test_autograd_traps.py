@@ -15,14 +15,14 @@ from torch import nn
 
 from gradless.records import ComparisonOptions
 from models import backends
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import StartError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
-from models.lens.served import compare_served
+from models.interface.telemetry import Telemetry
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
+from models.serving.lens import compare_served
 from models.serving.runtime import LocalRuntime, ServingOptions
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +63,7 @@ def watched(tiny: ModelSpec, seen: list[Seen]) -> Iterator[LocalRuntime]:
         return Classifier(classifier.module, classifier.transform, classifier.labels)
 
     runtime = LocalRuntime(
-        ServingOptions(backend="eager", models=[ModelSpec("tiny", "tiny-convnet", build)]), NoTelemetry()
+        ServingOptions(backend="eager", models=[ModelSpec("tiny", "tiny-convnet", build)]), Telemetry()
     )
     seen.clear()
     yield runtime
@@ -93,7 +93,7 @@ async def test_2_no_coroutine_holds_the_mode(
 
     for function in (Engine.run, Engine.warm_up, compare_served):
         assert not inspect.iscoroutinefunction(function)
-    serving = LocalRuntime(ServingOptions(backend="eager", models=[gated]), NoTelemetry())
+    serving = LocalRuntime(ServingOptions(backend="eager", models=[gated]), Telemetry())
     gate.clear()
     entered.clear()
     answer = asyncio.create_task(serving.predict(None, InferenceRequest("features", [clock_png])))
@@ -142,7 +142,7 @@ async def test_5_the_lens_compares_with_parameters_that_require_gradients(tiny_e
     assert (grad.arm, grad.output.requires_grad) == ("grad", True)
 
 
-async def test_6_the_lens_measures_gradients_even_where_its_caller_is_in_inference_mode(tiny_engine: Engine) -> None:
+async def test_6_the_lens_measures_gradients_even_if_called_in_inference_mode(tiny_engine: Engine) -> None:
     network, images = two_layers(), torch.rand(1, 4)
     with torch.inference_mode():
         with torch.enable_grad():

@@ -19,9 +19,9 @@ from models.backends import place
 from models.hardware import memory
 from models.images.transforms import Transform
 from models.inference.engine import Engine
-from models.lens.served import compare_served
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
+from models.serving.lens import compare_served
 
 pytestmark = pytest.mark.usefixtures("one_core")
 
@@ -40,9 +40,10 @@ def of_the_default(default_engine: Engine, one_core: None) -> Comparison:
 
 
 def test_arms_are_measured_in_the_order_of_the_options(tiny_engine: Engine) -> None:
-    asked: tuple[ArmName, ...] = ("served", "train", "grad")
+    requested: tuple[ArmName, ...] = ("served", "train", "grad")
     assert [report.arm for report in compare_served(tiny_engine, SMALL).arms] == list(ARMS)
-    assert [report.arm for report in compare_served(tiny_engine, replace(SMALL, arms=asked)).arms] == list(asked)
+    options = replace(SMALL, arms=requested)
+    assert [report.arm for report in compare_served(tiny_engine, options).arms] == list(requested)
 
 
 def test_only_the_arm_grad_retains_memory(tiny_engine: Engine) -> None:
@@ -232,13 +233,13 @@ def test_a_comparison_stops_when_its_time_is_up(tiny_engine: Engine) -> None:
 
 
 def test_progress_counts_every_forward_and_names_its_stage(tiny_engine: Engine) -> None:
-    heard: list[Progress] = []
-    compare_served(tiny_engine, replace(SMALL, sweep=(2, 8)), on_progress=heard.append)
-    assert [progress.done for progress in heard] == list(range(len(heard)))
-    assert heard[-1].total == len(heard)
-    assert {progress.stage for progress in heard} == {"warming up", "timing", "memory", "modules", "sweep"}
-    assert (heard[0].stage, heard[-1].stage) == ("warming up", "sweep")
-    assert all(progress.done < progress.total for progress in heard)
+    received: list[Progress] = []
+    compare_served(tiny_engine, replace(SMALL, sweep=(2, 8)), on_progress=received.append)
+    assert [progress.done for progress in received] == list(range(len(received)))
+    assert received[-1].total == len(received)
+    assert {progress.stage for progress in received} == {"warming up", "timing", "memory", "modules", "sweep"}
+    assert (received[0].stage, received[-1].stage) == ("warming up", "sweep")
+    assert all(progress.done < progress.total for progress in received)
 
 
 def test_a_cancelled_comparison_ends_before_its_next_forward(tiny_engine: Engine) -> None:
@@ -248,7 +249,7 @@ def test_a_cancelled_comparison_ends_before_its_next_forward(tiny_engine: Engine
         compare_served(
             tiny_engine, ComparisonOptions(batch_size=2, iterations=50), cancelled=lambda: len(forwards) >= 30
         )
-    # In its last step a backward pass may be tried as well, on a copy that carries the same hook.
+    # The last step may also run a backward pass, on a copy with the same hook.
     assert 30 <= len(forwards) <= 31
 
 

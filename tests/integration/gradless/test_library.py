@@ -15,7 +15,7 @@ import gradless
 from gradless import cgroups, device_memory
 from gradless.__main__ import main
 from models import gradmodes
-from models.lens.served import compare_served
+from models.serving.lens import compare_served
 
 ROOT = Path(__file__).parents[3]
 
@@ -35,7 +35,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_library_works_beside_packages_called_app_and_models(project: Path) -> None:
+def test_the_library_works_alongside_packages_called_app_and_models(project: Path) -> None:
     script = """
 import torch, app, models, gradless
 assert app.OWN and models.OWN
@@ -52,7 +52,7 @@ print({arm.arm: arm.retained_bytes for arm in comparison.arms}, gradless.__versi
     assert (done.stdout, done.stderr, done.returncode) == (f"{arms} {gradless.__version__}\n", "", 0)
 
 
-def test_the_command_says_which_package_hides_its_own(project: Path) -> None:
+def test_the_command_names_the_package_that_shadows_its_own(project: Path) -> None:
     done = run(project, "-m", "gradless", "--help")
     hidden = project / "app" / "__init__.py"
     assert done.stderr == (
@@ -95,7 +95,7 @@ def test_the_former_package_exports_the_same_functions() -> None:
     assert gradmodes.compare_served is compare_served
 
 
-def test_free_memory_of_the_cpu_is_what_the_kernel_says_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_memory_of_the_cpu_is_the_available_memory_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_memory, "memory_limits", tuple)
     available = psutil.virtual_memory().available
     assert device_memory.free_bytes(torch.device("cpu")) == pytest.approx(available, rel=0.2)

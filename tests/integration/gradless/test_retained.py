@@ -57,7 +57,7 @@ class Exponential(torch.autograd.Function):
 
 
 class Checkpointed(nn.Module):
-    """Keeps the input of its second half, and computes what is inside anew for the backward pass."""
+    """Saves the input of its second half, and recomputes the rest for the backward pass."""
 
     def __init__(self, *, use_reentrant: bool) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ def test_the_default_model_retains_636_megabytes_at_batch_8(default_model: Loade
     first = saved_by(lambda: default_model.network(images))
     retained = saved_by(lambda: default_model.network(images)).without(first).retained
     assert retained.bytes == pytest.approx(635.9e6, rel=0.02)
-    # Told apart by address they are 133: the empty statistics of every BatchNorm, not counted here, share the null one.
+    # By address they are 133, because the empty statistics of every BatchNorm share the null address.
     assert retained.tensors == 132
 
 

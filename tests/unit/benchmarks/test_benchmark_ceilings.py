@@ -1,4 +1,4 @@
-"""The process of ceilings beside a server, and what is made of one that fails."""
+"""The process that measures ceilings, and its failures."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bench import Bench
-from benchmarks.beside import ceilings
+from benchmarks.ceilings_process import ceilings
 from benchmarks.plan import Plan
 from benchmarks.servers import DEFAULT, MODELS, SERVERS
 
@@ -30,10 +30,10 @@ def bench(tmp_path: Path) -> Callable[[str], Bench]:
     return with_interpreter
 
 
-def test_it_is_asked_line_by_line_and_ended_with_the_block(bench: Callable[[str], Bench]) -> None:
+def test_it_is_sent_one_line_for_each_measurement_and_ends_with_the_block(bench: Callable[[str], Bench]) -> None:
     answering = bench(f"echo ready; while read way; do echo \"$way\" >&2; echo '{_REPORT}'; done")
-    with ceilings(_PLAN, _SPEC, MODELS[0], 2, answering) as beside:
-        alone, together = beside.measure("alone", 1), beside.measure("together", 3)
+    with ceilings(_PLAN, _SPEC, MODELS[0], 2, answering) as ceilings_process:
+        alone, together = ceilings_process.measure("alone", 1), ceilings_process.measure("together", 3)
     assert (alone.server, alone.round, alone.turn) == ("one image at a time, openvino fp32", 2, 1)
     assert (alone.images_per_second, alone.latency_ms["p50"]) == (50.0, 20.0)
     assert (together.server, together.turn, dict(together.latency_ms)) == ("decode + forward, openvino fp32", 3, {})
@@ -41,15 +41,15 @@ def test_it_is_asked_line_by_line_and_ended_with_the_block(bench: Callable[[str]
     assert log.read_text(encoding="utf-8").split() == ["alone", "together"]
 
 
-def test_one_that_does_not_begin_is_an_error_with_its_own_words(bench: Callable[[str], Bench]) -> None:
+def test_a_process_that_fails_to_start_is_an_error_with_its_message(bench: Callable[[str], Bench]) -> None:
     failing = bench("echo no module named torch >&2; exit 1")
     with pytest.raises(RuntimeError, match="no module named torch"), ceilings(_PLAN, _SPEC, MODELS[0], 1, failing):
         raise AssertionError("it has begun")
 
 
-def test_one_that_ends_in_between_is_an_error_too(bench: Callable[[str], Bench]) -> None:
+def test_a_process_that_ends_early_is_an_error(bench: Callable[[str], Bench]) -> None:
     ending = bench("echo ready; read way; echo out of memory >&2; exit 1")
-    with ceilings(_PLAN, _SPEC, MODELS[0], 1, ending) as beside:
+    with ceilings(_PLAN, _SPEC, MODELS[0], 1, ending) as ceilings_process:
         for _ in range(2):
             with pytest.raises(RuntimeError, match="out of memory"):
-                beside.measure("together", 1)
+                ceilings_process.measure("together", 1)

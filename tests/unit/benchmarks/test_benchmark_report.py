@@ -1,4 +1,4 @@
-"""The benchmark's page says what was measured: ratios within a round, every bar, missed ones too."""
+"""The benchmark's page: ratios within a round, every bar, missed ones too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OWN = "gradless openvino fp32"
 
 
 def measured(server: str, rates: list[float], **fields: Any) -> list[Measurement]:
-    """One in each round, at 32 connections in a closed loop if nothing else is said."""
+    """Return one measurement for each round, by default in a closed loop of 32 connections."""
     fields = {"kind": "closed", "model": MODEL, "load": 32.0, **fields}
     if fields["kind"] == "closed":
         fields.setdefault("latency_ms", {"p50": 10.0, "p90": 15.0, "p99": 17.0, "mean": 11.0, "max": 20.0})
@@ -63,16 +63,16 @@ AGAINST_PEERS = "images/s at 32 connections over those of the best other server"
 
 
 def test_a_bar_is_judged_by_the_median_of_ratios_of_the_same_round(folder: Path) -> None:
-    # Medians over all rounds would say 100 / 30.
+    # Medians over all rounds would give 100 / 30.
     kept = measured(OWN, [100, 80, 120]) + measured("mosec", [25, 40, 30]) + measured("LitServe", [20, 20, 20])
     found = rows(folder, kept)[AGAINST_PEERS]
     assert found == ["≥ 3.5", "4.00 (2.00–4.00)", "held"]  # noqa: RUF001 - a range
     assert "is mosec." in (folder / report.PAGE).read_text(encoding="utf-8")
 
 
-def test_what_was_measured_in_turns_is_compared_turn_by_turn(folder: Path) -> None:
+def test_alternating_measurements_are_compared_turn_by_turn(folder: Path) -> None:
     kept = [
-        # The machine is slower from turn to turn: medians over the round would say 1.00.
+        # The machine becomes slower from turn to turn: medians over the round would give 1.00.
         *measured(OWN, [90, 60], turn=1),
         *measured(OWN, [80, 50], turn=2),
         *measured("decode + forward, openvino fp32", [100, 80], kind="ceiling", load=0.0, turn=1),
@@ -88,12 +88,12 @@ def test_missed_bars_are_shown_as_missed_and_others_as_not_measured(folder: Path
     assert found["later starts to ready"][1:] == ["", "not measured"]
 
 
-def test_peers_around_gradless_own_engine_are_no_other_servers(folder: Path) -> None:
+def test_peers_with_the_engine_of_gradless_do_not_count_as_other_servers(folder: Path) -> None:
     kept = measured(OWN, [100]) + measured("mosec", [25]) + measured("mosec + gradless's eager", [90])
     assert rows(folder, kept)[AGAINST_PEERS][1] == "4.00"
 
 
-def test_each_gradless_configuration_stands_against_its_own_ceilings(folder: Path) -> None:
+def test_each_gradless_configuration_is_compared_with_its_own_ceilings(folder: Path) -> None:
     alone = {"p50": 8.0, "p90": 9.0, "p99": 9.0, "mean": 8.0, "max": 9.0}
     refusals = {"p50": 2.0, "p90": 3.0, "p99": 4.0, "mean": 2.0, "max": 5.0}
     kept = [
@@ -115,7 +115,7 @@ def test_each_gradless_configuration_stands_against_its_own_ceilings(folder: Pat
     ]
     found = rows(folder, kept)
     assert found["openvino fp32"] == ["0.90", "1.25", "1.70", "1.10", "0.95", "2.00", "4.00"]
-    assert found["p99 of the refusals' latency then"][1:] == ["4.00", "held"]
+    assert found["p99 of the latency of refusals then"][1:] == ["4.00", "held"]
     assert found["p99 over p50 at 32 connections"][1:] == ["1.70", "**missed**"]
 
 
@@ -126,7 +126,7 @@ def test_the_server_itself_is_measured_against_decoding_alone(folder: Path) -> N
         # Of another model's round: not the one it is compared with.
         *measured("decode", [5000, 5000], kind="ceiling", load=0.0),
     ]
-    found = rows(folder, kept)["the same with a forward that costs nothing, over decoding in process"]
+    found = rows(folder, kept)["the same with the null model, over decoding in process"]
     assert found == ["≥ 0.80", "0.82 (0.80–0.85)", "held"]  # noqa: RUF001 - a range
 
 
@@ -143,7 +143,7 @@ def test_a_large_jpeg_is_held_to_a_sixth_of_pillows_time(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("requests", "verdict"), [(100_000, "held"), (5_000, "not measured")])
-def test_growth_of_memory_is_judged_only_after_as_many_requests_as_the_bar_says(
+def test_memory_growth_is_judged_only_after_the_number_of_requests_of_the_bar(
     folder: Path, requests: int, verdict: str
 ) -> None:
     figures = {
@@ -159,11 +159,11 @@ def test_growth_of_memory_is_judged_only_after_as_many_requests_as_the_bar_says(
     assert found["first start"] == ["12.0"]
 
 
-def test_agreement_says_on_what_and_how_often(folder: Path) -> None:
+def test_agreement_reports_pictures_and_counts(folder: Path) -> None:
     figures = {"images": 50.0, "agreeing": 49.0, "largest_difference": 0.03}
     kept = measured("openvino bf16", [0], kind="agreement", load=0.0, figures=figures)
     assert rows(folder, kept)["openvino bf16"] == ["49 of 50", "98.0 %", "0.03"]
-    assert "Drawn pictures show nothing" in (folder / report.PAGE).read_text(encoding="utf-8")
+    assert "does not know the drawn pictures" in (folder / report.PAGE).read_text(encoding="utf-8")
 
 
 def test_measurements_kept_before_a_field_was_added_are_still_read(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_measurements_kept_before_a_field_was_added_are_still_read(tmp_path: Pat
     assert (kept.images_per_second, dict(kept.figures)) == (104.5, {})
 
 
-def test_a_rate_is_from_batch_to_batch_whatever_the_edges_cut() -> None:
+def test_a_rate_is_measured_from_batch_to_batch() -> None:
     # A batch of four every second: four a second, though five or three batches may lie between the edges.
     moments = [float(second) for second in range(10) for _ in range(4)]
     assert steady_rate(moments, 1.9, 6.1) == pytest.approx(4)
@@ -189,12 +189,12 @@ def test_a_second_model_is_measured_in_brief_and_the_null_model_by_servers_witho
     alone, worker_server, *peers = plan.servers_of("null")
     assert (alone.name, worker_server.name) == ("gradless null", "gradless null, 2 workers")
     assert all(peer.engine == "gradless's null fp32" for peer in peers)
-    # In process there is nothing in front of it.
+    # In process there is no read stage.
     assert plan.with_ceilings(alone, "null")
     assert not plan.with_ceilings(worker_server, "null")
     assert len(plan.servers_of(second)) < len(plan.servers_of(first))
     assert plan.connections_of(second, 1) == (32,)
-    # What the bars compare, several times, and nothing besides.
+    # Only what the bars compare, several times.
     assert plan.turns_of(SERVERS[OWN], first) == plan.turns_of(alone, "null") > 1
     assert plan.connections_of(first, 2) == (1, 32, 128)
     assert {plan.turns_of(spec, second) for spec in plan.servers_of(second)} == {1}

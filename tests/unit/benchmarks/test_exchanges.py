@@ -64,12 +64,12 @@ def test_a_connection_that_the_server_ends_is_replaced() -> None:
     assert connections == 2
 
 
-def test_half_an_answer_and_one_that_is_no_http_are_none() -> None:
+def test_incomplete_and_malformed_answers_count_as_none() -> None:
     exchanges, _ = asyncio.run(_ended([_CUT, _OK, _NO_HTTP, _OK]))
     assert [exchange.status for exchange in exchanges] == [0, 200, 0, 200]
 
 
-def test_a_server_that_is_not_there_gives_no_answer() -> None:
+def test_a_missing_server_gives_no_answer() -> None:
     async def status() -> int:
         server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
         host, port = server.sockets[0].getsockname()

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from gradless.records import ComparisonOptions
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -111,7 +111,7 @@ async def test_after_drain_new_requests_are_refused(
 
 async def test_every_thread_of_the_runtime_ends_with_it(tiny: ModelSpec, clock_png: bytes) -> None:
     before = set(threading.enumerate())
-    serving = LocalRuntime(ServingOptions(backend="eager", models=[tiny]), NoTelemetry())
+    serving = LocalRuntime(ServingOptions(backend="eager", models=[tiny]), Telemetry())
     await serving.predict(None, InferenceRequest("classify", [clock_png] * 4, top_k=1))
     await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
     started = set(threading.enumerate()) - before

@@ -23,12 +23,12 @@ pytestmark = pytest.mark.anyio
 
 _REQUESTS = 20
 
-Ask = Callable[[httpx2.AsyncClient, bytes], Awaitable[httpx2.Response]]
+Send = Callable[[httpx2.AsyncClient, bytes], Awaitable[httpx2.Response]]
 
 
 @contextmanager
 def collected() -> Iterator[Counter[str]]:
-    """Collect what a block leaves to the garbage collector: counts by type, of our types and those of requests."""
+    """Collect the garbage that a block leaves: counts by type, of our types and those of requests."""
     found: Counter[str] = Counter()
     gc.collect()
     # Existing objects would take most of the time of a collection.
@@ -70,16 +70,16 @@ async def _features_npy_several(http: httpx2.AsyncClient, image: bytes) -> httpx
     return await http.post("/v1/features", files=files, headers={"accept": "application/x-npy"})
 
 
-@pytest.mark.parametrize("ask", [_classify, _features, _features_npy, _classify_several, _features_npy_several])
+@pytest.mark.parametrize("send", [_classify, _features, _features_npy, _classify_several, _features_npy_several])
 @pytest.mark.parametrize("kind", ["good", "broken", "of no format", "empty"])
 async def test_answered_requests_leave_no_reference_cycles(
-    over_http: StartOverHttp, tiny: ModelSpec, clock_jpeg: bytes, ask: Ask, kind: str
+    over_http: StartOverHttp, tiny: ModelSpec, clock_jpeg: bytes, send: Send, kind: str
 ) -> None:
     image = {"good": clock_jpeg, "broken": clock_jpeg[:400], "of no format": b"no image", "empty": b""}[kind]
     async with over_http(tiny) as http:
-        await ask(http, image)
+        await send(http, image)
         with collected() as found:
-            answers = [await ask(http, image) for _ in range(_REQUESTS)]
+            answers = [await send(http, image) for _ in range(_REQUESTS)]
             if kind == "good":
                 assert {answer.status_code for answer in answers} == {200}
             answers.clear()

@@ -235,7 +235,7 @@ async def test_images_of_a_mixed_run_are_counted_once_each(
         assert await gauge(client, "gradless_in_flight_images") == 0
 
 
-async def test_a_forward_that_hangs_shows_in_its_age_while_its_thread_lives(
+async def test_a_hanging_forward_is_visible_in_its_age(
     over_http: OverHttp, gated: ModelSpec, gate: threading.Event, entered: threading.Event, clock_png: bytes
 ) -> None:
     async with over_http(gated, max_batch_size=4, queue_capacity=7) as client:

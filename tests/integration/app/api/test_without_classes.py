@@ -12,7 +12,7 @@ import pytest
 
 from models.interface.errors import NoClassesError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -45,7 +45,7 @@ async def mapped(over_http: StartOverHttp) -> AsyncIterator[httpx2.AsyncClient]:
 
 @pytest.fixture
 def serving() -> Iterator[LocalRuntime]:
-    runtime = LocalRuntime(ServingOptions(backend="eager", models=[spec_of("pooled")]), NoTelemetry())
+    runtime = LocalRuntime(ServingOptions(backend="eager", models=[spec_of("pooled")]), Telemetry())
     yield runtime
     runtime.close(timeout_s=10)
 

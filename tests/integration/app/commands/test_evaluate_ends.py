@@ -1,4 +1,4 @@
-"""How `gradless evaluate` ends where there is less to tell than was asked for."""
+"""`gradless evaluate` with incomplete results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_without_a_picture_there_is_no_share_of_right_answers(
 
 
 @pytest.mark.usefixtures("files")
-def test_ctrl_c_tells_what_was_done_until_then(evaluated: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ctrl_c_prints_the_figures_so_far(evaluated: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     steps = EvaluationJob.steps
 
     def interrupted(job: EvaluationJob) -> Generator[Step, None, None]:
@@ -63,6 +63,6 @@ def test_ctrl_c_tells_what_was_done_until_then(evaluated: Run, monkeypatch: pyte
     assert done.exit_code == 130
     assert "Top-1: " in done.stdout
     assert "null, 1 images" in done.stdout
-    told = json.loads(report.read_text())
-    assert (told["images"], told["complete"], page.exists()) == (1, False, False)
+    report_json = json.loads(report.read_text())
+    assert (report_json["images"], report_json["complete"], page.exists()) == (1, False, False)
     assert done.stderr.splitlines()[-1] == "gradless: interrupted: these are the results of the first 1 images"

@@ -1,4 +1,4 @@
-"""Nobody is told that gradless runs: not by the libraries that it runs on either."""
+"""Neither gradless nor its libraries report usage to other hosts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 _WATCHED = """
 import sys
 
-asked = []
+connections = []
 
 
 def watch(event, arguments):
     if event in ("socket.getaddrinfo", "socket.gethostbyname", "socket.connect"):
-        asked.append((event, repr(arguments)))
+        connections.append((event, repr(arguments)))
 
 
 sys.addaudithook(watch)
@@ -27,7 +27,7 @@ from app.cli import app
 try:
     app(sys.argv[1:])
 finally:
-    print("ASKED", asked, file=sys.stderr)
+    print("CONNECTIONS", connections, file=sys.stderr)
 """
 
 
@@ -35,7 +35,7 @@ finally:
 def test_serving_opens_no_connection_and_writes_nothing_to_the_home_folder(tmp_path: Path, backend: str) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    # Where it runs in CI it says that it does, and OpenVINO would hold its tongue.
+    # Without the variables by which OpenVINO detects CI, where it reports nothing.
     environment = {name: value for name, value in os.environ.items() if name not in {"CI", "TF_BUILD", "JENKINS_URL"}}
     environment |= {
         "HOME": str(home),
@@ -53,5 +53,5 @@ def test_serving_opens_no_connection_and_writes_nothing_to_the_home_folder(tmp_p
     )
 
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines()[-1] == "ASKED []"
+    assert done.stderr.splitlines()[-1] == "CONNECTIONS []"
     assert list(home.iterdir()) == []

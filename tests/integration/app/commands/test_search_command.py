@@ -35,7 +35,7 @@ def gradless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="module")
 def features_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of three drawn pictures and each of them mirrored, and beside it the pictures."""
+    """Return an index of three drawn pictures and their mirror images, and the folder of the pictures."""
     folder = tmp_path_factory.mktemp("features")
     (folder / "pictures").mkdir()
     for sample in get_args(Sample):
@@ -59,12 +59,12 @@ def features(features_file: Path, tmp_path: Path, gradless: Run) -> str:
 
 
 def test_an_index_of_a_folders_features_finds_the_pictures_most_alike(gradless: Run, features: str) -> None:
-    asked = gradless("search", "query", "index", "pictures/clock.png", "pictures/crossword.png", "-k", "2")
+    queried = gradless("search", "query", "index", "pictures/clock.png", "pictures/crossword.png", "-k", "2")
 
     assert "index: 6 vectors of efficientnet_lite0 (" in features
     assert "a query compares all vectors" in features
-    assert asked.exit_code == 0
-    lines = asked.stdout.splitlines()
+    assert queried.exit_code == 0
+    lines = queried.stdout.splitlines()
     assert lines[:2] == ["pictures/clock.png", "  1.0000  pictures/clock.png"]
     assert lines[2].endswith("  pictures/clock-mirrored.png")
     assert lines[3:5] == ["pictures/crossword.png", "  1.0000  pictures/crossword.png"]
@@ -72,12 +72,14 @@ def test_an_index_of_a_folders_features_finds_the_pictures_most_alike(gradless: 
 
 
 @pytest.mark.usefixtures("features")
-def test_the_answer_as_json_holds_rows_and_what_was_no_image(gradless: Run) -> None:
+def test_the_json_answer_has_rows_and_failed_files(gradless: Run) -> None:
     Path("pictures/broken.png").write_bytes(b"no image")
-    asked = gradless("search", "query", "index", "pictures/broken.png", "pictures/clock.png", "-k", "1", "--json", "-")
+    queried = gradless(
+        "search", "query", "index", "pictures/broken.png", "pictures/clock.png", "-k", "1", "--json", "-"
+    )
 
-    assert asked.exit_code == 1
-    broken, clock = json.loads(asked.stdout)
+    assert queried.exit_code == 1
+    broken, clock = json.loads(queried.stdout)
     assert broken["path"] == "pictures/broken.png"
     assert broken["error"].startswith("The bytes are not an image")
     assert clock["neighbours"] == [
@@ -115,7 +117,7 @@ def test_thumbnails_are_small_pictures_of_the_files_that_are_there(gradless: Run
     ids=str,
 )
 @pytest.mark.usefixtures("features")
-def test_what_cannot_be_done_is_said_in_one_line(gradless: Run, arguments: tuple[str, ...], words: str) -> None:
+def test_an_error_is_one_line(gradless: Run, arguments: tuple[str, ...], words: str) -> None:
     done = gradless("search", *arguments)
 
     assert (done.exit_code, done.stdout) == (2, "")
@@ -124,7 +126,9 @@ def test_what_cannot_be_done_is_said_in_one_line(gradless: Run, arguments: tuple
     assert words in line
 
 
-def test_without_its_extra_it_says_how_to_get_it(gradless: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_its_extra_the_error_names_the_command_that_installs_it(
+    gradless: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("app.commands.search.installed", lambda: False)
 
     done = gradless("search", "query", "index", "a.png")

@@ -21,7 +21,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def gradless(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run the command in this process: as it is installed it would import PyTorch each time."""
+    """Run the command in this process, because a new one would import PyTorch each time."""
     for name in [name for name in os.environ if name.startswith("GRADLESS_")]:
         monkeypatch.delenv(name)
     return lambda *arguments: CliRunner().invoke(app, arguments, catch_exceptions=False)
@@ -48,22 +48,22 @@ def test_what_it_prints_is_toml_with_numpys_mean_and_deviation(gradless: Run, fo
     mean, std = _numpys(folder)
 
     assert (done.exit_code, done.stderr) == (0, "")
-    told = tomllib.loads(done.stdout)
-    assert told["transform"]["mean"] == pytest.approx(mean, abs=1e-6)
-    assert told["transform"]["std"] == pytest.approx(std, abs=1e-6)
+    figures = tomllib.loads(done.stdout)
+    assert figures["transform"]["mean"] == pytest.approx(mean, abs=1e-6)
+    assert figures["transform"]["std"] == pytest.approx(std, abs=1e-6)
     comments = [line for line in done.stdout.splitlines() if line.startswith("#")]
     assert comments[0] == "# 2 images: 2 PNG"
     assert "width 300 / 350 / 400, height 100 / 250 / 400" in comments[1]
     assert "of 190000 pixels in full size" in comments[3]
 
 
-def test_as_served_it_is_of_what_the_model_gets(gradless: Run, folder: Path) -> None:
+def test_as_served_measures_the_preprocessed_pixels(gradless: Run, folder: Path) -> None:
     done = gradless("stats", str(folder), "--as-served", "--model", "null", "--json", "-", "--workers", "0")
 
     assert done.exit_code == 0
-    told = json.loads(done.stdout)
-    assert (told["as_served"], told["pixels"], told["images"]) == ("null", 2 * 224 * 224, 2)
-    assert (told["width"]["most"], told["height"]["least"]) == (400, 100)
+    figures = json.loads(done.stdout)
+    assert (figures["as_served"], figures["pixels"], figures["images"]) == ("null", 2 * 224 * 224, 2)
+    assert (figures["width"]["most"], figures["height"]["least"]) == (400, 100)
 
 
 def test_broken_files_are_listed_and_end_it_with_1_only_if_strict(gradless: Run, folder: Path, tmp_path: Path) -> None:
@@ -77,9 +77,9 @@ def test_broken_files_are_listed_and_end_it_with_1_only_if_strict(gradless: Run,
     first, second = lenient.stderr.splitlines()
     assert first == "gradless: 1 of 3 files skipped:"
     assert f"{folder / 'broken.jpg'}: The bytes are not an image" in second
-    told = json.loads(report.read_text())
-    assert [broken["path"] for broken in told["broken"]] == [str(folder / "broken.jpg")]
-    assert (told["images"], told["complete"]) == (2, True)
+    figures = json.loads(report.read_text())
+    assert [broken["path"] for broken in figures["broken"]] == [str(folder / "broken.jpg")]
+    assert (figures["images"], figures["complete"]) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_broken_files_are_listed_and_end_it_with_1_only_if_strict(gradless: Run,
     ],
     ids=str,
 )
-def test_what_cannot_be_done_is_said_in_one_line(
+def test_an_error_is_one_line(
     gradless: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], words: str
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -15,16 +15,15 @@ from openvino import InferRequest
 
 from models import backends
 from models.backends import BackendOptions, place
-from models.backends.batch_shapes import buckets
+from models.backends.backend import buckets
 from models.backends.folding import folded
 from models.backends.openvino import OpenVinoBackend
 from models.hardware import cores
 from models.hardware.placement import Precision
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
-from models.interface.cancellation import CancelToken
 from models.interface.errors import DeviceUnavailableError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import CancelToken, ImageLimits
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits, Network
 from models.networks.specs import ModelSpec
@@ -79,7 +78,7 @@ def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:
     ("backend", "precision", "tolerance"),
     [("eager", "fp32", 1e-5), ("openvino", "fp32", 1e-5), ("eager", "bf16", 0.1), ("openvino", "bf16", 0.1)],
 )
-def test_a_backend_gives_what_the_network_gives(
+def test_a_backend_gives_the_outputs_of_the_network(
     run: Callable[..., FeaturesAndLogits],
     default_model: LoadedModel,
     pixels: torch.Tensor,
@@ -137,7 +136,7 @@ def test_a_failed_piece_fails_only_its_batch_after_the_concurrent_pieces_have_en
             with pytest.raises(MemoryError):
                 on_two_cores.run(many)
         assert len(started) == 2
-        # Zero: whether it has ended, without waiting for it. Of one that was given up it says that by an exception.
+        # Zero checks without waiting; an abandoned request raises an exception.
         with pytest.raises(RuntimeError, match="canceled"):
             started[0].wait_for(0)
         assert on_two_cores.run(many).logits.equal(before.logits)
@@ -226,7 +225,7 @@ def test_a_batchnorm_whose_convolution_is_used_elsewhere_too_is_not_folded() -> 
     assert [name for name, module in fused.named_modules() if isinstance(module, torch.nn.BatchNorm2d)] == ["body.norm"]
 
 
-def test_a_convolutions_output_that_is_changed_in_place_is_not_what_a_batchnorm_took() -> None:
+def test_a_convolution_with_output_changed_in_place_is_not_folded() -> None:
     network = Network(
         torch.nn.Sequential(
             torch.nn.Conv2d(3, 4, 1),
@@ -241,7 +240,7 @@ def test_a_convolutions_output_that_is_changed_in_place_is_not_what_a_batchnorm_
         feature_shape=(4,),
         classes=2,
     ).eval()
-    # Frozen, as some who fine-tune leave their networks.
+    # Frozen, as after some fine-tuning.
     network.requires_grad_(requires_grad=False)
     images = torch.rand(2, 3, 8, 8)
     fused = folded(network, images)
@@ -252,7 +251,7 @@ def test_a_convolutions_output_that_is_changed_in_place_is_not_what_a_batchnorm_
 
 def test_a_batchnorm_before_a_convolution_is_not_taken_for_one_after_it() -> None:
     class NormFirst(torch.nn.Module):
-        """Each BatchNorm takes a tensor that nobody keeps, at whose address a convolution's output may be next."""
+        """Each BatchNorm takes a temporary tensor, whose address a later convolution's output may reuse."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -283,7 +282,7 @@ def test_the_served_copy_is_folded_and_the_loaded_network_is_not(
     assert all(parameter.dtype == torch.float32 for parameter in default_model.network.parameters())
 
 
-def test_the_second_start_reads_what_the_first_has_converted(
+def test_the_second_start_reads_the_conversion_of_the_first(
     tiny: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = load(tiny, place("cpu", "fp32", "openvino"))
@@ -336,6 +335,6 @@ def test_auto_is_eager_where_openvino_is_not_installed(monkeypatch: pytest.Monke
         place("cpu", "fp32", "openvino")
 
 
-def test_what_a_cpu_does_not_compute_in_is_refused() -> None:
+def test_a_precision_that_a_cpu_lacks_is_refused() -> None:
     with pytest.raises(DeviceUnavailableError, match="fp16 is for GPUs"):
         place("cpu", "fp16", "eager")

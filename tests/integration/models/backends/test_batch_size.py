@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.backends.batch_shapes import default_max_batch_size
-from models.backends.eager import cpu_split, default_size
+from models.backends.backend import default_max_batch_size
+from models.backends.pytorch import cpu_split, default_size
 from models.hardware import cores
 
 LIGHT, HEAVY = 20 * 10**6, 100 * 10**6

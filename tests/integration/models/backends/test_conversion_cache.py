@@ -1,4 +1,4 @@
-"""A converted network is kept for the next start: whatever becomes of it on disk, what is served is the network."""
+"""The conversion cache: whatever happens to an entry on disk, the right network is served."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from models import backends
-from models.backends import BackendOptions, conversion_cache, openvino_conversion
-from models.backends.conversion_cache import ConversionCache
+from models.backends import BackendOptions, openvino_conversion
 from models.backends.openvino import OpenVinoBackend, _core
-from models.interface.errors import WarmUpError
-from models.interface.telemetry import NoTelemetry
+from models.backends.openvino_conversion import ConversionCache
+from models.interface.errors import StartError, WarmUpError
+from models.interface.telemetry import Telemetry
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import Classifier, ModelSpec
@@ -85,7 +85,7 @@ def _right(model: LoadedModel, folder: Path) -> bool:
 
 
 def _logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """The lines that an operator sees of ours."""
+    """Return the log lines of gradless."""
     return [
         record.getMessage()
         for record in caplog.records
@@ -143,7 +143,7 @@ def test_a_damaged_entry_is_converted_again_once_with_one_line_of_log(
     assert _right(model, tmp_path)
     assert len(_logged(caplog)) == 1
     assert len(conversions) == 2
-    # Nothing of the damaged one is left.
+    # The damaged entry is gone.
     assert sorted(file.name for file in _entry(tmp_path).iterdir()) == ["digests.json", "network.bin", "network.xml"]
 
 
@@ -217,7 +217,7 @@ def test_of_two_processes_that_convert_at_once_one_entry_is_left_and_it_is_whole
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """No file may be larger than 2 KiB: to whoever writes that is a disk that becomes full."""
+    """Limit files to 2 KiB, which acts like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, hard))
     yield
@@ -225,7 +225,7 @@ def full_disk() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_on_a_full_disk_a_model_is_served_and_nothing_is_left_of_the_attempt(
+def test_on_a_full_disk_a_model_is_served_and_no_partial_entry_is_left(
     model: LoadedModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert _right(model, tmp_path)
@@ -237,7 +237,7 @@ def test_on_a_full_disk_a_model_is_served_and_nothing_is_left_of_the_attempt(
 
 @pytest.mark.parametrize("function", ["exists", "mkdir"])
 @pytest.mark.parametrize("fault", [errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
-def test_a_cache_folder_that_refuses_does_not_stop_the_start(
+def test_a_read_only_cache_folder_does_not_stop_the_start(
     model: LoadedModel,
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
@@ -259,30 +259,30 @@ def test_a_cache_folder_that_refuses_does_not_stop_the_start(
     assert os.strerror(fault) in line
 
 
-def test_a_file_in_the_place_of_the_cache_folder_does_not_stop_the_start(model: LoadedModel, tmp_path: Path) -> None:
+def test_a_file_instead_of_the_cache_folder_does_not_stop_the_start(model: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert _right(model, tmp_path / "file")
 
 
-def test_a_user_without_a_home_has_no_cache_and_a_model(
-    model: LoadedModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_cache_folder_in_an_unknown_home_is_an_error_of_the_start(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def homeless(_path: Path) -> Path:
+    def without_home(_path: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(Path, "expanduser", homeless)
-    assert _right(model, Path("~/.cache/gradless"))
-    assert any("Could not determine home directory" in line for line in _logged(caplog))
+    monkeypatch.setattr(Path, "expanduser", without_home)
+    with pytest.raises(StartError, match="set HOME"):
+        OpenVinoBackend(model, BackendOptions(cache_folder=Path("~/.cache/gradless")))
 
 
 def _serve(spec: ModelSpec, folder: Path) -> LocalRuntime:
     return LocalRuntime(
         ServingOptions(models=[spec], device="cpu", backend="openvino", cache_folder=folder, max_batch_size=2),
-        NoTelemetry(),
+        Telemetry(),
     )
 
 
-def test_an_entry_whose_network_is_another_is_found_by_its_answer_and_converted_again(
+def test_an_entry_with_another_network_is_detected_by_its_answer_and_converted_again(
     tiny: ModelSpec,
     other: ModelSpec,
     conversions: list[LoadedModel],
@@ -319,16 +319,3 @@ def test_a_conversion_that_gives_other_answers_than_the_network_is_not_served(
     monkeypatch.setattr(openvino_conversion, "_convert", lambda _model: convert(wrong))
     with pytest.raises(WarmUpError, match="gives other numbers than PyTorch in float32"):
         _serve(tiny, tmp_path)
-
-
-def test_an_entry_is_flushed_to_disk_before_it_is_moved_into_place(
-    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    events: list[str] = []
-    sync, rename = conversion_cache._sync, Path.rename  # noqa: SLF001
-    monkeypatch.setattr(conversion_cache, "_sync", lambda path: events.append(path.name.split("-")[0]) or sync(path))
-    monkeypatch.setattr(Path, "rename", lambda path, target: events.append("rename") or rename(path, target))
-    OpenVinoBackend(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path))
-    assert sorted(events[:3]) == ["digests.json", "network.bin", "network.xml"]
-    # The folder, the attempt to put aside what is not there, the rename, and the folder above.
-    assert events[3:] == ["openvino", "rename", "rename", tmp_path.name.split("-")[0]]

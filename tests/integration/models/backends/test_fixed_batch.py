@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from models import backends
 from models.backends import Backend, BackendOptions
-from models.backends.batch_shapes import next_multiple, padded
-from models.inference.batch_item import BatchItem
+from models.backends.backend import next_multiple, padded
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.request import InferenceRequest
 from models.loading.load import LoadedModel
 
@@ -60,10 +60,10 @@ def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_pos
             suppress_health_check=[HealthCheck.function_scoped_fixture],
         )
         @given(st.lists(st.integers(0, len(pixels) - 1), min_size=1, max_size=9))
-        def holds(company: list[int]) -> None:
-            together = backend.run(pixels[company])
-            assert together.features.equal(torch.cat([alone[number].features for number in company]))
-            assert together.logits.equal(torch.cat([alone[number].logits for number in company]))
+        def holds(batch: list[int]) -> None:
+            together = backend.run(pixels[batch])
+            assert together.features.equal(torch.cat([alone[number].features for number in batch]))
+            assert together.logits.equal(torch.cat([alone[number].logits for number in batch]))
 
         holds()
 
@@ -79,10 +79,10 @@ def test_in_any_shape_it_gives_the_same_within_a_tolerance(
         max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )
     @given(st.lists(st.integers(0, len(pixels) - 1), min_size=1, max_size=9))
-    def holds(company: list[int]) -> None:
+    def holds(batch: list[int]) -> None:
         for number, output in zip(
-            company,
-            engine.run([BatchItem(pixels[one], InferenceRequest("classify", top_k=5)) for one in company]),
+            batch,
+            engine.run([BatchItem(pixels[one], InferenceRequest("classify", top_k=5)) for one in batch]),
             strict=True,
         ):
             assert output.features == pytest.approx(alone[number].features, abs=TOLERANCE)

@@ -14,8 +14,8 @@ from models.backends.openvino import OpenVinoBackend
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
 from models.interface.errors import DeviceUnavailableError, StartError
-from models.interface.image_limits import ImageLimits
-from models.interface.telemetry import NoTelemetry
+from models.interface.request import ImageLimits
+from models.interface.telemetry import Telemetry
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
 from models.networks.specs import ModelSpec
@@ -30,13 +30,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The drawn samples, each turned four ways, and a file that is no image."""
     made = tmp_path_factory.mktemp("calibration")
     for sample in SAMPLES:
-        for turn in TURNS:
-            (made / f"{sample}-{turn}.png").write_bytes(encode(draw(sample).rotate(turn), "PNG"))
+        for degrees in TURNS:
+            (made / f"{sample}-{degrees}.png").write_bytes(encode(draw(sample).rotate(degrees), "PNG"))
     (made / "notes.txt").write_text("taken in May")
     return made
 
 
-def test_int8_names_the_drawn_samples_as_fp32_does_and_moves_their_numbers_a_little(
+def test_int8_gives_the_classes_of_fp32_for_the_drawn_samples_with_slightly_different_probabilities(
     default_model: LoadedModel,
     folder: Path,
     tmp_path: Path,
@@ -83,9 +83,9 @@ def test_other_calibration_images_are_another_fingerprint(tiny: ModelSpec, folde
     assert len(fingerprints) == 3
 
 
-def test_a_model_served_in_int8_says_so(tiny: ModelSpec, folder: Path, tmp_path: Path) -> None:
+def test_a_model_served_in_int8_reports_its_precision(tiny: ModelSpec, folder: Path, tmp_path: Path) -> None:
     options = ServingOptions(models=[tiny], precision="int8", calibration_folder=folder, cache_folder=tmp_path)
-    serving = LocalRuntime(options, NoTelemetry())
+    serving = LocalRuntime(options, Telemetry())
     try:
         assert serving.cards["tiny"].dtype == "int8"
     finally:
@@ -95,7 +95,7 @@ def test_a_model_served_in_int8_says_so(tiny: ModelSpec, folder: Path, tmp_path:
 def test_a_folder_that_cannot_calibrate_ends_the_start_with_its_name(tiny: ModelSpec, tmp_path: Path) -> None:
     def start(**options: Path) -> None:
         LocalRuntime(
-            ServingOptions(models=[tiny], precision="int8", cache_folder=tmp_path / "cache", **options), NoTelemetry()
+            ServingOptions(models=[tiny], precision="int8", cache_folder=tmp_path / "cache", **options), Telemetry()
         )
 
     with pytest.raises(StartError, match="needs a calibration folder"):
@@ -112,6 +112,6 @@ def test_a_folder_that_cannot_calibrate_ends_the_start_with_its_name(tiny: Model
 
 
 @pytest.mark.parametrize("backend", ["eager", "compiled"])
-def test_int8_is_refused_for_other_backends_with_what_works_instead(backend: str) -> None:
+def test_int8_is_refused_for_other_backends_with_the_alternatives(backend: str) -> None:
     with pytest.raises(DeviceUnavailableError, match="use bf16 or fp32"):
         place("cpu", "int8", backend)

@@ -1,4 +1,4 @@
-"""The null model leaves the forward out and nothing else: what is measured on it is the server."""
+"""The null model leaves out only the forward, so that it measures the server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 
 from models import backends
 from models.backends import BackendOptions
-from models.backends.null import NullBackend
-from models.inference.batch_item import BatchItem
+from models.backends.pytorch import NullBackend
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import DrainingError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -25,17 +25,17 @@ def null_model(backend: str = "eager") -> LoadedModel:
     return load(catalog.find("null"), backends.place("cpu", "fp32", backend))
 
 
-def test_it_is_served_by_its_own_backend_whatever_was_asked_for(tmp_path: Path) -> None:
+def test_the_null_model_always_uses_its_own_backend(tmp_path: Path) -> None:
     model = null_model("compiled")
     assert model.placement.backend == "null"
     assert isinstance(backends.make(model, BackendOptions(max_batch_size=4, cache_folder=tmp_path)), NullBackend)
 
 
-def test_it_is_the_same_one_each_time() -> None:
+def test_the_null_model_is_the_same_each_time() -> None:
     assert null_model().fingerprint == null_model().fingerprint
 
 
-def test_its_answers_are_those_of_its_network_on_whole_images() -> None:
+def test_the_null_answers_are_those_of_its_network_on_whole_images() -> None:
     model = null_model()
     pixels = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -46,8 +46,8 @@ def test_its_answers_are_those_of_its_network_on_whole_images() -> None:
 
 
 @pytest.mark.anyio
-async def test_a_decode_pool_that_was_shut_down_refuses_what_it_can_no_longer_decode(clock_jpeg: bytes) -> None:
-    serving = LocalRuntime(ServingOptions(models=["null"], backend="eager"), NoTelemetry())
+async def test_a_decode_pool_that_was_shut_down_refuses_new_images(clock_jpeg: bytes) -> None:
+    serving = LocalRuntime(ServingOptions(models=["null"], backend="eager"), Telemetry())
     try:
         serving._decode_pool.close(timeout_s=10)  # noqa: SLF001 - as close() does, with a request still on its way
         with pytest.raises(DrainingError):

@@ -1,4 +1,4 @@
-"""The registry names the backends, says where each runs, and makes them."""
+"""The registry of backends: names, devices and construction."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ import torch
 
 from app.settings import Settings
 from models import backends
-from models.backends import BackendOptions, BatchHints, registry
+from models.backends import BACKENDS, BackendOptions, BatchHints, Package, Registration
 from models.backends.backend import Backend
-from models.backends.registry import BACKENDS, Package, Registration
 from models.hardware.placement import Placement
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DeviceUnavailableError
+from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import ModelSpec
@@ -47,7 +46,7 @@ def test_one_module_and_one_entry_in_the_registry_make_a_backend(
     module = ModuleType("models.backends.another")
     module.AnotherBackend = AnotherBackend  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(BACKENDS, "another", Registration(cpu="another.AnotherBackend"))
+    monkeypatch.setitem(BACKENDS, "another", Registration(classes={"cpu": "another.AnotherBackend"}))
 
     model = load(tiny, backends.place("cpu", "fp32", "another"))
     made = backends.make(model, BackendOptions())
@@ -58,13 +57,13 @@ def test_one_module_and_one_entry_in_the_registry_make_a_backend(
 
 
 def test_the_backend_setting_lists_the_backends_of_the_registry() -> None:
-    assert get_args(Settings.model_fields["backend"].annotation) == (registry.AUTO, *backends.names())
+    assert get_args(Settings.model_fields["backend"].annotation) == (backends.AUTO, *backends.names())
 
 
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_registered_class_is_a_backend(name: str) -> None:
     for path in BACKENDS[name].classes.values():
-        made = registry.class_of(path)
+        made = backends.class_of(path)
         assert isinstance(made, type)
         assert Backend in made.__mro__
 
@@ -85,7 +84,7 @@ def test_auto_selects_openvino_on_a_cpu_that_has_it_installed_and_else_eager(
     expected: str,
 ) -> None:
     monkeypatch.setattr(Package, "installed", installed)
-    monkeypatch.setattr(registry, "device_of", torch.device)
+    monkeypatch.setattr(backends, "device_of", torch.device)
     assert backends.place(device, "fp32", "auto").backend == expected
 
 
@@ -98,10 +97,10 @@ def test_auto_selects_openvino_on_a_cpu_that_has_it_installed_and_else_eager(
         ("cpu", "tensorrt", "there is no backend 'tensorrt'; use auto, eager, compiled, openvino"),
     ],
 )
-def test_a_backend_that_does_not_run_there_is_refused_with_what_works_instead(
+def test_a_backend_that_cannot_run_on_a_device_is_refused_with_the_alternatives(
     monkeypatch: pytest.MonkeyPatch, device: str, backend: str, message: str
 ) -> None:
-    monkeypatch.setattr(registry, "device_of", torch.device)
+    monkeypatch.setattr(backends, "device_of", torch.device)
     with pytest.raises(DeviceUnavailableError, match=re.escape(message)):
         backends.place(device, "fp32", backend)
 

@@ -1,4 +1,4 @@
-"""What is loaded must leave signals alone: one that arrives after a model has gone is heard as ever."""
+"""Loaded models must not change signal handling: a signal after a model is freed is handled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 # In a process of its own, for it may end by it. Signal handlers of Python's run on the stack that OpenVINO gave the
 # main thread, where it has given one.
-_A_MODEL_COMES_AND_GOES = """
+_RELEASE_A_MODEL = """
 import os, signal, sys, threading
 from pathlib import Path
 from models.backends import BackendOptions
@@ -22,21 +22,21 @@ held = [
         BackendOptions(max_batch_size=1, cache_folder=Path(sys.argv[1])),
     )
 ]
-letting_go = threading.Thread(target=held.clear)
-letting_go.start()
-letting_go.join()
-signal.signal(signal.SIGTERM, lambda *_: print("heard"))
+releasing = threading.Thread(target=held.clear)
+releasing.start()
+releasing.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
 os.kill(os.getpid(), signal.SIGTERM)
 print("alive")
 """
 
 
-def test_a_model_that_another_thread_lets_go_leaves_the_main_thread_its_signal_stack(tmp_path: Path) -> None:
+def test_a_model_released_by_another_thread_leaves_the_signal_stack_of_the_main_thread(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", _A_MODEL_COMES_AND_GOES, str(tmp_path)],
+        [sys.executable, "-c", _RELEASE_A_MODEL, str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=100,
         check=False,
     )
-    assert (ended.returncode, ended.stdout) == (0, "heard\nalive\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, "handled\nalive\n"), ended.stderr

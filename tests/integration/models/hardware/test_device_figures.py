@@ -11,7 +11,7 @@ import torch
 
 from gradless import cgroups
 from gradless.peak import recorded_peak
-from models.hardware import cuda, memory
+from models.hardware import memory, placement
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda:0")
@@ -22,7 +22,7 @@ Confine = Callable[[dict[str, str]], None]
 
 @pytest.fixture
 def confine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Confine:
-    """Have the kernel tell of control groups by these files, which process is in which by `own`."""
+    """Replace the kernel's control group files by `files`, and the process's own group by `own`."""
 
     def write(files: dict[str, str]) -> None:
         for name, text in files.items():
@@ -71,7 +71,7 @@ def test_on_the_cpu_it_is_the_memory_of_process_and_system(confine: Confine) -> 
     ],
     ids=["version 2, limit above", "version 2, path of the host", "version 1"],
 )
-def test_in_a_container_it_is_what_the_container_may_have(confine: Confine, files: dict[str, str]) -> None:
+def test_in_a_container_memory_is_the_limit_of_the_container(confine: Confine, files: dict[str, str]) -> None:
     confine(files)
     figures = memory.figures(CPU)
     assert (figures["free"], figures["total"]) == (1234, 10000)
@@ -79,7 +79,7 @@ def test_in_a_container_it_is_what_the_container_may_have(confine: Confine, file
 
 
 @pytest.mark.parametrize("limit", [2**63 - 4096, 2**50], ids=["no limit", "a petabyte"])
-def test_a_container_that_may_have_more_than_there_is_has_what_there_is(confine: Confine, limit: int) -> None:
+def test_a_container_limit_above_the_memory_of_the_machine_has_no_effect(confine: Confine, limit: int) -> None:
     confine(
         {
             "own": "4:memory:/\n",
@@ -97,9 +97,9 @@ class CountingAllocator:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.allocated = self.highest = 0
-        told = {"memory_allocated": lambda _: self.allocated, "max_memory_allocated": lambda _: self.highest}
+        statistics = {"memory_allocated": lambda _: self.allocated, "max_memory_allocated": lambda _: self.highest}
         other = {"mem_get_info": lambda _: (0, 0), "memory_reserved": lambda _: 0, "synchronize": lambda _: None}
-        for name, answer in {**told, **other, "reset_peak_memory_stats": self._begin_anew}.items():
+        for name, answer in {**statistics, **other, "reset_peak_memory_stats": self._reset_peak}.items():
             monkeypatch.setattr(torch.cuda, name, answer)
         monkeypatch.setattr(memory, "_earlier_peaks", {})
 
@@ -109,11 +109,11 @@ class CountingAllocator:
     def peak(self, device: torch.device) -> int:
         return memory.figures(device)["peak"]
 
-    def _begin_anew(self, _device: torch.device) -> None:
+    def _reset_peak(self, _device: torch.device) -> None:
         self.highest = self.allocated
 
 
-def test_the_peak_of_a_gpu_is_the_highest_there_was_though_the_lens_measures_its_own(
+def test_the_peak_of_a_gpu_is_the_highest_value_also_if_the_lens_resets_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     allocator = CountingAllocator(monkeypatch)
@@ -137,28 +137,28 @@ def test_the_peak_of_a_gpu_is_the_highest_there_was_though_the_lens_measures_its
 
 
 def test_utilization_is_a_gpus_percentage_as_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[torch.device] = []
+    devices: list[torch.device] = []
 
     def utilization(device: torch.device) -> int:
-        asked.append(device)
+        devices.append(device)
         return 37
 
     monkeypatch.setattr(torch.cuda, "utilization", utilization)
-    assert cuda.utilization(CUDA) == 0.37
-    assert asked == [CUDA]
+    assert placement.utilization(CUDA) == 0.37
+    assert devices == [CUDA]
 
 
 @pytest.mark.parametrize(
     "error", [ModuleNotFoundError("nvidia-ml-py does not seem to be installed"), RuntimeError("no driver"), Exception()]
 )
-def test_utilization_that_cannot_be_had_is_none(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+def test_unavailable_utilization_is_none(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def utilization(_device: torch.device) -> int:
         raise error
 
     monkeypatch.setattr(torch.cuda, "utilization", utilization)
-    assert cuda.utilization(CUDA) is None
+    assert placement.utilization(CUDA) is None
 
 
 def test_a_cpu_has_no_utilization(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cuda, "utilization")
-    assert cuda.utilization(CPU) is None
+    assert placement.utilization(CPU) is None

@@ -1,4 +1,4 @@
-"""The files of reliability.costly are what they say: images, small to send, and the same every time."""
+"""The files of reliability.costly are images, small to send, and the same in each run."""
 
 from __future__ import annotations
 

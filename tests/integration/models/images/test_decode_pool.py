@@ -17,9 +17,8 @@ from models.images.decode_pool import DecodePool
 from models.images.decoder_process import DecoderProcess
 from models.images.preprocessing import preprocess
 from models.images.samples import draw, encode
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
 from models.interface.errors import DecodersBusyError, DrainingError, UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import NEVER_CANCELLED, CancelToken, ImageLimits
 from models.loading import catalog
 
 _LIMITS = ImageLimits()
@@ -82,7 +81,7 @@ def test_a_lossless_jpeg_never_comes_to_the_decoder_that_it_crashes(pool: Decode
 
 
 class _Held:
-    """A decoder that waits until it is told to go on."""
+    """A decoder that waits until it is released."""
 
     def __init__(self) -> None:
         self.began: queue.Queue[None] = queue.Queue()
@@ -133,7 +132,7 @@ def test_more_expensive_images_than_can_be_decoded_in_time_are_refused(held: _He
 
 
 class _CancellableJob:
-    """A job whose client leaves while it waits for a process."""
+    """A job whose client disconnects while it waits for a process."""
 
     def __init__(self) -> None:
         self.cancel_token = CancelToken()
@@ -142,7 +141,7 @@ class _CancellableJob:
         return TIFF
 
 
-def test_an_expensive_image_whose_client_has_left_is_not_decoded(held: _Held) -> None:
+def test_an_expensive_image_of_a_disconnected_client_is_not_decoded(held: _Held) -> None:
     pool = DecodePool(1, _LIMITS)
     first = pool.submit(TIFF, _TRANSFORM)
     held.began.get(timeout=_PATIENCE_S)
@@ -158,7 +157,7 @@ def test_an_expensive_image_whose_client_has_left_is_not_decoded(held: _Held) ->
     assert pool.close(_PATIENCE_S)
 
 
-def test_a_closed_pool_answers_what_it_has_takes_nothing_new_and_leaves_no_process(held: _Held) -> None:
+def test_a_closed_pool_finishes_its_decodes_refuses_new_ones_and_leaves_no_process(held: _Held) -> None:
     pool = DecodePool(1, _LIMITS)
     accepted = pool.submit(TIFF, _TRANSFORM)
     held.began.get(timeout=_PATIENCE_S)
@@ -173,7 +172,7 @@ def test_a_closed_pool_answers_what_it_has_takes_nothing_new_and_leaves_no_proce
     assert not psutil.pid_exists(decoder)
 
 
-def test_a_pool_that_cannot_start_a_thread_does_not_say_that_the_service_stops(
+def test_a_pool_that_cannot_start_a_thread_does_not_raise_draining(
     pool: DecodePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_thread(_thread: threading.Thread) -> None:
@@ -185,7 +184,7 @@ def test_a_pool_that_cannot_start_a_thread_does_not_say_that_the_service_stops(
     monkeypatch.undo()
 
 
-def test_an_image_that_was_refused_for_want_of_a_thread_is_not_decoded_afterwards(
+def test_an_image_refused_for_lack_of_a_thread_is_not_decoded_afterwards(
     pool: DecodePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     began, go_on = threading.Event(), threading.Event()

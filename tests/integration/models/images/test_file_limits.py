@@ -16,11 +16,11 @@ from PIL import Image
 
 from models.images.preprocessing import decode_image
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 LIMITS = ImageLimits()
 
-# pytest sets filters of its own; that Pillow is not heard is tested in a process without it.
+# pytest sets warning filters of its own, so this runs in a process without it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 # Of a child that imports PyTorch first: what the decode adds to it.
@@ -28,7 +28,7 @@ _LOOK = """
 import resource, sys
 from models.interface.errors import ImageError
 from models.images.decode import ignore_pillow_warnings
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.images.preprocessing import decode_image
 
 ignore_pillow_warnings()
@@ -86,7 +86,7 @@ def _png(width: int, height: int, colours: int, samples: int, *, before: bytes =
 
 
 def _tiff(tags: Mapping[int, tuple[int, int, int]], pixels: bytes) -> bytes:
-    """A little-endian TIFF of tags (type, count, value), its pixels behind them: where, the value -1 says."""
+    """Return a little-endian TIFF of tags (type, count, value) and pixels; the value -1 becomes their offset."""
     start = 8 + 2 + 12 * len(tags) + 4
     entries = b"".join(
         struct.pack("<HHII", tag, kind, number, start if value < 0 else value)
@@ -109,7 +109,7 @@ def _tiff_of_lies(lies: int) -> bytes:
 
 
 def _rle_bmp(width: int, height: int) -> bytes:
-    """A BMP of which each line is one black pixel, and the rest left out."""
+    """Return a run-length encoded BMP with one black pixel in each line."""
     pixels = b"\x01\x01\x00\x00" * height
     start = 14 + 40 + 4 * 256
     head = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start)
@@ -224,7 +224,7 @@ HARMLESS: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_file_that_would_cost_more_than_its_size_says_is_refused(name: str) -> None:
+def test_a_file_that_costs_more_than_its_size_suggests_is_refused(name: str) -> None:
     make, refusal, reason = BOMBS[name]
     with pytest.raises(refusal, match=reason):
         decode_image(make(), LIMITS)
@@ -261,7 +261,7 @@ def test_large_and_small_pictures_are_blended_over_the_same_white() -> None:
     assert decode_image(file.getvalue(), LIMITS)[:, 1000:, 900:].equal(decode_image(cut.getvalue(), LIMITS))
 
 
-def test_tags_that_lie_are_neither_logged_nor_warned_of(tmp_path: Path) -> None:
+def test_wrong_tags_cause_neither_log_lines_nor_warnings(tmp_path: Path) -> None:
     file = tmp_path / "lies.tiff"
     file.write_bytes(_tiff_of_lies(500))
     listening = "import logging\nlogging.basicConfig(level=0)\nlogging.captureWarnings(True)\n"

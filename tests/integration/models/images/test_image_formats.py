@@ -1,4 +1,4 @@
-"""decode_image gives the RGB that a person sees, for every format and mode that is read."""
+"""decode_image gives the displayed RGB for every supported format and mode."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from models.images.formats import FORMATS
 from models.images.preprocessing import decode_image
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 LIMITS = ImageLimits()
 LOSSLESS = ("PNG", "GIF", "BMP", "TIFF")
@@ -35,7 +35,7 @@ def drawing() -> Image.Image:
     return picture
 
 
-def seen(encoded: bytes) -> NDArray[np.float32]:
+def decoded(encoded: bytes) -> NDArray[np.float32]:
     """The decoded picture as (H, W, 3)."""
     pixels = decode_image(encoded, LIMITS)
     assert pixels.dtype == torch.uint8
@@ -44,9 +44,9 @@ def seen(encoded: bytes) -> NDArray[np.float32]:
 
 def difference(encoded: bytes, expected: Image.Image) -> float:
     """Mean absolute difference to `expected`, of the same size."""
-    found, wanted = seen(encoded), np.asarray(expected.convert("RGB"), dtype=np.float32)
-    assert found.shape == wanted.shape
-    return float(np.abs(found - wanted).mean())
+    found, expected_pixels = decoded(encoded), np.asarray(expected.convert("RGB"), dtype=np.float32)
+    assert found.shape == expected_pixels.shape
+    return float(np.abs(found - expected_pixels).mean())
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -69,13 +69,13 @@ def test_every_opaque_mode_is_decoded_to_rgb(image_file: ImageFile, image_format
 def test_transparency_is_blended_over_white(image_file: ImageFile, image_format: str, options: dict[str, bool]) -> None:
     picture = Image.new("RGBA", (20, 20), (200, 0, 0, 0))
     picture.paste((0, 0, 0, 128), (0, 0, 10, 20))
-    found = seen(image_file(picture, image_format, **options))
+    found = decoded(image_file(picture, image_format, **options))
     assert np.abs(found[10, 2] - 127).max() <= 1
     assert (found[10, 15] == 255).all()
 
 
 def test_grey_with_transparency_is_blended_over_white(image_file: ImageFile) -> None:
-    found = seen(image_file(Image.new("LA", (20, 20), (0, 64)), "PNG"))
+    found = decoded(image_file(Image.new("LA", (20, 20), (0, 64)), "PNG"))
     assert np.abs(found - 191).max() <= 1
 
 
@@ -84,7 +84,7 @@ def test_a_transparent_palette_entry_is_white(image_file: ImageFile, image_forma
     picture = Image.new("P", (20, 20), 0)
     picture.putpalette([10, 20, 30, 200, 30, 60])
     picture.paste(1, (0, 0, 10, 20))
-    found = seen(image_file(picture, image_format, transparency=0))
+    found = decoded(image_file(picture, image_format, transparency=0))
     assert found[10, 2].tolist() == [200, 30, 60]
     assert found[10, 15].tolist() == [255, 255, 255]
 
@@ -92,19 +92,19 @@ def test_a_transparent_palette_entry_is_white(image_file: ImageFile, image_forma
 @pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
 def test_cmyk_is_decoded_as_its_inks_print(image_file: ImageFile, image_format: str) -> None:
     red = Image.new("CMYK", (32, 32), (0, 255, 255, 0))
-    assert np.abs(seen(image_file(red, image_format)) - [255, 0, 0]).max() <= 4
+    assert np.abs(decoded(image_file(red, image_format)) - [255, 0, 0]).max() <= 4
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
 def test_sixteen_bit_grey_keeps_its_upper_eight_bits(image_file: ImageFile, image_format: str) -> None:
     ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
-    found = seen(image_file(Image.fromarray(ramp), image_format))
+    found = decoded(image_file(Image.fromarray(ramp), image_format))
     assert (found == np.arange(256).reshape(16, 16, 1)).all()
 
 
 def test_a_big_endian_sixteen_bit_tiff_is_read_alike(image_file: ImageFile) -> None:
     ramp = (np.arange(256).reshape(16, 16) * 257).astype(">u2")
-    found = seen(image_file(Image.fromarray(ramp), "TIFF"))
+    found = decoded(image_file(Image.fromarray(ramp), "TIFF"))
     assert (found == np.arange(256).reshape(16, 16, 1)).all()
 
 
@@ -133,14 +133,14 @@ def test_twelve_bit_grey_keeps_its_upper_eight_bits(compression: int) -> None:
     ramp = [shade * 16 + shade // 16 for shade in range(256)]
     pairs = zip(ramp[::2], ramp[1::2], strict=True)
     pixels = b"".join(int.to_bytes(one << 12 | other, 3, "big") for one, other in pairs)
-    assert (seen(grey_tiff(12, 1, compression, pixels)) == np.arange(256).reshape(16, 16, 1)).all()
+    assert (decoded(grey_tiff(12, 1, compression, pixels)) == np.arange(256).reshape(16, 16, 1)).all()
 
 
 @pytest.mark.parametrize("photometric", [0, None])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_grey_tiff_whose_zero_is_white_is_inverted(bits: int, photometric: int | None) -> None:
     ramp = np.arange(256, dtype="<u2") * 257 if bits == 16 else np.arange(256, dtype=np.uint8)
-    found = seen(grey_tiff(bits, photometric, 1, ramp.tobytes()))
+    found = decoded(grey_tiff(bits, photometric, 1, ramp.tobytes()))
     assert (found == np.arange(255, -1, -1).reshape(16, 16, 1)).all()
 
 
@@ -185,8 +185,8 @@ def test_an_interlaced_png_is_read() -> None:
 
     header = struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 1)
     encoded = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    assert (seen(encoded) == picture).all()
+    assert (decoded(encoded) == picture).all()
 
 
 def test_one_pixel_is_a_picture(image_file: ImageFile) -> None:
-    assert seen(image_file(Image.new("RGB", (1, 1), (9, 8, 7)))).tolist() == [[[9, 8, 7]]]
+    assert decoded(image_file(Image.new("RGB", (1, 1), (9, 8, 7)))).tolist() == [[[9, 8, 7]]]

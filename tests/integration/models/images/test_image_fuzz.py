@@ -1,4 +1,4 @@
-"""Whatever the bytes: a (3, H, W) uint8 tensor within the limits, or an ImageError."""
+"""Any bytes give a (3, H, W) uint8 tensor within the limits, or an ImageError."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from models.images.preprocessing import decode_image
 from models.interface.errors import ImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 LIMITS = ImageLimits(max_pixels=1_000_000)
 

@@ -11,7 +11,7 @@ from PIL.Image import Transpose
 
 from models.images.decode import read_header
 from models.images.preprocessing import decode_image
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 ORIENTATION = 0x0112
 
@@ -58,7 +58,7 @@ def test_every_orientation_comes_out_upright(
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_jpeg_that_goes_the_slow_way_is_turned_too(image_file: Callable[..., bytes], orientation: int) -> None:
+def test_a_jpeg_decoded_by_pillow_is_rotated_too(image_file: Callable[..., bytes], orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     encoded = image_file(stored(orientation).convert("CMYK"), "JPEG", exif=exif)
@@ -67,16 +67,14 @@ def test_a_jpeg_that_goes_the_slow_way_is_turned_too(image_file: Callable[..., b
 
 
 @pytest.mark.parametrize("value", [0, 9, 4711])
-def test_an_orientation_that_is_none_leaves_the_picture_as_it_is(
-    image_file: Callable[..., bytes], value: object
-) -> None:
+def test_an_invalid_orientation_leaves_the_picture_unchanged(image_file: Callable[..., bytes], value: object) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = value
     found = decode_image(image_file(upright(), "PNG", exif=exif), ImageLimits())
     assert (found.permute(1, 2, 0).numpy() == np.asarray(upright())).all()
 
 
-# Pillow says that the metadata are broken, which is the point.
+# Pillow warns of broken metadata, which this test needs.
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize(
@@ -100,7 +98,7 @@ def test_broken_exif_does_not_lose_a_photograph(
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_a_header_tells_the_size_that_comes_out(
+def test_the_header_gives_the_size_after_orientation(
     image_file: Callable[..., bytes], image_format: str, orientation: int
 ) -> None:
     exif = Image.Exif()

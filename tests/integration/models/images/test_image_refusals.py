@@ -21,7 +21,7 @@ from models.interface.errors import (
     UndecodableImageError,
     UnsupportedFormatError,
 )
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 LIMITS = ImageLimits()
 
@@ -110,13 +110,13 @@ def test_a_png_whose_palette_is_missing_is_undecodable(image_file: ImageFile) ->
         decode_image(encoded[:start] + encoded[end:], LIMITS)
 
 
-def test_the_bytes_decide_what_a_file_is(image_file: ImageFile) -> None:
-    """A PNG's signature before a JPEG is neither; a whole JPEG is one, whatever it was called."""
+def test_the_bytes_decide_the_format_of_a_file(image_file: ImageFile) -> None:
+    """A PNG's signature before a JPEG is neither format; a whole JPEG is a JPEG under any name."""
     with pytest.raises(ImageError):
         decode_image(b"\x89PNG\r\n\x1a\n" + image_file(None, "JPEG"), LIMITS)
 
 
-def test_a_jpeg_with_rubbish_behind_it_is_still_a_picture(image_file: ImageFile) -> None:
+def test_a_jpeg_followed_by_garbage_is_decoded(image_file: ImageFile) -> None:
     whole = image_file(None, "JPEG")
     assert decode_image(whole + b"rubbish" * 100, LIMITS).equal(decode_image(whole, LIMITS))
 
@@ -126,7 +126,7 @@ def test_a_tiff_of_floating_point_numbers_is_refused(image_file: ImageFile) -> N
         decode_image(image_file(Image.new("F", (8, 8), 0.5), "TIFF"), LIMITS)
 
 
-def test_a_promise_of_too_many_pixels_is_refused_before_it_costs_memory() -> None:
+def test_too_many_declared_pixels_are_refused_before_they_cost_memory() -> None:
     encoded = png_header(50_000, 50_000)
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""Where EXIF data do not name an orientation as they should, a photograph is still turned as a person sees it."""
+"""Photographs with unusual orientation metadata are decoded upright."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 from PIL import Image
 
 from models.images.decode import decode_pixels
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _ORIENTATION, _MAKE = 0x0112, 0x010F
 _XMP = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
@@ -21,7 +21,7 @@ def _file(image_format: str, exif: Image.Exif) -> bytes:
     return file.getvalue()
 
 
-def test_xmp_tells_the_orientation_where_exif_data_have_none() -> None:
+def test_xmp_gives_the_orientation_if_exif_has_none() -> None:
     exif = Image.Exif()
     exif[_MAKE] = "camera"
     jpeg = _file("JPEG", exif)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from models.images.preprocessing import decode_image
 from models.images.samples import draw
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ def test_the_shorter_side_stays_enough(
     assert (width, height) == reduced
 
 
-def test_without_a_wish_a_picture_comes_whole(image_file: Callable[..., bytes]) -> None:
+def test_a_picture_is_decoded_at_full_size_by_default(image_file: Callable[..., bytes]) -> None:
     encoded = image_file(draw("clock").resize((4000, 3000)), "JPEG")
     assert decode_image(encoded, ImageLimits()).shape == (3, 3000, 4000)
 
 
-def test_a_reduced_picture_is_the_whole_one_made_smaller(image_file: Callable[..., bytes]) -> None:
+def test_a_reduced_picture_resembles_the_resized_full_one(image_file: Callable[..., bytes]) -> None:
     picture = draw("traffic-light").resize((2048, 2048), Image.Resampling.BICUBIC)
     encoded = image_file(picture, "JPEG", quality=95)
     reduced = decode_image(encoded, ImageLimits(), enough=512).permute(1, 2, 0).numpy()
@@ -38,7 +38,7 @@ def test_a_reduced_picture_is_the_whole_one_made_smaller(image_file: Callable[..
     assert np.abs(reduced - expected).mean() < 2
 
 
-def test_a_turned_photograph_is_reduced_and_then_turned(image_file: Callable[..., bytes]) -> None:
+def test_a_rotated_photograph_is_reduced_and_then_rotated(image_file: Callable[..., bytes]) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     encoded = image_file(draw("clock").resize((4000, 3000)), "JPEG", exif=exif)

@@ -1,4 +1,4 @@
-"""A decode that does not end takes a thread that all models share: the service says so, and ends in time without it."""
+"""A decode that never ends blocks a shared thread: the service ends with the reason, without waiting for it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from models.images.transforms import Transform
 from models.interface.errors import DeadlineExceededError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -49,7 +49,7 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
     def start(shut_down: Callable[[str], None]) -> LocalRuntime:
         spec = ModelSpec("tiny", "tiny-convnet", build)
         options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=0.5, deadline_s=2)
-        return LocalRuntime(options, NoTelemetry(), shut_down)
+        return LocalRuntime(options, Telemetry(), shut_down)
 
     return start
 
@@ -99,7 +99,7 @@ async def test_a_decode_that_hangs_does_not_keep_the_service_from_closing(
     assert await asyncio.to_thread(serving.close, 10)
 
 
-async def test_a_decode_that_ends_leaves_the_service_well(
+async def test_a_decode_that_ends_does_not_affect_the_service(
     serve: Stuck, released: threading.Event, clock_jpeg: bytes
 ) -> None:
     released.set()

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from models.images.decode import Strips
 from models.images.preprocessing import decode_image
 from models.images.transforms import Fit, Interpolation, Normalize, Transform, to_tensor
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.loading import catalog
 from models.loading.load import LoadedModel
 

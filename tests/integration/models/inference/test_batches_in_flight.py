@@ -17,10 +17,9 @@ import torch
 from models import backends
 from models.backends import BackendOptions
 from models.hardware import cores
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.interface.cancellation import CancelToken
-from models.interface.request import InferenceRequest
+from models.inference.image_job import BatchItem
+from models.interface.request import CancelToken, InferenceRequest
 from models.loading.load import load
 from models.networks.network import FeaturesAndLogits
 from models.networks.specs import ModelSpec

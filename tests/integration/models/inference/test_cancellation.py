@@ -17,11 +17,10 @@ from torch import nn
 from models import backends
 from models.backends import BackendOptions
 from models.hardware import cores
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
-from models.interface.cancellation import NEVER_CANCELLED, AllCancelledError, CancelToken
-from models.interface.request import InferenceRequest
-from models.interface.telemetry import BatchReport, NoTelemetry, Stage
+from models.inference.image_job import BatchItem
+from models.interface.request import NEVER_CANCELLED, AllCancelledError, CancelToken, InferenceRequest
+from models.interface.telemetry import BatchReport, Stage, Telemetry
 from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
@@ -42,7 +41,7 @@ def _items(token: CancelToken) -> list[BatchItem]:
 
 
 class _CancelledAfter(CancelToken):
-    """A token that is cancelled once it was polled so many times."""
+    """A token that is cancelled after a number of polls."""
 
     def __init__(self, polls: int) -> None:
         super().__init__()
@@ -96,7 +95,7 @@ def test_a_forward_is_complete_if_one_of_its_requests_is_not_cancelled(engine: E
     assert len(outputs) == len(items)
 
 
-class _Pieces(NoTelemetry):
+class _Pieces(Telemetry):
     """Records the sizes of the pieces that began, the batches that ended, and the stages of cancelled images."""
 
     def __init__(self) -> None:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from models import backends
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import StartError, WarmUpError
 from models.interface.request import InferenceRequest
 from models.loading.load import LoadedModel, load

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 class _Greedy(nn.Module):
-    """Has memory for `room` images at once, as PyTorch on CUDA says it."""
+    """A backend with memory for `room` images, which raises PyTorch's CUDA error beyond."""
 
     def __init__(self) -> None:
         super().__init__()

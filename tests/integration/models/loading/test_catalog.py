@@ -9,11 +9,10 @@ import torchvision
 from models import backends
 from models.images.preprocessing import decode_image
 from models.images.samples import Sample, draw, encode
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import UnknownCatalogNameError
-from models.interface.image_limits import ImageLimits
-from models.interface.request import InferenceRequest
+from models.interface.request import ImageLimits, InferenceRequest
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
@@ -61,7 +60,7 @@ def test_making_random_weights_leaves_the_random_state_alone() -> None:
 @pytest.mark.parametrize("architecture", ["resnet18", "vit_b_16", "efficientnet_v2_s"])
 def test_transform_and_labels_come_from_the_weights_entry(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = torchvision.models.get_model_weights(architecture).DEFAULT
-    # Building the network itself is not what is asked here, and takes seconds for the large ones.
+    # Without building networks, which takes seconds for large ones.
     monkeypatch.setattr(torchvision.models, "get_model", lambda *_args, **_options: torch.nn.Linear(1, 1))
     found: Classifier = catalog.find(f"{architecture}:random").build()
     preset = entry.transforms()
@@ -88,11 +87,11 @@ def test_every_name_is_found_with_random_weights() -> None:
         assert catalog.find(f"{name}:random").architecture == name
 
 
-def test_a_misspelt_name_is_answered_with_what_was_meant() -> None:
+def test_a_misspelt_name_is_refused_with_a_suggestion() -> None:
     with pytest.raises(UnknownCatalogNameError, match=r"'resnet51'; did you mean .*resnet50"):
         catalog.find("resnet51")
 
 
-def test_a_name_like_no_other_is_answered_plainly() -> None:
+def test_a_name_without_a_similar_one_is_refused_without_a_suggestion() -> None:
     with pytest.raises(UnknownCatalogNameError, match=r"^no model is named 'qqqq'$"):
         catalog.find("qqqq")

@@ -27,7 +27,7 @@ def changed(spec: ModelSpec, *, transform: Transform | None = None, module: nn.M
     return ModelSpec(spec.name, spec.architecture, build)
 
 
-def test_one_forward_yields_the_logits_of_the_uncut_module_and_what_its_head_saw(tiny: ModelSpec) -> None:
+def test_one_forward_gives_the_logits_of_the_uncut_module_and_the_input_of_its_head(tiny: ModelSpec) -> None:
     whole = tiny.build().module.eval()
     network = load(tiny, CPU).network
     images = torch.rand(5, 3, 32, 32)

@@ -33,7 +33,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     return folder
 
 
-def test_without_a_network_the_error_says_what_to_put_where(checkpoints: Path) -> None:
+def test_without_internet_access_the_error_names_the_file_and_its_path(checkpoints: Path) -> None:
     with pytest.raises(WeightsUnavailableError) as refused:
         catalog.find(NAME).build()
     message = str(refused.value)
@@ -43,7 +43,7 @@ def test_without_a_network_the_error_says_what_to_put_where(checkpoints: Path) -
     assert "\n" not in message
 
 
-def test_weights_put_there_are_the_ones_that_are_served(checkpoints: Path) -> None:
+def test_weights_at_that_path_are_served(checkpoints: Path) -> None:
     published = {
         name: torch.full_like(tensor, 3)
         for name, tensor in catalog.find(f"{NAME}:random").build().module.state_dict().items()
@@ -59,7 +59,7 @@ def test_weights_put_there_are_the_ones_that_are_served(checkpoints: Path) -> No
     [b"", b"<html>This site is blocked.</html>", b"PK\x03\x04" + b"\0" * 100],
     ids=["empty", "a proxy's page", "cut short"],
 )
-def test_a_file_there_that_holds_no_weights_is_a_start_error(checkpoints: Path, content: bytes) -> None:
+def test_a_cached_file_without_weights_is_a_start_error(checkpoints: Path, content: bytes) -> None:
     (checkpoints / Path(URL).name).write_bytes(content)
     with pytest.raises(StartError, match=Path(URL).name):
         catalog.find(NAME).build()

@@ -25,18 +25,18 @@ def models_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the operator's own way to a model is asked for."""
-    asked: list[str] = []
+    """Record the names looked up in the operator's catalog."""
+    names: list[str] = []
 
-    def find(wanted: str) -> ModelSpec:
-        asked.append(wanted)
+    def find(requested: str) -> ModelSpec:
+        names.append(requested)
         return catalog.named("null")
 
     monkeypatch.setattr(catalog, "find", find)
-    return asked
+    return names
 
 
-def test_a_name_of_the_catalog_is_found_and_served_under_the_name_asked_for() -> None:
+def test_a_name_of_the_catalog_is_found_and_served_under_the_requested_name() -> None:
     spec = sources.from_request("resnet18:random", "canary", None)()
     assert (spec.name, spec.architecture) == ("canary", "resnet18")
 
@@ -50,7 +50,7 @@ def test_an_unknown_name_is_refused_with_similar_names(models_folder: Path) -> N
     ("source", "folder"),
     [("flowers/v2", "flowers/v2"), ("flowers", "flowers"), ("inside", "flowers"), ("resnet18", "resnet18")],
 )
-def test_a_folder_of_the_models_folder_goes_before_a_name(
+def test_a_folder_of_the_models_folder_takes_precedence_over_a_name(
     models_folder: Path, found: list[str], source: str, folder: str
 ) -> None:
     assert sources.from_request(source, "m", models_folder)().name == "m"
@@ -81,7 +81,7 @@ def test_no_source_leads_out_of_the_models_folder(models_folder: Path, found: li
 
 
 @pytest.mark.parametrize("source", ["flowers", "file", "resnet18.d"])
-def test_a_source_that_is_no_folder_there_is_not_searched_elsewhere(
+def test_a_missing_folder_of_the_models_folder_is_not_searched_elsewhere(
     models_folder: Path, found: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
 ) -> None:
     (tmp_path / source).mkdir(exist_ok=True)

@@ -67,14 +67,14 @@ STATE = trained().state_dict()
     ],
     ids=lambda held: "-".join(list(held)[:2]),
 )
-def test_what_training_wraps_around_a_state_dict_is_taken_off(held: object, tmp_path: Path) -> None:
+def test_wrappers_of_training_around_a_state_dict_are_removed(held: object, tmp_path: Path) -> None:
     module = network()
     file = saved(held, tmp_path / "model.pt")
     fitting.load(module, checkpoint.read(file), file, "it")
     assert same(module, trained())
 
 
-def test_safetensors_and_what_pytorch_wrote_before_1_6_are_read(tmp_path: Path) -> None:
+def test_safetensors_and_checkpoints_of_pytorch_before_1_6_are_read(tmp_path: Path) -> None:
     save_file(STATE, tmp_path / "model.safetensors")
     old = saved(STATE, tmp_path / "model.pth", _use_new_zipfile_serialization=False)
     for file in (tmp_path / "model.safetensors", old):
@@ -83,7 +83,7 @@ def test_safetensors_and_what_pytorch_wrote_before_1_6_are_read(tmp_path: Path) 
         assert same(module, trained())
 
 
-def test_a_prefix_that_is_the_networks_own_stays(tmp_path: Path) -> None:
+def test_a_prefix_of_the_network_itself_is_kept(tmp_path: Path) -> None:
     module = nn.Module()
     module.model = trained()
     fresh = nn.Module()
@@ -94,7 +94,7 @@ def test_a_prefix_that_is_the_networks_own_stays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_weights_of_another_precision_become_the_networks(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_weights_are_converted_to_the_precision_of_the_network(dtype: torch.dtype, tmp_path: Path) -> None:
     module = network()
     file = saved(trained().to(dtype).state_dict(), tmp_path / "model.pt")
     fitting.load(module, checkpoint.read(file), file, "it")
@@ -102,7 +102,7 @@ def test_weights_of_another_precision_become_the_networks(dtype: torch.dtype, tm
     torch.testing.assert_close(module.state_dict(), trained().state_dict(), rtol=1e-2, atol=1e-2)
 
 
-def test_the_rows_of_the_head_tell_the_number_of_classes() -> None:
+def test_the_number_of_classes_is_the_number_of_rows_of_the_head() -> None:
     wrapped = {f"module.{name}": tensor for name, tensor in STATE.items()}
     assert fitting.classes_of(wrapped, network) == 3
     assert fitting.classes_of({"conv.weight": STATE["conv.weight"]}, network) is None
@@ -116,24 +116,24 @@ def test_missing_unexpected_and_misshapen_tensors_are_listed_and_counted(tmp_pat
     tensors["bn.bias"] = torch.ones(4, dtype=torch.int8)
     with pytest.raises(ModelFolderError) as refused:
         fitting.load(network(), tensors, tmp_path / "model.pt", "mine of 3 classes")
-    said = str(refused.value)
-    assert "model.pt: does not fit mine of 3 classes: 1 tensors missing, 1 unexpected, 2 of another shape: " in said
+    message = str(refused.value)
+    assert "model.pt: does not fit mine of 3 classes: 1 tensors missing, 1 unexpected, 2 of another shape: " in message
     for fault in (
         "conv.bias (4,) is missing",
         "loss.weight (3,) has no place",
         "head.weight is (7, 4), not (3, 4)",
         "bn.bias is (4,) int8, not (4,)",
     ):
-        assert fault in said
+        assert fault in message
 
 
 def test_at_most_ten_mismatches_are_listed(tmp_path: Path) -> None:
     strange = {f"layer.{number}": torch.ones(1) for number in range(30)}
     with pytest.raises(ModelFolderError, match="30 unexpected") as refused:
         fitting.load(network(), strange, tmp_path / "model.pt", "mine")
-    said = str(refused.value)
-    assert said.count("is missing") + said.count("has no place") == 10
-    assert said.endswith("; …")
+    message = str(refused.value)
+    assert message.count("is missing") + message.count("has no place") == 10
+    assert message.endswith("; …")
 
 
 class _RunsWhenUnpickled:
@@ -150,7 +150,7 @@ def test_a_whole_pickled_model_is_refused_with_the_line_that_converts_it(
         checkpoint.read(file)
     program = str(refused.value).split('python -c "')[1].rstrip('"')
     monkeypatch.chdir(tmp_path)
-    exec(program)  # noqa: S102 - what is told to users
+    exec(program)  # noqa: S102 - the line of the error message
     module = network()
     fitting.load(module, checkpoint.read(tmp_path / "weights.pt"), file, "it")
     assert same(module, trained())
@@ -177,7 +177,7 @@ def test_a_torchscript_archive_is_refused_with_the_line_that_converts_it(tmp_pat
         checkpoint.read(file)
 
 
-def test_nothing_of_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for number, held in enumerate((_RunsWhenUnpickled(), {"state_dict": STATE, "x": _RunsWhenUnpickled()})):
         file = saved(held, tmp_path / f"{number}.pt")
@@ -191,7 +191,7 @@ def test_nothing_of_a_file_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
 @pytest.mark.parametrize("share", [0, 0.3, 0.9])
-def test_a_file_that_is_cut_short_is_refused_plainly(name: str, share: float, tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(name: str, share: float, tmp_path: Path) -> None:
     file = tmp_path / name
     if file.suffix == ".safetensors":
         save_file(STATE, file)
@@ -206,7 +206,7 @@ def test_a_file_that_is_cut_short_is_refused_plainly(name: str, share: float, tm
 
 
 @pytest.mark.parametrize(
-    ("held", "said"),
+    ("held", "message"),
     [
         (torch.ones(3), "holds a Tensor, and not tensors by name"),
         ([STATE], "holds a list, and not tensors by name"),
@@ -214,8 +214,10 @@ def test_a_file_that_is_cut_short_is_refused_plainly(name: str, share: float, tm
         ({}, "it holds nothing"),
     ],
 )
-def test_a_checkpoint_without_tensors_by_name_says_what_it_holds(held: object, said: str, tmp_path: Path) -> None:
-    with pytest.raises(ModelFolderError, match=said):
+def test_the_error_for_a_checkpoint_without_named_tensors_describes_its_content(
+    held: object, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelFolderError, match=message):
         checkpoint.read(saved(held, tmp_path / "model.pt"))
 
 
@@ -266,7 +268,7 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_not_read(
     [torch.ones(1).expand(2**22), torch.ones(1, 1).expand(2**12, 2**12)],
     ids=["one number many times", "a matrix of one number"],
 )
-def test_a_tensor_that_shows_a_few_numbers_many_times_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+def test_a_tensor_that_repeats_a_few_numbers_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
     file = saved({"weight": tensor}, tmp_path / "model.pt")
     assert file.stat().st_size < 10_000
     with pytest.raises(ModelFolderError, match=r"holds weight as .* and only 4 bytes of it"):
@@ -279,7 +281,7 @@ def test_a_tensor_that_shows_a_few_numbers_many_times_is_refused(tensor: torch.T
     [torch.ones(2**30, device="meta"), torch.sparse_coo_tensor([[0]], [1.0], (2**30,), check_invariants=True)],
     ids=["meta", "sparse"],
 )
-def test_a_tensor_without_all_of_its_numbers_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
+def test_an_incomplete_tensor_is_refused(tensor: torch.Tensor, tmp_path: Path) -> None:
     file = saved({"weight": tensor}, tmp_path / "model.pt")
     with pytest.raises(ModelFolderError, match="holds weight without all of its numbers"):
         checkpoint.read(file)
@@ -299,7 +301,7 @@ def test_a_safetensors_header_of_more_than_16_mib_is_not_read(length: int, tmp_p
         checkpoint.read(file)
 
 
-def test_a_tensor_with_rows_and_no_numbers_does_not_say_how_many_classes_there_are() -> None:
+def test_an_empty_tensor_does_not_give_the_number_of_classes() -> None:
     rows = torch.empty(10**9, 0)
     assert fitting.classes_of({**STATE, "head.weight": rows, "head.bias": torch.ones(3)}, network) == 3
     assert fitting.classes_of({"head.weight": rows}, network) is None

@@ -1,5 +1,4 @@
-"""A model folder whose layers are of other sizes, and one that says how it is to be served: what is wrong with either
-is said with the key."""
+"""Model folders with pruned sizes and with [serve]: errors name the key."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ def write(tmp_path: Path) -> Write:
     return written
 
 
-def test_the_sizes_of_what_was_pruned_are_those_of_its_layers() -> None:
+def test_the_sizes_of_a_pruned_network_are_those_of_its_layers() -> None:
     fresh = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
 
     assert sizes.differing(pruned(), fresh) == SIZES
@@ -69,7 +68,7 @@ def test_the_sizes_of_what_was_pruned_are_those_of_its_layers() -> None:
         sizes.differing(nn.Sequential(nn.LayerNorm(3)), nn.Sequential(nn.LayerNorm(4)))
 
 
-def test_a_folder_with_sizes_gives_what_the_narrow_network_gives(write: Write) -> None:
+def test_a_folder_with_sizes_gives_the_outputs_of_the_narrow_network(write: Write) -> None:
     module = catalog.find(str(write())).build().module
     images = torch.rand(2, 3, 32, 32)
 
@@ -90,7 +89,7 @@ def test_without_its_sizes_the_weights_do_not_fit(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layers", "said"),
+    ("layers", "message"),
     [
         ({"9": {"num_features": 6}}, "9: there is no such layer"),
         ({"1": {"out_channels": 6}}, "1: BatchNorm2d has num_features, not out_channels"),
@@ -100,14 +99,14 @@ def test_without_its_sizes_the_weights_do_not_fit(write: Write) -> None:
         (["0"], "must be sizes by the names of layers"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_by_the_layers_name(write: Write, layers: object, said: str) -> None:
-    with pytest.raises(ModelFolderError, match=said) as refused:
+def test_invalid_sizes_are_refused_with_the_name_of_the_layer(write: Write, layers: object, message: str) -> None:
+    with pytest.raises(ModelFolderError, match=message) as refused:
         catalog.find(str(write(layers=layers))).build()
     assert "pruned.json" in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("serve", "said"),
+    ("serve", "message"),
     [
         ('precision = "int4"', r"serve\.precision: must be one of fp32, bf16, fp16, int8, not 'int4'"),
         ('precision = "int8"', r"serve\.quantized: goes with precision int8"),
@@ -118,8 +117,8 @@ def test_sizes_that_cannot_be_are_refused_by_the_layers_name(write: Write, layer
         ("threads = 3", r"serve\.threads: there is no such key"),
     ],
 )
-def test_an_error_in_serve_names_its_key(write: Write, serve: str, said: str) -> None:
-    with pytest.raises(ModelFolderError, match=said):
+def test_an_error_in_serve_names_its_key(write: Write, serve: str, message: str) -> None:
+    with pytest.raises(ModelFolderError, match=message):
         catalog.find(str(write(serve=f"[serve]\n{serve}")))
 
 
@@ -130,7 +129,7 @@ def test_sizes_without_a_file_of_weights_are_refused(write: Write) -> None:
         catalog.find(str(toml.parent))
 
 
-def test_a_folders_own_precision_goes_before_that_of_the_process(write: Write) -> None:
+def test_the_precision_of_a_folder_takes_precedence_over_the_setting(write: Write) -> None:
     spec = catalog.find(str(write(serve='[serve]\nprecision = "bf16"')))
     assert load(spec, backends.place("cpu", "fp32", "eager")).placement.precision == "bf16"
     spec = catalog.find(str(write(serve='[serve]\nprecision = "fp16"')))

@@ -16,7 +16,7 @@ from torch import nn
 from models import backends
 from models.images import transforms
 from models.interface.errors import ModelFolderError, StartError, UnknownCatalogNameError
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.model_folder import description, writing
@@ -39,7 +39,7 @@ def trained() -> nn.Module:
 
 @pytest.fixture
 def folder_of(tmp_path: Path, trained: nn.Module) -> MakeFolder:
-    """A folder with the trained network's state dict, labels, and a model.toml that says so and `more`."""
+    """Return a folder with the trained network's state dict, labels, and a model.toml with `more` lines."""
 
     def make(more: str = "", *, name: str = "mine", labels: str = 'labels = "labels.txt"') -> Path:
         folder = tmp_path / name
@@ -84,26 +84,26 @@ def test_classes_without_names_are_counted_from_the_weights(folder_of: MakeFolde
     assert loaded(folder_of(labels="")).labels == ("class 0", "class 1", "class 2")
 
 
-def test_labels_classes_and_weights_are_held_to_one_another(folder_of: MakeFolder) -> None:
+def test_labels_classes_and_weights_must_agree(folder_of: MakeFolder) -> None:
     assert refused(folder_of("classes = 4", name="a")) == "classes: is 4, and labels has 3 names"
     assert refused(folder_of("classes = 4", name="b", labels="")) == "classes: is 4, and model.pt is of 3"
     assert refused(folder_of(name="c", labels='labels = ["cat", "dog"]')).startswith("labels: has another number")
 
 
-def test_an_architecture_that_is_none_is_answered_with_what_was_meant(folder_of: MakeFolder) -> None:
+def test_an_unknown_architecture_is_refused_with_a_suggestion(folder_of: MakeFolder) -> None:
     folder = folder_of()
     file = folder / "model.toml"
     file.write_text(file.read_text().replace(ARCHITECTURE, "shufflenet_v2_x0_6"))
     assert refused(folder).startswith("architecture: there is no 'shufflenet_v2_x0_6'; did you mean shufflenet_v2_x")
 
 
-def test_a_transform_that_cannot_be_is_refused(folder_of: MakeFolder) -> None:
+def test_an_invalid_transform_is_refused(folder_of: MakeFolder) -> None:
     assert refused(folder_of("[transform]\nresize = 64", name="a")).startswith("transform.crop: is 224, more than")
-    said = refused(folder_of('[transform]\npreset = "timm"', name="b"))
-    assert said == f"transform.preset: that of {ARCHITECTURE} is 'torchvision', not 'timm'"
+    message = refused(folder_of('[transform]\npreset = "timm"', name="b"))
+    assert message == f"transform.preset: that of {ARCHITECTURE} is 'torchvision', not 'timm'"
 
 
-def test_a_reference_of_no_class_is_refused_with_what_was_meant(folder_of: MakeFolder) -> None:
+def test_a_reference_of_an_unknown_class_is_refused_with_a_suggestion(folder_of: MakeFolder) -> None:
     folder = folder_of('[reference]\nimage = "a.png"\nlabel = "cats"')
     (folder / "a.png").touch()
     assert refused(folder) == "reference.label: no class is named 'cats'; did you mean 'cat'?"
@@ -158,7 +158,7 @@ def test_paths_are_distinguished_from_names(
 def test_two_models_of_one_name_are_refused_before_any_is_loaded(folder_of: MakeFolder) -> None:
     both = (str(folder_of(name="a")), str(folder_of('name = "a"', name="b")))
     with pytest.raises(StartError, match=r"two models are named a; `name` in a model\.toml can say another"):
-        LocalRuntime(ServingOptions(models=both, backend="eager"), NoTelemetry())
+        LocalRuntime(ServingOptions(models=both, backend="eager"), Telemetry())
 
 
 @pytest.mark.parametrize("features", [None, FeatureLayer("stage3", "map")])
@@ -184,6 +184,6 @@ def test_tensors_that_share_their_memory_can_be_written(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "labels.json").read_text()) == ["é", "b\n", "c"]
 
 
-def test_the_words_of_a_transform_are_the_transforms() -> None:
+def test_model_toml_accepts_the_interpolations_and_fits_of_transforms() -> None:
     assert get_args(transforms.Interpolation) == description.INTERPOLATIONS
     assert get_args(transforms.Fit) == description.FITS

@@ -1,4 +1,4 @@
-"""Networks that the user has written, in files beside model.toml: found, built, fingerprinted, kept apart."""
+"""Networks of the user's own code in a model folder: found, built, fingerprinted, kept apart."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def refused(folder: Path) -> str:
     return str(error.value).removeprefix(f"{folder / 'model.toml'}: ")
 
 
-def test_a_callable_of_the_folder_is_built_with_as_many_classes_as_are_asked_for(folder_of: MakeFolder) -> None:
+def test_a_callable_of_the_folder_gets_the_number_of_classes(folder_of: MakeFolder) -> None:
     model = loaded(folder_of())
     assert (model.network.classes, model.labels) == (3, ("class 0", "class 1", "class 2"))
     assert model.architecture.startswith("net:build@")
     assert loaded(folder_of("unsaid", more="")).network.classes == 4
 
 
-def test_its_weights_say_how_many_classes_it_has(folder_of: MakeFolder) -> None:
+def test_the_weights_of_own_code_give_the_number_of_classes(folder_of: MakeFolder) -> None:
     folder = folder_of(more="")
     trained = catalog.find(str(folder_of("trained", more="classes = 7"))).build().module
     torch.save({f"module.{name}": tensor for name, tensor in trained.state_dict().items()}, folder / "model.pt")
@@ -97,7 +97,7 @@ def test_its_code_is_part_of_the_fingerprint(folder_of: MakeFolder) -> None:
     assert "ReLU" in str(after.network)
 
 
-def test_folders_with_files_of_the_same_names_do_not_meet(folder_of: MakeFolder) -> None:
+def test_folders_with_files_of_the_same_names_do_not_conflict(folder_of: MakeFolder) -> None:
     net = "from .layers import build\n"
     layers = NET.replace("(3, 6, 3)", "(3, 5, 3)").replace("(6,", "(5,")
     first = loaded(folder_of("first", net=net, layers=NET))
@@ -122,7 +122,7 @@ def test_building_leaves_the_random_state_alone_and_is_the_same_each_time(folder
 
 
 @pytest.mark.parametrize(
-    ("architecture", "net", "said"),
+    ("architecture", "net", "message"),
     [
         ("net:biuld", NET, "net has no 'biuld'; did you mean build?"),
         ("nets:build", NET, "raised ModuleNotFoundError: No module named 'nets'"),
@@ -138,14 +138,14 @@ def test_building_leaves_the_random_state_alone_and_is_the_same_each_time(folder
     ],
 )
 def test_code_that_cannot_be_served_is_refused_in_one_line(
-    folder_of: MakeFolder, architecture: str, net: str, said: str
+    folder_of: MakeFolder, architecture: str, net: str, message: str
 ) -> None:
     text = refused(folder_of(architecture=architecture, net=net, layers="", more=""))
     assert text.startswith("architecture: ")
-    assert said in text
+    assert message in text
 
 
-def test_it_brings_no_transform_of_its_own(folder_of: MakeFolder) -> None:
-    said = refused(folder_of(transform="[transform]\nresize = 32\ncrop = 32"))
-    assert said == "transform: code of your own needs all of it, and has no interpolation, mean, std"
+def test_own_code_has_no_default_transform(folder_of: MakeFolder) -> None:
+    message = refused(folder_of(transform="[transform]\nresize = 32\ncrop = 32"))
+    assert message == "transform: code of your own needs all of it, and has no interpolation, mean, std"
     assert refused(folder_of("preset", transform='[transform]\npreset = "timm"')).startswith("transform.preset: ")

@@ -1,4 +1,4 @@
-"""`gradless models init`: what a folder holds is found out, said in a model.toml that can be served, or asked for."""
+"""`gradless models init` writes a model.toml from the content of a folder, and names what it cannot infer."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def network(name: str, classes: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", ["resnet34", "mobilenet_v3_small", "mnasnet0_5"])
-def test_an_architecture_of_torchvisions_is_known_by_its_tensors_whatever_its_classes(name: str) -> None:
+def test_an_architecture_of_torchvision_is_recognized_by_its_tensors_for_any_number_of_classes(name: str) -> None:
     state = {f"module.{key}": tensor for key, tensor in network(name, 7).state_dict().items()}
     assert guessing.guess(state) == guessing.Guess(name, 1.0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_timms_architectures_are_found_too_and_an_unknown_one_is_not() -> None:
+def test_architectures_of_timm_are_recognized_and_unknown_ones_are_not() -> None:
     assert guessing.guess(timm.create_model("test_resnet", num_classes=7).state_dict()) == guessing.Guess(
         "timm/test_resnet", 1.0
     )
     assert guessing.guess({"mine.weight": torch.ones(3)}) is None
 
 
-def test_a_network_is_looked_at_without_making_its_numbers() -> None:
+def test_a_network_is_inspected_without_allocating_its_parameters() -> None:
     devices_seen = set()
 
     def build(classes: int | None) -> nn.Module:
@@ -52,7 +52,7 @@ def test_a_network_is_looked_at_without_making_its_numbers() -> None:
     assert devices_seen == {"meta"}
 
 
-def test_what_a_folder_holds_becomes_a_model_that_can_be_served(tmp_path: Path) -> None:
+def test_a_folder_with_weights_becomes_a_model_that_can_be_served(tmp_path: Path) -> None:
     torch.save(network("resnet18", 3).state_dict(), tmp_path / "model.pt")
     (tmp_path / "classes.txt").write_text("cat\ndog\nfox\n")
     started = start(tmp_path, resize=72, crop=64)
@@ -78,13 +78,13 @@ def test_commented_lines_of_a_new_model_toml_are_valid(tmp_path: Path) -> None:
     file = tmp_path / "model.toml"
     (tmp_path / "labels.txt").write_text("cat\ndog\nfox\n")
     (tmp_path / "picture.jpg").touch()
-    said = file.read_text().replace('# label = "its class"', '# label = "cat"').splitlines()
-    keys = [line.removeprefix("# ") if " = " in line or line == "# [reference]" else line for line in said]
+    message = file.read_text().replace('# label = "its class"', '# label = "cat"').splitlines()
+    keys = [line.removeprefix("# ") if " = " in line or line == "# [reference]" else line for line in message]
     file.write_text("\n".join(line for line in keys if not line.startswith("feature")))
     assert load(catalog.find(str(tmp_path)), CPU).labels == ("cat", "dog", "fox")
 
 
-def test_code_of_ones_own_begins_with_a_whole_transform(tmp_path: Path) -> None:
+def test_the_template_for_own_code_has_a_complete_transform(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text("from torchvision.models import resnet18\n")
     torch.save(network("resnet18", 3).state_dict(), tmp_path / "model.pt")
     assert start(tmp_path, architecture="net:resnet18", crop=64).classes is None
@@ -92,7 +92,7 @@ def test_code_of_ones_own_begins_with_a_whole_transform(tmp_path: Path) -> None:
     assert (model.network.classes, model.transform.resize, model.transform.crop) == (3, 256, 64)
 
 
-def test_what_cannot_be_found_out_is_asked_for(tmp_path: Path) -> None:
+def test_values_that_cannot_be_inferred_are_requested(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="there is no checkpoint in it"):
         start(tmp_path)
     torch.save(network("resnet18", 3).state_dict(), tmp_path / "a.pt")

@@ -1,5 +1,5 @@
-"""Every classifier of torchvision but the largest, and one of each family of timm's: built, cut at its head, seen
-through the lens, and with its BatchNorms folded. A few small ones always, all of them with -m slow."""
+"""Classifiers of torchvision (except the largest) and one of each family of timm: built, cut at the head, compared by
+the lens, folded. A few small ones always run, all of them with -m slow."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ ALWAYS = {
 # Built and nothing more: one image of its 518 pixels is 2 TFLOP, and a forward of the lens may take 30 s.
 TOO_LARGE = {"vit_h_14"}
 
-# What a network is asked for where its weights have no classes.
+# Number of classes for weights without classes.
 _CLASSES = 10
 
 _SMALL_SIDE = 96
@@ -159,11 +159,11 @@ def _built(name: str) -> tuple[nn.Module, torch.Tensor]:
     whole = architecture.build(None if architecture.labels else _CLASSES).eval()
     generator = torch.Generator().manual_seed(0)
     for module in whole.modules():
-        # As training leaves them: with those of a new one folding would have nothing to get wrong.
+        # As after training: folding a new BatchNorm could not go wrong.
         if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and module.running_var is not None:
             module.running_mean.normal_(0, 0.1, generator=generator)
             module.running_var.uniform_(0.5, 1.5, generator=generator)
-        # Some begin with a head of zeros, whose logits would tell nothing.
+        # Some have a head of zeros at first, whose logits would show nothing.
         if isinstance(module, nn.Linear) and not module.weight.any():
             nn.init.normal_(module.weight, std=0.02, generator=generator)
     side = architecture.transform.crop
@@ -189,7 +189,7 @@ def _cut_and_held_to_the_whole(name: str, whole: nn.Module, images: torch.Tensor
     assert logits.equal(expected)
     assert features.isfinite().all()
     assert logits.isfinite().all()
-    # Two images are told apart, by both.
+    # Both distinguish the two images.
     assert not features[0].equal(features[1])
     assert not logits[0].equal(logits[1])
     return network
@@ -210,7 +210,7 @@ def test_an_architecture_is_cut_compared_and_folded(name: str, caplog: pytest.Lo
 
     comparison = compare(network, images, arms=("grad", "inference_mode", "train"), iterations=1, modules=False)
     reports = {report.arm: report for report in comparison.arms}
-    # Train mode is not for every network; whatever cannot be run says why.
+    # Not every network runs in train mode; an arm that cannot run has a reason.
     assert {arm.arm for arm in comparison.left_out} <= {"train"}
     assert all(arm.reason for arm in comparison.left_out)
     assert reports["grad"].retained_bytes > 0
@@ -227,5 +227,5 @@ def test_each_family_of_timm_is_among_them() -> None:
     assert all(timm.list_models(name, module=family) == [name] for family, name in TIMM.items())
 
 
-def test_those_that_are_tried_always_are_among_them() -> None:
+def test_the_architectures_tested_by_default_are_among_them() -> None:
     assert set(_NAMES) >= ALWAYS

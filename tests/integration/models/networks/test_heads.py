@@ -1,4 +1,4 @@
-"""Where a classifier is cut: before its head, whatever that is, and nowhere where its logits would be others."""
+"""Classifiers are cut before their head, and only where the logits stay the same."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_heads_whose_answers_are_averaged_are_cut_as_timm_does(name: str, dimens
 @pytest.mark.parametrize("after", [nn.Tanh(), nn.ReLU(inplace=True), nn.Softmax(dim=1)])
 def test_a_network_that_goes_on_after_its_last_layer_is_refused(after: nn.Module) -> None:
     whole = nn.Sequential(Trunk(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4), after)
-    # Biases well below zero: an activation in place must be seen.
+    # Biases well below zero, so that an in-place activation changes values.
     nn.init.constant_(whole[3].bias, -1.0)
     with pytest.raises(UnsupportedArchitectureError, match=r"^m cannot be served: its logits are not"):
         cut_at_head("m", whole, 16)
@@ -115,7 +115,7 @@ def test_the_layer_that_runs_last_is_the_head_whatever_the_order_of_names() -> N
     assert network.original_name("head") == "head"
 
 
-def test_a_network_that_gives_no_logits_is_refused_with_what_it_gives() -> None:
+def test_a_network_without_logits_is_refused_with_a_description_of_its_output() -> None:
     class Tuple(nn.Module):
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return images, images
@@ -126,7 +126,7 @@ def test_a_network_that_gives_no_logits_is_refused_with_what_it_gives() -> None:
         cut_at_head("m", Trunk(), 16)
 
 
-def test_a_network_without_labels_serves_what_it_gives_and_no_classes() -> None:
+def test_a_network_without_labels_serves_features_and_no_classes() -> None:
     transform = Transform(16, 16, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     model = load(ModelSpec("trunk", "trunk", lambda: Classifier(Trunk(), transform, ())), CPU)
     images = torch.rand(3, 3, 16, 16)

@@ -14,14 +14,14 @@ from gradless.records import ARMS, ComparisonOptions
 from models import backends
 from models.backends import BackendOptions
 from models.backends.folding import folded
-from models.inference.batch_item import BatchItem
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem
 from models.interface.errors import UnsupportedArchitectureError
 from models.interface.request import InferenceRequest
-from models.lens.served import compare_served
 from models.loading.load import LoadedModel, load
 from models.networks import architectures
 from models.networks.specs import Classifier, FeatureForm, FeatureLayer, ModelSpec
+from models.serving.lens import compare_served
 
 CPU = backends.place("cpu", "fp32", "eager")
 
@@ -101,7 +101,7 @@ def test_layers_of_other_shapes_are_averaged_over_their_positions(
     torch.testing.assert_close(features, seen_at(name, node, images).mean(over))
 
 
-def test_what_comes_after_the_layer_is_not_there(pooled: LoadedModel) -> None:
+def test_modules_after_the_layer_are_removed(pooled: LoadedModel) -> None:
     whole = architectures.find(NAME).build(None)
     names = {pooled.network.original_name(name).split(".")[0] for name, _ in pooled.network.named_parameters()}
     assert names == {"conv1", "bn1", "layer1", "layer2", "layer3"}
@@ -109,7 +109,7 @@ def test_what_comes_after_the_layer_is_not_there(pooled: LoadedModel) -> None:
     assert pooled.parameters == sum(part.numel() for part in whole.parameters()) - after
 
 
-def test_modules_keep_the_names_that_their_makers_gave_them(pooled: LoadedModel) -> None:
+def test_modules_keep_their_original_names(pooled: LoadedModel) -> None:
     whole = {name for name, _ in architectures.find(NAME).build(None).named_modules()}
     own = {pooled.network.original_name(name) for name, _ in pooled.network.named_modules()}
     assert {name for name in own if name.startswith("layer3")} <= whole
@@ -123,16 +123,16 @@ def test_layer_and_form_are_part_of_the_fingerprint(pooled: LoadedModel, mapped:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "message"),
+    ("layer", "message"),
     [
         ("layr3", r"no layer 'layr3'; did you mean .*layer3"),
         ("layer3.7", r"did you mean .*layer3"),
         ("encoder", r"there is x, conv1, .*layer4, .*fc"),
     ],
 )
-def test_an_unknown_layer_is_refused_with_the_known_ones(wanted: str, message: str) -> None:
+def test_an_unknown_layer_is_refused_with_the_known_layers(layer: str, message: str) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=message) as refused:
-        load(spec_of(NAME, wanted), CPU)
+        load(spec_of(NAME, layer), CPU)
     assert "\n" not in str(refused.value)
 
 
@@ -141,7 +141,7 @@ def test_a_node_that_gives_no_row_for_each_image_is_refused() -> None:
         load(spec_of("timm/test_vit", "patch_embed.getattr"), CPU)
 
 
-def test_a_network_that_cannot_be_followed_is_refused_with_the_reason(tiny: ModelSpec) -> None:
+def test_a_network_that_cannot_be_traced_is_refused_with_the_reason(tiny: ModelSpec) -> None:
     class Branching(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -159,7 +159,7 @@ def test_a_network_that_cannot_be_followed_is_refused_with_the_reason(tiny: Mode
 
 @pytest.mark.parametrize("form", ["pooled", "map"])
 @pytest.mark.parametrize("backend", ["eager", "openvino"])
-def test_a_backend_gives_what_the_layer_gives(
+def test_a_backend_gives_the_output_of_the_layer(
     backend: str, form: FeatureForm, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     model: LoadedModel = request.getfixturevalue("pooled" if form == "pooled" else "mapped")
@@ -176,7 +176,7 @@ def test_a_backend_gives_what_the_layer_gives(
     assert (features - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-def test_a_compiled_backend_gives_what_the_layer_gives(pooled: LoadedModel, tmp_path: Path) -> None:
+def test_a_compiled_backend_gives_the_output_of_the_layer(pooled: LoadedModel, tmp_path: Path) -> None:
     model = replace(pooled, placement=backends.place("cpu", "fp32", "compiled"))
     made = backends.make(model, BackendOptions(max_batch_size=2, cache_folder=tmp_path))
     pixels = torch.randint(0, 256, (2, 3, 160, 160), dtype=torch.uint8)
@@ -203,7 +203,7 @@ def test_the_engine_warms_up_and_answers_with_features_alone(
     assert output.finite
 
 
-def test_the_lens_holds_features_against_one_another_where_there_are_no_classes(
+def test_the_lens_compares_features_of_networks_without_classes(
     pooled: LoadedModel, engine_for: Callable[[LoadedModel], Engine]
 ) -> None:
     comparison = compare_served(engine_for(pooled), ComparisonOptions(batch_size=2, iterations=1))

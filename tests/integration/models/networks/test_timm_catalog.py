@@ -43,7 +43,7 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_the_transform_is_what_timm_evaluates_with() -> None:
+def test_the_transform_is_the_evaluation_transform_of_timm() -> None:
     classifier = catalog.find(f"{NAME}:random").build()
     config = timm.data.resolve_model_data_config(classifier.module)
     transform = classifier.transform
@@ -53,7 +53,7 @@ def test_the_transform_is_what_timm_evaluates_with() -> None:
     assert (transform.interpolation, transform.fit) == (config["interpolation"], "crop")
 
 
-def test_a_tag_says_which_weights_transform_is_meant() -> None:
+def test_a_tag_selects_the_transform_of_its_weights() -> None:
     assert architectures.find("timm/convnext_tiny.fb_in22k").transform.resize == 256
     assert architectures.find("timm/convnext_tiny.fb_in22k_ft_in1k_384").transform.fit == "stretch"
 
@@ -67,13 +67,13 @@ def test_a_tag_says_which_weights_transform_is_meant() -> None:
         ("timm/tf_efficientnet_l2.ns_jft_in1k", 1000, "tench"),
     ],
 )
-def test_labels_are_those_of_the_classes_that_the_weights_know(name: str, classes: int, first: str | None) -> None:
+def test_labels_are_those_of_the_weights(name: str, classes: int, first: str | None) -> None:
     labels = architectures.find(name).labels
     assert len(labels) == classes
     assert next(iter(labels), None) == first
 
 
-def test_a_network_is_built_for_as_many_classes_as_are_asked_for() -> None:
+def test_a_network_is_built_with_the_given_number_of_classes() -> None:
     built = architectures.find(NAME).build(7).eval()
     with torch.no_grad():
         assert built(torch.rand(1, 3, 160, 160)).shape == (1, 7)
@@ -89,7 +89,7 @@ def test_random_weights_are_the_same_every_time_and_leave_the_random_state_alone
     assert torch.random.get_rng_state().equal(before)
 
 
-def test_without_a_network_the_error_says_what_to_put_where(checkpoints: Path) -> None:
+def test_without_internet_access_the_error_names_the_file_and_its_path(checkpoints: Path) -> None:
     with pytest.raises(WeightsUnavailableError) as refused:
         catalog.find(NAME).build()
     message = str(refused.value)
@@ -100,7 +100,7 @@ def test_without_a_network_the_error_says_what_to_put_where(checkpoints: Path) -
     assert "\n" not in message
 
 
-def test_weights_put_there_are_the_ones_that_are_served(checkpoints: Path) -> None:
+def test_weights_at_that_path_are_served(checkpoints: Path) -> None:
     state = catalog.find(f"{NAME}:random").build().module.state_dict()
     published = {name: torch.full_like(tensor, 3) for name, tensor in state.items()}
     save_file(published, checkpoints / "timm--test_resnet.r160_in1k.safetensors")
@@ -114,15 +114,15 @@ def test_weights_of_the_hub_are_served_unchanged(
 ) -> None:
     state = catalog.find(f"{NAME}:random").build().module.state_dict()
     save_file({name: torch.full_like(tensor, 2) for name, tensor in state.items()}, tmp_path / "model.safetensors")
-    asked: list[object] = []
+    calls: list[object] = []
 
     def download(*args: object, **options: object) -> str:
-        asked.append((*args, options))
+        calls.append((*args, options))
         return str(tmp_path / "model.safetensors")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     loaded = catalog.find(NAME).build().module.state_dict()
-    assert asked == [("timm/test_resnet.r160_in1k", "model.safetensors", {"revision": None})]
+    assert calls == [("timm/test_resnet.r160_in1k", "model.safetensors", {"revision": None})]
     assert all(bool((tensor == 2).all()) for tensor in loaded.values())
     assert not list(checkpoints.iterdir())
 
@@ -132,7 +132,7 @@ def test_weights_of_the_hub_are_served_unchanged(
     [b"", b"<html>This site is blocked.</html>", b"\x08\0\0\0\0\0\0\0{}"],
     ids=["empty", "a proxy's page", "of another network"],
 )
-def test_a_file_there_that_does_not_fit_is_a_start_error(checkpoints: Path, content: bytes) -> None:
+def test_a_file_at_that_path_that_does_not_fit_is_a_start_error(checkpoints: Path, content: bytes) -> None:
     (checkpoints / "timm--test_resnet.r160_in1k.safetensors").write_bytes(content)
     with pytest.raises(StartError, match=r"timm--test_resnet\.r160_in1k\.safetensors"):
         catalog.find(NAME).build()
@@ -157,12 +157,12 @@ def test_weights_that_have_only_an_address_are_not_unpickled(checkpoints: Path) 
         ("convnext_atto", "timm/convnext_atto"),
     ],
 )
-def test_a_misspelt_name_is_answered_with_what_was_meant(name: str, meant: str) -> None:
+def test_a_misspelt_name_is_refused_with_a_suggestion(name: str, meant: str) -> None:
     with pytest.raises(UnknownCatalogNameError, match=f"did you mean .*{meant}"):
         catalog.find(name)
 
 
-def test_a_model_whose_images_are_no_squares_is_refused() -> None:
+def test_a_model_with_images_that_are_not_square_is_refused() -> None:
     with pytest.raises(UnsupportedArchitectureError, match=r"sapiens2 .*images of 768 x 1024"):
         architectures.find("timm/vit_base_patch16_sapiens2")
 

@@ -75,7 +75,7 @@ async def test_answers_equal_the_servers_in_the_order_of_the_files(
         == 1
     )
     readable = [file for file in job_request.files if not file.endswith("04.png")]
-    images = [Path(file).read_bytes() for file in readable]  # noqa: ASYNC240 - there is nobody else on this loop
+    images = [Path(file).read_bytes() for file in readable]  # noqa: ASYNC240 - nothing else runs on this loop
     answer = await serving.predict(None, InferenceRequest("classify", images, top_k=3))
 
     vectors = pq.read_table(job_request.output).to_pydict()
@@ -106,23 +106,23 @@ def test_the_table_names_its_model_and_has_vectors_of_one_length(
 
 def test_a_broken_file_is_listed_with_its_reason(job_request: JobRequest, options: ServingOptions) -> None:
     with closing(FolderJob(job_request, options)) as work:
-        told = [fault for step in work.steps() for fault in step.faults]
+        listed_errors = [fault for step in work.steps() for fault in step.faults]
         work.finish()
     listed = [
         json.loads(line) for line in job_request.output.with_name("out.parquet.errors.jsonl").read_text().splitlines()
     ]
-    assert [(line["path"], line["error"]) for line in listed] == told
-    assert told[0][0].endswith("04.png")
-    assert "not an image of a format read here" in told[0][1]
+    assert [(line["path"], line["error"]) for line in listed] == listed_errors
+    assert listed_errors[0][0].endswith("04.png")
+    assert "not an image of a format read here" in listed_errors[0][1]
 
 
 def test_missing_and_oversized_files_are_listed(job_request: JobRequest, options: ServingOptions) -> None:
     Path(job_request.files[0]).unlink()
     Path(job_request.files[1]).write_bytes(b"x" * (job_request.max_bytes + 1))
     assert done(job_request, options) == 3
-    told = job_request.output.with_name("out.parquet.errors.jsonl").read_text()
-    assert "The file cannot be read: No such file or directory." in told
-    assert f"larger than {job_request.max_bytes} bytes" in told
+    listed_errors = job_request.output.with_name("out.parquet.errors.jsonl").read_text()
+    assert "The file cannot be read: No such file or directory." in listed_errors
+    assert f"larger than {job_request.max_bytes} bytes" in listed_errors
 
 
 def test_without_errors_an_old_list_of_errors_is_deleted(job_request: JobRequest, options: ServingOptions) -> None:
@@ -278,7 +278,7 @@ def test_worker_processes_give_the_same_answers(job_request: JobRequest, options
 
 
 @pytest.mark.parametrize(
-    ("task", "name", "said"),
+    ("task", "name", "message"),
     [
         ("features", "out.csv", r"must be one of \.parquet or \.npy"),
         ("classify", "out.txt", r"must be one of \.parquet, \.csv or \.jsonl"),
@@ -286,10 +286,10 @@ def test_worker_processes_give_the_same_answers(job_request: JobRequest, options
     ],
 )
 def test_an_invalid_output_is_refused_before_loading(
-    job_request: JobRequest, options: ServingOptions, task: tables.Task, name: str, said: str
+    job_request: JobRequest, options: ServingOptions, task: tables.Task, name: str, message: str
 ) -> None:
     (job_request.output.parent / "pictures.parquet").mkdir()
-    with pytest.raises(JobError, match=said):
+    with pytest.raises(JobError, match=message):
         FolderJob(replace(job_request, task=task, output=job_request.output.with_name(name)), options)
 
 

@@ -73,7 +73,7 @@ def done(job_request: JobRequest, spec: ModelSpec) -> None:
 
 
 def written(job_request: JobRequest) -> dict[str, bytes]:
-    """Every file beside the pictures, whatever its folder. What is kept of the job has the time of its output in it."""
+    """Return the content of every file except the pictures, and except the job file, which has a time in it."""
     folder = job_request.output.parent
     return {
         str(path.relative_to(folder)): b"" if path.name == ".out.npy.job.json" else path.read_bytes()

@@ -1,4 +1,4 @@
-"""models/offline/survey.py: every pixel of every picture as the service decodes it, whoever does the work."""
+"""models/offline/survey.py: statistics over every pixel as the service decodes it, with any number of processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from models.images.preprocessing import decode_image, preprocess
 from models.images.samples import draw
 from models.images.transforms import Transform
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 from models.offline.survey import Survey, survey
 
 _MANY_BYTES = 2**30

@@ -1,4 +1,4 @@
-"""A model is made smaller as a new folder, which is compared as it will be served and kept only when it is well."""
+"""`gradless optimize` makes a smaller model in a new folder, compares it as served, and keeps it only if it agrees."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images" / "class 3"
     folder.mkdir(parents=True)
     for sample in ("clock", "traffic-light", "crossword"):
-        for turn in (0, 90, 180, 270):
-            (folder / f"{sample}-{turn}.png").write_bytes(encode(draw(sample).rotate(turn), "PNG"))
+        for degrees in (0, 90, 180, 270):
+            (folder / f"{sample}-{degrees}.png").write_bytes(encode(draw(sample).rotate(degrees), "PNG"))
     (folder / "broken.png").write_bytes(b"no image")
     return folder.parent
 
@@ -86,10 +86,10 @@ def images(tmp_path: Path) -> Path:
 @pytest.fixture
 def optimize(source: Path, images: Path, tmp_path: Path) -> Optimize:
     def run(method: str, on_step: Callable[[str], None] = lambda _: None, **options: object) -> tuple[Report, bool]:
-        asked = {"model": str(source), "output": tmp_path / "made", "ratio": 0.4, "min_agreement": 0.0} | options
-        backend = asked.pop("backend", "eager")
+        values = {"model": str(source), "output": tmp_path / "made", "ratio": 0.4, "min_agreement": 0.0} | options
+        backend = values.pop("backend", "eager")
         request = OptimizationRequest(
-            **asked, method=method, images=images, batch_size=8, rounds=2, workers=0, max_bytes=2**20, command="test"
+            **values, method=method, images=images, batch_size=8, rounds=2, workers=0, max_bytes=2**20, command="test"
         )
         serving = ServingOptions(backend=backend, device="cpu", cache_folder=tmp_path / "cache")
         return Optimization(request, serving, on_step).run()
@@ -106,7 +106,7 @@ def test_a_pruned_folder_is_served_without_torch_pruning(
     assert kept
     assert report.after.parameters < 0.8 * report.before.parameters
     assert report.after.weight_bytes < report.before.weight_bytes
-    # Whoever serves it need not have what pruned it.
+    # Serving does not need torch-pruning.
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     made = load(catalog.find(str(tmp_path / "made")), backends.place("cpu", "fp32", "eager"))
     assert made.fingerprint == report.after.fingerprint != report.before.fingerprint

@@ -83,5 +83,5 @@ def test_a_chunk_is_whole_batches_and_fits_into_one_block(batch_size: int, crop:
 def test_a_chunk_has_fewer_files_if_results_are_large() -> None:
     assert chunk_files(32, 224, row_bytes=5120) == 512
     assert chunk_files(32, 224, row_bytes=2**20) == 64
-    # At least one batch, whatever its size.
+    # At least one batch of any size.
     assert chunk_files(1024, 600, row_bytes=2**20) == 1024

@@ -1,4 +1,4 @@
-"""FeaturesFile: a features file is read piece by piece, and what is none is said to be none."""
+"""FeaturesFile: features files are read piece by piece, and other files are refused."""
 
 from __future__ import annotations
 

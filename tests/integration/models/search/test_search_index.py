@@ -43,7 +43,7 @@ def opened(folder: Path, vectors: Vectors, **options: int) -> SearchIndex:
 
 
 def random_vectors(count: int, dimensions: int, seed: int = 0) -> Vectors:
-    """In clusters, and never negative: as a network's last ReLU leaves them."""
+    """Return vectors in clusters without negative values, as after a network's last ReLU."""
     random = np.random.default_rng(seed)
     middles = random.normal(size=(20, dimensions))[random.integers(0, 20, count)]
     return np.maximum(0, middles + random.normal(size=(count, dimensions))).astype(np.float32)
@@ -77,7 +77,7 @@ def test_a_large_index_finds_nearly_all_neighbours_and_measures_the_share(tmp_pa
     nearest = np.argsort(-cosines(queries, vectors), axis=1)[:, :10]
 
     found = [{neighbour.row for neighbour in neighbours} for neighbours in index.search(queries, 10)]
-    recall = np.mean([len(rows & set(wanted)) / 10 for rows, wanted in zip(found, nearest.tolist(), strict=True)])
+    recall = np.mean([len(rows & set(exact)) / 10 for rows, exact in zip(found, nearest.tolist(), strict=True)])
 
     assert not index.manifest.exact
     assert index.manifest.recall >= 0.99

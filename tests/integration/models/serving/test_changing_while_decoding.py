@@ -11,7 +11,7 @@ import pytest
 from gradless.records import ComparisonOptions
 from models.interface.errors import ModelGoneError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -25,7 +25,7 @@ def decoding(
     slow_to_decode: ModelSpec, gate: threading.Event, entered: threading.Event
 ) -> Iterator[tuple[LocalRuntime, threading.Event]]:
     """LocalRuntime whose decodes wait, and what is set when one does."""
-    serving = LocalRuntime(ServingOptions(models=[slow_to_decode], backend="eager"), NoTelemetry())
+    serving = LocalRuntime(ServingOptions(models=[slow_to_decode], backend="eager"), Telemetry())
     gate.clear()
     entered.clear()
     yield serving, entered
@@ -46,12 +46,12 @@ async def test_an_image_in_decode_is_answered_by_the_version_that_accepted_it(
     decoding: tuple[LocalRuntime, threading.Event], gate: threading.Event, clock_png: bytes
 ) -> None:
     serving, entered = decoding
-    asking = asyncio.create_task(serving.predict(None, InferenceRequest("classify", [clock_png], top_k=1)))
+    pending = asyncio.create_task(serving.predict(None, InferenceRequest("classify", [clock_png], top_k=1)))
     assert await asyncio.to_thread(entered.wait, _PATIENCE_S)
     loading = await _replaced(serving)
     assert not loading.done()
     gate.set()
-    assert len((await asking).results) == 1
+    assert len((await pending).results) == 1
     await loading
 
 

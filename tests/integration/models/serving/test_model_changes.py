@@ -1,5 +1,5 @@
-"""Models are loaded, replaced and unloaded while others are served: who was accepted is answered, by whom he was
-accepted, and what fails leaves everything as it was."""
+"""Models are loaded, replaced and unloaded while others are served: the version that accepts a request answers it, and
+a failed change changes nothing."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from models.interface.errors import (
 )
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -113,7 +113,7 @@ def serve(versions: _Versions) -> Iterator[Callable[..., LocalRuntime]]:
 
     def start(**options: object) -> LocalRuntime:
         models = {"models": [versions.spec], "backend": "eager", **options}
-        started.append(LocalRuntime(ServingOptions(**models), NoTelemetry()))  # type: ignore[arg-type]
+        started.append(LocalRuntime(ServingOptions(**models), Telemetry()))  # type: ignore[arg-type]
         return started[-1]
 
     yield start
@@ -131,7 +131,7 @@ def unfrozen() -> Iterator[None]:
     gc.unfreeze()
 
 
-async def _ask(serving: LocalRuntime, image: bytes, model: str | None = None) -> Answer:
+async def _predict(serving: LocalRuntime, image: bytes, model: str | None = None) -> Answer:
     return await serving.predict(model, InferenceRequest("classify", [image], top_k=1))
 
 
@@ -151,14 +151,14 @@ async def test_a_new_version_replaces_the_old_one_which_answers_its_accepted_req
     first = serving.cards["tiny"]
     versions.gates[0].close()
     # One in the forward, others behind it.
-    accepted = [asyncio.create_task(_ask(serving, clock_png)) for _ in range(3)]
+    accepted = [asyncio.create_task(_predict(serving, clock_png)) for _ in range(3)]
     await versions.gates[0].reached()
 
     loading = asyncio.create_task(serving.load("tiny"))
     async with asyncio.timeout(_PATIENCE_S):
         while serving.cards["tiny"].version == 1:  # noqa: ASYNC110 - a thread of its own makes it so
             await asyncio.sleep(0.01)
-    after = await _ask(serving, clock_png)
+    after = await _predict(serving, clock_png)
     assert not any(task.done() for task in [*accepted, loading])
     versions.gates[0].opened.set()
     before = await asyncio.gather(*accepted)
@@ -179,16 +179,16 @@ async def test_a_model_is_served_alongside_others_until_it_is_unloaded(
 ) -> None:
     serving = serve()
     loaded = await serving.load("second", "null")
-    assert (await _ask(serving, clock_png, "second")).model == "second"
+    assert (await _predict(serving, clock_png, "second")).model == "second"
     assert not loaded.replaced
     assert list(serving.cards) == list(serving.queues()) == ["tiny", "second"]
-    assert [instance.device for instance in serving.instances.values()] == ["cpu", "cpu"]
+    assert [instance.card.device for instance in serving.instances.values()] == ["cpu", "cpu"]
 
     await serving.unload("second")
     with pytest.raises(UnknownModelError):
-        await _ask(serving, clock_png, "second")
+        await _predict(serving, clock_png, "second")
     assert list(serving.cards) == ["tiny"]
-    assert (await _ask(serving, clock_png)).model == "tiny"
+    assert (await _predict(serving, clock_png)).model == "tiny"
 
 
 async def test_a_model_that_is_unloaded_answers_its_accepted_requests(
@@ -197,14 +197,14 @@ async def test_a_model_that_is_unloaded_answers_its_accepted_requests(
     serving = serve()
     await serving.load("second", "null")
     versions.gates[0].close()
-    accepted = [asyncio.create_task(_ask(serving, clock_png)) for _ in range(3)]
+    accepted = [asyncio.create_task(_predict(serving, clock_png)) for _ in range(3)]
     await versions.gates[0].reached()
     unloading = asyncio.create_task(serving.unload("tiny"))
     async with asyncio.timeout(_PATIENCE_S):
         while "tiny" in serving.cards:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     # The next in the list is the default now.
-    assert (await _ask(serving, clock_png)).model == "second"
+    assert (await _predict(serving, clock_png)).model == "second"
     assert not unloading.done()
     versions.gates[0].opened.set()
     assert {answer.model for answer in await asyncio.gather(*accepted)} == {"tiny"}
@@ -217,7 +217,7 @@ async def test_the_last_model_cannot_be_unloaded(serve: Callable[..., LocalRunti
         await serving.unload("tiny")
     with pytest.raises(UnknownModelError):
         await serving.unload("other")
-    assert (await _ask(serving, clock_png)).model == "tiny"
+    assert (await _predict(serving, clock_png)).model == "tiny"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ async def test_a_failed_load_leaves_the_old_version_unchanged(
     assert str(raised.value).endswith(message)
     assert serving.cards["tiny"] == before
     assert serving.ready
-    assert (await _ask(serving, clock_png)).fingerprint == before.fingerprint
+    assert (await _predict(serving, clock_png)).fingerprint == before.fingerprint
     assert _model_threads() == threads
     versions.broken = None
     assert (await serving.load("tiny")).card.version == 2
@@ -324,7 +324,7 @@ async def test_one_change_runs_at_a_time_and_goes_on_if_its_client_disconnects(
     async with asyncio.timeout(_PATIENCE_S):
         while serving.cards["tiny"].version == 1:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    # What is left of it, too.
+    # Its remains are freed too.
     assert await asyncio.to_thread(serving.close, _PATIENCE_S)
 
 
@@ -356,8 +356,8 @@ async def test_a_load_that_hangs_times_out_and_its_later_result_is_discarded(
     with pytest.raises(LoadTimeoutError, match=r"had not loaded after 0\.2 s \(GRADLESS_LOAD_TIMEOUT_S\)"):
         await serving.load("tiny")
     [hanging] = _loaders()
-    # Nobody waits for it any more.
-    assert (await _ask(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint
+    # No client waits for it any more.
+    assert (await _predict(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint
     assert not (await serving.load("second", "null")).replaced
     await serving.unload("second")
     assert serving.ready
@@ -420,16 +420,16 @@ async def test_a_model_that_hangs_during_a_load_is_replaced_by_the_loaded_versio
     loading = asyncio.create_task(serving.load("tiny"))
     assert await asyncio.to_thread(versions.building.wait, _PATIENCE_S)
     versions.gates[0].close()
-    [failed] = await asyncio.gather(_ask(serving, clock_png), return_exceptions=True)
+    [failed] = await asyncio.gather(_predict(serving, clock_png), return_exceptions=True)
     assert type(failed).__name__ == "ModelDownError"
     assert not serving.ready
-    # What is being replaced already is nothing for the supervisor, who would soon give up.
+    # The supervisor ignores a model that is being replaced.
     assert serving._health_problems() == {}  # noqa: SLF001
     versions.hold.set()
     assert (await loading).card.version == 2
-    assert (await _ask(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint
+    assert (await _predict(serving, clock_png)).fingerprint == serving.cards["tiny"].fingerprint
     assert serving.ready
-    # The supervisor has not built one as well.
+    # The supervisor has not built another one.
     assert len(versions.gates) == 2
 
 
@@ -457,7 +457,7 @@ async def test_a_replaced_version_is_freed_when_the_load_returns(
 ) -> None:
     del unfrozen
     serving = serve()
-    await _ask(serving, clock_png)
+    await _predict(serving, clock_png)
     if frozen:
         gc.freeze()
     gates, threads = versions.gates, len(_model_threads())
@@ -466,7 +466,7 @@ async def test_a_replaced_version_is_freed_when_the_load_returns(
     await serving.load("tiny")
     assert left() is None
     for _ in range(3):
-        await _ask(serving, clock_png)
+        await _predict(serving, clock_png)
         await serving.load("tiny")
     assert len(_model_threads()) == threads
     assert (gc.get_freeze_count() > 0) == frozen

@@ -16,10 +16,10 @@ from torch import nn
 
 from models.images.samples import draw, encode
 from models.images.transforms import Normalize, Transform
-from models.inference.backend_agreement import drawn_picture
+from models.inference.engine import drawn_picture
 from models.interface.errors import ModelDownError, StartError
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import NoTelemetry
+from models.interface.telemetry import Telemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -118,9 +118,9 @@ async def test_while_a_model_hangs_the_service_is_not_ready(
 ) -> None:
     async with over_http(hanging, forward_timeout_s=_IMPATIENT_S) as client:
         released.clear()
-        asking = asyncio.create_task(client.post("/v1/classify", content=clock_jpeg))
+        pending = asyncio.create_task(client.post("/v1/classify", content=clock_jpeg))
         await _until_readyz_is(503, client)
-        assert (await asking).status_code == 503
+        assert (await pending).status_code == 503
         await _until_readyz_is(200, client)
 
 
@@ -177,7 +177,7 @@ async def test_the_service_shuts_down_with_the_reason_if_a_model_cannot_be_resta
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S)
-    serving = LocalRuntime(options, NoTelemetry(), shut_down)
+    serving = LocalRuntime(options, Telemetry(), shut_down)
     released.clear()
     try:
         with pytest.raises(ModelDownError):
@@ -211,7 +211,7 @@ async def test_a_restart_that_hangs_fails_after_the_load_timeout(
 
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, load_timeout_s=0.3)
-    serving = LocalRuntime(options, NoTelemetry(), shut_down)
+    serving = LocalRuntime(options, Telemetry(), shut_down)
     released.clear()
     try:
         with pytest.raises(ModelDownError):
@@ -249,7 +249,7 @@ async def test_the_last_requests_are_answered_with_an_error_before_the_service_s
     called = threading.Event()
     spec = ModelSpec("tiny", "tiny-convnet", build)
     options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, deadline_s=_PATIENCE_S)
-    serving = LocalRuntime(options, NoTelemetry(), lambda _reason: called.set())
+    serving = LocalRuntime(options, Telemetry(), lambda _reason: called.set())
     released.clear()
     try:
         for attempt in range(4):

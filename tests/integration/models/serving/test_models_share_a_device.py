@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from models.interface.request import InferenceRequest
-from models.interface.telemetry import BatchReport, NoTelemetry
+from models.interface.telemetry import BatchReport, Telemetry
 from models.networks.specs import ModelSpec
 from models.serving.runtime import LocalRuntime, ServingOptions
 
@@ -18,7 +18,7 @@ _PATIENCE_S = 30
 _REQUESTS = 8
 
 
-class _Forwards(NoTelemetry):
+class _Forwards(Telemetry):
     """Records the models of the forwards, in order."""
 
     def __init__(self) -> None:

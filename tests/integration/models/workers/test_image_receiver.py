@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from models.inference.batch_item import BatchItem, ItemOutput
+from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import StaleMessage

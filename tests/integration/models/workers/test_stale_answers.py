@@ -20,13 +20,11 @@ import torch
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodeJob, DecodePool, Done
 from models.images.transforms import Transform
-from models.inference.batch_item import ItemOutput
-from models.interface.cancellation import NEVER_CANCELLED
+from models.inference.image_job import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
-from models.interface.image_limits import ImageLimits
-from models.interface.request import InferenceRequest
+from models.interface.request import NEVER_CANCELLED, ImageLimits, InferenceRequest
 from models.interface.results import ModelCard, Prediction
-from models.interface.telemetry import BatchReport, NoTelemetry, StaleMessage
+from models.interface.telemetry import BatchReport, StaleMessage, Telemetry
 from models.networks.specs import ModelSpec
 from models.workers.channel import Channel, frame
 from models.workers.messages import (
@@ -47,7 +45,7 @@ _TIMEOUT_S = 30
 _REPORT = BatchReport("tiny", 1, "idle", 0.0, 0.1, 0.1, 0)
 
 
-class _Counts(NoTelemetry):
+class _Counts(Telemetry):
     def __init__(self) -> None:
         self.dropped: list[StaleMessage] = []
 
@@ -161,7 +159,7 @@ async def _started(spec: ModelSpec) -> AsyncIterator[tuple[WorkerRuntime, _Engin
         engine.close()
 
 
-def _ask(worker: WorkerRuntime, image: bytes) -> asyncio.Task[float]:
+def _predict(worker: WorkerRuntime, image: bytes) -> asyncio.Task[float]:
     async def feature() -> float:
         [result] = (await worker.predict(None, InferenceRequest("features", [image]))).results
         assert isinstance(result, Prediction)
@@ -182,7 +180,7 @@ async def _cancelled_in_its_decode(
     """Start a request, and cancel it while its image is being decoded."""
     gate.clear()
     entered.clear()
-    cancelled = _ask(worker, image)
+    cancelled = _predict(worker, image)
     assert await asyncio.to_thread(entered.wait, _TIMEOUT_S)
     cancelled.cancel()
     return asyncio.gather(cancelled, return_exceptions=True)
@@ -215,7 +213,7 @@ async def test_an_image_whose_client_disconnects_during_its_decode_is_not_submit
     async with _started(tiny) as (worker, engine):
         await (await _cancelled_in_its_decode(worker, clock_png, entered, gate))
         gate.set()
-        staying = _ask(worker, clock_png)
+        staying = _predict(worker, clock_png)
         submitted = await engine.submitted()
 
         # It is the first image of its slot.
@@ -259,7 +257,7 @@ async def test_a_client_that_disconnects_as_its_image_is_submitted_to_a_replaced
         gate.set()
         late = await engine.submitted()
         assert late.version == 1
-        staying = _ask(worker, clock_png)
+        staying = _predict(worker, clock_png)
         submitted = await engine.submitted()
         gone = frame(Failure(1, late.slot, late.generation, ModelGoneError("tiny")))
         engine.send(gone + engine.answer(submitted, 5.0))
@@ -274,7 +272,7 @@ async def test_a_message_for_an_unknown_version_is_dropped_and_counted_and_its_n
     tiny: ModelSpec, clock_png: bytes, kind: str
 ) -> None:
     async with _started(tiny) as (worker, engine):
-        first, second = _ask(worker, clock_png), _ask(worker, clock_png)
+        first, second = _predict(worker, clock_png), _predict(worker, clock_png)
         one, other = await engine.submitted(), await engine.submitted()
         unknown = (
             frame(Answers(77, _REPORT, [(one.slot, 0, one.generation, 0.0, True)]))
@@ -286,7 +284,7 @@ async def test_a_message_for_an_unknown_version_is_dropped_and_counted_and_its_n
         assert sorted([await first, await second]) == [1.0, 2.0]
         assert engine.counts.dropped == ["answer"]
         assert engine.reasons == []
-        third = _ask(worker, clock_png)
+        third = _predict(worker, clock_png)
         engine.send(engine.answer(await engine.submitted(), 3.0))
         assert await third == 3.0
 
@@ -296,12 +294,12 @@ async def test_a_repeated_answer_reaches_no_other_request_of_its_slot(
     tiny: ModelSpec, clock_png: bytes, late: str
 ) -> None:
     async with _started(tiny) as (worker, engine):
-        first = _ask(worker, clock_png)
+        first = _predict(worker, clock_png)
         before = await engine.submitted()
         answer = engine.answer(before, 1.0)
         engine.send(answer)
         assert await first == 1.0
-        second = _ask(worker, clock_png)
+        second = _predict(worker, clock_png)
         after = await engine.submitted()
         assert after.slot == before.slot
         error = ModelGoneError("tiny") if late == "failure" else None
@@ -319,7 +317,7 @@ async def test_an_answer_for_a_killed_worker_reaches_no_request_of_its_replaceme
     tiny: ModelSpec, clock_png: bytes
 ) -> None:
     async with _started(tiny) as (killed, engine):
-        lost = _ask(killed, clock_png)
+        lost = _predict(killed, clock_png)
         before = await engine.submitted()
         # The kernel closes the sockets of a killed process.
         engine.channel.close()
@@ -329,7 +327,7 @@ async def test_an_answer_for_a_killed_worker_reaches_no_request_of_its_replaceme
         engine.announce(1)
         replacement = _worker(engine, connection)
         try:
-            request = _ask(replacement, clock_png)
+            request = _predict(replacement, clock_png)
             after = await engine.submitted()
             assert (after.slot, after.generation) == (before.slot, before.generation + 1)
             engine.send(engine.answer(before, 1.0))
@@ -345,7 +343,7 @@ async def test_a_worker_that_cannot_read_its_answers_ends_and_fails_its_requests
     tiny: ModelSpec, clock_png: bytes
 ) -> None:
     async with _started(tiny) as (worker, engine):
-        requests = [_ask(worker, clock_png) for _ in range(3)]
+        requests = [_predict(worker, clock_png) for _ in range(3)]
         submitted = [await engine.submitted() for _ in requests]
         broken = b"\x03\0\0\0\0\0\0\0abc"
         engine.send(engine.answer(submitted[0], 1.0) + broken + engine.answer(submitted[1], 2.0))
@@ -357,14 +355,14 @@ async def test_a_worker_that_cannot_read_its_answers_ends_and_fails_its_requests
         assert reason.startswith("a message of the engine process cannot be processed: UnpicklingError")
         await asyncio.wait_for(engine.channel_ended.wait(), _TIMEOUT_S)
         with pytest.raises(ModelDownError):
-            await _ask(worker, clock_png)
+            await _predict(worker, clock_png)
 
 
 async def test_a_worker_that_cannot_apply_a_state_ends_and_fails_its_requests(
     tiny: ModelSpec, clock_png: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with _started(tiny) as (worker, engine):
-        request = _ask(worker, clock_png)
+        request = _predict(worker, clock_png)
         await engine.submitted()
         # The descriptor does not arrive if the process may open no more files.
         apply = worker._apply  # noqa: SLF001

@@ -19,7 +19,7 @@ import pytest
 
 from gradless.records import ComparisonOptions, Progress
 from models.images.decode_memory import DecodeMemory
-from models.inference.batch_item import BatchItem
+from models.inference.image_job import BatchItem
 from models.interface.errors import (
     ComparisonRunningError,
     DrainingError,
@@ -33,7 +33,7 @@ from models.interface.errors import (
 )
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Prediction
-from models.interface.telemetry import BatchReport, NoTelemetry, Outcome, Stage, Task
+from models.interface.telemetry import BatchReport, Outcome, Stage, Task, Telemetry
 from models.networks.specs import Classifier, ModelSpec
 from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ServingOptions
@@ -48,7 +48,7 @@ _TIMEOUT_S = 30
 HandedOver = Callable[[int], Awaitable[None]]
 
 
-class _Counts(NoTelemetry):
+class _Counts(Telemetry):
     """Counts of a worker, or of the engine process."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ async def _started(spec: ModelSpec, workers: int = 2, **options: Any) -> AsyncIt
         assert await service.engine.close(_TIMEOUT_S)
 
 
-async def _ask(worker: WorkerRuntime, *images: bytes, task: Task = "classify", top_k: int = 3) -> Answer:
+async def _predict(worker: WorkerRuntime, *images: bytes, task: Task = "classify", top_k: int = 3) -> Answer:
     return await worker.predict(None, InferenceRequest(task, images, top_k=top_k))
 
 
@@ -155,7 +155,7 @@ def _contents(answer: Answer) -> list[Any]:
 
 
 @pytest.mark.parametrize(("task", "top_k"), [("classify", 3), ("classify", 1000), ("features", 0)])
-async def test_the_answer_is_what_one_process_would_give(
+async def test_the_answer_is_the_answer_of_one_process(
     tiny: ModelSpec, serving: LocalRuntime, clock_png: bytes, clock_jpeg: bytes, task: Task, top_k: int
 ) -> None:
     images = [clock_png, clock_jpeg]
@@ -163,7 +163,7 @@ async def test_the_answer_is_what_one_process_would_give(
 
     async with _started(tiny) as service:
         for worker in service.workers:
-            answer = await _ask(worker, *images, task=task, top_k=top_k)
+            answer = await _predict(worker, *images, task=task, top_k=top_k)
             assert (answer.model, answer.fingerprint, answer.shape) == (alone.model, alone.fingerprint, alone.shape)
             for one, other in zip(answer.results, alone.results, strict=True):
                 assert isinstance(one, Prediction)
@@ -181,18 +181,18 @@ async def test_an_answer_stays_valid_when_another_image_uses_its_slot(
     tiny: ModelSpec, clock_png: bytes, clock_jpeg: bytes
 ) -> None:
     async with _started(tiny, workers=1, queue_capacity=64) as service:
-        first = await _ask(service.workers[0], clock_png)
+        first = await _predict(service.workers[0], clock_png)
         before = _contents(first)
         for _ in range(200):
-            await _ask(service.workers[0], clock_jpeg)
+            await _predict(service.workers[0], clock_jpeg)
 
         assert _contents(first) == before
-        assert _contents(await _ask(service.workers[0], clock_png)) == before
+        assert _contents(await _predict(service.workers[0], clock_png)) == before
 
 
 async def test_a_bad_image_fails_alone(tiny: ModelSpec, clock_png: bytes) -> None:
     async with _started(tiny) as service:
-        good, bad = (await _ask(service.workers[0], clock_png, clock_png[:200])).results
+        good, bad = (await _predict(service.workers[0], clock_png, clock_png[:200])).results
 
     assert isinstance(good, Prediction)
     assert isinstance(bad, ImageError)
@@ -206,9 +206,9 @@ async def test_images_of_all_workers_share_a_batch(
     async with _started(gated) as service:
         gate.clear()
         entered.clear()
-        first = asyncio.create_task(_ask(service.workers[0], clock_png))
+        first = asyncio.create_task(_predict(service.workers[0], clock_png))
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
-        others = [asyncio.create_task(_ask(worker, clock_png)) for worker in service.workers]
+        others = [asyncio.create_task(_predict(worker, clock_png)) for worker in service.workers]
         await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 2)
         gate.set()
         await first
@@ -230,7 +230,7 @@ async def test_each_request_of_a_worker_has_a_fairness_key_of_its_own(
     monkeypatch.setattr(Batcher, "submit", recorded)
     async with _started(tiny, workers=1) as service:
         for _ in range(20):
-            await _ask(service.workers[0], clock_png, clock_png)
+            await _predict(service.workers[0], clock_png, clock_png)
     # The two images of a request share it.
     assert keys[::2] == keys[1::2]
     assert len(set(keys)) == 20
@@ -263,14 +263,14 @@ async def test_cancelled_images_take_no_capacity_from_others(
         queue = service.engine.runtime.queues
         gate.clear()
         entered.clear()
-        first = asyncio.create_task(_ask(worker, clock_png))
+        first = asyncio.create_task(_predict(worker, clock_png))
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
-        cancelled = asyncio.create_task(_ask(worker, clock_png, clock_png, clock_png))
+        cancelled = asyncio.create_task(_predict(worker, clock_png, clock_png, clock_png))
         await _until(lambda: queue()["tiny"].depth == 3)
         cancelled.cancel()
         with suppress(asyncio.CancelledError):
             await cancelled
-        staying = asyncio.create_task(_ask(worker, clock_png, clock_png, clock_png))
+        staying = asyncio.create_task(_predict(worker, clock_png, clock_png, clock_png))
         # Cancelled images stay in the queue until a batch forms.
         await _until(lambda: staying.done() or queue()["tiny"].depth == 6)
         gate.set()
@@ -282,11 +282,11 @@ async def test_workers_share_the_capacity_of_a_model(gated: ModelSpec, gate: thr
     async with _started(gated, queue_capacity=3) as service:
         one, other = service.workers
         gate.clear()
-        inside = asyncio.create_task(_ask(one, clock_png, clock_png))
+        inside = asyncio.create_task(_predict(one, clock_png, clock_png))
         await _until(lambda: service.engine.runtime.queues()["tiny"].in_flight == 2)
         with pytest.raises(OverloadedError) as refused:
-            await _ask(other, clock_png, clock_png)
-        last = asyncio.create_task(_ask(other, clock_png))
+            await _predict(other, clock_png, clock_png)
+        last = asyncio.create_task(_predict(other, clock_png))
         await _until(lambda: other.full)
         assert one.full
         assert refused.value.capacity == 3
@@ -304,23 +304,23 @@ async def test_no_forward_runs_for_a_request_that_was_cancelled_in_the_queue(
         [worker] = service.workers
         gate.clear()
         entered.clear()
-        first = asyncio.create_task(_ask(worker, clock_png))
+        first = asyncio.create_task(_predict(worker, clock_png))
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
-        second = asyncio.create_task(_ask(worker, clock_png))
+        second = asyncio.create_task(_predict(worker, clock_png))
         await handed_over(2)
         await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 1)
         for request in (first, second):
             request.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
         gate.set()
-        third = await _ask(worker, clock_png)
+        third = await _predict(worker, clock_png)
 
         # The forward of the first had started; the second was dropped before its forward.
         assert service.counts[0].cancelled == ["forward", "queue"]
         assert isinstance(third.results[0], Prediction)
         await _until(lambda: service.engine_counts.batches == [1, 1])
         # All slots are free again.
-        answers = [await _ask(worker, *[clock_png] * 64) for _ in range(10)]
+        answers = [await _predict(worker, *[clock_png] * 64) for _ in range(10)]
         assert len(answers) == 10
 
 
@@ -349,15 +349,15 @@ async def test_no_request_fails_while_a_model_is_replaced(tiny: ModelSpec, clock
         await service.workers[0].load("null", "null")
         over = asyncio.Event()
 
-        async def keep_asking(worker: WorkerRuntime) -> int:
-            asked = 0
+        async def keep_sending(worker: WorkerRuntime) -> int:
+            sent = 0
             while not over.is_set():
                 answer = await worker.predict("null", InferenceRequest("classify", [clock_png], top_k=1))
                 assert isinstance(answer.results[0], Prediction)
-                asked += 1
-            return asked
+                sent += 1
+            return sent
 
-        requests = [asyncio.create_task(keep_asking(worker)) for worker in service.workers for _ in range(4)]
+        requests = [asyncio.create_task(keep_sending(worker)) for worker in service.workers for _ in range(4)]
         for _ in range(10):
             await service.workers[1].load("null")
         over.set()
@@ -437,9 +437,9 @@ async def test_when_a_worker_dies_only_its_own_requests_are_lost(
         dying, living = service.workers
         gate.clear()
         entered.clear()
-        requests = [asyncio.create_task(_ask(dying, clock_png))]
+        requests = [asyncio.create_task(_predict(dying, clock_png))]
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
-        requests += [asyncio.create_task(_ask(dying, clock_png)) for _ in range(2)]
+        requests += [asyncio.create_task(_predict(dying, clock_png)) for _ in range(2)]
         await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 2)
         # The kernel closes the socket of a killed process.
         service.sockets[0].shutdown(socket.SHUT_RDWR)
@@ -448,7 +448,7 @@ async def test_when_a_worker_dies_only_its_own_requests_are_lost(
         # Its slots are in use until the forward ends; until then no other worker gets them.
         assert service.engine.free_number() == 2
         gate.set()
-        answers = await asyncio.gather(*(_ask(living, clock_png) for _ in range(4)))
+        answers = await asyncio.gather(*(_predict(living, clock_png) for _ in range(4)))
         assert all(isinstance(answer.results[0], Prediction) for answer in answers)
         assert await asyncio.gather(*requests, return_exceptions=True)
         await _until(lambda: service.engine.free_number() == 0)
@@ -472,8 +472,8 @@ async def test_loads_succeed_when_a_worker_cannot_apply_one(
         assert service.reasons == ["a message of the engine process cannot be processed: OSError: no memory to map"]
         assert not faulty.ready
         with pytest.raises(ModelDownError):
-            await _ask(faulty, clock_png)
-        assert isinstance((await _ask(other, clock_png)).results[0], Prediction)
+            await _predict(faulty, clock_png)
+        assert isinstance((await _predict(other, clock_png)).results[0], Prediction)
 
 
 async def test_a_lost_worker_keeps_its_number_while_its_process_runs(tiny: ModelSpec) -> None:
@@ -509,7 +509,7 @@ async def test_a_worker_whose_message_cannot_be_processed_is_dropped_alone(
             await faulty.load("null", "null")
         await _until(lambda: service.lost == [0])
 
-        assert isinstance((await _ask(other, clock_png)).results[0], Prediction)
+        assert isinstance((await _predict(other, clock_png)).results[0], Prediction)
         assert service.reasons == ["the engine process has ended, or has dropped this HTTP worker"]
 
 
@@ -520,13 +520,13 @@ async def test_a_worker_fails_all_requests_when_the_engine_process_has_ended(
         [worker] = service.workers
         gate.clear()
         entered.clear()
-        request = asyncio.create_task(_ask(worker, clock_png))
+        request = asyncio.create_task(_predict(worker, clock_png))
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         service.sockets[0].shutdown(socket.SHUT_RDWR)
         with pytest.raises(ModelDownError):
             await request
         with pytest.raises(ModelDownError):
-            await _ask(worker, clock_png)
+            await _predict(worker, clock_png)
         assert not worker.ready
         assert service.reasons == ["the engine process has ended, or has dropped this HTTP worker"]
         gate.set()
@@ -537,14 +537,14 @@ async def test_a_model_that_stops_working_is_down_for_all_workers_until_it_is_re
 ) -> None:
     async with _started(gated, forward_timeout_s=0.2) as service:
         gate.clear()
-        request = asyncio.create_task(_ask(service.workers[0], clock_png))
+        request = asyncio.create_task(_predict(service.workers[0], clock_png))
         with pytest.raises(ModelDownError):
             await request
         await _until(lambda: not any(worker.ready for worker in service.workers))
         gate.set()
         await _until(lambda: all(worker.ready and worker.cards["tiny"].version == 2 for worker in service.workers))
         for worker in service.workers:
-            assert isinstance((await _ask(worker, clock_png)).results[0], Prediction)
+            assert isinstance((await _predict(worker, clock_png)).results[0], Prediction)
 
 
 async def test_all_workers_drain_when_the_engine_process_does(tiny: ModelSpec) -> None:
@@ -561,13 +561,13 @@ async def test_many_errors_at_once_reach_a_worker_that_reads_them(
         for worker in service.engine._workers.values():  # noqa: SLF001
             worker.channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
         gate.clear()
-        requests = [asyncio.create_task(_ask(service.workers[0], clock_png)) for _ in range(200)]
+        requests = [asyncio.create_task(_predict(service.workers[0], clock_png)) for _ in range(200)]
         errors = await asyncio.gather(*requests, return_exceptions=True)
         gate.set()
 
         assert {type(error) for error in errors} == {ModelDownError}
         await _until(lambda: service.workers[0].ready)
-        assert isinstance((await _ask(service.workers[0], clock_png)).results[0], Prediction)
+        assert isinstance((await _predict(service.workers[0], clock_png)).results[0], Prediction)
         assert service.lost == []
 
 
@@ -578,10 +578,10 @@ async def test_a_worker_that_reads_no_answers_is_dropped_and_the_others_are_answ
         silent, living = service.workers
         service.engine._workers[0].channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
         asyncio.get_running_loop().remove_reader(service.sockets[0])
-        requests = [asyncio.create_task(_ask(silent, clock_png)) for _ in range(200)]
+        requests = [asyncio.create_task(_predict(silent, clock_png)) for _ in range(200)]
         await _until(lambda: service.lost == [0])
 
-        assert isinstance((await _ask(living, clock_png)).results[0], Prediction)
+        assert isinstance((await _predict(living, clock_png)).results[0], Prediction)
         for request in requests:
             request.cancel()
         await asyncio.gather(*requests, return_exceptions=True)

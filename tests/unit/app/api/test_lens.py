@@ -12,7 +12,7 @@ import httpx2
 import pytest
 from fastapi import FastAPI
 
-from app.api import lens_events
+from app.api.routers import lens
 from app.api.uploads import UPLOAD_ERRORS
 from app.http.problems import TABLE
 from gradless.records import ARMS, Comparison, ComparisonOptions, Progress
@@ -314,7 +314,7 @@ async def test_an_error_of_a_running_comparison_is_its_last_event(
 async def test_a_long_forward_keeps_the_connection_alive(
     serve: Serve, new_comparison: NewComparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lens_events, "_KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr(lens, "_KEEP_ALIVE_S", 0.01)
 
     async def dawdle(model: str, options: ComparisonOptions, _image: object, on_progress: Listener) -> Comparison:
         on_progress(Progress(0, 1, "timing"))

@@ -1,4 +1,4 @@
-"""app/commands/conventions.py: a command that fails ends with one line and an exit status."""
+"""app/commands/conventions.py: a failing command ends with one line and a status."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from models.interface.errors import JobError
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (JobError("there is\nno image"), "there is no image"),
         (OSError(28, "No space left on device", "out.npy"), "out.npy cannot be written: No space left on device"),
@@ -19,11 +19,11 @@ from models.interface.errors import JobError
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_any_error_is_one_line_and_status_2(error: Exception, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_error_is_one_line_and_status_2(error: Exception, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(typer.Exit) as ended, failures_reported("out.csv"):
         raise error
     assert ended.value.exit_code == FAILED
-    assert capsys.readouterr().err == f"gradless: {said}\n"
+    assert capsys.readouterr().err == f"gradless: {message}\n"
 
 
 def test_the_log_level_debug_adds_the_traceback(
@@ -32,9 +32,9 @@ def test_the_log_level_debug_adds_the_traceback(
     monkeypatch.setenv("GRADLESS_LOG_LEVEL", "debug")
     with pytest.raises(typer.Exit), failures_reported("out.csv"):
         raise RuntimeError("mat1 and mat2")
-    told = capsys.readouterr().err
-    assert "test_conventions.py" in told
-    assert told.endswith("gradless: RuntimeError: mat1 and mat2\n")
+    output = capsys.readouterr().err
+    assert "test_failing_commands.py" in output
+    assert output.endswith("gradless: RuntimeError: mat1 and mat2\n")
 
 
 def test_an_exit_is_not_reported_again(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 from app.http.disconnect import ClientDisconnect, cancel_token_of, run_until_disconnect
 from app.http.problems import ClientDisconnectedError
 from app.server.connection import BoundedConnection
-from models.interface.cancellation import CancelToken
+from models.interface.request import CancelToken
 
 pytestmark = pytest.mark.anyio
 
@@ -107,7 +107,7 @@ async def test_work_is_cancelled_if_the_client_disconnected_before_it_began() ->
         await run_until_disconnect(Request(scope), work())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells that the other side has closed its end")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports that the peer has closed its end")
 async def test_the_token_is_cancelled_at_once_if_the_client_disconnected_before_its_request_was_read(
     working: _Working, connect: Connect
 ) -> None:
@@ -138,7 +138,7 @@ class _Transport(asyncio.Transport):
         return False
 
     def close(self) -> None:
-        """Nobody is at its other end."""
+        """A connection without a peer."""
 
     def get_write_buffer_size(self) -> int:
         return 0

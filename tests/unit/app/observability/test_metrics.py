@@ -1,4 +1,4 @@
-"""Metrics: each series exists from the start, and the exposition has the format that a scraper asks for."""
+"""Metrics: each series exists from the start, and the exposition has the requested format."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ async def test_a_request_whose_client_disconnects_has_a_line(
         await exchange(app, receive)
 
     (line,) = lines()
-    assert (line["status"], line["problem"], line["body_bytes"]) == (499, "caller-gone", 4)
+    assert (line["status"], line["problem"], line["body_bytes"]) == (499, "client-disconnected", 4)
 
 
 async def test_a_slow_inference_request_is_a_warning_marked_slow(serve: Serve, lines: Lines) -> None:

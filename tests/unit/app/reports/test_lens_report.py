@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from app.api.lens_schemas import GradModes
+from app.api.schemas import GradModes
 from app.reports import lens_charts
 from app.reports.lens_charts import Value
 from app.reports.pages import comparison_page
@@ -82,8 +82,8 @@ def test_square_brackets_in_a_name_are_not_markup(comparison: Comparison) -> Non
 
 def test_progress_without_a_terminal_writes_nothing() -> None:
     console = Console(file=io.StringIO(), force_terminal=False)
-    with comparison_progress(console) as tell:
-        tell(Progress(1, 2, "timing"))
+    with comparison_progress(console) as report_progress:
+        report_progress(Progress(1, 2, "timing"))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == ""
 

@@ -6,18 +6,18 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
 
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from uvicorn.server import ServerState
 
-from app.server.connection import BoundedConnection
-
 pytestmark = pytest.mark.anyio
+
+Listen = Callable[..., AbstractAsyncContextManager[tuple[ServerState, Any]]]
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connect = Callable[[], AbstractAsyncContextManager[Connection]]
@@ -40,24 +40,20 @@ def refusals() -> list[str]:
 
 
 @pytest.fixture
-async def connect(refusals: list[str]) -> AsyncIterator[Connect]:
+async def connect(listen: Listen, refusals: list[str]) -> AsyncIterator[Connect]:
     """Connect to a server on this event loop with a head timeout of half a second."""
     routes = [Route("/", say_here, methods=["GET", "POST"]), Route("/count", count, methods=["POST"])]
-    config = uvicorn.Config(Starlette(routes=routes), log_config=None, timeout_keep_alive=1)
-    config.load()
-    state = ServerState()
-    protocol = BoundedConnection.with_bounds(0.5, lambda row, _seconds: refusals.append(str(row.reason)))
-    server = await asyncio.get_running_loop().create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
+    app, refused = Starlette(routes=routes), lambda row, _seconds: refusals.append(str(row.reason))
+    async with listen(app, 0.5, refused, timeout_keep_alive=1) as (_, address):
 
-    @asynccontextmanager
-    async def connected() -> AsyncIterator[Connection]:
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
+        @asynccontextmanager
+        async def connected() -> AsyncIterator[Connection]:
+            reader, writer = await asyncio.open_connection(*address)
+            try:
+                yield reader, writer
+            finally:
+                writer.close()
 
-    async with server:
         yield connected
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from app.server.acceptor import Acceptor
+from app.server.listener import Acceptor
 from app.workers.connection_dispatch import HttpWorker, dispatch
 from app.workers.http_worker import NO_FILES, TAKEN, WorkerStatus
 

@@ -16,7 +16,7 @@ from models.images.cost import predict
 from models.images.formats import FORMATS
 from models.interface.errors import EmptyImageError, TooCostlyError, TooManyPixelsError, UndecodableImageError
 from models.interface.errors import UnsupportedFormatError as Unsupported
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _LIMITS = ImageLimits()
 _NO_LIMITS = ImageLimits(max_decode_seconds=1e9, max_decode_bytes=2**60)
@@ -118,7 +118,7 @@ ORDINARY: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_an_image_whose_decode_would_cost_too_much_is_refused(name: str) -> None:
+def test_an_image_that_is_too_expensive_to_decode_is_refused(name: str) -> None:
     with pytest.raises(TooCostlyError, match=r"too expensive to decode: it may take .* are allowed"):
         predict(COSTLY[name](), _LIMITS, enough=512)
 
@@ -130,7 +130,7 @@ def test_an_image_as_cameras_and_programs_write_it_is_within_the_default_limits(
     assert 0 < predicted.memory_bytes <= _LIMITS.max_decode_bytes
 
 
-def test_the_limits_decide_what_costs_too_much() -> None:
+def test_images_above_the_limits_are_refused() -> None:
     encoded = _png(2000, 2000, 8, 2)
     predicted = predict(encoded, _LIMITS)
     assert predict(encoded, replace(_LIMITS, max_decode_seconds=predicted.seconds)) == predicted
@@ -164,7 +164,7 @@ def test_scans_that_are_hidden_behind_other_markers_are_counted() -> None:
     assert predict(hidden, _NO_LIMITS).seconds >= predict(whole, _NO_LIMITS).seconds
 
 
-def test_pictures_in_comments_and_films_behind_an_image_cost_nothing() -> None:
+def test_pictures_in_comments_and_data_behind_an_image_cost_nothing() -> None:
     whole = _file((256, 256), "JPEG", progressive=True)
     scan = whole[whole.index(b"\xff\xda") :][:14]
     comment = b"\xff\xfe" + struct.pack(">H", 2 + 100 * len(scan)) + scan * 100

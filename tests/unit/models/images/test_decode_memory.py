@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from models.images.decode_memory import DecodeMemory
-from models.interface.cancellation import NEVER_CANCELLED, CancelToken
+from models.interface.request import NEVER_CANCELLED, CancelToken
 
 _MIB = 2**20
 _PATIENCE_S = 60
@@ -31,7 +31,7 @@ _CANCELLED.cancel()
 
 
 def _reserve_in_thread(memory: DecodeMemory, count: int, log: queue.Queue[str], name: str) -> threading.Event:
-    """Reserve in a thread, which says so in the log, and let go once the event is set."""
+    """Reserve in a thread, append to the log, and release once the event is set."""
     release = threading.Event()
 
     def reserve() -> None:
@@ -59,7 +59,7 @@ def test_a_decode_that_exceeds_the_budget_waits_until_memory_is_free(memory: Dec
     release.set()
 
 
-def test_a_large_one_is_not_overtaken_by_small_ones(memory: DecodeMemory) -> None:
+def test_small_reservations_do_not_overtake_a_large_one(memory: DecodeMemory) -> None:
     log: queue.Queue[str] = queue.Queue()
     with memory.reserved(40 * _MIB, NEVER_CANCELLED):
         large_looks = threading.Event()

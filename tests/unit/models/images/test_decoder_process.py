@@ -27,7 +27,7 @@ from models.images.decoder_process import DecoderProcess
 from models.images.formats import FORMATS
 from models.images.samples import draw, encode
 from models.interface.errors import TooCostlyError, UndecodableImageError
-from models.interface.image_limits import ImageLimits
+from models.interface.request import ImageLimits
 
 _LIMITS = ImageLimits()
 _CLOCK = encode(draw("clock"), "PNG")
@@ -65,13 +65,13 @@ def while_it_decodes(decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch) -
     waits_for_answer = threading.Event()
     receive = Connection.recv_bytes
 
-    def told(connection: Connection, most: int | None = None) -> bytes:
+    def limited_recv(connection: Connection, most: int | None = None) -> bytes:
         waits_for_answer.set()
         return receive(connection, most)
 
     def run(act: Callable[[int], None]) -> BaseException | None:
         _decode(decoder)
-        monkeypatch.setattr(Connection, "recv_bytes", told)
+        monkeypatch.setattr(Connection, "recv_bytes", limited_recv)
         pid = _pid(decoder)
         os.kill(pid, signal.SIGSTOP)
         raised: list[BaseException] = []
@@ -95,9 +95,7 @@ def while_it_decodes(decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_every_format_comes_back_as_a_decode_in_this_process_gives_it(
-    decoder: DecoderProcess, image_format: str
-) -> None:
+def test_every_format_is_decoded_to_the_pixels_of_this_process(decoder: DecoderProcess, image_format: str) -> None:
     encoded = encode(draw("clock"), image_format)
     assert np.array_equal(_decode(decoder, encoded), decode_pixels(encoded, _LIMITS, enough=0))
 
@@ -155,7 +153,7 @@ def test_a_crash_of_the_decoder_refuses_its_image_and_the_next_one_is_decoded(
     ],
     ids=lambda answers: f"{answers[0][:40].decode()} {[len(strip) for strip in answers[1:]]}",
 )
-def test_an_answer_that_no_decoder_would_give_refuses_its_image_and_the_next_one_is_decoded(
+def test_an_invalid_answer_refuses_its_image_and_the_next_one_is_decoded(
     decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch, answers: list[bytes]
 ) -> None:
     monkeypatch.setattr(decoder_process, "_DYING_S", 0)
@@ -185,7 +183,7 @@ def test_strips_that_the_service_did_not_read_are_not_part_of_the_next_picture(d
     assert np.array_equal(_decode(decoder), expected)
 
 
-def test_a_decoder_that_died_while_it_had_nothing_to_do_costs_no_image(decoder: DecoderProcess) -> None:
+def test_a_decoder_that_died_while_idle_costs_no_image(decoder: DecoderProcess) -> None:
     _decode(decoder)
     child = psutil.Process(_pid(decoder))
     child.kill()
@@ -249,10 +247,10 @@ def test_the_process_has_neither_torch_nor_the_secrets_of_its_parent(
     assert len(list((child / "fd").iterdir())) <= 5
 
 
-def test_the_process_ends_with_its_parent_however_that_ends() -> None:
+def test_the_process_ends_with_its_parent() -> None:
     code = (
         "import sys; from models.images.decoder_process import DecoderProcess\n"
-        "from models.interface.image_limits import ImageLimits\n"
+        "from models.interface.request import ImageLimits\n"
         "from models.images.cost import predict; from models.images.samples import draw, encode\n"
         "from models.images.decode import Strips\n"
         "clock, decoder = encode(draw('clock'), 'PNG'), DecoderProcess(ImageLimits())\n"

@@ -8,7 +8,7 @@ from importlib.resources import files
 import pytest
 from PIL import Image, features
 
-from app.api.image_endpoints import IMAGE_BODY
+from app.api.inference import IMAGE_BODY
 from models.images import formats
 from models.images.formats import FORMATS, SIGNATURE_BYTES, TITLES, format_of, is_image
 from models.images.samples import draw, encode

@@ -17,7 +17,7 @@ def test_the_home_folder_is_that_of_the_environment(monkeypatch: pytest.MonkeyPa
     assert expand_home(Path("/var/cache")) == Path("/var/cache")
 
 
-def test_the_error_for_a_user_without_a_home_folder_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_user_without_a_home_folder_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(uid: int) -> None:
         raise KeyError(f"getpwuid(): uid not found: {uid}")
 

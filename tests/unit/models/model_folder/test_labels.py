@@ -40,14 +40,14 @@ def test_classes_that_are_named_by_digits_keep_their_indices(tmp_path: Path) -> 
 
 
 @pytest.mark.timeout(30)
-def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "labels.txt")
     with pytest.raises(ModelFolderError, match="is not a regular file"):
         labels.read(tmp_path / "labels.txt")
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("labels.txt", "cat\n\ndog\n", "line 2 is empty, and would be the name of class 1"),
         ("labels.txt", "\n", "holds no name"),
@@ -63,9 +63,9 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: P
         ("labels.txt", "x" * (32 * 2**20 + 1), "is larger than 32 MiB"),
     ],
 )
-def test_what_names_no_classes_is_refused_in_one_line(tmp_path: Path, name: str, text: str, said: str) -> None:
+def test_an_invalid_list_of_labels_is_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(ModelFolderError) as refused:
         labels.read(file_of(tmp_path, name, text))
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert name in str(refused.value)
     assert "\n" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""model.toml: what it may say is read, and what it may not is refused in one line that names file and key."""
+"""model.toml: valid values are read, invalid ones are refused in one line that names file and key."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def test_missing_keys_default_to_the_folders_name_and_the_architectures_values(w
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (LEAST + "# " + "x" * 2**20, "is larger than 1 MiB"),
         (LEAST + "labels = " + "[" * 100_000, "is not TOML"),
     ],
     ids=["large", "deep"],
 )
-def test_a_file_that_no_description_needs_is_refused(written: Written, text: str, said: str) -> None:
-    with pytest.raises(ModelFolderError, match=said):
+def test_a_description_that_is_too_large_is_refused(written: Written, text: str, message: str) -> None:
+    with pytest.raises(ModelFolderError, match=message):
         description.read(written(text))
 
 
-def test_everything_that_can_be_said_is_read(written: Written) -> None:
+def test_every_key_is_read(written: Written) -> None:
     folder = written("""
         name = "roses-2"
         architecture = "timm/resnet18"
@@ -88,18 +88,18 @@ def test_everything_that_can_be_said_is_read(written: Written) -> None:
     assert read.reference == Reference(folder / "rose.jpg", "rose", probability=0.9, tolerance=0.0)
 
 
-def test_an_inner_layer_has_its_form(written: Written) -> None:
+def test_an_inner_layer_has_a_form(written: Written) -> None:
     read = description.read(written(LEAST + 'features = "layer3"\nfeature_form = "map"\n'))
     assert (read.features, read.feature_form) == ("layer3", "map")
 
 
 @pytest.mark.parametrize("word", ["published", "random"])
-def test_weights_may_be_in_no_file(written: Written, word: str) -> None:
+def test_weights_may_be_published_or_random(written: Written, word: str) -> None:
     assert description.read(written(f'architecture = "resnet18"\nweights = "{word}"\n')).weights == word
 
 
 @pytest.mark.parametrize(
-    ("text", "key", "said"),
+    ("text", "key", "message"),
     [
         ('weights = "model.pt"', "architecture", "is missing"),
         ('architecture = "resnet18"', "weights", "is missing"),
@@ -131,14 +131,14 @@ def test_weights_may_be_in_no_file(written: Written, word: str) -> None:
         (LEAST + 'features = "layer3"\n' + REFERENCE.removeprefix(LEAST), "reference", "there are no classes"),
     ],
 )
-def test_what_it_may_not_say_is_refused_in_a_line_that_names_the_key(
-    written: Written, text: str, key: str, said: str
+def test_an_invalid_value_is_refused_in_a_line_that_names_the_key(
+    written: Written, text: str, key: str, message: str
 ) -> None:
     folder = written(text)
     with pytest.raises(ModelFolderError) as refused:
         description.read(folder)
     assert str(refused.value).startswith(f"{folder / 'model.toml'}: {key}: ")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -156,17 +156,17 @@ def test_invalid_toml_is_refused_with_its_line(written: Written) -> None:
         description.read(written(LEAST + "=\n"))
 
 
-def test_a_folder_without_one_is_answered_with_what_writes_one(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_model_toml_names_the_command_that_writes_it(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"no model\.toml; `gradless models init .*` writes one"):
         description.read(tmp_path)
 
 
-def test_a_folder_that_is_not_there_is_said_to_be_so(tmp_path: Path) -> None:
+def test_a_missing_folder_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match=r"nowhere: there is no such folder"):
         description.read(tmp_path / "nowhere")
 
 
-def test_a_folder_whose_name_is_none_for_a_model_needs_one(written: Written) -> None:
+def test_a_folder_without_a_valid_model_name_needs_a_name(written: Written) -> None:
     folder = written(LEAST)
     spaced = folder.rename(folder.with_name("my flowers"))
     with pytest.raises(ModelFolderError, match=r"name: must be letters, .*'my flowers', is none: set it"):

@@ -1,4 +1,4 @@
-"""models/offline/parts.py: after any end of a job its parts are complete and belong together."""
+"""models/offline/parts.py: parts of an interrupted job are complete and belong to one job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from models.interface.errors import JobError
 from models.offline.parts import JobIdentity, Parts
 
-ASKED = JobIdentity(
+IDENTITY = JobIdentity(
     "features",
     "tiny",
     "0" * 16,
@@ -49,7 +49,9 @@ def output(tmp_path: Path) -> Path:
 def open_parts(output: Path) -> Iterator[Open]:
     """Open the parts of `output`; they are closed with the test."""
     with contextlib.ExitStack() as opened:
-        yield lambda asked=ASKED, resume=True: opened.enter_context(closing(Parts(output, asked, resume=resume)))
+        yield lambda identity=IDENTITY, resume=True: opened.enter_context(
+            closing(Parts(output, identity, resume=resume))
+        )
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def begun(output: Path) -> Callable[[], Path]:
     """Two parts of an earlier run, files 0 to 4; the folder that they are in."""
 
     def begin() -> Path:
-        parts = Parts(output, ASKED, resume=False)
+        parts = Parts(output, IDENTITY, resume=False)
         parts.add(0, rows(0, 1, 2))
         parts.add(3, rows(3, 4))
         parts.close()
@@ -86,7 +88,7 @@ def test_parts_of_an_earlier_run_are_not_discarded(open_parts: Open, begun: Call
 
 def test_an_empty_folder_of_parts_does_not_block_a_run(open_parts: Open) -> None:
     open_parts().close()
-    another = replace(ASKED, fingerprint="1" * 16)
+    another = replace(IDENTITY, fingerprint="1" * 16)
     parts = open_parts(another, resume=False)
     parts.add(0, rows(0))
     parts.close()
@@ -94,20 +96,20 @@ def test_an_empty_folder_of_parts_does_not_block_a_run(open_parts: Open) -> None
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"),
+    ("identity", "message"),
     [
-        (replace(ASKED, fingerprint="1" * 16), "fingerprint 0{16}, but this run has 1{16}"),
-        (replace(ASKED, files_digest="e" * 16), "files digest f{16}, but this run has e{16}"),
-        (replace(ASKED, batch_size=16), "batch size 32, but this run has 16"),
-        (replace(ASKED, max_image_pixels=99), "max image pixels 100, but this run has 99"),
+        (replace(IDENTITY, fingerprint="1" * 16), "fingerprint 0{16}, but this run has 1{16}"),
+        (replace(IDENTITY, files_digest="e" * 16), "files digest f{16}, but this run has e{16}"),
+        (replace(IDENTITY, batch_size=16), "batch size 32, but this run has 16"),
+        (replace(IDENTITY, max_image_pixels=99), "max image pixels 100, but this run has 99"),
     ],
 )
 def test_parts_of_another_job_are_refused(
-    open_parts: Open, begun: Callable[[], Path], asked: JobIdentity, said: str
+    open_parts: Open, begun: Callable[[], Path], identity: JobIdentity, message: str
 ) -> None:
     begun()
-    with pytest.raises(JobError, match=said):
-        open_parts(asked)
+    with pytest.raises(JobError, match=message):
+        open_parts(identity)
 
 
 def test_parts_are_locked_by_one_process(open_parts: Open) -> None:
@@ -150,7 +152,7 @@ def test_files_after_a_missing_part_are_processed_again(open_parts: Open, begun:
 
 def test_parts_after_a_missing_one_are_never_used_by_another_job(open_parts: Open, begun: Callable[[], Path]) -> None:
     (begun() / "000000000000-000000000003.parquet").unlink()
-    another = replace(ASKED, model="other", fingerprint="1" * 16)
+    another = replace(IDENTITY, model="other", fingerprint="1" * 16)
     parts = open_parts(another, resume=False)
     parts.add(0, rows(10, 11, 12))
     parts.close()

@@ -1,4 +1,4 @@
-"""Moments: merged from parts, they are those that NumPy computes from all pixels."""
+"""Moments: merged from parts, they equal NumPy's of all pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tally: the figures are what their definitions say."""
+"""Tally: the figures follow their definitions."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_calibration_error_follows_its_definition(answers: list[tuple[float,
         add(tally, str(number), 0 if right else 1, (0, probability), (2, 0.0))
     expected = 0.0
     for place in range(15):
-        # The lowest bin has 0 as well.
+        # The lowest bin includes 0.
         lower, upper = (-1.0 if place == 0 else place / 15), (place + 1) / 15
         inside = [(p, right) for p, right in answers if lower < p <= upper]
         if inside:

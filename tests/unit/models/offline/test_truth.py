@@ -49,16 +49,16 @@ def test_a_list_has_a_path_and_a_label_per_line(tmp_path: Path, name: str, text:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a.jpg,tench\nb.jpg\n", "line 2: expected a path and a label"),
         ("", "names no file"),
         ("path,label\n", "names no file"),
     ],
 )
-def test_an_invalid_list_is_an_error(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_list_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(text)
-    with pytest.raises(JobError, match=said):
+    with pytest.raises(JobError, match=message):
         truth.by_list(tmp_path / "list.csv", tmp_path)
 
 

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from models.interface.cancellation import AllCancelledError
 from models.interface.errors import OutOfMemoryError
-from models.interface.telemetry import NoTelemetry
+from models.interface.request import AllCancelledError
+from models.interface.telemetry import Telemetry
 from models.scheduling.oom_splitting import SplittingRun
 
 
-class _Counts(NoTelemetry):
+class _Counts(Telemetry):
     def __init__(self) -> None:
         self.failures = 0
         self.splits = 0
@@ -27,7 +27,7 @@ class _Counts(NoTelemetry):
 
 
 class _Device:
-    """Has memory for so many items at once, and none at all for some."""
+    """Has memory for a number of items at once, and none for some items."""
 
     def __init__(self, room: int, too_large: frozenset[int] = frozenset()) -> None:
         self.room = room

@@ -1,0 +1,146 @@
+"""Operate the service: /v1/models lists, loads and unloads models; /healthz, /readyz and /metrics watch it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request
+from starlette.responses import Response
+
+from app.api.api_route import ApiRoute
+from app.api.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, metrics_allowed, parts_of
+from app.api.openapi import responses
+from app.api.schemas import Health, IndexDescription, ModelDescription, ModelList, ModelSource
+from app.api.uploads import BODY_ERRORS, read_json
+from app.http.problems import (
+    ForbiddenError,
+    NotReadyError,
+    UnauthorizedError,
+)
+from models.interface import errors
+from models.interface.errors import UnknownModelError
+from models.interface.results import ModelCard
+from models.search.index import SearchIndex
+
+_READ_ERRORS = (UnauthorizedError, ForbiddenError)
+
+_LOAD_ERRORS: tuple[type[Exception], ...] = (
+    *_READ_ERRORS,
+    *BODY_ERRORS,
+    UnknownModelError,
+    errors.ModelNotLoadedError,
+    errors.NoRoomError,
+    errors.LoadTimeoutError,
+    errors.ModelChangingError,
+    errors.TooManyModelsError,
+    errors.DrainingError,
+)
+
+_UNLOAD_ERRORS: tuple[type[Exception], ...] = (
+    *_READ_ERRORS,
+    UnknownModelError,
+    errors.ModelChangingError,
+    errors.LastModelError,
+    errors.DrainingError,
+)
+
+_SOURCE_BODY: dict[str, Any] = {
+    "requestBody": {"required": False, "content": {"application/json": {"schema": ModelSource.model_json_schema()}}}
+}
+
+# Words joined by slashes, for example timm/resnet18 or resnet50:random. Names appear in URLs, logs and metrics.
+_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*$"
+
+ModelName = Annotated[str, Path(pattern=_NAME, max_length=128, description="name of the served model")]
+
+models = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
+
+
+@models.get("", responses=responses(*_READ_ERRORS), dependencies=[Depends(inference_allowed)])
+async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
+    """List the served models, the default first."""
+    index = parts_of(request).search_index
+    return ModelList(models=[_description(card, index) for card in runtime.cards.values()])
+
+
+# Names may contain slashes, for example timm/resnet18.
+@models.get(
+    "/{name:path}", responses=responses(*_READ_ERRORS, UnknownModelError), dependencies=[Depends(inference_allowed)]
+)
+async def describe_model(request: Request, runtime: TheRuntime, name: str) -> ModelDescription:
+    """Describe one served model."""
+    return _description(card_named(runtime, name), parts_of(request).search_index)
+
+
+@models.post(
+    "/{name:path}",
+    responses={
+        201: {"description": "The name was not served before", "model": ModelDescription},
+        **responses(*_LOAD_ERRORS),
+    },
+    openapi_extra=_SOURCE_BODY,
+    dependencies=[Depends(admin_allowed)],
+)
+async def load_model(request: Request, response: Response, runtime: TheRuntime, name: ModelName) -> ModelDescription:
+    """Load a model, or a new version of a served one.
+
+    The model is loaded and warmed up while the others keep serving, then replaces the previous version atomically. The
+    previous version answers its accepted requests and is unloaded before this request returns. Loading takes seconds or
+    minutes and continues if the client disconnects. If it fails, the previous version keeps serving.
+    """
+    stated = await read_json(request, ModelSource, timeout_s=parts_of(request).settings.read_timeout_s)
+    loaded = await runtime.load(name, None if stated is None else stated.source)
+    response.status_code = 200 if loaded.replaced else 201
+    return _description(loaded.card, parts_of(request).search_index)
+
+
+@models.delete(
+    "/{name:path}", status_code=204, responses=responses(*_UNLOAD_ERRORS), dependencies=[Depends(admin_allowed)]
+)
+async def unload_model(runtime: TheRuntime, name: ModelName) -> None:
+    """Unload a model. It answers its accepted requests; its memory is released before this request returns. If it was
+    the default, the next in the list becomes the default. The last model cannot be unloaded."""
+    await runtime.unload(name)
+
+
+def _description(card: ModelCard, index: SearchIndex | None) -> ModelDescription:
+    described = asdict(card)
+    # Published as a metric: it describes this process, not the model.
+    del described["load_seconds"]
+    search = None
+    if index is not None and index.manifest.fingerprint == card.fingerprint:
+        search = IndexDescription.model_validate(index.manifest)
+    return ModelDescription(**described, search=search)
+
+
+probes = APIRouter(tags=["operation"], route_class=ApiRoute)
+
+_TEXT = {"schema": {"type": "string"}}
+_EXPOSITION: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT}},
+    **responses(UnauthorizedError, ForbiddenError),
+}
+
+
+@probes.get("/healthz", responses=responses())
+async def healthz() -> Health:
+    """The process is alive."""
+    return Health(status="alive")
+
+
+@probes.get("/readyz", responses=responses(NotReadyError))
+async def readyz(request: Request) -> Health:
+    """All models are warmed up, their threads are alive, and the service is not draining."""
+    runtime = parts_of(request).runtime
+    if runtime is None or not runtime.ready:
+        raise NotReadyError
+    return Health(status="ready")
+
+
+@probes.get("/metrics", response_class=Response, responses=_EXPOSITION, dependencies=[Depends(metrics_allowed)])
+async def metrics(request: Request) -> Response:
+    """All metrics, in the Prometheus text format or OpenMetrics, as the Accept header requests. Scrapes within
+    GRADLESS_METRICS_MAX_AGE_S get the same exposition."""
+    body, content_type = await parts_of(request).scraped.exposition(request.headers.get("accept", ""))
+    return Response(body, headers={"Content-Type": content_type})

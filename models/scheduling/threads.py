@@ -1,0 +1,153 @@
+"""Threads: of a batcher, of work in the background, and their calls to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from time import perf_counter
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class BackgroundWork(Generic[T]):
+    """Runs `work` in a daemon thread called `name`, which starts at once.
+
+    If the result comes after the wait for it has timed out, the thread passes it to `discard`.
+    """
+
+    def __init__(
+        self, work: Callable[[], T], name: str, *, discard: Callable[[T], None] = lambda _result: None
+    ) -> None:
+        self._outcome: Future[T] = Future()
+        # The thread takes the work out of this list, so that nothing refers to it once its result is known.
+        self._pending = [work]
+        self._discard = discard
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def running(self) -> bool:
+        return self._thread.is_alive()
+
+    async def result(self, timeout_s: float | None = None) -> T:
+        """Return the result, or raise what `work` raised. Raises TimeoutError after `timeout_s`; call once."""
+        waiting = asyncio.wrap_future(self._outcome)
+        await asyncio.wait({waiting}, timeout=timeout_s)
+        if not waiting.done() and self._outcome.cancel():
+            raise TimeoutError
+        return await waiting
+
+    def wait(self, timeout_s: float) -> T:
+        """As `result`, but blocks."""
+        try:
+            return self._outcome.result(timeout_s)
+        except TimeoutError:
+            if self._outcome.cancel():
+                raise
+        # Either the work ended just now, or `work` itself raised TimeoutError.
+        return self._outcome.result()
+
+    def _run(self) -> None:
+        try:
+            result = self._pending.pop()()
+        except BaseException as error:  # noqa: BLE001 - raised by `result` or `wait`
+            # From here on the outcome cannot be cancelled. False: the wait has timed out.
+            if self._outcome.set_running_or_notify_cancel():
+                self._outcome.set_exception(error)
+            return
+        if self._outcome.set_running_or_notify_cancel():
+            self._outcome.set_result(result)
+        else:
+            self._discard(result)
+
+
+class BatchThreads:
+    """`count` threads. Each calls `prepare` once and then `work`. If `prepare` raises in one of them, `on_failure` is
+    called there, and neither that thread nor the later ones call `work`."""
+
+    def __init__(
+        self,
+        count: int,
+        *,
+        name: str,
+        prepare: Callable[[], None],
+        work: Callable[[], None],
+        on_failure: Callable[[], None],
+    ) -> None:
+        self._prepare = prepare
+        self._work = work
+        self._on_failure = on_failure
+        self._prepared: list[Future[None]] = [Future() for _ in range(count)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(index,), name=name, daemon=True) for index in range(count)
+        ]
+
+    def start(self) -> None:
+        """Start the threads. Raises RuntimeError if the system has no thread left; then those that have started end."""
+        for thread in self._threads:
+            try:
+                thread.start()
+            except BaseException:
+                self._on_failure()
+                raise
+
+    def wait_until_prepared(self) -> None:
+        """Wait until every thread is prepared. Raises what `prepare` raised."""
+        for prepared in self._prepared:
+            prepared.result()
+
+    @property
+    def alive(self) -> bool:
+        return all(thread.is_alive() for thread in self._threads)
+
+    def join(self, timeout_s: float | None = None) -> bool:
+        """Wait for all threads to end. Returns False if one still ran after `timeout_s`."""
+        until = None if timeout_s is None else perf_counter() + timeout_s
+        for thread in self._threads:
+            thread.join(None if until is None else max(0.0, until - perf_counter()))
+        return not any(thread.is_alive() for thread in self._threads)
+
+    def _run(self, index: int) -> None:
+        try:
+            for earlier in self._prepared[:index]:
+                earlier.result()
+            self._prepare()
+        except BaseException as error:  # noqa: BLE001 - raised by wait_until_prepared
+            self._on_failure()
+            self._prepared[index].set_exception(error)
+            return
+        self._prepared[index].set_result(None)
+        self._work()
+
+
+class LoopMailbox:
+    """Calls for one event loop, posted from any thread and made in order.
+
+    Waking the loop costs a system call and a switch of the GIL. While the loop is woken but has not run yet, further
+    calls do not wake it again: a batch of 32 answers wakes it once.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._calls: deque[Callable[[], None]] = deque()
+        self._woken = False
+
+    def post(self, call: Callable[[], None]) -> None:
+        """Have the loop make `call`, which must not raise. Does nothing if the loop is closed."""
+        self._calls.append(call)
+        # Read after the append; `_deliver` clears it before the first call. So no call is left behind.
+        if not self._woken:
+            self._woken = True
+            try:
+                self.loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                self._calls.clear()
+
+    def _deliver(self) -> None:
+        self._woken = False
+        while self._calls:
+            self._calls.popleft()()

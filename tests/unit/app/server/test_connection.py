@@ -1,0 +1,172 @@
+"""Data that never becomes a request is refused and reported once; a request reports itself. A connection that is shut
+down closes when no request is in transit, and is freed without the garbage collector."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from time import perf_counter
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from app.http.problems import Row
+from app.observability.metrics import Metrics
+
+pytestmark = pytest.mark.anyio
+
+Listen = Callable[..., AbstractAsyncContextManager[tuple[ServerState, Any]]]
+
+REQUEST = b"GET / HTTP/1.1\r\nhost: here\r\n\r\n"
+BEGUN = b"POST / HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+async def read_and_answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await Request(scope, receive).body()
+    await PlainTextResponse("here")(scope, receive, send)
+
+
+async def refusals(listen: Listen, *pieces: bytes, answers: int = 0) -> list[tuple[int, float | None]]:
+    """Send `pieces` on one connection; wait for a response after each of the first `answers`.
+
+    Return the status and the seconds of each refusal.
+    """
+    reported: list[tuple[int, float | None]] = []
+
+    def note(row: Row, seconds: float | None) -> None:
+        reported.append((row.status, seconds))
+
+    async with listen(read_and_answer, 0.2, note) as (state, address):
+        reader, writer = await asyncio.open_connection(*address)
+        for number, piece in enumerate(pieces):
+            writer.write(piece)
+            if number < answers:
+                await reader.readuntil(b"\r\n\r\nhere")
+        await reader.read()
+        writer.close()
+        await asyncio.gather(*state.tasks, return_exceptions=True)
+    return reported
+
+
+@pytest.mark.parametrize(
+    ("pieces", "status"),
+    [
+        ((b"\x16\x03\x01 is how TLS begins\r\n\r\n",), 400),
+        # Malformed and too large in one read: it is refused for one of the two reasons.
+        ((b"\x16\x03\x01" * 20_000,), 400),
+        ((b"GET / HTTP/1.1\r\nx-long: " + b"x" * 40_000,), 431),
+        ((b"GET / HTTP/1.1\r\nhost: h",), 408),
+        ((REQUEST + b"nonsense\r\n\r\n",), 400),
+    ],
+    ids=["not HTTP", "much that is not HTTP", "too large head", "unfinished head", "after a request"],
+)
+async def test_data_that_never_becomes_a_request_is_refused_once_with_its_duration(
+    listen: Listen, pieces: tuple[bytes, ...], status: int
+) -> None:
+    began_at = perf_counter()
+    [(refused_with, seconds)] = await refusals(listen, *pieces)
+    assert refused_with == status
+    assert seconds is not None
+    assert 0 <= seconds <= perf_counter() - began_at
+    assert (seconds >= 0.19) == (status == 408)
+
+
+async def test_the_duration_of_a_later_head_does_not_include_earlier_requests(listen: Listen) -> None:
+    began_at = perf_counter()
+    [(status, seconds)] = await refusals(listen, REQUEST, REQUEST, b"nonsense\r\n\r\n", answers=2)
+    assert status == 400
+    assert seconds is not None
+    assert seconds < (perf_counter() - began_at) / 2
+
+
+async def test_a_request_with_a_malformed_body_reports_itself(listen: Listen) -> None:
+    assert await refusals(listen, BEGUN + b"no length\r\n") == [(400, None)]
+
+
+def test_refusals_without_a_request_are_counted_as_requests_without_route_and_method() -> None:
+    metrics = Metrics()
+    row = Row(431, "headers-too-large", "too large", "too_large")
+    metrics.refused_by_connection(row, 0.25)
+    metrics.refused_by_connection(row, None)
+
+    families = text_string_to_metric_families(metrics.exposition("")[0].decode())
+    found = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.value and not sample.name.endswith("_bucket") and sample.name.startswith("gradless_re")
+    }
+    assert found == {
+        ("gradless_requests_total", "431", "other", "other"): 1,
+        ("gradless_request_duration_seconds_count", "4xx", "other", "other"): 1,
+        ("gradless_request_duration_seconds_sum", "4xx", "other", "other"): 0.25,
+        ("gradless_rejected_total", "too_large"): 2,
+    }
+
+
+@asynccontextmanager
+async def served(listen: Listen) -> AsyncIterator[tuple[ServerState, asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Run a server on this event loop, and open one connection to it."""
+    async with listen(read_and_answer) as (state, address):
+        reader, writer = await asyncio.open_connection(*address)
+        try:
+            yield state, reader, writer
+        finally:
+            writer.close()
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert await reader.readexactly(4) == b"here"
+    return head
+
+
+async def test_a_request_in_transit_during_a_shutdown_is_answered(listen: Listen) -> None:
+    async with served(listen) as (state, reader, writer):
+        writer.write(REQUEST)
+        assert b"connection: close" not in await answer(reader)
+        # The request is in the kernel; the server, on this event loop, has not read it yet.
+        writer.write(REQUEST)
+        for connection in state.connections:
+            connection.shutdown()
+        head = await answer(reader)
+        assert head.startswith(b"HTTP/1.1 200")
+        assert b"connection: close" in head
+        assert await reader.read() == b""
+
+
+async def test_an_idle_connection_is_closed_by_a_shutdown(listen: Listen) -> None:
+    async with served(listen) as (state, reader, writer):
+        writer.write(REQUEST)
+        await answer(reader)
+        for connection in state.connections:
+            connection.shutdown()
+        assert await reader.read() == b""
+        assert not state.connections
+
+
+@pytest.mark.parametrize("headers", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"], ids=["plain", "upgrade to h2c"])
+async def test_a_lost_connection_is_freed_without_the_garbage_collector(listen: Listen, headers: bytes) -> None:
+    freed = asyncio.Event()
+    async with served(listen) as (state, reader, writer):
+        gc.disable()
+        try:
+            writer.write(REQUEST[:-2] + headers + b"\r\n")
+            await answer(reader)
+            [connection] = state.connections
+            finalizer = weakref.finalize(connection, freed.set)
+            del connection
+            writer.close()
+            async with asyncio.timeout(10):
+                await freed.wait()
+        finally:
+            gc.enable()
+    assert not finalizer.alive
