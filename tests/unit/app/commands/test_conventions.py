@@ -33,7 +33,7 @@ def test_the_log_level_debug_adds_the_traceback(
     with pytest.raises(typer.Exit), failures_reported("out.csv"):
         raise RuntimeError("mat1 and mat2")
     output = capsys.readouterr().err
-    assert "test_failing_commands.py" in output
+    assert "test_conventions.py" in output
     assert output.endswith("gradless: RuntimeError: mat1 and mat2\n")
 
 
