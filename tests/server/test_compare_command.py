@@ -30,9 +30,9 @@ from models.networks.network import FeaturesAndLogits
 
 forward = EagerBackend._forward
 
-def leaky(self, pixels, cancel_token):
+def leaky(self, cancel_token, pixels):
     with torch.inference_mode(False), torch.enable_grad():
-        return FeaturesAndLogits(*(part.detach() for part in forward(self, pixels.clone(), cancel_token)))
+        return FeaturesAndLogits(*(part.detach() for part in forward(self, cancel_token, pixels.clone())))
 
 EagerBackend._forward = leaky
 main()
