@@ -22,7 +22,7 @@ from models import backends
 from models.backends import BackendOptions
 from models.hardware import memory
 from models.hardware.cores import available_cores, use_one_core_in_this_thread
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.request import InferenceRequest

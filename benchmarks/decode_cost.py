@@ -5,8 +5,8 @@ each file twice, unless the prediction exceeds 8 s. Prints the CPU seconds (the 
 memory, the predictions and the ratios.
 
 Ends with status 1 if a decode cost more than predicted, because the constants of models/images/format_costs.py and
-cost.py must be upper bounds. Files whose header does not tell their cost are exempt: the limits of the decoder process
-stop those.
+formats.py must be upper bounds. Files whose header does not tell their cost are exempt: the limits of the decoder
+process stop those.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from models.images.cost import DecodeCost, predict
 from models.images.decode import decode_strips, ignore_pillow_warnings
+from models.images.formats import DecodeCost, predict_cost
 from models.images.preprocessing import pixels_needed
 from models.images.samples import encode
 from models.interface.errors import ImageError
@@ -77,7 +77,7 @@ def _compare(name: str, encoded: bytes) -> bool:
     """Print a line. Return False if a decode cost more than predicted."""
     transform = catalog.find(catalog.NULL_MODEL).build().transform
     try:
-        predicted = predict(encoded, _NO_LIMITS, enough=pixels_needed(transform))
+        predicted = predict_cost(encoded, _NO_LIMITS, enough=pixels_needed(transform))
     except ImageError as error:
         _say(f"{name:44} refused: {error}")
         return True

@@ -17,8 +17,7 @@ from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F  # noqa: N812 - the field's name for it
 
-from models.images.preprocessing import preprocess
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform, preprocess
 from models.interface.request import ImageLimits
 from models.loading import catalog
 

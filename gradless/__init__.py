@@ -12,7 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradless.lens import compare
+    from gradless.comparison import compare
     from gradless.retained import retained_bytes
 
     __version__: str
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "compare", "retained_bytes"]
 
 # Importing a submodule sets an attribute of its name here: none may be called like a function.
-_MODULES = {"compare": "gradless.lens", "retained_bytes": "gradless.retained"}
+_MODULES = {"compare": "gradless.comparison", "retained_bytes": "gradless.retained"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,18 +1,19 @@
-"""Predict what a comparison needs from a batch of one or two images, before any large batch runs.
+"""Predict what a comparison needs from a small batch, before any large one runs.
 
 The same figures give the largest batch that fits into free memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from statistics import median
 from time import perf_counter
 
+from gradless.arms import Arm, Subject
 from gradless.errors import ComparisonTooLargeError
-from gradless.peak import recorded_peak
+from gradless.memory import recorded_peak, synchronize
 from gradless.records import ArmName, ComparisonOptions, LargestBatch
-from gradless.subject import Arm, Subject
 
 # Share of free memory that a comparison may use; serving continues meanwhile.
 ALLOWED_SHARE = 3 / 4
@@ -26,8 +27,9 @@ MAX_FORWARD_SECONDS = 30.0
 # Forwards of each arm that every comparison needs: one examined, one timed, and for some arms one more.
 _FORWARDS = 2.5
 
-# In train mode BatchNorm needs more than one value per channel, which one image may not have.
-_TRIAL_BATCHES = (1, 2)
+# A trial's time is the median of so many forwards after a warm-up, or of fewer if they are slow.
+_TRIAL_FORWARDS = 5
+_TRIAL_SECONDS = 2.0
 
 # Arms that represent a forward without gradients; the first one that was measured is used.
 _WITHOUT_GRADIENTS: tuple[ArmName, ...] = ("inference_mode", "no_grad", "set_grad_enabled_false", "frozen")
@@ -35,34 +37,45 @@ _WITHOUT_GRADIENTS: tuple[ArmName, ...] = ("inference_mode", "no_grad", "set_gra
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A forward of `batch_size` images, 1 or 2. `peak_bytes` is None if PyTorch cannot measure it."""
+    """A forward of a small batch. `peak_bytes` is None if PyTorch cannot measure it; `seconds` is a median."""
 
     batch_size: int
     peak_bytes: int | None
     seconds: float
 
 
-def run_trial(arm: Arm, subject: Subject) -> Trial:
-    """Run the smallest batch that the arm can run. If it can run none, raise what its forward raises."""
-    *smaller, last = _TRIAL_BATCHES
+def run_trial(arm: Arm, subject: Subject, check: Callable[[], object]) -> Trial:
+    """Run the smallest batch that the arm can run. If it can run none, raise what its forward raises.
+
+    `check` is called before each forward, and may raise to end the comparison.
+    """
+    *smaller, last = subject.trial_sizes
     for size in smaller:
         try:
-            return _run_trial(arm, subject, size)
+            return _run_trial(arm, subject, size, check)
         except Exception:  # noqa: BLE001, S112 - the last size raises it
             continue
-    return _run_trial(arm, subject, last)
+    return _run_trial(arm, subject, last, check)
 
 
-def _run_trial(arm: Arm, subject: Subject, size: int) -> Trial:
+def _run_trial(arm: Arm, subject: Subject, size: int, check: Callable[[], object]) -> Trial:
     inputs = subject.batch(size)
+    check()
     with subject.lock:
         # The first forward of a shape initializes what later ones reuse.
         arm.forward(inputs)
-    with subject.lock:
-        started_at = perf_counter()
-        with recorded_peak(subject.device, arm.memory_note, subject.memory.reset_peak) as recording:
+    check()
+    with subject.lock, recorded_peak(subject.device, arm.memory_note, subject.reset_peak) as recording:
+        arm.forward(inputs)
+    seconds: list[float] = []
+    while len(seconds) < _TRIAL_FORWARDS and sum(seconds) < _TRIAL_SECONDS:
+        check()
+        with subject.lock:
+            started_at = perf_counter()
             arm.forward(inputs)
-        return Trial(size, recording.peak.bytes, perf_counter() - started_at)
+            synchronize(subject.device)
+            seconds.append(perf_counter() - started_at)
+    return Trial(size, recording.peak.bytes, median(seconds))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,34 +109,44 @@ class Prediction:
             allowed_bytes = int(ALLOWED_SHARE * free_bytes)
             if (needed_bytes := int(self.needed_bytes(largest))) > allowed_bytes:
                 raise ComparisonTooLargeError(largest, "bytes", needed_bytes, allowed_bytes)
+        if options.force:
+            return
         if (seconds := self.forward_seconds(largest)) > MAX_FORWARD_SECONDS:
             raise ComparisonTooLargeError(largest, "forward seconds", seconds, MAX_FORWARD_SECONDS)
         if (seconds := self.least_seconds(options.batch_size)) > MAX_SECONDS:
             raise ComparisonTooLargeError(options.batch_size, "seconds", seconds, MAX_SECONDS)
 
     def largest_batch(
-        self, peaks: Mapping[ArmName, int | None], batch_size: int, free_bytes: int | None
+        self, peaks: Mapping[int, Mapping[ArmName, int | None]], free_bytes: int | None
     ) -> LargestBatch | None:
-        """Return the largest batches that fit into `free_bytes`, given the peaks at `batch_size`.
+        """Return the largest batches that fit into `free_bytes`, given the peaks of the arms at each batch size.
 
+        The largest size at which both arms were measured counts, and a smaller one of each: every image adds the same.
         None if the free memory is unknown, or no forward with gradients or none without was measured.
         """
         if free_bytes is None:
             return None
-        fitting = {
-            arm: self._fitting(self.trials[arm], peak, batch_size, free_bytes)
-            for arm, peak in peaks.items()
-            if peak is not None
-        }
-        without = next((fitting[arm] for arm in _WITHOUT_GRADIENTS if arm in fitting), None)
-        if "grad" not in fitting or without is None:
-            return None
-        return LargestBatch(free_bytes, fitting["grad"], without)
+        for size in sorted(peaks, reverse=True):
+            known = {arm: peak for arm, peak in peaks[size].items() if peak is not None}
+            without = next((arm for arm in _WITHOUT_GRADIENTS if arm in known), None)
+            if "grad" in known and without is not None:
+                grad_fits = self._fitting("grad", known["grad"], size, free_bytes)
+                without_fits = self._fitting(without, known[without], size, free_bytes)
+                if grad_fits is not None and without_fits is not None:
+                    return LargestBatch(free_bytes, _two_digits(grad_fits), _two_digits(without_fits))
+        return None
 
-    def _fitting(self, trial: Trial, peak_bytes: int, batch_size: int, free_bytes: int) -> int:
-        """Extrapolate from the peaks of the trial and of `batch_size`: each image adds the same amount."""
-        fixed, per_image = 0.0, peak_bytes / batch_size
+    def _fitting(self, arm: ArmName, peak_bytes: int, batch_size: int, free_bytes: int) -> float | None:
+        """Extrapolate from the peaks of the trial and of `batch_size`. None if an image needs no memory."""
+        trial, fixed, per_image = self.trials[arm], 0.0, peak_bytes / batch_size
         if batch_size > trial.batch_size and trial.peak_bytes is not None:
             per_image = (peak_bytes - trial.peak_bytes) / (batch_size - trial.batch_size)
             fixed = peak_bytes - batch_size * per_image
-        return max(0, int((free_bytes - fixed) / (per_image + self.input_bytes)))
+        per_image += self.input_bytes
+        return max(0.0, (free_bytes - fixed) / per_image) if per_image > 0 else None
+
+
+def _two_digits(number: float) -> int:
+    """Round down to two digits: a prediction is no more exact."""
+    unit: int = 10 ** max(0, len(str(int(number))) - 2)
+    return int(number) // unit * unit

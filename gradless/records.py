@@ -8,6 +8,9 @@ from typing import Literal, get_args
 ArmName = Literal["grad", "no_grad", "set_grad_enabled_false", "inference_mode", "frozen", "train", "served"]
 ARMS: tuple[ArmName, ...] = get_args(ArmName)
 
+# How an arm's time compares with another's in the same rounds.
+TimeVerdict = Literal["less", "more", "no difference shown"]
+
 ComparisonStage = Literal["warming up", "timing", "memory", "modules", "sweep"]
 
 
@@ -17,17 +20,21 @@ class ComparisonOptions:
     that each module retains.
 
     `seconds` limits the timed rounds, and again the sweep; at least one round is run. `iterations` is the most rounds.
-    Raises ValueError for a batch size or number of rounds below 1.
+    `force` runs a comparison that is predicted to take too long. Raises ValueError for an arm that does not exist, and
+    for a batch size or number of rounds below 1.
     """
 
     arms: tuple[ArmName, ...] = ARMS
     batch_size: int = 32
-    iterations: int = 5
+    iterations: int = 12
     sweep: tuple[int, ...] = ()
     modules: bool = True
     seconds: float = 60.0
+    force: bool = False
 
     def __post_init__(self) -> None:
+        if wrong := [name for name in self.arms if name not in ARMS]:
+            raise ValueError(f"there is no arm {wrong[0]!r}; there is {', '.join(ARMS)}")
         if min(self.batch_size, self.iterations, *self.sweep) < 1:
             raise ValueError("batch sizes and iterations are at least 1")
 
@@ -89,26 +96,32 @@ class Backward:
 @dataclass(frozen=True, slots=True)
 class TrainFacts:
     """Effects of train mode under no_grad: the number of BatchNorm buffers, how many of them a forward changed, and
-    whether two runs on one input agree, which Dropout prevents."""
+    whether two runs on one input agree; as a control, whether two runs in eval mode do. `dropouts` counts modules."""
 
     batchnorm_buffers: int
     batchnorm_buffers_moved: int
     runs_agree: bool
+    eval_runs_agree: bool
+    dropouts: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmReport:
-    """Results of one arm, compared with the arm inference_mode.
+    """Results of one arm.
 
-    `max_abs_difference` is of any logit, or of any feature for a network without classes; None if it is not finite.
-    `top1_agreement` is the share of images, 0..1, with the same top class; None for a network without classes."""
+    `against_grad` compares its time with the arm `grad`; None without that arm. Retained bytes and storages are None
+    if they could not be observed; `retained_note` then says why. Differences are from the arm `inference_mode`:
+    `max_abs_difference` of any element, None if it is not finite or the shapes differ; `top1_agreement` the share of
+    images, 0..1, with the same top class, None for a network without classes."""
 
     arm: ArmName
     seconds: Spread
+    against_grad: TimeVerdict | None
     peak_bytes: int | None
     peak_note: str | None
-    retained_bytes: int
-    retained_tensors: int
+    retained_bytes: int | None
+    retained_tensors: int | None
+    retained_note: str | None
     output: OutputFacts
     backward: Backward
     max_abs_difference: float | None
@@ -132,7 +145,7 @@ class ModuleRetained:
 class SweptArm:
     arm: ArmName
     median_seconds: float
-    retained_bytes: int
+    retained_bytes: int | None
     peak_bytes: int | None
 
 
@@ -144,7 +157,7 @@ class SweepPoint:
 
 @dataclass(frozen=True, slots=True)
 class LargestBatch:
-    """Predicted images per forward that fit into `memory_bytes`, the free memory before the comparison."""
+    """Images per forward that fit into `memory_bytes`, the free memory before, predicted to two digits."""
 
     memory_bytes: int
     with_gradients: int

@@ -1,13 +1,16 @@
 """Measure exactly what a forward makes autograd keep.
 
 Autograd passes each tensor that it saves for a backward pass to a hook (`torch.autograd.graph.saved_tensors_hooks`).
-The result is the sum of the bytes of distinct storages. Parameters, buffers and the input are saved too, but existed
-before. They are recognized by running the forward twice: neither run created a storage that both save.
+The result is the sum of the bytes of distinct storages that the graph still holds when the forward has returned.
+Parameters, buffers and the input are saved too, but existed before. They are recognized by running the forward twice:
+neither run created a storage that both save.
 """
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -19,6 +22,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from gradless.memory import no_garbage_collection
 from gradless.records import ModuleRetained, Retained
 
 
@@ -30,16 +34,19 @@ def retained_bytes(forward: Callable[[], object]) -> int:
     NotImplementedError for a saved tensor of a layout without storage (mkldnn).
     """
     first = saved_by(forward)
-    return saved_by(forward).without(first).retained.bytes if first else 0
+    return saved_by(forward).without(first).retained.bytes if first.held else 0
 
 
 class _SavedStorage(NamedTuple):
+    """Size of a storage that was saved, whether the graph still held it, and the module that ran."""
+
     nbytes: int
+    held: bool
     module: str
 
 
 class Saved:
-    """The distinct storages that autograd saved in one forward, each with the name of the module that was running.
+    """The distinct storages that autograd saved in one forward.
 
     Weak references do not keep the memory alive, and cannot be confused with a later storage at the same address.
     """
@@ -50,9 +57,14 @@ class Saved:
     def __bool__(self) -> bool:
         return bool(self._storages)
 
+    @property
+    def held(self) -> bool:
+        """True if the graph held any of them when the forward had returned."""
+        return any(storage.held for storage in self._storages.values())
+
     def without(self, other: Saved) -> Saved:
-        """Return the storages that `other` did not save: those that this forward created."""
-        return Saved({ref: storage for ref, storage in self._storages.items() if ref not in other._storages})
+        """Return the storages that are held and that `other` did not save: those that this forward created."""
+        return Saved({ref: each for ref, each in self._storages.items() if each.held and ref not in other._storages})
 
     @property
     def retained(self) -> Retained:
@@ -70,31 +82,47 @@ class Saved:
         )
 
 
-def saved_by(forward: Callable[[], object], network: nn.Module | None = None) -> Saved:
-    """Return what autograd saves in one call of `forward`, whose result is discarded.
+class _Packed:
+    """What the graph holds instead of a saved tensor; it dies with the node that saved it."""
 
-    With `network`, which `forward` runs, storages are attributed to its modules. Storages saved in threads that
-    `forward` starts are included as well, although autograd's hooks are thread-local.
-    """
-    storages: dict[StorageWeakRef, _SavedStorage] = {}
-    running = _Running()
+    __slots__ = ("__weakref__", "tensor")
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        for storage in _storages_of(tensor):
-            # BatchNorm in eval mode saves statistics of no elements.
-            if storage.nbytes() == 0:
-                continue
-            reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-            storages.setdefault(reference, _SavedStorage(storage.nbytes(), running.modules[-1]))
+    def __init__(self, tensor: torch.Tensor) -> None:
         # Detached: an operation that saves its own output would otherwise create a reference cycle of graph and
         # output, which the garbage collector cannot break.
-        return tensor.detach()
+        self.tensor = tensor.detach()
 
-    saving = saved_tensors_hooks(pack, lambda tensor: tensor)
-    with ExitStack() as hooks, saving:
-        if network is not None:
-            _watch(network, running, saving, hooks)
-        result = forward()
+
+def saved_by(forward: Callable[[], object], network: nn.Module | None = None, *, modules: bool = False) -> Saved:
+    """Return what autograd saves in one call of `forward`, whose result is discarded.
+
+    With `network`, which `forward` runs, storages are included that it saves in another thread, although autograd's
+    hooks are thread-local. `modules` attributes storages to its modules; their hooks may change which kernels run.
+    """
+    saved: list[tuple[weakref.ref[_Packed], StorageWeakRef, int, str]] = []
+    running = _Running()
+
+    def pack(tensor: torch.Tensor) -> _Packed:
+        packed = _Packed(tensor)
+        for storage in _storages_of(tensor):
+            # BatchNorm in eval mode saves statistics of no elements.
+            if storage.nbytes():
+                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+                saved.append((weakref.ref(packed), reference, storage.nbytes(), running.modules[-1]))
+        return packed
+
+    saving = saved_tensors_hooks(pack, lambda packed: packed.tensor)
+    with no_garbage_collection():
+        with ExitStack() as hooks, saving:
+            if network is not None:
+                _watch(network, running, saving, hooks, modules=modules)
+            result = forward()
+        # A graph that the forward dropped may be part of a reference cycle, which is still in the youngest generation.
+        gc.collect(0)
+    storages: dict[StorageWeakRef, _SavedStorage] = {}
+    for packed, reference, nbytes, module in saved:
+        if reference not in storages or not storages[reference].held:
+            storages[reference] = _SavedStorage(nbytes, packed() is not None, module)
     del result
     return Saved(storages)
 
@@ -106,8 +134,10 @@ class _Running(threading.local):
         self.modules = [""]
 
 
-def _watch(network: nn.Module, running: _Running, saving: saved_tensors_hooks, hooks: ExitStack) -> None:
-    """Record when each module of `network` runs, and enter `saving` in the thread that runs the network."""
+def _watch(
+    network: nn.Module, running: _Running, saving: saved_tensors_hooks, hooks: ExitStack, *, modules: bool
+) -> None:
+    """Enter `saving` in the thread that runs the network, and with `modules` record when each of them runs."""
     starting_thread = threading.get_ident()
 
     def watch(name: str, module: nn.Module) -> None:
@@ -126,8 +156,27 @@ def _watch(network: nn.Module, running: _Running, saving: saved_tensors_hooks, h
         hooks.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
         hooks.callback(module.register_forward_hook(leave, always_call=True).remove)
 
-    for name, module in network.named_modules():
+    for name, module in network.named_modules() if modules else [("", network)]:
         watch(name, module)
+
+
+def saves_tensors(outputs: list[torch.Tensor]) -> bool:
+    """Return True if a node of the outputs' graph holds a saved tensor."""
+    return any(
+        getattr(node, name) for node in graph_of(outputs) for name in dir(node) if name.startswith("_raw_saved_")
+    )
+
+
+def graph_of(outputs: list[torch.Tensor]) -> Iterator[Any]:
+    """Yield each node of the outputs' graph once."""
+    pending: list[Any] = [output.grad_fn for output in outputs if output.grad_fn is not None]
+    seen: set[Any] = set(pending)
+    while pending:
+        node = pending.pop()
+        yield node
+        new = {following for following, _ in node.next_functions if following is not None} - seen
+        seen |= new
+        pending += new
 
 
 def _storages_of(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:

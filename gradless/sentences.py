@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from math import comb
 
-from gradless.records import ArmName, ArmReport, LargestBatch, LeftOut, ModuleRetained, Spread
+from gradless.records import (
+    ArmName,
+    ArmReport,
+    Comparison,
+    ComparisonOptions,
+    LargestBatch,
+    ModuleRetained,
+    TimeVerdict,
+)
 from gradless.units import in_bytes, in_seconds
 
 _NAMES: Mapping[ArmName, str] = {
@@ -20,52 +28,52 @@ _NAMES: Mapping[ArmName, str] = {
 
 _MODES: tuple[ArmName, ...] = ("no_grad", "set_grad_enabled_false", "inference_mode")
 
-# Quartiles of fewer rounds are meaningless.
-_ENOUGH_ROUNDS = 3
+# Fewer rounds cannot show a difference: with 8 that all agree, chance explains it in 0.8 % of comparisons.
+_MIN_ROUNDS = 8
+_MAX_FALSE_CLAIMS = 0.01
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReportFacts:
-    """The results that the sentences state. `sizes_skipped` are batch sizes of the sweep that time did not allow."""
-
-    arms: Mapping[ArmName, ArmReport]
-    left_out: tuple[LeftOut, ...]
-    modules: tuple[ModuleRetained, ...]
-    largest_batch: LargestBatch | None
-    rounds_requested: int
-    rounds: int
-    sizes_skipped: tuple[int, ...]
-    sizes_failed: Mapping[int, str]
-
-
-def sentences(facts: ReportFacts) -> tuple[str, ...]:
-    return tuple(_all(facts))
-
-
-def _all(facts: ReportFacts) -> Iterator[str]:
-    arms = facts.arms
+def sentences(comparison: Comparison, options: ComparisonOptions, failed_sizes: Mapping[int, str]) -> Iterator[str]:
+    """Yield the results as sentences. `failed_sizes` maps batch sizes of the sweep that could not run to the reason."""
+    arms = {report.arm: report for report in comparison.arms}
     yield from _retained(arms)
     yield from _peaks(arms)
-    yield from _seconds(arms, facts.rounds)
-    yield from _modules(arms, facts.modules)
-    yield from _largest(facts.largest_batch)
+    yield from _seconds(arms, comparison.iterations)
+    yield from _modules(arms, comparison.modules)
+    yield from _largest(comparison.largest_batch)
     yield from _frozen(arms)
     yield from _train(arms)
     yield from _inference_tensors(arms)
     yield from _served(arms)
-    yield from _missing(facts)
+    yield from _missing(comparison, options, failed_sizes)
 
 
 def _retained(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
     if grad := arms.get("grad"):
-        yield f"With gradients on, this batch kept {in_bytes(grad.retained_bytes)} for a backward pass that never runs."
+        if grad.retained_bytes is None:
+            yield f"What this batch kept with gradients on could not be observed: {grad.retained_note}."
+        else:
+            yield (
+                f"With gradients on, this batch kept {in_bytes(grad.retained_bytes)} for a backward pass that "
+                "never runs."
+            )
+        if grad.output.requires_grad:
+            yield "The network was in eval mode: eval() alone does not keep autograd from recording."
     modes = [arm for arm in _MODES if arm in arms]
-    keeping_nothing = [arm for arm in modes if arms[arm].retained_bytes == 0]
+    keeping_nothing = [arm for arm in modes if arms[arm].retained_bytes == 0 and not arms[arm].output.requires_grad]
     if keeping_nothing:
         yield f"Under {_listed(keeping_nothing)} it kept nothing."
     for arm in modes:
-        if arm not in keeping_nothing:
-            yield f"Under {_NAMES[arm]} it kept {in_bytes(arms[arm].retained_bytes)}, but should keep nothing."
+        report = arms[arm]
+        if report.output.requires_grad:
+            yield (
+                f"Under {_NAMES[arm]} the output requires grad all the same: a mode holds only in the thread that "
+                "enters it, and not where the forward turns gradients on."
+            )
+        if report.retained_bytes is None:
+            yield f"What it kept under {_NAMES[arm]} could not be observed: {report.retained_note}."
+        elif report.retained_bytes:
+            yield f"Under {_NAMES[arm]} it kept {in_bytes(report.retained_bytes)}, but should keep nothing."
 
 
 def _peaks(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
@@ -84,22 +92,38 @@ def _seconds(arms: Mapping[ArmName, ArmReport], rounds: int) -> Iterator[str]:
     without = _one_without_gradients(arms)
     if "grad" not in arms or without is None:
         return
-    grad, name = arms["grad"].seconds, _NAMES[without.arm]
-    figures = f"{in_seconds(grad.median)} with gradients and {in_seconds(without.seconds.median)} under {name}"
-    if rounds < _ENOUGH_ROUNDS:
-        yield f"The forward took {figures}; {_counted(rounds, 'round')} cannot show whether that is a difference."
-    elif _overlap(grad, without.seconds):
-        yield f"The forward took {figures}: these rounds vary too much to show a difference."
-    else:
-        ratio = grad.median / without.seconds.median
-        change = f"{ratio - 1:.0%} more" if ratio >= 1 else f"{1 - ratio:.0%} less"
-        yield f"The forward took {figures}: {change} with gradients."
+    grad_seconds, seconds = arms["grad"].seconds.median, without.seconds.median
+    yield (
+        f"The forward took {in_seconds(grad_seconds)} with gradients and {in_seconds(seconds)} under "
+        f"{_NAMES[without.arm]}: {time_difference(grad_seconds, seconds, without.against_grad, rounds)}."
+    )
+
+
+def time_verdict(seconds: Sequence[float], reference: Sequence[float]) -> TimeVerdict:
+    """Return whether paired rounds show that `seconds` are less or more than `reference`, by a two-sided sign test."""
+    less = sum(one < other for one, other in zip(seconds, reference, strict=True))
+    more = sum(one > other for one, other in zip(seconds, reference, strict=True))
+    rounds, fewer = less + more, min(less, more)
+    chance = 2 * sum(comb(rounds, number) for number in range(fewer + 1)) / 2**rounds
+    if rounds < _MIN_ROUNDS or chance > _MAX_FALSE_CLAIMS:
+        return "no difference shown"
+    return "less" if less > more else "more"
+
+
+def time_difference(grad_seconds: float, seconds: float, verdict: TimeVerdict | None, rounds: int) -> str:
+    """Say how much more or less time gradients took, unless `verdict` on `seconds` is that no difference was shown."""
+    ratio = grad_seconds / seconds
+    if verdict == "less" and ratio > 1:
+        return f"{ratio - 1:.0%} more with gradients"
+    if verdict == "more" and ratio < 1:
+        return f"{1 - ratio:.0%} less with gradients"
+    return f"{_counted(rounds, 'round')} {'does' if rounds == 1 else 'do'} not show a difference"
 
 
 def _modules(arms: Mapping[ArmName, ArmReport], modules: tuple[ModuleRetained, ...]) -> Iterator[str]:
     if modules and "grad" in arms:
         first = modules[0]
-        share = first.retained_bytes / max(1, arms["grad"].retained_bytes)
+        share = first.retained_bytes / sum(module.retained_bytes for module in modules)
         name = f"the module {first.module}" if first.module else "the network itself"
         yield f"Most of it comes from {name} ({first.type}): {in_bytes(first.retained_bytes)}, {share:.0%} of all."
 
@@ -107,8 +131,8 @@ def _modules(arms: Mapping[ArmName, ArmReport], modules: tuple[ModuleRetained, .
 def _largest(largest: LargestBatch | None) -> Iterator[str]:
     if largest is not None:
         yield (
-            f"In {in_bytes(largest.memory_bytes)} of free memory, a batch of {largest.with_gradients:,} images "
-            f"fits with gradients and one of {largest.without_gradients:,} without."
+            f"In {in_bytes(largest.memory_bytes)} of free memory, a batch of about {largest.with_gradients:,} "
+            f"fits with gradients and one of about {largest.without_gradients:,} without."
         )
 
 
@@ -127,8 +151,10 @@ def _train(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
             f"In train mode, on a copy, one forward under no_grad changed {facts.batchnorm_buffers_moved} of "
             f"{facts.batchnorm_buffers} BatchNorm buffers: only eval() prevents that."
         )
-    if not facts.runs_agree:
-        yield "In train mode two runs on one input gave different outputs: only eval() turns off Dropout."
+    # A network whose runs differ in eval mode too, as with functional dropout, shows nothing about train mode.
+    if not facts.runs_agree and facts.eval_runs_agree:
+        effect = "turns off Dropout" if facts.dropouts else "makes them agree"
+        yield f"In train mode two runs on one input gave different outputs: only eval() {effect}."
 
 
 def _inference_tensors(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
@@ -141,8 +167,12 @@ def _served(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
     served, reference = arms.get("served"), arms.get("inference_mode")
     if served is None:
         return
-    kept = "nothing" if served.retained_bytes == 0 else in_bytes(served.retained_bytes)
-    yield f"The served model kept {kept}."
+    if served.retained_bytes is None:
+        yield f"What the served model kept could not be observed: {served.retained_note}."
+    elif served.retained_bytes or not served.output.requires_grad:
+        yield f"The served model kept {in_bytes(served.retained_bytes) if served.retained_bytes else 'nothing'}."
+    else:
+        yield "The output of the served model requires grad."
     if reference is not None:
         end = "features" if served.top1_agreement is None else "logits"
         agreement = "" if served.top1_agreement is None else f"; {served.top1_agreement:.0%} of the top classes agree"
@@ -152,23 +182,20 @@ def _served(arms: Mapping[ArmName, ArmReport]) -> Iterator[str]:
         )
 
 
-def _missing(facts: ReportFacts) -> Iterator[str]:
-    for left_out in facts.left_out:
+def _missing(comparison: Comparison, options: ComparisonOptions, failed_sizes: Mapping[int, str]) -> Iterator[str]:
+    for left_out in comparison.left_out:
         yield f"The arm {left_out.arm} could not be run: {left_out.reason}"
-    if facts.rounds < facts.rounds_requested:
-        yield f"Time was up after {_counted(facts.rounds, 'round')} of {facts.rounds_requested}."
-    for size, reason in facts.sizes_failed.items():
+    if comparison.iterations < options.iterations:
+        yield f"Time was up after {_counted(comparison.iterations, 'round')} of {options.iterations}."
+    for size, reason in failed_sizes.items():
         yield f"Batch size {size} of the sweep could not be run: {reason}"
-    if facts.sizes_skipped:
-        yield f"Time was up before batch sizes {', '.join(map(str, facts.sizes_skipped))} of the sweep."
+    skipped = set(options.sweep) - {point.batch_size for point in comparison.sweep} - set(failed_sizes)
+    if skipped:
+        yield f"Time was up before batch sizes {', '.join(map(str, sorted(skipped)))} of the sweep."
 
 
 def _one_without_gradients(arms: Mapping[ArmName, ArmReport]) -> ArmReport | None:
     return next((arms[arm] for arm in reversed(_MODES) if arm in arms), None)
-
-
-def _overlap(one: Spread, other: Spread) -> bool:
-    return one.lower_quartile <= other.upper_quartile and other.lower_quartile <= one.upper_quartile
 
 
 def _listed(arms: list[ArmName]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from app.http.problems import Problem
-from gradless.records import ARMS, ArmName, ComparisonOptions, ComparisonStage
+from gradless.records import ARMS, ArmName, ComparisonOptions, ComparisonStage, TimeVerdict
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -130,7 +130,7 @@ class GradModesRequest(Schema):
         list(ARMS), min_length=1, description="arms to compare: ways to run the forward"
     )
     batch_size: BatchSize = Field(32, description="images in the forward")
-    iterations: int = Field(5, ge=1, le=50, description="timed forwards per arm, if time allows")
+    iterations: int = Field(12, ge=1, le=50, description="timed forwards per arm, if time allows")
     sweep: list[BatchSize] = Field([], max_length=16, description="further batch sizes to compare at")
     modules: bool = Field(True, description="report what autograd retains for each module")
 
@@ -176,16 +176,24 @@ class Backward(Schema):
 class TrainFacts(Schema):
     batchnorm_buffers: int
     batchnorm_buffers_moved: int
-    runs_agree: bool
+    runs_agree: bool = Field(description="whether two runs on one input agree")
+    eval_runs_agree: bool = Field(description="the same in eval mode")
+    dropouts: int = Field(description="Dropout modules")
 
 
 class Arm(Schema):
     arm: ArmName
     seconds: Spread = Field(description="of one forward, over the timed rounds")
+    against_grad: TimeVerdict | None = Field(
+        description="the time against the arm grad, by a sign test over the rounds; null without that arm"
+    )
     peak_bytes: int | None = Field(description="peak of allocated memory above the start")
     peak_note: str | None = Field(description="why the peak is unknown")
-    retained_bytes: int = Field(description="retained for a backward pass, without parameters, buffers and input")
-    retained_tensors: int
+    retained_bytes: int | None = Field(
+        description="retained for a backward pass, without parameters, buffers and input; null if not observable"
+    )
+    retained_tensors: int | None
+    retained_note: str | None = Field(description="why the retained bytes could not be observed")
     output: OutputFacts
     backward: Backward = Field(description="whether a backward pass works, tested on a copy")
     max_abs_difference: float | None = Field(description="largest difference of a logit from inference_mode")
@@ -210,7 +218,7 @@ class ModuleRetained(Schema):
 class SweptArm(Schema):
     arm: ArmName
     median_seconds: float
-    retained_bytes: int
+    retained_bytes: int | None
     peak_bytes: int | None
 
 

@@ -15,8 +15,8 @@ from app.main import start_serving
 from app.reports.terminal import PatientConsole, table, waiting
 from app.settings import Settings
 from gradless.units import in_bytes, in_seconds
+from models.images.preprocessing import Transform
 from models.images.samples import draw, encode
-from models.images.transforms import Transform
 from models.interface.errors import ImageError
 from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction, ScoredClass

@@ -68,7 +68,7 @@ def init(
     Exit status: 0 written; 2 failed.
     """
     # Not above: importing torch takes seconds.
-    from models.model_folder.starting import start  # noqa: PLC0415
+    from models.model_folder.writing import start  # noqa: PLC0415
 
     with failures_reported(str(folder)):
         started = start(folder, architecture=architecture, weights=weights, resize=resize, crop=crop)

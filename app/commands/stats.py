@@ -25,7 +25,7 @@ from app.settings import Settings
 from models.offline.files import find, name
 
 if TYPE_CHECKING:
-    from models.images.transforms import Transform
+    from models.images.preprocessing import Transform
     from models.offline.survey import Survey
 
 # Sizes listed: a folder of photographs may have many.

@@ -28,9 +28,9 @@ function saying({ sentences }) {
 }
 
 const MEASURES = [
-  { key: "time", title: "Time", note: "median, and the quartiles", of: ({ seconds: { median } }) => median, format: seconds },
-  { key: "peak", title: "Peak memory", note: "above the start", of: ({ peak_bytes: peak }) => peak, format: bytes },
-  { key: "retained", title: "Retained", note: "kept for a backward pass", of: ({ retained_bytes: kept }) => kept, format: bytes },
+  { key: "time", title: "Time", note: "median, and the quartiles", of: ({ seconds: { median } }) => median, format: seconds, why: () => null },
+  { key: "peak", title: "Peak memory", note: "above the start", of: ({ peak_bytes: peak }) => peak, format: bytes, why: ({ peak_note: note }) => note },
+  { key: "retained", title: "Retained", note: "kept for a backward pass", of: ({ retained_bytes: kept }) => kept, format: bytes, why: ({ retained_note: note }) => note },
 ];
 
 function costs({ arms, batch_size: size, left_out: absent = [] }) {
@@ -51,9 +51,9 @@ function costs({ arms, batch_size: size, left_out: absent = [] }) {
   return panel(`One forward of ${counted(size, "image")}`, table, missing);
 }
 
-function cost({ key, title, of, format }, arm, most) {
+function cost({ key, title, of, format, why }, arm, most) {
   const value = of(arm);
-  const told = value == null ? html("small", {}, arm.peak_note ?? "not known") : format(value);
+  const told = value == null ? html("small", {}, why(arm) ?? "not known") : format(value);
   const name = `arm-${arm.arm}`;
   const { lower_quartile: low, upper_quartile: high } = arm.seconds;
   const drawn = key === "time" ? barWithSpread({ low, middle: value, high }, most, name) : bar((value ?? 0) / (most || 1), name);
@@ -67,7 +67,7 @@ const FACTS = [
   ["grad_fn", ({ output }) => output.grad_fn ?? "None"],
   ["is_inference()", ({ output }) => yes(output.is_inference)],
   ["version counter", ({ output }) => (output.version_counter_readable ? "readable" : "none")],
-  ["tensors", ({ retained_tensors: kept }) => whole(kept)],
+  ["tensors", ({ retained_tensors: kept }) => (kept === null ? "not observed" : whole(kept))],
   ["difference", ({ max_abs_difference: most }) => difference(most)],
   ["same class", ({ top1_agreement: share }) => (share === null ? "no classes" : percent(share))],
   ["backward()", ({ backward }) => (backward.works ? "works" : "fails")],
@@ -108,7 +108,8 @@ function training(arms) {
   const train = arms.find(({ arm }) => arm === "train")?.train;
   if (!train) return null;
   const moved = `In train mode ${whole(train.batchnorm_buffers_moved)} of ${whole(train.batchnorm_buffers)} BatchNorm buffers moved`;
-  const agree = train.runs_agree ? "two runs on one input agreed" : "two runs on one input differed, as Dropout makes them";
+  const differed = train.dropouts && train.eval_runs_agree ? "differed, as Dropout makes them" : "differed";
+  const agree = `two runs on one input ${train.runs_agree ? "agreed" : differed}`;
   return html("p", { class: "note" }, `${moved}, and ${agree}.`);
 }
 

@@ -59,7 +59,7 @@ function fitting(largest) {
       {},
       html("th", { scope: "row" }, name),
       html("td", { class: "drawn" }, bar(images / Math.max(kept, free, 1), colour)),
-      html("td", { class: "figure" }, `${whole(images)} images`),
+      html("td", { class: "figure" }, `about ${whole(images)} images`),
     ),
   );
   return html(

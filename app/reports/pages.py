@@ -68,14 +68,10 @@ def _bars(report: GradModes) -> list[tuple[str, lens_charts.Bars]]:
     peaks = [Value(arm.arm, arm.peak_bytes) for arm in report.arms]
     retained = [Value(arm.arm, arm.retained_bytes) for arm in report.arms]
     return [
-        ("Kept for a backward pass", lens_charts.bars(retained, _kept)),
+        ("Kept for a backward pass", lens_charts.bars(retained, in_bytes)),
         ("Peak memory of the forward", lens_charts.bars(peaks, in_bytes)),
         ("Time of the forward, with quartiles", lens_charts.bars(seconds, in_seconds)),
     ]
-
-
-def _kept(size: float) -> str:
-    return in_bytes(size) if size else "nothing"
 
 
 def _lines(report: GradModes) -> list[tuple[str, lens_charts.Lines]]:

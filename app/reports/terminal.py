@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gradless.sentences import time_difference
 from gradless.units import in_bytes, in_seconds
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def show_comparison(report: GradModes, console: Console) -> None:
     for arm in report.arms:
         if arm.peak_note is not None:
             console.print(_dimmed(f"No peak for {arm.arm}: {arm.peak_note}."))
+        if arm.retained_note is not None:
+            console.print(_dimmed(f"What {arm.arm} keeps could not be observed: {arm.retained_note}."))
     if report.modules:
         console.print(_modules(report))
     if report.sweep:
@@ -77,8 +80,11 @@ def _show_seconds(report: GradModes, console: Console) -> None:
     """Show the two times that a hand-written experiment would print, then what was compared."""
     arms = {arm.arm: arm for arm in report.arms}
     if "grad" in arms and "no_grad" in arms:
-        console.print(f"With gradient calculation: {arms['grad'].seconds.median:.3f} s")
-        console.print(f"Without: {arms['no_grad'].seconds.median:.3f} s")
+        grad, without = arms["grad"].seconds.median, arms["no_grad"].seconds.median
+        console.print(f"With gradient calculation: {grad:.3f} s")
+        difference = time_difference(grad, without, arms["no_grad"].against_grad, report.iterations)
+        console.print(f"Without: {without:.3f} s")
+        console.print(f"Difference: {difference}")
     console.print(
         _dimmed(
             f"{report.model} on {report.device}, batches of {report.batch_size} of {report.input}, "
@@ -96,12 +102,22 @@ def _arms(report: GradModes) -> Table:
             arm.arm,
             in_seconds(arm.seconds.median),
             _quartile_seconds(arm),
-            "?" if arm.peak_bytes is None else in_bytes(arm.peak_bytes),
-            in_bytes(arm.retained_bytes) if arm.retained_bytes else "nothing",
+            _or_unknown(arm.peak_bytes),
+            _kept(arm),
             "works" if arm.backward.works else "fails",
             style="bold" if arm.arm == "served" else None,
         )
     return arms
+
+
+def _or_unknown(size: int | None) -> str:
+    return "?" if size is None else in_bytes(size)
+
+
+def _kept(arm: Arm) -> str:
+    if arm.retained_bytes is None:
+        return "?"
+    return in_bytes(arm.retained_bytes) if arm.retained_bytes or arm.output.requires_grad else "nothing"
 
 
 def _quartile_seconds(arm: Arm) -> str:
@@ -131,7 +147,7 @@ def _sweep(report: GradModes) -> Table:
     grad = next((number for number, arm in enumerate(report.arms) if arm.arm == "grad"), None)
     if grad is not None:
         sweep.add_section()
-        sweep.add_row("kept by grad", *(in_bytes(point.arms[grad].retained_bytes) for point in report.sweep))
+        sweep.add_row("kept by grad", *(_or_unknown(point.arms[grad].retained_bytes) for point in report.sweep))
     return sweep
 
 

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from models.hardware.cores import available_cores
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.loading import catalog
-from models.networks.heads import cut_at_head
+from models.networks.cutting import cut_at_head
 
 
 class Pictures(Dataset[torch.Tensor]):

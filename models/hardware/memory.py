@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import nn
 
-from gradless.cgroups import memory_limits
+from gradless.memory import memory_limits
 from models.interface.telemetry import MemoryKind
 
 # Parameters of mallopt(3), from glibc's malloc.h.

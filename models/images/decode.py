@@ -14,8 +14,9 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BytesIO
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -23,20 +24,16 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.images.file_limits import MeteredFile
-from models.images.formats import FORMATS, format_of
-from models.images.jpeg_limits import read_layout
-from models.images.tiff_tags import read_numbers
-from models.interface.errors import (
-    EmptyImageError,
-    TooElongatedError,
-    TooManyPixelsError,
-    UndecodableImageError,
-    UnsupportedFormatError,
-)
+from models.images.formats import check_size, format_of, known_format
+from models.images.headers import read_jpeg, read_tiff_numbers
+from models.interface.errors import UndecodableImageError
 from models.interface.request import ImageLimits
 
 Pixels = NDArray[np.uint8]
+
+# How a JPEG is read. fast: by libjpeg-turbo, which stops at any warning of libjpeg. tolerant: by Pillow, which
+# continues after damage, with more CPU time and memory. either: fast, and tolerant if that fails.
+JpegReader = Literal["fast", "tolerant", "either"]
 
 _ORIENTATION = 0x0112
 _EXIF_PREFIX = b"Exif\0\0"
@@ -58,6 +55,12 @@ _JPEGS = frozenset({"JPEG", "MPO"})
 
 # Factors under 2 may take longer than decoding the whole (simplejpeg's documentation).
 _LEAST_REDUCTION = 2
+
+# Calls of `read` until width and height are known. The pixels may take as many again, or one for each _BYTES_OF_A_READ
+# of the file in addition: a PNG in chunks of 200 bytes stays below both limits.
+_MOST_HEADER_READS = 4_000
+_BYTES_OF_A_READ = 64
+_MOST_BYTES_READ = 2**31
 
 # Exceptions of Pillow's readers for damaged files.
 _DECODE_ERRORS = (
@@ -89,11 +92,6 @@ class Header(NamedTuple):
     height: int
 
 
-# How a JPEG is read. fast: by libjpeg-turbo, which stops at any warning of libjpeg. tolerant: by Pillow, which
-# continues after damage, with more CPU time and memory. either: fast, and tolerant if that fails.
-JpegReader = Literal["fast", "tolerant", "either"]
-
-
 class DamagedJpegError(Exception):
     """The fast JPEG reader has found damage; the tolerant one may still read the file."""
 
@@ -109,16 +107,12 @@ class Strips(NamedTuple):
 
     def assembled(self) -> Pixels:
         """Return the picture, (H, W, 3) uint8 RGB, contiguous, with `orientation` applied."""
-        first = next(self.strips)
-        if first.shape[0] == self.height:
-            pixels = first
-        else:
-            pixels = np.empty((self.height, self.width, 3), np.uint8)
-            pixels[: first.shape[0]] = first
-            top = first.shape[0]
-            for strip in self.strips:
-                pixels[top : top + strip.shape[0]] = strip
-                top += strip.shape[0]
+        pixels = first = next(self.strips)
+        if len(first) < self.height:
+            pixels, top = np.empty((self.height, self.width, 3), np.uint8), 0
+            for strip in chain([first], self.strips):
+                pixels[top : top + len(strip)] = strip
+                top += len(strip)
         return oriented(pixels, self.orientation)
 
 
@@ -138,7 +132,7 @@ def decode_pixels(
     libjpeg-turbo then computes fewer coefficients of each block, at a fraction of the cost. Without it, full size.
 
     Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError, UndecodableImageError, and
-    DamagedJpegError from the fast reader. What a decode may cost is not checked here: call cost.predict before it.
+    DamagedJpegError from the fast reader. What a decode may cost is not checked here: call predict_cost before.
     """
     return decode_strips(encoded, limits, enough=enough, jpeg_reader=jpeg_reader).assembled()
 
@@ -157,16 +151,13 @@ def decode_strips(
                 raise
     image = _open(encoded)
     check_size(image.width, image.height, limits)
-    try:
+    with _undecodable(image_format):
         if enough and image.format in _JPEGS:
             # Pillow reduces the size as well.
             image.draft(None, (enough, enough))
         image.load()
         # After the decode, because a PNG may have its EXIF data after its pixels.
-        decoded = Strips(image.height, image.width, _orientation_of(image), _strips(image))
-    except _DECODE_ERRORS as error:
-        raise UndecodableImageError(image_format, _reason(error)) from error
-    return decoded._replace(strips=_undecodable(image_format, decoded.strips))
+        return Strips(image.height, image.width, _orientation_of(image), _strips(image, image_format))
 
 
 def read_header(encoded: bytes) -> Header:
@@ -179,40 +170,31 @@ def read_header(encoded: bytes) -> Header:
     return Header("JPEG" if image.format in _JPEGS else str(image.format), width, height)
 
 
-def check_size(width: int, height: int, limits: ImageLimits) -> None:
-    """Raises TooManyPixelsError, TooElongatedError."""
-    if width * height > limits.max_pixels:
-        raise TooManyPixelsError(width, height, limits.max_pixels)
-    if max(width, height) > limits.max_aspect_ratio * max(1, min(width, height)):
-        raise TooElongatedError(width, height, limits.max_aspect_ratio)
-
-
 def _open(encoded: bytes) -> Image.Image:
-    if not encoded:
-        raise EmptyImageError
-    image_format = format_of(encoded)
-    if image_format is None:
-        raise UnsupportedFormatError(FORMATS)
-    if image_format == "JPEG":
-        return _opened(image_format, BytesIO(encoded))
-    file = MeteredFile(encoded)
-    image = _opened(image_format, file)
-    file.grant_pixels(image)
+    image_format = known_format(encoded).name
+    # headers.py counts the segments of a JPEG.
+    file = BytesIO(encoded) if image_format == "JPEG" else _MeteredFile(encoded)
+    # Not Image.open, which applies Pillow's process-wide size limit; ImageLimits decides here.
+    reader, _ = Image.OPEN[image_format]
+    with _undecodable(image_format):
+        image = reader(file, "")
+    if isinstance(file, _MeteredFile):
+        file.grant_pixels(image)
     return image
 
 
-def _opened(image_format: str, file: BytesIO) -> Image.Image:
-    # Not Image.open, which applies Pillow's process-wide size limit; ImageLimits decides here.
-    reader, _ = Image.OPEN[image_format]
+@contextmanager
+def _undecodable(image_format: str | None) -> Iterator[None]:
+    """Turn errors of Pillow's readers into UndecodableImageError."""
     try:
-        return reader(file, "")
+        yield
     except _DECODE_ERRORS as error:
-        raise UndecodableImageError(image_format, _reason(error)) from error
+        raise UndecodableImageError(image_format, str(error).strip().rstrip(".") or type(error).__name__) from error
 
 
 def _decode_jpeg(encoded: bytes, limits: ImageLimits, enough: int) -> Strips:
     """Decode by libjpeg-turbo. Raises DamagedJpegError for what it does not read, or warns of."""
-    layout = read_layout(encoded)
+    layout = read_jpeg(encoded)
     check_size(layout.width, layout.height, limits)
     if not layout.plain:
         raise DamagedJpegError
@@ -242,7 +224,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     if exif:
         # Damaged metadata does not invalidate the image. Some programs write the prefix twice.
         with suppress(struct.error):
-            numbers = read_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
+            numbers = read_tiff_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
             if _ORIENTATION in numbers:
                 return numbers[_ORIENTATION]
     match = _ORIENTATION_IN_XMP.search(xmp)
@@ -272,24 +254,17 @@ def oriented(pixels: Pixels, orientation: int) -> Pixels:
     return pixels.copy()
 
 
-def _strips(image: Image.Image) -> Iterator[Pixels]:
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range")
-    convert = _from_16_bit(image) if image.mode.startswith("I") else _over_white
-    rows = max(1, _STRIP_PIXELS // image.width)
-    if rows >= image.height:
-        yield convert(image)
-        return
-    for top in range(0, image.height, rows):
-        yield convert(image.crop((0, top, image.width, min(top + rows, image.height))))
-
-
-def _undecodable(image_format: str | None, strips: Iterator[Pixels]) -> Iterator[Pixels]:
-    """Yield the strips; errors of their conversion become UndecodableImageError."""
-    try:
-        yield from strips
-    except _DECODE_ERRORS as error:
-        raise UndecodableImageError(image_format, _reason(error)) from error
+def _strips(image: Image.Image, image_format: str | None) -> Iterator[Pixels]:
+    with _undecodable(image_format):
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers of unknown range")
+        convert = _from_16_bit(image) if image.mode.startswith("I") else _over_white
+        rows = max(1, _STRIP_PIXELS // image.width)
+        if rows >= image.height:
+            yield convert(image)
+            return
+        for top in range(0, image.height, rows):
+            yield convert(image.crop((0, top, image.width, min(top + rows, image.height))))
 
 
 def _over_white(image: Image.Image) -> Pixels:
@@ -321,5 +296,26 @@ def _from_16_bit(image: Image.Image) -> Callable[[Image.Image], Pixels]:
     return convert
 
 
-def _reason(error: BaseException) -> str:
-    return str(error).strip().rstrip(".") or type(error).__name__
+class _MeteredFile(BytesIO):
+    """An encoded image for Pillow, which reads tag by tag in Python and holds the GIL meanwhile. `read` raises
+    UndecodableImageError after too many calls or bytes: a defence against endless tags and chunks."""
+
+    def __init__(self, encoded: bytes) -> None:
+        super().__init__(encoded)
+        self._file_bytes = len(encoded)
+        self._reads_left = _MOST_HEADER_READS
+        self._bytes_left = _MOST_BYTES_READ
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        self._reads_left -= 1
+        self._bytes_left -= len(piece)
+        if self._reads_left < 0 or self._bytes_left < 0:
+            raise UndecodableImageError(None, "it consists of too many pieces")
+        return piece
+
+    def grant_pixels(self, image: Image.Image) -> None:
+        """Allow as many reads as the pixels may need. Pillow reads each run of a BMP by two reads."""
+        in_runs = any(tile.codec_name == "bmp_rle" for tile in getattr(image, "tile", ()))
+        runs = image.width * image.height if in_runs else 0
+        self._reads_left = _MOST_HEADER_READS + max(runs, self._file_bytes // _BYTES_OF_A_READ)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.reduction import DupFd
 from time import sleep
-from typing import Protocol
+from typing import Any
 
 from models.interface.request import CancelToken
 
@@ -23,12 +23,6 @@ from models.interface.request import CancelToken
 _UNITS = 64
 _QUEUE = _UNITS
 _LOOK_AGAIN_S = 0.01
-
-
-class _Duplicate(Protocol):
-    """A file descriptor that is sent to another process."""
-
-    def detach(self) -> int: ...
 
 
 class DecodeMemory:
@@ -59,7 +53,6 @@ class DecodeMemory:
             os.close(own)
 
     def close(self) -> None:
-        """Close the descriptor."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -75,11 +68,11 @@ class DecodeMemory:
         finally:
             fcntl.fcntl(own, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_UNLCK, _QUEUE, 1))
 
-    def __reduce__(self) -> tuple[Callable[[int, _Duplicate | None], DecodeMemory], tuple[int, _Duplicate | None]]:
+    def __reduce__(self) -> tuple[Callable[..., DecodeMemory], tuple[int, Any]]:
         return _received, (self._limit_bytes, None if self._descriptor is None else DupFd(self._descriptor))
 
 
-def _received(limit_bytes: int, duplicate: _Duplicate | None) -> DecodeMemory:
+def _received(limit_bytes: int, duplicate: Any) -> DecodeMemory:
     return DecodeMemory(limit_bytes, None if duplicate is None else duplicate.detach())
 
 

@@ -1,6 +1,6 @@
 """The decode pool: ordinary images are decoded in threads, expensive and unusual ones in processes.
 
-All models of a process share one pool. The cost of an image is predicted first (cost.py). There are half as many
+All models of a process share one pool. The cost of an image is predicted first (formats.py). There are half as many
 processes as threads, so that expensive decodes leave the threads to cheap images. Processes share a memory budget
 (decode_memory.py), and refuse images once the waiting ones would take too long.
 """
@@ -17,13 +17,11 @@ from typing import NamedTuple, Protocol
 import torch
 
 from models.hardware import cores
-from models.images import cost
-from models.images.cost import DecodeCost
 from models.images.decode import DamagedJpegError, JpegReader, decode_strips, ignore_pillow_warnings
 from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
-from models.images.preprocessing import pixels_needed
-from models.images.transforms import Transform
+from models.images.formats import DecodeCost, predict_cost
+from models.images.preprocessing import Transform, pixels_needed
 from models.interface.admission import Budget
 from models.interface.errors import DecodersBusyError, DrainingError
 from models.interface.request import NEVER_CANCELLED, CancelToken, ImageLimits
@@ -70,12 +68,7 @@ class DecodePool:
     decodes in processes; without it, they have limits.max_decode_bytes in this pool."""
 
     def __init__(
-        self,
-        threads: int,
-        limits: ImageLimits,
-        *,
-        longest_wait_s: float = 30.0,
-        memory: DecodeMemory | None = None,
+        self, threads: int, limits: ImageLimits, *, longest_wait_s: float = 30.0, memory: DecodeMemory | None = None
     ) -> None:
         ignore_pillow_warnings()
         self.threads = threads
@@ -122,15 +115,10 @@ class DecodePool:
         self.preprocess(_Awaited(encoded), transform, done)
         return future
 
-    def longest_seconds(self) -> float:
-        """Return how long the oldest decode in a thread has taken so far, 0 if there is none. Decodes in processes have
-        a time limit."""
-        since = min(self._since.copy().values(), default=None)
-        return 0.0 if since is None else perf_counter() - since
-
     def stuck(self, longest_s: float) -> str | None:
-        """Return why a thread is stuck, if a decode has taken longer than that; else None."""
-        seconds = self.longest_seconds()
+        """Return why a thread is stuck, if a decode in one has taken longer than that; else None. Decodes in processes
+        have a time limit."""
+        seconds = perf_counter() - min(self._since.copy().values(), default=perf_counter())
         return None if seconds <= longest_s else f"an image has been decoded for {seconds:.0f} s"
 
     def close(self, timeout_s: float) -> bool:
@@ -162,24 +150,21 @@ class DecodePool:
         try:
             executor.submit(work_once)
         except RuntimeError:
-            # If no thread can be started, the executor has queued the work nevertheless.
+            # The executor is shut down, or could start no thread, and then has queued the work nevertheless.
             if not begun.acquire(blocking=False):
                 return
             with self._lock:
                 closed = self._closed
             if closed:
                 raise DrainingError from None
-            # No thread could be started.
             raise
 
     def _preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
         thread = threading.get_ident()
         self._since[thread] = perf_counter()
-        outcome: torch.Tensor | Exception | None
+        outcome: torch.Tensor | Exception | None = None
         try:
-            if job.cancel_token.cancelled:
-                outcome = None
-            else:
+            if not job.cancel_token.cancelled:
                 outcome = self._decode_here(job, transform, done)
                 if outcome is None:
                     return
@@ -194,7 +179,7 @@ class DecodePool:
     def _decode_here(self, job: DecodeJob, transform: Transform, done: Done) -> torch.Tensor | None:
         """Decode the image in this thread, or hand it over to a process and return None."""
         encoded, enough = job.take_encoded(), pixels_needed(transform)
-        predicted = cost.predict(encoded, self._limits, enough=enough)
+        predicted = predict_cost(encoded, self._limits, enough=enough)
         reader: JpegReader = "either"
         if self._may_have_a_thread(predicted):
             try:
@@ -233,18 +218,14 @@ class DecodePool:
 
     def _decode_in_process(self, image: _Handover, transform: Transform) -> torch.Tensor | None:
         """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited for memory."""
-        decoder = self._decoders[threading.get_ident()]
+        decoder, enough = self._decoders[threading.get_ident()], pixels_needed(transform)
         # The process has a copy of the file, and so has Pillow's reader.
         needed = _PROCESS_BYTES + 2 * len(image.encoded) + image.predicted.memory_bytes
         with self._memory.reserved(needed, image.job.cancel_token) as has_memory:
             if not has_memory:
                 return None
             return decoder.decode(
-                image.encoded,
-                image.predicted,
-                transform.shape_strips,
-                enough=pixels_needed(transform),
-                jpeg_reader=image.jpeg_reader,
+                image.encoded, image.predicted, transform.shape_strips, enough=enough, jpeg_reader=image.jpeg_reader
             )
 
     def _no_longer_waits(self, predicted: DecodeCost) -> None:

@@ -22,21 +22,20 @@ from dataclasses import astuple
 from math import ceil
 from multiprocessing.connection import Connection
 from pathlib import Path
+from time import process_time
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from models.images.cost import DecodeCost
 from models.images.decode import JpegReader, Pixels, Strips, decode_strips, ignore_pillow_warnings
-from models.images.formats import format_of
+from models.images.formats import DecodeCost, format_of
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
 from models.interface.request import ImageLimits
 
 _log = logging.getLogger(__name__)
 
-# Limits of a decode relative to its prediction, which is an upper bound: CPU seconds, and bytes of address space. The
-# address space of the idle process and the size of the file are added to the bytes. The spare bytes are for memory that
-# the allocator does not return at once.
+# Limits of a decode relative to its prediction, which is an upper bound: CPU seconds, and bytes of address space beyond
+# those of the idle process and the file. The spare bytes are for memory that the allocator does not return at once.
 _CPU_FACTOR = 2
 _SPARE_CPU_S = 1
 _MEMORY_SHARE = 4
@@ -52,16 +51,7 @@ _DYING_S = 1.0
 # A reply without pixels.
 _MOST_ANSWER_BYTES = 2**16
 # Errors from reading a malformed reply.
-_BAD_ANSWERS = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    ArithmeticError,
-    RecursionError,
-)
+_BAD_ANSWERS = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 # The only environment variables that the child gets, because the environment contains API keys.
 _PASSED_ON = ("LD_LIBRARY_PATH", "TZ", "LANG")
 
@@ -84,7 +74,6 @@ class DecoderProcess:
 
     @property
     def pid(self) -> int | None:
-        """The child's process id; None while there is none."""
         return None if self._child is None else self._child.process.pid
 
     def decode(
@@ -97,10 +86,10 @@ class DecoderProcess:
         jpeg_reader: JpegReader = "either",
     ) -> Result:
         """Return what `consume` makes of the picture in `encoded`: it gets what decode.decode_strips returns, and reads
-        all strips. The limits of the child follow from the prediction, with some margin.
+        all strips.
 
-        Raises UndecodableImageError, also where the decoder crashed, and TooCostlyError where it took more than the
-        prediction. Raises OSError where no process can be started.
+        Raises UndecodableImageError, also if the decoder crashed, TooCostlyError if it took more than the prediction,
+        and OSError if no process can be started.
         """
         wanted = {
             "enough": enough,
@@ -126,7 +115,6 @@ class DecoderProcess:
             raise
 
     def close(self) -> None:
-        """Kill the child."""
         child, self._child = self._child, None
         if child is not None:
             child.connection.close()
@@ -170,7 +158,7 @@ class DecoderProcess:
             raise self._failure(child, encoded) from error
 
     def _failure(self, child: _Child, encoded: bytes) -> ImageError:
-        """End a child that has not answered, or not as it should, and return what is said of the image."""
+        """End a child that has not answered as it should, and return the error of its image."""
         try:
             status = child.process.wait(_DYING_S)
         except subprocess.TimeoutExpired:
@@ -193,8 +181,7 @@ class DecoderProcess:
 
 def _start(limits: ImageLimits) -> _Child:
     ours, its = socket.socketpair()
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    environment |= {
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ} | {
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OPENBLAS_NUM_THREADS": "1",
@@ -229,18 +216,17 @@ def _killed_if_it_hangs(child: _Child, seconds: float) -> Iterator[None]:
 
 
 def main() -> None:
-    """Decode for the parent until it closes the socket. Arguments: descriptor of the socket, and ImageLimits as
-    JSON."""
+    """Decode for the parent until it closes the socket. Arguments: its descriptor, and ImageLimits as JSON."""
     # Only the parent ends the child: a signal to all processes must not lose replies that are still due.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     limits = ImageLimits(*json.loads(sys.argv[2]))
     os.nice(_NICE)
-    _bound(resource.RLIMIT_FSIZE, 0)
-    _bound(resource.RLIMIT_CORE, 0)
-    _bound(resource.RLIMIT_NOFILE, _MOST_FILES)
+    for kind, value in ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, _MOST_FILES)):
+        _limit(kind, value, for_good=True)
     ignore_pillow_warnings()
-    own_bytes = _virtual_bytes()
+    # The size of the address space.
+    own_bytes = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     with Connection(int(sys.argv[1])) as connection, suppress(EOFError, ConnectionError):
         while True:
             _decode_next(connection, limits, own_bytes)
@@ -249,13 +235,15 @@ def main() -> None:
 def _decode_next(connection: Connection, limits: ImageLimits, own_bytes: int) -> None:
     wanted = json.loads(connection.recv_bytes())
     encoded = connection.recv_bytes()
-    _allow(resource.RLIMIT_CPU, _cpu_seconds() + wanted["seconds"])
-    _allow(resource.RLIMIT_AS, own_bytes + len(encoded) + wanted["bytes"])
+    # At its CPU seconds the kernel sends SIGXCPU, which ends the process.
+    _limit(resource.RLIMIT_CPU, ceil(process_time()) + wanted["seconds"])
+    _limit(resource.RLIMIT_AS, own_bytes + len(encoded) + wanted["bytes"])
     try:
         decoded = decode_strips(encoded, limits, enough=wanted["enough"], jpeg_reader=wanted["jpeg_reader"])
         first = next(decoded.strips)
     except ImageError as error:
-        _answer(connection, out_of_memory=isinstance(error.__cause__, MemoryError), reason=_reason(error))
+        reason = error.reason if isinstance(error, UndecodableImageError) else str(error).rstrip(".")
+        _answer(connection, out_of_memory=isinstance(error.__cause__, MemoryError), reason=reason)
         return
     _answer(connection, height=decoded.height, width=decoded.width, orientation=decoded.orientation)
     connection.send_bytes(first.reshape(-1).data)
@@ -268,31 +256,11 @@ def _answer(connection: Connection, **facts: object) -> None:
     connection.send_bytes(json.dumps(facts).encode())
 
 
-def _reason(error: ImageError) -> str:
-    return error.reason if isinstance(error, UndecodableImageError) else str(error).rstrip(".")
-
-
-def _bound(kind: int, value: int) -> None:
-    """Set a limit that this process cannot raise again."""
+def _limit(kind: int, value: int, *, for_good: bool = False) -> None:
+    """Set a limit of this process, which it cannot raise again if it is `for_good`."""
     _, hard = resource.getrlimit(kind)
     bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (bound, bound))
-
-
-def _allow(kind: int, value: int) -> None:
-    """Set a limit for one decode. At its CPU seconds the kernel sends SIGXCPU, which ends the process."""
-    _, hard = resource.getrlimit(kind)
-    resource.setrlimit(kind, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
-
-
-def _cpu_seconds() -> int:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return ceil(used.ru_utime + used.ru_stime)
-
-
-def _virtual_bytes() -> int:
-    """Return the size of the address space of this process, in bytes."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    resource.setrlimit(kind, (bound, bound if for_good else hard))
 
 
 if __name__ == "__main__":

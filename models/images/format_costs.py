@@ -1,8 +1,8 @@
 """What the decoder of each format does with a file, from its header and markers alone.
 
 Each function returns the Picture of a file: its size, and an upper bound of the decoder's time and memory. It raises
-UndecodableImageError, or struct.error and IndexError for a damaged header. cost.py adds what happens to the pixels
-afterwards; formats.py names the function of each format.
+UndecodableImageError, or struct.error and IndexError for a damaged header. formats.py names the function of
+each format, and adds what happens to the pixels afterwards.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import struct
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from models.images import jpeg_limits, png_limits
-from models.images.tiff_tags import read_numbers
+from models.images.headers import COEFFICIENTS, read_jpeg, read_png_chunks, read_tiff_numbers
 from models.interface.errors import UndecodableImageError
 
 
 class Picture(NamedTuple):
     """What a header says about the cost of a decode.
 
-    `decoder_ns`: nanoseconds of the decoder on one core. `decoder_bytes`: bytes that it allocates.
-    `output_pixels`: pixels to convert and resize; None is all of them. `ordinary`: decoders handle such files every
-    day. `thread_decoder_bytes`: what the decoder allocates in a thread, if that differs, as for JPEGs, which
-    libjpeg-turbo reads there.
+    `decoder_ns`: nanoseconds of the decoder on one core. `decoder_bytes`: bytes that it allocates, and
+    `thread_decoder_bytes` in a thread, if that differs. `output_pixels`: pixels to convert and resize; None is all of
+    them. `ordinary`: decoders handle such files every day.
     """
 
     width: int
@@ -52,14 +50,14 @@ _REDUCTIONS = (8, 4, 2)
 
 def jpeg(encoded: bytes, enough: int) -> Picture:
     """Of a JPEG, decoded so that its shorter side keeps `enough` pixels; 0 is full size."""
-    layout = jpeg_limits.read_layout(encoded)
+    layout = read_jpeg(encoded)
     if not layout.components:
         raise UndecodableImageError("JPEG", "it has no frame header")
     blocks = [layout.blocks(each) for each in range(len(layout.components))]
     if layout.arithmetic:
         coefficient_ns = _NS_JPEG_ARITHMETIC_COEFFICIENT
     else:
-        coefficient_ns = _NS_JPEG_COEFFICIENT if layout.progressive else _NS_JPEG_BLOCK / jpeg_limits.COEFFICIENTS
+        coefficient_ns = _NS_JPEG_COEFFICIENT if layout.progressive else _NS_JPEG_BLOCK / COEFFICIENTS
     ns = len(encoded) * _NS_JPEG_BYTE + len(layout.exif) * _NS_EXIF_BYTE
     ns += sum(
         blocks[component] * (_NS_JPEG_BLOCK + scan.coefficients * coefficient_ns)
@@ -103,11 +101,11 @@ _BYTE_BITS = 8
 def png(encoded: bytes, _enough: int) -> Picture:
     """Of a PNG."""
     width, height, depth, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", encoded, 16)
-    chunks = png_limits.read_chunks(encoded)
+    chunks = read_png_chunks(encoded)
     channels = _PNG_CHANNELS.get(colours, 4)
     row_bytes = -(-width * channels * depth // 8) + 1
     deep = depth > _BYTE_BITS
-    # Grey and palettes have one byte a pixel in Pillow, two where there are sixteen bits; everything else has four.
+    # Grey and palettes have one byte a pixel in Pillow, two with sixteen bits; everything else has four.
     stored = (2 if deep else 1) if colours in {_PNG_GREY, _PNG_PALETTE} else 4
     ns = row_bytes * height * _NS_PNG_BYTE * (_INTERLACED_FACTOR if interlaced else 1.0)
     ns += chunks.number * _NS_PNG_CHUNK
@@ -179,7 +177,7 @@ _GIF_TRAILER, _GIF_EXTENSION, _GIF_IMAGE = 0x3B, 0x21, 0x2C
 def gif(encoded: bytes, _enough: int) -> Picture:
     """Of the first frame of a GIF."""
     width, height, flags = struct.unpack_from("<HHB", encoded, 6)
-    at = 13 + _gif_palette_bytes(flags)
+    at = 13 + (3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0)
     while encoded[at] == _GIF_EXTENSION:
         at += 2
         while encoded[at]:
@@ -191,10 +189,6 @@ def gif(encoded: bytes, _enough: int) -> Picture:
         width, height = max(width, left + across), max(height, top + down)
     pixels = width * height
     return Picture(width, height, pixels * _NS_GIF_PIXEL, pixels * 5)
-
-
-def _gif_palette_bytes(flags: int) -> int:
-    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 _NS_BMP_PIXEL = 8.0
@@ -248,30 +242,15 @@ _NS_TIFF_LAB_PIXEL = 25.0
 _LAB = 8
 # Tags (TIFF 6.0, section 8).
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANES = 256, 257, 258, 259, 277, 278, 284
-_TILE_WIDTH, _TILE_LENGTH = 322, 323
-_PHOTOMETRIC, _ORIENTATION = 262, 274
-_TIFF_TAGS = frozenset(
-    {
-        _WIDTH,
-        _LENGTH,
-        _BITS,
-        _COMPRESSION,
-        _PHOTOMETRIC,
-        _ORIENTATION,
-        _SAMPLES,
-        _ROWS,
-        _PLANES,
-        _TILE_WIDTH,
-        _TILE_LENGTH,
-    }
-)
+_PHOTOMETRIC, _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 262, 274, 322, 323
+_TIFF_TAGS = range(_WIDTH, _TILE_LENGTH + 1)
 _NOT_PACKED = 1
 _SEPARATE_PLANES = 2
 
 
 def tiff(encoded: bytes, _enough: int) -> Picture:
     """Of the first picture of a TIFF."""
-    tags = read_numbers(encoded, _TIFF_TAGS)
+    tags = read_tiff_numbers(encoded, _TIFF_TAGS)
     width, length = tags.get(_WIDTH, 0), tags.get(_LENGTH, 0)
     if not width or not length:
         raise UndecodableImageError("TIFF", "its first directory has no width and length")

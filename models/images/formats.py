@@ -1,27 +1,38 @@
-"""The image formats that are accepted. Detection, error messages, OpenAPI and folder jobs read them from one table.
+"""The image formats that are accepted, and what a decode will cost. docs/development.md says how to add a format.
 
-To accept another format, write its cost function in format_costs.py and add one entry to TABLE. Further places name the
-formats: docs/development.md lists them.
+Small files can be expensive: a TIFF of 72 kB may hold 3125 tiles of 48 megapixels each. The prediction of a format is
+an amount of work (samples, scans, tiles) times the seconds that its slowest content takes on one core, and pixels times
+the bytes that its decoder allocates. It is an upper bound, not an average: `python -m benchmarks.decode_cost` prints
+prediction and measurement for a corpus of such files, and ends with status 1 if a file costs more than predicted.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
 from models.images import format_costs
 from models.images.format_costs import Picture
+from models.interface.errors import (
+    EmptyImageError,
+    TooCostlyError,
+    TooElongatedError,
+    TooManyPixelsError,
+    UndecodableImageError,
+    UnsupportedFormatError,
+)
+from models.interface.request import ImageLimits
 
 
 class ImageFormat(NamedTuple):
-    """One format.
+    """`name`: Pillow's name. `title`: the name that users read. `suffixes`: endings of file names, in lower case.
 
-    `name`: Pillow's name. `title`: the name that users read. `suffixes`: endings of file names, in lower case.
     `signature`: regular expression for the first bytes, as Pillow accepts them. `strict_signature`: one that plain text
-    does not match by accident, where `signature` is too short for that.
-    `cost`: function of a file and `enough`, the pixels that the shorter side must keep, to the work of its decoder.
-    `in_threads`: ordinary files are decoded in a decode thread; all others go to a decoder process.
+    does not match by accident, where `signature` is too short for that. `cost`: function of a file and `enough`, the
+    pixels that the shorter side must keep, to the work of its decoder. `in_threads`: ordinary files are decoded in a
+    decode thread; all others go to a decoder process.
     """
 
     name: str
@@ -38,12 +49,7 @@ SIGNATURE_BYTES = 12
 
 TABLE = (
     ImageFormat(
-        "JPEG",
-        "JPEG",
-        (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
-        rb"\xff\xd8\xff",
-        format_costs.jpeg,
-        in_threads=True,
+        "JPEG", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff", format_costs.jpeg, in_threads=True
     ),
     ImageFormat("PNG", "PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", format_costs.png, in_threads=True),
     ImageFormat("WEBP", "WebP", (".webp",), rb"RIFF.{4}WEBP", format_costs.webp, in_threads=True),
@@ -54,6 +60,16 @@ TABLE = (
     ImageFormat("TIFF", "TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", format_costs.tiff),
 )
 
+# Nanoseconds for a pixel on one core of an Intel Xeon, by `python -m benchmarks.decode_cost`.
+_CONVERSION_NS = 6.0
+_RESIZE_NS = 4.0
+# Rows and tables of decoders, and strips of rows during conversion.
+_LEAST_BYTES = 10 * 2**20
+# A strip of half a million pixels in RGBA, over white, and as an array.
+_STRIP_BYTES = 8 * 2**20
+# (H, W, 3) uint8.
+_RGB_BYTES = 3
+
 FORMATS = tuple(each.name for each in TABLE)
 TITLES = tuple(each.title for each in TABLE)
 SUFFIXES = frozenset(suffix for each in TABLE for suffix in each.suffixes)
@@ -63,17 +79,77 @@ _SIGNATURE = re.compile(b"|".join(b"(?P<%s>%s)" % (each.name.encode(), each.sign
 _STRICT_SIGNATURE = re.compile(b"|".join(each.strict_signature or each.signature for each in TABLE), re.DOTALL)
 
 
-def format_named(name: str) -> ImageFormat:
-    """Return the format of that name, one of FORMATS."""
-    return _BY_NAME[name]
-
-
 def format_of(encoded: bytes) -> str | None:
     """Return the name of the format whose signature `encoded` begins with, one of FORMATS; None for anything else."""
     found = _SIGNATURE.match(encoded)
     return None if found is None else found.lastgroup
 
 
+def known_format(encoded: bytes) -> ImageFormat:
+    """Return the format of `encoded`. Raises EmptyImageError, UnsupportedFormatError."""
+    if not encoded:
+        raise EmptyImageError
+    name = format_of(encoded)
+    if name is None:
+        raise UnsupportedFormatError(FORMATS)
+    return _BY_NAME[name]
+
+
 def is_image(beginning: bytes | bytearray) -> bool:
     """Return whether the first SIGNATURE_BYTES of data of unknown kind are those of an image."""
     return _STRICT_SIGNATURE.match(beginning) is not None
+
+
+class DecodeCost(NamedTuple):
+    """CPU seconds on one core and peak bytes of memory beyond the file itself, for a decode and the resize after it.
+
+    `ordinary`: decoders handle such files every day, so a thread may decode it. `thread_bytes`: its memory there, less
+    for JPEGs, because libjpeg-turbo reads them instead of Pillow.
+    """
+
+    seconds: float
+    memory_bytes: int
+    thread_bytes: int
+    ordinary: bool
+
+
+def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> DecodeCost:
+    """Return an upper bound for the cost of decode.decode_strips(encoded, limits, enough=enough) and
+    Transform.shape_strips, or without `enough` of decode.decode_pixels(encoded, limits). Takes microseconds, and about
+    1 ms per MB for a JPEG of several scans, which has to be searched to its end.
+
+    Raises EmptyImageError, UnsupportedFormatError, UndecodableImageError, TooManyPixelsError, TooElongatedError, and
+    TooCostlyError if the cost is above `limits`.
+    """
+    image_format = known_format(encoded)
+    try:
+        picture = image_format.cost(encoded, enough or 0)
+    except (struct.error, IndexError) as error:
+        raise UndecodableImageError(image_format.name, "its header is damaged") from error
+    check_size(picture.width, picture.height, limits)
+    pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
+    # What is kept of the strips: the whole picture, or its rows after resizing.
+    kept_pixels = pixels if enough is None else max(picture.width, picture.height) * enough / 2
+    other_bytes = min(_STRIP_BYTES, 16 * pixels) + _RGB_BYTES * kept_pixels + _LEAST_BYTES
+    memory_bytes = int(picture.decoder_bytes + other_bytes)
+    cost = DecodeCost(
+        (picture.decoder_ns + pixels * (_CONVERSION_NS + _RESIZE_NS)) / 1e9,
+        memory_bytes,
+        memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + _LEAST_BYTES),
+        image_format.in_threads and picture.ordinary,
+    )
+    if cost.seconds > limits.max_decode_seconds or cost.memory_bytes > limits.max_decode_bytes:
+        raise TooCostlyError(
+            image_format.name,
+            f"it may take {cost.seconds:,.1f} s of CPU time and {cost.memory_bytes / 1e6:.0f} MB of memory, and "
+            f"{limits.max_decode_seconds:g} s and {limits.max_decode_bytes / 1e6:.0f} MB are allowed",
+        )
+    return cost
+
+
+def check_size(width: int, height: int, limits: ImageLimits) -> None:
+    """Raises TooManyPixelsError, TooElongatedError."""
+    if width * height > limits.max_pixels:
+        raise TooManyPixelsError(width, height, limits.max_pixels)
+    if max(width, height) > limits.max_aspect_ratio * max(1, min(width, height)):
+        raise TooElongatedError(width, height, limits.max_aspect_ratio)

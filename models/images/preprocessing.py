@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Literal
 
-from models.images import cost
-from models.images.decode import decode_pixels, decode_strips
-from models.images.transforms import Transform, to_tensor
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from models.images.decode import ON_ITS_SIDE, Pixels, Strips, decode_pixels, decode_strips, oriented
+from models.images.formats import predict_cost
 from models.interface.request import ImageLimits
 
 
@@ -15,14 +21,14 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
 
     `enough` as in models.images.decode.decode_pixels. Raises ImageError, TooCostlyError before any decode.
     """
-    cost.predict(encoded, limits, enough=enough)
+    predict_cost(encoded, limits, enough=enough)
     return to_tensor(decode_pixels(encoded, limits, enough=enough))
 
 
 def preprocess(encoded: bytes, transform: Transform, limits: ImageLimits) -> torch.Tensor:
     """(3, crop, crop) uint8 RGB, channels last in memory, of the image in `encoded`. Raises ImageError."""
     enough = pixels_needed(transform)
-    cost.predict(encoded, limits, enough=enough)
+    predict_cost(encoded, limits, enough=enough)
     return transform.shape_strips(decode_strips(encoded, limits, enough=enough))
 
 
@@ -30,3 +36,117 @@ def pixels_needed(transform: Transform) -> int:
     """Return the shorter side that a reduced decode must keep. From twice the size on, antialiased resizing gives the
     same picture."""
     return 2 * transform.resize
+
+
+Interpolation = Literal["bilinear", "bicubic"]
+
+# How an image becomes a square. crop: resize the shorter side and cut off the rest. stretch: resize both sides.
+# pad: resize the longer side, and fill the rest with the mean colour.
+Fit = Literal["crop", "stretch", "pad"]
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """Resize the shorter side to `resize` pixels with antialiasing (both sides or the longer one, as `fit` says), crop
+    the middle `crop` x `crop`, scale to 0..1, subtract `mean`, divide by `std` (each per RGB channel)."""
+
+    resize: int
+    crop: int
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    # Not in the repr, which fingerprints hash, so that existing fingerprints stay valid.
+    fit: Fit = field(default="crop", repr=False)
+
+    def shape(self, image: torch.Tensor) -> torch.Tensor:
+        """Resize and crop (3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory.
+
+        Does what torchvision's `resize` and `center_crop` do, with one call into PyTorch. Each call, even for a view,
+        releases the GIL, and the decode thread then waits for the event loop and other threads to get it back.
+        """
+        pixels: Pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
+        return self._cropped(pixels, self._resized(*pixels.shape[:2]))
+
+    def shape_strips(self, picture: Strips) -> torch.Tensor:
+        """Return what `shape` does with the assembled picture, but hold only a strip of it in memory at a time.
+
+        The result is the same to the bit, because resizing resizes each row first, on its own. If the picture lies on
+        its side and has several strips, its columns come first: values differ by 1, and more where bicubic overshoots.
+        """
+        first = next(picture.strips)
+        if first.shape[0] == picture.height:
+            return self.shape(to_tensor(oriented(first, picture.orientation)))
+        on_its_side = picture.orientation in ON_ITS_SIDE
+        size = self._resized(*((picture.width, picture.height) if on_its_side else (picture.height, picture.width)))
+        columns = size[0] if on_its_side else size[1]
+        pixels = np.empty((picture.height, columns, 3), np.uint8)
+        top = 0
+        for strip in chain((first,), picture.strips):
+            rows = strip.shape[0]
+            pixels[top : top + rows] = self._interpolated(strip, (rows, columns))
+            top += rows
+        return self._cropped(oriented(pixels, picture.orientation), size)
+
+    def _interpolated(self, pixels: Pixels, size: tuple[int, int]) -> Pixels:
+        if pixels.shape[:2] == size:
+            return pixels
+        # `reshape` gives strides that PyTorch recognizes as channels last; a new axis would have stride 0.
+        batch = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
+        resized: Pixels = interpolate(batch, size, mode=self.interpolation, antialias=True).numpy()[0]
+        return resized.transpose(1, 2, 0)
+
+    def _cropped(self, pixels: Pixels, size: tuple[int, int]) -> torch.Tensor:
+        """Resize (H, W, 3) to `size` and cut out (3, crop, crop)."""
+        pixels = self._interpolated(pixels, size)
+        if min(size) < self.crop:
+            pixels = self._on_canvas(pixels)
+        top, left = (round((side - self.crop) / 2) for side in pixels.shape[:2])
+        # A copy, which frees the other pixels.
+        cropped = pixels[top : top + self.crop, left : left + self.crop].copy()
+        return torch.from_numpy(cropped.transpose(2, 0, 1))
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        match self.fit:
+            case "crop":
+                shorter, longer = sorted((height, width))
+                enough = int(self.resize * longer / shorter)
+                return (self.resize, enough) if height <= width else (enough, self.resize)
+            case "stretch":
+                return self.resize, self.resize
+            case "pad":
+                scale = self.resize / max(height, width)
+                return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def _on_canvas(self, pixels: Pixels) -> Pixels:
+        """Return (H, W, 3) pixels centred on a canvas of at least `crop` x `crop`, of the mean colour for `pad`, else
+        black."""
+        height, width, _ = pixels.shape
+        rows, columns = max(height, self.crop), max(width, self.crop)
+        canvas = np.empty((rows, columns, 3), np.uint8)
+        canvas[:] = [round(255 * mean) for mean in self.mean] if self.fit == "pad" else 0
+        top, left = (rows - height) // 2, (columns - width) // 2
+        canvas[top : top + height, left : left + width] = pixels
+        return canvas
+
+
+def to_tensor(pixels: Pixels) -> torch.Tensor:
+    """View (H, W, 3) uint8 as (3, H, W), channels last in memory."""
+    # Transposed by NumPy, because PyTorch would release the GIL, and wait to get it back.
+    return torch.from_numpy(pixels.transpose(2, 0, 1))
+
+
+class Normalize(nn.Module):
+    """Maps (N, 3, H, W) uint8 to float32: (x / 255 - mean) / std."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        mean = torch.tensor(transform.mean, dtype=torch.float64).view(1, 3, 1, 1)
+        std = torch.tensor(transform.std, dtype=torch.float64).view(1, 3, 1, 1)
+        self.register_buffer("scale", (1 / (255 * std)).float(), persistent=False)
+        self.register_buffer("shift", (-mean / std).float(), persistent=False)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.float() * self.scale + self.shift

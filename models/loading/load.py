@@ -14,12 +14,11 @@ from time import perf_counter
 import torch
 
 from models.hardware.placement import Placement, at_precision
-from models.images.transforms import Normalize, Transform
+from models.images.preprocessing import Normalize, Transform
 from models.interface.errors import ModelFolderError, StartError, UnsupportedArchitectureError
 from models.loading.calibration import Calibration
 from models.model_folder.description import FILE_NAME
-from models.networks.heads import cut_at_head
-from models.networks.layers import cut_at_layer, without_head
+from models.networks.cutting import cut_at_head, cut_at_layer, without_head
 from models.networks.network import Network
 from models.networks.specs import Classifier, FeatureLayer, ModelSpec
 
@@ -66,7 +65,7 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
         placement = replace(placement, backend=spec.backend)
     if spec.served_as is not None:
         placement, calibration = at_precision(placement, spec.served_as.precision), None
-    own_int8 = None if spec.served_as is None else spec.served_as.quantized
+    quantized = None if spec.served_as is None else spec.served_as.quantized
     classifier = spec.build()
     network = _cut(spec, classifier)
     labels = classifier.labels if network.classes else ()
@@ -84,23 +83,23 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
         features=classifier.features,
         placement=placement,
         calibration=calibration,
-        quantized=own_int8,
+        quantized=quantized,
         fingerprint=fingerprint(
             spec.architecture,
             network,
             classifier.transform,
             classifier.features,
-            precision=_fingerprinted_precision(placement, calibration, own_int8),
+            precision=_fingerprinted_precision(placement, calibration, quantized),
             backend=placement.backend,
         ),
         load_seconds=perf_counter() - started_at,
     )
 
 
-def _fingerprinted_precision(placement: Placement, calibration: Calibration | None, own_int8: Path | None) -> str:
+def _fingerprinted_precision(placement: Placement, calibration: Calibration | None, quantized: Path | None) -> str:
     """The precision, and for int8 a digest of what else the results depend on."""
-    if own_int8 is not None:
-        return f"{placement.precision} {quantized_digest(own_int8)}"
+    if quantized is not None:
+        return f"{placement.precision} {quantized_digest(quantized)}"
     return placement.precision if calibration is None else f"{placement.precision} {calibration.digest}"
 
 
@@ -115,16 +114,11 @@ def quantized_digest(file: Path) -> str:
 
 def _cut(spec: ModelSpec, classifier: Classifier) -> Network:
     side = classifier.transform.crop
-    if classifier.features is not None:
-        return _cut_at_layer(spec, classifier, classifier.features)
-    if not classifier.labels:
-        return without_head(spec.name, classifier.module, side)
-    return cut_at_head(spec.name, classifier.module, side)
-
-
-def _cut_at_layer(spec: ModelSpec, classifier: Classifier, layer: FeatureLayer) -> Network:
+    if classifier.features is None:
+        cut = cut_at_head if classifier.labels else without_head
+        return cut(spec.name, classifier.module, side)
     try:
-        return cut_at_layer(spec.name, classifier.module, layer, classifier.transform.crop)
+        return cut_at_layer(spec.name, classifier.module, classifier.features, side)
     except UnsupportedArchitectureError as error:
         if spec.folder is None:
             raise

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.interface.errors import ModelFolderError
-from models.model_folder import checkpoint, description, fitting, labels, own_code, sizes
-from models.model_folder.description import NEEDED_OF_TRANSFORM, Description
+from models.model_folder import checkpoint, description, fitting, own_code, sizes
+from models.model_folder.description import MIB, MOST_CLASSES, NEEDED_OF_TRANSFORM, Description, read_bounded
 from models.networks import architectures
-from models.networks.architectures import Architecture
-from models.networks.specs import Classifier, FeatureLayer, ModelSpec, ServedAs
+from models.networks.specs import Architecture, Classifier, FeatureLayer, ModelSpec, ServedAs
 
+# Makes the network, given the number of classes; None is the architecture's own number.
+Build = Callable[[int | None], nn.Module]
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """How to build the network: `build` takes the number of classes, None for the architecture's own number.
-    `architecture` is None for a network of the user's own."""
+# A million classes of 32 bytes each.
+_MOST_BYTES_OF_LABELS = 32 * MIB
 
-    build: Callable[[int | None], nn.Module]
-    architecture: Architecture | None
+# Names are part of every response.
+_LONGEST_NAME = 1000
 
 
 def find(folder: Path) -> ModelSpec:
@@ -41,9 +41,9 @@ def find(folder: Path) -> ModelSpec:
         raise described.refusal("architecture", reason)
     if described.pruned is not None:
         architecture = f"{architecture}@{sizes.digest(described.pruned)}"
-    return ModelSpec(
-        described.name, architecture, lambda: build(described), served_as=_served_as(described), folder=folder
-    )
+    serve = described.serve
+    served_as = None if serve is None else ServedAs(serve.precision, serve.quantized)
+    return ModelSpec(described.name, architecture, lambda: build(described), served_as=served_as, folder=folder)
 
 
 def unknown(architecture: str) -> str | None:
@@ -58,53 +58,45 @@ def unknown(architecture: str) -> str | None:
 
 def build(described: Description) -> Classifier:
     """Return the network with its weights, labels and transform, on the CPU, in float32. Raises StartError."""
-    plan = _plan(described)
+    architecture = None if own_code.is_own(described.architecture) else architectures.find(described.architecture)
+    builder = _builder(described)
     transform = transform_of(described)
     named = _described_labels(described)
-    module = _module(described, plan, named).float().eval()
+    count = described.classes if named is None else len(named)
+    module = _module(described, architecture, builder, count).float().eval()
     if named is None:
-        named = _default_labels(described, plan.architecture, module, transform)
+        named = _default_labels(described, architecture, module, transform)
     _check_reference(described, named)
     features = None if described.features is None else FeatureLayer(described.features, described.feature_form)
     return Classifier(module, transform, named, features)
 
 
-def unpruned(described: Description) -> Callable[[int | None], nn.Module]:
-    """Return the builder of the architecture before pruning, by number of classes. Raises StartError."""
-    return _unpruned(described).build
+def unpruned(described: Description) -> Build:
+    """Return the builder of the architecture before pruning. Raises StartError."""
+    if own_code.is_own(described.architecture):
+        return own_code.builder(described)
+    return architectures.find(described.architecture).build
 
 
-def _served_as(described: Description) -> ServedAs | None:
-    serve = described.serve
-    return None if serve is None else ServedAs(serve.precision, serve.quantized)
-
-
-def _plan(described: Description) -> _Plan:
-    plan, file = _unpruned(described), described.pruned
+def _builder(described: Description) -> Build:
+    whole, file = unpruned(described), described.pruned
     if file is None:
-        return plan
+        return whole
     with _errors_name_key(described, "pruned"):
         layers = sizes.read(file)
 
     def build(classes: int | None) -> nn.Module:
-        whole = plan.build(classes)
+        module = whole(classes)
         with _errors_name_key(described, "pruned"):
-            return sizes.resize(whole, layers, file)
+            return sizes.resize(module, layers, file)
 
-    return replace(plan, build=build)
-
-
-def _unpruned(described: Description) -> _Plan:
-    if own_code.is_own(described.architecture):
-        return _Plan(own_code.builder(described), None)
-    architecture = architectures.find(described.architecture)
-    return _Plan(architecture.build, architecture)
+    return build
 
 
 def _described_labels(described: Description) -> tuple[str, ...] | None:
     """Return the labels of the description. Raises ModelFolderError unless there are as many as `classes` says."""
     with _errors_name_key(described, "labels"):
-        named = labels.read(described.labels) if isinstance(described.labels, Path) else described.labels
+        named = read_labels(described.labels) if isinstance(described.labels, Path) else described.labels
     if named is not None and described.classes not in {None, len(named)}:
         raise described.refusal("classes", f"is {described.classes}, and labels has {len(named)} names")
     return named
@@ -117,34 +109,29 @@ def _check_reference(described: Description, named: tuple[str, ...]) -> None:
         raise described.refusal("reference.label", f"no class is named {described.reference.label!r}{hint}")
 
 
-def _module(described: Description, plan: _Plan, named: tuple[str, ...] | None) -> nn.Module:
-    count = described.classes if named is None else len(named)
+def _module(described: Description, architecture: Architecture | None, build: Build, wanted: int | None) -> nn.Module:
     match described.weights:
         case "published":
-            return _published(described, plan, count)
+            if architecture is None:
+                raise described.refusal("weights", "there are no published ones for code of your own; name a file")
+            published = len(architecture.labels)
+            if wanted not in {None, published}:
+                raise described.refusal(*_counted(described, f"the published weights are of {published}"))
+            return architecture.published()
         case "random":
-            return plan.build(count)
+            return build(wanted)
         case file:
-            return _of_file(described, plan, count, file)
+            return _of_file(described, build, wanted, file)
 
 
-def _published(described: Description, plan: _Plan, wanted: int | None) -> nn.Module:
-    if plan.architecture is None:
-        raise described.refusal("weights", "there are no published ones for code of your own; name a file")
-    published = len(plan.architecture.labels)
-    if wanted not in {None, published}:
-        raise described.refusal(*_counted(described, f"the published weights are of {published}"))
-    return plan.architecture.published()
-
-
-def _of_file(described: Description, plan: _Plan, wanted: int | None, file: Path) -> nn.Module:
+def _of_file(described: Description, build: Build, wanted: int | None, file: Path) -> nn.Module:
     with _errors_name_key(described, "weights"):
         tensors = checkpoint.read(file)
-    held = fitting.classes_of(tensors, plan.build)
+    held = fitting.classes_of(tensors, build)
     if None not in {held, wanted} and held != wanted:
         raise described.refusal(*_counted(described, f"{file.name} is of {held}"))
     count = wanted if held is None else held
-    module = plan.build(count)
+    module = build(count)
     with _errors_name_key(described, "weights"):
         what = described.architecture + (f" of {count} classes" if count is not None else "")
         fitting.load(module, tensors, file, what)
@@ -214,3 +201,58 @@ def _classes(described: Description, module: nn.Module, transform: Transform) ->
         raise described.refusal("architecture", "must give logits, (N, C), for images, (N, 3, H, W)")
     count: int = logits.shape[1]
     return count
+
+
+def read_labels(file: Path) -> tuple[str, ...]:
+    """Return the names, class 0 first. A .json file is a list of names, an object of names by index, or one of indices
+    by name, as torchvision's `ImageFolder.class_to_idx`. Any other file is text, one name a line. Raises
+    ModelFolderError."""
+    try:
+        text = read_bounded(file, _MOST_BYTES_OF_LABELS).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelFolderError(file, f"cannot be read as UTF-8 text: {error}") from error
+    names = _of_json(file, text) if file.suffix.lower() == ".json" else _of_lines(file, text)
+    if len(names) > MOST_CLASSES:
+        raise ModelFolderError(file, f"has {len(names)} names; at most {MOST_CLASSES} are read")
+    longest = max(names, key=len)
+    if len(longest) > _LONGEST_NAME:
+        raise ModelFolderError(
+            file, f"has a name of {len(longest)} characters, {longest[:20]!r}…; at most {_LONGEST_NAME} are allowed"
+        )
+    return names
+
+
+def _of_lines(file: Path, text: str) -> tuple[str, ...]:
+    names = [line.strip() for line in text.rstrip().splitlines()]
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise ModelFolderError(file, f"line {number} is empty, and would be the name of class {number - 1}")
+    if not names:
+        raise ModelFolderError(file, "holds no name; it should have one class a line, class 0 first")
+    return tuple(names)
+
+
+def _of_json(file: Path, text: str) -> tuple[str, ...]:
+    try:
+        held = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelFolderError(file, f"is not JSON: {error}") from error
+    if isinstance(held, list):
+        held = {str(index): name for index, name in enumerate(held)}
+    elif isinstance(held, dict) and held and all(type(index) is int for index in held.values()):
+        held = _inverted(file, held)
+    if not isinstance(held, dict) or not held or not all(isinstance(name, str) and name for name in held.values()):
+        raise ModelFolderError(
+            file, 'must be a list of names, {"0": "name of class 0", …} or {"name of class 0": 0, …}, and is none'
+        )
+    for index in map(str, range(len(held))):
+        if index not in held:
+            raise ModelFolderError(file, f"has {len(held)} names and none of index {index}; indices begin at 0")
+    return tuple(held[str(index)] for index in range(len(held)))
+
+
+def _inverted(file: Path, indices: Mapping[str, int]) -> dict[str, str]:
+    names = {str(index): name for name, index in indices.items()}
+    if len(names) < len(indices):
+        raise ModelFolderError(file, "two names have the same index")
+    return names

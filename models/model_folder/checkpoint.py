@@ -3,10 +3,14 @@ file states are compared with its own size first, because few bytes can claim mo
 
 from __future__ import annotations
 
+import io
+import pickletools
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import IO
 
 import torch
 from safetensors import SafetensorError
@@ -15,7 +19,6 @@ from safetensors.torch import load_file
 from models.hardware import memory
 from models.interface.errors import ModelFolderError
 from models.model_folder.description import MIB
-from models.model_folder.pickled import remedy
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
@@ -32,6 +35,12 @@ _MOST_HEADER_BYTES = 16 * MIB
 _HEADER_LENGTH_BYTES = 8
 
 _ZIP = b"PK\x03\x04"
+
+# Before PyTorch 1.6, three pickles come first: a magic number, a version and the word sizes of the system.
+_PICKLES_BEFORE_THE_OBJECT = 3
+
+# Modules of the classes in a state dict.
+_PLAIN_MODULES = ("collections", "torch", "torch._utils", "torch._tensor", "torch.storage")
 
 _BROKEN_CHECKPOINT = "is no checkpoint that torch.save has written, or not the whole of one"
 
@@ -69,11 +78,8 @@ def _safetensors(file: Path) -> object:
         with file.open("rb") as stream:
             header_bytes = int.from_bytes(stream.read(_HEADER_LENGTH_BYTES), "little")
         if header_bytes > _MOST_HEADER_BYTES:
-            raise ModelFolderError(
-                file,
-                f"is no whole safetensors file: its header would have {header_bytes} bytes, and at most "
-                f"{_MOST_HEADER_BYTES} are read",
-            )
+            what = f"its header would have {header_bytes} bytes, and at most {_MOST_HEADER_BYTES} are read"
+            raise ModelFolderError(file, f"is no whole safetensors file: {what}")
         _check_memory(file, file.stat().st_size)
         return load_file(file)
     except (SafetensorError, OSError) as error:
@@ -86,7 +92,7 @@ def _checkpoint(file: Path) -> object:
         held: object = torch.load(file, map_location="cpu", weights_only=True)
     except _BROKEN as error:
         # Not PyTorch's message, which recommends weights_only=False.
-        raise ModelFolderError(file, remedy(file, WRAPPERS) or _BROKEN_CHECKPOINT) from error
+        raise ModelFolderError(file, _remedy(file) or _BROKEN_CHECKPOINT) from error
     return held
 
 
@@ -96,19 +102,15 @@ def _check_archive(file: Path) -> None:
         size = file.stat().st_size
         with file.open("rb") as stream:
             zipped = stream.read(len(_ZIP)) == _ZIP
+        unpacked = size
         if zipped:
             with zipfile.ZipFile(file) as archive:
                 unpacked = sum(part.file_size for part in archive.infolist())
-        else:
-            unpacked = size
     except (OSError, zipfile.BadZipFile) as error:
         raise ModelFolderError(file, _BROKEN_CHECKPOINT) from error
     if unpacked > max(_MOST_UNPACKED * size, MIB):
-        raise ModelFolderError(
-            file,
-            f"has {_megabytes(size)} and says that it unpacks to {_megabytes(unpacked)}, more than {_MOST_UNPACKED} "
-            "times its size",
-        )
+        what = f"unpacks to {_megabytes(unpacked)}, more than {_MOST_UNPACKED} times its size"
+        raise ModelFolderError(file, f"has {_megabytes(size)} and says that it {what}")
     _check_memory(file, unpacked)
 
 
@@ -139,3 +141,71 @@ def _unwrapped(held: object) -> object:
             break
         held = inner
     return held
+
+
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """A parsed pickle. `classes`: what it would import, apart from what tensors need."""
+
+    is_dict: bool
+    classes: tuple[str, ...]
+    texts: frozenset[str]
+
+
+def _remedy(file: Path) -> str | None:
+    """Return what a refused file holds instead of plain tensors, and how to save those; None if it is damaged or of
+    another kind. Its pickle is parsed and never run."""
+    if _is_torchscript(file):
+        tensors = f"torch.jit.load({file.name!r}).state_dict()"
+        return f"is a TorchScript program, which is not run here. {_recipe(tensors)}"
+    program = _program(file)
+    if program is None or not program.classes:
+        return None
+    loaded = f"torch.load({file.name!r}, weights_only=False)"
+    named = ", ".join(program.classes[:3])
+    if not program.is_dict:
+        recipe = _recipe(f"{loaded}.state_dict()")
+        return f"is a whole pickled model ({named}), which is code, and not run here. {recipe}"
+    wrapper = next((f"[{key!r}]" for key in WRAPPERS if key in program.texts), "")
+    return f"holds pickled objects ({named}), which are code, and not run here. {_recipe(loaded + wrapper)}"
+
+
+def _recipe(tensors: str) -> str:
+    return (
+        f"Where you trust it, save the weights alone: python -c \"import torch; torch.save({tensors}, 'weights.pt')\""
+    )
+
+
+def _is_torchscript(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+def _program(file: Path) -> _Program | None:
+    try:
+        if not zipfile.is_zipfile(file):
+            with file.open("rb") as stream:
+                for _ in range(_PICKLES_BEFORE_THE_OBJECT):
+                    _read(stream)
+                return _read(stream)
+        with zipfile.ZipFile(file) as archive:
+            member = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
+            return None if member is None else _read(io.BytesIO(archive.read(member)))
+    except (ValueError, OSError, zipfile.BadZipFile):
+        return None
+
+
+def _read(stream: IO[bytes]) -> _Program:
+    """Parse the next pickle of `stream`. Raises ValueError if there is none."""
+    operations = [(operation.name, argument) for operation, argument, _ in pickletools.genops(stream)]
+    imported = [str(argument).split(" ", 1) for name, argument in operations if name == "GLOBAL"]
+    # The first object that it creates is the result: a dict, or an instance of a class.
+    made = next((made for made in operations if made[0] in {"EMPTY_DICT", "GLOBAL"}), ("", None))
+    return _Program(
+        is_dict=made in {("EMPTY_DICT", None), ("GLOBAL", "collections OrderedDict")},
+        classes=tuple(dict.fromkeys(f"{module}.{name}" for module, name in imported if module not in _PLAIN_MODULES)),
+        texts=frozenset(argument for _, argument in operations if isinstance(argument, str)),
+    )

@@ -6,9 +6,9 @@ import re
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from models.interface.errors import ModelFolderError
 from models.model_folder.keys import Keys
@@ -20,37 +20,20 @@ MIB = 2**20
 Preset = Literal["torchvision", "timm"]
 FeatureForm = Literal["pooled", "map"]
 ServedPrecision = Literal["fp32", "bf16", "fp16", "int8"]
-PRESETS: tuple[Preset, ...] = ("torchvision", "timm")
-FEATURE_FORMS: tuple[FeatureForm, ...] = ("pooled", "map")
-SERVED_PRECISIONS: tuple[ServedPrecision, ...] = ("fp32", "bf16", "fp16", "int8")
+# Values of `weights` that name no file.
+WithoutFile = Literal["published", "random"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+FEATURE_FORMS: tuple[FeatureForm, ...] = get_args(FeatureForm)
+SERVED_PRECISIONS: tuple[ServedPrecision, ...] = get_args(ServedPrecision)
+WITHOUT_FILE: tuple[WithoutFile, ...] = get_args(WithoutFile)
 
-# The same as in models.images.transforms, which imports torch.
+# The same as in models.images.preprocessing, which imports torch.
 INTERPOLATIONS = ("bilinear", "bicubic")
 FITS = ("crop", "stretch", "pad")
 
-# Values of `weights` that name no file.
-WithoutFile = Literal["published", "random"]
-WITHOUT_FILE: tuple[WithoutFile, ...] = ("published", "random")
-
-# Keys of the file; those of its tables follow.
-KEYS = (
-    "name",
-    "architecture",
-    "weights",
-    "pruned",
-    "labels",
-    "classes",
-    "features",
-    "feature_form",
-    "transform",
-    "serve",
-    "reference",
-)
 # Keys of [transform] that a network of the user's own needs.
 NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")
 TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
-SERVE_KEYS = ("precision", "quantized")
-REFERENCE_KEYS = ("image", "label", "probability", "tolerance")
 
 # Names are part of URLs, metric labels and comma-separated lists.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -65,7 +48,7 @@ _TOLERANCE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class TransformKeys:
-    """The [transform] table. `explicit`: the given fields of models.images.transforms.Transform, which override the
+    """The [transform] table. `explicit`: the given fields of models.images.preprocessing.Transform, which override the
     published transform. `preset`: the publisher of that transform."""
 
     preset: Preset | None
@@ -115,12 +98,16 @@ class Description:
         return self.folder / FILE_NAME
 
     def refusal(self, key: str, reason: str) -> ModelFolderError:
-        """Return the error about `key`."""
         return ModelFolderError(self.file, reason, key)
 
 
+# Keys of the file, and of its tables besides [transform]: the fields above.
+KEYS = tuple(field.name for field in fields(Description) if field.name != "folder")
+SERVE_KEYS = tuple(field.name for field in fields(ServeKeys))
+REFERENCE_KEYS = tuple(field.name for field in fields(Reference))
+
+
 def is_name(text: str) -> bool:
-    """Return whether `text` is a valid name of a model."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -147,7 +134,7 @@ def read(folder: Path) -> Description:
         labels=_labels(keys),
         classes=keys.whole_number("classes", 0, MOST_CLASSES),
         features=keys.text("features"),
-        feature_form="map" if form == "map" else "pooled",
+        feature_form=form or "pooled",
         transform=TransformKeys(None, {}) if transform is None else _transform(transform),
         serve=None if serve is None else _serve(serve),
         reference=None if reference is None else _reference(reference),
@@ -155,10 +142,10 @@ def read(folder: Path) -> Description:
 
 
 def _parsed(file: Path) -> dict[str, object]:
+    folder = file.parent
     try:
         return tomllib.loads(read_bounded(file, _MOST_BYTES).decode())
     except FileNotFoundError:
-        folder = file.parent
         if not folder.is_dir():
             raise ModelFolderError(folder, "there is no such folder") from None
         raise ModelFolderError(folder, f"there is no {FILE_NAME}; `gradless models init {folder}` writes one") from None
@@ -168,33 +155,27 @@ def _parsed(file: Path) -> dict[str, object]:
 
 def _name(keys: Keys) -> str:
     given = keys.text("name")
-    name = keys.file.parent.resolve().name if given is None else given
+    name = given or keys.path.parent.resolve().name
     if not is_name(name):
-        what = f"not {name!r}" if given is not None else f"and the folder's, {name!r}, is none: set it"
+        what = f"not {name!r}" if given else f"and the folder's, {name!r}, is none: set it"
         raise keys.refusal("name", f"must be letters, digits, '.', '_' and '-', at most 100, {what}")
     return name
 
 
 def _weights(keys: Keys) -> Path | WithoutFile:
     text = keys.needed_text("weights", 'a file in the folder, or "published" for those of the architecture\'s makers')
-    for word in WITHOUT_FILE:
-        if text == word:
-            return word
-    return keys.file_inside("weights", text)
+    word = next((word for word in WITHOUT_FILE if word == text), None)
+    return keys.file_inside("weights", text) if word is None else word
 
 
 def _pruned(keys: Keys) -> Path | None:
-    text = keys.text("pruned")
-    if text is not None and keys.text("weights") in WITHOUT_FILE:
+    if keys.text("pruned") is not None and keys.text("weights") in WITHOUT_FILE:
         raise keys.refusal("pruned", "goes with a file of weights, which have the sizes that it gives to layers")
-    return None if text is None else keys.file_inside("pruned", text)
+    return keys.file("pruned")
 
 
 def _labels(keys: Keys) -> Path | tuple[str, ...] | None:
-    if isinstance(keys.values.get("labels"), list):
-        return keys.texts("labels")
-    text = keys.text("labels")
-    return None if text is None else keys.file_inside("labels", text)
+    return keys.texts("labels") if isinstance(keys.values.get("labels"), list) else keys.file("labels")
 
 
 def _transform(keys: Keys) -> TransformKeys:
@@ -207,26 +188,25 @@ def _transform(keys: Keys) -> TransformKeys:
         "std": keys.per_channel("std", positive=True),
         "fit": keys.one_of("fit", FITS),
     }
-    given = {key: value for key, value in explicit.items() if value is not None}
-    return TransformKeys(next((known for known in PRESETS if known == preset), None), given)
+    return TransformKeys(preset, {key: value for key, value in explicit.items() if value is not None})
 
 
 def _serve(keys: Keys) -> ServeKeys:
-    keys.needed_text("precision", f"one of {', '.join(SERVED_PRECISIONS)}")
     precision = keys.one_of("precision", SERVED_PRECISIONS)
+    if precision is None:
+        raise keys.refusal("precision", f"is missing: one of {', '.join(SERVED_PRECISIONS)}")
     text = keys.text("quantized")
     if (precision == "int8") != (text is not None):
         raise keys.refusal("quantized", "goes with precision int8, and int8 with it; `gradless optimize` writes both")
-    quantized = None if text is None else keys.file_inside("quantized", text)
+    quantized = keys.file("quantized")
     if text is not None:
         keys.file_inside("quantized", str(Path(text).with_suffix(".bin")))
-    return ServeKeys(next(known for known in SERVED_PRECISIONS if known == precision), quantized)
+    return ServeKeys(precision, quantized)
 
 
 def _reference(keys: Keys) -> Reference:
     image = keys.needed_text("image", "a picture in the folder")
-    tolerance = keys.number("tolerance", 0, 1)
-    probability = keys.number("probability", 0, 1)
+    tolerance, probability = keys.number("tolerance", 0, 1), keys.number("probability", 0, 1)
     if tolerance is not None and probability is None:
         raise keys.refusal("tolerance", "goes with probability, which it is about")
     return Reference(

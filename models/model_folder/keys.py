@@ -7,26 +7,28 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeGuard
+from typing import Self, TypeGuard, TypeVar
 
 from models.interface.errors import ModelFolderError
 
 _CHANNELS = 3
 
+Choice = TypeVar("Choice", bound=str)
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """A table of `file`. `table`: its name there, "" for the file itself. Methods return None for a missing key, and
-    raise ModelFolderError for a wrong value."""
+    """A table of the TOML file `path`. `table`: its name there, "" for the file itself. Methods return None for a
+    missing key, and raise ModelFolderError for a wrong value."""
 
-    file: Path
+    path: Path
     table: str
     values: Mapping[str, object]
 
     @classmethod
-    def of(cls, file: Path, table: str, values: Mapping[str, object], known: Collection[str]) -> Self:
+    def of(cls, path: Path, table: str, values: Mapping[str, object], known: Collection[str]) -> Self:
         """Return the table, if it has only `known` keys."""
-        keys = cls(file, table, values)
+        keys = cls(path, table, values)
         for key in values:
             if key not in known:
                 similar = difflib.get_close_matches(key, known, n=1)
@@ -35,8 +37,7 @@ class Keys:
         return keys
 
     def refusal(self, key: str, reason: str) -> ModelFolderError:
-        """Return the error about `key`."""
-        return ModelFolderError(self.file, reason, f"{self.table}.{key}" if self.table else key)
+        return ModelFolderError(self.path, reason, f"{self.table}.{key}" if self.table else key)
 
     def text(self, key: str) -> str | None:
         value = self.values.get(key)
@@ -50,11 +51,12 @@ class Keys:
             raise self.refusal(key, f"is missing: {meaning}")
         return value
 
-    def one_of(self, key: str, choices: Collection[str]) -> str | None:
+    def one_of(self, key: str, choices: Collection[Choice]) -> Choice | None:
         value = self.text(key)
-        if value is not None and value not in choices:
+        chosen = next((choice for choice in choices if choice == value), None)
+        if value is not None and chosen is None:
             raise self.refusal(key, f"must be one of {', '.join(choices)}, not {value!r}")
-        return value
+        return chosen
 
     def whole_number(self, key: str, least: int, most: int) -> int | None:
         value = self.values.get(key)
@@ -97,16 +99,21 @@ class Keys:
             return None
         if not isinstance(value, dict):
             raise self.refusal(key, f"must be a table, [{key}], not {value!r}")
-        return Keys.of(self.file, f"{self.table}.{key}" if self.table else key, value, known)
+        return Keys.of(self.path, f"{self.table}.{key}" if self.table else key, value, known)
+
+    def file(self, key: str) -> Path | None:
+        """Return the file inside the folder that the key names."""
+        text = self.text(key)
+        return None if text is None else self.file_inside(key, text)
 
     def file_inside(self, key: str, text: str) -> Path:
         """Return the file of that name inside the folder, so that the folder is complete and can be moved."""
-        folder = self.file.parent
+        folder = self.path.parent
         path = (folder / text).resolve()
         if Path(text).is_absolute() or not path.is_relative_to(folder.resolve()):
             raise self.refusal(key, f"must be a file inside {folder}, named from there, not {text!r}")
         if not path.is_file():
-            others = [entry.name for entry in folder.iterdir() if entry.is_file() and entry != self.file]
+            others = [entry.name for entry in folder.iterdir() if entry.is_file() and entry != self.path]
             similar = difflib.get_close_matches(path.name, others, n=1)
             hint = f"; did you mean {similar[0]!r}?" if similar else ""
             raise self.refusal(key, f"there is no file {text!r} in {folder}{hint}")

@@ -16,17 +16,14 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-import torch
 from torch import nn
 
 from models.interface.errors import ModelFolderError
 from models.model_folder.description import MIB, Description, read_bounded
+from models.networks import architectures
 
 _REFERENCE = re.compile(r"(?P<module>\w+(\.\w+)*):(?P<name>\w+(\.\w+)*)")
-
-_SEED = 0
-
-# Largest Python file.
+# Of a Python file.
 _MOST_BYTES = 16 * MIB
 
 
@@ -55,8 +52,7 @@ def builder(description: Description) -> Callable[[int | None], nn.Module]:
 
     def build(classes: int | None) -> nn.Module:
         arguments = {"num_classes": classes} if takes_classes and classes is not None else {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_SEED)
+        with architectures.seeded():
             try:
                 module = made(**arguments)
             except Exception as error:
@@ -78,24 +74,21 @@ def _callable(description: Description) -> Callable[..., object]:
             raise description.refusal("architecture", f"{dotted} has no {part!r}{hint}")
         found = getattr(found, part)
     if not callable(found):
-        raise description.refusal(
-            "architecture", f"{name} of {dotted} cannot be called; it is a {type(found).__name__}"
-        )
+        kind = type(found).__name__
+        raise description.refusal("architecture", f"{name} of {dotted} cannot be called; it is a {kind}")
     return found
 
 
 def _module(description: Description, dotted: str) -> ModuleType:
     importlib.invalidate_caches()
     try:
-        if _in_folder(description, dotted):
-            return importlib.import_module(f"{_package(description)}.{dotted}")
-        return importlib.import_module(dotted)
+        package = f"{_package(description)}." if _in_folder(description, dotted) else ""
+        return importlib.import_module(f"{package}{dotted}")
     except ModuleNotFoundError as error:
         if error.name is not None and _in_folder(description, error.name):
-            raise description.refusal(
-                "architecture",
-                f"{dotted} imports {error.name!r}, which is beside it: write `from .{error.name} import …` there",
-            ) from error
+            advice = f"write `from .{error.name} import …` there"
+            reason = f"{dotted} imports {error.name!r}, which is beside it: {advice}"
+            raise description.refusal("architecture", reason) from error
         raise _failure(description, error) from error
     except Exception as error:
         raise _failure(description, error) from error
@@ -151,6 +144,5 @@ def _failure(description: Description, error: Exception) -> ModelFolderError:
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if Path(frame.filename).is_relative_to(description.folder.resolve())]
     where = f" in line {inside[-1].lineno} of {Path(inside[-1].filename).name}" if inside else ""
-    return description.refusal(
-        "architecture", f"{description.architecture} raised {type(error).__name__}{where}: {error}"
-    )
+    raised = f"{description.architecture} raised {type(error).__name__}{where}: {error}"
+    return description.refusal("architecture", raised)

@@ -1,10 +1,7 @@
-"""Sizes of layers that differ from the architecture's: needed to build a pruned network again.
+"""Sizes of layers that differ from the architecture's, to build a pruned network again without a pruning library.
 
 The file is JSON. It maps the name of a layer, as in `named_modules`, to its sizes:
-
     {"layer1.0.conv1": {"in_channels": 64, "out_channels": 40, "groups": 1}, "layer1.0.bn1": {"num_features": 40}}
-
-The weights are those after pruning, so building needs no pruning library.
 """
 
 from __future__ import annotations
@@ -42,11 +39,15 @@ def differing(module: nn.Module, fresh: nn.Module) -> dict[str, dict[str, int]]:
     layers, made = dict(module.named_modules()), dict(fresh.named_modules())
     if layers.keys() != made.keys():
         raise ValueError(f"{min(layers.keys() ^ made.keys())} is in one network, and not in the other")
-    return {
-        name: _of(layer)
-        for name, layer in layers.items()
-        if _shapes(layer) != _shapes(made[name]) or _of(layer, unknown={}) != _of(made[name], unknown={})
-    }
+    found = {}
+    for name, layer in layers.items():
+        sizes, fresh_sizes = _sizes(layer), _sizes(made[name])
+        if sizes == fresh_sizes and _shapes(layer) == _shapes(made[name]):
+            continue
+        if sizes is None:
+            raise ValueError(f"a {type(layer).__name__} has other sizes now, which cannot be described")
+        found[name] = sizes
+    return found
 
 
 def read(file: Path) -> SizesByLayer:
@@ -103,24 +104,18 @@ def _resize(layer: nn.Module, sizes: Sizes, file: Path, name: str) -> None:
 def _set(layer: nn.Module, **shapes: tuple[int, ...]) -> None:
     for name, shape in shapes.items():
         old = getattr(layer, name)
-        if isinstance(old, nn.Parameter):
-            setattr(layer, name, nn.Parameter(torch.zeros(shape, dtype=old.dtype, device=old.device)))
-        elif old is not None:
-            setattr(layer, name, torch.zeros(shape, dtype=old.dtype, device=old.device))
+        if old is not None:
+            new = torch.zeros(shape, dtype=old.dtype, device=old.device)
+            setattr(layer, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
 
 def _names(layer: nn.Module) -> tuple[str, ...] | None:
     return next((names for kind, names in _KINDS if isinstance(layer, kind)), None)
 
 
-def _of(layer: nn.Module, unknown: dict[str, int] | None = None) -> dict[str, int]:
-    """Return the sizes of a layer; for an unknown type `unknown`, if given."""
+def _sizes(layer: nn.Module) -> dict[str, int] | None:
     names = _names(layer)
-    if names is not None:
-        return {name: int(getattr(layer, name)) for name in names}
-    if unknown is not None:
-        return unknown
-    raise ValueError(f"a {type(layer).__name__} has other sizes now, which cannot be described")
+    return None if names is None else {name: int(getattr(layer, name)) for name in names}
 
 
 def _shapes(layer: nn.Module) -> dict[str, tuple[int, ...]]:

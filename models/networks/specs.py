@@ -10,9 +10,25 @@ from typing import Literal
 from torch import nn
 
 from models.hardware.placement import Precision
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 
 FeatureForm = Literal["pooled", "map"]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A network by name, with the transform and labels of its published weights.
+
+    `build` returns it on the CPU, in float32, with seeded random weights, and with the given number of classes; None is
+    the number of the published weights, which may be 0. `published` builds it with the published weights, which it may
+    download; raises WeightsUnavailableError.
+    """
+
+    name: str
+    transform: Transform
+    labels: tuple[str, ...]
+    build: Callable[[int | None], nn.Module]
+    published: Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from models.images.decode import ignore_pillow_warnings
-from models.images.preprocessing import decode_image, preprocess
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform, decode_image, preprocess
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
 from models.interface.request import ImageLimits
 

@@ -19,8 +19,7 @@ from PIL import Image
 
 from models.hardware.cores import available_cores
 from models.images.decode import read_header
-from models.images.preprocessing import decode_image, preprocess
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform, decode_image, preprocess
 from models.interface.errors import ImageError
 from models.interface.request import ImageLimits
 from models.offline import reading

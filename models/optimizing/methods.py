@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from models.images.transforms import Normalize
+from models.images.preprocessing import Normalize
 from models.interface.errors import JobError, UnsupportedArchitectureError
 from models.loading import catalog
 from models.loading.calibration import MOST_IMAGES, Calibration

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from models.interface.errors import UnsupportedArchitectureError
-from models.networks.architectures.architecture import reason
+from models.networks.architectures import reason
 
 # Kernels process this many channels at a time: 41 take as long as 48.
 _MULTIPLE = 8

@@ -13,13 +13,11 @@ from typing import Any
 
 import torch
 
-from gradless.device_memory import DeviceMemory
+from gradless.arms import Arm, Inputs, Subject
+from gradless.comparison import run_comparison
 from gradless.errors import ComparisonCancelledError
-from gradless.lens import run_comparison
-from gradless.progress import ComparisonProgress
+from gradless.measuring import ComparisonProgress
 from gradless.records import Comparison, ComparisonOptions, Progress
-from gradless.report import Origin
-from gradless.subject import Arm, Inputs, Subject, first_tensor
 from models.hardware import cores, memory
 from models.inference.engine import Engine
 from models.interface.errors import ComparisonRunningError, DrainingError
@@ -29,6 +27,8 @@ from models.networks.network import FeaturesAndLogits
 _SEED = 0
 _RANDOM_PIXELS = f"random pixels, seed {_SEED}"
 _UPLOADED_IMAGE = "the uploaded image"
+
+_NOT_PYTORCH = "its forward runs outside PyTorch"
 
 
 @dataclass(eq=False, slots=True)
@@ -161,7 +161,7 @@ def compare_served(
     forward at a time, so that serving continues in between. Before each forward `cancelled` is checked and
     `on_progress` called, in this thread. Raises ComparisonCancelledError and ComparisonTooLargeError.
     """
-    return run_comparison(_subject(engine, image), options, ComparisonProgress(cancelled, on_progress), _origin(engine))
+    return run_comparison(_subject(engine, image), options, ComparisonProgress(cancelled, on_progress))
 
 
 def _subject(engine: Engine, image: torch.Tensor | None) -> Subject:
@@ -176,19 +176,26 @@ def _subject(engine: Engine, image: torch.Tensor | None) -> Subject:
             pixels = image.expand(size, -1, -1, -1).contiguous()
         with engine.lock, torch.no_grad():
             images: torch.Tensor = model.normalize(pixels.to(model.placement.device))
-        return Inputs(images, pixels.contiguous(memory_format=torch.channels_last))
+        return Inputs(size, (images,), pixels=pixels.contiguous(memory_format=torch.channels_last))
 
     return Subject(
         network=model.network,
         device=model.placement.device,
         batch=batch,
         input=_RANDOM_PIXELS if image is None else _UPLOADED_IMAGE,
+        model=model.name,
+        architecture=model.architecture,
+        dtype=model.placement.dtype_name,
+        fingerprint=model.fingerprint,
+        backend=model.placement.backend,
         served=_served_arm(engine),
         answer=_answer,
         lock=engine.lock,
-        memory=DeviceMemory(free_bytes=memory.free_bytes, reset_peak=memory.begin_peak, release=memory.trim),
         original_name=model.network.original_name,
         classes=model.network.classes > 0,
+        free_bytes=memory.free_bytes,
+        reset_peak=memory.begin_peak,
+        release=memory.trim,
     )
 
 
@@ -204,17 +211,17 @@ def _served_arm(engine: Engine) -> Arm:
         with torch.inference_mode(outputs[0].features.is_inference()):
             return FeaturesAndLogits(*map(torch.cat, zip(*outputs, strict=True)))
 
-    return Arm(name="served", forward=forward, network=engine.served_network, memory_note=engine.hints.memory_note)
+    return Arm(
+        name="served",
+        forward=forward,
+        network=engine.served_network,
+        memory_note=engine.hints.memory_note,
+        retained_note=_NOT_PYTORCH if engine.model.placement.backend == "openvino" else None,
+    )
 
 
-def _answer(output: Any) -> torch.Tensor:
-    """Return the logits, or the features of a network without classes."""
+def _answer(output: Any) -> Any:
+    """Return the logits, or the features of a network without classes; of other networks the whole output."""
     if isinstance(output, FeaturesAndLogits):
         return output.logits if output.logits.shape[1] else output.features
-    return first_tensor(output)
-
-
-def _origin(engine: Engine) -> Origin:
-    model, placement = engine.model, engine.model.placement
-    dtype = placement.dtype_name
-    return Origin(model.name, model.fingerprint, model.architecture, str(placement.device), dtype, placement.backend)
+    return output

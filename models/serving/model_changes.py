@@ -27,8 +27,8 @@ from models.interface.errors import (
     UnknownModelError,
 )
 from models.interface.results import Loaded, ModelCard
-from models.loading import sources
-from models.loading.sources import ModelSource
+from models.loading import catalog
+from models.loading.catalog import ModelSource
 from models.networks.specs import ModelSpec
 from models.scheduling.threads import BackgroundWork
 from models.serving.lens import Lens
@@ -135,7 +135,7 @@ class ModelChanges:
 
     def _origin(self, name: str, source: str | None) -> ModelSource:
         if source is not None:
-            return sources.from_request(source, name, self._context.options.models_folder)
+            return catalog.from_request(source, name, self._context.options.models_folder)
         instances = self._registry.instances
         if name not in instances:
             raise UnknownModelError(name, list(instances))

@@ -24,8 +24,8 @@ from models.interface.results import ModelCard
 from models.interface.telemetry import BatcherState, BatchReport, QueueState, Telemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration
+from models.loading.catalog import ModelSource
 from models.loading.load import LoadedModel, load
-from models.loading.sources import ModelSource
 from models.networks.specs import ModelSpec
 from models.scheduling.batcher import Batcher
 from models.scheduling.oom_splitting import SplittingRun

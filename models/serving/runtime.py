@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from time import perf_counter
 from types import MappingProxyType
 
-from gradless.peak import prepare_profiler
+from gradless.memory import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.backends import place
 from models.hardware import cores, memory
@@ -19,7 +19,7 @@ from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.runtime import Runtime
 from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
-from models.loading import catalog, sources
+from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.serving.lens import Lens
 from models.serving.model_changes import ModelChanges
@@ -71,7 +71,7 @@ class LocalRuntime(Runtime):
         self._supervisor: Supervisor | None = None
         try:
             for spec, named in zip(specs, options.models, strict=True):
-                self._changes.start(spec, sources.from_operator(named))
+                self._changes.start(spec, catalog.from_operator(named))
             self._supervisor = Supervisor(
                 self._health_problems, self._changes.restart, self._on_fatal, fatal_problem=self._stuck_decode
             )

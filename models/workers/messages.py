@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard
 from models.interface.telemetry import BatchReport

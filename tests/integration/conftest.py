@@ -23,7 +23,7 @@ from models import backends
 from models.backends import BackendOptions
 from models.backends.pytorch import EagerBackend
 from models.hardware import cores
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem, ImageJob
 from models.interface.telemetry import Telemetry

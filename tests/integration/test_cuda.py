@@ -23,9 +23,8 @@ from models.backends import BackendOptions
 from models.backends.pytorch import served_network
 from models.hardware import memory
 from models.hardware.placement import Precision
-from models.images.preprocessing import decode_image
+from models.images.preprocessing import Transform, decode_image
 from models.images.samples import draw, encode
-from models.images.transforms import Transform
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.request import ImageLimits, InferenceRequest

@@ -18,7 +18,7 @@ import torch
 from app.process.logs import configure_logging
 from app.server.server import serve
 from app.settings import load_settings
-from gradless import cgroups
+from gradless import memory
 from models.backends.backend import BackendOptions
 from models.backends.pytorch import NullBackend
 from models.interface.request import NEVER_CANCELLED, CancelToken
@@ -72,7 +72,7 @@ def kill_when_ordered() -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(batcher.ident or 0), ctypes.py_object(SystemExit))
 
 
-cgroups._ROOT, cgroups._OWN = CONTROL_GROUPS, CONTROL_GROUPS / "own"  # noqa: SLF001
+memory._CGROUPS, memory._OWN_CGROUPS = CONTROL_GROUPS, CONTROL_GROUPS / "own"  # noqa: SLF001
 NullBackend.__init__ = start  # type: ignore[method-assign]
 NullBackend.run = run  # type: ignore[method-assign]
 Network.forward = forward  # type: ignore[method-assign]

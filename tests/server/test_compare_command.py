@@ -21,18 +21,21 @@ SMALL = "shufflenet_v2_x0_5:random"
 QUICK = (SMALL, "--batch-size", "2", "--iterations", "1")
 EAGER = {"GRADLESS_BACKEND": "eager"}
 
-# The command, with a backend that records a graph and releases it before its output is returned.
+# The command, with a backend that records a graph and keeps it, behind an output that does not show it.
 _LEAKY = """
 import torch
 from app.cli import main
 from models.backends.pytorch import EagerBackend
 from models.networks.network import FeaturesAndLogits
 
-forward = EagerBackend._forward
+# Without the mode that the backend enters in its own threads.
+forward = EagerBackend._forward.__wrapped__
+kept = []
 
 def leaky(self, cancel_token, pixels):
     with torch.inference_mode(False), torch.enable_grad():
-        return FeaturesAndLogits(*(part.detach() for part in forward(self, cancel_token, pixels.clone())))
+        kept[:] = forward(self, cancel_token, pixels.clone())
+        return FeaturesAndLogits(*(part.detach() for part in kept))
 
 EagerBackend._forward = leaky
 main()
@@ -54,6 +57,7 @@ def test_compare_prints_times_and_arms_and_writes_both_reports(gradless: Run, tm
     lines = done.stdout.decode().splitlines()
     assert lines[0].startswith("With gradient calculation: ")
     assert lines[1].startswith("Without: ")
+    assert lines[2] == "Difference: 1 round does not show a difference"
     assert all(any(line.split()[:1] == [arm] for line in lines) for arm in ARMS)
     report = GradModes.model_validate_json(json_file.read_text())
     assert (report.model, report.batch_size, report.iterations) == (SMALL, 2, 1)
@@ -91,9 +95,56 @@ def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
         command, env=server_environment(**EAGER), capture_output=True, timeout=90, check=False, text=True
     )
     assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    # Before it PyTorch's profiler may warn of memory that was allocated earlier: the last graph kept.
+    *_, line = done.stderr.splitlines()
     assert line.startswith("gradless: the served model keeps ")
     assert "0 bytes" not in line
+
+
+def test_fail_on_retained_says_that_openvino_could_not_be_observed(gradless: Run) -> None:
+    done = gradless("compare", *QUICK, "--arms", "served", "--fail-on-retained", GRADLESS_BACKEND="openvino")
+    assert done.returncode == 0
+    (line,) = done.stderr.decode().splitlines()
+    assert line == "gradless: what the served model keeps could not be observed: its forward runs outside PyTorch"
+    assert b"kept nothing" not in done.stdout
+
+
+def test_a_failure_that_nothing_expects_exits_with_2(server_environment: Callable[..., dict[str, str]]) -> None:
+    script = """
+import gradless.comparison
+from app.cli import main
+
+def fail(*_):
+    raise ZeroDivisionError("odd")
+
+gradless.comparison.sentences = fail
+main()
+"""
+    command = [sys.executable, "-c", script, "compare", *QUICK, "--arms", "grad"]
+    done = subprocess.run(
+        command, env=server_environment(**EAGER), capture_output=True, timeout=90, check=False, text=True
+    )
+    assert (done.returncode, done.stderr) == (2, "gradless: ZeroDivisionError: odd\n")
+
+
+def test_a_folder_is_timed_end_to_end_and_forward_only(gradless: Run, tmp_path: Path, clock_png: bytes) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(clock_png)
+    (tmp_path / "d.png").write_bytes(b"no image")
+    done = gradless("compare", *QUICK, "--folder", str(tmp_path), "--json", str(tmp_path / "times.json"))
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = done.stdout.decode().splitlines()
+    assert [line.split(":")[0] for line in lines[:4]] == [
+        "With gradient calculation",
+        "Without",
+        "Difference",
+        "Forwards alone",
+    ]
+    assert "3 images in batches of 2" in lines[4]
+    assert lines[4].endswith("; not read: 1")
+    report = json.loads((tmp_path / "times.json").read_text())
+    assert report["end_to_end"]["without"] > report["forward"]["without"] > 0
+    assert report["forward"]["verdict"] == "no difference shown"
 
 
 @pytest.mark.parametrize(
@@ -106,6 +157,8 @@ def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(
         (("--sweep", "1,two"), "--sweep: 'two' is no batch size"),
         (("--sweep", "0"), "--sweep: '0' is no batch size"),
         (("--image", "no/such.png"), "no/such.png cannot be read: No such file or directory"),
+        (("--folder", "no/such"), "no/such does not exist"),
+        (("--folder", "docs", "--fail-on-retained"), "--folder goes with neither --image"),
     ],
 )
 def test_invalid_options_are_reported_in_one_line(gradless: Run, arguments: tuple[str, ...], message: str) -> None:

@@ -46,4 +46,6 @@ def test_the_third_printed_command_shows_that_only_the_grad_mode_retains_memory(
     answer = run_in_shell(commands[2])
     retained = {arm["arm"]: arm["retained_bytes"] for arm in answer["arms"]}
     assert retained.pop("grad") > 0
+    # OpenVINO runs outside PyTorch: what it keeps cannot be observed.
+    assert retained.pop("served") in {0, None}
     assert set(retained.values()) == {0}

@@ -163,17 +163,19 @@ def comparison_of(model: str, options: ComparisonOptions) -> Comparison:
         ArmReport(
             arm=arm,
             seconds=Spread(0.5 + number, 0.25 + number, 0.75 + number),
+            against_grad=None if arm == "grad" else "no difference shown",
             peak_bytes=None if arm == "served" else 2000 + number,
             peak_note="it has memory of its own" if arm == "served" else None,
             retained_bytes=1000 * (arm == "grad"),
             retained_tensors=3 * (arm == "grad"),
+            retained_note=None,
             output=OutputFacts(
                 arm == "grad", "AddmmBackward0" if arm == "grad" else None, arm == "inference_mode", True
             ),
             backward=Backward(arm == "grad", None if arm == "grad" else "element 0 of tensors does not require grad"),
             max_abs_difference=0.0,
             top1_agreement=1.0,
-            train=TrainFacts(4, 4, runs_agree=False) if arm == "train" else None,
+            train=TrainFacts(4, 4, runs_agree=False, eval_runs_agree=True, dropouts=1) if arm == "train" else None,
         )
         for number, arm in enumerate(options.arms)
     )

@@ -165,7 +165,8 @@ class Metrics(Telemetry):
         families = self._families
         for report in comparison.arms:
             families.arm_seconds[comparison.model, report.arm].set(report.seconds.median)
-            families.arm_retained[comparison.model, report.arm].set(report.retained_bytes)
+            if report.retained_bytes is not None:
+                families.arm_retained[comparison.model, report.arm].set(report.retained_bytes)
             if report.peak_bytes is not None:
                 families.arm_peak[comparison.model, report.arm].set(report.peak_bytes)
 

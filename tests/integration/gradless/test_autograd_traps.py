@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from gradless import retained_bytes
 from gradless.records import ComparisonOptions
 from models import backends
 from models.inference.engine import Engine
@@ -79,6 +80,23 @@ async def test_1_the_mode_is_entered_in_the_thread_that_runs_the_forward(
     # The eager backend runs a light network on the CPU in threads of its own.
     assert [(name.rstrip("_0123456789"), *modes) for name, *modes in seen] == [("forward", True, True)]
     assert not torch.is_inference_mode_enabled()
+
+
+def test_1_set_grad_enabled_as_a_call_stays_in_its_thread_and_reaches_no_other() -> None:
+    def call() -> bool:
+        torch.set_grad_enabled(False)
+        return torch.is_grad_enabled()
+
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        assert not one.submit(call).result()
+        assert not one.submit(torch.is_grad_enabled).result(), "it persists in its thread"
+        assert other.submit(torch.is_grad_enabled).result(), "it does not reach another thread"
+        assert torch.is_grad_enabled()
+
+
+def test_eval_alone_keeps_the_graph() -> None:
+    network = two_layers().eval()
+    assert retained_bytes(lambda: network(torch.rand(1, 4))) > 0
 
 
 async def test_2_no_coroutine_holds_the_mode(

@@ -16,8 +16,9 @@ from gradless import budget, compare
 from gradless.errors import ComparisonCancelledError, ComparisonTooLargeError
 from gradless.records import ARMS, ArmName, ArmReport, Comparison, ComparisonOptions, Progress
 from models.backends import place
+from models.backends.pytorch import EagerBackend
 from models.hardware import memory
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.engine import Engine
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec
@@ -189,9 +190,9 @@ def test_the_peak_grows_in_proportion_to_the_batch(of_the_default: Comparison) -
 def test_the_largest_batches_fill_the_free_memory(of_the_default: Comparison) -> None:
     largest = of_the_default.largest_batch
     assert largest is not None
-    # 79.7 MB an image with gradients and 18.2 without; 0.6 MB each for the input.
-    assert largest.with_gradients == pytest.approx(largest.memory_bytes / 80.3e6, rel=0.05)
-    assert largest.without_gradients == pytest.approx(largest.memory_bytes / 18.8e6, rel=0.05)
+    # 79.7 MB an image with gradients and 18.2 without; 0.6 MB each for the input. Two digits, rounded down.
+    assert largest.with_gradients == pytest.approx(largest.memory_bytes / 80.3e6, rel=0.12)
+    assert largest.without_gradients == pytest.approx(largest.memory_bytes / 18.8e6, rel=0.12)
 
 
 def test_the_largest_batch_needs_arms_with_and_without_gradients(tiny_engine: Engine) -> None:
@@ -295,6 +296,8 @@ def test_a_served_forward_without_inference_mode_is_detected(
     tiny_engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.set_grad_enabled(True))  # noqa: ARG005
+    # Without the mode that it enters in its own threads.
+    monkeypatch.setattr(EagerBackend, "_forward", EagerBackend._forward.__wrapped__)  # type: ignore[attr-defined]  # noqa: SLF001
     served = by_arm(compare_served(tiny_engine, replace(SMALL, arms=("served",))))["served"]
     assert served.retained_bytes > 0
     assert served.backward.works

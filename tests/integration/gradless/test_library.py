@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import gradless
-from gradless import cgroups, device_memory
+from gradless import memory
 from gradless.__main__ import main
 from models import gradmodes
 from models.serving.lens import compare_served
@@ -96,19 +96,19 @@ def test_the_former_package_exports_the_same_functions() -> None:
 
 
 def test_free_memory_of_the_cpu_is_the_available_memory_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_memory, "memory_limits", tuple)
+    monkeypatch.setattr(memory, "memory_limits", tuple)
     available = psutil.virtual_memory().available
-    assert device_memory.free_bytes(torch.device("cpu")) == pytest.approx(available, rel=0.2)
+    assert memory.free_bytes(torch.device("cpu")) == pytest.approx(available, rel=0.2)
 
 
 def test_free_memory_of_the_cpu_is_at_most_the_room_of_the_container(monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = [cgroups.MemoryLimit(limit=10_000, room=4321), cgroups.MemoryLimit(limit=2**50, room=2**49)]
-    monkeypatch.setattr(device_memory, "memory_limits", lambda: limits)
-    assert device_memory.free_bytes(torch.device("cpu")) == 4321
+    limits = [memory.MemoryLimit(limit=10_000, room=4321), memory.MemoryLimit(limit=2**50, room=2**49)]
+    monkeypatch.setattr(memory, "memory_limits", lambda: limits)
+    assert memory.free_bytes(torch.device("cpu")) == 4321
 
 
 def test_free_memory_is_unknown_where_the_kernel_does_not_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(device_memory, "_MEMORY_FILE", tmp_path / "none")
-    assert device_memory.free_bytes(torch.device("cpu")) is None
+    monkeypatch.setattr(memory, "_MEMORY_FILE", tmp_path / "none")
+    assert memory.free_bytes(torch.device("cpu")) is None
     network = torch.nn.Linear(4, 2).eval()
     assert gradless.compare(network, torch.rand(2, 4), iterations=1).largest_batch is None

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from gradless import retained_bytes
-from gradless.peak import prepare_profiler
+from gradless.memory import prepare_profiler
 from gradless.records import Retained
 from gradless.retained import saved_by
 from models.loading.load import LoadedModel
@@ -211,8 +211,8 @@ def test_a_compiled_forward_is_counted() -> None:
 def test_storages_are_attributed_to_the_running_module() -> None:
     network = nn.Sequential(nn.Linear(4, 8), nn.Sequential(nn.ReLU(), nn.Linear(8, 2)))
     images = torch.rand(10, 4)
-    first = saved_by(lambda: network(images), network)
-    kept = saved_by(lambda: network(images), network).without(first)
+    first = saved_by(lambda: network(images))
+    kept = saved_by(lambda: network(images), network, modules=True).without(first)
     # The output of the ReLU, which saves it; the linear layers save what is there already.
     (relu,) = kept.by_module(network, str)
     assert (relu.module, relu.type, relu.retained_bytes, relu.retained_tensors) == ("1.0", "ReLU", 320, 1)
@@ -221,8 +221,8 @@ def test_storages_are_attributed_to_the_running_module() -> None:
 
 def test_attribution_to_modules_keeps_checkpointing_working() -> None:
     network, images = checkpointed()
-    first = saved_by(lambda: network(images), network)
-    kept = saved_by(lambda: network(images), network).without(first)
+    first = saved_by(lambda: network(images))
+    kept = saved_by(lambda: network(images), network, modules=True).without(first)
     assert kept.retained == Retained(64 * 4096 * 4, 1)
 
 

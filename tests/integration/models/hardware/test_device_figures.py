@@ -9,8 +9,8 @@ import psutil
 import pytest
 import torch
 
-from gradless import cgroups
-from gradless.peak import recorded_peak
+from gradless import memory as lens_memory
+from gradless.memory import recorded_peak
 from models.hardware import memory, placement
 
 CPU = torch.device("cpu")
@@ -29,8 +29,8 @@ def confine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Confine:
             file = tmp_path / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
-        monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
-        monkeypatch.setattr(cgroups, "_OWN", tmp_path / "own")
+        monkeypatch.setattr(lens_memory, "_CGROUPS", tmp_path)
+        monkeypatch.setattr(lens_memory, "_OWN_CGROUPS", tmp_path / "own")
 
     return write
 

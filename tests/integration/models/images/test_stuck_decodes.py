@@ -11,7 +11,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.interface.errors import DeadlineExceededError
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import Telemetry

@@ -13,8 +13,7 @@ from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import InterpolationMode
 
 from models.images.decode import Strips
-from models.images.preprocessing import decode_image
-from models.images.transforms import Fit, Interpolation, Normalize, Transform, to_tensor
+from models.images.preprocessing import Fit, Interpolation, Normalize, Transform, decode_image, to_tensor
 from models.interface.request import ImageLimits
 from models.loading import catalog
 from models.loading.load import LoadedModel

@@ -9,7 +9,7 @@ from torch import nn
 
 from models import backends
 from models.hardware.placement import Precision
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.interface.errors import StartError, UnsupportedArchitectureError
 from models.loading.load import LoadedModel, load
 from models.networks.specs import Classifier, ModelSpec

@@ -1,4 +1,4 @@
-"""models/loading/sources.py: a client with the `admin` right loads a model of the catalog or of one folder."""
+"""models/loading/catalog.py: a client with the `admin` right loads a model of the catalog or of one folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from models.interface.errors import StartError, UnknownCatalogNameError, UnknownSourceError
-from models.loading import catalog, sources
+from models.loading import catalog
 from models.networks.specs import ModelSpec
 
 
@@ -37,13 +37,13 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_name_of_the_catalog_is_found_and_served_under_the_requested_name() -> None:
-    spec = sources.from_request("resnet18:random", "canary", None)()
+    spec = catalog.from_request("resnet18:random", "canary", None)()
     assert (spec.name, spec.architecture) == ("canary", "resnet18")
 
 
 def test_an_unknown_name_is_refused_with_similar_names(models_folder: Path) -> None:
     with pytest.raises(UnknownCatalogNameError, match="did you mean resnet18"):
-        sources.from_request("resnet18x", "m", models_folder)()
+        catalog.from_request("resnet18x", "m", models_folder)()
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_an_unknown_name_is_refused_with_similar_names(models_folder: Path) -> N
 def test_a_folder_of_the_models_folder_takes_precedence_over_a_name(
     models_folder: Path, found: list[str], source: str, folder: str
 ) -> None:
-    assert sources.from_request(source, "m", models_folder)().name == "m"
+    assert catalog.from_request(source, "m", models_folder)().name == "m"
     assert found == [str((models_folder / folder).resolve())]
 
 
@@ -76,7 +76,7 @@ def test_a_folder_of_the_models_folder_takes_precedence_over_a_name(
 )
 def test_no_source_leads_out_of_the_models_folder(models_folder: Path, found: list[str], source: str) -> None:
     with pytest.raises(UnknownSourceError):
-        sources.from_request(source, "m", models_folder)()
+        catalog.from_request(source, "m", models_folder)()
     assert found == []
 
 
@@ -87,12 +87,12 @@ def test_a_missing_folder_of_the_models_folder_is_not_searched_elsewhere(
     (tmp_path / source).mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StartError):
-        sources.from_request(source, "m", None if source == "flowers" else models_folder)()
+        catalog.from_request(source, "m", None if source == "flowers" else models_folder)()
     assert found == []
 
 
 def test_the_operator_may_name_anything(found: list[str]) -> None:
     spec = catalog.named("null")
-    assert sources.from_operator(spec)() is spec
-    sources.from_operator("/anywhere/at/all")()
+    assert catalog.from_operator(spec)() is spec
+    catalog.from_operator("/anywhere/at/all")()
     assert found == ["/anywhere/at/all"]

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from models import backends
-from models.images import transforms
+from models.images import preprocessing
 from models.interface.errors import ModelFolderError, StartError, UnknownCatalogNameError
 from models.interface.telemetry import Telemetry
 from models.loading import catalog
@@ -179,11 +179,11 @@ def test_a_written_folder_gives_the_same_results(
 def test_tensors_that_share_their_memory_can_be_written(tmp_path: Path) -> None:
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
-    transform = transforms.Transform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    transform = preprocessing.Transform(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     writing.write(tmp_path, Classifier(tied, transform, ("é", "b\n", "c")), name="t", architecture="net:build")
     assert json.loads((tmp_path / "labels.json").read_text()) == ["é", "b\n", "c"]
 
 
 def test_model_toml_accepts_the_interpolations_and_fits_of_transforms() -> None:
-    assert get_args(transforms.Interpolation) == description.INTERPOLATIONS
-    assert get_args(transforms.Fit) == description.FITS
+    assert get_args(preprocessing.Interpolation) == description.INTERPOLATIONS
+    assert get_args(preprocessing.Fit) == description.FITS

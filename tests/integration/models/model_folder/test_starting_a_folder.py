@@ -14,8 +14,8 @@ from models import backends
 from models.interface.errors import ModelFolderError
 from models.loading import catalog
 from models.loading.load import load
-from models.model_folder import guessing, shapes
-from models.model_folder.starting import start
+from models.model_folder import fitting
+from models.model_folder.writing import start
 
 CPU = backends.place("cpu", "fp32", "eager")
 
@@ -28,16 +28,16 @@ def network(name: str, classes: int) -> nn.Module:
 @pytest.mark.parametrize("name", ["resnet34", "mobilenet_v3_small", "mnasnet0_5"])
 def test_an_architecture_of_torchvision_is_recognized_by_its_tensors_for_any_number_of_classes(name: str) -> None:
     state = {f"module.{key}": tensor for key, tensor in network(name, 7).state_dict().items()}
-    assert guessing.guess(state) == guessing.Guess(name, 1.0)
+    assert fitting.guess(state) == fitting.Guess(name, 1.0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_architectures_of_timm_are_recognized_and_unknown_ones_are_not() -> None:
-    assert guessing.guess(timm.create_model("test_resnet", num_classes=7).state_dict()) == guessing.Guess(
+    assert fitting.guess(timm.create_model("test_resnet", num_classes=7).state_dict()) == fitting.Guess(
         "timm/test_resnet", 1.0
     )
-    assert guessing.guess({"mine.weight": torch.ones(3)}) is None
+    assert fitting.guess({"mine.weight": torch.ones(3)}) is None
 
 
 def test_a_network_is_inspected_without_allocating_its_parameters() -> None:
@@ -48,7 +48,7 @@ def test_a_network_is_inspected_without_allocating_its_parameters() -> None:
         devices_seen.update(parameter.device.type for parameter in module.parameters())
         return module
 
-    assert shapes.shapes(build, 5)["fc.weight"] == (5, 7392)
+    assert fitting.shapes(build, 5)["fc.weight"] == (5, 7392)
     assert devices_seen == {"meta"}
 
 

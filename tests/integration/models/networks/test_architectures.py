@@ -14,7 +14,7 @@ from torch import nn
 from gradless import compare
 from models.backends.folding import TOLERANCE, folded
 from models.networks import architectures
-from models.networks.heads import cut_at_head
+from models.networks.cutting import cut_at_head
 from models.networks.network import Network
 
 TORCHVISION = torchvision.models.list_models(module=torchvision.models)
@@ -218,7 +218,7 @@ def test_an_architecture_is_cut_compared_and_folded(name: str, caplog: pytest.Lo
     assert reports["inference_mode"].retained_bytes == 0
     assert not reports["inference_mode"].backward.works
     assert reports["grad"].max_abs_difference is not None
-    assert reports["grad"].top1_agreement == 1
+    assert reports["grad"].top1_agreement is None
 
 
 def test_each_family_of_timm_is_among_them() -> None:

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from models import backends
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.interface.errors import UnsupportedArchitectureError
 from models.loading.load import load
 from models.networks import architectures
-from models.networks.heads import cut_at_head
+from models.networks.cutting import cut_at_head
 from models.networks.specs import Classifier, ModelSpec
 
 CPU = backends.place("cpu", "fp32", "eager")

@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
-from models.images.preprocessing import decode_image, preprocess
+from models.images.preprocessing import Transform, decode_image, preprocess
 from models.images.samples import draw
-from models.images.transforms import Transform
 from models.interface.request import ImageLimits
 from models.offline.survey import Survey, survey
 

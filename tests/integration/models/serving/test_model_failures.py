@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import nn
 
+from models.images.preprocessing import Normalize, Transform
 from models.images.samples import draw, encode
-from models.images.transforms import Normalize, Transform
 from models.inference.engine import drawn_picture
 from models.interface.errors import ModelDownError, StartError
 from models.interface.request import InferenceRequest

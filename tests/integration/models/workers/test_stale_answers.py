@@ -19,7 +19,7 @@ import torch
 
 from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodeJob, DecodePool, Done
-from models.images.transforms import Transform
+from models.images.preprocessing import Transform
 from models.inference.image_job import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.request import NEVER_CANCELLED, ImageLimits, InferenceRequest

@@ -73,7 +73,7 @@ async def test_without_parameters_all_arms_are_compared_on_the_default_model(
         response = await client.post(_PATH)
 
     assert response.status_code == 200
-    assert calls == [("fake", ComparisonOptions(arms=ARMS, batch_size=32, iterations=5, sweep=(), modules=True), None)]
+    assert calls == [("fake", ComparisonOptions(arms=ARMS, batch_size=32, iterations=12, sweep=(), modules=True), None)]
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ async def test_a_json_body_takes_precedence_over_the_query(serve: Serve, compare
 
     assert [(model, options.batch_size, options.iterations, options.sweep) for model, options, _ in calls] == [
         ("b", 2, 3, (1, 8)),
-        ("a", 8, 5, ()),
-        ("a", 9, 5, ()),
+        ("a", 8, 12, ()),
+        ("a", 9, 12, ()),
     ]
 
 
@@ -198,10 +198,12 @@ async def test_the_report_has_an_entry_for_each_arm(serve: Serve, compare: Any) 
     assert grad == {
         "arm": "grad",
         "seconds": {"median": 0.5, "lower_quartile": 0.25, "upper_quartile": 0.75},
+        "against_grad": None,
         "peak_bytes": 2000,
         "peak_note": None,
         "retained_bytes": 1000,
         "retained_tensors": 3,
+        "retained_note": None,
         "output": {
             "requires_grad": True,
             "grad_fn": "AddmmBackward0",
@@ -214,7 +216,14 @@ async def test_the_report_has_an_entry_for_each_arm(serve: Serve, compare: Any) 
         "train": None,
     }
     assert (served["peak_bytes"], served["peak_note"]) == (None, "it has memory of its own")
-    assert train["train"] == {"batchnorm_buffers": 4, "batchnorm_buffers_moved": 4, "runs_agree": False}
+    assert (served["against_grad"], train["against_grad"]) == ("no difference shown", "no difference shown")
+    assert train["train"] == {
+        "batchnorm_buffers": 4,
+        "batchnorm_buffers_moved": 4,
+        "runs_agree": False,
+        "eval_runs_agree": True,
+        "dropouts": 1,
+    }
     assert found["modules"][0] == {
         "module": "layer.0",
         "type": "Conv2d",

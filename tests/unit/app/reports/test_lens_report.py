@@ -51,8 +51,14 @@ class Elements(HTMLParser):
 
 
 def test_a_terminal_shows_the_time_with_and_without_gradients_first(comparison: Comparison) -> None:
-    first, second, *_ = on_a_terminal(comparison)
-    assert (first, second) == ("With gradient calculation: 0.500 s", "Without: 1.500 s")
+    assert on_a_terminal(comparison)[:3] == [
+        "With gradient calculation: 0.500 s",
+        "Without: 1.500 s",
+        "Difference: 12 rounds do not show a difference",
+    ]
+    grad, no_grad, *others = comparison.arms
+    slower = replace(comparison, arms=(grad, replace(no_grad, against_grad="more"), *others))
+    assert on_a_terminal(slower)[2] == "Difference: 67% less with gradients"
 
 
 def test_without_these_arms_no_times_are_shown_first(new_comparison: NewComparison) -> None:
@@ -105,7 +111,7 @@ def test_a_page_has_the_figures_of_every_arm(comparison: Comparison) -> None:
     text = " ".join(Elements(comparison_page(report)).texts)
     for arm in report.arms:
         assert arm.arm in text
-        assert in_bytes(arm.retained_bytes) in text or not arm.retained_bytes
+        assert in_bytes(arm.retained_bytes or 0) in text
         assert (arm.backward.error or "works") in text
     assert comparison.sentences[0] in text
     assert "layer.0" in text
@@ -119,6 +125,23 @@ def test_a_page_without_sweep_modules_or_peaks_is_complete(new_comparison: NewCo
     elements = Elements(comparison_page(GradModes.model_validate(bare)))
     assert sum(tag == "figure" for tag, _ in elements.tags) == 3
     assert "not known" in " ".join(elements.texts)
+
+
+def test_reports_of_a_network_without_classes_or_observed_graph_are_complete(comparison: Comparison) -> None:
+    unknown = replace(
+        comparison.arms[0], top1_agreement=None, retained_bytes=None, retained_tensors=None, retained_note="it is odd"
+    )
+    points = tuple(
+        replace(point, arms=(replace(point.arms[0], retained_bytes=None), *point.arms[1:]))
+        for point in comparison.sweep
+    )
+    odd = replace(comparison, arms=(unknown, *comparison.arms[1:]), sweep=points)
+    text = " ".join(Elements(comparison_page(GradModes.model_validate(odd))).texts)
+    assert "no classes" in text
+    assert "not observed" in text
+    lines = on_a_terminal(odd)
+    assert "What grad keeps could not be observed: it is odd." in lines
+    assert next(line.split() for line in lines if line.split()[:1] == ["grad"])[-2:] == ["?", "works"]
 
 
 def test_names_of_modules_are_escaped(comparison: Comparison) -> None:

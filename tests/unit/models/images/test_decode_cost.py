@@ -12,8 +12,7 @@ from itertools import pairwise
 import pytest
 from PIL import Image
 
-from models.images.cost import predict
-from models.images.formats import FORMATS
+from models.images.formats import FORMATS, predict_cost
 from models.interface.errors import EmptyImageError, TooCostlyError, TooManyPixelsError, UndecodableImageError
 from models.interface.errors import UnsupportedFormatError as Unsupported
 from models.interface.request import ImageLimits
@@ -120,34 +119,32 @@ ORDINARY: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", COSTLY)
 def test_an_image_that_is_too_expensive_to_decode_is_refused(name: str) -> None:
     with pytest.raises(TooCostlyError, match=r"too expensive to decode: it may take .* are allowed"):
-        predict(COSTLY[name](), _LIMITS, enough=512)
+        predict_cost(COSTLY[name](), _LIMITS, enough=512)
 
 
 @pytest.mark.parametrize("name", ORDINARY)
 def test_an_image_as_cameras_and_programs_write_it_is_within_the_default_limits(name: str) -> None:
-    predicted = predict(ORDINARY[name](), _LIMITS, enough=512)
+    predicted = predict_cost(ORDINARY[name](), _LIMITS, enough=512)
     assert 0 < predicted.seconds <= _LIMITS.max_decode_seconds
     assert 0 < predicted.memory_bytes <= _LIMITS.max_decode_bytes
 
 
 def test_images_above_the_limits_are_refused() -> None:
     encoded = _png(2000, 2000, 8, 2)
-    predicted = predict(encoded, _LIMITS)
-    assert predict(encoded, replace(_LIMITS, max_decode_seconds=predicted.seconds)) == predicted
+    predicted = predict_cost(encoded, _LIMITS)
+    assert predict_cost(encoded, replace(_LIMITS, max_decode_seconds=predicted.seconds)) == predicted
     for limits in (
         replace(_LIMITS, max_decode_seconds=predicted.seconds * 0.99),
         replace(_LIMITS, max_decode_bytes=predicted.memory_bytes - 1),
     ):
         with pytest.raises(TooCostlyError):
-            predict(encoded, limits)
+            predict_cost(encoded, limits)
 
 
 def test_more_scans_passes_tiles_and_bytes_of_a_pixel_cost_more() -> None:
     progressive = _file((2000, 1500), "JPEG", progressive=True)
-    for cheaper, dearer in pairwise(
-        [_scans_again(progressive, times) for times in (1, 2, 63, 64, 65, 300)],
-    ):
-        assert predict(cheaper, _NO_LIMITS).seconds < predict(dearer, _NO_LIMITS).seconds
+    for cheaper, dearer in pairwise([_scans_again(progressive, times) for times in (1, 2, 63, 64, 65, 300)]):
+        assert predict_cost(cheaper, _NO_LIMITS).seconds < predict_cost(dearer, _NO_LIMITS).seconds
     for cheaper, dearer in (
         (_png(900, 900, 8, 0), _png(900, 900, 8, 2)),
         (_png(900, 900, 8, 2), _png(900, 900, 16, 6)),
@@ -155,13 +152,13 @@ def test_more_scans_passes_tiles_and_bytes_of_a_pixel_cost_more() -> None:
         (_tiff(900, 900, 900, compression=1), _tiff(900, 900, 900, compression=4)),
         (_bmp(900, 900, 8), _bmp(900, 900, 8, 1)),
     ):
-        assert predict(cheaper, _NO_LIMITS).seconds < predict(dearer, _NO_LIMITS).seconds
+        assert predict_cost(cheaper, _NO_LIMITS).seconds < predict_cost(dearer, _NO_LIMITS).seconds
 
 
 def test_scans_that_are_hidden_behind_other_markers_are_counted() -> None:
     whole = _scans_again(_file((256, 256), "JPEG", progressive=True), 100)
     hidden = whole.replace(b"\xff\xda", b"\xff\xfe\0\6\xff\xd9\0\0\xff\xff\xff\xda")
-    assert predict(hidden, _NO_LIMITS).seconds >= predict(whole, _NO_LIMITS).seconds
+    assert predict_cost(hidden, _NO_LIMITS).seconds >= predict_cost(whole, _NO_LIMITS).seconds
 
 
 def test_pictures_in_comments_and_data_behind_an_image_cost_nothing() -> None:
@@ -171,12 +168,12 @@ def test_pictures_in_comments_and_data_behind_an_image_cost_nothing() -> None:
     film = whole + scan * 5000
     within = whole.replace(b"\xff\xc4", comment + b"\xff\xc4")
     for encoded in (film, within):
-        assert predict(encoded, _NO_LIMITS).seconds < 5 * predict(whole, _NO_LIMITS).seconds
+        assert predict_cost(encoded, _NO_LIMITS).seconds < 5 * predict_cost(whole, _NO_LIMITS).seconds
 
 
 def test_a_reduced_decode_costs_less_than_a_full_one() -> None:
     encoded = _file((4000, 3000), "JPEG")
-    reduced, full = predict(encoded, _LIMITS, enough=512), predict(encoded, _LIMITS)
+    reduced, full = predict_cost(encoded, _LIMITS, enough=512), predict_cost(encoded, _LIMITS)
     assert reduced.seconds < full.seconds
     assert reduced.memory_bytes < full.memory_bytes / 2
 
@@ -204,19 +201,19 @@ def test_a_reduced_decode_costs_less_than_a_full_one() -> None:
     ids=lambda value: value[:12].hex() if isinstance(value, bytes) else str(value),
 )
 def test_only_everyday_kinds_of_images_are_ordinary(encoded: bytes, ordinary: bool) -> None:  # noqa: FBT001
-    assert predict(encoded, _LIMITS).ordinary is ordinary
+    assert predict_cost(encoded, _LIMITS).ordinary is ordinary
 
 
 def test_other_data_and_too_large_images_are_refused_with_their_errors() -> None:
     with pytest.raises(EmptyImageError):
-        predict(b"", _LIMITS)
+        predict_cost(b"", _LIMITS)
     with pytest.raises(Unsupported):
-        predict(b"text", _LIMITS)
+        predict_cost(b"text", _LIMITS)
     with pytest.raises(TooManyPixelsError):
-        predict(_png(10_000, 10_000, 8, 2), _LIMITS)
+        predict_cost(_png(10_000, 10_000, 8, 2), _LIMITS)
     for damaged in (_png(64, 64, 8, 2)[:20], _webp(64, 64)[:22], _gif(64, 64)[:9], _bmp(64, 64, 8)[:20], b"II*\0\xff"):
         with pytest.raises(UndecodableImageError, match="header is damaged"):
-            predict(damaged, _LIMITS)
+            predict_cost(damaged, _LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -228,9 +225,9 @@ def test_other_data_and_too_large_images_are_refused_with_their_errors() -> None
 )
 def test_a_png_whose_reader_would_find_another_size_is_refused(chunks: bytes, reason: str) -> None:
     with pytest.raises(UndecodableImageError, match=reason):
-        predict(b"\x89PNG\r\n\x1a\n" + chunks, _LIMITS)
+        predict_cost(b"\x89PNG\r\n\x1a\n" + chunks, _LIMITS)
 
 
 def test_every_format_that_is_read_has_a_prediction() -> None:
     for image_format in FORMATS:
-        assert predict(_file((40, 30), image_format), _LIMITS).seconds > 0
+        assert predict_cost(_file((40, 30), image_format), _LIMITS).seconds > 0

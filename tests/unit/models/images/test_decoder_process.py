@@ -21,10 +21,9 @@ import pytest
 from PIL import Image
 
 from models.images import decoder_process
-from models.images.cost import DecodeCost, predict
 from models.images.decode import Strips, decode_pixels
 from models.images.decoder_process import DecoderProcess
-from models.images.formats import FORMATS
+from models.images.formats import FORMATS, DecodeCost, predict_cost
 from models.images.samples import draw, encode
 from models.interface.errors import TooCostlyError, UndecodableImageError
 from models.interface.request import ImageLimits
@@ -42,7 +41,7 @@ def decoder() -> Iterator[DecoderProcess]:
 
 
 def _decode(decoder: DecoderProcess, encoded: bytes = _CLOCK, predicted: DecodeCost | None = None) -> object:
-    return decoder.decode(encoded, predicted or predict(encoded, _LIMITS), Strips.assembled, enough=0)
+    return decoder.decode(encoded, predicted or predict_cost(encoded, _LIMITS), Strips.assembled, enough=0)
 
 
 def _pid(decoder: DecoderProcess) -> int:
@@ -120,7 +119,7 @@ def test_a_bad_image_is_refused_with_its_reason_and_the_process_goes_on(decoder:
     _decode(decoder)
     before = decoder.pid
     with pytest.raises(UndecodableImageError, match=r"The PNG image cannot be decoded: .*truncated"):
-        decoder.decode(_CLOCK[:1000], predict(_CLOCK, _LIMITS), Strips.assembled, enough=0)
+        decoder.decode(_CLOCK[:1000], predict_cost(_CLOCK, _LIMITS), Strips.assembled, enough=0)
     _decode(decoder)
     assert decoder.pid == before
 
@@ -179,7 +178,7 @@ def test_strips_that_the_service_did_not_read_are_not_part_of_the_next_picture(d
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        decoder.decode(encoded, predict(encoded, _LIMITS), no_memory, enough=0)
+        decoder.decode(encoded, predict_cost(encoded, _LIMITS), no_memory, enough=0)
     assert np.array_equal(_decode(decoder), expected)
 
 
@@ -251,10 +250,10 @@ def test_the_process_ends_with_its_parent() -> None:
     code = (
         "import sys; from models.images.decoder_process import DecoderProcess\n"
         "from models.interface.request import ImageLimits\n"
-        "from models.images.cost import predict; from models.images.samples import draw, encode\n"
+        "from models.images.formats import predict_cost; from models.images.samples import draw, encode\n"
         "from models.images.decode import Strips\n"
         "clock, decoder = encode(draw('clock'), 'PNG'), DecoderProcess(ImageLimits())\n"
-        "decoder.decode(clock, predict(clock, ImageLimits()), Strips.assembled, enough=0)\n"
+        "decoder.decode(clock, predict_cost(clock, ImageLimits()), Strips.assembled, enough=0)\n"
         "print(decoder.pid, flush=True); sys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:

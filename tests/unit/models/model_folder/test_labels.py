@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.interface.errors import ModelFolderError
-from models.model_folder import labels
+from models.model_folder import building
 
 
 def file_of(folder: Path, name: str, text: str) -> Path:
@@ -27,23 +27,23 @@ def file_of(folder: Path, name: str, text: str) -> Path:
     ],
 )
 def test_names_stand_in_the_order_of_their_indices(tmp_path: Path, name: str, text: str) -> None:
-    assert labels.read(file_of(tmp_path, name, text)) == ("cat", "dog", "red fox")
+    assert building.read_labels(file_of(tmp_path, name, text)) == ("cat", "dog", "red fox")
 
 
 def test_ten_and_two_are_in_the_order_of_numbers(tmp_path: Path) -> None:
     indices = ", ".join(f'"{index}": "class {index}"' for index in reversed(range(12)))
-    assert labels.read(file_of(tmp_path, "labels.json", f"{{{indices}}}"))[10] == "class 10"
+    assert building.read_labels(file_of(tmp_path, "labels.json", f"{{{indices}}}"))[10] == "class 10"
 
 
 def test_classes_that_are_named_by_digits_keep_their_indices(tmp_path: Path) -> None:
-    assert labels.read(file_of(tmp_path, "class_to_idx.json", '{"7": 0, "3": 1}')) == ("7", "3")
+    assert building.read_labels(file_of(tmp_path, "class_to_idx.json", '{"7": 0, "3": 1}')) == ("7", "3")
 
 
 @pytest.mark.timeout(30)
 def test_a_pipe_instead_of_a_file_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "labels.txt")
     with pytest.raises(ModelFolderError, match="is not a regular file"):
-        labels.read(tmp_path / "labels.txt")
+        building.read_labels(tmp_path / "labels.txt")
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_pipe_instead_of_a_file_is_refused_without_waiting(tmp_path: Path) -> 
 )
 def test_an_invalid_list_of_labels_is_refused_in_one_line(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(ModelFolderError) as refused:
-        labels.read(file_of(tmp_path, name, text))
+        building.read_labels(file_of(tmp_path, name, text))
     assert message in str(refused.value)
     assert name in str(refused.value)
     assert "\n" not in str(refused.value)

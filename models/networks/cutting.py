@@ -1,15 +1,28 @@
-"""Find the head of a classifier. Forward hooks watch one forward, and the head is the layer whose output is the logits;
-names are not used."""
+"""Cut a classifier at its head, or at an inner layer; what comes after an inner layer is not computed.
+
+To find the head, forward hooks watch one forward: the head is the layer whose output is the logits. To serve an inner
+layer, torch.fx traces the forward, and removes what the layer does not need from the graph and from the weights.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import copy
+import difflib
+from functools import partial
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
+from timm.layers._fx import get_notrace_functions, get_notrace_modules
 from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from models.interface.errors import UnsupportedArchitectureError
 from models.networks.network import MeanOver, Network, TimmNetwork
+from models.networks.specs import FeatureForm, FeatureLayer
+
+# Two, to distinguish the batch dimension from dimensions of size 1.
+_IMAGES = 2
 
 
 class _Candidate(NamedTuple):
@@ -43,14 +56,12 @@ def _watched(name: str, classifier: nn.Module, image: torch.Tensor) -> tuple[tor
     """Return the logits of `image`, and the modules whose output they are, innermost first."""
     outputs: list[tuple[_Candidate, torch.Tensor]] = []
 
-    def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def record(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
-            if isinstance(output, torch.Tensor) and inputs and isinstance(inputs[0], torch.Tensor):
-                outputs.append((_Candidate(path, module, tuple(inputs[0].shape[1:])), output))
+    def record(path: str, module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if isinstance(output, torch.Tensor) and inputs and isinstance(inputs[0], torch.Tensor):
+            outputs.append((_Candidate(path, module, tuple(inputs[0].shape[1:])), output))
 
-        return module.register_forward_hook(record)
-
-    hooks = [watch(path, module) for path, module in classifier.named_modules() if path]
+    named = [(path, module) for path, module in classifier.named_modules() if path]
+    hooks = [module.register_forward_hook(partial(record, path)) for path, module in named]
     try:
         with torch.no_grad():
             whole = classifier(image)
@@ -161,3 +172,103 @@ def _equal(network: Network, image: torch.Tensor, whole: torch.Tensor) -> bool:
         # The rest of the body does not run without the layer.
         return False
     return features.shape == (1, network.dimensions) and torch.equal(logits, whole)
+
+
+def cut_at_layer(name: str, classifier: nn.Module, layer: FeatureLayer, input_size: int) -> Network:
+    """Return the part of `classifier` that `layer` needs, in eval mode. Its features are the output of the layer.
+
+    Layers are named as in `torchvision.models.feature_extraction.get_graph_node_names`: a module, as `layer3` or
+    `blocks.5`, stands for its last operation. Raises UnsupportedArchitectureError if there is no such layer, torch.fx
+    cannot trace the forward, or the output has no positions to take the mean over.
+    """
+    classifier.eval()
+    _check_node(name, classifier, layer.node)
+    extractor = create_feature_extractor(
+        classifier, {layer.node: _Layer.KEY}, tracer_kwargs=_tracer_options(), suppress_diff_warning=True
+    )
+    return _network(name, _Layer(extractor), layer.form, input_size, of=layer.node, body_prefix="graph.")
+
+
+def without_head(name: str, module: nn.Module, input_size: int) -> Network:
+    """Return a network for a module without classes, in eval mode. Features are its output, averaged over the positions
+    of a map or tokens. Raises UnsupportedArchitectureError for any other output."""
+    return _network(name, module, "pooled", input_size, of="it", body_prefix="")
+
+
+def _tracer_options() -> dict[str, list[object]]:
+    """Return the modules and functions of timm that torch.fx must not trace into."""
+    modules, functions = get_notrace_modules(), get_notrace_functions()  # type: ignore[no-untyped-call]
+    return {"leaf_modules": list(modules), "autowrap_functions": list(functions)}
+
+
+def _check_node(name: str, classifier: nn.Module, wanted: str) -> None:
+    try:
+        _, nodes = get_graph_node_names(classifier, tracer_kwargs=_tracer_options(), suppress_diff_warning=True)
+    except Exception as error:
+        # Any exception: a forward may do anything with the tracer's proxies.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        what = f"torch.fx cannot follow its forward, so no layer of it can be served alone: {reason}"
+        raise UnsupportedArchitectureError(name, what) from error
+    # layer3.0.conv1: layer3, layer3.0 and itself.
+    known = list(dict.fromkeys(prefix for node in nodes for prefix in accumulate(node.split("."), "{}.{}".format)))
+    if wanted in known:
+        return
+    close = difflib.get_close_matches(wanted, known, n=3)
+    tops = ", ".join(part for part in known if "." not in part)
+    hint = f"did you mean {', '.join(close)}?" if close else f"there is {tops}"
+    raise UnsupportedArchitectureError(name, f"it has no layer {wanted!r}; {hint}")
+
+
+def _network(name: str, body: nn.Module, form: FeatureForm, input_size: int, *, of: str, body_prefix: str) -> Network:
+    images = torch.rand(_IMAGES, 3, input_size, input_size)
+    with torch.no_grad():
+        given = body.eval()(images)
+    if not isinstance(given, torch.Tensor) or given.dim() < 2 or len(given) != _IMAGES:  # noqa: PLR2004 - (N, …)
+        what = f"{tuple(given.shape)} for two images" if isinstance(given, torch.Tensor) else type(given).__name__
+        raise UnsupportedArchitectureError(name, f"{of} gives {what}, and not a row for each image")
+    shape = tuple(given.shape[1:])
+    if form == "map":
+        return Network(body, None, feature_shape=shape, classes=0, pool=nn.Flatten(), body_prefix=body_prefix).eval()
+    pool = _pool(shape)
+    if pool is None:
+        raise UnsupportedArchitectureError(name, f"{of} gives {shape} an image, which is no map: ask for it as a map")
+    with torch.no_grad():
+        dimensions = pool(given).shape[1]
+    return Network(body, None, feature_shape=(dimensions,), classes=0, pool=pool, body_prefix=body_prefix).eval()
+
+
+def _pool(shape: tuple[int, ...]) -> nn.Module | None:
+    """Return the mean over positions for the shape of one image's output: (D,), (L, D), (D, H, W) or (H, W, D); None
+    for anything else. The sides of a map are equal, because images are square; of three equal sizes, channels come
+    first."""
+    match shape:
+        case (_,):
+            return nn.Identity()
+        case (_, _):
+            return MeanOver(1)
+        case (_, height, width) if height == width:
+            return MeanOver(2, 3)
+        case (height, width, _) if height == width:
+            return MeanOver(1, 2)
+        case _:
+            return None
+
+
+class _Layer(nn.Module):
+    """The output of torchvision's extractor, taken out of its dictionary."""
+
+    KEY = "layer"
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        layer: torch.Tensor = self.graph(images)[self.KEY]
+        return layer
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Layer:
+        copied = _Layer(copy.deepcopy(self.graph, memo))
+        memo[id(self)] = copied
+        # A copy of torchvision's extractor is in train mode, whatever the original was in.
+        return copied.train(self.training)

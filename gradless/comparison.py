@@ -1,0 +1,275 @@
+"""Compare the arms: run one batch through every arm, and repeat it at other batch sizes."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradless.arms import Arm, Inputs, Subject, arm_of, subject_with
+from gradless.budget import Prediction, Trial, run_trial
+from gradless.errors import ComparisonCancelledError
+from gradless.measuring import (
+    ComparisonProgress,
+    Measured,
+    Measuring,
+    isolate_failure,
+)
+from gradless.memory import prepare_profiler
+from gradless.outputs import train_facts, try_backward
+from gradless.records import (
+    ARMS,
+    ArmName,
+    Comparison,
+    ComparisonOptions,
+    LeftOut,
+    ModuleRetained,
+    SweepPoint,
+    SweptArm,
+)
+from gradless.sentences import sentences
+
+_UNSERVED: tuple[ArmName, ...] = tuple(name for name in ARMS if name != "served")
+
+_SWEEP_ROUNDS = 3
+
+
+def compare(
+    network: nn.Module,
+    *args: Any,
+    arms: tuple[ArmName, ...] = _UNSERVED,
+    iterations: int = 12,
+    sweep: tuple[int, ...] = (),
+    modules: bool = True,
+    seconds: float = 60.0,
+    force: bool = False,
+    **kwargs: Any,
+) -> Comparison:
+    """Compare the arms on any network in eval mode, called as `network(*args, **kwargs)`, on its device.
+
+    Arguments may be tensors, and tuples, lists and dicts of them. The first dimension of the first one is the batch;
+    other batch sizes cut or repeat every tensor that has it. The options are those of ComparisonOptions.
+
+    Network and arguments are not changed. A compiled network is not supported: the hooks would compile it again.
+    Raises ValueError for a network in train mode and for an unknown arm, TypeError without a tensor, RuntimeError while
+    a profiler runs, ComparisonTooLargeError, and what a forward raises if no arm can run.
+    """
+    if any(module.training for module in network.modules()):
+        raise ValueError("the network is in train mode, where comparing it would change it; call eval() first")
+    if wrong := [name for name in arms if name not in _UNSERVED]:
+        raise ValueError(f"there is no arm {wrong[0]!r} here; there is {', '.join(_UNSERVED)}")
+    subject, size = subject_with(network, args, kwargs)
+    options = ComparisonOptions(
+        arms=arms, batch_size=size, iterations=iterations, sweep=sweep, modules=modules, seconds=seconds, force=force
+    )
+    return run_comparison(subject, options, ComparisonProgress())
+
+
+def run_comparison(subject: Subject, options: ComparisonOptions, progress: ComparisonProgress) -> Comparison:
+    """Run one comparison in any autograd mode of the calling thread, and leave no trace of it.
+
+    inference_mode is left, because enable_grad records nothing in it. Random states are restored, and cached memory is
+    released. Raises RuntimeError while a profiler runs: the comparison's own would end it.
+    """
+    if torch._C._autograd._profiler_enabled():  # noqa: SLF001 - it has no public name
+        raise RuntimeError("a profiler is running, and a comparison needs the profiler itself; end yours first")
+    prepare_profiler()
+    try:
+        with torch.inference_mode(False), _random_states_restored(subject.device):
+            return _Run(subject, options, progress).run()
+    finally:
+        subject.release(subject.device)
+
+
+@contextmanager
+def _random_states_restored(device: torch.device) -> Iterator[None]:
+    """Restore the random states of PyTorch, Python, and NumPy if it is loaded, which a forward may advance."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    numpy_state = None if numpy is None else numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+
+
+class _Run:
+    """Runs the forwards of one comparison, holding the subject's lock for one forward at a time."""
+
+    def __init__(self, subject: Subject, options: ComparisonOptions, progress: ComparisonProgress) -> None:
+        self._subject = subject
+        self._options = options
+        self._progress = progress
+        self._measuring = Measuring(subject, progress)
+        self._started_at = perf_counter()
+        self._left_out: list[LeftOut] = []
+        self._trials: dict[ArmName, Trial] = {}
+        self._failed_sizes: dict[int, str] = {}
+        self._sweep_rounds = min(_SWEEP_ROUNDS, options.iterations)
+
+    def run(self) -> Comparison:
+        subject, options = self._subject, self._options
+        free_bytes = subject.free_bytes(subject.device)
+        arms, prediction = self._try_arms()
+        prediction.check(options, free_bytes)
+        swept = len(set(options.sweep) - {options.batch_size})
+        self._progress.expect(len(arms) * (2 + options.iterations + swept * (self._sweep_rounds + 1)))
+        inputs = subject.batch(options.batch_size)
+        measured = self._examine(arms, inputs)
+        reference = self._reference(measured, inputs)
+        rounds = self._time(measured, inputs)
+        self._examine_again(measured, inputs)
+        grad = next((each for each in measured if each.arm.name == "grad"), None)
+        modules = self._modules(grad, inputs) if grad is not None and options.modules else ()
+        known = tuple(each.swept() for each in measured)
+        sweep = self._sweep([each.arm for each in measured], known)
+        peaks = {
+            point.batch_size: {arm.arm: arm.peak_bytes for arm in point.arms}
+            for point in (*sweep, SweepPoint(options.batch_size, known))
+        }
+        comparison = Comparison(
+            model=subject.model,
+            fingerprint=subject.fingerprint,
+            architecture=subject.architecture,
+            device=str(subject.device),
+            dtype=subject.dtype,
+            backend=subject.backend,
+            batch_size=options.batch_size,
+            iterations=rounds,
+            input=subject.input,
+            torch=torch.__version__,
+            arms=tuple(each.reported(reference, grad, classes=subject.classes) for each in measured),
+            left_out=tuple(self._left_out),
+            modules=modules,
+            sweep=tuple(sweep),
+            largest_batch=prediction.largest_batch(peaks, free_bytes),
+            sentences=(),
+        )
+        return replace(comparison, sentences=tuple(sentences(comparison, options, self._failed_sizes)))
+
+    def _try_arms(self) -> tuple[list[Arm], Prediction]:
+        """Return the arms that can run, and a prediction from a small batch of each."""
+        arms: list[Arm] = []
+        for name in self._options.arms:
+            self._progress.check()
+            with self._left_out_on_failure(name):
+                arm = arm_of(name, self._subject)
+                self._trials[name] = run_trial(arm, self._subject, self._progress.check)
+                arms.append(arm)
+        return arms, Prediction(self._trials, self._subject.batch(1).nbytes, self._subject.weight_bytes)
+
+    def _examine(self, arms: list[Arm], inputs: Inputs) -> list[Measured]:
+        """Examine a forward of each arm, which also warms it up for the timed rounds."""
+        measured: list[Measured] = []
+        for arm in arms:
+            with self._left_out_on_failure(arm.name):
+                self._progress.begin("warming up")
+                few = self._few(arm)
+                with self._subject.lock:
+                    backward = try_backward(arm, self._subject, few)
+                measured.append(Measured(arm, backward, self._measuring.examine(arm, inputs, "memory")))
+        return measured
+
+    def _few(self, arm: Arm) -> Inputs:
+        """Return the smallest batch that the arm can run, for checks that need no larger one."""
+        return self._subject.batch(self._trials[arm.name].batch_size)
+
+    def _left_out_on_failure(self, name: ArmName) -> AbstractContextManager[None]:
+        """Leave the arm out if the block raises: a network may fail in train mode, or when it is copied."""
+        return isolate_failure(lambda reason: self._left_out.append(LeftOut(name, reason)))
+
+    def _reference(self, measured: list[Measured], inputs: Inputs) -> list[torch.Tensor]:
+        """Return the answer under inference_mode, also if that arm is not one of the options.
+
+        If it cannot run, return that of the first arm that can; if none can, raise the error.
+        """
+        for each in measured:
+            if each.arm.name == "inference_mode":
+                return each.examination.answer
+        self._progress.expect(1)
+        try:
+            return self._measuring.examine(arm_of("inference_mode", self._subject), inputs, "memory").answer
+        except ComparisonCancelledError:
+            raise
+        except Exception:
+            if not measured:
+                raise
+            return measured[0].examination.answer
+
+    def _time(self, measured: list[Measured], inputs: Inputs) -> int:
+        """Time rounds over all arms until the options' number or time is reached. Return the number of rounds."""
+        arms = [each.arm for each in measured]
+        for number in range(self._options.iterations):
+            began_at = perf_counter()
+            seconds = self._measuring.round(arms, inputs, "timing", number)
+            for each in measured:
+                each.seconds.append(seconds[each.arm.name])
+            # Another round, and the forwards after it, must also fit.
+            ended_at = perf_counter()
+            if ended_at + 1.5 * (ended_at - began_at) > self._started_at + self._options.seconds:
+                self._progress.expect(-len(arms) * (self._options.iterations - number - 1))
+                return number + 1
+        return self._options.iterations
+
+    def _examine_again(self, measured: list[Measured], inputs: Inputs) -> None:
+        """Run what needs a second forward: telling new storages from older ones, and the effects of train mode."""
+        for each in measured:
+            arm = each.arm
+            each.kept = self._measuring.retained(arm, inputs, each.examination.saved, "memory")
+            if arm.name == "train":
+                self._progress.expect(1)
+                self._progress.begin("memory")
+                few = self._few(arm)
+                with self._subject.lock:
+                    each.train = train_facts(arm, self._subject, few)
+
+    def _modules(self, grad: Measured, inputs: Inputs) -> tuple[ModuleRetained, ...]:
+        """Return the table by module, empty if the network does not allow hooks on its modules."""
+        modules: list[ModuleRetained] = []
+        if grad.examination.saved is not None and grad.kept is not None and grad.kept.bytes:
+            with isolate_failure(lambda _: None):
+                modules += self._measuring.modules(grad.arm, inputs, grad.examination.saved)
+        return tuple(modules)
+
+    def _sweep(self, arms: list[Arm], known: tuple[SweptArm, ...]) -> list[SweepPoint]:
+        """Measure each batch size of the sweep, smallest first, while its time lasts.
+
+        `known`, at the batch size of the comparison, is not measured again.
+        """
+        points: list[SweepPoint] = []
+        started_at, seconds_per_image = perf_counter(), 0.0
+        for size in sorted(set(self._options.sweep)):
+            if size == self._options.batch_size:
+                points.append(SweepPoint(size, known))
+                continue
+            began_at = perf_counter()
+            if seconds_per_image and began_at - started_at + size * seconds_per_image > self._options.seconds:
+                break
+            with isolate_failure(partial(self._failed_sizes.__setitem__, size)):
+                points.append(SweepPoint(size, self._swept(arms, self._subject.batch(size))))
+                seconds_per_image = (perf_counter() - began_at) / size
+        return points
+
+    def _swept(self, arms: list[Arm], inputs: Inputs) -> tuple[SweptArm, ...]:
+        measuring = self._measuring
+        examined = {arm.name: measuring.examine(arm, inputs, "sweep") for arm in arms}
+        timed = [measuring.round(arms, inputs, "sweep", number) for number in range(self._sweep_rounds)]
+        points: list[SweptArm] = []
+        for arm in arms:
+            kept = measuring.retained(arm, inputs, examined[arm.name].saved, "sweep")
+            seconds = median(each[arm.name] for each in timed)
+            points.append(
+                SweptArm(arm.name, seconds, None if kept is None else kept.bytes, examined[arm.name].peak.bytes)
+            )
+        return tuple(points)
