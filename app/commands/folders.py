@@ -150,7 +150,7 @@ def _on_this_machine(
 
 def _on_cluster(cluster: str, paths: list[str], output: str, settings: Settings, options: dict[str, Any]) -> ClusterJob:
     from app.main import serving_options  # noqa: PLC0415 - as above
-    from app.ray_serve.settings_paths import with_absolute_paths  # noqa: PLC0415
+    from app.ray_serve.serve import with_absolute_paths  # noqa: PLC0415
     from models.ray_data.job import ClusterJob, ClusterJobRequest  # noqa: PLC0415
     from models.ray_data.storage import find  # noqa: PLC0415
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Sequence
+from ipaddress import ip_address
 
-from starlette.types import ASGIApp
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.dependencies import Parts, admin_allowed
 from app.api.middleware import PlainStartFailures
@@ -15,7 +17,6 @@ from app.http.problems import ForbiddenError
 from app.main import create_app, start_serving
 from app.observability.metrics import merge_expositions
 from app.process.logs import configure_logging
-from app.ray_serve.proxy_headers import ProxyHeaders
 from app.settings import Settings
 from models.interface.runtime import Runtime
 from models.interface.telemetry import Telemetry
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 # Below Prometheus's default scrape timeout of 10 s.
 _SCRAPE_TIMEOUT_S = 8.0
+
+_REQUEST_ID = "x-request-id"
 
 
 class Replica:
@@ -98,3 +101,40 @@ class Replica:
 
 async def _refuse_changes() -> None:
     raise ForbiddenError("A request reaches one replica only. To change the models of all replicas, deploy again.")
+
+
+class ProxyHeaders:
+    """ASGI middleware that marks each request as forwarded, which Serve's proxy does not do.
+
+    Without the mark, clients on the proxy's machine, or behind another proxy there, would count as localhost, which may
+    use the lens without a key.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = Headers(scope=scope).get(_REQUEST_ID)
+        forwarded = (b"forwarded", f"for={_node(scope)}".encode("ascii"))
+
+        async def send_without_duplicate(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                # The proxy adds the id that it gave the request itself.
+                if headers.get(_REQUEST_ID) == request_id:
+                    del headers[_REQUEST_ID]
+            await send(message)
+
+        await self._app({**scope, "headers": [*scope["headers"], forwarded]}, receive, send_without_duplicate)
+
+
+def _node(scope: Scope) -> str:
+    """Return the client's address according to the proxy, in the syntax of RFC 7239."""
+    try:
+        address = ip_address(scope["client"][0])
+    except (KeyError, TypeError, ValueError):
+        return "unknown"
+    return f'"[{address}]"' if address.version == 6 else str(address)  # noqa: PLR2004 - IPv6

@@ -31,9 +31,8 @@ from app.process.logs import exit_at_once
 from app.server.listener import Acceptor, bind, log_listening
 from app.server.server import handles_sighup
 from app.settings import Settings
-from app.workers.connection_dispatch import HttpWorker, dispatch
 from app.workers.fork_server import ForkServer
-from app.workers.http_worker import create_status
+from app.workers.http_worker import HttpWorker, create_status, dispatch
 from models.interface.errors import StartError
 
 if TYPE_CHECKING:
@@ -43,28 +42,19 @@ _log = logging.getLogger(__name__)
 
 # Delay before another attempt to start a worker or a fork server.
 _RETRY_S = 0.5
-
 # The service ends after so many workers in a row that ended before they served.
 _MAX_FAILED_STARTS = 4
-
 # A worker whose event loop has not run for so long is unresponsive. It starts in about a second: what it needs is
 # imported already.
 _UNRESPONSIVE_S = 20.0
 _CHECK_S = 1.0
-
 # If a check is late by so much, this process was stopped and its workers probably too: their time starts again.
 _LATE_S = 2.0
-
-# Buffer of a socket to a worker, in bytes: enough for a message about each of its slots.
-_SOCKET_BYTES = 1 << 20
-
 # Time for a worker to end after its last answer, and for one that has lost its connection to end by itself.
 _ENDING_S = 5.0
-
 # After a fault of the engine process: time for requests, and for the process to end.
 _FAULT_DRAIN_S = 1.0
 _FAULT_END_S = 3.0
-
 # Time for the models to end after the drain timeout.
 _MODELS_END_S = 1.0
 
@@ -121,25 +111,19 @@ class _Engine:
         """Load the models. Ends the process if they cannot be served."""
         # Not at the top: the HTTP side is imported and tested without torch.
         from models.hardware.cores import available_cores  # noqa: PLC0415 - torch takes seconds to import
-        from models.images.decode_memory import DecodeMemory  # noqa: PLC0415
         from models.workers.engine_server import EngineServer  # noqa: PLC0415
-        from models.workers.worker_runtime import WorkerOptions  # noqa: PLC0415
 
         settings, metrics, workers = self._settings, self._metrics, self._worker_count
         options = serving_options(settings)
         # The workers share what the settings give to the service.
-        body_bytes = max(settings.max_request_bytes, settings.max_held_bytes // workers)
-        self._worker_settings = settings.model_copy(update={"max_held_bytes": body_bytes})
+        shares = {
+            "http_workers": workers,
+            "max_held_bytes": max(settings.max_request_bytes, settings.max_held_bytes // workers),
+            "decode_threads": -(-(settings.decode_threads or available_cores()) // workers),
+        }
+        self._worker_settings = settings.model_copy(update=shares)
         try:
-            self._worker_options = WorkerOptions(
-                decode_threads=-(-(settings.decode_threads or available_cores()) // workers),
-                decode_memory=DecodeMemory(options.limits.max_decode_bytes),
-                limits=options.limits,
-                deadline_s=options.deadline_s,
-                # They share the memory of expensive decodes, and the cores.
-                longest_decode_wait_s=options.deadline_s / 4 / workers,
-                longest_decode_s=options.longest_decode_s,
-            )
+            self._decode_memory = os.memfd_create("decode-memory")
             self._server: EngineServer = EngineServer(
                 options,
                 # While a worker is replaced, images of the old one may still be in a forward.
@@ -167,20 +151,20 @@ class _Engine:
         for number in endings:
             loop.add_signal_handler(number, self._on_signal, signal.Signals(number).name)
         loop.add_reader(self._fork_server, self._fork_server_ended)
-        running = self._task(self._server.run())
+        running = loop.create_task(self._must_succeed(self._server.run()))
         try:
             for _ in range(self._worker_count):
                 self._start_worker()
         except OSError as error:
             reason = start_error(error)
             refuse_to_start(StartError(f"{reason}. GRADLESS_HTTP_WORKERS=0 serves by one process"))
-        workers_ready = self._task(self._server.wait_for_workers(self._worker_count))
+        workers_ready = loop.create_task(self._must_succeed(self._server.wait_for_workers(self._worker_count)))
         stopping = loop.create_task(self._stopping.wait())
         await asyncio.wait([workers_ready, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not self._stopping.is_set():
             self._acceptor.open()
             log_listening(self._settings, self._listener)
-        watching = self._task(self._watch())
+        watching = loop.create_task(self._must_succeed(self._watch()))
         await stopping
         watching.cancel()
         workers_ready.cancel()
@@ -211,15 +195,10 @@ class _Engine:
     def _callback_failed(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         self.fault(context.get("exception") or RuntimeError(context["message"]))
 
-    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Start a task whose failure is a fault of the process."""
-        task = asyncio.get_running_loop().create_task(work)
-        task.add_done_callback(self._task_ended)
-        return task
-
-    def _task_ended(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error is not None:
+    async def _must_succeed(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - any error is a fault of the process
             self.fault(error)
 
     def _on_signal(self, signal_name: str) -> None:
@@ -298,30 +277,21 @@ class _Engine:
             # Images of workers that have ended are still in a forward.
             loop.call_later(_RETRY_S, self._start_replacement)
             return
-        worker = self._workers[number] = self._fork_worker(number)
-        loop.add_reader(worker.dispatch_socket, self._read_replies, worker)
-        loop.add_reader(worker.process.life, self._read_life, number)
-
-    def _fork_worker(self, number: int) -> HttpWorker:
         with ExitStack() as worker_ends:
-            messages, its_messages = socket.socketpair()
-            worker_ends.enter_context(its_messages)
-            dispatch_socket, its_connections = socket.socketpair()
-            worker_ends.enter_context(its_connections)
-            for end in (messages, its_messages):
-                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+            messages = worker_ends.enter_context(self._server.add(number))
+            dispatch_socket, connections = socket.socketpair()
+            worker_ends.enter_context(connections)
             dispatch_socket.setblocking(False)
-            status_descriptor, status = create_status()
-            worker_ends.callback(os.close, status_descriptor)
-            counts_descriptor = create_counts()
-            worker_ends.callback(os.close, counts_descriptor)
-            counts = CountsReader(counts_descriptor)
-            process = self._fork_server.fork(
-                (self._worker_settings, self._worker_options, number),
-                [its_messages.fileno(), its_connections.fileno(), status_descriptor, counts_descriptor],
-            )
-            self._server.add(number, messages)
-        return HttpWorker(process, dispatch_socket, status, counts)
+            status_memory, status = create_status()
+            worker_ends.callback(os.close, status_memory)
+            counts_memory = create_counts()
+            worker_ends.callback(os.close, counts_memory)
+            descriptors = [messages.fileno(), connections.fileno(), status_memory, counts_memory, self._decode_memory]
+            process = self._fork_server.fork(self._worker_settings, number, descriptors)
+            worker = HttpWorker(process, dispatch_socket, status, CountsReader(counts_memory))
+        self._workers[number] = worker
+        loop.add_reader(dispatch_socket, self._read_replies, worker)
+        loop.add_reader(process.life, self._read_life, number)
 
     def _start_replacement(self) -> None:
         if self._stopping.is_set():
@@ -341,7 +311,7 @@ class _Engine:
         elif not started and worker.process.pid is not None:
             self._metrics.process_started(worker.process.pid, worker.counts)
             # Until now it waited for the fork server's imports.
-            worker.reset_silence()
+            worker.ticked_at = perf_counter()
 
     def _read_replies(self, worker: HttpWorker) -> None:
         refused = worker.read_replies()
@@ -366,7 +336,7 @@ class _Engine:
             return
         described = "an unknown status" if status is None else f"status {status}"
         _log.error("HTTP worker %d ended with %s; starting a replacement", number, described)
-        self._failed_to_start = 0 if worker.serving else self._failed_to_start + 1
+        self._failed_to_start = 0 if worker.status.ticks else self._failed_to_start + 1
         if self._failed_to_start >= _MAX_FAILED_STARTS:
             self._give_up(f"{self._failed_to_start} HTTP workers in a row ended before they served")
         else:
@@ -376,7 +346,7 @@ class _Engine:
     def _release(self, worker: HttpWorker) -> None:
         loop = asyncio.get_running_loop()
         loop.remove_reader(worker.process.life)
-        worker.process.close()
+        os.close(worker.process.life)
         loop.remove_reader(worker.dispatch_socket)
         refused = worker.read_replies()
         worker.dispatch_socket.close()
@@ -390,23 +360,18 @@ class _Engine:
             await asyncio.sleep(_CHECK_S)
             if perf_counter() - checked_at > _CHECK_S + _LATE_S:
                 for worker in self._workers.values():
-                    worker.reset_silence()
+                    worker.ticked_at = perf_counter()
             for number, worker in self._workers.items():
                 if worker.process.pid is not None and worker.silent_seconds() > _UNRESPONSIVE_S:
                     _log.error("HTTP worker %d is unresponsive: no tick for %.0f s", number, _UNRESPONSIVE_S)
-                    _kill_unresponsive(worker)
+                    worker.kill_unresponsive()
 
     def _lost(self, number: int) -> None:
-        """A worker has closed its socket, or does not read its answers. If it does not end by itself, it is killed."""
+        """A worker has closed its socket, or has sent a wrong message. If it does not end by itself, it is killed."""
         worker = self._workers.get(number)
-        if worker is not None:
-            asyncio.get_running_loop().call_later(_ENDING_S, self._kill_lost, worker)
 
-    def _kill_lost(self, worker: HttpWorker) -> None:
-        if not self._stopping.is_set() and worker in self._workers.values():
-            _kill_unresponsive(worker)
+        def kill() -> None:
+            if worker is not None and worker in self._workers.values() and not self._stopping.is_set():
+                worker.kill_unresponsive()
 
-
-def _kill_unresponsive(worker: HttpWorker) -> None:
-    worker.unresponsive = True
-    worker.process.send_signal(signal.SIGKILL)
+        asyncio.get_running_loop().call_later(_ENDING_S, kill)

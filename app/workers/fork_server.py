@@ -19,8 +19,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from multiprocessing.connection import wait
-from multiprocessing.context import set_spawning_popen
-from typing import Any, ClassVar
+
+from app.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -34,34 +34,6 @@ _MAX_DESCRIPTORS = 16
 _END_S = 1.0
 
 
-class _Descriptors:
-    """File descriptors that a request sends: the given ones, and those of objects in it, for which
-    multiprocessing.reduction.DupFd asks while the request is pickled."""
-
-    def __init__(self, descriptors: Sequence[int]) -> None:
-        self.all = list(descriptors)
-
-    def duplicate_for_child(self, descriptor: int) -> int:
-        self.all.append(descriptor)
-        return len(self.all) - 1
-
-    def DupFd(self, index: int) -> _SentDescriptor:  # noqa: N802 - multiprocessing calls it by this name
-        return _SentDescriptor(index)
-
-
-class _SentDescriptor:
-    """One of them, by its index."""
-
-    # Set in the fork before the request is unpickled.
-    received: ClassVar[Sequence[int]] = ()
-
-    def __init__(self, index: int) -> None:
-        self._index = index
-
-    def detach(self) -> int:
-        return self.received[self._index]
-
-
 class Fork:
     """A process that was requested. `life` is the read end of its life pipe."""
 
@@ -73,6 +45,7 @@ class Fork:
         self.status: int | None = None
         self._received = b""
         self._ended = False
+        # Signals for a process that does not run yet.
         self._pending: list[int] = []
 
     def read(self) -> bool:
@@ -89,26 +62,20 @@ class Fork:
                     self.status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
             return False
         self._received += received
-        numbers = [number for (number,) in _NUMBER.iter_unpack(self._received)]
-        self.pid = numbers[0]
-        if len(numbers) > 1:
-            self.status = numbers[1]
+        self.pid, *status = (number for (number,) in _NUMBER.iter_unpack(self._received))
+        if status:
+            [self.status] = status
         while self._pending:
             self.send_signal(self._pending.pop(0))
         return True
 
-    def close(self) -> None:
-        os.close(self.life)
-
     def send_signal(self, number: int) -> None:
         """Send a signal, once the process is running. From any thread."""
-        if self._ended or self.status is not None:
-            return
         if self.pid is None:
             self._pending.append(number)
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, number)
+        elif not self._ended and self.status is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 class ForkServer:
@@ -121,13 +88,12 @@ class ForkServer:
         """Return a file descriptor that is readable once the fork server has died."""
         return self._requests.fileno()
 
-    def fork(self, arguments: Sequence[Any], descriptors: Sequence[int]) -> Fork:
-        """Run `run_worker(*arguments, descriptors)` in a fork. The descriptors stay the caller's. Raises OSError if the
-        fork server has died, or there are no file descriptors."""
+    def fork(self, settings: Settings, number: int, descriptors: Sequence[int]) -> Fork:
+        """Run `run_worker(settings, number, descriptors)` in a fork. The descriptors stay the caller's. Raises OSError
+        if the fork server has died, or there are no file descriptors."""
         life, life_write = os.pipe()
         try:
-            request, sent = _pickled(arguments, descriptors)
-            socket.send_fds(self._requests, [request], [life_write, *sent])
+            socket.send_fds(self._requests, [pickle.dumps((settings, number))], [life_write, *descriptors])
         except BaseException:
             os.close(life)
             raise
@@ -136,20 +102,16 @@ class ForkServer:
         return Fork(life)
 
     def restart(self) -> None:
-        """Start another after this one has died. Raises OSError."""
-        self.close()
-        process = self._process
-        _log.error("the fork server %d ended with status %s; starting another", process.pid, process.returncode)
-        self._start()
-
-    def close(self) -> None:
-        """End the fork server. Its forks stay."""
+        """Start another after this one has died. Its forks stay. Raises OSError."""
         self._requests.close()
         try:
             self._process.wait(_END_S)
         except subprocess.TimeoutExpired:
             self.kill()
             self._process.wait()
+        process = self._process
+        _log.error("the fork server %d ended with status %s; starting another", process.pid, process.returncode)
+        self._start()
 
     def kill(self) -> None:
         """From any thread."""
@@ -168,16 +130,6 @@ class ForkServer:
             )
 
 
-def _pickled(arguments: Sequence[Any], descriptors: Sequence[int]) -> tuple[bytes, list[int]]:
-    """Return the pickled arguments, and all descriptors to send with them, `descriptors` first."""
-    sent = _Descriptors(descriptors)
-    set_spawning_popen(sent)  # type: ignore[arg-type]  # it has the methods that pickling calls
-    try:
-        return pickle.dumps(arguments), sent.all
-    finally:
-        set_spawning_popen(None)
-
-
 def run(descriptor: int) -> None:
     """Run the fork server until the other end of the socket `descriptor` is closed."""
     # A terminal sends SIGINT and SIGHUP to all processes; the engine process decides when they end. Forks inherit all
@@ -193,9 +145,8 @@ def run(descriptor: int) -> None:
         request = _fork_for_requests(requests)
     if request is not None:
         arguments, descriptors = request
-        _SentDescriptor.received = descriptors
-        settings, options, number = pickle.loads(arguments)  # noqa: S301 - sent by the engine process
-        run_worker(settings, options, number, descriptors)
+        settings, number = pickle.loads(arguments)  # noqa: S301 - sent by the engine process
+        run_worker(settings, number, descriptors)
 
 
 def _fork_for_requests(requests: socket.socket) -> tuple[bytes, Sequence[int]] | None:

@@ -1,5 +1,8 @@
-"""An HTTP worker: the application, for connections that the engine process sends, with a runtime whose forwards run in
-the engine process."""
+"""An HTTP worker: the application, for connections that the engine process accepts and sends, with a runtime whose
+forwards run in the engine process. Here are both sides of passing connections.
+
+Why not SO_REUSEPORT: the kernel spreads connections by a hash, not by load, and those queued for a worker that ends
+are reset."""
 
 from __future__ import annotations
 
@@ -11,30 +14,36 @@ import mmap
 import os
 import signal
 import socket
-import sys
-from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
 
 import uvicorn
 
 from app.api.dependencies import Parts
-from app.main import create_app
-from app.observability.metrics import content_type_for, count_in
+from app.main import create_app, serving_options
+from app.observability.metrics import CountsReader, content_type_for, count_in
 from app.process.lifetime import end_process_within, tune_interpreter
 from app.process.logs import configure_logging, exit_at_once
+from app.server.listener import NO_FILES_S
 from app.server.server import Server, server_config
 from app.settings import Settings
+from app.workers.fork_server import Fork
 from models.interface.runtime import Runtime
 from models.interface.telemetry import Telemetry
-
-if TYPE_CHECKING:
-    from models.workers.worker_runtime import EngineConnection, WorkerOptions
 
 _log = logging.getLogger(__name__)
 
 # Replies of a worker to each connection that it is sent: it has taken it, or has no file descriptor for it.
 TAKEN, NO_FILES = b".", b"!"
+
+# A worker whose event loop has not run for so long gets connections only if the others have not either. It runs at
+# least ten times a second.
+_SLOW_S = 1.0
+
+# More replies than connections that a worker can have been sent without having replied.
+_MAX_REPLIES = 4096
 
 # Linux sends no more with one message (SCM_MAX_FD).
 _MAX_CONNECTIONS = 253
@@ -47,9 +56,9 @@ _GIVEN_UP_END_S = 1.0
 
 
 class WorkerStatus(ctypes.Structure):
-    """What a worker reports in memory that the engine process reads."""
+    """What a worker reports in memory that the engine process reads. `ticks` counts the reports; it is 0 until the
+    worker serves."""
 
-    # `ticks` counts the reports; it is 0 until the worker serves.
     _fields_ = (("open_connections", ctypes.c_uint), ("ticks", ctypes.c_uint))
 
     open_connections: int
@@ -67,17 +76,91 @@ def _map_status(descriptor: int) -> WorkerStatus:
     return WorkerStatus.from_buffer(mmap.mmap(descriptor, ctypes.sizeof(WorkerStatus)))
 
 
-def run_worker(settings: Settings, options: WorkerOptions, number: int, descriptors: Sequence[int]) -> None:
-    """Serve until SIGTERM. `settings` and `options` are this worker's share of the service's.
+@dataclass(slots=True, eq=False)
+class HttpWorker:
+    """An HTTP worker, as the engine process knows it. `dispatch_socket` sends it connections; `status` and `counts`
+    are memory that the worker writes."""
 
-    `descriptors` are its ends of two sockets, for messages and for connections, then its status and the memory of its
-    counts."""
+    process: Fork
+    dispatch_socket: socket.socket
+    status: WorkerStatus
+    counts: CountsReader
+    # Connections sent to it that it has not replied to. They stay open here: if it ends, others get them.
+    unacknowledged: deque[socket.socket] = field(default_factory=deque)
+    # It is killed because it is unresponsive.
+    unresponsive: bool = False
+    # The last `status.ticks` seen, and when that changed.
+    ticks: int = 0
+    ticked_at: float = field(default_factory=perf_counter)
+    # It has no file descriptors until then.
+    full_until: float = 0.0
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that it has, and those on their way to it."""
+        return self.status.open_connections + len(self.unacknowledged)
+
+    def silent_seconds(self) -> float:
+        """Return how long its event loop has not run, as far as calls of this method show."""
+        if self.ticks != self.status.ticks:
+            self.ticks, self.ticked_at = self.status.ticks, perf_counter()
+        return perf_counter() - self.ticked_at
+
+    def kill_unresponsive(self) -> None:
+        self.unresponsive = True
+        self.process.send_signal(signal.SIGKILL)
+
+    def dispatch(self, connection: socket.socket) -> bool:
+        """Send it a connection. Return False if it is ending, has no file descriptors, or has read none of many; then
+        the connection stays the caller's."""
+        if perf_counter() < self.full_until:
+            return False
+        try:
+            socket.send_fds(self.dispatch_socket, [b"."], [connection.fileno()])
+        except OSError:
+            return False
+        self.unacknowledged.append(connection)
+        return True
+
+    def read_replies(self) -> list[socket.socket] | None:
+        """Close the connections that it has taken. It replies at once: until they are closed here, a client does not
+        notice when the worker closes its connection. Return those that it has no file descriptors for; None if it will
+        reply no more."""
+        try:
+            replies = self.dispatch_socket.recv(_MAX_REPLIES)
+        except BlockingIOError:
+            return []
+        except OSError:
+            replies = b""
+        refused = []
+        for reply in replies:
+            connection = self.unacknowledged.popleft()
+            if reply == NO_FILES[0]:
+                refused.append(connection)
+            else:
+                connection.close()
+        if refused:
+            self.full_until = perf_counter() + NO_FILES_S
+        return refused if replies else None
+
+
+def dispatch(connection: socket.socket, workers: Iterable[HttpWorker]) -> bool:
+    """Send a connection to the worker with the fewest. Return False if none accepts it; then it stays the caller's."""
+    by_load = sorted(workers, key=lambda worker: (worker.silent_seconds() > _SLOW_S, worker.open_connections))
+    return any(worker.dispatch(connection) for worker in by_load)
+
+
+def run_worker(settings: Settings, number: int, descriptors: Sequence[int]) -> None:
+    """Serve until SIGTERM, with this worker's share of what the settings give to the service.
+
+    `descriptors` are its ends of two sockets, for messages and for connections, then its status, the memory of its
+    counts, and the decode memory of the service."""
     # Until there is something to drain.
     for each in (signal.SIGTERM, signal.SIGINT):
         signal.signal(each, lambda *_: exit_at_once(0))
     configure_logging(settings.log_level, settings.log_format)
     try:
-        _serve(settings, options, number, descriptors)
+        _serve(settings, number, descriptors)
     except Exception:  # noqa: BLE001 - the last place that can log it
         _log.exception("an HTTP worker failed")
     finally:
@@ -85,50 +168,47 @@ def run_worker(settings: Settings, options: WorkerOptions, number: int, descript
         exit_at_once(1)
 
 
-def _serve(settings: Settings, options: WorkerOptions, number: int, descriptors: Sequence[int]) -> None:
+def _serve(settings: Settings, number: int, descriptors: Sequence[int]) -> None:
     # Not at the top: the HTTP side is imported and tested without torch.
-    from models.workers.worker_runtime import EngineConnection  # noqa: PLC0415
+    from models.images.decode_memory import DecodeMemory  # noqa: PLC0415
+    from models.images.decode_pool import DecodePool  # noqa: PLC0415
+    from models.workers.worker_runtime import WorkerRuntime  # noqa: PLC0415
 
     # The engine process logs the service's start and end.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     tune_interpreter()
+    messages, connections, status, counts, decode_memory = descriptors
     # Before anything is counted.
-    count_in(descriptors[3])
-    messages, connections = (socket.socket(fileno=descriptor) for descriptor in descriptors[:2])
-    status = _map_status(descriptors[2])
-    # Mapped now. Descriptors of `options` follow, and stay open.
-    for descriptor in descriptors[2:4]:
-        os.close(descriptor)
-    engine = EngineConnection(number, messages)
-    app = create_app(settings, lambda telemetry: start_runtime(options, engine, parts, telemetry))
-    parts: Parts = app.state.parts
-    parts.scraped.build = partial(_service_metrics, parts)
-    server = _WorkerServer(server_config(app, parts), parts, connections, status)
-    server.run()
-    sys.exit(1)
+    count_in(counts)
 
-
-def start_runtime(options: WorkerOptions, engine: EngineConnection, parts: Parts, telemetry: Telemetry) -> Runtime:
-    """Return the worker's runtime, once it is known what is served."""
-    # Not at the top: the HTTP side is imported and tested without torch.
-    from models.workers.worker_runtime import WorkerRuntime  # noqa: PLC0415
+    def start(telemetry: Telemetry) -> Runtime:
+        options = serving_options(settings)
+        decode_pool = DecodePool(
+            options.decode_threads or 1,
+            options.limits,
+            # All workers share the memory of expensive decodes, and the cores.
+            longest_wait_s=options.deadline_s / 4 / (settings.http_workers or 1),
+            memory=DecodeMemory(options.limits.max_decode_bytes, decode_memory),
+        )
+        runtime = WorkerRuntime(number, socket.socket(fileno=messages), options, decode_pool, telemetry, give_up)
+        # The metrics of the whole service, which the engine process has.
+        parts.scraped.build = lambda accept: (
+            runtime.exposition(accept, settings.metrics_max_age_s, _SCRAPE_TIMEOUT_S).encode(),
+            content_type_for(accept),
+        )
+        return runtime
 
     def give_up(reason: str) -> None:
         parts.failure = reason
         end_process_within(_GIVEN_UP_END_S, reason)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    return WorkerRuntime(engine, options, telemetry, give_up)
-
-
-def _service_metrics(parts: Parts, accept: str) -> tuple[bytes, str]:
-    """Return the metrics of the whole service, which the engine process has. Blocks, so not for the event loop."""
-    from models.workers.worker_runtime import WorkerRuntime  # noqa: PLC0415 - as above
-
-    if not isinstance(parts.runtime, WorkerRuntime):
-        return parts.metrics.exposition(accept)
-    max_age_s = parts.settings.metrics_max_age_s
-    return parts.runtime.exposition(accept, max_age_s, _SCRAPE_TIMEOUT_S).encode(), content_type_for(accept)
+    app = create_app(settings, start)
+    parts: Parts = app.state.parts
+    server = _WorkerServer(server_config(app, parts), parts, socket.socket(fileno=connections), _map_status(status))
+    for mapped in (status, counts):
+        os.close(mapped)
+    server.run()
 
 
 class _WorkerServer(Server):

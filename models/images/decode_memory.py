@@ -11,11 +11,9 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing.reduction import DupFd
 from time import sleep
-from typing import Any
 
 from models.interface.request import CancelToken
 
@@ -26,8 +24,8 @@ _LOOK_AGAIN_S = 0.01
 
 
 class DecodeMemory:
-    """A limit of `limit_bytes` for all decodes that hold memory at the same time. Pickled to a new process, it is the
-    same budget there. On systems other than Linux, one decode at a time holds memory."""
+    """A limit of `limit_bytes` for all decodes that hold memory at the same time. A process that gets
+    `descriptor` from another has the same budget. On systems other than Linux, one decode at a time holds memory."""
 
     def __init__(self, limit_bytes: int, descriptor: int | None = None) -> None:
         self._limit_bytes = limit_bytes
@@ -67,13 +65,6 @@ class DecodeMemory:
             return False
         finally:
             fcntl.fcntl(own, fcntl.F_OFD_SETLK, _lock_of(fcntl.F_UNLCK, _QUEUE, 1))
-
-    def __reduce__(self) -> tuple[Callable[..., DecodeMemory], tuple[int, Any]]:
-        return _received, (self._limit_bytes, None if self._descriptor is None else DupFd(self._descriptor))
-
-
-def _received(limit_bytes: int, duplicate: Any) -> DecodeMemory:
-    return DecodeMemory(limit_bytes, None if duplicate is None else duplicate.detach())
 
 
 def _try_to_lock(descriptor: int, first: int, units: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from time import perf_counter
@@ -47,10 +47,7 @@ class ModelFacts(Protocol):
 
 
 class Pipeline:
-    """Answers requests to one model. Event loop only, except `_queue_decoded`, which the decode pool calls.
-
-    `on_decodes_ended` is called from a thread of the decode pool whenever `decoding` becomes false.
-    """
+    """Answers requests to one model. Event loop only, except `_queue_decoded`, which the decode pool calls."""
 
     def __init__(
         self,
@@ -61,7 +58,6 @@ class Pipeline:
         *,
         deadline_s: float,
         telemetry: Telemetry,
-        on_decodes_ended: Callable[[], None] = lambda: None,
     ) -> None:
         self._model = model
         self._batcher = batcher
@@ -69,7 +65,6 @@ class Pipeline:
         self._admission = admission
         self._deadline_s = deadline_s
         self._telemetry = telemetry
-        self._on_decodes_ended = on_decodes_ended
         self._decoding: set[ImageJob] = set()
         self._mailbox: LoopMailbox | None = None
 
@@ -159,7 +154,7 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001 - every error is an answer to the client; the pool goes on
                 # The pool is closed or has no thread, so it will not decode the other images either.
                 job.fail(error)
-                self._decode_ended(job)
+                self._decoding.discard(job)
             else:
                 return
 
@@ -181,12 +176,7 @@ class Pipeline:
         # The next image goes to the end of the pool's queue, behind other requests. It is submitted from this thread
         # so that a busy event loop delays neither the next batch nor the next decode.
         self._decode_next(undecoded)
-        self._decode_ended(job)
-
-    def _decode_ended(self, job: ImageJob) -> None:
         self._decoding.discard(job)
-        if not self._decoding:
-            self._on_decodes_ended()
 
     def _result(self, job: ImageJob) -> Prediction | ImageError:
         if isinstance(job.outcome, Completed):

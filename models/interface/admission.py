@@ -2,7 +2,7 @@
 
 Three resources are limited: images admitted to a model, from before their decode until they are answered (Admission),
 bytes of request bodies (app/main.py), and seconds of expensive decodes (models/images/decode_pool.py).
-Ray Serve's proxy answers 429 by itself (app/ray_serve/options.py).
+Ray Serve's proxy answers 429 by itself (app/ray_serve/serve.py).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 from models.interface.telemetry import Task
 
@@ -68,9 +69,6 @@ class NeverCancelled(CancelToken):
     def cancel(self) -> None:
         pass
 
-    def __reduce__(self) -> str:
-        return "NEVER_CANCELLED"
-
 
 class AllCancelled(CancelToken):
     """The token of a batch: cancelled once each of `tokens` is."""
@@ -91,6 +89,9 @@ NEVER_CANCELLED = NeverCancelled()
 
 _new_fairness_key = itertools.count().__next__
 
+# Task, top_k and fairness key.
+Parameters = tuple[Task, int, Hashable]
+
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
@@ -107,3 +108,15 @@ class InferenceRequest:
     top_k: int = 0
     cancel_token: CancelToken = NEVER_CANCELLED
     fairness_key: Hashable = field(default_factory=_new_fairness_key)
+
+    @property
+    def parameters(self) -> Parameters:
+        """What another process needs of the request, cheap to pickle. Files and cancel token stay in this process."""
+        return self.task, self.top_k, self.fairness_key
+
+    @classmethod
+    def received(cls, parameters: Parameters, process: int, cancel_token: CancelToken) -> Self:
+        """Return the request of another process. Processes number their requests independently, so the fairness key
+        names the process."""
+        task, top_k, fairness_key = parameters
+        return cls(task, (), top_k, cancel_token, (process, fairness_key))

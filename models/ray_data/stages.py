@@ -23,8 +23,7 @@ from models.interface.errors import JobError
 from models.offline.reading import Batch, Reading
 from models.offline.running import Runner
 from models.offline.tables import ERROR, Columns, Task, check_answers
-from models.ray_data.results import Results
-from models.ray_data.storage import absolute, opened
+from models.ray_data.storage import Results, absolute, opened
 from models.serving.model_instance import ServingOptions
 
 # Concurrent reads of a task, ahead of its decoding: an object store takes tens of ms per file.

@@ -1,90 +1,84 @@
-"""Whole objects over a socket between two processes of the service, with file descriptors where a message has some.
+"""Messages between two processes of the service, with file descriptors where a message has some.
 
-Why not multiprocessing.connection: its `recv` blocks until the whole message has arrived, its `send` until there is
-room. An event loop may wait for neither: the other process may be stopped."""
+The kernel keeps each message of a SOCK_SEQPACKET socket whole. Why not multiprocessing.connection: its `send` and
+`recv` block while the other process is stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import pickle
 import socket
-import struct
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import Any
-
-from models.workers.outbox import Outbox
+from typing import Any, BinaryIO, NamedTuple
 
 _log = logging.getLogger(__name__)
 
-_LENGTH = struct.Struct("<Q")
-_READ_BYTES = 1 << 18
+# Room for a message about each slot of a worker. The kernel may grant less.
+_BUFFER_BYTES = 1 << 20
+# A longer message is sent as a file, because a socket takes no message above the size of its buffer.
+_PACKET_BYTES = 1 << 15
+_IN_FILE = b"file"
 # Linux sends no more with one message (SCM_MAX_FD).
 _MAX_DESCRIPTORS = 253
+# Messages that one callback of the event loop reads, at most.
+_READ_AT_ONCE = 64
 
 
-def frame(message: object) -> bytes:
-    """Return a message as bytes: the length of its pickle, then the pickle."""
-    payload = pickle.dumps(message)
-    return _LENGTH.pack(len(payload)) + payload
+class _Packet(NamedTuple):
+    payload: bytes
+    descriptors: Sequence[int]
+    # Open until the packet is sent.
+    file: BinaryIO | None = None
 
 
-class FrameReader:
-    """Cuts the bytes of a socket into messages. Only processes of this service hold the other end."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, received: bytes) -> Iterator[Any]:
-        """Yield the messages that are complete with `received`. Each is yielded once, even if unpickling or processing
-        it raises."""
-        buffer = self._buffer
-        buffer += received
-        while len(buffer) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(buffer)[0]
-            if end > len(buffer):
-                return
-            payload = bytes(buffer[_LENGTH.size : end])
-            del buffer[:end]
-            yield pickle.loads(payload)  # noqa: S301 - sent by a process of this service
+def socket_pair() -> tuple[socket.socket, socket.socket]:
+    """Return the two ends of a socket for channels."""
+    ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    for end in ends:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
+    return ends
 
 
 class Channel:
-    """One end of a socket, read on the running event loop.
+    """One end of a socket, read on the running event loop. It belongs to the channel.
 
-    `on_message` gets each message and the descriptors that have arrived so far; it removes those of the message.
-    `on_end` is called once: with None if the other end was closed, or with the exception that processing a message
-    raised. After such an exception the two processes no longer agree, so the channel ends."""
+    `on_message` gets each message and its descriptors, which it then owns. `on_end` is called once: with None if the
+    other end was closed, or with the exception that processing a message raised. After such an exception the two
+    processes no longer agree, so the channel ends."""
 
     def __init__(
         self,
         end: socket.socket,
-        on_message: Callable[[Any, deque[int]], None],
+        on_message: Callable[[Any, list[int]], None],
         on_end: Callable[[Exception | None], None],
     ) -> None:
+        end.setblocking(False)
         self._socket = end
-        self._outbox = Outbox(end, self._wait_for_room)
         self._on_message = on_message
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
-        self._frames = FrameReader()
-        self._descriptors: deque[int] = deque()
+        # Messages that found the socket full. Only the event loop removes them.
+        self._unsent: deque[_Packet] = deque()
         self._open = True
         self._loop.add_reader(end, self._receive)
+        # Not in `close`: another file could get its number while a thread is about to send.
+        weakref.finalize(self, end.close)
 
     def send(self, message: object, descriptors: Sequence[int] = ()) -> None:
-        """Send a message, from any thread. `descriptors` stay the sender's, and open until `close`. Does nothing if
-        either end is closed."""
-        self._outbox.send(frame(message), descriptors)
-
-    def stuck_seconds(self) -> float:
-        """Return how long the other end has read nothing of what waits for it; 0 if nothing waits."""
-        # It may have read since the socket was full.
-        self._outbox.flush()
-        return self._outbox.stuck_seconds()
+        """Send a message from any thread, without blocking. A thread's messages arrive in order. `descriptors` stay the
+        sender's, and open until `close`. Does nothing if either end is closed."""
+        packet = _packet(message, descriptors)
+        if self._unsent or not self._sent(packet):
+            self._unsent.append(packet)
+            # A loop that has ended sends no more.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._send_waiting)
 
     def wait(self) -> None:
         """Block until something arrives, and process it. For a process that serves nothing yet."""
@@ -97,42 +91,80 @@ class Channel:
             self._open = False
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
-            self._outbox.close()
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            # They do not arrive; this closes their files.
+            while self._unsent:
+                self._sent(self._unsent.popleft())
 
-    def _wait_for_room(self) -> None:
-        # A loop that has ended sends no more.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._flush_when_writable)
+    def _sent(self, packet: _Packet) -> bool:
+        """Return False if the socket has no room."""
+        try:
+            if packet.descriptors:
+                socket.send_fds(self._socket, [packet.payload], packet.descriptors)
+            else:
+                self._socket.send(packet.payload)
+        except BlockingIOError:
+            return False
+        except OSError:
+            # The other end is closed. Shut down this one, so that its reader sees the end as well.
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+        if packet.file is not None:
+            packet.file.close()
+        return True
 
-    def _flush_when_writable(self) -> None:
+    def _send_waiting(self) -> None:
+        while self._unsent:
+            # It stays there meanwhile, so that no later message of its thread overtakes it.
+            if not self._sent(self._unsent[0]):
+                self._loop.add_writer(self._socket, self._send_waiting)
+                return
+            self._unsent.popleft()
         if self._open:
-            self._loop.add_writer(self._socket, self._flush)
-
-    def _flush(self) -> None:
-        self._loop.remove_writer(self._socket)
-        self._outbox.flush()
+            self._loop.remove_writer(self._socket)
 
     def _receive(self) -> None:
-        try:
-            received, descriptors, _, _ = socket.recv_fds(self._socket, _READ_BYTES, _MAX_DESCRIPTORS)
-        except BlockingIOError:
-            return
-        except OSError:
-            received, descriptors = b"", []
-        if not received:
-            self._end(None)
-            return
-        self._descriptors.extend(descriptors)
-        try:
-            for message in self._frames.feed(received):
-                self._on_message(message, self._descriptors)
-                if not self._open:
-                    return
-        except Exception as error:  # noqa: BLE001 - any error ends this channel, and no other
-            _log.exception("a message from another process cannot be processed")
-            self._end(error)
+        for _ in range(_READ_AT_ONCE):
+            try:
+                payload, descriptors, _, _ = socket.recv_fds(self._socket, _PACKET_BYTES, _MAX_DESCRIPTORS)
+            except BlockingIOError:
+                return
+            except OSError:
+                payload, descriptors = b"", []
+            if not payload:
+                self._end(None)
+                return
+            try:
+                self._on_message(_message(payload, descriptors), descriptors)
+            except Exception as error:  # noqa: BLE001 - any error ends this channel, and no other
+                _log.exception("a message from another process cannot be processed")
+                self._end(error)
+            if not self._open:
+                return
 
     def _end(self, error: Exception | None) -> None:
         if self._open:
             self.close()
             self._on_end(error)
+
+
+def _packet(message: object, descriptors: Sequence[int]) -> _Packet:
+    payload = pickle.dumps(message)
+    if len(payload) <= _PACKET_BYTES:
+        return _Packet(payload, descriptors)
+    file = open(os.memfd_create("gradless-message"), "w+b")  # noqa: PTH123, SIM115 - a descriptor, closed once sent
+    file.write(payload)
+    file.seek(0)
+    return _Packet(_IN_FILE, [file.fileno(), *descriptors], file)
+
+
+def _message(payload: bytes, descriptors: list[int]) -> Any:
+    """Return the message of a packet, and remove its file from `descriptors`. Only processes of this service send."""
+    if payload != _IN_FILE:
+        return pickle.loads(payload)  # noqa: S301
+    if not descriptors:
+        # The kernel drops descriptors that would exceed the limit of open files.
+        raise OSError("a message did not arrive; this process may have too many open files")
+    with open(descriptors.pop(0), "rb") as file:  # noqa: PTH123 - a descriptor
+        return pickle.load(file)  # noqa: S301

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import os
 import socket
 from collections.abc import Callable, Container, Coroutine
@@ -20,36 +19,26 @@ from models.loading.load import LoadedModel
 from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ModelInstance, ServingOptions
 from models.serving.runtime import LocalRuntime
-from models.workers.channel import Channel
-from models.workers.image_receiver import ImageReceiver, Version
-from models.workers.messages import ModelFacts, ServedVersion, ServingState, StateApplied, Submission
-from models.workers.rpc import Call, CancelCall, Method, RpcServer
+from models.workers.channel import Channel, socket_pair
+from models.workers.image_transfer import ImageReceiver, Version
+from models.workers.messages import Answers, Call, Method, RpcServer, ServedVersion, ServingState, StateApplied
 from models.workers.shared_slots import SharedSlots, SlotShape
-
-_log = logging.getLogger(__name__)
 
 # Interval at which `run` looks for changes of what is served, and for versions that can be removed.
 _POLL_S = 0.02
 # Slots of a worker for each image that the service admits. A cancelled image keeps its slot until it reaches the head
 # of the queue, so more slots are needed than images are admitted.
 _SLOTS_PER_IMAGE = 2
-# A worker that reads nothing for so long has stopped.
-_READ_TIMEOUT_S = 1.0
 
 
 class SharedAdmission(Admission):
     """The admission of a model in the engine process. HTTP workers admit the images; here they are only counted."""
 
     def __init__(
-        self,
-        version: Version,
-        capacity: int,
-        facts: ModelFacts,
-        wait_until_empty: Callable[[Version], Coroutine[Any, Any, None]],
+        self, version: Version, capacity: int, wait_until_empty: Callable[[Version], Coroutine[Any, Any, None]]
     ) -> None:
         super().__init__(capacity, version.batcher.expected_seconds, admitted_elsewhere=version.slots.in_flight)
         self.version = version
-        self.facts = facts
         self._wait = wait_until_empty
 
     @property
@@ -97,14 +86,12 @@ class EngineServer:
         self._version_numbers = itertools.count()
         self._exposition = exposition
         self._expositions: SharedWork[str, str] = SharedWork()
-        # Versions with slots, by number.
-        self._versions: dict[int, Version] = {}
         self._ever_served: set[int] = set()
         self._workers: dict[int, _Worker] = {}
         self._state = ServingState(0, (), frozenset(), ready=False, draining=False)
         # Set when conditions that are waited for may have changed.
         self._changed = asyncio.Event()
-        self._images = ImageReceiver(telemetry.message_dropped)
+        self._images = ImageReceiver(self._send, telemetry.message_dropped)
         self.runtime = LocalRuntime(options, telemetry, give_up, self)
 
     @property
@@ -124,10 +111,8 @@ class EngineServer:
         )
         descriptor = SharedSlots.create(shape)
         version = Version(next(self._version_numbers), model.name, descriptor, SharedSlots(descriptor, shape), batcher)
-        self._versions[version.number] = version
         self._images.add_version(version)
-        facts = ModelFacts(model.name, model.transform, model.labels)
-        return SharedAdmission(version, self._options.queue_capacity, facts, self._wait_until_empty)
+        return SharedAdmission(version, self._options.queue_capacity, self._wait_until_empty)
 
     def forget(self, admission: Admission) -> None:
         """As RemoteAdmission.forget: its slots are freed like those of a version that is no longer served."""
@@ -147,20 +132,20 @@ class EngineServer:
         `alive` has the numbers of workers whose process is alive. Such a process may still write into its slots, though
         its connection is lost."""
         numbers = range(self._max_workers)
-        return next((n for n in numbers if not (n in alive or n in self._workers or self._images.uses(n))), None)
+        return next((n for n in numbers if not (n in alive or n in self._workers or self._images.in_flight(n))), None)
 
-    def add(self, number: int, end: socket.socket) -> None:
-        """Serve a worker from now on, over this end of its socket, which the server owns from here on."""
+    def add(self, number: int) -> socket.socket:
+        """Serve a worker from now on. Return its end of the socket."""
         self._announce()
+        end, worker_end = socket_pair()
         channel = Channel(end, lambda message, _: self._on_message(number, message), lambda _: self._lose(number))
-        self._images.add_worker(number, channel.send)
-        rpc = RpcServer(channel.send, self._methods())
-        self._workers[number] = worker = _Worker(channel, rpc)
+        self._workers[number] = worker = _Worker(channel, RpcServer(channel.send, self._methods()))
         self._announce_to(worker)
+        return worker_end
 
     def process_ended(self, number: int) -> None:
         """The process of a worker has ended. It may have set its count after its connection was lost."""
-        for version in self._versions.values():
+        for version in list(self._images.versions.values()):
             version.slots.set_in_flight(number, 0)
 
     async def run(self) -> None:
@@ -168,7 +153,6 @@ class EngineServer:
         while True:
             self._announce()
             self._remove_versions()
-            self._drop_stopped_workers()
             self._changed.set()
             await asyncio.sleep(_POLL_S)
 
@@ -182,7 +166,7 @@ class EngineServer:
         ended = await asyncio.to_thread(self.runtime.close, timeout_s)
         for worker in self._workers.values():
             worker.channel.close()
-        for version in self._versions.values():
+        for version in self._images.versions.values():
             os.close(version.descriptor)
         return ended
 
@@ -204,7 +188,7 @@ class EngineServer:
     def _announce_to(self, worker: _Worker) -> None:
         new = [each.version for each in self._state.models if each.version not in worker.known]
         worker.known.update(new)
-        worker.channel.send(self._state, [self._versions[number].descriptor for number in new])
+        worker.channel.send(self._state, [self._images.versions[number].descriptor for number in new])
 
     def _methods(self) -> dict[Method, Callable[..., Coroutine[Any, Any, Any]]]:
         return {
@@ -244,43 +228,44 @@ class EngineServer:
         """Free the slots of versions that are no longer served and have no image in flight."""
         current = {each.version for each in self._state.models}
         applied = all(worker.applied == self._state.number for worker in self._workers.values())
-        for number, version in list(self._versions.items()):
+        for number, version in list(self._images.versions.items()):
             # A version that is still being loaded was never served.
             past = number in self._ever_served and number not in current
             if past and applied and not version.slots.in_flight():
-                del self._versions[number]
-                self._images.remove_version(version)
+                # Images that still arrive for it fail.
+                del self._images.versions[number]
                 os.close(version.descriptor)
 
-    def _drop_stopped_workers(self) -> None:
-        for number, worker in list(self._workers.items()):
-            if worker.channel.stuck_seconds() > _READ_TIMEOUT_S:
-                _log.warning("HTTP worker %d does not read its answers; dropping it", number)
-                self._lose(number)
+    def _send(self, number: int, answers: Answers) -> None:
+        """Send to a worker, unless it is lost. From any thread."""
+        worker = self._workers.get(number)
+        if worker is not None:
+            worker.channel.send(answers)
 
     def _on_message(self, number: int, message: object) -> None:
         worker = self._workers[number]
         match message:
-            case Submission():
+            case tuple():
                 self._images.receive(number, message)
             case StateApplied(state):
                 worker.applied = state
                 self._changed.set()
-            case Call() | CancelCall():
-                worker.rpc.on_message(message)
+            case Call():
+                worker.rpc.on_call(message)
 
     def _lose(self, number: int) -> None:
-        """Serve a worker no more: its end is closed, it has sent a wrong message, or it does not read."""
+        """Serve a worker no more: its end is closed, or it has sent a wrong message."""
         worker = self._workers.pop(number)
         worker.channel.close()
         worker.rpc.close()
-        self._images.remove_worker(number)
+        self._images.cancel_all(number)
         self._on_lost(number)
 
 
 def _served_version(instance: ModelInstance) -> ServedVersion:
-    admission = instance.admission
+    admission, model = instance.admission, instance.engine.model
     if not isinstance(admission, SharedAdmission):
         raise TypeError(f"{instance.card.name} was not loaded for HTTP workers")
     version = admission.version
-    return ServedVersion(version.number, instance.card, admission.facts, version.slots.shape, admission.capacity)
+    shape = version.slots.shape
+    return ServedVersion(version.number, instance.card, model.transform, model.labels, shape, admission.capacity)

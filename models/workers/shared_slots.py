@@ -30,7 +30,6 @@ _SECONDS_AT, _COUNTS_AT = 0, _CACHE_LINE
 # whose forward has started.
 _GENERATION, _CANCELLED, _STARTED = range(3)
 _NUMBERS = 3
-_NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,31 +44,20 @@ class SlotShape:
     classes: int
 
     @property
-    def slots(self) -> int:
-        return self.workers * self.each
-
-    @property
     def slot_bytes(self) -> int:
         """Size of one slot, in whole cache lines."""
         answer = self.dimensions * 4 + self.classes * (8 + 4)
         return _round_up(max(3 * self.side * self.side, answer), _CACHE_LINE)
 
     @property
-    def numbers_at(self) -> int:
-        return _PAGE
-
-    @property
-    def numbers_bytes(self) -> int:
-        return _NUMBERS * _NUMBER_BYTES * self.slots
-
-    @property
     def bodies_at(self) -> int:
-        return _round_up(self.numbers_at + self.numbers_bytes, _PAGE)
+        """Where the slots begin, behind a page of counts and the slots' numbers."""
+        return _round_up(_PAGE + 8 * _NUMBERS * self.workers * self.each, _PAGE)
 
     @property
     def total_bytes(self) -> int:
         """Size of the mapping. Pages that were never written to take no memory."""
-        return self.bodies_at + self.slots * self.slot_bytes
+        return self.bodies_at + self.workers * self.each * self.slot_bytes
 
 
 class SharedSlots:
@@ -82,7 +70,7 @@ class SharedSlots:
         self._seconds = whole[_SECONDS_AT : _SECONDS_AT + 8].cast("d")
         self._counts = whole[_COUNTS_AT : _COUNTS_AT + 4 * MAX_WORKERS].cast("I")
         # Each number is written by one store, so another process reads either the old or the new one.
-        self._numbers = whole[shape.numbers_at : shape.numbers_at + shape.numbers_bytes].cast("Q")
+        self.numbers = whole[_PAGE : shape.bodies_at].cast("Q")
         self._pixels: dict[int, torch.Tensor] = {}
 
     @staticmethod
@@ -116,26 +104,13 @@ class SharedSlots:
 
     def generation(self, slot: int) -> int:
         """Return the generation of the slot's current or last image; 0 if the slot was never used."""
-        return self._numbers[_NUMBERS * slot + _GENERATION]
+        return self.numbers[_NUMBERS * slot + _GENERATION]
 
     def claim(self, slot: int) -> int:
         """Use a free slot for another image. Return the image's generation."""
         generation = self.generation(slot) + 1
-        self._numbers[_NUMBERS * slot + _GENERATION] = generation
+        self.numbers[_NUMBERS * slot + _GENERATION] = generation
         return generation
-
-    def cancel(self, slot: int, generation: int) -> bool:
-        """Cancel an image. Return False if its forward had started."""
-        self._numbers[_NUMBERS * slot + _CANCELLED] = generation
-        return self._numbers[_NUMBERS * slot + _STARTED] != generation
-
-    def cancelled(self, slot: int, generation: int) -> bool:
-        """Whether an image was cancelled, or another image uses its slot."""
-        return self._numbers[_NUMBERS * slot + _CANCELLED] == generation or self.generation(slot) != generation
-
-    def start(self, slot: int, generation: int) -> None:
-        """Mark that the forward of an image starts."""
-        self._numbers[_NUMBERS * slot + _STARTED] = generation
 
     def pixels(self, slot: int) -> torch.Tensor:
         """Return a view of the slot: (3, side, side) uint8, channels last in memory."""
@@ -176,20 +151,30 @@ class SlotCancelToken(CancelToken):
     """The cancel token of an image in a slot. Its flag is in the shared memory: an HTTP worker cancels it, the engine
     process polls it. It is also cancelled once another image uses the slot."""
 
-    __slots__ = ("_generation", "_slot", "_slots")
+    __slots__ = ("_at", "_generation", "_numbers")
 
     def __init__(self, slots: SharedSlots, slot: int, generation: int) -> None:
         super().__init__()
-        self._slots = slots
-        self._slot = slot
+        self._numbers = slots.numbers
+        self._at = _NUMBERS * slot
         self._generation = generation
 
     @property
     def cancelled(self) -> bool:
-        return self._slots.cancelled(self._slot, self._generation)
+        numbers, at, generation = self._numbers, self._at, self._generation
+        return numbers[at + _CANCELLED] == generation or numbers[at + _GENERATION] != generation
 
     def cancel(self) -> None:
-        self._slots.cancel(self._slot, self._generation)
+        self._numbers[self._at + _CANCELLED] = self._generation
+
+    @property
+    def started(self) -> bool:
+        """Whether the image's forward has started."""
+        return self._numbers[self._at + _STARTED] == self._generation
+
+    def start(self) -> None:
+        """Mark that the image's forward starts."""
+        self._numbers[self._at + _STARTED] = self._generation
 
 
 def _round_up(size: int, unit: int) -> int:

@@ -89,7 +89,7 @@ engine_process._Engine._watch = watch
         ("a message", "from models.workers.channel import Channel; fail(Channel, '_receive')"),
         (
             "a batch's report",
-            "from models.workers.image_receiver import ImageReceiver; fail(ImageReceiver, 'batch_over')",
+            "from models.workers.image_transfer import ImageReceiver; fail(ImageReceiver, 'batch_over')",
         ),
         ("a thread", "from models.serving.supervisor import Supervisor; fail(Supervisor, '_check')"),
     ],

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from app.api.api_route import ApiRoute
+from app.api.api_route import ImageRoute
 from app.api.dependencies import ImageUpload, Upload, accepts
 from app.api.error_responses import error_response
 from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, infer, result_bodies
@@ -22,7 +22,7 @@ from models.interface.request import InferenceRequest
 from models.interface.results import Answer
 from models.interface.results import Prediction as Predicted
 
-router = APIRouter(tags=["inference"], route_class=ApiRoute)
+router = APIRouter(tags=["inference"], route_class=ImageRoute)
 
 
 @router.post(CLASSIFY.path, responses=responses(*CLASSIFY.errors), openapi_extra=IMAGE_BODY)

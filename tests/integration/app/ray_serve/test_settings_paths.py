@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from app.ray_serve.settings_paths import with_absolute_paths
+from app.ray_serve.serve import with_absolute_paths
 from app.settings import Settings
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from models.offline.parts import JobIdentity
 from models.offline.tables import Columns
-from models.ray_data.results import Results
 from models.ray_data.stages import chunk_files
+from models.ray_data.storage import Results
 
 # Ray splits blocks above 1.5 times this size.
 RAY_BLOCK_BYTES = 128 * 2**20

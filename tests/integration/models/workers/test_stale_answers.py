@@ -7,42 +7,47 @@ import asyncio
 import os
 import socket
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from models.images.decode_memory import DecodeMemory
 from models.images.decode_pool import DecodeJob, DecodePool, Done
 from models.images.preprocessing import Transform
 from models.inference.image_job import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
-from models.interface.request import NEVER_CANCELLED, ImageLimits, InferenceRequest
+from models.interface.request import NEVER_CANCELLED, InferenceRequest, Parameters
 from models.interface.results import ModelCard, Prediction
 from models.interface.telemetry import BatchReport, StaleMessage, Telemetry
 from models.networks.specs import ModelSpec
-from models.workers.channel import Channel, frame
+from models.serving.model_instance import ServingOptions
+from models.workers.channel import Channel, socket_pair
 from models.workers.messages import (
     Answers,
-    Failure,
-    ModelFacts,
     ServedVersion,
     ServingState,
     StateApplied,
-    Submission,
 )
 from models.workers.shared_slots import SharedSlots, SlotShape
-from models.workers.worker_runtime import EngineConnection, WorkerOptions, WorkerRuntime
+from models.workers.worker_runtime import WorkerRuntime
 
 pytestmark = pytest.mark.anyio
 
 _TIMEOUT_S = 30
 _REPORT = BatchReport("tiny", 1, "idle", 0.0, 0.1, 0.1, 0)
+
+
+class _Submission(NamedTuple):
+    """A submission that the engine process has received."""
+
+    version: int
+    slot: int
+    generation: int
+    parameters: Parameters
 
 
 class _Counts(Telemetry):
@@ -68,14 +73,14 @@ class _Engine:
         self.received: asyncio.Queue[Any] = asyncio.Queue()
         self.channel_ended = asyncio.Event()
 
-    def connect(self) -> EngineConnection:
-        """Return the ends of a worker, the first one or a replacement."""
-        end, its_end = socket.socketpair()
-        self.submissions: asyncio.Queue[Submission] = asyncio.Queue()
+    def connect(self) -> socket.socket:
+        """Return the end of a worker, the first one or a replacement."""
+        end, its_end = socket_pair()
+        self.submissions: asyncio.Queue[_Submission] = asyncio.Queue()
         self.channel_ended.clear()
         self._known.clear()
         self.channel = Channel(end, self._on_message, lambda _: self.channel_ended.set())
-        return EngineConnection(0, its_end)
+        return its_end
 
     def announce(self, *versions: int) -> None:
         for version in versions:
@@ -88,22 +93,25 @@ class _Engine:
         state = ServingState(self._number, tuple(map(self._served, versions)), frozenset(), ready=True, draining=False)
         self.channel.send(state, [self._descriptors[version] for version in new])
 
-    async def submitted(self) -> Submission:
+    async def submitted(self) -> _Submission:
         """Return the next image that the worker submits."""
         return await asyncio.wait_for(self.submissions.get(), _TIMEOUT_S)
 
-    def send(self, frames: bytes) -> None:
-        self.channel._outbox.send(frames)  # noqa: SLF001 - several messages at once, or none
+    def send(self, *messages: Answers) -> None:
+        for message in messages:
+            self.channel.send(message)
 
-    def _on_message(self, message: Any, _descriptors: deque[int]) -> None:
-        queue = self.submissions if isinstance(message, Submission) else self.received
-        queue.put_nowait(message)
+    def _on_message(self, message: Any, _descriptors: list[int]) -> None:
+        if isinstance(message, tuple):
+            self.submissions.put_nowait(_Submission(*message))
+        else:
+            self.received.put_nowait(message)
 
-    def answer(self, submitted: Submission, feature: float) -> bytes:
+    def answer(self, submitted: _Submission, feature: float) -> Answers:
         """Write the answer into the slot. Return the message for the worker."""
         output = ItemOutput(np.array([feature], np.float32), None, None, finite=True)
         self.slots[submitted.version].write(submitted.slot, output)
-        return frame(Answers(submitted.version, _REPORT, [(submitted.slot, 0, submitted.generation, 0.0, True)]))
+        return Answers(submitted.version, _REPORT, [(submitted.slot, submitted.generation, (0, 0.0, True))])
 
     def close(self) -> None:
         self.channel.close()
@@ -129,28 +137,21 @@ class _Engine:
             load_seconds=0.0,
             version=version,
         )
-        return ServedVersion(version, card, ModelFacts("tiny", self._transform, ()), self.shape, 4)
+        return ServedVersion(version, card, self._transform, (), self.shape, 4)
 
 
-def _worker(engine: _Engine, connection: EngineConnection) -> WorkerRuntime:
-    limits = ImageLimits()
-    options = WorkerOptions(
-        decode_threads=2,
-        decode_memory=DecodeMemory(limits.max_decode_bytes),
-        limits=limits,
-        deadline_s=_TIMEOUT_S,
-        longest_decode_wait_s=_TIMEOUT_S,
-        longest_decode_s=60.0,
-    )
-    return WorkerRuntime(connection, options, engine.counts, engine.reasons.append)
+def _worker(engine: _Engine, end: socket.socket) -> WorkerRuntime:
+    options = ServingOptions(deadline_s=_TIMEOUT_S)
+    decode_pool = DecodePool(2, options.limits, longest_wait_s=_TIMEOUT_S)
+    return WorkerRuntime(0, end, options, decode_pool, engine.counts, engine.reasons.append)
 
 
 @asynccontextmanager
 async def _started(spec: ModelSpec) -> AsyncIterator[tuple[WorkerRuntime, _Engine]]:
     engine = _Engine(spec)
-    connection = engine.connect()
+    end = engine.connect()
     engine.announce(1)
-    worker = _worker(engine, connection)
+    worker = _worker(engine, end)
     try:
         assert isinstance(await engine.received.get(), StateApplied)
         yield worker, engine
@@ -259,8 +260,8 @@ async def test_a_client_that_disconnects_as_its_image_is_submitted_to_a_replaced
         assert late.version == 1
         staying = _predict(worker, clock_png)
         submitted = await engine.submitted()
-        gone = frame(Failure(1, late.slot, late.generation, ModelGoneError("tiny")))
-        engine.send(gone + engine.answer(submitted, 5.0))
+        gone = Answers(1, None, [(late.slot, late.generation, ModelGoneError("tiny"))])
+        engine.send(gone, engine.answer(submitted, 5.0))
 
         assert await staying == 5.0
         assert engine.counts.dropped == []
@@ -275,11 +276,11 @@ async def test_a_message_for_an_unknown_version_is_dropped_and_counted_and_its_n
         first, second = _predict(worker, clock_png), _predict(worker, clock_png)
         one, other = await engine.submitted(), await engine.submitted()
         unknown = (
-            frame(Answers(77, _REPORT, [(one.slot, 0, one.generation, 0.0, True)]))
+            Answers(77, _REPORT, [(one.slot, one.generation, (0, 0.0, True))])
             if kind == "answer"
-            else frame(Failure(77, one.slot, one.generation, None))
+            else Answers(77, None, [(one.slot, one.generation, None)])
         )
-        engine.send(engine.answer(one, 1.0) + unknown + engine.answer(other, 2.0))
+        engine.send(engine.answer(one, 1.0), unknown, engine.answer(other, 2.0))
 
         assert sorted([await first, await second]) == [1.0, 2.0]
         assert engine.counts.dropped == ["answer"]
@@ -303,7 +304,7 @@ async def test_a_repeated_answer_reaches_no_other_request_of_its_slot(
         after = await engine.submitted()
         assert after.slot == before.slot
         error = ModelGoneError("tiny") if late == "failure" else None
-        failure = frame(Failure(1, before.slot, before.generation, error))
+        failure = Answers(1, None, [(before.slot, before.generation, error)])
         engine.send(answer if late == "answer" else failure)
         await _until(lambda: engine.counts.dropped == ["answer"])
 
@@ -323,9 +324,9 @@ async def test_an_answer_for_a_killed_worker_reaches_no_request_of_its_replaceme
         engine.channel.close()
         with pytest.raises(ModelDownError):
             await lost
-        connection = engine.connect()
+        end = engine.connect()
         engine.announce(1)
-        replacement = _worker(engine, connection)
+        replacement = _worker(engine, end)
         try:
             request = _predict(replacement, clock_png)
             after = await engine.submitted()
@@ -345,8 +346,9 @@ async def test_a_worker_that_cannot_read_its_answers_ends_and_fails_its_requests
     async with _started(tiny) as (worker, engine):
         requests = [_predict(worker, clock_png) for _ in range(3)]
         submitted = [await engine.submitted() for _ in requests]
-        broken = b"\x03\0\0\0\0\0\0\0abc"
-        engine.send(engine.answer(submitted[0], 1.0) + broken + engine.answer(submitted[1], 2.0))
+        engine.send(engine.answer(submitted[0], 1.0))
+        engine.channel._socket.send(b"abc")  # noqa: SLF001 - no pickle
+        engine.send(engine.answer(submitted[1], 2.0))
 
         ends = await asyncio.gather(*requests, return_exceptions=True)
         assert [end for end in ends if not isinstance(end, ModelDownError)] == [1.0]
@@ -366,7 +368,7 @@ async def test_a_worker_that_cannot_apply_a_state_ends_and_fails_its_requests(
         await engine.submitted()
         # The descriptor does not arrive if the process may open no more files.
         apply = worker._apply  # noqa: SLF001
-        monkeypatch.setattr(worker, "_apply", lambda state, _: apply(state, deque()))
+        monkeypatch.setattr(worker, "_apply", lambda state, _: apply(state, []))
         engine.announce(1, 2)
 
         with pytest.raises(ModelDownError):

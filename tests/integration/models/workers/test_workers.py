@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from gradless.records import ComparisonOptions, Progress
-from models.images.decode_memory import DecodeMemory
+from models.images.decode_pool import DecodePool
 from models.inference.image_job import BatchItem
 from models.interface.errors import (
     ComparisonRunningError,
@@ -39,7 +39,7 @@ from models.scheduling.batcher import Batcher
 from models.serving.model_instance import ServingOptions
 from models.serving.runtime import LocalRuntime
 from models.workers.engine_server import EngineServer
-from models.workers.worker_runtime import EngineConnection, WorkerOptions, WorkerRuntime
+from models.workers.worker_runtime import WorkerRuntime
 
 pytestmark = pytest.mark.anyio
 
@@ -113,21 +113,15 @@ async def _started(spec: ModelSpec, workers: int = 2, **options: Any) -> AsyncIt
     running = asyncio.create_task(service.engine.run())
     try:
         for number in range(workers):
-            end, its_end = socket.socketpair()
-            service.engine.add(number, end)
+            its_end = service.engine.add(number)
             service.counts.append(_Counts())
             service.sockets.append(its_end)
             service.workers.append(
                 WorkerRuntime(
-                    EngineConnection(number, its_end),
-                    WorkerOptions(
-                        decode_threads=2,
-                        decode_memory=DecodeMemory(serving.limits.max_decode_bytes),
-                        limits=serving.limits,
-                        deadline_s=serving.deadline_s,
-                        longest_decode_wait_s=serving.deadline_s,
-                        longest_decode_s=serving.longest_decode_s,
-                    ),
+                    number,
+                    its_end,
+                    serving,
+                    DecodePool(2, serving.limits, longest_wait_s=serving.deadline_s),
                     service.counts[-1],
                     service.reasons.append,
                 )
@@ -251,7 +245,7 @@ async def test_a_load_that_ends_after_its_timeout_keeps_no_slots(tiny: ModelSpec
         [loader] = [thread for thread in threading.enumerate() if thread.name == "loader-tiny"]
         hold.set()
         await asyncio.to_thread(loader.join, _TIMEOUT_S)
-        await _until(lambda: len(service.engine._versions) == 1)  # noqa: SLF001
+        await _until(lambda: len(service.engine._images.versions) == 1)  # noqa: SLF001
         assert service.engine.runtime.cards["tiny"].version == 1
 
 
@@ -491,7 +485,7 @@ async def test_images_that_a_lost_worker_still_counts_are_forgotten_when_its_pro
         await _until(lambda: service.lost == [0])
         await _until(lambda: service.engine.free_number() == 0)
         # A killed worker does not set its count back.
-        service.engine._versions[0].slots.set_in_flight(0, 3)  # noqa: SLF001
+        service.engine._images.versions[0].slots.set_in_flight(0, 3)  # noqa: SLF001
         assert service.engine.runtime.queues()["tiny"].in_flight == 3
         service.engine.process_ended(0)
 
@@ -504,7 +498,7 @@ async def test_a_worker_whose_message_cannot_be_processed_is_dropped_alone(
 ) -> None:
     async with _started(tiny) as service:
         faulty, other = service.workers
-        monkeypatch.setattr("models.workers.engine_server.RpcServer.on_message", lambda *_: 1 / 0)
+        monkeypatch.setattr("models.workers.engine_server.RpcServer.on_call", lambda *_: 1 / 0)
         with pytest.raises(DrainingError):
             await faulty.load("null", "null")
         await _until(lambda: service.lost == [0])
@@ -569,19 +563,3 @@ async def test_many_errors_at_once_reach_a_worker_that_reads_them(
         await _until(lambda: service.workers[0].ready)
         assert isinstance((await _predict(service.workers[0], clock_png)).results[0], Prediction)
         assert service.lost == []
-
-
-async def test_a_worker_that_reads_no_answers_is_dropped_and_the_others_are_answered(
-    tiny: ModelSpec, clock_png: bytes
-) -> None:
-    async with _started(tiny) as service:
-        silent, living = service.workers
-        service.engine._workers[0].channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001
-        asyncio.get_running_loop().remove_reader(service.sockets[0])
-        requests = [asyncio.create_task(_predict(silent, clock_png)) for _ in range(200)]
-        await _until(lambda: service.lost == [0])
-
-        assert isinstance((await _predict(living, clock_png)).results[0], Prediction)
-        for request in requests:
-            request.cancel()
-        await asyncio.gather(*requests, return_exceptions=True)

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
 from app.http.api_keys import is_local
-from app.ray_serve.proxy_headers import ProxyHeaders
+from app.ray_serve.replica import ProxyHeaders
 
 
 async def exchange(client: tuple[str, int] | None, own_id: bytes) -> tuple[Request, list[Message]]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from app.ray_serve.options import Replicas, deployment_options
+from app.ray_serve.serve import Replicas, deployment_options
 from app.settings import Settings
 
 _CONFIG = Path(__file__).parents[4] / "docker" / "ray" / "serve.yaml"

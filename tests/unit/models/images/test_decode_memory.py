@@ -9,6 +9,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
+from typing import Any
 
 import pytest
 
@@ -90,7 +92,8 @@ def test_a_cancelled_decode_stops_waiting_for_memory(memory: DecodeMemory) -> No
         assert held
 
 
-def _hold(memory: DecodeMemory, ready: Connection) -> None:
+def _hold(duplicate: Any, ready: Connection) -> None:
+    memory = DecodeMemory(64 * _MIB, duplicate.detach())
     with memory.reserved(64 * _MIB, NEVER_CANCELLED):
         ready.send("held")
         ready.recv()
@@ -98,7 +101,7 @@ def _hold(memory: DecodeMemory, ready: Connection) -> None:
 
 def test_another_process_has_the_same_budget_and_gives_it_back_when_it_is_killed(memory: DecodeMemory) -> None:
     ours, its = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(memory, its))
+    process = multiprocessing.get_context("spawn").Process(target=_hold, args=(DupFd(memory._descriptor), its))  # noqa: SLF001
     process.start()
     assert ours.recv() == "held"
     log: queue.Queue[str] = queue.Queue()

@@ -5,39 +5,31 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
-import socket
-from collections import deque
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from models.interface.errors import OutOfMemoryError
-from models.interface.request import InferenceRequest
-from models.interface.telemetry import BatchReport
-from models.workers.channel import Channel, FrameReader, frame
-from models.workers.messages import Answers, Failure, Submission
+from models.workers.channel import Channel, socket_pair
+from models.workers.messages import Answers
 
 _TIMEOUT_S = 30
-_ANSWERS = Answers(
-    3, BatchReport("tiny", 5, "full", 12.25, 0.5, 0.25, 2), [(7, 5, 2**40, 0.125, True), (0, 0, 1, 0.0, False)]
-)
-_BROKEN = b"\x03\0\0\0\0\0\0\0abc"
 
 
 class _Receiver:
-    """Keeps what arrives. A string has as many descriptors as it has plus signs."""
+    """Keeps what arrives."""
 
     def __init__(self) -> None:
         self.received: asyncio.Queue[tuple[Any, list[int]]] = asyncio.Queue()
-        self.ended = asyncio.Event()
+        self.ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
 
-    def on_end(self, _error: Exception | None) -> None:
-        self.ended.set()
+    def on_message(self, message: Any, descriptors: list[int]) -> None:
+        self.received.put_nowait((message, descriptors))
 
-    def on_message(self, message: Any, descriptors: deque[int]) -> None:
-        own = message.count("+") if isinstance(message, str) else 0
-        self.received.put_nowait((message, [descriptors.popleft() for _ in range(own)]))
+    async def messages(self, number: int) -> list[Any]:
+        return [(await self.received.get())[0] for _ in range(number)]
 
 
 def _between_two(
@@ -46,8 +38,8 @@ def _between_two(
     async def run() -> None:
         receivers = _Receiver(), _Receiver()
         one, other = (
-            Channel(end, receiver.on_message, receiver.on_end)
-            for end, receiver in zip(socket.socketpair(), receivers, strict=True)
+            Channel(end, receiver.on_message, receiver.ended.set_result)
+            for end, receiver in zip(socket_pair(), receivers, strict=True)
         )
         await asyncio.wait_for(scenario(one, receivers[0], other, receivers[1]), _TIMEOUT_S)
         one.close()
@@ -62,53 +54,75 @@ def test_objects_arrive_in_order_whatever_their_size() -> None:
         for message in ("first", large, None, large[::-1], "last"):
             one.send(message)
         other.send("meanwhile")
-        assert [(await at_other.received.get())[0] for _ in range(5)] == ["first", large, None, large[::-1], "last"]
-        assert (await at_one.received.get())[0] == "meanwhile"
+        assert await at_other.messages(5) == ["first", large, None, large[::-1], "last"]
+        assert await at_one.messages(1) == ["meanwhile"]
 
     _between_two(scenario)
 
 
-def test_objects_of_several_threads_arrive_whole_and_each_threads_in_order() -> None:
+def test_an_error_keeps_its_facts() -> None:
+    async def scenario(one: Channel, _at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
+        one.send(Answers(3, None, [(9, 2**40, OutOfMemoryError("tiny"))]))
+        [answers] = await at_other.messages(1)
+        [(slot, generation, error)] = answers.results
+        assert (answers.version, slot, generation) == (3, 9, 2**40)
+        assert isinstance(error, OutOfMemoryError)
+        assert str(error) == str(OutOfMemoryError("tiny"))
+
+    _between_two(scenario)
+
+
+def test_sending_never_blocks_and_each_threads_messages_arrive_in_order() -> None:
     async def scenario(one: Channel, _at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
         def send(thread: int) -> None:
-            for number in range(50):
-                one.send((thread, number, bytes(20_000)))
+            for number in range(300):
+                one.send((thread, number, bytes(5_000)))
 
-        sending = [asyncio.create_task(asyncio.to_thread(send, thread)) for thread in range(3)]
-        received = [(await at_other.received.get())[0] for _ in range(150)]
-        await asyncio.gather(*sending)
-        for thread in range(3):
-            assert [number for each, number, _ in received if each == thread] == list(range(50))
+        # The other end is on this event loop and reads nothing until the threads have ended.
+        threads = [threading.Thread(target=send, args=(thread,)) for thread in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(_TIMEOUT_S)
+        assert not any(thread.is_alive() for thread in threads)
+        received = await at_other.messages(900)
+        for sender in range(3):
+            assert [number for each, number, _ in received if each == sender] == list(range(300))
 
     _between_two(scenario)
 
 
-def test_descriptors_arrive_with_their_message_and_stay_the_senders() -> None:
+def test_a_message_that_found_the_socket_full_is_not_overtaken_while_it_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(one: Channel, _at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
+        sent = Channel._sent  # noqa: SLF001
+        monkeypatch.setattr(Channel, "_sent", lambda *_: False)
+        one.send("first")
+
+        def overtake(channel: Channel, packet: Any) -> bool:
+            monkeypatch.setattr(Channel, "_sent", sent)
+            channel.send("second")
+            return sent(channel, packet)
+
+        monkeypatch.setattr(Channel, "_sent", overtake)
+        assert await at_other.messages(2) == ["first", "second"]
+
+    _between_two(scenario)
+
+
+@pytest.mark.parametrize("before", [0, 5_000_000], ids=["alone", "behind-a-large-message"])
+def test_descriptors_arrive_with_their_message_and_stay_the_senders(before: int) -> None:
     async def scenario(one: Channel, _at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
         read, write = os.pipe()
-        one.send("none")
-        one.send("one+", [write])
-        assert await at_other.received.get() == ("none", [])
+        one.send(bytes(before))
+        one.send(bytes(before), [write])
+        assert await at_other.received.get() == (bytes(before), [])
         message, [received] = await at_other.received.get()
-        assert message == "one+"
+        assert message == bytes(before)
         os.write(received, b"theirs ")
         os.write(write, b"and ours")
         assert os.read(read, 100) == b"theirs and ours"
-        for descriptor in (read, write, received):
-            os.close(descriptor)
-
-    _between_two(scenario)
-
-
-def test_descriptors_arrive_with_a_message_that_waits_for_room() -> None:
-    async def scenario(one: Channel, _at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
-        read, write = os.pipe()
-        large = bytes(5_000_000)
-        one.send(large)
-        one.send("one+", [write])
-        assert (await at_other.received.get())[0] == large
-        message, [received] = await at_other.received.get()
-        assert message == "one+"
         for descriptor in (read, write, received):
             os.close(descriptor)
 
@@ -119,31 +133,94 @@ def test_the_end_is_reported_once_when_the_other_end_closes_and_sending_does_not
     async def scenario(one: Channel, at_one: _Receiver, other: Channel, at_other: _Receiver) -> None:
         one.send("last")
         one.close()
-        await at_other.ended.wait()
-        assert (await at_other.received.get())[0] == "last"
+        assert await at_other.ended is None
+        assert await at_other.messages(1) == ["last"]
         other.send("never received")
         one.send("never received")
-        assert not at_one.ended.is_set()
+        assert not at_one.ended.done()
 
     _between_two(scenario)
 
 
+def test_sending_to_a_process_that_has_ended_reports_the_end() -> None:
+    async def run() -> None:
+        here, there = socket_pair()
+        receiver = _Receiver()
+        channel = Channel(here, receiver.on_message, receiver.ended.set_result)
+        there.close()
+        channel.send("never received")
+        assert await asyncio.wait_for(receiver.ended, _TIMEOUT_S) is None
+
+    asyncio.run(run())
+
+
+def test_a_message_that_cannot_be_read_ends_the_channel_with_its_error() -> None:
+    async def scenario(one: Channel, at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
+        one.send("first")
+        one._socket.send(b"no pickle")  # noqa: SLF001
+        one.send("never processed")
+        assert isinstance(await at_other.ended, pickle.UnpicklingError)
+        assert await at_one.ended is None
+        assert at_other.received.qsize() == 1
+
+    _between_two(scenario)
+
+
+def test_a_message_whose_file_did_not_arrive_ends_the_channel_with_an_error() -> None:
+    async def scenario(one: Channel, _at_one: _Receiver, _other: Channel, at_other: _Receiver) -> None:
+        # The kernel drops descriptors that would exceed the limit of open files.
+        one._socket.send(b"file")  # noqa: SLF001
+        assert isinstance(await at_other.ended, OSError)
+
+    _between_two(scenario)
+
+
+def test_the_descriptor_of_a_channel_stays_open_while_a_thread_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    sending, release = threading.Event(), threading.Event()
+    sent = Channel._sent  # noqa: SLF001
+
+    def held(channel: Channel, packet: Any) -> bool:
+        sending.set()
+        assert release.wait(_TIMEOUT_S)
+        return sent(channel, packet)
+
+    async def run() -> None:
+        here, there = socket_pair()
+        channel = Channel(here, lambda *_: None, lambda _: None)
+        monkeypatch.setattr(Channel, "_sent", held)
+        thread = threading.Thread(target=channel.send, args=("late",))
+        thread.start()
+        assert sending.wait(_TIMEOUT_S)
+        channel.close()
+        del channel
+        # Otherwise another file could get the descriptor's number before the thread writes to it.
+        assert here.fileno() >= 0
+        release.set()
+        thread.join(_TIMEOUT_S)
+        # The thread object has held the method of the channel until now.
+        del thread
+        assert here.fileno() < 0
+        there.close()
+
+    asyncio.run(run())
+
+
 def test_waiting_blocks_the_thread_until_a_message_was_processed() -> None:
-    here, there = socket.socketpair()
+    here, there = socket_pair()
     read, write = os.pipe()
 
     async def send() -> None:
         channel = Channel(here, lambda *_: None, lambda _: None)
-        channel.send("first+", [read])
+        channel.send("first", [read])
         channel.close()
 
     async def receive() -> None:
         receiver = _Receiver()
-        channel = Channel(there, receiver.on_message, receiver.on_end)
+        channel = Channel(there, receiver.on_message, receiver.ended.set_result)
         while receiver.received.empty():
             channel.wait()
         message, [descriptor] = receiver.received.get_nowait()
-        assert message == "first+"
+        assert message == "first"
         os.write(write, b"x")
         assert os.read(descriptor, 1) == b"x"
         os.close(descriptor)
@@ -153,46 +230,3 @@ def test_waiting_blocks_the_thread_until_a_message_was_processed() -> None:
     asyncio.run(receive())
     for each in (read, write):
         os.close(each)
-
-
-@pytest.mark.parametrize("step", [1, 7, 1000])
-def test_messages_are_read_out_of_pieces_of_any_size(step: int) -> None:
-    submission = Submission(1, 300, 2**40, InferenceRequest("classify", top_k=5, fairness_key=2**63 + 7))
-    sent = frame(submission) + frame(_ANSWERS) + frame(Failure(3, 9, 2**40, OutOfMemoryError("tiny")))
-    sent += frame(Failure(4, 1, 5, None))
-    reader = FrameReader()
-
-    received = [message for at in range(0, len(sent), step) for message in reader.feed(sent[at : at + step])]
-
-    failure = received.pop(2)
-    assert received == [submission, _ANSWERS, Failure(4, 1, 5, None)]
-    assert isinstance(failure.error, OutOfMemoryError)
-    assert str(failure.error) == str(OutOfMemoryError("tiny"))
-    assert (failure.version, failure.slot, failure.generation) == (3, 9, 2**40)
-
-
-def test_a_message_is_yielded_once_even_if_processing_it_fails() -> None:
-    reader = FrameReader()
-
-    def process(received: bytes) -> list[int]:
-        slots = []
-        for message in reader.feed(received):
-            if message.slot == 1:
-                raise KeyError(message.slot)
-            slots.append(message.slot)
-        return slots
-
-    first, second, third = (frame(Failure(0, slot, 1, None)) for slot in range(3))
-    with pytest.raises(KeyError):
-        process(first + second)
-
-    assert process(third) == [2]
-    assert process(b"") == []
-
-
-def test_a_message_that_cannot_be_unpickled_is_not_read_again() -> None:
-    reader = FrameReader()
-    with pytest.raises(pickle.UnpicklingError):
-        list(reader.feed(_BROKEN + frame(Failure(0, 4, 1, None))))
-
-    assert list(reader.feed(b"")) == [Failure(0, 4, 1, None)]

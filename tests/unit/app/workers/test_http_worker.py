@@ -10,8 +10,7 @@ from typing import Any, cast
 import pytest
 
 from app.server.listener import Acceptor
-from app.workers.connection_dispatch import HttpWorker, dispatch
-from app.workers.http_worker import NO_FILES, TAKEN, WorkerStatus
+from app.workers.http_worker import NO_FILES, TAKEN, HttpWorker, WorkerStatus, dispatch
 
 pytestmark = pytest.mark.anyio
 

@@ -7,21 +7,32 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
-from models.interface.request import InferenceRequest
+from models.interface.request import InferenceRequest, Parameters
 from models.interface.telemetry import StaleMessage
 from models.scheduling.batcher import Batcher
-from models.workers.image_receiver import ImageReceiver, Version
-from models.workers.messages import Answers, Failure, Submission
-from models.workers.shared_slots import SharedSlots, SlotShape
+from models.workers.image_transfer import ImageReceiver, Version
+from models.workers.messages import Answers
+from models.workers.shared_slots import SharedSlots, SlotCancelToken, SlotShape
 
 _TIMEOUT_S = 30
 _SHAPE = SlotShape(workers=2, each=4, side=2, dimensions=1, classes=0)
+
+
+_PARAMETERS = InferenceRequest("features").parameters
+
+
+class _Submission(NamedTuple):
+    version: int
+    slot: int
+    generation: int
+    parameters: Parameters = _PARAMETERS
 
 
 @dataclass
@@ -46,35 +57,31 @@ class _Worker:
     def __init__(self, number: int, receiver: ImageReceiver, descriptor: int) -> None:
         self.number = number
         self.slots = SharedSlots(descriptor, _SHAPE)
-        self.messages: queue.Queue[Answers | Failure] = queue.Queue()
+        self.messages: queue.Queue[Answers] = queue.Queue()
+        self.on_message: Callable[[Answers], None] = self.messages.put
         self._receiver = receiver
-        receiver.add_worker(number, self.on_message)
-
-    def on_message(self, message: Answers | Failure) -> None:
-        self.messages.put(message)
 
     def slot(self, which: int = 0) -> int:
         return self.slots.of_worker(self.number)[which]
 
-    def submit(self, pixel: int, which: int = 0) -> Submission:
+    def submit(self, pixel: int, which: int = 0) -> _Submission:
         """Write an image with that first byte into a slot, and submit it."""
         generation = self.slots.claim(self.slot(which))
         self.slots.pixels(self.slot(which)).fill_(pixel)
-        submission = Submission(0, self.slot(which), generation, InferenceRequest("features", fairness_key=1))
+        submission = _Submission(0, self.slot(which), generation)
         self.send(submission)
         return submission
 
-    def send(self, submission: Submission) -> None:
+    def send(self, submission: _Submission) -> None:
         self._receiver.receive(self.number, submission)
 
-    def read(self) -> Answers | Failure:
+    def read(self) -> Answers:
         return self.messages.get(timeout=_TIMEOUT_S)
 
     def answer(self) -> tuple[int, int, float]:
         """Return slot, generation and feature of the next message, which has one answer."""
-        message = self.read()
-        assert isinstance(message, Answers)
-        [(slot, _, generation, _, _)] = message.answers
+        [(slot, generation, result)] = self.read().results
+        assert isinstance(result, tuple)
         return slot, generation, float(self.slots.read(slot, 0, finite=True).features[0])
 
 
@@ -100,15 +107,21 @@ class _Setup:
 def setup() -> Iterator[_Setup]:
     engine = _Engine()
     stale: list[StaleMessage] = []
-    receiver = ImageReceiver(stale.append)
+    workers: list[_Worker] = []
+    receiver = ImageReceiver(lambda number, answers: workers[number].on_message(answers), stale.append)
     descriptor = SharedSlots.create(_SHAPE)
     batcher: Batcher[BatchItem, ItemOutput] = Batcher(engine.forward, name="tiny", on_batch=receiver.batch_over)
     version = Version(0, "tiny", descriptor, SharedSlots(descriptor, _SHAPE), batcher)
     receiver.add_version(version)
-    yield _Setup(receiver, engine, version, [_Worker(number, receiver, descriptor) for number in range(2)], stale)
+    workers += [_Worker(number, receiver, descriptor) for number in range(2)]
+    yield _Setup(receiver, engine, version, workers, stale)
     engine.gate.set()
     assert batcher.close(_TIMEOUT_S)
     os.close(descriptor)
+
+
+def _cancel(worker: _Worker, submitted: _Submission) -> None:
+    SlotCancelToken(worker.slots, submitted.slot, submitted.generation).cancel()
 
 
 def test_an_answer_names_its_slots_generation(setup: _Setup) -> None:
@@ -147,9 +160,9 @@ def test_the_answer_of_an_earlier_image_does_not_overwrite_the_pixels_of_its_slo
     setup.until(lambda: setup.stale == ["answer"])
 
     assert worker.slots.pixels(slot).flatten().tolist() == [200] * 12
-    worker.send(Submission(0, slot, generation, InferenceRequest("features", fairness_key=1)))
+    worker.send(_Submission(0, slot, generation))
     assert worker.answer() == (slot, generation, 200)
-    setup.until(lambda: not setup.receiver._in_flight[0])  # noqa: SLF001
+    setup.until(lambda: not setup.receiver.in_flight(0))
 
 
 def test_a_cancelled_image_in_the_queue_is_answered_without_the_batchers_lock(setup: _Setup) -> None:
@@ -157,7 +170,7 @@ def test_a_cancelled_image_in_the_queue_is_answered_without_the_batchers_lock(se
     batcher = setup.version.batcher
     lock_was_free: list[bool] = []
 
-    def on_message(message: Answers | Failure) -> None:
+    def on_message(message: Answers) -> None:
         other = threading.Thread(target=batcher.running_seconds, daemon=True)
         other.start()
         other.join(5)
@@ -168,12 +181,12 @@ def test_a_cancelled_image_in_the_queue_is_answered_without_the_batchers_lock(se
     assert setup.engine.entered.wait(_TIMEOUT_S)
     cancelled = worker.submit(8, which=1)
     assert batcher.depth == 1
-    assert worker.slots.cancel(cancelled.slot, cancelled.generation)
-    setup.receiver.add_worker(worker.number, on_message)
+    _cancel(worker, cancelled)
+    worker.on_message = on_message
     setup.engine.gate.set()
 
-    assert isinstance(worker.read(), Answers)
-    assert worker.read() == Failure(0, cancelled.slot, cancelled.generation, None)
+    assert isinstance(worker.read().results[0][2], tuple)
+    assert worker.read() == Answers(0, None, [(cancelled.slot, cancelled.generation, None)])
     assert lock_was_free == [True, True]
 
 
@@ -184,12 +197,12 @@ def test_a_cancelled_image_is_answered_when_its_batcher_is_abandoned(setup: _Set
     assert setup.engine.entered.wait(_TIMEOUT_S)
     cancelled = worker.submit(8, which=1)
     setup.until(lambda: batcher.depth == 1)
-    worker.slots.cancel(cancelled.slot, cancelled.generation)
+    _cancel(worker, cancelled)
     batcher.abandon(lambda: ModelDownError("tiny"))
 
-    assert isinstance(worker.read(), Failure)
-    assert worker.read() == Failure(0, cancelled.slot, cancelled.generation, None)
-    setup.until(lambda: not setup.receiver._in_flight[0])  # noqa: SLF001
+    assert isinstance(worker.read().results[0][2], ModelDownError)
+    assert worker.read() == Answers(0, None, [(cancelled.slot, cancelled.generation, None)])
+    setup.until(lambda: not setup.receiver.in_flight(0))
 
 
 def test_cancelling_an_image_does_not_cancel_the_next_one_of_its_slot(setup: _Setup) -> None:
@@ -197,19 +210,21 @@ def test_cancelling_an_image_does_not_cancel_the_next_one_of_its_slot(setup: _Se
     [worker, _] = setup.workers
     first = worker.submit(7)
     worker.answer()
-    worker.slots.claim(first.slot)
-    worker.slots.cancel(first.slot, first.generation)
+    next_generation = worker.slots.claim(first.slot)
+    _cancel(worker, first)
 
-    assert not worker.slots.cancelled(first.slot, first.generation + 1)
-    assert worker.slots.cancelled(first.slot, first.generation)
-    assert worker.slots.cancel(first.slot, first.generation + 1)
+    assert SlotCancelToken(worker.slots, first.slot, first.generation).cancelled
+    following = SlotCancelToken(worker.slots, first.slot, next_generation)
+    assert not following.cancelled
+    following.cancel()
+    assert following.cancelled
 
 
 def test_a_submission_of_another_workers_slot_is_refused(setup: _Setup) -> None:
     setup.engine.gate.set()
     faulty, other = setup.workers
     with pytest.raises(ValueError, match="does not belong to HTTP worker 0"):
-        faulty.send(Submission(0, other.slot(), 1, InferenceRequest("features", fairness_key=1)))
+        faulty.send(_Submission(0, other.slot(), 1))
     submitted = other.submit(9)
 
     assert other.answer() == (submitted.slot, submitted.generation, 9)
@@ -217,26 +232,25 @@ def test_a_submission_of_another_workers_slot_is_refused(setup: _Setup) -> None:
 
 def test_an_image_of_a_removed_version_fails_with_its_generation(setup: _Setup) -> None:
     [worker, _] = setup.workers
-    setup.receiver.remove_version(setup.version)
+    del setup.receiver.versions[setup.version.number]
     submitted = worker.submit(7)
-    failure = worker.read()
+    [(slot, generation, error)] = worker.read().results
 
-    assert isinstance(failure, Failure)
-    assert (failure.slot, failure.generation) == (submitted.slot, submitted.generation)
-    assert isinstance(failure.error, ModelGoneError)
-    assert not setup.receiver._in_flight[0]  # noqa: SLF001
+    assert (slot, generation) == (submitted.slot, submitted.generation)
+    assert isinstance(error, ModelGoneError)
+    assert not setup.receiver.in_flight(0)
 
 
 def test_a_replacement_gets_the_slots_of_a_killed_worker_with_their_generations(setup: _Setup) -> None:
     killed, _ = setup.workers
     before = killed.submit(7)
     assert setup.engine.entered.wait(_TIMEOUT_S)
-    setup.receiver.remove_worker(0)
+    setup.receiver.cancel_all(0)
     # Its image is in a forward; until that ends, no other worker may use the slot.
-    assert setup.receiver.uses(0)
+    assert setup.receiver.in_flight(0)
     setup.engine.gate.set()
-    setup.until(lambda: not setup.receiver.uses(0))
-    replacement = _Worker(0, setup.receiver, setup.version.descriptor)
+    setup.until(lambda: not setup.receiver.in_flight(0))
+    replacement = setup.workers[0] = _Worker(0, setup.receiver, setup.version.descriptor)
     after = replacement.submit(9)
 
     assert replacement.answer() == (before.slot, before.generation + 1, 9)
