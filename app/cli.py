@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from app.commands.compare import compare
 from app.commands.evaluate import evaluate
@@ -15,13 +16,14 @@ from app.commands.folders import classify, features
 from app.commands.models import models
 from app.commands.optimize import optimize
 from app.commands.search import search
-from app.commands.settings_table import settings_table
 from app.commands.stats import stats
 from app.process.logs import configure_logging, open_standard_streams
-from app.settings import Settings, SettingsError, ignored_variables, load_settings
+from app.settings import PREFIX, Settings, SettingsError, ignored_variables, load_settings
 from models.images.samples import Sample, draw, encode
 
 _log = logging.getLogger(__name__)
+
+_BOUNDS = {"gt": "over", "ge": "from", "le": "to"}
 
 app = typer.Typer(
     help="Serve image models without gradients.",
@@ -96,6 +98,40 @@ def sample(
 def settings() -> None:
     """List the GRADLESS_* variables as a Markdown table: default, bounds, meaning."""
     typer.echo(settings_table())
+
+
+def settings_table() -> str:
+    rows = ["| variable | default | values | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{PREFIX}{name.upper()}` | {_default(field)} | {_values(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(rows)
+
+
+def _default(field: FieldInfo) -> str:
+    match field.default:
+        case None | ():
+            return ""
+        case bool(value):
+            return f"`{str(value).lower()}`"
+        case tuple(names):
+            return f"`{','.join(names)}`"
+        case value:
+            return f"`{value}`"
+
+
+def _values(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(field.annotation))
+    if field.annotation is bool:
+        return "`true`, `false`"
+    return " ".join(
+        f"{word} {getattr(bound, name)}"
+        for bound in field.metadata
+        for name, word in _BOUNDS.items()
+        if hasattr(bound, name)
+    )
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from app.api.routers import images, lens, operation, pages, search
 from app.http.hosts import AllowedHosts, allowed_hosts, trusted_hosts
 from app.observability.metrics import Metrics, SharedExposition
 from app.observability.request_log import RequestLog
-from app.observability.request_observer import RequestObserver, RequestObserverMiddleware, Traces
+from app.observability.request_observer import RequestObserver, RequestObserverMiddleware
 from app.process.lifetime import freeze_loaded_objects, start_error
 from app.settings import Settings, load_settings
 from models.interface.admission import Budget
@@ -41,6 +41,7 @@ from models.interface.telemetry import Telemetry
 from models.search.index import SearchIndex
 
 if TYPE_CHECKING:
+    from app.observability.tracing import Traces
     from models.serving.model_instance import ServingOptions
 
 _DESCRIPTION = """Image classification and feature vectors: batched forwards in eval mode under torch.inference_mode.

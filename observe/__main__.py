@@ -9,10 +9,8 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from observe import traffic
-from observe.configuration import configure
-from observe.expressions import Expression, all_expressions
-from observe.places import DASHBOARDS, ROOT
+from observe import DASHBOARDS, ROOT, traffic
+from observe.configuration import Expression, all_expressions, configure
 from observe.processes import NotStartedError, gradless, prometheus, require_prometheus, sending
 from observe.prometheus import Prometheus
 

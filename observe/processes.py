@@ -10,11 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, NamedTuple
 
-from observe.places import ROOT
+from observe import ROOT
 from observe.prometheus import Prometheus
 
 # The first start converts the model.
@@ -30,21 +30,8 @@ class NotStartedError(Exception):
         super().__init__(f"{' '.join(command)} did not start; the end of {log}:\n{end}")
 
 
-class Process(AbstractContextManager["Process"], Protocol):
-    """The part of subprocess.Popen that is used here."""
-
-    pid: int
-    returncode: int | None
-
-    def poll(self) -> int | None: ...
-
-    def wait(self, timeout: float | None = None) -> int: ...
-
-    def send_signal(self, sig: int, /) -> None: ...
-
-    def terminate(self) -> None: ...
-
-    def kill(self) -> None: ...
+# A process, or a test's stand-in with its methods.
+Process = subprocess.Popen[bytes]
 
 
 class Running(NamedTuple):
@@ -133,11 +120,7 @@ def sending(address: str) -> Iterator[None]:
 
 @contextmanager
 def _running(
-    command: Sequence[str],
-    log: Path,
-    address_in: Callable[[str], str | None],
-    environ: Mapping[str, str],
-    start: Start,
+    command: Sequence[str], log: Path, address_in: Callable[[str], str | None], environ: Mapping[str, str], start: Start
 ) -> Iterator[Running]:
     with log.open("wb") as output, start(command, environ, output) as process:
         try:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from observe.places import ROOT
+from observe import ROOT
 from reliability.finding import Finding, show
 from reliability.page import page
 from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale

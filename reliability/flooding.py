@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from observe.places import ROOT
+from observe import ROOT
 from reliability.pictures import draw_pictures
 from reliability.serving import Served
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, end, failures_reported, settings_for
+from app.commands.conventions import FAILED, STDOUT, Json, end, failures_reported, settings_for, write_report
 from app.settings import Settings
 from gradless.records import ARMS, ArmName, Comparison, ComparisonOptions
 from gradless.sentences import time_difference
@@ -31,8 +31,6 @@ _RETAINS = 1
 
 _CLOSE_TIMEOUT_S = 30.0
 
-_STDOUT = Path("-")
-
 
 def compare(
     model: Annotated[str | None, typer.Argument(help="a name of `gradless models`; the default without it")] = None,
@@ -46,7 +44,7 @@ def compare(
     folder: Annotated[
         Path | None, typer.Option(help="time loops over a DataLoader of these images instead, in grad mode and no_grad")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="file for the report as JSON; - is stdout")] = None,
+    json: Json = None,
     html: Annotated[Path | None, typer.Option(help="file for the report as a page with charts")] = None,
     force: Annotated[bool, typer.Option("--force", help="run even if it is predicted to take too long")] = False,
     fail_on_retained: Annotated[
@@ -70,17 +68,14 @@ def compare(
         seconds=seconds,
         force=force,
     )
-    try:
-        with failures_reported("the report"):
-            if folder is not None:
-                if image is not None or html is not None or sweep or fail_on_retained:
-                    end("--folder goes with neither --image, --html, --sweep nor --fail-on-retained", FAILED)
-                _show_loops(_looped(settings_for(model), options, folder, Console(stderr=True)), json)
-                return
-            comparison = _compared(settings_for(model), options, _read(image), Console(stderr=True))
-            _report(comparison, json, html)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    with failures_reported("the report"):
+        if folder is not None:
+            if image is not None or html is not None or sweep or fail_on_retained:
+                end("--folder goes with neither --image, --html, --sweep nor --fail-on-retained", FAILED)
+            _show_loops(_looped(settings_for(model), options, folder, Console(stderr=True)), json)
+            return
+        comparison = _compared(settings_for(model), options, _read(image), Console(stderr=True))
+        _report(comparison, json, html)
     if fail_on_retained:
         _fail_if_retained(comparison)
 
@@ -177,38 +172,25 @@ def _show_loops(report: LoopReport, file: Path | None) -> None:
         f"Forwards alone: {forward.with_gradients:.3f} s and {forward.without:.3f} s: {difference(forward)}",
         measured,
     )
-    console = PatientConsole(stderr=file == _STDOUT, highlight=False)
+    console = PatientConsole(stderr=file == STDOUT, highlight=False)
     for line in lines:
         console.print(line, markup=False, soft_wrap=True)
     if file is not None:
-        _write(file, json.dumps(asdict(report), indent=2) + "\n")
+        write_report(file, json.dumps(asdict(report), indent=2) + "\n")
 
 
 def _report(comparison: Comparison, json: Path | None, html: Path | None) -> None:
     from app.api.schemas import GradModes  # noqa: PLC0415
-    from app.reports.lens_page import page  # noqa: PLC0415
-    from app.reports.lens_terminal import show  # noqa: PLC0415
-    from app.reports.terminal import PatientConsole  # noqa: PLC0415
+    from app.reports.pages import comparison_page  # noqa: PLC0415
+    from app.reports.terminal import PatientConsole, show_comparison  # noqa: PLC0415
 
     report = GradModes.model_validate(comparison)
     # JSON on stdout moves the report to stderr.
-    show(report, PatientConsole(stderr=json == _STDOUT, highlight=False))
+    show_comparison(report, PatientConsole(stderr=json == STDOUT, highlight=False))
     if json is not None:
-        _write(json, report.model_dump_json(indent=2) + "\n")
+        write_report(json, report.model_dump_json(indent=2) + "\n")
     if html is not None:
-        _write(html, page(report))
-
-
-def _write(path: Path, text: str) -> None:
-    from app.reports.terminal import discard_stdout  # noqa: PLC0415
-
-    if path == _STDOUT:
-        try:
-            typer.echo(text, nl=False)
-        except BrokenPipeError:
-            discard_stdout()
-        return
-    path.write_text(text, encoding="utf-8")
+        write_report(html, comparison_page(report))
 
 
 def _fail_if_retained(comparison: Comparison) -> None:

@@ -10,27 +10,37 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_reported, settings_for
-from app.commands.folders import BatchSize, Model, Strict, Workers, workers_for
+from app.commands.conventions import (
+    FAILED,
+    INTERRUPTED,
+    STDOUT,
+    UNREADABLE,
+    BatchSize,
+    Json,
+    Model,
+    Strict,
+    Workers,
+    end,
+    failures_reported,
+    settings_for,
+    workers_for,
+    write_report,
+)
 
 if TYPE_CHECKING:
-    from models.offline.evaluating import Evaluation
-    from models.offline.evaluation_job import EvaluationJob
-
-_STDOUT = Path("-")
+    from models.offline.evaluation import Evaluation, EvaluationJob
 
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="a folder for each class, named by label or index")],
     *,
     labels: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="list of path and label instead: .csv, or with a tab or space"),
+        Path | None, typer.Option(metavar="FILE", help="list of path and label instead: .csv, or with a tab or space")
     ] = None,
     ignore_unknown: Annotated[
         bool, typer.Option("--ignore-unknown", help="skip images whose label is no class of the model")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="file for the report as JSON; - is stdout")] = None,
+    json: Json = None,
     html: Annotated[Path | None, typer.Option(help="file for the report as a page, with the worst mistakes")] = None,
     model: Model = None,
     batch_size: BatchSize = 32,
@@ -47,31 +57,28 @@ def evaluate(
     """
     # Not above: importing torch takes seconds.
     from app.main import serving_options  # noqa: PLC0415
-    from app.reports.evaluation_page import page  # noqa: PLC0415
-    from models.offline.evaluation_job import EvaluationJob  # noqa: PLC0415
+    from app.reports.pages import evaluation_page  # noqa: PLC0415
+    from models.offline.evaluation import EvaluationJob  # noqa: PLC0415
 
     settings = settings_for(model)
     options = serving_options(settings)
-    try:
-        with failures_reported(str(folder)):
-            job = EvaluationJob(
-                folder,
-                labels,
-                options,
-                batch_size=batch_size,
-                workers=lambda files: workers_for(files) if workers is None else workers,
-                max_bytes=settings.max_image_bytes,
-                ignore_unknown=ignore_unknown,
-            )
-        with closing(job), failures_reported(str(folder)):
+    with failures_reported(str(folder)):
+        job = EvaluationJob(
+            folder,
+            labels,
+            options,
+            batch_size=batch_size,
+            workers=lambda files: workers_for(files) if workers is None else workers,
+            max_bytes=settings.max_image_bytes,
+            ignore_unknown=ignore_unknown,
+        )
+        with closing(job):
             complete, evaluation = _evaluated(job)
             if evaluation.images:
                 _report(evaluation, json, complete=complete)
             # No page of an interrupted run: it would not say that it is incomplete.
             if html is not None and evaluation.images and complete:
-                html.write_text(page(evaluation, options.limits), encoding="utf-8")
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+                write_report(html, evaluation_page(evaluation, options.limits, settings.max_image_bytes))
     if not complete:
         end(f"interrupted: these are the results of the first {evaluation.images} images", INTERRUPTED)
     if not evaluation.images:
@@ -100,15 +107,10 @@ def _evaluated(job: EvaluationJob) -> tuple[bool, Evaluation]:
 
 
 def _report(evaluation: Evaluation, json: Path | None, *, complete: bool) -> None:
-    from app.reports.evaluation_terminal import show  # noqa: PLC0415 - as above
-    from app.reports.terminal import PatientConsole  # noqa: PLC0415
+    from app.reports.terminal import PatientConsole, show_evaluation  # noqa: PLC0415 - as above
 
     # JSON on stdout moves the report to stderr.
-    show(evaluation, PatientConsole(stderr=json == _STDOUT, highlight=False))
+    show_evaluation(evaluation, PatientConsole(stderr=json == STDOUT, highlight=False))
     if json is not None:
         report = {"complete": complete, **asdict(evaluation)}
-        text = json_format.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        if json == _STDOUT:
-            typer.echo(text, nl=False)
-        else:
-            json.write_text(text, encoding="utf-8")
+        write_report(json, json_format.dumps(report, indent=2, ensure_ascii=False) + "\n")

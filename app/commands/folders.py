@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_reported, settings_for
+from app.commands.conventions import (
+    FAILED,
+    UNREADABLE,
+    BatchSize,
+    Model,
+    Strict,
+    Workers,
+    end,
+    failures_reported,
+    settings_for,
+    workers_for,
+)
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -18,14 +29,6 @@ if TYPE_CHECKING:
 
 Paths = Annotated[
     list[str], typer.Argument(metavar="PATH…", help="files, and folders to search recursively", show_default=False)
-]
-Model = Annotated[
-    str | None, typer.Option(metavar="NAME", help="a name of `gradless models`; default: the first of GRADLESS_MODELS")
-]
-BatchSize = Annotated[int, typer.Option(min=1, max=1024, help="images per forward")]
-Workers = Annotated[
-    int | None,
-    typer.Option(min=0, max=256, help="processes that read files; default: one per core, none for few files"),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="continue an interrupted run")]
 Ray = Annotated[
@@ -36,11 +39,6 @@ Ray = Annotated[
         "the output is then a folder of Parquet files, and paths may be URIs such as s3://BUCKET/FOLDER",
     ),
 ]
-Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 if a file could not be read")]
-
-# Reading so few takes less time than starting a worker.
-_FEW_FILES = 128
-
 # Formats that only a single process can write.
 _TABLES = (".csv", ".jsonl", ".npy")
 
@@ -69,7 +67,8 @@ def classify(
     Exit status: 0 done; 1 some files could not be read, with --strict; 2 failed; 130 interrupted, continue with
     --resume.
     """
-    _run("classify", paths, output, top_k, model, batch_size, workers, ray, resume=resume, strict=strict)
+    options = {"top_k": top_k, "batch_size": batch_size, "resume": resume}
+    _run("classify", paths, output, model, workers, ray, options, strict=strict)
 
 
 def features(
@@ -92,27 +91,19 @@ def features(
     Exit status: 0 done; 1 some files could not be read, with --strict; 2 failed; 130 interrupted, continue with
     --resume.
     """
-    _run("features", paths, output, 0, model, batch_size, workers, ray, resume=resume, strict=strict)
-
-
-def workers_for(files: int) -> int:
-    """Return the default number of processes that read that many files."""
-    from models.hardware.cores import available_cores  # noqa: PLC0415 - torch takes seconds to import
-
-    return 0 if files <= _FEW_FILES else available_cores()
+    options = {"top_k": 0, "batch_size": batch_size, "resume": resume}
+    _run("features", paths, output, model, workers, ray, options, strict=strict)
 
 
 def _run(
     task: Literal["classify", "features"],
     paths: list[str],
     output: str,
-    top_k: int,
     model: str | None,
-    batch_size: int,
     workers: int | None,
     ray: str | None,
+    options: dict[str, Any],
     *,
-    resume: bool,
     strict: bool,
 ) -> None:
     if importlib.util.find_spec("pyarrow") is None:
@@ -120,24 +111,15 @@ def _run(
     if ray is not None:
         _check_for_ray(output, workers)
     settings = settings_for(model)
-    options = {
-        "task": task,
-        "top_k": top_k,
-        "batch_size": batch_size,
-        "max_bytes": settings.max_image_bytes,
-        "resume": resume,
-    }
-    try:
-        with failures_reported(output):
-            opened = (
-                _on_this_machine(paths, output, workers, settings, options)
-                if ray is None
-                else _on_cluster(ray, paths, output, settings, options)
-            )
-            with closing(opened) as job:
-                faults = _run_job(job, task, output)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    options = {**options, "task": task, "max_bytes": settings.max_image_bytes}
+    with failures_reported(output):
+        opened = (
+            _on_this_machine(paths, output, workers, settings, options)
+            if ray is None
+            else _on_cluster(ray, paths, output, settings, options)
+        )
+        with closing(opened) as job:
+            faults = _run_job(job, task, output)
     if faults and strict:
         raise typer.Exit(UNREADABLE)
 
@@ -156,7 +138,7 @@ def _on_this_machine(
 ) -> FolderJob:
     # Not above: importing torch takes seconds.
     from app.main import serving_options  # noqa: PLC0415
-    from models.offline import files  # noqa: PLC0415 - torch takes seconds to import
+    from models.offline import files  # noqa: PLC0415
     from models.offline.job import FolderJob, JobRequest  # noqa: PLC0415
 
     found = files.find([Path(path) for path in paths])

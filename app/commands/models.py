@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands.failing import INTERRUPTED, end, failures_reported, settings_for
+from app.commands.conventions import end, failures_reported, settings_for
 
 _MISCLASSIFIED = 1
 
@@ -24,8 +24,7 @@ class _ListsByDefault(TyperGroup):
 
 
 models = typer.Typer(
-    cls=_ListsByDefault,
-    help="List the names of models; create and check folders for your own models.",
+    cls=_ListsByDefault, help="List the names of models; create and check folders for your own models."
 )
 
 
@@ -71,11 +70,8 @@ def init(
     # Not above: importing torch takes seconds.
     from models.model_folder.writing import start  # noqa: PLC0415
 
-    try:
-        with failures_reported(str(folder)):
-            started = start(folder, architecture=architecture, weights=weights, resize=resize, crop=crop)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    with failures_reported(str(folder)):
+        started = start(folder, architecture=architecture, weights=weights, resize=resize, crop=crop)
     classes = "" if started.classes is None else f", {started.classes} classes"
     labels = "no file of labels" if started.labels is None else f"labels in {started.labels}"
     typer.echo(f"{started.file}: {started.architecture}{classes}, weights in {started.weights}, {labels}")
@@ -93,11 +89,8 @@ def check(folder: Folder) -> None:
 
     # As a path, even if a model has that name.
     settings = settings_for(str(folder) if folder.is_absolute() else f"./{folder}")
-    try:
-        with failures_reported(str(folder)):
-            findings = checked(folder, settings)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    with failures_reported(str(folder)):
+        findings = checked(folder, settings)
     show(findings)
     if findings.fault is not None:
         end(findings.fault, _MISCLASSIFIED)

@@ -7,16 +7,11 @@ import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, end, failures_reported, settings_for
-
-if TYPE_CHECKING:
-    from app.settings import Settings
-    from models.optimizing.job import OptimizationRequest
-    from models.optimizing.report import Report
+from app.commands.conventions import FAILED, end, failures_reported, settings_for
 
 # The new model agrees less than --min-agreement.
 DISAGREES = 1
@@ -67,9 +62,13 @@ def optimize(
     needed, extra = _NEEDED[method]
     if importlib.util.find_spec(needed) is None:
         end(f"--method {method} needs {needed}: pip install 'gradless[{extra}]'", FAILED)
-    # Not above: importing torch takes seconds.
-    from models.hardware.cores import available_cores  # noqa: PLC0415 - torch takes seconds to import
-    from models.optimizing.job import OptimizationRequest  # noqa: PLC0415
+    # Not above: the imports take seconds.
+    from rich.console import Console  # noqa: PLC0415
+
+    from app.main import serving_options  # noqa: PLC0415
+    from app.reports.terminal import PatientConsole, show_optimization  # noqa: PLC0415
+    from models.hardware.cores import available_cores  # noqa: PLC0415
+    from models.optimizing.job import Optimization, OptimizationRequest  # noqa: PLC0415
 
     settings = settings_for(model)
     request = OptimizationRequest(
@@ -85,37 +84,14 @@ def optimize(
         max_bytes=settings.max_image_bytes,
         command=shlex.join(["gradless", *sys.argv[1:]]),
     )
-    try:
-        with failures_reported(str(output)):
-            report, kept = _optimize(request, settings)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
-    _report(report, request, kept=kept)
-
-
-def _optimize(request: OptimizationRequest, settings: Settings) -> tuple[Report, bool]:
-    from rich.console import Console  # noqa: PLC0415 - as above
-
-    from app.main import serving_options  # noqa: PLC0415
-    from models.optimizing.job import Optimization, OptimizationProgress  # noqa: PLC0415
-
-    with Console(stderr=True).status("finding images …") as status:
-        progress = OptimizationProgress(
-            stage=lambda what: status.update(f"{what} …"),
-            compared=lambda done, total: status.update(f"comparing answers, {done} of {total} images …"),
-        )
-        return Optimization(request, serving_options(settings), progress).run()
-
-
-def _report(report: Report, request: OptimizationRequest, *, kept: bool) -> None:
-    from app.reports.optimize_terminal import show  # noqa: PLC0415
-    from app.reports.terminal import PatientConsole  # noqa: PLC0415
-
-    show(report, PatientConsole(highlight=False))
+    with failures_reported(str(output)), Console(stderr=True).status("finding images …") as status:
+        options = serving_options(settings)
+        report, kept = Optimization(request, options, lambda step: status.update(f"{step} …")).run()
+    show_optimization(report, PatientConsole(highlight=False))
     if not kept:
         end(
-            f"{request.output} is not written: {report.agreement.top1:.1%} of the images keep their class, "
-            f"but --min-agreement is {request.min_agreement:.1%}",
+            f"{output} is not written: {report.agreement.top1:.1%} of the images keep their class, "
+            f"but --min-agreement is {min_agreement:.1%}",
             DISAGREES,
         )
-    typer.echo(f"gradless: written to {request.output}: GRADLESS_MODELS={request.output} gradless serve", err=True)
+    typer.echo(f"gradless: written to {output}: GRADLESS_MODELS={output} gradless serve", err=True)

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json as jsonlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_reported, settings_for
+from app.commands.conventions import FAILED, STDOUT, UNREADABLE, end, failures_reported, settings_for, write_report
 from models.offline import files
-from models.search.index import Neighbour, installed
-from models.search.manifest import Manifest
-
-if TYPE_CHECKING:
-    from app.settings import Settings
-    from models.search.building import MakeThumbnails
+from models.search.index import Manifest, Neighbour, SearchIndex, installed
 
 search = typer.Typer(help="Find the images most similar to an image, by their feature vectors.", no_args_is_help=True)
 
-_STDOUT = Path("-")
+# Longer side in pixels: twice the displayed size, for high-resolution screens.
+_THUMBNAIL_SIDE = 192
+
+_IMAGES_AT_ONCE = 8
 
 
 @search.command()
@@ -42,19 +40,19 @@ def build(
     Exit status: 0 built; 2 failed; 130 interrupted, an existing index stays.
     """
     _need_the_extra()
-    # Not above: the import is slow.
+    # Not above: the imports are slow.
     from app.reports.progress import job_progress  # noqa: PLC0415
+    from models.offline.reading import thumbnail  # noqa: PLC0415
+    from models.search.building import FeaturesFile  # noqa: PLC0415
     from models.search.building import build as built  # noqa: PLC0415
-    from models.search.features_file import FeaturesFile  # noqa: PLC0415
 
     settings = settings_for(None)
-    try:
-        with failures_reported(str(output)):
-            file = FeaturesFile(features)
-            with job_progress("index", file.rows) as progress, _thumbnails(settings, wanted=thumbnails) as make:
-                made = built(file, output, make_thumbnails=make, on_rows=progress.advance)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    picture = partial(thumbnail, limits=settings.image_limits, max_bytes=settings.max_image_bytes, side=_THUMBNAIL_SIDE)
+    with failures_reported(str(output)):
+        file = FeaturesFile(features)
+        with job_progress("index", file.rows) as progress:
+            thumbnail_of = picture if thumbnails else lambda _path: None
+            made = built(file, output, thumbnail=thumbnail_of, on_rows=progress.advance)
     found = "a query compares all vectors" if made.exact else f"a query finds {made.recall:.1%} of the ten nearest"
     pictures = f", {made.thumbnails} with a thumbnail" if thumbnails else ""
     typer.echo(f"{output}: {made.rows} vectors of {made.model} ({made.fingerprint}){pictures}; {found}")
@@ -77,12 +75,9 @@ def query(
     Exit status: 0 found; 1 a file is no image; 2 failed; 130 interrupted.
     """
     _need_the_extra()
-    try:
-        with failures_reported(str(json)):
-            found = _found(index, files.find(images), k, model)
-            _tell(found, json)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    with failures_reported(str(json)):
+        found = _found(index, files.find(images), k, model)
+        _report(found, json)
     if any(isinstance(each, str) for each in found.values()):
         raise typer.Exit(UNREADABLE)
 
@@ -92,45 +87,43 @@ def _need_the_extra() -> None:
         end("search needs usearch and pyarrow: pip install 'gradless[search]'", FAILED)
 
 
-@contextmanager
-def _thumbnails(settings: Settings, *, wanted: bool) -> Iterator[MakeThumbnails | None]:
-    if not wanted:
-        yield None
-        return
-    from models.search.thumbnails import thumbnails  # noqa: PLC0415 - as above
-
-    limits = settings.image_limits
-    with thumbnails(limits, settings.max_image_bytes) as made:
-        yield made.of
-
-
 def _found(folder: Path, images: list[str], k: int, model: str | None) -> dict[str, list[Neighbour] | str]:
-    """Return the neighbours of each image by path, or the reason why it has none."""
+    """Return the neighbours of each image by path, or a sentence that says why it has none."""
     from app.main import serving_options  # noqa: PLC0415 - as above
-    from models.search.querying import neighbours  # noqa: PLC0415
+    from models.inference.image_job import ItemOutput  # noqa: PLC0415
+    from models.offline.reading import Reading, batches  # noqa: PLC0415
+    from models.offline.running import Runner  # noqa: PLC0415
 
     settings = settings_for(model or Manifest.read(folder).model)
-    return dict(neighbours(folder, images, serving_options(settings), k=k, max_bytes=settings.max_image_bytes))
+    options = serving_options(settings)
+    found: dict[str, list[Neighbour] | str] = {}
+    with closing(Runner(options, batch_size=_IMAGES_AT_ONCE)) as runner:
+        index = SearchIndex.open(folder)
+        index.check_model({runner.model.name: runner.model.fingerprint})
+        reading = Reading(runner.model.transform, options.limits, settings.max_image_bytes)
+        for batch in batches(images, reading, batch_size=_IMAGES_AT_ONCE, workers=0):
+            for path, answer in batch.with_answers(runner.answer(batch.pixels, top_k=0)):
+                if isinstance(answer, ItemOutput):
+                    found[path] = index.search(answer.features[None], k)[0]
+                else:
+                    found[path] = str(answer)
+    return found
 
 
-def _tell(found: dict[str, list[Neighbour] | str], json: Path | None) -> None:
+def _report(found: dict[str, list[Neighbour] | str], json: Path | None) -> None:
     # JSON on stdout moves the report to stderr.
     for path, neighbours in found.items():
         if isinstance(neighbours, str):
             typer.echo(f"gradless: {files.name(path)}: {neighbours}", err=True)
             continue
-        typer.echo(files.name(path), err=json == _STDOUT)
+        typer.echo(files.name(path), err=json == STDOUT)
         for neighbour in neighbours:
-            typer.echo(f"  {neighbour.similarity:.4f}  {neighbour.path}", err=json == _STDOUT)
-    if json is None:
-        return
-    report = jsonlib.dumps([_report(path, neighbours) for path, neighbours in found.items()], indent=2) + "\n"
-    if json == _STDOUT:
-        typer.echo(report, nl=False)
-    else:
-        json.write_text(report, encoding="utf-8")
+            typer.echo(f"  {neighbour.similarity:.4f}  {neighbour.path}", err=json == STDOUT)
+    if json is not None:
+        report = [_as_dict(path, neighbours) for path, neighbours in found.items()]
+        write_report(json, jsonlib.dumps(report, indent=2) + "\n")
 
 
-def _report(path: str, found: list[Neighbour] | str) -> dict[str, object]:
+def _as_dict(path: str, found: list[Neighbour] | str) -> dict[str, object]:
     answer = {"error": found} if isinstance(found, str) else {"neighbours": [asdict(each) for each in found]}
     return {"path": files.name(path), **answer}

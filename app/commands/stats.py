@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json as json_format
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.commands.failing import FAILED, INTERRUPTED, UNREADABLE, end, failures_reported, settings_for
+from app.commands.conventions import (
+    FAILED,
+    INTERRUPTED,
+    STDOUT,
+    UNREADABLE,
+    Json,
+    end,
+    failures_reported,
+    settings_for,
+    write_report,
+)
 from app.settings import Settings
 from models.offline.files import find, name
 
@@ -15,7 +28,8 @@ if TYPE_CHECKING:
     from models.images.preprocessing import Transform
     from models.offline.survey import Survey
 
-_STDOUT = Path("-")
+# Sizes listed: a folder of photographs may have many.
+_COMMON_SIZES = 5
 
 
 def stats(
@@ -24,10 +38,9 @@ def stats(
         bool, typer.Option("--as-served", help="use the pixels that a model gets, after its resize and crop")
     ] = False,
     model: Annotated[
-        str | None,
-        typer.Option(help="with --as-served: a name of `gradless models`; default: GRADLESS_MODELS' first"),
+        str | None, typer.Option(help="with --as-served: a name of `gradless models`; default: GRADLESS_MODELS' first")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="file for the report as JSON; - is stdout")] = None,
+    json: Json = None,
     strict: Annotated[bool, typer.Option("--strict", help="exit with 1 if a file is broken")] = False,
     workers: Annotated[
         int | None, typer.Option(min=0, max=256, help="processes that decode; default: one per core")
@@ -46,14 +59,11 @@ def stats(
         end("--model needs --as-served", FAILED)
     settings = settings_for(model)
     served_as = settings.models[0] if as_served else None
-    try:
-        with failures_reported(str(json)):
-            complete, found = _surveyed(find(paths), settings, served_as, workers)
-            _list_broken(found)
-            if found.images:
-                _report(found, served_as, json, complete=complete)
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    with failures_reported(str(json)):
+        complete, found = _surveyed(find(paths), settings, served_as, workers)
+        _list_broken(found)
+        if found.images:
+            _report(found, served_as, json, complete=complete)
     if not complete:
         end(f"interrupted: these are the results of the first {found.images} images", INTERRUPTED)
     if not found.images:
@@ -100,14 +110,60 @@ def _list_broken(found: Survey) -> None:
 
 
 def _report(found: Survey, served_as: str | None, json: Path | None, *, complete: bool) -> None:
-    from app.reports.stats_text import as_json, as_toml  # noqa: PLC0415 - as above
-
+    """Print and write the results. `found` has at least one image."""
     # JSON on stdout moves the report to stderr.
-    typer.echo("\n".join(as_toml(found, served_as)), err=json == _STDOUT)
-    if json is None:
-        return
-    report = as_json(found, served_as, complete=complete)
-    if json == _STDOUT:
-        typer.echo(report, nl=False)
-    else:
-        json.write_text(report, encoding="utf-8")
+    typer.echo("\n".join(_as_toml(found, served_as)), err=json == STDOUT)
+    if json is not None:
+        report = _as_dict(found, served_as, complete=complete)
+        write_report(json, json_format.dumps(report, indent=2) + "\n")
+
+
+def _as_toml(found: Survey, served_as: str | None) -> list[str]:
+    """Return lines for model.toml, other facts as comments."""
+    sizes = found.sizes.most_common(_COMMON_SIZES)
+    rest = len(found.sizes) - len(sizes)
+    common = ", ".join(f"{width} x {height} ({times})" for (width, height), times in sizes)
+    formats = ", ".join(f"{times} {name}" for name, times in found.formats.most_common())
+    return [
+        f"# {found.images} images: {formats}",
+        f"# width {_span(found, 0)}, height {_span(found, 1)} px (min / median / max)",
+        f"# most common: {common}" + (f"; and {rest} other sizes" if rest else ""),
+        f"# of {found.moments.count} pixels"
+        + (" in full size" if served_as is None else f", resized and cropped as for {served_as}"),
+        "[transform]",
+        f"mean = [{', '.join(f'{value:.6f}' for value in found.moments.mean.tolist())}]",
+        f"std = [{', '.join(f'{value:.6f}' for value in found.moments.std.tolist())}]",
+    ]
+
+
+def _span(found: Survey, axis: int) -> str:
+    least, middle, most = _least_median_most(found, axis)
+    return f"{least} / {middle:g} / {most}"
+
+
+def _least_median_most(found: Survey, axis: int) -> tuple[int, float, int]:
+    """Return figures of the widths (`axis` 0) or heights (1)."""
+    sides: Counter[int] = Counter()
+    for size, times in found.sizes.items():
+        sides[size[axis]] += times
+    return min(sides), median(sorted(sides.elements())), max(sides)
+
+
+def _as_dict(found: Survey, served_as: str | None, *, complete: bool) -> dict[str, Any]:
+    """Return all results for JSON. `complete` says that no file was skipped."""
+    figures = ("least", "median", "most")
+    return {
+        "complete": complete,
+        "images": found.images,
+        "pixels": found.moments.count,
+        "as_served": served_as,
+        "mean": found.moments.mean.tolist(),
+        "std": found.moments.std.tolist(),
+        "formats": dict(found.formats.most_common()),
+        "width": dict(zip(figures, _least_median_most(found, 0), strict=True)),
+        "height": dict(zip(figures, _least_median_most(found, 1), strict=True)),
+        "sizes": [
+            {"width": width, "height": height, "images": times} for (width, height), times in found.sizes.most_common()
+        ],
+        "broken": [{"path": name(path), "reason": reason} for path, reason in found.broken.items()],
+    }

@@ -7,29 +7,22 @@ import logging
 import random
 import re
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.http.problems import CLIENT_GONE_STATUS, INTERNAL_ERROR, problem_response
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
-from app.observability.request_record import RequestRecord, RequestTrace, keep_record
+from app.observability.request_record import RequestRecord, keep_record
 from models.interface.admission import Budget
+
+if TYPE_CHECKING:
+    from app.observability.tracing import Traces
 
 _log = logging.getLogger(__name__)
 
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
-class Traces(Protocol):
-    """Starts the server spans of requests."""
-
-    def begin(self, scope: Scope) -> RequestTrace | None:
-        """Continue the client's trace or start a new one; None for requests that are not traced."""
-
-    def close(self) -> None:
-        """Export the remaining spans. Blocks for a few seconds at most."""
 
 
 class RequestObserver:

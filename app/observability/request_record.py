@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
@@ -14,30 +14,18 @@ from models.interface.admission import Budget
 from models.interface.results import Prediction
 from models.interface.telemetry import StageSeconds, Task
 
+if TYPE_CHECKING:
+    from app.observability.tracing import RequestTrace
+
 _STATE_KEY = "gradless.request_record"
-
-
-class RequestTrace(Protocol):
-    """The server span of a request. `trace_id` is 32 hex digits; `response_header` is the value of the `traceresponse`
-    header (W3C Trace Context, level 2)."""
-
-    @property
-    def trace_id(self) -> str: ...
-
-    @property
-    def response_header(self) -> str: ...
-
-    def end(self, record: RequestRecord, route: str | None, status: int) -> None:
-        """End the span: the response has been sent, or the client has disconnected."""
 
 
 @dataclass(slots=True)
 class RequestRecord:
     """Everything known about one request so far. Times (`*_at`) are `perf_counter` values.
 
-    `stages` holds the longest time that any image of the request spent in each stage, `batch_size` the largest batch
-    that ran one of them, `lookup_seconds` the time spent in the search index. `ended_at` is set once the response has
-    been sent or the client has disconnected.
+    `stages` is the longest time of any image in each stage, `batch_size` the largest batch that ran one of them,
+    `lookup_seconds` the time in the search index, `ended_at` when the response was sent or the client disconnected.
     """
 
     request_id: str

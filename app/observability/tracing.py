@@ -9,7 +9,6 @@ from time import perf_counter_ns
 from weakref import WeakKeyDictionary
 
 from opentelemetry import trace
-from opentelemetry.propagators.textmap import Getter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode, Tracer
@@ -42,15 +41,20 @@ class Traces:
         # Weak keys: the span of a batch is kept until the last of its requests has ended.
         self._batches: Batches = WeakKeyDictionary()
 
-    def begin(self, scope: Scope) -> TracedRequest | None:
+    def begin(self, scope: Scope) -> RequestTrace | None:
         """Continue the trace of the traceparent header or start one; None for paths that are not traced."""
         if scope["path"] in _UNTRACED:
             return None
-        context = self._propagator.extract(scope, getter=_HEADERS)
+        headers = scope["headers"]
+        carrier = {
+            field: [value.decode("latin-1") for name, value in headers if name == field.encode()]
+            for field in self._propagator.fields
+        }
+        context = self._propagator.extract(carrier)
         span = self._tracer.start_span(scope["method"], context=context, kind=SpanKind.SERVER)
         if span.is_recording():
             span.set_attributes({"http.request.method": scope["method"], "url.path": scope["path"]})
-        return TracedRequest(self._tracer, self._batches, span, scope["method"])
+        return RequestTrace(self._tracer, self._batches, span, scope["method"])
 
     def close(self) -> None:
         """Export the remaining spans. Blocks for a few seconds at most."""
@@ -58,8 +62,9 @@ class Traces:
         self._provider.shutdown()
 
 
-class TracedRequest:
-    """The server span of a request, open until `end`."""
+class RequestTrace:
+    """The server span of a request, open until `end`. `trace_id` is 32 hex digits; `response_header` is the value of
+    the header `traceresponse` (W3C Trace Context, level 2)."""
 
     def __init__(self, tracer: Tracer, batches: Batches, span: Span, method: str) -> None:
         self._tracer = tracer
@@ -144,18 +149,6 @@ class TracedRequest:
         span = self._tracer.start_span(name, parent, attributes=attributes, links=links, start_time=start_ns)
         span.end(start_ns + int(seconds * 1e9))
         return span.get_span_context()
-
-
-class _Headers(Getter[Scope]):
-    def get(self, carrier: Scope, key: str) -> list[str] | None:
-        header = key.encode("ascii")
-        return [value.decode("latin-1") for name, value in carrier["headers"] if name == header] or None
-
-    def keys(self, carrier: Scope) -> list[str]:
-        return [name.decode("latin-1") for name, _ in carrier["headers"]]
-
-
-_HEADERS = _Headers()
 
 
 def exporting_traces(version: str) -> Traces:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 # Small, so that the text stays legible when a phone scales the chart down.
@@ -90,31 +90,25 @@ def bars(values: Sequence[Value], label: Callable[[float], str]) -> Bars:
 
 def lines(series: dict[str, list[tuple[int, float]]], label: Callable[[float], str]) -> Lines:
     """Return lines over batch sizes at equal distances: sizes usually double from one to the next."""
-    sizes = sorted({size for points in series.values() for size, _ in points})
+    points = [point for each in series.values() for point in each]
+    sizes = sorted({size for size, _ in points})
     step = _PLOT_WIDTH / max(1, len(sizes) - 1)
     across = {size: number * step for number, size in enumerate(sizes)}
-    scale = _scale(_highest(series.values()), _PLOT_HEIGHT)
+    scale = _scale(max((figure for _, figure in points), default=0), _PLOT_HEIGHT)
+    drawn = []
+    for name, figures in series.items():
+        marks = [
+            (across[size], _PLOT_HEIGHT - scale.of(figure), f"{name}, batch of {size}: {label(figure)}")
+            for size, figure in figures
+        ]
+        drawn.append(Line(name, " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in marks), marks))
     return Lines(
-        [_line(name, points, across, scale, label) for name, points in series.items()],
+        drawn,
         [Tick(at, str(size)) for size, at in across.items()],
         [Tick(_PLOT_HEIGHT - tick.at, tick.label) for tick in scale.ticks(label)],
         _PLOT_WIDTH,
         _PLOT_HEIGHT,
     )
-
-
-def _line(
-    name: str,
-    points: list[tuple[int, float]],
-    across: dict[int, float],
-    scale: _Scale,
-    label: Callable[[float], str],
-) -> Line:
-    marks = [
-        (across[size], _PLOT_HEIGHT - scale.of(figure), f"{name}, batch of {size}: {label(figure)}")
-        for size, figure in points
-    ]
-    return Line(name, " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in marks), marks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +136,3 @@ def _scale(highest: float, length: int) -> _Scale:
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
     return _Scale(step * math.ceil(highest / step), step, length)
-
-
-def _highest(series: Iterable[list[tuple[int, float]]]) -> float:
-    return max((figure for points in series for _, figure in points), default=0)

@@ -40,11 +40,6 @@ class JobProgress:
         self._started_at = self._line_at = perf_counter()
 
     @property
-    def done(self) -> int:
-        """Images done, including those of an earlier run."""
-        return self._done
-
-    @property
     def per_second(self) -> float:
         """Images per second of this run."""
         return (self._done - self._done_before) / max(perf_counter() - self._started_at, 1e-9)

@@ -10,10 +10,10 @@ from time import perf_counter
 
 import pyarrow as pa
 
-from models.offline import finished, formats, reading
-from models.offline.parts import JobIdentity, Parts
+from models.offline import reading, tables
+from models.offline.parts import JobIdentity, Parts, finished_faults, record_finished
 from models.offline.reading import Reading
-from models.offline.running import Runner
+from models.offline.running import Runner, Step
 from models.offline.tables import ERROR, Columns, Task, check_answers
 from models.serving.model_instance import ServingOptions
 
@@ -37,20 +37,12 @@ class JobRequest:
     resume: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One batch: the number of files, and path and reason of each one without an answer."""
-
-    files: int
-    faults: tuple[tuple[str, str], ...]
-
-
 class FolderJob:
     """Loads the model on construction, as the server does, and opens the parts. Not thread-safe."""
 
     def __init__(self, request: JobRequest, options: ServingOptions) -> None:
         """Raises StartError, including JobError, and OSError if the output cannot be written."""
-        formats.check(request.task, request.output)
+        tables.check_output(request.task, request.output)
         self._request = request
         if request.workers:
             reading.start_fork_server()
@@ -66,7 +58,7 @@ class FolderJob:
             raise
         again = request.resume and not self._parts.done
         # Not None if an earlier run has finished the job.
-        self._faults = finished.faults(request.output, self._identity) if again else None
+        self._faults = finished_faults(request.output, self._identity) if again else None
 
     @property
     def files(self) -> int:
@@ -76,7 +68,7 @@ class FolderJob:
     @property
     def errors(self) -> Path:
         """The list of files without an answer."""
-        return formats.sibling(self._request.output, "errors")
+        return tables.sibling(self._request.output, "errors")
 
     @property
     def done(self) -> int:
@@ -113,8 +105,8 @@ class FolderJob:
     def finish(self) -> int:
         """Write the output once all files are done. Return the number without an answer. Raises OSError."""
         if self._faults is None:
-            self._faults = formats.write(self._parts, self._columns, self._request.output)
-            finished.record(self._request.output, self._identity, self._faults)
+            self._faults = tables.write(self._parts, self._columns, self._request.output)
+            record_finished(self._request.output, self._identity, self._faults)
         self._parts.remove()
         return self._faults
 

@@ -1,9 +1,9 @@
-"""A job's answers while it runs, in a folder next to its output. If the process is killed, complete parts remain and a
-later run resumes after them.
+"""What a job keeps between runs. If the process is killed, complete parts remain and a later run resumes after them.
 
-    out.parquet.parts/
-        job.json                                  identity of the job: a run with other options is refused
-        000000000000-000000004096.parquet         answers to that range of the job's files, including errors
+out.parquet.parts/
+    job.json                                  identity of the job: a run with other options is refused
+    000000000000-000000004096.parquet         answers to that range of the job's files, including errors
+.out.parquet.job.json                         record of a finished job: resuming it again does nothing
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from models.offline.tables import Columns
 
 JOB = "job.json"
-
-# Name of a part that is being written.
-_UNFINISHED = "unfinished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,24 +139,20 @@ class Parts:
     @property
     def done(self) -> int:
         """Number of files done, counted from the first one."""
-        return self._parts[-1].stop if self._parts else 0
+        return self._parts[-1][1] if self._parts else 0
 
     def add(self, start: int, table: pa.Table) -> None:
         """Write the rows of the files from `start` on. Writing the same rows again has no effect. Raises OSError."""
-        part = _Part(self.folder, start, start + table.num_rows)
-        unfinished = self.folder / _UNFINISHED
-        with unfinished.open("wb") as file:
+        stop = start + table.num_rows
+        with replacing(self._path(start, stop)) as file:
             # Not compressed: a part is read once and then deleted.
             pq.write_table(table, file, compression="none", use_dictionary=["fingerprint"])
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(part.path)
-        self._parts = [*(kept for kept in self._parts if kept.stop <= start), part]
+        self._parts = [*(kept for kept in self._parts if kept[1] <= start), (start, stop)]
 
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Yield each part's rows, with one part in memory."""
         for part in self._parts:
-            yield pq.read_table(part.path, columns=columns)
+            yield pq.read_table(self._path(*part), columns=columns)
 
     def remove(self) -> None:
         """Delete the parts, once the output is written."""
@@ -170,6 +164,9 @@ class Parts:
     def close(self) -> None:
         """Release the lock."""
         self._job.close()
+
+    def _path(self, start: int, stop: int) -> Path:
+        return self.folder / f"{chunk_name(start, stop)}.parquet"
 
     @property
     def _removed(self) -> Path:
@@ -196,34 +193,66 @@ class Parts:
 
     def _remove_strays(self) -> None:
         """Delete parts after a missing one: a later run must not resume from them."""
-        kept = {part.path for part in self._parts}
+        kept = {self._path(*part) for part in self._parts}
         for path in _paths(self.folder):
             if path not in kept:
                 path.unlink()
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    folder: Path
-    start: int
-    stop: int
-
-    @property
-    def path(self) -> Path:
-        return self.folder / f"{chunk_name(self.start, self.stop)}.parquet"
-
-
-def _contiguous(folder: Path) -> list[_Part]:
-    """Return the parts from the first file up to the first gap."""
-    parts: list[_Part] = []
+def _contiguous(folder: Path) -> list[tuple[int, int]]:
+    """Return (start, stop) of the parts from the first file up to the first gap."""
+    parts: list[tuple[int, int]] = []
     for path in _paths(folder):
         start, stop = chunk_range(path.name)
-        if start != (parts[-1].stop if parts else 0):
+        if start != (parts[-1][1] if parts else 0):
             break
-        parts.append(_Part(folder, start, stop))
+        parts.append((start, stop))
     return parts
 
 
 def _paths(folder: Path) -> list[Path]:
     """Return the files of all parts, sorted by their first file."""
     return sorted(folder.glob("*-*.parquet"))
+
+
+def record_finished(output: Path, job: JobIdentity, faults: int) -> None:
+    """Record that `output` is complete, with `faults` files without an answer. Raises OSError."""
+    record = {**asdict(job), **_file_state(output), "faults": faults}
+    with replacing(_record_of(output)) as file:
+        file.write(json.dumps(record, indent=2).encode())
+
+
+def finished_faults(output: Path, job: JobIdentity) -> int | None:
+    """Return the number of files without an answer in the `output` of an identical job.
+
+    None if there is no output, or it belongs to another job or was changed."""
+    try:
+        kept: dict[str, Any] = json.loads(_record_of(output).read_text(encoding="utf-8"))
+        same = {**asdict(job), **_file_state(output), "faults": kept["faults"]} == kept
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return int(kept["faults"]) if same else None
+
+
+def _record_of(output: Path) -> Path:
+    return output.with_name(f".{output.name}.{JOB}")
+
+
+def _file_state(output: Path) -> dict[str, int]:
+    status = output.stat()
+    return {"output_bytes": status.st_size, "output_modified_ns": status.st_mtime_ns}
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file that is renamed to `path` when it is completely written."""
+    unfinished = path.with_name(f".{path.name.removeprefix('.')}.unfinished")
+    try:
+        with unfinished.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

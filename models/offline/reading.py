@@ -14,22 +14,58 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
+from functools import partial
+from io import BytesIO
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from models.images.decode import ignore_pillow_warnings
-from models.images.preprocessing import Transform, preprocess
+from models.images.preprocessing import Transform, decode_image, preprocess
 from models.interface.errors import ImageError, ImageTooLargeError, JobError
 from models.interface.request import ImageLimits
+
+A = TypeVar("A")
 
 # Batches that each worker prepares ahead.
 _AHEAD = 2
 
 # Workers pass tensors to this process through it.
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - no file of ours
+
+_THUMBNAIL_QUALITY = 80
+
+
+def read_file(path: str, max_bytes: int) -> bytes:
+    """Return the contents of a file. Raises ImageTooLargeError, OSError."""
+    # A string, not a Path: there may be millions.
+    if os.stat(path).st_size > max_bytes:  # noqa: PTH116
+        raise ImageTooLargeError(max_bytes)
+    return _contents(open(path, "rb"), max_bytes)  # noqa: PTH123 - closed there
+
+
+def _contents(file: IO[bytes], max_bytes: int) -> bytes:
+    with file:
+        encoded = file.read(max_bytes + 1)
+    if len(encoded) > max_bytes:
+        raise ImageTooLargeError(max_bytes)
+    return encoded
+
+
+def thumbnail(path: str, limits: ImageLimits, *, max_bytes: int, side: int) -> bytes | None:
+    """Return a JPEG file of at most `side` x `side` pixels, or None if the file is missing or cannot be decoded."""
+    try:
+        pixels = decode_image(read_file(path, max_bytes), limits, enough=2 * side)
+    except (ImageError, OSError):
+        return None
+    picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    picture.thumbnail((side, side))
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=_THUMBNAIL_QUALITY)
+    return file.getvalue()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +81,7 @@ class Reading:
 
         The reason is an error of the image, or of reading the file.
         """
-        # A string, not a Path: there may be millions.
-        return self.pixels_of(lambda: self.encoded(open(path, "rb")))  # noqa: PTH123 - closed there
+        return self.pixels_of(lambda: read_file(path, self.max_bytes))
 
     def pixels_of(self, read: Callable[[], bytes]) -> torch.Tensor | str:
         """Do as `pixels` for the bytes that `read` returns, which may raise as `encoded` does."""
@@ -59,11 +94,7 @@ class Reading:
 
     def encoded(self, file: IO[bytes]) -> bytes:
         """Return the contents of an open file, and close it. Raises ImageTooLargeError, OSError."""
-        with file:
-            encoded = file.read(self.max_bytes + 1)
-        if len(encoded) > self.max_bytes:
-            raise ImageTooLargeError(self.max_bytes)
-        return encoded
+        return _contents(file, self.max_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +117,12 @@ class Batch:
         faults = {place: pixels for place, (_, pixels) in enumerate(images) if isinstance(pixels, str)}
         return cls(tuple(path for path, _ in images), torch.from_numpy(stacked).permute(0, 3, 1, 2), faults)
 
+    def with_answers(self, answers: Sequence[A]) -> Iterator[tuple[str, A | str]]:
+        """Yield each path with its answer, or its reason. `answers` are those of `pixels`, in order."""
+        readable = iter(answers)
+        for place, path in enumerate(self.paths):
+            yield path, self.faults[place] if place in self.faults else next(readable)
+
 
 def start_fork_server() -> None:
     """Start the fork server and its imports, while this process loads a model."""
@@ -99,52 +136,61 @@ def batches(files: Sequence[str], reading: Reading, *, batch_size: int, workers:
 
     Only a few batches are in memory at a time. Raises JobError if a worker dies.
     """
-    loader: DataLoader[tuple[str, torch.Tensor | str]] = DataLoader(
-        _Files(reading),
+    crop = reading.transform.crop
+    if workers:
+        _check_shared_memory(workers * (_AHEAD + 1) * batch_size * 3 * crop**2)
+        start_fork_server()
+    collate = partial(Batch.of, side=crop)
+    yield from load(files, reading.pixels, workers=workers, batch_size=batch_size, collate=collate)
+
+
+def load(
+    files: Sequence[str],
+    read: Callable[[str], Any],
+    *,
+    workers: int,
+    context: Literal["fork", "forkserver"] = "forkserver",
+    batch_size: int | None = None,
+    collate: Callable[[Any], Any] = lambda pair: pair,
+) -> Iterator[Any]:
+    """Return an iterator over `collate` of each `batch_size` pairs of path and result of `read`, in order.
+
+    Without `batch_size`, over the pairs. The workers start at once. The iterator raises JobError if one of them dies.
+    """
+    if not workers:
+        ignore_pillow_warnings()
+    loader: DataLoader[Any] = DataLoader(
+        _Files(read),
         batch_size=batch_size,
         # Sampling the paths themselves keeps no list of them in the workers.
         sampler=files,
         num_workers=workers,
-        collate_fn=_Collation(reading.transform.crop),
+        collate_fn=collate,
         worker_init_fn=_begin_reading,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=context if workers else None,
         prefetch_factor=_AHEAD if workers else None,
     )
-    if not workers:
-        ignore_pillow_warnings()
-    else:
-        _check_shared_memory(workers * (_AHEAD + 1) * batch_size * 3 * reading.transform.crop**2)
-        start_fork_server()
     with _interrupts_ignored():
-        loaded = iter(loader)
-    while True:
-        try:
-            batch: Batch = next(loaded)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
-            raise JobError(f"a worker that reads files has died: {' '.join(str(error).split())}") from error
-        yield batch
+        return _with_job_errors(iter(loader))
 
 
-class _Files(Dataset[tuple[str, torch.Tensor | str]]):
-    """Images indexed by path."""
+def _with_job_errors(loaded: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from loaded
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise JobError(f"a worker that reads files has died: {' '.join(str(error).split())}") from error
 
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
 
-    def __getitem__(self, path: str) -> tuple[str, torch.Tensor | str]:
-        return path, self._reading.pixels(path)
+class _Files(Dataset[Any]):
+    """Pairs of path and result, indexed by path."""
 
+    def __init__(self, read: Callable[[str], Any]) -> None:
+        self._read = read
 
-@dataclass(frozen=True, slots=True)
-class _Collation:
-    side: int
-
-    def __call__(self, images: Sequence[tuple[str, torch.Tensor | str]]) -> Batch:
-        return Batch.of(images, self.side)
+    def __getitem__(self, path: str) -> tuple[str, Any]:
+        return path, self._read(path)
 
 
 def _begin_reading(_worker: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -22,15 +23,19 @@ from models.scheduling.oom_splitting import SplittingRun
 from models.serving.model_instance import ServingOptions
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One batch of a job: the number of files, and path and reason of each one without an answer."""
+
+    files: int
+    faults: tuple[tuple[str, str], ...]
+
+
 class Runner:
     """One model, loaded and warmed up on construction as in the server. For the thread that creates it."""
 
     def __init__(
-        self,
-        options: ServingOptions,
-        *,
-        batch_size: int,
-        check: Callable[[LoadedModel], None] = lambda _model: None,
+        self, options: ServingOptions, *, batch_size: int, check: Callable[[LoadedModel], None] = lambda _model: None
     ) -> None:
         """Load the first of `options.models`, for batches of up to `batch_size`.
 

@@ -1,25 +1,85 @@
 """Survey the images of a folder: mean and deviation of their pixels, sizes, formats, and broken files.
 
-Worker processes read and decode the files, and return sums instead of pixels.
+Worker processes read and decode the files, and return sums instead of pixels: integers for each image, merged with the
+update of Chan, Golub and LeVeque, which avoids cancellation for any number of images.
 """
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import partial
+from typing import Self
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from numpy.typing import NDArray
+from PIL import Image
 
 from models.hardware.cores import available_cores
-from models.images.decode import ignore_pillow_warnings, read_header
+from models.images.decode import read_header
 from models.images.preprocessing import Transform, decode_image, preprocess
-from models.interface.errors import ImageError, ImageTooLargeError, JobError
+from models.interface.errors import ImageError
 from models.interface.request import ImageLimits
-from models.offline.statistics import Moments
+from models.offline import reading
+
+_VALUES = np.arange(256)
+_LARGEST = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """`count` pixels, and per channel their mean and sum of squared distances from it, (3,) float64, scaled to 0..1."""
+
+    count: int
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+    @classmethod
+    def none(cls) -> Self:
+        """Return the moments of no pixels."""
+        return cls(0, np.zeros(3), np.zeros(3))
+
+    @classmethod
+    def of(cls, pixels: NDArray[np.uint8]) -> Self:
+        """Return the moments of one image, (H, W, 3) uint8, contiguous.
+
+        The sums are exact integers over Pillow's histogram of 256 values, which is 35 times as fast as NumPy's mean and
+        std of float64 for a million pixels.
+        """
+        histogram = np.array(Image.fromarray(pixels).histogram()).reshape(3, len(_VALUES))
+        # Python's integers: products of sums exceed 64 bits.
+        count = int(histogram[0].sum())
+        sums, square_sums = (histogram @ _VALUES).tolist(), (histogram @ _VALUES**2).tolist()
+        return cls(
+            count,
+            np.array([total / (count * _LARGEST) for total in sums]),
+            np.array(
+                [
+                    (count * squared - total * total) / (count * _LARGEST**2)
+                    for total, squared in zip(sums, square_sums, strict=True)
+                ]
+            ),
+        )
+
+    def merged(self, other: Moments) -> Moments:
+        """Return the moments of the pixels of both: T. F. Chan, G. H. Golub, R. J. LeVeque, Updating Formulae and a
+        Pairwise Algorithm for Computing Sample Variances, Stanford STAN-CS-79-773, 1979."""
+        count = self.count + other.count
+        if count == 0:
+            return self
+        distance = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + distance * (other.count / count),
+            self.squares + other.squares + distance * distance * (self.count * other.count / count),
+        )
+
+    @property
+    def std(self) -> NDArray[np.float64]:
+        """Standard deviation of all pixels about their common mean, with divisor count (ddof 0); nan without pixels."""
+        return np.sqrt(self.squares / self.count) if self.count else np.full(3, np.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +90,6 @@ class Surveyed:
     width: int
     height: int
     moments: Moments
-
-
-@dataclass(frozen=True, slots=True)
-class Unreadable:
-    """A file that is no readable image. `reason` is a sentence."""
-
-    reason: str
 
 
 @dataclass(slots=True)
@@ -52,9 +105,10 @@ class Survey:
     def images(self) -> int:
         return self.sizes.total()
 
-    def add(self, path: str, found: Surveyed | Unreadable) -> None:
-        if isinstance(found, Unreadable):
-            self.broken[path] = found.reason
+    def add(self, path: str, found: Surveyed | str) -> None:
+        """Add one file, with a sentence in place of its result if it is no readable image."""
+        if isinstance(found, str):
+            self.broken[path] = found
             return
         self.moments = self.moments.merged(found.moments)
         self.formats[found.format] += 1
@@ -68,68 +122,26 @@ def survey(
     max_file_bytes: int,
     transform: Transform | None = None,
     workers: int | None = None,
-) -> Iterator[tuple[str, Surveyed | Unreadable]]:
+) -> Iterator[tuple[str, Surveyed | str]]:
     """Yield each of `files` with its result, in order. `workers` are processes: by default one per core, 0 for none.
 
     The pixels are those of the whole image in full size, from `decode_image`; with `transform`, those that a model with
     that transform gets. The workers start at once. The iterator raises JobError if one of them dies.
     """
-    loader = DataLoader(
-        _Pictures(files, limits, max_file_bytes, transform),
-        batch_size=None,
-        num_workers=available_cores() if workers is None else workers,
-        worker_init_fn=_begin_reading,
-    )
-    # Not in a generator: the processes must start before the calling code starts threads.
-    return _named(files, iter(loader))
+    read = partial(_surveyed, limits=limits, max_bytes=max_file_bytes, transform=transform)
+    # Forked: no model has been loaded, and no thread has been started.
+    return reading.load(files, read, workers=available_cores() if workers is None else workers, context="fork")
 
 
-def _named(files: Sequence[str], found: Iterator[Surveyed | Unreadable]) -> Iterator[tuple[str, Surveyed | Unreadable]]:
+def _surveyed(path: str, *, limits: ImageLimits, max_bytes: int, transform: Transform | None) -> Surveyed | str:
     try:
-        yield from zip(files, found, strict=True)
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        raise JobError(f"a worker that reads files has died: {' '.join(str(error).split())}") from error
-
-
-def _begin_reading(_worker: int) -> None:
-    ignore_pillow_warnings()
-    # A terminal sends Ctrl-C to all processes; the parent handles it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class _Pictures(Dataset[Surveyed | Unreadable]):
-    def __init__(
-        self, files: Sequence[str], limits: ImageLimits, max_file_bytes: int, transform: Transform | None
-    ) -> None:
-        self._files = files
-        self._limits = limits
-        self._max_file_bytes = max_file_bytes
-        self._transform = transform
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, number: int) -> Surveyed | Unreadable:
-        try:
-            encoded = self._read(Path(self._files[number]))
-            header = read_header(encoded)
-            # The mode is thread-local, so it is entered in each worker.
-            with torch.inference_mode():
-                pixels = self._pixels(encoded)
-            return Surveyed(*header, Moments.of(pixels.permute(1, 2, 0).numpy()))
-        except ImageError as error:
-            return Unreadable(str(error))
-        except OSError as error:
-            return Unreadable(f"The file cannot be read: {error.strerror}.")
-
-    def _read(self, path: Path) -> bytes:
-        if path.stat().st_size > self._max_file_bytes:
-            raise ImageTooLargeError(self._max_file_bytes)
-        return path.read_bytes()
-
-    def _pixels(self, encoded: bytes) -> torch.Tensor:
-        if self._transform is None:
-            return decode_image(encoded, self._limits)
-        return preprocess(encoded, self._transform, self._limits)
+        encoded = reading.read_file(path, max_bytes)
+        header = read_header(encoded)
+        # The mode is thread-local, so it is entered in each worker.
+        with torch.inference_mode():
+            pixels = decode_image(encoded, limits) if transform is None else preprocess(encoded, transform, limits)
+        return Surveyed(*header, Moments.of(pixels.permute(1, 2, 0).numpy()))
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        return f"The file cannot be read: {error.strerror}."

@@ -1,8 +1,12 @@
-"""Compare two models: agreement of their answers, and speed. Memory does not grow with the number of images."""
+"""Compare two models: agreement of their answers, and speed. Memory does not grow with the number of images.
+
+The records are those of report.json.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from time import perf_counter
@@ -14,12 +18,82 @@ from numpy.typing import NDArray
 from models.inference.image_job import ItemOutput
 from models.interface.errors import JobError
 from models.offline.running import Runner
-from models.optimizing.report import Accuracy, Agreement, Rate
 
 _TOP = 5
 
 # File to the indices of its class: several labels may have the same name.
 Truth = Mapping[str, frozenset[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Images per second over the timed rounds."""
+
+    median: float
+    lower_quartile: float
+    upper_quartile: float
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Shares, 0..1, of the images whose true class is the top class, or one of the top five."""
+
+    top1: float
+    top5: float
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model as it is served on this machine. `weight_bytes` is the size of the weights that it is served from."""
+
+    fingerprint: str
+    device: str
+    dtype: str
+    backend: str
+    parameters: int
+    weight_bytes: int
+    rate: Rate
+    accuracy: Accuracy | None
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Agreement of two models' answers to the same images.
+
+    `top1` is the share of images, 0..1, with the same top class. `largest_probability_change` is of any class of any
+    image; `mean_probability_change` is the mean over images of each one's largest. `feature_cosine` is the mean over
+    images; None if the features have different lengths.
+    """
+
+    images: int
+    top1: float
+    mean_probability_change: float
+    largest_probability_change: float
+    feature_cosine: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """`used_images` is the number of images that the method used to rank channels or find ranges.
+
+    `left_out` is the number of unreadable files. `remarks` are sentences that explain the figures.
+    """
+
+    source: str
+    name: str
+    method: str
+    ratio: float | None
+    used_images: int
+    left_out: int
+    agreement: Agreement
+    before: Side
+    after: Side
+    batch_size: int
+    rounds: int
+    remarks: tuple[str, ...]
+    versions: Mapping[str, str]
+    made_at: str
+    command: str
 
 
 def truth_of(files: Sequence[str], folder: Path, labels: Sequence[str]) -> Truth | None:
@@ -48,17 +122,18 @@ class Tally:
 
     def add(self, path: str, before: ItemOutput, after: ItemOutput) -> None:
         """Add both answers to one image, with the probabilities of all classes."""
-        old, new = _by_class(before), _by_class(after)
+        (old_top, old), (new_top, new) = _ranked(before), _ranked(after)
         change = float(np.abs(new - old).max())
         self._images += 1
-        self._agreed += int(_first(before) == _first(after))
+        self._agreed += old_top[0] == new_top[0]
         self._change_sum += change
         self._change_most = max(self._change_most, change)
         self._comparable &= before.features.shape == after.features.shape
         if self._comparable:
             self._cosine_sum += _cosine(before.features, after.features)
         if self._truth is not None:
-            self._right += [_rights(answer, self._truth[path]) for answer in (before, after)]
+            classes = self._truth[path]
+            self._right += [(top[0] in classes, not classes.isdisjoint(top)) for top in (old_top, new_top)]
 
     def agreement(self) -> Agreement:
         """Return the agreement over all images. Raises JobError if there is none."""
@@ -80,28 +155,13 @@ class Tally:
         return before, after
 
 
-def _by_class(answer: ItemOutput) -> NDArray[np.float64]:
-    """Return the probabilities in the order of the classes."""
-    indices, probabilities = _ranked(answer)
-    found = np.zeros(len(indices))
-    found[indices] = probabilities
-    return found
-
-
-def _ranked(answer: ItemOutput) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def _ranked(answer: ItemOutput) -> tuple[list[int], NDArray[np.float64]]:
+    """Return the top classes, and the probabilities in the order of the classes."""
     if answer.indices is None or answer.probabilities is None:
         raise ValueError("an answer without classes")
-    return answer.indices, answer.probabilities
-
-
-def _first(answer: ItemOutput) -> int:
-    return int(_ranked(answer)[0][0])
-
-
-def _rights(answer: ItemOutput, classes: frozenset[int]) -> tuple[bool, bool]:
-    """Return whether one of `classes` is the top class, and whether one is in the top five."""
-    first = _ranked(answer)[0][:_TOP].tolist()
-    return first[0] in classes, not classes.isdisjoint(first)
+    probabilities = np.zeros(len(answer.indices))
+    probabilities[answer.indices] = answer.probabilities
+    return answer.indices[:_TOP].tolist(), probabilities
 
 
 def _cosine(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -25,20 +24,14 @@ from models.networks.specs import ModelSpec
 from models.offline import files, reading
 from models.offline.reading import Reading
 from models.offline.running import Runner
-from models.optimizing import methods, sources
-from models.optimizing.comparison import Tally, Truth, race, truth_of
-from models.optimizing.methods import Method
-from models.optimizing.report import Accuracy, Rate, Report, Side
-from models.optimizing.sources import Source
+from models.optimizing import methods
+from models.optimizing.comparison import Accuracy, Rate, Report, Side, Tally, Truth, race, truth_of
+from models.optimizing.methods import Method, Source, find_source
 from models.serving.model_instance import ServingOptions
 
 REPORT = "report.json"
 
-_STAGES: dict[Method, str] = {
-    "prune": "removing channels",
-    "int8": "quantizing",
-    "bf16": "rounding weights",
-}
+_STAGES: dict[Method, str] = {"prune": "removing channels", "int8": "quantizing", "bf16": "rounding weights"}
 
 _PACKAGES = ("gradless", "torch", "torchvision", "timm", "torch-pruning", "nncf", "openvino")
 
@@ -64,19 +57,16 @@ class OptimizationRequest:
     command: str
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizationProgress:
-    """Callbacks: `stage` gets the current step, `compared` the images compared and their total."""
-
-    stage: Callable[[str], None]
-    compared: Callable[[int, int], None]
-
-
 class Optimization:
     """Makes one new folder. Not thread-safe."""
 
-    def __init__(self, request: OptimizationRequest, options: ServingOptions, progress: OptimizationProgress) -> None:
-        """Find the model and the images. Raises StartError if the options cannot be carried out."""
+    def __init__(
+        self, request: OptimizationRequest, options: ServingOptions, on_step: Callable[[str], None] = lambda _: None
+    ) -> None:
+        """Find the model and the images. `on_step` is called with a description of each step.
+
+        Raises StartError if the options cannot be carried out.
+        """
         output = request.output
         if output.exists():
             raise JobError(f"-o {output} exists already and is not overwritten")
@@ -84,8 +74,8 @@ class Optimization:
             raise JobError(f"-o {output}: the folder's name becomes the model's: use letters, digits, '.', '_' and '-'")
         self._request = request
         self._options = options
-        self._progress = progress
-        self._source: Source = sources.find(request.model)
+        self._on_step = on_step
+        self._source: Source = find_source(request.model)
         self._files = files.find([request.images])
         # Check this before any slow step. Serving would raise the same error.
         placement = backends.place(options.device, options.precision, options.backend)
@@ -108,7 +98,7 @@ class Optimization:
         return report, True
 
     def _made(self, folder: Path) -> Report:
-        request, stage = self._request, self._progress.stage
+        request, stage = self._request, self._on_step
         stage(f"loading {request.model}")
         with closing(self._runner(self._source.spec)) as before:
             images = Reading(before.model.transform, self._options.limits, request.max_bytes)
@@ -136,11 +126,11 @@ class Optimization:
 
     def _compared(self, before: Runner, after: Runner, made: ModelSpec, images: Reading, used: int) -> Report:
         request = self._request
-        self._progress.stage("comparing answers")
+        self._on_step("comparing answers")
         truth = truth_of(self._files, request.images, before.model.labels)
         tally, left_out, pixels = self._tallied(before, after, images, truth)
         agreement, accuracies = tally.agreement(), tally.accuracies()
-        self._progress.stage("timing both models")
+        self._on_step("timing both models")
         rates = race((before, after), pixels, request.rounds)
         old, new = map(_side, (self._source.spec, made), (before, after), rates, accuracies)
         return Report(
@@ -177,7 +167,7 @@ class Optimization:
             if len(batch.pixels) > len(largest):
                 largest = batch.pixels
             done += len(batch.paths)
-            self._progress.compared(done, len(self._files))
+            self._on_step(f"comparing answers, {done} of {len(self._files)} images")
         return tally, left_out, largest
 
 
@@ -222,16 +212,9 @@ def _versions() -> Mapping[str, str]:
 @contextmanager
 def _unfinished(output: Path) -> Iterator[Path]:
     """Create a temporary folder next to `output`; remove it at the end unless it was renamed."""
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    folder = output.with_name(f".{output.name}.{os.getpid()}")
+    folder.mkdir()
     try:
-        # mkdtemp allows access to the owner alone; an ordinary folder has the umask's permissions.
-        folder.chmod(0o777 & ~_umask())
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

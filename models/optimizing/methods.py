@@ -1,9 +1,10 @@
-"""Write a new model folder with each of the methods."""
+"""Find the model to optimize, in the catalog or in a folder, and write a new model folder with each of the methods."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,14 +13,15 @@ from torch import nn
 
 from models.images.preprocessing import Normalize
 from models.interface.errors import JobError, UnsupportedArchitectureError
+from models.loading import catalog
 from models.loading.calibration import MOST_IMAGES, Calibration
 from models.loading.load import WEIGHTS_SUFFIX, LoadedModel
 from models.model_folder import building, description, own_code, sizes
 from models.model_folder.writing import write
+from models.networks import architectures
 from models.networks.specs import Classifier, ModelSpec, ServedAs
 from models.offline import files
 from models.offline.reading import Reading
-from models.optimizing.sources import Source
 
 Method = Literal["prune", "int8", "bf16"]
 
@@ -31,6 +33,43 @@ _BATCH = 64
 _LEAST_TO_PRUNE_BY = 2
 
 _QUANTIZED = "int8.xml"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`architecture` is the name for model.toml. `build` makes the network before any pruning, given the number of
+    classes. `code` is the folder of the user's own Python code that builds it, or None."""
+
+    spec: ModelSpec
+    architecture: str
+    build: Callable[[int | None], nn.Module]
+    code: Path | None
+
+    def classifier(self) -> Classifier:
+        """Return a new copy on the CPU in float32. Raises StartError, also for a model without classes."""
+        made = self.spec.build()
+        if not made.labels or made.features is not None:
+            raise JobError(f"{self.spec.name} returns features alone; only models with classes can be optimized")
+        return made
+
+
+def find_source(name: str) -> Source:
+    """Return the model called `name` in the catalog, or in the folder `name`.
+
+    Raises StartError, also for a model that cannot be optimized.
+    """
+    spec = catalog.find(name)
+    if spec.served_as is not None and spec.served_as.quantized is not None:
+        raise JobError(f"{spec.name} is already in int8; optimize the model that it was made from")
+    if spec.folder is not None:
+        described = description.read(spec.folder)
+        own = own_code.is_own(described.architecture) and own_code.digest(described) is not None
+        return Source(spec, described.architecture, building.unpruned(described), described.folder if own else None)
+    # The embedded model has an architecture of timm, with weights from another source.
+    for known in (spec.architecture, f"timm/{spec.architecture}"):
+        if architectures.exists(known):
+            return Source(spec, known, architectures.find(known).build, None)
+    raise JobError(f"{spec.name} has no architecture that a model folder could name")
 
 
 def prune(source: Source, folder: Path, name: str, *, ratio: float, images: Sequence[str], reading: Reading) -> int:

@@ -16,8 +16,8 @@ import ray.data
 
 from models.hardware.cores import available_cores
 from models.interface.errors import JobError
-from models.offline.job import Step
 from models.offline.parts import JobIdentity
+from models.offline.running import Step
 from models.offline.tables import Task
 from models.ray_data.stages import Forward, RemoteJob, RemoteReading, chunk_files, describe, pixels_of
 from models.ray_data.storage import Results, absolute, remaining_chunks

@@ -28,9 +28,8 @@ from pyarrow import fs
 from models.images.formats import SUFFIXES
 from models.interface.errors import JobError
 from models.offline import files
-from models.offline.formats import parquet_writer
 from models.offline.parts import JOB, JobIdentity, chunk_name, chunk_range
-from models.offline.tables import ERROR, Columns
+from models.offline.tables import ERROR, Columns, parquet_writer
 
 _SCHEME = "://"
 _NOTE = f"_{JOB}"

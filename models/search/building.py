@@ -1,26 +1,98 @@
-"""Build an index from a features file. The folder appears complete or not at all."""
+"""Build an index from a features file, as `gradless features` writes it. The folder appears complete or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.hardware.cores import available_cores
+from models.hardware.cores import available_cores, use_one_core_in_this_thread
 from models.interface.errors import JobError
-from models.search.features_file import FeaturesFile
-from models.search.index import unit
-from models.search.manifest import ROWS, VECTORS, Manifest, digests, is_index
+from models.search.index import ROWS, VECTORS, Manifest, digests_of, is_index, unit
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
     from usearch.index import Index
+
+# Rows in memory at once: each may get a thumbnail. Feature maps have hundreds of thousands of numbers per row, so the
+# bytes are limited too.
+_PIECE_ROWS = 1024
+_PIECE_BYTES = 16 * 2**20
+
+_COLUMNS = ("path", "fingerprint", "features")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Consecutive rows: paths, and vectors (N, D) float32."""
+
+    paths: list[str]
+    vectors: NDArray[np.float32]
+
+
+class FeaturesFile:
+    """A Parquet file with the columns path, fingerprint and features, a fixed-size list of float32, and the metadata
+    gradless.model and gradless.fingerprint. Raises JobError for any other file, on opening or while reading."""
+
+    def __init__(self, path: Path) -> None:
+        # Not above: an extra.
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        self._path = path
+        self._unreadable = (OSError, pa.ArrowException)
+        try:
+            self._file: pq.ParquetFile = pq.ParquetFile(path)
+        except self._unreadable as error:
+            raise JobError(f"{path} is no readable features file: {error}") from error
+        schema = self._file.schema_arrow
+        metadata = schema.metadata or {}
+        if missing := [column for column in _COLUMNS if column not in schema.names]:
+            raise JobError(f"{path} is no features file: it has no column {missing[0]!r}")
+        if not {b"gradless.model", b"gradless.fingerprint"} <= set(metadata):
+            raise JobError(f"{path} does not say which model made it; gradless features writes files that do")
+        kind = schema.field("features").type
+        if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+            raise JobError(f"the features of {path} are {kind}, not lists of float32 of one size")
+        self.dimensions: int = kind.list_size
+        self.model = metadata[b"gradless.model"].decode()
+        self.fingerprint = metadata[b"gradless.fingerprint"].decode()
+
+    @property
+    def rows(self) -> int:
+        count: int = self._file.metadata.num_rows
+        return count
+
+    def __iter__(self) -> Iterator[Piece]:
+        """Yield all rows in order, up to 1,024 or 16 MiB of vectors at a time, at least one row."""
+        rows = max(1, min(_PIECE_ROWS, _PIECE_BYTES // (4 * self.dimensions)))
+        try:
+            for batch in self._file.iter_batches(rows, columns=list(_COLUMNS)):
+                yield self._piece(batch)
+        except self._unreadable as error:
+            raise JobError(f"{self._path} could not be read completely: {error}") from error
+
+    def _piece(self, batch: pa.RecordBatch) -> Piece:
+        if any(batch.column(column).null_count for column in _COLUMNS):
+            raise JobError(f"{self._path} has rows without a path, a fingerprint or features")
+        if others := set(batch.column("fingerprint").unique().to_pylist()) - {self.fingerprint}:
+            raise JobError(
+                f"{self._path} has vectors of {self.fingerprint} and of {others.pop()}, which cannot be compared"
+            )
+        vectors = batch.column("features").flatten().to_numpy().reshape(-1, self.dimensions)
+        if not np.isfinite(vectors).all():
+            raise JobError(f"{self._path} has features that are not finite")
+        return Piece(batch.column("path").to_pylist(), vectors)
+
 
 # Up to this many vectors a query compares all: 6 ms for 10,000 of 1280 dimensions on one core.
 EXACT_ROWS = 10_000
@@ -35,27 +107,26 @@ _QUERIES = 200
 # usearch always builds a graph. Exact queries ignore it, so few edges suffice: 1 s instead of 30 for 10,000 rows.
 _LEAST_EDGES = 4
 
-MakeThumbnails = Callable[[Sequence[str]], list[bytes | None]]
-
 
 def build(
     features: FeaturesFile,
     folder: Path,
     *,
-    make_thumbnails: MakeThumbnails | None = None,
+    thumbnail: Callable[[str], bytes | None] = lambda _path: None,
     on_rows: Callable[[int], None] = lambda _rows: None,
     exact_rows: int = EXACT_ROWS,
 ) -> Manifest:
     """Build an index of `features` in `folder`, replacing an existing index.
 
-    `on_rows` is called with the number of rows added. Queries of up to `exact_rows` rows compare all of them. Vectors
-    and graph are in memory until they are written. Raises JobError.
+    `thumbnail` returns a JPEG file, or None, for a path. It is called in several threads. `on_rows` is called with the
+    number of rows added. Queries of up to `exact_rows` rows compare all of them. Vectors and graph are in memory until
+    they are written. Raises JobError.
     """
     if not features.rows:
         raise JobError("the features file has no rows")
     try:
         with _replacing(folder) as new:
-            return _build(features, new, make_thumbnails, on_rows, exact_rows)
+            return _build(features, new, thumbnail, on_rows, exact=features.rows <= exact_rows)
     except OSError as error:
         raise JobError(f"{folder} cannot be written: {error.strerror or error}") from error
 
@@ -83,16 +154,16 @@ def _replacing(folder: Path) -> Iterator[Path]:
 def _build(
     features: FeaturesFile,
     folder: Path,
-    make_thumbnails: MakeThumbnails | None,
+    thumbnail: Callable[[str], bytes | None],
     on_rows: Callable[[int], None],
-    exact_rows: int,
+    *,
+    exact: bool,
 ) -> Manifest:
     # Here, not above: an extra.
     import pyarrow as pa  # noqa: PLC0415
     from usearch.compiled import MetricKind, ScalarKind  # noqa: PLC0415
     from usearch.index import Index  # noqa: PLC0415
 
-    exact = features.rows <= exact_rows
     # For vectors of length 1 the inner product is the cosine.
     index = Index(
         ndim=features.dimensions,
@@ -103,14 +174,19 @@ def _build(
     )
     schema = pa.schema([("path", pa.string()), ("thumbnail", pa.binary())])
     with_thumbnail = 0
-    with pa.OSFile(str(folder / ROWS), "wb") as file, pa.ipc.new_file(file, schema) as writer:
+    with (
+        pa.OSFile(str(folder / ROWS), "wb") as file,
+        pa.ipc.new_file(file, schema) as writer,
+        ThreadPoolExecutor(available_cores(), initializer=use_one_core_in_this_thread) as threads,
+    ):
         for piece in features:
             first = len(index)
             keys = np.arange(first, first + len(piece.paths), dtype=np.uint64)
             index.add(keys, unit(piece.vectors), threads=available_cores())
-            pictures = [None] * len(piece.paths) if make_thumbnails is None else make_thumbnails(piece.paths)
+            pictures = list(threads.map(thumbnail, piece.paths))
             with_thumbnail += sum(picture is not None for picture in pictures)
-            writer.write_batch(_batch(piece.paths, pictures, schema))
+            columns = [pa.array(piece.paths, pa.string()), pa.array(pictures, pa.binary())]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
             on_rows(len(piece.paths))
     expansion, recall = (_FEWEST_CANDIDATES, 1.0) if exact else _enough_candidates(index)
     index.save(str(folder / VECTORS))
@@ -123,16 +199,10 @@ def _build(
         exact=exact,
         expansion=expansion,
         recall=recall,
-        digests=digests(folder),
+        digests=digests_of(folder),
     )
     manifest.write(folder)
     return manifest
-
-
-def _batch(paths: list[str], pictures: Sequence[bytes | None], schema: pa.Schema) -> pa.RecordBatch:
-    import pyarrow as pa  # noqa: PLC0415 - as above
-
-    return pa.record_batch([pa.array(paths, pa.string()), pa.array(pictures, pa.binary())], schema=schema)
 
 
 def _enough_candidates(index: Index) -> tuple[int, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from observe import DASHBOARDS
 from observe.dashboards import FILES
-from observe.places import DASHBOARDS
 
 for name, content in FILES.items():
     (DASHBOARDS / name).write_text(content)

@@ -62,12 +62,7 @@ def _saved() -> list[PanelBuilder]:
 def _by_arm() -> list[PanelBuilder]:
     return [
         bars("Retained bytes", f"Kept by autograd after the forward. {_ARMS}", "bytes", _by_mode(_RETAINED)),
-        bars(
-            "Peak bytes",
-            f"Peak of allocated bytes during the forward. {_ARMS}",
-            "bytes",
-            _by_mode(_PEAK),
-        ),
+        bars("Peak bytes", f"Peak of allocated bytes during the forward. {_ARMS}", "bytes", _by_mode(_PEAK)),
         bars("Forward", f"Median forward time. {_ARMS}", "s", _by_mode(_SECONDS)),
     ]
 
@@ -80,12 +75,7 @@ def _over_time() -> list[PanelBuilder]:
             "bytes",
             _by_mode(_RETAINED),
         ),
-        graph(
-            "Peak bytes by comparison",
-            "Without arms whose peak PyTorch cannot measure.",
-            "bytes",
-            _by_mode(_PEAK),
-        ),
+        graph("Peak bytes by comparison", "Without arms whose peak PyTorch cannot measure.", "bytes", _by_mode(_PEAK)),
         graph(
             "Forward by comparison",
             "Measured while serving: the lens alternates with requests, forward by forward.",

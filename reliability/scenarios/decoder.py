@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from observe.places import ROOT
+from observe import ROOT
 from reliability.finding import Finding, Scenario
 from reliability.mutations import SEED
 from reliability.scale import Scale

@@ -21,8 +21,7 @@ from models.images.samples import draw, encode
 from models.inference.image_job import ItemOutput
 from models.interface.request import ImageLimits
 from models.offline.running import Runner
-from models.search.building import build
-from models.search.features_file import FeaturesFile
+from models.search.building import FeaturesFile, build
 from models.serving.model_instance import ServingOptions
 from observe.processes import gradless
 
@@ -41,11 +40,11 @@ def searching(
 ) -> Iterator[str]:
     """Where the default model is served over an index of the pictures' features, the last without a thumbnail."""
     folder = tmp_path_factory.mktemp("index")
-    thumbnails = [*list(PICTURES.values())[:2], None]
+    thumbnails = dict(list(PICTURES.items())[:2]) if request.param else {}
     build(
         FeaturesFile(features_of(list(PICTURES.values()), folder / "f.parquet")),
         folder / "index",
-        make_thumbnails=(lambda _paths: thumbnails) if request.param else None,
+        thumbnail=thumbnails.get,
     )
     settings = {"GRADLESS_BACKEND": "eager", "GRADLESS_SEARCH_INDEX": str(folder / "index")}
     with gradless(folder, settings, start=warm_command.start) as address:

@@ -14,7 +14,7 @@ import yaml
 
 from app.process.lifetime import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
-from observe.places import GRAFANA, PROMETHEUS, ROOT
+from observe import GRAFANA, PROMETHEUS, ROOT
 
 FILES = [ROOT / "docker/compose.yaml", ROOT / "docker/compose.gpu.yaml"]
 COMPOSE: dict[str, Any] = yaml.safe_load(FILES[0].read_text())

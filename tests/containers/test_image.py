@@ -15,7 +15,7 @@ import pathspec
 import pytest
 
 from app.settings import Settings
-from observe.places import ROOT
+from observe import ROOT
 
 IMAGES = ["cpu", "cuda"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -15,7 +15,7 @@ import yaml
 from app.main import create_app
 from app.process.lifetime import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
-from observe.places import ROOT
+from observe import ROOT
 
 FOLDER = ROOT / "docker/kubernetes"
 KUSTOMIZATION = yaml.safe_load((FOLDER / "base/kustomization.yaml").read_text())

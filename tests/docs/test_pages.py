@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from app.cli import app
-from app.commands.settings_table import settings_table
+from app.cli import app, settings_table
 from app.http import problems
 from app.http.problems import TABLE, ClientDisconnectedError, Row
 from app.main import create_app

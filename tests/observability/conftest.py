@@ -14,7 +14,7 @@ from typing import Self
 
 import pytest
 
-from observe.places import ROOT
+from observe import ROOT
 from observe.processes import require_prometheus
 from observe.prometheus import Prometheus
 

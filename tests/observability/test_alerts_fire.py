@@ -20,8 +20,8 @@ import yaml
 from PIL import Image
 
 from models.images.samples import encode
+from observe import PROMETHEUS
 from observe.configuration import configure
-from observe.places import PROMETHEUS
 from observe.processes import Start, free_port, gradless, prometheus
 
 pytestmark = pytest.mark.timeout(300)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from observe import DASHBOARDS, GRAFANA
 from observe.dashboards import FILES
-from observe.places import DASHBOARDS, GRAFANA
 
 BOARDS: dict[str, dict[str, Any]] = {path.name: json.loads(path.read_text()) for path in DASHBOARDS.glob("*.json")}
 PANELS = [

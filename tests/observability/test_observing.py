@@ -10,7 +10,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from observe.expressions import all_expressions
+from observe.configuration import all_expressions
 from observe.prometheus import Prometheus
 
 AwaitThat = Callable[[Callable[[], bool]], bool]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from observe.places import PROMETHEUS
+from observe import PROMETHEUS
 
 CASES = Path(__file__).with_name("alerts.yml")
 

@@ -8,7 +8,7 @@ import sys
 from itertools import pairwise
 
 from benchmarks.metrics_cost import MODELS
-from observe.places import ROOT
+from observe import ROOT
 
 
 def test_it_prints_the_cost_of_a_scrape_by_number_of_models_and_of_a_request() -> None:

@@ -15,8 +15,7 @@ import pytest
 from PIL import ImageOps
 
 from models.images.samples import draw, encode
-from models.search.building import build
-from models.search.features_file import FeaturesFile
+from models.search.building import FeaturesFile, build
 from observe.processes import gradless as gradless_process
 
 if TYPE_CHECKING:
@@ -49,8 +48,8 @@ def index(tmp_path_factory: pytest.TempPathFactory, warm_command: Any) -> Path:
     }
     metadata = {"gradless.model": MODEL, "gradless.fingerprint": fingerprint}
     pq.write_table(pa.table(columns).replace_schema_metadata(metadata), folder / "f.parquet")
-    thumbnails = [b"a clock's", None, b"a crossword's"]
-    build(FeaturesFile(folder / "f.parquet"), folder / "index", make_thumbnails=lambda _paths: thumbnails)
+    thumbnails = dict(zip(PICTURES, (b"a clock's", None, b"a crossword's"), strict=True))
+    build(FeaturesFile(folder / "f.parquet"), folder / "index", thumbnail=thumbnails.get)
     return folder / "index"
 
 

@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.main import create_app
-from app.observability.request_observer import Traces
+from app.observability.tracing import Traces
 from app.settings import Settings
 from gradless.records import (
     ArmReport,

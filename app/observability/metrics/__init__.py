@@ -9,14 +9,13 @@ To add a metric, for example of images whose output is not finite, edit four fil
 3. families.py: declare the name, help text, labels and the values of each label; all series then start at zero.
 4. sink.py: the event's method of `Metrics` adds to the family.
 
-A value that the runtime can be asked for at each scrape is a gauge instead: gauges.py alone. Counters of HTTP workers
-are added up without further code (counts.py). Label values are models, routes and closed lists, never text of a
-request: the configuration bounds the number of series.
+A value that the runtime can be asked for at each scrape is a gauge instead: collectors.py alone. Counters of HTTP
+workers are added up without further code (counts.py). Label values are models, routes and closed lists, never text of
+a request: the configuration bounds the number of series.
 """
 
 from app.observability.metrics.counts import CountsReader, count_in, create_counts
-from app.observability.metrics.exposition import SharedExposition, content_type_for
-from app.observability.metrics.merging import merge_expositions
+from app.observability.metrics.exposition import SharedExposition, content_type_for, merge_expositions
 from app.observability.metrics.sink import Metrics
 
 __all__ = [

@@ -30,8 +30,7 @@ _MAX_KEY_BYTES = _MAX_VALUES * 160
 _EXEMPLAR = struct.Struct("<ddB128s")
 _EXEMPLAR_BYTES = 160
 
-_PAGE = mmap.PAGESIZE
-_VALUES_AT = _PAGE
+_VALUES_AT = mmap.PAGESIZE
 _EXEMPLARS_AT = _VALUES_AT + _MAX_VALUES * 8
 _KEYS_AT = _EXEMPLARS_AT + _MAX_VALUES * _EXEMPLAR_BYTES
 _TOTAL_BYTES = _KEYS_AT + _MAX_KEY_BYTES
@@ -58,6 +57,17 @@ class _Memory:
         # The number of values, and of bytes that their keys take.
         self.used = np.frombuffer(self.bytes, np.uint64, 2)
         self.values = np.frombuffer(self.bytes, np.float64, _MAX_VALUES, _VALUES_AT)
+        # Indexing a memoryview costs less than indexing an array.
+        self.cells = memoryview(self.bytes)[_VALUES_AT:_EXEMPLARS_AT].cast("d")
+
+    def exemplar(self, index: int) -> Exemplar | None:
+        at = _EXEMPLARS_AT + index * _EXEMPLAR_BYTES
+        read = bytes(self.bytes[at : at + _EXEMPLAR.size])
+        value, timestamp, length, request_id = _EXEMPLAR.unpack(read)
+        # Read twice: the other process may be writing it now.
+        if not length or read != self.bytes[at : at + _EXEMPLAR.size]:
+            return None
+        return Exemplar({"request_id": request_id[:length].decode()}, value, timestamp)
 
 
 def count_in(descriptor: int) -> None:
@@ -71,8 +81,6 @@ class _Counts:
 
     def __init__(self, memory: _Memory) -> None:
         self._memory = memory
-        # Indexing a memoryview costs less than indexing an array.
-        self._values = memoryview(memory.bytes)[_VALUES_AT:_EXEMPLARS_AT].cast("d")
         self._indices: dict[Key, int] = {}
         self._lock = Lock()
 
@@ -87,7 +95,7 @@ class _Counts:
         index = None if kind == "gauge" or unlabelled else self._index(Key(name, sample, tuple(labels)))
         if index is None:
             return MutexValue(kind, name, sample, names, labels, text, **more)  # type: ignore[no-untyped-call]
-        return _SharedValue(self._values, self._memory.bytes, index)
+        return _SharedValue(self._memory, index)
 
     def _index(self, key: Key) -> int | None:
         """Return the index of the value; None if the memory is full, and then the value is not shared."""
@@ -111,8 +119,8 @@ class _SharedValue:
 
     _multiprocess = False
 
-    def __init__(self, values: memoryview[float], memory: mmap.mmap, index: int) -> None:
-        self._values = values
+    def __init__(self, memory: _Memory, index: int) -> None:
+        self._values = memory.cells
         self._memory = memory
         self._index = index
         self._lock = Lock()
@@ -132,12 +140,11 @@ class _SharedValue:
         request_id = exemplar.labels["request_id"].encode()
         at = _EXEMPLARS_AT + self._index * _EXEMPLAR_BYTES
         with self._lock:
-            _EXEMPLAR.pack_into(
-                self._memory, at, exemplar.value, exemplar.timestamp or 0.0, len(request_id), request_id
-            )
+            packed = (exemplar.value, exemplar.timestamp or 0.0, len(request_id), request_id)
+            _EXEMPLAR.pack_into(self._memory.bytes, at, *packed)
 
     def get_exemplar(self) -> Exemplar | None:
-        return _exemplar(self._memory, self._index)
+        return self._memory.exemplar(self._index)
 
 
 class CountsReader:
@@ -161,7 +168,7 @@ class CountsReader:
         indices = np.union1d(np.flatnonzero(grown), np.arange(known, len(values)))
         for index in map(int, indices):
             key = self._keys[index]
-            exemplar = _exemplar(self._memory.bytes, index) if key.sample.endswith("_bucket") else None
+            exemplar = self._memory.exemplar(index) if key.sample.endswith("_bucket") else None
             yield key, float(grown[index]), exemplar
 
     def _read_keys(self) -> None:
@@ -171,13 +178,3 @@ class CountsReader:
             name, sample, labels = json.loads(self._memory.bytes[self._keys_end : end])
             self._keys.append(Key(name, sample, tuple(labels)))
             self._keys_end = end + 1
-
-
-def _exemplar(memory: mmap.mmap, index: int) -> Exemplar | None:
-    at = _EXEMPLARS_AT + index * _EXEMPLAR_BYTES
-    read = bytes(memory[at : at + _EXEMPLAR.size])
-    value, timestamp, length, request_id = _EXEMPLAR.unpack(read)
-    # Read twice: the other process may be writing it now.
-    if not length or read != memory[at : at + _EXEMPLAR.size]:
-        return None
-    return Exemplar({"request_id": request_id[:length].decode()}, value, timestamp)

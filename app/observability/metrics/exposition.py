@@ -1,11 +1,15 @@
-"""Encode metrics in the format that a scraper asks for, at most once per interval for all scrapers together."""
+"""Encode metrics in the format that a scraper asks for, at most once per interval for all scrapers together; and merge
+the expositions of several servers."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_prometheus_text
 from prometheus_client.registry import Collector
 
 from models.interface.shared_work import SharedWork
@@ -28,8 +32,7 @@ def content_type_for(accept: str) -> str:
     return choose_encoder(_supported(accept))[1]
 
 
-def is_openmetrics(accept: str) -> bool:
-    """Return True if the Accept header asks for OpenMetrics."""
+def _is_openmetrics(accept: str) -> bool:
     return content_type_for(accept).startswith(_OPENMETRICS)
 
 
@@ -55,10 +58,32 @@ class SharedExposition:
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics as (body, content type), as `encode` does."""
-        openmetrics = is_openmetrics(accept)
+        openmetrics = _is_openmetrics(accept)
 
         async def build() -> bytes:
             body, _ = await asyncio.to_thread(self.build, _ACCEPT[openmetrics])
             return body
 
         return await self._shared.result(openmetrics, build, max_age_s=self.max_age_s), content_type_for(accept)
+
+
+def merge_expositions(expositions: Mapping[str, str], accept: str, *, label: str) -> tuple[bytes, str]:
+    """Return one exposition of several, by their names, as (body, content type).
+
+    Each series gets the name of its exposition as `label`. Arguments and result have the format that `accept` asks for.
+    """
+    parse = parse_openmetrics if _is_openmetrics(accept) else parse_prometheus_text
+    families: dict[str, Metric] = {}
+    for name, exposition in expositions.items():
+        for family in parse(exposition):
+            merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            merged.samples += [sample._replace(labels={label: name} | sample.labels) for sample in family.samples]
+    return encode(_Merged(families.values()), accept)
+
+
+class _Merged(Collector):
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

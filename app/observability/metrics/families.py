@@ -1,11 +1,11 @@
 """Declare every counter, histogram and stored gauge: name, help text, labels, and the values of each label.
 
-Gauges that are read from the runtime at each scrape are in gauges.py.
+Gauges that are read from the runtime at each scrape are in collectors.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, Final, Generic, Literal, TypeVar, get_args
 
@@ -76,7 +76,8 @@ class Families:
         self._by_name: dict[str, Series[Any]] = {}
         # With the values of the labels after `model`.
         self._per_model: list[tuple[Series[Any], Sequence[Sequence[str]]]] = []
-        self.requests = self._counter(
+        self.requests = self._series(
+            Counter,
             "gradless_requests_total",
             "HTTP requests by route, method and status.",
             route=_AT_RUN_TIME,
@@ -84,90 +85,107 @@ class Families:
             code=_AT_RUN_TIME,
         )
         # By class of status, 2xx: a histogram per status would double the number of series.
-        self.request_seconds = self._histogram(
+        self.request_seconds = self._series(
+            Histogram,
             "gradless_request_duration_seconds",
             "Time from a request's first byte to the last byte of its response.",
+            _SECONDS,
             route=_AT_RUN_TIME,
             method=_AT_RUN_TIME,
             code=_AT_RUN_TIME,
         )
-        self.images = self._counter(
+        self.images = self._series(
+            Counter,
             "gradless_images_total",
             "Images by outcome, each counted once: those received completely, and those refused at their headers.",
             model=_MODELS,
             task=get_args(Task),
             outcome=get_args(Outcome),
         )
-        self.stage_seconds = self._histogram(
+        self.stage_seconds = self._series(
+            Histogram,
             "gradless_stage_duration_seconds",
             "Time in each stage: read and respond per request, the other stages per image.",
+            _SECONDS,
             model=_MODELS,
             stage=("read", *get_args(Stage), "respond"),
         )
-        self.batch_size = self._histogram("gradless_batch_size", "Images per forward.", buckets=_SIZES, model=_MODELS)
-        self.batches = self._counter(
-            "gradless_batches_total",
-            "Batches by what started them.",
-            model=_MODELS,
-            trigger=get_args(Trigger),
+        self.batch_size = self._series(Histogram, "gradless_batch_size", "Images per forward.", _SIZES, model=_MODELS)
+        self.batches = self._series(
+            Counter, "gradless_batches_total", "Batches by what started them.", model=_MODELS, trigger=get_args(Trigger)
         )
-        self.busy_seconds = self._counter(
-            "gradless_forward_busy_seconds_total", "Time during which a forward was running.", model=_MODELS
+        self.busy_seconds = self._series(
+            Counter, "gradless_forward_busy_seconds_total", "Time during which a forward was running.", model=_MODELS
         )
-        self.out_of_memory = self._counter(
-            "gradless_out_of_memory_total", "Forwards that ran out of device memory.", model=_MODELS
+        self.out_of_memory = self._series(
+            Counter, "gradless_out_of_memory_total", "Forwards that ran out of device memory.", model=_MODELS
         )
-        self.splits = self._counter(
-            "gradless_batch_splits_total", "Batches split in two after running out of memory.", model=_MODELS
+        self.splits = self._series(
+            Counter, "gradless_batch_splits_total", "Batches split in two after running out of memory.", model=_MODELS
         )
-        self.worker_replacements = self._counter(
+        self.worker_replacements = self._series(
+            Counter,
             "gradless_worker_replacements_total",
             "HTTP workers that were replaced because they had ended or were unresponsive.",
             reason=get_args(WorkerEnd),
         )
-        self.stale_messages = self._counter(
+        self.stale_messages = self._series(
+            Counter,
             "gradless_stale_messages_total",
             "Messages between processes dropped because their image no longer existed.",
             message=get_args(StaleMessage),
         )
-        self.log_lines_dropped = self._counter(
+        self.log_lines_dropped = self._series(
+            Counter,
             "gradless_log_lines_dropped_total",
             "Log lines dropped because the queue to the writer was full or the write failed.",
             reason=get_args(DropReason),
         )
-        self.replacements = self._counter(
-            "gradless_model_replacements_total", "Models restarted because they stopped working.", model=_MODELS
+        self.replacements = self._series(
+            Counter,
+            "gradless_model_replacements_total",
+            "Models restarted because they stopped working.",
+            model=_MODELS,
         )
-        self.loads = self._counter(
+        self.loads = self._series(
+            Counter,
             "gradless_model_loads_total",
             "Loads of models and of new versions of them, by outcome.",
             model=_MODELS,
             outcome=("ok", "failed"),
         )
-        self.cancelled = self._counter(
+        self.cancelled = self._series(
+            Counter,
             "gradless_cancelled_total",
             "Images cancelled by a disconnect or their deadline, by the stage they were in.",
             model=_MODELS,
             stage=get_args(Stage),
         )
-        self.saved_seconds = self._counter(
+        self.saved_seconds = self._series(
+            Counter,
             "gradless_saved_device_seconds_total",
             "Forward time saved by images cancelled before their forward began.",
             model=_MODELS,
         )
-        self.rejected = self._counter(
-            "gradless_rejected_total", "Refusals of requests and images, by reason.", reason=get_args(Reason)
+        self.rejected = self._series(
+            Counter, "gradless_rejected_total", "Refusals of requests and images, by reason.", reason=get_args(Reason)
         )
-        self.arm_seconds = self._gauge(
-            "gradless_forward_seconds", "Median forward time in the last comparison, by arm.", model=_MODELS, mode=ARMS
+        self.arm_seconds = self._series(
+            Gauge,
+            "gradless_forward_seconds",
+            "Median forward time in the last comparison, by arm.",
+            model=_MODELS,
+            mode=ARMS,
         )
-        self.arm_peak = self._gauge(
+        self.arm_peak = self._series(
+            Gauge,
             "gradless_forward_peak_bytes",
             "Peak bytes allocated by a forward in the last comparison, by arm.",
             model=_MODELS,
             mode=ARMS,
         )
-        self.arm_retained = self._gauge(
+        self.arm_retained = self._series(
+            Gauge,
             "gradless_forward_retained_bytes",
             "Bytes that a forward kept for a backward pass in the last comparison, by arm.",
             model=_MODELS,
@@ -198,25 +216,15 @@ class Families:
         if exemplar is not None:
             value.set_exemplar(exemplar)
 
-    def _counter(self, name: str, help_text: str, **labels: Sequence[str] | None) -> Series[Counter]:
-        return self._series(Counter, name, help_text, labels)
-
-    def _gauge(self, name: str, help_text: str, **labels: Sequence[str] | None) -> Series[Gauge]:
-        return self._series(Gauge, name, help_text, labels)
-
-    def _histogram(
-        self, name: str, help_text: str, buckets: Sequence[float] = _SECONDS, **labels: Sequence[str] | None
-    ) -> Series[Histogram]:
-        return self._series(Histogram, name, help_text, labels, buckets=buckets)
-
     def _series(
         self,
         kind: type[Family],
         name: str,
         help_text: str,
-        labels: Mapping[str, Sequence[str] | None],
-        **options: Any,
+        buckets: Sequence[float] | None = None,
+        **labels: Sequence[str] | None,
     ) -> Series[Family]:
+        options: dict[str, Any] = {} if buckets is None else {"buckets": buckets}
         family = kind(name, help_text, tuple(labels), registry=self._registry, **options)
         series = Series(family)
         known = [values for values in labels.values() if values is not None]

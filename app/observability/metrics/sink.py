@@ -8,12 +8,10 @@ from typing import get_args
 from prometheus_client import CollectorRegistry
 
 from app.http.problems import Reason, Row
+from app.observability.metrics.collectors import Processes, RuntimeCollector
 from app.observability.metrics.counts import CountsReader
 from app.observability.metrics.exposition import encode
 from app.observability.metrics.families import Families, WorkerEnd
-from app.observability.metrics.gauges import RuntimeCollector
-from app.observability.metrics.merging import add_counts
-from app.observability.metrics.processes import Processes
 from app.process.log_writer import DropReason
 from app.process.logs import dropped_lines
 from gradless.records import ARMS, Comparison
@@ -57,7 +55,7 @@ class Metrics(Telemetry):
         self.count_dropped_lines()
         with self._adding:
             for counts in self._counts.values():
-                add_counts(self._families, counts)
+                self._add(counts)
         return encode(self._registry, accept)
 
     def count_dropped_lines(self) -> None:
@@ -82,7 +80,12 @@ class Metrics(Telemetry):
         with self._adding:
             counts = self._counts.pop(pid, None)
             if counts is not None:
-                add_counts(self._families, counts)
+                self._add(counts)
+
+    def _add(self, counts: CountsReader) -> None:
+        """Add what another process has counted since the last call, so that no counter falls when it ends."""
+        for key, amount, exemplar in counts.changes():
+            self._families.add(key, amount, exemplar)
 
     def request_done(self, route: str | None, method: str, status: int, seconds: float, request_id: str | None) -> None:
         """Count a request. `request_id` becomes the exemplar, which leads from a slow bucket to a log line."""

@@ -12,7 +12,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from app.cli import app
-from models.offline.evaluation_job import EvaluationJob, Step
+from models.offline.evaluation import EvaluationJob
+from models.offline.running import Step
 
 Run = Callable[..., Result]
 

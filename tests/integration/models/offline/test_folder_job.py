@@ -18,7 +18,7 @@ from PIL import Image
 from models.interface.errors import JobError
 from models.interface.request import InferenceRequest
 from models.networks.specs import Classifier, ModelSpec
-from models.offline import files, formats, job, reading
+from models.offline import files, job, reading, tables
 from models.offline.job import FolderJob, JobRequest
 from models.offline.parts import Parts
 from models.offline.reading import Batch
@@ -263,7 +263,7 @@ def test_parts_and_row_groups_are_bounded_in_bytes(
     row_bytes = 16 * 4
     monkeypatch.setattr(Parts, "add", counted)
     monkeypatch.setattr(job, "_PART_BYTES", 4 * row_bytes)
-    monkeypatch.setattr(formats, "_GROUP_BYTES", 5 * row_bytes)
+    monkeypatch.setattr(tables, "_GROUP_BYTES", 5 * row_bytes)
     done(job_request, options)
     written = pq.ParquetFile(job_request.output)
     assert kept == [4, 4, 4]
@@ -286,7 +286,7 @@ def test_worker_processes_give_the_same_answers(job_request: JobRequest, options
     ],
 )
 def test_an_invalid_output_is_refused_before_loading(
-    job_request: JobRequest, options: ServingOptions, task: job.Task, name: str, message: str
+    job_request: JobRequest, options: ServingOptions, task: tables.Task, name: str, message: str
 ) -> None:
     (job_request.output.parent / "pictures.parquet").mkdir()
     with pytest.raises(JobError, match=message):

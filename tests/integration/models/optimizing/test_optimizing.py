@@ -18,8 +18,8 @@ from models.images.samples import draw, encode
 from models.interface.errors import DeviceUnavailableError, JobError, StartError, UnsupportedArchitectureError
 from models.loading import catalog
 from models.loading.load import load
-from models.optimizing.job import Optimization, OptimizationProgress, OptimizationRequest
-from models.optimizing.report import Report
+from models.optimizing.comparison import Report
+from models.optimizing.job import Optimization, OptimizationRequest
 from models.serving.model_instance import ServingOptions
 
 LABELS = [f"class {index}" for index in range(10)]
@@ -85,15 +85,14 @@ def images(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def optimize(source: Path, images: Path, tmp_path: Path) -> Optimize:
-    def run(method: str, progress: OptimizationProgress | None = None, **options: object) -> tuple[Report, bool]:
+    def run(method: str, on_step: Callable[[str], None] = lambda _: None, **options: object) -> tuple[Report, bool]:
         values = {"model": str(source), "output": tmp_path / "made", "ratio": 0.4, "min_agreement": 0.0} | options
         backend = values.pop("backend", "eager")
         request = OptimizationRequest(
             **values, method=method, images=images, batch_size=8, rounds=2, workers=0, max_bytes=2**20, command="test"
         )
         serving = ServingOptions(backend=backend, device="cpu", cache_folder=tmp_path / "cache")
-        quiet = OptimizationProgress(stage=lambda _: None, compared=lambda _done, _total: None)
-        return Optimization(request, serving, progress or quiet).run()
+        return Optimization(request, serving, on_step).run()
 
     return run
 
@@ -202,7 +201,7 @@ def test_an_interrupt_leaves_no_folder(optimize: Optimize, tmp_path: Path) -> No
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        optimize("bf16", OptimizationProgress(stage=interrupt, compared=lambda _done, _total: None))
+        optimize("bf16", interrupt)
     assert len(there[0]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "source"]
 

@@ -1,4 +1,4 @@
-"""models/search/features_file.py: features files are read piece by piece, and other files are refused."""
+"""FeaturesFile: features files are read piece by piece, and other files are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.interface.errors import JobError
-from models.search.features_file import FeaturesFile
+from models.search.building import FeaturesFile
 
 _METADATA = {"gradless.model": "m", "gradless.fingerprint": "f"}
 _VECTORS = pa.FixedSizeListArray.from_arrays(pa.array(np.arange(8, dtype=np.float32)), 2)

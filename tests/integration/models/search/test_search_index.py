@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from models.interface.errors import JobError, SearchIndexError
-from models.search.building import build
-from models.search.features_file import FeaturesFile
+from models.search.building import FeaturesFile, build
 from models.search.index import SearchIndex
 
 _FINGERPRINT = "0123456789abcdef"

@@ -20,8 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from app.observability.tracing import Traces
 from models.interface.errors import EmptyImageError
 from models.interface.results import Answer, Prediction
-from models.search.index import Neighbour
-from models.search.manifest import Manifest
+from models.search.index import Manifest, Neighbour
 
 pytestmark = pytest.mark.anyio
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from app.api.schemas import GradModes
 from app.reports import lens_charts
 from app.reports.lens_charts import Value
-from app.reports.lens_page import page
-from app.reports.lens_terminal import show
+from app.reports.pages import comparison_page
 from app.reports.progress import comparison_progress
+from app.reports.terminal import show_comparison
 from gradless.records import ARMS, Comparison, ComparisonOptions, Progress
 from gradless.units import in_bytes
 
@@ -29,7 +29,7 @@ def comparison(new_comparison: NewComparison) -> Comparison:
 
 def on_a_terminal(comparison: Comparison, width: int = 80) -> list[str]:
     console = Console(file=io.StringIO(), width=width, highlight=False)
-    show(GradModes.model_validate(comparison), console)
+    show_comparison(GradModes.model_validate(comparison), console)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue().splitlines()
 
@@ -95,7 +95,7 @@ def test_progress_without_a_terminal_writes_nothing() -> None:
 
 
 def test_a_page_loads_nothing(comparison: Comparison) -> None:
-    html = page(GradModes.model_validate(comparison))
+    html = comparison_page(GradModes.model_validate(comparison))
     elements = Elements(html)
     names = {tag for tag, _ in elements.tags}
     assert not names & {"script", "link", "img", "iframe", "object", "embed", "base", "form", "a"}
@@ -108,7 +108,7 @@ def test_a_page_loads_nothing(comparison: Comparison) -> None:
 
 def test_a_page_has_the_figures_of_every_arm(comparison: Comparison) -> None:
     report = GradModes.model_validate(comparison)
-    text = " ".join(Elements(page(report)).texts)
+    text = " ".join(Elements(comparison_page(report)).texts)
     for arm in report.arms:
         assert arm.arm in text
         assert in_bytes(arm.retained_bytes or 0) in text
@@ -117,12 +117,12 @@ def test_a_page_has_the_figures_of_every_arm(comparison: Comparison) -> None:
     assert "layer.0" in text
     assert "(the network itself)" in text
     # Three charts of arms, three of the sweep.
-    assert sum(tag == "figure" for tag, _ in Elements(page(report)).tags) == 6
+    assert sum(tag == "figure" for tag, _ in Elements(comparison_page(report)).tags) == 6
 
 
 def test_a_page_without_sweep_modules_or_peaks_is_complete(new_comparison: NewComparison) -> None:
     bare = replace(new_comparison("fake", ComparisonOptions(arms=("served",))), modules=(), largest_batch=None)
-    elements = Elements(page(GradModes.model_validate(bare)))
+    elements = Elements(comparison_page(GradModes.model_validate(bare)))
     assert sum(tag == "figure" for tag, _ in elements.tags) == 3
     assert "not known" in " ".join(elements.texts)
 
@@ -136,7 +136,7 @@ def test_reports_of_a_network_without_classes_or_observed_graph_are_complete(com
         for point in comparison.sweep
     )
     odd = replace(comparison, arms=(unknown, *comparison.arms[1:]), sweep=points)
-    text = " ".join(Elements(page(GradModes.model_validate(odd))).texts)
+    text = " ".join(Elements(comparison_page(GradModes.model_validate(odd))).texts)
     assert "no classes" in text
     assert "not observed" in text
     lines = on_a_terminal(odd)
@@ -146,7 +146,7 @@ def test_reports_of_a_network_without_classes_or_observed_graph_are_complete(com
 
 def test_names_of_modules_are_escaped(comparison: Comparison) -> None:
     odd = replace(comparison, modules=(replace(comparison.modules[0], module="<script>alert(1)</script>"),))
-    assert "script" not in {tag for tag, _ in Elements(page(GradModes.model_validate(odd))).tags}
+    assert "script" not in {tag for tag, _ in Elements(comparison_page(GradModes.model_validate(odd))).tags}
 
 
 def test_bars_are_proportional_and_fit_the_axis() -> None:

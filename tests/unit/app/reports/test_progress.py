@@ -36,7 +36,6 @@ def test_the_rate_excludes_an_earlier_run(monkeypatch: pytest.MonkeyPatch) -> No
     with progress.job_progress("features", 40, done=20) as course:
         now = 102.0
         course.advance(10)
-        assert course.done == 30
         assert course.per_second == 5
 
 

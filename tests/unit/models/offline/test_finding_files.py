@@ -1,4 +1,4 @@
-"""models/offline/files.py: which files a job is about, and in which order."""
+"""models/offline/files.py: the files of a job, and their order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""models/offline/evaluating.py: figures follow their definitions."""
+"""Tally: the figures follow their definitions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.offline.evaluating import ClassScore, Confusion, Tally
+from models.offline.evaluation import ClassScore, Confusion, Tally
 
 LABELS = [f"class {index}" for index in range(8)]
 

@@ -1,4 +1,4 @@
-"""models/offline/truth.py: what images show, by folder or by list, and which class of a model that is."""
+"""models/offline/truth.py: true classes from folders or from a list, resolved to classes of a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""models/offline/statistics.py: merged statistics equal NumPy's of the whole."""
+"""Moments: merged from parts, they equal NumPy's of all pixels."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
-from models.offline.statistics import Moments
+from models.offline.survey import Moments
 
 Picture = NDArray[np.uint8]
 

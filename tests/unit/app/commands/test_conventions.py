@@ -1,11 +1,11 @@
-"""app/commands/failing.py: a failing command ends with one line and a status."""
+"""app/commands/conventions.py: a failing command ends with one line and a status."""
 
 from __future__ import annotations
 
 import pytest
 import typer
 
-from app.commands.failing import FAILED, UNREADABLE, end, failures_reported
+from app.commands.conventions import FAILED, INTERRUPTED, UNREADABLE, end, failures_reported
 from models.interface.errors import JobError
 
 
@@ -33,7 +33,7 @@ def test_the_log_level_debug_adds_the_traceback(
     with pytest.raises(typer.Exit), failures_reported("out.csv"):
         raise RuntimeError("mat1 and mat2")
     output = capsys.readouterr().err
-    assert "test_failing_commands.py" in output
+    assert "test_conventions.py" in output
     assert output.endswith("gradless: RuntimeError: mat1 and mat2\n")
 
 
@@ -42,3 +42,10 @@ def test_an_exit_is_not_reported_again(capsys: pytest.CaptureFixture[str]) -> No
         end("a file is broken", UNREADABLE)
     assert ended.value.exit_code == UNREADABLE
     assert capsys.readouterr().err == "gradless: a file is broken\n"
+
+
+def test_an_interrupted_command_ends_with_130_without_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, failures_reported("out.csv"):
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == INTERRUPTED
+    assert capsys.readouterr().err == ""

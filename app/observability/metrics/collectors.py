@@ -1,18 +1,26 @@
-"""Gauges that are read from the runtime at each scrape. Reading them waits for no forward and does not synchronise the
-device."""
+"""Metrics that are read at each scrape: gauges of the runtime, and the process_* metrics of the service's processes.
+
+Reading them waits for no forward and does not synchronise the device.
+"""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
+from threading import Lock
 
+from prometheus_client import ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from models.interface.results import ModelCard
 from models.interface.runtime import Runtime
+
+# Summed over the processes; other gauges, such as the start time, are those of this process.
+_SUMMED_GAUGES = frozenset({"process_resident_memory_bytes", "process_virtual_memory_bytes", "process_open_fds"})
+_CPU = "process_cpu_seconds"
 
 
 class RuntimeCollector(Collector):
@@ -33,9 +41,8 @@ class RuntimeCollector(Collector):
         yield from self._batchers(cards)
         yield from self._models(cards)
         yield from self._device_gauges()
-        build = _gauge(
-            "gradless_build_info", "Versions; always 1.", "version", "python", "torch", "torchvision", "device"
-        )
+        labels = ("version", "python", "torch", "torchvision", "device")
+        build = _gauge("gradless_build_info", "Versions; always 1.", *labels)
         build.add_metric([*self._versions, self._device], 1)
         yield build
 
@@ -73,14 +80,8 @@ class RuntimeCollector(Collector):
         ready = _gauge("gradless_model_ready", "1 while the server answers requests.", *labels)
         load = _gauge("gradless_model_load_seconds", "Time the model took to load.", *labels)
         weights = _gauge("gradless_model_weights_bytes", "Bytes of the model's parameters and buffers.", *labels)
-        info = _gauge(
-            "gradless_model_info",
-            "Architecture, fingerprint and version; always 1.",
-            "model",
-            "architecture",
-            "fingerprint",
-            "version",
-        )
+        info_labels = ("model", "architecture", "fingerprint", "version")
+        info = _gauge("gradless_model_info", "Architecture, fingerprint and version; always 1.", *info_labels)
         is_ready = float(self._runtime.ready)
         for card in cards.values():
             values = [card.name, card.device, card.dtype, card.backend]
@@ -113,3 +114,48 @@ class RuntimeCollector(Collector):
 
 def _gauge(name: str, help_text: str, *labels: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, help_text, labels=labels)
+
+
+class Processes(Collector):
+    """Collects the metrics of this process and of those that were added.
+
+    The CPU time of a process that has ended stays in the sum, as of the last scrape.
+    """
+
+    def __init__(self) -> None:
+        self._own = ProcessCollector(registry=None)
+        self._others: dict[int, ProcessCollector] = {}
+        self._cpu_seconds: dict[int, float] = {}
+        self._cpu_seconds_ended = 0.0
+        self._lock = Lock()
+
+    def add(self, pid: int) -> None:
+        """Include another process."""
+        with self._lock:
+            self._others[pid] = ProcessCollector(pid=lambda: pid, registry=None)
+
+    def remove(self, pid: int) -> None:
+        """Exclude a process that has ended."""
+        with self._lock:
+            self._others.pop(pid, None)
+            self._cpu_seconds_ended += self._cpu_seconds.pop(pid, 0.0)
+
+    def collect(self) -> Iterable[Metric]:
+        with self._lock:
+            others = list(self._others.items())
+        # Read from /proc, so without the lock.
+        values = {pid: {metric.name: metric.samples[0].value for metric in each.collect()} for pid, each in others}
+        with self._lock:
+            for pid, of_process in values.items():
+                if pid in self._others and _CPU in of_process:
+                    self._cpu_seconds[pid] = of_process[_CPU]
+            cpu_seconds = self._cpu_seconds_ended + sum(self._cpu_seconds.values())
+        for metric in self._own.collect():
+            [sample] = metric.samples
+            value = sample.value
+            if metric.name == _CPU:
+                value += cpu_seconds
+            elif metric.name in _SUMMED_GAUGES:
+                value += sum(of_process.get(metric.name, 0.0) for of_process in values.values())
+            metric.samples = [sample._replace(value=value)]
+            yield metric

@@ -1,14 +1,23 @@
-"""Accuracy of a model on labelled images, counted incrementally in little memory."""
+"""Measure a model's accuracy on labelled images. Answers are counted as they come, in little memory."""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from models.inference.image_job import ItemOutput
+from models.loading.load import LoadedModel
+from models.offline import files, reading, truth
+from models.offline.reading import Reading
+from models.offline.running import Runner, Step
+from models.offline.truth import Truth
+from models.serving.model_instance import ServingOptions
 
 # Classes per answer, for the usual top-5 accuracy.
 TOP = 5
@@ -112,15 +121,10 @@ class Tally:
         self._bins[place] += (1, taken_for == truth, probability)
         if taken_for != truth:
             self._pairs[truth, taken_for] += 1
-            rank = int(found[0]) if len(found) else None
-            mistake = Mistake(
-                path,
-                self._labels[truth],
-                self._labels[taken_for],
-                probability,
-                None if rank is None else rank + 1,
-                None if rank is None else float(probabilities[rank]),
+            rank, truth_probability = (
+                (int(found[0]) + 1, float(probabilities[found[0]])) if len(found) else (None, None)
             )
+            mistake = Mistake(path, self._labels[truth], self._labels[taken_for], probability, rank, truth_probability)
             push = heapq.heappush if len(self._mistakes) < _MISTAKES else heapq.heappushpop
             push(self._mistakes, (probability, path, truth, mistake))
 
@@ -136,35 +140,85 @@ class Tally:
             top5=int(self._among_five.sum()) / max(images, 1),
             calibration_error=float(np.abs(self._bins[:, 1] - self._bins[:, 2]).sum()) / max(images, 1),
             classes=self._classes(),
-            confusions=[
-                Confusion(self._labels[truth], self._labels[taken], count, int(self._images[truth]))
-                for (truth, taken), count in sorted(self._pairs.items(), key=lambda pair: (-pair[1], pair[0]))[
-                    :_CONFUSIONS
-                ]
-            ],
+            confusions=self._confusions(),
             bins=[
-                Bin(
-                    number / _BINS,
-                    (number + 1) / _BINS,
-                    int(count),
-                    float(total / max(count, 1)),
-                    float(right / max(count, 1)),
-                )
-                for number, (count, right, total) in enumerate(self._bins)
+                Bin(number / _BINS, (number + 1) / _BINS, int(count), total / max(count, 1), right / max(count, 1))
+                for number, (count, right, total) in enumerate(self._bins.tolist())
             ],
             mistakes=[mistake for *_, mistake in sorted(self._mistakes, reverse=True)],
         )
 
     def _classes(self) -> list[ClassScore]:
+        counts = np.stack((self._images, self._first, self._among_five, self._taken), axis=1).tolist()
         scores = [
-            ClassScore(
-                index,
-                self._labels[index],
-                int(self._images[index]),
-                int(self._first[index]),
-                int(self._among_five[index]),
-                int(self._taken[index]),
-            )
-            for index in np.flatnonzero(self._images).tolist()
+            ClassScore(index, label, *of_class)
+            for index, (label, of_class) in enumerate(zip(self._labels, counts, strict=True))
+            if of_class[0]
         ]
         return sorted(scores, key=lambda score: (score.first / score.images, score.index))
+
+    def _confusions(self) -> list[Confusion]:
+        most = sorted(self._pairs.items(), key=lambda pair: (-pair[1], pair[0]))[:_CONFUSIONS]
+        return [
+            Confusion(self._labels[truth], self._labels[taken], count, int(self._images[truth]))
+            for (truth, taken), count in most
+        ]
+
+
+class EvaluationJob:
+    """Loads the model on construction, as the server does. Not thread-safe. `truth` are the true classes."""
+
+    truth: Truth
+
+    def __init__(
+        self,
+        folder: Path,
+        labels: Path | None,
+        options: ServingOptions,
+        *,
+        batch_size: int,
+        workers: Callable[[int], int],
+        max_bytes: int,
+        ignore_unknown: bool,
+    ) -> None:
+        """`labels` is a file of paths and labels; without it each folder in `folder` is a class.
+
+        `workers` returns the number of worker processes for a number of files. Raises StartError, including JobError.
+        """
+        named = truth.by_folder(folder) if labels is None else truth.by_list(labels, folder)
+        self._workers = workers(len(named))
+        if self._workers:
+            reading.start_fork_server()
+
+        def check(model: LoadedModel) -> None:
+            self.truth = truth.of(named, model.labels)
+            self.truth.check(ignore_unknown=ignore_unknown)
+
+        self._runner = Runner(options, batch_size=batch_size, check=check)
+        self._batch_size = batch_size
+        model = self._runner.model
+        self._reading = Reading(model.transform, options.limits, max_bytes)
+        self._tally = Tally(model.labels)
+        self._without_answer = 0
+
+    def steps(self) -> Generator[Step, None, None]:
+        """Process one batch per step. Raises JobError if a worker dies, and ForwardError."""
+        classes = self.truth.classes
+        for batch in reading.batches(list(classes), self._reading, batch_size=self._batch_size, workers=self._workers):
+            faults: list[tuple[str, str]] = []
+            for path, answer in batch.with_answers(self._runner.answer(batch.pixels, top_k=TOP)):
+                if isinstance(answer, ItemOutput) and answer.indices is not None and answer.probabilities is not None:
+                    self._tally.add(path, classes[path], answer.indices, answer.probabilities)
+                else:
+                    faults.append((files.name(path), str(answer)))
+            self._without_answer += len(faults)
+            yield Step(len(batch.paths), tuple(faults))
+
+    def evaluation(self) -> Evaluation:
+        """Return the results of the images counted so far."""
+        model = self._runner.model
+        return self._tally.evaluation(model.name, model.fingerprint, without_answer=self._without_answer)
+
+    def close(self) -> None:
+        """End the backend's threads."""
+        self._runner.close()
