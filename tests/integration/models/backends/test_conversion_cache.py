@@ -215,6 +215,30 @@ def test_of_two_processes_that_convert_at_once_one_entry_is_left_and_it_is_whole
     assert not _logged(caplog)
 
 
+def test_an_entry_is_on_disk_before_it_has_its_name(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    sync, rename = os.fsync, Path.rename
+
+    def synced(descriptor: int) -> None:
+        steps.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        moved = rename(path, target)
+        steps.append("renamed")
+        return moved
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    assert _right(model, tmp_path)
+    [entry] = tmp_path.iterdir()
+    before, after = steps[: steps.index("renamed")], steps[steps.index("renamed") :]
+    assert sorted(before) == sorted([entry.name, *(file.name for file in entry.iterdir())])
+    assert after == ["renamed", tmp_path.name]
+
+
 @pytest.fixture
 def full_disk() -> Iterator[None]:
     """Limit files to 2 KiB, which acts like a full disk."""
