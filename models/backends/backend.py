@@ -52,6 +52,7 @@ class BatchHints:
     `intra_op_threads`: threads that PyTorch may use for one operation in the thread that calls `run`. More than one
     only where PyTorch runs the forward: its idle threads spin, and take cores from the decoders.
     `memory_note`: why PyTorch cannot measure the memory that `run` takes; None where it can.
+    `retained_note`: why what autograd keeps of `run` could not be observed; None where PyTorch runs the forward.
     """
 
     max_batch_size: int
@@ -60,6 +61,7 @@ class BatchHints:
     overlap_min_size: int | None = None
     intra_op_threads: int = 1
     memory_note: str | None = None
+    retained_note: str | None = None
 
 
 class Backend(Protocol):

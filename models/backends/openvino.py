@@ -80,6 +80,7 @@ class OpenVinoBackend(Backend):
             max_in_flight=1 if streams is None else 2,
             overlap_min_size=None if streams is None else smallest_per_core,
             memory_note="OpenVINO has memory of its own",
+            retained_note="its forward runs outside PyTorch",
         )
 
     def run(self, pixels: torch.Tensor, cancel_token: CancelToken = NEVER_CANCELLED) -> FeaturesAndLogits:

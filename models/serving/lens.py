@@ -28,7 +28,6 @@ _SEED = 0
 _RANDOM_PIXELS = f"random pixels, seed {_SEED}"
 _UPLOADED_IMAGE = "the uploaded image"
 
-_NOT_PYTORCH = "its forward runs outside PyTorch"
 
 
 @dataclass(eq=False, slots=True)
@@ -216,7 +215,7 @@ def _served_arm(engine: Engine) -> Arm:
         forward=forward,
         network=engine.served_network,
         memory_note=engine.hints.memory_note,
-        retained_note=_NOT_PYTORCH if engine.model.placement.backend == "openvino" else None,
+        retained_note=engine.hints.retained_note,
     )
 
 
