@@ -29,7 +29,6 @@ _RANDOM_PIXELS = f"random pixels, seed {_SEED}"
 _UPLOADED_IMAGE = "the uploaded image"
 
 
-
 @dataclass(eq=False, slots=True)
 class _Running:
     """A running comparison. `result` is what the request waits for; `ended` is set when its thread has finished."""

@@ -50,9 +50,11 @@ def _saved() -> list[PanelBuilder]:
         ),
         number(
             "Retained while serving",
-            "Must be 0: served forwards keep nothing for a backward pass. Above 0 there is an alert.",
+            "Must be 0: served forwards keep nothing for a backward pass. Above 0 there is an alert. Of models whose "
+            "backend runs outside PyTorch, where this cannot be observed, it is the arm inference_mode.",
             "bytes",
-            f"max({_arm(_RETAINED, 'served')})",
+            # NaN, which compares with nothing, is a value that was not observed.
+            f"max({_arm(_RETAINED, 'served')} >= 0 or ignoring (mode) {_arm(_RETAINED, 'inference_mode')})",
             bad_from=1,
             width=6,
         ),
