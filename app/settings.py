@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     )
     max_decode_bytes: int = Field(
         224 * _MIB,
-        ge=16 * _MIB,
+        ge=32 * _MIB,
         le=2**40,
         description="maximum bytes of memory to decode one image, predicted from its header, and to decode all images "
         "in separate processes at once",

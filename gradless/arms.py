@@ -52,9 +52,18 @@ class Inputs:
         return Inputs(size, args, kwargs, pixels)
 
     @property
-    def nbytes(self) -> int:
+    def tensors(self) -> list[torch.Tensor]:
         leaves = tree_leaves((self.args, dict(self.kwargs), self.pixels))
-        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    def copied(self) -> Inputs:
+        """Return the same with tensors of its own."""
+        args, kwargs, pixels = tree_map_only(torch.Tensor, torch.clone, (self.args, dict(self.kwargs), self.pixels))
+        return Inputs(self.size, args, kwargs, pixels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +152,7 @@ def subject_with(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str,
     subject = Subject(
         network=network,
         device=first.device,
-        batch=inputs.resized,
+        batch=lambda size: inputs.resized(size).copied(),
         input="the inputs given",
         model=kind,
         architecture=kind,

@@ -71,33 +71,35 @@ def compare(
     options = ComparisonOptions(
         arms=arms, batch_size=size, iterations=iterations, sweep=sweep, modules=modules, seconds=seconds, force=force
     )
-    return run_comparison(subject, options, ComparisonProgress())
+    # Not in `run_comparison`: other threads of a server draw from the random states of the process.
+    with _random_states_restored():
+        return run_comparison(subject, options, ComparisonProgress())
 
 
 def run_comparison(subject: Subject, options: ComparisonOptions, progress: ComparisonProgress) -> Comparison:
     """Run one comparison in any autograd mode of the calling thread, and leave no trace of it.
 
-    inference_mode is left, because enable_grad records nothing in it. Random states are restored, and cached memory is
-    released. Raises RuntimeError while a profiler runs: the comparison's own would end it.
+    inference_mode is left, because enable_grad records nothing in it. PyTorch's random states are restored, and cached
+    memory is released. Raises RuntimeError while a profiler runs: the comparison's own would end it.
     """
     if torch._C._autograd._profiler_enabled():  # noqa: SLF001 - it has no public name
         raise RuntimeError("a profiler is running, and a comparison needs the profiler itself; end yours first")
     prepare_profiler()
     try:
-        with torch.inference_mode(False), _random_states_restored(subject.device):
+        devices = [subject.device] if subject.device.type == "cuda" else []
+        with torch.inference_mode(False), torch.random.fork_rng(devices=devices):
             return _Run(subject, options, progress).run()
     finally:
         subject.release(subject.device)
 
 
 @contextmanager
-def _random_states_restored(device: torch.device) -> Iterator[None]:
-    """Restore the random states of PyTorch, Python, and NumPy if it is loaded, which a forward may advance."""
+def _random_states_restored() -> Iterator[None]:
+    """Restore the random states of Python, and of NumPy if it is loaded, which a forward may advance."""
     python, numpy = random.getstate(), sys.modules.get("numpy")
     numpy_state = None if numpy is None else numpy.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
+        yield
     finally:
         random.setstate(python)
         if numpy is not None:

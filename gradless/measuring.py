@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -97,6 +98,11 @@ class Measuring:
     def __init__(self, subject: Subject, progress: ComparisonProgress) -> None:
         self.subject = subject
         self.progress = progress
+        # Not the global one, which other threads of a server draw from.
+        self._random = random.Random()  # noqa: S311 - an order of forwards
+        self._order: list[Arm] = []
+        # The tensors of each batch before any forward, by the batch's identity.
+        self._originals: dict[int, tuple[Inputs, list[torch.Tensor]]] = {}
 
     def examine(self, arm: Arm, inputs: Inputs, stage: ComparisonStage, *, observed: bool = True) -> Examination:
         """Run one forward and record its peak memory, its answer and, if `observed`, what it saved."""
@@ -110,6 +116,7 @@ class Measuring:
             return output
 
         self.progress.begin(stage)
+        self._restore(inputs)
         subject = self.subject
         try:
             with subject.lock, recorded_peak(subject.device, arm.memory_note, subject.reset_peak) as recording:
@@ -155,15 +162,29 @@ class Measuring:
     def round(self, arms: list[Arm], inputs: Inputs, stage: ComparisonStage, number: int) -> dict[ArmName, float]:
         """Time one forward of each arm, in seconds.
 
-        Every second round runs in the reverse order of the one before: of two arms, each is first equally often.
+        Pairs of rounds have a random order, which the second reverses: of two arms, each is first equally often, and
+        no arm always follows the same one, whose caches and threads it would inherit.
         """
-        first = number // 2 % max(1, len(arms))
-        order = [*arms[first:], *arms[:first]][:: -1 if number % 2 else 1]
-        return {arm.name: self._seconds(arm, inputs, stage) for arm in order}
+        if number % 2:
+            self._order.reverse()
+        else:
+            self._order = self._random.sample(arms, len(arms))
+        return {arm.name: self._seconds(arm, inputs, stage) for arm in self._order}
+
+    def _restore(self, inputs: Inputs) -> None:
+        """Undo what forwards have written to their inputs, so that every forward has the same ones."""
+        tensors = inputs.tensors
+        if id(inputs) not in self._originals:
+            self._originals[id(inputs)] = inputs, [tensor.clone() for tensor in tensors]
+        _, originals = self._originals[id(inputs)]
+        with torch.no_grad():
+            for tensor, original in zip(tensors, originals, strict=True):
+                tensor.copy_(original)
 
     def _seconds(self, arm: Arm, inputs: Inputs, stage: ComparisonStage) -> float:
         """Time one forward from idle device to finished output. Waiting for the lock and freeing are excluded."""
         self.progress.begin(stage)
+        self._restore(inputs)
         with self.subject.lock:
             synchronize(self.subject.device)
             started_at = perf_counter()
@@ -207,7 +228,8 @@ class Measured:
             peak_note=self.examination.peak.note,
             retained_bytes=None if self.kept is None else self.kept.bytes,
             retained_tensors=None if self.kept is None else self.kept.tensors,
-            retained_note=self.examination.note,
+            # The second forward may fail with hooks where the first did not.
+            retained_note=self.examination.note or (_NO_HOOKS if self.kept is None else None),
             output=self.examination.facts,
             backward=self.backward,
             max_abs_difference=max_abs_difference(answer, reference),

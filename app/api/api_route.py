@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, create_model
 from starlette.responses import Response
 
-from app.api.dependencies import ModelName, upload_of
+from app.api.dependencies import upload_of
 
 # Limits of an error message: parameters named, and characters of a name.
 _MAX_NAMED = 4
@@ -84,7 +84,8 @@ class ImageRoute(ApiRoute):
     """A route whose endpoint is `async (upload: ImageUpload, <query parameters>) -> a schema or a Response`.
 
     FastAPI reads the signature for the OpenAPI document. Its dependency solver would take 6 % more CPU time an image
-    with the null model (benchmarks/image_route.py). The query is validated before the body is read.
+    with the null model (benchmarks/image_route.py). Key and model are checked first, then the query, and then the
+    endpoint reads the body.
     """
 
     def _handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -93,10 +94,11 @@ class ImageRoute(ApiRoute):
         defaults = query_type()
 
         async def handle(request: Request) -> Response:
-            query = _validated(query_type, request) if request.scope["query_string"] else defaults
-            values = dict(query)
-            upload = await upload_of(request, values.pop("model"), request.headers.get("if-match"))
-            answer = await endpoint(upload, **values)
+            has_query = bool(request.scope["query_string"])
+            model = request.query_params.get("model") if has_query else None
+            upload = await upload_of(request, model, request.headers.get("if-match"))
+            query = _validated(query_type, request) if has_query else defaults
+            answer = await endpoint(upload, **dict(query))
             if isinstance(answer, Response):
                 return answer
             return Response(answer.model_dump_json(), media_type="application/json")
@@ -105,12 +107,12 @@ class ImageRoute(ApiRoute):
 
 
 def _query_type(endpoint: Callable[..., Any]) -> type[BaseModel]:
-    """Return a model of the endpoint's query parameters, and of `model`, which its upload has."""
+    """Return a model of the endpoint's query parameters."""
     parameters = inspect.signature(endpoint, eval_str=True).parameters
     fields: dict[str, Any] = {
         name: (parameter.annotation, parameter.default) for name, parameter in parameters.items() if name != "upload"
     }
-    return create_model("Query", **fields, model=(ModelName, None))
+    return create_model("Query", **fields)
 
 
 def _validated(query_type: type[BaseModel], request: Request) -> BaseModel:

@@ -99,6 +99,7 @@ class LoadShedding:
 
 
 def _requested_model(query_string: bytes) -> str | None:
-    if b"model" not in query_string:
+    # Names may be percent-encoded.
+    if not query_string:
         return None
     return dict(parse_qsl(query_string.decode("latin-1"), keep_blank_values=True)).get("model")

@@ -55,7 +55,8 @@ def compare(
 
     The GRADLESS_ settings give device, precision and backend of the served model.
 
-    Exit status: 0 compared; 1 the served model retains memory, with --fail-on-retained; 2 not compared.
+    Exit status: 0 compared; 1 the served model retains memory, with --fail-on-retained; 2 not compared;
+    130 Ctrl-C.
     """
     # Not above: the import is slow.
     from rich.console import Console  # noqa: PLC0415
@@ -204,4 +205,5 @@ def _fail_if_retained(comparison: Comparison) -> None:
                     f"gradless: what the served model keeps could not be observed: {report.retained_note}", err=True
                 )
             return
-    end(f"the served model could not be run: {comparison.left_out[-1].reason}", FAILED)
+    reason = next(each.reason for each in comparison.left_out if each.arm == "served")
+    end(f"the served model could not be run: {reason}", FAILED)

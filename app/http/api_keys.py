@@ -89,10 +89,10 @@ def read_keys(keys: str | None, file: Path | None) -> Keys:
 
 
 def _read(file: Path) -> str:
-    if not file.is_file() and file.exists() and not file.is_dir():
-        # Reading it may block or never end.
-        raise ValueError(f"{file} is a pipe or a device, not a file")
     try:
+        if not file.is_file() and file.exists() and not file.is_dir():
+            # Reading it may block or never end.
+            raise ValueError(f"{file} is a pipe or a device, not a file")
         with file.open("rb") as opened:
             text = opened.read(_MAX_FILE_BYTES + 1).decode("ascii")
     except PermissionError:

@@ -62,7 +62,7 @@ function controls() {
       "div",
       { class: "knobs" },
       knob("Batch size", html("input", { type: "number", name: "batch_size", min: 1, max: 64, value: 8, required: true })),
-      knob("Rounds", html("input", { type: "number", name: "iterations", min: 1, max: 50, value: 5, required: true })),
+      knob("Rounds", html("input", { type: "number", name: "iterations", min: 1, max: 50, value: 12, required: true })),
       knob("Sweep", html("select", { name: "sweep" }, html("option", { value: "" }, "none"), SWEEPS.map(sweepOption))),
       knob("Input", html("select", { name: "input" })),
     ),

@@ -153,8 +153,8 @@ class BoundedConnection(HttpToolsProtocol):
         if self.transport.is_closing():
             # Pipelined behind a request with `Connection: close`.
             raise _StopParsingError
-        if self._unparsed_bytes > _MAX_HEAD_BYTES and self._head_bytes() > _MAX_HEAD_BYTES:
-            # The whole head arrived in one read.
+        if self._head_bytes() > _MAX_HEAD_BYTES:
+            # The head arrived in one read, or its first part behind another request.
             self._refuse_fields()
             raise _StopParsingError
         fault = self._fault_of_head()

@@ -110,7 +110,7 @@ class _Engine:
     def load(self) -> None:
         """Load the models. Ends the process if they cannot be served."""
         # Not at the top: the HTTP side is imported and tested without torch.
-        from models.hardware.cores import available_cores  # noqa: PLC0415 - torch takes seconds to import
+        from models.hardware.cores import worker_decode_threads  # noqa: PLC0415 - torch takes seconds to import
         from models.workers.engine_server import EngineServer  # noqa: PLC0415
 
         settings, metrics, workers = self._settings, self._metrics, self._worker_count
@@ -119,7 +119,7 @@ class _Engine:
         shares = {
             "http_workers": workers,
             "max_held_bytes": max(settings.max_request_bytes, settings.max_held_bytes // workers),
-            "decode_threads": -(-(settings.decode_threads or available_cores()) // workers),
+            "decode_threads": worker_decode_threads(settings.decode_threads, workers),
         }
         self._worker_settings = settings.model_copy(update=shares)
         try:
@@ -286,9 +286,10 @@ class _Engine:
             worker_ends.callback(os.close, status_memory)
             counts_memory = create_counts()
             worker_ends.callback(os.close, counts_memory)
+            counts = CountsReader(counts_memory)
             descriptors = [messages.fileno(), connections.fileno(), status_memory, counts_memory, self._decode_memory]
             process = self._fork_server.fork(self._worker_settings, number, descriptors)
-            worker = HttpWorker(process, dispatch_socket, status, CountsReader(counts_memory))
+            worker = HttpWorker(process, dispatch_socket, status, counts)
         self._workers[number] = worker
         loop.add_reader(dispatch_socket, self._read_replies, worker)
         loop.add_reader(process.life, self._read_life, number)

@@ -186,8 +186,7 @@ def _serve(settings: Settings, number: int, descriptors: Sequence[int]) -> None:
         decode_pool = DecodePool(
             options.decode_threads or 1,
             options.limits,
-            # All workers share the memory of expensive decodes, and the cores.
-            longest_wait_s=options.deadline_s / 4 / (settings.http_workers or 1),
+            longest_wait_s=options.longest_decode_wait_s(settings.http_workers or 1),
             memory=DecodeMemory(options.limits.max_decode_bytes, decode_memory),
         )
         runtime = WorkerRuntime(number, socket.socket(fileno=messages), options, decode_pool, telemetry, give_up)

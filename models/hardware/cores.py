@@ -38,6 +38,14 @@ def decode_threads() -> int:
     return min(available_cores(), _MOST_DECODE_THREADS)
 
 
+def worker_decode_threads(total: int | None, workers: int) -> int:
+    """Return each HTTP worker's share of `total` decode threads; None is one a core, and no more than one process would
+    have."""
+    if total is not None:
+        return -(-total // workers)
+    return min(decode_threads(), -(-available_cores() // workers))
+
+
 def http_workers(device: str) -> int:
     """Return the default number of HTTP workers: three quarters of the cores for a GPU, which one process does not keep
     busy; 0 on a CPU, where forwards need the cores. H100, 16 cores: 687 images/s without, 2911 with 12 workers.

@@ -30,7 +30,7 @@ from models.interface.request import NEVER_CANCELLED, CancelToken, ImageLimits
 # quarter of the memory. The lower bound is enough for a JPEG of 48 megapixels at a reduced size.
 _THREAD_SECONDS = 1 / 8
 _THREADS_BYTES = 1 / 4
-_LEAST_THREAD_BYTES = 20 * 2**20
+_LEAST_THREAD_BYTES = 24 * 2**20
 _MOST_THREAD_BYTES = 48 * 2**20
 # Resident memory of an idle decoder process, in bytes.
 _PROCESS_BYTES = 38_000_000

@@ -146,6 +146,8 @@ class DecoderProcess:
                 if not len(strip):
                     raise ValueError("the decoder answered with an empty strip")
                 rows -= len(strip)
+                # Otherwise it would be in memory beside the strip until the next one.
+                del received
             yield strip
 
     @contextmanager

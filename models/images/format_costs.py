@@ -75,8 +75,8 @@ def jpeg(encoded: bytes, enough: int) -> Picture:
         layout.height,
         ns,
         # Four bytes a pixel in Pillow. libjpeg-turbo writes an array of three, which a decoder process copies to its
-        # parent as a whole.
-        coefficient_bytes + 6 * output,
+        # parent as a whole. Without `enough` there is no such process.
+        coefficient_bytes + (6 if enough else 4) * output,
         ordinary=layout.plain and not layout.arithmetic,
         output_pixels=output,
         thread_decoder_bytes=coefficient_bytes + 3 * output,
@@ -125,11 +125,12 @@ def png(encoded: bytes, _enough: int) -> Picture:
 
 
 # Nanoseconds of libwebp, and bytes for each pixel: ARGB of the frame, the canvas, the previous canvas, its copy for
-# Python, and Pillow's image. A lossless file may have tables for every few pixels, which its header does not state; the
-# limits of a decoder process bound it.
+# Python, and Pillow's image; less for a file of one lossy frame alone. A lossless file may have tables for every few
+# pixels, which its header does not state; the limits of a decoder process bound it.
 _NS_WEBP_PIXEL = 45.0
 _NS_WEBP_BYTE = 70.0
 _WEBP_BYTES = 16
+_WEBP_LOSSY_BYTES = 14
 _WEBP_SIZE_BITS = 0x3FFF
 _WEBP_EXTENDED_HEADER = 30
 _MOST_WEBP_CHUNKS = 16
@@ -154,7 +155,7 @@ def webp(encoded: bytes, _enough: int) -> Picture:
         width,
         height,
         pixels * _NS_WEBP_PIXEL + len(encoded) * _NS_WEBP_BYTE,
-        pixels * _WEBP_BYTES,
+        pixels * (_WEBP_LOSSY_BYTES if encoded[12:16] == b"VP8 " else _WEBP_BYTES),
         ordinary=kind == b"VP8 ",
     )
 

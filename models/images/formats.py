@@ -113,10 +113,10 @@ class DecodeCost(NamedTuple):
     ordinary: bool
 
 
-def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> DecodeCost:
+def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = None, whole: bool = False) -> DecodeCost:
     """Return an upper bound for the cost of decode.decode_strips(encoded, limits, enough=enough) and
-    Transform.shape_strips, or without `enough` of decode.decode_pixels(encoded, limits). Takes microseconds, and about
-    1 ms per MB for a JPEG of several scans, which has to be searched to its end.
+    Transform.shape_strips; if `whole` or without `enough`, of decode.decode_pixels. Takes microseconds, and about 1 ms
+    per MB for a JPEG of several scans, which has to be searched to its end.
 
     Raises EmptyImageError, UnsupportedFormatError, UndecodableImageError, TooManyPixelsError, TooElongatedError, and
     TooCostlyError if the cost is above `limits`.
@@ -128,8 +128,8 @@ def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
         raise UndecodableImageError(image_format.name, "its header is damaged") from error
     check_size(picture.width, picture.height, limits)
     pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
-    # What is kept of the strips: the whole picture, or its rows after resizing.
-    kept_pixels = pixels if enough is None else max(picture.width, picture.height) * enough / 2
+    # What is kept of the strips: the whole picture, or its rows after resizing, and a copy for orientation.
+    kept_pixels = pixels if whole or enough is None else max(picture.width, picture.height) * enough
     other_bytes = min(_STRIP_BYTES, 16 * pixels) + _RGB_BYTES * kept_pixels + _LEAST_BYTES
     memory_bytes = int(picture.decoder_bytes + other_bytes)
     cost = DecodeCost(

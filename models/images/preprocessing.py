@@ -21,7 +21,7 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
 
     `enough` as in models.images.decode.decode_pixels. Raises ImageError, TooCostlyError before any decode.
     """
-    predict_cost(encoded, limits, enough=enough)
+    predict_cost(encoded, limits, enough=enough, whole=True)
     return to_tensor(decode_pixels(encoded, limits, enough=enough))
 
 

@@ -47,6 +47,8 @@ class JobIdentity:
     max_image_bytes: int
     max_image_pixels: int
     max_aspect_ratio: int
+    max_decode_seconds: float
+    max_decode_bytes: int
     files: int
     files_digest: str
 
@@ -63,6 +65,8 @@ class JobIdentity:
             reading.max_bytes,
             limits.max_pixels,
             limits.max_aspect_ratio,
+            limits.max_decode_seconds,
+            limits.max_decode_bytes,
             len(files),
             cls.digest(files),
         )

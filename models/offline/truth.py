@@ -37,6 +37,8 @@ class Truth:
 
 def by_folder(folder: Path) -> dict[str, str]:
     """Map each file to the name of the folder in `folder` that contains it. Raises JobError."""
+    if not folder.is_dir():
+        raise JobError(f"{folder} is no folder")
     found: dict[str, str] = {}
     for file in files.find([folder]):
         inside = Path(file).relative_to(folder).parts

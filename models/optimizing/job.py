@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -212,7 +212,8 @@ def _versions() -> Mapping[str, str]:
 @contextmanager
 def _unfinished(output: Path) -> Iterator[Path]:
     """Create a temporary folder next to `output`; remove it at the end unless it was renamed."""
-    folder = output.with_name(f".{output.name}.{os.getpid()}")
+    # Not named by the process id, which is 1 in every container.
+    folder = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
     folder.mkdir()
     try:
         yield folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -136,8 +136,10 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """Create a temporary folder next to `folder`; rename it to `folder` if the block succeeds, else remove it."""
     if folder.exists() and not is_index(folder):
         raise JobError(f"{folder} exists and is no search index: choose another folder")
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    # Not named by the process id, which is 1 in every container.
+    unique = secrets.token_hex(4)
+    new = folder.with_name(f".{folder.name}.{unique}.new")
+    old = folder.with_name(f".{folder.name}.{unique}.old")
     new.mkdir()
     try:
         yield new

@@ -77,6 +77,11 @@ class ServingOptions:
         """Seconds after which a decode is considered hung. Never less than the deadline, up to which clients wait."""
         return max(self.deadline_s, self.forward_timeout_s)
 
+    def longest_decode_wait_s(self, processes: int = 1) -> float:
+        """Return the predicted seconds of expensive decodes that may wait in one of so many processes, which share
+        cores and memory. The images of one request that are in a decode pool at once always have room."""
+        return max(self.deadline_s / 4 / processes, 2 * self.limits.max_decode_seconds)
+
 
 class RemoteAdmission(Protocol):
     """Admits images in other processes, the HTTP workers, instead of this one."""

@@ -53,7 +53,9 @@ class LocalRuntime(Runtime):
         memory.retain_freed_pages()
         prepare_profiler()
         self._decode_pool = DecodePool(
-            options.decode_threads or cores.decode_threads(), options.limits, longest_wait_s=options.deadline_s / 4
+            options.decode_threads or cores.decode_threads(),
+            options.limits,
+            longest_wait_s=options.longest_decode_wait_s(),
         )
         self._context = ServingContext(
             options=options,

@@ -6,24 +6,27 @@ The kernel keeps each message of a SOCK_SEQPACKET socket whole. Why not multipro
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import os
 import pickle
 import socket
+import struct
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import wait
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 _log = logging.getLogger(__name__)
 
 # Room for a message about each slot of a worker. The kernel may grant less.
 _BUFFER_BYTES = 1 << 20
-# A longer message is sent as a file, because a socket takes no message above the size of its buffer.
+# A longer message is sent in several packets, because a socket takes none above the size of its buffer.
 _PACKET_BYTES = 1 << 15
-_IN_FILE = b"file"
+# Before each packet: the number of its message, and whether more of it follows.
+_HEAD = struct.Struct("<I?")
+_numbers = itertools.count()
 # Linux sends no more with one message (SCM_MAX_FD).
 _MAX_DESCRIPTORS = 253
 # Messages that one callback of the event loop reads, at most.
@@ -33,8 +36,6 @@ _READ_AT_ONCE = 64
 class _Packet(NamedTuple):
     payload: bytes
     descriptors: Sequence[int]
-    # Open until the packet is sent.
-    file: BinaryIO | None = None
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
@@ -65,6 +66,8 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         # Messages that found the socket full. Only the event loop removes them.
         self._unsent: deque[_Packet] = deque()
+        # Messages of which more follows, with their descriptors, by number.
+        self._begun: dict[int, tuple[bytearray, list[int]]] = {}
         self._open = True
         self._loop.add_reader(end, self._receive)
         # Not in `close`: another file could get its number while a thread is about to send.
@@ -73,12 +76,12 @@ class Channel:
     def send(self, message: object, descriptors: Sequence[int] = ()) -> None:
         """Send a message from any thread, without blocking. A thread's messages arrive in order. `descriptors` stay the
         sender's, and open until `close`. Does nothing if either end is closed."""
-        packet = _packet(message, descriptors)
-        if self._unsent or not self._sent(packet):
-            self._unsent.append(packet)
-            # A loop that has ended sends no more.
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._send_waiting)
+        for packet in _packets(message, descriptors):
+            if self._unsent or not self._sent(packet):
+                self._unsent.append(packet)
+                # A loop that has ended sends no more.
+                with suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(self._send_waiting)
 
     def wait(self) -> None:
         """Block until something arrives, and process it. For a process that serves nothing yet."""
@@ -93,9 +96,7 @@ class Channel:
             self._loop.remove_writer(self._socket)
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
-            # They do not arrive; this closes their files.
-            while self._unsent:
-                self._sent(self._unsent.popleft())
+            self._unsent.clear()
 
     def _sent(self, packet: _Packet) -> bool:
         """Return False if the socket has no room."""
@@ -110,8 +111,6 @@ class Channel:
             # The other end is closed. Shut down this one, so that its reader sees the end as well.
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
-        if packet.file is not None:
-            packet.file.close()
         return True
 
     def _send_waiting(self) -> None:
@@ -127,7 +126,7 @@ class Channel:
     def _receive(self) -> None:
         for _ in range(_READ_AT_ONCE):
             try:
-                payload, descriptors, _, _ = socket.recv_fds(self._socket, _PACKET_BYTES, _MAX_DESCRIPTORS)
+                payload, descriptors, _, _ = socket.recv_fds(self._socket, _HEAD.size + _PACKET_BYTES, _MAX_DESCRIPTORS)
             except BlockingIOError:
                 return
             except OSError:
@@ -136,12 +135,25 @@ class Channel:
                 self._end(None)
                 return
             try:
-                self._on_message(_message(payload, descriptors), descriptors)
+                self._received(payload, descriptors)
             except Exception as error:  # noqa: BLE001 - any error ends this channel, and no other
                 _log.exception("a message from another process cannot be processed")
                 self._end(error)
             if not self._open:
                 return
+
+    def _received(self, packet: bytes, descriptors: list[int]) -> None:
+        number, more = _HEAD.unpack_from(packet)
+        payload: bytes | bytearray = packet[_HEAD.size :]
+        if more or number in self._begun:
+            payload, first = self._begun.setdefault(number, (bytearray(), descriptors))
+            payload += packet[_HEAD.size :]
+            if more:
+                return
+            del self._begun[number]
+            descriptors = first
+        # Only processes of this service send.
+        self._on_message(pickle.loads(payload), descriptors)  # noqa: S301
 
     def _end(self, error: Exception | None) -> None:
         if self._open:
@@ -149,22 +161,11 @@ class Channel:
             self._on_end(error)
 
 
-def _packet(message: object, descriptors: Sequence[int]) -> _Packet:
+def _packets(message: object, descriptors: Sequence[int]) -> Iterator[_Packet]:
+    """Yield the packets of a message, the descriptors with the first one."""
     payload = pickle.dumps(message)
-    if len(payload) <= _PACKET_BYTES:
-        return _Packet(payload, descriptors)
-    file = open(os.memfd_create("gradless-message"), "w+b")  # noqa: PTH123, SIM115 - a descriptor, closed once sent
-    file.write(payload)
-    file.seek(0)
-    return _Packet(_IN_FILE, [file.fileno(), *descriptors], file)
-
-
-def _message(payload: bytes, descriptors: list[int]) -> Any:
-    """Return the message of a packet, and remove its file from `descriptors`. Only processes of this service send."""
-    if payload != _IN_FILE:
-        return pickle.loads(payload)  # noqa: S301
-    if not descriptors:
-        # The kernel drops descriptors that would exceed the limit of open files.
-        raise OSError("a message did not arrive; this process may have too many open files")
-    with open(descriptors.pop(0), "rb") as file:  # noqa: PTH123 - a descriptor
-        return pickle.load(file)  # noqa: S301
+    number = next(_numbers) & 0xFFFFFFFF
+    for start in range(0, len(payload), _PACKET_BYTES):
+        more = start + _PACKET_BYTES < len(payload)
+        piece = payload if len(payload) <= _PACKET_BYTES else payload[start : start + _PACKET_BYTES]
+        yield _Packet(_HEAD.pack(number, more) + piece, () if start else descriptors)

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise, permutations
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import nn
 
 from gradless import compare, memory
-from gradless.arms import Arm
-from gradless.measuring import Measuring
-from gradless.records import ArmName, ArmReport, Comparison
+from gradless.arms import Arm, subject_with
+from gradless.comparison import run_comparison
+from gradless.measuring import ComparisonProgress, Measuring
+from gradless.records import ArmName, ArmReport, Comparison, ComparisonOptions
 from gradless.retained import saved_by
 
 pytestmark = pytest.mark.usefixtures("one_core")
@@ -342,3 +344,36 @@ def test_of_two_arms_each_is_first_in_half_of_the_rounds(monkeypatch: pytest.Mon
 
 def test_eval_mode_alone_is_said_to_keep_the_graph() -> None:
     assert said(compared(linear()), "eval() alone does not keep autograd from recording")
+
+
+def test_a_comparison_in_a_server_does_not_rewind_the_random_state_of_other_threads() -> None:
+    drawn: list[float] = []
+
+    def forward(self: Any, rows: torch.Tensor) -> torch.Tensor:
+        drawn.append(random.random())  # noqa: S311 - as a request's id in another thread
+        return self.layer(rows)
+
+    subject, size = subject_with(Custom(forward, layer=linear()).eval(), (ROWS,), {})
+    run_comparison(subject, ComparisonOptions(arms=("grad",), batch_size=size, iterations=1), ComparisonProgress())
+    assert random.random() not in drawn  # noqa: S311
+
+
+def test_every_forward_has_the_same_input_although_the_network_writes_to_it() -> None:
+    comparison = compared(Custom(lambda self, rows: self.layer(rows.mul_(0.5)), layer=linear()), ROWS.clone())
+    assert {report.max_abs_difference for report in comparison.arms if report.arm != "train"} == {0.0}
+
+
+def test_each_arm_runs_directly_after_every_other_one() -> None:
+    order: list[str] = []
+
+    def arm(name: Any) -> Arm:
+        return Arm(name=name, forward=lambda _: order.append(name), network=None)
+
+    subject, size = subject_with(linear(), (ROWS,), {})
+    names = ("grad", "no_grad", "inference_mode", "frozen")
+    measuring, arms = Measuring(subject, ComparisonProgress()), [arm(name) for name in names]
+    for number in range(200):
+        measuring.round(arms, subject.batch(size), "timing", number)
+    rounds = [order[start : start + 4] for start in range(0, len(order), 4)]
+    assert all(second == first[::-1] for first, second in zip(rounds[::2], rounds[1::2], strict=True))
+    assert {pair for each in rounds for pair in pairwise(each)} == set(permutations(names, 2))

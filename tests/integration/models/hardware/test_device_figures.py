@@ -11,7 +11,7 @@ import torch
 
 from gradless import memory as lens_memory
 from gradless.memory import recorded_peak
-from models.hardware import memory, placement
+from models.hardware import cores, memory, placement
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda:0")
@@ -162,3 +162,11 @@ def test_unavailable_utilization_is_none(monkeypatch: pytest.MonkeyPatch, error:
 def test_a_cpu_has_no_utilization(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cuda, "utilization")
     assert placement.utilization(CPU) is None
+
+
+@pytest.mark.parametrize(("total", "workers", "each"), [(None, 1, 8), (None, 12, 2), (6, 4, 2), (32, 2, 16)], ids=str)
+def test_http_workers_share_the_decode_threads(
+    monkeypatch: pytest.MonkeyPatch, total: int | None, workers: int, each: int
+) -> None:
+    monkeypatch.setattr(cores, "available_cores", lambda: 16)
+    assert cores.worker_decode_threads(total, workers) == each

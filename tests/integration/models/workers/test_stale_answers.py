@@ -347,7 +347,7 @@ async def test_a_worker_that_cannot_read_its_answers_ends_and_fails_its_requests
         requests = [_predict(worker, clock_png) for _ in range(3)]
         submitted = [await engine.submitted() for _ in requests]
         engine.send(engine.answer(submitted[0], 1.0))
-        engine.channel._socket.send(b"abc")  # noqa: SLF001 - no pickle
+        engine.channel._socket.send(bytes(5) + b"abc")  # noqa: SLF001 - a packet without a pickle
         engine.send(engine.answer(submitted[1], 2.0))
 
         ends = await asyncio.gather(*requests, return_exceptions=True)

@@ -261,7 +261,9 @@ async def test_a_model_below_capacity_answers_while_another_is_at_capacity(liste
             (await listening.client.post("/v1/classify", params=params, content=b"image")).status_code
             for params in ({}, {"model": "full"}, {"model": "free"})
         ]
+        encoded = await listening.client.post("/v1/classify?%6Dodel=free", content=b"image")
     assert statuses == [429, 429, 200]
+    assert encoded.status_code == 200
 
 
 async def test_multipart_bodies_are_passed_to_the_application(

@@ -244,6 +244,12 @@ async def test_refusals_without_a_key_are_counted(serve: Serve) -> None:
     assert 'gradless_rejected_total{reason="auth"} 2.0' in exposition
 
 
+async def test_a_request_without_a_key_learns_nothing_of_its_parameters(serve: Serve) -> None:
+    async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
+        refused = await send(client, "POST", "/v1/classify?top_k=0", {})
+    assert refused.status_code == 401
+
+
 async def test_keys_never_appear_in_logs_responses_or_settings(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     async with serve({}, client_address=ELSEWHERE, api_keys=KEYS) as client:
@@ -303,6 +309,18 @@ def test_an_unreadable_file_of_keys_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setenv("GRADLESS_API_KEYS", KEY)
     with pytest.raises(SettingsError, match="are both set; set one of them"):
+        load_settings()
+
+
+def test_a_file_of_keys_in_a_folder_of_another_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: Path) -> bool:
+        raise PermissionError
+
+    monkeypatch.setenv("GRADLESS_API_KEYS_FILE", "/of-another-user/keys")
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(
+        SettingsError, match="GRADLESS_API_KEYS_FILE: /of-another-user/keys is not readable by this user"
+    ):
         load_settings()
 
 

@@ -87,6 +87,12 @@ async def test_the_duration_of_a_later_head_does_not_include_earlier_requests(li
     assert seconds < (perf_counter() - began_at) / 2
 
 
+async def test_a_head_that_began_behind_another_request_has_the_same_limit(listen: Listen) -> None:
+    begun = REQUEST + b"GET / HTTP/1.1\r\nhost: here\r\nx-long: " + b"x" * 50_000
+    [(status, _)] = await refusals(listen, begun, b"\r\n\r\n", answers=1)
+    assert status == 431
+
+
 async def test_a_request_with_a_malformed_body_reports_itself(listen: Listen) -> None:
     assert await refusals(listen, BEGUN + b"no length\r\n") == [(400, None)]
 

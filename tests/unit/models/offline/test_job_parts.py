@@ -24,6 +24,8 @@ IDENTITY = JobIdentity(
     max_image_bytes=100,
     max_image_pixels=100,
     max_aspect_ratio=50,
+    max_decode_seconds=1,
+    max_decode_bytes=100,
     files=9,
     files_digest="f" * 16,
 )

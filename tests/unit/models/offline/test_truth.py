@@ -28,6 +28,12 @@ def test_each_folder_is_a_class_with_all_files_below(folder: Path) -> None:
     }
 
 
+def test_a_file_is_no_folder_of_classes(folder: Path) -> None:
+    file = next(path for path in folder.rglob("*") if path.is_file())
+    with pytest.raises(JobError, match="is no folder"):
+        truth.by_folder(file)
+
+
 def test_an_image_outside_of_a_folder_of_a_class_is_an_error(folder: Path) -> None:
     (folder / "d.jpg").touch()
     with pytest.raises(JobError, match=r"d\.jpg is in no folder of a class"):
