@@ -68,8 +68,11 @@ def kill_when_ordered() -> None:
     """Raise SystemExit in the batcher's thread from outside."""
     while ORDER.read_text() != "die":
         time.sleep(POLL_S)
-    [batcher] = [thread for thread in threading.enumerate() if thread.name == "batcher-null"]
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(batcher.ident or 0), ctypes.py_object(SystemExit))
+    # A batch that is running would fail with the exception, and the thread would go on.
+    while batchers := [thread for thread in threading.enumerate() if thread.name == "batcher-null"]:
+        for batcher in batchers:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(batcher.ident or 0), ctypes.py_object(SystemExit))
+        time.sleep(POLL_S)
 
 
 memory._CGROUPS, memory._OWN_CGROUPS = CONTROL_GROUPS, CONTROL_GROUPS / "own"  # noqa: SLF001
