@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
+from app.api.contracts.contract_route import UnknownPath
 from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
 from app.api.inference import IMAGE_ENDPOINTS
@@ -27,6 +28,7 @@ from app.api.load_shedding import LoadShedding
 from app.api.middleware import HeadAsGet, HostCheck
 from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
 from app.api.routers import images, lens, operation, pages, search
+from app.http.contract import TENSORS_AT
 from app.http.hosts import AllowedHosts, allowed_hosts, trusted_hosts
 from app.observability.metrics import Metrics, SharedExposition
 from app.observability.request_log import RequestLog
@@ -117,17 +119,23 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
+    # Adapters of other protocols come first: POST /v1/models/{name} would take their paths for names.
     routers = (images.router, search.router, operation.models, operation.probes, lens.router, pages.router)
-    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    routes = [
+        route
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute) and not isinstance(route, UnknownPath)
+    ]
     # Middleware added last runs first.
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Server-Timing"],
+            allow_methods=["GET", "POST", "PUT"],
+            allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID", TENSORS_AT],
+            expose_headers=["X-Request-ID", "Server-Timing", TENSORS_AT],
         )
     hosts = AllowedHosts(allowed_hosts(settings.allowed_hosts, settings.host))
     app.add_middleware(HostCheck, hosts=hosts)

@@ -82,7 +82,8 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
     models: Annotated[_Names, AfterValidator(_non_empty_and_distinct)] = Field(
-        ("efficientnet_lite0",), description="models to serve, comma-separated; the first is the default"
+        ("efficientnet_lite0",),
+        description="models to serve, comma-separated; the first is the default; NAME=SOURCE sets the name",
     )
     models_folder: Path | None = Field(
         None, description="folder whose subfolders are models that can be loaded by name at runtime"

@@ -57,12 +57,17 @@ def parts_of(request: Request) -> Parts:
     return cast(Parts, request.app.state.parts)
 
 
-# Coroutines although they never wait: FastAPI runs plain functions in a thread pool.
-async def _runtime(request: Request) -> Runtime:
+def runtime_of(request: Request) -> Runtime:
+    """Return the runtime. Raises DrainingError before the start and after the end of the application."""
     runtime = parts_of(request).runtime
     if runtime is None:
         raise DrainingError
     return runtime
+
+
+# Coroutines although they never wait: FastAPI runs plain functions in a thread pool.
+async def _runtime(request: Request) -> Runtime:
+    return runtime_of(request)
 
 
 TheRuntime = Annotated[Runtime, Depends(_runtime)]
@@ -116,9 +121,7 @@ async def upload_of(request: Request, model: ModelName = None, if_match: Pinned 
     """
     parts = parts_of(request)
     authorize(request, parts.keys, "inference", parts.trusted_hosts)
-    runtime = parts.runtime
-    if runtime is None:
-        raise DrainingError
+    runtime = runtime_of(request)
     card = card_named(runtime, model)
     if runtime.draining:
         raise DrainingError

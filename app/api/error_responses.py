@@ -1,4 +1,5 @@
-"""Map exceptions to problems (RFC 9457): the exception handlers of the application, and what the routers share."""
+"""Map exceptions to problems (RFC 9457), or to the errors of another protocol: the exception handlers of the
+application, and what the routers share."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from app.http.problems import (
     INVALID_PARAMETER,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
+    FaultyImageError,
     Problem,
     RequestError,
     Row,
     problem,
     problem_headers,
     problem_json,
-    problem_response,
     row_of,
 )
 from app.observability.metrics import Metrics
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
     """Register exception handlers that answer with problems and count refusals. `routes` are all routes of `app`."""
 
+    @app.exception_handler(FaultyImageError)
     @app.exception_handler(GradlessError)
     @app.exception_handler(RequestError)
     async def on_error(request: Request, error: Exception) -> Response:
@@ -92,8 +94,9 @@ def image_problem(metrics: Metrics, error: ImageError) -> Problem:
 
 
 def request_problem(request: Request, row: Row, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the problem as the response to `request` and record it. It closes the connection if that is cheaper than
-    reading the rest of the body, which the server must do before the next request."""
+    """Return the problem as the response to `request`, in the form of its protocol, and record it. It closes the
+    connection if that is cheaper than reading the rest of the body, which the server must do before the next request.
+    """
     record = record_of(request.scope)
     record.problem = row.slug
     if not record.body_read:
@@ -101,7 +104,7 @@ def request_problem(request: Request, row: Row, detail: str, headers: Mapping[st
         short = body_is_short(stated.get("content-length"), chunked="transfer-encoding" in stated)
         if row.status in _BODY_REFUSED or not short:
             headers = {**(headers or {}), "connection": "close"}
-    return problem_response(row, detail, record.request_id, headers)
+    return record.contract.error_response(row, detail, record.request_id, headers)
 
 
 def body_is_short(declared_length: str | bytes | None, *, chunked: bool) -> bool:

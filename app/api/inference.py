@@ -17,7 +17,7 @@ from app.observability.request_record import record_of
 from models.images.formats import TITLES
 from models.interface import errors
 from models.interface.errors import ImageError, ImageTooLargeError, NoClassesError
-from models.interface.request import InferenceRequest
+from models.interface.request import Image, InferenceRequest
 from models.interface.results import Answer, Prediction
 from models.interface.telemetry import Task
 
@@ -73,12 +73,7 @@ async def infer(upload: Upload, request: InferenceRequest) -> Answer:
     Raises the errors of read_images, the ImageError of an image that was sent alone, and what Runtime.predict raises.
     """
     sent = await read_images(upload.request, parts_of(upload.request).settings)
-    record = record_of(upload.request.scope)
-    record.start_inference(upload.model.name, request.task, len(sent))
-    answer = await _predict(upload, sent, request)
-    record.model = answer.model
-    upload.check_answer_of(answer.fingerprint)
-    record.add_results([result for result in answer.results if isinstance(result, Prediction)])
+    answer = await infer_images(upload, sent, request)
     if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
         fault = answer.results[0]
         try:
@@ -97,9 +92,23 @@ def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction]
     ]
 
 
-async def _predict(upload: Upload, sent: Sequence[bytes | ImageTooLargeError], request: InferenceRequest) -> Answer:
+async def infer_images(upload: Upload, sent: Sequence[Image | ImageTooLargeError], request: InferenceRequest) -> Answer:
+    """Answer `request` with the images `sent`, whose body has been read. Each has its result or its ImageError.
+
+    Raises FingerprintMismatchError, ClientDisconnectedError, and what Runtime.predict raises.
+    """
+    record = record_of(upload.request.scope)
+    record.start_inference(upload.model.name, request.task, len(sent))
+    answer = await _predict(upload, sent, request)
+    record.model = answer.model
+    upload.check_answer_of(answer.fingerprint)
+    record.add_results([result for result in answer.results if isinstance(result, Prediction)])
+    return answer
+
+
+async def _predict(upload: Upload, sent: Sequence[Image | ImageTooLargeError], request: InferenceRequest) -> Answer:
     """Return the runtime's answer, with the errors of images that are too large in their places."""
-    images = [image for image in sent if isinstance(image, bytes)]
+    images = [image for image in sent if not isinstance(image, ImageTooLargeError)]
     too_large = len(sent) - len(images)
     if too_large:
         upload.metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
@@ -114,4 +123,5 @@ async def _predict(upload: Upload, sent: Sequence[bytes | ImageTooLargeError], r
     if not too_large:
         return answer
     results = iter(answer.results)
-    return replace(answer, results=[next(results) if isinstance(image, bytes) else image for image in sent])
+    in_order = [image if isinstance(image, ImageTooLargeError) else next(results) for image in sent]
+    return replace(answer, results=in_order)

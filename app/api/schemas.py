@@ -89,6 +89,8 @@ class ModelDescription(Schema):
     parameters: int
     weight_bytes: int
     input_size: int = Field(description="side of the network's input in pixels")
+    mean: list[float] = Field(description="of the network's normalization, for each RGB channel on the scale 0..1")
+    std: list[float] = Field(description="as `mean`")
     classes: int = Field(ge=0, description="0 for a network without a classifier")
     feature_dimensions: int
     feature_shape: list[int] = Field(description="shape of one image's features; three numbers for a feature map")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from models.interface import errors
-from models.interface.errors import AtCapacityError
+from models.interface.errors import AtCapacityError, ImageError
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -85,8 +85,29 @@ class TooManyImagesError(RequestError):
 
 
 class NoImagesError(RequestError):
-    def __init__(self) -> None:
-        super().__init__("The multipart body contains no file.")
+    def __init__(self, message: str = "The multipart body contains no file.") -> None:
+        super().__init__(message)
+
+
+class InvalidInputError(RequestError):
+    """The body is not what the protocol expects. `parameter` is the key that is at fault, if it is one."""
+
+    def __init__(self, message: str, parameter: str | None = None) -> None:
+        super().__init__(message)
+        self.parameter = parameter
+
+
+class UnknownVersionError(RequestError):
+    def __init__(self, model: str, version: str, served: int) -> None:
+        super().__init__(f"{model} has no version {version[:100]!r} here; 1 is always the served one, now {served}.")
+
+
+class FaultyImageError(Exception):
+    """A request is refused as a whole for the fault of one image. `item` says which one."""
+
+    def __init__(self, item: str, fault: ImageError) -> None:
+        super().__init__(f"{item}: {fault}")
+        self.fault = fault
 
 
 class ClientDisconnectedError(RequestError):
@@ -158,6 +179,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.TooManyPixelsError: Row(422, "too-many-pixels", "The image has too many pixels", "too_many_pixels"),
     errors.TooElongatedError: Row(422, "too-elongated", "The aspect ratio of the image is too high", "bad_image"),
     errors.TooCostlyError: Row(422, "too-costly", "The image is too expensive to decode", "too_costly"),
+    errors.UnfitPixelsError: Row(422, "unfit-pixels", "The pixels do not fit the network", "bad_image"),
     errors.NotFiniteError: Row(422, "not-finite", "The model output for this image is not finite", "bad_image"),
     errors.OverloadedError: Row(429, "overloaded", "The service is at capacity", "queue_full"),
     errors.DecodersBusyError: Row(429, "decoders-busy", "Too many expensive images are waiting", "queue_full"),
@@ -168,6 +190,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.ModelGoneError: Row(503, "model-gone", "The model was replaced or unloaded", "model_down"),
     errors.OutOfMemoryError: Row(503, "out-of-memory", "The device is out of memory", "out_of_memory"),
     errors.UnknownModelError: Row(404, "unknown-model", "No such model is served"),
+    UnknownVersionError: Row(404, "unknown-version", "No such version of the model is served"),
     errors.NoClassesError: Row(422, "no-classes", "The model has no classes"),
     errors.ModelNotLoadedError: Row(422, "model-not-loaded", "The model cannot be loaded"),
     errors.NoRoomError: Row(503, "no-room", "There is not enough memory for another model"),
@@ -186,6 +209,7 @@ TABLE: dict[type[Exception], Row] = {
     ),
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
+    InvalidInputError: Row(400, "invalid-input", "The body is not what is expected"),
     ClientDisconnectedError: Row(CLIENT_GONE_STATUS, "client-disconnected", "The client disconnected"),
     UnauthorizedError: Row(401, "unauthorized", "An API key is needed", "auth"),
     ForbiddenError: Row(403, "forbidden", "The client lacks the required right", "auth"),
@@ -207,6 +231,8 @@ INTERNAL_ERROR = Row(500, "internal-error", "Internal error")
 
 def row_of(error: Exception) -> Row:
     """Return the row of `error`. An error without one is an internal error, whose detail is not sent."""
+    if isinstance(error, FaultyImageError):
+        error = error.fault
     return TABLE.get(type(error), INTERNAL_ERROR)
 
 

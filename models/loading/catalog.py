@@ -20,6 +20,7 @@ from torch import nn
 from models.images.preprocessing import Transform
 from models.interface.errors import StartError, UnknownCatalogNameError, UnknownSourceError, WeightsUnavailableError
 from models.interface.home import expand_home
+from models.interface.model_sources import MODEL_NAME, split_name
 from models.model_folder import building
 from models.model_folder.description import FILE_NAME
 from models.networks import architectures
@@ -39,14 +40,19 @@ _PATH_BEGINS = (".", "/", "~")
 ModelSource = Callable[[], ModelSpec]
 
 # A name or a relative path without drive, home or parent folder.
-_PLAIN = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
+_PLAIN = re.compile(MODEL_NAME)
 
 
-def find(name: str) -> ModelSpec:
-    """Return the entry of that name, or the model folder at that path. A path begins with `.`, `/` or `~`, or is not a
-    name and leads to a folder with a model.toml.
+def find(stated: str) -> ModelSpec:
+    """Return the entry of that name, or the model folder at that path; for NAME=SOURCE those of the source, under that
+    name. A path begins with `.`, `/` or `~`, or is not a name and leads to a folder with a model.toml.
 
     Raises UnknownCatalogNameError with similar names, and ModelFolderError."""
+    served_as, source = split_name(stated)
+    return _at(source) if served_as is None else replace(_at(source), name=served_as)
+
+
+def _at(name: str) -> ModelSpec:
     if name.startswith(_PATH_BEGINS):
         return building.find(expand_home(Path(name)))
     try:

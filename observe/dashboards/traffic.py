@@ -68,6 +68,13 @@ def traffic() -> list[PanelBuilder]:
             Query(f"sum by (route) (rate(gradless_requests_total{{{INSTANCE}}}{RATE}))", "{{route}}"),
         ),
         graph(
+            "Requests by protocol",
+            "Requests per second by the protocol of their route; native: gradless's own.",
+            "reqps",
+            Query(f"sum by (contract) (rate(gradless_requests_total{{{INSTANCE}}}{RATE}))", "{{contract}}"),
+            stacked=StackingMode.NORMAL,
+        ),
+        graph(
             "Images by outcome",
             "Images per second, each counted once: those received completely, and those refused at the request's "
             "headers. Bodies that were too large or truncated count no images.",

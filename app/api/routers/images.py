@@ -17,6 +17,7 @@ from app.api.error_responses import error_response
 from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, infer, result_bodies
 from app.api.openapi import responses
 from app.api.schemas import Classification, Classifications, EncodedFeatures, Features, FeatureVectors, Prediction
+from app.api.vectors import unit_vector
 from models.interface.errors import ImageError, NoClassesError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer
@@ -106,12 +107,7 @@ def _npy(upload: Upload, answer: Answer, *, normalize: bool) -> Response:
 
 
 def _scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
-    if not normalize:
-        return vector
-    # In float64, because squares of float32 values can overflow and underflow.
-    length = np.linalg.norm(vector.astype(np.float64))
-    # A zero vector cannot be scaled.
-    return (vector / length).astype(np.float32) if length else vector
+    return unit_vector(vector) if normalize else vector
 
 
 def _encoded(vector: NDArray[np.float32], encoding: Encoding) -> Features | EncodedFeatures:

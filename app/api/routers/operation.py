@@ -20,6 +20,7 @@ from app.http.problems import (
 )
 from models.interface import errors
 from models.interface.errors import UnknownModelError
+from models.interface.model_sources import MODEL_NAME
 from models.interface.results import ModelCard
 from models.search.index import SearchIndex
 
@@ -49,10 +50,7 @@ _SOURCE_BODY: dict[str, Any] = {
     "requestBody": {"required": False, "content": {"application/json": {"schema": ModelSource.model_json_schema()}}}
 }
 
-# Words joined by slashes, for example timm/resnet18 or resnet50:random. Names appear in URLs, logs and metrics.
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*$"
-
-ModelName = Annotated[str, Path(pattern=_NAME, max_length=128, description="name of the served model")]
+ModelName = Annotated[str, Path(pattern=f"^{MODEL_NAME}$", max_length=128, description="name of the served model")]
 
 models = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
 

@@ -79,10 +79,11 @@ class Families:
         self.requests = self._series(
             Counter,
             "gradless_requests_total",
-            "HTTP requests by route, method and status.",
+            "HTTP requests by route, method, status and protocol.",
             route=_AT_RUN_TIME,
             method=_AT_RUN_TIME,
             code=_AT_RUN_TIME,
+            contract=_AT_RUN_TIME,
         )
         # By class of status, 2xx: a histogram per status would double the number of series.
         self.request_seconds = self._series(
@@ -93,6 +94,7 @@ class Families:
             route=_AT_RUN_TIME,
             method=_AT_RUN_TIME,
             code=_AT_RUN_TIME,
+            contract=_AT_RUN_TIME,
         )
         self.images = self._series(
             Counter,

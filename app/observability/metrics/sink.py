@@ -7,6 +7,7 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry
 
+from app.http.contract import NATIVE, Contract
 from app.http.problems import Reason, Row
 from app.observability.metrics.collectors import Processes, RuntimeCollector
 from app.observability.metrics.counts import CountsReader
@@ -41,10 +42,10 @@ class Metrics(Telemetry):
         self._families.loads.create(_NOT_SERVED, "failed")
 
     def expect(self, route: str | None, method: str, status: int) -> None:
-        """Create the series of requests with this outcome, at zero. `route` None: requests that match no route."""
+        """Create the series of native requests with this outcome, at zero. `route` None: they match no route."""
         labels = _request_labels(route, method)
-        self._families.requests.create(*labels, str(status))
-        self._families.request_seconds.create(*labels, _class_of(status))
+        self._families.requests.create(*labels, str(status), NATIVE.name)
+        self._families.request_seconds.create(*labels, _class_of(status), NATIVE.name)
 
     def watch(self, runtime: Runtime) -> None:
         """Read the gauges of `runtime` at each scrape from now on."""
@@ -87,12 +88,20 @@ class Metrics(Telemetry):
         for key, amount, exemplar in counts.changes():
             self._families.add(key, amount, exemplar)
 
-    def request_done(self, route: str | None, method: str, status: int, seconds: float, request_id: str | None) -> None:
+    def request_done(
+        self,
+        route: str | None,
+        method: str,
+        status: int,
+        seconds: float,
+        request_id: str | None,
+        contract: Contract = NATIVE,
+    ) -> None:
         """Count a request. `request_id` becomes the exemplar, which leads from a slow bucket to a log line."""
         labels = _request_labels(route, method)
-        self._families.requests[*labels, str(status)].inc()
+        self._families.requests[*labels, str(status), contract.name].inc()
         exemplar = None if request_id is None else {"request_id": request_id}
-        self._families.request_seconds[*labels, _class_of(status)].observe(seconds, exemplar)
+        self._families.request_seconds[*labels, _class_of(status), contract.name].observe(seconds, exemplar)
 
     def refused_by_connection(self, row: Row, seconds: float | None) -> None:
         """Count bytes that never became a request, refused `seconds` after the first. They count as a request without

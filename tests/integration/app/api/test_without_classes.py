@@ -59,8 +59,8 @@ async def test_classify_without_classes_is_refused_with_the_path_for_features(
     assert refused.json()["type"] == "urn:gradless:problem:no-classes"
     assert "/v1/features" in refused.json()["detail"]
     # The request is counted, but no image, because none was read.
-    assert 'gradless_requests_total{code="422",method="POST",route="/v1/classify"} 1.0' in metrics
-    assert 'gradless_requests_total{code="500",method="POST",route="/v1/classify"} 0.0' in metrics
+    assert 'gradless_requests_total{code="422",contract="native",method="POST",route="/v1/classify"} 1.0' in metrics
+    assert 'gradless_requests_total{code="500",contract="native",method="POST",route="/v1/classify"} 0.0' in metrics
     images = [line for line in metrics.splitlines() if line.startswith("gradless_images_total{")]
     assert images
     assert all(line.endswith(" 0.0") for line in images)

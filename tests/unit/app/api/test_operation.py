@@ -145,5 +145,5 @@ async def test_two_applications_in_one_process_do_not_share_their_counts(
                 await client.get("/healthz")
             texts.append((await client.get("/metrics")).text)
 
-    series = 'gradless_requests_total{code="200",method="GET",route="/healthz"} 2.0'
+    series = 'gradless_requests_total{code="200",contract="native",method="GET",route="/healthz"} 2.0'
     assert [series in text for text in texts] == [True, False]

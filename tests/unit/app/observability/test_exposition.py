@@ -115,7 +115,9 @@ async def test_a_failed_build_is_repeated_for_the_next_scraper(clock: list[float
 
 async def test_metrics_of_a_server_are_at_most_a_second_old(serve: Serve, clock: list[float]) -> None:
     def counted(exposition: str) -> bool:
-        return 'gradless_requests_total{code="200",method="POST",route="/v1/classify"} 1.0' in exposition
+        return (
+            'gradless_requests_total{code="200",contract="native",method="POST",route="/v1/classify"} 1.0' in exposition
+        )
 
     async with serve({}, metrics_max_age_s=1) as client:
         await client.get("/metrics")

@@ -176,7 +176,8 @@ def test_unknown_methods_and_routes_share_one_series() -> None:
     metrics.request_done(None, "BREW", 405, 0.1, "first")
     metrics.request_done(None, "WHEN", 405, 0.1, "second")
 
-    assert _value(metrics, "gradless_requests_total", route="other", method="other", code="405") == 2
+    labels = {"route": "other", "method": "other", "code": "405", "contract": "native"}
+    assert _value(metrics, "gradless_requests_total", **labels) == 2
 
 
 def test_gauges_are_read_from_the_runtime_at_each_scrape(new_runtime: Callable[..., FakeRuntime]) -> None:

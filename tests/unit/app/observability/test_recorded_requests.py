@@ -23,10 +23,10 @@ Serve = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
 
 
 async def _counted(client: httpx2.AsyncClient, name: str = "gradless_requests_total") -> dict[tuple[str, ...], float]:
-    """Return the nonzero values of a metric by label values, in alphabetical order of the label names."""
+    """Return the nonzero values of a metric by label values but the protocol, in alphabetical order of their names."""
     text = (await client.get("/metrics")).text
     return {
-        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        tuple(value for label, value in sorted(sample.labels.items()) if label != "contract"): sample.value
         for family in text_string_to_metric_families(text)
         for sample in family.samples
         if sample.name == name and sample.value
