@@ -82,6 +82,12 @@ def test_every_listed_name_is_found() -> None:
         assert catalog.find(name).name == name
 
 
+def test_a_source_is_served_under_the_name_before_it() -> None:
+    found = catalog.find("mine/1=resnet18:random")
+
+    assert (found.name, found.architecture) == ("mine/1", "resnet18")
+
+
 def test_every_name_is_found_with_random_weights() -> None:
     for name in architectures.names():
         assert catalog.find(f"{name}:random").architecture == name
