@@ -90,13 +90,16 @@ async def read_json_or_images(request: Request, settings: Settings) -> Received:
     return await _timed(request, settings, _read(request, settings, or_json=True))
 
 
-async def read_body(request: Request, settings: Settings, codings: frozenset[str] = IDENTITY) -> bytes:
-    """Return the body of `request` as it was sent, of at most GRADLESS_MAX_REQUEST_BYTES. `codings` are the values of
-    Content-Encoding that the caller decodes.
+async def read_body(
+    request: Request, settings: Settings, codings: frozenset[str] = IDENTITY, limit_bytes: int | None = None
+) -> bytes:
+    """Return the body of `request` as it was sent, of at most `limit_bytes`, or else GRADLESS_MAX_REQUEST_BYTES.
+    `codings` are the values of Content-Encoding that the caller decodes.
 
     Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, BodyMemoryFullError, ClientDisconnectedError.
     """
-    return await _timed(request, settings, _whole(request, settings.max_request_bytes, codings=codings))
+    limit_bytes = limit_bytes or settings.max_request_bytes
+    return await _timed(request, settings, _whole(request, limit_bytes, codings=codings))
 
 
 async def read_json(request: Request, schema: type[S], *, timeout_s: float) -> S | None:
@@ -183,7 +186,7 @@ async def _whole(
 async def _counted(request: Request, limit_bytes: int, accepted: frozenset[str] = IDENTITY) -> AsyncIterator[bytes]:
     codings = ",".join(request.headers.getlist("content-encoding"))
     if not all(coding.strip().lower() in {"", *accepted} for coding in codings.split(",")):
-        raise ContentEncodingError(codings)
+        raise ContentEncodingError(codings, accepted)
     declared = request.headers.get("content-length", "")
     # int() raises ValueError for more than 4300 digits.
     if declared.isdecimal() and (len(declared) > _MAX_SIZE_DIGITS or int(declared) > limit_bytes):

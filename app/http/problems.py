@@ -53,8 +53,8 @@ class RequestError(Exception):
 
 
 class BodyTooLargeError(RequestError):
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The request body is larger than {limit_bytes} bytes.")
+    def __init__(self, limit_bytes: int, advice: str = "") -> None:
+        super().__init__(f"The request body is larger than {limit_bytes} bytes.{advice and ' '}{advice}")
 
 
 class SlowBodyError(RequestError):
@@ -67,15 +67,19 @@ class MalformedMultipartError(RequestError):
         super().__init__(f"The multipart body cannot be read: {reason}")
 
 
+_IDENTITY = frozenset({"identity"})
+
+
 class ContentEncodingError(RequestError):
-    """The body is compressed. Its decompressed size is not known in advance."""
+    """The body is compressed otherwise than with one of the codings `accepted` (RFC 9110, section 12.5.3). Native
+    routes accept none: the size of a body is to be known in advance."""
 
-    # The only coding accepted (RFC 9110, section 12.5.3).
-    accepted = "identity"
-
-    def __init__(self, codings: str) -> None:
+    def __init__(self, codings: str, accepted: frozenset[str] = _IDENTITY) -> None:
+        self.accepted = ", ".join(sorted(accepted))
         super().__init__(
             f"Compressed bodies are not accepted: send this one without Content-Encoding: {codings[:100]}."
+            if accepted == _IDENTITY
+            else f"The Content-Encoding {codings[:100]} is not accepted; use one of {self.accepted}."
         )
 
 
@@ -95,6 +99,13 @@ class InvalidInputError(RequestError):
     def __init__(self, message: str, parameter: str | None = None) -> None:
         super().__init__(message)
         self.parameter = parameter
+
+
+class NotOfferedError(RequestError):
+    """A part of the client's protocol that this service does not have."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"This service has no {what}.")
 
 
 class UnknownVersionError(RequestError):
@@ -210,6 +221,7 @@ TABLE: dict[type[Exception], Row] = {
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
     InvalidInputError: Row(400, "invalid-input", "The body is not what is expected"),
+    NotOfferedError: Row(501, "not-offered", "The service does not have this part of the protocol"),
     ClientDisconnectedError: Row(CLIENT_GONE_STATUS, "client-disconnected", "The client disconnected"),
     UnauthorizedError: Row(401, "unauthorized", "An API key is needed", "auth"),
     ForbiddenError: Row(403, "forbidden", "The client lacks the required right", "auth"),

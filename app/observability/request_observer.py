@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_FIRST_ERROR = 400
+
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -72,6 +74,8 @@ class RequestObserver:
         # A shed request has no log line of its own that an exemplar could lead to.
         request_id = None if shed else record.request_id
         self._metrics.request_done(route, scope["method"], status, seconds, request_id, record.contract)
+        if record.model is not None:
+            self._metrics.model_request_done(record.model, "ok" if status < _FIRST_ERROR else "failed", seconds)
         respond_seconds = record.respond_seconds
         if record.model is not None and record.read_seconds is not None and respond_seconds is not None:
             self._metrics.request_stages(record.model, record.read_seconds, respond_seconds)

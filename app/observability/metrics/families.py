@@ -21,6 +21,9 @@ from models.interface.telemetry import Outcome, Stage, StaleMessage, Task, Trigg
 # Without it each counter and histogram has a second series, the time of its creation.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
+# Whether a request whose images reached a model was answered without an error.
+Answered = Literal["ok", "failed"]
+
 # Why an HTTP worker was replaced.
 WorkerEnd = Literal["ended", "unresponsive"]
 
@@ -96,6 +99,20 @@ class Families:
             code=_AT_RUN_TIME,
             contract=_AT_RUN_TIME,
         )
+        self.model_requests = self._series(
+            Counter,
+            "gradless_model_requests_total",
+            "Requests whose images reached a model, by whether they were answered.",
+            model=_MODELS,
+            outcome=get_args(Answered),
+        )
+        self.model_request_seconds = self._series(
+            Counter,
+            "gradless_model_request_seconds_total",
+            "Time of the requests whose images reached a model.",
+            model=_MODELS,
+            outcome=get_args(Answered),
+        )
         self.images = self._series(
             Counter,
             "gradless_images_total",
@@ -115,6 +132,9 @@ class Families:
         self.batch_size = self._series(Histogram, "gradless_batch_size", "Images per forward.", _SIZES, model=_MODELS)
         self.batches = self._series(
             Counter, "gradless_batches_total", "Batches by what started them.", model=_MODELS, trigger=get_args(Trigger)
+        )
+        self.last_batch = self._series(
+            Gauge, "gradless_last_batch_timestamp_seconds", "Unix time of a model's last batch; 0: none.", model=_MODELS
         )
         self.busy_seconds = self._series(
             Counter, "gradless_forward_busy_seconds_total", "Time during which a forward was running.", model=_MODELS

@@ -12,7 +12,7 @@ from app.http.problems import Reason, Row
 from app.observability.metrics.collectors import Processes, RuntimeCollector
 from app.observability.metrics.counts import CountsReader
 from app.observability.metrics.exposition import encode
-from app.observability.metrics.families import Families, WorkerEnd
+from app.observability.metrics.families import Answered, Families, WorkerEnd
 from app.process.log_writer import DropReason
 from app.process.logs import dropped_lines
 from gradless.records import ARMS, Comparison
@@ -115,6 +115,11 @@ class Metrics(Telemetry):
         self._families.stage_seconds[model, "read"].observe(read_seconds)
         self._families.stage_seconds[model, "respond"].observe(respond_seconds)
 
+    def model_request_done(self, model: str, outcome: Answered, seconds: float) -> None:
+        """Count a request whose images reached a model."""
+        self._families.model_requests[model, outcome].inc()
+        self._families.model_request_seconds[model, outcome].inc(seconds)
+
     def rejected(self, reason: Reason) -> None:
         self._families.rejected[reason,].inc()
 
@@ -129,6 +134,7 @@ class Metrics(Telemetry):
         self._families.batch_size[report.model,].observe(report.size)
         self._families.batches[report.model, report.trigger].inc()
         self._families.busy_seconds[report.model,].inc(report.busy_seconds)
+        self._families.last_batch[report.model,].set_to_current_time()
 
     def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:
         self._families.images[model, task, outcome].inc(count)

@@ -1,0 +1,205 @@
+"""The Open Inference Protocol, version 2, over REST, with Triton's extensions: what clients of Triton and of KServe
+speak.
+
+Every name of a model may be that of a view (app/api/contracts/views.py). Names may have slashes, so their paths are
+split by the served names.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from fastapi import Request
+from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from app.api.contracts.contract_route import answer_unknown_paths, check_admin, contract_router
+from app.api.contracts.oip_infer import infer_response, read_infer_request
+from app.api.contracts.oip_models import (
+    EXTENSIONS,
+    model_configuration,
+    model_metadata,
+    model_statistics,
+    repository_index,
+)
+from app.api.contracts.output_tensors import inference_request, output_tensors
+from app.api.contracts.prediction import predict, upload_for
+from app.api.contracts.views import View, check_version, model_of, split_path, view_of
+from app.api.dependencies import card_named, inference_allowed, parts_of, runtime_of
+from app.api.error_responses import request_problem
+from app.api.uploads import read_json
+from app.http.contract import Contract, json_errors
+from app.http.problems import (
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    TABLE,
+    InvalidInputError,
+    NotOfferedError,
+    NotReadyError,
+    Row,
+)
+from models.interface.errors import DrainingError, ModelDownError
+from models.interface.model_sources import MODEL_NAME
+
+_MAX_NAME_CHARACTERS = 128
+
+
+def _error(_status: int, row: Row, message: str) -> dict[str, Any]:
+    # Clients read the error of every answer, and whether it is ready in that of the probe.
+    return {"error": message} if row is not TABLE[NotReadyError] else {"ready": False, "error": message}
+
+
+OIP = Contract("oip", json_errors(_error))
+
+router = contract_router(OIP)
+
+
+async def _infer(request: Request, name: str) -> Response:
+    """Answer all images of a request, or none."""
+    view_name, version, rest = _split(request, name)
+    upload, view = await upload_for(request, view_name, version)
+    if rest:
+        raise HTTPException(NOT_FOUND.status)
+    sent = await read_infer_request(request, view, parts_of(request).settings)
+    answer, predictions = await predict(upload, sent.images, inference_request(sent.outputs))
+    return await infer_response(request, view, sent, answer, output_tensors(sent.outputs, predictions))
+
+
+async def _describe_server(request: Request) -> Response:
+    await inference_allowed(request)
+    return _json({"name": "gradless", "version": request.app.version, "extensions": EXTENSIONS})
+
+
+async def _live(request: Request) -> Response:
+    del request
+    return _json({"live": True})
+
+
+async def _ready(request: Request) -> Response:
+    runtime = parts_of(request).runtime
+    if runtime is None or not runtime.ready:
+        raise NotReadyError
+    return _json({"ready": True})
+
+
+async def _describe(request: Request, path: str) -> Response:
+    """Answer GET /v2/models/NAME[/versions/VERSION][/config, /ready or /stats]."""
+    await inference_allowed(request)
+    runtime = runtime_of(request)
+    name, version, rest = _split(request, path)
+    view = view_of(card_named(runtime, model_of(name)), name)
+    if version is not None:
+        check_version(view.model, version)
+    match rest:
+        case "":
+            return _json(model_metadata(view))
+        case "config":
+            return _json(model_configuration(view, parts_of(request).settings.max_images_per_request))
+        case "ready":
+            if view.model.name in runtime.down:
+                raise ModelDownError(view.model.name)
+            if runtime.draining:
+                raise DrainingError
+            return _json({"name": view.name, "ready": True})
+        case "stats":
+            return await _statistics(request, view)
+        case "infer":
+            return request_problem(request, METHOD_NOT_ALLOWED, "GET of infer; use POST", {"Allow": "POST"})
+    raise HTTPException(NOT_FOUND.status)
+
+
+async def _describe_all(request: Request) -> Response:
+    await inference_allowed(request)
+    return await _statistics(request, None)
+
+
+async def _statistics(request: Request, view: View | None) -> Response:
+    """Return the statistics of a view's model under the view's name, or of all models."""
+    samples = await parts_of(request).scraped.samples_of_models()
+    if view is None:
+        found = model_statistics(runtime_of(request).cards.values(), samples)
+    else:
+        found = [{**each, "name": view.name} for each in model_statistics([view.model], samples)]
+    return _json({"model_stats": found})
+
+
+class _IndexRequest(BaseModel):
+    ready: bool = False
+
+
+async def _index(request: Request) -> Response:
+    await inference_allowed(request)
+    stated = await read_json(request, _IndexRequest, timeout_s=parts_of(request).settings.read_timeout_s)
+    return _json(repository_index(runtime_of(request), ready_only=stated is not None and stated.ready))
+
+
+class _LoadRequest(BaseModel):
+    parameters: dict[str, Any] = {}
+
+
+async def _load(request: Request, name: str) -> Response:
+    """Load a model anew, or one that is not served from the source of that name."""
+    await check_admin(request)
+    stated = await read_json(request, _LoadRequest, timeout_s=parts_of(request).settings.read_timeout_s)
+    if stated is not None and any(key == "config" or key.startswith("file:") for key in stated.parameters):
+        raise InvalidInputError("A model is loaded as it is stored: neither config nor files are accepted.")
+    model = _changed_model(name)
+    runtime = runtime_of(request)
+    await runtime.load(model, None if model in runtime.cards else model)
+    return Response()
+
+
+async def _unload(request: Request, name: str) -> Response:
+    await check_admin(request)
+    await runtime_of(request).unload(_changed_model(name))
+    return Response()
+
+
+def _changed_model(name: str) -> str:
+    model = model_of(name)
+    if len(model) > _MAX_NAME_CHARACTERS or not re.fullmatch(MODEL_NAME, model):
+        raise InvalidInputError(f"{model[:_MAX_NAME_CHARACTERS]!r} is not a name of a model.")
+    return model
+
+
+async def _not_offered(request: Request, rest: str = "") -> Response:
+    del rest
+    await inference_allowed(request)
+    raise NotOfferedError("shared memory, trace settings or log settings")
+
+
+def _split(request: Request, path: str) -> tuple[str, str | None, str]:
+    """Return the name of a view, the version and the rest of `path`: NAME[/versions/VERSION][/REST]."""
+    name, rest = split_path(runtime_of(request).cards, path)
+    version = None
+    if rest.startswith("versions/"):
+        version, _, rest = rest.removeprefix("versions/").partition("/")
+    return name, version, rest
+
+
+def _json(value: object) -> Response:
+    return Response(to_json(value), media_type="application/json")
+
+
+for _path in ("/v2", "/v2/"):
+    router.add_api_route(_path, _describe_server)
+router.add_api_route("/v2/health/live", _live)
+router.add_api_route("/v2/health/ready", _ready)
+router.add_api_route("/v2/models/{name:path}/infer", _infer, methods=["POST"])
+router.add_api_route("/v2/models/stats", _describe_all)
+for _path in (
+    "/v2/models/{rest:path}/trace/setting",
+    "/v2/trace/{rest:path}",
+    "/v2/logging",
+    "/v2/systemsharedmemory/{rest:path}",
+    "/v2/cudasharedmemory/{rest:path}",
+):
+    router.add_api_route(_path, _not_offered, methods=["GET", "POST"])
+router.add_api_route("/v2/models/{path:path}", _describe)
+router.add_api_route("/v2/repository/index", _index, methods=["POST"])
+router.add_api_route("/v2/repository/models/{name:path}/load", _load, methods=["POST"])
+router.add_api_route("/v2/repository/models/{name:path}/unload", _unload, methods=["POST"])
+answer_unknown_paths(router, OIP, "/v2")
