@@ -8,13 +8,14 @@ TOOLS  := $(VENV)/.tools
 BENCH  ?= .venv-bench
 PEERS  := $(BENCH)/.ready
 TRITON := .venv-bench-triton
+CLIENTS := .venv-clients
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 # The fastest backend on these processors.
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run test pytest lint style types format audit observe soak reliability bench clean
+.PHONY: help run test pytest clients lint style types format audit observe soak reliability bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +38,9 @@ test: style $(TOOLS) ## lint and every layer of tests
 
 pytest: $(DEV)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clients: $(patsubst tests/clients/%.txt,$(CLIENTS)/%/.ready,$(wildcard tests/clients/*.txt)) $(DEV) ## clients of other servers, unchanged, against a real server
+	@$(BIN)/python -m pytest tests/clients
 
 lint: style types ## ruff, mypy --strict and the import rules
 
@@ -81,7 +85,7 @@ audit: $(DEV) ## ask PyPI whether what constraints.txt locks has known vulnerabi
 	@$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(BENCH) $(TRITON) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+	rm -rf $(VENV) $(BENCH) $(TRITON) $(CLIENTS) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -117,6 +121,13 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): $(READY)
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt "pip>=25.1"
 	@$(PIP) --group dev
+	@touch $@
+
+# They conflict with one another. `make test` runs those that are there.
+$(CLIENTS)/%/.ready: tests/clients/%.txt | $(BIN)/python
+	@echo "installing the client $* into $(CLIENTS)/$*"
+	@$(BIN)/python -m venv --clear $(CLIENTS)/$*
+	@$(CLIENTS)/$*/bin/python -m pip --disable-pip-version-check --quiet install --requirement $<
 	@touch $@
 
 # It sees the project's PyTorch through a path file. Of the constraints only PyTorch and what stands on it hold there:

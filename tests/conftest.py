@@ -31,6 +31,7 @@ _TURNS = (
     "browser",
     "ray",
     "contract",
+    "clients",
     "integration",
     "docs",
     "unit",

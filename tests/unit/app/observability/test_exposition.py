@@ -97,6 +97,28 @@ async def test_a_scraper_that_disconnects_does_not_affect_the_others(builds: Bui
     assert (await waiting)[0] == b"1"
 
 
+async def test_samples_of_models_are_built_anew_and_have_no_buckets(clock: list[float]) -> None:
+    del clock
+    metrics = Metrics()
+    metrics.model_served("a")
+    shared = SharedExposition(metrics.exposition, 60)
+    await shared.exposition("text/plain")
+    metrics.model_request_done("a", "ok", 0.5)
+    metrics.request_done("/v1/classify", "POST", 200, 0.5, None)
+    samples = {(each.name, each.labels.get("outcome")): each for each in await shared.samples_of_models()}
+
+    found = samples["gradless_model_request_seconds_total", "ok"]
+    assert (found.model, found.value) == ("a", 0.5)
+    assert ("gradless_stage_duration_seconds_count", None) in samples
+    assert not any("_bucket" in name or name.startswith("gradless_request_") for name, _ in samples)
+
+    # An HTTP worker asks the engine process, which may keep an exposition too.
+    shared.build_anew = lambda accept: (f'queue{{model="{accept}"}} 7\n'.encode(), accept)
+    assert [tuple(each) for each in await shared.samples_of_models()] == [
+        ("queue", "text/plain", {"model": "text/plain"}, 7.0)
+    ]
+
+
 async def test_a_failed_build_is_repeated_for_the_next_scraper(clock: list[float]) -> None:
     del clock
     work: SharedWork[str, int] = SharedWork()
