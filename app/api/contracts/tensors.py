@@ -113,7 +113,7 @@ def images_of_tensor(
         return [memoryview(element) for element in flat_values(tensor.contents, count)]
     array = _array_of(tensor)
     if len(tensor.shape) in _OF_FILES:
-        return [memoryview(row) for row in array.reshape(count, tensor.shape[-1])]
+        return [row.data for row in array.reshape(count, tensor.shape[-1])]
     images = array.reshape(count, *tensor.shape[-3:])
     if tuple(tensor.shape[-3:]) != (3, side, side):
         images = images.transpose(0, 3, 1, 2)

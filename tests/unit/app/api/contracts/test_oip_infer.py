@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import random
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -362,6 +364,40 @@ async def test_overload_drain_and_rights_have_the_form_of_the_protocol(serve: Se
     assert [_error(answer)[0] for answer in answers] == [429, 404, 404, 412, 503, 401]
     assert full.headers["retry-after"] == "3"
     assert allowed.status_code == 200
+
+
+async def test_any_mutated_body_is_answered_or_refused_with_a_documented_status(serve: Serve) -> None:
+    chance = random.Random(0)  # noqa: S311 - the same bodies every time
+    bodies = [
+        _files(_ONE, _TWO),
+        _message(bytes(3072), [1, 3, 32, 32], "UINT8", parameters={"binary_data_output": True}),
+        {"content": json.dumps(_listed([0] * 12, [3, 2, 2], "FP32")["json"]).encode(), "headers": {}},
+    ]
+    found: Counter[int] = Counter()
+    async with serve(max_image_bytes=1000) as client:
+        for number in range(300):
+            body = bodies[number % len(bodies)]
+            content = bytearray(body["content"])
+            for _ in range(chance.randrange(4)):
+                at = chance.randrange(len(content))
+                match chance.randrange(3):
+                    case 0:
+                        content[at] = chance.randrange(256)
+                    case 1:
+                        del content[at : at + chance.randrange(9)]
+                    case _:
+                        content[at:at] = chance.choice([b"0", b"9" * 9, b"[", b'"', b"-", b"null"])
+            headers = dict(body["headers"])
+            if chance.random() < 0.2:
+                headers |= chance.choice([{_AT: str(chance.randrange(300))}, {"Content-Encoding": "gzip"}])
+            response = await client.post(_URL, content=bytes(content), headers=headers)
+            found[response.status_code] += 1
+            if response.status_code != 200:
+                _error(response)
+
+    assert set(found) <= {200, 400, 413}
+    assert found[200] > 20
+    assert found[400] > 100
 
 
 async def test_requests_are_counted_by_a_template_of_their_path(serve: Serve) -> None:
