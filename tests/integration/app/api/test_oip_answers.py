@@ -53,7 +53,7 @@ def _padded(*files: bytes) -> NDArray[np.uint8]:
 async def test_padded_files_get_the_native_answers_and_are_counted_once(
     http: httpx2.AsyncClient, image_file: Callable[..., bytes]
 ) -> None:
-    files = [image_file(image_format=name) for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP")]
+    files = [image_file(image_format=name) for name in ("PNG", "JPEG", "WEBP")]
     found = await _outputs(http, "tiny", _padded(*files), "UINT8")
     counted = (await http.get("/v2/models/tiny/stats")).json()["model_stats"][0]
     classes = [(await http.post("/v1/classify?top_k=10", content=file)).json()["results"][0] for file in files]
@@ -64,7 +64,7 @@ async def test_padded_files_get_the_native_answers_and_are_counted_once(
             assert row[scored["index"]] == pytest.approx(scored["probability"], abs=1e-5)
     np.testing.assert_allclose(found["features"], vectors, atol=1e-5)
     durations = counted["inference_stats"]
-    assert (counted["inference_count"], durations["success"]["count"], durations["queue"]["count"]) == (5, 1, 5)
+    assert (counted["inference_count"], durations["success"]["count"], durations["queue"]["count"]) == (3, 1, 3)
     assert durations["compute_infer"]["ns"] > 0
 
 
