@@ -28,15 +28,14 @@ def _b64(image: bytes) -> str:
 
 
 class _Recorder:
-    """A runtime's `predict` that records images and number of classes, and fails for the image `bad`."""
+    """A runtime's `predict` that records the images of the last request, and fails for the image `bad`."""
 
     def __init__(self, prediction: Callable[..., Prediction]) -> None:
         self.images: list[Any] = []
-        self.top_k: int | None = None
         self._prediction = prediction
 
     async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
-        self.images, self.top_k = list(request.images), request.top_k
+        self.images = list(request.images)
         fault = UndecodableImageError("PNG", "it is cut short")
         results = [fault if image == b"bad" else self._prediction(request.top_k) for image in request.images]
         return Answer(model or "fake", "0123456789abcdef", 3, (3,), results)
@@ -97,7 +96,6 @@ async def test_torchserve_answers_several_images_with_a_list(
 _ONE, _TWO = _b64(b"one"), _b64(b"two")
 
 
-@pytest.mark.parametrize("path", [*_ROUTES, "/v1/models/fake/versions/1:predict"])
 @pytest.mark.parametrize(
     "body",
     [
@@ -112,13 +110,13 @@ _ONE, _TWO = _b64(b"one"), _b64(b"two")
     ],
 )
 async def test_lists_of_instances_are_answered_under_predictions(
-    serve: Serve, recorder: _Recorder, path: str, body: dict[str, Any]
+    serve: Serve, recorder: _Recorder, body: dict[str, Any]
 ) -> None:
     async with serve({"predict": recorder.predict}) as client:
-        response = await client.post(path, json=body)
-
-    assert recorder.images == [b"one", b"two"]
-    assert response.json() == {"predictions": [_scores(5), _scores(5)]}
+        for path in (*_ROUTES, "/v1/models/fake/versions/1:predict"):
+            response = await client.post(path, json=body)
+            assert recorder.images == [b"one", b"two"]
+            assert response.json() == {"predictions": [_scores(5), _scores(5)]}, path
 
 
 @pytest.mark.parametrize("path", [_KSERVE, _SAGEMAKER, "/invocations?model=fake"])
@@ -133,15 +131,12 @@ async def test_a_file_is_taken_whatever_its_content_type(
     assert response.json() == {"predictions": [_scores(5)]}
 
 
-@pytest.mark.parametrize("path", _ROUTES)
 @pytest.mark.parametrize(("parameters", "top_k"), [({"top_k": 2}, 2), ({"top_k": None}, 5), ({}, 5), (None, 5)])
-async def test_the_number_of_classes_is_a_parameter(
-    serve: Serve, recorder: _Recorder, path: str, parameters: Any, top_k: int
-) -> None:
-    async with serve({"predict": recorder.predict}) as client:
-        response = await client.post(path, json={"instances": [_ONE], "parameters": parameters})
-
-    assert response.json() == {"predictions": [_scores(top_k)]}
+async def test_the_number_of_classes_is_a_parameter(serve: Serve, parameters: Any, top_k: int) -> None:
+    async with serve() as client:
+        for path in _ROUTES:
+            response = await client.post(path, json={"instances": [_ONE], "parameters": parameters})
+            assert response.json() == {"predictions": [_scores(top_k)]}, path
 
 
 @pytest.mark.parametrize("top_k", [0, 1001, True, 1.5, "3", [2]])
@@ -186,7 +181,6 @@ async def test_names_with_slashes_and_colons_are_found(serve: Serve, name: str) 
             assert (await client.post(path, content=b"image")).status_code == 200
 
 
-@pytest.mark.parametrize("path", _ROUTES)
 @pytest.mark.parametrize(
     "body",
     [
@@ -204,13 +198,14 @@ async def test_names_with_slashes_and_colons_are_found(serve: Serve, name: str) 
         b'{"instances": [',
     ],
 )
-async def test_json_without_images_is_a_bad_request(serve: Serve, path: str, body: bytes) -> None:
+async def test_json_without_images_is_a_bad_request(serve: Serve, body: bytes) -> None:
     async with serve() as client:
-        response = await client.post(path, content=body)
+        answers = [await client.post(path, content=body) for path in _ROUTES]
 
-    assert (response.status_code, response.headers["content-type"]) == (400, "application/json")
-    told = response.json()
-    assert told.get("type") == "BadRequestException" if path == _TORCHSERVE else told.keys() == {"error"}
+    assert {(each.status_code, each.headers["content-type"]) for each in answers} == {(400, "application/json")}
+    torchserve, *others = (each.json() for each in answers)
+    assert torchserve["type"] == "BadRequestException"
+    assert all(told.keys() == {"error"} for told in others)
 
 
 @pytest.mark.parametrize("path", _ROUTES)
