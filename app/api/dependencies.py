@@ -12,7 +12,7 @@ from fastapi import Depends, Header, Query, Request
 
 from app.http.api_keys import Keys, Right, authorize
 from app.http.hosts import AllowedHosts
-from app.http.problems import DebugDisabledError, FingerprintMismatchError
+from app.http.problems import DebugDisabledError, FingerprintMismatchError, NotReadyError
 from app.observability.metrics import Metrics, SharedExposition
 from app.settings import Settings
 from models.interface.errors import DrainingError, StartError, UnknownModelError
@@ -63,6 +63,13 @@ def runtime_of(request: Request) -> Runtime:
     if runtime is None:
         raise DrainingError
     return runtime
+
+
+def check_ready(request: Request) -> None:
+    """Raise NotReadyError unless all models are warmed up and work, and the service is not draining."""
+    runtime = parts_of(request).runtime
+    if runtime is None or not runtime.ready:
+        raise NotReadyError
 
 
 # Coroutines although they never wait: FastAPI runs plain functions in a thread pool.

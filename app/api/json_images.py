@@ -47,6 +47,14 @@ def parse_json(request: Request, body: bytes | memoryview, *, max_values: int = 
         raise InvalidInputError(f"The body is not valid JSON: {error}.") from None
 
 
+def parse_object(request: Request, body: bytes) -> dict[str, Any]:
+    """As parse_json, for a body that is a JSON object."""
+    parsed = parse_json(request, body)
+    if not isinstance(parsed, dict):
+        raise InvalidInputError("The body must be a JSON object.")
+    return parsed
+
+
 async def images_of(
     request: Request, settings: Settings, texts: Sequence[object], parameter: str | None = None
 ) -> list[bytes | ImageTooLargeError]:

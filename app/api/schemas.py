@@ -101,6 +101,7 @@ class ModelDescription(Schema):
     fingerprint: str
     training: bool
     version: int = Field(ge=1, description="number of loads of this name since the service started")
+    ready: bool = Field(description="whether it answers; false while it is restarted")
     search: IndexDescription | None = Field(description="index of POST /v1/search, if there is one")
 
 

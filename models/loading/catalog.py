@@ -20,7 +20,7 @@ from torch import nn
 from models.images.preprocessing import Transform
 from models.interface.errors import StartError, UnknownCatalogNameError, UnknownSourceError, WeightsUnavailableError
 from models.interface.home import expand_home
-from models.interface.model_sources import MODEL_NAME, split_name
+from models.interface.model_sources import MODEL_NAME, check_name, split_name
 from models.model_folder import building
 from models.model_folder.description import FILE_NAME
 from models.networks import architectures
@@ -47,9 +47,10 @@ def find(stated: str) -> ModelSpec:
     """Return the entry of that name, or the model folder at that path; for NAME=SOURCE those of the source, under that
     name. A path begins with `.`, `/` or `~`, or is not a name and leads to a folder with a model.toml.
 
-    Raises UnknownCatalogNameError with similar names, and ModelFolderError."""
+    Raises UnknownCatalogNameError with similar names, ModelFolderError, and StartError for a name that no model can
+    have."""
     served_as, source = split_name(stated)
-    return _at(source) if served_as is None else replace(_at(source), name=served_as)
+    return _at(source) if served_as is None else replace(_at(source), name=check_name(served_as))
 
 
 def _at(name: str) -> ModelSpec:
@@ -147,7 +148,7 @@ def from_request(source: str, name: str, models_folder: Path | None) -> ModelSou
     """Return the source of a model that an HTTP request named, to be served as `name`: a folder inside `models_folder`
     with all links followed, or else a name of the catalog. The lookup raises UnknownSourceError, and what the catalog
     raises."""
-    return lambda: replace(_found(source, models_folder), name=name)
+    return lambda: replace(_found(source, models_folder), name=check_name(name))
 
 
 def _found(source: str, models_folder: Path | None) -> ModelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -31,6 +32,13 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_without_a_target_the_image_is_the_one_for_cpus(dockerfile: Any) -> None:
     assert list(dockerfile.stages)[-1] == "cpu"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_takes_the_argument_that_sagemaker_runs_it_with(dockerfile: Any, image: str) -> None:
+    # `docker run IMAGE serve`: the argument replaces CMD, and follows ENTRYPOINT.
+    assert json.loads(dockerfile.values(image, "ENTRYPOINT")[-1]) == ["gradless"]
+    assert dockerfile.command(image) == ["gradless", "serve"]
 
 
 @pytest.mark.parametrize("image", IMAGES)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import Request
 
 from app.api.contracts.views import View, check_version, model_of, view_of
 from app.api.dependencies import Upload, upload_of
 from app.api.inference import infer_images
-from app.http.problems import FaultyImageError
+from app.http.problems import FaultyImageError, InvalidInputError
 from app.observability.request_record import record_of
 from models.interface.errors import ImageError, ImageTooLargeError
 from models.interface.request import Image, InferenceRequest
 from models.interface.results import Answer, Prediction
+
+# As of POST /v1/classify.
+DEFAULT_TOP_K = 5
+_MAX_TOP_K = 1000
 
 
 async def upload_for(request: Request, name: str | None, version: str | None = None) -> tuple[Upload, View]:
@@ -46,3 +51,22 @@ async def predict(
             raise FaultyImageError(item.format(position), result)
         predictions.append(result)
     return answer, predictions
+
+
+def parameters_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the object `parameters` of a JSON body. Raises InvalidInputError."""
+    parameters = body.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise InvalidInputError("parameters must be an object.", "parameters")
+    return parameters
+
+
+def top_k_of(parameters: Mapping[str, Any]) -> int:
+    """Return how many classes an image gets. Raises InvalidInputError."""
+    top_k = parameters.get("top_k")
+    if top_k is None:
+        return DEFAULT_TOP_K
+    # True is an int.
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= _MAX_TOP_K:
+        raise InvalidInputError(f"top_k must be a whole number from 1 to {_MAX_TOP_K}.", "top_k")
+    return top_k

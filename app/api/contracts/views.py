@@ -25,7 +25,7 @@ _FEATURES = "features"
 _SEPARATOR = "@"
 
 # The version that always means what is served, as clients write it into their code.
-_SERVED_NOW = frozenset({"1", "1.0"})
+_SERVED_NOW = "1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +74,6 @@ def split_path(models: Mapping[str, ModelCard], path: str) -> tuple[str, str]:
 
 
 def check_version(model: ModelCard, version: str) -> None:
-    """Raise UnknownVersionError unless `version` is served: 1, or the card's."""
-    if version not in _SERVED_NOW and version != str(model.version):
+    """Raise UnknownVersionError unless `version` is served: 1, or the card's; `.0` may follow."""
+    if version.removesuffix(".0") not in {_SERVED_NOW, str(model.version)}:
         raise UnknownVersionError(model.name, version, model.version)

@@ -41,6 +41,11 @@ def test_a_name_of_the_catalog_is_found_and_served_under_the_requested_name() ->
     assert (spec.name, spec.architecture) == ("canary", "resnet18")
 
 
+def test_a_client_cannot_name_a_model_like_an_operation() -> None:
+    with pytest.raises(StartError, match="canary:explain"):
+        catalog.from_request("resnet18:random", "canary:explain", None)()
+
+
 def test_an_unknown_name_is_refused_with_similar_names(models_folder: Path) -> None:
     with pytest.raises(UnknownCatalogNameError, match="did you mean resnet18"):
         catalog.from_request("resnet18x", "m", models_folder)()

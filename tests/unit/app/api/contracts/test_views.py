@@ -75,7 +75,7 @@ def test_the_longest_served_name_begins_the_path(card: ModelCard, path: str, par
 def test_version_1_is_always_served_and_so_is_that_of_the_card(card: ModelCard) -> None:
     reloaded = replace(card, version=7)
 
-    for version in ("1", "1.0", "7"):
+    for version in ("1", "1.0", "7", "7.0"):
         check_version(reloaded, version)
     with pytest.raises(UnknownVersionError, match="no version '2'"):
         check_version(reloaded, "2")
