@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
+from app.api.contracts import openai
 from app.api.contracts.contract_route import UnknownPath
 from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
@@ -120,7 +121,9 @@ def create_app(
     )
     app.state.parts = parts
     # Adapters of other protocols come first: POST /v1/models/{name} would take their paths for names.
-    routers = (images.router, search.router, operation.models, operation.probes, lens.router, pages.router)
+    contracts = (openai.router,)
+    natives = (images.router, search.router, operation.models, operation.probes, lens.router, pages.router)
+    routers = (*contracts, *natives)
     routes = [
         route
         for router in routers

@@ -47,6 +47,14 @@ def parse_json(request: Request, body: bytes | memoryview, *, max_values: int = 
         raise InvalidInputError(f"The body is not valid JSON: {error}.") from None
 
 
+def parse_object(request: Request, body: bytes) -> dict[str, Any]:
+    """As parse_json, for a body that is a JSON object."""
+    parsed = parse_json(request, body)
+    if not isinstance(parsed, dict):
+        raise InvalidInputError("The body must be a JSON object.")
+    return parsed
+
+
 async def images_of(
     request: Request, settings: Settings, texts: Sequence[object], parameter: str | None = None
 ) -> list[bytes | ImageTooLargeError]:
@@ -72,6 +80,15 @@ async def images_of(
         ]
 
     return decode_all() if total <= _MAX_TEXT_ON_LOOP else await asyncio.to_thread(decode_all)
+
+
+async def images_of_body(request: Request, settings: Settings, body: bytes) -> list[bytes | ImageTooLargeError]:
+    """Return the image files of a native body, `{"images": [TEXT, ...]}`. Raises as parse_object and images_of do."""
+    stated = parse_object(request, body)
+    texts = stated.get("images")
+    if len(stated) != 1 or not isinstance(texts, list):
+        raise InvalidInputError('The body must be {"images": [...]}, each image as base64 or as a data URI.')
+    return await images_of(request, settings, texts)
 
 
 def decode_base64(encoded: bytes) -> bytes:

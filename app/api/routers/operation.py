@@ -9,9 +9,17 @@ from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import Response
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, metrics_allowed, parts_of
+from app.api.dependencies import (
+    Parts,
+    TheRuntime,
+    admin_allowed,
+    card_named,
+    inference_allowed,
+    metrics_allowed,
+    parts_of,
+)
 from app.api.openapi import responses
-from app.api.schemas import Health, IndexDescription, ModelDescription, ModelList, ModelSource
+from app.api.schemas import Health, IndexDescription, ListedModel, ModelDescription, ModelList, ModelSource
 from app.api.uploads import BODY_ERRORS, read_json
 from app.http.problems import (
     ForbiddenError,
@@ -22,7 +30,6 @@ from models.interface import errors
 from models.interface.errors import UnknownModelError
 from models.interface.model_sources import MODEL_NAME
 from models.interface.results import ModelCard
-from models.search.index import SearchIndex
 
 _READ_ERRORS = (UnauthorizedError, ForbiddenError)
 
@@ -58,8 +65,12 @@ models = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
 @models.get("", responses=responses(*_READ_ERRORS), dependencies=[Depends(inference_allowed)])
 async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
     """List the served models, the default first."""
-    index = parts_of(request).search_index
-    return ModelList(models=[_description(card, index) for card in runtime.cards.values()])
+    parts = parts_of(request)
+    cards = runtime.cards.values()
+    return ModelList(
+        models=[_description(card, parts) for card in cards],
+        data=[ListedModel(id=card.name, created=parts.created_at) for card in cards],
+    )
 
 
 # Names may contain slashes, for example timm/resnet18.
@@ -68,7 +79,7 @@ async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
 )
 async def describe_model(request: Request, runtime: TheRuntime, name: str) -> ModelDescription:
     """Describe one served model."""
-    return _description(card_named(runtime, name), parts_of(request).search_index)
+    return _description(card_named(runtime, name), parts_of(request))
 
 
 @models.post(
@@ -90,7 +101,7 @@ async def load_model(request: Request, response: Response, runtime: TheRuntime, 
     stated = await read_json(request, ModelSource, timeout_s=parts_of(request).settings.read_timeout_s)
     loaded = await runtime.load(name, None if stated is None else stated.source)
     response.status_code = 200 if loaded.replaced else 201
-    return _description(loaded.card, parts_of(request).search_index)
+    return _description(loaded.card, parts_of(request))
 
 
 @models.delete(
@@ -102,14 +113,14 @@ async def unload_model(runtime: TheRuntime, name: ModelName) -> None:
     await runtime.unload(name)
 
 
-def _description(card: ModelCard, index: SearchIndex | None) -> ModelDescription:
+def _description(card: ModelCard, parts: Parts) -> ModelDescription:
     described = asdict(card)
     # Published as a metric: it describes this process, not the model.
     del described["load_seconds"]
-    search = None
+    index, search = parts.search_index, None
     if index is not None and index.manifest.fingerprint == card.fingerprint:
         search = IndexDescription.model_validate(index.manifest)
-    return ModelDescription(**described, search=search)
+    return ModelDescription(id=card.name, created=parts.created_at, **described, search=search)
 
 
 probes = APIRouter(tags=["operation"], route_class=ApiRoute)
