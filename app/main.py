@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
-from app.api.contracts import huggingface, oip, predict
+from app.api.contracts import huggingface, oip, openai, predict
 from app.api.contracts.contract_route import UnknownPath
 from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
@@ -120,7 +120,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
-    contracts = (oip.router, *predict.routers, huggingface.router)
+    contracts = (oip.router, *predict.routers, openai.router, huggingface.router)
     natives = (images.router, search.router, operation.models, operation.probes, lens.router, pages.router)
     routers = (*contracts, *natives)
     routes = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from time import perf_counter
+from dataclasses import dataclass, field
+from time import perf_counter, time
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Query, Request
@@ -30,7 +30,7 @@ class Parts:
 
     `runtime` is None until the application has started. `failure` is the reason why the process exits with an error.
     `drained_at` (`perf_counter`) is the deadline of accepted requests once draining has begun. `scraped` is the
-    exposition of /metrics, which covers all processes.
+    exposition of /metrics, which covers all processes. `created_at` (UNIX seconds) is when this object was made.
     """
 
     settings: Settings
@@ -43,6 +43,7 @@ class Parts:
     start_error: StartError | None = None
     failure: str | None = None
     drained_at: float | None = None
+    created_at: int = field(default_factory=lambda: int(time()))
 
     def left_to_close_s(self) -> float:
         """Return the time for models to shut down after the last response."""

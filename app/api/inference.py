@@ -8,11 +8,18 @@ from typing import Any, TypeVar
 
 from app.api.dependencies import Upload, parts_of
 from app.api.error_responses import image_problem
+from app.api.json_images import images_of_body
 from app.api.openapi import image_content
 from app.api.schemas import Faulty
-from app.api.uploads import UPLOAD_ERRORS, read_images
+from app.api.uploads import UPLOAD_ERRORS, read_json_or_images
 from app.http.disconnect import cancel_token_of, run_until_disconnect
-from app.http.problems import FingerprintMismatchError, ForbiddenError, NoSearchIndexError, UnauthorizedError
+from app.http.problems import (
+    FingerprintMismatchError,
+    ForbiddenError,
+    InvalidInputError,
+    NoSearchIndexError,
+    UnauthorizedError,
+)
 from app.observability.request_record import record_of
 from models.images.formats import TITLES
 from models.interface import errors
@@ -28,6 +35,7 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     ForbiddenError,
     FingerprintMismatchError,
     *UPLOAD_ERRORS,
+    InvalidInputError,
     errors.UnknownModelError,
     errors.NotFiniteError,
     errors.OverloadedError,
@@ -38,20 +46,34 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     errors.DeadlineExceededError,
 )
 
+_JSON_BODY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "images": {
+            "type": "array",
+            "items": {"type": "string", "description": "base64 of an image file, or a data URI"},
+            "minItems": 1,
+        }
+    },
+    "required": ["images"],
+    "additionalProperties": False,
+}
+
 # The OpenAPI request body of every endpoint.
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": f"One image file ({', '.join(TITLES)}), or several as multipart files.",
-        "content": image_content(),
+        "description": f"One image file ({', '.join(TITLES)}), or several as multipart files or in JSON.",
+        "content": {**image_content(), "application/json": {"schema": _JSON_BODY}},
     }
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ImageEndpoint:
-    """A POST endpoint that accepts images. `task` is the task of the runtime and a label of the metrics.
-    `sheddable` endpoints have no check before admission that a refusal at the headers would skip."""
+    """A POST endpoint that accepts images. `task` is the task of the runtime and a label of the metrics; requests for
+    features alone have the task of FEATURES. `sheddable` endpoints have no check before admission that a refusal at
+    the headers would skip, and one task."""
 
     path: str
     task: Task
@@ -61,19 +83,21 @@ class ImageEndpoint:
 
 CLASSIFY = ImageEndpoint("/v1/classify", "classify", (*PREDICTION_ERRORS, NoClassesError), sheddable=True)
 FEATURES = ImageEndpoint("/v1/features", "features", PREDICTION_ERRORS, sheddable=True)
+# The query and the model decide the task.
+PREDICT = ImageEndpoint("/v1/predict", "classify", CLASSIFY.errors, sheddable=False)
 # A service without an index answers 404, also when it is overloaded.
 SEARCH = ImageEndpoint("/v1/search", "search", (NoSearchIndexError, *PREDICTION_ERRORS), sheddable=False)
 
-IMAGE_ENDPOINTS = (CLASSIFY, FEATURES, SEARCH)
+IMAGE_ENDPOINTS = (CLASSIFY, FEATURES, PREDICT, SEARCH)
 
 
 async def infer(upload: Upload, request: InferenceRequest) -> Answer:
     """Read the images of `upload` and answer `request` with them. Records the times of the request.
 
-    Raises the errors of read_images, the ImageError of an image that was sent alone, and what Runtime.predict raises.
+    Raises the errors of read_json_or_images and images_of_body, the ImageError of an image that was sent alone, and
+    what Runtime.predict raises.
     """
-    sent = await read_images(upload.request, parts_of(upload.request).settings)
-    answer = await infer_images(upload, sent, request)
+    answer = await infer_images(upload, await _read_images(upload), request)
     if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
         fault = answer.results[0]
         try:
@@ -82,6 +106,14 @@ async def infer(upload: Upload, request: InferenceRequest) -> Answer:
             # The traceback refers to this frame: a cycle would keep the request and its body.
             del answer, fault
     return answer
+
+
+async def _read_images(upload: Upload) -> Sequence[bytes | ImageTooLargeError]:
+    settings = parts_of(upload.request).settings
+    received = await read_json_or_images(upload.request, settings, every_part=False)
+    if received.json is None:
+        return received.files
+    return await images_of_body(upload.request, settings, received.json)
 
 
 def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction], T]) -> list[T | Faulty]:

@@ -82,6 +82,15 @@ async def images_of(
     return decode_all() if total <= _MAX_TEXT_ON_LOOP else await asyncio.to_thread(decode_all)
 
 
+async def images_of_body(request: Request, settings: Settings, body: bytes) -> list[bytes | ImageTooLargeError]:
+    """Return the image files of a native body, `{"images": [TEXT, ...]}`. Raises as parse_object and images_of do."""
+    stated = parse_object(request, body)
+    texts = stated.get("images")
+    if len(stated) != 1 or not isinstance(texts, list):
+        raise InvalidInputError('The body must be {"images": [...]}, each image as base64 or as a data URI.')
+    return await images_of(request, settings, texts)
+
+
 def decode_base64(encoded: bytes) -> bytes:
     """Return what `encoded` stands for. White space, the URL-safe alphabet and missing padding are accepted. Raises
     ValueError."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -56,6 +56,23 @@ class FeatureVectors(Schema):
     results: list[Features | EncodedFeatures | Faulty] = Field(description="one result per image, in order")
 
 
+class ImageOutputs(Schema):
+    predictions: list[Prediction] | None = Field(
+        description="most probable classes, highest probability first; null unless requested"
+    )
+    features: list[float] | str | None = Field(
+        description="`dimensions` numbers, or base64 of little-endian float32; null unless requested"
+    )
+
+
+class ModelOutputs(Schema):
+    model: str
+    fingerprint: str = Field(description="hash of weights, transform, precision and backend")
+    dimensions: int = Field(ge=1)
+    shape: list[int] = Field(description="shape of one image's features before they were flattened to `dimensions`")
+    results: list[ImageOutputs | Faulty] = Field(description="one result per image, in order")
+
+
 class Neighbour(Schema):
     row: int = Field(ge=0, description="row in the index")
     path: str = Field(description="path in the index")
@@ -83,7 +100,16 @@ class IndexDescription(Schema):
     thumbnails: int = Field(ge=0, description="images with a thumbnail")
 
 
-class ModelDescription(Schema):
+class ListedModel(Schema):
+    """A model as OpenAI's API lists it."""
+
+    id: str = Field(description="name of the model")
+    object: Literal["model"] = "model"
+    created: int = Field(description="UNIX time at which this process started to serve")
+    owned_by: Literal["gradless"] = "gradless"
+
+
+class ModelDescription(ListedModel):
     name: str
     architecture: str
     parameters: int
@@ -116,6 +142,8 @@ class ModelSource(Schema):
 
 class ModelList(Schema):
     models: list[ModelDescription] = Field(description="the default model first")
+    object: Literal["list"] = "list"
+    data: list[ListedModel] = Field(description="the same models as OpenAI's API lists them")
 
 
 class Health(Schema):

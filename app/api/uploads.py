@@ -81,13 +81,13 @@ async def read_images(request: Request, settings: Settings) -> Sequence[bytes | 
     return (await _timed(request, settings, _read(request, settings))).files
 
 
-async def read_json_or_images(request: Request, settings: Settings) -> Received:
-    """Return the body of `request`: JSON if it begins so, else one image file, or several as multipart parts. There
-    every part is an image, with or without a file name.
+async def read_json_or_images(request: Request, settings: Settings, *, every_part: bool = True) -> Received:
+    """Return the body of `request`: JSON if it begins so, else one image file, or several as multipart parts. With
+    `every_part` a part is an image even if it has no file name and does not begin as an image does.
 
     Raises as read_images does.
     """
-    return await _timed(request, settings, _read(request, settings, or_json=True))
+    return await _timed(request, settings, _read(request, settings, or_json=True, every_part=every_part))
 
 
 async def read_body(
@@ -139,11 +139,11 @@ async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) ->
     return read
 
 
-async def _read(request: Request, settings: Settings, *, or_json: bool = False) -> Received:
+async def _read(request: Request, settings: Settings, *, or_json: bool = False, every_part: bool = False) -> Received:
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
         limits = {"max_files": settings.max_images_per_request, "max_file_bytes": settings.max_image_bytes}
-        with closing(FileParts(options.get(b"boundary", b""), every_part=or_json, **limits)) as parts:
+        with closing(FileParts(options.get(b"boundary", b""), every_part=every_part, **limits)) as parts:
             async for chunk in _counted(request, settings.max_request_bytes):
                 parts.feed(chunk)
             files = parts.files()

@@ -12,7 +12,7 @@ const SLACK_S = 1;
 
 const STAGES = ["read", "decode", "queue", "forward", "respond"];
 
-const inference = ({ route = "" }) => route === "/v1/classify" || route === "/v1/features";
+const inference = ({ route = "" }) => /^\/v1\/(classify|features|predict|embeddings)$/.test(route);
 
 let scrapes = [];
 let history = [];

@@ -22,7 +22,7 @@ from app.api.dependencies import (
     parts_of,
 )
 from app.api.openapi import responses
-from app.api.schemas import Health, IndexDescription, ModelDescription, ModelList, ModelSource
+from app.api.schemas import Health, IndexDescription, ListedModel, ModelDescription, ModelList, ModelSource
 from app.api.uploads import BODY_ERRORS, read_json
 from app.http.problems import (
     ForbiddenError,
@@ -78,7 +78,11 @@ models = APIRouter(prefix="/v1/models", tags=["models"], route_class=ModelRoute)
 async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
     """List the served models, the default first."""
     parts = parts_of(request)
-    return ModelList(models=[_description(card, parts) for card in runtime.cards.values()])
+    cards = runtime.cards.values()
+    return ModelList(
+        models=[_description(card, parts) for card in cards],
+        data=[ListedModel(id=card.name, created=parts.created_at) for card in cards],
+    )
 
 
 # Names may contain slashes, for example timm/resnet18.
@@ -129,7 +133,7 @@ def _description(card: ModelCard, parts: Parts) -> ModelDescription:
     if index is not None and index.manifest.fingerprint == card.fingerprint:
         search = IndexDescription.model_validate(index.manifest)
     ready = parts.runtime is not None and card.name not in parts.runtime.down
-    return ModelDescription(**described, ready=ready, search=search)
+    return ModelDescription(id=card.name, created=parts.created_at, **described, ready=ready, search=search)
 
 
 probes = APIRouter(tags=["operation"], route_class=ApiRoute)

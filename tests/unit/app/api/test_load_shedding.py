@@ -211,6 +211,17 @@ async def test_requests_with_repeated_headers_are_passed_to_the_application(list
     assert [head[b"status"] for [(head, _)] in answers] == [b"429", b"200", b"200"]
 
 
+async def test_bodies_with_an_unknown_number_of_images_are_passed_to_the_application(listen: Listen) -> None:
+    async with listen(FULL) as listening:
+        post = listening.client.post
+        statuses = [
+            (await post("/v1/classify", json={"images": ["aW1hZ2U="]})).status_code,
+            (await post("/v1/classify", files={"images": b"image"})).status_code,
+            (await post("/v1/classify", content=b"image")).status_code,
+        ]
+    assert statuses == [200, 200, 429]
+
+
 async def test_a_refusal_without_a_log_line_has_no_exemplar(listen: Listen) -> None:
     async with listen(FULL) as listening:
         await listening.client.post("/v1/features", content=b"image", headers={"X-Request-ID": "mine"})

@@ -144,7 +144,7 @@ async def test_one_image_at_fault_fails_the_request_and_is_named(
     [
         (["https://example.org/cat.jpg"], (400, "invalid-input")),
         (["file:///etc/passwd"], (400, "invalid-input")),
-        (["a cat"], (400, "invalid-input")),
+        (["a cat."], (400, "invalid-input")),
         ([{"b64": "AAAA"}], (400, "invalid-input")),
         ([], (400, "no-images")),
         ([_text(bytes(100))], (413, "image-too-large")),
