@@ -120,9 +120,10 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
+    # Routes are matched in this order. POST /v1/models/{name} would take the paths of protocols for names.
     contracts = (oip.router, *predict.routers, openai.router, huggingface.router)
-    natives = (images.router, search.router, operation.models, operation.probes, lens.router, pages.router)
-    routers = (*contracts, *natives)
+    rest = (operation.models, operation.probes, lens.router, pages.router)
+    routers = (images.router, search.router, *contracts, *rest)
     routes = [
         route
         for router in routers

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import zlib
 from collections.abc import Iterator
+from functools import partial
 
 from fastapi import Request
 
+from app.api.off_loop import off_loop
 from app.http.problems import BodyTooLargeError, ContentEncodingError, InvalidInputError
 from app.observability.request_record import record_of
 
 CODINGS = frozenset({"identity", "gzip", "deflate"})
 
-# Bytes that are compressed or expanded on the event loop; more are in a thread.
-_MAX_ON_LOOP = 256 * 1024
 # What zlib is given, and returns at most, in one call.
 _INPUT_BYTES = 64 * 1024
 _PIECE_BYTES = 2**20
@@ -43,7 +42,7 @@ async def expand(request: Request, body: bytes, limit_bytes: int) -> bytes | byt
     expanded = bytearray()
     pieces = expanded_pieces(body, codings[0])
     try:
-        while piece := await _next(pieces, len(body) + len(expanded)):
+        while piece := await off_loop(len(body) + len(expanded), partial(next, pieces, b"")):
             if len(expanded) + len(piece) > limit_bytes:
                 raise BodyTooLargeError(limit_bytes)
             record.reserve_held_bytes(len(piece))
@@ -51,10 +50,6 @@ async def expand(request: Request, body: bytes, limit_bytes: int) -> bytes | byt
     except ValueError as error:
         raise InvalidInputError(f"The {codings[0]} body cannot be expanded: {error}.") from None
     return expanded
-
-
-async def _next(pieces: Iterator[bytes], so_far: int) -> bytes:
-    return next(pieces, b"") if so_far <= _MAX_ON_LOOP else await asyncio.to_thread(lambda: next(pieces, b""))
 
 
 def expanded_pieces(body: bytes, coding: str) -> Iterator[bytes]:
@@ -96,4 +91,4 @@ async def compress(body: bytes, coding: str) -> bytes:
         stream = zlib.compressobj(_FASTEST, wbits=_WINDOWS[coding])
         return stream.compress(body) + stream.flush()
 
-    return compressed() if len(body) <= _MAX_ON_LOOP else await asyncio.to_thread(compressed)
+    return await off_loop(len(body), compressed)

@@ -94,11 +94,7 @@ class NoImagesError(RequestError):
 
 
 class InvalidInputError(RequestError):
-    """The body is not what the protocol expects. `parameter` is the key that is at fault, if it is one."""
-
-    def __init__(self, message: str, parameter: str | None = None) -> None:
-        super().__init__(message)
-        self.parameter = parameter
+    """The body is not what the protocol expects."""
 
 
 class NotOfferedError(RequestError):

@@ -1,133 +1,74 @@
-"""The unchanged package `openai` against a running service: `python openai_cases.py ADDRESS IMAGE IMAGE`.
-
-It runs in an environment of its own, with the packages of openai.txt, and ends with an error if a case fails. The
-service has the default model and needs no key.
-"""
+"""Cases of OpenAI's Python client: embeddings of images, and the list of models."""
 
 from __future__ import annotations
 
 import base64
-import json
-import math
-import re
-import subprocess
-import sys
-import tempfile
-import urllib.request
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import openai
+import pytest
+from native import CLOCK, LIGHT, MODEL, URL, assert_close, features
 from openai.types import CreateEmbeddingResponse
 
-_MODEL = "efficientnet_lite0"
-_DOCUMENTED = Path(__file__).parents[2] / "docs/clients.md"
-_TOLERANCE = 1e-4
+CLOCK_URI, LIGHT_URI = (f"data:image/jpeg;base64,{base64.b64encode(file).decode()}" for file in (CLOCK, LIGHT))
 
 
-class Service:
-    """A running service, its client, and two images to send."""
-
-    def __init__(self, address: str, first: Path, second: Path) -> None:
-        self.address = address
-        self.client = openai.OpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0)
-        self.files = [first.read_bytes(), second.read_bytes()]
-        self.uris = [f"data:image/png;base64,{base64.b64encode(file).decode()}" for file in self.files]
-
-    def native(self, file: bytes, query: str = "normalize=true") -> list[float]:
-        """Return the vector of the native route."""
-        with urllib.request.urlopen(f"{self.address}/v1/features?{query}", file, timeout=60) as answer:  # noqa: S310
-            vector: list[float] = json.load(answer)["results"][0]["features"]
-        return vector
+@pytest.fixture
+def client() -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{URL}/v1", api_key="unused", max_retries=0) as opened:
+        yield opened
 
 
-def _equal(one: Sequence[float], other: Sequence[float]) -> bool:
-    return len(one) == len(other) and all(
-        math.isclose(a, b, abs_tol=_TOLERANCE) for a, b in zip(one, other, strict=True)
-    )
+def _vectors(answer: CreateEmbeddingResponse) -> list[Sequence[float]]:
+    return [each.embedding for each in answer.data]
 
 
-def _raised(error: type[openai.APIStatusError], call: Callable[..., Any], **arguments: Any) -> openai.APIStatusError:
-    try:
-        call(**arguments)
-    except error as raised:
-        return raised
-    raise AssertionError(f"no {error.__name__}")
+def test_models_are_listed_and_described(client: openai.OpenAI) -> None:
+    described = client.models.retrieve(MODEL)
+
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert (described.id, described.object, described.owned_by) == (MODEL, "model", "gradless")
 
 
-def models_are_listed_and_described(service: Service) -> None:
-    assert [model.id for model in service.client.models.list()] == [_MODEL]
-    described = service.client.models.retrieve(_MODEL)
-    assert (described.id, described.object, described.owned_by) == (_MODEL, "model", "gradless")
+def test_vectors_are_the_native_ones(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(model=MODEL, input=[CLOCK_URI, LIGHT_URI])
 
-
-def vectors_are_those_of_the_native_route(service: Service) -> None:
-    answer = service.client.embeddings.create(model=_MODEL, input=service.uris)
     assert [each.index for each in answer.data] == [0, 1]
-    assert answer.model == _MODEL
-    for each, file in zip(answer.data, service.files, strict=True):
-        assert _equal(each.embedding, service.native(file))
-        assert math.isclose(math.hypot(*each.embedding), 1, abs_tol=_TOLERANCE)
+    assert answer.model == MODEL
+    assert_close(_vectors(answer), [features(CLOCK, normalize=True), features(LIGHT, normalize=True)])
+    assert_close(np.linalg.norm(_vectors(answer), axis=1), [1, 1])
 
 
-def numbers_equal_base64(service: Service) -> None:
-    create = service.client.embeddings.create
-    [encoded] = create(model=_MODEL, input=service.uris[0]).data
-    [numbers] = create(model=_MODEL, input=service.uris[0], encoding_format="float").data
-    assert _equal(encoded.embedding, numbers.embedding)
+def test_numbers_equal_base64(client: openai.OpenAI) -> None:
+    # The client asks for base64 by itself.
+    encoded = client.embeddings.create(model=MODEL, input=CLOCK_URI)
+    numbers = client.embeddings.create(model=MODEL, input=CLOCK_URI, encoding_format="float")
+
+    assert_close(_vectors(encoded), _vectors(numbers))
 
 
-def parameters_of_other_services_are_accepted(service: Service) -> None:
+def test_parameters_of_other_services_are_accepted(client: openai.OpenAI) -> None:
     more = {"modality": "image", "normalized": False, "input_type": "passage"}
-    [kept] = service.client.embeddings.create(model=_MODEL, input=service.uris[0], extra_body=more).data
-    assert _equal(kept.embedding, service.native(service.files[0], "normalize=false"))
-    part = {"type": "image_url", "image_url": {"url": service.uris[0]}}
-    body = {"model": _MODEL, "messages": [{"role": "user", "content": [part]}], "encoding_format": "float"}
-    [seen] = service.client.post("/embeddings", body=body, cast_to=CreateEmbeddingResponse).data
-    assert _equal(seen.embedding, service.native(service.files[0]))
+    kept = client.embeddings.create(model=MODEL, input=CLOCK_URI, extra_body=more)
+    part = {"type": "image_url", "image_url": {"url": CLOCK_URI}}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": [part]}], "encoding_format": "float"}
+    seen = client.post("/embeddings", body=body, cast_to=CreateEmbeddingResponse)
+
+    assert_close(_vectors(kept), [features(CLOCK)], 1e-3)
+    assert_close(_vectors(seen), [features(CLOCK, normalize=True)])
 
 
-def errors_are_raised_as_those_of_openai(service: Service) -> None:
-    create = service.client.embeddings.create
-    unknown = _raised(openai.NotFoundError, create, model="nobody", input=service.uris[0])
-    assert unknown.code == "model_not_found"
-    address = _raised(openai.BadRequestError, create, model=_MODEL, input="https://example.org/cat.jpg")
-    assert address.param == "input"
-    no_image = base64.b64encode(b"no image").decode()
-    faulty = _raised(openai.BadRequestError, create, model=_MODEL, input=[service.uris[0], no_image])
-    assert "input[1]: " in faulty.message
-    assert _raised(openai.BadRequestError, create, model=_MODEL, input=service.uris[0], dimensions=7).param
+def test_errors_are_those_of_openai(client: openai.OpenAI) -> None:
+    create = client.embeddings.create
+    with pytest.raises(openai.NotFoundError) as unknown:
+        create(model="nobody", input=CLOCK_URI)
+    with pytest.raises(openai.BadRequestError) as address:
+        create(model=MODEL, input="https://example.org/cat.jpg")
+    with pytest.raises(openai.BadRequestError, match=r"input\[1\]: "):
+        create(model=MODEL, input=[CLOCK_URI, base64.b64encode(b"no image").decode()])
+    with pytest.raises(openai.BadRequestError) as dimensions:
+        create(model=MODEL, input=CLOCK_URI, dimensions=7)
 
-
-def the_documented_lines_work(service: Service) -> None:
-    section = _DOCUMENTED.read_text().split("## OpenAI\n")[1]
-    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
-    assert found
-    lines = found[1].replace("http://127.0.0.1:8000", service.address)
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "clock.png").write_bytes(service.files[0])
-        printed = subprocess.run([sys.executable, "-c", lines], cwd=folder, capture_output=True, check=True)
-    assert int(printed.stdout) == len(service.native(service.files[0]))
-
-
-CASES = (
-    models_are_listed_and_described,
-    vectors_are_those_of_the_native_route,
-    numbers_equal_base64,
-    parameters_of_other_services_are_accepted,
-    errors_are_raised_as_those_of_openai,
-    the_documented_lines_work,
-)
-
-
-def main() -> None:
-    address, first, second = sys.argv[1:]
-    service = Service(address, Path(first), Path(second))
-    for case in CASES:
-        case(service)
-        sys.stdout.write(f"{case.__name__}\n")
-
-
-if __name__ == "__main__":
-    main()
+    assert unknown.value.code == "model_not_found"
+    assert (address.value.param, dimensions.value.param) == ("input", "dimensions")

@@ -43,7 +43,7 @@ def assert_native(answer: dict[str, float], native: dict[str, float]) -> None:
 @pytest.mark.parametrize(("heading", "language", "word"), DOCUMENTED)
 def test_the_lines_of_the_page_work(
     address: str,
-    clock_png: bytes,
+    clock_jpeg: bytes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -51,12 +51,12 @@ def test_the_lines_of_the_page_work(
     language: str,
     word: str,
 ) -> None:
-    (tmp_path / "clock.png").write_bytes(clock_png)
+    (tmp_path / "clock.jpg").write_bytes(clock_jpeg)
     monkeypatch.chdir(tmp_path)
     section = PAGE.split(f"## {heading}\n")[1].split("\n## ")[0]
     blocks = re.findall(rf"```{language}\n(.*?)```", section, re.DOTALL)
     assert blocks
-    lines = "\n".join(blocks).replace("http://127.0.0.1:8000", address)
+    lines = "\n".join(blocks).replace("http://localhost:8000", address)
     if language == "python":
         exec(compile(lines, "docs/clients.md", "exec"), {})  # noqa: S102 - our own page
         output = capsys.readouterr().out

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
+from app.api.api_route import direct_app
 from app.api.dependencies import admin_allowed
 from app.http.contract import Contract
 from app.http.problems import NOT_FOUND
@@ -26,6 +27,10 @@ class ContractRoute(APIRoute):
     """
 
     contract: ClassVar[Contract]
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = direct_app(self.get_route_handler())
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint

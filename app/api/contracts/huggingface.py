@@ -68,7 +68,7 @@ async def _answer(request: Request, name: str | None = None) -> Response:
     usual = _EXTRACTION if view.output == "features" else _CLASSIFICATION
     task = request.query_params.get("task", usual)
     if task not in _TASKS:
-        raise InvalidInputError(f"task must be {' or '.join(_TASKS)}.", "task")
+        raise InvalidInputError(f"task must be {' or '.join(_TASKS)}.")
     sent = await _read(request)
     # Clients name no task, but classification has no such key.
     if task == _EXTRACTION or "normalize" in sent.body:
@@ -79,7 +79,7 @@ async def _answer(request: Request, name: str | None = None) -> Response:
         return _json([vector.tolist() for vector in vectors])
     parameters = parameters_of(sent.body)
     if parameters.get("function_to_apply") not in (None, "softmax"):
-        raise InvalidInputError("function_to_apply must be softmax.", "function_to_apply")
+        raise InvalidInputError("function_to_apply must be softmax.")
     _, found = await predict(upload, sent.images, InferenceRequest("classify", top_k=top_k_of(parameters)))
     classes = [_classes(each) for each in found]
     return _json(classes if sent.several else classes[0])
@@ -90,17 +90,17 @@ async def _read(request: Request) -> _Sent:
     received = await read_json_or_images(request, settings)
     if received.json is None:
         return _Sent(received.files, len(received.files) > 1)
-    body = parse_object(request, received.json)
+    body = await parse_object(request, received.json)
     inputs = body.get("inputs")
     texts = inputs if isinstance(inputs, list) else [inputs]
-    return _Sent(await images_of(request, settings, texts, "inputs"), texts is inputs, body)
+    return _Sent(await images_of(request, settings, texts), texts is inputs, body)
 
 
 def _normalize(body: Mapping[str, Any]) -> bool:
     """Return whether vectors get length 1. Raises InvalidInputError."""
     normalize = body.get("normalize")
     if normalize not in (None, True, False):
-        raise InvalidInputError("normalize must be true or false.", "normalize")
+        raise InvalidInputError("normalize must be true or false.")
     return bool(normalize)
 
 

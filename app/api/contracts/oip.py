@@ -2,7 +2,7 @@
 speak.
 
 Every name of a model may be that of a view (app/api/contracts/views.py). Names may have slashes, so their paths are
-split by the served names.
+split by the served names. Requests of Triton's clients on SageMaker are told from others by their Content-Type.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from typing import Any
 from fastapi import Request
 from pydantic import BaseModel
 from pydantic_core import to_json
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
-from app.api.contracts.contract_route import answer_unknown_paths, check_admin, contract_router
-from app.api.contracts.oip_infer import infer_response, read_infer_request
+from app.api.contracts.contract_route import ContractRoute, answer_unknown_paths, check_admin, contract_router
+from app.api.contracts.oip_infer import infer_response, is_of_sagemaker, read_infer_request
 from app.api.contracts.oip_models import (
     EXTENSIONS,
     model_configuration,
@@ -28,7 +31,7 @@ from app.api.contracts.oip_models import (
 from app.api.contracts.output_tensors import inference_request, output_tensors
 from app.api.contracts.prediction import predict, upload_for
 from app.api.contracts.views import View, check_version, model_of, split_path, view_of
-from app.api.dependencies import card_named, inference_allowed, parts_of, runtime_of
+from app.api.dependencies import Upload, card_named, check_ready, inference_allowed, parts_of, runtime_of
 from app.api.error_responses import request_problem
 from app.api.uploads import read_json
 from app.http.contract import Contract, json_errors
@@ -58,11 +61,28 @@ router = contract_router(OIP)
 
 
 async def _infer(request: Request, name: str) -> Response:
-    """Answer all images of a request, or none."""
     view_name, version, rest = _split(request, name)
     upload, view = await upload_for(request, view_name, version)
     if rest:
         raise HTTPException(NOT_FOUND.status)
+    return await _answer(request, upload, view)
+
+
+async def _invoke(request: Request) -> Response:
+    return await _answer(request, *await upload_for(request, request.query_params.get("model")))
+
+
+class _SageMakerRoute(ContractRoute):
+    """The route of Triton's clients on SageMaker. Other requests with that path are the `predict` adapter's."""
+
+    contract = OIP
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return super().matches(scope) if is_of_sagemaker(Headers(scope=scope)) else (Match.NONE, {})
+
+
+async def _answer(request: Request, upload: Upload, view: View) -> Response:
+    """Answer all images of a request, or none."""
     sent = await read_infer_request(request, view, parts_of(request).settings)
     answer, predictions = await predict(upload, sent.images, inference_request(sent.outputs))
     return await infer_response(request, view, sent, answer, output_tensors(sent.outputs, predictions))
@@ -79,9 +99,7 @@ async def _live(request: Request) -> Response:
 
 
 async def _ready(request: Request) -> Response:
-    runtime = parts_of(request).runtime
-    if runtime is None or not runtime.ready:
-        raise NotReadyError
+    check_ready(request)
     return _json({"ready": True})
 
 
@@ -189,6 +207,7 @@ for _path in ("/v2", "/v2/"):
 router.add_api_route("/v2/health/live", _live)
 router.add_api_route("/v2/health/ready", _ready)
 router.add_api_route("/v2/models/{name:path}/infer", _infer, methods=["POST"])
+router.add_api_route("/invocations", _invoke, methods=["POST"], route_class_override=_SageMakerRoute)
 router.add_api_route("/v2/models/stats", _describe_all)
 for _path in (
     "/v2/models/{rest:path}/trace/setting",

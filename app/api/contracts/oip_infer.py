@@ -2,46 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
 
 from fastapi import Request
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app.api.content_encoding import CODINGS, compress, expand
+from app.api.contracts.input_images import files_of, images_of_input
+from app.api.contracts.json_numbers import JsonNumbers, take_numbers
 from app.api.contracts.output_tensors import OutputTensor, WantedOutput, chosen_outputs
 from app.api.contracts.tensors import (
     BYTES,
     MAX_DIMENSION,
     MAX_DIMENSIONS,
     Tensor,
+    array_of_numbers,
     count_images,
     flat_values,
-    images_of_tensor,
-    is_text,
 )
 from app.api.contracts.views import View
-from app.api.json_images import images_of, parse_json
+from app.api.json_images import images_of, parse_object
+from app.api.off_loop import off_loop
 from app.api.uploads import read_body
 from app.http.contract import TENSORS_AT
 from app.http.problems import BodyTooLargeError, InvalidInputError, NotOfferedError
 from app.observability.request_record import record_of
 from app.settings import Settings
 from models.interface.errors import ImageTooLargeError
-from models.interface.request import Image, ReadyPixels
+from models.interface.request import Image
 from models.interface.results import Answer
 
-# JSON alone: the event loop stands still while it is parsed. Numbers take 1 to 20 bytes of it each.
+# JSON alone, in which a pixel takes up to 20 bytes.
 _MAX_JSON_BYTES = 16 * 2**20
-_MAX_JSON_VALUES = 5_000_000
 # JSON before binary tensors.
 _MAX_HEAD_BYTES = 64 * 1024
-# What a value takes once it is parsed, and what a list or an object takes beyond that.
-_VALUE_BYTES = 32
-_LIST_BYTES = 64
+# A number in the array, and while a piece of the JSON is parsed.
+_NUMBER_BYTES = 8
+
+# Clients of Triton on SageMaker, which passes few headers on.
+_SAGEMAKER_TYPE = "application/vnd.sagemaker-triton.binary+json"
+_SAGEMAKER_AT = "json-header-size"
 
 # Names of parameters in an error's message.
 _MAX_NAMED = 4
@@ -68,7 +77,8 @@ class _Input(_Part):
     datatype: str
     shape: Annotated[list[Annotated[int, Field(ge=0, le=MAX_DIMENSION)]], Field(max_length=MAX_DIMENSIONS)]
     parameters: _InputParameters | None = None
-    data: list[Any] | None = None
+    # True stands for the numbers that were taken out.
+    data: list[Any] | Literal[True] | None = None
 
 
 class _OutputParameters(_Part):
@@ -93,6 +103,14 @@ class _InferRequest(_Part):
     outputs: Annotated[list[_Output], Field(max_length=16)] | None = None
 
 
+class _Parsed(NamedTuple):
+    """A request, the numbers that were taken out of its JSON, and the bytes behind that JSON, if there are any."""
+
+    request: _InferRequest
+    numbers: JsonNumbers | None
+    tensors: memoryview | None
+
+
 @dataclass(frozen=True, slots=True)
 class SentRequest:
     """An inference request: its id, the outputs that it asks for, whether each is binary, and its images in order."""
@@ -108,7 +126,7 @@ async def read_infer_request(request: Request, view: View, settings: Settings) -
 
     Raises InvalidInputError, NotOfferedError, TooManyImagesError, NoImagesError, and what read_body and expand raise.
     """
-    stated = request.headers.get(TENSORS_AT)
+    stated = _stated_head(request.headers)
     limit_bytes = settings.max_request_bytes if stated else min(settings.max_request_bytes, _MAX_JSON_BYTES)
     try:
         sent = await read_body(request, settings, CODINGS, limit_bytes)
@@ -123,8 +141,22 @@ async def read_infer_request(request: Request, view: View, settings: Settings) -
     tensors = memoryview(body)[head_bytes:]
     if head_bytes == 0:
         # A raw request: the body is the only input, and all outputs are binary.
-        return SentRequest(None, chosen_outputs((), view), [True], await _files(request, settings, [tensors]))
+        return SentRequest(None, chosen_outputs((), view), [True], await files_of(request, settings, [tensors]))
     return await _sent(request, view, settings, body[:head_bytes], tensors)
+
+
+def is_of_sagemaker(headers: Headers) -> bool:
+    """Return True if the body has Triton's type on SageMaker, which says itself where binary tensors begin."""
+    return headers.get("content-type", "").lower().startswith(_SAGEMAKER_TYPE)
+
+
+def _stated_head(headers: Headers) -> str | None:
+    """Return where binary tensors begin, as the client states it, or None for JSON alone."""
+    if not is_of_sagemaker(headers):
+        return headers.get(TENSORS_AT)
+    _, parameters = parse_options_header(headers["content-type"])
+    stated = parameters.get(_SAGEMAKER_AT.encode())
+    return None if stated is None else stated.decode("latin-1")
 
 
 def _head_bytes(stated: str, body_bytes: int) -> int:
@@ -139,7 +171,8 @@ async def _sent(
     request: Request, view: View, settings: Settings, text: bytes | bytearray, tensors: memoryview | None
 ) -> SentRequest:
     """Return the request whose JSON is `text`, followed by `tensors` if it has any."""
-    stated = _parsed(request, text)
+    sent = await _parsed(request, text, tensors)
+    stated = sent.request
     parameters = [output.parameters or _OutputParameters() for output in stated.outputs or ()]
     if any(each.shared_memory_region is not None for each in parameters):
         raise NotOfferedError("shared memory")
@@ -150,72 +183,62 @@ async def _sent(
     outputs = chosen_outputs(wanted, view)
     all_binary = bool(stated.parameters and stated.parameters.binary_data_output)
     binary = [all_binary if each.binary_data is None else each.binary_data for each in parameters] or [all_binary]
-    images = await _images(request, settings, view, _tensor(stated.inputs[0], tensors))
-    return SentRequest(stated.id, outputs, binary, images)
+    return SentRequest(stated.id, outputs, binary, await _images(request, settings, view, sent))
 
 
-def _parsed(request: Request, text: bytes | bytearray) -> _InferRequest:
-    lists = text.count(b"[") + text.count(b"{")
-    record_of(request.scope).reserve_held_bytes(text.count(b",") * _VALUE_BYTES + lists * _LIST_BYTES)
-    value = parse_json(request, bytes(text), max_values=_MAX_JSON_VALUES)
-    if not isinstance(value, dict):
-        raise InvalidInputError("The body must be a JSON object with inputs.")
+async def _parsed(request: Request, text: bytes | bytearray, tensors: memoryview | None) -> _Parsed:
+    rest, numbers = await off_loop(len(text), partial(take_numbers, text))
+    value = await parse_object(request, rest)
     try:
-        return _InferRequest.model_validate(value)
+        return _Parsed(_InferRequest.model_validate(value), numbers, tensors)
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_NAMED]
         found = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
         raise InvalidInputError(f"The request is not as the protocol has it: {found}.") from None
 
 
-def _tensor(stated: _Input, tensors: memoryview | None) -> Tensor:
-    """Return the input with its contents, which are in the JSON or in `tensors`."""
+async def _images(
+    request: Request, settings: Settings, view: View, sent: _Parsed
+) -> Sequence[Image | ImageTooLargeError]:
+    """Return the images of the only input, which has them in its `data` or behind the JSON."""
+    [stated] = sent.request.inputs
     parameters = stated.parameters or _InputParameters()
     if parameters.shared_memory_region is not None:
         raise NotOfferedError("shared memory")
-    size = parameters.binary_data_size
-    if stated.data is not None:
-        if size is not None or tensors:
-            raise InvalidInputError("The input has data and binary data; send one of them.")
-        return Tensor(stated.datatype, stated.shape, stated.data)
+    count = count_images(stated.datatype, stated.shape, view.model.input_size, settings.max_images_per_request)
+    contents: memoryview | NDArray[Any]
+    if stated.data is None:
+        contents = _binary(sent.tensors, parameters.binary_data_size)
+    elif parameters.binary_data_size is not None or sent.tensors:
+        raise InvalidInputError("The input has data and binary data; send one of them.")
+    elif stated.datatype == BYTES and isinstance(stated.data, list):
+        return await images_of(request, settings, flat_values(stated.data, count))
+    elif stated.datatype == BYTES or stated.data is not True or sent.numbers is None:
+        expected = "strings" if stated.datatype == BYTES else "numbers"
+        raise InvalidInputError(f"The data of {stated.datatype} must be a list of {expected}.")
+    else:
+        contents = await _array(request, stated, sent.numbers)
+    return await images_of_input(request, settings, view, Tensor(stated.datatype, stated.shape, contents))
+
+
+def _binary(tensors: memoryview | None, size: int | None) -> memoryview:
+    """Return the binary tensor of the only input. Without a `size` it is all that follows the JSON."""
     if tensors is None:
         raise InvalidInputError(
             "The input has no data." if size is None else f"The input is binary, and the request has no {TENSORS_AT}."
         )
-    # Without a size it is the rest: there is no other input.
     if size is not None and size != len(tensors):
         raise InvalidInputError(f"binary_data_size is {size}, and {len(tensors)} bytes follow the JSON.")
-    return Tensor(stated.datatype, stated.shape, tensors)
+    return tensors
 
 
-async def _images(
-    request: Request, settings: Settings, view: View, tensor: Tensor
-) -> Sequence[Image | ImageTooLargeError]:
-    side, limit = view.model.input_size, settings.max_images_per_request
-    if tensor.datatype == BYTES and not isinstance(tensor.contents, memoryview):
-        count = count_images(BYTES, tensor.shape, side, limit)
-        return await images_of(request, settings, flat_values(tensor.contents, count), "data")
-    found = images_of_tensor(tensor, side, normalized=view.input != "pixels", limit=limit)
-    pixels = [image for image in found if isinstance(image, ReadyPixels)]
-    return pixels or await _files(request, settings, [file for file in found if isinstance(file, memoryview)])
-
-
-async def _files(
-    request: Request, settings: Settings, elements: Sequence[memoryview]
-) -> list[bytes | ImageTooLargeError]:
-    """Return the file in each element. One that is base64 or a data URI is decoded."""
-    texts = [str(element, "ascii") for element in elements if is_text(element)]
-    decoded: Iterator[bytes | ImageTooLargeError] = iter(())
-    if texts:
-        decoded = iter(await images_of(request, settings, texts))
-    return [
-        next(decoded)
-        if is_text(element)
-        else ImageTooLargeError(settings.max_image_bytes)
-        if len(element) > settings.max_image_bytes
-        else bytes(element)
-        for element in elements
-    ]
+async def _array(request: Request, stated: _Input, numbers: JsonNumbers) -> NDArray[Any]:
+    count = math.prod(stated.shape)
+    if count > numbers.most:
+        raise InvalidInputError(f"The shape is of {count} numbers, and data has fewer.")
+    record_of(request.scope).reserve_held_bytes(_NUMBER_BYTES * count)
+    size_bytes = numbers.end - numbers.start
+    return await off_loop(size_bytes, lambda: array_of_numbers(stated.datatype, numbers.pieces(), count))
 
 
 async def infer_response(
@@ -244,6 +267,8 @@ async def infer_response(
     headers = {"Content-Type": "application/json"}
     if tensors:
         headers = {"Content-Type": "application/octet-stream", TENSORS_AT: str(len(body))}
+        if is_of_sagemaker(request.headers):
+            headers["Content-Type"] = f"{_SAGEMAKER_TYPE};{_SAGEMAKER_AT}={len(body)}"
         body = b"".join([body, *tensors])
     # Lists of codings are a library's own: probabilities shrink by a few percent.
     coding = request.headers.get("accept-encoding", "").strip().lower()

@@ -59,7 +59,7 @@ async def embeddings(request: Request) -> Response:
     if runtime_of(request).draining:
         raise DrainingError
     settings = parts_of(request).settings
-    asked = parse_object(request, await read_body(request, settings))
+    asked = await parse_object(request, await read_body(request, settings))
     name = asked.get("model")
     if not isinstance(name, str | None):
         raise InvalidInputError("model: it must be the name of a model.")

@@ -60,9 +60,9 @@ def chosen_outputs(wanted: Sequence[WantedOutput], view: View) -> list[WantedOut
     names = [output.name for output in wanted]
     if not set(names) <= set(known) or len(set(names)) < len(names):
         stated = ", ".join(name[:40] for name in names[: len(known) + 1])
-        raise InvalidInputError(f"The outputs are {' and '.join(known)}, each at most once; not {stated}.", "outputs")
+        raise InvalidInputError(f"The outputs are {' and '.join(known)}, each at most once; not {stated}.")
     if any(output.classification and output.name != PROBABILITIES for output in wanted):
-        raise InvalidInputError(f"classification is of the output {PROBABILITIES} alone.", "classification")
+        raise InvalidInputError(f"classification is of the output {PROBABILITIES} alone.")
     return [
         WantedOutput(output.name, min(output.classification, view.model.classes))
         for output in wanted or [WantedOutput(view.output)]

@@ -154,7 +154,7 @@ async def _read(request: Request) -> _Sent:
     received = await read_json_or_images(request, settings)
     if received.json is None:
         return _Sent(received.files, DEFAULT_TOP_K, "one" if len(received.files) == 1 else "list")
-    body = parse_object(request, received.json)
+    body = await parse_object(request, received.json)
     top_k = top_k_of(parameters_of(body))
     instances, form = _instances(body)
     images = await images_of(request, settings, [_image_in(instance) for instance in instances])

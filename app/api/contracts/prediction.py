@@ -57,7 +57,7 @@ def parameters_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the object `parameters` of a JSON body. Raises InvalidInputError."""
     parameters = body.get("parameters") or {}
     if not isinstance(parameters, dict):
-        raise InvalidInputError("parameters must be an object.", "parameters")
+        raise InvalidInputError("parameters must be an object.")
     return parameters
 
 
@@ -68,5 +68,5 @@ def top_k_of(parameters: Mapping[str, Any]) -> int:
         return DEFAULT_TOP_K
     # True is an int.
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= _MAX_TOP_K:
-        raise InvalidInputError(f"top_k must be a whole number from 1 to {_MAX_TOP_K}.", "top_k")
+        raise InvalidInputError(f"top_k must be a whole number from 1 to {_MAX_TOP_K}.")
     return top_k

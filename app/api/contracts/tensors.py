@@ -11,6 +11,7 @@ import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -53,20 +54,20 @@ _OF_FILES = frozenset({1, 2})
 _OF_PIXELS = frozenset({3, 4})
 
 # Base64 or a data URI. Every image format has bytes that are neither within its first few.
-_TEXT = re.compile(rb"(?:data:[^,]{0,200};base64,)?[A-Za-z0-9+/=_\s-]++", re.IGNORECASE)
+_TEXT = re.compile(rb"data:|[A-Za-z0-9+/=_\s-]+\Z", re.IGNORECASE)
+_BEGIN_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """An input as its client sent it.
 
-    `contents` are the bytes of a binary tensor; or its values, flat or nested lists of numbers, for BYTES of texts or
-    bytes.
+    `contents` are the bytes of a binary tensor, a flat array from `array_of_numbers`, or the elements of BYTES.
     """
 
     datatype: str
     shape: Sequence[int]
-    contents: memoryview | Sequence[Any]
+    contents: memoryview | NDArray[Any] | Sequence[bytes]
 
 
 def count_images(datatype: str, shape: Sequence[int], side: int, limit: int) -> int:
@@ -101,7 +102,7 @@ def count_images(datatype: str, shape: Sequence[int], side: int, limit: int) -> 
 def images_of_tensor(
     tensor: Tensor, side: int, *, normalized: bool, limit: int
 ) -> Sequence[memoryview] | Sequence[ReadyPixels]:
-    """Return the encoded files or the ready pixels of a tensor, which is not BYTES in JSON. They are views of it.
+    """Return the encoded files or the ready pixels of a tensor. They are views of it.
 
     `normalized`: float pixels are normalized as the network takes them, not 0..255. `side` and `limit` as in
     count_images. Raises InvalidInputError, NoImagesError, TooManyImagesError.
@@ -110,7 +111,7 @@ def images_of_tensor(
     if tensor.datatype == BYTES:
         if isinstance(tensor.contents, memoryview):
             return split_elements(tensor.contents, count)
-        return [memoryview(element) for element in flat_values(tensor.contents, count)]
+        return [_bytes_of(element) for element in flat_values(tensor.contents, count)]
     array = _array_of(tensor)
     if len(tensor.shape) in _OF_FILES:
         return [row.data for row in array.reshape(count, tensor.shape[-1])]
@@ -147,28 +148,56 @@ def join_elements(elements: Iterable[bytes]) -> bytes:
 
 
 def is_text(element: memoryview) -> bool:
-    """Return True if an element of a BYTES tensor is base64 or a data URI, and so no image file."""
-    return _TEXT.fullmatch(element) is not None
+    """Return True if an element of a BYTES tensor begins as base64 or a data URI, and so is no image file."""
+    return _TEXT.match(element[:_BEGIN_BYTES]) is not None
 
 
-def flat_values(values: Sequence[Any], count: int) -> list[Any]:
+def flat_values(values: Iterable[Any], count: int) -> list[Any]:
     """Return the `count` elements of `values`, flat or nested lists, in their order. Raises InvalidInputError."""
-    flat = list(values)
-    for _ in range(MAX_DIMENSIONS):
-        if not any(isinstance(value, list) for value in flat):
-            break
-        flat = list(_unnested(flat))
+    flat = list(islice(_unnested(values, MAX_DIMENSIONS), count + 1))
     if len(flat) != count:
-        raise InvalidInputError(f"The shape is of {count} elements, and data has {len(flat)}.")
+        found = "more" if len(flat) > count else len(flat)
+        raise InvalidInputError(f"The shape is of {count} elements, and data has {found}.")
     return flat
 
 
-def _unnested(values: Sequence[Any]) -> Iterator[Any]:
+def _unnested(values: Iterable[Any], depth: int) -> Iterator[Any]:
     for value in values:
-        if isinstance(value, list):
-            yield from value
+        if depth and isinstance(value, list):
+            yield from _unnested(value, depth - 1)
         else:
             yield value
+
+
+def _bytes_of(element: object) -> memoryview:
+    if not isinstance(element, bytes):
+        raise InvalidInputError(f"The elements of {BYTES} are files, not numbers.")
+    return memoryview(element)
+
+
+def array_of_numbers(datatype: str, pieces: Iterable[Sequence[Any]], count: int) -> NDArray[Any]:
+    """Return the `count` numbers in `pieces` as a flat array; BF16 as float32. `datatype` is one of numbers.
+
+    Raises InvalidInputError if there are more or fewer, or if the datatype does not have one of them.
+    """
+    dtype = np.dtype(np.float32) if datatype == _BF16 else _DTYPES[datatype]
+    array = np.empty(count, dtype)
+    end = 0
+    for piece in pieces:
+        start, end = end, end + len(piece)
+        if end > count:
+            break
+        try:
+            found = np.array(piece, np.float64)
+            with np.errstate(invalid="ignore", over="ignore"):
+                array[start:end] = found
+        except (TypeError, ValueError, OverflowError):
+            raise InvalidInputError("data is not a list of numbers.") from None
+        if dtype.kind != "f" and not np.array_equal(array[start:end], found):
+            raise InvalidInputError(f"data has numbers that {datatype} does not have.")
+    if end != count:
+        raise InvalidInputError(f"The shape is of {count} numbers, and data has {'more' if end > count else end}.")
+    return array
 
 
 def _array_of(tensor: Tensor) -> NDArray[Any]:
@@ -181,19 +210,4 @@ def _array_of(tensor: Tensor) -> NDArray[Any]:
                 f"{tensor.datatype} {list(tensor.shape)} takes {wanted} bytes, not {len(tensor.contents)}."
             )
         return np.frombuffer(tensor.contents, dtype)
-    return _array_of_numbers(tensor.contents, np.dtype(np.float32) if tensor.datatype == _BF16 else dtype, count)
-
-
-def _array_of_numbers(values: Sequence[Any], dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-    try:
-        # With a dtype: NumPy would give every text of a list the length of the longest.
-        found = np.array(values, np.float64).reshape(-1)
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidInputError("data is not a list of numbers, or its lists differ in length.") from None
-    if len(found) != count:
-        raise InvalidInputError(f"The shape is of {count} numbers, and data has {len(found)}.")
-    with np.errstate(invalid="ignore", over="ignore"):
-        array = found.astype(dtype)
-    if dtype.kind != "f" and not np.array_equal(array, found):
-        raise InvalidInputError(f"data has numbers that {dtype.name} does not have.")
-    return array
+    return np.asarray(tensor.contents)

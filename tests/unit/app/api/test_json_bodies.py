@@ -96,7 +96,23 @@ async def test_an_invalid_image_among_several_fails_alone(serve: Serve, received
     ],
 )
 async def test_other_json_is_a_problem(serve: Serve, body: bytes, status: int, slug: str) -> None:
+    headers = {"Content-Type": "application/json; charset=utf-8"}
     async with serve(max_images_per_request=2, max_image_bytes=20, max_request_bytes=500) as client:
-        response = await client.post("/v1/predict", content=body)
+        response = await client.post("/v1/predict", content=body, headers=headers)
 
     assert (response.status_code, _slug(response)) == (status, slug)
+
+
+@pytest.mark.parametrize("body", [b"{", b"[1, 2]", b'{"image": "AAAA"}', b"[section]\nkey = value"])
+async def test_what_only_begins_as_json_does_is_a_file_unless_its_type_says_json(
+    serve: Serve, received: Noted, body: bytes
+) -> None:
+    noted, runtime = received
+    async with serve(runtime, max_image_bytes=50) as client:
+        await client.post("/v1/classify", content=body)
+        declared = await client.post("/v1/classify", content=body, headers={"Content-Type": "application/json"})
+        large = await client.post("/v1/classify", content=b"{" + bytes(50))
+
+    assert noted == [[body]]
+    assert (declared.status_code, _slug(declared)) == (400, "invalid-input")
+    assert (large.status_code, _slug(large)) == (413, "image-too-large")

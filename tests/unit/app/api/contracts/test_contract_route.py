@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from app.api.contracts.contract_route import answer_unknown_paths, check_admin, contract_router
 from app.api.contracts.prediction import predict, upload_for
 from app.api.dependencies import parts_of
-from app.api.json_images import images_of, parse_json
+from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
 from app.http.contract import Contract, json_errors
 from models.interface.errors import OverloadedError, UndecodableImageError
@@ -35,7 +35,7 @@ async def _infer(request: Request, name: str) -> Response:
     sent = await read_json_or_images(request, settings)
     images = sent.files
     if sent.json is not None:
-        images = await images_of(request, settings, parse_json(request, sent.json)["images"])
+        images = await images_of(request, settings, (await parse_object(request, sent.json))["images"])
     answer, predictions = await predict(upload, images, InferenceRequest("classify", top_k=1, all_probabilities=True))
     everything = [found.all_probabilities.tolist() for found in predictions if found.all_probabilities is not None]
     return JSONResponse({"model": answer.model, "view": view.name, "probabilities": everything})
@@ -58,7 +58,7 @@ async def _client(app: FastAPI, address: str = "127.0.0.1") -> AsyncIterator[htt
     router.add_api_route("/sample/load", _load, methods=["POST"])
     router.add_api_route("/sample/fail", _fail)
     answer_unknown_paths(router, _SAMPLE, "/sample")
-    app.include_router(router)
+    app.router.routes.extend(router.routes)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False, client=(address, 123))
     async with (
         app.router.lifespan_context(app),

@@ -276,6 +276,12 @@ _SHARED = {"parameters": {"shared_memory_region": "r", "shared_memory_byte_size"
         (_stated(shape=[2**31], data=["AAAA"]), 413, "more than 64 images"),
         (_stated(shape=[1] * 9, data=[]), 400, "shape"),
         (_stated(shape=[2], data=[_text(_ONE)]), 400, "2 elements"),
+        (_stated(data=[1]), 400, "strings"),
+        (_stated(data=True), 400, "strings"),
+        (_stated(datatype="UINT8", data=["AAAA"]), 400, "numbers"),
+        (_stated(datatype="UINT8", data=[1, 2]), 400, "1 numbers"),
+        (_stated(datatype="UINT8", shape=[2**31], data=[1]), 400, "fewer"),
+        (_stated(data=[None] * 100_001), 400, "100000 JSON values"),
         (_stated(data=["https://example.org/cat.jpg"]), 400, "not fetched"),
         (_stated(parameters={"binary_data_size": 4}), 400, _AT),
         (_stated(**_SHARED), 501, "shared memory"),
@@ -334,9 +340,9 @@ async def test_large_json_is_refused_at_its_length(serve: Serve) -> None:
 
 async def test_values_of_json_count_as_memory_before_they_are_parsed(serve: Serve) -> None:
     body = _listed([0] * 3072, [3, 32, 32], "UINT8")
-    async with serve(max_request_bytes=20_000, max_image_bytes=100, max_held_bytes=100_000) as client:
+    async with serve(max_request_bytes=20_000, max_image_bytes=100, max_held_bytes=30_000) as client:
         assert _error(await client.post(_URL, **body))[0] == 429
-    async with serve(max_request_bytes=20_000, max_image_bytes=100, max_held_bytes=200_000) as client:
+    async with serve(max_request_bytes=20_000, max_image_bytes=100, max_held_bytes=40_000) as client:
         # What a request has reserved is free after it.
         assert [(await client.post(_URL, **body)).status_code for _ in range(3)] == [200] * 3
 
@@ -407,3 +413,27 @@ async def test_requests_are_counted_by_a_template_of_their_path(serve: Serve) ->
 
     route = 'contract="oip",method="POST",route="/v2/models/{name}/infer"'
     assert f'gradless_requests_total{{code="200",{route}}} 1.0' in exposition
+
+
+async def test_triton_on_sagemaker_has_its_own_type_and_the_model_in_the_query(
+    serve: Serve, received: tuple[list[InferenceRequest], dict[str, Any]]
+) -> None:
+    noted, runtime = received
+    media_type = "application/vnd.sagemaker-triton.binary+json;json-header-size="
+    sent = _files(_ONE, parameters={"binary_data_output": True})
+    headers = {"Content-Type": media_type + sent["headers"][_AT]}
+    async with serve(runtime) as client:
+        for path in ("/invocations", "/invocations?model=fake@features"):
+            response = await client.post(path, content=sent["content"], headers=headers)
+            assert response.status_code == 200
+            assert response.headers["content-type"] == media_type + response.headers[_AT]
+        listed = await client.post("/invocations", headers={"Content-Type": media_type[:-18]}, **_listed(["_w"], [1]))
+        wrong = await client.post("/invocations", content=sent["content"], headers={"Content-Type": media_type + "x"})
+        refused = await client.get("/invocations", headers=headers)
+        other = await client.post("/invocations", content=_ONE)
+
+    assert [list(request.images) for request in noted[:2]] == [[_ONE]] * 2
+    assert (noted[0].task, noted[1].task) == ("classify", "features")
+    assert (listed.status_code, listed.headers["content-type"]) == (200, "application/json")
+    assert (_error(wrong)[0], _error(refused)[0]) == (400, 405)
+    assert "predictions" in other.json()
