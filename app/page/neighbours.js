@@ -3,9 +3,6 @@
 import { ask } from "./api.js";
 import { html } from "./drawing.js";
 
-/** Neighbours of each picture: one row under a single picture, two rows under one of several. */
-export const MOST_NEIGHBOURS = 6;
-
 /** Draw neighbours, with thumbnails if the index has them. */
 export function alike(neighbours) {
   const pictured = neighbours.some(({ thumbnail }) => thumbnail);

@@ -1,17 +1,21 @@
 /* Try: send pictures; show classes, request time, vectors and similarities. */
 
 import { Problem, serverTiming } from "./api.js";
-import { csvOf, jsonOf, save } from "./downloads.js";
 import { byId, html } from "./drawing.js";
 import { classesOf, commands, features, MOST_COMPARED, similarity, waterfall } from "./findings.js";
 import { bytes, counted, seconds } from "./format.js";
-import { alike, MOST_NEIGHBOURS } from "./neighbours.js";
 import { problemBox, tell } from "./notices.js";
 import { pictures, remove, watchBench } from "./pictures.js";
 import { partsOf, send } from "./sending.js";
 import { decoded } from "./vectors.js";
 
 const TASKS = ["classify", "features", "search"];
+
+// Of each picture: one row under a single picture, two rows under one of several.
+const MOST_NEIGHBOURS = 6;
+
+// Loaded when first used, so that the page starts sooner.
+const LATER = { neighbours: () => import("./neighbours.js"), downloads: () => import("./downloads.js") };
 
 // A request with one picture answers for the picture with these; all others concern the request.
 const OF_THE_PICTURE = [413, 415, 422];
@@ -33,10 +37,11 @@ export function start(described, limited) {
     forget(["classify"]);
     look();
   });
-  byId("save-csv").addEventListener("click", saveCsv);
-  byId("save-json").addEventListener("click", saveJson);
+  const report = (error) => tell(byId("try-notice"), error);
+  byId("save-csv").addEventListener("click", () => saveCsv().catch(report));
+  byId("save-json").addEventListener("click", () => saveJson().catch(report));
   byId("raw").addEventListener("toggle", showRaw);
-  watchBench(look, (error) => tell(byId("try-notice"), error));
+  watchBench(look, report);
 }
 
 /** Send the same and further pictures to another model. */
@@ -90,7 +95,7 @@ async function look(again) {
     summarize(shown, sent, took);
     if (main !== "features") await pass("features", answered(shown).slice(0, MOST_COMPARED), signal);
     showMore(shown);
-    if (model.search) await pass("search", answered(shown), signal);
+    if (model.search) await findAlike(shown, signal);
     summarize(shown, sent, took);
     check(shown);
   } catch (error) {
@@ -103,6 +108,16 @@ async function look(again) {
   }
   showRaw();
   busy(false);
+}
+
+// The most similar indexed pictures, under each answer.
+async function findAlike(shown, signal) {
+  const { alike } = await LATER.neighbours();
+  await pass("search", answered(shown), signal);
+  for (const picture of answered(shown)) {
+    const { card, search } = records.get(picture);
+    if (search?.neighbours && !card.querySelector(".alike")) card.append(alike(search.neighbours));
+  }
 }
 
 // Raises why pictures have no answer, if some have none.
@@ -189,7 +204,6 @@ function accept(picture, task, result) {
   delete record.refused;
   if (task === "features" && result.features) record.vector = decoded(result.features);
   if (task === mainTask()) fill(picture, result);
-  if (task === "search" && result.neighbours) record.card.append(alike(result.neighbours));
 }
 
 function refuse(part, error) {
@@ -245,11 +259,13 @@ function results() {
   });
 }
 
-function saveCsv() {
+async function saveCsv() {
+  const { csvOf, save } = await LATER.downloads();
   save("classes.csv", csvOf(pictures, results()), "text/csv");
 }
 
-function saveJson() {
+async function saveJson() {
+  const { jsonOf, save } = await LATER.downloads();
   const classes = model.classes > 0;
   const found = classes
     ? results()
