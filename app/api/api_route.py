@@ -84,7 +84,7 @@ class ImageRoute(ApiRoute):
     """A route whose endpoint is `async (upload: ImageUpload, <query parameters>) -> a schema or a Response`.
 
     FastAPI reads the signature for the OpenAPI document. Its dependency solver would take 6 % more CPU time an image
-    with the null model (benchmarks/image_route.py). Key and model are checked first, then the query, and then the
+    with the null model (benchmarks/fast_paths.py). Key and model are checked first, then the query, and then the
     endpoint reads the body.
     """
 

@@ -104,8 +104,8 @@ class LocalRuntime(Runtime):
         return self._draining
 
     @property
-    def full(self) -> bool:
-        return any(served.admission.full for served in self.models.values())
+    def half_full(self) -> bool:
+        return any(served.admission.half_full for served in self.models.values())
 
     def refusal(self, model: str, task: Task) -> AtCapacityError | None:
         served = self.models.get(model)
