@@ -274,7 +274,8 @@ def test_a_network_with_spectral_norm_is_neither_told_about_dropout_nor_changed(
     comparison = compared(network)
     assert not comparison.left_out
     assert not said(comparison, "Dropout")
-    assert [("only eval() makes them agree" in sentence) for sentence in said(comparison, "two runs")] == [True]
+    # Unless the estimate has converged by then.
+    assert all("only eval() makes them agree" in sentence for sentence in said(comparison, "two runs"))
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     network(ROWS).sum().backward()
 

@@ -254,19 +254,19 @@ async def test_cancelled_images_take_no_capacity_from_others(
 ) -> None:
     async with _started(gated, workers=1, queue_capacity=4) as service:
         [worker] = service.workers
-        queue = service.engine.runtime.queues
+        instances = service.engine.runtime.instances
         gate.clear()
         entered.clear()
         first = asyncio.create_task(_predict(worker, clock_png))
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         cancelled = asyncio.create_task(_predict(worker, clock_png, clock_png, clock_png))
-        await _until(lambda: queue()["tiny"].depth == 3)
+        await _until(lambda: instances()["tiny", "cpu"].depth == 3)
         cancelled.cancel()
         with suppress(asyncio.CancelledError):
             await cancelled
         staying = asyncio.create_task(_predict(worker, clock_png, clock_png, clock_png))
         # Cancelled images stay in the queue until a batch forms.
-        await _until(lambda: staying.done() or queue()["tiny"].depth == 6)
+        await _until(lambda: staying.done() or instances()["tiny", "cpu"].depth == 6)
         gate.set()
         assert len((await staying).results) == 3
         await first
