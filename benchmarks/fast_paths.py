@@ -66,6 +66,7 @@ FAST_PATHS = {
         """
 from app.api.api_route import ApiRoute, ImageRoute
 ImageRoute._handler = ApiRoute._handler
+del ImageRoute.__init__
 """,
         NULL_SERVER,
         NULL,
