@@ -168,9 +168,8 @@ class ModelChanges:
 
     async def _free_memory(self, name: str) -> None:
         # By now a replaced or unfinished model is referred to by its own reference cycles alone.
-        device = self._context.placement.device
         modules, self._replaced_modules = self._replaced_modules, weakref.WeakSet()
-        await BackgroundWork(lambda: memory.release(device, modules), f"unloader-{name}").result()
+        await BackgroundWork(lambda: self._context.release_memory(modules), f"unloader-{name}").result()
 
     async def _load(self, name: str, origin: ModelSource) -> Loaded:
         replaced = self._registry.models.get(name)

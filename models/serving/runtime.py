@@ -11,7 +11,6 @@ from gradless.memory import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.backends import place
 from models.hardware import cores, memory
-from models.hardware.placement import utilization
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
 from models.interface.errors import AtCapacityError, ModelGoneError
@@ -148,8 +147,7 @@ class LocalRuntime(Runtime):
         return {each.id: each.state() for served in self.models.values() for each in served.instances}
 
     def devices(self) -> dict[str, DeviceState]:
-        device = self._context.placement.device
-        return {str(device): DeviceState(memory.figures(device), utilization(device))}
+        return self._context.device_states()
 
     def drain(self) -> None:
         self._draining = True
