@@ -22,6 +22,7 @@ from app.commands.conventions import (
     workers_for,
 )
 from app.settings import Settings
+from models.interface.extras import install_command
 
 if TYPE_CHECKING:
     from models.offline.job import FolderJob
@@ -107,7 +108,7 @@ def _run(
     strict: bool,
 ) -> None:
     if importlib.util.find_spec("pyarrow") is None:
-        end(f"{task} writes through pyarrow: pip install 'gradless[folders]'", FAILED)
+        end(f"{task} writes through pyarrow: {install_command('folders')}", FAILED)
     if ray is not None:
         _check_for_ray(output, workers)
     settings = settings_for(model)
@@ -126,7 +127,7 @@ def _run(
 
 def _check_for_ray(output: str, workers: int | None) -> None:
     if importlib.util.find_spec("ray") is None:
-        end("--ray needs Ray: pip install 'gradless[ray]'", FAILED)
+        end(f"--ray needs Ray: {install_command('ray')}", FAILED)
     if workers is not None:
         end("--workers are processes of this machine; on a cluster Ray uses all cores", FAILED)
     if output.endswith(_TABLES):

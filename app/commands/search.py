@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from app.commands.conventions import FAILED, STDOUT, UNREADABLE, end, failures_reported, settings_for, write_report
+from models.interface.extras import install_command
 from models.offline import files
 from models.search.index import Manifest, Neighbour, SearchIndex, installed
 
@@ -84,7 +85,7 @@ def query(
 
 def _need_the_extra() -> None:
     if not installed():
-        end("search needs usearch and pyarrow: pip install 'gradless[search]'", FAILED)
+        end(f"search needs usearch and pyarrow: {install_command('search')}", FAILED)
 
 
 def _found(folder: Path, images: list[str], k: int, model: str | None) -> dict[str, list[Neighbour] | str]:

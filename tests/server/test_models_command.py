@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +88,23 @@ def test_a_folder_that_cannot_be_served_exits_with_2_and_one_line(folder: Path, 
         assert "model.pt: does not fit resnet18" in line
     line = one_line(gradless("models", "init", str(folder)), 2)
     assert line.endswith("model.toml: is there already, and is not overwritten")
+
+
+def test_serving_a_file_of_weights_ends_with_3_and_the_commands_that_make_a_model_folder_of_it(
+    folder: Path, gradless: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (folder / "model.pt").rename("best.pt")
+    done = gradless("serve", "best.pt")
+    assert done.returncode == 3
+    [said] = [json.loads(line)["event"] for line in done.stderr.splitlines() if b"Make one of it" in line]
+    for command in said.split("Make one of it: ")[1].split(" && "):
+        program, *arguments = shlex.split(command)
+        if program == "gradless":
+            assert gradless(*arguments).returncode == 0
+        else:
+            subprocess.run([program, *arguments], check=True)
+    assert 'weights = "best.pt"' in (tmp_path / "best/model.toml").read_text()
 
 
 def test_serve_reports_an_invalid_folder_in_one_line(folder: Path, gradless: Run) -> None:
