@@ -140,10 +140,17 @@ class ModelSource(Schema):
     )
 
 
+class RequestLimits(Schema):
+    images: int = Field(ge=1, description="maximum images in one request")
+    image_bytes: int = Field(ge=1, description="maximum bytes of one image file")
+    request_bytes: int = Field(ge=1, description="maximum bytes of a request's body")
+
+
 class ModelList(Schema):
     models: list[ModelDescription] = Field(description="the default model first")
     object: Literal["list"] = "list"
     data: list[ListedModel] = Field(description="the same models as OpenAI's API lists them")
+    limits: RequestLimits = Field(description="of requests with images")
 
 
 class Health(Schema):

@@ -22,7 +22,15 @@ from app.api.dependencies import (
     parts_of,
 )
 from app.api.openapi import responses
-from app.api.schemas import Health, IndexDescription, ListedModel, ModelDescription, ModelList, ModelSource
+from app.api.schemas import (
+    Health,
+    IndexDescription,
+    ListedModel,
+    ModelDescription,
+    ModelList,
+    ModelSource,
+    RequestLimits,
+)
 from app.api.uploads import BODY_ERRORS, read_json
 from app.http.problems import (
     ForbiddenError,
@@ -76,12 +84,18 @@ models = APIRouter(prefix="/v1/models", tags=["models"], route_class=ModelRoute)
 
 @models.get("", responses=responses(*_READ_ERRORS), dependencies=[Depends(inference_allowed)])
 async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
-    """List the served models, the default first."""
+    """List the served models, the default first, and the limits of a request."""
     parts = parts_of(request)
     cards = runtime.cards.values()
+    limits = RequestLimits(
+        images=parts.settings.max_images_per_request,
+        image_bytes=parts.settings.max_image_bytes,
+        request_bytes=parts.settings.max_request_bytes,
+    )
     return ModelList(
         models=[_description(card, parts) for card in cards],
         data=[ListedModel(id=card.name, created=parts.created_at) for card in cards],
+        limits=limits,
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.interface.errors import StartError, UnknownCatalogNameError, UnknownSourceError
+from models.interface.errors import StartError, UnknownSourceError
 from models.loading import catalog
 from models.networks.specs import ModelSpec
 
@@ -46,9 +46,10 @@ def test_a_client_cannot_name_a_model_like_an_operation() -> None:
         catalog.from_request("resnet18:random", "canary:explain", None)()
 
 
-def test_an_unknown_name_is_refused_with_similar_names(models_folder: Path) -> None:
-    with pytest.raises(UnknownCatalogNameError, match="did you mean resnet18"):
-        catalog.from_request("resnet18x", "m", models_folder)()
+def test_the_error_for_an_unknown_name_has_similar_names_and_names_the_models_folder(models_folder: Path) -> None:
+    for folder, lacking in ((models_folder, "has no folder of that name"), (None, "is not set")):
+        with pytest.raises(UnknownSourceError, match=f"GRADLESS_MODELS_FOLDER {lacking}, .* did you mean resnet18"):
+            catalog.from_request("resnet18x", "m", folder)()
 
 
 @pytest.mark.parametrize(
