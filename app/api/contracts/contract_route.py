@@ -18,6 +18,9 @@ from app.http.contract import Contract
 from app.http.problems import NOT_FOUND
 from app.observability.request_record import record_of
 
+# The tag of routes that accept images. Dashboards and alerts count their requests (observe/image_routes.py).
+IMAGES = "inference"
+
 
 class ContractRoute(APIRoute):
     """A route whose endpoint is `async (request: Request, **path parameters) -> Response`.

@@ -14,7 +14,7 @@ from fastapi import Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from app.api.contracts.contract_route import contract_router
+from app.api.contracts.contract_route import IMAGES, contract_router
 from app.api.contracts.prediction import parameters_of, predict, top_k_of, upload_for
 from app.api.dependencies import check_ready, parts_of
 from app.api.json_images import images_of, parse_object
@@ -49,12 +49,12 @@ async def health(request: Request) -> Response:
     return _json({"status": "ready"})
 
 
-@router.post("/")
+@router.post("/", tags=[IMAGES])
 async def infer_by_default(request: Request) -> Response:
     return await _answer(request)
 
 
-@router.post("/hf/{name:path}")
+@router.post("/hf/{name:path}", tags=[IMAGES])
 async def infer(request: Request, name: str) -> Response:
     return await _answer(request, name)
 

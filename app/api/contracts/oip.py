@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.api.contracts.contract_route import ContractRoute, answer_unknown_paths, check_admin, contract_router
+from app.api.contracts.contract_route import IMAGES, ContractRoute, answer_unknown_paths, check_admin, contract_router
 from app.api.contracts.oip_infer import infer_response, is_of_sagemaker, read_infer_request
 from app.api.contracts.oip_models import (
     EXTENSIONS,
@@ -206,8 +206,8 @@ for _path in ("/v2", "/v2/"):
     router.add_api_route(_path, _describe_server)
 router.add_api_route("/v2/health/live", _live)
 router.add_api_route("/v2/health/ready", _ready)
-router.add_api_route("/v2/models/{name:path}/infer", _infer, methods=["POST"])
-router.add_api_route("/invocations", _invoke, methods=["POST"], route_class_override=_SageMakerRoute)
+router.add_api_route("/v2/models/{name:path}/infer", _infer, methods=["POST"], tags=[IMAGES])
+router.add_api_route("/invocations", _invoke, methods=["POST"], tags=[IMAGES], route_class_override=_SageMakerRoute)
 router.add_api_route("/v2/models/stats", _describe_all)
 for _path in (
     "/v2/models/{rest:path}/trace/setting",

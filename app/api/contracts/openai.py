@@ -13,7 +13,7 @@ from fastapi import Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from app.api.contracts.contract_route import contract_router
+from app.api.contracts.contract_route import IMAGES, contract_router
 from app.api.contracts.prediction import predict, upload_for
 from app.api.dependencies import inference_allowed, parts_of, runtime_of
 from app.api.json_images import images_of, parse_object
@@ -84,7 +84,7 @@ async def embeddings(request: Request) -> Response:
     return Response(to_json(body), media_type="application/json")
 
 
-router.add_api_route("/v1/embeddings", embeddings, methods=["POST"])
+router.add_api_route("/v1/embeddings", embeddings, methods=["POST"], tags=[IMAGES])
 
 
 def _option(asked: Mapping[str, Any], keys: Sequence[str], allowed: Sequence[object]) -> object:

@@ -14,7 +14,7 @@ from fastapi import Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
-from app.api.contracts.contract_route import contract_router
+from app.api.contracts.contract_route import IMAGES, contract_router
 from app.api.contracts.prediction import DEFAULT_TOP_K, parameters_of, predict, top_k_of, upload_for
 from app.api.contracts.views import check_version, model_of, split_path, view_of
 from app.api.dependencies import card_named, check_ready, inference_allowed, parts_of, runtime_of
@@ -80,7 +80,7 @@ routers = (_torchserve, _kserve, _sagemaker)
 
 
 # PUT is what `curl -T file` sends.
-@_torchserve.api_route("/predictions/{name:path}", methods=["POST", "PUT"])
+@_torchserve.api_route("/predictions/{name:path}", methods=["POST", "PUT"], tags=[IMAGES])
 async def torchserve_predictions(request: Request, name: str) -> Response:
     """Answer MODEL or MODEL/VERSION."""
     model, version = split_path(runtime_of(request).cards, name)
@@ -115,14 +115,14 @@ async def torchserve_model(request: Request, name: str) -> Response:
     return _json([described])
 
 
-@_kserve.post("/v1/models/{name:path}:predict")
+@_kserve.post("/v1/models/{name:path}:predict", tags=[IMAGES])
 async def kserve_predict(request: Request, name: str) -> Response:
     """Answer MODEL or MODEL/versions/VERSION. The last `:predict` of the path counts."""
     model, version = split_path(runtime_of(request).cards, name)
     return await _answer(request, model, version.removeprefix("versions/") or None, form="predictions")
 
 
-@_sagemaker.post("/invocations")
+@_sagemaker.post("/invocations", tags=[IMAGES])
 async def invocations(request: Request) -> Response:
     """SageMaker passes a query on, and few headers."""
     return await _answer(request, request.query_params.get("model"), form="predictions")
@@ -212,12 +212,14 @@ def _description(request: Request, name: str, version: str) -> dict[str, Any]:
         "maxBatchDelay": round(settings.max_batch_delay_ms),
         "workers": [{"id": "1", "status": "UNLOADING" if card.name in runtime.down else "READY"}],
     }
-    # HTTP workers know neither batcher nor queue.
-    if (batcher := runtime.batchers().get(card.name)) is not None:
-        described["batchSize"] = batcher.max_batch_size
-    if (queue := runtime.queues().get(card.name)) is not None:
-        free = max(0, queue.capacity - queue.in_flight)
-        described["jobQueueStatus"] = {"remainingCapacity": free, "pendingRequests": queue.depth}
+    # HTTP workers know neither batchers nor how many images wait.
+    instances = [state for instance, state in runtime.instances().items() if instance.model == card.name]
+    if instances:
+        described["batchSize"] = max(state.max_batch_size for state in instances)
+    if (admitted := runtime.admissions().get(card.name)) is not None:
+        free = max(0, admitted.capacity - admitted.in_flight)
+        waiting = sum(state.depth for state in instances)
+        described["jobQueueStatus"] = {"remainingCapacity": free, "pendingRequests": waiting}
     return described
 
 
