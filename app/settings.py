@@ -138,7 +138,7 @@ class Settings(BaseSettings):
         description="maximum bytes of all request bodies in progress, at least GRADLESS_MAX_REQUEST_BYTES; further "
         "requests get 429",
     )
-    max_images_per_request: int = Field(64, ge=1, le=1024, description="maximum images in one multipart request")
+    max_images_per_request: int = Field(64, ge=1, le=1024, description="maximum images in one request")
     max_image_pixels: int = Field(
         50_000_000,
         ge=1,
