@@ -181,6 +181,9 @@ class Settings(BaseSettings):
     fixed_batch: bool = Field(
         False, description="run every forward with one batch shape, so that results are bit-identical"
     )
+    exact_jpeg: bool = Field(
+        False, description="decode large JPEGs in full; otherwise at a reduced size, which changes results slightly"
+    )
     api_keys: SecretStr | None = Field(
         None, description="API keys that clients need, comma-separated: KEY or RIGHTS:KEY"
     )

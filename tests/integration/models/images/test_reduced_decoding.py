@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from models.images.preprocessing import decode_image
+from models.images.preprocessing import Transform, decode_image, pixels_needed, preprocess
 from models.images.samples import draw
 from models.interface.request import ImageLimits
 
@@ -43,3 +44,14 @@ def test_a_rotated_photograph_is_reduced_and_then_rotated(image_file: Callable[.
     exif[0x0112] = 6
     encoded = image_file(draw("clock").resize((4000, 3000)), "JPEG", exif=exif)
     assert decode_image(encoded, ImageLimits(), enough=512).shape == (3, 1000, 750)
+
+
+def test_a_model_that_asks_for_exact_jpegs_gets_them_from_their_full_size(image_file: Callable[..., bytes]) -> None:
+    encoded = image_file(draw("traffic-light").resize((2400, 2000)), "JPEG", quality=90)
+    reduced = Transform(64, 56, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    exact = replace(reduced, exact_jpeg=True)
+    assert pixels_needed(exact) is None
+    assert pixels_needed(reduced) >= 2 * reduced.resize
+    found, limits = preprocess(encoded, exact, ImageLimits()), ImageLimits()
+    assert found.equal(exact.shape(decode_image(encoded, limits)))
+    assert not found.equal(preprocess(encoded, reduced, limits))

@@ -11,6 +11,7 @@ from dataclasses import fields
 import pytest
 import torch
 
+from models.images.colour import Conversion
 from models.images.preprocessing import Transform
 from models.interface.errors import DeadlineExceededError
 from models.interface.request import InferenceRequest
@@ -37,9 +38,9 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
     """The tiny model with a transform that does not end before `released` is set."""
 
     class Stuck(Transform):
-        def shape(self, image: torch.Tensor) -> torch.Tensor:
+        def shape(self, image: torch.Tensor, conversion: Conversion | None = None) -> torch.Tensor:
             assert released.wait(_PATIENCE_S)
-            return super().shape(image)
+            return super().shape(image, conversion)
 
     def build() -> Classifier:
         made = tiny.build()

@@ -9,6 +9,7 @@ from torch import nn
 
 from models import backends
 from models.hardware.placement import Precision
+from models.images import preprocessing
 from models.images.preprocessing import Transform
 from models.interface.errors import StartError, UnsupportedArchitectureError
 from models.loading.load import LoadedModel, load
@@ -68,10 +69,23 @@ def test_one_changed_buffer_changes_the_fingerprint(tiny: ModelSpec) -> None:
         Transform(36, 32, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         Transform(36, 32, "bilinear", (0.4, 0.5, 0.5), (0.5, 0.5, 0.5)),
         Transform(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.4)),
+        Transform(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), exact_jpeg=True),
     ],
 )
 def test_another_transform_changes_the_fingerprint(tiny: ModelSpec, transform: Transform) -> None:
     assert load(changed(tiny, transform=transform), CPU).fingerprint != load(tiny, CPU).fingerprint
+
+
+def test_the_size_of_reduced_jpegs_is_part_of_the_fingerprint(tiny: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load(tiny, CPU).fingerprint
+    monkeypatch.setattr(preprocessing, "_OVERSAMPLING", 99)
+    assert load(tiny, CPU).fingerprint != before
+
+
+def test_exact_jpegs_may_be_asked_for_whatever_the_transform_says(tiny: ModelSpec) -> None:
+    asked = load(tiny, CPU, exact_jpeg=True)
+    assert asked.transform.exact_jpeg
+    assert asked.fingerprint != load(tiny, CPU).fingerprint
 
 
 def test_another_precision_changes_the_fingerprint(tiny: ModelSpec) -> None:
