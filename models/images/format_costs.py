@@ -250,12 +250,15 @@ _NS_TIFF_LAB_PIXEL = 25.0
 _LAB = 8
 # Tags (TIFF 6.0, section 8).
 _WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANES = 256, 257, 258, 259, 277, 278, 284
-_PHOTOMETRIC, _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT, _PROFILE = 262, 274, 322, 323, 339, 34675
+_PHOTOMETRIC, _ORIENTATION, _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 262, 274, 317, 322, 323, 339
+_PROFILE = 34675
 _TIFF_TAGS = frozenset((*range(_WIDTH, _TILE_LENGTH + 1), _SAMPLE_FORMAT, _PROFILE))
 _NOT_PACKED = 1
 _SEPARATE_PLANES = 2
 # Photometric interpretations whose separate planes Pillow combines as if they were red, green and blue.
 _NOT_IN_PLANES = frozenset({0, 1, 3, _LAB})
+# Compressions whose predictor libtiff undoes: LZW, Deflate, LZMA and Zstandard. It ignores that of others.
+_PREDICTED = frozenset({5, 8, 32946, 34925, 50000})
 _SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
 _MOST_TIFF_BITS = 16
 
@@ -302,6 +305,8 @@ def _check_samples(tags: Mapping[int, int]) -> None:
         raise UndecodableImageError(
             "TIFF", f"its pixels have {tags[_BITS]} bits, and at most {_MOST_TIFF_BITS} are read"
         )
+    if tags.get(_PREDICTOR, 1) != 1 and tags.get(_COMPRESSION, _NOT_PACKED) not in _PREDICTED:
+        raise UndecodableImageError("TIFF", "its pixels are differences, and its compression is not one that has these")
     in_planes = tags.get(_PLANES) == _SEPARATE_PLANES and tags.get(_SAMPLES, 1) > 1
     if in_planes and tags.get(_PHOTOMETRIC, 0) in _NOT_IN_PLANES:
         raise UndecodableImageError("TIFF", "its planes are stored one after another, and are not of RGB or CMYK")

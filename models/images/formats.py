@@ -144,6 +144,8 @@ def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
         picture = image_format.cost(encoded, enough or 0)
     except (struct.error, IndexError) as error:
         raise UndecodableImageError(image_format.name, "its header is damaged") from error
+    if not picture.width or not picture.height:
+        raise UndecodableImageError(image_format.name, "it has no pixels")
     check_size(picture.width, picture.height, limits)
     pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
     # What is kept of the strips: the whole picture, or its rows after resizing, and a copy for orientation.

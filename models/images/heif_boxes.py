@@ -74,8 +74,6 @@ def read_heif(encoded: bytes, image_format: str) -> Heif:
         # libheif cuts off what encoders add to reach a whole number of blocks; Pillow's AVIF reader does not.
         across, across_unit, down, down_unit = struct.unpack_from(">4I", encoded, own[b"clap"].start)
         width, height = min(width, across // max(1, across_unit)), min(height, down // max(1, down_unit))
-    if not width or not height:
-        raise UndecodableImageError(image_format, "it has no pixels")
     alphas = [
         each
         for kind, each, to in items.references

@@ -75,6 +75,9 @@ Image.init()
 Image.register_decoder("bmp_rle", RunsDecoder)
 # libtiff reads planes of 16 bits rightly, and Pillow's own reader of uncompressed TIFFs does not.
 TiffImagePlugin.READ_LIBTIFF = True
+# Kinds that it reads, and that the plugin lacks: grey of 16 bits from white, and of 12, in the other byte order.
+TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, 0, (1,), 1, (16,), ()] = "I;16B", "I;16B"
+TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, 1, (1,), 1, (12,), ()] = "I;16", "I;12"
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 if find_spec("pillow_heif"):
     from pillow_heif import register_heif_opener

@@ -144,7 +144,6 @@ def _header(encoded: bytes) -> Png:
     _refuse_if(first != b"IHDR" or length != _IHDR_BYTES, "it does not begin with its header")
     width, height, depth, colours, compression, filtering, interlaced = _IHDR.unpack_from(encoded, at + _CHUNK.size)
     _refuse_if(not _is_whole(encoded, at, at + _CHUNK.size + length), "the checksum of its header is wrong")
-    _refuse_if(not width or not height, "it has no pixels")
     _refuse_if(depth not in _DEPTHS.get(colours, ()), f"it has an unknown colour type, {colours} with {depth} bits")
     _refuse_if(bool(compression or filtering or interlaced > 1), "its pixels are coded in an unknown way")
     return Png(width, height, depth, colours, bool(interlaced))

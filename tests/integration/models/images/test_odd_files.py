@@ -14,7 +14,7 @@ from PIL import Image
 from models.images.formats import FORMATS
 from models.images.preprocessing import decode_image
 from models.images.samples import draw
-from models.interface.errors import UndecodableImageError
+from models.interface.errors import TooCostlyError, TooElongatedError, TooManyPixelsError, UndecodableImageError
 from models.interface.request import ImageLimits
 
 _LIMITS = ImageLimits()
@@ -194,6 +194,7 @@ REASONS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: _tags(tag277=(3, 1, 2), tag284=(3, 1, 2), tag338=(3, 1, 2)),
         "are not of RGB or CMYK",
     ),
+    "TIFF of differences that are not packed": (lambda: _tags(tag317=(3, 1, 2)), "its pixels are differences"),
     "WebP of an unknown kind": (lambda: _file("WEBP")[:12] + b"VP9 " + _file("WEBP")[16:], "its header is damaged"),
     "AVIF without boxes": (lambda: _file("AVIF")[:40], "no primary picture"),
     "HEIC whose boxes are cut off": (lambda: _file("HEIF")[:150], "no primary picture|header is damaged"),
@@ -205,6 +206,15 @@ def test_a_known_format_that_is_not_read_is_refused_with_its_reason(name: str) -
     make, reason = REASONS[name]
     with pytest.raises(UndecodableImageError, match=reason):
         decode_image(make(), _LIMITS)
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize(
+    "rest", [bytes(200), b"\xff" * 200, b"\x7f" * 200, bytes(range(200))], ids=["0", "255", "127", "0 to 199"]
+)
+def test_the_first_bytes_of_a_format_with_nonsense_behind_them_are_undecodable(image_format: str, rest: bytes) -> None:
+    with pytest.raises((UndecodableImageError, TooManyPixelsError, TooElongatedError, TooCostlyError)):
+        decode_image(_file(image_format)[:12] + rest, _LIMITS)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
