@@ -42,8 +42,6 @@ _UPRIGHT = frozenset({"TIFF", "HEIF"})
 # MPO: a JPEG to which a camera appends further pictures. The first one is used.
 _JPEGS = frozenset({"JPEG", "MPO"})
 
-# Factors under 2 may take longer than decoding the whole (simplejpeg's documentation).
-_LEAST_REDUCTION = 2
 _RGB_COMPONENTS, _CMYK_COMPONENTS = 3, 4
 
 
@@ -147,14 +145,16 @@ def _decode_jpeg(encoded: bytes, layout: Layout, limits: ImageLimits, enough: in
     check_size(layout.width, layout.height, limits)
     if not layout.plain:
         raise DamagedJpegError
+    reduction = layout.reduction(enough)
     try:
         pixels: Pixels = simplejpeg.decode_jpeg(
             # libjpeg-turbo warns if pixels are missing, but also if only the marker behind them is.
             encoded if layout.complete else encoded + END_OF_IMAGE,
             "RGB",
-            min_height=enough,
-            min_width=enough,
-            min_factor=_LEAST_REDUCTION if enough else 1,
+            # Exactly this reduction: none is smaller, and none larger keeps so many pixels.
+            min_height=-(-layout.height // reduction),
+            min_width=-(-layout.width // reduction),
+            min_factor=reduction,
         )
     except ValueError as error:
         raise DamagedJpegError from error
@@ -170,7 +170,7 @@ def _completed(encoded: bytes, layout: Layout) -> bytes:
         return encoded
     with suppress(ValueError):
         # At the smallest size, which decodes every byte of the file all the same.
-        simplejpeg.decode_jpeg(encoded + END_OF_IMAGE, "CMYK", min_height=1, min_width=1, min_factor=_LEAST_REDUCTION)
+        simplejpeg.decode_jpeg(encoded + END_OF_IMAGE, "CMYK", min_height=1, min_width=1, min_factor=8)
         return encoded + END_OF_IMAGE
     return encoded
 

@@ -49,8 +49,6 @@ _NS_JPEG_BLOCK_OUT = 200.0
 _NS_JPEG_SMOOTHED_BLOCK = 180.0
 _NS_EXIF_BYTE = 100.0
 _COEFFICIENT_BYTES = 2 * 64
-# Reductions that Pillow and simplejpeg both have, largest first.
-_REDUCTIONS = (8, 4, 2)
 _JPEG_BITS = 8
 _JPEG_COMPONENTS = frozenset({1, 3, 4})
 
@@ -70,9 +68,7 @@ def jpeg(encoded: bytes, enough: int) -> Picture:
         for scan in layout.scans
         for component in scan.components
     )
-    shorter = min(layout.width, layout.height)
-    reducible = enough and not layout.lossless
-    reduction = next((each for each in _REDUCTIONS if reducible and shorter // each >= enough), 1)
+    reduction = layout.reduction(enough)
     output = -(-layout.width // reduction) * -(-layout.height // reduction)
     ns += sum(blocks) * max(_NS_JPEG_BLOCK_OUT / reduction, _NS_JPEG_SMOOTHED_BLOCK * layout.buffered)
     coefficient_bytes = sum(blocks) * _COEFFICIENT_BYTES * layout.buffered
