@@ -150,7 +150,7 @@ class Settings(BaseSettings):
         1,
         gt=0,
         le=3600,
-        description="maximum CPU seconds to decode one image, predicted from its header. Images above an eighth of it "
+        description="maximum CPU seconds to decode one image, predicted from its header. Images above a fifth of it "
         "are decoded in separate processes",
     )
     max_decode_bytes: int = Field(

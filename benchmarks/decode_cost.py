@@ -68,7 +68,7 @@ def _ordinary() -> dict[str, Callable[[], bytes]]:
     """Return pictures of noise, the most expensive content of ordinary files."""
     picture = Image.effect_noise((4000, 3000), 60).convert("RGB")
     # Written in seconds, not in minutes.
-    fast = {"AVIF": {"speed": 10}, "HEIF": {"enc_params": {"preset": "ultrafast"}}}
+    fast: dict[str, dict[str, object]] = {"AVIF": {"speed": 10}, "HEIF": {"enc_params": {"preset": "ultrafast"}}}
     return {
         f"noise-12-MP.{name.lower()}": partial(_encoded, picture, name, fast.get(name, {}))
         for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")

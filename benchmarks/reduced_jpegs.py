@@ -28,7 +28,7 @@ from models.loading.load import LoadedModel, load
 _LIMITS = ImageLimits()
 _MEGAPIXELS = (1, 3, 12)
 # 1: as small as the input. None: in full.
-_OVERSAMPLINGS = (1, 2, 3, 4, 6, None)
+_OVERSAMPLINGS = (2, 3, 4, None)
 _QUALITY = 90
 
 

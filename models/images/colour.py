@@ -149,28 +149,29 @@ def _curve(profile: bytes, at: int) -> NDArray[np.float64]:
         points = np.array(struct.unpack_from(f">{number}H", profile, at), np.float64)
         if number == 0:
             return values
-        return (
-            values ** (points[0] / 256)
-            if number == 1
-            else np.interp(values * (number - 1), np.arange(number), points / 65_535)
-        )
+        if number == 1:
+            light: NDArray[np.float64] = np.float_power(values, points[0] / 256)
+        else:
+            light = np.interp(values * (number - 1), np.arange(number), points / 65_535)
+        return light
     if kind != b"para":
         raise ValueError("the tag of a curve is of another type")
     form = number >> 16
     if form >= len(_PARAMETERS):
         raise ValueError("the curve is of an unknown form")
     given = struct.unpack_from(f">{_PARAMETERS[form]}i", profile, at)
-    gamma, a, b, c, d, e, f = (*(each / _FIXED for each in given), *(0.0,) * (7 - len(given)))
+    gamma, a, b, c, d, e, f = [each / _FIXED for each in given] + [0.0] * (_PARAMETERS[-1] - len(given))
     if form == 0:
-        return np.float_power(values, gamma)
-    if form < 3:  # noqa: PLR2004 - forms 1 and 2 end where their power does
+        a, d = 1.0, 0.0
+    elif form < 3:  # noqa: PLR2004 - forms 1 and 2 end where their power does
         c, d, e, f = 0.0, -b / a, c, c
-    return np.where(values >= d, np.float_power(np.maximum(a * values + b, 0), gamma) + e, c * values + f)
+    power = np.float_power(np.maximum(a * values + b, 0), gamma) + e
+    return np.asarray(np.where(values >= d, power, c * values + f), np.float64)
 
 
 def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> NDArray[np.float64]:
     """Return the matrix from linear light to XYZ, for the white D65."""
-    columns = np.array([[x / y, 1.0, (1 - x - y) / y] for x, y in primaries]).T
+    columns: NDArray[np.float64] = np.array([[x / y, 1.0, (1 - x - y) / y] for x, y in primaries]).T
     x, y = _D65_XY
     return columns * np.linalg.solve(columns, np.array([x / y, 1.0, (1 - x - y) / y]))
 

@@ -57,15 +57,25 @@ class DamagedJpegError(Exception):
     """The fast JPEG reader has found damage; the tolerant one may still read the file."""
 
 
+class Reduction(NamedTuple):
+    """By how much the sides of a whole picture of `height` and `width` were reduced, and rounded up."""
+
+    factor: int
+    height: int
+    width: int
+
+
 class Strips(NamedTuple):
     """A decoded picture in strips of rows, (rows, width, 3) uint8 RGB each, before `orientation` (EXIF tag 0x0112) is
-    applied, and before its colours are converted to sRGB: after a resize that takes fewer pixels."""
+    applied, and before its colours are converted to sRGB: after a resize that takes fewer pixels. The size
+    after a resize depends on that of the whole picture, if this is a reduced one: `reduction`."""
 
     height: int
     width: int
     orientation: int
     strips: Iterator[Pixels]
     conversion: Conversion | None = None
+    reduction: Reduction | None = None
 
     def assembled(self) -> Pixels:
         """Return the picture, (H, W, 3) uint8 sRGB, contiguous, with `orientation` applied."""
@@ -119,13 +129,19 @@ def decode_strips(
     opened = open_image(encoded)
     image = opened.image
     check_size(image.width, image.height, limits)
+    height, width = image.height, image.width
     with undecodable(image_format):
         if enough and image.format in _JPEGS:
             # Pillow reduces the size as well.
             image.draft(None, (enough, enough))
         image.load()
         return Strips(
-            image.height, image.width, _orientation_of(opened), strips(opened, image_format), opened.conversion
+            image.height,
+            image.width,
+            _orientation_of(opened),
+            strips(opened, image_format),
+            opened.conversion,
+            Reduction(round(height / image.height), height, width) if image.height < height else None,
         )
 
 
@@ -160,7 +176,14 @@ def _decode_jpeg(encoded: bytes, layout: Layout, limits: ImageLimits, enough: in
         raise DamagedJpegError from error
     height, width, _ = pixels.shape
     conversion = colour.from_profile(layout.profile) if len(layout.components) == _RGB_COMPONENTS else None
-    return Strips(height, width, _orientation(layout.exif, layout.xmp), iter([pixels]), conversion)
+    return Strips(
+        height,
+        width,
+        _orientation(layout.exif, layout.xmp),
+        iter([pixels]),
+        conversion,
+        Reduction(reduction, layout.height, layout.width) if reduction > 1 else None,
+    )
 
 
 def _completed(encoded: bytes, layout: Layout) -> bytes:

@@ -28,7 +28,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from models.images.colour import Conversion, Pixels
-from models.images.decode import JpegReader, Strips, decode_strips, ignore_pillow_warnings
+from models.images.decode import JpegReader, Reduction, Strips, decode_strips, ignore_pillow_warnings
 from models.images.formats import DecodeCost, format_of
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
 from models.interface.request import ImageLimits
@@ -135,7 +135,10 @@ class DecoderProcess:
         if min(height, width) < 1 or height * width > self._limits.max_pixels:
             raise ValueError("the decoder answered with a picture of another size")
         conversion = None if answer["conversion"] is None else Conversion.of(answer["conversion"])
-        return Strips(height, width, orientation, iter(()), conversion)
+        reduction = None if answer["reduction"] is None else Reduction(*map(int, answer["reduction"]))
+        if reduction is not None and min(reduction) < 1:
+            raise ValueError("the decoder answered with a picture without pixels")
+        return Strips(height, width, orientation, iter(()), conversion, reduction)
 
     def _received(self, child: _Child, encoded: bytes, picture: Strips) -> Iterator[Pixels]:
         rows = picture.height
@@ -257,6 +260,7 @@ def _decode_next(connection: Connection, limits: ImageLimits, own_bytes: int) ->
         width=decoded.width,
         orientation=decoded.orientation,
         conversion=None if decoded.conversion is None else decoded.conversion.as_numbers(),
+        reduction=decoded.reduction,
     )
     connection.send_bytes(first.reshape(-1).data)
     # An error from here on ends this process, because no error can be sent among pixels.

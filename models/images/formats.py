@@ -59,7 +59,7 @@ _HEIC = ImageFormat(
     format_costs.heic,
 )
 
-TABLE = (
+TABLE: tuple[ImageFormat, ...] = (
     ImageFormat(
         "JPEG", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff", format_costs.jpeg, in_threads=True
     ),

@@ -96,7 +96,7 @@ class Opened(NamedTuple):
     conversion: Conversion | None
     box: tuple[int, int, int, int] | None = None
     png: Png | None = None
-    again: Callable[[], Image.Image] | None = None
+    again: Callable[[], ImageFile.ImageFile] | None = None
 
 
 def open_image(encoded: bytes) -> Opened:
@@ -111,7 +111,7 @@ def open_image(encoded: bytes) -> Opened:
                 return Opened(_read("GIF", BytesIO(gif.reduced(encoded))), b"", b"", None, gif.box)
             case "JPEG":
                 # headers.py counts the segments of a JPEG.
-                image = _read("JPEG", BytesIO(encoded))
+                image: Image.Image = _read("JPEG", BytesIO(encoded))
             case "TIFF":
                 image = _open_tiff(encoded)
             case "BMP":
@@ -144,7 +144,7 @@ def strips(opened: Opened, image_format: str | None) -> Iterator[Pixels]:
     """Yield the loaded picture in strips of rows, (rows, width, 3) uint8 RGB each."""
     image = opened.image
     with undecodable(image_format):
-        if image_format == "BMP" and image.mode == "RGBA" and image.getextrema()[3] == (0, 0):
+        if image_format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
             # Programs that write a mask for alpha and leave the bytes empty mean an opaque picture, as browsers know.
             image = image.convert("RGB")
         if image.mode.startswith("I"):
@@ -163,10 +163,10 @@ def strips(opened: Opened, image_format: str | None) -> Iterator[Pixels]:
             yield pixels
 
 
-def _read(image_format: str, file: BytesIO) -> Image.Image:
+def _read(image_format: str, file: BytesIO) -> ImageFile.ImageFile:
     # Not Image.open, which applies Pillow's process-wide size limit; ImageLimits decides here.
     reader, _ = Image.OPEN[image_format]
-    image: Image.Image = reader(file, "")
+    image = reader(file, "")
     if isinstance(file, _MeteredFile):
         file.grant_pixels()
     return image
@@ -189,7 +189,7 @@ def _open_png(encoded: bytes) -> Opened:
     )
 
 
-def _open_tiff(encoded: bytes) -> Image.Image:
+def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
     try:
         image = _read("TIFF", _MeteredFile(encoded))
     except SyntaxError as error:
@@ -222,7 +222,7 @@ def _unify_bmp_palette(image: Image.Image, encoded: bytes) -> None:
     ):
         return
     [tile] = image.tile
-    if tile.codec_name == "raw":
+    if tile.codec_name == "raw" and isinstance(tile.args, tuple):
         greys = (0, 255) if image.mode == "1" else range(256)
         image._mode = "P"  # noqa: SLF001 - as Pillow's readers do
         image.palette = ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
@@ -257,24 +257,23 @@ def _over_white_but(opened: Opened) -> Callable[[Image.Image, int], Pixels]:
     assert png is not None and again is not None  # noqa: PT018, S101 - for the type checker
     colour_of_file = png.transparent_colour
     assert colour_of_file is not None  # noqa: S101 - as above
+    # Pillow scales samples of fewer bits to eight, and keeps the upper byte of those of sixteen.
+    sixteen = png.depth > 8  # noqa: PLR2004 - bits
+    scale = 1 if sixteen else _LARGEST_8_BIT // ((1 << png.depth) - 1)
+    upper = np.array([each >> 8 if sixteen else each * scale for each in colour_of_file])
     low = None
-    if png.depth == 16:  # noqa: PLR2004 - bits
-        # Pillow keeps the upper byte of a sample. Read as if in the other byte order, the lower one is the upper.
+    if sixteen:
+        # Read as if in the other byte order, the lower byte is the upper one.
         low = again()
         low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
         low.load()
-        wanted = np.array([each >> 8 for each in colour_of_file]), np.array([each & 255 for each in colour_of_file])
-    else:
-        # Pillow scales samples of fewer bits to eight.
-        scale = _LARGEST_8_BIT // ((1 << png.depth) - 1)
-        wanted = (np.array([each * scale for each in colour_of_file]),)
 
     def convert(strip: Image.Image, top: int) -> Pixels:
         pixels = np.array(strip.convert("RGB"))
-        transparent = (pixels == wanted[0]).all(axis=2)
+        transparent = (pixels == upper).all(axis=2)
         if low is not None:
             lower = np.asarray(low.crop((0, top, strip.width, top + strip.height)))
-            transparent &= (lower == wanted[1]).all(axis=2)
+            transparent &= (lower == np.array(colour_of_file) % 256).all(axis=2)
         pixels[transparent] = _LARGEST_8_BIT
         return pixels
 

@@ -23,7 +23,6 @@ from models import backends
 from models.backends import BackendOptions
 from models.backends.pytorch import EagerBackend
 from models.hardware import cores
-from models.images.colour import Conversion
 from models.images.preprocessing import Transform
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem, ImageJob
@@ -193,10 +192,10 @@ def slow_to_decode(tiny: ModelSpec, gate: threading.Event, entered: threading.Ev
         opened: ClassVar[threading.Event] = gate
         arrived: ClassVar[threading.Event] = reached
 
-        def shape(self, image: torch.Tensor, conversion: Conversion | None = None) -> torch.Tensor:
+        def shape(self, image: torch.Tensor, *details: Any) -> torch.Tensor:
             self.arrived.set()
             assert self.opened.wait(_PATIENCE_S)
-            return Transform.shape(self, image, conversion)
+            return Transform.shape(self, image, *details)
 
     def build() -> Classifier:
         classifier = tiny.build()

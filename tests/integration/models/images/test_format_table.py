@@ -424,7 +424,7 @@ _CASES: dict[str, Callable[[Kind], tuple[bytes, NDArray[np.float64]]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", _kinds(), ids=str)
+@pytest.mark.parametrize("kind", list(_kinds()), ids=str)
 def test_a_kind_of_the_table_is_decoded_to_the_samples_that_were_written(kind: Kind) -> None:
     tolerance = next((levels for name, levels in _ROUNDING.items() if name in kind.colours), 1)
     for encoded, shown in _tiff_case(kind) if kind.format == "TIFF" else [_CASES[kind.format](kind)]:

@@ -17,6 +17,9 @@ from models.images.samples import draw
 from models.interface.errors import TooCostlyError, TooElongatedError, TooManyPixelsError, UndecodableImageError
 from models.interface.request import ImageLimits
 
+# Pillow warns of broken tags in a file that it refuses.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+
 _LIMITS = ImageLimits()
 _SIZE = (48, 40)
 

@@ -45,17 +45,17 @@ def test_a_reduced_picture_resembles_the_resized_full_one(image_file: Callable[.
     assert np.abs(reduced - expected).mean() < 2
 
 
-@pytest.mark.parametrize("size", [(2000, 1500), (2700, 2100)])
+@pytest.mark.parametrize("size", [(2751, 2101), (4201, 4001)])
 def test_a_network_gets_nearly_the_same_pixels_of_a_reduced_picture(
     image_file: Callable[..., bytes], size: tuple[int, int]
 ) -> None:
-    # Its lines are the hardest case: at three eighths of their size they differ by 45 levels.
+    # Lines, the hardest case, and sides that no reduction divides: each pixel would move by a part of one.
     encoded = image_file(draw("crossword").resize(size, Image.Resampling.BICUBIC), "JPEG", quality=90)
     transform = Transform(256, 224, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     reduced, exact = (
         preprocess(encoded, each, ImageLimits()) for each in (transform, replace(transform, exact_jpeg=True))
     )
-    assert (reduced.int() - exact.int()).abs().max() <= 8
+    assert (reduced.int() - exact.int()).abs().max() <= 3
 
 
 def test_a_rotated_photograph_is_reduced_and_then_rotated(image_file: Callable[..., bytes]) -> None:
@@ -70,7 +70,7 @@ def test_a_model_that_asks_for_exact_jpegs_gets_them_from_their_full_size(image_
     reduced = Transform(64, 56, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     exact = replace(reduced, exact_jpeg=True)
     assert pixels_needed(exact) is None
-    assert pixels_needed(reduced) >= 2 * reduced.resize
+    assert pixels_needed(reduced) == 4 * reduced.resize
     found, limits = preprocess(encoded, exact, ImageLimits()), ImageLimits()
     assert found.equal(exact.shape(decode_image(encoded, limits)))
     assert not found.equal(preprocess(encoded, reduced, limits))
