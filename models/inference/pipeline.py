@@ -100,8 +100,9 @@ class Pipeline:
         return results
 
     def refusal(self, task: Task) -> AtCapacityError | None:
-        """Return why one more image would be refused now, and count it as refused; None while there is capacity."""
-        overload = self._admission.overload(1)
+        """Return why one more image would be refused, and count it as refused; None, and announce it, while there is
+        capacity."""
+        overload = self._admission.announce()
         if overload is not None:
             self._telemetry.images_done(self._model.name, task, "refused")
         return overload

@@ -32,13 +32,15 @@ class Runtime(Protocol):
         """Whether new requests are refused because the service is stopping."""
 
     @property
-    def full(self) -> bool:
-        """Whether some model is at capacity."""
+    def half_full(self) -> bool:
+        """Whether at least half of some model's capacity is in use."""
 
     def refusal(self, model: str, task: Task) -> AtCapacityError | None:
-        """Return why one image for `model` would be refused now, and count it as a refused image.
+        """Return why one image for `model`, whose request's head has arrived, would be refused, and count it as a
+        refused image.
 
-        None while the model has capacity, and for a model that is down or unknown.
+        None while the model has capacity, and for a model that is down or unknown. Images for which this has returned
+        None in the same iteration of the event loop are counted in.
         """
 
     async def predict(self, model: str | None, request: InferenceRequest) -> Answer:

@@ -102,8 +102,8 @@ class LocalRuntime(Runtime):
         return self._draining
 
     @property
-    def full(self) -> bool:
-        return any(instance.admission.full for instance in self._registry.instances.values())
+    def half_full(self) -> bool:
+        return any(instance.admission.half_full for instance in self._registry.instances.values())
 
     def refusal(self, model: str, task: Task) -> AtCapacityError | None:
         instance = self._registry.instances.get(model)

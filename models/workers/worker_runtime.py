@@ -111,8 +111,8 @@ class WorkerRuntime(Runtime):
         return self._draining
 
     @property
-    def full(self) -> bool:
-        return any(model.admission.full for model in self._models.values())
+    def half_full(self) -> bool:
+        return any(model.admission.half_full for model in self._models.values())
 
     def refusal(self, model: str, task: Task) -> AtCapacityError | None:
         found = self._models.get(model)

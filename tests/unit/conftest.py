@@ -238,7 +238,7 @@ class FakeRuntime:
         return {name: card_of(name) for name in self.names}
 
     @property
-    def full(self) -> bool:
+    def half_full(self) -> bool:
         return self.overload is not None
 
     def refusal(self, model: str, task: Task) -> OverloadedError | None:
