@@ -30,32 +30,38 @@ def unpacked(runs: bytes, width: int, height: int, *, four_bits: bool) -> bytes:
     """Return the palette index of each pixel, (height, width), in the order of the file: the lowest row first. Pixels
     that no run covers have the index 0. Raises ValueError if the runs end before their last row."""
     pixels = bytearray(width * height)
-    x = y = at = 0
+    position, row_end, at = 0, width, 0
     try:
-        while y < height:
+        while row_end <= len(pixels):
             count, value = runs[at], runs[at + 1]
             at += 2
             if count or value > _DELTA:
-                run, at = (_repeated(value, count, four_bits), at) if count else _literal(runs, at, value, four_bits)
-                end = min(x + len(run), width)
-                pixels[y * width + x : y * width + end] = run[: end - x]
-                x = end
+                if not count:
+                    run, at = _literal(runs, at, value, four_bits)
+                elif four_bits:
+                    run = _repeated(value, count)
+                else:
+                    run = runs[at - 1 : at] * count
+                end = min(position + len(run), row_end)
+                pixels[position:end] = run[: end - position]
+                position = end
             elif value == _END_OF_LINE:
-                x, y = 0, y + 1
+                position, row_end = row_end, row_end + width
             elif value == _END_OF_BITMAP:
                 break
             else:
-                x, y = min(x + runs[at], width), y + runs[at + 1]
+                up = runs[at + 1] * width
+                position, row_end = min(position + runs[at], row_end) + up, row_end + up
                 at += 2
     except IndexError:
         # The last row may lack its end.
-        if y < height - 1 or x < width:
+        if position < len(pixels):
             raise ValueError("it ends before its pixels") from None
     return bytes(pixels)
 
 
-def _repeated(value: int, count: int, four_bits: bool) -> bytes:  # noqa: FBT001 - of `unpacked`
-    return (bytes((value >> 4, value & 15)) * (count // 2 + 1))[:count] if four_bits else bytes((value,)) * count
+def _repeated(pair: int, count: int) -> bytes:
+    return (bytes((pair >> 4, pair & 15)) * (count // 2 + 1))[:count]
 
 
 def _literal(runs: bytes, at: int, count: int, four_bits: bool) -> tuple[bytes, int]:  # noqa: FBT001 - of `unpacked`

@@ -198,7 +198,7 @@ def gif(encoded: bytes, _enough: int) -> Picture:
 _NS_BMP_PIXEL = 8.0
 # Runs are unpacked in Python (bmp_runs.py).
 _NS_BMP_RUN_PIXEL = 10.0
-_NS_BMP_RUN_BYTE = 250.0
+_NS_BMP_RUN_BYTE = 420.0
 BMP_OS2_HEADER = 12
 _BMP_RUNS = frozenset({1, 2})
 _BMP_PALETTE_BITS = 8

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from app.main import serving_options
+from app.settings import Settings
 from models import backends
 from models.hardware.placement import Precision
 from models.images import preprocessing
@@ -138,3 +140,8 @@ def test_sizes_count_parameters_and_buffers(tiny: ModelSpec) -> None:
     model = load(tiny, CPU)
     assert model.parameters == sum(parameter.numel() for parameter in module.parameters())
     assert model.weight_bytes == sum(tensor.nbytes for tensor in module.state_dict().values())
+
+
+def test_the_setting_of_exact_jpegs_reaches_the_models() -> None:
+    assert not serving_options(Settings()).exact_jpeg
+    assert serving_options(Settings(exact_jpeg=True)).exact_jpeg
