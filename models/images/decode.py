@@ -24,7 +24,8 @@ from models.images import colour
 from models.images.colour import Conversion, Pixels
 from models.images.formats import check_size, format_of
 from models.images.headers import END_OF_IMAGE, Layout, read_jpeg, read_tiff_numbers
-from models.images.pillow_reading import Opened, open_image, strips, undecodable
+from models.images.pillow_reading import Opened, open_image, undecodable
+from models.images.to_rgb import strips
 from models.interface.request import ImageLimits
 
 # How a JPEG is read. fast: by libjpeg-turbo, which stops at any warning of libjpeg. tolerant: by Pillow, which

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import NamedTuple
 
-from models.images import format_costs
+from models.images import format_costs, tiff_cost
 from models.images.format_costs import Picture
 from models.interface.errors import (
     EmptyImageError,
@@ -70,7 +70,7 @@ TABLE: tuple[ImageFormat, ...] = (
     # Its two reserved words are zeros, which Pillow does not check.
     ImageFormat("BMP", "BMP", (".bmp",), rb"BM", format_costs.bmp, strict_signature=rb"BM.{4}\0{4}"),
     # Also BigTIFF, in either byte order.
-    ImageFormat("TIFF", "TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", format_costs.tiff),
+    ImageFormat("TIFF", "TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", tiff_cost.tiff),
     ImageFormat("AVIF", "AVIF", (".avif", ".avifs"), _AVIF, format_costs.avif),
     *((_HEIC,) if find_spec("pillow_heif") else ()),
 )

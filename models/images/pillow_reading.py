@@ -1,4 +1,4 @@
-"""Read by Pillow what libjpeg-turbo's own interface does not: open a file, and turn any mode into RGB.
+"""Open by Pillow what libjpeg-turbo's own interface does not read; to_rgb.py turns it into RGB.
 
 Pillow gets no metadata that its readers would stumble over, one thread for each decode, and a limited number of reads.
 tests/integration/models/images/test_format_table.py holds each mode, depth, layout and byte order to other decoders.
@@ -14,13 +14,11 @@ from importlib.util import find_spec
 from io import BytesIO
 from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, ImageFile, ImagePalette, TiffImagePlugin
 
 from models.images import colour
 from models.images.bmp_runs import RunsDecoder
-from models.images.colour import Conversion, Pixels
+from models.images.colour import Conversion
 from models.images.format_costs import BMP_OS2_HEADER
 from models.images.formats import known_format
 from models.images.gif_blocks import read_gif
@@ -29,18 +27,13 @@ from models.images.heif_boxes import read_heif
 from models.images.png_chunks import Png, read_png
 from models.interface.errors import UndecodableImageError
 
-_LARGEST_16_BIT = 65535
-_LARGEST_8_BIT = 255
+LARGEST_8_BIT = 255
 
-# Tags of a TIFF, and a value of the second (TIFF 6.0, section 8). Pillow assumes that value where the tag is missing.
-_BITS_PER_SAMPLE = 258
-_PHOTOMETRIC_INTERPRETATION = 262
+# Tags of a TIFF (TIFF 6.0, section 8).
+BITS_PER_SAMPLE = 258
+PHOTOMETRIC_INTERPRETATION = 262
 _SAMPLES_PER_PIXEL = 277
 _COLOUR_MAP = 320
-_WHITE_IS_ZERO = 0
-
-# Pixels converted at once. Conversions copy their input; strips avoid a second copy of a large image.
-_STRIP_PIXELS = 500_000
 
 # Calls of `read` until width and height are known. The pixels may take as many again, or one for each _BYTES_OF_A_READ
 # of the file in addition.
@@ -140,29 +133,6 @@ def undecodable(image_format: str | None) -> Iterator[None]:
         raise UndecodableImageError(image_format, str(error).strip().rstrip(".") or type(error).__name__) from error
 
 
-def strips(opened: Opened, image_format: str | None) -> Iterator[Pixels]:
-    """Yield the loaded picture in strips of rows, (rows, width, 3) uint8 RGB each."""
-    image = opened.image
-    with undecodable(image_format):
-        if image_format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
-            # Programs that write a mask for alpha and leave the bytes empty mean an opaque picture, as browsers know.
-            image = image.convert("RGB")
-        if image.mode.startswith("I"):
-            convert = _from_16_bit(opened)
-        elif opened.png is not None and opened.png.transparent_colour is not None:
-            convert = _over_white_but(opened)
-        else:
-            convert = _over_white
-        rows = max(1, _STRIP_PIXELS // image.width)
-        for top in range(0, image.height, rows):
-            bottom = min(top + rows, image.height)
-            whole = rows >= image.height
-            pixels = convert(image if whole else image.crop((0, top, image.width, bottom)), top)
-            if opened.box is not None:
-                _whiten_outside(pixels, top, opened.box)
-            yield pixels
-
-
 def _read(image_format: str, file: BytesIO) -> ImageFile.ImageFile:
     # Not Image.open, which applies Pillow's process-wide size limit; ImageLimits decides here.
     reader, _ = Image.OPEN[image_format]
@@ -195,7 +165,7 @@ def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
     except SyntaxError as error:
         if str(error) != "unknown pixel mode":
             raise
-        known = _PHOTOMETRIC_INTERPRETATION, _SAMPLES_PER_PIXEL, _BITS_PER_SAMPLE
+        known = PHOTOMETRIC_INTERPRETATION, _SAMPLES_PER_PIXEL, BITS_PER_SAMPLE
         tags = read_tiff_numbers(encoded, known)
         photometric, samples, bits = (tags.get(tag, default) for tag, default in zip(known, (0, 1, 1), strict=True))
         raise UndecodableImageError(
@@ -204,7 +174,7 @@ def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
             f"photometric interpretation {photometric}",
         ) from error
     colours = getattr(image, "tag_v2", {}).get(_COLOUR_MAP, ())
-    if image.mode in {"P", "PA"} and max(colours) <= _LARGEST_8_BIT:
+    if image.mode in {"P", "PA"} and max(colours) <= LARGEST_8_BIT:
         # Some programs write colours of 8 bits where the format has 16.
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     return image
@@ -238,75 +208,6 @@ def _conversion(image: Image.Image, encoded: bytes, image_format: str) -> Conver
     if image_format in {"AVIF", "HEIF"}:
         return colour.from_primaries(read_heif(encoded, image_format).primaries)
     return None
-
-
-def _over_white(image: Image.Image, _top: int = 0) -> Pixels:
-    if not image.has_transparency_data:
-        return np.array(image.convert("RGB"))
-    if image.mode == "La":
-        image = image.convert("LA")
-    image = image.convert("RGBA")
-    white = Image.new("RGB", image.size, "white")
-    white.paste(image, mask=image)
-    return np.array(white)
-
-
-def _over_white_but(opened: Opened) -> Callable[[Image.Image, int], Pixels]:
-    """Return the conversion of a PNG with one transparent colour, which is compared with the samples of the file."""
-    png, again = opened.png, opened.again
-    assert png is not None and again is not None  # noqa: PT018, S101 - for the type checker
-    colour_of_file = png.transparent_colour
-    assert colour_of_file is not None  # noqa: S101 - as above
-    # Pillow scales samples of fewer bits to eight, and keeps the upper byte of those of sixteen.
-    sixteen = png.depth > 8  # noqa: PLR2004 - bits
-    scale = 1 if sixteen else _LARGEST_8_BIT // ((1 << png.depth) - 1)
-    upper = np.array([each >> 8 if sixteen else each * scale for each in colour_of_file])
-    low = None
-    if sixteen:
-        # Read as if in the other byte order, the lower byte is the upper one.
-        low = again()
-        low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]
-        low.load()
-
-    def convert(strip: Image.Image, top: int) -> Pixels:
-        pixels = np.array(strip.convert("RGB"))
-        transparent = (pixels == upper).all(axis=2)
-        if low is not None:
-            lower = np.asarray(low.crop((0, top, strip.width, top + strip.height)))
-            transparent &= (lower == np.array(colour_of_file) % 256).all(axis=2)
-        pixels[transparent] = _LARGEST_8_BIT
-        return pixels
-
-    return convert
-
-
-def _from_16_bit(opened: Opened) -> Callable[[Image.Image, int], Pixels]:
-    tags = getattr(opened.image, "tag_v2", None)
-    # Pillow inverts such TIFFs with 8 bits, but not with 16.
-    inverted = tags is not None and tags.get(_PHOTOMETRIC_INTERPRETATION, _WHITE_IS_ZERO) == _WHITE_IS_ZERO
-    bits = 12 if tags is not None and tags.get(_BITS_PER_SAMPLE) == (12,) else 16
-    transparent = None if opened.png is None else opened.png.transparent_colour
-
-    def convert(strip: Image.Image, _top: int) -> Pixels:
-        grey: NDArray[np.uint16] = np.asarray(strip)
-        if inverted:
-            grey = _LARGEST_16_BIT - grey
-        # Keep the upper eight bits; Pillow's conversion would clip everything above 255 to white.
-        pixels = np.repeat((grey >> (bits - 8)).astype(np.uint8)[:, :, None], 3, axis=2)
-        if transparent is not None:
-            pixels[grey == transparent[0]] = _LARGEST_8_BIT
-        return pixels
-
-    return convert
-
-
-def _whiten_outside(pixels: Pixels, top: int, box: tuple[int, int, int, int]) -> None:
-    """Make the part of a strip white that is outside of `box`. `top` is the first row of the strip."""
-    left, upper, right, lower = box
-    pixels[: max(0, upper - top)] = _LARGEST_8_BIT
-    pixels[max(0, lower - top) :] = _LARGEST_8_BIT
-    pixels[:, :left] = _LARGEST_8_BIT
-    pixels[:, right:] = _LARGEST_8_BIT
 
 
 class _MeteredFile(BytesIO):
