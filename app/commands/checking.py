@@ -14,7 +14,7 @@ from rich.markup import escape
 from app.main import start_serving
 from app.reports.terminal import PatientConsole, table, waiting
 from app.settings import Settings
-from gradless.units import in_bytes, in_seconds
+from gradless.sentences import in_bytes, in_seconds
 from models.images.preprocessing import Transform
 from models.images.samples import draw, encode
 from models.interface.errors import ImageError, JobError

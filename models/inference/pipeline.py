@@ -206,7 +206,7 @@ class Pipeline:
             )
         )
         seconds = StageSeconds(job.decode_seconds, completed.queue_seconds, completed.batch.forward_seconds)
-        self._telemetry.image_took(self._model.name, seconds)
+        self._telemetry.image_took(completed.batch.instance, seconds)
         return Prediction(classes, output.features, job.started_at, seconds, completed.batch)
 
     def _count(
