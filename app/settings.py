@@ -152,7 +152,7 @@ class Settings(BaseSettings):
         1,
         gt=0,
         le=3600,
-        description="maximum CPU seconds to decode one image, predicted from its header. Images above an eighth of it "
+        description="maximum CPU seconds to decode one image, predicted from its header. Images above a fifth of it "
         "are decoded in separate processes",
     )
     max_decode_bytes: int = Field(
@@ -182,6 +182,9 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(30, ge=0, le=3600, description="s to answer accepted requests after SIGTERM")
     fixed_batch: bool = Field(
         False, description="run every forward with one batch shape, so that results are bit-identical"
+    )
+    exact_jpeg: bool = Field(
+        False, description="decode large JPEGs in full; otherwise at a reduced size, which changes results slightly"
     )
     api_keys: SecretStr | None = Field(
         None, description="API keys that clients need, comma-separated: KEY or RIGHTS:KEY"

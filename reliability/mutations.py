@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from models.images.samples import draw, encode
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
 SEED = 20_261_124
 
 _MOST_FLIPS = 32

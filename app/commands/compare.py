@@ -140,7 +140,11 @@ def _looped(settings: Settings, options: ComparisonOptions, folder: Path, consol
     serving = serving_options(settings)
     with waiting(console, f"loading {settings.models[0]}"):
         # As published: in grad mode a backend of its own would record nothing.
-        loaded = load(catalog.find(settings.models[0]), backends.place(serving.device, "fp32", "eager"))
+        loaded = load(
+            catalog.find(settings.models[0]),
+            backends.place(serving.device, "fp32", "eager"),
+            exact_jpeg=serving.exact_jpeg,
+        )
     images = Reading(loaded.transform, serving.limits, settings.max_image_bytes)
     with waiting(console, f"reading {len(found)} images in each loop"):
         return time_loops(

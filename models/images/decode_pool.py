@@ -27,14 +27,14 @@ from models.interface.admission import Budget
 from models.interface.errors import DecodersBusyError, DrainingError
 from models.interface.request import NEVER_CANCELLED, CancelToken, Image, ImageLimits, ReadyPixels
 
-# Largest image that a thread decodes, as shares of the limits: an eighth of the CPU time, and an equal share of a
+# Largest image that a thread decodes, as shares of the limits: a fifth of the CPU time, and an equal share of a
 # quarter of the memory. The lower bound is enough for a JPEG of 48 megapixels at a reduced size.
-_THREAD_SECONDS = 1 / 8
+_THREAD_SECONDS = 1 / 5
 _THREADS_BYTES = 1 / 4
-_LEAST_THREAD_BYTES = 24 * 2**20
+_LEAST_THREAD_BYTES = 32 * 2**20
 _MOST_THREAD_BYTES = 48 * 2**20
 # Resident memory of an idle decoder process, in bytes.
-_PROCESS_BYTES = 38_000_000
+_PROCESS_BYTES = 43_000_000
 
 
 class DecodeJob(Protocol):

@@ -27,7 +27,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from models.images.decode import JpegReader, Pixels, Strips, decode_strips, ignore_pillow_warnings
+from models.images.colour import Conversion, Pixels
+from models.images.decode import JpegReader, Reduction, Strips, decode_strips, ignore_pillow_warnings
 from models.images.formats import DecodeCost, format_of
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
 from models.interface.request import ImageLimits
@@ -82,7 +83,7 @@ class DecoderProcess:
         predicted: DecodeCost,
         consume: Callable[[Strips], Result],
         *,
-        enough: int,
+        enough: int | None,
         jpeg_reader: JpegReader = "either",
     ) -> Result:
         """Return what `consume` makes of the picture in `encoded`: it gets what decode.decode_strips returns, and reads
@@ -133,7 +134,11 @@ class DecoderProcess:
         height, width, orientation = (int(answer[key]) for key in ("height", "width", "orientation"))
         if min(height, width) < 1 or height * width > self._limits.max_pixels:
             raise ValueError("the decoder answered with a picture of another size")
-        return Strips(height, width, orientation, iter(()))
+        conversion = None if answer["conversion"] is None else Conversion.of(answer["conversion"])
+        reduction = None if answer["reduction"] is None else Reduction(*map(int, answer["reduction"]))
+        if reduction is not None and min(reduction) < 1:
+            raise ValueError("the decoder answered with a picture without pixels")
+        return Strips(height, width, orientation, iter(()), conversion, reduction)
 
     def _received(self, child: _Child, encoded: bytes, picture: Strips) -> Iterator[Pixels]:
         rows = picture.height
@@ -187,6 +192,8 @@ def _start(limits: ImageLimits) -> _Child:
         "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OPENBLAS_NUM_THREADS": "1",
+        # libheif decodes in a thread, whose own arena of glibc would take 64 MiB of the address space.
+        "MALLOC_ARENA_MAX": "1",
     }
     try:
         with its:
@@ -247,7 +254,14 @@ def _decode_next(connection: Connection, limits: ImageLimits, own_bytes: int) ->
         reason = error.reason if isinstance(error, UndecodableImageError) else str(error).rstrip(".")
         _answer(connection, out_of_memory=isinstance(error.__cause__, MemoryError), reason=reason)
         return
-    _answer(connection, height=decoded.height, width=decoded.width, orientation=decoded.orientation)
+    _answer(
+        connection,
+        height=decoded.height,
+        width=decoded.width,
+        orientation=decoded.orientation,
+        conversion=None if decoded.conversion is None else decoded.conversion.as_numbers(),
+        reduction=decoded.reduction,
+    )
     connection.send_bytes(first.reshape(-1).data)
     # An error from here on ends this process, because no error can be sent among pixels.
     for strip in decoded.strips:

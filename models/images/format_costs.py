@@ -8,10 +8,13 @@ each format, and adds what happens to the pixels afterwards.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
 from typing import NamedTuple
 
-from models.images.headers import COEFFICIENTS, read_jpeg, read_png_chunks, read_tiff_numbers
+from models.images import png_chunks
+from models.images.gif_blocks import read_gif
+from models.images.headers import COEFFICIENTS, Layout, read_jpeg
+from models.images.heif_boxes import read_heif
+from models.images.png_chunks import read_png
 from models.interface.errors import UndecodableImageError
 
 
@@ -20,7 +23,7 @@ class Picture(NamedTuple):
 
     `decoder_ns`: nanoseconds of the decoder on one core. `decoder_bytes`: bytes that it allocates, and
     `thread_decoder_bytes` in a thread, if that differs. `output_pixels`: pixels to convert and resize; None is all of
-    them. `ordinary`: decoders handle such files every day.
+    them. `ordinary`: decoders handle such files every day. `profile`: its colours may have to be converted.
     """
 
     width: int
@@ -30,6 +33,7 @@ class Picture(NamedTuple):
     ordinary: bool = True
     output_pixels: int | None = None
     thread_decoder_bytes: float | None = None
+    profile: bool = False
 
 
 # Nanoseconds of libjpeg-turbo: for each byte of entropy-coded data; for each block of a scan; for each coefficient that
@@ -44,15 +48,14 @@ _NS_JPEG_BLOCK_OUT = 200.0
 _NS_JPEG_SMOOTHED_BLOCK = 180.0
 _NS_EXIF_BYTE = 100.0
 _COEFFICIENT_BYTES = 2 * 64
-# Reductions that Pillow and simplejpeg both have, largest first.
-_REDUCTIONS = (8, 4, 2)
+_JPEG_BITS = 8
+_JPEG_COMPONENTS = frozenset({1, 3, 4})
 
 
 def jpeg(encoded: bytes, enough: int) -> Picture:
     """Of a JPEG, decoded so that its shorter side keeps `enough` pixels; 0 is full size."""
     layout = read_jpeg(encoded)
-    if not layout.components:
-        raise UndecodableImageError("JPEG", "it has no frame header")
+    _check_frame(layout)
     blocks = [layout.blocks(each) for each in range(len(layout.components))]
     if layout.arithmetic:
         coefficient_ns = _NS_JPEG_ARITHMETIC_COEFFICIENT
@@ -64,9 +67,7 @@ def jpeg(encoded: bytes, enough: int) -> Picture:
         for scan in layout.scans
         for component in scan.components
     )
-    shorter = min(layout.width, layout.height)
-    reducible = enough and not layout.lossless
-    reduction = next((each for each in _REDUCTIONS if reducible and shorter // each >= enough), 1)
+    reduction = layout.reduction(enough)
     output = -(-layout.width // reduction) * -(-layout.height // reduction)
     ns += sum(blocks) * max(_NS_JPEG_BLOCK_OUT / reduction, _NS_JPEG_SMOOTHED_BLOCK * layout.buffered)
     coefficient_bytes = sum(blocks) * _COEFFICIENT_BYTES * layout.buffered
@@ -80,47 +81,56 @@ def jpeg(encoded: bytes, enough: int) -> Picture:
         ordinary=layout.plain and not layout.arithmetic,
         output_pixels=output,
         thread_decoder_bytes=coefficient_bytes + 3 * output,
+        profile=bool(layout.profile),
     )
 
 
-# Nanoseconds of zlib and Pillow's filters for each byte of the unpacked rows. Nanoseconds of Pillow for each chunk,
-# each byte of metadata, and each byte unpacked from it, and the memory for these. The slowest metadata is text of many
-# lines that claims to be Exif data; the largest is text with characters outside of the BMP.
+def _check_frame(layout: Layout) -> None:
+    """Raises UndecodableImageError for a frame that no decoder here reads."""
+    if not layout.components:
+        raise UndecodableImageError("JPEG", "it has no frame header")
+    if layout.precision != _JPEG_BITS:
+        raise UndecodableImageError("JPEG", f"its samples have {layout.precision} bits, and only those of 8 are read")
+    if layout.hierarchical:
+        raise UndecodableImageError("JPEG", "it is hierarchical")
+    if len(layout.components) not in _JPEG_COMPONENTS:
+        raise UndecodableImageError("JPEG", f"it has {len(layout.components)} components, and 1, 3 or 4 are read")
+    if not layout.width or not layout.height:
+        raise UndecodableImageError("JPEG", "its header gives no height; it may follow the pixels (DNL)")
+
+
+# Nanoseconds of zlib and Pillow's filters for each byte of the unpacked rows, and to read a chunk. Nanoseconds for each
+# byte unpacked from metadata, and the memory for it, with Exif data as hexadecimal text.
 _NS_PNG_BYTE = 9.0
-_NS_PNG_CHUNK = 3_000.0
-_NS_PNG_METADATA_BYTE = 50.0
-_NS_PNG_UNPACKED_BYTE = 6.0
-_PNG_BYTES_FOR_METADATA_BYTE = 20
-_PNG_BYTES_FOR_UNPACKED_BYTE = 6
-_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_PNG_GREY, _PNG_PALETTE = 0, 3
+_NS_PNG_CHUNK = 500.0
+_NS_PNG_UNPACKED_BYTE = 12.0
+_PNG_BYTES_FOR_UNPACKED_BYTE = 4
 _INTERLACED_FACTOR = 2.0
 _BYTE_BITS = 8
 
 
 def png(encoded: bytes, _enough: int) -> Picture:
     """Of a PNG."""
-    width, height, depth, colours, _, _, interlaced = struct.unpack_from(">IIBBBBB", encoded, 16)
-    chunks = read_png_chunks(encoded)
-    channels = _PNG_CHANNELS.get(colours, 4)
-    row_bytes = -(-width * channels * depth // 8) + 1
-    deep = depth > _BYTE_BITS
+    read = read_png(encoded, png_chunks.COUNTED_CHUNKS)
+    pixels = read.width * read.height
+    row_bytes = -(-read.width * png_chunks.CHANNELS[read.colours] * read.depth // 8) + 1
+    deep = read.depth > _BYTE_BITS
     # Grey and palettes have one byte a pixel in Pillow, two with sixteen bits; everything else has four.
-    stored = (2 if deep else 1) if colours in {_PNG_GREY, _PNG_PALETTE} else 4
-    ns = row_bytes * height * _NS_PNG_BYTE * (_INTERLACED_FACTOR if interlaced else 1.0)
-    ns += chunks.number * _NS_PNG_CHUNK
-    ns += chunks.interpreted_bytes * _NS_PNG_METADATA_BYTE + chunks.unpacked_bytes * _NS_PNG_UNPACKED_BYTE
+    stored = (2 if deep else 1) if read.colours in {png_chunks.GREY, png_chunks.PALETTE} else 4
+    # The samples of sixteen bits that a transparent colour is compared with take a second decode.
+    decodes = 2 if deep and read.colours == png_chunks.RGB and read.transparency else 1
+    ns = decodes * row_bytes * read.height * _NS_PNG_BYTE * (_INTERLACED_FACTOR if read.interlaced else 1.0)
+    ns += (read.number if read.complete else png_chunks.MOST_CHUNKS) * _NS_PNG_CHUNK
+    ns += read.unpacked_bytes * _NS_PNG_UNPACKED_BYTE
     return Picture(
-        width,
-        height,
+        read.width,
+        read.height,
         ns,
-        width * height * stored
-        + 4 * row_bytes
-        + chunks.interpreted_bytes * _PNG_BYTES_FOR_METADATA_BYTE
-        + chunks.unpacked_bytes * _PNG_BYTES_FOR_UNPACKED_BYTE
-        + chunks.other_bytes,
+        # Pillow gets a copy of the file.
+        decodes * pixels * stored + 4 * row_bytes + len(encoded) + read.unpacked_bytes * _PNG_BYTES_FOR_UNPACKED_BYTE,
         # Only a decoder process enforces the prediction.
-        ordinary=not deep and chunks.complete,
+        ordinary=not deep and read.complete,
+        profile=bool(read.packed_profile),
     )
 
 
@@ -133,6 +143,7 @@ _WEBP_BYTES = 16
 _WEBP_LOSSY_BYTES = 14
 _WEBP_SIZE_BITS = 0x3FFF
 _WEBP_EXTENDED_HEADER = 30
+_WEBP_HAS_PROFILE = 0x20
 _MOST_WEBP_CHUNKS = 16
 
 
@@ -157,6 +168,7 @@ def webp(encoded: bytes, _enough: int) -> Picture:
         pixels * _NS_WEBP_PIXEL + len(encoded) * _NS_WEBP_BYTE,
         pixels * (_WEBP_LOSSY_BYTES if encoded[12:16] == b"VP8 " else _WEBP_BYTES),
         ordinary=kind == b"VP8 ",
+        profile=encoded[12:16] == b"VP8X" and bool(encoded[20] & _WEBP_HAS_PROFILE),
     )
 
 
@@ -172,31 +184,21 @@ def _webp_image_kind(encoded: bytes) -> bytes:
 
 
 _NS_GIF_PIXEL = 20.0
-_GIF_TRAILER, _GIF_EXTENSION, _GIF_IMAGE = 0x3B, 0x21, 0x2C
 
 
 def gif(encoded: bytes, _enough: int) -> Picture:
     """Of the first frame of a GIF."""
-    width, height, flags = struct.unpack_from("<HHB", encoded, 6)
-    at = 13 + (3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0)
-    while encoded[at] == _GIF_EXTENSION:
-        at += 2
-        while encoded[at]:
-            at += 1 + encoded[at]
-        at += 1
-    if encoded[at] == _GIF_IMAGE:
-        left, top, across, down = struct.unpack_from("<HHHH", encoded, at + 1)
-        # A frame that is larger than the screen enlarges the screen.
-        width, height = max(width, left + across), max(height, top + down)
-    pixels = width * height
-    return Picture(width, height, pixels * _NS_GIF_PIXEL, pixels * 5)
+    read = read_gif(encoded)
+    pixels = read.width * read.height
+    # Pillow gets a copy of the file.
+    return Picture(read.width, read.height, pixels * _NS_GIF_PIXEL, pixels * 5 + len(encoded))
 
 
 _NS_BMP_PIXEL = 8.0
-# Pillow unpacks runs in Python.
-_NS_BMP_RUN_PIXEL = 150.0
-_NS_BMP_RUN_BYTE = 350.0
-_BMP_OS2_HEADER = 12
+# Runs are unpacked in Python (bmp_runs.py).
+_NS_BMP_RUN_PIXEL = 10.0
+_NS_BMP_RUN_BYTE = 420.0
+BMP_OS2_HEADER = 12
 _BMP_RUNS = frozenset({1, 2})
 _BMP_PALETTE_BITS = 8
 
@@ -204,7 +206,7 @@ _BMP_PALETTE_BITS = 8
 def bmp(encoded: bytes, _enough: int) -> Picture:
     """Of a BMP."""
     (header_bytes,) = struct.unpack_from("<I", encoded, 14)
-    if header_bytes == _BMP_OS2_HEADER:
+    if header_bytes == BMP_OS2_HEADER:
         width, height, _, bits = struct.unpack_from("<HHHH", encoded, 18)
         compression = 0
     else:
@@ -217,62 +219,43 @@ def bmp(encoded: bytes, _enough: int) -> Picture:
         width,
         height,
         pixels * _NS_BMP_RUN_PIXEL + len(encoded) * _NS_BMP_RUN_BYTE if in_runs else pixels * _NS_BMP_PIXEL,
-        # Runs are unpacked into a bytearray of one byte a pixel, and copied.
-        pixels * (stored + 2 * in_runs),
+        # Runs are unpacked into a bytearray of one byte a pixel, and copied, as is the file.
+        pixels * (stored + 2 * in_runs) + len(encoded) * in_runs,
     )
 
 
-# Nanoseconds of libtiff for each byte that a strip or tile unpacks to, by the value of the tag Compression; others
-# count as the slowest. For CCITT a byte is eight pixels.
-_NS_TIFF_BYTE: Mapping[int, float] = {
-    1: 2.0,  # none
-    2: 80.0,  # CCITT
-    3: 80.0,
-    4: 80.0,
-    5: 12.0,  # LZW
-    7: 25.0,  # JPEG
-    8: 10.0,  # Deflate
-    32773: 4.0,  # PackBits
-    32946: 10.0,
-    50000: 6.0,  # Zstandard
-}
-_NS_TIFF_OTHER_BYTE = 200.0
-_NS_TIFF_PIECE = 5_000.0
-# LittleCMS converts LAB to RGB.
-_NS_TIFF_LAB_PIXEL = 25.0
-_LAB = 8
-# Tags (TIFF 6.0, section 8).
-_WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANES = 256, 257, 258, 259, 277, 278, 284
-_PHOTOMETRIC, _ORIENTATION, _TILE_WIDTH, _TILE_LENGTH = 262, 274, 322, 323
-_TIFF_TAGS = range(_WIDTH, _TILE_LENGTH + 1)
-_NOT_PACKED = 1
-_SEPARATE_PLANES = 2
+# Nanoseconds of dav1d and of libde265 for each pixel and for each byte of the file, with the conversion from YCbCr; and
+# the bytes that they allocate for a pixel of one byte a sample, and in addition for one of two: the planes, RGB, its
+# copy for Python, and Pillow's image. Measured on noise, the most expensive content.
+_NS_AVIF_PIXEL = 28.0
+_NS_AVIF_BYTE = 80.0
+_AVIF_BYTES = 12
+_NS_HEIC_PIXEL = 42.0
+_NS_HEIC_BYTE = 55.0
+_HEIC_BYTES = 11
+_DEEP_BYTES = 4
+_ALPHA_BYTES = 4
 
 
-def tiff(encoded: bytes, _enough: int) -> Picture:
-    """Of the first picture of a TIFF."""
-    tags = read_tiff_numbers(encoded, _TIFF_TAGS)
-    width, length = tags.get(_WIDTH, 0), tags.get(_LENGTH, 0)
-    if not width or not length:
-        raise UndecodableImageError("TIFF", "its first directory has no width and length")
-    samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, 1)
-    tile = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
-    across, down = tile if all(tile) else (width, min(tags.get(_ROWS) or length, length))
-    pieces = -(-width // across) * -(-length // down)
-    piece_samples = samples
-    if tags.get(_PLANES) == _SEPARATE_PLANES:
-        pieces, piece_samples = pieces * samples, 1
-    piece_bytes = -(-across * piece_samples * bits // 8) * down
-    compression = tags.get(_COMPRESSION, _NOT_PACKED)
-    byte_ns = _NS_TIFF_BYTE.get(compression, _NS_TIFF_OTHER_BYTE)
-    pixels = width * length
-    packed = compression != _NOT_PACKED
-    copies = 1 if tags.get(_ORIENTATION, 1) == 1 else 2
+def avif(encoded: bytes, _enough: int) -> Picture:
+    """Of the primary picture of an AVIF."""
+    return _heif(encoded, "AVIF", _NS_AVIF_PIXEL, _NS_AVIF_BYTE, _AVIF_BYTES)
+
+
+def heic(encoded: bytes, _enough: int) -> Picture:
+    """Of the primary picture of a HEIC."""
+    return _heif(encoded, "HEIF", _NS_HEIC_PIXEL, _NS_HEIC_BYTE, _HEIC_BYTES)
+
+
+def _heif(encoded: bytes, image_format: str, pixel_ns: float, byte_ns: float, pixel_bytes: int) -> Picture:
+    read = read_heif(encoded, image_format)
+    pixels = read.width * read.height
+    each_bytes = pixel_bytes + _DEEP_BYTES * (read.bits > _BYTE_BITS) + _ALPHA_BYTES * read.alpha
     return Picture(
-        width,
-        length,
-        pieces * (_NS_TIFF_PIECE + piece_bytes * byte_ns)
-        + pixels * _NS_TIFF_LAB_PIXEL * (tags.get(_PHOTOMETRIC) == _LAB),
-        # One piece, packed and unpacked, and Pillow's image, twice if it has to be rotated.
-        2 * piece_bytes * packed + pixels * copies * (4 if samples > 1 else -(-bits // 8)),
+        read.width,
+        read.height,
+        max(pixels, read.coded_pixels) * pixel_ns + len(encoded) * byte_ns,
+        max(pixels, read.coded_pixels) * each_bytes,
+        ordinary=False,
+        profile=read.profile or read.primaries > 1,
     )

@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import NamedTuple
 
-from models.images import format_costs
+from models.images import format_costs, tiff_cost
 from models.images.format_costs import Picture
 from models.interface.errors import (
     EmptyImageError,
@@ -45,19 +46,33 @@ class ImageFormat(NamedTuple):
 
 
 # Signatures are looked for in as many bytes.
-SIGNATURE_BYTES = 12
+SIGNATURE_BYTES = 32
 
-TABLE = (
+# The brand of the file, or a general one and a particular one among the first that it is compatible with.
+_AVIF = rb".{4}ftyp(?:avi[fs]|m[is]f1.{4}(?:.{4}){0,3}avi[fs])"
+# Read where the extra `heic` is installed.
+_HEIC = ImageFormat(
+    "HEIF",
+    "HEIC",
+    (".heic", ".heics", ".heif", ".heifs", ".hif"),
+    rb".{4}ftyp(?:he[iv][cxms]|m[is]f1)",
+    format_costs.heic,
+)
+
+TABLE: tuple[ImageFormat, ...] = (
     ImageFormat(
         "JPEG", "JPEG", (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), rb"\xff\xd8\xff", format_costs.jpeg, in_threads=True
     ),
-    ImageFormat("PNG", "PNG", (".png", ".apng"), rb"\x89PNG\r\n\x1a\n", format_costs.png, in_threads=True),
+    # Without the bytes that follow, so that a damaged signature is called that.
+    ImageFormat("PNG", "PNG", (".png", ".apng"), rb"\x89PNG", format_costs.png, in_threads=True),
     ImageFormat("WEBP", "WebP", (".webp",), rb"RIFF.{4}WEBP", format_costs.webp, in_threads=True),
-    ImageFormat("GIF", "GIF", (".gif",), rb"GIF8[79]a", format_costs.gif),
+    ImageFormat("GIF", "GIF", (".gif",), rb"GIF8", format_costs.gif, strict_signature=rb"GIF8[79]a"),
     # Its two reserved words are zeros, which Pillow does not check.
     ImageFormat("BMP", "BMP", (".bmp",), rb"BM", format_costs.bmp, strict_signature=rb"BM.{4}\0{4}"),
     # Also BigTIFF, in either byte order.
-    ImageFormat("TIFF", "TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", format_costs.tiff),
+    ImageFormat("TIFF", "TIFF", (".tif", ".tiff"), rb"II[*+]\0|MM\0[*+]", tiff_cost.tiff),
+    ImageFormat("AVIF", "AVIF", (".avif", ".avifs"), _AVIF, format_costs.avif),
+    *((_HEIC,) if find_spec("pillow_heif") else ()),
 )
 
 # Nanoseconds for a pixel on one core of an Intel Xeon, by `python -m benchmarks.decode_cost`.
@@ -69,6 +84,8 @@ _LEAST_BYTES = 10 * 2**20
 _STRIP_BYTES = 8 * 2**20
 # (H, W, 3) uint8.
 _RGB_BYTES = 3
+# Conversion of a pixel to sRGB by models/images/colour.py.
+_COLOUR_NS = 80.0
 
 FORMATS = tuple(each.name for each in TABLE)
 TITLES = tuple(each.title for each in TABLE)
@@ -91,7 +108,8 @@ def known_format(encoded: bytes) -> ImageFormat:
         raise EmptyImageError
     name = format_of(encoded)
     if name is None:
-        raise UnsupportedFormatError(FORMATS)
+        needs = 'HEIC, which needs the extra "heic"' if re.match(_HEIC.signature, encoded, re.DOTALL) else None
+        raise UnsupportedFormatError(FORMATS, needs)
     return _BY_NAME[name]
 
 
@@ -126,14 +144,18 @@ def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
         picture = image_format.cost(encoded, enough or 0)
     except (struct.error, IndexError) as error:
         raise UndecodableImageError(image_format.name, "its header is damaged") from error
+    if not picture.width or not picture.height:
+        raise UndecodableImageError(image_format.name, "it has no pixels")
     check_size(picture.width, picture.height, limits)
     pixels = picture.width * picture.height if picture.output_pixels is None else picture.output_pixels
     # What is kept of the strips: the whole picture, or its rows after resizing, and a copy for orientation.
     kept_pixels = pixels if whole or enough is None else max(picture.width, picture.height) * enough
+    # Colours are converted after the resize, unless the whole picture is wanted.
+    converted = 0 if not picture.profile else pixels if whole or enough is None else min(pixels, enough * enough)
     other_bytes = min(_STRIP_BYTES, 16 * pixels) + _RGB_BYTES * kept_pixels + _LEAST_BYTES
     memory_bytes = int(picture.decoder_bytes + other_bytes)
     cost = DecodeCost(
-        (picture.decoder_ns + pixels * (_CONVERSION_NS + _RESIZE_NS)) / 1e9,
+        (picture.decoder_ns + pixels * (_CONVERSION_NS + _RESIZE_NS) + converted * _COLOUR_NS) / 1e9,
         memory_bytes,
         memory_bytes if picture.thread_decoder_bytes is None else int(picture.thread_decoder_bytes + _LEAST_BYTES),
         image_format.in_threads and picture.ordinary,

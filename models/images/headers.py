@@ -1,6 +1,6 @@
-"""Read the headers of JPEG, PNG and TIFF files before any decode, as a defence against decompression bombs.
+"""Read the headers of JPEG and TIFF files before any decode, as a defence against decompression bombs.
 
-Pillow reads headers marker by marker and chunk by chunk in Python. This module refuses files with too many of them;
+Pillow reads headers marker by marker and tag by tag in Python. This module refuses files with too many of them;
 the limits are far above what cameras and programs write. format_costs.py predicts the cost of a decode from the rest.
 """
 
@@ -30,17 +30,22 @@ _MANY_SCANS = 64
 _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _LOSSLESS = frozenset({0xC3, 0xC7, 0xCB, 0xCF})
+_HIERARCHICAL = frozenset({0xC5, 0xC6, 0xC7, 0xCD, 0xCE, 0xCF})
 _FIRST_ARITHMETIC = 0xC9
-_EOI, _SOS, _DQT, _APP1, _APP13 = 0xD9, 0xDA, 0xDB, 0xE1, 0xED
+_EOI, _SOS, _DQT, _APP1, _APP2, _APP13 = 0xD9, 0xDA, 0xDB, 0xE1, 0xE2, 0xED
+END_OF_IMAGE = b"\xff\xd9"
 # Markers that Pillow and libjpeg read without a length after them.
 _ALONE = frozenset({*range(0xC0), 0xC8, *range(0xD0, 0xDA), *range(0xF0, 0xFE)})
 _MOST_SCAN_COMPONENTS = 4
-# What APP1 segments begin with (Exif 2.32, 4.7.2; XMP specification part 3, 1.1.3).
+# What APP1 and APP2 segments begin with (Exif 2.32, 4.7.2; XMP specification part 3, 1.1.3; ICC.1:2022, B.4).
 _EXIF = b"Exif\0\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
+_ICC = b"ICC_PROFILE\0"
 _BLOCK = 8
 _BITS = 8
 COEFFICIENTS = 64
+# Reductions that Pillow and simplejpeg have, largest first. simplejpeg also has 8/3, which changes edges by 45 levels.
+_REDUCTIONS = (8, 4, 2)
 # Precision, height, width and number of components of a frame, and what it says of each (T.81, B.2.2).
 _FRAME = struct.Struct(">BHHB")
 _COMPONENT = struct.Struct("BBB")
@@ -50,24 +55,10 @@ _MARKER = re.compile(rb"\xff[^\x00\xff]")
 _SCAN = re.compile(rb"\xff\xda")
 _MARKER_AMONG_PIXELS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 
-# PNG: chunks of the specification, third edition, section 11. Encoders write chunks of 8 kB and more: a PNG of 20 MB
-# has 2500. Reading them takes about 1 ms.
-_PNG_SIGNATURE_BYTES = 8
-_CHUNK = struct.Struct(">I4s")
-_CHECKSUM_BYTES = 4
-_MOST_CHUNKS = 4_000
-# Pillow's limit for one chunk, and the highest ratio of Deflate.
-_MOST_UNPACKED_BYTES = 2**20
-_MOST_DEFLATED = 1032
-_COMPRESSED = frozenset({b"iCCP", b"iTXt", b"zTXt"})
-# Chunks that Pillow turns into Python objects.
-_INTERPRETED = _COMPRESSED | {b"eXIf", b"tEXt"}
-_PIXELS = frozenset({b"IDAT", b"fdAT"})
-
 # TIFF: layout of TIFF 6.0, section 2, and of BigTIFF.
 _BIG_TIFF = 43
-# Letters of the struct module for the types of whole numbers: BYTE, SHORT, LONG, IFD, LONG8, IFD8.
-_NUMBERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+# Letters of the struct module for the types of whole numbers: BYTE, SHORT, LONG, UNDEFINED, IFD, LONG8, IFD8.
+_NUMBERS = {1: "B", 7: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
 
 class Component(NamedTuple):
@@ -87,7 +78,8 @@ class Scan(NamedTuple):
 
 @dataclass(slots=True)
 class Layout:
-    """A JPEG's frame and scans. Width and height are 0 where no frame header came before the first scan."""
+    """A JPEG's frame and scans. Width and height are 0 where no frame header came before the first scan. `profile`: its
+    ICC profile. `complete`: whether the end of the image is marked."""
 
     width: int = 0
     height: int = 0
@@ -99,6 +91,9 @@ class Layout:
     scans: list[Scan] = field(default_factory=list)
     exif: bytes = b""
     xmp: bytes = b""
+    profile: bytes = b""
+    complete: bool = True
+    hierarchical: bool = False
 
     def blocks(self, component: int) -> int:
         """8 x 8 blocks of one component (T.81, A.1.1)."""
@@ -112,6 +107,12 @@ class Layout:
         """Whether libjpeg-turbo's own interface reads it, at a reduced size too: eight bits, one or three components,
         not lossless. A lossless JPEG at a reduced size crashes it."""
         return self.precision == _BITS and len(self.components) in {1, 3} and not self.lossless
+
+    def reduction(self, enough: int) -> int:
+        """Return by how much each side may be reduced so that the shorter one keeps `enough` pixels; 0 is all."""
+        shorter = min(self.width, self.height)
+        reducible = enough and not self.lossless
+        return next((each for each in _REDUCTIONS if reducible and shorter // each >= enough), 1)
 
     @property
     def buffered(self) -> bool:
@@ -140,6 +141,8 @@ def read_jpeg(encoded: bytes) -> Layout:
         start, at = at, _end(encoded, at)
         if marker == _SOS:
             layout = header.layout
+            layout.profile = b"".join(part for _, part in sorted(header.profile_parts))
+            layout.complete = encoded.endswith(END_OF_IMAGE) or encoded.rfind(END_OF_IMAGE, at) >= 0
             layout.scans = _scans(encoded, start, layout)
             _refuse(not layout.scans, "its first scan is damaged")
             return layout
@@ -155,6 +158,8 @@ class _JpegHeader:
     layout: Layout = field(default_factory=Layout)
     exif_segments: int = 0
     resources: int = 0
+    # Numbers and contents of the parts of the ICC profile.
+    profile_parts: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def take(self, marker: int, start: int, end: int) -> None:
         """Read one segment, from its length to its end. Raises UndecodableImageError."""
@@ -168,6 +173,9 @@ class _JpegHeader:
             self.layout.exif += self.encoded[start + 2 + len(_EXIF) : end]
         elif marker == _APP1 and self.encoded.startswith(_XMP, start + 2):
             self.layout.xmp = self.encoded[start + 2 + len(_XMP) : end]
+        elif marker == _APP2 and self.encoded.startswith(_ICC, start + 2):
+            number = start + 2 + len(_ICC)
+            self.profile_parts.append((self.encoded[number : number + 1], self.encoded[number + 2 : end]))
         elif marker == _APP13:
             self.resources += self.encoded.count(b"8BIM", start, end)
             _refuse(self.resources > _MOST_PHOTOSHOP_RESOURCES, "it has too many resources of Photoshop")
@@ -180,6 +188,7 @@ class _JpegHeader:
         _refuse(len(frame) < _FRAME.size + 3 * components, "its frame header is too short")
         layout.progressive, layout.lossless = marker in _PROGRESSIVE, marker in _LOSSLESS
         layout.arithmetic = marker >= _FIRST_ARITHMETIC
+        layout.hierarchical = marker in _HIERARCHICAL
         layout.components = [
             Component(number, sampling >> 4, sampling & 15)
             for number, sampling, _ in _COMPONENT.iter_unpack(frame[_FRAME.size : _FRAME.size + 3 * components])
@@ -238,38 +247,9 @@ def _refuse(too_much: bool, reason: str) -> None:  # noqa: FBT001 - a condition,
         raise UndecodableImageError("JPEG", reason)
 
 
-class Chunks(NamedTuple):
-    """The chunks of a PNG. `complete`: all of them were counted. `interpreted_bytes`: of chunks that Pillow interprets.
-    `unpacked_bytes`: upper bound of what compressed ones unpack to. `other_bytes`: of other chunks without pixels."""
-
-    number: int
-    complete: bool
-    interpreted_bytes: int
-    unpacked_bytes: int
-    other_bytes: int
-
-
-def read_png_chunks(encoded: bytes) -> Chunks:
-    """Count the chunks; Pillow unpacks compressed text and keeps all of it in memory. Raises UndecodableImageError if
-    the PNG does not begin with its header, or has two (Pillow uses the last), and struct.error if it ends before its
-    first chunk."""
-    interpreted = unpacked = other = number = 0
-    at = _PNG_SIGNATURE_BYTES
-    _, first = _CHUNK.unpack_from(encoded, at)
-    if first != b"IHDR":
-        raise UndecodableImageError("PNG", "it does not begin with its header")
-    while at + _CHUNK.size <= len(encoded) and number < _MOST_CHUNKS:
-        length, kind = _CHUNK.unpack_from(encoded, at)
-        if kind == b"IHDR" and number:
-            raise UndecodableImageError("PNG", "it has two headers")
-        at += _CHUNK.size + length + _CHECKSUM_BYTES
-        number += 1
-        if kind in _INTERPRETED:
-            interpreted += length
-            unpacked += min(_MOST_UNPACKED_BYTES, length * _MOST_DEFLATED) if kind in _COMPRESSED else 0
-        elif kind not in _PIXELS:
-            other += length
-    return Chunks(number, at + _CHUNK.size > len(encoded), interpreted, unpacked, other)
+def is_big_tiff(data: bytes) -> bool:
+    """Return whether a TIFF has offsets of 64 bits."""
+    return data[2:4] == struct.pack("<H" if data.startswith(b"II") else ">H", _BIG_TIFF)
 
 
 def read_tiff_numbers(data: bytes, tags: Container[int]) -> dict[int, int]:
@@ -277,8 +257,7 @@ def read_tiff_numbers(data: bytes, tags: Container[int]) -> dict[int, int]:
     number. Of several entries for one tag the last counts. Pillow would read all entries, in Python. Raises
     struct.error if the directory is not inside `data`."""
     order = "<" if data.startswith(b"II") else ">"
-    (version,) = struct.unpack_from(order + "H", data, 2)
-    big = version == _BIG_TIFF
+    big = is_big_tiff(data)
     offset, number, value = ("Q", "Q", "8s") if big else ("I", "H", "4s")
     (start,) = struct.unpack_from(order + offset, data, 8 if big else 4)
     if start > len(data):

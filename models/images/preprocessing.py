@@ -11,14 +11,15 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from models.images.decode import ON_ITS_SIDE, Pixels, Strips, decode_pixels, decode_strips, oriented
+from models.images.colour import Conversion, Pixels
+from models.images.decode import ON_ITS_SIDE, Reduction, Strips, decode_pixels, decode_strips, oriented
 from models.images.formats import predict_cost
 from models.interface.errors import UnfitPixelsError
 from models.interface.request import ImageLimits, ReadyPixels
 
 
 def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> torch.Tensor:
-    """Return the picture in `encoded` as a (3, H, W) uint8 RGB tensor on the CPU, channels last in memory.
+    """Return the picture in `encoded` as a (3, H, W) uint8 sRGB tensor on the CPU, channels last in memory.
 
     `enough` as in models.images.decode.decode_pixels. Raises ImageError, TooCostlyError before any decode.
     """
@@ -27,16 +28,22 @@ def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = No
 
 
 def preprocess(encoded: bytes, transform: Transform, limits: ImageLimits) -> torch.Tensor:
-    """(3, crop, crop) uint8 RGB, channels last in memory, of the image in `encoded`. Raises ImageError."""
+    """(3, crop, crop) uint8 sRGB, channels last in memory, of the image in `encoded`. Raises ImageError."""
     enough = pixels_needed(transform)
     predict_cost(encoded, limits, enough=enough)
     return transform.shape_strips(decode_strips(encoded, limits, enough=enough))
 
 
-def pixels_needed(transform: Transform) -> int:
-    """Return the shorter side that a reduced decode must keep. From twice the size on, antialiased resizing gives the
-    same picture."""
-    return 2 * transform.resize
+# A JPEG is decoded at no less than so many times the size that it is resized to: with 4, no probability of 50
+# photographs moved by more than 0.01 (benchmarks.reduced_jpegs).
+_OVERSAMPLING = 4
+# More than the rounding of a factor between two sides, and far less than a pixel.
+_EPSILON = 1e-9
+
+
+def pixels_needed(transform: Transform) -> int | None:
+    """Return the shorter side that a reduced decode of a JPEG must keep; None if it is to be decoded in full."""
+    return None if transform.exact_jpeg else _OVERSAMPLING * transform.resize
 
 
 # How far floats may lie outside 0..255 and are clipped.
@@ -61,15 +68,24 @@ class Transform:
     std: tuple[float, float, float]
     # Not in the repr, which fingerprints hash, so that existing fingerprints stay valid.
     fit: Fit = field(default="crop", repr=False)
+    # Decode JPEGs in full, however large they are. Fingerprints hash `pixels_needed`.
+    exact_jpeg: bool = field(default=False, repr=False)
 
-    def shape(self, image: torch.Tensor) -> torch.Tensor:
-        """Resize and crop (3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory.
+    def shape(
+        self, image: torch.Tensor, conversion: Conversion | None = None, reduction: Reduction | None = None
+    ) -> torch.Tensor:
+        """Resize and crop (3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory, and convert the colours.
+        `reduction`: of the image, with the sides of the whole one as they lie here.
 
         Does what torchvision's `resize` and `center_crop` do, with one call into PyTorch. Each call, even for a view,
         releases the GIL, and the decode thread then waits for the event loop and other threads to get it back.
         """
         pixels: Pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
-        return self._cropped(pixels, self._resized(*pixels.shape[:2]))
+        if reduction is not None:
+            size = self._resized(reduction.height, reduction.width)
+            pixels = self._interpolated(pixels, size, reduction)
+            return self._cropped(pixels, size, conversion)
+        return self._cropped(pixels, self._resized(*pixels.shape[:2]), conversion)
 
     def shape_strips(self, picture: Strips) -> torch.Tensor:
         """Return what `shape` does with the assembled picture, but hold only a strip of it in memory at a time.
@@ -78,10 +94,15 @@ class Transform:
         its side and has several strips, its columns come first: values differ by 1, and more where bicubic overshoots.
         """
         first = next(picture.strips)
-        if first.shape[0] == picture.height:
-            return self.shape(to_tensor(oriented(first, picture.orientation)))
         on_its_side = picture.orientation in ON_ITS_SIDE
-        size = self._resized(*((picture.width, picture.height) if on_its_side else (picture.height, picture.width)))
+        reduction = picture.reduction
+        height, width = (picture.height, picture.width) if reduction is None else reduction[1:]
+        if on_its_side:
+            height, width = width, height
+            reduction = None if reduction is None else reduction._replace(height=height, width=width)
+        if first.shape[0] == picture.height:
+            return self.shape(to_tensor(oriented(first, picture.orientation)), picture.conversion, reduction)
+        size = self._resized(height, width)
         columns = size[0] if on_its_side else size[1]
         pixels = np.empty((picture.height, columns, 3), np.uint8)
         top = 0
@@ -89,24 +110,39 @@ class Transform:
             rows = strip.shape[0]
             pixels[top : top + rows] = self._interpolated(strip, (rows, columns))
             top += rows
-        return self._cropped(oriented(pixels, picture.orientation), size)
+        return self._cropped(oriented(pixels, picture.orientation), size, picture.conversion)
 
-    def _interpolated(self, pixels: Pixels, size: tuple[int, int]) -> Pixels:
+    def _interpolated(self, pixels: Pixels, size: tuple[int, int], reduction: Reduction | None = None) -> Pixels:
         if pixels.shape[:2] == size:
             return pixels
         # `reshape` gives strides that PyTorch recognizes as channels last; a new axis would have stride 0.
         batch = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
-        resized: Pixels = interpolate(batch, size, mode=self.interpolation, antialias=True).numpy()[0]
+        if reduction is None:
+            resized: Pixels = interpolate(batch, size, mode=self.interpolation, antialias=True).numpy()[0]
+        else:
+            # Sides of a reduced picture are rounded up: the last pixel is a part of one. PyTorch rounds down what a
+            # factor makes of a side, which must not fall short of a whole number.
+            factors = [
+                (each * reduction.factor / side) * (1 + _EPSILON)
+                for each, side in zip(size, (reduction.height, reduction.width), strict=True)
+            ]
+            resized = interpolate(
+                batch, scale_factor=factors, mode=self.interpolation, antialias=True, recompute_scale_factor=False
+            ).numpy()[0]
         return resized.transpose(1, 2, 0)
 
-    def _cropped(self, pixels: Pixels, size: tuple[int, int]) -> torch.Tensor:
-        """Resize (H, W, 3) to `size` and cut out (3, crop, crop)."""
+    def _cropped(self, pixels: Pixels, size: tuple[int, int], conversion: Conversion | None = None) -> torch.Tensor:
+        """Resize (H, W, 3) to `size` and cut out (3, crop, crop), in the colours of `conversion`."""
         pixels = self._interpolated(pixels, size)
-        if min(size) < self.crop:
-            pixels = self._on_canvas(pixels)
+        # Nothing is cut off a picture that is put on a canvas, whose colour is not converted.
+        on_canvas = min(size) < self.crop
+        if on_canvas:
+            pixels = self._on_canvas(pixels if conversion is None else conversion.apply(pixels))
         top, left = (round((side - self.crop) / 2) for side in pixels.shape[:2])
         # A copy, which frees the other pixels.
         cropped = pixels[top : top + self.crop, left : left + self.crop].copy()
+        if conversion is not None and not on_canvas:
+            cropped = conversion.apply(cropped)
         return torch.from_numpy(cropped.transpose(2, 0, 1))
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:

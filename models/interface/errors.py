@@ -141,8 +141,11 @@ class ImageTooLargeError(ImageError):
 
 
 class UnsupportedFormatError(ImageError):
-    def __init__(self, formats: Sequence[str]) -> None:
-        super().__init__(f"The bytes are not an image of a format read here: {', '.join(formats)}.")
+    """`recognised`: what the bytes are, if they are known, and why it is not read."""
+
+    def __init__(self, formats: Sequence[str], recognised: str | None = None) -> None:
+        known = f" They are {recognised}." if recognised else ""
+        super().__init__(f"The bytes are not an image of a format read here: {', '.join(formats)}.{known}")
         self.formats = tuple(formats)
 
 

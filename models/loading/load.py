@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 
 from models.hardware.placement import Placement, at_precision
-from models.images.preprocessing import Normalize, Transform
+from models.images.preprocessing import Normalize, Transform, pixels_needed
 from models.interface.errors import ModelFolderError, StartError, UnsupportedArchitectureError
 from models.loading.calibration import Calibration
 from models.model_folder.description import FILE_NAME
@@ -55,9 +55,12 @@ class LoadedModel:
         return sum(tensor.nbytes for tensor in self.network.state_dict().values())
 
 
-def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None = None) -> LoadedModel:
+def load(
+    spec: ModelSpec, placement: Placement, calibration: Calibration | None = None, *, exact_jpeg: bool = False
+) -> LoadedModel:
     """Build the network, load its weights, cut it at the head or at the layer to serve, and move it to its device.
-    `calibration` is for int8 only. The backend and precision of `spec` override `placement`. Raises StartError."""
+    `calibration` is for int8 only. The backend and precision of `spec` override `placement`. `exact_jpeg`: decode JPEGs
+    in full, whatever the transform says. Raises StartError."""
     if torch.is_inference_mode_enabled():
         raise StartError("a model must be loaded outside inference_mode")
     started_at = perf_counter()
@@ -71,14 +74,15 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
     labels = classifier.labels if network.classes else ()
     if len(labels) != network.classes:
         raise StartError(f"{spec.name} has {network.classes} classes and {len(labels)} labels")
+    transform = replace(classifier.transform, exact_jpeg=True) if exact_jpeg else classifier.transform
     network.to(placement.device)
-    normalize = Normalize(classifier.transform).to(placement.device)
+    normalize = Normalize(transform).to(placement.device)
     return LoadedModel(
         name=spec.name,
         architecture=spec.architecture,
         network=network.eval(),
         normalize=normalize.eval(),
-        transform=classifier.transform,
+        transform=transform,
         labels=labels,
         features=classifier.features,
         placement=placement,
@@ -87,7 +91,7 @@ def load(spec: ModelSpec, placement: Placement, calibration: Calibration | None 
         fingerprint=fingerprint(
             spec.architecture,
             network,
-            classifier.transform,
+            transform,
             classifier.features,
             precision=_fingerprinted_precision(placement, calibration, quantized),
             backend=placement.backend,
@@ -134,9 +138,9 @@ def fingerprint(
     precision: str,
     backend: str,
 ) -> str:
-    """Return 16 hex digits of a SHA-256 over architecture, weights, transform, served layer, precision and backend.
-    Feature vectors of equal fingerprints are comparable."""
-    digest = hashlib.sha256(repr((architecture, transform, precision, backend)).encode())
+    """Return 16 hex digits of a SHA-256 over architecture, weights, transform, size of reduced JPEGs, served layer,
+    precision and backend. Feature vectors of equal fingerprints are comparable."""
+    digest = hashlib.sha256(repr((architecture, transform, pixels_needed(transform), precision, backend)).encode())
     # Hash these only when they differ from the default, so that existing fingerprints stay valid.
     if transform.fit != "crop":
         digest.update(transform.fit.encode())

@@ -34,7 +34,7 @@ FITS = ("crop", "stretch", "pad")
 
 # Keys of [transform] that a network of the user's own needs.
 NEEDED_OF_TRANSFORM = ("resize", "crop", "interpolation", "mean", "std")
-TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit")
+TRANSFORM_KEYS = ("preset", *NEEDED_OF_TRANSFORM, "fit", "exact_jpeg")
 
 # Names are part of URLs, metric labels and comma-separated lists.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -189,6 +189,7 @@ def _transform(keys: Keys) -> TransformKeys:
         "mean": keys.per_channel("mean"),
         "std": keys.per_channel("std", positive=True),
         "fit": keys.one_of("fit", FITS),
+        "exact_jpeg": keys.flag("exact_jpeg"),
     }
     return TransformKeys(preset, {key: value for key, value in explicit.items() if value is not None})
 

@@ -58,6 +58,12 @@ class Keys:
             raise self.refusal(key, f"must be one of {', '.join(choices)}, not {value!r}")
         return chosen
 
+    def flag(self, key: str) -> bool | None:
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, bool):
+            raise self.refusal(key, f"must be true or false, not {value!r}")
+        return value
+
     def whole_number(self, key: str, least: int, most: int) -> int | None:
         value = self.values.get(key)
         if value is None:

@@ -47,7 +47,7 @@ class Runner:
         memory.retain_freed_pages()
         wanted = options.models[0]
         spec = catalog.find(wanted) if isinstance(wanted, str) else wanted
-        self.model: LoadedModel = load(spec, placement, calibration)
+        self.model: LoadedModel = load(spec, placement, calibration, exact_jpeg=options.exact_jpeg)
         check(self.model)
         self._engine = with_fresh_conversion(self.model, lambda fresh: self._warmed_up(options, batch_size, fresh))
         self._run = SplittingRun[BatchItem, ItemOutput](

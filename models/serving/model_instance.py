@@ -44,6 +44,7 @@ class ServingOptions:
     calibration_folder: images for int8; required for int8, otherwise unused.
     max_batch_size: None lets the backend choose it by device and model.
     fixed_batch: run every forward with one batch shape.
+    exact_jpeg: decode JPEGs in full, also for models whose transform does not say so.
     max_wait_s: longest delay of an item that waits for its batch to fill; 0 never delays.
     queue_capacity: images that a model admits at once.
     decode_threads: None chooses it by the number of cores (cores.decode_threads).
@@ -63,6 +64,7 @@ class ServingOptions:
     calibration_folder: Path | None = None
     max_batch_size: int | None = None
     fixed_batch: bool = False
+    exact_jpeg: bool = False
     max_wait_s: float = 0.0
     queue_capacity: int = 256
     decode_threads: int | None = None
@@ -163,7 +165,7 @@ class ModelInstance:
 def start_instance(spec: ModelSpec, context: ServingContext, *, check_memory: bool) -> ModelInstance:
     """Load a model on the device, and warm it up. Blocks. `check_memory`: refuse a model that may not fit alongside the
     served ones. Raises StartError, NoRoomError."""
-    model = load(spec, context.placement, context.calibration)
+    model = load(spec, context.placement, context.calibration, exact_jpeg=context.options.exact_jpeg)
     if check_memory:
         _check_memory(model)
     return with_fresh_conversion(model, lambda fresh: _start_loaded(model, context, fresh=fresh))

@@ -192,10 +192,10 @@ def slow_to_decode(tiny: ModelSpec, gate: threading.Event, entered: threading.Ev
         opened: ClassVar[threading.Event] = gate
         arrived: ClassVar[threading.Event] = reached
 
-        def shape(self, image: torch.Tensor) -> torch.Tensor:
+        def shape(self, image: torch.Tensor, *details: Any) -> torch.Tensor:
             self.arrived.set()
             assert self.opened.wait(_PATIENCE_S)
-            return Transform.shape(self, image)
+            return Transform.shape(self, image, *details)
 
     def build() -> Classifier:
         classifier = tiny.build()

@@ -30,7 +30,7 @@ def _valid_files() -> list[bytes]:
     picture = Image.linear_gradient("L").resize((48, 40)).convert("RGB")
     exif = Image.Exif()
     exif[0x0112] = 6
-    plain = [_file(picture, image_format) for image_format in ("GIF", "BMP", "TIFF")]
+    plain = [_file(picture, image_format) for image_format in ("GIF", "BMP", "TIFF", "AVIF", "HEIF")]
     turned = [_file(picture, image_format, exif=exif) for image_format in ("JPEG", "PNG", "WEBP", "TIFF")]
     modes = [_file(picture.convert(mode), "PNG") for mode in ("1", "LA", "P", "RGBA")]
     tiffs = [_file(picture, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")]

@@ -7,6 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from typing import Any
 
 import pytest
 import torch
@@ -37,9 +38,9 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
     """The tiny model with a transform that does not end before `released` is set."""
 
     class Stuck(Transform):
-        def shape(self, image: torch.Tensor) -> torch.Tensor:
+        def shape(self, image: torch.Tensor, *details: Any) -> torch.Tensor:
             assert released.wait(_PATIENCE_S)
-            return super().shape(image)
+            return super().shape(image, *details)
 
     def build() -> Classifier:
         made = tiny.build()

@@ -12,6 +12,7 @@ from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.v2 import InterpolationMode
 
+from models.images import colour
 from models.images.decode import Strips
 from models.images.preprocessing import Fit, Interpolation, Normalize, Transform, decode_image, to_tensor
 from models.interface.request import ImageLimits
@@ -114,3 +115,17 @@ def test_a_picture_in_strips_becomes_what_the_whole_picture_does(
     assert found.permute(1, 2, 0).is_contiguous()
     # Rows come first in both, except for a picture on its side. Mirrored rows are rounded alike up to one level.
     torch.testing.assert_close(found.float(), whole.float(), atol=0 if orientation in {1, 4} else 1, rtol=0)
+
+
+@pytest.mark.parametrize("fit", ["crop", "stretch", "pad"])
+@pytest.mark.parametrize("rows", [7, 300])
+def test_colours_are_converted_after_the_crop_and_those_of_a_canvas_are_not(fit: Fit, rows: int) -> None:
+    conversion, image = colour.from_primaries(9), random_image(120, 50)
+    assert conversion is not None
+    transform = Transform(36, 36, "bilinear", MEAN, STD, fit)
+    plain = transform.shape_strips(strips_of(image, rows=rows)).permute(1, 2, 0).numpy()
+    converted = transform.shape_strips(strips_of(image, rows=rows)._replace(conversion=conversion))
+    expected = conversion.apply(plain)
+    if fit == "pad":
+        expected[:, :10], expected[:, 25:] = plain[:, :10], plain[:, 25:]
+    assert (converted.permute(1, 2, 0).numpy() == expected).all()

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from app.main import serving_options
+from app.settings import Settings
 from models import backends
 from models.hardware.placement import Precision
+from models.images import preprocessing
 from models.images.preprocessing import Transform
 from models.interface.errors import StartError, UnsupportedArchitectureError
 from models.loading.load import LoadedModel, load
@@ -68,10 +71,23 @@ def test_one_changed_buffer_changes_the_fingerprint(tiny: ModelSpec) -> None:
         Transform(36, 32, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         Transform(36, 32, "bilinear", (0.4, 0.5, 0.5), (0.5, 0.5, 0.5)),
         Transform(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.4)),
+        Transform(36, 32, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), exact_jpeg=True),
     ],
 )
 def test_another_transform_changes_the_fingerprint(tiny: ModelSpec, transform: Transform) -> None:
     assert load(changed(tiny, transform=transform), CPU).fingerprint != load(tiny, CPU).fingerprint
+
+
+def test_the_size_of_reduced_jpegs_is_part_of_the_fingerprint(tiny: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = load(tiny, CPU).fingerprint
+    monkeypatch.setattr(preprocessing, "_OVERSAMPLING", 99)
+    assert load(tiny, CPU).fingerprint != before
+
+
+def test_exact_jpegs_may_be_asked_for_whatever_the_transform_says(tiny: ModelSpec) -> None:
+    asked = load(tiny, CPU, exact_jpeg=True)
+    assert asked.transform.exact_jpeg
+    assert asked.fingerprint != load(tiny, CPU).fingerprint
 
 
 def test_another_precision_changes_the_fingerprint(tiny: ModelSpec) -> None:
@@ -124,3 +140,8 @@ def test_sizes_count_parameters_and_buffers(tiny: ModelSpec) -> None:
     model = load(tiny, CPU)
     assert model.parameters == sum(parameter.numel() for parameter in module.parameters())
     assert model.weight_bytes == sum(tensor.nbytes for tensor in module.state_dict().values())
+
+
+def test_the_setting_of_exact_jpegs_reaches_the_models() -> None:
+    assert not serving_options(Settings()).exact_jpeg
+    assert serving_options(Settings(exact_jpeg=True)).exact_jpeg

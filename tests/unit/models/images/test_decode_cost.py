@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from PIL import Image
 
+import models.images.pillow_reading  # noqa: F401 - registers the writer of HEIC
 from models.images.formats import FORMATS, predict_cost
 from models.interface.errors import EmptyImageError, TooCostlyError, TooManyPixelsError, UndecodableImageError
 from models.interface.errors import UnsupportedFormatError as Unsupported
@@ -53,7 +54,54 @@ def _transparent_webp() -> bytes:
 
 
 def _gif(width: int, height: int) -> bytes:
-    return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + b"," + bytes(20)
+    size = struct.pack("<HH", width, height)
+    return b"GIF89a" + size + bytes(3) + b"," + bytes(4) + size + bytes(12)
+
+
+def _box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+def _heif(
+    brand: bytes,
+    size: tuple[int, int],
+    *,
+    tiles: Sequence[tuple[int, int]] = (),
+    alpha: tuple[int, int] | None = None,
+    thumbnail: tuple[int, int] | None = None,
+    colours: bytes = b"",
+) -> bytes:
+    """The header of an AVIF or a HEIC alone. Item 1 is the picture, those from 10 on are its tiles."""
+    sizes = {
+        1: size,
+        **dict(enumerate(tiles, 10)),
+        **({2: alpha} if alpha else {}),
+        **({3: thumbnail} if thumbnail else {}),
+    }
+    properties = b"".join(_box(b"ispe", bytes(4) + struct.pack(">II", *each)) for each in sizes.values())
+    auxiliary = _box(b"auxC", bytes(4) + b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0")
+    extra = [number for number, content in ((len(sizes) + 1, auxiliary), (len(sizes) + 2, colours)) if content]
+    owner = {2: extra[:1], 1: extra[1:]}
+    associations = b"".join(
+        struct.pack(">HB", item, 1 + len(owner.get(item, ()))) + bytes([number, *owner.get(item, ())])
+        for number, item in enumerate(sizes, 1)
+    )
+    references = (
+        _box(b"dimg", struct.pack(f">HH{len(tiles)}H", 1, len(tiles), *range(10, 10 + len(tiles)))) if tiles else b""
+    )
+    references += _box(b"auxl", struct.pack(">HHH", 2, 1, 1)) if alpha else b""
+    references += _box(b"thmb", struct.pack(">HHH", 3, 1, 1)) if thumbnail else b""
+    return _box(b"ftyp", brand + bytes(4) + b"mif1" + brand) + _box(
+        b"meta",
+        bytes(4)
+        + _box(b"pitm", bytes(4) + struct.pack(">H", 1))
+        + _box(b"iref", bytes(4) + references)
+        + _box(
+            b"iprp",
+            _box(b"ipco", properties + auxiliary + colours)
+            + _box(b"ipma", bytes(4) + struct.pack(">I", len(sizes)) + associations),
+        ),
+    )
 
 
 def _bmp(width: int, height: int, bits: int, compression: int = 0) -> bytes:
@@ -87,14 +135,12 @@ COSTLY: dict[str, Callable[[], bytes]] = {
     "an arithmetically coded JPEG": lambda: _jpeg_of_kind(0xC9, _file((4000, 3000), "JPEG", quality=50)),
     "a PNG of 50 megapixels": lambda: _png(7000, 7142, 8, 2),
     "a PNG of 16 bits": lambda: _png(5000, 4000, 16, 6),
-    "a PNG of compressed text": lambda: _png(64, 64, 8, 2) + 60 * _unpacked_text("\N{GRINNING FACE}"),
-    "a PNG of Exif data": lambda: _png(64, 64, 8, 2) + _chunk(b"eXIf", bytes(18_000_000)),
-    "a PNG with metadata behind its pixels": lambda: (
-        _png(64, 64, 8, 2) + _chunk(b"IDAT", b"") + _chunk(b"tEXt", bytes(18_000_000))
-    ),
     "a WebP of one colour": lambda: _webp(7000, 7142),
     "a GIF of 48 megapixels": lambda: _gif(8000, 6000),
-    "a run-length encoded BMP": lambda: _bmp(4000, 3000, 8, 1),
+    "a run-length encoded BMP of 5 MB": lambda: _bmp(4000, 3000, 8, 1) + bytes(5_000_000),
+    "an AVIF of 24 megapixels": lambda: _heif(b"avif", (6000, 4000)),
+    "an AVIF of one pixel in tiles of 24 megapixels": lambda: _heif(b"avif", (1, 1), tiles=[(6000, 4000)]),
+    "a HEIC with transparency much larger than itself": lambda: _heif(b"heic", (1, 1), alpha=(6000, 4000)),
     "a TIFF of thousands of large tiles": lambda: _tiff(50_000, 1000, 6928),
     "a TIFF of one tile much larger than itself": lambda: _tiff(64, 64, 16_000),
 }
@@ -106,6 +152,16 @@ ORDINARY: dict[str, Callable[[], bytes]] = {
     "a small arithmetically coded JPEG": lambda: _jpeg_of_kind(0xC9, _file((640, 480), "JPEG")),
     "a PNG of 24 megapixels": lambda: _png(6000, 4000, 8, 2),
     "a PNG of 6 megapixels with 16 bits": lambda: _png(3000, 2000, 16, 2),
+    "a PNG of compressed text": lambda: _png(64, 64, 8, 2) + 60 * _unpacked_text("\N{GRINNING FACE}"),
+    "a PNG of Exif data": lambda: _png(64, 64, 8, 2) + _chunk(b"eXIf", bytes(18_000_000)),
+    "a PNG with metadata behind its pixels": lambda: (
+        _png(64, 64, 8, 2) + _chunk(b"IDAT", b"") + _chunk(b"tEXt", bytes(18_000_000))
+    ),
+    "a run-length encoded BMP": lambda: _bmp(4000, 3000, 8, 1),
+    "an AVIF of 12 megapixels": lambda: _heif(b"avif", (4000, 3000)),
+    "a HEIC of 12 megapixels in tiles with a thumbnail": lambda: _heif(
+        b"heic", (4032, 3024), tiles=[(512, 512)] * 48, thumbnail=(320, 240)
+    ),
     "a PNG with a colour profile and a description": lambda: (
         _png(64, 64, 8, 6) + _chunk(b"iCCP", bytes(3000)) + _chunk(b"tEXt", bytes(200_000))
     ),
@@ -197,6 +253,8 @@ def test_a_reduced_decode_costs_less_than_a_full_one() -> None:
         (_gif(64, 64), False),
         (_bmp(64, 64, 24), False),
         (_tiff(64, 64, 64), False),
+        (_heif(b"avif", (64, 64)), False),
+        (_heif(b"heic", (64, 64)), False),
     ],
     ids=lambda value: value[:12].hex() if isinstance(value, bytes) else str(value),
 )
@@ -226,6 +284,39 @@ def test_other_data_and_too_large_images_are_refused_with_their_errors() -> None
 def test_a_png_whose_reader_would_find_another_size_is_refused(chunks: bytes, reason: str) -> None:
     with pytest.raises(UndecodableImageError, match=reason):
         predict_cost(b"\x89PNG\r\n\x1a\n" + chunks, _LIMITS)
+
+
+def _colours(primaries: int, transfer: int) -> bytes:
+    return _box(b"colr", b"nclx" + struct.pack(">HHHB", primaries, transfer, 6, 0x80))
+
+
+@pytest.mark.parametrize("transfer", [16, 18])
+@pytest.mark.parametrize("brand", [b"avif", b"heic"])
+def test_a_picture_of_high_dynamic_range_is_refused_by_its_header(brand: bytes, transfer: int) -> None:
+    with pytest.raises(UndecodableImageError, match="high dynamic range"):
+        predict_cost(_heif(brand, (64, 64), colours=_colours(9, transfer)), _LIMITS)
+    assert predict_cost(_heif(brand, (64, 64), colours=_colours(9, 13)), _LIMITS).seconds > 0
+
+
+def test_boxes_within_boxes_and_endless_lists_are_refused() -> None:
+    nested = b""
+    for _ in range(5_000):
+        nested = _box(b"meta", bytes(4) + nested)
+    boxes = _box(b"free", b"") * 30_000
+    for header in (
+        nested,
+        _box(b"meta", bytes(4) + boxes),
+        boxes,
+        _box(b"meta", bytes(4) + _box(b"ipma", bytes(4) + b"\xff" * 4)),
+    ):
+        with pytest.raises(UndecodableImageError):
+            predict_cost(_box(b"ftyp", b"avif" + bytes(4) + b"avif") + header, _LIMITS)
+
+
+def test_colours_that_may_have_to_be_converted_cost_more() -> None:
+    plain, wide = (_heif(b"avif", (900, 900), colours=_colours(each, 13)) for each in (1, 12))
+    assert predict_cost(plain, _LIMITS).seconds < predict_cost(wide, _LIMITS, enough=100).seconds
+    assert predict_cost(wide, _LIMITS, enough=100).seconds < predict_cost(wide, _LIMITS).seconds
 
 
 def test_every_format_that_is_read_has_a_prediction() -> None:

@@ -6,12 +6,13 @@ import re
 from importlib.resources import files
 
 import pytest
-from PIL import Image, features
 
 from app.api.inference import IMAGE_BODY
 from models.images import formats
 from models.images.formats import FORMATS, SIGNATURE_BYTES, TITLES, format_of, is_image
+from models.images.pillow_reading import open_image
 from models.images.samples import draw, encode
+from models.interface.errors import UnsupportedFormatError
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -26,14 +27,45 @@ def test_text_that_begins_like_a_bmp_is_not_taken_for_an_image() -> None:
     assert not is_image(b"BMW is a car")
 
 
-def test_each_format_has_a_reader_in_pillow() -> None:
-    Image.init()
-    assert set(FORMATS) <= set(Image.OPEN)
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_has_a_reader_in_pillow(name: str) -> None:
+    assert open_image(encode(draw("clock"), name)).image.format == name
 
 
-@pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
 def test_a_format_that_is_not_in_the_table_is_not_recognized() -> None:
-    assert format_of(encode(draw("clock"), "AVIF")) is None
+    assert format_of(encode(draw("clock"), "ICO")) is None
+
+
+@pytest.mark.parametrize("beginning", [b"....ftypisom\0\0\2\0isomiso2avc1", b"....ftypqt  \0\0\0\0qt  "])
+def test_a_film_is_no_picture_though_it_begins_with_the_same_kind_of_box(beginning: bytes) -> None:
+    assert format_of(beginning) is None
+    assert not is_image(beginning)
+
+
+@pytest.mark.parametrize(
+    ("brands", "name"),
+    [
+        (b"avif\0\0\0\0avifmif1", "AVIF"),
+        (b"avis\0\0\0\0avisavif", "AVIF"),
+        (b"mif1\0\0\0\0mif1avifmiaf", "AVIF"),
+        (b"mif1\0\0\0\0mif1heicmiaf", "HEIF"),
+        (b"heic\0\0\0\0mif1heic", "HEIF"),
+        (b"heix\0\0\0\0mif1heix", "HEIF"),
+        (b"hevc\0\0\0\0msf1hevc", "HEIF"),
+    ],
+)
+def test_avif_and_heic_are_told_apart_by_the_brands_of_the_file(brands: bytes, name: str) -> None:
+    assert format_of(b"\0\0\0\x20ftyp" + brands) == name
+
+
+def test_without_its_extra_a_heic_is_unsupported_and_the_message_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoded = encode(draw("clock"), "HEIF")
+    without = re.compile(rb"(?P<PNG>\x89PNG)", re.DOTALL)
+    monkeypatch.setattr(formats, "_SIGNATURE", without)
+    with pytest.raises(UnsupportedFormatError, match='HEIC, which needs the extra "heic"'):
+        formats.known_format(encoded)
 
 
 def test_the_page_and_the_openapi_document_list_the_formats_of_the_table() -> None:

@@ -68,6 +68,7 @@ def test_every_key_is_read(written: Written) -> None:
         mean = [0.5, 0, 1]
         std = [0.5, 0.5, 1]
         fit = "stretch"
+        exact_jpeg = true
         [reference]
         image = "rose.jpg"
         label = "rose"
@@ -84,6 +85,7 @@ def test_every_key_is_read(written: Written) -> None:
         "mean": (0.5, 0.0, 1.0),
         "std": (0.5, 0.5, 1.0),
         "fit": "stretch",
+        "exact_jpeg": True,
     }
     assert read.reference == Reference(folder / "rose.jpg", "rose", probability=0.9, tolerance=0.0)
 
@@ -119,6 +121,7 @@ def test_weights_may_be_published_or_random(written: Written, word: str) -> None
         (LEAST + 'feature_form = "map"', "feature_form", 'say features = "layer3"'),
         (LEAST + 'features = "a"\nfeature_form = "flat"', "feature_form", "must be one of pooled, map"),
         (LEAST + '[transform]\npreset = "mine"', "transform.preset", "must be one of torchvision, timm"),
+        (LEAST + "[transform]\nexact_jpeg = 1", "transform.exact_jpeg", "must be true or false"),
         (LEAST + "[transform]\ncrop = 0", "transform.crop", "must be a whole number from 1"),
         (LEAST + '[transform]\ninterpolation = "nearest"', "transform.interpolation", "bilinear, bicubic"),
         (LEAST + "[transform]\nmean = [1, 2]", "transform.mean", "must be three numbers"),

@@ -1,0 +1,205 @@
+"""Read the boxes of AVIF and HEIC files (ISO/IEC 14496-12 and 23008-12): the cost of a decode is known before it.
+
+Both hold items: pictures, tiles of a grid, transparency, thumbnails. Item properties give sizes, bits and colours.
+Only the primary picture is decoded, with its tiles and its transparency.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from models.interface.errors import UndecodableImageError
+
+# Boxes, items, properties and references, in all. A picture of 48 megapixels by a phone has about 1,200.
+_MOST_PIECES = 20_000
+_BOX = struct.Struct(">I4s")
+_LARGE_SIZE = struct.Struct(">Q")
+# Version and flags of a full box.
+_FULL_BYTES = 4
+# Types of references: a grid's tiles; and auxiliary pictures, from these to their picture.
+_TILES, _AUXILIARY = b"dimg", b"auxl"
+_ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1")
+# Transfer functions of H.273, table 3, whose numbers are no brightness relative to white: PQ and HLG.
+_HIGH_DYNAMIC_RANGE = frozenset({16, 18})
+
+
+class Box(NamedTuple):
+    """One box: its type, and where its content starts and ends."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+@dataclass(slots=True)
+class Heif:
+    """The primary picture. `coded_pixels`: pixels of all pictures that are decoded for it. `bits`: the most of one
+    sample. `profile`: whether it has an ICC profile. `primaries`: code of its primaries; 0 is unknown."""
+
+    width: int
+    height: int
+    coded_pixels: int
+    bits: int
+    alpha: bool
+    profile: bool
+    primaries: int
+
+
+@dataclass(slots=True)
+class _Items:
+    """What the boxes say of all items."""
+
+    primary: int | None = None
+    properties: list[Box] = field(default_factory=list)
+    of_item: dict[int, list[int]] = field(default_factory=dict)
+    references: list[tuple[bytes, int, tuple[int, ...]]] = field(default_factory=list)
+
+
+def read_heif(encoded: bytes, image_format: str) -> Heif:
+    """Read the boxes of an AVIF or a HEIC. `image_format` is named in errors. Raises UndecodableImageError, and
+    struct.error where a box is cut off."""
+    reader = _Reader(encoded, image_format)
+    reader.walk(0, len(encoded))
+    items = reader.items
+    if items.primary is None:
+        raise UndecodableImageError(image_format, "it has no primary picture")
+    own = reader.properties_of(items.primary)
+    if b"ispe" not in own:
+        raise UndecodableImageError(image_format, "its header gives no size")
+    width, height = struct.unpack_from(">II", encoded, own[b"ispe"].start + _FULL_BYTES)
+    if image_format == "HEIF" and b"clap" in own:
+        # libheif cuts off what encoders add to reach a whole number of blocks; Pillow's AVIF reader does not.
+        across, across_unit, down, down_unit = struct.unpack_from(">4I", encoded, own[b"clap"].start)
+        width, height = min(width, across // max(1, across_unit)), min(height, down // max(1, down_unit))
+    alphas = [
+        each
+        for kind, each, to in items.references
+        if kind == _AUXILIARY and items.primary in to and reader.is_alpha(each)
+    ]
+    pictures = [items.primary, *alphas]
+    grids = {whole: parts for kind, whole, parts in items.references if kind == _TILES and whole in pictures}
+    # A grid has a size, but only its tiles have pixels.
+    coded = [reader.properties_of(each) for picture in pictures for each in grids.get(picture, (picture,))]
+    colours = [reader.colours_of(each) for each in (own, *coded)]
+    if any(transfer in _HIGH_DYNAMIC_RANGE for _, _, transfer in colours):
+        raise UndecodableImageError(image_format, "its brightness is of high dynamic range (PQ or HLG)")
+    return Heif(
+        width,
+        height,
+        sum(reader.pixels_of(each) for each in coded),
+        max(reader.bits_of(each) for each in (own, *coded)),
+        bool(alphas),
+        any(profile for profile, _, _ in colours),
+        next((primaries for _, primaries, _ in colours if primaries), 0),
+    )
+
+
+class _Reader:
+    def __init__(self, encoded: bytes, image_format: str) -> None:
+        self._encoded, self._format = encoded, image_format
+        self._pieces_left = _MOST_PIECES
+        self.items = _Items()
+
+    def walk(self, start: int, end: int, depth: int = 0) -> None:
+        """Read the boxes from `start` to `end`, and those inside them."""
+        for box in self._boxes(start, end):
+            match box.kind:
+                case b"meta" if depth == 0:
+                    self.walk(box.start + _FULL_BYTES, box.end, depth + 1)
+                case b"iprp" if depth == 1:
+                    self.walk(box.start, box.end, depth + 1)
+                case b"ipco":
+                    self.items.properties = list(self._boxes(box.start, box.end))
+                case b"pitm":
+                    (self.items.primary,) = struct.unpack_from(
+                        self._item_format(box), self._encoded, box.start + _FULL_BYTES
+                    )
+                case b"ipma":
+                    self._read_associations(box)
+                case b"iref":
+                    self._read_references(box)
+
+    def properties_of(self, item: int) -> Mapping[bytes, Box]:
+        """Return an item's properties by type. Colours may be given twice, so their second box is `colr2`."""
+        found: dict[bytes, Box] = {}
+        for index in self.items.of_item.get(item, ()):
+            if 0 < index <= len(self.items.properties):
+                box = self.items.properties[index - 1]
+                found[b"colr2" if box.kind == b"colr" and b"colr" in found else box.kind] = box
+        return found
+
+    def is_alpha(self, item: int) -> bool:
+        box = self.properties_of(item).get(b"auxC")
+        return box is not None and self._encoded.startswith(_ALPHA, box.start + _FULL_BYTES)
+
+    def pixels_of(self, properties: Mapping[bytes, Box]) -> int:
+        box = properties.get(b"ispe")
+        if box is None:
+            return 0
+        width, height = struct.unpack_from(">II", self._encoded, box.start + _FULL_BYTES)
+        return int(width * height)
+
+    def bits_of(self, properties: Mapping[bytes, Box]) -> int:
+        box = properties.get(b"pixi")
+        return 8 if box is None else max(self._encoded[box.start + _FULL_BYTES + 1 : box.end], default=8)
+
+    def colours_of(self, properties: Mapping[bytes, Box]) -> tuple[bool, int, int]:
+        """Return whether there is a profile, and the codes of primaries and transfer function, 0 where none is."""
+        profile, primaries, transfer = False, 0, 0
+        for name in (b"colr", b"colr2"):
+            box = properties.get(name)
+            if box is None:
+                continue
+            kind = self._encoded[box.start : box.start + 4]
+            profile |= kind in {b"prof", b"rICC"}
+            if kind == b"nclx":
+                primaries, transfer = struct.unpack_from(">HH", self._encoded, box.start + 4)
+        return profile, primaries, transfer
+
+    def _boxes(self, start: int, end: int) -> Iterator[Box]:
+        while start + _BOX.size <= end:
+            self._count()
+            size, kind = _BOX.unpack_from(self._encoded, start)
+            content = start + _BOX.size
+            if size == 1:
+                (size,) = _LARGE_SIZE.unpack_from(self._encoded, content)
+                content += _LARGE_SIZE.size
+            stop = min(start + size, end) if size else end
+            if stop < content:
+                raise UndecodableImageError(self._format, "a box in its header is too small")
+            yield Box(kind, content, stop)
+            start = stop
+
+    def _read_associations(self, box: Box) -> None:
+        flags, number = struct.unpack_from(">II", self._encoded, box.start)
+        item_format, wide = self._item_format(box), flags & 1
+        at = box.start + 8
+        for _ in range(number):
+            item, count = struct.unpack_from(item_format + "B", self._encoded, at)
+            at += struct.calcsize(item_format + "B")
+            indices = struct.unpack_from(f">{count}{'H' if wide else 'B'}", self._encoded, at)
+            at += count * (2 if wide else 1)
+            self._count(1 + count)
+            # The highest bit says that a reader must know the property.
+            self.items.of_item.setdefault(item, []).extend(each & (0x7FFF if wide else 0x7F) for each in indices)
+
+    def _read_references(self, box: Box) -> None:
+        item_format = self._item_format(box)
+        size = struct.calcsize(item_format)
+        for reference in self._boxes(box.start + _FULL_BYTES, box.end):
+            item, number = struct.unpack_from(item_format + "H", self._encoded, reference.start)
+            self._count(number)
+            others = struct.unpack_from(f">{number}{item_format[1]}", self._encoded, reference.start + size + 2)
+            self.items.references.append((reference.kind, item, others))
+
+    def _item_format(self, box: Box) -> str:
+        """Return the format of an item's number, which depends on the version of the box."""
+        return ">I" if self._encoded[box.start] else ">H"
+
+    def _count(self, pieces: int = 1) -> None:
+        self._pieces_left -= pieces
+        if self._pieces_left < 0:
+            raise UndecodableImageError(self._format, "its header consists of too many pieces")

@@ -1,0 +1,233 @@
+"""Open by Pillow what libjpeg-turbo's own interface does not read; to_rgb.py turns it into RGB.
+
+Pillow gets no metadata that its readers would stumble over, one thread for each decode, and a limited number of reads.
+tests/integration/models/images/test_format_table.py holds each mode, depth, layout and byte order to other decoders.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from io import BytesIO
+from typing import NamedTuple
+
+from PIL import AvifImagePlugin, Image, ImageFile, ImagePalette, TiffImagePlugin
+
+from models.images import colour
+from models.images.bmp_runs import RunsDecoder
+from models.images.colour import Conversion
+from models.images.format_costs import BMP_OS2_HEADER
+from models.images.formats import known_format
+from models.images.gif_blocks import read_gif
+from models.images.headers import read_tiff_numbers
+from models.images.heif_boxes import read_heif
+from models.images.png_chunks import Png, read_png
+from models.interface.errors import UndecodableImageError
+
+LARGEST_8_BIT = 255
+
+# Tags of a TIFF (TIFF 6.0, section 8).
+BITS_PER_SAMPLE = 258
+PHOTOMETRIC_INTERPRETATION = 262
+_SAMPLES_PER_PIXEL = 277
+_COLOUR_MAP = 320
+
+# Calls of `read` until width and height are known. The pixels may take as many again, or one for each _BYTES_OF_A_READ
+# of the file in addition.
+_MOST_HEADER_READS = 4_000
+_BYTES_OF_A_READ = 64
+_MOST_BYTES_READ = 2**31
+
+# Modes whose colours an ICC profile of RGB describes.
+_COLOURED = frozenset({"RGB", "RGBA", "P", "PA"})
+
+# Exceptions of Pillow's readers for damaged files.
+_DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    # The readers of AVIF and HEIC.
+    RuntimeError,
+    zlib.error,
+    # The GIF and WebP readers apply Pillow's process-wide limit themselves.
+    Image.DecompressionBombError,
+)
+
+# Import Pillow's readers now, and not during the first request.
+Image.init()
+Image.register_decoder("bmp_rle", RunsDecoder)
+# libtiff reads planes of 16 bits rightly, and Pillow's own reader of uncompressed TIFFs does not.
+TiffImagePlugin.READ_LIBTIFF = True
+# Kinds that it reads, and that the plugin lacks: grey of 16 bits from white, and of 12, in the other byte order.
+TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, 0, (1,), 1, (16,), ()] = "I;16B", "I;16B"
+TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, 1, (1,), 1, (12,), ()] = "I;16", "I;12"
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+if find_spec("pillow_heif"):
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+
+
+class Opened(NamedTuple):
+    """An image that Pillow has opened, and what its header says: Exif data and XMP, the conversion to sRGB, and the
+    part that the file has pixels for: left, top, right, bottom. `png`: the chunks of a PNG, with `again` to open it a
+    second time."""
+
+    image: Image.Image
+    exif: bytes
+    xmp: bytes
+    conversion: Conversion | None
+    box: tuple[int, int, int, int] | None = None
+    png: Png | None = None
+    again: Callable[[], ImageFile.ImageFile] | None = None
+
+
+def open_image(encoded: bytes) -> Opened:
+    """Raises EmptyImageError, UnsupportedFormatError, UndecodableImageError."""
+    image_format = known_format(encoded).name
+    with undecodable(image_format):
+        match image_format:
+            case "PNG":
+                return _open_png(encoded)
+            case "GIF":
+                gif = read_gif(encoded)
+                return Opened(_read("GIF", BytesIO(gif.reduced(encoded))), b"", b"", None, gif.box)
+            case "JPEG":
+                # headers.py counts the segments of a JPEG.
+                image: Image.Image = _read("JPEG", BytesIO(encoded))
+            case "TIFF":
+                image = _open_tiff(encoded)
+            case "BMP":
+                image = _read("BMP", BytesIO(encoded))
+                _unify_bmp_palette(image, encoded)
+            case _:
+                image = _read(image_format, _MeteredFile(encoded))
+        info = image.info
+        xmp = info.get("xmp") or b""
+        return Opened(
+            image,
+            info.get("exif") or b"",
+            xmp if isinstance(xmp, bytes) else xmp.encode(),
+            _conversion(image, encoded, image_format),
+        )
+
+
+@contextmanager
+def undecodable(image_format: str | None) -> Iterator[None]:
+    """Turn errors of Pillow's readers into UndecodableImageError."""
+    try:
+        yield
+    except struct.error as error:
+        raise UndecodableImageError(image_format, "its header is damaged") from error
+    except _DECODE_ERRORS as error:
+        raise UndecodableImageError(image_format, str(error).strip().rstrip(".") or type(error).__name__) from error
+
+
+def _read(image_format: str, file: BytesIO) -> ImageFile.ImageFile:
+    # Not Image.open, which applies Pillow's process-wide size limit; ImageLimits decides here.
+    reader, _ = Image.OPEN[image_format]
+    image = reader(file, "")
+    if isinstance(file, _MeteredFile):
+        file.grant_pixels()
+    return image
+
+
+def _open_png(encoded: bytes) -> Opened:
+    png = read_png(encoded)
+    if not png.complete:
+        raise UndecodableImageError("PNG", "it consists of too many pieces")
+    reduced = png.reduced(encoded)
+    image = _read("PNG", BytesIO(reduced))
+    conversion = colour.from_profile(png.profile) if image.mode in _COLOURED else None
+    return Opened(
+        image,
+        png.exif or png.exif_as_text,
+        png.xmp,
+        conversion,
+        png=png,
+        again=lambda: _read("PNG", BytesIO(reduced)),
+    )
+
+
+def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
+    try:
+        image = _read("TIFF", _MeteredFile(encoded))
+    except SyntaxError as error:
+        if str(error) != "unknown pixel mode":
+            raise
+        known = PHOTOMETRIC_INTERPRETATION, _SAMPLES_PER_PIXEL, BITS_PER_SAMPLE
+        tags = read_tiff_numbers(encoded, known)
+        photometric, samples, bits = (tags.get(tag, default) for tag, default in zip(known, (0, 1, 1), strict=True))
+        raise UndecodableImageError(
+            "TIFF",
+            f"its pixels are stored in a way that is not read: {samples} samples of {bits} bits, "
+            f"photometric interpretation {photometric}",
+        ) from error
+    colours = getattr(image, "tag_v2", {}).get(_COLOUR_MAP, ())
+    if image.mode in {"P", "PA"} and max(colours) <= LARGEST_8_BIT:
+        # Some programs write colours of 8 bits where the format has 16.
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
+    return image
+
+
+def _unify_bmp_palette(image: Image.Image, encoded: bytes) -> None:
+    """Read the pixels of a BMP as palette indices where Pillow would not: it takes a palette of black and white for one
+    bit a pixel, and one of grey levels for eight, whatever the file has."""
+    (header_bytes,) = struct.unpack_from("<I", encoded, 14)
+    bits = encoded[24 if header_bytes == BMP_OS2_HEADER else 28]
+    if (
+        image.mode not in {"1", "L"}
+        or bits == {"1": 1, "L": 8}[image.mode]
+        or not isinstance(image, ImageFile.ImageFile)
+    ):
+        return
+    [tile] = image.tile
+    if tile.codec_name == "raw" and isinstance(tile.args, tuple):
+        greys = (0, 255) if image.mode == "1" else range(256)
+        image._mode = "P"  # noqa: SLF001 - as Pillow's readers do
+        image.palette = ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
+        image.tile = [tile._replace(args=({1: "P;1", 4: "P;4", 8: "P"}[bits], *tile.args[1:]))]
+
+
+def _conversion(image: Image.Image, encoded: bytes, image_format: str) -> Conversion | None:
+    if image.mode not in _COLOURED:
+        return None
+    profile = image.info.get("icc_profile")
+    if profile:
+        return colour.from_profile(bytes(profile))
+    if image_format in {"AVIF", "HEIF"}:
+        return colour.from_primaries(read_heif(encoded, image_format).primaries)
+    return None
+
+
+class _MeteredFile(BytesIO):
+    """An encoded image for Pillow, which reads tag by tag in Python and holds the GIL meanwhile. `read` raises
+    UndecodableImageError after too many calls or bytes: a defence against endless tags and chunks."""
+
+    def __init__(self, encoded: bytes) -> None:
+        super().__init__(encoded)
+        self._file_bytes = len(encoded)
+        self._reads_left = _MOST_HEADER_READS
+        self._bytes_left = _MOST_BYTES_READ
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        piece = super().read(size)
+        self._reads_left -= 1
+        self._bytes_left -= len(piece)
+        if self._reads_left < 0 or self._bytes_left < 0:
+            raise UndecodableImageError(None, "it consists of too many pieces")
+        return piece
+
+    def grant_pixels(self) -> None:
+        """Allow as many reads as the pixels may need."""
+        self._reads_left = _MOST_HEADER_READS + self._file_bytes // _BYTES_OF_A_READ

@@ -1,0 +1,91 @@
+"""What libtiff does with a TIFF, from the tags of its first directory, as format_costs.py says of other formats."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from models.images.format_costs import Picture
+from models.images.headers import is_big_tiff, read_tiff_numbers
+from models.interface.errors import UndecodableImageError
+
+# Nanoseconds of libtiff for each byte that a strip or tile unpacks to, by the value of the tag Compression; others
+# count as the slowest. For CCITT a byte is eight pixels.
+_NS_TIFF_BYTE: Mapping[int, float] = {
+    1: 2.0,  # none
+    2: 80.0,  # CCITT
+    3: 80.0,
+    4: 80.0,
+    5: 12.0,  # LZW
+    7: 25.0,  # JPEG
+    8: 10.0,  # Deflate
+    32773: 4.0,  # PackBits
+    32946: 10.0,
+    50000: 6.0,  # Zstandard
+}
+_NS_TIFF_OTHER_BYTE = 200.0
+_NS_TIFF_PIECE = 5_000.0
+# LittleCMS converts LAB to RGB.
+_NS_TIFF_LAB_PIXEL = 25.0
+_LAB = 8
+# Tags (TIFF 6.0, section 8).
+_WIDTH, _LENGTH, _BITS, _COMPRESSION, _SAMPLES, _ROWS, _PLANES = 256, 257, 258, 259, 277, 278, 284
+_PHOTOMETRIC, _ORIENTATION, _PREDICTOR, _TILE_WIDTH, _TILE_LENGTH, _SAMPLE_FORMAT = 262, 274, 317, 322, 323, 339
+_PROFILE = 34675
+_TIFF_TAGS = frozenset((*range(_WIDTH, _TILE_LENGTH + 1), _SAMPLE_FORMAT, _PROFILE))
+_NOT_PACKED = 1
+_SEPARATE_PLANES = 2
+# Photometric interpretations whose separate planes Pillow combines as if they were red, green and blue.
+_NOT_IN_PLANES = frozenset({0, 1, 3, _LAB})
+# Compressions whose predictor libtiff undoes: LZW, Deflate, LZMA and Zstandard. It ignores that of others.
+_PREDICTED = frozenset({5, 8, 32946, 34925, 50000})
+_SAMPLE_FORMATS = {2: "signed", 3: "floating-point", 5: "complex", 6: "complex"}
+_MOST_TIFF_BITS = 16
+
+
+def tiff(encoded: bytes, _enough: int) -> Picture:
+    """Of the first picture of a TIFF."""
+    if is_big_tiff(encoded) and encoded.startswith(b"MM"):
+        raise UndecodableImageError("TIFF", "it is a big-endian BigTIFF")
+    tags = read_tiff_numbers(encoded, _TIFF_TAGS)
+    width, length = tags.get(_WIDTH, 0), tags.get(_LENGTH, 0)
+    if not width or not length:
+        raise UndecodableImageError("TIFF", "its first directory has no width and length")
+    _check_samples(tags)
+    samples, bits = tags.get(_SAMPLES, 1), tags.get(_BITS, 1)
+    tile = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    across, down = tile if all(tile) else (width, min(tags.get(_ROWS) or length, length))
+    pieces = -(-width // across) * -(-length // down)
+    piece_samples = samples
+    if tags.get(_PLANES) == _SEPARATE_PLANES:
+        pieces, piece_samples = pieces * samples, 1
+    piece_bytes = -(-across * piece_samples * bits // 8) * down
+    compression = tags.get(_COMPRESSION, _NOT_PACKED)
+    byte_ns = _NS_TIFF_BYTE.get(compression, _NS_TIFF_OTHER_BYTE)
+    pixels = width * length
+    # A piece, and what it is unpacked from.
+    piece_copies = 1 if compression == _NOT_PACKED else 2
+    copies = 1 if tags.get(_ORIENTATION, 1) == 1 else 2
+    return Picture(
+        width,
+        length,
+        pieces * (_NS_TIFF_PIECE + piece_bytes * byte_ns)
+        + pixels * _NS_TIFF_LAB_PIXEL * (tags.get(_PHOTOMETRIC) == _LAB),
+        # One piece, and Pillow's image, twice if it has to be rotated.
+        piece_copies * piece_bytes + pixels * copies * (4 if samples > 1 else -(-bits // 8)),
+        profile=_PROFILE in tags,
+    )
+
+
+def _check_samples(tags: Mapping[int, int]) -> None:
+    """Raises UndecodableImageError for pixels that Pillow refuses, or would read wrongly."""
+    if (kind := _SAMPLE_FORMATS.get(tags.get(_SAMPLE_FORMAT, 1))) is not None:
+        raise UndecodableImageError("TIFF", f"its pixels are {kind} numbers of unknown range")
+    if tags.get(_BITS, 1) > _MOST_TIFF_BITS:
+        raise UndecodableImageError(
+            "TIFF", f"its pixels have {tags[_BITS]} bits, and at most {_MOST_TIFF_BITS} are read"
+        )
+    if tags.get(_PREDICTOR, 1) != 1 and tags.get(_COMPRESSION, _NOT_PACKED) not in _PREDICTED:
+        raise UndecodableImageError("TIFF", "its pixels are differences, and its compression is not one that has these")
+    in_planes = tags.get(_PLANES) == _SEPARATE_PLANES and tags.get(_SAMPLES, 1) > 1
+    if in_planes and tags.get(_PHOTOMETRIC, 0) in _NOT_IN_PLANES:
+        raise UndecodableImageError("TIFF", "its planes are stored one after another, and are not of RGB or CMYK")
