@@ -44,6 +44,7 @@ from models.interface.telemetry import Telemetry
 from models.search.index import SearchIndex
 
 if TYPE_CHECKING:
+    from app.api.contracts.grpc_server import GrpcServer
     from app.observability.tracing import Traces
     from models.serving.model_instance import ServingOptions
 
@@ -88,6 +89,7 @@ def create_app(
         try:
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, shut_down)
             parts.search_index = open_search_index(runtime, settings)
+            grpc_server = await _start_grpc(app, observer, runtime)
         except (StartError, OSError) as error:
             parts.start_error = start_error(error)
             raise
@@ -97,9 +99,7 @@ def create_app(
         try:
             yield
         finally:
-            # In a thread: a forward may still be running, and the event loop still sends answers.
-            if not await asyncio.to_thread(runtime.close, parts.left_to_close_s()):
-                parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
+            await _close(parts, runtime, grpc_server)
             request_log.close()
             if traces is not None:
                 await asyncio.to_thread(traces.close)
@@ -160,6 +160,35 @@ def create_app(
         metrics.expect(path, method, status)
     extend_openapi(app, keys=bool(parts.keys))
     return app
+
+
+async def _close(parts: Parts, runtime: Runtime, grpc_server: GrpcServer | None) -> None:
+    """Answer what gRPC has accepted, then end the runtime, both within the time to drain."""
+    if grpc_server is not None:
+        await grpc_server.stop(parts.left_to_close_s())
+    # In a thread: a forward may still be running, and the event loop still sends answers.
+    if not await asyncio.to_thread(runtime.close, parts.left_to_close_s()):
+        parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
+
+
+async def _start_grpc(app: FastAPI, observer: RequestObserver, runtime: Runtime) -> GrpcServer | None:
+    """Serve gRPC on this event loop, if the settings ask for it. Closes `runtime` and raises StartError if its port is
+    not free."""
+    settings = app.state.parts.settings
+    if settings.grpc_port is None:
+        return None
+    # gRPC would also write failures to stderr by itself.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Imported here because it is an optional dependency.
+    from app.api.contracts.grpc_server import GrpcServer  # noqa: PLC0415
+
+    server = GrpcServer(app, observer)
+    try:
+        await server.start()
+    except StartError:
+        runtime.close(settings.drain_timeout_s)
+        raise
+    return server
 
 
 def open_search_index(runtime: Runtime, settings: Settings) -> SearchIndex | None:

@@ -76,13 +76,13 @@ def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) ->
 
 def error_response(request: Request, metrics: Metrics, error: Exception) -> Response:
     """Return the problem of `error`, which has a row in app/http/problems.py; count it if it is a refusal."""
-    row = _record(request, metrics, error)
+    row = record_problem(request, metrics, error)
     return request_problem(request, row, str(error), problem_headers(error))
 
 
 def event_problem(request: Request, metrics: Metrics, error: Exception) -> str:
     """Return the problem of `error` as JSON, for a stream of events whose status has already been sent."""
-    return problem_json(_record(request, metrics, error), str(error), record_of(request.scope).request_id)
+    return problem_json(record_problem(request, metrics, error), str(error), record_of(request.scope).request_id)
 
 
 def image_problem(metrics: Metrics, error: ImageError) -> Problem:
@@ -112,7 +112,7 @@ def body_is_short(declared_length: str | bytes | None, *, chunked: bool) -> bool
     return not chunked and len(declared_length or "") <= _SHORT_BODY_DIGITS
 
 
-def _record(request: Request, metrics: Metrics, error: Exception) -> Row:
+def record_problem(request: Request, metrics: Metrics, error: Exception) -> Row:
     """Record the problem of `error`: count a refusal, log an internal error. Return its row."""
     row = row_of(error)
     record = record_of(request.scope)

@@ -13,7 +13,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.ray_serve.replica import Replica
-from app.settings import Settings, load_settings
+from app.settings import Settings, SettingsError, load_settings
 from models.interface.model_sources import split_name
 from models.model_folder.description import FILE_NAME
 
@@ -112,6 +112,8 @@ def deployment(arguments: Replicas) -> Any:
     from ray import serve  # noqa: PLC0415
 
     settings = with_absolute_paths(load_settings(), Path.cwd())
+    if settings.grpc_port is not None:
+        raise SettingsError(["GRADLESS_GRPC_PORT: Ray Serve has gRPC servers of its own; unset it"])
     replica = serve.deployment(serve.ingress()(Replica), name="gradless", **deployment_options(arguments, settings))
     return replica.bind(settings, arguments.cores)
 

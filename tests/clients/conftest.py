@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from models.images.samples import draw, encode
-from observe.processes import gradless
+from observe.processes import free_port, gradless
 
 _ENVIRONMENTS = Path(__file__).parents[2] / ".venv-clients"
 _SIDE = 224
@@ -26,9 +26,16 @@ Run = Callable[..., str]
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory, warm_command: Any) -> Iterator[str]:
-    """URL of a server with the default model and default settings."""
-    with gradless(tmp_path_factory.mktemp("server"), {}, start=warm_command.start) as served:
+def grpc_address() -> str:
+    """Host and port of gRPC."""
+    return f"localhost:{free_port()}"
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory: pytest.TempPathFactory, warm_command: Any, grpc_address: str) -> Iterator[str]:
+    """URL of a server with the default model and default settings, and with gRPC."""
+    settings = {"GRADLESS_GRPC_PORT": grpc_address.partition(":")[2]}
+    with gradless(tmp_path_factory.mktemp("server"), settings, start=warm_command.start) as served:
         yield served
 
 
@@ -45,7 +52,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(address: str, images: Path) -> Run:
+def run(address: str, grpc_address: str, images: Path) -> Run:
     """Run Python of a client's environment in the folder of images, and return what it prints."""
 
     def run_in(client: str, *arguments: str) -> str:
@@ -55,7 +62,7 @@ def run(address: str, images: Path) -> Run:
         done = subprocess.run(
             [python, *arguments],
             cwd=images,
-            env=os.environ | {"GRADLESS_URL": address, "PYTHONDONTWRITEBYTECODE": "1"},
+            env=os.environ | {"GRADLESS_URL": address, "GRADLESS_GRPC": grpc_address, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             timeout=_PATIENCE_S,

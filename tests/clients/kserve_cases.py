@@ -1,4 +1,4 @@
-"""Cases of KServe's Python client, over the Open Inference Protocol in REST."""
+"""Cases of KServe's Python client, over the Open Inference Protocol in REST and gRPC."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import httpx
 import numpy as np
 import pytest
 from kserve import InferInput, InferRequest
-from kserve.inference_client import InferenceRESTClient, RESTConfig
-from native import CLOCK, MODEL, PIXELS, URL, assert_close, probabilities
+from kserve.inference_client import InferenceGRPCClient, InferenceRESTClient, RESTConfig
+from native import CLOCK, GRPC, MODEL, PIXELS, URL, assert_close, probabilities
 
 
 def _infer(tensor: InferInput, model: str = MODEL) -> Any:
@@ -61,3 +61,20 @@ def test_errors_name_what_is_wrong() -> None:
         _infer(text)
     with pytest.raises(httpx.HTTPStatusError, match="nobody"):
         _infer(text, "nobody")
+
+
+def test_grpc_gets_the_native_probabilities() -> None:
+    async def infer() -> Any:
+        client = InferenceGRPCClient(GRPC, channel_args=[])
+        binary = InferInput("input-0", [1], "BYTES")
+        binary.set_data_from_numpy(np.array([CLOCK], np.object_))
+        nested = InferInput("input-0", [1, 3, 224, 224], "UINT8", data=PIXELS[:1].reshape(-1).tolist())
+        assert await client.is_server_ready()
+        return [
+            (await client.infer(InferRequest(model_name=model, infer_inputs=[tensor]))).outputs[0].as_numpy()
+            for model, tensor in ((MODEL, binary), (f"{MODEL}@pixels", nested))
+        ]
+
+    of_file, of_pixels = asyncio.run(infer())
+    assert_close(of_file, [probabilities(CLOCK)])
+    assert of_pixels.argmax() == of_file.argmax()

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 URL = os.environ["GRADLESS_URL"]
 ADDRESS = URL.removeprefix("http://")
+GRPC = os.environ["GRADLESS_GRPC"]
 MODEL = "efficientnet_lite0"
 # Of MODEL's normalization.
 MEAN, STD = 127 / 255, 128 / 255

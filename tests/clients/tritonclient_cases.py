@@ -1,16 +1,36 @@
-"""Cases of Triton's Python client over HTTP, synchronous and asynchronous."""
+"""Cases of Triton's Python client over HTTP and gRPC, synchronous and asynchronous."""
 
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from native import ADDRESS, CLOCK, LIGHT, MODEL, PIXELS, assert_close, classes, features, normalized, probabilities
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from native import (
+    ADDRESS,
+    CLOCK,
+    GRPC,
+    LIGHT,
+    MODEL,
+    PIXELS,
+    assert_close,
+    classes,
+    features,
+    normalized,
+    probabilities,
+)
 from tritonclient.utils import InferenceServerException
+
+_PROTOS = Path(__file__).parents[2] / "app/api/contracts"
 
 
 def _files(*files: bytes) -> Any:
@@ -150,3 +170,84 @@ def test_the_asynchronous_client_gets_the_native_probabilities() -> None:
             return [result.as_numpy("probabilities")[0] for result in results]
 
     assert_close(asyncio.run(infer()), [probabilities(CLOCK), probabilities(LIGHT)])
+
+
+def _grpc_input(array: Any, datatype: str) -> triton_grpc.InferInput:
+    tensor = triton_grpc.InferInput("image", list(array.shape), datatype)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _grpc_infer(array: Any, datatype: str = "BYTES", model: str = MODEL, **options: Any) -> triton_grpc.InferResult:
+    with triton_grpc.InferenceServerClient(GRPC) as client:
+        return client.infer(model, [_grpc_input(array, datatype)], **options)
+
+
+def test_grpc_describes_models_as_http_does() -> None:
+    with triton_grpc.InferenceServerClient(GRPC) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready(MODEL)
+        assert not client.is_model_ready("nobody")
+        described = client.get_model_metadata(f"{MODEL}@pixels", as_json=True)
+        config = client.get_model_config(f"{MODEL}@pixels").config
+        index = client.get_model_repository_index().models
+
+    assert described["inputs"][0]["datatype"] == "UINT8"
+    assert (list(config.input[0].dims), config.max_batch_size) == ([3, 224, 224], 64)
+    assert MODEL in {model.name for model in index}
+
+
+def test_grpc_gives_the_native_answers() -> None:
+    both = [triton_grpc.InferRequestedOutput(name) for name in ("features", "probabilities")]
+    best = [triton_grpc.InferRequestedOutput("probabilities", class_count=1)]
+    result = _grpc_infer(_files(CLOCK, LIGHT), outputs=both, request_id="7", compression_algorithm="gzip")
+    [[text]] = _grpc_infer(_files(CLOCK), outputs=best).as_numpy("probabilities")
+
+    assert_close(result.as_numpy("probabilities"), [probabilities(CLOCK), probabilities(LIGHT)])
+    assert_close(result.as_numpy("features"), [features(CLOCK), features(LIGHT)], 1e-3)
+    assert result.get_response().id == "7"
+    assert text.decode().endswith(f":{classes(CLOCK, 1)[0]['label']}")
+
+
+@pytest.mark.parametrize(
+    ("view", "datatype", "array"),
+    [("pixels", "UINT8", PIXELS), ("tensor", "FP32", normalized(PIXELS)), ("tensor", "FP16", normalized(PIXELS))],
+)
+def test_grpc_takes_pixels_as_http_does(view: str, datatype: str, array: Any) -> None:
+    sent = array.astype(np.float16) if datatype == "FP16" else array
+    expected = _infer(PIXELS, "UINT8", f"{MODEL}@pixels").as_numpy("probabilities")
+
+    assert_close(_grpc_infer(sent, datatype, f"{MODEL}@{view}").as_numpy("probabilities"), expected)
+
+
+def test_grpc_errors_name_what_is_wrong() -> None:
+    for arguments, code, part in (
+        ((_files(CLOCK), "BYTES", "nobody"), "NOT_FOUND", "nobody"),
+        ((_files(CLOCK, b"no image"),), "INVALID_ARGUMENT", "image 1"),
+        ((np.zeros((1, 3, 8, 8), np.uint8), "UINT8"), "INVALID_ARGUMENT", "224"),
+    ):
+        with pytest.raises(InferenceServerException) as raised:
+            _grpc_infer(*arguments)
+        assert raised.value.status() == f"StatusCode.{code}"
+        assert part in raised.value.message()
+
+
+def test_the_asynchronous_grpc_client_gets_the_native_probabilities() -> None:
+    async def infer() -> Any:
+        async with triton_grpc_aio.InferenceServerClient(GRPC) as client:
+            return (await client.infer(MODEL, [_grpc_input(_files(CLOCK), "BYTES")])).as_numpy("probabilities")
+
+    assert_close(asyncio.run(infer()), [probabilities(CLOCK)])
+
+
+def test_the_compiled_description_is_that_of_the_proto_files(tmp_path: Path) -> None:
+    compiled = tmp_path / "compiled"
+    files = ["open_inference.proto", "health.proto"]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", "--descriptor_set_out", str(compiled), *files]
+    subprocess.run(command, cwd=_PROTOS, check=True)
+
+    kept, made = (
+        FileDescriptorSet.FromString(file.read_bytes()) for file in (_PROTOS / "open_inference.binpb", compiled)
+    )
+    assert kept == made

@@ -78,11 +78,11 @@ def test_the_gpu_image_exits_without_a_gpu(dockerfile: Any) -> None:
 
 
 @pytest.mark.parametrize(("image", "own"), [("cpu", "openvino"), ("cuda", "gpu")])
-def test_an_image_has_the_extras_of_its_device_and_of_traces(dockerfile: Any, image: str, own: str) -> None:
+def test_an_image_has_the_extras_of_its_device_of_grpc_and_of_traces(dockerfile: Any, image: str, own: str) -> None:
     found = re.search(r"'\.\[(.*)\]'", dockerfile.run_command(f"build-{image}", "'.["))
     assert found
     extras = found[1].split(",")
-    assert extras == [own, "otel"]
+    assert extras == [own, "grpc", "otel"]
     assert set(extras) <= PROJECT["optional-dependencies"].keys()
 
 

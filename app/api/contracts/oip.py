@@ -7,7 +7,6 @@ split by the served names. Requests of Triton's clients on SageMaker are told fr
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from fastapi import Request
@@ -23,39 +22,24 @@ from app.api.contracts.contract_route import IMAGES, ContractRoute, answer_unkno
 from app.api.contracts.oip_infer import infer_response, is_of_sagemaker, read_infer_request
 from app.api.contracts.oip_models import (
     EXTENSIONS,
+    OIP,
+    check_load_parameters,
+    load_by_name,
     model_configuration,
     model_metadata,
     model_statistics,
     repository_index,
+    unload_by_name,
+    view_named,
 )
 from app.api.contracts.output_tensors import inference_request, output_tensors
 from app.api.contracts.prediction import predict, upload_for
-from app.api.contracts.views import View, check_version, model_of, split_path, view_of
-from app.api.dependencies import Upload, card_named, check_ready, inference_allowed, parts_of, runtime_of
+from app.api.contracts.views import View, split_path
+from app.api.dependencies import Upload, check_ready, inference_allowed, parts_of, runtime_of
 from app.api.error_responses import request_problem
 from app.api.uploads import read_json
-from app.http.contract import Contract, json_errors
-from app.http.problems import (
-    METHOD_NOT_ALLOWED,
-    NOT_FOUND,
-    TABLE,
-    InvalidInputError,
-    NotOfferedError,
-    NotReadyError,
-    Row,
-)
+from app.http.problems import METHOD_NOT_ALLOWED, NOT_FOUND, NotOfferedError
 from models.interface.errors import DrainingError, ModelDownError
-from models.interface.model_sources import MODEL_NAME
-
-_MAX_NAME_CHARACTERS = 128
-
-
-def _error(_status: int, row: Row, message: str) -> dict[str, Any]:
-    # Clients read the error of every answer, and whether it is ready in that of the probe.
-    return {"error": message} if row is not TABLE[NotReadyError] else {"ready": False, "error": message}
-
-
-OIP = Contract("oip", json_errors(_error))
 
 router = contract_router(OIP)
 
@@ -108,9 +92,7 @@ async def _describe(request: Request, path: str) -> Response:
     await inference_allowed(request)
     runtime = runtime_of(request)
     name, version, rest = _split(request, path)
-    view = view_of(card_named(runtime, model_of(name)), name)
-    if version is not None:
-        check_version(view.model, version)
+    view = view_named(runtime, name, version)
     match rest:
         case "":
             return _json(model_metadata(view))
@@ -159,28 +141,17 @@ class _LoadRequest(BaseModel):
 
 
 async def _load(request: Request, name: str) -> Response:
-    """Load a model anew, or one that is not served from the source of that name."""
     await check_admin(request)
     stated = await read_json(request, _LoadRequest, timeout_s=parts_of(request).settings.read_timeout_s)
-    if stated is not None and any(key == "config" or key.startswith("file:") for key in stated.parameters):
-        raise InvalidInputError("A model is loaded as it is stored: neither config nor files are accepted.")
-    model = _changed_model(name)
-    runtime = runtime_of(request)
-    await runtime.load(model, None if model in runtime.cards else model)
+    check_load_parameters(() if stated is None else stated.parameters)
+    await load_by_name(runtime_of(request), name)
     return Response()
 
 
 async def _unload(request: Request, name: str) -> Response:
     await check_admin(request)
-    await runtime_of(request).unload(_changed_model(name))
+    await unload_by_name(runtime_of(request), name)
     return Response()
-
-
-def _changed_model(name: str) -> str:
-    model = model_of(name)
-    if len(model) > _MAX_NAME_CHARACTERS or not re.fullmatch(MODEL_NAME, model):
-        raise InvalidInputError(f"{model[:_MAX_NAME_CHARACTERS]!r} is not a name of a model.")
-    return model
 
 
 async def _not_offered(request: Request, rest: str = "") -> Response:

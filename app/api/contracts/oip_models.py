@@ -1,29 +1,39 @@
-"""What the Open Inference Protocol tells of models: metadata, configuration, the repository's index and statistics."""
+"""What the Open Inference Protocol tells of models, and how it changes them, over REST and gRPC: metadata,
+configuration, the repository and statistics."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from app.api.contracts.output_tensors import PROBABILITIES
 from app.api.contracts.tensors import BYTES
-from app.api.contracts.views import View, view_names, view_of
+from app.api.contracts.views import View, check_version, model_of, view_names, view_of
+from app.api.dependencies import card_named
+from app.http.contract import Contract, json_errors
+from app.http.problems import TABLE, InvalidInputError, NotReadyError, Row
 from app.observability.metrics import ModelSample
+from models.interface.model_sources import MODEL_NAME
 from models.interface.results import ModelCard
 from models.interface.runtime import Runtime
 
 PLATFORM = "gradless_pytorch"
 BACKEND = "gradless"
 INPUT = "image"
+# Over REST only.
+STATISTICS = "statistics"
 EXTENSIONS = (
     "binary_tensor_data",
     "classification",
     "model_configuration",
     "model_repository",
     "parameters",
-    "statistics",
+    STATISTICS,
 )
+
+_MAX_NAME_CHARACTERS = 128
 
 # Datatypes of the advertised inputs that are ready pixels.
 _PIXELS = {"pixels": "UINT8", "tensor": "FP32"}
@@ -37,6 +47,22 @@ Counts = defaultdict[tuple[str, str], float]
 
 _STAGE_SECONDS = "gradless_stage_duration_seconds"
 _LAST_BATCH = ("gradless_last_batch_timestamp_seconds", "")
+
+
+def _error(_status: int, row: Row, message: str) -> dict[str, Any]:
+    # Clients read the error of every answer, and whether it is ready in that of the probe.
+    return {"error": message} if row is not TABLE[NotReadyError] else {"ready": False, "error": message}
+
+
+OIP = Contract("oip", json_errors(_error))
+
+
+def view_named(runtime: Runtime, name: str, version: str | None) -> View:
+    """Return the view of that name. Raises UnknownModelError, UnknownVersionError."""
+    view = view_of(card_named(runtime, model_of(name)), name)
+    if version is not None:
+        check_version(view.model, version)
+    return view
 
 
 def model_metadata(view: View) -> dict[str, Any]:
@@ -110,6 +136,33 @@ def repository_index(runtime: Runtime, *, ready_only: bool) -> list[dict[str, st
         if state == "READY" or not ready_only
         for view in view_names(card)
     ]
+
+
+def check_load_parameters(names: Iterable[str]) -> None:
+    """Raise InvalidInputError for parameters of a load that would change the model."""
+    if any(name == "config" or name.startswith("file:") for name in names):
+        raise InvalidInputError("A model is loaded as it is stored: neither config nor files are accepted.")
+
+
+async def load_by_name(runtime: Runtime, name: str) -> None:
+    """Load a model again, or one that is not served from the source of that name. `name` may be that of a view.
+
+    Raises InvalidInputError, and what Runtime.load raises.
+    """
+    model = _changed_model(name)
+    await runtime.load(model, None if model in runtime.cards else model)
+
+
+async def unload_by_name(runtime: Runtime, name: str) -> None:
+    """Unload a model. Raises InvalidInputError, and what Runtime.unload raises."""
+    await runtime.unload(_changed_model(name))
+
+
+def _changed_model(name: str) -> str:
+    model = model_of(name)
+    if len(model) > _MAX_NAME_CHARACTERS or not re.fullmatch(MODEL_NAME, model):
+        raise InvalidInputError(f"{model[:_MAX_NAME_CHARACTERS]!r} is not a name of a model.")
+    return model
 
 
 def model_statistics(cards: Iterable[ModelCard], samples: Iterable[ModelSample]) -> list[dict[str, Any]]:
