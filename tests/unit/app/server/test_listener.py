@@ -17,7 +17,7 @@ from models.interface.errors import StartError
 
 pytestmark = pytest.mark.anyio
 
-_PATIENCE_S = 10
+_PATIENCE_S = 60
 
 
 @pytest.fixture
