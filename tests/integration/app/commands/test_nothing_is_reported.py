@@ -39,6 +39,17 @@ def build(num_classes=10):
     return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
 """
 
+_DESCRIPTION = """
+architecture = "net:build"
+weights = "random"
+[transform]
+resize = 36
+crop = 32
+interpolation = "bilinear"
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+"""
+
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
@@ -46,7 +57,7 @@ def model(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "net.py").write_text(_NETWORK)
-    (folder / "model.toml").write_text('architecture = "net:build"\nweights = "random"\nclasses = 10\n')
+    (folder / "model.toml").write_text(_DESCRIPTION)
     return folder
 
 
