@@ -1,5 +1,5 @@
-# Two images: `docker build --target cpu .`, the default, and `docker build --target cuda .`. docs/scaling.md has
-# the commands to build and run them.
+# Two images: `docker build --target cpu .`, the default, and `docker build --target cuda .`. docs/deployment.md
+# has the commands to build and run them.
 
 # The Python and the Debian that the tests run on.
 ARG PYTHON_IMAGE=python:3.11-slim-bookworm

@@ -8,19 +8,25 @@ TOOLS  := $(VENV)/.tools
 BENCH  ?= .venv-bench
 PEERS  := $(BENCH)/.ready
 TRITON := .venv-bench-triton
+DIST   ?= dist
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
 # The fastest backend on these processors.
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run test pytest lint style types format audit observe soak reliability bench clean
+.PHONY: help run dist test pytest lint style types format audit observe soak reliability bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: $(READY) ## serve the embedded default model on 127.0.0.1:8000
 	@$(BIN)/gradless serve
+
+# In this environment, not in one that build would download anew.
+dist: $(BIN)/python ## build the wheel and the sdist into dist/
+	@$(PIP) build hatchling
+	@$(BIN)/python -m build --no-isolation --outdir $(DIST) .
 
 # Four workers, for two cores: much of a test's time is one process that waits for another. A file stays with one of
 # them, and they take files in the order of tests/conftest.py. Should one die, the run fails at once: pytest-xdist 3.8
@@ -81,7 +87,7 @@ audit: $(DEV) ## ask PyPI whether what constraints.txt locks has known vulnerabi
 	@$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(BENCH) $(TRITON) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+	rm -rf $(VENV) $(BENCH) $(TRITON) $(DIST) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -108,9 +114,11 @@ $(TOOLS): Makefile | $(BIN)/python
 	fi
 	@touch $@
 
-# PyTorch is over half of the wait: the registry's Linux build carries CUDA.
+# PyTorch is over half of the wait: the registry's Linux build carries CUDA. TORCH_INDEX is another index, from which
+# nothing but PyTorch is taken.
 $(READY): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing gradless and PyTorch into $(VENV): a few minutes the first time"
+	@$(if $(TORCH_INDEX),$(PIP) --index-url '$(TORCH_INDEX)' --no-deps torch torchvision)
 	@$(PIP) --editable '.$(EXTRAS)'
 	@touch $@
 

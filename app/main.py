@@ -143,7 +143,8 @@ def create_app(
     app.state.shedding = LoadShedding(parts, observer, hosts, routes)
     handle_errors(app, metrics, routes)
     for router in routers:
-        app.include_router(router)
+        # FastAPI's include_router would match each request twice, in its own table and the router's.
+        app.router.routes.extend(router.routes)
     for path, method, status in chain(*map(documented_statuses, routers), undocumented_statuses()):
         metrics.expect(path, method, status)
     extend_openapi(app, keys=bool(parts.keys))

@@ -10,7 +10,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 
 from app.http.api_keys import Keys, read_keys
 from app.http.hosts import host_names, origins
+from models.interface.extras import install_command
 from models.interface.request import ImageLimits
 
 LogFormat = Literal["auto", "json", "console"]
@@ -266,9 +267,9 @@ class Settings(BaseSettings):
         except ValueError as error:
             yield f"{PREFIX}{'API_KEYS' if self.api_keys_file is None else 'API_KEYS_FILE'}: {error}"
         if self.traces and not _installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
-            yield f"{PREFIX}TRACES=true needs OpenTelemetry: pip install 'gradless[otel]'"
+            yield f"{PREFIX}TRACES=true needs OpenTelemetry: {install_command('otel')}"
         if self.search_index is not None and not _installed("pyarrow", "usearch"):
-            yield f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: pip install 'gradless[search]'"
+            yield f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: {install_command('search')}"
         if self.http_workers and not sys.platform.startswith("linux"):
             yield f"{PREFIX}HTTP_WORKERS={self.http_workers} needs Linux: the workers use its shared memory"
         if self.precision == "int8" and self.calibration_folder is None:
@@ -292,14 +293,23 @@ def ignored_variables() -> list[str]:
     )
 
 
-def load_settings() -> Settings:
-    """Return the settings of the environment. An empty variable counts as unset. Raises SettingsError, also for an
-    unknown GRADLESS_* variable."""
-    lines = [*_unknown_variables(), *_empty_keys()]
+def load_settings(options: Mapping[str, str] | None = None) -> Settings:
+    """Return the settings of the environment. `options` are texts by name of the setting, and win over its variable.
+
+    An empty variable counts as unset. An empty option is refused, as is an unknown GRADLESS_* variable. Raises
+    SettingsError.
+    """
+    options = options or {}
+    lines = [*_unknown_variables(), *_empty_keys(options)]
+    lines += [
+        f"{_named(name, options)} is empty; give a value or leave it out" for name in options if not options[name]
+    ]
     try:
-        settings = Settings()
+        settings = Settings(**options)  # type: ignore[arg-type]  # texts, as the environment has them
     except ValidationError as error:
-        lines += [_line(detail["loc"], detail["msg"], detail["input"]) for detail in error.errors()]
+        for detail in error.errors():
+            named = _named(str(detail["loc"][0]), options) if detail["loc"] else None
+            lines.append(_line(named, detail["msg"], detail["input"]))
     else:
         if not lines:
             return settings
@@ -322,18 +332,25 @@ def _unknown_variables() -> list[str]:
     return lines
 
 
-def _empty_keys() -> list[str]:
+def _empty_keys(options: Mapping[str, str]) -> list[str]:
     """An empty secret is an error, because without keys the service is open to everyone."""
     return [
         f"{name}: it contains no key; unset it to serve without keys"
         for name, value in sorted(os.environ.items())
-        if not value and name.upper() in _KEYS
+        if not value and name.upper() in _KEYS and name.upper().removeprefix(PREFIX).lower() not in options
     ]
 
 
-def _line(location: tuple[int | str, ...], message: str, value: object) -> str:
+def _named(setting: str, options: Mapping[str, str]) -> str:
+    """Return where the value of a setting was given: its variable, or its option of `gradless serve`."""
+    if setting not in options:
+        return f"{PREFIX}{setting.upper()}"
+    return "MODEL" if setting == "models" else f"--{setting.replace('_', '-')}"
+
+
+def _line(named: str | None, message: str, value: object) -> str:
     message = message.removeprefix("Value error, ")
-    if not location:
+    if named is None:
         return message
     shown = ",".join(value) if isinstance(value, tuple) else " ".join(str(value).split())
-    return f"{PREFIX}{str(location[0]).upper()}={shown}: {message[:1].lower()}{message[1:]}"
+    return f"{named}={shown}: {message[:1].lower()}{message[1:]}"

@@ -23,7 +23,7 @@ from PIL import Image
 from app.observability.metrics import Metrics
 from benchmarks.markdown import over_rounds, percent, table
 from benchmarks.statistic import spread
-from models.interface.telemetry import BatchReport, StageSeconds
+from models.interface.telemetry import BatchReport, InstanceId, StageSeconds
 from observe.processes import gradless_process
 
 MODELS = (1, 2, 4, 8, 16)
@@ -96,13 +96,14 @@ def measure_scrapes(server: Server, *, calls: int, rounds: int) -> list[Scrapes]
 def measure_recording(rounds: int) -> list[float]:
     """Return the CPU time in seconds of recording one request with one image."""
     metrics = Metrics()
-    metrics.model_served("null")
-    batch = BatchReport("null", 1, "idle", started_at=0.0, forward_seconds=0.01, busy_seconds=0.01, dropped=0)
+    metrics.model_served("null", ["cpu"])
+    instance = InstanceId("null", "cpu")
+    batch = BatchReport(instance, 1, "idle", started_at=0.0, forward_seconds=0.01, busy_seconds=0.01, dropped=0)
     spent = StageSeconds(decode=0.001, queue=0.001, forward=0.01)
 
     def record() -> None:
         metrics.batch_ran(batch)
-        metrics.image_took("null", spent)
+        metrics.image_took(instance, spent)
         metrics.images_done("null", "classify", "ok")
         metrics.request_stages("null", 0.001, 0.001)
         metrics.request_done("/v1/classify", "POST", 200, 0.02, "0123456789abcdef")

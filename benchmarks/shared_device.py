@@ -73,7 +73,7 @@ class TwoModels:
     async def measure_way(self, way: Way, *, light_clients: int, seconds: float) -> Result:
         """Measure for `seconds`, and until the last requests are answered."""
         device_lock = _OneAtATime()
-        for served in self.serving._registry.instances.values():  # noqa: SLF001 - only here locks are replaced
+        for served in self.serving.models.values():
             served.engine.lock = device_lock if way.one_lock else FairLock()
         started_at = perf_counter()
         light: list[float] = []

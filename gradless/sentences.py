@@ -1,4 +1,4 @@
-"""Write the results of a comparison as sentences. Each one states only what was measured."""
+"""Write the results of a comparison as sentences, which state only what was measured, and figures with their units."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from gradless.records import (
     ModuleRetained,
     TimeVerdict,
 )
-from gradless.units import in_bytes, in_seconds
 
 _NAMES: Mapping[ArmName, str] = {
     "grad": "grad mode",
@@ -31,6 +30,11 @@ _MODES: tuple[ArmName, ...] = ("no_grad", "set_grad_enabled_false", "inference_m
 # Fewer rounds cannot show a difference: with 8 that all agree, chance explains it in 0.8 % of comparisons.
 _MIN_ROUNDS = 8
 _MAX_FALSE_CLAIMS = 0.01
+
+_KILO = 1000
+
+# A figure from here on rounds up to the next unit.
+_ROUNDS_UP = 999.5
 
 
 def sentences(comparison: Comparison, options: ComparisonOptions, failed_sizes: Mapping[int, str]) -> Iterator[str]:
@@ -205,3 +209,21 @@ def _listed(arms: list[ArmName]) -> str:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def in_bytes(size: float) -> str:
+    """Format a size with three significant figures in decimal units: 635,866,208 becomes "636 MB"."""
+    *units, largest = ("bytes", "kB", "MB", "GB", "TB")
+    for unit in units:
+        if size < _ROUNDS_UP:
+            return f"{size:.3g} {unit}"
+        size /= _KILO
+    return f"{size:.3g} {largest}"
+
+
+def in_seconds(seconds: float) -> str:
+    """Format a duration with three significant figures in s, ms or µs: 0.00425 becomes "4.25 ms"."""
+    if seconds >= _ROUNDS_UP / _KILO:
+        return f"{seconds:.3g} s"
+    milliseconds = seconds * _KILO
+    return f"{milliseconds:.3g} ms" if milliseconds >= 1 else f"{milliseconds * _KILO:.3g} µs"

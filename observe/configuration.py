@@ -52,6 +52,8 @@ def _of_dashboards(window: str) -> Iterator[Expression]:
     for path in sorted(DASHBOARDS.glob("*.json")):
         dashboard = json.loads(path.read_text())
         for variable in dashboard["templating"]["list"]:
+            if variable["type"] == "datasource":
+                continue
             yield Expression(f"{path.stem}: ${variable['name']}", _filled(_selector(variable), window))
         for panel in dashboard["panels"]:
             for target in panel.get("targets", ()):

@@ -50,9 +50,10 @@ class LoadShedding:
 
     @property
     def on(self) -> bool:
-        """True if at least one model is at capacity."""
+        """True if heads must be checked: some model may be at capacity once the requests that have just arrived are
+        admitted."""
         runtime = self._parts.runtime
-        return runtime is not None and runtime.full and not runtime.draining
+        return runtime is not None and runtime.half_full and not runtime.draining
 
     def shed(self, scope: Scope, usual_headers: Mapping[str, str], *, keep_alive: bool) -> Shed | None:
         """Return the refusal of the request in `scope`, already recorded, or None to pass the request on. Requests that

@@ -111,8 +111,15 @@ class ModelSource(Schema):
     )
 
 
+class RequestLimits(Schema):
+    images: int = Field(ge=1, description="maximum images in one request")
+    image_bytes: int = Field(ge=1, description="maximum bytes of one image file")
+    request_bytes: int = Field(ge=1, description="maximum bytes of a request's body")
+
+
 class ModelList(Schema):
     models: list[ModelDescription] = Field(description="the default model first")
+    limits: RequestLimits = Field(description="of requests with images")
 
 
 class Health(Schema):

@@ -14,10 +14,10 @@ from rich.markup import escape
 from app.main import start_serving
 from app.reports.terminal import PatientConsole, table, waiting
 from app.settings import Settings
-from gradless.units import in_bytes, in_seconds
+from gradless.sentences import in_bytes, in_seconds
 from models.images.preprocessing import Transform
 from models.images.samples import draw, encode
-from models.interface.errors import ImageError
+from models.interface.errors import ImageError, JobError
 from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction, ScoredClass
 from models.interface.runtime import Runtime
@@ -25,6 +25,7 @@ from models.interface.telemetry import Task, Telemetry
 from models.model_folder import description
 from models.model_folder.building import transform_of
 from models.model_folder.description import Description, Reference
+from models.offline.reading import read_file
 
 _CLOSE_TIMEOUT_S = 30.0
 
@@ -33,11 +34,14 @@ _FORWARDS = 5
 
 _LABELS_SHOWN = 5
 
+# Most probable classes of --image that are printed.
+_TOP = 5
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:
     """Results of the check. `answered` is the top class of the reference image, None without such an image. `fault` is
-    a line on how it differs from the expected answer, or None."""
+    a line on how it differs from the expected answer, or None. `top` are the classes of a further image."""
 
     card: ModelCard
     labels: tuple[str, ...]
@@ -45,16 +49,19 @@ class Findings:
     forward_seconds: float
     answered: ScoredClass | None
     fault: str | None
+    top: tuple[ScoredClass, ...]
 
 
-def checked(folder: Path, settings: Settings) -> Findings:
+def checked(folder: Path, settings: Settings, image: Path | None) -> Findings:
     """Load and run the model. `settings` have the folder as their only model. Raises GradlessError."""
     described = description.read(folder)
+    encoded = None if image is None else _read(image, settings)
     with waiting(Console(stderr=True), f"loading {described.name}"):
         runtime = start_serving(settings, Telemetry())
     try:
         [card] = runtime.cards.values()
         predictions = asyncio.run(_predictions(runtime, card, described))
+        top = () if image is None or encoded is None else asyncio.run(_top(runtime, card, image, encoded))
     finally:
         runtime.close(_CLOSE_TIMEOUT_S)
     classes = predictions[0].classes
@@ -65,7 +72,26 @@ def checked(folder: Path, settings: Settings) -> Findings:
         median(prediction.batch.forward_seconds for prediction in predictions),
         None if described.reference is None else classes[0],
         None if described.reference is None else _fault(described.reference, classes),
+        top,
     )
+
+
+def _read(image: Path, settings: Settings) -> bytes:
+    try:
+        return read_file(str(image), settings.max_image_bytes)
+    except (ImageError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise JobError(f"{image} cannot be read: {reason}") from error
+
+
+async def _top(runtime: Runtime, card: ModelCard, image: Path, encoded: bytes) -> tuple[ScoredClass, ...]:
+    """Return the most probable classes of an image. Raises JobError."""
+    if not card.classes:
+        raise JobError(f"{card.name} has no classes, which --image would print")
+    [result] = (await runtime.predict(None, InferenceRequest("classify", [encoded], top_k=_TOP))).results
+    if isinstance(result, ImageError):
+        raise JobError(f"{image}: {result}")
+    return result.classes
 
 
 async def _predictions(runtime: Runtime, card: ModelCard, described: Description) -> list[Prediction]:
@@ -120,7 +146,13 @@ def show(findings: Findings) -> None:
     rows_shown = table("", "")
     for what, found in rows.items():
         rows_shown.add_row(what, escape(found))
-    PatientConsole(highlight=False).print(rows_shown)
+    console = PatientConsole(highlight=False)
+    console.print(rows_shown)
+    if findings.top:
+        classes = table("class", "probability", numbers=1)
+        for scored in findings.top:
+            classes.add_row(escape(scored.label), f"{scored.probability:.3f}")
+        console.print(classes)
 
 
 def _some(labels: Sequence[str]) -> str:

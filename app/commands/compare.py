@@ -13,8 +13,7 @@ import typer
 from app.commands.conventions import FAILED, STDOUT, Json, end, failures_reported, settings_for, write_report
 from app.settings import Settings
 from gradless.records import ARMS, ArmName, Comparison, ComparisonOptions
-from gradless.sentences import time_difference
-from gradless.units import in_bytes
+from gradless.sentences import in_bytes, time_difference
 from models.interface.errors import ComparisonTooLargeError
 
 if TYPE_CHECKING:

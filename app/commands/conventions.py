@@ -66,10 +66,15 @@ def write_report(file: Path, text: str) -> None:
         discard_stdout()
 
 
+def note(message: str) -> None:
+    """Print a line to stderr after the command's name."""
+    typer.echo(f"gradless: {message}", err=True)
+
+
 def end(message: str, status: int) -> NoReturn:
     """End the process with `status`, and print each line of `message` to stderr after the command's name."""
     for line in message.splitlines():
-        typer.echo(f"gradless: {line}", err=True)
+        note(line)
     raise typer.Exit(status) from None
 
 

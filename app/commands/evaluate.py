@@ -22,6 +22,7 @@ from app.commands.conventions import (
     Workers,
     end,
     failures_reported,
+    note,
     settings_for,
     workers_for,
     write_report,
@@ -71,6 +72,7 @@ def evaluate(
             workers=lambda files: workers_for(files) if workers is None else workers,
             max_bytes=settings.max_image_bytes,
             ignore_unknown=ignore_unknown,
+            report=note,
         )
         with closing(job):
             complete, evaluation = _evaluated(job)

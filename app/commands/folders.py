@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -18,10 +19,12 @@ from app.commands.conventions import (
     Workers,
     end,
     failures_reported,
+    note,
     settings_for,
     workers_for,
 )
 from app.settings import Settings
+from models.interface.extras import install_command
 
 if TYPE_CHECKING:
     from models.offline.job import FolderJob
@@ -39,8 +42,10 @@ Ray = Annotated[
         "the output is then a folder of Parquet files, and paths may be URIs such as s3://BUCKET/FOLDER",
     ),
 ]
-# Formats that only a single process can write.
-_TABLES = (".csv", ".jsonl", ".npy")
+Task = Literal["classify", "features"]
+
+# Formats that only a single process can write, and that need no extra.
+_TABLES: dict[Task, tuple[str, ...]] = {"classify": (".csv", ".jsonl"), "features": (".npy",)}
 
 # Files printed with their error; the others are only in the file of errors.
 _MOST_PRINTED = 20
@@ -96,7 +101,7 @@ def features(
 
 
 def _run(
-    task: Literal["classify", "features"],
+    task: Task,
     paths: list[str],
     output: str,
     model: str | None,
@@ -106,8 +111,9 @@ def _run(
     *,
     strict: bool,
 ) -> None:
-    if importlib.util.find_spec("pyarrow") is None:
-        end(f"{task} writes through pyarrow: pip install 'gradless[folders]'", FAILED)
+    if output.endswith(".parquet") and importlib.util.find_spec("pyarrow") is None:
+        others = " or ".join(_TABLES[task])
+        end(f"-o {output}: Parquet needs pyarrow, and {others} does not: {install_command('folders')}", FAILED)
     if ray is not None:
         _check_for_ray(output, workers)
     settings = settings_for(model)
@@ -126,10 +132,10 @@ def _run(
 
 def _check_for_ray(output: str, workers: int | None) -> None:
     if importlib.util.find_spec("ray") is None:
-        end("--ray needs Ray: pip install 'gradless[ray]'", FAILED)
+        end(f"--ray needs Ray: {install_command('ray')}", FAILED)
     if workers is not None:
         end("--workers are processes of this machine; on a cluster Ray uses all cores", FAILED)
-    if output.endswith(_TABLES):
+    if output.endswith(tuple(chain.from_iterable(_TABLES.values()))):
         end(f"-o {output}: on a cluster the output is a folder of Parquet files", FAILED)
 
 
@@ -141,7 +147,7 @@ def _on_this_machine(
     from models.offline import files  # noqa: PLC0415
     from models.offline.job import FolderJob, JobRequest  # noqa: PLC0415
 
-    found = files.find([Path(path) for path in paths])
+    found = files.find([Path(path) for path in paths], note)
     workers = workers_for(len(found)) if workers is None else workers
     return FolderJob(
         JobRequest(files=found, output=Path(output), workers=workers, **options), serving_options(settings)
@@ -155,7 +161,7 @@ def _on_cluster(cluster: str, paths: list[str], output: str, settings: Settings,
     from models.ray_data.storage import find  # noqa: PLC0415
 
     return ClusterJob(
-        ClusterJobRequest(files=find(paths), output=output, address=cluster, **options),
+        ClusterJobRequest(files=find(paths, note), output=output, address=cluster, **options),
         serving_options(with_absolute_paths(settings, Path.cwd())),
     )
 
@@ -166,6 +172,8 @@ def _run_job(job: FolderJob | ClusterJob, task: str, output: str) -> int:
 
     files = job.files
     printed = 0
+    if job.changed:
+        note(f"{job.changed} file{'s' * (job.changed != 1)} changed since the last run, and will be done again")
     with job_progress(task, files, done=job.done) as progress:
         try:
             with closing(job.steps()) as steps:

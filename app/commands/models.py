@@ -75,12 +75,21 @@ def init(
     classes = "" if started.classes is None else f", {started.classes} classes"
     labels = "no file of labels" if started.labels is None else f"labels in {started.labels}"
     typer.echo(f"{started.file}: {started.architecture}{classes}, weights in {started.weights}, {labels}")
-    typer.echo("Check that its [transform] is that of your validation: it is not stored in the weights.")
+    transform = started.transform
+    typer.echo(
+        f"It assumes interpolation {transform.interpolation}, resize {transform.resize}, crop {transform.crop}. Check "
+        "that its [transform] is that of your validation: it is not stored in the weights."
+    )
     typer.echo(f"Then: gradless models check {folder}")
 
 
 @models.command()
-def check(folder: Folder) -> None:
+def check(
+    folder: Folder,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="an image, of which the five most probable classes are printed")
+    ] = None,
+) -> None:
     """Load and warm up a model folder with the GRADLESS_ settings, describe it, and classify its reference image.
 
     Exit status: 0 it can be served; 1 the reference image gets another answer; 2 it cannot be served.
@@ -90,7 +99,7 @@ def check(folder: Folder) -> None:
     # As a path, even if a model has that name.
     settings = settings_for(str(folder) if folder.is_absolute() else f"./{folder}")
     with failures_reported(str(folder)):
-        findings = checked(folder, settings)
+        findings = checked(folder, settings, image)
     show(findings)
     if findings.fault is not None:
         end(findings.fault, _MISCLASSIFIED)

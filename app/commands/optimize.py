@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from app.commands.conventions import FAILED, end, failures_reported, settings_for
+from models.interface.extras import install_command
 
 # The new model agrees less than --min-agreement.
 DISAGREES = 1
@@ -61,7 +62,7 @@ def optimize(
         end("--ratio needs --method prune", FAILED)
     needed, extra = _NEEDED[method]
     if importlib.util.find_spec(needed) is None:
-        end(f"--method {method} needs {needed}: pip install 'gradless[{extra}]'", FAILED)
+        end(f"--method {method} needs {needed}: {install_command(extra)}", FAILED)
     # Not above: the imports take seconds.
     from rich.console import Console  # noqa: PLC0415
 
@@ -94,4 +95,4 @@ def optimize(
             f"but --min-agreement is {min_agreement:.1%}",
             DISAGREES,
         )
-    typer.echo(f"gradless: written to {output}: GRADLESS_MODELS={output} gradless serve", err=True)
+    typer.echo(f"gradless: written to {output}: gradless serve {output}", err=True)

@@ -11,7 +11,17 @@ from typing import Annotated
 
 import typer
 
-from app.commands.conventions import FAILED, STDOUT, UNREADABLE, end, failures_reported, settings_for, write_report
+from app.commands.conventions import (
+    FAILED,
+    STDOUT,
+    UNREADABLE,
+    end,
+    failures_reported,
+    note,
+    settings_for,
+    write_report,
+)
+from models.interface.extras import install_command
 from models.offline import files
 from models.search.index import Manifest, Neighbour, SearchIndex, installed
 
@@ -76,7 +86,7 @@ def query(
     """
     _need_the_extra()
     with failures_reported(str(json)):
-        found = _found(index, files.find(images), k, model)
+        found = _found(index, files.find(images, note), k, model)
         _report(found, json)
     if any(isinstance(each, str) for each in found.values()):
         raise typer.Exit(UNREADABLE)
@@ -84,7 +94,7 @@ def query(
 
 def _need_the_extra() -> None:
     if not installed():
-        end("search needs usearch and pyarrow: pip install 'gradless[search]'", FAILED)
+        end(f"search needs usearch and pyarrow: {install_command('search')}", FAILED)
 
 
 def _found(folder: Path, images: list[str], k: int, model: str | None) -> dict[str, list[Neighbour] | str]:

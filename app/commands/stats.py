@@ -18,6 +18,7 @@ from app.commands.conventions import (
     Json,
     end,
     failures_reported,
+    note,
     settings_for,
     write_report,
 )
@@ -60,7 +61,7 @@ def stats(
     settings = settings_for(model)
     served_as = settings.models[0] if as_served else None
     with failures_reported(str(json)):
-        complete, found = _surveyed(find(paths), settings, served_as, workers)
+        complete, found = _surveyed(find(paths, note), settings, served_as, workers)
         _list_broken(found)
         if found.images:
             _report(found, served_as, json, complete=complete)
@@ -104,9 +105,9 @@ def _transform_of(model: str) -> Transform:
 
 def _list_broken(found: Survey) -> None:
     if found.broken:
-        typer.echo(f"gradless: {len(found.broken)} of {found.images + len(found.broken)} files skipped:", err=True)
+        note(f"{len(found.broken)} of {found.images + len(found.broken)} files skipped:")
     for path, reason in found.broken.items():
-        typer.echo(f"gradless:   {name(path)}: {reason}", err=True)
+        note(f"  {name(path)}: {reason}")
 
 
 def _report(found: Survey, served_as: str | None, json: Path | None, *, complete: bool) -> None:

@@ -127,7 +127,8 @@ class RequestTrace:
         if context is None:
             # In the trace of its first request that ends: a sampler could drop a trace of its own.
             attributes: dict[str, str | int] = {
-                "gradless.model": batch.model,
+                "gradless.model": batch.instance.model,
+                "gradless.device": batch.instance.device,
                 "gradless.batch.size": batch.size,
                 "gradless.batch.trigger": batch.trigger,
                 "gradless.batch.dropped": batch.dropped,

@@ -5,11 +5,18 @@ const TIMEOUT_MS = 60_000;
 // Bodies above this size may be refused by closing the connection.
 const LARGE_BODY_BYTES = 1_000_000;
 
-/** A problem as in RFC 9457: the server's, or this page's for a server that does not answer. */
+/** A problem as in RFC 9457: the server's, or this page's for a server that does not answer. `retryAfter` is in seconds,
+ * if the server named a time. */
 export class Problem extends Error {
-  constructor({ title, detail, type, status, request_id: requestId }) {
+  constructor({ title, detail, type, status, request_id: requestId }, retryAfter) {
     super(title);
-    Object.assign(this, { title, detail, type, status, requestId });
+    Object.assign(this, { title, detail, type, status, requestId, retryAfter });
+  }
+
+  /** As the server sent it. */
+  toJSON() {
+    const { type, title, status, detail, requestId: request_id } = this;
+    return { type, title, status, detail, request_id };
   }
 }
 
@@ -98,7 +105,7 @@ function bodyBytes(body) {
 async function problemIn(answer) {
   const text = await answer.text().catch(() => "");
   if (answer.headers.get("Content-Type")?.startsWith("application/problem+json")) {
-    return new Problem(JSON.parse(text));
+    return new Problem(JSON.parse(text), Number(answer.headers.get("Retry-After")));
   }
   // For example a proxy's error page, whose HTML is not shown.
   return new Problem({ title: `HTTP ${answer.status}`, detail: answer.statusText, status: answer.status });

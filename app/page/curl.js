@@ -42,7 +42,7 @@ function formOf(name) {
 
 /** A command on the page, with a button that copies it. */
 export function commandBox(label, command) {
-  const text = html("pre", {}, html("code", {}, command));
+  const text = html("pre", { tabindex: "0", role: "group", "aria-label": `${label} command` }, html("code", {}, command));
   const button = html("button", { type: "button", class: "quiet", "aria-label": `Copy ${label}`, onclick: copy }, "Copy");
   async function copy() {
     try {

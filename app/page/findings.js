@@ -4,7 +4,12 @@ import { bar, stretch, strip } from "./charts.js";
 import { commandBox, curlOf } from "./curl.js";
 import { html } from "./drawing.js";
 import { number, percent, seconds, whole } from "./format.js";
-import { cosine, decoded, norm, zeros } from "./vectors.js";
+import { pythonOf } from "./python.js";
+import { scrollable } from "./scrolling.js";
+import { cosines, norm, zeros } from "./vectors.js";
+
+/** Pictures whose vectors are shown and compared: a table of all 200 would have 40,000 cells. */
+export const MOST_COMPARED = 64;
 
 /** The most probable classes as bars. */
 export function classesOf(predictions) {
@@ -31,8 +36,9 @@ const STAGES = {
   rest: "answering, and what lies between",
 };
 
-/** The stages of a request: `timing` from its Server-Timing header, `roundTrip` in seconds as measured here. */
-export function waterfall(timing, roundTrip, pictureCount) {
+/** The stages of a request: `timing` from its Server-Timing header, `roundTrip` in seconds as measured here. It was the
+ * last of `requests`. */
+export function waterfall(timing, roundTrip, pictureCount, requests) {
   const stages = timing.filter(({ name }) => name !== "total");
   const total = timing.find(({ name }) => name === "total")?.seconds ?? 0;
   const spent = stages.reduce((sum, stage) => sum + stage.seconds, 0);
@@ -51,20 +57,21 @@ export function waterfall(timing, roundTrip, pictureCount) {
     return row;
   });
   const several = pictureCount > 1 ? " Of several pictures, the longest time that any spent in a stage counts." : "";
+  const last = requests > 1 ? `The last of ${requests} requests: ` : "";
   return panel(
     "Where the time went",
     html("table", { class: "waterfall" }, html("tbody", {}, drawn)),
-    html("p", { class: "note" }, `${seconds(total)} at the server, ${seconds(roundTrip)} as seen from here.${several}`),
+    html("p", { class: "note" }, `${last}${seconds(total)} at the server, ${seconds(roundTrip)} as seen from here.${several}`),
   );
 }
 
-/** Each picture's vector as a strip. */
-export function features(pictures, { dimensions, results }, { classes, feature_layer: layer }) {
-  const rows = known(pictures, results).map(({ picture, vector }) =>
+/** Each picture's vector as a strip. `found` are pictures with their vectors. */
+export function features(found, { classes, feature_layer: layer, feature_dimensions: dimensions }) {
+  const rows = found.map(({ picture, vector }) =>
     html(
       "li",
       {},
-      html("img", { src: picture.url, alt: "", class: "chip" }),
+      html("img", { loading: "lazy", decoding: "async", src: picture.url, alt: "", class: "chip" }),
       html(
         "p",
         {},
@@ -78,21 +85,18 @@ export function features(pictures, { dimensions, results }, { classes, feature_l
   const title = rows.length > 1 ? "Feature vectors" : "Feature vector";
   const origin = classes > 0 ? "the network's last layer sees" : `${layer ?? "the network"} gives`;
   const note = `${whole(dimensions)} dimensions, what ${origin}: from left to right, the stronger the further from zero.`;
-  return panel(title, html("ul", { class: "strips" }, rows), html("p", { class: "note" }, note));
+  const strips = html("ul", { class: "strips" }, rows);
+  return panel(title, scrollable(strips, title, `Scroll to see all ${rows.length}.`), html("p", { class: "note" }, note));
 }
 
-/** The similarity of several pictures as a table of cosines; nothing for one. */
-export function similarity(pictures, { results }) {
-  const found = known(pictures, results);
+/** The similarity of several pictures as a table of cosines; nothing for one. `answered` is the number of pictures of
+ * which `found` are the first. */
+export function similarity(found, answered) {
   if (found.length < 2) return null;
+  const similarities = cosines(found.map(({ vector }) => vector));
   const heads = found.map(({ picture }) => html("th", { scope: "col" }, chip(picture)));
-  const rows = found.map(({ picture, vector }) =>
-    html(
-      "tr",
-      {},
-      html("th", { scope: "row" }, chip(picture)),
-      found.map((other) => cell(cosine(vector, other.vector))),
-    ),
+  const rows = found.map(({ picture }, row) =>
+    html("tr", {}, html("th", { scope: "row" }, chip(picture)), similarities[row].map(cell)),
   );
   const table = html(
     "table",
@@ -100,9 +104,10 @@ export function similarity(pictures, { results }) {
     html("thead", {}, html("tr", {}, html("td"), heads)),
     html("tbody", {}, rows),
   );
-  const room = html("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Similarity" }, table);
-  const note = "The cosine of the angle between two vectors: 1 is the same direction, 0 nothing in common.";
-  return panel("Similarity", room, html("p", { class: "note" }, note));
+  const hint = `Scroll to see all ${found.length} × ${found.length}.`;
+  const rest = answered > found.length ? ` Of ${answered} pictures, the first ${found.length} are compared.` : "";
+  const note = `The cosine of the angle between two vectors: 1 is the same direction, 0 nothing in common.${rest}`;
+  return panel("Similarity", scrollable(table, "Similarity", hint), html("p", { class: "note" }, note));
 }
 
 function cell(value) {
@@ -112,23 +117,24 @@ function cell(value) {
 }
 
 function chip({ url, name }) {
-  return html("img", { src: url, alt: name, title: name, class: "chip" });
+  return html("img", { loading: "lazy", decoding: "async", src: url, alt: name, title: name, class: "chip" });
 }
 
-function known(pictures, results) {
-  return results.flatMap((result, index) =>
-    result.error ? [] : [{ picture: pictures[index], vector: decoded(result.features) }],
-  );
-}
-
-/** The requests as commands: for classes if the model has some, for neighbours if there is an index. */
-export function commands(query, pictures, { classes, search }) {
-  return panel(
-    "The same from a shell",
-    classes > 0 && commandBox("Classes", curlOf(`v1/classify${query}`, pictures)),
-    commandBox("Features", curlOf(`v1/features${query}`, pictures)),
-    search && commandBox("Neighbours", curlOf(`v1/search${query}`, pictures)),
-  );
+/** The requests as commands: for classes if the model has some, for neighbours if there is an index. `parts` are the
+ * pictures of each request. */
+export function commands(parts, { name: model, classes, search }, topK) {
+  const query = `?model=${encodeURIComponent(model)}`;
+  const shell = (path) => parts.map((part) => curlOf(path, part)).join("\n");
+  const [path, parameters] = classes > 0 ? ["v1/classify", { model, top_k: topK }] : ["v1/features", { model }];
+  return [
+    panel(
+      "The same from a shell",
+      classes > 0 && commandBox("Classes", shell(`v1/classify${query}&top_k=${topK}`)),
+      commandBox("Features", shell(`v1/features${query}`)),
+      search && commandBox("Neighbours", shell(`v1/search${query}`)),
+    ),
+    panel("The same from Python", commandBox("Python", pythonOf(path, parameters, parts))),
+  ];
 }
 
 function panel(title, ...content) {

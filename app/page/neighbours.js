@@ -1,24 +1,16 @@
 /* Neighbours: the most similar indexed pictures, under each answer. */
 
-import { ask, askJson } from "./api.js";
+import { ask } from "./api.js";
 import { html } from "./drawing.js";
 
-// One row under a single picture, two rows under one of several.
-const MOST = 6;
-
-/** The index's results for the pictures of `sent`, in order: {neighbours}, or {error} for a bad picture. */
-export async function neighboursOf(query, sent) {
-  return (await askJson(`v1/search${query}&k=${MOST}`, sent)).json.results;
-}
-
-/** Draw neighbours, with thumbnails if the index has them, until `signal` is aborted. */
-export function alike(neighbours, signal) {
+/** Draw neighbours, with thumbnails if the index has them. */
+export function alike(neighbours) {
   const pictured = neighbours.some(({ thumbnail }) => thumbnail);
   const items = neighbours.map(({ row, path, similarity, thumbnail }) =>
     html(
       "li",
       { title: path },
-      pictured && html("div", { class: "thumbnail" }, thumbnail ? small(row, path, signal) : blank()),
+      pictured && html("div", { class: "thumbnail" }, thumbnail ? small(row, path) : blank()),
       html("span", { class: "figure" }, similarity.toFixed(3).replace("-", "−")),
       html("span", { class: "path" }, pictured ? nameIn(path) : path),
     ),
@@ -40,15 +32,15 @@ function blank() {
 }
 
 // Fetched instead of linked, because a link cannot carry a key.
-function small(row, path, signal) {
-  const image = html("img", { alt: path });
-  fill(image, row, signal);
+function small(row, path) {
+  const image = html("img", { alt: path, decoding: "async" });
+  fill(image, row);
   return image;
 }
 
-async function fill(image, row, signal) {
+async function fill(image, row) {
   try {
-    const url = URL.createObjectURL(await (await ask(`v1/search/thumbnails/${row}`, { signal })).blob());
+    const url = URL.createObjectURL(await (await ask(`v1/search/thumbnails/${row}`)).blob());
     image.addEventListener("load", () => URL.revokeObjectURL(url), { once: true });
     image.src = url;
   } catch {

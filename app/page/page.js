@@ -105,9 +105,12 @@ async function listAnew() {
 
 async function begin() {
   const select = byId("model");
+  let limits;
   begun = true;
   try {
-    list((await askJson("v1/models")).json.models);
+    const { json } = await askJson("v1/models");
+    limits = json.limits;
+    list(json.models);
   } catch (error) {
     begun = false;
     tell(byId("try-notice"), error, begin);
@@ -120,7 +123,7 @@ async function begin() {
     describe();
     tryView.choose(chosen());
   });
-  tryView.start(chosen());
+  tryView.start(chosen(), limits);
 }
 
 onReached(showState);

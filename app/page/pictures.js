@@ -9,7 +9,8 @@ export const pictures = [];
 let changed = () => {};
 let failed = () => {};
 
-/** Accept pictures. `onChange()` is called after each change, `onFault(error)` if a sample fails to load. */
+/** Accept pictures. `onChange(again)` is called after each change, with a picture that is to be sent again, if there is
+ * one; `onFault(error)` if a sample fails to load. */
 export function watchBench(onChange, onFault) {
   changed = onChange;
   failed = onFault;
@@ -55,8 +56,9 @@ function put(files, sample = false) {
 async function putSample(name) {
   const fileName = `${name}.jpg`;
   // A repeated picture is only sent again.
-  if (pictures.some((picture) => picture.sample && picture.name === fileName)) {
-    changed();
+  const again = pictures.find((picture) => picture.sample && picture.name === fileName);
+  if (again) {
+    changed(again);
     return;
   }
   try {

@@ -7,7 +7,9 @@ export function decoded(base64) {
 }
 
 function dot(a, b) {
-  return a.reduce((sum, value, index) => sum + value * b[index], 0);
+  let sum = 0;
+  for (let index = 0; index < a.length; index += 1) sum += a[index] * b[index];
+  return sum;
 }
 
 /** The Euclidean length. */
@@ -15,10 +17,15 @@ export function norm(vector) {
   return Math.sqrt(dot(vector, vector));
 }
 
-/** The cosine of two vectors; 0 if one of them is zero. */
-export function cosine(a, b) {
-  const lengths = norm(a) * norm(b);
-  return lengths === 0 ? 0 : dot(a, b) / lengths;
+/** The cosine of each two vectors, row by row; 0 if one of them is zero. */
+export function cosines(vectors) {
+  const norms = vectors.map(norm);
+  return vectors.map((a, row) =>
+    vectors.map((b, column) => {
+      const lengths = norms[row] * norms[column];
+      return lengths === 0 ? 0 : dot(a, b) / lengths;
+    }),
+  );
 }
 
 /** The number furthest from zero in each group of `count`. */

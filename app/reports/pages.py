@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from app.reports import lens_charts
 from app.reports.lens_charts import Value
-from gradless.units import in_bytes, in_seconds
+from gradless.sentences import in_bytes, in_seconds
 from models.interface.request import ImageLimits
 from models.offline import files
 

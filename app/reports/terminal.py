@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradless.sentences import time_difference
-from gradless.units import in_bytes, in_seconds
+from gradless.sentences import in_bytes, in_seconds, time_difference
 
 if TYPE_CHECKING:
     from app.api.schemas import Arm, GradModes

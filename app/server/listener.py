@@ -6,13 +6,14 @@ import asyncio
 import ctypes
 import errno
 import logging
+import platform
 import select
 import shlex
 import socket
 import struct
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from time import perf_counter
@@ -20,6 +21,8 @@ from time import perf_counter
 from app.process.logs import logs_json
 from app.settings import Settings
 from models.interface.errors import StartError
+from models.interface.extras import install_command
+from models.interface.results import ModelCard
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +38,9 @@ _RETRY_S = 0.005
 _LOG_INTERVAL_S = 60.0
 
 _NO_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# Names of the processors for which `make run` installs OpenVINO. docs/performance.md has the measurement.
+_X86 = frozenset({"x86_64", "amd64"})
 
 # Time for TCP handshakes in progress to complete before the listener closes: a slow round trip.
 _HANDSHAKES_S = 0.3
@@ -203,12 +209,21 @@ def bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def log_listening(settings: Settings, listener: socket.socket) -> None:
-    """Log the address that accepts connections; with console logs, also print how to try the service."""
+def log_listening(settings: Settings, listener: socket.socket, cards: Iterable[ModelCard]) -> None:
+    """Log the address that accepts connections, and what would serve these models faster; with console logs, also print
+    how to try the service."""
     host, port = listener.getsockname()[:2]
-    _log.info("serving", extra={"address": _url(host, port), "models": settings.models})
+    facts = {"address": _url(host, port), "models": settings.models}
+    if settings.backend == "auto" and any(_lacks_openvino(card) for card in cards):
+        facts["advice"] = f"OpenVINO is about twice as fast on this processor: {install_command('openvino')}"
+    _log.info("serving", extra=facts)
     if not logs_json(settings.log_format):
         print(_welcome(settings, _url(_REACHABLE_AT.get(host, host), port)), file=sys.stderr)  # noqa: T201
+
+
+def _lacks_openvino(card: ModelCard) -> bool:
+    """Return whether `auto` would have chosen OpenVINO, if it were installed, on a processor that gains by it."""
+    return card.backend == "eager" and card.device == "cpu" and platform.machine().lower() in _X86
 
 
 def _url(host: str, port: int) -> str:

@@ -120,10 +120,11 @@ class Server(uvicorn.Server):
 
     def start_accepting(self) -> None:
         """Start to accept connections, and log the address."""
-        if self._listener is not None:
+        runtime = self._parts.runtime
+        if self._listener is not None and runtime is not None:
             self._acceptor = Acceptor(self._listener, self.serve_connection)
             self._acceptor.open()
-            log_listening(self._parts.settings, self._listener)
+            log_listening(self._parts.settings, self._listener, runtime.cards.values())
 
     async def stop_accepting(self) -> None:
         """Accept the connections that have been made, then close the listener."""

@@ -163,7 +163,7 @@ class _Engine:
         await asyncio.wait([workers_ready, stopping], return_when=asyncio.FIRST_COMPLETED)
         if not self._stopping.is_set():
             self._acceptor.open()
-            log_listening(self._settings, self._listener)
+            log_listening(self._settings, self._listener, self._server.runtime.cards.values())
         watching = loop.create_task(self._must_succeed(self._watch()))
         await stopping
         watching.cancel()

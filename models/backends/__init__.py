@@ -18,6 +18,7 @@ import torch
 from models.backends.backend import DEFAULT_CACHE_FOLDER, Backend, BackendOptions, BatchHints
 from models.hardware.placement import Placement, Precision, at_precision, device_of
 from models.interface.errors import DeviceUnavailableError
+from models.interface.extras import install_command
 from models.loading.load import LoadedModel
 
 __all__ = [
@@ -111,7 +112,7 @@ def place(device: str, precision: Precision, backend: str) -> Placement:
     check(placement)
     package = BACKENDS[placement.backend].int8_package
     if precision == "int8" and package is not None and not package.installed:
-        raise DeviceUnavailableError(str(found), f"int8 needs {package.title}; pip install 'gradless[{package.extra}]'")
+        raise DeviceUnavailableError(str(found), f"int8 needs {package.title}: {install_command(package.extra)}")
     return placement
 
 
@@ -124,7 +125,7 @@ def check(placement: Placement) -> None:
         others = " or ".join(other for other in names() if device.type in BACKENDS[other].classes)
         raise DeviceUnavailableError(str(device), f"the {name} backend is for {places}; use {others}")
     if (package := registered.package) is not None and not package.installed:
-        reason = f"{package.title} is not installed; pip install 'gradless[{package.extra}]'"
+        reason = f"{package.title} is not installed: {install_command(package.extra)}"
         raise DeviceUnavailableError(str(device), reason)
     if placement.precision == "int8" and registered.int8_package is None:
         able = " or ".join(other for other in names() if BACKENDS[other].int8_package is not None)

@@ -40,11 +40,19 @@ class ItemOutput:
 
 
 class Queue(Protocol):
-    """The queue of a batcher, in this process or another. models.scheduling.batcher.Batcher describes the methods."""
+    """The queue of a model, in this process or another. models.scheduling.batcher.Batcher describes the methods."""
 
     def submit(self, item: BatchItem) -> Future[Completed[ItemOutput]]: ...
 
     def expected_seconds(self, items: int) -> float: ...
+
+
+class LocalQueue(Queue, Protocol):
+    """The queue of a model in this process."""
+
+    def submit(
+        self, item: BatchItem, *, future: Future[Completed[ItemOutput]] | None = None
+    ) -> Future[Completed[ItemOutput]]: ...
 
 
 class ImageJob:

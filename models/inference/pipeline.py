@@ -100,8 +100,9 @@ class Pipeline:
         return results
 
     def refusal(self, task: Task) -> AtCapacityError | None:
-        """Return why one more image would be refused now, and count it as refused; None while there is capacity."""
-        overload = self._admission.overload(1)
+        """Return why one more image would be refused, and count it as refused; None, and announce it, while there is
+        capacity."""
+        overload = self._admission.announce()
         if overload is not None:
             self._telemetry.images_done(self._model.name, task, "refused")
         return overload
@@ -205,7 +206,7 @@ class Pipeline:
             )
         )
         seconds = StageSeconds(job.decode_seconds, completed.queue_seconds, completed.batch.forward_seconds)
-        self._telemetry.image_took(self._model.name, seconds)
+        self._telemetry.image_took(completed.batch.instance, seconds)
         return Prediction(classes, output.features, job.started_at, seconds, completed.batch)
 
     def _count(

@@ -70,6 +70,7 @@ class Admission(Budget):
         self._admitted_elsewhere = admitted_elsewhere
         self._on_change = on_change
         self._closed = False
+        self._announced = 0
         self._empty: asyncio.Future[None] | None = None
 
     @property
@@ -86,8 +87,21 @@ class Admission(Budget):
         return self._held + self._admitted_elsewhere()
 
     @property
-    def full(self) -> bool:
-        return self.used >= self.limit
+    def half_full(self) -> bool:
+        return self.used >= self.limit / 2
+
+    def announce(self) -> AtCapacityError | None:
+        """Return why one more image would be refused; else announce it, because its request's head has arrived.
+
+        Announced images count here, not in `admit`, until the event loop's next iteration, which reads and admits the
+        requests whose heads it has parsed in this one.
+        """
+        overload = self.overload(1 + self._announced)
+        if overload is None:
+            if not self._announced:
+                asyncio.get_running_loop().call_soon(self._forget_announced)
+            self._announced += 1
+        return overload
 
     def close(self) -> None:
         """Admit nothing from now on. Admitted images keep their place."""
@@ -114,3 +128,6 @@ class Admission(Budget):
             self._on_change(self.in_flight)
             if not self._held and self._empty is not None and not self._empty.done():
                 self._empty.set_result(None)
+
+    def _forget_announced(self) -> None:
+        self._announced = 0

@@ -9,7 +9,7 @@ from gradless.records import Comparison, ComparisonOptions, Progress
 from models.interface.errors import AtCapacityError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
-from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
+from models.interface.telemetry import AdmissionState, DeviceState, InstanceId, InstanceState, Task, Telemetry
 
 
 class Runtime(Protocol):
@@ -32,13 +32,15 @@ class Runtime(Protocol):
         """Whether new requests are refused because the service is stopping."""
 
     @property
-    def full(self) -> bool:
-        """Whether some model is at capacity."""
+    def half_full(self) -> bool:
+        """Whether at least half of some model's capacity is in use."""
 
     def refusal(self, model: str, task: Task) -> AtCapacityError | None:
-        """Return why one image for `model` would be refused now, and count it as a refused image.
+        """Return why one image for `model`, whose request's head has arrived, would be refused, and count it as a
+        refused image.
 
-        None while the model has capacity, and for a model that is down or unknown.
+        None while the model has capacity, and for a model that is down or unknown. Images for which this has returned
+        None in the same iteration of the event loop are counted in.
         """
 
     async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
@@ -86,17 +88,16 @@ class Runtime(Protocol):
         Raises UnknownModelError, LastModelError, ModelChangingError, DrainingError.
         """
 
-    def queues(self) -> Mapping[str, QueueState]:
-        """The queue of each model; empty in an HTTP worker, since the engine process reports it."""
+    # Empty in an HTTP worker, since the engine process reports them for the whole service.
 
-    def batchers(self) -> Mapping[str, BatcherState]:
-        """The batcher of each model; empty in an HTTP worker."""
+    def admissions(self) -> Mapping[str, AdmissionState]:
+        """The images in flight of each model."""
 
-    def memory_bytes(self) -> Mapping[MemoryKind, int]:
-        """Memory figures of the device, without synchronising it; empty in an HTTP worker."""
+    def instances(self) -> Mapping[InstanceId, InstanceState]:
+        """The batcher of each model instance."""
 
-    def utilization(self) -> float | None:
-        """Share of the last second or less in which the device computed, 0..1; None if unknown."""
+    def devices(self) -> Mapping[str, DeviceState]:
+        """The devices of all model instances by name, read without synchronising them."""
 
     def drain(self) -> None:
         """Refuse new requests from now on; accepted ones are answered. Safe to call from a signal handler."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gradless.records import Comparison
 
@@ -13,6 +14,13 @@ Trigger = Literal["idle", "full", "wait", "drain"]
 MemoryKind = Literal["allocated", "reserved", "peak", "free", "total"]
 StaleMessage = Literal["answer", "submission"]
 Outcome = Literal["ok", "bad_image", "refused", "late", "cancelled", "failed"]
+
+
+class InstanceId(NamedTuple):
+    """Names a model instance: one model on one device. Its reports have these two as labels."""
+
+    model: str
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +34,14 @@ class StageSeconds:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class BatchReport:
-    """One batch: its number of items, what started it, when it started (`perf_counter`), and how long it ran.
+    """One batch of a model instance: its number of items, what started it, when it started (`perf_counter`), and how
+    long it ran.
 
     `dropped` is the number of items that were cancelled in the queue since the last batch. `busy_seconds` is the time
     the device was busy up to the end of this batch, without the time that earlier reports count.
     """
 
-    model: str
+    instance: InstanceId
     size: int
     trigger: Trigger
     started_at: float
@@ -42,24 +51,33 @@ class BatchReport:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueState:
-    """A model's load: images in the queue, the age of the oldest, all admitted images (in decode, queue or forward),
-    and how many are admitted at most."""
+class AdmissionState:
+    """Images of a model that are admitted, in decode, queue or forward, and how many are admitted at most."""
 
-    depth: int
-    oldest_age_seconds: float
     in_flight: int
     capacity: int
 
 
 @dataclass(frozen=True, slots=True)
-class BatcherState:
-    """Whether a model's batch threads run, how long the oldest running batch has taken (0 between batches), and the
-    most images of a forward: less than the largest batch if the device had no memory for that."""
+class InstanceState:
+    """The batcher of a model instance: images in its queue, the age of the oldest, whether its threads run, how long
+    the oldest running batch has taken (0 between batches), and the most images of a forward: less than the largest
+    batch if the device had no memory for that."""
 
+    depth: int
+    oldest_age_seconds: float
     alive: bool
     running_seconds: float
     max_batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """Memory of a device in bytes, and the share of the last second or less in which it computed, 0..1, or None if that
+    is unknown."""
+
+    memory: Mapping[MemoryKind, int]
+    utilization: float | None
 
 
 class Telemetry:
@@ -72,26 +90,26 @@ class Telemetry:
     def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:
         """Count images by outcome. Each image of a request is counted once."""
 
-    def image_took(self, model: str, seconds: StageSeconds) -> None:
-        """An image was answered."""
+    def image_took(self, instance: InstanceId, seconds: StageSeconds) -> None:
+        """An image was answered by a batch of `instance`."""
 
     def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:
         """An image was cancelled in `stage`, by a disconnect or the deadline. `saved_seconds` is the device time that
         it would have taken at the pace of recent batches; 0 if its forward had begun."""
 
-    def out_of_memory(self, model: str) -> None:
+    def out_of_memory(self, instance: InstanceId) -> None:
         """A forward failed because the device ran out of memory."""
 
-    def batch_split(self, model: str) -> None:
+    def batch_split(self, instance: InstanceId) -> None:
         """A batch that did not fit is run in two halves, as are all later batches of that size."""
 
     def model_replaced(self, model: str) -> None:
         """A model that had stopped working was restarted."""
 
-    def model_served(self, model: str) -> None:
-        """A model or a new version of it was loaded. Count its reports from now on."""
+    def model_served(self, model: str, devices: Sequence[str]) -> None:
+        """A model or a new version of it was loaded on `devices`. Count its reports from now on."""
 
-    def model_shown(self, model: str) -> None:
+    def model_shown(self, model: str, devices: Sequence[str]) -> None:
         """The engine process has loaded a model, and counts the load. Count this process's reports from now on."""
 
     def model_not_loaded(self, model: str) -> None:

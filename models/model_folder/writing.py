@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import tomlkit
@@ -88,7 +88,7 @@ def _output_keys(classifier: Classifier) -> dict[str, object]:
 @dataclass(frozen=True, slots=True)
 class Started:
     """A new model.toml. `classes`: number of classes of the weights, None if ambiguous. `guessed`: whether the
-    architecture was found by the tensors."""
+    architecture was found by the tensors. `transform`: what it has, or leaves to the architecture."""
 
     file: Path
     architecture: str
@@ -96,6 +96,7 @@ class Started:
     weights: str
     labels: str | None
     classes: int | None
+    transform: Transform
 
 
 def start(
@@ -124,9 +125,12 @@ def start(
         raise ModelFolderError(folder, reason)
     labels = next((name for name in _USUAL_LABELS if (folder / name).is_file()), None)
     classes = None if own_code.is_own(named) else classes_of(tensors, architectures.find(named).build)
-    started = Started(file, named, architecture is None, chosen.name, labels, classes)
+    usual = _USUAL if own_code.is_own(named) else architectures.find(named).transform
+    transform = replace(usual, resize=resize or usual.resize, crop=crop or usual.crop)
+    started = Started(file, named, architecture is None, chosen.name, labels, classes, transform)
     try:
-        file.write_text(_document(started, resize, crop), encoding="utf-8")
+        chosen_keys = {key for key, side in (("resize", resize), ("crop", crop)) if side is not None}
+        file.write_text(_document(started, chosen_keys), encoding="utf-8")
     except OSError as error:
         raise ModelFolderError(file, f"cannot be written: {error.strerror}") from error
     return started
@@ -156,7 +160,7 @@ def _guessed(file: Path, tensors: Tensors) -> str:
     raise ModelFolderError(file, f"fits no architecture of torchvision or timm{nearest}; {advice}")
 
 
-def _document(started: Started, resize: int | None, crop: int | None) -> str:
+def _document(started: Started, chosen: Container[str]) -> str:
     folder, guessed = started.file.parent.name, "; found by its tensors" if started.guessed else ""
     lines = (
         f"# The model in this folder. `gradless models check {folder}` tries it as it will be served.",
@@ -174,7 +178,7 @@ def _document(started: Started, resize: int | None, crop: int | None) -> str:
         "",
         "[transform]",
         "# Must be what validation did when the model was trained.",
-        *_transform_lines(started.architecture, {"resize": resize, "crop": crop}),
+        *_transform_lines(started, chosen),
         "",
         "# A picture whose answer is known, for `gradless models check`.",
         "# [reference]",
@@ -187,16 +191,15 @@ def _document(started: Started, resize: int | None, crop: int | None) -> str:
     return "\n".join(lines)
 
 
-def _transform_lines(architecture: str, chosen: Mapping[str, int | None]) -> Iterator[str]:
+def _transform_lines(started: Started, chosen: Container[str]) -> Iterator[str]:
     """Yield chosen keys as they are, and those of the architecture as comments."""
-    own = own_code.is_own(architecture)
+    own = own_code.is_own(started.architecture)
     if own:
         yield "# These are only what most training scripts do."
     else:
         yield "# A key that is commented out is as the architecture's makers have it, as here."
-    for key, value in asdict(_USUAL if own else architectures.find(architecture).transform).items():
-        wanted = chosen.get(key)
-        yield ("" if own or wanted is not None else "# ") + _pair(key, value if wanted is None else wanted)
+    for key, value in asdict(started.transform).items():
+        yield ("" if own or key in chosen else "# ") + _pair(key, value)
 
 
 def _pair(key: str, value: object) -> str:

@@ -180,12 +180,14 @@ class EvaluationJob:
         workers: Callable[[int], int],
         max_bytes: int,
         ignore_unknown: bool,
+        report: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`labels` is a file of paths and labels; without it each folder in `folder` is a class.
+        """`labels` is a file of paths and labels; without it each folder in `folder` is a class. `report` is as of
+        models.offline.files.find.
 
         `workers` returns the number of worker processes for a number of files. Raises StartError, including JobError.
         """
-        named = truth.by_folder(folder) if labels is None else truth.by_list(labels, folder)
+        named = truth.by_folder(folder, report) if labels is None else truth.by_list(labels, folder)
         self._workers = workers(len(named))
         if self._workers:
             reading.start_fork_server()

@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 
-import pyarrow as pa
-
 from models.offline import reading, tables
-from models.offline.parts import JobIdentity, Parts, finished_faults, record_finished
+from models.offline.identity import JobIdentity, states_of
+from models.offline.parts import Parts, finished_faults, record_finished
 from models.offline.reading import Reading
+from models.offline.rows import Columns, Rows, Task, check_answers
 from models.offline.running import Runner, Step
-from models.offline.tables import ERROR, Columns, Task, check_answers
 from models.serving.model_instance import ServingOptions
 
 # Most work that a kill loses, in files, seconds and bytes in memory.
@@ -51,14 +50,16 @@ class FolderJob:
         self._columns = Columns.of(request.task, model, request.top_k)
         self._reading = Reading(model.transform, options.limits, request.max_bytes)
         self._identity = JobIdentity.of(self._columns, self._reading, request.batch_size, request.files)
+        # Before any file is read: a file that changes during the run is done again by a later one.
+        self._states = states_of(request.files)
         try:
-            self._parts = Parts(request.output, self._identity, resume=request.resume)
+            self._parts = Parts(request.output, self._identity, self._states, resume=request.resume)
         except BaseException:
             self._runner.close()
             raise
         again = request.resume and not self._parts.done
         # Not None if an earlier run has finished the job.
-        self._faults = finished_faults(request.output, self._identity) if again else None
+        self._faults = finished_faults(request.output, self._identity, self._states) if again else None
 
     @property
     def files(self) -> int:
@@ -75,6 +76,11 @@ class FolderJob:
         """Number of files that are done, including those of earlier runs."""
         return self._parts.done if self._faults is None else self.files
 
+    @property
+    def changed(self) -> int:
+        """Number of files that changed after an earlier run had answered them, which are done again."""
+        return self._parts.changed
+
     def steps(self) -> Generator[Step, None, None]:
         """Process the remaining files, one batch per step. Closing the generator early keeps finished batches.
 
@@ -83,30 +89,26 @@ class FolderJob:
         if self._faults is not None:
             return
         request = self._request
-        pending: list[pa.Table] = []
-        pending_from = self.done
-        written_at = perf_counter()
+        # Every range except the last ends at the end of a batch.
+        remaining = self._parts.remaining
+        starts = (start for begun, ended in remaining for start in range(begun, ended, request.batch_size))
+        left = [file for begun, ended in remaining for file in request.files[begun:ended]]
+        batches = reading.batches(left, self._reading, batch_size=request.batch_size, workers=request.workers)
+        pending = _Pending(self._parts)
         try:
-            for batch in reading.batches(
-                request.files[pending_from:], self._reading, batch_size=request.batch_size, workers=request.workers
-            ):
+            for start, batch in zip(starts, batches, strict=True):
                 outputs = self._runner.answer(batch.pixels, top_k=self._columns.top_k)
-                table = self._columns.table(batch, outputs)
-                pending.append(table)
-                if _is_a_part(pending) or perf_counter() - written_at >= _PART_S:
-                    self._parts.add(pending_from, pa.concat_tables(pending))
-                    pending = []
-                    pending_from, written_at = self.done, perf_counter()
-                yield Step(len(batch.paths), _faults(table))
+                rows = Rows.of(self._columns, batch, outputs)
+                pending.add(start, rows)
+                yield Step(len(rows), rows.faults)
         finally:
-            if pending:
-                self._parts.add(pending_from, pa.concat_tables(pending))
+            pending.write()
 
     def finish(self) -> int:
         """Write the output once all files are done. Return the number without an answer. Raises OSError."""
         if self._faults is None:
             self._faults = tables.write(self._parts, self._columns, self._request.output)
-            record_finished(self._request.output, self._identity, self._faults)
+            record_finished(self._request.output, self._identity, self._states, self._faults)
         self._parts.remove()
         return self._faults
 
@@ -116,12 +118,33 @@ class FolderJob:
         self._runner.close()
 
 
-def _is_a_part(pending: Sequence[pa.Table]) -> bool:
-    return sum(map(len, pending)) >= _PART_FILES or sum(table.nbytes for table in pending) >= _PART_BYTES
+class _Pending:
+    """Answers that are not yet in a part: those of consecutive files."""
 
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._rows: list[Rows] = []
+        self._start = 0
+        self._written_at = perf_counter()
 
-def _faults(table: pa.Table) -> tuple[tuple[str, str], ...]:
-    if table[ERROR].null_count == len(table):
-        return ()
-    pairs = zip(table["path"].to_pylist(), table[ERROR].to_pylist(), strict=True)
-    return tuple((path, reason) for path, reason in pairs if reason is not None)
+    def add(self, start: int, rows: Rows) -> None:
+        """Add the rows of the files from `start` on, and write a part if it is large or old enough. Raises OSError."""
+        if start != self._start + sum(map(len, self._rows)):
+            self.write()
+            self._start = start
+        self._rows.append(rows)
+        if (
+            sum(map(len, self._rows)) >= _PART_FILES
+            or sum(each.nbytes for each in self._rows) >= _PART_BYTES
+            or perf_counter() - self._written_at >= _PART_S
+        ):
+            self.write()
+
+    def write(self) -> None:
+        """Write what there is as a part. Raises OSError."""
+        if self._rows:
+            rows = Rows.joined(self._rows)
+            self._parts.add(self._start, rows)
+            self._rows = []
+            self._start += len(rows)
+        self._written_at = perf_counter()

@@ -2,7 +2,7 @@
 
 out.parquet.parts/
     job.json                                  identity of the job: a run with other options is refused
-    000000000000-000000004096.parquet         answers to that range of the job's files, including errors
+    000000000000-000000004096.npz             answers to that range of the job's files, and the files' states then
 .out.parquet.job.json                         record of a finished job: resuming it again does nothing
 """
 
@@ -15,96 +15,16 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
+from numpy.typing import NDArray
 
 from models.interface.errors import JobError
-
-if TYPE_CHECKING:
-    from models.offline.reading import Reading
-    from models.offline.tables import Columns
-
-JOB = "job.json"
-
-
-@dataclass(frozen=True, slots=True)
-class JobIdentity:
-    """What two runs must have in common to share parts.
-
-    This includes `batch_size`, on which the last bits of an answer depend, and the limits, which decide which images
-    get an answer.
-    """
-
-    task: str
-    model: str
-    fingerprint: str
-    top_k: int
-    batch_size: int
-    max_image_bytes: int
-    max_image_pixels: int
-    max_aspect_ratio: int
-    max_decode_seconds: float
-    max_decode_bytes: int
-    files: int
-    files_digest: str
-
-    @classmethod
-    def of(cls, columns: Columns, reading: Reading, batch_size: int, files: Sequence[str]) -> Self:
-        """Return the identity of a job with these columns, options and files."""
-        limits = reading.limits
-        return cls(
-            columns.task,
-            columns.model,
-            columns.fingerprint,
-            columns.top_k,
-            batch_size,
-            reading.max_bytes,
-            limits.max_pixels,
-            limits.max_aspect_ratio,
-            limits.max_decode_seconds,
-            limits.max_decode_bytes,
-            len(files),
-            cls.digest(files),
-        )
-
-    @staticmethod
-    def digest(files: Sequence[str]) -> str:
-        """Return 16 hex digits of a SHA-256 over the names in order, and size and modification time of local files."""
-        found = hashlib.sha256()
-        for file in files:
-            found.update(os.fsencode(file) + b"\0" + _changed(file) + b"\0")
-        return found.hexdigest()[:16]
-
-    def written(self) -> str:
-        """Return the identity as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
-
-    def check(self, written: str, place: str) -> None:
-        """Raise JobError unless `written`, found at `place`, is the identity of the same job."""
-        try:
-            before: dict[str, Any] = json.loads(written)
-        except ValueError:
-            raise JobError(f"{place}: its {JOB} cannot be read: delete the folder and start again") from None
-        for name, now in asdict(self).items():
-            if before.get(name) != now:
-                what = name.replace("_", " ")
-                raise JobError(
-                    f"{place} was started with {what} {before.get(name)}, but this run has {now}: "
-                    "use the same options, or delete the folder"
-                )
-
-
-def _changed(file: str) -> bytes:
-    try:
-        status = os.stat(file)  # noqa: PTH116 - strings, as there may be millions
-    except (OSError, ValueError):
-        # Deleted, or not a local file.
-        return b""
-    return b"%d %d" % (status.st_size, status.st_mtime_ns)
+from models.offline.identity import JOB, JobIdentity, changed_rows
+from models.offline.rows import Rows, faults_in, rows_in, states_in
 
 
 def chunk_name(start: int, stop: int) -> str:
@@ -118,45 +38,77 @@ def chunk_range(name: str) -> tuple[int, int]:
     return int(start), int(stop)
 
 
-class Parts:
-    """The parts of one job, locked by one process at a time."""
+def remaining_chunks(files: int, done: Sequence[tuple[int, int]], *, max_files: int) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the chunks that remain of `files` files when the chunks `done` are finished.
 
-    def __init__(self, output: Path, identity: JobIdentity, *, resume: bool) -> None:
-        """Open or create the parts. With `resume`, existing parts are kept.
+    They are split at multiples of `max_files`, so that the chunks are the same after each interruption.
+    """
+    start = 0
+    for begun, ended in [*done, (files, files)]:
+        while start < begun:
+            stop = min(begun, start - start % max_files + max_files)
+            yield start, stop
+            start = stop
+        start = max(start, ended)
+
+
+class Parts:
+    """The parts of one job, locked by one process at a time.
+
+    `changed` is the number of files that were changed after an earlier run had answered them. The batches with these
+    files are removed from the parts, to be done again.
+    """
+
+    def __init__(self, output: Path, identity: JobIdentity, states: NDArray[np.int64], *, resume: bool) -> None:
+        """Open or create the parts. With `resume`, existing parts are kept. `states` are those of the job's files.
 
         Raises JobError if parts exist without `resume`, belong to another job, or are locked by another process; and
         OSError.
         """
         self.folder = output.with_name(output.name + ".parts")
+        self.changed = 0
+        self._states = states
         self.folder.mkdir(exist_ok=True)
         self._job: IO[str] = (self.folder / JOB).open("a+", encoding="utf-8")
         try:
             self._lock()
             # Left by a run that was killed while it removed its parts.
             shutil.rmtree(self._removed, ignore_errors=True)
-            self._parts = _contiguous(self.folder)
+            self._parts = _disjoint(self.folder)
             self._begin(identity, resume=resume)
+            for part in list(self._parts):
+                self._remove_changed(part, identity.batch_size)
         except BaseException:
             self.close()
             raise
 
     @property
     def done(self) -> int:
-        """Number of files done, counted from the first one."""
-        return self._parts[-1][1] if self._parts else 0
+        """Number of files done."""
+        return sum(stop - start for start, stop in self._parts)
 
-    def add(self, start: int, table: pa.Table) -> None:
+    @property
+    def remaining(self) -> list[tuple[int, int]]:
+        """Ranges of files that are not done, as (start, stop)."""
+        files = len(self._states)
+        return list(remaining_chunks(files, self._parts, max_files=max(files, 1)))
+
+    def add(self, start: int, rows: Rows) -> None:
         """Write the rows of the files from `start` on. Writing the same rows again has no effect. Raises OSError."""
-        stop = start + table.num_rows
+        stop = start + len(rows)
         with replacing(self._path(start, stop)) as file:
-            # Not compressed: a part is read once and then deleted.
-            pq.write_table(table, file, compression="none", use_dictionary=["fingerprint"])
-        self._parts = [*(kept for kept in self._parts if kept[1] <= start), (start, stop)]
+            rows.save(file, self._states[start:stop])
+        self._parts = sorted({*self._parts, (start, stop)})
 
-    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    def rows(self) -> Iterator[Rows]:
         """Yield each part's rows, with one part in memory."""
         for part in self._parts:
-            yield pq.read_table(self._path(*part), columns=columns)
+            yield rows_in(self._path(*part))
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Yield path and reason of each file without an answer."""
+        for part in self._parts:
+            yield from faults_in(self._path(*part))
 
     def remove(self) -> None:
         """Delete the parts, once the output is written."""
@@ -170,7 +122,7 @@ class Parts:
         self._job.close()
 
     def _path(self, start: int, stop: int) -> Path:
-        return self.folder / f"{chunk_name(start, stop)}.parquet"
+        return self.folder / f"{chunk_name(start, stop)}.npz"
 
     @property
     def _removed(self) -> Path:
@@ -188,54 +140,67 @@ class Parts:
         if self._parts:
             self._job.seek(0)
             identity.check(self._job.read(), str(self.folder))
-        self._remove_strays()
-        if not self._parts:
+        else:
             self._job.truncate(0)
             self._job.write(identity.written())
             self._job.flush()
             os.fsync(self._job.fileno())
 
-    def _remove_strays(self) -> None:
-        """Delete parts after a missing one: a later run must not resume from them."""
-        kept = {self._path(*part) for part in self._parts}
-        for path in _paths(self.folder):
-            if path not in kept:
-                path.unlink()
+    def _remove_changed(self, part: tuple[int, int], batch_size: int) -> None:
+        """Replace a part by the runs of its batches whose files have not changed. Raises OSError.
+
+        The whole batch is done again, because an answer's last bits depend on the other images of its batch.
+        """
+        start, stop = part
+        changed = changed_rows(states_in(self._path(*part)), self._states[start:stop])
+        if not len(changed):
+            return
+        self.changed += len(changed)
+        rows = rows_in(self._path(*part))
+        self._parts.remove(part)
+        batches = [(batch, batch + batch_size) for batch in np.unique(changed // batch_size * batch_size).tolist()]
+        for begun, ended in remaining_chunks(len(rows), batches, max_files=len(rows)):
+            self.add(start + begun, rows.between(begun, ended))
+        # Last: after a kill before this, the whole part is looked through again.
+        self._path(*part).unlink()
 
 
-def _contiguous(folder: Path) -> list[tuple[int, int]]:
-    """Return (start, stop) of the parts from the first file up to the first gap."""
+def _disjoint(folder: Path) -> list[tuple[int, int]]:
+    """Return (start, stop) of the parts in order, without those inside another, which a kill while parts were split
+    has left."""
     parts: list[tuple[int, int]] = []
-    for path in _paths(folder):
-        start, stop = chunk_range(path.name)
-        if start != (parts[-1][1] if parts else 0):
-            break
-        parts.append((start, stop))
+    for start, stop in sorted(map(_range_of, folder.glob("*-*.npz")), key=lambda part: (part[0], -part[1])):
+        if not parts or start >= parts[-1][1]:
+            parts.append((start, stop))
     return parts
 
 
-def _paths(folder: Path) -> list[Path]:
-    """Return the files of all parts, sorted by their first file."""
-    return sorted(folder.glob("*-*.parquet"))
+def _range_of(path: Path) -> tuple[int, int]:
+    return chunk_range(path.name)
 
 
-def record_finished(output: Path, job: JobIdentity, faults: int) -> None:
+def record_finished(output: Path, job: JobIdentity, states: NDArray[np.int64], faults: int) -> None:
     """Record that `output` is complete, with `faults` files without an answer. Raises OSError."""
-    record = {**asdict(job), **_file_state(output), "faults": faults}
+    record = {**_record(output, job, states), "faults": faults}
     with replacing(_record_of(output)) as file:
         file.write(json.dumps(record, indent=2).encode())
 
 
-def finished_faults(output: Path, job: JobIdentity) -> int | None:
+def finished_faults(output: Path, job: JobIdentity, states: NDArray[np.int64]) -> int | None:
     """Return the number of files without an answer in the `output` of an identical job.
 
-    None if there is no output, or it belongs to another job or was changed."""
+    None if there is no output, or it belongs to another job or was changed, or a file of the job was."""
     try:
-        kept: dict[str, Any] = json.loads(_record_of(output).read_text(encoding="utf-8"))
-        same = {**asdict(job), **_file_state(output), "faults": kept["faults"]} == kept
+        found: dict[str, Any] = json.loads(_record_of(output).read_text(encoding="utf-8"))
+        same = {**_record(output, job, states), "faults": found["faults"]} == found
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return int(kept["faults"]) if same else None
+    return int(found["faults"]) if same else None
+
+
+def _record(output: Path, job: JobIdentity, states: NDArray[np.int64]) -> dict[str, Any]:
+    digest = hashlib.sha256(states.tobytes()).hexdigest()[:16]
+    return {**asdict(job), "states_digest": digest, **_file_state(output)}
 
 
 def _record_of(output: Path) -> Path:

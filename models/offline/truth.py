@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,12 +35,15 @@ class Truth:
             )
 
 
-def by_folder(folder: Path) -> dict[str, str]:
-    """Map each file to the name of the folder in `folder` that contains it. Raises JobError."""
+def by_folder(folder: Path, report: Callable[[str], None] = lambda _: None) -> dict[str, str]:
+    """Map each file to the name of the folder in `folder` that contains it. `report` is as of files.find.
+
+    Raises JobError.
+    """
     if not folder.is_dir():
         raise JobError(f"{folder} is no folder")
     found: dict[str, str] = {}
-    for file in files.find([folder]):
+    for file in files.find([folder], report):
         inside = Path(file).relative_to(folder).parts
         if len(inside) == 1:
             raise JobError(

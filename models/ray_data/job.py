@@ -16,11 +16,12 @@ import ray.data
 
 from models.hardware.cores import available_cores
 from models.interface.errors import JobError
-from models.offline.parts import JobIdentity
+from models.offline.identity import JobIdentity, states_of
+from models.offline.parts import remaining_chunks
+from models.offline.rows import Task
 from models.offline.running import Step
-from models.offline.tables import Task
 from models.ray_data.stages import Forward, RemoteJob, RemoteReading, chunk_files, describe, pixels_of
-from models.ray_data.storage import Results, absolute, remaining_chunks
+from models.ray_data.storage import Results, absolute
 from models.serving.model_instance import ServingOptions
 
 # CPU reservation of an actor. Decoding tasks reserve a core each; forwards use the time that those leave.
@@ -45,7 +46,10 @@ class ClusterJobRequest:
 
 
 class ClusterJob:
-    """Connects to the cluster, loads the model there once to describe it, and prepares the output, on construction."""
+    """Connects to the cluster, loads the model there once to describe it, and prepares the output, on construction.
+
+    `changed`: as of models.offline.job.FolderJob.
+    """
 
     def __init__(self, request: ClusterJobRequest, options: ServingOptions) -> None:
         """Raises StartError, JobError included, and OSError if the output cannot be written."""
@@ -62,7 +66,7 @@ class ClusterJob:
             reading, self._columns = result_of(partial(ray.get, describe_remotely.remote(self._remote_job)))
             self._reading = RemoteReading(reading, here)
             asked = JobIdentity.of(self._columns, reading, request.batch_size, request.files)
-            self._results.begin(asked)
+            self.changed = self._results.begin(asked, states_of(request.files))
             self._done_before = self._results.chunks()
         except BaseException:
             self.close()

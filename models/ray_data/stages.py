@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -21,8 +20,8 @@ from models.hardware import cores
 from models.images.decode import ignore_pillow_warnings
 from models.interface.errors import JobError
 from models.offline.reading import Batch, Reading
+from models.offline.rows import Columns, Rows, Task, check_answers
 from models.offline.running import Runner
-from models.offline.tables import ERROR, Columns, Task, check_answers
 from models.ray_data.storage import Results, absolute, opened
 from models.serving.model_instance import ServingOptions
 
@@ -37,7 +36,7 @@ _CHUNK_RESULT_BYTES = 64 * 2**20
 
 _STEP = pa.schema({"files": pa.int64(), "paths": pa.list_(pa.string()), "reasons": pa.list_(pa.string())})
 
-Rows = dict[str, NDArray[Any]]
+Block = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,19 +86,19 @@ def describe(job: RemoteJob) -> tuple[Reading, Columns]:
     return reading, Columns.of(job.task, runner.model, job.top_k)
 
 
-def pixels_of(rows: Rows, reading: RemoteReading) -> Rows:
-    """Run as a Ray task: add to `rows` pixels (N, crop, crop, 3) uint8, and fault, the reason of a failure or empty."""
+def pixels_of(block: Block, reading: RemoteReading) -> Block:
+    """Run as a Ray task: add pixels (N, crop, crop, 3) uint8, and fault, the reason of a failure or empty."""
     cores.use_one_core_in_this_thread()
     ignore_pillow_warnings()
     side = reading.reading.transform.crop
-    pixels = np.zeros((len(rows["path"]), side, side, 3), dtype=np.uint8)
+    pixels = np.zeros((len(block["path"]), side, side, 3), dtype=np.uint8)
     faults = [""] * len(pixels)
-    for row, image in enumerate(reading.pixels([os.fsdecode(path) for path in rows["path"]])):
+    for row, image in enumerate(reading.pixels([os.fsdecode(path) for path in block["path"]])):
         if isinstance(image, str):
             faults[row] = image
         else:
             pixels[row] = image.permute(1, 2, 0).numpy()
-    return {**rows, "pixels": pixels, "fault": np.array(faults, dtype=object)}
+    return {**block, "pixels": pixels, "fault": np.array(faults, dtype=object)}
 
 
 def chunk_files(batch_size: int, crop: int, row_bytes: int) -> int:
@@ -125,26 +124,30 @@ class Forward:
                 f"another with {self._runner.model.fingerprint}; install the same versions on all of them"
             )
 
-    def __call__(self, rows: Rows) -> pa.Table:
+    def __call__(self, block: Block) -> pa.Table:
         """Write the results; return one row: the number of files, and path and reason of each that failed."""
-        tables = [
-            self._table({name: values[start : start + self._batch_size] for name, values in rows.items()})
-            for start in range(0, len(rows["path"]), self._batch_size)
+        answers = [
+            self._rows({name: values[start : start + self._batch_size] for name, values in block.items()})
+            for start in range(0, len(block["path"]), self._batch_size)
         ]
-        table = pa.concat_tables(tables)
+        rows = Rows.joined(answers)
         # The rows are consecutive: Ray keeps their order when it splits a chunk.
-        self._results.add(int(rows["index"][0]), table, self._columns)
-        faults = table.filter(pc.is_valid(table[ERROR]))
-        row = {"files": len(table), "paths": faults["path"].to_pylist(), "reasons": faults[ERROR].to_pylist()}
+        self._results.add(int(block["index"][0]), rows, self._columns)
+        faults = rows.faults
+        row = {
+            "files": len(rows),
+            "paths": [path for path, _ in faults],
+            "reasons": [reason for _, reason in faults],
+        }
         return pa.Table.from_pylist([row], _STEP)
 
-    def _table(self, rows: Rows) -> pa.Table:
-        faults = {place: str(fault) for place, fault in enumerate(rows["fault"]) if fault}
-        readable = np.array([place not in faults for place in range(len(rows["path"]))])
+    def _rows(self, block: Block) -> Rows:
+        faults = {place: str(fault) for place, fault in enumerate(block["fault"]) if fault}
+        readable = np.array([place not in faults for place in range(len(block["path"]))])
         batch = Batch(
-            tuple(os.fsdecode(path) for path in rows["path"]),
+            tuple(os.fsdecode(path) for path in block["path"]),
             # Indexing copies: arrays from Ray's object store are read-only, which PyTorch does not support.
-            torch.from_numpy(rows["pixels"][readable]).permute(0, 3, 1, 2),
+            torch.from_numpy(block["pixels"][readable]).permute(0, 3, 1, 2),
             faults,
         )
-        return self._columns.table(batch, self._runner.answer(batch.pixels, top_k=self._columns.top_k))
+        return Rows.of(self._columns, batch, self._runner.answer(batch.pixels, top_k=self._columns.top_k))

@@ -4,6 +4,7 @@ The output is a folder of Parquet files, each written completely by the actor th
 
     OUTPUT/
         _job.json                                 the job's parameters: a run with others is refused
+        _states.npy                               size and time of each local file when the job last began
         000000000000-000000000512.parquet         results of this chunk of the job's files
         _errors/000000000000-000000000512.jsonl   path and reason of each file in it that failed
 
@@ -13,39 +14,38 @@ Readers of Parquet data sets take the folder as one table and ignore names that 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pyarrow import fs
 
 from models.images.formats import SUFFIXES
 from models.interface.errors import JobError
-from models.offline import files
-from models.offline.parts import JOB, JobIdentity, chunk_name, chunk_range
-from models.offline.tables import ERROR, Columns, parquet_writer
+from models.offline import files, parquet
+from models.offline.identity import JOB, JobIdentity, changed_rows
+from models.offline.parts import chunk_name, chunk_range
+from models.offline.rows import Columns, Rows
 
 _SCHEME = "://"
 _NOTE = f"_{JOB}"
+_STATES = "_states.npy"
 _SUFFIX = ".parquet"
 
 
-def find(paths: Sequence[str]) -> list[str]:
+def find(paths: Sequence[str], report: Callable[[str], None] = lambda _: None) -> list[str]:
     """As models.offline.files.find, and also for URIs, whose folders are searched too. Raises JobError."""
-    if not any(map(is_uri, paths)):
-        return files.find([Path(path) for path in paths])
-    found = dict.fromkeys(
-        file for path in paths for file in (_under(path) if is_uri(path) else files.find([Path(path)]))
+    skipped = files.Skipped()
+    found = (
+        file for path in paths for file in (_under(path, skipped) if is_uri(path) else files.under(Path(path), skipped))
     )
-    if not found:
-        raise JobError(f"there is no image in {', '.join(paths)}: no file has the suffix of an image format")
-    return list(found)
+    return files.checked(found, paths, skipped, report)
 
 
 def is_uri(name: str) -> bool:
@@ -85,7 +85,7 @@ def _file_system(uri: str) -> tuple[fs.FileSystem, str]:
         raise JobError(f"{uri} is not a file system that pyarrow supports: {error}") from None
 
 
-def _under(uri: str) -> Iterator[str]:
+def _under(uri: str, skipped: files.Skipped) -> Iterator[str]:
     filesystem, path = located(uri)
     try:
         itself = filesystem.get_file_info(path)
@@ -100,13 +100,13 @@ def _under(uri: str) -> Iterator[str]:
     below = [info.path[len(path.rstrip("/")) + 1 :] for info in listed if info.type == fs.FileType.File]
     # In the order of a directory walk.
     for name in sorted(below, key=lambda name: name.split("/")):
-        if _is_image(name):
+        if any(part.startswith(".") for part in name.split("/")):
+            # A store has no folders: files in hidden ones are counted instead.
+            skipped.add("hidden file", name)
+        elif files.ending(name) in SUFFIXES:
             yield f"{uri.rstrip('/')}/{name}"
-
-
-def _is_image(name: str) -> bool:
-    hidden = any(part.startswith(".") for part in name.split("/"))
-    return not hidden and os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a string
+        else:
+            skipped.add_other(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,41 +129,62 @@ class Results:
         if names and _NOTE not in names:
             raise JobError(f"{self.location} has files that are not a job's: name an empty or new folder")
 
-    def begin(self, asked: JobIdentity) -> None:
-        """Create the folder. Raises JobError if it holds results of another job, and OSError."""
+    def begin(self, asked: JobIdentity, states: NDArray[np.int64]) -> int:
+        """Create the folder, or delete the chunks with files that changed since their results were written.
+
+        `states` are those of the job's files now. Return the number of changed files. Raises JobError if the folder
+        holds results of another job, and OSError.
+        """
         filesystem, folder = located(self.location)
-        if _NOTE in _names(filesystem, folder):
-            with filesystem.open_input_stream(f"{folder}/{_NOTE}") as file:
-                asked.check(file.read().decode(), self.location)
-            return
-        filesystem.create_dir(folder)
-        _write(filesystem, f"{folder}/{_NOTE}", asked.written().encode())
+        changed = np.empty(0, dtype=np.intp)
+        resumed = _NOTE in _names(filesystem, folder)
+        if resumed:
+            asked.check(_read(filesystem, f"{folder}/{_NOTE}").decode(), self.location)
+            before = np.load(BytesIO(_read(filesystem, f"{folder}/{_STATES}")), allow_pickle=False)
+            changed = changed_rows(before, states)
+            for start, stop in self.chunks():
+                if ((start <= changed) & (changed < stop)).any():
+                    self._delete(chunk_name(start, stop))
+        else:
+            filesystem.create_dir(folder)
+        if not resumed or len(changed):
+            file = BytesIO()
+            np.save(file, states, allow_pickle=False)
+            # After the chunks are deleted: a kill before this leaves the states that show the change.
+            _write(filesystem, f"{folder}/{_STATES}", file.getvalue())
+        if not resumed:
+            _write(filesystem, f"{folder}/{_NOTE}", asked.written().encode())
+        return len(changed)
 
     def chunks(self) -> list[tuple[int, int]]:
         """Return the finished chunks, as (start, stop) of the job's files, in their order."""
         return sorted(chunk_range(name) for name in _names(*located(self.location)) if name.endswith(_SUFFIX))
 
-    def add(self, start: int, table: pa.Table, columns: Columns) -> None:
-        """Write a chunk: the rows, in Columns.schema_in_progress, of the files from `start` on. Writing it twice gives
-        the same files. Raises OSError."""
+    def add(self, start: int, rows: Rows, columns: Columns) -> None:
+        """Write a chunk: the rows of the files from `start` on. Writing it twice gives the same files. Raises
+        OSError."""
         filesystem, folder = located(self.location)
-        name = chunk_name(start, start + len(table))
-        answered = pc.is_null(table[ERROR])
-        faults = table.filter(pc.invert(answered)).select(["path", ERROR]).to_pylist()
+        name = chunk_name(start, start + len(rows))
+        lines = [json.dumps({"path": path, "error": reason}).encode() + b"\n" for path, reason in rows.faults]
         _, errors = located(self.errors)
-        if faults:
+        if lines:
             filesystem.create_dir(errors)
-            _write(
-                filesystem, f"{errors}/{name}.jsonl", b"".join(json.dumps(fault).encode() + b"\n" for fault in faults)
-            )
+            _write(filesystem, f"{errors}/{name}.jsonl", b"".join(lines))
         elif f"{name}.jsonl" in _names(filesystem, errors):
             # Left by an actor that failed to read a file and was killed before it wrote the results.
             filesystem.delete_file(f"{errors}/{name}.jsonl")
         file = BytesIO()
-        with parquet_writer(file, columns) as writer:
-            writer.write_table(table.filter(answered).select(columns.schema.names))
+        with parquet.writer(file, columns) as writer:
+            writer.write_table(parquet.table_of(columns, rows))
         # Written last: a chunk counts as done when its Parquet file exists.
         _write(filesystem, f"{folder}/{name}{_SUFFIX}", file.getvalue())
+
+    def _delete(self, chunk: str) -> None:
+        filesystem, folder = located(self.location)
+        _, errors = located(self.errors)
+        if f"{chunk}.jsonl" in _names(filesystem, errors):
+            filesystem.delete_file(f"{errors}/{chunk}.jsonl")
+        filesystem.delete_file(f"{folder}/{chunk}{_SUFFIX}")
 
     def faults(self) -> int:
         """Return how many files failed."""
@@ -175,24 +196,16 @@ class Results:
         return count
 
 
-def remaining_chunks(files: int, done: list[tuple[int, int]], *, max_files: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) of the chunks that remain of `files` files when the chunks `done` are finished.
-
-    They are split at multiples of `max_files`, so that the chunks are the same after each interruption.
-    """
-    start = 0
-    for begun, ended in [*done, (files, files)]:
-        while start < begun:
-            stop = min(begun, start - start % max_files + max_files)
-            yield start, stop
-            start = stop
-        start = max(start, ended)
-
-
 def _names(filesystem: fs.FileSystem, folder: str) -> list[str]:
     """Return the names of complete files in `folder`. Names with a leading dot were being written at a kill."""
     found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
     return [info.base_name for info in found if not info.base_name.startswith(".")]
+
+
+def _read(filesystem: fs.FileSystem, path: str) -> bytes:
+    with filesystem.open_input_stream(path) as file:
+        content: bytes = file.read()
+    return content
 
 
 def _write(filesystem: fs.FileSystem, path: str, content: bytes) -> None:

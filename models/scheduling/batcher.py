@@ -21,7 +21,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from models.interface.errors import DrainingError, ForwardError, OverloadedError
 from models.interface.request import AllCancelledError
-from models.interface.telemetry import BatchReport, Trigger
+from models.interface.telemetry import BatchReport, InstanceId, Trigger
 from models.scheduling.fairness import FairQueue
 from models.scheduling.in_flight import InFlight, RunningBatch
 from models.scheduling.threads import BatchThreads
@@ -62,6 +62,7 @@ class Batcher(Generic[Item, Result]):
     that failed alone. It raises AllCancelledError if it stopped because every item was cancelled. Items are in order of
     arrival, except that fairness keys take turns.
 
+    name, device: the model and where `run_batch` runs it, for the reports.
     max_wait_s: longest delay of the oldest item while its batch fills; 0 never delays.
     queue_capacity: items in the queue, at most.
     max_in_flight: batches that run concurrently, each in its own thread.
@@ -76,6 +77,7 @@ class Batcher(Generic[Item, Result]):
         run_batch: Callable[[Sequence[Item]], Sequence[Result | Exception]],
         *,
         name: str,
+        device: str = "",
         max_batch_size: int = 32,
         max_wait_s: float = 0.0,
         queue_capacity: int = 256,
@@ -87,6 +89,7 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._run_batch = run_batch
         self._name = name
+        self._instance = InstanceId(name, device)
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
         self._queue_capacity = queue_capacity
@@ -292,7 +295,7 @@ class Batcher(Generic[Item, Result]):
                 self._in_flight.learn_pace(busy_seconds, size)
             self._changed.notify_all()
         report = BatchReport(
-            self._name,
+            self._instance,
             size,
             batch.trigger,
             batch.began_at,

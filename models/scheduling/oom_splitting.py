@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from models.interface.errors import OutOfMemoryError
 from models.interface.request import AllCancelledError
-from models.interface.telemetry import Telemetry
+from models.interface.telemetry import InstanceId, Telemetry
 
 _log = logging.getLogger(__name__)
 
@@ -28,12 +28,13 @@ class SplittingRun(Generic[Item, Result]):
         run: Callable[[Sequence[Item]], Sequence[Result]],
         *,
         model: str,
+        device: str = "",
         out_of_memory: Callable[[BaseException], bool],
         release_memory: Callable[[], None],
         telemetry: Telemetry,
     ) -> None:
         self._run = run
-        self._model = model
+        self._instance = InstanceId(model, device)
         self._out_of_memory = out_of_memory
         self._release_memory = release_memory
         self._telemetry = telemetry
@@ -56,12 +57,12 @@ class SplittingRun(Generic[Item, Result]):
             if done is not None:
                 results += done
             elif len(piece) == 1:
-                results.append(OutOfMemoryError(self._model))
+                results.append(OutOfMemoryError(self._instance.model))
             else:
                 # Another batch thread may have set a lower limit meanwhile.
                 self.safe_size = min(len(piece) // 2, self.safe_size or len(piece))
-                self._telemetry.batch_split(self._model)
-                _log.warning("%s: forwards have at most %d images from now on", self._model, self.safe_size)
+                self._telemetry.batch_split(self._instance)
+                _log.warning("%s: forwards have at most %d images from now on", self._instance.model, self.safe_size)
         return results
 
     def _try(self, piece: Sequence[Item]) -> Sequence[Result] | None:
@@ -70,8 +71,8 @@ class SplittingRun(Generic[Item, Result]):
         except Exception as error:
             if not self._out_of_memory(error):
                 raise
-            _log.warning("%s: no memory for a forward of %d images: %s", self._model, len(piece), error)
+            _log.warning("%s: no memory for a forward of %d images: %s", self._instance.model, len(piece), error)
         # Outside the handler: the frames of the error hold the tensors that fill the memory.
-        self._telemetry.out_of_memory(self._model)
+        self._telemetry.out_of_memory(self._instance)
         self._release_memory()
         return None

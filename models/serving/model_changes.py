@@ -32,8 +32,9 @@ from models.loading.catalog import ModelSource
 from models.networks.specs import ModelSpec
 from models.scheduling.threads import BackgroundWork
 from models.serving.lens import Lens
-from models.serving.model_instance import ModelInstance, ServingContext, serve_model
+from models.serving.model_instance import ServingContext
 from models.serving.registry import ModelRegistry
+from models.serving.served_model import ServedModel, serve_model
 
 _log = logging.getLogger(__name__)
 
@@ -44,9 +45,9 @@ _MAX_LEFT_BEHIND = 4
 
 
 class ModelChanges:
-    """Adds instances to the registry, replaces and removes them.
+    """Adds models to the registry, replaces and removes them.
 
-    Coroutines belong to one event loop, on which an instance replaces another in one step. Slow work runs in daemon
+    Coroutines belong to one event loop, on which one version replaces another in one step. Slow work runs in daemon
     threads, which do not delay the end of the process.
     """
 
@@ -59,17 +60,16 @@ class ModelChanges:
         self._draining = draining
         self._changing: str | None = None
         self._replaced_modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-        self._left_behind: list[BackgroundWork[ModelInstance | GradlessError]] = []
+        self._left_behind: list[BackgroundWork[ServedModel | GradlessError]] = []
         self._idle = threading.Event()
         self._idle.set()
 
     def start(self, spec: ModelSpec, origin: ModelSource) -> None:
         """Load a model and serve it, before the first request. Blocks. Raises StartError."""
-        card = self._registry.register(serve_model(spec, origin, self._context))
-        self._context.telemetry.model_served(card.name)
+        self._register(serve_model(spec, origin, self._context))
 
     async def load(self, name: str, source: str | None) -> Loaded:
-        """As Runtime.load. The new instance is loaded and warmed up while the old one serves."""
+        """As Runtime.load. The new version is loaded and warmed up while the old one serves."""
         origin = self._origin(name, source)
         return await self._exclusively(name, self._load(name, origin))
 
@@ -78,9 +78,9 @@ class ModelChanges:
         await self._exclusively(name, self._unload(name))
 
     def restart(self, name: str) -> None:
-        """Replace an unhealthy model by a new instance; its clients receive errors. Blocks. Called by the supervisor's
+        """Replace an unhealthy model by a new version; its clients receive errors. Blocks. Called by the supervisor's
         thread. Raises StartError."""
-        old = self._registry.instances.get(name)
+        old = self._registry.models.get(name)
         if old is None or not self.mark_down(old):
             return
         try:
@@ -90,26 +90,26 @@ class ModelChanges:
             # A load or unload is replacing it. If that fails, the model is still down at the next check.
             return
 
-    def mark_down(self, instance: ModelInstance) -> bool:
-        """Take an unhealthy instance out of service and answer its clients with errors. From any thread.
+    def mark_down(self, served: ServedModel) -> bool:
+        """Take an unhealthy model out of service and answer its clients with errors. From any thread.
 
         Returns False if it is healthy, or replaced by now.
         """
-        if instance.health_problem() is None or not self._registry.mark_down(instance):
+        if served.health_problem() is None or not self._registry.mark_down(served):
             return False
-        name = instance.card.name
-        instance.batcher.abandon(lambda: ModelDownError(name))
+        name = served.card.name
+        served.abandon(lambda: ModelDownError(name))
         # A comparison that waits for the engine's lock would wait for as long as the forward hangs.
-        self._lens.leave_hanging(instance.engine, ModelDownError(name))
+        self._lens.leave_hanging(served.engine, ModelDownError(name))
         return True
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until no change is under way. Returns False if one still was after `timeout_s`."""
         return self._idle.wait(timeout_s)
 
-    def _restart(self, old: ModelInstance) -> None:
+    def _restart(self, old: ServedModel) -> None:
         name = old.card.name
-        if self._registry.instances.get(name) is not old:
+        if self._registry.models.get(name) is not old:
             # It was replaced in the meantime.
             return
         timeout_s = self._context.options.load_timeout_s
@@ -124,22 +124,22 @@ class ModelChanges:
             raise StartError(f"{name} had not loaded after {timeout_s:g} s") from error
         self._register(new)
         self._context.telemetry.model_replaced(name)
-        self._context.telemetry.model_served(name)
 
-    def _register(self, new: ModelInstance) -> ModelCard:
+    def _register(self, new: ServedModel) -> ModelCard:
         card = self._registry.register(new)
-        # `drain` closes the registered instances: it may have missed this one.
+        # `drain` closes the registered models: it may have missed this one.
         if self._draining():
             new.admission.close()
+        self._context.telemetry.model_served(card.name, new.devices)
         return card
 
     def _origin(self, name: str, source: str | None) -> ModelSource:
         if source is not None:
             return catalog.from_request(source, name, self._context.options.models_folder)
-        instances = self._registry.instances
-        if name not in instances:
-            raise UnknownModelError(name, list(instances))
-        return instances[name].origin
+        models = self._registry.models
+        if name not in models:
+            raise UnknownModelError(name, list(models))
+        return models[name].origin
 
     async def _exclusively(self, name: str, change: Coroutine[Any, Any, T]) -> T:
         """Run `change` in its own task, which goes on if this call is cancelled. One change runs at a time."""
@@ -167,28 +167,26 @@ class ModelChanges:
         return result
 
     async def _free_memory(self, name: str) -> None:
-        # By now a replaced or unfinished instance is referred to by its own reference cycles alone.
-        device = self._context.placement.device
+        # By now a replaced or unfinished model is referred to by its own reference cycles alone.
         modules, self._replaced_modules = self._replaced_modules, weakref.WeakSet()
-        await BackgroundWork(lambda: memory.release(device, modules), f"unloader-{name}").result()
+        await BackgroundWork(lambda: self._context.release_memory(modules), f"unloader-{name}").result()
 
     async def _load(self, name: str, origin: ModelSource) -> Loaded:
-        replaced = self._registry.instances.get(name)
+        replaced = self._registry.models.get(name)
         limit = self._context.options.max_models
-        if replaced is None and len(self._registry.instances) >= limit:
+        if replaced is None and len(self._registry.models) >= limit:
             raise TooManyModelsError(limit)
         loaded = await self._load_in_thread(name, origin)
         if isinstance(loaded, GradlessError):
             self._context.telemetry.model_not_loaded(name)
             raise loaded
         card = self._register(loaded)
-        self._context.telemetry.model_served(name)
         _log.info("loaded %s, version %d, fingerprint %s", name, card.version, card.fingerprint)
         if replaced is not None:
             await self._retire(replaced)
         return Loaded(card, replaced=replaced is not None)
 
-    async def _load_in_thread(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
+    async def _load_in_thread(self, name: str, origin: ModelSource) -> ServedModel | GradlessError:
         """As `_load_or_error`, in a thread. After a timeout the thread is left behind: a slow disk or the user's own
         code cannot be interrupted."""
         self._left_behind = [each for each in self._left_behind if each.running]
@@ -205,15 +203,15 @@ class ModelChanges:
             self._left_behind.append(loading)
             return LoadTimeoutError(name, f"it had not loaded after {timeout_s:g} s (GRADLESS_LOAD_TIMEOUT_S).")
 
-    def _discard(self, loaded: ModelInstance | GradlessError) -> None:
-        """Close an instance that will not be served."""
-        if isinstance(loaded, ModelInstance):
+    def _discard(self, loaded: ServedModel | GradlessError) -> None:
+        """Close a model that will not be served."""
+        if isinstance(loaded, ServedModel):
             loaded.close(self._context.options.forward_timeout_s)
             if self._context.remote is not None:
                 self._context.remote.forget(loaded.admission)
 
-    def _load_or_error(self, name: str, origin: ModelSource) -> ModelInstance | GradlessError:
-        """Return the new instance, or the error to raise. The error has no traceback: that would keep the memory of
+    def _load_or_error(self, name: str, origin: ModelSource) -> ServedModel | GradlessError:
+        """Return the new model, or the error to raise. The error has no traceback: that would keep the memory of
         what was loaded."""
         try:
             new = serve_model(replace(origin(), name=name), origin, self._context, check_memory=True)
@@ -236,12 +234,12 @@ class ModelChanges:
         removed = self._registry.remove(name)
         await self._retire(removed)
         self._context.telemetry.model_gone(name)
-        _log.info("unloaded %s; the default is %s", name, next(iter(self._registry.instances)))
+        _log.info("unloaded %s; the default is %s", name, next(iter(self._registry.models)))
 
-    async def _retire(self, old: ModelInstance) -> None:
-        """Wait until an instance that is out of the registry has answered its requests, and end its threads."""
+    async def _retire(self, old: ServedModel) -> None:
+        """Wait until a model that is out of the registry has answered its requests, and end its threads."""
         name = old.card.name
-        self._replaced_modules = weakref.WeakSet(old.engine.model.network.modules())
+        self._replaced_modules = weakref.WeakSet(old.model.network.modules())
         comparison_ended = self._lens.leave(old.engine, ModelGoneError(name))
         await old.admission.wait_until_empty()
 

@@ -1,4 +1,4 @@
-"""A model instance: one model on one device, with its engine, batcher, admission and pipeline."""
+"""A model instance: one model on one device, with its engine and batcher. How a process serves models."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
+from weakref import WeakSet
+
+from torch import nn
 
 from models import backends
 from models.backends import DEFAULT_CACHE_FOLDER, BackendOptions
 from models.hardware import memory
-from models.hardware.placement import Placement, Precision
+from models.hardware.placement import Placement, Precision, utilization
 from models.images.decode_pool import DecodePool
 from models.inference.engine import Engine, with_fresh_conversion
-from models.inference.image_job import BatchItem, ItemOutput
-from models.inference.pipeline import Pipeline
+from models.inference.image_job import BatchItem, ItemOutput, LocalQueue
 from models.interface.admission import Admission
 from models.interface.errors import NoRoomError
 from models.interface.request import ImageLimits
-from models.interface.results import ModelCard
-from models.interface.telemetry import BatcherState, BatchReport, QueueState, Telemetry
+from models.interface.telemetry import BatchReport, DeviceState, InstanceId, InstanceState, Telemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration
-from models.loading.catalog import ModelSource
 from models.loading.load import LoadedModel, load
 from models.networks.specs import ModelSpec
 from models.scheduling.batcher import Batcher
 from models.scheduling.oom_splitting import SplittingRun
 
 # Seconds to wait for the threads of a model that cannot be served; a warm-up that takes longer is left behind.
-_CLOSE_TIMEOUT_S = 1.0
+CLOSE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +91,7 @@ class RemoteAdmission(Protocol):
         """How many items a model's queue must hold. That includes cancelled ones, which the batcher removes only when
         it reaches them."""
 
-    def admission(self, model: LoadedModel, batcher: Batcher[BatchItem, ItemOutput]) -> Admission:
+    def admission(self, model: LoadedModel, queue: LocalQueue) -> Admission:
         """Return the admission of a model that is warmed up. The model is then served, or passed to `forget`."""
 
     def forget(self, admission: Admission) -> None:
@@ -112,39 +112,43 @@ class ServingContext:
     telemetry: Telemetry
     remote: RemoteAdmission | None = None
 
+    def device_states(self) -> dict[str, DeviceState]:
+        """As Runtime.devices."""
+        device = self.placement.device
+        return {str(device): DeviceState(memory.figures(device), utilization(device))}
+
+    def release_memory(self, left: WeakSet[nn.Module]) -> None:
+        """As memory.release, on every device."""
+        memory.release(self.placement.device, left)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInstance:
-    """One model on one device with its engine and batcher: the unit that is loaded, served, restarted and unloaded.
+    """One model on one device, with its engine and batcher. `run` is the engine's `run`, which splits a batch that
+    exceeds the device's memory."""
 
-    `origin` finds the model's spec again, for a reload or a restart. `run` is the engine's `run`, which splits a batch
-    that exceeds the device's memory.
-    """
-
-    origin: ModelSource
-    card: ModelCard
+    id: InstanceId
     engine: Engine
     run: SplittingRun[BatchItem, ItemOutput]
     batcher: Batcher[BatchItem, ItemOutput]
-    admission: Admission
-    pipeline: Pipeline
-    options: ServingOptions
+    forward_timeout_s: float
 
-    def queue_state(self) -> QueueState:
-        return QueueState(
-            self.batcher.depth, self.batcher.oldest_age_seconds(), self.admission.in_flight, self.admission.capacity
+    def state(self) -> InstanceState:
+        batcher = self.batcher
+        return InstanceState(
+            depth=batcher.depth,
+            oldest_age_seconds=batcher.oldest_age_seconds(),
+            alive=batcher.alive,
+            running_seconds=batcher.running_seconds(),
+            max_batch_size=self.run.safe_size or batcher.max_batch_size,
         )
 
-    def batcher_state(self) -> BatcherState:
-        size = self.run.safe_size or self.batcher.max_batch_size
-        return BatcherState(self.batcher.alive, self.batcher.running_seconds(), size)
-
     def health_problem(self) -> str | None:
-        """Return why the model cannot answer, as a clause without subject; None while it is healthy."""
+        """Return why it cannot answer, as a clause without subject; None while it is healthy."""
         if not self.batcher.alive:
             return "has lost a thread of its batcher"
         running_s = self.batcher.running_seconds()
-        if running_s > self.options.forward_timeout_s:
+        if running_s > self.forward_timeout_s:
             return f"has run one forward for {running_s:.0f} s"
         return None
 
@@ -156,21 +160,18 @@ class ModelInstance:
         return closed
 
 
-def serve_model(
-    spec: ModelSpec, origin: ModelSource, context: ServingContext, *, check_memory: bool = False
-) -> ModelInstance:
-    """Load the model that `origin` found, and warm it up. Blocks. `check_memory`: refuse a model that may not fit
-    alongside the served ones. Raises StartError, NoRoomError."""
+def start_instance(spec: ModelSpec, context: ServingContext, *, check_memory: bool) -> ModelInstance:
+    """Load a model on the device, and warm it up. Blocks. `check_memory`: refuse a model that may not fit alongside the
+    served ones. Raises StartError, NoRoomError."""
     model = load(spec, context.placement, context.calibration)
     if check_memory:
         _check_memory(model)
-    return with_fresh_conversion(model, lambda fresh: _serve_loaded(model, spec, origin, context, fresh=fresh))
+    return with_fresh_conversion(model, lambda fresh: _start_loaded(model, context, fresh=fresh))
 
 
-def _serve_loaded(
-    model: LoadedModel, spec: ModelSpec, origin: ModelSource, context: ServingContext, *, fresh: bool
-) -> ModelInstance:
-    options = context.options
+def _start_loaded(model: LoadedModel, context: ServingContext, *, fresh: bool) -> ModelInstance:
+    options, device = context.options, model.placement.device
+    instance = InstanceId(model.name, str(device))
     with ExitStack() as unfinished:
         backend = backends.make(
             model,
@@ -195,14 +196,16 @@ def _serve_loaded(
 
         run = SplittingRun(
             engine.run,
-            model=spec.name,
+            model=instance.model,
+            device=instance.device,
             out_of_memory=memory.ran_out,
-            release_memory=partial(memory.trim, model.placement.device),
+            release_memory=partial(memory.trim, device),
             telemetry=context.telemetry,
         )
         batcher: Batcher[BatchItem, ItemOutput] = Batcher(
             run,
-            name=spec.name,
+            name=instance.model,
+            device=instance.device,
             max_batch_size=engine.hints.max_batch_size,
             max_wait_s=options.max_wait_s,
             queue_capacity=options.queue_capacity if context.remote is None else context.remote.queue_capacity,
@@ -212,24 +215,10 @@ def _serve_loaded(
             prepare=prepare,
             on_batch=on_batch,
         )
-        unfinished.callback(batcher.close, _CLOSE_TIMEOUT_S)
+        unfinished.callback(batcher.close, CLOSE_TIMEOUT_S)
         batcher.wait_until_ready()
-        if context.remote is None:
-            admission = Admission(options.queue_capacity, batcher.expected_seconds)
-        else:
-            admission = context.remote.admission(model, batcher)
-            unfinished.callback(context.remote.forget, admission)
-        pipeline = Pipeline(
-            model,
-            batcher,
-            context.decode_pool,
-            admission,
-            deadline_s=options.deadline_s,
-            telemetry=context.telemetry,
-        )
-        instance = ModelInstance(origin, _card(spec, model), engine, run, batcher, admission, pipeline, options)
         unfinished.pop_all()
-    return instance
+    return ModelInstance(instance, engine, run, batcher, options.forward_timeout_s)
 
 
 def _check_memory(model: LoadedModel) -> None:
@@ -239,24 +228,3 @@ def _check_memory(model: LoadedModel) -> None:
     if model.weight_bytes > free:
         needed = f"its weights are {model.weight_bytes / 1e6:.0f} MB"
         raise NoRoomError(model.name, f"{needed}, and {free / 1e6:.0f} MB are left.")
-
-
-def _card(spec: ModelSpec, model: LoadedModel) -> ModelCard:
-    return ModelCard(
-        name=spec.name,
-        architecture=model.architecture,
-        parameters=model.parameters,
-        weight_bytes=model.weight_bytes,
-        input_size=model.transform.crop,
-        classes=model.network.classes,
-        feature_dimensions=model.network.dimensions,
-        feature_shape=model.network.feature_shape,
-        feature_layer=None if model.features is None else model.features.node,
-        device=str(model.placement.device),
-        dtype=model.placement.dtype_name,
-        backend=model.placement.backend,
-        fingerprint=model.fingerprint,
-        training=model.network.training,
-        load_seconds=model.load_seconds,
-        version=1,
-    )

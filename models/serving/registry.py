@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from models.interface.errors import LastModelError, ModelChangingError, ModelDownError, UnknownModelError
 from models.interface.results import ModelCard
-from models.serving.model_instance import ModelInstance
+from models.serving.served_model import ServedModel
 
 T = TypeVar("T")
 
@@ -29,29 +29,29 @@ def find_model(models: Mapping[str, T], down: Collection[str], name: str | None)
 
 
 class ModelRegistry:
-    """The served model instances, the default first. Thread-safe. Readers take no lock: a change is one assignment, so
+    """The served models, the default first. Thread-safe. Readers take no lock: a change is one assignment, so
     they see all of it or nothing."""
 
     def __init__(self) -> None:
-        self._instances: Mapping[str, ModelInstance] = MappingProxyType({})
+        self._models: Mapping[str, ServedModel] = MappingProxyType({})
         self._down: frozenset[str] = frozenset()
         self._changing: set[str] = set()
         self._versions: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @property
-    def instances(self) -> Mapping[str, ModelInstance]:
-        """The current instances by name. A later change makes another mapping."""
-        return self._instances
+    def models(self) -> Mapping[str, ServedModel]:
+        """The current models by name. A later change makes another mapping."""
+        return self._models
 
     @property
     def down(self) -> frozenset[str]:
         """Names of models that have stopped working and are not replaced yet."""
         return self._down
 
-    def find(self, name: str | None) -> ModelInstance:
+    def find(self, name: str | None) -> ServedModel:
         """As `find_model`."""
-        return find_model(self._instances, self._down, name)
+        return find_model(self._models, self._down, name)
 
     @contextmanager
     def changing(self, name: str) -> Iterator[None]:
@@ -66,34 +66,34 @@ class ModelRegistry:
             with self._lock:
                 self._changing.discard(name)
 
-    def register(self, instance: ModelInstance) -> ModelCard:
-        """Serve `instance` from now on. It replaces the instance of its name, or becomes the last one. Returns its card
-        with its version number."""
-        name = instance.card.name
+    def register(self, served: ServedModel) -> ModelCard:
+        """Serve `served` from now on. It replaces the model of its name, or becomes the last one. Returns its card with
+        its version number."""
+        name = served.card.name
         with self._lock:
             self._versions[name] += 1
-            numbered = replace(instance, card=replace(instance.card, version=self._versions[name]))
-            self._instances = MappingProxyType({**self._instances, name: numbered})
+            numbered = replace(served, card=replace(served.card, version=self._versions[name]))
+            self._models = MappingProxyType({**self._models, name: numbered})
             self._down -= {name}
         return numbered.card
 
-    def remove(self, name: str) -> ModelInstance:
-        """Stop serving `name`, and return its instance. Raises UnknownModelError, LastModelError."""
+    def remove(self, name: str) -> ServedModel:
+        """Stop serving `name`, and return its model. Raises UnknownModelError, LastModelError."""
         with self._lock:
-            if name not in self._instances:
-                raise UnknownModelError(name, list(self._instances))
-            if len(self._instances) == 1:
+            if name not in self._models:
+                raise UnknownModelError(name, list(self._models))
+            if len(self._models) == 1:
                 raise LastModelError(name)
-            removed = self._instances[name]
-            self._instances = MappingProxyType({key: each for key, each in self._instances.items() if key != name})
+            removed = self._models[name]
+            self._models = MappingProxyType({key: each for key, each in self._models.items() if key != name})
             self._down -= {name}
             return removed
 
-    def mark_down(self, instance: ModelInstance) -> bool:
-        """Refuse requests for this model until another instance is registered. Returns False if one already is."""
-        name = instance.card.name
+    def mark_down(self, served: ServedModel) -> bool:
+        """Refuse requests for this model until it is registered again. Returns False if it already is."""
+        name = served.card.name
         with self._lock:
-            if self._instances.get(name) is not instance:
+            if self._models.get(name) is not served:
                 return False
             self._down |= {name}
             return True
@@ -102,7 +102,6 @@ class ModelRegistry:
         """Return why models cannot answer, by name. A model that is down and being replaced has no problem."""
         return {
             name: problem
-            for name, instance in self._instances.items()
-            if (problem := instance.health_problem()) is not None
-            and not (name in self._down and name in self._changing)
+            for name, served in self._models.items()
+            if (problem := served.health_problem()) is not None and not (name in self._down and name in self._changing)
         }

@@ -11,20 +11,20 @@ from gradless.memory import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.backends import place
 from models.hardware import cores, memory
-from models.hardware.placement import utilization
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
 from models.interface.errors import AtCapacityError, ModelGoneError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.runtime import Runtime
-from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
+from models.interface.telemetry import AdmissionState, DeviceState, InstanceId, InstanceState, Task, Telemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.serving.lens import Lens
 from models.serving.model_changes import ModelChanges
-from models.serving.model_instance import ModelInstance, RemoteAdmission, ServingContext, ServingOptions
+from models.serving.model_instance import RemoteAdmission, ServingContext, ServingOptions
 from models.serving.registry import ModelRegistry
+from models.serving.served_model import ServedModel
 from models.serving.supervisor import Supervisor
 
 __all__ = ["LocalRuntime", "ServingOptions"]
@@ -83,11 +83,12 @@ class LocalRuntime(Runtime):
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
-        return MappingProxyType({name: instance.card for name, instance in self._registry.instances.items()})
+        return MappingProxyType({name: served.card for name, served in self.models.items()})
 
     @property
-    def instances(self) -> Mapping[str, ModelInstance]:
-        return self._registry.instances
+    def models(self) -> Mapping[str, ServedModel]:
+        """The served models by name, the default first."""
+        return self._registry.models
 
     @property
     def down(self) -> frozenset[str]:
@@ -102,16 +103,16 @@ class LocalRuntime(Runtime):
         return self._draining
 
     @property
-    def full(self) -> bool:
-        return any(instance.admission.full for instance in self._registry.instances.values())
+    def half_full(self) -> bool:
+        return any(served.admission.half_full for served in self.models.values())
 
     def refusal(self, model: str, task: Task) -> AtCapacityError | None:
-        instance = self._registry.instances.get(model)
-        return None if instance is None or model in self._registry.down else instance.pipeline.refusal(task)
+        served = self.models.get(model)
+        return None if served is None or model in self._registry.down else served.pipeline.refusal(task)
 
     async def predict(self, model: str | None, request: InferenceRequest) -> Answer:
-        instance = self._registry.find(model)
-        return await answer(instance.card, instance.pipeline, request)
+        served = self._registry.find(model)
+        return await answer(served.card, served.pipeline, request)
 
     async def compare(
         self,
@@ -120,14 +121,13 @@ class LocalRuntime(Runtime):
         image: bytes | None = None,
         on_progress: Callable[[Progress], None] = lambda _progress: None,
     ) -> Comparison:
-        instance = self._registry.find(model)
+        served = self._registry.find(model)
         pixels = None
         if image is not None:
-            transform = instance.engine.model.transform
-            pixels = await asyncio.wrap_future(self._decode_pool.submit(image, transform))
-        if self._registry.instances.get(instance.card.name) is not instance:
-            raise ModelGoneError(instance.card.name)
-        comparison = await self._lens.compare(instance.engine, options, pixels, on_progress)
+            pixels = await asyncio.wrap_future(self._decode_pool.submit(image, served.model.transform))
+        if self.models.get(served.card.name) is not served:
+            raise ModelGoneError(served.card.name)
+        comparison = await self._lens.compare(served.engine, options, pixels, on_progress)
         self._context.telemetry.compared(comparison)
         return comparison
 
@@ -140,22 +140,19 @@ class LocalRuntime(Runtime):
     async def unload(self, name: str) -> None:
         await self._changes.unload(name)
 
-    def queues(self) -> dict[str, QueueState]:
-        return {name: instance.queue_state() for name, instance in self._registry.instances.items()}
+    def admissions(self) -> dict[str, AdmissionState]:
+        return {name: served.admission_state() for name, served in self.models.items()}
 
-    def batchers(self) -> dict[str, BatcherState]:
-        return {name: instance.batcher_state() for name, instance in self._registry.instances.items()}
+    def instances(self) -> dict[InstanceId, InstanceState]:
+        return {each.id: each.state() for served in self.models.values() for each in served.instances}
 
-    def memory_bytes(self) -> dict[MemoryKind, int]:
-        return memory.figures(self._context.placement.device)
-
-    def utilization(self) -> float | None:
-        return utilization(self._context.placement.device)
+    def devices(self) -> dict[str, DeviceState]:
+        return self._context.device_states()
 
     def drain(self) -> None:
         self._draining = True
-        for instance in self._registry.instances.values():
-            instance.admission.close()
+        for served in self.models.values():
+            served.admission.close()
 
     def close(self, timeout_s: float) -> bool:
         until = perf_counter() + timeout_s
@@ -166,8 +163,8 @@ class LocalRuntime(Runtime):
         # The decode pool closes first: accepted images must be in the queue before the batchers close.
         decoded = self._decode_pool.close(timeout_s)
         unchanging = self._changes.wait(max(0.0, until - perf_counter()))
-        # A list: every instance is closed, also after one that timed out.
-        ended = [instance.close(max(0.0, until - perf_counter())) for instance in self._registry.instances.values()]
+        # A list: every model is closed, also after one that timed out.
+        ended = [served.close(max(0.0, until - perf_counter())) for served in self.models.values()]
         return decoded and unchanging and all(ended)
 
     def _stuck_decode(self) -> str | None:
@@ -180,6 +177,6 @@ class LocalRuntime(Runtime):
 
     def _on_fatal(self, reason: str) -> None:
         """Answer the clients of unhealthy models with an error, and shut down."""
-        for instance in self._registry.instances.values():
-            self._changes.mark_down(instance)
+        for served in self.models.values():
+            self._changes.mark_down(served)
         self._shut_down(reason)

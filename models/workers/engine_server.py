@@ -10,15 +10,15 @@ from collections.abc import Callable, Container, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from models.inference.image_job import BatchItem, ItemOutput
+from models.inference.image_job import LocalQueue
 from models.interface.admission import Admission
 from models.interface.results import Loaded
 from models.interface.shared_work import SharedWork
 from models.interface.telemetry import BatchReport, Telemetry
 from models.loading.load import LoadedModel
-from models.scheduling.batcher import Batcher
-from models.serving.model_instance import ModelInstance, ServingOptions
+from models.serving.model_instance import ServingOptions
 from models.serving.runtime import LocalRuntime
+from models.serving.served_model import ServedModel
 from models.workers.channel import Channel, socket_pair
 from models.workers.image_transfer import ImageReceiver, Version
 from models.workers.messages import Answers, Call, Method, RpcServer, ServedVersion, ServingState, StateApplied
@@ -37,7 +37,7 @@ class SharedAdmission(Admission):
     def __init__(
         self, version: Version, capacity: int, wait_until_empty: Callable[[Version], Coroutine[Any, Any, None]]
     ) -> None:
-        super().__init__(capacity, version.batcher.expected_seconds, admitted_elsewhere=version.slots.in_flight)
+        super().__init__(capacity, version.queue.expected_seconds, admitted_elsewhere=version.slots.in_flight)
         self.version = version
         self._wait = wait_until_empty
 
@@ -99,7 +99,7 @@ class EngineServer:
         """As RemoteAdmission.queue_capacity: one for each slot."""
         return self._max_workers * _SLOTS_PER_IMAGE * self._options.queue_capacity
 
-    def admission(self, model: LoadedModel, batcher: Batcher[BatchItem, ItemOutput]) -> SharedAdmission:
+    def admission(self, model: LoadedModel, queue: LocalQueue) -> SharedAdmission:
         """As RemoteAdmission.admission."""
         network = model.network
         shape = SlotShape(
@@ -110,7 +110,7 @@ class EngineServer:
             classes=network.classes,
         )
         descriptor = SharedSlots.create(shape)
-        version = Version(next(self._version_numbers), model.name, descriptor, SharedSlots(descriptor, shape), batcher)
+        version = Version(next(self._version_numbers), model.name, descriptor, SharedSlots(descriptor, shape), queue)
         self._images.add_version(version)
         return SharedAdmission(version, self._options.queue_capacity, self._wait_until_empty)
 
@@ -174,7 +174,7 @@ class EngineServer:
         runtime = self.runtime
         state = ServingState(
             self._state.number,
-            tuple(map(_served_version, runtime.instances.values())),
+            tuple(map(_served_version, runtime.models.values())),
             runtime.down,
             runtime.ready,
             runtime.draining,
@@ -262,10 +262,10 @@ class EngineServer:
         self._on_lost(number)
 
 
-def _served_version(instance: ModelInstance) -> ServedVersion:
-    admission, model = instance.admission, instance.engine.model
+def _served_version(served: ServedModel) -> ServedVersion:
+    admission, model = served.admission, served.model
     if not isinstance(admission, SharedAdmission):
-        raise TypeError(f"{instance.card.name} was not loaded for HTTP workers")
+        raise TypeError(f"{served.card.name} was not loaded for HTTP workers")
     version = admission.version
     shape = version.slots.shape
-    return ServedVersion(version.number, instance.card, model.transform, model.labels, shape, admission.capacity)
+    return ServedVersion(version.number, served.card, model.transform, model.labels, shape, admission.capacity)

@@ -11,11 +11,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 
-from models.inference.image_job import BatchItem, ItemOutput
+from models.inference.image_job import BatchItem, ItemOutput, LocalQueue
 from models.interface.errors import ModelGoneError, OverloadedError
 from models.interface.request import InferenceRequest
 from models.interface.telemetry import BatchReport, StaleMessage
-from models.scheduling.batcher import Batcher, Completed
+from models.scheduling.batcher import Completed
 from models.workers.messages import Answered, Answers, Submission
 from models.workers.shared_slots import SharedSlots, SlotCancelToken
 
@@ -130,7 +130,7 @@ class Version:
     name: str
     descriptor: int
     slots: SharedSlots
-    batcher: Batcher[BatchItem, ItemOutput]
+    queue: LocalQueue
     received: dict[int, int] = field(default_factory=dict)
 
 
@@ -209,7 +209,7 @@ class ImageReceiver:
         future.add_done_callback(partial(self._on_done, version, worker, slot, generation))
         item = BatchItem(slots.pixels(slot), InferenceRequest.received(parameters, worker, token))
         try:
-            version.batcher.submit(item, future=future)
+            version.queue.submit(item, future=future)
         except Exception as error:  # noqa: BLE001 - any error is the image's answer
             self._fail(worker, number, slot, generation, error)
 
@@ -234,7 +234,7 @@ class ImageReceiver:
         completed = done.result()
         output = completed.result
         version.slots.write(slot, output)
-        version.slots.seconds_per_image = version.batcher.expected_seconds(1)
+        version.slots.seconds_per_image = version.queue.expected_seconds(1)
         classes = 0 if output.indices is None else len(output.indices)
         answered = classes, completed.queue_seconds, output.finite
         self._finished.results[worker, version.number].append((slot, generation, answered))

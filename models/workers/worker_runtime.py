@@ -20,7 +20,7 @@ from models.interface.errors import AtCapacityError, ModelDownError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard
 from models.interface.runtime import Runtime
-from models.interface.telemetry import BatcherState, MemoryKind, QueueState, Task, Telemetry
+from models.interface.telemetry import AdmissionState, DeviceState, InstanceId, InstanceState, Task, Telemetry
 from models.serving.model_instance import ServingOptions
 from models.serving.registry import find_model
 from models.serving.supervisor import Supervisor
@@ -111,8 +111,8 @@ class WorkerRuntime(Runtime):
         return self._draining
 
     @property
-    def full(self) -> bool:
-        return any(model.admission.full for model in self._models.values())
+    def half_full(self) -> bool:
+        return any(model.admission.half_full for model in self._models.values())
 
     def refusal(self, model: str, task: Task) -> AtCapacityError | None:
         found = self._models.get(model)
@@ -148,17 +148,14 @@ class WorkerRuntime(Runtime):
 
     # The engine process reports these for the whole service.
 
-    def queues(self) -> Mapping[str, QueueState]:
+    def admissions(self) -> Mapping[str, AdmissionState]:
         return {}
 
-    def batchers(self) -> Mapping[str, BatcherState]:
+    def instances(self) -> Mapping[InstanceId, InstanceState]:
         return {}
 
-    def memory_bytes(self) -> Mapping[MemoryKind, int]:
+    def devices(self) -> Mapping[str, DeviceState]:
         return {}
-
-    def utilization(self) -> float | None:
-        return None
 
     def drain(self) -> None:
         self._draining = True
@@ -227,7 +224,7 @@ class WorkerRuntime(Runtime):
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
         )
-        self._telemetry.model_shown(served.name)
+        self._telemetry.model_shown(served.name, [served.card.device])
         model = self._versions[served.version] = _Model(served, pipeline, admission, batcher)
         return model
 

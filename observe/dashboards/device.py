@@ -17,14 +17,19 @@ def batches() -> list[PanelBuilder]:
             "Batch size: mean",
             "Mean of images per forward, and the limit (GRADLESS_MAX_BATCH_SIZE, lower after running out of memory).",
             "short",
-            Query(f"instance_model:gradless_batch_size:mean_rate5m{{{MODEL}}}", "{{instance}} {{model}}"),
+            Query(
+                f"instance_model_device:gradless_batch_size:mean_rate5m{{{MODEL}}}", "{{instance}} {{model}} {{device}}"
+            ),
             Query(f"max(gradless_batch_size_limit{{{MODEL}}})", "limit"),
         ),
         graph(
             "Batch efficiency",
             "Mean batch size over its limit. Low is normal on an idle device; on a busy one, decoding is too slow.",
             "percentunit",
-            Query(f"instance_model:gradless_batch_efficiency:ratio_rate5m{{{MODEL}}}", "{{instance}} {{model}}"),
+            Query(
+                f"instance_model_device:gradless_batch_efficiency:ratio_rate5m{{{MODEL}}}",
+                "{{instance}} {{model}} {{device}}",
+            ),
         ),
         graph(
             "Batches by trigger",
@@ -94,10 +99,13 @@ def memory_and_device() -> list[PanelBuilder]:
             "Share of the time during which a forward was running, and the device's utilization (NVML) if available. "
             "At 1 the device is the bottleneck.",
             "percentunit",
-            Query(f"instance_model:gradless_forward_busy:ratio_rate5m{{{MODEL}}}", "{{instance}} {{model}}"),
             Query(
-                f"gradless_device_utilization_ratio{{{INSTANCE}}} or on (job, instance) "
-                f"sum by (job, instance) (instance_model:gradless_forward_busy:ratio_rate5m{{{MODEL}}})",
+                f"instance_model_device:gradless_forward_busy:ratio_rate5m{{{MODEL}}}",
+                "{{instance}} {{model}} {{device}}",
+            ),
+            Query(
+                f"gradless_device_utilization_ratio{{{INSTANCE}}} or on (job, instance, device) "
+                f"sum by (job, instance, device) (instance_model_device:gradless_forward_busy:ratio_rate5m{{{MODEL}}})",
                 "{{instance}} {{device}} total",
             ),
         ),

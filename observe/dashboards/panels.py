@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from grafana_foundation_sdk.builders import bargauge, common, heatmap, prometheus, stat, timeseries
-from grafana_foundation_sdk.builders.dashboard import Dashboard, QueryVariable, Row, ThresholdsConfig
+from grafana_foundation_sdk.builders.dashboard import (
+    Dashboard,
+    DatasourceVariable,
+    QueryVariable,
+    Row,
+    ThresholdsConfig,
+)
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import (
     BigValueColorMode,
@@ -32,8 +38,11 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-# The name of the data source in docker/grafana/provisioning.
-DATA_SOURCE = DataSourceRef("prometheus", "gradless-prometheus")
+# Chosen on the dashboard, so that it works in any Grafana with a Prometheus.
+DATA_SOURCE = DataSourceRef("prometheus", "${datasource}")
+
+# The data source in docker/grafana/provisioning. Where there is none of this uid, Grafana takes its first Prometheus.
+_PROVISIONED = VariableOption(selected=True, text="Prometheus", value="gradless-prometheus")
 
 # Label selectors on the dashboard's variables.
 INSTANCE = 'instance=~"$instance"'
@@ -128,7 +137,7 @@ def bars(title: str, description: str, unit: str, query: Query) -> bargauge.Pane
 
 
 def board(uid: str, title: str, description: str, rows: Sequence[tuple[str, Sequence[PanelBuilder]]]) -> Dashboard:
-    """A dashboard with named rows of panels, and variables for instance and model."""
+    """A dashboard with named rows of panels, and variables for data source, instance and model."""
     built = (
         Dashboard(title)
         .uid(uid)
@@ -138,6 +147,7 @@ def board(uid: str, title: str, description: str, rows: Sequence[tuple[str, Sequ
         .refresh("10s")
         .timezone("browser")
         .tooltip(DashboardCursorSync.CROSSHAIR)
+        .with_variable(DatasourceVariable("datasource").label("Data source").type("prometheus").current(_PROVISIONED))
         .with_variable(_variable("instance", "Instance", "label_values(gradless_build_info, instance)"))
         .with_variable(_variable("model", "Model", f"label_values(gradless_model_ready{{{INSTANCE}}}, model)"))
     )

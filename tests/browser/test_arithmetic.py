@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -78,5 +80,33 @@ def test_figures_stay_with_their_units_in_a_sentence(reckon: Callable[..., Any])
 
 
 def test_zero_vectors_are_similar_to_nothing(reckon: Callable[..., Any]) -> None:
-    assert reckon("vectors.js", "m.cosine(a[0], a[1])", [0, 0], [1, 2]) == 0
-    assert reckon("vectors.js", "m.cosine(a[0], a[1])", [3, 4], [-3, -4]) == pytest.approx(-1)
+    [zero, first, opposite] = reckon("vectors.js", "m.cosines(a)", [0, 0], [3, 4], [-3, -4])
+    assert zero == [0, 0, 0]
+    assert first == pytest.approx([0, 1, -1])
+    assert opposite == pytest.approx([0, -1, 1])
+
+
+def test_parts_of_a_request_stay_within_its_limits(reckon: Callable[..., Any]) -> None:
+    sizes = "m.partsOf(a[0].map(size => ({ file: { size } })), a[1]).map(part => part.map(({ file }) => file.size))"
+    limits = {"images": 3, "request_bytes": 10_000}
+    assert reckon("sending.js", sizes, [1, 2, 3, 4, 5], limits) == [[1, 2, 3], [4, 5]]
+    # Each file has a header of its own in the body.
+    assert reckon("sending.js", sizes, [6000, 1999, 1, 50_000, 1], limits) == [[6000, 1999], [1], [50_000], [1]]
+
+
+def test_a_cell_of_a_csv_file_is_quoted_and_never_a_formula(reckon: Callable[..., Any]) -> None:
+    pictures = [{"name": name} for name in ("=1+1.png", 'a "b", c.png', "-x.png", "é.png")]
+    results = [
+        {"predictions": [{"label": "@cat", "index": 3, "probability": 0.75}]},
+        {"predictions": [{"label": "dog, wild", "index": 4, "probability": 1e-7}]},
+        {"error": {"title": "+Bad", "detail": "It is\nno image."}},
+        {"predictions": []},
+    ]
+    written = reckon("downloads.js", "m.csvOf(a[0], a[1])", pictures, results)
+    assert list(csv.reader(io.StringIO(written))) == [
+        ["file", "error", "label_1", "index_1", "probability_1"],
+        ["'=1+1.png", "", "'@cat", "3", "0.75"],
+        ['a "b", c.png', "", "dog, wild", "4", "1e-7"],
+        ["'-x.png", "'+Bad: It is\nno image.", "", "", ""],
+        ["é.png", "", "", "", ""],
+    ]

@@ -124,7 +124,7 @@ class Container:
     """The image's command in namespaces of its own. Leaving the context kills it, if it has not ended by then."""
 
     def __init__(
-        self, installed: Path, cache: Path, command: list[str], environment: dict[str, str], log: Path
+        self, installed: Path, cache: Path, models: Path, command: list[str], environment: dict[str, str], log: Path
     ) -> None:
         torch = importlib.util.find_spec("torch")
         assert torch is not None
@@ -134,7 +134,15 @@ class Container:
         inside = [sys.executable, str(Path(__file__).with_name("contained.py")), str(installed)]
         with log.open("wb") as output:
             self._unshare = subprocess.Popen(
-                [*_NAMESPACES, *inside, str(Path(torch.origin).parents[1]), str(cache), *_AS_USER, *command],
+                [
+                    *_NAMESPACES,
+                    *inside,
+                    str(Path(torch.origin).parents[1]),
+                    str(cache),
+                    str(models),
+                    *_AS_USER,
+                    *command,
+                ],
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -205,14 +213,47 @@ def converted(dockerfile: Dockerfile, tmp_path_factory: pytest.TempPathFactory) 
     return cache
 
 
+_NETWORK = """
+from torch import nn
+
+def build(num_classes: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+"""
+
+_DESCRIPTION = """
+architecture = "net:build"
+weights = "random"
+labels = ["cat", "dog", "fox"]
+
+[transform]
+resize = 40
+crop = 32
+interpolation = "bilinear"
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+"""
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the model folder `my-model`, as docs/deployment.md mounts one."""
+    folder = tmp_path_factory.mktemp("deployed")
+    (folder / "my-model").mkdir()
+    (folder / "my-model/net.py").write_text(_NETWORK)
+    (folder / "my-model/model.toml").write_text(_DESCRIPTION)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def container(
-    dockerfile: Dockerfile, installed: Path, converted: Path, tmp_path_factory: pytest.TempPathFactory
+    dockerfile: Dockerfile, installed: Path, converted: Path, deployed: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Container]:
-    """The image `cpu` with its environment, ready and shared. Skips where namespaces are not available."""
+    """The image `cpu` with its environment and a folder of models, ready and shared. Skips where namespaces are not
+    available."""
     tried = subprocess.run([*_NAMESPACES, "true"], capture_output=True, text=True, check=False)
     if tried.returncode:
         pytest.skip(f"no namespaces to contain it in: {tried.stderr.strip()}")
     log = tmp_path_factory.mktemp("log") / "container.log"
-    with Container(installed, converted, dockerfile.command("cpu"), dockerfile.environment("cpu"), log) as started:
+    environment = dockerfile.environment("cpu") | {"GRADLESS_MODELS_FOLDER": "/opt/models"}
+    with Container(installed, converted, deployed, dockerfile.command("cpu"), environment, log) as started:
         yield started.wait_until_ready(dockerfile.health_check("cpu"))

@@ -1,8 +1,9 @@
-"""A container without an engine: `unshare --mount --pid --net --fork python contained.py VENV BORROWED CACHE COMMAND`
+"""A container without an engine: `unshare --mount --pid --net --fork python contained.py VENV BORROWED CACHE MODELS
+COMMAND`
 
 The root is read-only and there is no network but loopback; VENV is at /opt/gradless, BORROWED, where PyTorch is, at
-/opt/borrowed, CACHE at /var/cache/gradless, and /tmp is the one place to write. COMMAND runs as process 1, as user
-10001, which may only read root's files, because Python may be among them.
+/opt/borrowed, CACHE at /var/cache/gradless, MODELS at /opt/models, and /tmp is the one place to write. COMMAND runs as
+process 1, as user 10001, which may only read root's files, because Python may be among them.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ def bind(source: str, target: str) -> None:
     mount("-o", "remount,bind,ro", target)
 
 
-def main(venv: str, borrowed: str, cache: str, *command: str) -> None:
+def main(venv: str, borrowed: str, cache: str, models: str, *command: str) -> None:
     mount("--make-rprivate", "/")
     for folder in ("/opt", "/var/cache"):
         mount("-t", "tmpfs", "tmpfs", folder)
     bind(venv, "/opt/gradless")
     bind(borrowed, "/opt/borrowed")
     bind(cache, "/var/cache/gradless")
+    bind(models, "/opt/models")
     # After what lies there has been bound elsewhere.
     mount("-t", "tmpfs", "tmpfs", "/tmp")  # noqa: S108 - a private mount
     mount("-t", "proc", "proc", "/proc")

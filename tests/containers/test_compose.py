@@ -16,9 +16,10 @@ from app.process.lifetime import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
 from observe import GRAFANA, PROMETHEUS, ROOT
 
-FILES = [ROOT / "docker/compose.yaml", ROOT / "docker/compose.gpu.yaml"]
+FILES = [ROOT / "docker/compose.yaml", ROOT / "docker/compose.gpu.yaml", ROOT / "docker/compose.model.yaml"]
 COMPOSE: dict[str, Any] = yaml.safe_load(FILES[0].read_text())
 GPU: dict[str, Any] = yaml.safe_load(FILES[1].read_text())
+MODEL: dict[str, Any] = yaml.safe_load(FILES[2].read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OURS = {name: value for name, value in SERVICES["gradless"]["environment"].items() if name.startswith("GRADLESS_")}
 
@@ -52,6 +53,29 @@ def test_both_files_together_are_valid_and_add_a_gpu_with_the_same_restrictions(
     assert gradless["mem_limit"] == "16g"
     changed = {"image", "build", "deploy", "mem_limit"}
     assert {name for name in gradless if gradless[name] != SERVICES["gradless"].get(name)} == changed
+
+
+def test_a_model_of_your_own_is_mounted_where_it_is_served_from_and_converted_for_later_starts(
+    dockerfile: Any, tmp_path: Path
+) -> None:
+    both = merged(COMPOSE, MODEL)
+    (tmp_path / "compose.yaml").write_text(yaml.safe_dump(both))
+    assert_valid(tmp_path / "compose.yaml")
+    gradless = both["services"]["gradless"]
+    changed = {"environment", "volumes"}
+    assert {name for name in gradless if gradless[name] != SERVICES["gradless"].get(name)} == changed
+    models, cache = (volume.rsplit(":", 2) for volume in gradless["volumes"])
+    assert (models[0].partition(":")[0], models[1:]) == ("${MODELS", ["/models", "ro"])
+    assert (
+        gradless["environment"].items()
+        >= {
+            "GRADLESS_MODELS": "/models/my-model",
+            "GRADLESS_MODELS_FOLDER": "/models",
+            "GRADLESS_DRAIN_TIMEOUT_S": "30",
+        }.items()
+    )
+    assert cache == ["cache", dockerfile.environment("cpu")["GRADLESS_CACHE_FOLDER"]]
+    assert "cache" in both["volumes"]
 
 
 @pytest.mark.parametrize("name", SERVICES)

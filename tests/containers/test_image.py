@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
 from importlib.metadata import distributions
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,40 @@ def test_the_container_of_the_readme_has_time_to_drain_and_receives_early_signal
     assert found
     assert int(found[1]) > Settings().drain_timeout_s
     assert " --init " in command
+
+
+def test_your_own_model_runs_in_the_container_of_the_readme_with_its_volumes(dockerfile: Any) -> None:
+    [plain] = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("docker run ")]
+    page = (ROOT / "docs/deployment.md").read_text()
+    [check, own] = [shlex.split(line) for line in page.splitlines() if line.startswith("docker run ")]
+    assert set(shlex.split(plain)) <= set(own)
+    volumes = dict(word.split(":")[:2] for flag, word in pairwise(own) if flag == "--volume")
+    assert volumes == {
+        "$PWD/deployed": "/models",
+        "gradless-cache": dockerfile.environment("cpu")["GRADLESS_CACHE_FOLDER"],
+    }
+    variables = dict(word.split("=") for flag, word in pairwise(own) if flag == "--env")
+    assert variables == {"GRADLESS_MODELS": "/models/my-model", "GRADLESS_MODELS_FOLDER": "/models"}
+    assert check[-4:] == ["gradless:cpu", "models", "check", variables["GRADLESS_MODELS"]]
+
+
+def test_make_run_installs_pytorch_from_another_index_as_the_image_does(dockerfile: Any) -> None:
+    index = "https://download.pytorch.org/whl/cpu"
+    assert f"TORCH_INDEX={index}" in dockerfile.values("build-cpu", "ARG")
+    assert f"make run TORCH_INDEX={index} " in (ROOT / "README.md").read_text()
+    plain, other = (
+        subprocess.run(
+            ["make", "--dry-run", "run", "VENV=/nowhere", *setting],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()
+        for setting in ((), (f"TORCH_INDEX={index}",))
+    )
+    [install] = set(other) - set(plain)
+    assert install.endswith(f"--index-url '{index}' --no-deps torch torchvision")
+    assert "--editable" in other[other.index(install) + 1]
 
 
 def test_the_wheel_has_the_three_packages_with_the_page_and_no_tests(installed: Path) -> None:

@@ -3,6 +3,7 @@ service that they run. Kustomize's part needs kubectl, which is no package of th
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from app.http.api_keys import read_keys
 from app.main import create_app
 from app.process.lifetime import FORCED_AFTER_DRAIN_S
 from app.settings import Settings
@@ -150,16 +152,79 @@ def test_the_autoscaler_sees_a_pods_queue_of_all_models_as_a_minutes_mean(tmp_pa
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+OWN = {
+    patch["kind"]: patch
+    for name in ("deployment.yaml", "podmonitor.yaml")
+    for patch in yaml.safe_load_all((FOLDER / "own-model" / name).read_text())
+}
+OWN_POD: dict[str, Any] = OWN["Deployment"]["spec"]["template"]["spec"]
+MODELS = {each["kind"]: each for each in yaml.safe_load_all((FOLDER / "models.yaml").read_text())}
+PAGE = (ROOT / "docs/deployment.md").read_text()
+
+
+def test_your_own_model_and_its_keys_are_read_from_mounted_volumes(dockerfile: Any) -> None:
+    [patch] = OWN_POD["containers"]
+    variables = {variable["name"]: variable["value"] for variable in patch["env"]}
+    assert patch["name"] == GRADLESS["name"]
+    assert not variables.keys() - {f"GRADLESS_{name.upper()}" for name in Settings.model_fields}
+    volumes = {volume["name"]: volume for volume in OWN_POD["volumes"]}
+    mounts = {mount["mountPath"]: (mount.get("readOnly"), volumes[mount["name"]]) for mount in patch["volumeMounts"]}
+
+    read_only, models = mounts[str(Path(variables["GRADLESS_MODELS"]).parent)]
+    assert read_only
+    assert models["persistentVolumeClaim"]["claimName"] == MODELS["PersistentVolumeClaim"]["metadata"]["name"]
+    keys = Path(variables["GRADLESS_API_KEYS_FILE"])
+    read_only, secret = mounts[str(keys.parent)]
+    assert read_only
+    assert [item["path"] for item in secret["secret"]["items"]] == [keys.name]
+    # The model's conversion is written there.
+    read_only, cache = mounts[dockerfile.environment("cpu")["GRADLESS_CACHE_FOLDER"]]
+    assert (read_only, "emptyDir" in cache) == (None, True)
+
+
+def test_the_documented_secret_has_the_keys_of_the_pods_and_the_one_of_prometheus(tmp_path: Path) -> None:
+    lines = PAGE.split("```sh\nscrape=")[1].split("```")[0].splitlines()
+    create = next(line for line in lines if line.startswith("kubectl create secret "))
+    script = "\n".join([f"scrape={lines[0]}", lines[1], f'printf %s "{create.split("metrics=")[1]}"'])
+    scrape = subprocess.run(["sh", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    keys = read_keys(None, tmp_path / "keys")
+    assert keys.rights_of(scrape.strip('"')) == {"metrics"}
+
+    [endpoint] = OWN["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    [of_base] = OBJECTS["PodMonitor"]["spec"]["podMetricsEndpoints"]
+    credentials = endpoint["authorization"]["credentials"]
+    assert endpoint == of_base | {"authorization": {"credentials": credentials}}
+    [volume] = [volume["secret"] for volume in OWN_POD["volumes"] if "secret" in volume]
+    words = shlex.split(create)
+    assert words[3:5] == ["generic", volume["secretName"]] == ["generic", credentials["name"]]
+    assert words[5:] == [f"--from-file={volume['items'][0]['key']}", f"--from-literal={credentials['key']}=$scrape"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_volume_of_models_and_the_pod_that_fills_it_match_their_schemas(kind: str, version: str) -> None:
+    kubernetes_validate.validate(MODELS[kind], version, strict=True)
+
+
+def test_the_pod_that_copies_models_writes_to_their_volume_and_gets_no_requests() -> None:
+    pod = MODELS["Pod"]
+    assert OBJECTS["Service"]["spec"]["selector"].items() - pod["metadata"].get("labels", {}).items()
+    [container] = pod["spec"]["containers"]
+    assert container["volumeMounts"] == [{"name": "models", "mountPath": "/models"}]
+    assert pod["spec"]["securityContext"]["fsGroup"] == pod["spec"]["securityContext"]["runAsGroup"]
+    assert f" {pod['metadata']['name']}:/models/my-model" in PAGE
+
+
 @needs_kubectl
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("overlay", ["base", "gpu"])
+@pytest.mark.parametrize("overlay", ["base", "gpu", "own-model"])
 def test_the_output_of_kustomize_is_valid_and_has_one_image(overlay: str, version: str) -> None:
     objects = kustomized(overlay)
     assert set(objects) == set(OBJECTS)
     for kind in OF_KUBERNETES:
         kubernetes_validate.validate(objects[kind], version, strict=True)
     [container] = objects["Deployment"]["spec"]["template"]["spec"]["containers"]
-    assert container["image"].endswith({"base": "-cpu", "gpu": "-cuda"}[overlay])
+    assert container["image"].endswith("-cuda" if overlay == "gpu" else "-cpu")
 
 
 @needs_kubectl

@@ -16,6 +16,12 @@ image = sys.stdin.buffer.read()
 print(urllib.request.urlopen("http://127.0.0.1:8000/v1/classify?top_k=1", image).read().decode())
 """
 
+LOAD = """
+import urllib.request
+source = b'{"source": "my-model"}'
+print(urllib.request.urlopen("http://127.0.0.1:8000/v1/models/my-model", source).read().decode())
+"""
+
 # Sends the second half of its image only after a line on stdin.
 SLOWLY = """
 import socket, sys
@@ -75,6 +81,16 @@ def test_the_health_check_fails_without_a_listener(dockerfile: Any) -> None:
     command = [sys.executable, *dockerfile.health_check("cpu")[1:]]
     done = subprocess.run(command, env=os.environ | {"GRADLESS_PORT": "9"}, capture_output=True, check=False)
     assert done.returncode == 1
+
+
+def test_a_model_of_your_own_is_served_from_a_folder_that_is_mounted_read_only(
+    container: Any, clock_png: bytes
+) -> None:
+    loaded = container.run("python", "-c", LOAD)
+    assert json.loads(loaded.stdout)["name"] == "my-model", loaded.stderr
+    done = container.run("python", "-c", CLASSIFY.replace("top_k=1", "top_k=1&model=my-model"), stdin=clock_png)
+    [result] = json.loads(done.stdout)["results"]
+    assert result["predictions"][0]["label"] in {"cat", "dog", "fox"}
 
 
 # Last of the tests that share the container, because it stops it.

@@ -32,6 +32,25 @@ def test_each_development_dependency_is_locked() -> None:
     assert {_normal(Requirement(line).name) for line in PROJECT["dependency-groups"]["dev"]} <= set(_locked())
 
 
+EXTRAS = set(PROJECT["project"]["optional-dependencies"])
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_a_page_installs_existing_extras_from_the_checkout_or_from_the_wheel(page: Path) -> None:
+    found = re.findall(r"pip install (?:-e )?'([^'\[]+)\[([\w,]+)\]'", page.read_text())
+    wheel = f"dist/gradless-{PROJECT['project']['version']}-py3-none-any.whl"
+    assert {source for source, _ in found} <= {".", wheel}
+    assert {extra for _, extras in found for extra in extras.split(",")} <= EXTRAS
+    # No index has the package.
+    assert "pip install gradless" not in page.read_text()
+
+
+def test_the_quickstart_lists_every_extra() -> None:
+    section = (ROOT / "docs/quickstart.md").read_text().split("## Extras\n")[1]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == EXTRAS
+
+
 def test_each_package_of_the_wheel_ships_its_annotations() -> None:
     assert "Typing :: Typed" in PROJECT["project"]["classifiers"]
     packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]

@@ -1,4 +1,4 @@
-"""docker/grafana: the generated dashboards are complete, and use the provisioned data source."""
+"""docker/grafana: the generated dashboards are complete, and their data source can be chosen."""
 
 from __future__ import annotations
 
@@ -67,18 +67,29 @@ def test_panels_do_not_overlap(board: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
-def test_dashboards_have_variables_for_instance_and_model(board: dict[str, Any]) -> None:
+def test_dashboards_have_variables_for_data_source_instance_and_model(board: dict[str, Any]) -> None:
     variables = {variable["name"]: variable for variable in board["templating"]["list"]}
-    assert list(variables) == ["instance", "model"]
-    assert all(variable["multi"] and variable["includeAll"] for variable in variables.values())
+    assert list(variables) == ["datasource", "instance", "model"]
+    assert all(variables[name]["multi"] and variables[name]["includeAll"] for name in ("instance", "model"))
 
 
-def test_every_query_uses_the_provisioned_data_source() -> None:
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_every_panel_and_variable_queries_the_chosen_data_source(board: dict[str, Any]) -> None:
+    chosen = {"type": "prometheus", "uid": "${datasource}"}
+    panels = [panel for panel in board["panels"] if panel["type"] != "row"]
+    asking = [variable for variable in board["templating"]["list"] if variable["type"] == "query"]
+    asked = [*panels, *asking, *(target for panel in panels for target in panel["targets"])]
+    assert len(asked) > 2 * len(panels)
+    assert all(each["datasource"] == chosen for each in asked)
+    assert all(source == chosen for source in sources(board))
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_the_provisioned_data_source_is_the_first_choice(board: dict[str, Any]) -> None:
     [provisioned] = loaded(GRAFANA / "provisioning/datasources/prometheus.yml")["datasources"]
-    expected = {"type": provisioned["type"], "uid": provisioned["uid"]}
-    used = [found for board in BOARDS.values() for found in sources(board)]
-    assert len(used) > len(PANELS)
-    assert all(source == expected for source in used)
+    choice = board["templating"]["list"][0]
+    assert (choice["type"], choice["query"]) == ("datasource", provisioned["type"])
+    assert (choice["current"]["text"], choice["current"]["value"]) == (provisioned["name"], provisioned["uid"])
 
 
 def test_grafana_knows_the_scrape_interval_of_prometheus() -> None:

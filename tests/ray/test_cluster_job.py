@@ -17,8 +17,8 @@ import pytest
 
 from models.images.samples import Sample, draw, encode
 from models.interface.errors import JobError
+from models.offline.parts import remaining_chunks
 from models.ray_data.job import connect
-from models.ray_data.storage import remaining_chunks
 
 # Each run of the command starts Ray and imports PyTorch in half a dozen processes.
 pytestmark = pytest.mark.timeout(600)

@@ -141,9 +141,11 @@ def serving() -> type[Server]:
 
 @pytest.fixture
 def start_server(warm_command: Any) -> Iterator[Callable[..., Server]]:
-    """Start a server with settings of one's own, GRADLESS_ prefix included; it ends with the test."""
+    """Start a server with arguments and settings of one's own, GRADLESS_ prefix included; it ends with the test."""
     with contextlib.ExitStack() as running:
-        yield lambda **settings: running.enter_context(Server(warm_command.start, **settings))
+        yield lambda *arguments, **settings: running.enter_context(
+            Server(warm_command.start, (GRADLESS, "serve", *arguments), **settings)
+        )
 
 
 @pytest.fixture(scope="module")

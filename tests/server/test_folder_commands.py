@@ -174,7 +174,7 @@ def test_a_full_disk_is_one_line_and_finished_parts_are_kept(
     assert done.returncode == 2
     assert done.stderr == f"gradless: {output} cannot be written: No space left on device\n"
     assert not output.exists()
-    assert len(list((tmp_path / "ended.parquet.parts").glob("*.parquet"))) >= 2
+    assert len(list((tmp_path / "ended.parquet.parts").glob("*.npz"))) >= 2
 
 
 @pytest.mark.parametrize(

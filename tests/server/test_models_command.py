@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +50,9 @@ def test_init_writes_a_folder_that_check_accepts(folder: Path, gradless: Run) ->
     begun = gradless("models", "init", str(folder), "--resize", "72", "--crop", "64")
     assert (begun.returncode, begun.stderr) == (0, b"")
     assert b"shufflenet_v2_x0_5, 3 classes, weights in model.pt, labels in labels.txt" in begun.stdout
+    assert b"It assumes interpolation bilinear, resize 72, crop 64." in begun.stdout
     add_reference(folder, "dog", 0.84)
-    tried = gradless("models", "check", str(folder), **EAGER)
+    tried = gradless("models", "check", str(folder), "--image", str(folder / "clock.png"), **EAGER)
     assert (tried.returncode, tried.stderr) == (0, b"")
     message = {
         line.split()[0]: " ".join(line.split()[1:]) for line in tried.stdout.decode().splitlines() if line.strip()
@@ -60,6 +63,9 @@ def test_init_writes_a_folder_that_check_accepts(folder: Path, gradless: Run) ->
     assert message["reference"] == "dog, 0.844"
     assert len(message["fingerprint"]) == 16
     assert message["forward"].endswith("ms for one image")
+    # The classes of --image, most probable first.
+    assert list(message)[-3:] == ["dog", "fox", "cat"]
+    assert (message["dog"], message["fox"], message["cat"]) == ("0.844", "0.114", "0.042")
 
 
 def test_a_misclassified_reference_image_exits_with_1(folder: Path, gradless: Run) -> None:
@@ -83,6 +89,29 @@ def test_a_folder_that_cannot_be_served_exits_with_2_and_one_line(folder: Path, 
         assert "model.pt: does not fit resnet18" in line
     line = one_line(gradless("models", "init", str(folder)), 2)
     assert line.endswith("model.toml: is there already, and is not overwritten")
+
+
+def test_serving_a_file_of_weights_ends_with_3_and_the_commands_that_make_a_model_folder_of_it(
+    folder: Path, gradless: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (folder / "model.pt").rename("best.pt")
+    done = gradless("serve", "best.pt")
+    assert done.returncode == 3
+    [said] = [json.loads(line)["event"] for line in done.stderr.splitlines() if b"Make one of it" in line]
+    for command in said.split("Make one of it: ")[1].split(" && "):
+        program, *arguments = shlex.split(command)
+        if program == "gradless":
+            assert gradless(*arguments).returncode == 0
+        else:
+            subprocess.run([program, *arguments], check=True)
+    assert 'weights = "best.pt"' in (tmp_path / "best/model.toml").read_text()
+
+
+def test_an_image_that_cannot_be_classified_exits_with_2_and_one_line(folder: Path, gradless: Run) -> None:
+    gradless("models", "init", str(folder), "--architecture", "shufflenet_v2_x0_5")
+    line = one_line(gradless("models", "check", str(folder), "--image", "no/such.jpg", **EAGER), 2)
+    assert line.endswith("no/such.jpg cannot be read: No such file or directory")
 
 
 def test_serve_reports_an_invalid_folder_in_one_line(folder: Path, gradless: Run) -> None:

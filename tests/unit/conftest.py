@@ -34,7 +34,17 @@ from gradless.records import (
 from models.interface.errors import OverloadedError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, Loaded, ModelCard, Prediction, ScoredClass
-from models.interface.telemetry import BatcherState, BatchReport, MemoryKind, QueueState, StageSeconds, Task, Telemetry
+from models.interface.telemetry import (
+    AdmissionState,
+    BatchReport,
+    DeviceState,
+    InstanceId,
+    InstanceState,
+    MemoryKind,
+    StageSeconds,
+    Task,
+    Telemetry,
+)
 from models.scheduling.batcher import Batcher
 
 # Only a failing test waits this long.
@@ -141,7 +151,7 @@ def prediction() -> Callable[..., Prediction]:
     ) -> Prediction:
         classes = tuple(ScoredClass(index, f"class {index}", 0.5 / (index + 1)) for index in range(top_k))
         spent = seconds or StageSeconds(decode=0.001, queue=0.002, forward=0.003)
-        batch = BatchReport("fake", 1, "idle", 0.003, spent.forward, spent.forward, dropped=0)
+        batch = BatchReport(InstanceId("fake", "cpu"), 1, "idle", 0.003, spent.forward, spent.forward, dropped=0)
         return Prediction(classes, np.array(features, dtype=np.float32), 0.0, spent, batch)
 
     return make
@@ -219,6 +229,7 @@ class FakeRuntime:
     ready: bool = True
     busy: float | None = None
     names: Sequence[str] = ("fake",)
+    device_names: Sequence[str] = ("cpu",)
     closed_within_s: list[float] = field(default_factory=list)
     overload: OverloadedError | None = None
     names_overloaded: Collection[str] | None = None
@@ -226,7 +237,7 @@ class FakeRuntime:
     def started(self, telemetry: Telemetry) -> FakeRuntime:
         """Return itself as a started runtime, after reporting its models."""
         for name in self.names:
-            telemetry.model_served(name)
+            telemetry.model_served(name, ["cpu"])
         return self
 
     @property
@@ -238,7 +249,7 @@ class FakeRuntime:
         return {name: card_of(name) for name in self.names}
 
     @property
-    def full(self) -> bool:
+    def half_full(self) -> bool:
         return self.overload is not None
 
     def refusal(self, model: str, task: Task) -> OverloadedError | None:
@@ -246,17 +257,18 @@ class FakeRuntime:
         full = self.names if self.names_overloaded is None else self.names_overloaded
         return self.overload if model in full else None
 
-    def queues(self) -> Mapping[str, QueueState]:
-        return {name: QueueState(depth=2, oldest_age_seconds=0.25, in_flight=5, capacity=20) for name in self.names}
+    def admissions(self) -> Mapping[str, AdmissionState]:
+        return {name: AdmissionState(in_flight=5, capacity=20) for name in self.names}
 
-    def batchers(self) -> Mapping[str, BatcherState]:
-        return {name: BatcherState(self.ready, running_seconds=1.25, max_batch_size=8) for name in self.names}
+    def instances(self) -> Mapping[InstanceId, InstanceState]:
+        state = InstanceState(
+            depth=2, oldest_age_seconds=0.25, alive=self.ready, running_seconds=1.25, max_batch_size=8
+        )
+        return {InstanceId(name, device): state for name in self.names for device in self.device_names}
 
-    def memory_bytes(self) -> Mapping[MemoryKind, int]:
-        return {"allocated": 100, "free": 200, "total": 300}
-
-    def utilization(self) -> float | None:
-        return self.busy
+    def devices(self) -> Mapping[str, DeviceState]:
+        memory: dict[MemoryKind, int] = {"allocated": 100, "free": 200, "total": 300}
+        return {device: DeviceState(memory, self.busy) for device in self.device_names}
 
     def drain(self) -> None:
         self.ready = False

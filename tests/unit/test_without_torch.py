@@ -38,17 +38,14 @@ class Fake:
     async def predict(self, model, request):
         return Answer(model or "fake", "0" * 16, 2, (2,), [])
 
-    def queues(self):
+    def admissions(self):
         return {}
 
-    def batchers(self):
+    def instances(self):
         return {}
 
-    def memory_bytes(self):
+    def devices(self):
         return {}
-
-    def utilization(self):
-        return None
 
     def close(self, timeout_s):
         return True

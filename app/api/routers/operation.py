@@ -11,7 +11,7 @@ from starlette.responses import Response
 from app.api.api_route import ApiRoute
 from app.api.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, metrics_allowed, parts_of
 from app.api.openapi import responses
-from app.api.schemas import Health, IndexDescription, ModelDescription, ModelList, ModelSource
+from app.api.schemas import Health, IndexDescription, ModelDescription, ModelList, ModelSource, RequestLimits
 from app.api.uploads import BODY_ERRORS, read_json
 from app.http.problems import (
     ForbiddenError,
@@ -59,9 +59,14 @@ models = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
 
 @models.get("", responses=responses(*_READ_ERRORS), dependencies=[Depends(inference_allowed)])
 async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
-    """List the served models, the default first."""
-    index = parts_of(request).search_index
-    return ModelList(models=[_description(card, index) for card in runtime.cards.values()])
+    """List the served models, the default first, and the limits of a request."""
+    parts = parts_of(request)
+    limits = RequestLimits(
+        images=parts.settings.max_images_per_request,
+        image_bytes=parts.settings.max_image_bytes,
+        request_bytes=parts.settings.max_request_bytes,
+    )
+    return ModelList(models=[_description(card, parts.search_index) for card in runtime.cards.values()], limits=limits)
 
 
 # Names may contain slashes, for example timm/resnet18.

@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 
 from models.interface.results import ModelCard
 from models.interface.runtime import Runtime
+from models.interface.telemetry import InstanceId
 
 # Summed over the processes; other gauges, such as the start time, are those of this process.
 _SUMMED_GAUGES = frozenset({"process_resident_memory_bytes", "process_virtual_memory_bytes", "process_open_fds"})
@@ -24,10 +25,7 @@ _CPU = "process_cpu_seconds"
 
 
 class RuntimeCollector(Collector):
-    """Collects the gauges of a runtime.
-
-    What a queue and a batcher report is about one model instance, a model on a device, and has both as labels.
-    """
+    """Collects the gauges of a runtime."""
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
@@ -37,43 +35,39 @@ class RuntimeCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         cards = self._runtime.cards
-        yield from self._queues(cards)
-        yield from self._batchers(cards)
+        yield from self._admissions()
+        yield from self._instances()
         yield from self._models(cards)
-        yield from self._device_gauges()
+        yield from self._devices()
         labels = ("version", "python", "torch", "torchvision", "device")
         build = _gauge("gradless_build_info", "Versions; always 1.", *labels)
         build.add_metric([*self._versions, self._device], 1)
         yield build
 
-    def _queues(self, cards: Mapping[str, ModelCard]) -> Iterator[Metric]:
-        depth = _gauge("gradless_queue_depth", "Images waiting for a batch.", "model", "device")
-        age = _gauge("gradless_queue_oldest_age_seconds", "Waiting time of the oldest of them.", "model", "device")
+    def _admissions(self) -> Iterator[Metric]:
         in_flight = _gauge("gradless_in_flight_images", "Images admitted and not yet answered.", "model")
         capacity = _gauge("gradless_queue_capacity_images", "Maximum of images in flight.", "model")
-        for name, state in self._runtime.queues().items():
-            # A model may have been unloaded between the two reads.
-            if name in cards:
-                depth.add_metric([name, cards[name].device], state.depth)
-                age.add_metric([name, cards[name].device], state.oldest_age_seconds)
-                in_flight.add_metric([name], state.in_flight)
-                capacity.add_metric([name], state.capacity)
-        yield from (depth, age, in_flight, capacity)
+        for name, state in self._runtime.admissions().items():
+            in_flight.add_metric([name], state.in_flight)
+            capacity.add_metric([name], state.capacity)
+        yield from (in_flight, capacity)
 
-    def _batchers(self, cards: Mapping[str, ModelCard]) -> Iterator[Metric]:
-        labels = ("model", "device")
+    def _instances(self) -> Iterator[Metric]:
+        labels = InstanceId._fields
+        depth = _gauge("gradless_queue_depth", "Images waiting for a batch.", *labels)
+        age = _gauge("gradless_queue_oldest_age_seconds", "Waiting time of the oldest of them.", *labels)
         alive = _gauge("gradless_batcher_alive", "1 while the batcher's threads are alive.", *labels)
         running = _gauge("gradless_batch_running_seconds", "Age of the running batch, 0 between batches.", *labels)
         limit = _gauge(
             "gradless_batch_size_limit", "Maximum of images per forward; lowered after running out of memory.", *labels
         )
-        for name, state in self._runtime.batchers().items():
-            if name in cards:
-                instance = [name, cards[name].device]
-                alive.add_metric(instance, state.alive)
-                running.add_metric(instance, state.running_seconds)
-                limit.add_metric(instance, state.max_batch_size)
-        yield from (alive, running, limit)
+        for instance, state in self._runtime.instances().items():
+            depth.add_metric(instance, state.depth)
+            age.add_metric(instance, state.oldest_age_seconds)
+            alive.add_metric(instance, state.alive)
+            running.add_metric(instance, state.running_seconds)
+            limit.add_metric(instance, state.max_batch_size)
+        yield from (depth, age, alive, running, limit)
 
     def _models(self, cards: Mapping[str, ModelCard]) -> Iterator[Metric]:
         labels = ("model", "device", "dtype", "backend")
@@ -91,24 +85,25 @@ class RuntimeCollector(Collector):
             info.add_metric([card.name, card.architecture, card.fingerprint, str(card.version)], 1)
         yield from (ready, load, weights, info)
 
-    def _device_gauges(self) -> Iterator[Metric]:
+    def _devices(self) -> Iterator[Metric]:
         memory = _gauge(
             "gradless_device_memory_bytes",
             "Memory of the device; on the CPU, of the process and of its container or the system.",
             "device",
             "kind",
         )
-        for kind, size in self._runtime.memory_bytes().items():
-            memory.add_metric([self._device, kind], size)
+        busy = _gauge(
+            "gradless_device_utilization_ratio",
+            "Share of the last second or less during which a kernel was running.",
+            "device",
+        )
+        for device, state in self._runtime.devices().items():
+            for kind, size in state.memory.items():
+                memory.add_metric([device, kind], size)
+            if state.utilization is not None:
+                busy.add_metric([device], state.utilization)
         yield memory
-        utilization = self._runtime.utilization()
-        if utilization is not None:
-            busy = _gauge(
-                "gradless_device_utilization_ratio",
-                "Share of the last second or less during which a kernel was running.",
-                "device",
-            )
-            busy.add_metric([self._device], utilization)
+        if busy.samples:
             yield busy
 
 

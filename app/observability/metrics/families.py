@@ -27,9 +27,16 @@ WorkerEnd = Literal["ended", "unresponsive"]
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
-# Values of labels that are known only at run time: names of models, and routes, methods and statuses.
+# Values of labels that are known only at run time: names of models, their devices, and routes, methods and statuses.
 _MODELS: Final = None
+_DEVICES: Final = None
 _AT_RUN_TIME: Final = None
+
+# The device of stages that no model instance does. Prometheus takes an empty label for a missing one.
+NO_DEVICE: Final = ""
+
+_STAGES_OF_INSTANCES = ("queue", "forward")
+_OTHER_STAGES = ("read", "decode", "respond")
 
 Family = TypeVar("Family", Counter, Gauge, Histogram)
 
@@ -74,8 +81,9 @@ class Families:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._by_name: dict[str, Series[Any]] = {}
-        # With the values of the labels after `model`.
+        # With the values of the labels after `model`, or after `model` and `device`.
         self._per_model: list[tuple[Series[Any], Sequence[Sequence[str]]]] = []
+        self._per_instance: list[tuple[Series[Any], Sequence[Sequence[str]]]] = []
         self.requests = self._series(
             Counter,
             "gradless_requests_total",
@@ -105,23 +113,44 @@ class Families:
         self.stage_seconds = self._series(
             Histogram,
             "gradless_stage_duration_seconds",
-            "Time in each stage: read and respond per request, the other stages per image.",
+            "Time in each stage: read and respond per request, the other stages per image. queue and forward have a "
+            "device.",
             _SECONDS,
             model=_MODELS,
-            stage=("read", *get_args(Stage), "respond"),
+            device=_DEVICES,
+            stage=_STAGES_OF_INSTANCES,
         )
-        self.batch_size = self._series(Histogram, "gradless_batch_size", "Images per forward.", _SIZES, model=_MODELS)
+        self.batch_size = self._series(
+            Histogram, "gradless_batch_size", "Images per forward.", _SIZES, model=_MODELS, device=_DEVICES
+        )
         self.batches = self._series(
-            Counter, "gradless_batches_total", "Batches by what started them.", model=_MODELS, trigger=get_args(Trigger)
+            Counter,
+            "gradless_batches_total",
+            "Batches by what started them.",
+            model=_MODELS,
+            device=_DEVICES,
+            trigger=get_args(Trigger),
         )
         self.busy_seconds = self._series(
-            Counter, "gradless_forward_busy_seconds_total", "Time during which a forward was running.", model=_MODELS
+            Counter,
+            "gradless_forward_busy_seconds_total",
+            "Time during which a forward was running.",
+            model=_MODELS,
+            device=_DEVICES,
         )
         self.out_of_memory = self._series(
-            Counter, "gradless_out_of_memory_total", "Forwards that ran out of device memory.", model=_MODELS
+            Counter,
+            "gradless_out_of_memory_total",
+            "Forwards that ran out of device memory.",
+            model=_MODELS,
+            device=_DEVICES,
         )
         self.splits = self._series(
-            Counter, "gradless_batch_splits_total", "Batches split in two after running out of memory.", model=_MODELS
+            Counter,
+            "gradless_batch_splits_total",
+            "Batches split in two after running out of memory.",
+            model=_MODELS,
+            device=_DEVICES,
         )
         self.worker_replacements = self._series(
             Counter,
@@ -175,6 +204,7 @@ class Families:
             "gradless_forward_seconds",
             "Median forward time in the last comparison, by arm.",
             model=_MODELS,
+            device=_DEVICES,
             mode=ARMS,
         )
         self.arm_peak = self._series(
@@ -182,6 +212,7 @@ class Families:
             "gradless_forward_peak_bytes",
             "Peak bytes allocated by a forward in the last comparison, by arm.",
             model=_MODELS,
+            device=_DEVICES,
             mode=ARMS,
         )
         self.arm_retained = self._series(
@@ -189,18 +220,25 @@ class Families:
             "gradless_forward_retained_bytes",
             "Bytes that a forward kept for a backward pass in the last comparison, by arm.",
             model=_MODELS,
+            device=_DEVICES,
             mode=ARMS,
         )
 
-    def add_model(self, model: str) -> None:
-        """Create all series of a model, at zero; those that exist keep their values."""
+    def add_model(self, model: str, devices: Sequence[str]) -> None:
+        """Create all series of a model and of its instances on `devices`, at zero; those that exist keep their
+        values."""
         for series, values in self._per_model:
             for labels in product(*values):
                 series.create(model, *labels)
+        for series, values in self._per_instance:
+            for labels in product(devices, *values):
+                series.create(model, *labels)
+        for stage in _OTHER_STAGES:
+            self.stage_seconds.create(model, NO_DEVICE, stage)
 
     def remove_model(self, model: str) -> None:
-        """Remove all series of a model."""
-        for series, _ in self._per_model:
+        """Remove all series of a model and of its instances."""
+        for series, _ in (*self._per_model, *self._per_instance):
             series.remove(model)
 
     def add(self, key: Key, amount: float, exemplar: Exemplar | None) -> None:
@@ -230,7 +268,7 @@ class Families:
         known = [values for values in labels.values() if values is not None]
         if "model" in labels:
             series = Series(family, kind(name, help_text, registry=None, **options))
-            self._per_model.append((series, known))
+            (self._per_instance if "device" in labels else self._per_model).append((series, known))
         elif len(known) == len(labels):
             for values in product(*known):
                 series.create(*values)

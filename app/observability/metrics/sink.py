@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from threading import Lock
 from typing import get_args
 
@@ -11,12 +12,21 @@ from app.http.problems import Reason, Row
 from app.observability.metrics.collectors import Processes, RuntimeCollector
 from app.observability.metrics.counts import CountsReader
 from app.observability.metrics.exposition import encode
-from app.observability.metrics.families import Families, WorkerEnd
+from app.observability.metrics.families import NO_DEVICE, Families, WorkerEnd
 from app.process.log_writer import DropReason
 from app.process.logs import dropped_lines
 from gradless.records import ARMS, Comparison
 from models.interface.runtime import Runtime
-from models.interface.telemetry import BatchReport, Outcome, Stage, StageSeconds, StaleMessage, Task, Telemetry
+from models.interface.telemetry import (
+    BatchReport,
+    InstanceId,
+    Outcome,
+    Stage,
+    StageSeconds,
+    StaleMessage,
+    Task,
+    Telemetry,
+)
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Route and method of requests that match no route of the API: its documentation, and unknown paths.
@@ -103,8 +113,8 @@ class Metrics(Telemetry):
             self.request_done(None, _OTHER, row.status, seconds, None)
 
     def request_stages(self, model: str, read_seconds: float, respond_seconds: float) -> None:
-        self._families.stage_seconds[model, "read"].observe(read_seconds)
-        self._families.stage_seconds[model, "respond"].observe(respond_seconds)
+        self._families.stage_seconds[model, NO_DEVICE, "read"].observe(read_seconds)
+        self._families.stage_seconds[model, NO_DEVICE, "respond"].observe(respond_seconds)
 
     def rejected(self, reason: Reason) -> None:
         self._families.rejected[reason,].inc()
@@ -117,39 +127,41 @@ class Metrics(Telemetry):
         self._families.stale_messages[message,].inc()
 
     def batch_ran(self, report: BatchReport) -> None:
-        self._families.batch_size[report.model,].observe(report.size)
-        self._families.batches[report.model, report.trigger].inc()
-        self._families.busy_seconds[report.model,].inc(report.busy_seconds)
+        instance = report.instance
+        self._families.batch_size[instance].observe(report.size)
+        self._families.batches[*instance, report.trigger].inc()
+        self._families.busy_seconds[instance].inc(report.busy_seconds)
 
     def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:
         self._families.images[model, task, outcome].inc(count)
 
-    def image_took(self, model: str, seconds: StageSeconds) -> None:
+    def image_took(self, instance: InstanceId, seconds: StageSeconds) -> None:
         stages = self._families.stage_seconds
-        stages[model, "decode"].observe(seconds.decode)
-        stages[model, "queue"].observe(seconds.queue)
-        stages[model, "forward"].observe(seconds.forward)
+        stages[instance.model, NO_DEVICE, "decode"].observe(seconds.decode)
+        stages[*instance, "queue"].observe(seconds.queue)
+        stages[*instance, "forward"].observe(seconds.forward)
 
     def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:
         self._families.cancelled[model, stage].inc()
         self._families.saved_seconds[model,].inc(saved_seconds)
 
-    def out_of_memory(self, model: str) -> None:
-        self._families.out_of_memory[model,].inc()
+    def out_of_memory(self, instance: InstanceId) -> None:
+        self._families.out_of_memory[instance].inc()
 
-    def batch_split(self, model: str) -> None:
-        self._families.splits[model,].inc()
+    def batch_split(self, instance: InstanceId) -> None:
+        self._families.splits[instance].inc()
 
     def model_replaced(self, model: str) -> None:
         self._families.replacements[model,].inc()
 
-    def model_served(self, model: str) -> None:
-        self.model_shown(model)
+    def model_served(self, model: str, devices: Sequence[str]) -> None:
+        self.model_shown(model, devices)
         self._families.loads[model, "ok"].inc()
 
-    def model_shown(self, model: str) -> None:
-        self._families.add_model(model)
-        self._clear_comparison(model)
+    def model_shown(self, model: str, devices: Sequence[str]) -> None:
+        self._families.add_model(model, devices)
+        for device in devices:
+            self._clear_comparison(InstanceId(model, device))
 
     def model_not_loaded(self, model: str) -> None:
         loads = self._families.loads
@@ -161,20 +173,21 @@ class Metrics(Telemetry):
         self._families.remove_model(model)
 
     def compared(self, comparison: Comparison) -> None:
-        self._clear_comparison(comparison.model)
+        instance = InstanceId(comparison.model, comparison.device)
+        self._clear_comparison(instance)
         families = self._families
         for report in comparison.arms:
-            families.arm_seconds[comparison.model, report.arm].set(report.seconds.median)
+            families.arm_seconds[*instance, report.arm].set(report.seconds.median)
             if report.retained_bytes is not None:
-                families.arm_retained[comparison.model, report.arm].set(report.retained_bytes)
+                families.arm_retained[*instance, report.arm].set(report.retained_bytes)
             if report.peak_bytes is not None:
-                families.arm_peak[comparison.model, report.arm].set(report.peak_bytes)
+                families.arm_peak[*instance, report.arm].set(report.peak_bytes)
 
-    def _clear_comparison(self, model: str) -> None:
+    def _clear_comparison(self, instance: InstanceId) -> None:
         """Set the gauges of the last comparison to NaN: not measured."""
         for arm in ARMS:
             for family in (self._families.arm_seconds, self._families.arm_peak, self._families.arm_retained):
-                family[model, arm].set(float("nan"))
+                family[*instance, arm].set(float("nan"))
 
 
 def _request_labels(route: str | None, method: str) -> tuple[str, str]:

@@ -263,6 +263,23 @@ def test_only_a_network_with_dropout_is_told_about_it() -> None:
     assert "only eval() makes them agree" in other
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("normed", [nn.utils.spectral_norm, nn.utils.parametrizations.spectral_norm])
+def test_a_network_with_spectral_norm_is_neither_told_about_dropout_nor_changed(
+    normed: Callable[[nn.Module], nn.Module],
+) -> None:
+    """In train mode each forward improves its estimate of the largest singular value, which changes the output."""
+    network = nn.Sequential(normed(linear())).eval()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    comparison = compared(network)
+    assert not comparison.left_out
+    assert not said(comparison, "Dropout")
+    # Unless the estimate has converged by then.
+    assert all("only eval() makes them agree" in sentence for sentence in said(comparison, "two runs"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    network(ROWS).sum().backward()
+
+
 class Caching(nn.Module):
     """Keeps what it computed in its first forward, and counts its forwards in a buffer."""
 

@@ -207,7 +207,8 @@ def test_a_comparison_that_needs_too_much_memory_is_refused(
     tiny_engine.model.network.register_forward_pre_hook(lambda _module, given: sizes.append(len(given[0])))
     monkeypatch.setattr(memory, "free_bytes", lambda _: 2_000_000)
     with pytest.raises(ComparisonTooLargeError, match=r"batch size 64 .* MB .* 2 MB, three quarters") as refused:
-        compare_served(tiny_engine, replace(SMALL, sweep=(64,)))
+        # Memory cannot be forced.
+        compare_served(tiny_engine, replace(SMALL, sweep=(64,), force=True))
     assert refused.value.needed > refused.value.allowed == 1_500_000
     assert set(sizes) <= {1, 2}, "nothing larger was run"
 
@@ -222,6 +223,7 @@ def test_a_comparison_that_would_take_too_long_is_refused(
     monkeypatch.setattr(budget, limit, 1e-9)
     with pytest.raises(ComparisonTooLargeError, match=rf"batch size 4 would {words} \d+ s"):
         compare_served(tiny_engine, SMALL)
+    assert compare_served(tiny_engine, replace(SMALL, force=True)).arms
 
 
 def test_a_comparison_stops_when_its_time_is_up(tiny_engine: Engine) -> None:

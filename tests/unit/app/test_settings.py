@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.settings import Settings, SettingsError, ignored_variables, load_settings
+from models.interface.extras import install_command
 
 
 def _fault(monkeypatch: pytest.MonkeyPatch, **variables: str) -> str:
@@ -276,7 +277,7 @@ def test_traces_without_their_extra_are_refused_with_the_command_to_install_it(
     monkeypatch.setitem(sys.modules, missing, None)
 
     assert _fault(monkeypatch, GRADLESS_TRACES="true") == (
-        "GRADLESS_TRACES=true needs OpenTelemetry: pip install 'gradless[otel]'"
+        f"GRADLESS_TRACES=true needs OpenTelemetry: {install_command('otel')}"
     )
 
 

@@ -95,7 +95,9 @@ async def test_the_lens_answers_over_http(client: httpx2.AsyncClient) -> None:
     retained = {found["arm"]: found["retained_bytes"] for found in answer.json()["arms"]}
     assert retained.pop("grad") > 0
     assert set(retained.values()) == {0}
-    assert 'gradless_forward_retained_bytes{mode="grad",model="tiny"}' in (await client.get("/metrics")).text
+    assert (
+        'gradless_forward_retained_bytes{device="cpu",mode="grad",model="tiny"}' in (await client.get("/metrics")).text
+    )
 
 
 async def test_after_drain_new_requests_are_refused(

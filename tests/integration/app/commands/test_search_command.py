@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from app.cli import app
 from models.images.samples import Sample, draw
+from models.interface.extras import install_command
 from models.search.index import SearchIndex
 
 Run = Callable[..., Result]
@@ -134,4 +135,4 @@ def test_without_its_extra_the_error_names_the_command_that_installs_it(
     done = gradless("search", "query", "index", "a.png")
 
     assert done.exit_code == 2
-    assert done.stderr == "gradless: search needs usearch and pyarrow: pip install 'gradless[search]'\n"
+    assert done.stderr == f"gradless: search needs usearch and pyarrow: {install_command('search')}\n"

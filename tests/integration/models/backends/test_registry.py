@@ -16,6 +16,7 @@ from models.backends import BACKENDS, BackendOptions, BatchHints, Package, Regis
 from models.backends.backend import Backend
 from models.hardware.placement import Placement
 from models.interface.errors import DeviceUnavailableError
+from models.interface.extras import install_command
 from models.interface.request import NEVER_CANCELLED, CancelToken
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
@@ -109,7 +110,7 @@ def test_a_backend_whose_package_is_not_installed_is_refused_with_the_command_th
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Package, "installed", False)
-    with pytest.raises(DeviceUnavailableError, match=re.escape("pip install 'gradless[openvino]'")):
+    with pytest.raises(DeviceUnavailableError, match=re.escape(install_command("openvino"))):
         backends.place("cpu", "fp32", "openvino")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.interface.errors import StartError, UnknownCatalogNameError, UnknownSourceError
+from models.interface.errors import StartError, UnknownSourceError
 from models.loading import catalog
 from models.networks.specs import ModelSpec
 
@@ -41,9 +41,10 @@ def test_a_name_of_the_catalog_is_found_and_served_under_the_requested_name() ->
     assert (spec.name, spec.architecture) == ("canary", "resnet18")
 
 
-def test_an_unknown_name_is_refused_with_similar_names(models_folder: Path) -> None:
-    with pytest.raises(UnknownCatalogNameError, match="did you mean resnet18"):
-        catalog.from_request("resnet18x", "m", models_folder)()
+def test_the_error_for_an_unknown_name_has_similar_names_and_names_the_models_folder(models_folder: Path) -> None:
+    for folder, lacking in ((models_folder, "has no folder of that name"), (None, "is not set")):
+        with pytest.raises(UnknownSourceError, match=f"GRADLESS_MODELS_FOLDER {lacking}, .* did you mean resnet18"):
+            catalog.from_request("resnet18x", "m", folder)()
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,40 @@ def test_paths_are_distinguished_from_names(
         catalog.find("./mime")
 
 
+def test_a_folder_behind_a_link_has_the_name_of_the_link(folder_of: MakeFolder, tmp_path: Path) -> None:
+    (tmp_path / "flowers").symlink_to(folder_of(name="flowers-2"))
+    assert catalog.find(str(tmp_path / "flowers")).name == "flowers"
+    assert catalog.find(f"{tmp_path}/flowers-2/../flowers/.").name == "flowers"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("mine/model.pt", "is a file of a model folder; name the folder, mine"),
+        ("mine/model.toml", "is a file of a model folder; name the folder, mine"),
+        ("photo.jpg", "is a file, and not a model folder"),
+        ("empty", "there is no model.toml; `gradless models init empty` writes one"),
+        ("best.pt", "Make one of it: mkdir -p best && cp best.pt best && gradless models init best"),
+        ("./best.pt", "Make one of it: mkdir -p best && cp best.pt best && gradless models init best"),
+        (
+            "epoch 3.safetensors",
+            "cp 'epoch 3.safetensors' my-model && gradless models init my-model",
+        ),
+    ],
+)
+def test_a_path_to_anything_but_a_model_folder_is_refused_with_the_way_to_one(
+    folder_of: MakeFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, reason: str
+) -> None:
+    folder_of(name="mine")
+    (tmp_path / "empty").mkdir()
+    for name in ("photo.jpg", "best.pt", "epoch 3.safetensors"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelFolderError) as error:
+        catalog.find(path)
+    assert str(error.value).endswith(reason)
+
+
 def test_two_models_of_one_name_are_refused_before_any_is_loaded(folder_of: MakeFolder) -> None:
     both = (str(folder_of(name="a")), str(folder_of('name = "a"', name="b")))
     with pytest.raises(StartError, match=r"two models are named a; `name` in a model\.toml can say another"):

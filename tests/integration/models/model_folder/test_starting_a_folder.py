@@ -56,6 +56,7 @@ def test_a_folder_with_weights_becomes_a_model_that_can_be_served(tmp_path: Path
     torch.save(network("resnet18", 3).state_dict(), tmp_path / "model.pt")
     (tmp_path / "classes.txt").write_text("cat\ndog\nfox\n")
     started = start(tmp_path, resize=72, crop=64)
+    assert (started.transform.resize, started.transform.crop, started.transform.interpolation) == (72, 64, "bilinear")
     assert (started.architecture, started.weights, started.labels, started.classes) == (
         "resnet18",
         "model.pt",

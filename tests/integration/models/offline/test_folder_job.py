@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -22,6 +21,7 @@ from models.offline import files, job, reading, tables
 from models.offline.job import FolderJob, JobRequest
 from models.offline.parts import Parts
 from models.offline.reading import Batch
+from models.offline.rows import Rows, Task
 from models.ray_data import stages
 from models.ray_data.stages import RemoteJob
 from models.serving.model_instance import ServingOptions
@@ -256,9 +256,9 @@ def test_parts_and_row_groups_are_bounded_in_bytes(
     kept: list[int] = []
     add = Parts.add
 
-    def counted(parts: Parts, start: int, table: pa.Table) -> None:
-        kept.append(len(table))
-        add(parts, start, table)
+    def counted(parts: Parts, start: int, rows: Rows) -> None:
+        kept.append(len(rows))
+        add(parts, start, rows)
 
     row_bytes = 16 * 4
     monkeypatch.setattr(Parts, "add", counted)
@@ -286,11 +286,35 @@ def test_worker_processes_give_the_same_answers(job_request: JobRequest, options
     ],
 )
 def test_an_invalid_output_is_refused_before_loading(
-    job_request: JobRequest, options: ServingOptions, task: tables.Task, name: str, message: str
+    job_request: JobRequest, options: ServingOptions, task: Task, name: str, message: str
 ) -> None:
     (job_request.output.parent / "pictures.parquet").mkdir()
     with pytest.raises(JobError, match=message):
         FolderJob(replace(job_request, task=task, output=job_request.output.with_name(name)), options)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npy"])
+def test_a_resumed_run_redoes_the_batches_of_changed_files_alone(
+    job_request: JobRequest, options: ServingOptions, suffix: str
+) -> None:
+    stopped, whole = (
+        replace(job_request, output=job_request.output.with_name(name + suffix)) for name in ("stopped", "whole")
+    )
+    with closing(FolderJob(stopped, options)) as work, closing(work.steps()) as steps:
+        next(steps)
+        next(steps)
+    # In the second batch, the one that was no image; and one that has not been read.
+    Image.new("RGB", (50, 40), (9, 8, 7)).save(job_request.files[4])
+    Path(job_request.files[11]).write_text("no picture")
+
+    with closing(FolderJob(replace(stopped, resume=True), options)) as work:
+        assert (work.changed, work.done) == (1, 4)
+        assert sum(step.files for step in work.steps()) == 8
+        assert work.finish() == 1
+
+    assert done(whole, options) == 1
+    assert stopped.output.read_bytes() == whole.output.read_bytes()
+    assert "11.png" in stopped.output.with_name(f"stopped{suffix}.errors.jsonl").read_text()
 
 
 def test_a_run_with_other_files_is_not_resumed(job_request: JobRequest, options: ServingOptions) -> None:

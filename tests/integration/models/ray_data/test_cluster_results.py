@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from models.offline.parts import JobIdentity
-from models.offline.tables import Columns
+from models.offline.identity import JobIdentity
+from models.offline.rows import Columns, Rows
 from models.ray_data.stages import chunk_files
 from models.ray_data.storage import Results
 
@@ -31,6 +30,7 @@ ASKED = JobIdentity(
     files_digest="f" * 16,
 )
 COLUMNS = Columns("features", "tiny", "0" * 16, (), dimensions=2, top_k=0)
+STATES = np.zeros((4, 2), dtype=np.int64)
 
 
 @pytest.fixture
@@ -38,16 +38,12 @@ def results(tmp_path: Path) -> Results:
     return Results(str(tmp_path / "out"))
 
 
-def rows(*reasons: str | None) -> pa.Table:
+def rows(*reasons: str | None) -> Rows:
     """One row per reason: a result for None, else a failure."""
-    vectors = pa.array(np.zeros(2 * len(reasons), dtype=np.float32))
-    columns = [
-        pa.array([f"{number}.png" for number in range(len(reasons))]),
-        pa.array(["0" * 16] * len(reasons)).dictionary_encode(),
-        pa.FixedSizeListArray.from_arrays(vectors, 2),
-        pa.array(reasons, pa.string()),
-    ]
-    return pa.Table.from_arrays(columns, schema=COLUMNS.schema_in_progress)
+    names = [f"{number}.png" for number in range(len(reasons))]
+    no_classes = np.zeros((len(reasons), 0))
+    vectors = np.zeros((len(reasons), 2), dtype=np.float32)
+    return Rows(names, list(reasons), no_classes.astype(np.int32), no_classes.astype(np.float32), vectors)
 
 
 def test_unfinished_files_of_a_killed_run_are_ignored(results: Results) -> None:
@@ -56,7 +52,7 @@ def test_unfinished_files_of_a_killed_run_are_ignored(results: Results) -> None:
     (folder / "._job.json.unfinished").write_text("{")
     for resume in (False, True):
         results.check(resume=resume)
-    results.begin(ASKED)
+    results.begin(ASKED, STATES)
 
     (folder / ".000000000000-000000000002.parquet.unfinished").touch()
     (folder / "_errors").mkdir()
@@ -67,10 +63,25 @@ def test_unfinished_files_of_a_killed_run_are_ignored(results: Results) -> None:
 
 
 def test_a_file_that_is_readable_in_a_second_run_no_longer_counts_as_failed(results: Results) -> None:
-    results.begin(ASKED)
+    results.begin(ASKED, STATES)
     results.add(0, rows(None, "no image"), COLUMNS)
     results.add(0, rows(None, None), COLUMNS)
     assert (results.chunks(), results.faults()) == ([(0, 2)], 0)
+
+
+def test_the_chunk_of_a_changed_file_is_done_again(results: Results) -> None:
+    results.begin(ASKED, STATES)
+    results.add(0, rows(None, "no image"), COLUMNS)
+    results.add(2, rows(None, None), COLUMNS)
+    now = STATES.copy()
+    now[1] = (5, 5)
+
+    assert results.begin(ASKED, STATES) == 0
+    assert results.begin(ASKED, now) == 1
+    assert (results.chunks(), results.faults()) == ([(2, 4)], 0)
+    results.add(0, rows(None, None), COLUMNS)
+    assert results.begin(ASKED, now) == 0
+    assert (results.chunks(), results.faults()) == ([(0, 2), (2, 4)], 0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 8, 30, 32])

@@ -181,8 +181,8 @@ async def test_a_model_is_served_alongside_others_until_it_is_unloaded(
     loaded = await serving.load("second", "null")
     assert (await _predict(serving, clock_png, "second")).model == "second"
     assert not loaded.replaced
-    assert list(serving.cards) == list(serving.queues()) == ["tiny", "second"]
-    assert [instance.card.device for instance in serving.instances.values()] == ["cpu", "cpu"]
+    assert list(serving.cards) == list(serving.admissions()) == ["tiny", "second"]
+    assert [device for _, device in serving.instances()] == ["cpu", "cpu"]
 
     await serving.unload("second")
     with pytest.raises(UnknownModelError):
@@ -281,7 +281,7 @@ async def test_a_version_without_admission_leaves_no_thread(
     def fails(_capacity: int, _expected_seconds: object) -> None:
         raise OSError("no descriptor is left")
 
-    monkeypatch.setattr("models.serving.model_instance.Admission", fails)
+    monkeypatch.setattr("models.serving.served_model.Admission", fails)
     with pytest.raises(ModelNotLoadedError, match="no descriptor is left"):
         await serving.load("tiny")
     assert _model_threads() == before

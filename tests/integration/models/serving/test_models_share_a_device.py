@@ -25,7 +25,7 @@ class _Forwards(Telemetry):
         self.forwards: list[str] = []
 
     def batch_ran(self, report: BatchReport) -> None:
-        self.forwards.append(report.model)
+        self.forwards.append(report.instance.model)
 
 
 async def test_a_long_forward_of_one_model_does_not_delay_another_model(

@@ -90,6 +90,7 @@ class _Setup:
     receiver: ImageReceiver
     engine: _Engine
     version: Version
+    batcher: Batcher[BatchItem, ItemOutput]
     workers: list[_Worker]
     stale: list[StaleMessage]
 
@@ -114,7 +115,7 @@ def setup() -> Iterator[_Setup]:
     version = Version(0, "tiny", descriptor, SharedSlots(descriptor, _SHAPE), batcher)
     receiver.add_version(version)
     workers += [_Worker(number, receiver, descriptor) for number in range(2)]
-    yield _Setup(receiver, engine, version, workers, stale)
+    yield _Setup(receiver, engine, version, batcher, workers, stale)
     engine.gate.set()
     assert batcher.close(_TIMEOUT_S)
     os.close(descriptor)
@@ -167,7 +168,7 @@ def test_the_answer_of_an_earlier_image_does_not_overwrite_the_pixels_of_its_slo
 
 def test_a_cancelled_image_in_the_queue_is_answered_without_the_batchers_lock(setup: _Setup) -> None:
     [worker, _] = setup.workers
-    batcher = setup.version.batcher
+    batcher = setup.batcher
     lock_was_free: list[bool] = []
 
     def on_message(message: Answers) -> None:
@@ -192,7 +193,7 @@ def test_a_cancelled_image_in_the_queue_is_answered_without_the_batchers_lock(se
 
 def test_a_cancelled_image_is_answered_when_its_batcher_is_abandoned(setup: _Setup) -> None:
     [worker, _] = setup.workers
-    batcher = setup.version.batcher
+    batcher = setup.batcher
     worker.submit(7)
     assert setup.engine.entered.wait(_TIMEOUT_S)
     cancelled = worker.submit(8, which=1)

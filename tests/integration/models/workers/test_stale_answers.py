@@ -22,7 +22,7 @@ from models.inference.image_job import ItemOutput
 from models.interface.errors import ModelDownError, ModelGoneError
 from models.interface.request import NEVER_CANCELLED, InferenceRequest, Parameters
 from models.interface.results import ModelCard, Prediction
-from models.interface.telemetry import BatchReport, StaleMessage, Telemetry
+from models.interface.telemetry import BatchReport, InstanceId, StaleMessage, Telemetry
 from models.networks.specs import ModelSpec
 from models.serving.model_instance import ServingOptions
 from models.workers.channel import Channel, socket_pair
@@ -38,7 +38,7 @@ from models.workers.worker_runtime import WorkerRuntime
 pytestmark = pytest.mark.anyio
 
 _TIMEOUT_S = 30
-_REPORT = BatchReport("tiny", 1, "idle", 0.0, 0.1, 0.1, 0)
+_REPORT = BatchReport(InstanceId("tiny", "cpu"), 1, "idle", 0.0, 0.1, 0.1, 0)
 
 
 class _Submission(NamedTuple):

@@ -8,7 +8,7 @@ import gc
 import socket
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,7 +66,7 @@ class _Counts(Telemetry):
     def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:  # noqa: ARG002
         self.cancelled.append(stage)
 
-    def model_shown(self, model: str) -> None:
+    def model_shown(self, model: str, devices: Sequence[str]) -> None:  # noqa: ARG002
         self.models.add(model)
 
     def model_gone(self, model: str) -> None:
@@ -165,7 +165,7 @@ async def test_the_answer_is_the_answer_of_one_process(
                 assert [scored.label for scored in one.classes] == [scored.label for scored in other.classes]
                 assert len(one.classes) == min(top_k, 10)
                 np.testing.assert_allclose(one.features, other.features, atol=1e-6)
-                assert one.batch.model == "tiny"
+                assert one.batch.instance == ("tiny", "cpu")
                 assert one.batch.size >= 1
                 assert one.seconds.forward > 0
                 assert one.seconds.queue >= 0
@@ -203,7 +203,7 @@ async def test_images_of_all_workers_share_a_batch(
         first = asyncio.create_task(_predict(service.workers[0], clock_png))
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         others = [asyncio.create_task(_predict(worker, clock_png)) for worker in service.workers]
-        await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 2)
+        await _until(lambda: service.engine.runtime.instances()["tiny", "cpu"].depth == 2)
         gate.set()
         await first
         sizes = [result.batch.size for answer in await asyncio.gather(*others) for result in answer.results]  # type: ignore[union-attr]
@@ -254,19 +254,19 @@ async def test_cancelled_images_take_no_capacity_from_others(
 ) -> None:
     async with _started(gated, workers=1, queue_capacity=4) as service:
         [worker] = service.workers
-        queue = service.engine.runtime.queues
+        instances = service.engine.runtime.instances
         gate.clear()
         entered.clear()
         first = asyncio.create_task(_predict(worker, clock_png))
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         cancelled = asyncio.create_task(_predict(worker, clock_png, clock_png, clock_png))
-        await _until(lambda: queue()["tiny"].depth == 3)
+        await _until(lambda: instances()["tiny", "cpu"].depth == 3)
         cancelled.cancel()
         with suppress(asyncio.CancelledError):
             await cancelled
         staying = asyncio.create_task(_predict(worker, clock_png, clock_png, clock_png))
         # Cancelled images stay in the queue until a batch forms.
-        await _until(lambda: staying.done() or queue()["tiny"].depth == 6)
+        await _until(lambda: staying.done() or instances()["tiny", "cpu"].depth == 6)
         gate.set()
         assert len((await staying).results) == 3
         await first
@@ -277,18 +277,18 @@ async def test_workers_share_the_capacity_of_a_model(gated: ModelSpec, gate: thr
         one, other = service.workers
         gate.clear()
         inside = asyncio.create_task(_predict(one, clock_png, clock_png))
-        await _until(lambda: service.engine.runtime.queues()["tiny"].in_flight == 2)
+        await _until(lambda: service.engine.runtime.admissions()["tiny"].in_flight == 2)
         with pytest.raises(OverloadedError) as refused:
             await _predict(other, clock_png, clock_png)
         last = asyncio.create_task(_predict(other, clock_png))
-        await _until(lambda: other.full)
-        assert one.full
+        await _until(lambda: other.refusal("tiny", "classify") is not None)
+        assert one.half_full
         assert refused.value.capacity == 3
         assert one.refusal("tiny", "classify") is not None
         gate.set()
         await asyncio.gather(inside, last)
-        assert service.engine.runtime.queues()["tiny"].in_flight == 0
-        assert not one.full
+        assert service.engine.runtime.admissions()["tiny"].in_flight == 0
+        assert not one.half_full
 
 
 async def test_no_forward_runs_for_a_request_that_was_cancelled_in_the_queue(
@@ -302,7 +302,7 @@ async def test_no_forward_runs_for_a_request_that_was_cancelled_in_the_queue(
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         second = asyncio.create_task(_predict(worker, clock_png))
         await handed_over(2)
-        await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 1)
+        await _until(lambda: service.engine.runtime.instances()["tiny", "cpu"].depth == 1)
         for request in (first, second):
             request.cancel()
         await asyncio.gather(first, second, return_exceptions=True)
@@ -434,11 +434,11 @@ async def test_when_a_worker_dies_only_its_own_requests_are_lost(
         requests = [asyncio.create_task(_predict(dying, clock_png))]
         await asyncio.to_thread(entered.wait, _TIMEOUT_S)
         requests += [asyncio.create_task(_predict(dying, clock_png)) for _ in range(2)]
-        await _until(lambda: service.engine.runtime.queues()["tiny"].depth == 2)
+        await _until(lambda: service.engine.runtime.instances()["tiny", "cpu"].depth == 2)
         # The kernel closes the socket of a killed process.
         service.sockets[0].shutdown(socket.SHUT_RDWR)
         await _until(lambda: service.lost == [0])
-        assert service.engine.runtime.queues()["tiny"].in_flight == 0
+        assert service.engine.runtime.admissions()["tiny"].in_flight == 0
         # Its slots are in use until the forward ends; until then no other worker gets them.
         assert service.engine.free_number() == 2
         gate.set()
@@ -486,10 +486,10 @@ async def test_images_that_a_lost_worker_still_counts_are_forgotten_when_its_pro
         await _until(lambda: service.engine.free_number() == 0)
         # A killed worker does not set its count back.
         service.engine._images.versions[0].slots.set_in_flight(0, 3)  # noqa: SLF001
-        assert service.engine.runtime.queues()["tiny"].in_flight == 3
+        assert service.engine.runtime.admissions()["tiny"].in_flight == 3
         service.engine.process_ended(0)
 
-        assert service.engine.runtime.queues()["tiny"].in_flight == 0
+        assert service.engine.runtime.admissions()["tiny"].in_flight == 0
         service.reasons.clear()
 
 

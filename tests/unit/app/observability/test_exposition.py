@@ -128,7 +128,7 @@ async def test_metrics_of_a_server_are_at_most_a_second_old(serve: Serve, clock:
 
 def exposition(requests: int, accept: str = "") -> str:
     metrics = Metrics()
-    metrics.model_served('a "model"\\')
+    metrics.model_served('a "model"\\', ["cpu"])
     for number in range(requests):
         metrics.request_done("/v1/classify", "POST", 200, 0.01, f"id{number}")
     return metrics.exposition(accept)[0].decode()

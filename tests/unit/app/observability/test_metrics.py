@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families as prometheu
 from app.http.problems import Reason
 from app.observability.metrics import Metrics
 from gradless.records import ARMS, Comparison, ComparisonOptions
-from models.interface.telemetry import BatchReport, Outcome, Stage, StageSeconds, Task, Trigger
+from models.interface.telemetry import BatchReport, InstanceId, Outcome, Stage, StageSeconds, Task, Trigger
 
 if TYPE_CHECKING:
     from tests.unit.conftest import FakeRuntime
@@ -24,12 +24,16 @@ _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 Labels = frozenset[tuple[str, str]]
 
+_A = InstanceId("a", "cpu")
+# A label without value is none in Prometheus: model instances do the stages queue and forward only.
+_DEVICE_OF_STAGE = {"read": "", "decode": "", "queue": "cpu", "forward": "cpu", "respond": ""}
+
 
 def _metrics_of(*models: str) -> Metrics:
     """Metrics of an application that serves these models."""
     metrics = Metrics()
     for model in models:
-        metrics.model_served(model)
+        metrics.model_served(model, ["cpu"])
     return metrics
 
 
@@ -60,16 +64,16 @@ def _value(metrics: Metrics, name: str, **labels: str) -> float:
             (name, {"model": model, **labels})
             for model in ("a", "b")
             for name, labels in [
-                ("gradless_batch_size_count", {}),
-                ("gradless_forward_busy_seconds_total", {}),
-                ("gradless_out_of_memory_total", {}),
-                ("gradless_batch_splits_total", {}),
+                ("gradless_batch_size_count", {"device": "cpu"}),
+                ("gradless_forward_busy_seconds_total", {"device": "cpu"}),
+                ("gradless_out_of_memory_total", {"device": "cpu"}),
+                ("gradless_batch_splits_total", {"device": "cpu"}),
                 ("gradless_model_replacements_total", {}),
-                *(("gradless_batches_total", {"trigger": trigger}) for trigger in get_args(Trigger)),
+                *(("gradless_batches_total", {"device": "cpu", "trigger": trigger}) for trigger in get_args(Trigger)),
                 *(("gradless_cancelled_total", {"stage": stage}) for stage in get_args(Stage)),
                 *(
-                    ("gradless_stage_duration_seconds_count", {"stage": stage})
-                    for stage in ("read", *get_args(Stage), "respond")
+                    ("gradless_stage_duration_seconds_count", {"device": device, "stage": stage})
+                    for stage, device in _DEVICE_OF_STAGE.items()
                 ),
                 *(
                     ("gradless_images_total", {"task": task, "outcome": outcome})
@@ -92,7 +96,7 @@ NewComparison = Callable[[str, ComparisonOptions], Comparison]
 @pytest.mark.parametrize("name", FORWARD_GAUGES)
 @pytest.mark.parametrize("mode", ARMS)
 def test_gauges_of_a_comparison_are_nan_before_the_first(name: str, mode: str) -> None:
-    assert math.isnan(_value(_metrics_of("a"), name, model="a", mode=mode))
+    assert math.isnan(_value(_metrics_of("a"), name, model="a", device="cpu", mode=mode))
 
 
 def test_events_create_no_new_series(new_comparison: NewComparison) -> None:
@@ -102,11 +106,11 @@ def test_events_create_no_new_series(new_comparison: NewComparison) -> None:
     for reason in get_args(Reason):
         metrics.rejected(reason)
     for trigger in get_args(Trigger):
-        metrics.batch_ran(BatchReport("a", 3, trigger, 0.0, 0.1, 0.1, dropped=0))
+        metrics.batch_ran(BatchReport(_A, 3, trigger, 0.0, 0.1, 0.1, dropped=0))
     for stage in get_args(Stage):
         metrics.image_cancelled("a", stage, 0.02)
     metrics.images_done("a", "classify", "ok", 2)
-    metrics.image_took("a", StageSeconds(0.1, 0.2, 0.3))
+    metrics.image_took(_A, StageSeconds(0.1, 0.2, 0.3))
     metrics.request_stages("a", 0.1, 0.2)
     metrics.compared(new_comparison("a", ComparisonOptions()))
 
@@ -116,28 +120,44 @@ def test_events_create_no_new_series(new_comparison: NewComparison) -> None:
 def test_events_are_counted_under_their_labels() -> None:
     metrics = _metrics_of("a", "b")
 
-    metrics.batch_ran(BatchReport("a", 3, "idle", 0.0, 0.75, 0.25, dropped=1))
-    metrics.batch_ran(BatchReport("a", 5, "full", 1.0, 0.5, 0.5, dropped=0))
-    metrics.out_of_memory("a")
-    metrics.batch_split("a")
+    metrics.batch_ran(BatchReport(_A, 3, "idle", 0.0, 0.75, 0.25, dropped=1))
+    metrics.batch_ran(BatchReport(_A, 5, "full", 1.0, 0.5, 0.5, dropped=0))
+    metrics.out_of_memory(_A)
+    metrics.batch_split(_A)
     metrics.model_replaced("a")
     metrics.images_done("a", "features", "bad_image", 2)
-    metrics.image_took("a", StageSeconds(decode=1.0, queue=2.0, forward=4.0))
+    metrics.image_took(_A, StageSeconds(decode=1.0, queue=2.0, forward=4.0))
     metrics.request_stages("a", read_seconds=8.0, respond_seconds=16.0)
 
-    assert _value(metrics, "gradless_batches_total", model="a", trigger="idle") == 1
-    assert _value(metrics, "gradless_batch_size_sum", model="a") == 8
-    assert _value(metrics, "gradless_forward_busy_seconds_total", model="a") == 0.75
-    for name in ("gradless_out_of_memory_total", "gradless_batch_splits_total", "gradless_model_replacements_total"):
-        assert _value(metrics, name, model="a") == 1
-        assert _value(metrics, name, model="b") == 0
-    assert _value(metrics, "gradless_batch_size_sum", model="b") == 0
+    assert _value(metrics, "gradless_batches_total", model="a", device="cpu", trigger="idle") == 1
+    assert _value(metrics, "gradless_batch_size_sum", model="a", device="cpu") == 8
+    assert _value(metrics, "gradless_forward_busy_seconds_total", model="a", device="cpu") == 0.75
+    for name in ("gradless_out_of_memory_total", "gradless_batch_splits_total"):
+        assert _value(metrics, name, model="a", device="cpu") == 1
+        assert _value(metrics, name, model="b", device="cpu") == 0
+    assert _value(metrics, "gradless_model_replacements_total", model="a") == 1
+    assert _value(metrics, "gradless_batch_size_sum", model="b", device="cpu") == 0
     assert _value(metrics, "gradless_images_total", model="a", task="features", outcome="bad_image") == 2
     seconds = {
-        stage: _value(metrics, "gradless_stage_duration_seconds_sum", model="a", stage=stage)
-        for stage in ("decode", "queue", "forward", "read", "respond")
+        stage: _value(metrics, "gradless_stage_duration_seconds_sum", model="a", device=device, stage=stage)
+        for stage, device in _DEVICE_OF_STAGE.items()
     }
     assert seconds == {"decode": 1.0, "queue": 2.0, "forward": 4.0, "read": 8.0, "respond": 16.0}
+
+
+def test_instances_of_one_model_on_two_devices_are_counted_apart(new_runtime: Callable[..., FakeRuntime]) -> None:
+    metrics, devices = Metrics(), ("cuda:0", "cuda:1")
+    metrics.model_served("a", devices)
+    metrics.watch(new_runtime(device_names=devices, names=("a",)))
+    metrics.batch_ran(BatchReport(InstanceId("a", "cuda:1"), 3, "idle", 0.0, 0.75, 0.25, dropped=1))
+
+    for device, images in zip(devices, (0, 3), strict=True):
+        assert _value(metrics, "gradless_batch_size_sum", model="a", device=device) == images
+        assert _value(metrics, "gradless_queue_depth", model="a", device=device) == 2
+        assert _value(metrics, "gradless_device_memory_bytes", device=device, kind="free") == 200
+    assert _value(metrics, "gradless_model_loads_total", model="a", outcome="ok") == 1
+    metrics.model_gone("a")
+    assert not any(dict(labels).get("model") == "a" for name, labels in _samples(metrics) if "batch_size_sum" in name)
 
 
 def test_gauges_of_a_comparison_are_labelled_by_model_and_arm(new_comparison: NewComparison) -> None:
@@ -145,10 +165,13 @@ def test_gauges_of_a_comparison_are_labelled_by_model_and_arm(new_comparison: Ne
 
     metrics.compared(new_comparison("a", ComparisonOptions()))
 
-    found = [[_value(metrics, name, model="a", mode=arm) for name in FORWARD_GAUGES] for arm in ("grad", "no_grad")]
+    found = [
+        [_value(metrics, name, model="a", device="cpu", mode=arm) for name in FORWARD_GAUGES]
+        for arm in ("grad", "no_grad")
+    ]
     assert found == [[0.5, 2000, 1000], [1.5, 2001, 0]]
-    assert math.isnan(_value(metrics, "gradless_forward_peak_bytes", model="a", mode="served"))
-    assert math.isnan(_value(metrics, "gradless_forward_seconds", model="b", mode="grad"))
+    assert math.isnan(_value(metrics, "gradless_forward_peak_bytes", model="a", device="cpu", mode="served"))
+    assert math.isnan(_value(metrics, "gradless_forward_seconds", model="b", device="cpu", mode="grad"))
 
 
 def test_an_arm_that_the_last_comparison_left_out_is_nan(new_comparison: NewComparison) -> None:
@@ -157,8 +180,8 @@ def test_an_arm_that_the_last_comparison_left_out_is_nan(new_comparison: NewComp
     metrics.compared(new_comparison("a", ComparisonOptions()))
     metrics.compared(new_comparison("a", ComparisonOptions(arms=("no_grad",))))
 
-    assert _value(metrics, "gradless_forward_seconds", model="a", mode="no_grad") == 0.5
-    assert all(math.isnan(_value(metrics, name, model="a", mode="grad")) for name in FORWARD_GAUGES)
+    assert _value(metrics, "gradless_forward_seconds", model="a", device="cpu", mode="no_grad") == 0.5
+    assert all(math.isnan(_value(metrics, name, model="a", device="cpu", mode="grad")) for name in FORWARD_GAUGES)
 
 
 def test_two_applications_in_one_process_count_separately() -> None:

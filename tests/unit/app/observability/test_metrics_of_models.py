@@ -17,7 +17,7 @@ Labels = frozenset[tuple[str, str]]
 
 def _serving(model: str) -> Metrics:
     metrics = Metrics()
-    metrics.model_served(model)
+    metrics.model_served(model, ["cpu"])
     return metrics
 
 
@@ -40,7 +40,7 @@ def test_the_series_of_a_model_exist_until_it_is_unloaded(
     metrics = _serving("a")
     before = _samples(metrics)
 
-    metrics.model_served("b")
+    metrics.model_served("b", ["cpu"])
     metrics.images_done("b", "classify", "ok")
     metrics.compared(new_comparison("b", ComparisonOptions()))
     assert _value(metrics, "gradless_images_total", model="b", task="classify", outcome="ok") == 1
@@ -52,7 +52,7 @@ def test_the_series_of_a_model_exist_until_it_is_unloaded(
     metrics.model_replaced("b")
 
     assert _samples(metrics).keys() == before.keys()
-    metrics.model_served("b")
+    metrics.model_served("b", ["cpu"])
     assert _value(metrics, "gradless_images_total", model="b", task="classify", outcome="ok") == 0
 
 
@@ -61,11 +61,11 @@ def test_a_new_version_keeps_the_counts_and_clears_the_last_comparison(new_compa
     metrics.images_done("a", "classify", "ok", 3)
     metrics.compared(new_comparison("a", ComparisonOptions()))
 
-    metrics.model_served("a")
+    metrics.model_served("a", ["cpu"])
 
     assert _value(metrics, "gradless_images_total", model="a", task="classify", outcome="ok") == 3
     assert _value(metrics, "gradless_model_loads_total", model="a", outcome="ok") == 2
-    assert math.isnan(_value(metrics, "gradless_forward_seconds", model="a", mode="grad"))
+    assert math.isnan(_value(metrics, "gradless_forward_seconds", model="a", device="cpu", mode="grad"))
 
 
 def test_failed_loads_are_counted_by_model_only_if_it_is_served() -> None:

@@ -12,7 +12,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from app.observability.metrics import CountsReader, Metrics, count_in, create_counts
-from models.interface.telemetry import BatchReport
+from models.interface.telemetry import BatchReport, InstanceId
 
 _OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 # Not ids of processes: /proc has nothing about them.
@@ -28,14 +28,14 @@ class _Worker:
             self._values = prometheus_client.values.ValueClass
             self.metrics = Metrics()
             self.metrics.expect("/v1/classify", "POST", 200)
-            self.metrics.model_shown("tiny")
+            self.metrics.model_shown("tiny", ["cpu"])
         self.counts = CountsReader(descriptor)
 
     def load_again(self) -> None:
         with _restored_values():
             prometheus_client.values.ValueClass = self._values
             self.metrics.model_gone("tiny")
-            self.metrics.model_shown("tiny")
+            self.metrics.model_shown("tiny", ["cpu"])
 
     def count_requests(self, requests: int) -> None:
         for number in range(requests):
@@ -69,8 +69,8 @@ def worker() -> Iterator[Callable[[], _Worker]]:
 @pytest.fixture
 def engine() -> Metrics:
     metrics = Metrics()
-    metrics.model_served("tiny")
-    metrics.batch_ran(BatchReport("tiny", 8, "full", 0.0, 0.5, 0.5, 0))
+    metrics.model_served("tiny", ["cpu"])
+    metrics.batch_ran(BatchReport(InstanceId("tiny", "cpu"), 8, "full", 0.0, 0.5, 0.5, 0))
     return metrics
 
 
@@ -125,7 +125,7 @@ def test_late_counts_of_an_unloaded_model_create_no_series(engine: Metrics, work
     other.count_requests(1)
     assert "tiny" not in engine.exposition("")[0].decode()
 
-    engine.model_served("tiny")
+    engine.model_served("tiny", ["cpu"])
     other.load_again()
     other.count_requests(2)
     assert _sum(engine, "gradless_images_total") == 2

@@ -149,8 +149,8 @@ async def test_read_and_respond_are_timed_once_per_answered_request(serve: Serve
         await client.post("/v1/classify?model=other", content=b"image")
         stages = await _counted(client, "gradless_stage_duration_seconds_count")
 
-    assert stages["fake", "read"] == 1
-    assert stages["fake", "respond"] == 1
+    assert stages["", "fake", "read"] == 1
+    assert stages["", "fake", "respond"] == 1
 
 
 async def test_refusals_are_counted_by_reason(serve: Serve) -> None:

@@ -21,7 +21,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from app.observability.tracing import Traces
 from models.interface.errors import DrainingError
 from models.interface.results import Answer, Prediction
-from models.interface.telemetry import BatchReport, StageSeconds
+from models.interface.telemetry import BatchReport, InstanceId, StageSeconds
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +66,9 @@ def seconds_of(span: ReadableSpan) -> float:
 
 def in_one_batch(prediction: Callable[..., Prediction], count: int) -> list[Prediction]:
     """Results of one batch, with different times."""
-    batch = BatchReport("fake", count, "full", started_at=10.0, forward_seconds=0.5, busy_seconds=0.5, dropped=2)
+    batch = BatchReport(
+        InstanceId("fake", "cpu"), count, "full", started_at=10.0, forward_seconds=0.5, busy_seconds=0.5, dropped=2
+    )
     return [
         Prediction(made.classes, made.features, 9.0 + number, StageSeconds(0.25, 0.125 * (number + 1), 0.5), batch)
         for number, made in enumerate(prediction() for _ in range(count))
@@ -141,6 +143,7 @@ async def test_forwards_link_to_the_single_span_of_their_batch(
     (span,) = kept.spans("batch")
     assert span.attributes == {
         "gradless.model": "fake",
+        "gradless.device": "cpu",
         "gradless.batch.size": 3,
         "gradless.batch.trigger": "full",
         "gradless.batch.dropped": 2,

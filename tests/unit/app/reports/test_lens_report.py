@@ -17,7 +17,7 @@ from app.reports.pages import comparison_page
 from app.reports.progress import comparison_progress
 from app.reports.terminal import show_comparison
 from gradless.records import ARMS, Comparison, ComparisonOptions, Progress
-from gradless.units import in_bytes
+from gradless.sentences import in_bytes
 
 NewComparison = Callable[[str, ComparisonOptions], Comparison]
 

@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from time import perf_counter
 
 import pytest
@@ -14,6 +15,8 @@ import pytest
 from app.server.listener import Acceptor, bind, ignore_new_handshakes, log_listening
 from app.settings import Settings
 from models.interface.errors import StartError
+from models.interface.extras import install_command
+from models.interface.results import ModelCard
 
 pytestmark = pytest.mark.anyio
 
@@ -110,10 +113,42 @@ def test_the_log_names_the_bound_address_and_the_welcome_text_a_reachable_one(
     settings = Settings(host=host, port=0, log_format="console")
     with bind(settings) as listener, caplog.at_level(logging.INFO):
         port = listener.getsockname()[1]
-        log_listening(settings, listener)
+        log_listening(settings, listener, ())
 
     assert vars(caplog.records[-1])["address"] == f"http://{logged_host}:{port}"
     assert f"http://{reachable_host}:{port}/ in a browser" in capsys.readouterr().err
+
+
+_CARD = ModelCard("m", "a", 1, 4, 8, 2, 2, (2,), None, "cpu", "float32", "eager", "0" * 16, False, 0.1, 1)
+_ADVICE = f"OpenVINO is about twice as fast on this processor: {install_command('openvino')}"
+
+
+@pytest.mark.parametrize(
+    ("processor", "backend", "card", "advice"),
+    [
+        ("x86_64", "auto", _CARD, [_ADVICE]),
+        ("AMD64", "auto", _CARD, [_ADVICE]),
+        ("aarch64", "auto", _CARD, []),
+        ("x86_64", "eager", _CARD, []),
+        ("x86_64", "auto", replace(_CARD, backend="openvino"), []),
+        ("x86_64", "auto", replace(_CARD, backend="null"), []),
+        ("x86_64", "auto", replace(_CARD, device="cuda:0"), []),
+    ],
+)
+def test_the_line_serving_recommends_openvino_where_it_is_missing_on_x86(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    listener: socket.socket,
+    processor: str,
+    backend: str,
+    card: ModelCard,
+    advice: list[str],
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: processor)
+    with caplog.at_level(logging.INFO):
+        log_listening(Settings(backend=backend, log_format="json"), listener, [card])
+
+    assert [value for name, value in vars(caplog.records[-1]).items() if name == "advice"] == advice
 
 
 @pytest.mark.parametrize("host", ["not.there.invalid", "[::1]", "a" * 70, "192.0.2.1", "http://localhost"])

@@ -156,7 +156,7 @@ def test_images_admitted_by_other_processes_count() -> None:
     admission = Admission(4, _seconds_each, admitted_elsewhere=lambda: given_away[0])
 
     with admission.admit(1):
-        assert admission.full
+        assert admission.half_full
         assert admission.in_flight == 1
         overload = admission.overload(1)
         assert overload is not None
@@ -174,3 +174,16 @@ def test_every_change_of_the_admitted_images_is_reported() -> None:
         pass
 
     assert reported == [3, 4, 3, 0]
+
+
+@pytest.mark.anyio
+async def test_announced_images_count_for_later_heads_until_the_next_iteration() -> None:
+    admission = Admission(4, _seconds_each)
+    with admission.admit(2):
+        refusals = [admission.announce() for _ in range(4)]
+        assert [refusal is None for refusal in refusals] == [True, True, False, False]
+        # The announced images themselves have room.
+        with admission.admit(2):
+            pass
+        await asyncio.sleep(0)
+        assert admission.announce() is None

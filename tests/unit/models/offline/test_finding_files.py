@@ -55,6 +55,37 @@ def test_links_are_followed_without_cycles(folder: Path, tmp_path_factory: pytes
     assert len(found) < 10
 
 
+def test_what_is_not_read_is_counted_by_kind_with_examples(folder: Path) -> None:
+    for file in ("a/1.xcf", "a/2.xcf", ".thumbs", "README"):
+        (folder / file).touch()
+    (folder / "gone.png").symlink_to(folder / "no-such")
+    (folder / "in a circle").symlink_to("in a circle")
+    reports: list[str] = []
+
+    found = files.find([folder], reports.append)
+
+    [report] = reports
+    assert report == (
+        "not read: 1 hidden folder (.cache), 2 hidden files (.hidden.jpg, .thumbs), "
+        "2 dangling links (gone.png, in a circle), 5 other files (2 .xcf, 1 without a suffix, 1 .txt, …)"
+    )
+    # A job says of it that it cannot be read.
+    assert str(folder / "gone.png") in found
+
+
+def test_nothing_is_reported_if_everything_is_read(folder: Path) -> None:
+    reports: list[str] = []
+    files.find([folder / "b.jpg"], reports.append)
+    assert reports == []
+
+
+def test_a_folder_of_other_formats_says_which(tmp_path: Path) -> None:
+    for number in range(12):
+        (tmp_path / f"{number}.xcf").touch()
+    with pytest.raises(JobError, match=r"there is no image in .*; not read: 12 other files \(12 \.xcf\)"):
+        files.find([tmp_path])
+
+
 def test_a_missing_path_and_a_folder_without_images_are_errors(tmp_path: Path) -> None:
     with pytest.raises(JobError, match="no-such does not exist"):
         files.find([tmp_path / "no-such"])

@@ -163,7 +163,7 @@ def test_a_report_names_the_trigger_of_its_batch(
         future.result(_PATIENCE_S)
     assert batcher.close(_PATIENCE_S)
 
-    assert (reports[-1].model, reports[-1].size, reports[-1].trigger) == ("m", items, trigger)
+    assert (reports[-1].instance.model, reports[-1].size, reports[-1].trigger) == ("m", items, trigger)
 
 
 def test_batches_of_a_closing_batcher_have_the_trigger_drain(new_batcher: NewBatcher, device: GatedDevice) -> None:

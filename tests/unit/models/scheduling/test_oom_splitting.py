@@ -8,8 +8,10 @@ import pytest
 
 from models.interface.errors import OutOfMemoryError
 from models.interface.request import AllCancelledError
-from models.interface.telemetry import Telemetry
+from models.interface.telemetry import InstanceId, Telemetry
 from models.scheduling.oom_splitting import SplittingRun
+
+_INSTANCE = InstanceId("m", "cpu")
 
 
 class _Counts(Telemetry):
@@ -17,12 +19,12 @@ class _Counts(Telemetry):
         self.failures = 0
         self.splits = 0
 
-    def out_of_memory(self, model: str) -> None:
-        assert model == "m"
+    def out_of_memory(self, instance: InstanceId) -> None:
+        assert instance == _INSTANCE
         self.failures += 1
 
-    def batch_split(self, model: str) -> None:
-        assert model == "m"
+    def batch_split(self, instance: InstanceId) -> None:
+        assert instance == _INSTANCE
         self.splits += 1
 
 
@@ -49,6 +51,7 @@ def _splitting(device: _Device, counts: _Counts) -> SplittingRun[int, int]:
     return SplittingRun(
         device.run,
         model="m",
+        device="cpu",
         out_of_memory=lambda error: isinstance(error, MemoryError),
         release_memory=device.release,
         telemetry=counts,
@@ -101,7 +104,7 @@ def test_other_errors_are_raised() -> None:
         raise ValueError("something else")
 
     make: Callable[[], SplittingRun[int, int]] = lambda: SplittingRun(  # noqa: E731
-        fail, model="m", out_of_memory=lambda _: False, release_memory=lambda: None, telemetry=_Counts()
+        fail, model="m", device="cpu", out_of_memory=lambda _: False, release_memory=lambda: None, telemetry=_Counts()
     )
     with pytest.raises(ValueError, match="something else"):
         make()([1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradless.units import in_bytes, in_seconds
+from gradless.sentences import in_bytes, in_seconds
 
 
 @pytest.mark.parametrize(
