@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from http.client import HTTPConnection
 from io import BytesIO
 from pathlib import Path
@@ -48,6 +49,10 @@ class Server:
         url = urlsplit(address)
         self._connection = HTTPConnection(url.hostname or "", url.port, timeout=60)
         self._process = psutil.Process(process_id)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
 
     def send(self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None) -> bytes:
         """Send a request. Raises RuntimeError unless the answer is a success."""
@@ -136,8 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with (
         tempfile.TemporaryDirectory(prefix="gradless-metrics-") as folder,
         gradless_process(Path(folder), settings) as running,
+        closing(Server(running.address, running.process.pid)) as server,
     ):
-        server = Server(running.address, running.process.pid)
         picture = _picture()
 
         def classify() -> bytes:

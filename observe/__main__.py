@@ -17,7 +17,7 @@ from observe.prometheus import Prometheus
 # Scrape interval; 15 s in production.
 _INTERVAL_S = 2
 # Time for every expression to have data. Rates over five minutes have some after two scrapes.
-_DATA_TIMEOUT_S = 90
+_DATA_TIMEOUT_S = 240
 
 
 def main() -> None:

@@ -11,12 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Self
 
 import httpcore2
+import httpx2
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from models.images.samples import draw, encode
@@ -56,6 +59,16 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Each client, and each httpx2.get, would read all certificates again: 30 ms of a core. Nothing here speaks TLS.
 httpcore2.default_ssl_context = functools.cache(httpcore2.default_ssl_context)
+
+# The default timeout of requests, which is 5 s. On a busy machine a server may be slower.
+for _phase in ("connect", "read", "write", "pool"):
+    setattr(httpx2._config.DEFAULT_TIMEOUT_CONFIG, _phase, 60.0)  # noqa: SLF001 - the default argument of each method
+
+# Each run draws the same examples, and none fails because the machine is busy.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 
 class Forked:
@@ -140,6 +153,21 @@ class WarmCommand:
             descriptors = [stdout.fileno(), (stderr or stdout).fileno(), minds.fileno()]
             socket.send_fds(self._control, [json.dumps(request).encode()], descriptors)
         return Forked(arguments, status)
+
+    def run(
+        self, command: Sequence[Any], environ: Mapping[str, str], timeout_s: float = 240
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end, with its output."""
+        with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+            with self.start(command, environ, stdout, stderr) as process:
+                try:
+                    status = process.wait(timeout_s)
+                except BaseException:
+                    process.kill()
+                    raise
+            stdout.seek(0)
+            stderr.seek(0)
+            return subprocess.CompletedProcess(command, status, stdout.read(), stderr.read())
 
     def close(self) -> None:
         self._control.close()

@@ -72,7 +72,7 @@ class _Load:
 
 def measure(scale: Scale) -> Iterator[Finding]:
     """Run on one server of the `null` model."""
-    seconds = max(10.0, _SECONDS * scale.share)
+    seconds = max(4.0, _SECONDS * scale.share)
     scenario = Scenario(
         "reloads",
         f"GRADLESS_HTTP_WORKERS={_WORKERS}, {seconds:g} s: one client reloads the model continuously, {_DISCONNECTING} "

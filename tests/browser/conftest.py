@@ -16,11 +16,11 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, R
 
 from observe.processes import gradless
 
-PATIENCE_MS = 30_000
+PATIENCE_MS = 60_000
 
 # The default model where labels matter, and a light one where they do not.
 DEFAULT = "efficientnet_lite0"
-LIGHT = "resnet18:random"
+LIGHT = "shufflenet_v2_x0_5:random"
 
 # Chromium's message for any status from 400 on, expected ones too.
 _REFUSED = "Failed to load resource"

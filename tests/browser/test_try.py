@@ -183,8 +183,8 @@ def test_the_same_pictures_are_sent_to_another_model(try_page: Page, light_model
         try_page.get_by_label("Model", exact=True).select_option(light_model)
 
     expect(label).not_to_contain_text("analog clock")
-    expect(try_page.get_by_text("512 dimensions")).to_be_visible()
-    expect(try_page.locator("pre").first).to_contain_text("model=resnet18%3Arandom")
+    expect(try_page.get_by_text("1,024 dimensions")).to_be_visible()
+    expect(try_page.locator("pre").first).to_contain_text("model=shufflenet_v2_x0_5%3Arandom")
 
 
 @pytest.mark.parametrize("names", [["a 'quoted'; \"name\" $(touch taken).png"], ["one, two;.png", "back\\slash.png"]])

@@ -19,8 +19,8 @@ import pytest
 from dockerfile_parse import DockerfileParser
 
 ROOT = Path(__file__).parents[2]
-START_TIMEOUT_S = 90
-STOP_TIMEOUT_S = 30
+START_TIMEOUT_S = 180
+STOP_TIMEOUT_S = 90
 
 _NAMESPACES = ["unshare", "--mount", "--pid", "--net", "--fork"]
 _USER = "10001"

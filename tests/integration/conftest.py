@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx2
@@ -38,6 +40,11 @@ SetOverlapMinSize = Callable[[int | None], None]
 _PATIENCE_S = 30
 
 StartOverHttp = Callable[..., AbstractAsyncContextManager[httpx2.AsyncClient]]
+
+
+@pytest.fixture(autouse=True)
+def _random_inputs_are_the_same_in_every_run() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +103,13 @@ def default_model() -> LoadedModel:
 @pytest.fixture(scope="session")
 def default_engine(default_model: LoadedModel) -> Engine:
     return _engine(default_model)
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Converted models, for all processes of the run: converting takes seconds."""
+    own = tmp_path_factory.getbasetemp()
+    return (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "conversions"
 
 
 @pytest.fixture(scope="module")

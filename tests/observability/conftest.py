@@ -19,7 +19,7 @@ from observe.processes import require_prometheus
 from observe.prometheus import Prometheus
 
 # Far above what a busy machine needs.
-_TIMEOUT_S = 90
+_TIMEOUT_S = 240
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -153,17 +152,8 @@ def gradless(warm_command: Any) -> Callable[..., subprocess.CompletedProcess[str
     """Run the installed command to its end."""
 
     def run(*arguments: str | Path, **settings: str) -> subprocess.CompletedProcess[str]:
-        command = [_BIN / "gradless", *arguments]
-        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-            with warm_command.start(command, environment(**settings), stdout, stderr) as process:
-                try:
-                    process.wait(START_TIMEOUT_S)
-                except BaseException:
-                    process.kill()
-                    raise
-            stdout.seek(0)
-            stderr.seek(0)
-            return subprocess.CompletedProcess(command, process.returncode, stdout.read(), stderr.read())
+        ended = warm_command.run([_BIN / "gradless", *arguments], environment(**settings), START_TIMEOUT_S)
+        return subprocess.CompletedProcess(ended.args, ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 
     return run
 

@@ -101,8 +101,9 @@ def test_files_and_output_may_be_uris_and_the_classes_are_those_of_the_local_job
     for path in sorted((images / "a").iterdir())[:40]:
         (few / path.name).hardlink_to(path)
     uri = few.as_uri()
-    on_ray = gradless("classify", uri, "-o", (tmp_path / "on-ray").as_uri(), "--ray", "local", "--top-k", "2")
-    local = gradless("classify", few, "-o", tmp_path / "here.parquet", "--top-k", "2")
+    small = {"GRADLESS_MODELS": "shufflenet_v2_x0_5:random", "GRADLESS_BACKEND": "eager"}
+    on_ray = gradless("classify", uri, "-o", (tmp_path / "on-ray").as_uri(), "--ray", "local", "--top-k", "2", **small)
+    local = gradless("classify", few, "-o", tmp_path / "here.parquet", "--top-k", "2", **small)
 
     assert (on_ray.returncode, local.returncode) == (0, 0), on_ray.stderr
     ours, theirs = rows_of(tmp_path / "on-ray"), rows_of(tmp_path / "here.parquet")

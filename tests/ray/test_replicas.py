@@ -13,8 +13,6 @@ import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-pytestmark = pytest.mark.timeout(300)
-
 # Statuses after which a client may retry.
 _RETRYABLE = frozenset({429, 500, 502, 503, 504})
 

@@ -14,11 +14,10 @@ from reliability.scale import Scale
 from reliability.scenarios import own_answers, reloads
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("measure", "seconds"),
     [
-        pytest.param(reloads.measure, 20, id="while-a-model-is-reloaded"),
+        pytest.param(reloads.measure, 8, id="while-a-model-is-reloaded"),
         pytest.param(own_answers.measure, 4, id="while-workers-are-killed"),
     ],
 )

@@ -21,7 +21,7 @@ def test_a_model_that_hangs_while_loading_blocks_neither_other_loads_nor_the_shu
     server = start_server(
         GRADLESS_MODELS="null",
         GRADLESS_MODELS_FOLDER=str(tmp_path),
-        GRADLESS_LOAD_TIMEOUT_S="1",
+        GRADLESS_LOAD_TIMEOUT_S="4",
         GRADLESS_HTTP_WORKERS=workers,
     )
     with httpx2.Client(base_url=server.address, timeout=60) as http:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
+import pytest
+
+from benchmarks import metrics_cost
 from benchmarks.metrics_cost import MODELS
-from observe import ROOT
+from observe.processes import gradless_process
 
 
-def test_it_prints_the_cost_of_a_scrape_by_number_of_models_and_of_a_request() -> None:
-    command = [sys.executable, "-m", "benchmarks.metrics_cost", "--scrapes=20", "--requests=100", "--rounds=1"]
-    message = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+def test_it_prints_the_cost_of_a_scrape_by_number_of_models_and_of_a_request(
+    warm_command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(metrics_cost, "gradless_process", partial(gradless_process, start=warm_command.start))
+    monkeypatch.setattr(metrics_cost, "_RECORDINGS", 2000)
+    metrics_cost.main(["--scrapes=20", "--requests=100", "--rounds=1"])
+    message = capsys.readouterr().out
     rows = re.findall(r"^\| (\d+) \| ([\d,]+) \| \d+ \| ([\d.]+) \|$", message, re.MULTILINE)
     assert [int(models) for models, _, _ in rows] == list(MODELS)
     series = [int(count.replace(",", "")) for _, count, _ in rows]

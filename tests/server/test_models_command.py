@@ -14,9 +14,6 @@ import torchvision
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
-# Each test runs the command several times, which takes long where others use the machine.
-pytestmark = pytest.mark.timeout(300)
-
 EAGER = {"GRADLESS_BACKEND": "eager"}
 
 

@@ -15,7 +15,9 @@ import httpx2
 import psutil
 import pytest
 
-_TIMEOUT_S = 30
+_TIMEOUT_S = 60
+# Less than the default of the drain timeout.
+_SOON_S = 25
 _WORKERS = 2
 
 
@@ -103,9 +105,9 @@ def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
         service.process.send_signal(signal.SIGUSR1)
         failed_at = monotonic()
         assert service.exit_status() == 1, where
-        assert monotonic() - failed_at < 5
+        assert monotonic() - failed_at < _SOON_S
 
-    _until(lambda: not _alive(processes), 1)
+    _until(lambda: not _alive(processes))
     with pytest.raises(OSError, match="refused"):
         service.connect()
     service.end_of_output()
@@ -119,7 +121,7 @@ def test_an_exception_while_the_engine_process_ends_leaves_no_process(start_patc
     service.process.terminate()
 
     assert service.exit_status() == 1
-    _until(lambda: not _alive(processes), 1)
+    _until(lambda: not _alive(processes))
 
 
 def test_an_engine_process_that_hangs_while_ending_is_killed(start_patched: Callable[..., Any]) -> None:
@@ -135,24 +137,23 @@ def test_an_engine_process_that_hangs_while_ending_is_killed(start_patched: Call
     service.process.terminate()
 
     assert service.exit_status() == 1
-    _until(lambda: not _alive(processes), 1)
+    _until(lambda: not _alive(processes))
 
 
 def test_when_the_engine_process_is_killed_no_worker_waits_for_a_body_that_is_half_sent(
     start_patched: Callable[..., Any],
 ) -> None:
-    service = start_patched(_WORKERS)
+    service = start_patched(_WORKERS, GRADLESS_READ_TIMEOUT_S="300")
     processes = _descendants(service)
     with service.connect() as connection:
         connection.sendall(b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nhalf")
         # A request on another connection is answered, so a worker has taken the first.
         httpx2.get(f"{service.address}/readyz").raise_for_status()
         service.process.kill()
-        # Half of the time limit of a body.
-        _until(lambda: not _alive(processes), 15)
+        # Long before the time limit of a body.
+        _until(lambda: not _alive(processes))
 
 
-@pytest.mark.timeout(240)
 def test_when_the_fork_server_is_killed_workers_serve_on_and_another_forks_replacements(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
@@ -169,7 +170,7 @@ def test_when_the_fork_server_is_killed_workers_serve_on_and_another_forks_repla
     workers[0].kill()
     service.wait_for_line("starting a replacement")
     # The new fork server imports PyTorch before it forks.
-    _until(lambda: len(_workers(service)) == 1, 90)
+    _until(lambda: len(_workers(service)) == 1, 180)
     # The new fork server has forked this one.
     _workers(service)[0].kill()
     service.wait_for_line("status -9; starting a replacement")
@@ -179,7 +180,7 @@ def test_when_the_fork_server_is_killed_workers_serve_on_and_another_forks_repla
     service.process.terminate()
 
     assert service.exit_status() == 0
-    _until(lambda: not _alive(processes), 1)
+    _until(lambda: not _alive(processes))
 
 
 def test_a_fork_server_that_is_killed_while_workers_start_is_replaced(
@@ -200,13 +201,13 @@ def test_a_fork_server_that_is_killed_while_workers_start_is_replaced(
 def test_a_service_that_was_stopped_and_continued_keeps_its_workers(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    service = start_patched(_WORKERS, "engine_process._UNRESPONSIVE_S = 4.0; engine_process._LATE_S = 0.5")
+    service = start_patched(_WORKERS, "engine_process._UNRESPONSIVE_S = 2.5; engine_process._LATE_S = 0.5")
     engine = psutil.Process(service.process.pid)
     workers = _workers(service)
     stopped = [engine, *workers]
     for process in stopped:
         os.kill(process.pid, signal.SIGSTOP)
-    sleep(6)
+    sleep(3.5)
     # The engine process first, so that it checks the workers while their event loops stand still.
     os.kill(engine.pid, signal.SIGCONT)
     sleep(0.5)
@@ -215,39 +216,30 @@ def test_a_service_that_was_stopped_and_continued_keeps_its_workers(
     for _ in range(2 * _WORKERS):
         httpx2.post(f"{service.address}/v1/classify", content=clock_jpeg).raise_for_status()
     # Longer than the limit for an unresponsive worker.
-    sleep(5)
+    sleep(3.5)
 
     assert _workers(service) == workers
     # A worker that is stopped alone is still replaced.
     os.kill(workers[0].pid, signal.SIGSTOP)
-    service.wait_for_line("is unresponsive: no tick for 4 s")
+    service.wait_for_line("is unresponsive: no tick for 2 s")
     service.wait_for_line("starting a replacement")
 
 
 def test_a_process_that_was_stopped_in_a_forward_and_continued_goes_on_with_it(
-    start_patched: Callable[..., Any], clock_jpeg: bytes
+    start_holding: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    waiting = """
-import models.backends.pytorch as null
-def wait(*arguments):
-    if "ready" in globals():
-        print("waits", flush=True)
-        triggered.wait()
-    return real(*arguments)
-real, null.NullBackend.run = null.NullBackend.run, wait
-signal.signal(signal.SIGUSR2, lambda *_: globals().update(ready=True))
-"""
-    service = start_patched(0, waiting, GRADLESS_FORWARD_TIMEOUT_S="3")
-    service.process.send_signal(signal.SIGUSR2)
+    service = start_holding(GRADLESS_FORWARD_TIMEOUT_S="3")
+    service.process.send_signal(signal.SIGUSR1)
     with ThreadPoolExecutor(1) as clients:
         request = clients.submit(httpx2.post, f"{service.address}/v1/classify", content=clock_jpeg, timeout=60)
-        service.wait_for_line("waits")
+        service.wait_for_line("holds")
         service.process.send_signal(signal.SIGSTOP)
-        sleep(5)
+        # Longer than a check of the supervisor may be late.
+        sleep(3.5)
         service.process.send_signal(signal.SIGCONT)
         # The supervisor checks several times.
-        sleep(3)
-        service.process.send_signal(signal.SIGUSR1)
+        sleep(2.5)
+        service.process.send_signal(signal.SIGUSR2)
 
         assert request.result().status_code == 200
 

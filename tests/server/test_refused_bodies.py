@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from time import monotonic
 from typing import Any
 
 import pytest
@@ -49,7 +48,7 @@ def strict_server(warm_command: Any, serving: Callable[..., Any]) -> Any:
 
 
 def refused_by_http_client(server: Any, method: str, target: str, headers: Mapping[str, str]) -> tuple[int, Any]:
-    connection = http.client.HTTPConnection(server.host, server.port, timeout=30)
+    connection = http.client.HTTPConnection(server.host, server.port, timeout=60)
     connection.request(method, target, BODY, dict(headers))
     response = connection.getresponse()
     refusal = response.status, json.loads(response.read())
@@ -60,7 +59,7 @@ def refused_by_http_client(server: Any, method: str, target: str, headers: Mappi
 def refused_by_urllib(server: Any, method: str, target: str, headers: Mapping[str, str]) -> tuple[int, Any]:
     request = urllib.request.Request(server.address + target, BODY, dict(headers), method=method)  # noqa: S310 - our own server
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=30)  # noqa: S310 - as above
+        urllib.request.urlopen(request, timeout=60)  # noqa: S310 - as above
     with refused.value as response:
         return response.status, json.loads(response.read())
 
@@ -83,18 +82,3 @@ def test_a_client_that_is_still_writing_receives_the_refusal(
 def test_with_http_workers_a_client_that_is_still_writing_receives_the_refusal(worker_server: Any) -> None:
     for _ in range(MANY_TRIES):
         assert refused_by_http_client(worker_server, "POST", "/v1/classify?model=none", {})[0] == 404
-
-
-def test_a_client_that_keeps_sending_after_its_refusal_is_disconnected(
-    start_server: Callable[..., Any], read_answer: Callable[..., Any]
-) -> None:
-    server = start_server(GRADLESS_MODELS="null", GRADLESS_READ_TIMEOUT_S="1")
-    with server.connect() as connection, connection.makefile("rb") as file:
-        connection.sendall(b"POST /nowhere HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000000\r\n\r\n")
-        assert read_answer(file).status == 404
-        assert file.read() == b""
-        began_at = monotonic()
-        with pytest.raises(ConnectionError):  # noqa: PT012 - any of the writes may fail
-            while monotonic() < began_at + 30:
-                connection.sendall(b"x")
-        assert monotonic() - began_at < 10

@@ -96,7 +96,6 @@ async def _left(process: psutil.Process) -> Vitals:
     return _vitals(process)
 
 
-@pytest.mark.timeout(300)
 async def test_sixteen_clients_see_only_new_fingerprints_while_models_are_loaded_and_unloaded(
     start_server: Callable[..., Any],
     models_folder: Path,

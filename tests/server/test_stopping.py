@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from time import sleep
 from typing import Any
 
 import httpx2
@@ -17,26 +18,27 @@ MULTIPART = list[tuple[str, tuple[str, bytes, str]]]
 
 @pytest.fixture
 def many_images(clock_jpeg: bytes) -> MULTIPART:
-    """The maximum number of images in one request: seconds of work."""
+    """The maximum number of images in one request."""
     return [("images", (f"{index}.jpg", clock_jpeg, "image/jpeg")) for index in range(64)]
 
 
 def wait_until_admitted(server: Any, images: int, metric_sum: Callable[..., float]) -> None:
     """Wait until this number of images is in flight; the test's own timeout is the deadline."""
     while metric_sum(httpx2.get(f"{server.address}/metrics").text, "gradless_in_flight_images") < images:
-        pass
+        sleep(0.02)
 
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_draining_server_answers_accepted_requests_and_exits_with_status_0(
-    start_server: Callable[..., Any],
+    start_holding: Callable[..., Any],
     metric_sum: Callable[..., float],
     many_images: MULTIPART,
     clock_png: bytes,
     ending: signal.Signals,
 ) -> None:
-    server = start_server()
-    late = http.client.HTTPConnection(server.host, server.port, timeout=30)
+    server = start_holding()
+    server.process.send_signal(signal.SIGUSR1)
+    late = http.client.HTTPConnection(server.host, server.port, timeout=60)
     late.request("GET", "/healthz")
     late.getresponse().read()
     with ThreadPoolExecutor(2) as clients:
@@ -50,8 +52,9 @@ def test_a_draining_server_answers_accepted_requests_and_exits_with_status_0(
         server.wait_for_line("answering what was accepted")
         # On an open connection and on a new one: 503, or the connection is refused.
         assert status_of(late, clock_png) in {503, None}
-        assert status_of(http.client.HTTPConnection(server.host, server.port, timeout=30), clock_png) in {503, None}
+        assert status_of(http.client.HTTPConnection(server.host, server.port, timeout=60), clock_png) in {503, None}
 
+        server.process.send_signal(signal.SIGUSR2)
         answers = [request.result() for request in accepted]
     assert [answer.status_code for answer in answers] == [200, 200]
     assert all(len(answer.json()["results"]) == 64 for answer in answers)
@@ -74,12 +77,13 @@ def status_of(connection: http.client.HTTPConnection, image: bytes) -> int | Non
 
 
 def test_a_slow_reader_receives_its_complete_response_from_a_draining_server(
-    start_server: Callable[..., Any],
+    start_holding: Callable[..., Any],
     metric_sum: Callable[..., float],
     many_images: MULTIPART,
     read_answer: Callable[..., Any],
 ) -> None:
-    server = start_server()
+    server = start_holding()
+    server.process.send_signal(signal.SIGUSR1)
     request = httpx2.Request("POST", f"{server.address}/v1/classify?top_k=1000", files=many_images)
     body = request.read()
     with server.connect() as connection, connection.makefile("rb", buffering=1024) as file:
@@ -87,6 +91,7 @@ def test_a_slow_reader_receives_its_complete_response_from_a_draining_server(
         connection.sendall(f"POST /v1/classify?top_k=1000 HTTP/1.1\r\n{head}\r\n".encode() + body)
         wait_until_admitted(server, 64, metric_sum)
         server.process.terminate()
+        server.process.send_signal(signal.SIGUSR2)
         # Read nothing until the server waits only for its clients.
         server.wait_for_line("Waiting for connections to close")
         answer = read_answer(file)
@@ -101,7 +106,7 @@ def test_sighup_to_the_process_group_drains_the_service_with_status_0(
 ) -> None:
     # A closing terminal signals every process of the group, also those that the service has started.
     server = start_session(GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS=workers)
-    httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=30).raise_for_status()
+    httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=60).raise_for_status()
     os.killpg(server.process.pid, signal.SIGHUP)
     server.wait_for_line("SIGHUP: answering what was accepted, then stopping")
 
@@ -115,7 +120,7 @@ def test_a_service_under_nohup_ignores_sighup(
     server = start_session(signal.SIGHUP, GRADLESS_MODELS="null", GRADLESS_HTTP_WORKERS=workers)
     os.killpg(server.process.pid, signal.SIGHUP)
     for _ in range(20):
-        httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=30).raise_for_status()
+        httpx2.post(f"{server.address}/v1/classify", content=clock_png, timeout=60).raise_for_status()
     server.process.terminate()
 
     assert server.exit_status() == 0

@@ -42,7 +42,7 @@ class _Clients:
 
     def _request_once(self) -> str:
         try:
-            connection = socket.create_connection(self._address, timeout=30)
+            connection = socket.create_connection(self._address, timeout=60)
         except ConnectionRefusedError:
             return _REFUSED
         with connection:
@@ -64,7 +64,7 @@ def test_a_stopping_service_responds_on_every_connection_that_was_made(
     for _ in range(2):
         server = start_server(GRADLESS_HTTP_WORKERS=workers, GRADLESS_MODELS="null")
         clients = _Clients(server.host, server.port, clock_jpeg)
-        deadline = monotonic() + 30
+        deadline = monotonic() + 60
         while clients.outcomes["200"] < 200:
             assert monotonic() < deadline
             sleep(0.01)

@@ -8,15 +8,15 @@ import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import httpx2
 import pytest
 
 _DRAIN_S = 2
-# Allowance on a busy machine.
-_MARGIN_S = 6
+# With the allowance for a busy machine it is less than the default of the drain timeout.
+_END_S = 25
 
 # Locking a mutex twice hangs in native code, where no Python signal handler runs.
 _HANG = """
@@ -59,7 +59,7 @@ def _end_in_time(server: Any) -> int:
     server.process.terminate()
     stopped_at = monotonic()
     status: int = server.exit_status()
-    assert monotonic() - stopped_at < _DRAIN_S + _MARGIN_S
+    assert monotonic() - stopped_at < _END_S
     return status
 
 
@@ -76,7 +76,7 @@ def test_sigterm_ends_a_process_whose_first_load_hangs(
             try:
                 assert "hangs\n" in output
                 process.terminate()
-                assert process.wait(_MARGIN_S) == 0
+                assert process.wait(_END_S) == 0
             finally:
                 process.kill()
 
@@ -112,7 +112,7 @@ def test_sigterm_ends_a_process_with_a_thread_in_an_abandoned_forward(
         request.join()
     # While the model restarts, requests are answered with 503.
     while httpx2.post(f"{server.address}/v1/classify", content=clock_jpeg).status_code != 200:
-        pass
+        sleep(0.02)
 
     assert _end_in_time(server) == 0
 

@@ -6,18 +6,23 @@ import json
 import re
 import subprocess
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 
-@pytest.fixture
-def commands(server: Any) -> list[str]:
+def commands_of(server: Any) -> list[str]:
     return [line.strip() for line in server.log if "curl" in line]
 
 
+@pytest.fixture
+def commands(server: Any) -> list[str]:
+    return commands_of(server)
+
+
 def run_in_shell(command: str) -> Any:
-    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=90, check=True)
+    done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=240, check=True)
     assert done.stderr == b""
     return json.loads(done.stdout)
 
@@ -42,10 +47,14 @@ def test_the_second_printed_command_answers_a_feature_vector(commands: list[str]
     assert len(answer["results"][0]["features"]) == answer["dimensions"] == 1280
 
 
-def test_the_third_printed_command_shows_that_only_the_grad_mode_retains_memory(commands: list[str]) -> None:
-    answer = run_in_shell(commands[2])
+def test_the_third_printed_command_shows_that_only_the_grad_mode_retains_memory(
+    start_server: Callable[..., Any],
+) -> None:
+    # A small network: it compares seven ways to run batches of eight, twelve times each.
+    server = start_server(
+        GRADLESS_MODELS="shufflenet_v2_x0_5:random", GRADLESS_BACKEND="eager", GRADLESS_LOG_FORMAT="console"
+    )
+    answer = run_in_shell(commands_of(server)[2])
     retained = {arm["arm"]: arm["retained_bytes"] for arm in answer["arms"]}
     assert retained.pop("grad") > 0
-    # OpenVINO runs outside PyTorch: what it keeps cannot be observed.
-    assert retained.pop("served") in {0, None}
     assert set(retained.values()) == {0}

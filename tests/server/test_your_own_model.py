@@ -39,7 +39,6 @@ def documented_steps() -> list[list[str]]:
     return [words for line in block[1].splitlines() if (words := shlex.split(line, comments=True))]
 
 
-@pytest.mark.timeout(300)
 def test_the_documented_steps_serve_a_state_dict_with_the_accuracy_of_its_script(
     trained: Path, gradless: Run, start_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

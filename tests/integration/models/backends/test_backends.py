@@ -33,12 +33,6 @@ _PATIENCE_S = 30
 
 
 @pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Converted models are kept for the whole session: converting takes seconds."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
 def pixels(default_model: LoadedModel) -> torch.Tensor:
     """(5, 3, 224, 224) uint8, channels last: the drawn samples, and two of them upside down."""
     drawn = [draw("clock"), draw("traffic-light"), draw("crossword")]

@@ -324,7 +324,7 @@ def test_an_entry_with_another_network_is_detected_by_its_answer_and_converted_a
     conversions.clear()
 
     serving = _serve(tiny, tmp_path)
-    assert serving.close(timeout_s=10)
+    assert serving.close(timeout_s=60)
 
     assert len(conversions) == 1
     assert [line for line in _logged(caplog) if "gives other numbers than PyTorch" in line]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from pathlib import Path
+from typing import Any
 
 # In a process of its own, for it may end by it. Signal handlers of Python's run on the stack that OpenVINO gave the
 # main thread, where it has given one.
@@ -18,7 +18,7 @@ from models.loading.load import load
 
 held = [
     backends.make(
-        load(catalog.find("shufflenet_v2_x0_5:random"), backends.place("cpu", "fp32", "openvino")),
+        load(catalog.find(catalog.DEFAULT_MODEL), backends.place("cpu", "fp32", "openvino")),
         BackendOptions(max_batch_size=1, cache_folder=Path(sys.argv[1])),
     )
 ]
@@ -31,12 +31,10 @@ print("alive")
 """
 
 
-def test_a_model_released_by_another_thread_leaves_the_signal_stack_of_the_main_thread(tmp_path: Path) -> None:
-    ended = subprocess.run(
-        [sys.executable, "-c", _RELEASE_A_MODEL, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert (ended.returncode, ended.stdout) == (0, "handled\nalive\n"), ended.stderr
+def test_a_model_released_by_another_thread_leaves_the_signal_stack_of_the_main_thread(
+    warm_command: Any, cache_folder: Path, tmp_path: Path
+) -> None:
+    script = tmp_path / "release.py"
+    script.write_text(_RELEASE_A_MODEL)
+    ended = warm_command.run([script, cache_folder], os.environ)
+    assert (ended.returncode, ended.stdout) == (0, b"handled\nalive\n"), ended.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -23,7 +25,7 @@ LIMITS = ImageLimits()
 # pytest sets warning filters of its own, so this runs in a process without it.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
-# Of a child that imports PyTorch first: what the decode adds to it.
+# Of a process that has imported PyTorch: what the decode adds to it.
 _LOOK = """
 import resource, sys
 from models.interface.errors import ImageError
@@ -233,6 +235,29 @@ HARMLESS: dict[str, Callable[[], bytes]] = {
 }
 
 
+Look = Callable[..., "subprocess.CompletedProcess[bytes]"]
+
+
+@pytest.fixture
+def look(warm_command: Any, tmp_path: Path) -> Look:
+    """Run a program with the paths of files, in a process of its own."""
+
+    def run(code: str, *files: Path) -> subprocess.CompletedProcess[bytes]:
+        script = tmp_path / "look.py"
+        script.write_text(code)
+        ended: subprocess.CompletedProcess[bytes] = warm_command.run([script, *files], os.environ)
+        ended.check_returncode()
+        return ended
+
+    return run
+
+
+@pytest.fixture
+def peak_mb(look: Look) -> Callable[..., float]:
+    """The memory that decodes of these files add to a process."""
+    return lambda *files: float(look(_LOOK, *files).stdout)
+
+
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_file_that_costs_more_than_its_size_suggests_is_refused(name: str) -> None:
     make, refusal, reason = BOMBS[name]
@@ -245,20 +270,22 @@ def test_what_cameras_and_programs_write_is_read(name: str) -> None:
     assert decode_image(HARMLESS[name](), LIMITS).shape[0] == 3
 
 
-def test_refusing_them_takes_no_memory(tmp_path: Path) -> None:
+def test_refusing_them_takes_no_memory(peak_mb: Callable[..., float], tmp_path: Path) -> None:
     files = [tmp_path / str(number) for number in range(len(BOMBS))]
     for file, (make, _, _) in zip(files, BOMBS.values(), strict=True):
         file.write_bytes(make())
     # The largest has 4 MB; the tile alone would take 256.
-    assert _peak_mb(*files) < 48
+    assert peak_mb(*files) < 48
 
 
-def test_transparency_over_a_large_picture_takes_memory_for_two_of_it_and_not_for_five(tmp_path: Path) -> None:
+def test_transparency_over_a_large_picture_takes_memory_for_two_of_it_and_not_for_five(
+    peak_mb: Callable[..., float], tmp_path: Path
+) -> None:
     file = tmp_path / "transparent.png"
     megapixels = 24
     file.write_bytes(_png(6000, 4000, 6, 4))
     # RGBA as decoded, and RGB.
-    assert _peak_mb(file) < megapixels * (4 + 3) + 60
+    assert peak_mb(file) < megapixels * (4 + 3) + 60
 
 
 def test_large_and_small_pictures_are_blended_over_the_same_white() -> None:
@@ -271,21 +298,11 @@ def test_large_and_small_pictures_are_blended_over_the_same_white() -> None:
     assert decode_image(file.getvalue(), LIMITS)[:, 1000:, 900:].equal(decode_image(cut.getvalue(), LIMITS))
 
 
-def test_wrong_tags_cause_neither_log_lines_nor_warnings(tmp_path: Path) -> None:
+def test_wrong_tags_cause_neither_log_lines_nor_warnings(look: Look, tmp_path: Path) -> None:
     file = tmp_path / "lies.tiff"
     file.write_bytes(_tiff_of_lies(500))
     listening = "import logging\nlogging.basicConfig(level=0)\nlogging.captureWarnings(True)\n"
-    assert not re.search("PIL|[Tt]ag", _child(listening + _LOOK, file).stderr)
-
-
-def _peak_mb(*files: Path) -> float:
-    return float(_child(_LOOK, *files).stdout)
-
-
-def _child(code: str, *files: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, files)], capture_output=True, text=True, check=True, timeout=60
-    )
+    assert not re.search(b"PIL|[Tt]ag", look(listening + _LOOK, file).stderr)
 
 
 def test_importing_models_leaves_the_limits_and_warnings_of_pillow_to_the_process() -> None:
@@ -297,4 +314,4 @@ def test_importing_models_leaves_the_limits_and_warnings_of_pillow_to_the_proces
         "import models.images.preprocessing, models.serving.runtime\n"
         "assert before[0] and state() == before, (before, state())\n"
     )
-    _child(looking)
+    subprocess.run([sys.executable, "-c", looking], check=True)

@@ -84,19 +84,19 @@ def test_the_files_that_are_mutated_are_valid(encoded: bytes) -> None:
     assert set(decode_image(encoded, LIMITS).shape) == {3, 40, 48}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=512))
 def test_any_bytes_decode_or_are_refused(encoded: bytes) -> None:
     _decodes_or_is_refused(encoded)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.sampled_from(SIGNATURES), st.binary(max_size=512))
 def test_any_bytes_behind_a_signature_decode_or_are_refused(signature: bytes, rest: bytes) -> None:
     _decodes_or_is_refused(signature + rest)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(mutated_files())
 def test_a_damaged_file_decodes_or_is_refused(encoded: bytes) -> None:
     _decodes_or_is_refused(encoded)

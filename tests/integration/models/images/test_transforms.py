@@ -40,7 +40,7 @@ def test_shape_and_normalize_together_are_the_preset_of_the_weights(architecture
     torch.testing.assert_close(found, preset(as_pillow(image)), atol=1.01 * one_level, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from(["bilinear", "bicubic"]))
 def test_shape_is_the_preset_to_one_level_on_pictures_of_any_size(
     height: int, width: int, interpolation: Interpolation
@@ -96,7 +96,7 @@ def strips_of(image: torch.Tensor, orientation: int = 1, rows: int = 7) -> Strip
     return Strips(height, width, orientation, (pixels[top : top + rows] for top in range(0, height, rows)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 300),
     st.integers(1, 300),

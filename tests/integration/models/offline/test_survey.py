@@ -78,7 +78,7 @@ def test_worker_processes_give_bit_identical_statistics(folder: Path) -> None:
     assert (together.sizes, together.formats) == (alone.sizes, alone.formats)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=20)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20)
 @given(st.permutations(range(6)))
 def test_the_order_of_the_files_does_not_matter(folder: Path, order: list[int]) -> None:
     files = _files(folder)

@@ -56,7 +56,7 @@ def cosines(queries: Vectors, vectors: Vectors) -> NDArray[np.float64]:
     return products / np.where(outer := np.outer(*lengths), outer, 1)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(count=st.integers(1, 40), dimensions=st.integers(1, 9), k=st.integers(1, 50), seed=st.integers(0, 99))
 def test_a_small_index_finds_exactly_the_nearest_with_their_cosines(
     tmp_path: Path, count: int, dimensions: int, k: int, seed: int

@@ -174,7 +174,7 @@ def test_a_cancelled_image_in_the_queue_is_answered_without_the_batchers_lock(se
     def on_message(message: Answers) -> None:
         other = threading.Thread(target=batcher.running_seconds, daemon=True)
         other.start()
-        other.join(5)
+        other.join(60)
         lock_was_free.append(not other.is_alive())
         worker.messages.put(message)
 

@@ -553,7 +553,7 @@ async def test_a_worker_fails_all_requests_when_the_engine_process_has_ended(
 async def test_a_model_that_stops_working_is_down_for_all_workers_until_it_is_replaced(
     gated: ModelSpec, gate: threading.Event, clock_png: bytes
 ) -> None:
-    async with _started(gated, forward_timeout_s=0.2) as service:
+    async with _started(gated, forward_timeout_s=0.8) as service:
         gate.clear()
         request = asyncio.create_task(_predict(service.workers[0], clock_png))
         with pytest.raises(ModelDownError):
@@ -574,7 +574,7 @@ async def test_all_workers_drain_when_the_engine_process_does(tiny: ModelSpec) -
 async def test_many_errors_at_once_reach_a_worker_that_reads_them(
     gated: ModelSpec, gate: threading.Event, clock_png: bytes
 ) -> None:
-    async with _started(gated, workers=1, forward_timeout_s=0.2) as service:
+    async with _started(gated, workers=1, forward_timeout_s=0.8) as service:
         # The smallest buffer that the kernel gives a socket.
         for worker in service.engine._workers.values():  # noqa: SLF001
             worker.channel._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)  # noqa: SLF001

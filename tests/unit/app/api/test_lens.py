@@ -327,7 +327,8 @@ async def test_a_long_forward_keeps_the_connection_alive(
 
     async def dawdle(model: str, options: ComparisonOptions, _image: object, on_progress: Listener) -> Comparison:
         on_progress(Progress(0, 1, "timing"))
-        await asyncio.sleep(0.1)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
         return new_comparison(model, options)
 
     async with serve({"compare": dawdle}) as client:

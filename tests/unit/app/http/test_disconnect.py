@@ -22,7 +22,7 @@ from models.interface.request import CancelToken
 
 pytestmark = pytest.mark.anyio
 
-_PATIENCE_S = 10
+_PATIENCE_S = 60
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 Connect = Callable[[], Awaitable[Streams]]

@@ -20,7 +20,7 @@ from models.interface.results import ModelCard
 
 pytestmark = pytest.mark.anyio
 
-_PATIENCE_S = 10
+_PATIENCE_S = 60
 
 
 @pytest.fixture

@@ -27,7 +27,9 @@ Listen = Callable[..., AbstractAsyncContextManager[tuple[ServerState, Any]]]
 
 UNREAD = b"POST /unread HTTP/1.1\r\nhost: here\r\ncontent-length: 1000000000\r\n\r\n"
 READ = b"POST /read HTTP/1.1\r\nhost: here\r\ntransfer-encoding: chunked\r\n\r\n"
-PATIENCE_S = 20
+PATIENCE_S = 60
+# A limit that no test meets.
+NEVER_S = 3600
 
 
 class Served:
@@ -44,12 +46,6 @@ class Served:
         answer = await self.reader.read()
         assert answer.startswith(b"HTTP/1.1 200")
         assert answer.endswith(b"refused")
-
-    async def seconds_until_closed(self) -> float:
-        """Wait until the server has closed the connection; return the seconds."""
-        began_at = asyncio.get_running_loop().time()
-        await self.lost.wait()
-        return asyncio.get_running_loop().time() - began_at
 
 
 @asynccontextmanager
@@ -78,22 +74,25 @@ async def served(listen: Listen, head_timeout_s: float) -> AsyncIterator[Served]
             writer.close()
 
 
-async def test_the_server_waits_while_the_client_sends_and_closes_when_the_client_closes(listen: Listen) -> None:
-    async with served(listen, PATIENCE_S) as connection:
+async def test_the_server_waits_while_the_client_sends_and_closes_when_the_client_closes(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.server.transport._QUIET_S", NEVER_S)
+    async with served(listen, NEVER_S) as connection:
         await connection.send_refused_request()
         for _ in range(64):
             connection.writer.write(bytes(2**18))
             await connection.writer.drain()
             assert connection.state.connections
         connection.writer.close()
-        assert await connection.seconds_until_closed() < 1
+        await connection.lost.wait()
 
 
 async def test_the_server_closes_when_the_client_is_quiet(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.server.transport._QUIET_S", 0.2)
-    async with served(listen, PATIENCE_S) as connection:
+    async with served(listen, NEVER_S) as connection:
         await connection.send_refused_request()
-        assert await connection.seconds_until_closed() < 2
+        await connection.lost.wait()
 
 
 async def test_the_head_timeout_limits_a_client_that_sends_single_bytes(
@@ -102,11 +101,9 @@ async def test_the_head_timeout_limits_a_client_that_sends_single_bytes(
     monkeypatch.setattr("app.server.transport._QUIET_S", 0.2)
     async with served(listen, 0.5) as connection:
         await connection.send_refused_request()
-        closed = asyncio.ensure_future(connection.seconds_until_closed())
-        while not closed.done():
+        while not connection.lost.is_set():
             connection.writer.write(b"x")
             await asyncio.sleep(0.02)
-        assert 0.2 < await closed < 5
 
 
 async def test_a_client_that_never_stops_sending_is_disconnected_after_a_number_of_bytes(
@@ -114,7 +111,7 @@ async def test_a_client_that_never_stops_sending_is_disconnected_after_a_number_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("app.server.transport._MAX_DISCARDED_BYTES", 2**20)
-    async with served(listen, PATIENCE_S) as connection:
+    async with served(listen, NEVER_S) as connection:
         await connection.send_refused_request()
         sent = 0
         with pytest.raises(ConnectionError):  # noqa: PT012 - any of the writes may fail
@@ -125,16 +122,20 @@ async def test_a_client_that_never_stops_sending_is_disconnected_after_a_number_
         assert 2**20 < sent < 2**25
 
 
-async def test_a_shutdown_shortens_a_lingering_close_that_has_begun(listen: Listen) -> None:
-    async with served(listen, PATIENCE_S) as connection:
+async def test_a_shutdown_shortens_a_lingering_close_that_has_begun(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.server.transport._QUIET_S", NEVER_S)
+    monkeypatch.setattr("app.server.transport._SHUTDOWN_S", 0.2)
+    async with served(listen, NEVER_S) as connection:
         await connection.send_refused_request()
         for protocol in connection.state.connections:
             protocol.shutdown()  # type: ignore[attr-defined]  # uvicorn types it as any protocol
-        assert await connection.seconds_until_closed() < 4
+        await connection.lost.wait()
 
 
 async def test_the_handler_of_a_malformed_body_sees_a_disconnect_during_the_lingering_close(listen: Listen) -> None:
-    async with served(listen, PATIENCE_S) as connection:
+    async with served(listen, NEVER_S) as connection:
         connection.writer.write(READ + b"4\r\nbody\r\nno length\r\n")
         assert (await connection.reader.read()).startswith(b"HTTP/1.1 400")
         await connection.disconnected.wait()
@@ -142,7 +143,7 @@ async def test_the_handler_of_a_malformed_body_sees_a_disconnect_during_the_ling
 
 
 async def test_requests_pipelined_behind_a_connection_close_are_not_started(listen: Listen) -> None:
-    async with served(listen, PATIENCE_S) as connection:
+    async with served(listen, NEVER_S) as connection:
         connection.writer.write(READ[:-2] + b"connection: close\r\n\r\n4\r\nbody\r\n0\r\n\r\n" + READ * 3)
         answer = await connection.reader.read()
         assert answer.count(b"HTTP/1.1") == 1
@@ -195,23 +196,27 @@ async def read_slowly(client: socket.socket, most: int, pause_s: float) -> int:
 @pytest.mark.parametrize("connection", ["keep-alive", "close"])
 async def test_a_client_that_reads_nothing_is_disconnected(send_request: SendRequest, connection: str) -> None:
     request = f"GET / HTTP/1.1\r\nhost: here\r\nconnection: {connection}\r\n\r\n".encode()
-    async with send_request(request) as (state, client), asyncio.timeout(10):
+    async with send_request(request) as (state, client), asyncio.timeout(PATIENCE_S):
         await wait_until_closed(state)
         assert await read_slowly(client, 2**20, 0) < LARGE_BYTES
 
 
 async def test_a_client_that_reads_a_few_bytes_at_a_time_is_disconnected(send_request: SendRequest) -> None:
-    async with send_request(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n") as (state, client), asyncio.timeout(10):
+    async with send_request(b"GET / HTTP/1.1\r\nhost: here\r\n\r\n") as (state, client), asyncio.timeout(PATIENCE_S):
         reading = asyncio.ensure_future(read_slowly(client, 1024, 0.02))
         await wait_until_closed(state)
         assert not reading.done()
         reading.cancel()
 
 
-async def test_a_response_that_is_read_slowly_is_sent_completely(send_request: SendRequest) -> None:
+async def test_a_response_that_is_read_slowly_is_sent_completely(
+    send_request: SendRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As fast a client as a busy machine has.
+    monkeypatch.setattr("app.server.transport._MIN_READ_BYTES", 1)
     request = b"GET / HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n"
     started_at = asyncio.get_running_loop().time()
-    async with send_request(request) as (_, client), asyncio.timeout(60):
+    async with send_request(request) as (_, client), asyncio.timeout(PATIENCE_S):
         received = await read_slowly(client, 2**17, 0.001)
 
     assert received > LARGE_BYTES

@@ -14,7 +14,7 @@ from app.workers.http_worker import NO_FILES, TAKEN, HttpWorker, WorkerStatus, d
 
 pytestmark = pytest.mark.anyio
 
-_TIMEOUT_S = 10
+_TIMEOUT_S = 60
 
 
 class _Worker:
@@ -110,16 +110,20 @@ async def test_the_worker_with_the_fewest_connections_gets_the_next(
 
 
 async def test_a_worker_whose_event_loop_does_not_run_gets_no_connection_while_another_runs(
-    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
+    listener: socket.socket,
+    worker: Callable[[], _Worker],
+    call: Callable[[], socket.socket],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("app.workers.http_worker._SLOW_S", 1000)
     hanging, busy = worker(), worker()
-    hanging.known.ticked_at -= 2
+    hanging.known.ticked_at -= 2000
     busy.status.open_connections = 100
     acceptor = _accepting(listener, lambda: [hanging.known, busy.known])
     acceptor.open()
     call()
     await _until(lambda: len(busy.known.unacknowledged) == 1)
-    busy.known.ticked_at -= 2
+    busy.known.ticked_at -= 2000
     # Now neither runs.
     call()
     await _until(lambda: len(hanging.known.unacknowledged) == 1)

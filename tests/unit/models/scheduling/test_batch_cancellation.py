@@ -180,7 +180,7 @@ def test_callbacks_of_a_cancelled_future_run_without_the_batchers_lock(
     def on_cancel(_: Future[Completed[int]]) -> None:
         other = threading.Thread(target=batcher.running_seconds, daemon=True)
         other.start()
-        other.join(5)
+        other.join(_PATIENCE_S)
         others_went_on.append(not other.is_alive())
 
     device.open()

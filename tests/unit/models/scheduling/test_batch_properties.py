@@ -25,7 +25,7 @@ _PATIENCE_S = 30
 rounds = st.lists(st.lists(st.booleans(), max_size=9), min_size=1, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rounds=rounds,
     max_batch_size=st.integers(1, 5),
@@ -74,7 +74,7 @@ def test_batches_partition_the_accepted_and_kept_items_in_order_none_above_the_l
     assert sum(report.dropped for report in reports) <= item + 1 - len(kept)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(arrivals=st.integers(1, 20), max_batch_size=st.integers(1, 6))
 def test_queued_items_run_in_as_few_batches_as_the_limit_allows(
     new_device: Callable[[], GatedDevice], arrivals: int, max_batch_size: int
