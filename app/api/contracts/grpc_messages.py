@@ -96,8 +96,9 @@ def split_request(message: bytes) -> SplitRequest:
 
     Raises InvalidInputError, and BodyTooLargeError for too many numbers in typed contents.
     """
-    raw, rest, numbers = [], [], 0
-    inner_fields = 0
+    raw: list[memoryview] = []
+    rest: list[memoryview] = []
+    numbers = inner_fields = 0
     for key, whole, content in _fields(memoryview(message)):
         if key == _RAW_INPUTS:
             raw.append(content)
