@@ -153,9 +153,10 @@ def create_app(
     # Runs before all middleware: app/server/server.py calls it at the headers of a request.
     app.state.shedding = LoadShedding(parts, observer, hosts, routes)
     handle_errors(app, metrics, routes)
-    for router in routers:
-        # FastAPI's include_router would match each request twice, in its own table and the router's.
-        app.router.routes.extend(router.routes)
+    # Their routes have no dependencies (ImageRoute). FastAPI's include_router would match each request twice.
+    app.router.routes.extend(images.router.routes)
+    for router in routers[1:]:
+        app.include_router(router)
     for path, method, status in chain(*map(documented_statuses, routers), undocumented_statuses()):
         metrics.expect(path, method, status)
     extend_openapi(app, keys=bool(parts.keys))

@@ -132,8 +132,8 @@ def decode_strips(
     check_size(image.width, image.height, limits)
     height, width = image.height, image.width
     with undecodable(image_format):
-        if enough and image.format in _JPEGS:
-            # Pillow reduces the size as well.
+        if enough and image.format in _JPEGS and not layout.lossless:
+            # Pillow reduces the size as well. libjpeg-turbo cannot reduce a lossless JPEG, and may crash.
             image.draft(None, (enough, enough))
         image.load()
         return Strips(

@@ -45,6 +45,9 @@ ALWAYS_VALID = [
 # A valid request runs up to 51 rounds of 64 images, so requests are given below, not generated.
 COSTLY = ("POST", "/debug/grad-modes")
 
+# Of one request, on a machine with other work.
+_TIMEOUT_S = 120
+
 
 @pytest.fixture(scope="module")
 def document(address: str) -> dict[str, Any]:
@@ -70,7 +73,7 @@ def assert_answers_are_documented(cases: st.SearchStrategy[Any], examples: int) 
         suppress_health_check=list(HealthCheck),
     )
     def each(case: Any) -> None:
-        case.call_and_validate(checks=CHECKS)
+        case.call_and_validate(checks=CHECKS, timeout=_TIMEOUT_S)
 
     each()
 
@@ -102,7 +105,7 @@ def test_operations_without_input_respond_as_documented(schema: Any, method: str
 )
 def test_the_lens_responds_as_documented(schema: Any, query: dict[str, Any]) -> None:
     method, path = COSTLY
-    schema[path][method].Case(query=query).call_and_validate(checks=CHECKS)
+    schema[path][method].Case(query=query).call_and_validate(checks=CHECKS, timeout=_TIMEOUT_S)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_the_lens_responds_as_documented(schema: Any, query: dict[str, Any]) -> 
 def test_the_lens_responds_to_json_as_documented(schema: Any, body: dict[str, Any], status: int) -> None:
     method, path = COSTLY
     case = schema[path][method].Case(body=body, media_type="application/json")
-    assert case.call_and_validate(checks=CHECKS).status_code == status
+    assert case.call_and_validate(checks=CHECKS, timeout=_TIMEOUT_S).status_code == status
 
 
 def test_the_lens_refuses_a_second_comparison_as_documented(address: str, schema: Any) -> None:
@@ -128,9 +131,9 @@ def test_the_lens_refuses_a_second_comparison_as_documented(address: str, schema
     case = schema[path][method].Case(body=short, media_type="application/json")
     with httpx2.stream("POST", url, json=body, headers={"Accept": "text/event-stream"}) as running:
         next(running.iter_lines())
-        assert case.call_and_validate(checks=CHECKS).status_code == 409
+        assert case.call_and_validate(checks=CHECKS, timeout=_TIMEOUT_S).status_code == 409
     # Wait until the first comparison has ended with its client.
-    while case.call_and_validate(checks=CHECKS).status_code == 409:
+    while case.call_and_validate(checks=CHECKS, timeout=_TIMEOUT_S).status_code == 409:
         sleep(0.1)
 
 
@@ -139,7 +142,7 @@ def test_the_lens_responds_to_an_image_as_documented(schema: Any, clock_png: byt
     query = {"batch_size": 2, "iterations": 1, "arms": "grad"}
     for image, status in ((clock_png, 200), (b"no image", 415)):
         case = schema[path][method].Case(query=query, body=image, media_type="application/octet-stream")
-        assert case.call_and_validate(checks=CHECKS).status_code == status
+        assert case.call_and_validate(checks=CHECKS, timeout=_TIMEOUT_S).status_code == status
 
 
 @pytest.mark.parametrize(
@@ -159,14 +162,14 @@ def test_the_response_to_an_image_has_its_documented_schema(
 ) -> None:
     # Generated bodies are hardly ever images, so this test sends a real one.
     case = schema[path]["POST"].Case(query=query, body=clock_png, media_type="application/octet-stream")
-    assert case.call_and_validate(checks=CHECKS).status_code == 200
+    assert case.call_and_validate(checks=CHECKS, timeout=_TIMEOUT_S).status_code == 200
 
 
 def test_loading_and_unloading_models_responds_as_documented(schema: Any) -> None:
     def status(method: str, name: str, source: str | None = None) -> int:
         sent = {} if source is None else {"body": {"source": source}, "media_type": "application/json"}
         case = schema["/v1/models/{name}"][method].Case(path_parameters={"name": name}, **sent)
-        answered: int = case.call_and_validate(checks=CHECKS).status_code
+        answered: int = case.call_and_validate(checks=CHECKS, timeout=_TIMEOUT_S).status_code
         return answered
 
     assert status("DELETE", "efficientnet_lite0") == 409

@@ -58,8 +58,8 @@ def test_an_image_that_is_too_expensive_to_decode_is_refused_and_the_same_proces
     for name in _NOT_TOLD:
         # A decoder without memory may report another reason.
         assert _post(service, CORPUS[name]()).status_code == 422, name
-    # In a process that reduces images by libjpeg-turbo it wrote beyond its memory.
-    assert _post(service, CORPUS["jpeg-lossless-colour.jpg"]()).status_code == 422
+    # Complete and without data, so grey. libjpeg-turbo, asked for a reduced size, writes beyond its memory.
+    assert _post(service, CORPUS["jpeg-lossless-colour.jpg"]()).status_code == 200
     label = _post(service, encode(draw("clock"), "TIFF")).json()["results"][0]["predictions"][0]["label"]
     assert label == "analog clock"
     assert service.process.poll() is None

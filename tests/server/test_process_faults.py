@@ -47,7 +47,14 @@ def _fork_server(service: Any) -> psutil.Process:
 
 
 def _workers(service: Any) -> list[psutil.Process]:
-    return _fork_server(service).children()
+    # Forked children have its command line. What PyTorch runs while it is imported has another.
+    fork_server = _fork_server(service)
+    found = []
+    for child in fork_server.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.cmdline() == fork_server.cmdline():
+                found.append(child)
+    return found
 
 
 @contextlib.contextmanager

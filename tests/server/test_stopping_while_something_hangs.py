@@ -32,10 +32,10 @@ _HANGING_LOAD = (
     _HANG
     + """
 import models.serving.model_instance
-def hang(*_):
+def hang(*_, **_options):
     if {when}:
         hang_in_native_code()
-    return real(*_)
+    return real(*_, **_options)
 real, models.serving.model_instance.load = models.serving.model_instance.load, hang
 """
 )

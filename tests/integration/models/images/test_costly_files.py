@@ -9,6 +9,8 @@ from pathlib import PurePath
 import pytest
 from PIL import Image
 
+from models.images.decode import decode_pixels
+from models.interface.request import ImageLimits
 from reliability.costly import CORPUS, jpegs, pngs, tiffs, webps
 from reliability.costly.jpegs import CMYK, GREY, YCC_420, YCC_444
 from reliability.costly.pngs import Colour
@@ -55,6 +57,12 @@ def test_a_decoder_reads_each_kind_to_its_end(name: str) -> None:
     with Image.open(io.BytesIO(SMALL[name]())) as image:
         image.load()
         assert image.size == ((64, 64) if "groups" in name else _SIZE)
+
+
+def test_a_lossless_jpeg_is_never_reduced() -> None:
+    """libjpeg-turbo cannot reduce one: it writes beyond its memory."""
+    pixels = decode_pixels(jpegs.lossless(2000, 2000, YCC_444), ImageLimits(), enough=256)
+    assert pixels.shape == (2000, 2000, 3)
 
 
 @pytest.mark.parametrize("name", CORPUS)
