@@ -9,14 +9,14 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
@@ -120,10 +120,10 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
-    # Routes are matched in this order. POST /v1/models/{name} would take the paths of protocols for names.
+    # Matched before the rest: POST /v1/models/{name} would take the paths of protocols for names.
     contracts = (oip.router, *predict.routers, openai.router, huggingface.router)
     rest = (operation.models, operation.probes, lens.router, pages.router)
-    routers = (images.router, search.router, *contracts, *rest)
+    routers = (images.router, *contracts, search.router, *rest)
     routes = [
         route
         for router in routers
@@ -153,14 +153,20 @@ def create_app(
     # Runs before all middleware: app/server/server.py calls it at the headers of a request.
     app.state.shedding = LoadShedding(parts, observer, hosts, routes)
     handle_errors(app, metrics, routes)
-    # Their routes have no dependencies (ImageRoute). FastAPI's include_router would match each request twice.
-    app.router.routes.extend(images.router.routes)
-    for router in routers[1:]:
-        app.include_router(router)
+    _add_routes(app, direct=(images.router, *contracts), included=(search.router, *rest))
     for path, method, status in chain(*map(documented_statuses, routers), undocumented_statuses()):
         metrics.expect(path, method, status)
     extend_openapi(app, keys=bool(parts.keys))
     return app
+
+
+def _add_routes(app: FastAPI, direct: Iterable[APIRouter], included: Iterable[APIRouter]) -> None:
+    """Add the routes of routers, those of `direct` first: they have no dependencies, and FastAPI's include_router would
+    match each request twice."""
+    for router in direct:
+        app.router.routes.extend(router.routes)
+    for router in included:
+        app.include_router(router)
 
 
 async def _close(parts: Parts, runtime: Runtime, grpc_server: GrpcServer | None) -> None:

@@ -100,7 +100,7 @@ async def test_a_scraper_that_disconnects_does_not_affect_the_others(builds: Bui
 async def test_samples_of_models_are_built_anew_and_have_no_buckets(clock: list[float]) -> None:
     del clock
     metrics = Metrics()
-    metrics.model_served("a")
+    metrics.model_served("a", ("cpu",))
     shared = SharedExposition(metrics.exposition, 60)
     await shared.exposition("text/plain")
     metrics.model_request_done("a", "ok", 0.5)

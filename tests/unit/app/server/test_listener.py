@@ -173,6 +173,6 @@ def test_a_port_of_grpc_is_reserved_without_connections_and_refused_where_anothe
             worker.bind(("127.0.0.1", port))
             worker.listen()
             with socket.create_connection(("127.0.0.1", port), timeout=10):
-                assert worker.accept()
+                worker.accept()[0].close()
             with pytest.raises(StartError, match=f"GRADLESS_GRPC_PORT={port}: Address already in use"):
                 reserve_grpc_port(Settings(grpc_port=port))
