@@ -142,7 +142,7 @@ def _outputs(
 ) -> list[ItemOutput]:
     """Return what each request asked for: features (N, D), indices and probabilities (N, K) of the likeliest classes,
     and all probabilities (N, C)."""
-    finite: NDArray[np.bool_] = np.isfinite(features).all(axis=1)
+    finite = np.asarray(np.isfinite(features).all(axis=1))
     indices, probabilities = classes or (None, None)
     for numbers in (probabilities, everything):
         if numbers is not None:
