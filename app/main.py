@@ -9,7 +9,7 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -87,9 +87,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
+            grpc_server = _grpc_server(app, observer)
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, shut_down)
             parts.search_index = open_search_index(runtime, settings)
-            grpc_server = await _start_grpc(app, observer, runtime)
         except (StartError, OSError) as error:
             parts.start_error = start_error(error)
             raise
@@ -97,6 +97,7 @@ def create_app(
         metrics.watch(runtime)
         freeze_loaded_objects()
         try:
+            await _serve_grpc(grpc_server)
             yield
         finally:
             await _close(parts, runtime, grpc_server)
@@ -133,13 +134,7 @@ def create_app(
     # Middleware added last runs first.
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST", "PUT"],
-            allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID", TENSORS_AT],
-            expose_headers=["X-Request-ID", "Server-Timing", TENSORS_AT],
-        )
+        _allow_origins(app, settings.cors_origins)
     hosts = AllowedHosts(allowed_hosts(settings.allowed_hosts, settings.host))
     app.add_middleware(HostCheck, hosts=hosts)
     observer = RequestObserver(
@@ -160,6 +155,16 @@ def create_app(
     return app
 
 
+def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PUT"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID", TENSORS_AT],
+        expose_headers=["X-Request-ID", "Server-Timing", TENSORS_AT],
+    )
+
+
 def _add_routes(app: FastAPI, direct: Iterable[APIRouter], included: Iterable[APIRouter]) -> None:
     """Add the routes of routers, those of `direct` first: they have no dependencies, and FastAPI's include_router would
     match each request twice."""
@@ -167,6 +172,11 @@ def _add_routes(app: FastAPI, direct: Iterable[APIRouter], included: Iterable[AP
         app.router.routes.extend(router.routes)
     for router in included:
         app.include_router(router)
+
+
+async def _serve_grpc(grpc_server: GrpcServer | None) -> None:
+    if grpc_server is not None:
+        await grpc_server.start()
 
 
 async def _close(parts: Parts, runtime: Runtime, grpc_server: GrpcServer | None) -> None:
@@ -178,24 +188,16 @@ async def _close(parts: Parts, runtime: Runtime, grpc_server: GrpcServer | None)
         parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
 
 
-async def _start_grpc(app: FastAPI, observer: RequestObserver, runtime: Runtime) -> GrpcServer | None:
-    """Serve gRPC on this event loop, if the settings ask for it. Closes `runtime` and raises StartError if its port is
-    not free."""
-    settings = app.state.parts.settings
-    if settings.grpc_port is None:
+def _grpc_server(app: FastAPI, observer: RequestObserver) -> GrpcServer | None:
+    """Return the server of gRPC if the settings ask for one, its port bound. Raises StartError if that is not free."""
+    if app.state.parts.settings.grpc_port is None:
         return None
     # gRPC would also write failures to stderr by itself.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Imported here because it is an optional dependency.
     from app.api.contracts.grpc_server import GrpcServer  # noqa: PLC0415
 
-    server = GrpcServer(app, observer)
-    try:
-        await server.start()
-    except StartError:
-        runtime.close(settings.drain_timeout_s)
-        raise
-    return server
+    return GrpcServer(app, observer)
 
 
 def open_search_index(runtime: Runtime, settings: Settings) -> SearchIndex | None:

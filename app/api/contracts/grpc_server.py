@@ -84,7 +84,10 @@ class _Refusal:
 
 
 class GrpcServer:
-    """The gRPC server of an application."""
+    """The gRPC server of an application.
+
+    Its port is bound at once: connections wait there until the server is started. Raises StartError.
+    """
 
     def __init__(self, app: FastAPI, observer: RequestObserver) -> None:
         self._app = app
@@ -120,9 +123,6 @@ class GrpcServer:
             )
         )
 
-    async def start(self) -> None:
-        """Listen. Raises StartError."""
-        settings = self._parts.settings
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
             port = self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
@@ -133,10 +133,14 @@ class GrpcServer:
             raise StartError(
                 f"gRPC cannot listen on {where}: the port is in use, or the address is not of this machine"
             )
+        self._address = f"{host}:{port}"
+
+    async def start(self) -> None:
+        """Answer calls."""
         await self._server.start()
         # The engine process tells of the port that workers share.
         level = logging.DEBUG if self._shares_port else logging.INFO
-        _log.log(level, "listening for gRPC", extra={"address": f"{host}:{port}"})
+        _log.log(level, "listening for gRPC", extra={"address": self._address})
 
     async def stop(self, grace_s: float) -> None:
         """Close the port, and answer the accepted calls for at most `grace_s`."""
