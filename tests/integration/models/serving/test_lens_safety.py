@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import hashlib
-from dataclasses import replace
+import os
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torch import nn
 
 from gradless import compare
 from gradless.records import ComparisonOptions
-from models.hardware import memory
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem
 from models.interface.request import InferenceRequest
@@ -101,17 +101,10 @@ def test_a_comparison_leaves_no_tensor_alive(tiny_engine: Engine) -> None:
     assert live_tensors() == before
 
 
-def test_memory_returns_to_its_level_after_a_comparison(default_engine: Engine) -> None:
-    # As serving has it, and then 640 MB are retained in between.
-    memory.retain_freed_pages()
-    options = ComparisonOptions(batch_size=1, iterations=1, arms=("grad", "inference_mode"))
-    compare_served(default_engine, options)
-    # What a forward of eight keeps without gradients, such as buffers of threads, is not of this test.
-    compare_served(default_engine, replace(options, batch_size=8, arms=("inference_mode",)))
-    process = psutil.Process()
-    before = process.memory_info().rss
-    compare_served(default_engine, replace(options, batch_size=8))
-    assert process.memory_info().rss - before < 20e6
+def test_memory_returns_to_its_level_after_a_comparison(warm_command: Any) -> None:
+    done = warm_command.run([Path(__file__).with_name("memory_after_comparison.py")], os.environ)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 20e6
 
 
 def test_a_comparison_restores_the_random_state(tiny_engine: Engine) -> None:
