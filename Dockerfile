@@ -21,7 +21,7 @@ COPY app app
 COPY gradless gradless
 COPY models models
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m pip --python /opt/gradless/bin/python install '.[gpu,otel]'
+    python -m pip --python /opt/gradless/bin/python install '.[gpu,grpc,otel]'
 # No image comes of a model that cannot be loaded and run; any processor will do. What would write to a home does
 # without.
 RUN HOME=/nonexistent \
@@ -40,7 +40,7 @@ COPY app app
 COPY gradless gradless
 COPY models models
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -m pip --python /opt/gradless/bin/python install '.[openvino,otel]'
+    python -m pip --python /opt/gradless/bin/python install '.[openvino,grpc,otel]'
 # As above, and it converts the default model for OpenVINO: no start has to, and a read-only image serves.
 RUN HOME=/nonexistent GRADLESS_CACHE_FOLDER=/var/cache/gradless \
     /opt/gradless/bin/gradless compare --arms served --batch-size 1 --iterations 1 --fail-on-retained

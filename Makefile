@@ -8,6 +8,7 @@ TOOLS  := $(VENV)/.tools
 BENCH  ?= .venv-bench
 PEERS  := $(BENCH)/.ready
 TRITON := .venv-bench-triton
+CLIENTS := .venv-clients
 DIST   ?= dist
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
@@ -15,7 +16,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --con
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run dist test pytest lint style types format audit observe soak reliability bench clean
+.PHONY: help run dist test pytest clients lint style types format audit observe soak reliability bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +44,9 @@ test: style $(TOOLS) ## lint and every layer of tests
 
 pytest: $(DEV)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+clients: $(patsubst tests/clients/%.txt,$(CLIENTS)/%/.ready,$(wildcard tests/clients/*.txt)) $(DEV) ## clients of other servers, unchanged, against a real server
+	@$(BIN)/python -m pytest tests/clients
 
 lint: style types ## ruff, mypy --strict and the import rules
 
@@ -87,7 +91,7 @@ audit: $(DEV) ## ask PyPI whether what constraints.txt locks has known vulnerabi
 	@$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(BENCH) $(TRITON) $(DIST) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+	rm -rf $(VENV) $(BENCH) $(TRITON) $(CLIENTS) $(DIST) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -125,6 +129,13 @@ $(READY): pyproject.toml constraints.txt | $(BIN)/python
 $(DEV): $(READY)
 	@$(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt "pip>=25.1"
 	@$(PIP) --group dev
+	@touch $@
+
+# They conflict with one another. `make test` runs those that are there.
+$(CLIENTS)/%/.ready: tests/clients/%.txt | $(BIN)/python
+	@echo "installing the client $* into $(CLIENTS)/$*"
+	@$(BIN)/python -m venv --clear $(CLIENTS)/$*
+	@$(CLIENTS)/$*/bin/python -m pip --disable-pip-version-check --quiet install --requirement $<
 	@touch $@
 
 # It sees the project's PyTorch through a path file. Of the constraints only PyTorch and what stands on it hold there:

@@ -9,17 +9,19 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.routing import APIRoute
 
+from app.api.contracts import huggingface, oip, openai, predict
+from app.api.contracts.contract_route import UnknownPath
 from app.api.dependencies import Parts
 from app.api.error_responses import handle_errors
 from app.api.inference import IMAGE_ENDPOINTS
@@ -27,6 +29,7 @@ from app.api.load_shedding import LoadShedding
 from app.api.middleware import HeadAsGet, HostCheck
 from app.api.openapi import documented_statuses, extend_openapi, undocumented_statuses
 from app.api.routers import images, lens, operation, pages, search
+from app.http.contract import TENSORS_AT
 from app.http.hosts import AllowedHosts, allowed_hosts, trusted_hosts
 from app.observability.metrics import Metrics, SharedExposition
 from app.observability.request_log import RequestLog
@@ -41,6 +44,7 @@ from models.interface.telemetry import Telemetry
 from models.search.index import SearchIndex
 
 if TYPE_CHECKING:
+    from app.api.contracts.grpc_server import GrpcServer
     from app.observability.tracing import Traces
     from models.serving.model_instance import ServingOptions
 
@@ -83,6 +87,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
+            grpc_server = _grpc_server(app, observer)
             runtime = start_runtime(metrics) if start_runtime else start_serving(settings, metrics, shut_down)
             parts.search_index = open_search_index(runtime, settings)
         except (StartError, OSError) as error:
@@ -92,11 +97,10 @@ def create_app(
         metrics.watch(runtime)
         freeze_loaded_objects()
         try:
+            await _serve_grpc(grpc_server)
             yield
         finally:
-            # In a thread: a forward may still be running, and the event loop still sends answers.
-            if not await asyncio.to_thread(runtime.close, parts.left_to_close_s()):
-                parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
+            await _close(parts, runtime, grpc_server)
             request_log.close()
             if traces is not None:
                 await asyncio.to_thread(traces.close)
@@ -117,18 +121,20 @@ def create_app(
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.parts = parts
-    routers = (images.router, search.router, operation.models, operation.probes, lens.router, pages.router)
-    routes = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
+    # Matched before the rest: POST /v1/models/{name} would take the paths of protocols for names.
+    contracts = (oip.router, *predict.routers, openai.router, huggingface.router)
+    rest = (operation.models, operation.probes, lens.router, pages.router)
+    routers = (images.router, *contracts, search.router, *rest)
+    routes = [
+        route
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute) and not isinstance(route, UnknownPath)
+    ]
     # Middleware added last runs first.
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID"],
-            expose_headers=["X-Request-ID", "Server-Timing"],
-        )
+        _allow_origins(app, settings.cors_origins)
     hosts = AllowedHosts(allowed_hosts(settings.allowed_hosts, settings.host))
     app.add_middleware(HostCheck, hosts=hosts)
     observer = RequestObserver(
@@ -142,14 +148,56 @@ def create_app(
     # Runs before all middleware: app/server/server.py calls it at the headers of a request.
     app.state.shedding = LoadShedding(parts, observer, hosts, routes)
     handle_errors(app, metrics, routes)
-    # Their routes have no dependencies (ImageRoute). FastAPI's include_router would match each request twice.
-    app.router.routes.extend(images.router.routes)
-    for router in routers[1:]:
-        app.include_router(router)
+    _add_routes(app, direct=(images.router, *contracts), included=(search.router, *rest))
     for path, method, status in chain(*map(documented_statuses, routers), undocumented_statuses()):
         metrics.expect(path, method, status)
     extend_openapi(app, keys=bool(parts.keys))
     return app
+
+
+def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PUT"],
+        allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID", TENSORS_AT],
+        expose_headers=["X-Request-ID", "Server-Timing", TENSORS_AT],
+    )
+
+
+def _add_routes(app: FastAPI, direct: Iterable[APIRouter], included: Iterable[APIRouter]) -> None:
+    """Add the routes of routers, those of `direct` first: they have no dependencies, and FastAPI's include_router would
+    match each request twice."""
+    for router in direct:
+        app.router.routes.extend(router.routes)
+    for router in included:
+        app.include_router(router)
+
+
+async def _serve_grpc(grpc_server: GrpcServer | None) -> None:
+    if grpc_server is not None:
+        await grpc_server.start()
+
+
+async def _close(parts: Parts, runtime: Runtime, grpc_server: GrpcServer | None) -> None:
+    """Answer what gRPC has accepted, then end the runtime, both within the time to drain."""
+    if grpc_server is not None:
+        await grpc_server.stop(parts.left_to_close_s())
+    # In a thread: a forward may still be running, and the event loop still sends answers.
+    if not await asyncio.to_thread(runtime.close, parts.left_to_close_s()):
+        parts.failure = parts.failure or "a forward or a load was still running when the time to drain was over"
+
+
+def _grpc_server(app: FastAPI, observer: RequestObserver) -> GrpcServer | None:
+    """Return the server of gRPC if the settings ask for one, its port bound. Raises StartError if that is not free."""
+    if app.state.parts.settings.grpc_port is None:
+        return None
+    # gRPC would also write failures to stderr by itself.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # Imported here because it is an optional dependency.
+    from app.api.contracts.grpc_server import GrpcServer  # noqa: PLC0415
+
+    return GrpcServer(app, observer)
 
 
 def open_search_index(runtime: Runtime, settings: Settings) -> SearchIndex | None:

@@ -82,8 +82,16 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0: any free port")
+    grpc_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port for the Open Inference Protocol over gRPC, which needs the extra grpc; 0: any free port; "
+        "unset: none",
+    )
     models: Annotated[_Names, AfterValidator(_non_empty_and_distinct)] = Field(
-        ("efficientnet_lite0",), description="models to serve, comma-separated; the first is the default"
+        ("efficientnet_lite0",),
+        description="models to serve, comma-separated; the first is the default; NAME=SOURCE sets the name",
     )
     models_folder: Path | None = Field(
         None, description="folder whose subfolders are models that can be loaded by name at runtime"
@@ -137,7 +145,7 @@ class Settings(BaseSettings):
         description="maximum bytes of all request bodies in progress, at least GRADLESS_MAX_REQUEST_BYTES; further "
         "requests get 429",
     )
-    max_images_per_request: int = Field(64, ge=1, le=1024, description="maximum images in one multipart request")
+    max_images_per_request: int = Field(64, ge=1, le=1024, description="maximum images in one request")
     max_image_pixels: int = Field(
         50_000_000,
         ge=1,
@@ -269,14 +277,22 @@ class Settings(BaseSettings):
             self.known_keys()
         except ValueError as error:
             yield f"{PREFIX}{'API_KEYS' if self.api_keys_file is None else 'API_KEYS_FILE'}: {error}"
-        if self.traces and not _installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
-            yield f"{PREFIX}TRACES=true needs OpenTelemetry: {install_command('otel')}"
-        if self.search_index is not None and not _installed("pyarrow", "usearch"):
-            yield f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: {install_command('search')}"
+        if self.grpc_port and self.grpc_port == self.port:
+            yield f"{PREFIX}GRPC_PORT and {PREFIX}PORT are both {self.port}; gRPC needs a port of its own"
         if self.http_workers and not sys.platform.startswith("linux"):
             yield f"{PREFIX}HTTP_WORKERS={self.http_workers} needs Linux: the workers use its shared memory"
         if self.precision == "int8" and self.calibration_folder is None:
             yield f"{PREFIX}PRECISION=int8 needs {PREFIX}CALIBRATION_FOLDER, a folder of your images"
+        yield from self._missing_extras()
+
+    def _missing_extras(self) -> Iterator[str]:
+        """Yield which settings need packages that are not installed."""
+        if self.traces and not _installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+            yield f"{PREFIX}TRACES=true needs OpenTelemetry: {install_command('otel')}"
+        if self.grpc_port is not None and not _installed("grpc", "google.protobuf"):
+            yield f"{PREFIX}GRPC_PORT needs grpcio and protobuf: {install_command('grpc')}"
+        if self.search_index is not None and not _installed("pyarrow", "usearch"):
+            yield f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: {install_command('search')}"
 
 
 def _installed(*modules: str) -> bool:

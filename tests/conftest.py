@@ -34,6 +34,7 @@ _TURNS = (
     "browser",
     "ray",
     "contract",
+    "clients",
     "integration",
     "docs",
     "unit",

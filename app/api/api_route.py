@@ -18,7 +18,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError, create_model
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.dependencies import upload_of
 
@@ -91,14 +91,7 @@ class ImageRoute(ApiRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
-        handle = self.get_route_handler()
-
-        # FastAPI's own has exit stacks for dependencies.
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            response = await handle(Request(scope, receive, send))
-            await response(scope, receive, send)
-
-        self.app = app
+        self.app = direct_app(self.get_route_handler())
 
     def _handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         endpoint = self.endpoint
@@ -116,6 +109,17 @@ class ImageRoute(ApiRoute):
             return Response(answer.model_dump_json(), media_type="application/json")
 
         return handle
+
+
+def direct_app(handle: Callable[[Request], Coroutine[Any, Any, Response]]) -> ASGIApp:
+    """Return an application that answers as `handle` does, without the exit stacks of FastAPI's own, which are for
+    dependencies."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await handle(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    return app
 
 
 def _query_type(endpoint: Callable[..., Any]) -> type[BaseModel]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from time import perf_counter
+from dataclasses import dataclass, field
+from time import perf_counter, time
 from typing import Annotated, Any, cast
 
 from fastapi import Depends, Header, Query, Request
 
 from app.http.api_keys import Keys, Right, authorize
 from app.http.hosts import AllowedHosts
-from app.http.problems import DebugDisabledError, FingerprintMismatchError
+from app.http.problems import DebugDisabledError, FingerprintMismatchError, NotReadyError
 from app.observability.metrics import Metrics, SharedExposition
 from app.settings import Settings
 from models.interface.errors import DrainingError, StartError, UnknownModelError
@@ -30,7 +30,7 @@ class Parts:
 
     `runtime` is None until the application has started. `failure` is the reason why the process exits with an error.
     `drained_at` (`perf_counter`) is the deadline of accepted requests once draining has begun. `scraped` is the
-    exposition of /metrics, which covers all processes.
+    exposition of /metrics, which covers all processes. `created_at` (UNIX seconds) is when this object was made.
     """
 
     settings: Settings
@@ -43,6 +43,7 @@ class Parts:
     start_error: StartError | None = None
     failure: str | None = None
     drained_at: float | None = None
+    created_at: int = field(default_factory=lambda: int(time()))
 
     def left_to_close_s(self) -> float:
         """Return the time for models to shut down after the last response."""
@@ -57,12 +58,24 @@ def parts_of(request: Request) -> Parts:
     return cast(Parts, request.app.state.parts)
 
 
-# Coroutines although they never wait: FastAPI runs plain functions in a thread pool.
-async def _runtime(request: Request) -> Runtime:
+def runtime_of(request: Request) -> Runtime:
+    """Return the runtime. Raises DrainingError before the start and after the end of the application."""
     runtime = parts_of(request).runtime
     if runtime is None:
         raise DrainingError
     return runtime
+
+
+def check_ready(request: Request) -> None:
+    """Raise NotReadyError unless all models are warmed up and work, and the service is not draining."""
+    runtime = parts_of(request).runtime
+    if runtime is None or not runtime.ready:
+        raise NotReadyError
+
+
+# Coroutines although they never wait: FastAPI runs plain functions in a thread pool.
+async def _runtime(request: Request) -> Runtime:
+    return runtime_of(request)
 
 
 TheRuntime = Annotated[Runtime, Depends(_runtime)]
@@ -116,9 +129,7 @@ async def upload_of(request: Request, model: ModelName = None, if_match: Pinned 
     """
     parts = parts_of(request)
     authorize(request, parts.keys, "inference", parts.trusted_hosts)
-    runtime = parts.runtime
-    if runtime is None:
-        raise DrainingError
+    runtime = runtime_of(request)
     card = card_named(runtime, model)
     if runtime.draining:
         raise DrainingError

@@ -1,4 +1,5 @@
-"""Map exceptions to problems (RFC 9457): the exception handlers of the application, and what the routers share."""
+"""Map exceptions to problems (RFC 9457), or to the errors of another protocol: the exception handlers of the
+application, and what the routers share."""
 
 from __future__ import annotations
 
@@ -17,13 +18,13 @@ from app.http.problems import (
     INVALID_PARAMETER,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
+    FaultyImageError,
     Problem,
     RequestError,
     Row,
     problem,
     problem_headers,
     problem_json,
-    problem_response,
     row_of,
 )
 from app.observability.metrics import Metrics
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
     """Register exception handlers that answer with problems and count refusals. `routes` are all routes of `app`."""
 
+    @app.exception_handler(FaultyImageError)
     @app.exception_handler(GradlessError)
     @app.exception_handler(RequestError)
     async def on_error(request: Request, error: Exception) -> Response:
@@ -74,13 +76,13 @@ def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) ->
 
 def error_response(request: Request, metrics: Metrics, error: Exception) -> Response:
     """Return the problem of `error`, which has a row in app/http/problems.py; count it if it is a refusal."""
-    row = _record(request, metrics, error)
+    row = record_problem(request, metrics, error)
     return request_problem(request, row, str(error), problem_headers(error))
 
 
 def event_problem(request: Request, metrics: Metrics, error: Exception) -> str:
     """Return the problem of `error` as JSON, for a stream of events whose status has already been sent."""
-    return problem_json(_record(request, metrics, error), str(error), record_of(request.scope).request_id)
+    return problem_json(record_problem(request, metrics, error), str(error), record_of(request.scope).request_id)
 
 
 def image_problem(metrics: Metrics, error: ImageError) -> Problem:
@@ -92,8 +94,9 @@ def image_problem(metrics: Metrics, error: ImageError) -> Problem:
 
 
 def request_problem(request: Request, row: Row, detail: str, headers: Mapping[str, str] | None = None) -> Response:
-    """Return the problem as the response to `request` and record it. It closes the connection if that is cheaper than
-    reading the rest of the body, which the server must do before the next request."""
+    """Return the problem as the response to `request`, in the form of its protocol, and record it. It closes the
+    connection if that is cheaper than reading the rest of the body, which the server must do before the next request.
+    """
     record = record_of(request.scope)
     record.problem = row.slug
     if not record.body_read:
@@ -101,7 +104,7 @@ def request_problem(request: Request, row: Row, detail: str, headers: Mapping[st
         short = body_is_short(stated.get("content-length"), chunked="transfer-encoding" in stated)
         if row.status in _BODY_REFUSED or not short:
             headers = {**(headers or {}), "connection": "close"}
-    return problem_response(row, detail, record.request_id, headers)
+    return record.contract.error_response(row, detail, record.request_id, headers)
 
 
 def body_is_short(declared_length: str | bytes | None, *, chunked: bool) -> bool:
@@ -109,7 +112,7 @@ def body_is_short(declared_length: str | bytes | None, *, chunked: bool) -> bool
     return not chunked and len(declared_length or "") <= _SHORT_BODY_DIGITS
 
 
-def _record(request: Request, metrics: Metrics, error: Exception) -> Row:
+def record_problem(request: Request, metrics: Metrics, error: Exception) -> Row:
     """Record the problem of `error`: count a refusal, log an internal error. Return its row."""
     row = row_of(error)
     record = record_of(request.scope)

@@ -37,11 +37,12 @@ class _Part:
 class FileParts:
     """Collects the files of a body that is fed in chunks: parts with a file name, or with the signature of an image.
 
-    A file larger than `max_file_bytes` is replaced by its error. `feed` and `files` raise MalformedMultipartError,
-    TooManyImagesError, NoImagesError. Call `close` at the end.
+    With `every_part` each part is a file. A file larger than `max_file_bytes` is replaced by its error. `feed` and
+    `files` raise MalformedMultipartError, TooManyImagesError, NoImagesError. Call `close` at the end.
     """
 
-    def __init__(self, boundary: bytes, *, max_files: int, max_file_bytes: int) -> None:
+    def __init__(self, boundary: bytes, *, max_files: int, max_file_bytes: int, every_part: bool = False) -> None:
+        self._every_part = every_part
         self._max_files = max_files
         self._max_file_bytes = max_file_bytes
         self._files: list[_Part] = []
@@ -111,8 +112,9 @@ class FileParts:
         names = dict(_file_names(self._disposition))
         # `filename*` takes precedence (RFC 6266, section 4.3).
         name = names.get(b"filename*", names.get(b"filename"))
-        self._part = _Part(name, is_file=True if names else None)
-        if names:
+        is_file = True if names or self._every_part else None
+        self._part = _Part(name, is_file)
+        if is_file:
             self._add(self._part)
 
     def _on_part_data(self, chunk: bytes, start: int, end: int) -> None:

@@ -8,16 +8,23 @@ from typing import Any, TypeVar
 
 from app.api.dependencies import Upload, parts_of
 from app.api.error_responses import image_problem
+from app.api.json_images import images_of_body
 from app.api.openapi import image_content
 from app.api.schemas import Faulty
-from app.api.uploads import UPLOAD_ERRORS, read_images
+from app.api.uploads import UPLOAD_ERRORS, read_json_or_images
 from app.http.disconnect import cancel_token_of, run_until_disconnect
-from app.http.problems import FingerprintMismatchError, ForbiddenError, NoSearchIndexError, UnauthorizedError
+from app.http.problems import (
+    FingerprintMismatchError,
+    ForbiddenError,
+    InvalidInputError,
+    NoSearchIndexError,
+    UnauthorizedError,
+)
 from app.observability.request_record import record_of
 from models.images.formats import TITLES
 from models.interface import errors
 from models.interface.errors import ImageError, ImageTooLargeError, NoClassesError
-from models.interface.request import InferenceRequest
+from models.interface.request import Image, InferenceRequest
 from models.interface.results import Answer, Prediction
 from models.interface.telemetry import Task
 
@@ -28,6 +35,7 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     ForbiddenError,
     FingerprintMismatchError,
     *UPLOAD_ERRORS,
+    InvalidInputError,
     errors.UnknownModelError,
     errors.NotFiniteError,
     errors.OverloadedError,
@@ -38,20 +46,34 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     errors.DeadlineExceededError,
 )
 
+_JSON_BODY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "images": {
+            "type": "array",
+            "items": {"type": "string", "description": "base64 of an image file, or a data URI"},
+            "minItems": 1,
+        }
+    },
+    "required": ["images"],
+    "additionalProperties": False,
+}
+
 # The OpenAPI request body of every endpoint.
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": f"One image file ({', '.join(TITLES)}), or several as multipart files.",
-        "content": image_content(),
+        "description": f"One image file ({', '.join(TITLES)}), or several as multipart files or in JSON.",
+        "content": {**image_content(), "application/json": {"schema": _JSON_BODY}},
     }
 }
 
 
 @dataclass(frozen=True, slots=True)
 class ImageEndpoint:
-    """A POST endpoint that accepts images. `task` is the task of the runtime and a label of the metrics.
-    `sheddable` endpoints have no check before admission that a refusal at the headers would skip."""
+    """A POST endpoint that accepts images. `task` is the task of the runtime and a label of the metrics; requests for
+    features alone have the task of FEATURES. `sheddable` endpoints have no check before admission that a refusal at
+    the headers would skip, and one task."""
 
     path: str
     task: Task
@@ -61,24 +83,21 @@ class ImageEndpoint:
 
 CLASSIFY = ImageEndpoint("/v1/classify", "classify", (*PREDICTION_ERRORS, NoClassesError), sheddable=True)
 FEATURES = ImageEndpoint("/v1/features", "features", PREDICTION_ERRORS, sheddable=True)
+# The query and the model decide the task.
+PREDICT = ImageEndpoint("/v1/predict", "classify", CLASSIFY.errors, sheddable=False)
 # A service without an index answers 404, also when it is overloaded.
 SEARCH = ImageEndpoint("/v1/search", "search", (NoSearchIndexError, *PREDICTION_ERRORS), sheddable=False)
 
-IMAGE_ENDPOINTS = (CLASSIFY, FEATURES, SEARCH)
+IMAGE_ENDPOINTS = (CLASSIFY, FEATURES, PREDICT, SEARCH)
 
 
 async def infer(upload: Upload, request: InferenceRequest) -> Answer:
     """Read the images of `upload` and answer `request` with them. Records the times of the request.
 
-    Raises the errors of read_images, the ImageError of an image that was sent alone, and what Runtime.predict raises.
+    Raises the errors of read_json_or_images and images_of_body, the ImageError of an image that was sent alone, and
+    what Runtime.predict raises.
     """
-    sent = await read_images(upload.request, parts_of(upload.request).settings)
-    record = record_of(upload.request.scope)
-    record.start_inference(upload.model.name, request.task, len(sent))
-    answer = await _predict(upload, sent, request)
-    record.model = answer.model
-    upload.check_answer_of(answer.fingerprint)
-    record.add_results([result for result in answer.results if isinstance(result, Prediction)])
+    answer = await infer_images(upload, await _read_images(upload), request)
     if len(answer.results) == 1 and isinstance(answer.results[0], ImageError):
         fault = answer.results[0]
         try:
@@ -89,6 +108,14 @@ async def infer(upload: Upload, request: InferenceRequest) -> Answer:
     return answer
 
 
+async def _read_images(upload: Upload) -> Sequence[bytes | ImageTooLargeError]:
+    settings = parts_of(upload.request).settings
+    received = await read_json_or_images(upload.request, settings, every_part=False)
+    if received.json is None:
+        return received.files
+    return await images_of_body(upload.request, settings, received.json)
+
+
 def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction], T]) -> list[T | Faulty]:
     """Return a body for each result. That of an image that failed is its problem."""
     return [
@@ -97,9 +124,23 @@ def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction]
     ]
 
 
-async def _predict(upload: Upload, sent: Sequence[bytes | ImageTooLargeError], request: InferenceRequest) -> Answer:
+async def infer_images(upload: Upload, sent: Sequence[Image | ImageTooLargeError], request: InferenceRequest) -> Answer:
+    """Answer `request` with the images `sent`, whose body has been read. Each has its result or its ImageError.
+
+    Raises FingerprintMismatchError, ClientDisconnectedError, and what Runtime.predict raises.
+    """
+    record = record_of(upload.request.scope)
+    record.start_inference(upload.model.name, request.task, len(sent))
+    answer = await _predict(upload, sent, request)
+    record.model = answer.model
+    upload.check_answer_of(answer.fingerprint)
+    record.add_results([result for result in answer.results if isinstance(result, Prediction)])
+    return answer
+
+
+async def _predict(upload: Upload, sent: Sequence[Image | ImageTooLargeError], request: InferenceRequest) -> Answer:
     """Return the runtime's answer, with the errors of images that are too large in their places."""
-    images = [image for image in sent if isinstance(image, bytes)]
+    images = [image for image in sent if not isinstance(image, ImageTooLargeError)]
     too_large = len(sent) - len(images)
     if too_large:
         upload.metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
@@ -114,4 +155,5 @@ async def _predict(upload: Upload, sent: Sequence[bytes | ImageTooLargeError], r
     if not too_large:
         return answer
     results = iter(answer.results)
-    return replace(answer, results=[next(results) if isinstance(image, bytes) else image for image in sent])
+    in_order = [image if isinstance(image, ImageTooLargeError) else next(results) for image in sent]
+    return replace(answer, results=in_order)

@@ -26,6 +26,9 @@ from models.interface.errors import OverloadedError
 
 _ROW = TABLE[OverloadedError]
 
+# Bodies of these types have an unknown number of images.
+_OF_SEVERAL_IMAGES = (b"multipart/", b"application/json")
+
 
 class Shed(NamedTuple):
     """The bytes of a refusal. If `last`, it closes the connection."""
@@ -57,7 +60,7 @@ class LoadShedding:
 
     def shed(self, scope: Scope, usual_headers: Mapping[str, str], *, keep_alive: bool) -> Shed | None:
         """Return the refusal of the request in `scope`, already recorded, or None to pass the request on. Requests that
-        need full handling are passed on: a multipart body, for example, has an unknown number of images."""
+        need full handling are passed on."""
         runtime = self._parts.runtime
         if runtime is None or scope["path"] not in self._endpoints:
             return None
@@ -86,7 +89,7 @@ class LoadShedding:
         # `head` has one value per name. The application decides which of several headers counts.
         if len(head) < len(scope["headers"]) or b"if-match" in head:
             return True
-        if b"content-encoding" in head or head.get(b"content-type", b"").lower().startswith(b"multipart/"):
+        if b"content-encoding" in head or head.get(b"content-type", b"").lower().startswith(_OF_SEVERAL_IMAGES):
             return True
         if (self._cross_origin and b"origin" in head) or not self._hosts.allow(scope):
             return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
@@ -56,6 +56,23 @@ class FeatureVectors(Schema):
     results: list[Features | EncodedFeatures | Faulty] = Field(description="one result per image, in order")
 
 
+class ImageOutputs(Schema):
+    predictions: list[Prediction] | None = Field(
+        description="most probable classes, highest probability first; null unless requested"
+    )
+    features: list[float] | str | None = Field(
+        description="`dimensions` numbers, or base64 of little-endian float32; null unless requested"
+    )
+
+
+class ModelOutputs(Schema):
+    model: str
+    fingerprint: str = Field(description="hash of weights, transform, precision and backend")
+    dimensions: int = Field(ge=1)
+    shape: list[int] = Field(description="shape of one image's features before they were flattened to `dimensions`")
+    results: list[ImageOutputs | Faulty] = Field(description="one result per image, in order")
+
+
 class Neighbour(Schema):
     row: int = Field(ge=0, description="row in the index")
     path: str = Field(description="path in the index")
@@ -83,12 +100,23 @@ class IndexDescription(Schema):
     thumbnails: int = Field(ge=0, description="images with a thumbnail")
 
 
-class ModelDescription(Schema):
+class ListedModel(Schema):
+    """A model as OpenAI's API lists it."""
+
+    id: str = Field(description="name of the model")
+    object: Literal["model"] = "model"
+    created: int = Field(description="UNIX time at which this process started to serve")
+    owned_by: Literal["gradless"] = "gradless"
+
+
+class ModelDescription(ListedModel):
     name: str
     architecture: str
     parameters: int
     weight_bytes: int
     input_size: int = Field(description="side of the network's input in pixels")
+    mean: list[float] = Field(description="of the network's normalization, for each RGB channel on the scale 0..1")
+    std: list[float] = Field(description="as `mean`")
     classes: int = Field(ge=0, description="0 for a network without a classifier")
     feature_dimensions: int
     feature_shape: list[int] = Field(description="shape of one image's features; three numbers for a feature map")
@@ -99,6 +127,7 @@ class ModelDescription(Schema):
     fingerprint: str
     training: bool
     version: int = Field(ge=1, description="number of loads of this name since the service started")
+    ready: bool = Field(description="whether it answers; false while it is restarted")
     search: IndexDescription | None = Field(description="index of POST /v1/search, if there is one")
 
 
@@ -119,6 +148,8 @@ class RequestLimits(Schema):
 
 class ModelList(Schema):
     models: list[ModelDescription] = Field(description="the default model first")
+    object: Literal["list"] = "list"
+    data: list[ListedModel] = Field(description="the same models as OpenAI's API lists them")
     limits: RequestLimits = Field(description="of requests with images")
 
 

@@ -1,4 +1,4 @@
-"""Read the images of a request: the body itself, or the files of a multipart body.
+"""Read the images of a request: the body itself, the files of a multipart body, or JSON that has them as text.
 
 Sizes are counted while the body is received, regardless of Content-Length. Bodies are kept in memory, never on disk.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
 
@@ -57,16 +58,48 @@ _SMALL_BODY_BYTES = 64 * 1024
 # Digits of 2**64.
 _MAX_SIZE_DIGITS = 20
 
+_WHITE_SPACE = b" \t\r\n"
+# No image format begins so.
+_JSON_BEGINS = (b"{", b"[")
+
+IDENTITY = frozenset({"identity"})
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A body: JSON that is not parsed yet, or else files in order."""
+
+    json: bytes | None
+    files: Sequence[bytes | ImageTooLargeError] = ()
+
 
 async def read_images(request: Request, settings: Settings) -> Sequence[bytes | ImageTooLargeError]:
     """Return the encoded images of `request` in order. Among several, one that is too large is replaced by its error.
 
     Raises the request errors of app/http/problems.py, and ImageTooLargeError for a single image.
     """
-    started_at = perf_counter()
-    images = await _in_time(request, settings.read_timeout_s, _read(request, settings))
-    record_of(request.scope).read_seconds = perf_counter() - started_at
-    return images
+    return (await _timed(request, settings, _read(request, settings))).files
+
+
+async def read_json_or_images(request: Request, settings: Settings, *, every_part: bool = True) -> Received:
+    """Return the body of `request`: JSON if it begins so, else one image file, or several as multipart parts. With
+    `every_part` a part is an image even if it has no file name and does not begin as an image does.
+
+    Raises as read_images does.
+    """
+    return await _timed(request, settings, _read(request, settings, or_json=True, every_part=every_part))
+
+
+async def read_body(
+    request: Request, settings: Settings, codings: frozenset[str] = IDENTITY, limit_bytes: int | None = None
+) -> bytes:
+    """Return the body of `request` as it was sent, of at most `limit_bytes`, or else GRADLESS_MAX_REQUEST_BYTES.
+    `codings` are the values of Content-Encoding that the caller decodes.
+
+    Raises ContentEncodingError, BodyTooLargeError, SlowBodyError, BodyMemoryFullError, ClientDisconnectedError.
+    """
+    limit_bytes = limit_bytes or settings.max_request_bytes
+    return await _timed(request, settings, _whole(request, limit_bytes, codings=codings))
 
 
 async def read_json(request: Request, schema: type[S], *, timeout_s: float) -> S | None:
@@ -85,6 +118,14 @@ async def read_json(request: Request, schema: type[S], *, timeout_s: float) -> S
         raise RequestValidationError(found) from None
 
 
+async def _timed(request: Request, settings: Settings, reading: Awaitable[T]) -> T:
+    """As `_in_time`, and record how long it took."""
+    started_at = perf_counter()
+    read = await _in_time(request, settings.read_timeout_s, reading)
+    record_of(request.scope).read_seconds = perf_counter() - started_at
+    return read
+
+
 async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) -> T:
     """Await `reading`, which reads the body to its end. Raises SlowBodyError and ClientDisconnectedError."""
     try:
@@ -98,25 +139,43 @@ async def _in_time(request: Request, timeout_s: float, reading: Awaitable[T]) ->
     return read
 
 
-async def _read(request: Request, settings: Settings) -> Sequence[bytes | ImageTooLargeError]:
+async def _read(request: Request, settings: Settings, *, or_json: bool = False, every_part: bool = False) -> Received:
     content_type, options = parse_options_header(request.headers.get("content-type"))
     if content_type == b"multipart/form-data":
         limits = {"max_files": settings.max_images_per_request, "max_file_bytes": settings.max_image_bytes}
-        with closing(FileParts(options.get(b"boundary", b""), **limits)) as parts:
+        with closing(FileParts(options.get(b"boundary", b""), every_part=every_part, **limits)) as parts:
             async for chunk in _counted(request, settings.max_request_bytes):
                 parts.feed(chunk)
             files = parts.files()
         if len(files) == 1 and isinstance(files[0], ImageTooLargeError):
             raise files[0]
-        return files
+        return Received(None, files)
     # The content decides, not Content-Type: curl sends every body as a form by default.
-    return [await _whole(request, settings.max_request_bytes, settings.max_image_bytes)]
+    if or_json:
+        return await _json_or_file(request, settings)
+    return Received(None, [await _whole(request, settings.max_request_bytes, settings.max_image_bytes)])
 
 
-async def _whole(request: Request, limit_bytes: int, image_limit_bytes: int | None = None) -> bytes:
+async def _json_or_file(request: Request, settings: Settings) -> Received:
+    received = 0
+    chunks: list[bytes] = []
+    begins = b""
+    async for chunk in _counted(request, settings.max_request_bytes):
+        received += len(chunk)
+        begins = begins or chunk.lstrip(_WHITE_SPACE)[:1]
+        if begins not in _JSON_BEGINS and received > settings.max_image_bytes:
+            raise ImageTooLargeError(settings.max_image_bytes)
+        chunks.append(chunk)
+    body = b"".join(chunks)
+    return Received(body) if begins in _JSON_BEGINS else Received(None, [body])
+
+
+async def _whole(
+    request: Request, limit_bytes: int, image_limit_bytes: int | None = None, codings: frozenset[str] = IDENTITY
+) -> bytes:
     received = 0
     chunks = []
-    async for chunk in _counted(request, limit_bytes):
+    async for chunk in _counted(request, limit_bytes, codings):
         received += len(chunk)
         if image_limit_bytes is not None and received > image_limit_bytes:
             raise ImageTooLargeError(image_limit_bytes)
@@ -124,10 +183,10 @@ async def _whole(request: Request, limit_bytes: int, image_limit_bytes: int | No
     return b"".join(chunks)
 
 
-async def _counted(request: Request, limit_bytes: int) -> AsyncIterator[bytes]:
+async def _counted(request: Request, limit_bytes: int, accepted: frozenset[str] = IDENTITY) -> AsyncIterator[bytes]:
     codings = ",".join(request.headers.getlist("content-encoding"))
-    if not all(coding.strip().lower() in {"", "identity"} for coding in codings.split(",")):
-        raise ContentEncodingError(codings)
+    if not all(coding.strip().lower() in {"", *accepted} for coding in codings.split(",")):
+        raise ContentEncodingError(codings, accepted)
     declared = request.headers.get("content-length", "")
     # int() raises ValueError for more than 4300 digits.
     if declared.isdecimal() and (len(declared) > _MAX_SIZE_DIGITS or int(declared) > limit_bytes):

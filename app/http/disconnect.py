@@ -26,14 +26,15 @@ _CLOSED_BY_PEER = frozenset({7, 8})
 
 
 class ClientDisconnect(CancelToken):
-    """The token of one connection: cancelled when its client disconnects. The current request may add a callback.
+    """The token of one connection, or of one call without a connection of its own: cancelled when its client
+    disconnects. The current request may add a callback.
 
     ASGI's own way is to await a message, which takes one task per request.
     """
 
     __slots__ = ("_callback", "_close", "_transport")
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], object]) -> None:
+    def __init__(self, transport: asyncio.Transport | None = None, close: Callable[[], object] = lambda: None) -> None:
         """`close` closes the connection if it is still open. It may be called from any thread."""
         super().__init__()
         self._transport = transport
@@ -44,7 +45,7 @@ class ClientDisconnect(CancelToken):
     def cancelled(self) -> bool:
         # The event loop may not have read the end of the connection yet: it reads pending requests first, and reads
         # nothing while pipelined requests wait. So ask the kernel. The event loop runs the callback after `close`.
-        if not self._cancelled and _closed_by_peer(self._transport):
+        if not self._cancelled and self._transport is not None and _closed_by_peer(self._transport):
             self._cancelled = True
             self._close()
         return self._cancelled

@@ -17,7 +17,18 @@ ANY = "*"
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 # Orchestrators send probes to a pod's address, under no configured name. The responses reveal only that it runs.
-PROBES = frozenset({"/healthz", "/readyz"})
+PROBES = frozenset(
+    {
+        "/healthz",
+        "/readyz",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/ping",
+        "/health",
+        "/inference.GRPCInferenceService/ServerLive",
+        "/inference.GRPCInferenceService/ServerReady",
+    }
+)
 
 # uri-host [ ":" port ] (RFC 9110, section 7.2; RFC 3986, section 3.2.2). A Host header must not contain userinfo.
 _HOST_HEADER = re.compile(

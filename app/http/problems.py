@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from models.interface import errors
-from models.interface.errors import AtCapacityError
+from models.interface.errors import AtCapacityError, ImageError
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -53,8 +53,8 @@ class RequestError(Exception):
 
 
 class BodyTooLargeError(RequestError):
-    def __init__(self, limit_bytes: int) -> None:
-        super().__init__(f"The request body is larger than {limit_bytes} bytes.")
+    def __init__(self, limit_bytes: int, advice: str = "") -> None:
+        super().__init__(f"The request body is larger than {limit_bytes} bytes.{advice and ' '}{advice}")
 
 
 class SlowBodyError(RequestError):
@@ -67,15 +67,19 @@ class MalformedMultipartError(RequestError):
         super().__init__(f"The multipart body cannot be read: {reason}")
 
 
+_IDENTITY = frozenset({"identity"})
+
+
 class ContentEncodingError(RequestError):
-    """The body is compressed. Its decompressed size is not known in advance."""
+    """The body is compressed otherwise than with one of the codings `accepted` (RFC 9110, section 12.5.3). Native
+    routes accept none: the size of a body is to be known in advance."""
 
-    # The only coding accepted (RFC 9110, section 12.5.3).
-    accepted = "identity"
-
-    def __init__(self, codings: str) -> None:
+    def __init__(self, codings: str, accepted: frozenset[str] = _IDENTITY) -> None:
+        self.accepted = ", ".join(sorted(accepted))
         super().__init__(
             f"Compressed bodies are not accepted: send this one without Content-Encoding: {codings[:100]}."
+            if accepted == _IDENTITY
+            else f"The Content-Encoding {codings[:100]} is not accepted; use one of {self.accepted}."
         )
 
 
@@ -85,8 +89,32 @@ class TooManyImagesError(RequestError):
 
 
 class NoImagesError(RequestError):
-    def __init__(self) -> None:
-        super().__init__("The multipart body contains no file.")
+    def __init__(self, message: str = "The multipart body contains no file.") -> None:
+        super().__init__(message)
+
+
+class InvalidInputError(RequestError):
+    """The body is not what the protocol expects."""
+
+
+class NotOfferedError(RequestError):
+    """A part of the client's protocol that this service does not have."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"This service has no {what}.")
+
+
+class UnknownVersionError(RequestError):
+    def __init__(self, model: str, version: str, served: int) -> None:
+        super().__init__(f"{model} has no version {version[:100]!r} here; 1 is always the served one, now {served}.")
+
+
+class FaultyImageError(Exception):
+    """A request is refused as a whole for the fault of one image. `item` says which one."""
+
+    def __init__(self, item: str, fault: ImageError) -> None:
+        super().__init__(f"{item}: {fault}")
+        self.fault = fault
 
 
 class ClientDisconnectedError(RequestError):
@@ -158,6 +186,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.TooManyPixelsError: Row(422, "too-many-pixels", "The image has too many pixels", "too_many_pixels"),
     errors.TooElongatedError: Row(422, "too-elongated", "The aspect ratio of the image is too high", "bad_image"),
     errors.TooCostlyError: Row(422, "too-costly", "The image is too expensive to decode", "too_costly"),
+    errors.UnfitPixelsError: Row(422, "unfit-pixels", "The pixels do not fit the network", "bad_image"),
     errors.NotFiniteError: Row(422, "not-finite", "The model output for this image is not finite", "bad_image"),
     errors.OverloadedError: Row(429, "overloaded", "The service is at capacity", "queue_full"),
     errors.DecodersBusyError: Row(429, "decoders-busy", "Too many expensive images are waiting", "queue_full"),
@@ -168,6 +197,7 @@ TABLE: dict[type[Exception], Row] = {
     errors.ModelGoneError: Row(503, "model-gone", "The model was replaced or unloaded", "model_down"),
     errors.OutOfMemoryError: Row(503, "out-of-memory", "The device is out of memory", "out_of_memory"),
     errors.UnknownModelError: Row(404, "unknown-model", "No such model is served"),
+    UnknownVersionError: Row(404, "unknown-version", "No such version of the model is served"),
     errors.NoClassesError: Row(422, "no-classes", "The model has no classes"),
     errors.ModelNotLoadedError: Row(422, "model-not-loaded", "The model cannot be loaded"),
     errors.NoRoomError: Row(503, "no-room", "There is not enough memory for another model"),
@@ -186,6 +216,8 @@ TABLE: dict[type[Exception], Row] = {
     ),
     TooManyImagesError: Row(413, "too-many-images", "The request has too many images", "too_large"),
     NoImagesError: Row(422, "no-images", "The request has no image"),
+    InvalidInputError: Row(400, "invalid-input", "The body is not what is expected"),
+    NotOfferedError: Row(501, "not-offered", "The service does not have this part of the protocol"),
     ClientDisconnectedError: Row(CLIENT_GONE_STATUS, "client-disconnected", "The client disconnected"),
     UnauthorizedError: Row(401, "unauthorized", "An API key is needed", "auth"),
     ForbiddenError: Row(403, "forbidden", "The client lacks the required right", "auth"),
@@ -207,6 +239,8 @@ INTERNAL_ERROR = Row(500, "internal-error", "Internal error")
 
 def row_of(error: Exception) -> Row:
     """Return the row of `error`. An error without one is an internal error, whose detail is not sent."""
+    if isinstance(error, FaultyImageError):
+        error = error.fault
     return TABLE.get(type(error), INTERNAL_ERROR)
 
 

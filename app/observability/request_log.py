@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.types import Scope
 
+from app.http.hosts import PROBES
 from app.http.problems import Row
 from app.observability.request_record import RequestRecord
 from app.process.logs import REQUESTS
@@ -16,7 +17,7 @@ from app.process.logs import REQUESTS
 _log = logging.getLogger(REQUESTS)
 
 # Logged at debug level: probes and scrapers request these every few seconds, browsers with each view of the page.
-_ROUTINE = frozenset({"/healthz", "/readyz", "/metrics", "/"})
+_ROUTINE = ("/metrics", "/")
 _ROUTINE_FOLDER = "/page/"
 
 # Interval of the line about shed requests: a line each would cost as much as the refusal itself.
@@ -98,7 +99,8 @@ def _level(scope: Scope, status: int, *, slow: bool) -> int:
     if slow:
         return logging.WARNING
     path = scope["path"]
-    routine = status < 400 and (path in _ROUTINE or path.startswith(_ROUTINE_FOLDER))  # noqa: PLR2004
+    read = scope["method"] != "POST" and (path in _ROUTINE or path.startswith(_ROUTINE_FOLDER))
+    routine = status < 400 and (read or path in PROBES)  # noqa: PLR2004
     return logging.DEBUG if routine else logging.INFO
 
 

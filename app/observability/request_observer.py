@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.http.problems import CLIENT_GONE_STATUS, INTERNAL_ERROR, problem_response
+from app.http.problems import CLIENT_GONE_STATUS, INTERNAL_ERROR
 from app.observability.metrics import Metrics
 from app.observability.request_log import RequestLog
 from app.observability.request_record import RequestRecord, keep_record
@@ -22,13 +22,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_FIRST_ERROR = 400
+
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class RequestObserver:
     """Creates the record of each request, and reports it to metrics, log and trace when the request ends.
 
-    Responses of `timed_paths` get a Server-Timing header.
+    Responses of `timed_paths`, and all with results for images, get a Server-Timing header.
     """
 
     def __init__(
@@ -57,20 +59,23 @@ class RequestObserver:
         headers = {"x-request-id": record.request_id, "x-content-type-options": "nosniff"}
         if record.trace is not None:
             headers["traceresponse"] = record.trace.response_header
-        if scope["path"] in self._timed_paths:
+        if scope["path"] in self._timed_paths or record.task is not None:
             headers["server-timing"] = record.server_timing()
         return headers
 
     def end(self, scope: Scope, record: RequestRecord, *, shed: bool = False) -> None:
         """Report the request. `shed`: load shedding refused it at its headers, probably one of many."""
-        self._body_budget.release(record.body_bytes)
+        self._body_budget.release(record.body_bytes + record.held_bytes)
         record.ended_at = perf_counter()
         seconds = record.ended_at - record.started_at
         # The template as in the OpenAPI document: {name}, also where the router's own template is {name:path}.
         route = getattr(scope.get("route"), "path_format", None)
         status = record.status or CLIENT_GONE_STATUS
         # A shed request has no log line of its own that an exemplar could lead to.
-        self._metrics.request_done(route, scope["method"], status, seconds, None if shed else record.request_id)
+        request_id = None if shed else record.request_id
+        self._metrics.request_done(route, scope["method"], status, seconds, request_id, record.contract)
+        if record.model is not None:
+            self._metrics.model_request_done(record.model, "ok" if status < _FIRST_ERROR else "failed", seconds)
         respond_seconds = record.respond_seconds
         if record.model is not None and record.read_seconds is not None and respond_seconds is not None:
             self._metrics.request_stages(record.model, record.read_seconds, respond_seconds)
@@ -111,7 +116,7 @@ class RequestObserverMiddleware:
                 # The response has begun: only a broken connection can still signal the error.
                 raise
             record.problem = INTERNAL_ERROR.slug
-            response = problem_response(INTERNAL_ERROR, None, record.request_id)
+            response = record.contract.error_response(INTERNAL_ERROR, None, record.request_id, None)
             await response(scope, receive, send_observed)
         finally:
             self._observer.end(scope, record)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from starlette.types import Scope
 
+from app.http.contract import NATIVE, Contract
 from models.interface.admission import Budget
 from models.interface.results import Prediction
 from models.interface.telemetry import StageSeconds, Task
@@ -24,6 +25,8 @@ _STATE_KEY = "gradless.request_record"
 class RequestRecord:
     """Everything known about one request so far. Times (`*_at`) are `perf_counter` values.
 
+    `contract` is the protocol of the request. `held_bytes` is memory for its images besides the `body_bytes`, such as
+    those in JSON once they are decoded.
     `stages` is the longest time of any image in each stage, `batch_size` the largest batch that ran one of them,
     `lookup_seconds` the time in the search index, `ended_at` when the response was sent or the client disconnected.
     """
@@ -31,7 +34,9 @@ class RequestRecord:
     request_id: str
     body_budget: Budget
     trace: RequestTrace | None = None
+    contract: Contract = NATIVE
     body_bytes: int = 0
+    held_bytes: int = 0
     started_at: float = field(default_factory=perf_counter)
     model: str | None = None
     task: Task | None = None
@@ -52,6 +57,11 @@ class RequestRecord:
         """Reserve memory for `count` bytes of the body until the request ends. Raises BodyMemoryFullError."""
         self.body_budget.acquire(count)
         self.body_bytes += count
+
+    def reserve_held_bytes(self, count: int) -> None:
+        """Reserve memory for `count` more bytes until the request ends. Raises BodyMemoryFullError."""
+        self.body_budget.acquire(count)
+        self.held_bytes += count
 
     def start_inference(self, model: str, task: Task, images: int) -> None:
         """Record what the runtime is asked to do."""

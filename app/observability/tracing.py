@@ -15,6 +15,7 @@ from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, Statu
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
+from app.http.hosts import PROBES
 from app.observability.request_record import RequestRecord
 from models.interface.results import Prediction
 from models.interface.telemetry import BatchReport
@@ -22,7 +23,7 @@ from models.interface.telemetry import BatchReport
 Batches = WeakKeyDictionary[BatchReport, SpanContext]
 
 # Probes and scrapers request these every few seconds.
-_UNTRACED = frozenset({"/healthz", "/readyz", "/metrics"})
+_UNTRACED = PROBES | {"/metrics"}
 
 _SERVER_ERRORS = 500
 _FLUSH_TIMEOUT_MS = 5000

@@ -12,7 +12,23 @@ const SLACK_S = 1;
 
 const STAGES = ["read", "decode", "queue", "forward", "respond"];
 
-const inference = ({ route = "" }) => route === "/v1/classify" || route === "/v1/features";
+/** The routes that accept images, in all protocols. */
+const IMAGE_ROUTES = new Set([
+  "/v1/classify",
+  "/v1/features",
+  "/v1/predict",
+  "/v1/search",
+  "/v1/embeddings",
+  "/v1/models/{name}:predict",
+  "/v2/models/{name}/infer",
+  "/inference.GRPCInferenceService/ModelInfer",
+  "/predictions/{name}",
+  "/invocations",
+  "/hf/{name}",
+  "/",
+]);
+
+const ofImages = ({ route = "", method }) => (method === "POST" || method === "PUT") && IMAGE_ROUTES.has(route);
 
 let scrapes = [];
 let history = [];
@@ -79,10 +95,10 @@ function figures() {
   const before = scrapes.at(-2);
   const [earlier] = scrapes;
   const rate = (name, accepts) => (before ? growth(before.scrape, scrape, name, accepts) / (at - before.at) : null);
-  const durations = bucketGrowth(earlier.scrape, scrape, "gradless_request_duration_seconds", inference);
+  const durations = bucketGrowth(earlier.scrape, scrape, "gradless_request_duration_seconds", ofImages);
   const batches = growth(earlier.scrape, scrape, "gradless_batch_size_count");
   return {
-    requests: rate("gradless_requests_total", inference),
+    requests: rate("gradless_requests_total", ofImages),
     images: rate("gradless_images_total"),
     refused: rate("gradless_rejected_total"),
     median: quantile(0.5, durations),

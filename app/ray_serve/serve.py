@@ -13,7 +13,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.ray_serve.replica import Replica
-from app.settings import Settings, load_settings
+from app.settings import Settings, SettingsError, load_settings
+from models.interface.model_sources import split_name
 from models.model_folder.description import FILE_NAME
 
 # Retry-After of refusals by Serve itself, which cannot estimate the time until a replica has capacity.
@@ -111,6 +112,8 @@ def deployment(arguments: Replicas) -> Any:
     from ray import serve  # noqa: PLC0415
 
     settings = with_absolute_paths(load_settings(), Path.cwd())
+    if settings.grpc_port is not None:
+        raise SettingsError(["GRADLESS_GRPC_PORT: Ray Serve has gRPC servers of its own; unset it"])
     replica = serve.deployment(serve.ingress()(Replica), name="gradless", **deployment_options(arguments, settings))
     return replica.bind(settings, arguments.cores)
 
@@ -123,7 +126,13 @@ def with_absolute_paths(settings: Settings, folder: Path) -> Settings:
     return settings.model_copy(update={**absolute, "models": tuple(_model(name, folder) for name in settings.models)})
 
 
-def _model(name: str, folder: Path) -> str:
+def _model(stated: str, folder: Path) -> str:
+    served_as, source = split_name(stated)
+    absolute = _source(source, folder)
+    return absolute if served_as is None else f"{served_as}={absolute}"
+
+
+def _source(name: str, folder: Path) -> str:
     if name.startswith("."):
         return str(folder / name)
     # As models.loading.catalog distinguishes names from paths. It imports torch, so it is asked only about folders

@@ -50,6 +50,8 @@ _HANDSHAKES_S = 0.3
 _SO_ATTACH_FILTER = 26
 _NO_NEW_HANDSHAKES = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
 
+_GRPC_PORT = "GRADLESS_GRPC_PORT"
+
 # A wildcard address, and the address that reaches it from this machine.
 _REACHABLE_AT = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
@@ -188,24 +190,41 @@ def ignore_new_handshakes(listener: socket.socket) -> None:
 
 def bind(settings: Settings) -> socket.socket:
     """Return a socket bound to the configured address, not listening yet. Raises StartError if it cannot be bound."""
+    return _bound(settings.host, settings.port, "GRADLESS_PORT")
+
+
+def reserve_grpc_port(settings: Settings) -> socket.socket | None:
+    """Return a socket bound to the configured port of gRPC, which several processes may then share while it is open;
+    None without gRPC. It does not listen, so it gets no connections.
+
+    Raises StartError if another process listens there.
+    """
+    if settings.grpc_port is None:
+        return None
+    # Alone first: processes that share a port do not learn of each other.
+    with _bound(settings.host, settings.grpc_port, _GRPC_PORT) as alone:
+        port = alone.getsockname()[1]
+    return _bound(settings.host, port, _GRPC_PORT, shared=True)
+
+
+def _bound(host: str, port: int, setting: str, *, shared: bool = False) -> socket.socket:
     try:
         # Prefer IPv4 if the host name resolves to both.
         family, *_, address = min(
-            socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM),
-            key=lambda info: info[0] != socket.AF_INET,
+            socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), key=lambda info: info[0] != socket.AF_INET
         )
         listener = socket.socket(family)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if shared:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.bind(address)
         except OSError:
             listener.close()
             raise
     except (OSError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a valid host name"
-        raise StartError(
-            f"cannot listen on GRADLESS_HOST={settings.host}, GRADLESS_PORT={settings.port}: {reason}"
-        ) from error
+        raise StartError(f"cannot listen on GRADLESS_HOST={host}, {setting}={port}: {reason}") from error
     return listener
 
 

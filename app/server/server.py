@@ -28,7 +28,7 @@ from app.process.lifetime import (
 )
 from app.process.logs import exit_at_once
 from app.server.connection import BoundedConnection
-from app.server.listener import Acceptor, bind, log_listening
+from app.server.listener import Acceptor, bind, log_listening, reserve_grpc_port
 from app.settings import Settings
 from models.interface.errors import StartError
 
@@ -47,6 +47,9 @@ def serve(settings: Settings) -> None:
     # Bind before the models are loaded, so that a wrong address is reported at once; accept connections afterwards.
     try:
         listener = bind(settings)
+        # gRPC binds its port itself; here it is checked.
+        if (grpc_port := reserve_grpc_port(settings)) is not None:
+            grpc_port.close()
     except StartError as error:
         refuse_to_start(error)
     allow_many_connections()

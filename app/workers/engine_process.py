@@ -28,7 +28,7 @@ from app.process.lifetime import (
     tune_interpreter,
 )
 from app.process.logs import exit_at_once
-from app.server.listener import Acceptor, bind, log_listening
+from app.server.listener import Acceptor, bind, log_listening, reserve_grpc_port
 from app.server.server import handles_sighup
 from app.settings import Settings
 from app.workers.fork_server import ForkServer
@@ -71,12 +71,13 @@ def serve_with_workers(settings: Settings, workers: int) -> None:
         signal.signal(number, lambda *_: exit_at_once(0))
     try:
         listener = bind(settings)
+        grpc_port = reserve_grpc_port(settings)
     except StartError as error:
         refuse_to_start(error)
     allow_many_connections()
     # It imports while the models are loaded here.
     fork_server = ForkServer()
-    engine = _Engine(settings, workers, listener, fork_server)
+    engine = _Engine(settings, workers, listener, grpc_port, fork_server)
     threading.excepthook = engine.thread_failed
     with ended_by_signals():
         engine.load()
@@ -90,11 +91,20 @@ def serve_with_workers(settings: Settings, workers: int) -> None:
 
 
 class _Engine:
-    def __init__(self, settings: Settings, workers: int, listener: socket.socket, fork_server: ForkServer) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        workers: int,
+        listener: socket.socket,
+        grpc_port: socket.socket | None,
+        fork_server: ForkServer,
+    ) -> None:
         self.failure: str | None = None
         self._settings = settings
         self._worker_count = workers
         self._listener = listener
+        # Open as long as workers may be started, so that no other process takes the port meanwhile.
+        self._grpc_port = grpc_port
         self._fork_server = fork_server
         self._metrics = Metrics()
         self._workers: dict[int, HttpWorker] = {}
@@ -120,6 +130,7 @@ class _Engine:
             "http_workers": workers,
             "max_held_bytes": max(settings.max_request_bytes, settings.max_held_bytes // workers),
             "decode_threads": worker_decode_threads(settings.decode_threads, workers),
+            "grpc_port": None if self._grpc_port is None else self._grpc_port.getsockname()[1],
         }
         self._worker_settings = settings.model_copy(update=shares)
         try:
@@ -164,6 +175,11 @@ class _Engine:
         if not self._stopping.is_set():
             self._acceptor.open()
             log_listening(self._settings, self._listener, self._server.runtime.cards.values())
+            if self._grpc_port is not None:
+                host, port = self._grpc_port.getsockname()[:2]
+                _log.info(
+                    "listening for gRPC", extra={"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"}
+                )
         watching = loop.create_task(self._must_succeed(self._watch()))
         await stopping
         watching.cancel()

@@ -17,6 +17,7 @@ import socket
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 import uvicorn
@@ -190,11 +191,13 @@ def _serve(settings: Settings, number: int, descriptors: Sequence[int]) -> None:
             memory=DecodeMemory(options.limits.max_decode_bytes, decode_memory),
         )
         runtime = WorkerRuntime(number, socket.socket(fileno=messages), options, decode_pool, telemetry, give_up)
+
         # The metrics of the whole service, which the engine process has.
-        parts.scraped.build = lambda accept: (
-            runtime.exposition(accept, settings.metrics_max_age_s, _SCRAPE_TIMEOUT_S).encode(),
-            content_type_for(accept),
-        )
+        def exposition(accept: str, max_age_s: float = settings.metrics_max_age_s) -> tuple[bytes, str]:
+            return runtime.exposition(accept, max_age_s, _SCRAPE_TIMEOUT_S).encode(), content_type_for(accept)
+
+        parts.scraped.build = exposition
+        parts.scraped.build_anew = partial(exposition, max_age_s=0)
         return runtime
 
     def give_up(reason: str) -> None:

@@ -1,4 +1,5 @@
-"""The decode pool: ordinary images are decoded in threads, expensive and unusual ones in processes.
+"""The decode pool: ordinary images are decoded in threads, expensive and unusual ones in processes. Threads also
+copy ready pixels.
 
 All models of a process share one pool. The cost of an image is predicted first (formats.py). There are half as many
 processes as threads, so that expensive decodes leave the threads to cheap images. Processes share a memory budget
@@ -21,10 +22,10 @@ from models.images.decode import DamagedJpegError, JpegReader, decode_strips, ig
 from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
 from models.images.formats import DecodeCost, predict_cost
-from models.images.preprocessing import Transform, pixels_needed
+from models.images.preprocessing import Transform, pixels_needed, prepared
 from models.interface.admission import Budget
 from models.interface.errors import DecodersBusyError, DrainingError
-from models.interface.request import NEVER_CANCELLED, CancelToken, ImageLimits
+from models.interface.request import NEVER_CANCELLED, CancelToken, Image, ImageLimits, ReadyPixels
 
 # Largest image that a thread decodes, as shares of the limits: a fifth of the CPU time, and an equal share of a
 # quarter of the memory. The lower bound is enough for a JPEG of 48 megapixels at a reduced size.
@@ -42,8 +43,8 @@ class DecodeJob(Protocol):
     @property
     def cancel_token(self) -> CancelToken: ...
 
-    def take_encoded(self) -> bytes:
-        """The file. Called once at most."""
+    def take_image(self) -> Image:
+        """The file, or ready pixels. Called once at most."""
 
 
 class Done(Protocol):
@@ -178,7 +179,9 @@ class DecodePool:
 
     def _decode_here(self, job: DecodeJob, transform: Transform, done: Done) -> torch.Tensor | None:
         """Decode the image in this thread, or hand it over to a process and return None."""
-        encoded, enough = job.take_encoded(), pixels_needed(transform)
+        encoded, enough = job.take_image(), pixels_needed(transform)
+        if isinstance(encoded, ReadyPixels):
+            return prepared(encoded, transform)
         predicted = predict_cost(encoded, self._limits, enough=enough)
         reader: JpegReader = "either"
         if self._may_have_a_thread(predicted):
@@ -245,5 +248,5 @@ class _Awaited:
     def __init__(self, encoded: bytes) -> None:
         self._encoded = encoded
 
-    def take_encoded(self) -> bytes:
+    def take_image(self) -> bytes:
         return self._encoded

@@ -14,7 +14,8 @@ from torch.nn.functional import interpolate
 from models.images.colour import Conversion, Pixels
 from models.images.decode import ON_ITS_SIDE, Reduction, Strips, decode_pixels, decode_strips, oriented
 from models.images.formats import predict_cost
-from models.interface.request import ImageLimits
+from models.interface.errors import UnfitPixelsError
+from models.interface.request import ImageLimits, ReadyPixels
 
 
 def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> torch.Tensor:
@@ -44,6 +45,9 @@ def pixels_needed(transform: Transform) -> int | None:
     """Return the shorter side that a reduced decode of a JPEG must keep; None if it is to be decoded in full."""
     return None if transform.exact_jpeg else _OVERSAMPLING * transform.resize
 
+
+# How far floats may lie outside 0..255 and are clipped.
+_OVERSHOOT = 8.5
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -169,6 +173,50 @@ def to_tensor(pixels: Pixels) -> torch.Tensor:
     """View (H, W, 3) uint8 as (3, H, W), channels last in memory."""
     # Transposed by NumPy, because PyTorch would release the GIL, and wait to get it back.
     return torch.from_numpy(pixels.transpose(2, 0, 1))
+
+
+def prepared(image: ReadyPixels, transform: Transform) -> torch.Tensor:
+    """Return ready pixels as (3, crop, crop) uint8, channels last in memory. Normalized values are rounded to the
+    pixels that they were made of. Raises UnfitPixelsError."""
+    wanted = (3, transform.crop, transform.crop)
+    if image.values.shape != wanted:
+        raise UnfitPixelsError(f"they have the shape {list(image.values.shape)}, and it takes {list(wanted)}")
+    pixels = _in_range(image, transform)
+    # A copy, which frees the memory of the request.
+    return to_tensor(pixels.transpose(1, 2, 0).astype(np.uint8, order="C", copy=True))
+
+
+def _in_range(image: ReadyPixels, transform: Transform) -> np.ndarray:
+    """Return the values on the scale 0..255, rounded. Raises UnfitPixelsError for other values."""
+    values = image.values
+    if values.dtype == np.uint8:
+        return values
+    lowest, highest = 0.0, 255.0
+    if image.bfloat16 or values.dtype.kind == "f":
+        values = _unnormalized(image, transform)
+        # A client may have resized without clipping, and rounds: bicubic filters overshoot.
+        lowest, highest = -_OVERSHOOT, 255 + _OVERSHOOT
+    # NaN compares false.
+    if not (lowest <= values.min() and values.max() <= highest):
+        expected = "(p / 255 - mean) / std of pixels p of 0 to 255" if image.normalized else "0 to 255"
+        found = f"{values.min():.4g} to {values.max():.4g}"
+        scale = " on the scale of pixels" if image.normalized else ""
+        raise UnfitPixelsError(f"their values are {found}{scale}, and it takes {expected}")
+    return np.clip(np.rint(values), 0, 255) if values.dtype.kind == "f" else values
+
+
+def _unnormalized(image: ReadyPixels, transform: Transform) -> np.ndarray:
+    """Return float values as float32 on the scale 0..255."""
+    # A float64 may be infinite as a float32.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if image.bfloat16:
+            values = (image.values.astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = image.values.astype(np.float32)
+        if not image.normalized:
+            return values
+        std, mean = (np.array(numbers, np.float32).reshape(3, 1, 1) for numbers in (transform.std, transform.mean))
+        return values * (255 * std) + 255 * mean
 
 
 class Normalize(nn.Module):

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from models import backends
@@ -62,31 +63,22 @@ class Engine:
         """Run one forward and return one output per item, in order. Raises AllCancelledError if all items were
         cancelled and the backend runs the batch in pieces."""
         top_k = max(item.request.top_k for item in items)
+        all_classes = any(item.request.all_probabilities for item in items)
         with self.lock.shared(), torch.inference_mode():
             pixels = _stacked([item.image for item in items], self.model.placement.device)
             features, logits = self.forward(pixels, AllCancelled([item.request.cancel_token for item in items]))
-            likeliest = None
-            if top_k:
+            everything = likeliest = None
+            if top_k or all_classes:
                 # Once for the whole batch; in float32, whatever dtype the network computes in.
-                likeliest = logits.float().softmax(dim=1).clamp_(max=1).topk(top_k, dim=1)
+                everything = logits.float().softmax(dim=1).clamp_(max=1)
+                likeliest = everything.topk(top_k, dim=1) if top_k else None
             # The first copy waits for the device, so all device work is submitted before it.
             host_features = features.float().cpu().numpy()
-            finite = np.isfinite(host_features).all(axis=1)
-            if likeliest is None:
-                return [
-                    ItemOutput(row, None, None, finite=bool(ok)) for row, ok in zip(host_features, finite, strict=True)
-                ]
-            probabilities, indices = likeliest.values.cpu().numpy(), likeliest.indices.cpu().numpy()
-            finite &= np.isfinite(probabilities).all(axis=1)
-        return [
-            ItemOutput(
-                host_features[row],
-                indices[row, : item.request.top_k],
-                probabilities[row, : item.request.top_k],
-                finite=bool(finite[row]),
-            )
-            for row, item in enumerate(items)
-        ]
+            classes = None
+            if likeliest is not None:
+                classes = likeliest.indices.cpu().numpy(), likeliest.values.cpu().numpy()
+            host_everything = everything.cpu().numpy() if everything is not None and all_classes else None
+        return _outputs([item.request for item in items], host_features, classes, host_everything)
 
     def prepare_thread(self) -> None:
         """Prepare the current thread for calls of `run`. Call once in each such thread."""
@@ -140,6 +132,31 @@ class Engine:
             return
         for output in outputs:
             _check(model, FeaturesAndLogits(torch.from_numpy(output.features)[None], logits), self._reference, pixels)
+
+
+def _outputs(
+    requests: Sequence[InferenceRequest],
+    features: NDArray[np.float32],
+    classes: tuple[NDArray[np.int64], NDArray[np.float32]] | None,
+    everything: NDArray[np.float32] | None,
+) -> list[ItemOutput]:
+    """Return what each request asked for: features (N, D), indices and probabilities (N, K) of the likeliest classes,
+    and all probabilities (N, C)."""
+    finite = np.asarray(np.isfinite(features).all(axis=1))
+    indices, probabilities = classes or (None, None)
+    for numbers in (probabilities, everything):
+        if numbers is not None:
+            finite &= np.isfinite(numbers).all(axis=1)
+    return [
+        ItemOutput(
+            features[row],
+            None if indices is None else indices[row, : request.top_k],
+            None if probabilities is None else probabilities[row, : request.top_k],
+            finite=bool(finite[row]),
+            all_probabilities=everything[row] if everything is not None and request.all_probabilities else None,
+        )
+        for row, request in enumerate(requests)
+    ]
 
 
 def with_fresh_conversion(model: LoadedModel, serve: Callable[[bool], T]) -> T:

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.interface.request import AllCancelledError, CancelToken, InferenceRequest
+from models.interface.request import AllCancelledError, CancelToken, Image, InferenceRequest
 from models.interface.telemetry import Stage
 from models.scheduling.batcher import Completed
 from models.scheduling.threads import LoopMailbox
 
 
 class BatchItem(NamedTuple):
-    """One image: (3, H, W) uint8 of the model's input size, and its request without the encoded files."""
+    """One image: (3, H, W) uint8 of the model's input size, and its request without the images."""
 
     image: torch.Tensor
     request: InferenceRequest
@@ -31,12 +31,14 @@ class ItemOutput:
     the likeliest classes, most probable first. Both are None if `top_k` was 0. The arrays are views into the batch's.
 
     `finite`: whether all the numbers are finite. A network can overflow, and JSON cannot represent inf or NaN.
+    `all_probabilities`: (C,) float32, those of all classes by index, if the request asked for them.
     """
 
     features: NDArray[np.float32]
     indices: NDArray[np.int64] | None
     probabilities: NDArray[np.float32] | None
     finite: bool
+    all_probabilities: NDArray[np.float32] | None = None
 
 
 class Queue(Protocol):
@@ -58,12 +60,12 @@ class LocalQueue(Queue, Protocol):
 class ImageJob:
     """The event loop waits for `done` and may cancel the job, the decode pool queues it, the batcher answers it.
 
-    `request` is the job's request without the encoded files. `outcome` is the result or the error. Errors are stored,
+    `request` is the job's request without the images. `outcome` is the result or the error. Errors are stored,
     not raised: a traceback would keep the request's images alive.
     """
 
-    def __init__(self, encoded: bytes, request: InferenceRequest, mailbox: LoopMailbox) -> None:
-        self._encoded = encoded
+    def __init__(self, image: Image, request: InferenceRequest, mailbox: LoopMailbox) -> None:
+        self._image = image
         self.request = request
         self.started_at = perf_counter()
         self.decode_seconds = 0.0
@@ -76,10 +78,10 @@ class ImageJob:
     def cancel_token(self) -> CancelToken:
         return self.request.cancel_token
 
-    def take_encoded(self) -> bytes:
-        """Return the file and release it: the queue does not need it. Call once."""
-        encoded, self._encoded = self._encoded, b""
-        return encoded
+    def take_image(self) -> Image:
+        """Return the image and release it: the queue does not need it. Call once."""
+        image, self._image = self._image, b""
+        return image
 
     def queue(self, batcher: Queue, item: BatchItem) -> None:
         """Submit the decoded image to the batcher. Raises OverloadedError, DrainingError."""

@@ -207,7 +207,7 @@ class Pipeline:
         )
         seconds = StageSeconds(job.decode_seconds, completed.queue_seconds, completed.batch.forward_seconds)
         self._telemetry.image_took(completed.batch.instance, seconds)
-        return Prediction(classes, output.features, job.started_at, seconds, completed.batch)
+        return Prediction(classes, output.features, job.started_at, seconds, completed.batch, output.all_probabilities)
 
     def _count(
         self, request: InferenceRequest, results: Sequence[Prediction | ImageError], outcome_of_others: Outcome

@@ -20,6 +20,7 @@ GradlessError
 │   ├── TooManyPixelsError
 │   ├── TooElongatedError
 │   ├── TooCostlyError
+│   ├── UnfitPixelsError            ready pixels have another shape or range than the network takes
 │   └── NotFiniteError
 ├── RefusedError                    the service did not accept the image or did not answer in time
 │   ├── AtCapacityError             a limit is reached; the error says when to try again
@@ -173,6 +174,13 @@ class TooCostlyError(ImageError):
         what = f"{image_format} image" if image_format else "image"
         super().__init__(f"The {what} is too expensive to decode: {reason}.")
         self.image_format = image_format
+
+
+class UnfitPixelsError(ImageError):
+    """Ready pixels have another shape or range than the network takes. `reason` is a clause that says so."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The pixels do not fit the network: {reason}.")
 
 
 class NotFiniteError(ImageError):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
+
+from numpy.typing import NDArray
 
 from models.interface.telemetry import Task
 
@@ -87,36 +89,55 @@ class AllCancelled(CancelToken):
 NEVER_CANCELLED = NeverCancelled()
 
 
+@dataclass(frozen=True, slots=True)
+class ReadyPixels:
+    """An image that its client has already resized and cropped for the network. It is not decoded.
+
+    `values` is (3, side, side) in any memory layout: integers of 0..255, or floats of 0..255. With `normalized` the
+    floats are (p / 255 - mean) / std, as the network takes them. With `bfloat16` the values are uint16, the upper
+    halves of float32 numbers.
+    """
+
+    values: NDArray[Any]
+    normalized: bool = False
+    bfloat16: bool = False
+
+
+# An encoded file, or ready pixels.
+Image = bytes | ReadyPixels
+
 _new_fairness_key = itertools.count().__next__
 
-# Task, top_k and fairness key.
-Parameters = tuple[Task, int, Hashable]
+# Task, top_k, all_probabilities and fairness key.
+Parameters = tuple[Task, int, bool, Hashable]
 
 
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
     """What a client asks of a model.
 
-    `images` are encoded files; they are removed once the request is split into jobs, one per image. `top_k` is the
-    number of classes per image; 0 asks for features alone. `cancel_token` is cancelled when the client disconnects.
-    The queue takes turns between fairness keys, so one request with many images does not hold up the others. The
-    default is a number below 2**64 that no other request of the process has.
+    `images` are removed once the request is split into jobs, one per image. `top_k` is the number of classes per image,
+    and `all_probabilities` asks for the probabilities of all classes; without both, features are returned alone.
+    `cancel_token` is cancelled when the client disconnects. The queue takes turns between fairness keys, so one request
+    with many images does not hold up the others. The default is a number below 2**64 that no other request of the
+    process has.
     """
 
     task: Task
-    images: Sequence[bytes] = ()
+    images: Sequence[Image] = ()
     top_k: int = 0
+    all_probabilities: bool = False
     cancel_token: CancelToken = NEVER_CANCELLED
     fairness_key: Hashable = field(default_factory=_new_fairness_key)
 
     @property
     def parameters(self) -> Parameters:
-        """What another process needs of the request, cheap to pickle. Files and cancel token stay in this process."""
-        return self.task, self.top_k, self.fairness_key
+        """What another process needs of the request, cheap to pickle. Images and cancel token stay in this process."""
+        return self.task, self.top_k, self.all_probabilities, self.fairness_key
 
     @classmethod
     def received(cls, parameters: Parameters, process: int, cancel_token: CancelToken) -> Self:
         """Return the request of another process. Processes number their requests independently, so the fairness key
         names the process."""
-        task, top_k, fairness_key = parameters
-        return cls(task, (), top_k, cancel_token, (process, fairness_key))
+        task, top_k, all_probabilities, fairness_key = parameters
+        return cls(task, (), top_k, all_probabilities, cancel_token, (process, fairness_key))

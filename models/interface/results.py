@@ -24,13 +24,15 @@ class ScoredClass:
 @dataclass(frozen=True, slots=True)
 class Prediction:
     """One image's result: the top classes, most probable first; features (D,) float32; the time its decode was
-    submitted (`perf_counter`), the seconds of each stage, and its batch."""
+    submitted (`perf_counter`), the seconds of each stage, and its batch. `all_probabilities` are those of all classes
+    by index, (C,) float32, if the request asked for them."""
 
     classes: tuple[ScoredClass, ...]
     features: NDArray[np.float32]
     started_at: float
     seconds: StageSeconds
     batch: BatchReport
+    all_probabilities: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Answer:
 class ModelCard:
     """Facts about a served model.
 
-    `input_size` is the side of the network's input in pixels. `classes` is 0 for a model that has features alone.
+    `input_size` is the side of the network's input in pixels; `mean` and `std` are those of its normalization, for each
+    RGB channel on the scale 0..1. `classes` is 0 for a model that has features alone.
     `feature_layer` is the inner layer that gives the features; None is the input of the head. `feature_shape` is the
     shape of one image's features, which are returned as a row of `feature_dimensions` numbers. `version` counts the
     loads of this name in this process, from 1.
@@ -71,6 +74,8 @@ class ModelCard:
     training: bool
     load_seconds: float
     version: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,10 @@ class Runtime(Protocol):
         """Whether new requests are refused because the service is stopping."""
 
     @property
+    def down(self) -> frozenset[str]:
+        """Names of models that have stopped working and are being restarted."""
+
+    @property
     def half_full(self) -> bool:
         """Whether at least half of some model's capacity is in use."""
 

@@ -27,6 +27,7 @@ from models.interface.errors import (
     WeightsUnavailableError,
 )
 from models.interface.home import expand_home
+from models.interface.model_sources import MODEL_NAME, check_name, split_name
 from models.model_folder import building, checkpoint
 from models.model_folder.description import FILE_NAME, is_name
 from models.networks import architectures
@@ -46,15 +47,20 @@ _PATH_BEGINS = (".", "/", "~")
 ModelSource = Callable[[], ModelSpec]
 
 # A name or a relative path without drive, home or parent folder.
-_PLAIN = re.compile(r"\w[\w.:-]*(/\w[\w.:-]*)*", re.ASCII)
+_PLAIN = re.compile(MODEL_NAME)
 
 
-def find(name: str) -> ModelSpec:
-    """Return the entry of that name, or the model folder at that path. A path begins with `.`, `/` or `~`, or is not a
-    name and leads to a folder or a file.
+def find(stated: str) -> ModelSpec:
+    """Return the entry of that name, or the model folder at that path; for NAME=SOURCE those of the source, under that
+    name. A path begins with `.`, `/` or `~`, or is not a name and leads to a folder or a file.
 
-    Raises UnknownCatalogNameError with similar names, and ModelFolderError, which says how to make a model folder of a
-    file with weights."""
+    Raises UnknownCatalogNameError with similar names, ModelFolderError, which says how to make a model folder of a file
+    with weights, and StartError for a name that no model can have."""
+    served_as, source = split_name(stated)
+    return _found_at(source) if served_as is None else replace(_found_at(source), name=check_name(served_as))
+
+
+def _found_at(name: str) -> ModelSpec:
     if name.startswith(_PATH_BEGINS):
         return _at(expand_home(Path(name)))
     try:
@@ -166,7 +172,7 @@ def from_request(source: str, name: str, models_folder: Path | None) -> ModelSou
     """Return the source of a model that an HTTP request named, to be served as `name`: a folder inside `models_folder`
     with all links followed, or else a name of the catalog. The lookup raises UnknownSourceError, and what the catalog
     raises."""
-    return lambda: replace(_found(source, models_folder), name=name)
+    return lambda: replace(_found(source, models_folder), name=check_name(name))
 
 
 def _found(source: str, models_folder: Path | None) -> ModelSpec:

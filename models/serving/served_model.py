@@ -114,4 +114,6 @@ def _card(model: LoadedModel) -> ModelCard:
         training=model.network.training,
         load_seconds=model.load_seconds,
         version=1,
+        mean=model.transform.mean,
+        std=model.transform.std,
     )

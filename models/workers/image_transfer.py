@@ -25,9 +25,10 @@ _log = logging.getLogger(__name__)
 class _RemoteFuture(Future[Completed[ItemOutput]]):
     """The answer of an image. Cancelling it sets the flag in its slot, which the engine process sees."""
 
-    def __init__(self, token: SlotCancelToken) -> None:
+    def __init__(self, token: SlotCancelToken, *, all_probabilities: bool) -> None:
         super().__init__()
         self._token = token
+        self.all_probabilities = all_probabilities
 
     def cancel(self) -> bool:
         if self.done():
@@ -81,7 +82,9 @@ class RemoteBatcher:
         except BaseException:
             self._free.append(slot)
             raise
-        future = self._waiting[slot, generation] = _RemoteFuture(SlotCancelToken(self._slots, slot, generation))
+        token = SlotCancelToken(self._slots, slot, generation)
+        future = _RemoteFuture(token, all_probabilities=item.request.all_probabilities)
+        self._waiting[slot, generation] = future
         if self._refusal is None:
             self._send((self._version, slot, generation, item.request.parameters))
         # Read again: `abandon` may have run before this image was in `_waiting`.
@@ -92,13 +95,14 @@ class RemoteBatcher:
     def on_answers(self, answers: Answers) -> None:
         """Give each image its answer, which is in its slot, or its error."""
         for slot, generation, result in answers.results:
-            if (slot, generation) not in self._waiting:
+            waiting = self._waiting.get((slot, generation))
+            if waiting is None:
                 self._on_stale(slot, generation)
             elif not isinstance(result, tuple):
                 self._fail(slot, generation, result)
             elif answers.batch is not None:
                 classes, queue_seconds, finite = result
-                output = self._slots.read(slot, classes, finite=finite)
+                output = self._slots.read(slot, classes, finite=finite, all_probabilities=waiting.all_probabilities)
                 future = self._release(slot, generation)
                 if future is not None and future.set_running_or_notify_cancel():
                     future.set_result(Completed(output, queue_seconds, answers.batch))

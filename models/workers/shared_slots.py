@@ -35,7 +35,7 @@ _NUMBERS = 3
 @dataclass(frozen=True, slots=True)
 class SlotShape:
     """`each` slots for each of `workers` worker numbers. A slot holds an image of `side` x `side` pixels, then an
-    answer of `dimensions` features and at most `classes` classes."""
+    answer of `dimensions` features, at most `classes` likeliest classes, and the probabilities of all classes."""
 
     workers: int
     each: int
@@ -46,7 +46,7 @@ class SlotShape:
     @property
     def slot_bytes(self) -> int:
         """Size of one slot, in whole cache lines."""
-        answer = self.dimensions * 4 + self.classes * (8 + 4)
+        answer = self.dimensions * 4 + self.classes * (8 + 4 + 4)
         return _round_up(max(3 * self.side * self.side, answer), _CACHE_LINE)
 
     @property
@@ -125,18 +125,23 @@ class SharedSlots:
         """Write an answer over the pixels."""
         at = self._put(self._body_at(slot), output.features)
         if output.indices is not None and output.probabilities is not None:
-            self._put(self._put(at, output.indices), output.probabilities)
+            at = self._put(self._put(at, output.indices), output.probabilities)
+        if output.all_probabilities is not None:
+            self._put(at, output.all_probabilities)
 
-    def read(self, slot: int, classes: int, *, finite: bool) -> ItemOutput:
-        """Return a copy of the answer, which has that many classes."""
+    def read(self, slot: int, classes: int, *, finite: bool, all_probabilities: bool = False) -> ItemOutput:
+        """Return a copy of the answer, which has that many likeliest classes, and `all_probabilities` or not."""
         dimensions, at = self.shape.dimensions, self._body_at(slot)
         features = np.frombuffer(self._memory, np.float32, dimensions, at).copy()
-        if not classes:
-            return ItemOutput(features, None, None, finite=finite)
         at += 4 * dimensions
-        indices = np.frombuffer(self._memory, np.int64, classes, at).copy()
-        probabilities = np.frombuffer(self._memory, np.float32, classes, at + 8 * classes).copy()
-        return ItemOutput(features, indices, probabilities, finite=finite)
+        indices = probabilities = everything = None
+        if classes:
+            indices = np.frombuffer(self._memory, np.int64, classes, at).copy()
+            probabilities = np.frombuffer(self._memory, np.float32, classes, at + 8 * classes).copy()
+        if all_probabilities:
+            at += (8 + 4) * classes
+            everything = np.frombuffer(self._memory, np.float32, self.shape.classes, at).copy()
+        return ItemOutput(features, indices, probabilities, finite=finite, all_probabilities=everything)
 
     def _body_at(self, slot: int) -> int:
         return self.shape.bodies_at + slot * self.shape.slot_bytes

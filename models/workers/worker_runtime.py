@@ -111,6 +111,10 @@ class WorkerRuntime(Runtime):
         return self._draining
 
     @property
+    def down(self) -> frozenset[str]:
+        return self._state.down
+
+    @property
     def half_full(self) -> bool:
         return any(model.admission.half_full for model in self._models.values())
 

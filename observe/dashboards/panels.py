@@ -38,6 +38,8 @@ from grafana_foundation_sdk.models.dashboard import (
 from grafana_foundation_sdk.models.heatmap import HeatmapColorMode
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
+from observe.image_routes import SELECTOR
+
 # Chosen on the dashboard, so that it works in any Grafana with a Prometheus.
 DATA_SOURCE = DataSourceRef("prometheus", "${datasource}")
 
@@ -47,8 +49,7 @@ _PROVISIONED = VariableOption(selected=True, text="Prometheus", value="gradless-
 # Label selectors on the dashboard's variables.
 INSTANCE = 'instance=~"$instance"'
 MODEL = f'{INSTANCE}, model=~"$model"'
-V1 = f'{INSTANCE}, route=~"/v1/.*"'
-OF_IMAGES = f'{INSTANCE}, route=~"/v1/(classify|features|search)"'
+OF_IMAGES = f"{INSTANCE}, {SELECTOR}"
 RATE = "[$__rate_interval]"
 
 _ALL = VariableOption(selected=True, text="All", value="$__all")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from grafana_foundation_sdk.models.common import StackingMode
 
-from observe.dashboards.panels import INSTANCE, MODEL, OF_IMAGES, RATE, V1, PanelBuilder, Query, graph, number
+from observe.dashboards.panels import INSTANCE, MODEL, OF_IMAGES, RATE, PanelBuilder, Query, graph, number
 
 
 def at_a_glance() -> list[PanelBuilder]:
@@ -18,9 +18,9 @@ def at_a_glance() -> list[PanelBuilder]:
         ),
         number(
             "Requests",
-            "Requests per second to /v1, with any status.",
+            "Requests with images per second, in all protocols, with any status.",
             "reqps",
-            f"sum(rate(gradless_requests_total{{{V1}}}{RATE}))",
+            f'sum(rate(gradless_requests_total{{{OF_IMAGES}, method=~"POST|PUT"}}{RATE}))',
         ),
         number(
             "Goodput",
@@ -30,7 +30,7 @@ def at_a_glance() -> list[PanelBuilder]:
         ),
         number(
             "Errors",
-            "Share of requests to /v1 answered with 5xx; the maximum over the selected instances.",
+            "Share of requests with images answered with 5xx; the maximum over the selected instances.",
             "percentunit",
             f"max(instance:gradless_request_errors:ratio_rate5m{{{INSTANCE}}})",
             bad_from=0.05,
@@ -68,6 +68,13 @@ def traffic() -> list[PanelBuilder]:
             Query(f"sum by (route) (rate(gradless_requests_total{{{INSTANCE}}}{RATE}))", "{{route}}"),
         ),
         graph(
+            "Requests by protocol",
+            "Requests per second by the protocol of their route; native: gradless's own.",
+            "reqps",
+            Query(f"sum by (contract) (rate(gradless_requests_total{{{INSTANCE}}}{RATE}))", "{{contract}}"),
+            stacked=StackingMode.NORMAL,
+        ),
+        graph(
             "Images by outcome",
             "Images per second, each counted once: those received completely, and those refused at the request's "
             "headers. Bodies that were too large or truncated count no images.",
@@ -101,7 +108,7 @@ def errors() -> list[PanelBuilder]:
     return [
         graph(
             "Failing requests",
-            "Share of requests to /v1 answered with 5xx. Above 5 % there is an alert.",
+            "Share of requests with images answered with 5xx. Above 5 % there is an alert.",
             "percentunit",
             Query(f"instance:gradless_request_errors:ratio_rate5m{{{INSTANCE}}}", "{{instance}}"),
         ),

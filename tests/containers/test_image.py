@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -33,6 +34,13 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_without_a_target_the_image_is_the_one_for_cpus(dockerfile: Any) -> None:
     assert list(dockerfile.stages)[-1] == "cpu"
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_takes_the_argument_that_sagemaker_runs_it_with(dockerfile: Any, image: str) -> None:
+    # `docker run IMAGE serve`: the argument replaces CMD, and follows ENTRYPOINT.
+    assert json.loads(dockerfile.values(image, "ENTRYPOINT")[-1]) == ["gradless"]
+    assert dockerfile.command(image) == ["gradless", "serve"]
 
 
 @pytest.mark.parametrize("image", IMAGES)
@@ -70,11 +78,11 @@ def test_the_gpu_image_exits_without_a_gpu(dockerfile: Any) -> None:
 
 
 @pytest.mark.parametrize(("image", "own"), [("cpu", "openvino"), ("cuda", "gpu")])
-def test_an_image_has_the_extras_of_its_device_and_of_traces(dockerfile: Any, image: str, own: str) -> None:
+def test_an_image_has_the_extras_of_its_device_of_grpc_and_of_traces(dockerfile: Any, image: str, own: str) -> None:
     found = re.search(r"'\.\[(.*)\]'", dockerfile.run_command(f"build-{image}", "'.["))
     assert found
     extras = found[1].split(",")
-    assert extras == [own, "otel"]
+    assert extras == [own, "grpc", "otel"]
     assert set(extras) <= PROJECT["optional-dependencies"].keys()
 
 

@@ -29,6 +29,7 @@ CHANGING = [("POST", "/v1/models/{name}"), ("DELETE", "/v1/models/{name}")]
 WITH_INPUT = [
     ("POST", "/v1/classify"),
     ("POST", "/v1/features"),
+    ("POST", "/v1/predict"),
     ("POST", "/v1/search"),
     ("GET", "/v1/search/thumbnails/{row}"),
     *CHANGING,
@@ -152,6 +153,8 @@ def test_the_lens_responds_to_an_image_as_documented(schema: Any, clock_png: byt
         ("/v1/features", {}),
         ("/v1/features", {"encoding": "base64"}),
         ("/v1/features", {"normalize": "true"}),
+        ("/v1/predict", {"top_k": 2}),
+        ("/v1/predict", {"outputs": "features", "encoding": "base64"}),
     ],
 )
 def test_the_response_to_an_image_has_its_documented_schema(
@@ -191,7 +194,7 @@ def test_every_documented_error_is_a_problem(document: dict[str, Any]) -> None:
     assert document["components"]["schemas"]["Problem"]["required"] == ["type", "title", "status"]
 
 
-@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/v1/search"])
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/features", "/v1/predict", "/v1/search"])
 def test_the_inference_routes_document_every_error_status(document: dict[str, Any], path: str) -> None:
     documented = set(document["paths"][path]["post"]["responses"])
     assert documented == {

@@ -136,7 +136,7 @@ def _garbage_of_other_tests_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
 def card_of(name: str) -> ModelCard:
     numbers = {"parameters": 7, "weight_bytes": 28, "input_size": 32, "classes": 10, "feature_dimensions": 3}
     place = {"device": "cpu", "dtype": "float32", "backend": "eager", "fingerprint": "0123456789abcdef"}
-    shape = {"feature_shape": (3,), "feature_layer": None}
+    shape = {"feature_shape": (3,), "feature_layer": None, "mean": (0.5,) * 3, "std": (0.25,) * 3}
     return ModelCard(
         name=name, architecture="none", training=False, load_seconds=1.5, version=1, **numbers, **shape, **place
     )
@@ -144,15 +144,21 @@ def card_of(name: str) -> ModelCard:
 
 @pytest.fixture(scope="session")
 def prediction() -> Callable[..., Prediction]:
-    """Make the prediction of one image: `top_k` classes, and the features given."""
+    """Make the prediction of one image: `top_k` classes, the features given, and with `dense` all probabilities."""
 
     def make(
-        top_k: int = 2, features: Sequence[float] = (3.0, 0.0, 4.0), seconds: StageSeconds | None = None
+        top_k: int = 2,
+        features: Sequence[float] = (3.0, 0.0, 4.0),
+        seconds: StageSeconds | None = None,
+        *,
+        dense: bool = False,
     ) -> Prediction:
         classes = tuple(ScoredClass(index, f"class {index}", 0.5 / (index + 1)) for index in range(top_k))
         spent = seconds or StageSeconds(decode=0.001, queue=0.002, forward=0.003)
         batch = BatchReport(InstanceId("fake", "cpu"), 1, "idle", 0.003, spent.forward, spent.forward, dropped=0)
-        return Prediction(classes, np.array(features, dtype=np.float32), 0.0, spent, batch)
+        # As those of `classes`, for the 10 classes of the fake model.
+        everything = np.array([0.5 / (index + 1) for index in range(10)], np.float32) if dense else None
+        return Prediction(classes, np.array(features, dtype=np.float32), 0.0, spent, batch, everything)
 
     return make
 
@@ -232,6 +238,7 @@ class FakeRuntime:
     device_names: Sequence[str] = ("cpu",)
     closed_within_s: list[float] = field(default_factory=list)
     overload: OverloadedError | None = None
+    down: frozenset[str] = frozenset()
     names_overloaded: Collection[str] | None = None
 
     def started(self, telemetry: Telemetry) -> FakeRuntime:
@@ -282,7 +289,7 @@ class FakeRuntime:
 def new_runtime(prediction: Callable[..., Prediction], answer: Callable[..., Answer]) -> Callable[..., FakeRuntime]:
     async def predict(model: str | None, request: InferenceRequest) -> Answer:
         del model
-        return answer(*[prediction(request.top_k) for _ in request.images])
+        return answer(*[prediction(request.top_k, dense=request.all_probabilities) for _ in request.images])
 
     async def compare(model: str | None, options: ComparisonOptions, *_: object) -> Comparison:
         return comparison_of(model or "", options)

@@ -27,13 +27,14 @@ from models.interface.results import Answer, ModelCard
 
 
 PLACE = ("cpu", "float32", "eager")
+VERSION = ("0" * 16, False, 0.1, 1, (0,) * 3, (1,) * 3)
 
 
 class Fake:
     ready = True
     draining = False
     full = False
-    cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, (2,), None, *PLACE, "0" * 16, False, 0.1, 1)}
+    cards = {"fake": ModelCard("fake", "a", 1, 4, 8, 2, 2, (2,), None, *PLACE, *VERSION)}
 
     async def predict(self, model, request):
         return Answer(model or "fake", "0" * 16, 2, (2,), [])

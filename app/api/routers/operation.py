@@ -7,11 +7,30 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Request
 from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import TheRuntime, admin_allowed, card_named, inference_allowed, metrics_allowed, parts_of
+from app.api.dependencies import (
+    Parts,
+    TheRuntime,
+    admin_allowed,
+    card_named,
+    check_ready,
+    inference_allowed,
+    metrics_allowed,
+    parts_of,
+)
 from app.api.openapi import responses
-from app.api.schemas import Health, IndexDescription, ModelDescription, ModelList, ModelSource, RequestLimits
+from app.api.schemas import (
+    Health,
+    IndexDescription,
+    ListedModel,
+    ModelDescription,
+    ModelList,
+    ModelSource,
+    RequestLimits,
+)
 from app.api.uploads import BODY_ERRORS, read_json
 from app.http.problems import (
     ForbiddenError,
@@ -20,8 +39,8 @@ from app.http.problems import (
 )
 from models.interface import errors
 from models.interface.errors import UnknownModelError
+from models.interface.model_sources import MODEL_NAME, OPERATIONS
 from models.interface.results import ModelCard
-from models.search.index import SearchIndex
 
 _READ_ERRORS = (UnauthorizedError, ForbiddenError)
 
@@ -49,24 +68,35 @@ _SOURCE_BODY: dict[str, Any] = {
     "requestBody": {"required": False, "content": {"application/json": {"schema": ModelSource.model_json_schema()}}}
 }
 
-# Words joined by slashes, for example timm/resnet18 or resnet50:random. Names appear in URLs, logs and metrics.
-_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*$"
+ModelName = Annotated[str, Path(pattern=f"^{MODEL_NAME}$", max_length=128, description="name of the served model")]
 
-ModelName = Annotated[str, Path(pattern=_NAME, max_length=128, description="name of the served model")]
 
-models = APIRouter(prefix="/v1/models", tags=["models"], route_class=ApiRoute)
+class ModelRoute(ApiRoute):
+    """A route of one model. Paths of operations on a model, such as /v1/models/NAME:predict, belong to the adapters of
+    other protocols, whatever the method."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return (Match.NONE, {}) if scope["path"].endswith(OPERATIONS) else super().matches(scope)
+
+
+models = APIRouter(prefix="/v1/models", tags=["models"], route_class=ModelRoute)
 
 
 @models.get("", responses=responses(*_READ_ERRORS), dependencies=[Depends(inference_allowed)])
 async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
     """List the served models, the default first, and the limits of a request."""
     parts = parts_of(request)
+    cards = runtime.cards.values()
     limits = RequestLimits(
         images=parts.settings.max_images_per_request,
         image_bytes=parts.settings.max_image_bytes,
         request_bytes=parts.settings.max_request_bytes,
     )
-    return ModelList(models=[_description(card, parts.search_index) for card in runtime.cards.values()], limits=limits)
+    return ModelList(
+        models=[_description(card, parts) for card in cards],
+        data=[ListedModel(id=card.name, created=parts.created_at) for card in cards],
+        limits=limits,
+    )
 
 
 # Names may contain slashes, for example timm/resnet18.
@@ -75,7 +105,7 @@ async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
 )
 async def describe_model(request: Request, runtime: TheRuntime, name: str) -> ModelDescription:
     """Describe one served model."""
-    return _description(card_named(runtime, name), parts_of(request).search_index)
+    return _description(card_named(runtime, name), parts_of(request))
 
 
 @models.post(
@@ -97,7 +127,7 @@ async def load_model(request: Request, response: Response, runtime: TheRuntime, 
     stated = await read_json(request, ModelSource, timeout_s=parts_of(request).settings.read_timeout_s)
     loaded = await runtime.load(name, None if stated is None else stated.source)
     response.status_code = 200 if loaded.replaced else 201
-    return _description(loaded.card, parts_of(request).search_index)
+    return _description(loaded.card, parts_of(request))
 
 
 @models.delete(
@@ -109,14 +139,15 @@ async def unload_model(runtime: TheRuntime, name: ModelName) -> None:
     await runtime.unload(name)
 
 
-def _description(card: ModelCard, index: SearchIndex | None) -> ModelDescription:
+def _description(card: ModelCard, parts: Parts) -> ModelDescription:
     described = asdict(card)
     # Published as a metric: it describes this process, not the model.
     del described["load_seconds"]
-    search = None
+    index, search = parts.search_index, None
     if index is not None and index.manifest.fingerprint == card.fingerprint:
         search = IndexDescription.model_validate(index.manifest)
-    return ModelDescription(**described, search=search)
+    ready = parts.runtime is not None and card.name not in parts.runtime.down
+    return ModelDescription(id=card.name, created=parts.created_at, **described, ready=ready, search=search)
 
 
 probes = APIRouter(tags=["operation"], route_class=ApiRoute)
@@ -137,9 +168,7 @@ async def healthz() -> Health:
 @probes.get("/readyz", responses=responses(NotReadyError))
 async def readyz(request: Request) -> Health:
     """All models are warmed up, their threads are alive, and the service is not draining."""
-    runtime = parts_of(request).runtime
-    if runtime is None or not runtime.ready:
-        raise NotReadyError
+    check_ready(request)
     return Health(status="ready")
 
 

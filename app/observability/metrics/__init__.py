@@ -15,12 +15,13 @@ a request: the configuration bounds the number of series.
 """
 
 from app.observability.metrics.counts import CountsReader, count_in, create_counts
-from app.observability.metrics.exposition import SharedExposition, content_type_for, merge_expositions
+from app.observability.metrics.exposition import ModelSample, SharedExposition, content_type_for, merge_expositions
 from app.observability.metrics.sink import Metrics
 
 __all__ = [
     "CountsReader",
     "Metrics",
+    "ModelSample",
     "SharedExposition",
     "content_type_for",
     "count_in",

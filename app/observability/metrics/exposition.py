@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
@@ -45,16 +46,28 @@ def _supported(accept: str) -> str:
     return accept
 
 
+class ModelSample(NamedTuple):
+    """A sample of a metric that has the label `model`, and its other labels."""
+
+    name: str
+    model: str
+    labels: Mapping[str, str]
+    value: float
+
+
 class SharedExposition:
     """Runs `build` in a thread, at most once in `max_age_s` seconds per format, and gives all scrapers the result.
 
-    Building costs milliseconds of the core that also answers requests.
+    Building costs milliseconds of the core that also answers requests. `build_anew` does the same where `build` may
+    itself return an older exposition.
     """
 
     def __init__(self, build: Callable[[str], tuple[bytes, str]], max_age_s: float) -> None:
         self.build = build
+        self.build_anew: Callable[[str], tuple[bytes, str]] | None = None
         self.max_age_s = max_age_s
         self._shared: SharedWork[bool, bytes] = SharedWork()
+        self._samples: SharedWork[None, list[ModelSample]] = SharedWork()
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all metrics as (body, content type), as `encode` does."""
@@ -65,6 +78,27 @@ class SharedExposition:
             return body
 
         return await self._shared.result(openmetrics, build, max_age_s=self.max_age_s), content_type_for(accept)
+
+    async def samples_of_models(self) -> list[ModelSample]:
+        """Return the samples of models as they are now, without the buckets of histograms."""
+
+        def build() -> list[ModelSample]:
+            body, _ = (self.build_anew or self.build)(_ACCEPT[False])
+            return _samples_of_models(body.decode())
+
+        # Shared by those who ask while it is built, so that it keeps one core busy at most.
+        return await self._samples.result(None, lambda: asyncio.to_thread(build), max_age_s=0)
+
+
+def _samples_of_models(exposition: str) -> list[ModelSample]:
+    # Most lines are buckets, and parsing takes most of the time.
+    lines = (line for line in exposition.split("\n") if 'model="' in line and "_bucket{" not in line)
+    return [
+        ModelSample(sample.name, sample.labels["model"], sample.labels, sample.value)
+        for family in parse_prometheus_text("\n".join(lines) + "\n")
+        for sample in family.samples
+        if "model" in sample.labels
+    ]
 
 
 def merge_expositions(expositions: Mapping[str, str], accept: str, *, label: str) -> tuple[bytes, str]:

@@ -21,6 +21,9 @@ from models.interface.telemetry import Outcome, Stage, StaleMessage, Task, Trigg
 # Without it each counter and histogram has a second series, the time of its creation.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
 
+# Whether a request whose images reached a model was answered without an error.
+Answered = Literal["ok", "failed"]
+
 # Why an HTTP worker was replaced.
 WorkerEnd = Literal["ended", "unresponsive"]
 
@@ -87,10 +90,11 @@ class Families:
         self.requests = self._series(
             Counter,
             "gradless_requests_total",
-            "HTTP requests by route, method and status.",
+            "HTTP requests by route, method, status and protocol.",
             route=_AT_RUN_TIME,
             method=_AT_RUN_TIME,
             code=_AT_RUN_TIME,
+            contract=_AT_RUN_TIME,
         )
         # By class of status, 2xx: a histogram per status would double the number of series.
         self.request_seconds = self._series(
@@ -101,6 +105,21 @@ class Families:
             route=_AT_RUN_TIME,
             method=_AT_RUN_TIME,
             code=_AT_RUN_TIME,
+            contract=_AT_RUN_TIME,
+        )
+        self.model_requests = self._series(
+            Counter,
+            "gradless_model_requests_total",
+            "Requests whose images reached a model, by whether they were answered.",
+            model=_MODELS,
+            outcome=get_args(Answered),
+        )
+        self.model_request_seconds = self._series(
+            Counter,
+            "gradless_model_request_seconds_total",
+            "Time of the requests whose images reached a model.",
+            model=_MODELS,
+            outcome=get_args(Answered),
         )
         self.images = self._series(
             Counter,
@@ -130,6 +149,9 @@ class Families:
             model=_MODELS,
             device=_DEVICES,
             trigger=get_args(Trigger),
+        )
+        self.last_batch = self._series(
+            Gauge, "gradless_last_batch_timestamp_seconds", "Unix time of a model's last batch; 0: none.", model=_MODELS
         )
         self.busy_seconds = self._series(
             Counter,

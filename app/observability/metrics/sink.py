@@ -8,11 +8,12 @@ from typing import get_args
 
 from prometheus_client import CollectorRegistry
 
+from app.http.contract import NATIVE, Contract
 from app.http.problems import Reason, Row
 from app.observability.metrics.collectors import Processes, RuntimeCollector
 from app.observability.metrics.counts import CountsReader
 from app.observability.metrics.exposition import encode
-from app.observability.metrics.families import NO_DEVICE, Families, WorkerEnd
+from app.observability.metrics.families import NO_DEVICE, Answered, Families, WorkerEnd
 from app.process.log_writer import DropReason
 from app.process.logs import dropped_lines
 from gradless.records import ARMS, Comparison
@@ -51,10 +52,10 @@ class Metrics(Telemetry):
         self._families.loads.create(_NOT_SERVED, "failed")
 
     def expect(self, route: str | None, method: str, status: int) -> None:
-        """Create the series of requests with this outcome, at zero. `route` None: requests that match no route."""
+        """Create the series of native requests with this outcome, at zero. `route` None: they match no route."""
         labels = _request_labels(route, method)
-        self._families.requests.create(*labels, str(status))
-        self._families.request_seconds.create(*labels, _class_of(status))
+        self._families.requests.create(*labels, str(status), NATIVE.name)
+        self._families.request_seconds.create(*labels, _class_of(status), NATIVE.name)
 
     def watch(self, runtime: Runtime) -> None:
         """Read the gauges of `runtime` at each scrape from now on."""
@@ -97,12 +98,20 @@ class Metrics(Telemetry):
         for key, amount, exemplar in counts.changes():
             self._families.add(key, amount, exemplar)
 
-    def request_done(self, route: str | None, method: str, status: int, seconds: float, request_id: str | None) -> None:
+    def request_done(
+        self,
+        route: str | None,
+        method: str,
+        status: int,
+        seconds: float,
+        request_id: str | None,
+        contract: Contract = NATIVE,
+    ) -> None:
         """Count a request. `request_id` becomes the exemplar, which leads from a slow bucket to a log line."""
         labels = _request_labels(route, method)
-        self._families.requests[*labels, str(status)].inc()
+        self._families.requests[*labels, str(status), contract.name].inc()
         exemplar = None if request_id is None else {"request_id": request_id}
-        self._families.request_seconds[*labels, _class_of(status)].observe(seconds, exemplar)
+        self._families.request_seconds[*labels, _class_of(status), contract.name].observe(seconds, exemplar)
 
     def refused_by_connection(self, row: Row, seconds: float | None) -> None:
         """Count bytes that never became a request, refused `seconds` after the first. They count as a request without
@@ -115,6 +124,11 @@ class Metrics(Telemetry):
     def request_stages(self, model: str, read_seconds: float, respond_seconds: float) -> None:
         self._families.stage_seconds[model, NO_DEVICE, "read"].observe(read_seconds)
         self._families.stage_seconds[model, NO_DEVICE, "respond"].observe(respond_seconds)
+
+    def model_request_done(self, model: str, outcome: Answered, seconds: float) -> None:
+        """Count a request whose images reached a model."""
+        self._families.model_requests[model, outcome].inc()
+        self._families.model_request_seconds[model, outcome].inc(seconds)
 
     def rejected(self, reason: Reason) -> None:
         self._families.rejected[reason,].inc()
@@ -131,6 +145,7 @@ class Metrics(Telemetry):
         self._families.batch_size[instance].observe(report.size)
         self._families.batches[*instance, report.trigger].inc()
         self._families.busy_seconds[instance].inc(report.busy_seconds)
+        self._families.last_batch[report.instance.model,].set_to_current_time()
 
     def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:
         self._families.images[model, task, outcome].inc(count)

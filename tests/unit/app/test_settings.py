@@ -281,6 +281,14 @@ def test_traces_without_their_extra_are_refused_with_the_command_to_install_it(
     )
 
 
+def test_grpc_needs_its_extra_and_a_port_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    assert _fault(monkeypatch, GRADLESS_GRPC_PORT="8001") == (
+        f"GRADLESS_GRPC_PORT needs grpcio and protobuf: {install_command('grpc')}"
+    )
+    assert "gRPC needs a port of its own" in _fault(monkeypatch, GRADLESS_GRPC_PORT="8000")
+
+
 @pytest.mark.parametrize(
     ("former", "current"),
     [("GRADLESS_FRONTS", "GRADLESS_HTTP_WORKERS"), ("GRADLESS_MAX_WAIT_MS", "GRADLESS_MAX_BATCH_DELAY_MS")],

@@ -58,6 +58,26 @@ async def test_a_feature_vector_is_the_same_in_every_encoding(client: httpx2.Asy
     assert numpy_file.headers["X-Gradless-Fingerprint"] == plain.json()["fingerprint"]
 
 
+async def test_classes_and_features_of_one_forward_are_those_of_two(
+    client: httpx2.AsyncClient, clock_png: bytes, images_total: Counted
+) -> None:
+    both = (await client.post("/v1/predict", content=clock_png)).json()["results"][0]
+    assert images_total((await client.get("/metrics")).text) == {"ok": 1}
+    classified = (await client.post("/v1/classify", content=clock_png)).json()["results"][0]
+    featured = (await client.post("/v1/features", content=clock_png)).json()["results"][0]
+    assert both == classified | featured
+
+
+async def test_images_in_json_are_answered_as_files_are(client: httpx2.AsyncClient, clock_png: bytes) -> None:
+    text = base64.b64encode(clock_png).decode()
+    file = (await client.post("/v1/predict", content=clock_png)).json()
+    body = (await client.post("/v1/predict", json={"images": [text, f"data:image/png;base64,{text}"]})).json()
+    embedded = await client.post("/v1/embeddings", json={"input": text, "normalize": False})
+    for result in body["results"]:
+        np.testing.assert_allclose(result["features"], file["results"][0]["features"], rtol=1e-4, atol=1e-6)
+    assert embedded.json()["data"][0]["embedding"] == file["results"][0]["features"]
+
+
 async def test_an_invalid_image_among_several_fails_alone(
     client: httpx2.AsyncClient, clock_png: bytes, images_total: Counted
 ) -> None:

@@ -57,10 +57,11 @@ async def test_classify_without_classes_is_refused_with_the_path_for_features(
     metrics = (await http.get("/metrics")).text
     assert refused.status_code == 422
     assert refused.json()["type"] == "urn:gradless:problem:no-classes"
+    assert (await http.post("/v1/predict?outputs=classes", content=clock_png)).status_code == 422
     assert "/v1/features" in refused.json()["detail"]
     # The request is counted, but no image, because none was read.
-    assert 'gradless_requests_total{code="422",method="POST",route="/v1/classify"} 1.0' in metrics
-    assert 'gradless_requests_total{code="500",method="POST",route="/v1/classify"} 0.0' in metrics
+    assert 'gradless_requests_total{code="422",contract="native",method="POST",route="/v1/classify"} 1.0' in metrics
+    assert 'gradless_requests_total{code="500",contract="native",method="POST",route="/v1/classify"} 0.0' in metrics
     images = [line for line in metrics.splitlines() if line.startswith("gradless_images_total{")]
     assert images
     assert all(line.endswith(" 0.0") for line in images)
@@ -78,12 +79,15 @@ async def test_features_are_returned_in_every_format(
     described = (await http.get("/v1/models/layer")).json()
     files = [("images", clock_png), ("images", clock_jpeg)]
     listed = (await http.post("/v1/features", files=files)).json()
+    predicted = (await http.post("/v1/predict", files=files)).json()
     answer = await http.post("/v1/features", files=files, headers={"Accept": "application/x-npy"})
     array = np.load(BytesIO(answer.content))
 
     assert (described["classes"], described["feature_layer"]) == (0, "layer3")
     assert described["feature_dimensions"] == np.prod(described["feature_shape"]) == listed["dimensions"]
     assert listed["shape"] == described["feature_shape"]
+    assert {result["predictions"] for result in predicted["results"]} == {None}
+    np.testing.assert_allclose([result["features"] for result in predicted["results"]], array, atol=1e-4)
     assert answer.headers["x-gradless-shape"] == ",".join(map(str, listed["shape"]))
     assert array.shape == (2, listed["dimensions"])
     assert array.dtype == np.float32

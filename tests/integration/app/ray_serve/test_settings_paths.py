@@ -13,7 +13,7 @@ def test_relative_paths_become_absolute_and_stay_so(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "model.toml").touch()
     settings = Settings(
-        models=("./mine", "../other", "mine", "resnet18", "null", "~/mine", "/mine"),
+        models=("./mine", "../other", "mine", "resnet18", "null", "~/mine", "/mine", "other=./mine"),
         cache_folder=Path("~/.cache/gradless"),
         calibration_folder=Path("photos"),
         models_folder=Path("/models"),
@@ -22,7 +22,16 @@ def test_relative_paths_become_absolute_and_stay_so(tmp_path: Path) -> None:
     absolute = with_absolute_paths(settings, tmp_path)
 
     mine = str(tmp_path / "mine")
-    assert absolute.models == (mine, str(tmp_path / "../other"), mine, "resnet18", "null", "~/mine", "/mine")
+    assert absolute.models == (
+        mine,
+        str(tmp_path / "../other"),
+        mine,
+        "resnet18",
+        "null",
+        "~/mine",
+        "/mine",
+        f"other={mine}",
+    )
     assert (absolute.calibration_folder, absolute.search_index) == (tmp_path / "photos", tmp_path / "index")
     assert (absolute.models_folder, absolute.cache_folder) == (Path("/models"), Path("~/.cache/gradless"))
     assert with_absolute_paths(absolute, Path("/elsewhere")) == absolute

@@ -137,7 +137,7 @@ class _CancellableJob:
     def __init__(self) -> None:
         self.cancel_token = CancelToken()
 
-    def take_encoded(self) -> bytes:
+    def take_image(self) -> bytes:
         return TIFF
 
 
@@ -193,7 +193,7 @@ def test_an_image_refused_for_lack_of_a_thread_is_not_decoded_afterwards(
     class Job:
         cancel_token = NEVER_CANCELLED
 
-        def take_encoded(self) -> bytes:
+        def take_image(self) -> bytes:
             began.set()
             assert go_on.wait(_PATIENCE_S)
             return JPEG

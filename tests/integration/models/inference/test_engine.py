@@ -52,6 +52,27 @@ def test_all_probabilities_are_the_softmax_of_the_logits(tiny_engine: Engine) ->
     assert output.probabilities.sum() == pytest.approx(1)
 
 
+def test_only_requests_that_ask_for_all_probabilities_have_them(tiny_engine: Engine) -> None:
+    [image] = pictures(1, 32)
+    requests = [
+        InferenceRequest("classify", top_k=10),
+        InferenceRequest("classify", all_probabilities=True),
+        InferenceRequest("features"),
+        InferenceRequest("classify", top_k=2, all_probabilities=True),
+    ]
+    top, everything, features, both = tiny_engine.run([BatchItem(image, request) for request in requests])
+
+    assert top.all_probabilities is None
+    assert features.all_probabilities is None
+    assert top.indices is not None
+    assert both.indices is not None
+    for output in (everything, both):
+        assert output.all_probabilities is not None
+        assert output.all_probabilities.dtype == np.float32
+        np.testing.assert_array_equal(output.all_probabilities[top.indices], top.probabilities)
+    np.testing.assert_array_equal(both.indices, top.indices[:2])
+
+
 def test_a_batch_of_feature_requests_has_no_classes(tiny_engine: Engine) -> None:
     for output in tiny_engine.run([BatchItem(image, InferenceRequest("features")) for image in pictures(3, 32)]):
         assert output.indices is None

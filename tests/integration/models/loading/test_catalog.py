@@ -11,7 +11,7 @@ from models.images.preprocessing import decode_image
 from models.images.samples import Sample, draw, encode
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem
-from models.interface.errors import UnknownCatalogNameError
+from models.interface.errors import StartError, UnknownCatalogNameError
 from models.interface.request import ImageLimits, InferenceRequest
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
@@ -80,6 +80,17 @@ def test_a_vision_transformer_is_built_for_the_images_that_its_transform_makes(a
 def test_every_listed_name_is_found() -> None:
     for name in catalog.names():
         assert catalog.find(name).name == name
+
+
+def test_a_source_is_served_under_the_name_before_it() -> None:
+    found = catalog.find("mine/1=resnet18:random")
+
+    assert (found.name, found.architecture) == ("mine/1", "resnet18")
+
+
+def test_an_operator_cannot_name_a_model_like_an_operation() -> None:
+    with pytest.raises(StartError, match="mine:predict"):
+        catalog.find("mine:predict=resnet18:random")
 
 
 def test_every_name_is_found_with_random_weights() -> None:

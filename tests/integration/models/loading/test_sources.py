@@ -41,6 +41,11 @@ def test_a_name_of_the_catalog_is_found_and_served_under_the_requested_name() ->
     assert (spec.name, spec.architecture) == ("canary", "resnet18")
 
 
+def test_a_client_cannot_name_a_model_like_an_operation() -> None:
+    with pytest.raises(StartError, match="canary:explain"):
+        catalog.from_request("resnet18:random", "canary:explain", None)()
+
+
 def test_the_error_for_an_unknown_name_has_similar_names_and_names_the_models_folder(models_folder: Path) -> None:
     for folder, lacking in ((models_folder, "has no folder of that name"), (None, "is not set")):
         with pytest.raises(UnknownSourceError, match=f"GRADLESS_MODELS_FOLDER {lacking}, .* did you mean resnet18"):

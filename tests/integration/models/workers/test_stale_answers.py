@@ -136,6 +136,8 @@ class _Engine:
             training=False,
             load_seconds=0.0,
             version=version,
+            mean=self._transform.mean,
+            std=self._transform.std,
         )
         return ServedVersion(version, card, self._transform, (), self.shape, 4)
 

@@ -31,7 +31,7 @@ from models.interface.errors import (
     UndecodableImageError,
     UnknownModelError,
 )
-from models.interface.request import InferenceRequest
+from models.interface.request import InferenceRequest, ReadyPixels
 from models.interface.results import Answer, Prediction
 from models.interface.telemetry import BatchReport, Outcome, Stage, Task, Telemetry
 from models.networks.specs import Classifier, ModelSpec
@@ -146,6 +146,30 @@ def _contents(answer: Answer) -> list[Any]:
         (result.classes, result.features.tolist()) if isinstance(result, Prediction) else str(result)
         for result in answer.results
     ]
+
+
+@pytest.mark.parametrize("top_k", [0, 2])
+async def test_ready_pixels_and_all_probabilities_pass_through_the_slots(
+    tiny: ModelSpec, serving: LocalRuntime, clock_png: bytes, top_k: int
+) -> None:
+    ready = ReadyPixels(np.arange(3 * 32 * 32).reshape(3, 32, 32) % 256)
+    request = InferenceRequest("classify", [ready, clock_png], top_k, all_probabilities=True)
+    alone = await serving.predict(None, request)
+
+    async with _started(tiny, workers=1) as service:
+        answer = await service.workers[0].predict(None, request)
+
+    for one, other in zip(answer.results, alone.results, strict=True):
+        assert isinstance(one, Prediction)
+        assert isinstance(other, Prediction)
+        assert one.all_probabilities is not None
+        assert other.all_probabilities is not None
+        np.testing.assert_allclose(one.all_probabilities, other.all_probabilities, atol=1e-6)
+        np.testing.assert_allclose(one.features, other.features, atol=1e-5)
+        assert [scored.index for scored in one.classes] == [scored.index for scored in other.classes]
+        assert [one.all_probabilities[scored.index] for scored in one.classes] == [
+            scored.probability for scored in one.classes
+        ]
 
 
 @pytest.mark.parametrize(("task", "top_k"), [("classify", 3), ("classify", 1000), ("features", 0)])

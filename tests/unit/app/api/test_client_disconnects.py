@@ -69,7 +69,7 @@ async def test_a_client_that_disconnects_cancels_its_work(
         await request
 
     assert work.cancelled
-    assert f'gradless_requests_total{{code="499",method="POST",route="{path}"}} 1.0' in _scraped(app)
+    assert f'gradless_requests_total{{code="499",contract="native",method="POST",route="{path}"}} 1.0' in _scraped(app)
 
 
 async def test_a_client_that_disconnects_while_sending_its_body_starts_no_work(
@@ -82,7 +82,9 @@ async def test_a_client_that_disconnects_while_sending_its_body_starts_no_work(
         await exchange(app, client.receive)
 
     assert not work.began.is_set()
-    assert 'gradless_requests_total{code="499",method="POST",route="/v1/classify"} 1.0' in _scraped(app)
+    assert 'gradless_requests_total{code="499",contract="native",method="POST",route="/v1/classify"} 1.0' in _scraped(
+        app
+    )
 
 
 async def test_a_request_that_is_cancelled_from_outside_cancels_its_work_and_is_counted(
@@ -98,7 +100,9 @@ async def test_a_request_that_is_cancelled_from_outside_cancels_its_work_and_is_
             await request
 
     assert work.cancelled
-    assert 'gradless_requests_total{code="499",method="POST",route="/v1/classify"} 1.0' in _scraped(app)
+    assert 'gradless_requests_total{code="499",contract="native",method="POST",route="/v1/classify"} 1.0' in _scraped(
+        app
+    )
 
 
 async def test_a_connected_client_gets_its_answer_and_no_task_outlives_the_request(

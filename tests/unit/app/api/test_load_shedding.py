@@ -170,8 +170,8 @@ async def test_requests_after_a_refusal_that_closes_the_connection_do_not_start(
             head_of("content-length: 5", "connection: close") + b"image" + head_of("if-match: *", "content-length: 0")
         )
         exposition = (await listening.client.get("/metrics")).text
-    assert 'gradless_requests_total{code="429",method="POST",route="/v1/classify"} 1.0' in exposition
-    assert 'gradless_requests_total{code="200",method="POST",route="/v1/classify"} 0.0' in exposition
+    assert 'gradless_requests_total{code="429",contract="native",method="POST",route="/v1/classify"} 1.0' in exposition
+    assert 'gradless_requests_total{code="200",contract="native",method="POST",route="/v1/classify"} 0.0' in exposition
 
 
 async def test_requests_after_a_refused_one_are_answered_on_the_same_connection(listen: Listen) -> None:
@@ -211,12 +211,26 @@ async def test_requests_with_repeated_headers_are_passed_to_the_application(list
     assert [head[b"status"] for [(head, _)] in answers] == [b"429", b"200", b"200"]
 
 
+async def test_bodies_with_an_unknown_number_of_images_are_passed_to_the_application(listen: Listen) -> None:
+    async with listen(FULL) as listening:
+        post = listening.client.post
+        statuses = [
+            (await post("/v1/classify", json={"images": ["aW1hZ2U="]})).status_code,
+            (await post("/v1/classify", files={"images": b"image"})).status_code,
+            (await post("/v1/classify", content=b"image")).status_code,
+        ]
+    assert statuses == [200, 200, 429]
+
+
 async def test_a_refusal_without_a_log_line_has_no_exemplar(listen: Listen) -> None:
     async with listen(FULL) as listening:
         await listening.client.post("/v1/features", content=b"image", headers={"X-Request-ID": "mine"})
         accepted = {"Accept": "application/openmetrics-text"}
         exposition = (await listening.client.get("/metrics", headers=accepted)).text
-    assert 'gradless_request_duration_seconds_count{code="4xx",method="POST",route="/v1/features"} 1.0' in exposition
+    assert (
+        'gradless_request_duration_seconds_count{code="4xx",contract="native",method="POST",route="/v1/features"} 1.0'
+        in exposition
+    )
     assert "mine" not in exposition
 
 
@@ -235,8 +249,11 @@ async def test_refusals_are_counted_singly_and_logged_together(
     logged = {name: vars(line)[name] for name in ("status", "problem", "model", "requests")}
     assert logged == {"status": 429, "problem": "overloaded", "model": "fake", "requests": 3}
     assert 'gradless_rejected_total{reason="queue_full"} 3.0' in exposition
-    assert 'gradless_requests_total{code="429",method="POST",route="/v1/features"} 3.0' in exposition
-    assert 'gradless_request_duration_seconds_count{code="4xx",method="POST",route="/v1/features"} 3.0' in exposition
+    assert 'gradless_requests_total{code="429",contract="native",method="POST",route="/v1/features"} 3.0' in exposition
+    assert (
+        'gradless_request_duration_seconds_count{code="4xx",contract="native",method="POST",route="/v1/features"} 3.0'
+        in exposition
+    )
 
 
 async def test_at_level_debug_each_refusal_has_a_log_line(listen: Listen, caplog: pytest.LogCaptureFixture) -> None:

@@ -51,7 +51,7 @@ async def test_a_head_request_is_counted_for_its_route(serve: Serve) -> None:
     async with serve() as client:
         await client.head("/v1/models")
         exposition = (await client.get("/metrics")).text
-    assert 'gradless_requests_total{code="200",method="HEAD",route="/v1/models"} 1.0' in exposition
+    assert 'gradless_requests_total{code="200",contract="native",method="HEAD",route="/v1/models"} 1.0' in exposition
 
 
 @pytest.mark.parametrize(

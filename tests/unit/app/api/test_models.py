@@ -108,6 +108,15 @@ async def test_an_invalid_model_name_is_refused(serve: Serve, calls: _Calls, nam
     assert (calls.loads, calls.unloads) == ([], [])
 
 
+@pytest.mark.parametrize("name", ["a:predict", "a:explain"])
+async def test_the_path_of_an_operation_loads_and_unloads_nothing(serve: Serve, calls: _Calls, name: str) -> None:
+    async with serve(calls.runtime) as client:
+        answers = [await client.post(f"/v1/models/{name}"), await client.delete(f"/v1/models/{name}")]
+
+    assert {answer.status_code for answer in answers} <= {404, 405}
+    assert (calls.loads, calls.unloads) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -61,6 +62,20 @@ async def test_models_are_listed_default_first_and_described_by_name(serve: Serv
     assert described == listed[1]
     assert described["feature_dimensions"] == 3
     assert "load_seconds" not in described
+
+
+async def test_models_are_also_listed_as_openais_api_lists_them(serve: Serve) -> None:
+    started_at = time()
+    async with serve({"names": ("b", "a")}) as client:
+        listed = (await client.get("/v1/models")).json()
+        described = (await client.get("/v1/models/a")).json()
+
+    assert listed["object"] == "list"
+    assert [model["id"] for model in listed["data"]] == ["b", "a"]
+    created = described["created"]
+    assert started_at - 1 <= created <= time()
+    assert listed["data"][1] == {"id": "a", "object": "model", "created": created, "owned_by": "gradless"}
+    assert described.items() >= listed["data"][1].items()
 
 
 async def test_a_model_name_with_a_slash_is_described(serve: Serve, clock_png: bytes) -> None:
@@ -145,5 +160,5 @@ async def test_two_applications_in_one_process_do_not_share_their_counts(
                 await client.get("/healthz")
             texts.append((await client.get("/metrics")).text)
 
-    series = 'gradless_requests_total{code="200",method="GET",route="/healthz"} 2.0'
+    series = 'gradless_requests_total{code="200",contract="native",method="GET",route="/healthz"} 2.0'
     assert [series in text for text in texts] == [True, False]

@@ -97,6 +97,28 @@ async def test_a_scraper_that_disconnects_does_not_affect_the_others(builds: Bui
     assert (await waiting)[0] == b"1"
 
 
+async def test_samples_of_models_are_built_anew_and_have_no_buckets(clock: list[float]) -> None:
+    del clock
+    metrics = Metrics()
+    metrics.model_served("a", ("cpu",))
+    shared = SharedExposition(metrics.exposition, 60)
+    await shared.exposition("text/plain")
+    metrics.model_request_done("a", "ok", 0.5)
+    metrics.request_done("/v1/classify", "POST", 200, 0.5, None)
+    samples = {(each.name, each.labels.get("outcome")): each for each in await shared.samples_of_models()}
+
+    found = samples["gradless_model_request_seconds_total", "ok"]
+    assert (found.model, found.value) == ("a", 0.5)
+    assert ("gradless_stage_duration_seconds_count", None) in samples
+    assert not any("_bucket" in name or name.startswith("gradless_request_") for name, _ in samples)
+
+    # An HTTP worker asks the engine process, which may keep an exposition too.
+    shared.build_anew = lambda accept: (f'queue{{model="{accept}"}} 7\n'.encode(), accept)
+    assert [tuple(each) for each in await shared.samples_of_models()] == [
+        ("queue", "text/plain", {"model": "text/plain"}, 7.0)
+    ]
+
+
 async def test_a_failed_build_is_repeated_for_the_next_scraper(clock: list[float]) -> None:
     del clock
     work: SharedWork[str, int] = SharedWork()
@@ -115,7 +137,9 @@ async def test_a_failed_build_is_repeated_for_the_next_scraper(clock: list[float
 
 async def test_metrics_of_a_server_are_at_most_a_second_old(serve: Serve, clock: list[float]) -> None:
     def counted(exposition: str) -> bool:
-        return 'gradless_requests_total{code="200",method="POST",route="/v1/classify"} 1.0' in exposition
+        return (
+            'gradless_requests_total{code="200",contract="native",method="POST",route="/v1/classify"} 1.0' in exposition
+        )
 
     async with serve({}, metrics_max_age_s=1) as client:
         await client.get("/metrics")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -69,6 +70,12 @@ def _value(metrics: Metrics, name: str, **labels: str) -> float:
                 ("gradless_out_of_memory_total", {"device": "cpu"}),
                 ("gradless_batch_splits_total", {"device": "cpu"}),
                 ("gradless_model_replacements_total", {}),
+                ("gradless_last_batch_timestamp_seconds", {}),
+                *(
+                    (f"gradless_model_{name}_total", {"outcome": outcome})
+                    for name in ("requests", "request_seconds")
+                    for outcome in ("ok", "failed")
+                ),
                 *(("gradless_batches_total", {"device": "cpu", "trigger": trigger}) for trigger in get_args(Trigger)),
                 *(("gradless_cancelled_total", {"stage": stage}) for stage in get_args(Stage)),
                 *(
@@ -112,6 +119,7 @@ def test_events_create_no_new_series(new_comparison: NewComparison) -> None:
     metrics.images_done("a", "classify", "ok", 2)
     metrics.image_took(_A, StageSeconds(0.1, 0.2, 0.3))
     metrics.request_stages("a", 0.1, 0.2)
+    metrics.model_request_done("a", "ok", 0.3)
     metrics.compared(new_comparison("a", ComparisonOptions()))
 
     assert set(_samples(metrics)) == before
@@ -128,6 +136,8 @@ def test_events_are_counted_under_their_labels() -> None:
     metrics.images_done("a", "features", "bad_image", 2)
     metrics.image_took(_A, StageSeconds(decode=1.0, queue=2.0, forward=4.0))
     metrics.request_stages("a", read_seconds=8.0, respond_seconds=16.0)
+    metrics.model_request_done("a", "ok", 0.5)
+    metrics.model_request_done("a", "failed", 0.25)
 
     assert _value(metrics, "gradless_batches_total", model="a", device="cpu", trigger="idle") == 1
     assert _value(metrics, "gradless_batch_size_sum", model="a", device="cpu") == 8
@@ -138,11 +148,16 @@ def test_events_are_counted_under_their_labels() -> None:
     assert _value(metrics, "gradless_model_replacements_total", model="a") == 1
     assert _value(metrics, "gradless_batch_size_sum", model="b", device="cpu") == 0
     assert _value(metrics, "gradless_images_total", model="a", task="features", outcome="bad_image") == 2
-    seconds = {
+    for outcome, seconds in (("ok", 0.5), ("failed", 0.25)):
+        assert _value(metrics, "gradless_model_requests_total", model="a", outcome=outcome) == 1
+        assert _value(metrics, "gradless_model_request_seconds_total", model="a", outcome=outcome) == seconds
+    assert time.time() - _value(metrics, "gradless_last_batch_timestamp_seconds", model="a") < 100
+    assert _value(metrics, "gradless_last_batch_timestamp_seconds", model="b") == 0
+    spent = {
         stage: _value(metrics, "gradless_stage_duration_seconds_sum", model="a", device=device, stage=stage)
         for stage, device in _DEVICE_OF_STAGE.items()
     }
-    assert seconds == {"decode": 1.0, "queue": 2.0, "forward": 4.0, "read": 8.0, "respond": 16.0}
+    assert spent == {"decode": 1.0, "queue": 2.0, "forward": 4.0, "read": 8.0, "respond": 16.0}
 
 
 def test_instances_of_one_model_on_two_devices_are_counted_apart(new_runtime: Callable[..., FakeRuntime]) -> None:
@@ -199,7 +214,8 @@ def test_unknown_methods_and_routes_share_one_series() -> None:
     metrics.request_done(None, "BREW", 405, 0.1, "first")
     metrics.request_done(None, "WHEN", 405, 0.1, "second")
 
-    assert _value(metrics, "gradless_requests_total", route="other", method="other", code="405") == 2
+    labels = {"route": "other", "method": "other", "code": "405", "contract": "native"}
+    assert _value(metrics, "gradless_requests_total", **labels) == 2
 
 
 def test_gauges_are_read_from_the_runtime_at_each_scrape(new_runtime: Callable[..., FakeRuntime]) -> None:
@@ -274,8 +290,8 @@ def test_the_number_of_series_is_bounded_by_routes_and_models(
         return len(_samples(metrics))
 
     one, two, three = series("a"), series("a", "b"), series("a", "b", "c")
-    assert one < 1100
-    assert two - one == three - two < 170
+    assert one < 1150
+    assert two - one == three - two < 180
 
 
 def test_every_metric_has_a_prefix_a_base_unit_and_a_help_text(

@@ -112,7 +112,7 @@ def test_counts_of_a_process_since_the_last_scrape_survive_its_end(
 
 def test_series_of_other_processes_exist_before_the_first_event(engine: Metrics, worker: Callable[[], _Worker]) -> None:
     engine.process_started(_PID, worker().counts)
-    expected = 'gradless_requests_total{code="200",method="POST",route="/v1/classify"} 0.0'
+    expected = 'gradless_requests_total{code="200",contract="native",method="POST",route="/v1/classify"} 0.0'
 
     assert expected in engine.exposition("")[0].decode().splitlines()
 

@@ -55,7 +55,9 @@ async def test_a_failure_during_a_response_breaks_it_off_without_a_second_respon
         await exchange(observe(fail_midway), _receive, sent=sent)
 
     assert [message["type"] for message in sent] == ["http.response.start"]
-    assert _requests(metrics) == ['gradless_requests_total{code="200",method="POST",route="other"} 1.0']
+    assert _requests(metrics) == [
+        'gradless_requests_total{code="200",contract="native",method="POST",route="other"} 1.0'
+    ]
 
 
 async def test_a_failure_before_the_response_is_answered_with_a_500_problem(
@@ -71,7 +73,9 @@ async def test_a_failure_before_the_response_is_answered_with_a_500_problem(
     assert headers[b"content-type"] == b"application/problem+json"
     assert headers[b"x-request-id"] in body["body"]
     assert b"secret" not in body["body"]
-    assert _requests(metrics) == ['gradless_requests_total{code="500",method="POST",route="other"} 1.0']
+    assert _requests(metrics) == [
+        'gradless_requests_total{code="500",contract="native",method="POST",route="other"} 1.0'
+    ]
 
 
 async def test_a_request_without_a_response_counts_as_disconnected(
@@ -81,7 +85,9 @@ async def test_a_request_without_a_response_counts_as_disconnected(
         pass
 
     assert await exchange(observe(send_nothing), _receive) == []
-    assert _requests(metrics) == ['gradless_requests_total{code="499",method="POST",route="other"} 1.0']
+    assert _requests(metrics) == [
+        'gradless_requests_total{code="499",contract="native",method="POST",route="other"} 1.0'
+    ]
 
 
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])

@@ -114,9 +114,9 @@ def test_refusals_without_a_request_are_counted_as_requests_without_route_and_me
         if sample.value and not sample.name.endswith("_bucket") and sample.name.startswith("gradless_re")
     }
     assert found == {
-        ("gradless_requests_total", "431", "other", "other"): 1,
-        ("gradless_request_duration_seconds_count", "4xx", "other", "other"): 1,
-        ("gradless_request_duration_seconds_sum", "4xx", "other", "other"): 0.25,
+        ("gradless_requests_total", "431", "native", "other", "other"): 1,
+        ("gradless_request_duration_seconds_count", "4xx", "native", "other", "other"): 1,
+        ("gradless_request_duration_seconds_sum", "4xx", "native", "other", "other"): 0.25,
         ("gradless_rejected_total", "too_large"): 2,
     }
 

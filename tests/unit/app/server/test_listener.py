@@ -12,7 +12,7 @@ from time import perf_counter
 
 import pytest
 
-from app.server.listener import Acceptor, bind, ignore_new_handshakes, log_listening
+from app.server.listener import Acceptor, bind, ignore_new_handshakes, log_listening, reserve_grpc_port
 from app.settings import Settings
 from models.interface.errors import StartError
 from models.interface.extras import install_command
@@ -119,7 +119,9 @@ def test_the_log_names_the_bound_address_and_the_welcome_text_a_reachable_one(
     assert f"http://{reachable_host}:{port}/ in a browser" in capsys.readouterr().err
 
 
-_CARD = ModelCard("m", "a", 1, 4, 8, 2, 2, (2,), None, "cpu", "float32", "eager", "0" * 16, False, 0.1, 1)
+_CARD = ModelCard(
+    "m", "a", 1, 4, 8, 2, 2, (2,), None, "cpu", "float32", "eager", "0" * 16, False, 0.1, 1, (0.5,) * 3, (0.5,) * 3
+)
 _ADVICE = f"OpenVINO is about twice as fast on this processor: {install_command('openvino')}"
 
 
@@ -158,3 +160,19 @@ def test_the_error_for_an_unusable_host_names_the_host_and_its_setting(host: str
 
     assert host in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_port_of_grpc_is_reserved_without_connections_and_refused_where_another_listens() -> None:
+    assert reserve_grpc_port(Settings()) is None
+    reserved = reserve_grpc_port(Settings(grpc_port=0))
+    assert reserved is not None
+    with reserved:
+        port = reserved.getsockname()[1]
+        with socket.socket() as worker:
+            worker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            worker.bind(("127.0.0.1", port))
+            worker.listen()
+            with socket.create_connection(("127.0.0.1", port), timeout=10):
+                worker.accept()[0].close()
+            with pytest.raises(StartError, match=f"GRADLESS_GRPC_PORT={port}: Address already in use"):
+                reserve_grpc_port(Settings(grpc_port=port))

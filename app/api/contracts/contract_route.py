@@ -1,0 +1,90 @@
+"""The routes of a protocol: every error of theirs has the form of the protocol, and so has a 404 below its prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, ClassVar
+
+from fastapi import APIRouter, Request
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
+
+from app.api.api_route import direct_app
+from app.api.dependencies import admin_allowed
+from app.http.contract import Contract
+from app.http.problems import NOT_FOUND
+from app.observability.request_record import record_of
+
+# The tag of routes that accept images. Dashboards and alerts count their requests (observe/image_routes.py).
+IMAGES = "inference"
+
+
+class ContractRoute(APIRoute):
+    """A route whose endpoint is `async (request: Request, **path parameters) -> Response`.
+
+    FastAPI's dependency solver and its check of bodies are left out: clients of these protocols send parameters and
+    keys that must be ignored. The OpenAPI document does not have these routes.
+    """
+
+    contract: ClassVar[Contract]
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = direct_app(self.get_route_handler())
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        endpoint = self.endpoint
+
+        async def handle(request: Request) -> Response:
+            response: Response = await endpoint(request, **request.path_params)
+            return response
+
+        return handle
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Before the method is checked: a 405 has the form of the protocol too.
+        record_of(scope).contract = self.contract
+        await super().handle(scope, receive, send)
+
+
+class UnknownPath(ContractRoute):
+    """Answers 404 where no other route has the path. It matches as a route with another method does, which all routes
+    with that path precede: their 405 remains."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child_scope = super().matches(scope)
+        return Match.PARTIAL if match is Match.FULL else match, child_scope
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del receive, send
+        record_of(scope).contract = self.contract
+        raise HTTPException(NOT_FOUND.status)
+
+
+def contract_router(contract: Contract) -> APIRouter:
+    """Return a router whose routes speak `contract`."""
+    route_class = type("Route", (ContractRoute,), {"contract": contract})
+    return APIRouter(route_class=route_class, include_in_schema=False)
+
+
+def answer_unknown_paths(router: APIRouter, contract: Contract, prefix: str) -> None:
+    """Answer the other paths below `prefix` with the protocol's 404. Call it after all routes are added."""
+    route_class = type("UnknownPath", (UnknownPath,), {"contract": contract})
+    router.add_api_route(prefix + "/{path:path}", _unused, route_class_override=route_class)
+
+
+async def _unused(request: Request) -> None:
+    """FastAPI needs an endpoint."""
+
+
+async def check_admin(request: Request) -> None:
+    """Raise UnauthorizedError or ForbiddenError unless the client may change the models. Ray Serve forbids all changes,
+    by an override."""
+    overrides = request.app.dependency_overrides
+    # Ray's takes no request.
+    if admin_allowed in overrides:
+        await overrides[admin_allowed]()
+    await admin_allowed(request)

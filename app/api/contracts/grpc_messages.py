@@ -1,0 +1,158 @@
+"""The messages of gRPC, made from the compiled description of open_inference.proto and health.proto.
+
+They are in a pool of their own: the default one would refuse messages of the same names, which a client in the same
+process has. There is no generated code, which would need one version of protobuf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError
+from google.protobuf.message_factory import GetMessageClass
+
+from app.http.problems import BodyTooLargeError, InvalidInputError
+
+INFERENCE = "inference.GRPCInferenceService"
+HEALTH = "grpc.health.v1.Health"
+
+_COMPILED = Path(__file__).with_name("open_inference.binpb")
+
+# Numbers in typed contents: a number takes a byte or more of the message, 8 bytes once it is parsed, and the parser
+# holds the interpreter lock, for 50 ms at this limit.
+_MAX_TYPED_BYTES = 8 * 2**20
+_NUMBER_BYTES = 8
+# Fields of a request: each takes time, also an empty one. A request has some for each image.
+_MAX_FIELDS = 10_000
+
+# Kinds of fields, and keys of fields: their number and their kind (https://protobuf.dev/programming-guides/encoding).
+_VARINT, _64_BITS, _BYTES, _32_BITS = 0, 1, 2, 5
+_FIXED = {_64_BITS: 8, _32_BITS: 4}
+_MAX_VARINT_BYTES = 10
+_RAW_INPUTS = 7 << 3 | _BYTES
+_INPUTS = 5 << 3 | _BYTES
+_CONTENTS = 5 << 3 | _BYTES
+_FILES = 8 << 3 | _BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A method of a service, and the classes of its messages."""
+
+    name: str
+    path: str
+    request: Any
+    response: Any
+
+
+def _described() -> DescriptorPool:
+    pool = DescriptorPool()
+    for file in FileDescriptorSet.FromString(_COMPILED.read_bytes()).file:
+        pool.Add(file)
+    return pool
+
+
+_POOL = _described()
+
+
+def methods_of(service: str) -> Sequence[Method]:
+    """Return the methods of a service."""
+    return [
+        Method(
+            method.name,
+            f"/{service}/{method.name}",
+            GetMessageClass(method.input_type),
+            GetMessageClass(method.output_type),
+        )
+        for method in _POOL.FindServiceByName(service).methods
+    ]
+
+
+def parse(kind: Any, message: bytes) -> Any:
+    """Return `message` as a message of the class `kind`. Raises InvalidInputError."""
+    try:
+        return kind.FromString(message)
+    except DecodeError:
+        raise InvalidInputError("The message cannot be read.") from None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitRequest:
+    """A ModelInferRequest without its raw inputs, and these, as views of it. `parsed_bytes` is the memory that the rest
+    takes at most once it is parsed and read."""
+
+    rest: bytes
+    raw_inputs: Sequence[memoryview]
+    parsed_bytes: int
+
+
+def split_request(message: bytes) -> SplitRequest:
+    """Take the raw inputs out of a ModelInferRequest: protobuf would copy them twice.
+
+    Raises InvalidInputError, and BodyTooLargeError for too many numbers in typed contents.
+    """
+    raw: list[memoryview] = []
+    rest: list[memoryview] = []
+    numbers = inner_fields = 0
+    for key, whole, content in _fields(memoryview(message)):
+        if key == _RAW_INPUTS:
+            raw.append(content)
+            continue
+        rest.append(whole)
+        for size in _sizes_of_numbers(content) if key == _INPUTS else ():
+            numbers += size
+            inner_fields += 1
+            if inner_fields > _MAX_FIELDS:
+                raise InvalidInputError(f"The inputs have more than {_MAX_FIELDS} fields.")
+    if numbers > _MAX_TYPED_BYTES:
+        raise BodyTooLargeError(_MAX_TYPED_BYTES, "Send tensors in raw_input_contents.")
+    joined = b"".join(rest)
+    return SplitRequest(joined, raw, 2 * len(joined) + _NUMBER_BYTES * numbers)
+
+
+def _sizes_of_numbers(tensor: memoryview) -> Iterator[int]:
+    """Yield the bytes of numbers in each field of an input, and in each of its typed contents."""
+    for key, _, content in _fields(tensor):
+        yield 0
+        if key == _CONTENTS:
+            for inner, whole, _ in _fields(content):
+                yield 0 if inner == _FILES else len(whole)
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+    """Yield key, bytes and content of each field of a message. Raises InvalidInputError."""
+    end = 0
+    for _ in range(_MAX_FIELDS + 1):
+        start = end
+        if start == len(message):
+            return
+        key, at = _varint(message, start)
+        kind = key & 7
+        if kind == _BYTES:
+            size, at = _varint(message, at)
+            end = at + size
+        elif kind == _VARINT:
+            _, end = _varint(message, at)
+        elif kind in _FIXED:
+            end = at + _FIXED[kind]
+        else:
+            end = len(message) + 1
+        if end > len(message):
+            break
+        yield key, message[start:end], message[at:end]
+    raise InvalidInputError(f"The message cannot be read, or has more than {_MAX_FIELDS} fields.")
+
+
+def _varint(message: memoryview, start: int) -> tuple[int, int]:
+    """Return the number that begins at `start`, and where it ends. Raises InvalidInputError."""
+    number = 0
+    for position, byte in enumerate(message[start : start + _MAX_VARINT_BYTES]):
+        number |= (byte & 0x7F) << 7 * position
+        if byte < 0x80:  # noqa: PLR2004 - the highest bit says that another byte follows
+            return number, start + position + 1
+    raise InvalidInputError("The message cannot be read.")

@@ -1,0 +1,166 @@
+"""Images in JSON bodies: strings of base64, or data URIs. Addresses are never fetched.
+
+A body in JSON is in memory three times: the body, its strings, and the files. All are counted before they are made.
+"""
+
+from __future__ import annotations
+
+import re
+from binascii import a2b_base64
+from collections.abc import Iterator, Sequence
+from functools import partial
+from io import BytesIO
+from typing import Any, AnyStr
+
+from fastapi import Request
+from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
+
+from app.api.off_loop import off_loop
+from app.http.problems import InvalidInputError, NoImagesError, TooManyImagesError
+from app.observability.request_record import record_of
+from app.settings import Settings
+from models.interface.errors import ImageTooLargeError
+
+# The parser holds the interpreter lock. It takes 1 ms for a MiB of text, 30 ms for as many lists as this, and as long
+# for as many escapes. Bodies with images have a few values for each image, and at most one escape in 64 characters:
+# some libraries escape slashes or line breaks.
+_MAX_VALUES = 100_000
+_MAX_ESCAPES = 2**20
+
+# Text that is counted or decoded by one call, which holds the interpreter lock for about a millisecond. A multiple of
+# four characters of base64.
+_PIECE = 512 * 1024
+
+_DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE)
+
+_WHITE_SPACE = b" \t\r\n"
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+_JSON = b"application/json"
+_NATIVE_FORM = 'The body must be {"images": [...]}, each image as base64 or as a data URI.'
+
+
+async def parse_object(request: Request, body: bytes | bytearray) -> dict[str, Any]:
+    """Return the object that a JSON body is. Raises InvalidInputError, BodyMemoryFullError."""
+    record_of(request.scope).reserve_held_bytes(len(body))
+    parsed = await off_loop(len(body), partial(_parsed, body))
+    if not isinstance(parsed, dict):
+        raise InvalidInputError("The body must be a JSON object.")
+    return parsed
+
+
+def _parsed(body: bytes | bytearray) -> object:
+    # Each value but the first follows a comma, or the bracket of its list or object.
+    if _has(body, (b",", b"[", b"{"), _MAX_VALUES):
+        raise InvalidInputError(f"The body has more than {_MAX_VALUES} JSON values.")
+    if _has(body, (b"\\",), _MAX_ESCAPES):
+        raise InvalidInputError(f"The strings in the body have more than {_MAX_ESCAPES} escapes.")
+    try:
+        found: object = from_json(body, allow_inf_nan=False, cache_strings="keys")
+    except ValueError as error:
+        raise InvalidInputError(f"The body is not valid JSON: {error}.") from None
+    return found
+
+
+def _has(text: bytes | bytearray, signs: Sequence[bytes], number: int) -> bool:
+    """Return True if `text` has at least `number` of `signs`."""
+    found = 0
+    for start in range(0, len(text), _PIECE):
+        found += sum(text.count(sign, start, start + _PIECE) for sign in signs)
+        if found >= number:
+            return True
+    return False
+
+
+async def images_of(request: Request, settings: Settings, texts: Sequence[object]) -> list[bytes | ImageTooLargeError]:
+    """Return the image file in each of `texts`: base64 in the usual or the URL-safe alphabet, or a data URI. An image
+    that is too large is replaced by its error.
+
+    Raises NoImagesError, TooManyImagesError, InvalidInputError, BodyMemoryFullError.
+    """
+    if not texts:
+        raise NoImagesError("The request has no image.")
+    if len(texts) > settings.max_images_per_request:
+        raise TooManyImagesError(settings.max_images_per_request)
+    record = record_of(request.scope)
+    item = record.contract.item
+    checked = [_checked(text, item.format(position)) for position, text in enumerate(texts)]
+    total = sum(map(len, checked))
+    record.reserve_held_bytes(total * 3 // 4)
+
+    def decode_all() -> list[bytes | ImageTooLargeError]:
+        return [_image(text, item.format(position), settings.max_image_bytes) for position, text in enumerate(checked)]
+
+    return await off_loop(total, decode_all)
+
+
+async def images_of_body(request: Request, settings: Settings, body: bytes) -> list[bytes | ImageTooLargeError]:
+    """Return the image files of a native body, `{"images": [TEXT, ...]}`. A body that is something else is a file of no
+    known format, unless its Content-Type says that it is JSON.
+
+    Raises as parse_object and images_of do, and ImageTooLargeError.
+    """
+    declared = parse_options_header(request.headers.get("content-type"))[0] == _JSON
+    stated: dict[str, Any] = {}
+    try:
+        stated = await parse_object(request, body)
+    except InvalidInputError:
+        if declared:
+            raise
+    if not declared and "images" not in stated:
+        if len(body) > settings.max_image_bytes:
+            raise ImageTooLargeError(settings.max_image_bytes)
+        return [body]
+    texts = stated.get("images")
+    if len(stated) != 1 or not isinstance(texts, list):
+        raise InvalidInputError(_NATIVE_FORM)
+    return await images_of(request, settings, texts)
+
+
+def _checked(text: object, where: str) -> str:
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{where}: it is no string; send the image as base64 or as a data URI.")
+    if _ADDRESS.match(text) and not _DATA_URI.match(text):
+        raise InvalidInputError(f"{where}: addresses are not fetched; send the image as base64.")
+    return text
+
+
+def _image(text: str, where: str, limit_bytes: int) -> bytes | ImageTooLargeError:
+    found = _DATA_URI.match(text)
+    try:
+        image = decode_base64(text, 0 if found is None else found.end())
+    except ValueError:
+        raise InvalidInputError(f"{where}: it is not base64 of an image.") from None
+    return ImageTooLargeError(limit_bytes) if len(image) > limit_bytes else image
+
+
+def decode_base64(text: str, start: int = 0) -> bytes:
+    """Return what base64 in `text`, from `start` on, stands for. White space, the URL-safe alphabet and missing padding
+    are accepted. Raises ValueError."""
+    try:
+        return _decoded(_pieces(text, start))
+    except ValueError:
+        bare = BytesIO()
+        for piece in _pieces(text, start):
+            bare.write(piece.encode("ascii").translate(_URL_SAFE, _WHITE_SPACE))
+    usual = bare.getvalue().rstrip(b"=")
+    return _decoded(_pieces(usual + b"=" * (-len(usual) % 4), 0))
+
+
+def _pieces(text: AnyStr, start: int) -> Iterator[AnyStr]:
+    return (text[at : at + _PIECE] for at in range(start, len(text), _PIECE))
+
+
+def _decoded(pieces: Iterator[str] | Iterator[bytes]) -> bytes:
+    """Return what pieces of base64 stand for. Raises ValueError."""
+    decoded = BytesIO()
+    expected = 0
+    for piece in pieces:
+        # Padding ends the text: a piece before the last has none.
+        if decoded.tell() != expected:
+            raise ValueError("more text follows the padding")
+        decoded.write(a2b_base64(piece, strict_mode=True))
+        expected += len(piece) * 3 // 4
+    return decoded.getvalue()

@@ -1,0 +1,28 @@
+"""How an operator states a model: SOURCE, or NAME=SOURCE to serve it under another name."""
+
+from __future__ import annotations
+
+import re
+
+from models.interface.errors import StartError
+
+# Words joined by slashes, for example timm/resnet18 or resnet50:random. Names appear in URLs, logs and metrics.
+MODEL_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*"
+
+# KServe's protocol writes an operation behind the name: POST /v1/models/NAME:predict.
+OPERATIONS = (":predict", ":explain")
+
+_NAMED = re.compile(rf"(?P<name>{MODEL_NAME})=(?P<source>.+)")
+
+
+def split_name(stated: str) -> tuple[str | None, str]:
+    """Return (NAME, SOURCE) of NAME=SOURCE, else (None, `stated`). A path such as ./a=b has no name."""
+    found = _NAMED.fullmatch(stated)
+    return (None, stated) if found is None else (found["name"], found["source"])
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a model can be served under it. Raises StartError."""
+    if name.endswith(OPERATIONS):
+        raise StartError(f"no model can be named {name}: paths that end so are operations on a model; use another name")
+    return name

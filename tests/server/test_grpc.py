@@ -1,0 +1,267 @@
+"""The Open Inference Protocol over gRPC, from a real process: each has one event loop, which gRPC needs."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+
+grpc = pytest.importorskip("grpc")
+
+from app.api.contracts.grpc_messages import HEALTH, INFERENCE, methods_of  # noqa: E402 - needs protobuf
+from app.api.contracts.tensors import join_elements  # noqa: E402
+
+KEY = "key-of-an-inferrer"
+METADATA = (("x-api-key", KEY), ("x-request-id", "mine"))
+RIGHTS = {"GRADLESS_API_KEYS": f"inference+metrics:{KEY}"}
+METHODS = {method.name: method for service in (INFERENCE, HEALTH) for method in methods_of(service)}
+SIDE = 224
+PATIENCE_S = 30
+
+
+class Client:
+    """A client of a server process that was started with GRADLESS_GRPC_PORT=0."""
+
+    def __init__(self, server: Any) -> None:
+        logged = next((line for line in server.log if "gRPC" in line), None) or server.wait_for_line("gRPC")
+        found = re.search(r"127\.0\.0\.1:\d+", logged)
+        assert found, logged
+        self.address = found[0]
+        self.channel = grpc.insecure_channel(self.address)
+
+    def call(self, method_name: str, metadata: Any = METADATA, timeout_s: float = PATIENCE_S, **fields: Any) -> Any:
+        """Return the response."""
+        return self.call_with_trailers(method_name, metadata, timeout_s, **fields)[0]
+
+    def call_with_trailers(
+        self, method_name: str, metadata: Any, timeout_s: float, **fields: Any
+    ) -> tuple[Any, dict[str, str]]:
+        method = METHODS[method_name]
+        stub = self.channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)
+        response, ended = stub.with_call(method.request(**fields), timeout=timeout_s, metadata=metadata)
+        return response, dict(ended.trailing_metadata())
+
+    def infer(self, *files: bytes, model: str = "null", **fields: Any) -> Any:
+        tensor = {"name": "x", "datatype": "BYTES", "shape": [len(files), 1]}
+        sent = {"inputs": [tensor], "raw_input_contents": [join_elements(files)]} | fields
+        return self.call("ModelInfer", model_name=model, **sent)
+
+
+def _code(call: Callable[..., Any], *arguments: Any, **fields: Any) -> str:
+    with pytest.raises(grpc.RpcError) as raised:
+        call(*arguments, **fields)
+    return str(raised.value.code().name)
+
+
+@pytest.fixture(scope="module")
+def served(serving: type[Any], warm_command: Any) -> Iterator[Any]:
+    settings = {"GRADLESS_MODELS": "null", "GRADLESS_GRPC_PORT": "0", **RIGHTS}
+    with serving(warm_command.start, **settings) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(served: Any) -> Iterator[Client]:
+    client = Client(served)
+    with client.channel:
+        yield client
+
+
+@pytest.fixture
+def http(served: Any) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=served.address, headers={"X-API-Key": KEY}, timeout=PATIENCE_S) as opened:
+        yield opened
+
+
+def _rows(response: Any) -> list[Any]:
+    """Return the rows of each output."""
+    assert not any(output.HasField("contents") for output in response.outputs)
+    return [
+        np.frombuffer(raw, "<f4").reshape(list(output.shape))
+        for output, raw in zip(response.outputs, response.raw_output_contents, strict=True)
+    ]
+
+
+def test_server_and_models_are_described_as_over_rest(client: Client, http: httpx2.Client) -> None:
+    name = "null@pixels"
+    described, rest = client.call("ModelMetadata", name=name), http.get(f"/v2/models/{name}").json()
+    config, rest_config = client.call("ModelConfig", name=name).config, http.get(f"/v2/models/{name}/config").json()
+    index = client.call("RepositoryIndex").models
+
+    assert client.call("ServerLive", ()).live
+    assert client.call("ServerReady", ()).ready
+    assert client.call("ServerMetadata").name == "gradless"
+    assert "statistics" not in client.call("ServerMetadata").extensions
+    assert (described.name, dict(described.properties)) == (rest["name"], rest["properties"])
+    assert list(described.inputs[0].shape) == rest["inputs"][0]["shape"] == [-1, 3, SIDE, SIDE]
+    assert (config.max_batch_size, list(config.input[0].dims)) == (rest_config["max_batch_size"], [3, SIDE, SIDE])
+    assert config.HasField("dynamic_batching")
+    assert [model.name for model in index] == [model["name"] for model in http.post("/v2/repository/index").json()]
+    assert [client.call("ModelReady", name=model).ready for model in ("null", "nobody")] == [True, False]
+
+
+def test_files_get_the_native_answers(client: Client, http: httpx2.Client, clock_png: bytes) -> None:
+    native = http.post("/v1/predict?top_k=1000", content=clock_png).json()["results"][0]
+    expected = np.zeros(1000, np.float32)
+    for found in native["predictions"]:
+        expected[found["index"]] = found["probability"]
+    both = [{"name": "features"}, {"name": "probabilities"}]
+    best = [{"name": "probabilities", "parameters": {"classification": {"int64_param": 1}}}]
+    typed = [{"name": "x", "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [clock_png]}}]
+
+    features, probabilities = _rows(client.infer(clock_png, clock_png, outputs=both))
+    [of_typed] = _rows(client.infer(inputs=typed, raw_input_contents=[]))
+    classes = client.infer(clock_png, outputs=best, id="7")
+
+    np.testing.assert_allclose(features, [native["features"]] * 2, atol=1e-4)
+    np.testing.assert_allclose(probabilities, [expected] * 2, atol=1e-4)
+    np.testing.assert_allclose(of_typed, [expected], atol=1e-4)
+    first = native["predictions"][0]
+    assert classes.raw_output_contents[0][4:].decode().endswith(f":{first['index']}:{first['label']}")
+    assert (classes.id, classes.model_name) == ("7", "null")
+    assert classes.parameters["fingerprint"].string_param
+
+
+@pytest.mark.parametrize(
+    ("datatype", "field"),
+    [("UINT8", "uint_contents"), ("INT32", "int_contents"), ("UINT64", "uint64_contents"), ("FP32", "fp32_contents")],
+)
+def test_pixels_are_raw_or_typed(client: Client, datatype: str, field: str) -> None:
+    pixels = np.arange(3 * SIDE * SIDE) % 256
+    dtype = {"UINT8": "<u1", "INT32": "<i4", "UINT64": "<u8", "FP32": "<f4"}[datatype]
+    tensor = {"name": "x", "datatype": datatype, "shape": [1, 3, SIDE, SIDE]}
+    raw = client.infer(
+        model="null@pixels@features", inputs=[tensor], raw_input_contents=[pixels.astype(dtype).tobytes()]
+    )
+    typed = client.infer(
+        model="null@pixels@features", inputs=[tensor | {"contents": {field: pixels.tolist()}}], raw_input_contents=[]
+    )
+
+    assert _rows(raw)[0].tolist() == _rows(typed)[0].tolist() == [pytest.approx(pixels[:: SIDE * SIDE] / 255)]
+
+
+def test_faults_have_the_codes_of_the_protocol(client: Client, clock_png: bytes) -> None:
+    one = {"name": "x", "datatype": "BYTES", "shape": [1]}
+    typed = one | {"contents": {"bytes_contents": [clock_png]}}
+    pixels = {"name": "x", "datatype": "UINT8", "shape": [1, 3, 8, 8]}
+    halves = {"name": "x", "datatype": "FP16", "shape": [1, 3, SIDE, SIDE]}
+    shared = {"parameters": {"shared_memory_region": {"string_param": "r"}}}
+
+    for code, fields in {
+        "NOT_FOUND": [{"model": "nobody"}, {"model_version": "9"}],
+        "INVALID_ARGUMENT": [
+            {"inputs": []},
+            {"inputs": [one, one]},
+            {"inputs": [typed]},
+            {"inputs": [pixels], "raw_input_contents": [bytes(192)]},
+            {"inputs": [halves], "raw_input_contents": []},
+            {"inputs": [one], "raw_input_contents": [b"\xff\xff\xff\xff"]},
+            {"inputs": [one], "raw_input_contents": []},
+            {"outputs": [{"name": "logits"}]},
+            {"outputs": [{"name": "probabilities", "parameters": {"classification": {"string_param": "3"}}}]},
+        ],
+        "RESOURCE_EXHAUSTED": [
+            {"inputs": [one | {"shape": [65]}]},
+            {"inputs": [pixels | {"contents": {"uint_contents": [300] * 5_000_000}}], "raw_input_contents": []},
+        ],
+        "UNIMPLEMENTED": [{"inputs": [one | shared]}],
+    }.items():
+        for each in fields:
+            assert _code(client.infer, clock_png, **each) == code, each
+    with pytest.raises(grpc.RpcError, match="image 1: "):
+        client.infer(clock_png, b"\x89PNG")
+
+
+def test_keys_come_in_metadata_and_requests_are_counted_under_their_id(
+    client: Client, http: httpx2.Client, clock_png: bytes
+) -> None:
+    raw = [join_elements([clock_png])]
+    sent = {
+        "model_name": "null",
+        "inputs": [{"name": "x", "datatype": "BYTES", "shape": [1]}],
+        "raw_input_contents": raw,
+    }
+    bearer = (("authorization", f"Bearer {KEY}"), ("if-match", "another"))
+
+    _, trailers = client.call_with_trailers("ModelInfer", METADATA, PATIENCE_S, **sent)
+    metrics = http.get("/metrics").text
+
+    assert trailers["x-request-id"] == "mine"
+    assert "forward" in trailers["server-timing"]
+    assert _code(client.call, "ModelInfer", (), **sent) == "UNAUTHENTICATED"
+    assert _code(client.call, "ModelInfer", bearer, **sent) == "FAILED_PRECONDITION"
+    assert _code(client.call, "RepositoryModelLoad", model_name="null") == "PERMISSION_DENIED"
+    route = 'contract="oip",method="POST",route="/inference.GRPCInferenceService/ModelInfer"'
+    assert f'gradless_requests_total{{code="200",{route}}}' in metrics
+
+
+def test_health_checks_need_no_key(client: Client) -> None:
+    for service in ("", INFERENCE):
+        assert client.call("Check", (), service=service).status == 1
+    assert _code(client.call, "Check", (), service="elsewhere") == "NOT_FOUND"
+    assert client.call("ServerReady", ()).ready
+
+
+def test_a_deadline_drops_the_image_from_its_queue(start_server: Callable[..., Any], clock_png: bytes) -> None:
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_GRPC_PORT="0", GRADLESS_MAX_BATCH_DELAY_MS="1000")
+    client = Client(server)
+    with client.channel, httpx2.Client(base_url=server.address, timeout=PATIENCE_S) as http:
+        raw = {"raw_input_contents": [join_elements([clock_png])]}
+        tensor = [{"name": "x", "datatype": "BYTES", "shape": [1]}]
+        sent = {"model_name": "null", "inputs": tensor, **raw}
+        client.call("ServerLive")
+        assert _code(client.call, "ModelInfer", timeout_s=0.3, **sent) == "DEADLINE_EXCEEDED"
+        for expected in ('cancelled_total{model="null",stage="queue"} 1.0', '{code="499",contract="oip"'):
+            while expected not in http.get("/metrics").text:
+                time.sleep(0.02)
+
+
+def test_a_drain_answers_what_was_accepted(start_server: Callable[..., Any], clock_png: bytes) -> None:
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_GRPC_PORT="0", GRADLESS_MAX_BATCH_DELAY_MS="1000")
+    client = Client(server)
+    watch = METHODS["Watch"]
+    with client.channel, ThreadPoolExecutor() as pool:
+        stream = client.channel.unary_stream(watch.path, watch.request.SerializeToString, watch.response.FromString)
+        health = stream(watch.request(), timeout=PATIENCE_S)
+        assert next(health).status == 1
+        accepted = pool.submit(client.infer, clock_png)
+        with httpx2.Client(base_url=server.address, timeout=PATIENCE_S) as http:
+            while 'gradless_in_flight_images{model="null"} 1.0' not in http.get("/metrics").text:
+                time.sleep(0.02)
+        server.process.send_signal(signal.SIGTERM)
+        assert [answer.status for answer in health] == [2]
+        assert accepted.result().model_name == "null"
+        assert _code(client.infer, clock_png) == "UNAVAILABLE"
+    assert server.exit_status() == 0
+
+
+def test_workers_share_the_port(start_server: Callable[..., Any], clock_png: bytes) -> None:
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_GRPC_PORT="0", GRADLESS_HTTP_WORKERS="2")
+    for _ in range(4):
+        client = Client(server)
+        with client.channel:
+            assert len(_rows(client.infer(clock_png))[0]) == 1
+    with httpx2.Client(base_url=server.address, timeout=PATIENCE_S) as http:
+        metrics = http.get("/metrics").text
+    route = 'contract="oip",method="POST",route="/inference.GRPCInferenceService/ModelInfer"'
+    assert f'gradless_requests_total{{code="200",{route}}} 4.0' in metrics
+    server.process.send_signal(signal.SIGTERM)
+    assert server.exit_status() == 0
+
+
+def test_a_port_in_use_stops_the_start(served: Any, client: Client, warm_command: Any, serving: type[Any]) -> None:
+    port = client.address.rpartition(":")[2]
+    second = serving(warm_command.start, GRADLESS_MODELS="null", GRADLESS_GRPC_PORT=port)
+    try:
+        second.wait_for_line(f"cannot start: cannot listen on .*GRADLESS_GRPC_PORT={port}")
+        assert second.exit_status() == 3
+    finally:
+        second.__exit__()
+    assert served.process.poll() is None

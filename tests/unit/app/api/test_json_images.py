@@ -1,0 +1,71 @@
+"""Base64 of images is decoded in pieces, and JSON that would take long to parse is refused."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from fastapi import Request
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.api import json_images
+from app.api.json_images import decode_base64, parse_object
+from app.http.problems import InvalidInputError
+from app.observability.request_record import RequestRecord, keep_record
+from models.interface.admission import Budget
+from models.interface.errors import BodyMemoryFullError
+
+_HELD_BYTES = 10 * 2**20
+
+
+@pytest.fixture
+def request_() -> Request:
+    """A request whose images and JSON may take 10 MiB."""
+    scope = {"type": "http", "headers": []}
+    keep_record(scope, RequestRecord("id", Budget(_HELD_BYTES, lambda _used: BodyMemoryFullError(_HELD_BYTES))))
+    return Request(scope)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=60))
+def test_every_form_of_base64_is_the_same_in_pieces(image: bytes) -> None:
+    usual = base64.b64encode(image).decode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_images, "_PIECE", 8)
+        assert decode_base64(usual) == image
+        assert decode_base64(f"data:,{usual}", 6) == image
+        assert decode_base64(usual.rstrip("=")) == image
+        assert decode_base64(base64.urlsafe_b64encode(image).decode()) == image
+        assert decode_base64("\n".join(usual[at : at + 5] for at in range(0, len(usual), 5))) == image
+
+
+@pytest.mark.parametrize("text", ["AAA=AAAA", "AAAAAA==AAAA", "AAAAA", "AAAA=AAA", "AA*A", "\N{SNOWMAN}AAA"])
+def test_other_text_is_no_base64(text: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_images, "_PIECE", 4)
+        with pytest.raises(ValueError, match=r".*"):
+            decode_base64(text)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"a": [' + b"[]," * 100_000 + b"[]]}",
+        b'{"a": "' + b"\\n" * 2**20 + b'"}',
+        b"[" * 1000,
+    ],
+)
+async def test_json_that_takes_long_is_refused(request_: Request, body: bytes) -> None:
+    with pytest.raises(InvalidInputError):
+        await parse_object(request_, body)
+
+
+@pytest.mark.anyio
+async def test_large_json_is_parsed_and_counted(request_: Request) -> None:
+    text = "A" * 2**20
+
+    assert await parse_object(request_, b'{"a": "%s"}' % text.encode()) == {"a": text}
+    with pytest.raises(BodyMemoryFullError):
+        await parse_object(request_, bytes(_HELD_BYTES))
