@@ -195,7 +195,8 @@ def _rate(loaded: Loaded) -> float:
 
 
 def _server_ms(loaded: Loaded) -> float:
-    return loaded.server_cpu_seconds / max(1, loaded.report["succeeded"]) * 1e3
+    succeeded: int = loaded.report["succeeded"]
+    return loaded.server_cpu_seconds / max(1, succeeded) * 1e3
 
 
 def _client_ms(loaded: Loaded) -> float:

@@ -10,8 +10,8 @@ import pytest
 
 pytest.importorskip("google.protobuf")
 
-from benchmarks import protocols  # noqa: E402 - needs protobuf
-from benchmarks.load import Loaded  # noqa: E402
+from benchmarks import protocols
+from benchmarks.load import Loaded
 
 FILE = b"\xff\xd8 a JPEG \xff\xd9"
 
