@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import sys
 from enum import StrEnum
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 
 from app.commands.conventions import FAILED, end, failures_reported, settings_for
-from models.interface.extras import install_command
+from models.interface.extras import install_command, installed
 
 # The new model agrees less than --min-agreement.
 DISAGREES = 1
@@ -61,7 +60,7 @@ def optimize(
     if ratio is not None and method != _Method.PRUNE:
         end("--ratio needs --method prune", FAILED)
     needed, extra = _NEEDED[method]
-    if importlib.util.find_spec(needed) is None:
+    if not installed(needed):
         end(f"--method {method} needs {needed}: {install_command(extra)}", FAILED)
     # Not above: the imports take seconds.
     from rich.console import Console  # noqa: PLC0415
