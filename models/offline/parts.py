@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -225,3 +226,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def unfinished_folder(final: Path) -> Iterator[Path]:
+    """Create a temporary folder next to `final`, and remove it at the end unless it was renamed."""
+    # Not named by the process id, which is 1 in every container.
+    folder = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
