@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from app.commands.conventions import FAILED, end, failures_reported, settings_for
+from app.commands.conventions import FAILED, BatchSize, end, failures_reported, note, settings_for
 from models.interface.extras import install_command, installed
 
 # The new model agrees less than --min-agreement.
@@ -40,7 +40,7 @@ def optimize(
     min_agreement: Annotated[
         float, typer.Option(min=0, max=1, help="share of images that must keep their top class")
     ] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="images per forward")] = 32,
+    batch_size: BatchSize = 32,
     rounds: Annotated[int, typer.Option(min=2, max=1000, help="timed forwards of each model")] = 15,
     workers: Annotated[
         int | None, typer.Option(min=0, max=256, help="processes that read files; default: one per core")
@@ -94,4 +94,4 @@ def optimize(
             f"but --min-agreement is {min_agreement:.1%}",
             DISAGREES,
         )
-    typer.echo(f"gradless: written to {output}: gradless serve {output}", err=True)
+    note(f"written to {output}: gradless serve {output}")

@@ -124,7 +124,7 @@ def _report(found: dict[str, list[Neighbour] | str], json: Path | None) -> None:
     # JSON on stdout moves the report to stderr.
     for path, neighbours in found.items():
         if isinstance(neighbours, str):
-            typer.echo(f"gradless: {files.name(path)}: {neighbours}", err=True)
+            note(f"{files.name(path)}: {neighbours}")
             continue
         typer.echo(files.name(path), err=json == STDOUT)
         for neighbour in neighbours:
