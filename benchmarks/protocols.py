@@ -241,7 +241,7 @@ def _page(found: Mapping[str, Measured], described: Mapping[str, Any], other: st
         "- HTTP is sent by wrk. gRPC is sent by grpc.aio, which takes far more of the cores: compare its server's CPU",
         "  time, and its images/s only with those of another server over gRPC.",
         f"- {other} has gradless's decode and backend in batches of up to 8, in a process beside the one that answers.",
-        "  Both servers get the same bytes. Its REST API has no binary tensors.",
+        "  gradless is one process. Both get the same bytes. MLServer's REST API has no binary tensors.",
     ]
     for model, of_model in found.items():
         lines += ["", f"## {model}", "", *table(head, _rows(of_model))]
