@@ -212,8 +212,7 @@ def test_health_checks_need_no_key(client: Client) -> None:
 
 
 def test_a_deadline_drops_the_image_from_its_queue(start_server: Callable[..., Any], clock_png: bytes) -> None:
-    slow = {"GRADLESS_MAX_BATCH_DELAY_MS": "1000", "GRADLESS_READ_TIMEOUT_S": "1"}
-    server = start_server(GRADLESS_MODELS="null", GRADLESS_GRPC_PORT="0", **slow)
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_GRPC_PORT="0", GRADLESS_MAX_BATCH_DELAY_MS="1000")
     client = Client(server)
     with client.channel, httpx2.Client(base_url=server.address, timeout=PATIENCE_S) as http:
         raw = {"raw_input_contents": [join_elements([clock_png])]}
@@ -224,13 +223,6 @@ def test_a_deadline_drops_the_image_from_its_queue(start_server: Callable[..., A
         for expected in ('cancelled_total{model="null",stage="queue"} 1.0', '{code="499",contract="oip"'):
             while expected not in http.get("/metrics").text:
                 time.sleep(0.02)
-        infer = METHODS["ModelInfer"]
-        endless = client.channel.stream_unary(infer.path, infer.request.SerializeToString, infer.response.FromString)
-        with Endless() as messages:
-            assert _code(endless, messages) == "DEADLINE_EXCEEDED"
-        _call_a_path_that_is_not_utf_8(client.address)
-        server.wait_for_line("gRPC server failed")
-        assert Client(server).call("ServerLive", ()).live
 
 
 class Endless:
@@ -247,6 +239,28 @@ class Endless:
 
     def _next(self) -> None:
         self._left.wait(PATIENCE_S)
+
+
+def _infer_without_message(client: Client, metadata: Any = ()) -> Any:
+    infer = METHODS["ModelInfer"]
+    stub = client.channel.stream_unary(infer.path, infer.request.SerializeToString, infer.response.FromString)
+    with Endless() as messages:
+        return stub(messages, metadata=metadata)
+
+
+def test_rights_are_checked_before_a_message_comes(client: Client) -> None:
+    assert _code(_infer_without_message, client) == "UNAUTHENTICATED"
+
+
+def test_the_server_outlives_late_messages_and_wrong_paths(start_server: Callable[..., Any]) -> None:
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_GRPC_PORT="0", GRADLESS_READ_TIMEOUT_S="0.5")
+    client = Client(server)
+    with client.channel:
+        assert _code(_infer_without_message, client) == "DEADLINE_EXCEEDED"
+        _call_a_path_that_is_not_utf_8(client.address)
+        server.wait_for_line("gRPC server failed")
+        stub = client.channel.unary_unary(METHODS["ServerLive"].path)
+        assert stub(b"", timeout=PATIENCE_S, wait_for_ready=True)
 
 
 def _call_a_path_that_is_not_utf_8(address: str) -> None:
