@@ -79,6 +79,11 @@ class ClusterJob:
         return len(self._request.files)
 
     @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self._columns.model
+
+    @property
     def errors(self) -> str:
         """Path of the folder that lists the files that failed."""
         return self._results.errors
