@@ -72,7 +72,7 @@ def init(
     with failures_reported(str(folder)):
         started = start(folder, architecture=architecture, weights=weights, resize=resize, crop=crop)
     classes = "" if started.classes is None else f", {started.classes} classes"
-    labels = "no file of labels yet" if started.labels is None else f"labels in {started.labels}"
+    labels = "no file of labels" if started.labels is None else f"labels in {started.labels}"
     typer.echo(f"{started.file}: {started.architecture}{classes}, weights in {started.weights}, {labels}")
     transform = started.transform
     typer.echo(
@@ -80,10 +80,9 @@ def init(
         "that its [transform] is that of your validation: it is not stored in the weights."
     )
     if started.labels is None:
-        # A file that is added later is not found by its name alone.
         typer.echo(
-            'A labels.txt with one class a line, class 0 first, may be added later: remove the # before labels = '
-            f'"labels.txt" in {started.file.name}.'
+            "A labels.txt, one class a line with class 0 first, may be added later: then remove the # before `labels` "
+            f"in {started.file.name}."
         )
     typer.echo(f"Then: gradless models check {folder}")
 

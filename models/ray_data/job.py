@@ -81,7 +81,8 @@ class ClusterJob:
     @property
     def model(self) -> str:
         """Name of the model."""
-        return self._columns.model
+        model: str = self._columns.model
+        return model
 
     @property
     def errors(self) -> str:
