@@ -9,6 +9,7 @@ BENCH  ?= .venv-bench
 PEERS  := $(BENCH)/.ready
 TRITON := .venv-bench-triton
 CLIENTS := .venv-clients
+CLIENTS_READY := $(patsubst tests/clients/%.txt,$(CLIENTS)/%/.ready,$(wildcard tests/clients/*.txt))
 DIST   ?= dist
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --constraint constraints.txt
 
@@ -42,10 +43,10 @@ test: export OMP_WAIT_POLICY := PASSIVE
 test: style $(TOOLS) ## lint and every layer of tests
 	@$(MAKE) --no-print-directory --jobs 2 types pytest
 
-pytest: $(DEV)
+pytest: $(DEV) $(CLIENTS_READY)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-clients: $(patsubst tests/clients/%.txt,$(CLIENTS)/%/.ready,$(wildcard tests/clients/*.txt)) $(DEV) ## clients of other servers, unchanged, against a real server
+clients: $(DEV) $(CLIENTS_READY) ## clients of other servers, unchanged, against a real server
 	@$(BIN)/python -m pytest tests/clients
 
 lint: style types ## ruff, mypy --strict and the import rules
@@ -131,7 +132,7 @@ $(DEV): $(READY)
 	@$(PIP) --group dev
 	@touch $@
 
-# They conflict with one another. `make test` runs those that are there.
+# They conflict with one another.
 $(CLIENTS)/%/.ready: tests/clients/%.txt | $(BIN)/python
 	@echo "installing the client $* into $(CLIENTS)/$*"
 	@$(BIN)/python -m venv --clear $(CLIENTS)/$*

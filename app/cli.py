@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from app.commands.compare import compare
+from app.commands.conventions import end
 from app.commands.evaluate import evaluate
 from app.commands.folders import classify, features
 from app.commands.models import models
@@ -70,8 +71,7 @@ def sample(
         else:
             draw(picture).save(Path(path))
     except (OSError, ValueError) as error:
-        typer.echo(f"gradless: {path} cannot be written: {error}", err=True)
-        raise typer.Exit(1) from None
+        end(f"{path} cannot be written: {error}", 1)
 
 
 def main() -> None:

@@ -38,7 +38,7 @@ from app.process.lifetime import freeze_loaded_objects, start_error
 from app.settings import Settings, load_settings
 from models.interface.admission import Budget
 from models.interface.errors import BodyMemoryFullError, StartError
-from models.interface.home import expand_home
+from models.interface.model_sources import expand_home
 from models.interface.runtime import Runtime, StartRuntime
 from models.interface.telemetry import Telemetry
 from models.search.index import SearchIndex

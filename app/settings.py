@@ -6,7 +6,6 @@ No other module reads the environment for settings.
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import os
 import re
 import sys
@@ -19,7 +18,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Pydanti
 
 from app.http.api_keys import Keys, read_keys
 from app.http.hosts import host_names, origins
-from models.interface.extras import install_command
+from models.interface.extras import install_command, installed
 from models.interface.request import ImageLimits
 
 LogFormat = Literal["auto", "json", "console"]
@@ -287,20 +286,12 @@ class Settings(BaseSettings):
 
     def _missing_extras(self) -> Iterator[str]:
         """Yield which settings need packages that are not installed."""
-        if self.traces and not _installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        if self.traces and not installed("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
             yield f"{PREFIX}TRACES=true needs OpenTelemetry: {install_command('otel')}"
-        if self.grpc_port is not None and not _installed("grpc", "google.protobuf"):
+        if self.grpc_port is not None and not installed("grpc", "google.protobuf"):
             yield f"{PREFIX}GRPC_PORT needs grpcio and protobuf: {install_command('grpc')}"
-        if self.search_index is not None and not _installed("pyarrow", "usearch"):
+        if self.search_index is not None and not installed("pyarrow", "usearch"):
             yield f"{PREFIX}SEARCH_INDEX needs usearch and pyarrow: {install_command('search')}"
-
-
-def _installed(*modules: str) -> bool:
-    try:
-        return all(importlib.util.find_spec(module) is not None for module in modules)
-    except ModuleNotFoundError:
-        # A parent package is missing.
-        return False
 
 
 def ignored_variables() -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.commands.conventions import FAILED, STDOUT, Json, end, failures_reported, settings_for, write_report
+from app.commands.conventions import FAILED, STDOUT, Json, end, failures_reported, note, settings_for, write_report
 from app.settings import Settings
 from gradless.records import ARMS, ArmName, Comparison, ComparisonOptions
 from gradless.sentences import in_bytes, time_difference
@@ -204,9 +204,7 @@ def _fail_if_retained(comparison: Comparison) -> None:
                 kept = "memory" if report.retained_bytes is None else in_bytes(report.retained_bytes)
                 end(f"the served model keeps {kept} for a backward pass that never runs", _RETAINS)
             if report.retained_bytes is None:
-                typer.echo(
-                    f"gradless: what the served model keeps could not be observed: {report.retained_note}", err=True
-                )
+                note(f"what the served model keeps could not be observed: {report.retained_note}")
             return
     reason = next(each.reason for each in comparison.left_out if each.arm == "served")
     end(f"the served model could not be run: {reason}", FAILED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from contextlib import closing
 from itertools import chain
 from pathlib import Path
@@ -24,7 +23,7 @@ from app.commands.conventions import (
     workers_for,
 )
 from app.settings import Settings
-from models.interface.extras import install_command
+from models.interface.extras import install_command, installed
 
 if TYPE_CHECKING:
     from models.offline.job import FolderJob
@@ -111,7 +110,7 @@ def _run(
     *,
     strict: bool,
 ) -> None:
-    if output.endswith(".parquet") and importlib.util.find_spec("pyarrow") is None:
+    if output.endswith(".parquet") and not installed("pyarrow"):
         others = " or ".join(_TABLES[task])
         end(f"-o {output}: Parquet needs pyarrow, and {others} does not: {install_command('folders')}", FAILED)
     if ray is not None:
@@ -131,7 +130,7 @@ def _run(
 
 
 def _check_for_ray(output: str, workers: int | None) -> None:
-    if importlib.util.find_spec("ray") is None:
+    if not installed("ray"):
         end(f"--ray needs Ray: {install_command('ray')}", FAILED)
     if workers is not None:
         end("--workers are processes of this machine; on a cluster Ray uses all cores", FAILED)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from app.commands.conventions import end, failures_reported, settings_for
+from app.commands.conventions import end, failures_reported, note, settings_for
 
 _MISCLASSIFIED = 1
 
@@ -42,10 +42,9 @@ def list_names(
     for name in found:
         typer.echo(name)
     if pattern is None:
-        typer.echo("gradless: timm's models can be served as well: gradless models 'timm/*' lists them", err=True)
+        note("timm's models can be served as well: gradless models 'timm/*' lists them")
     elif not found:
-        typer.echo(f"gradless: no name matches {pattern!r}", err=True)
-        raise typer.Exit(1)
+        end(f"no name matches {pattern!r}", 1)
 
 
 @models.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import sys
 from enum import StrEnum
@@ -11,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from app.commands.conventions import FAILED, end, failures_reported, settings_for
-from models.interface.extras import install_command
+from app.commands.conventions import FAILED, BatchSize, end, failures_reported, note, settings_for
+from models.interface.extras import install_command, installed
 
 # The new model agrees less than --min-agreement.
 DISAGREES = 1
@@ -41,7 +40,7 @@ def optimize(
     min_agreement: Annotated[
         float, typer.Option(min=0, max=1, help="share of images that must keep their top class")
     ] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1, max=1024, help="images per forward")] = 32,
+    batch_size: BatchSize = 32,
     rounds: Annotated[int, typer.Option(min=2, max=1000, help="timed forwards of each model")] = 15,
     workers: Annotated[
         int | None, typer.Option(min=0, max=256, help="processes that read files; default: one per core")
@@ -61,7 +60,7 @@ def optimize(
     if ratio is not None and method != _Method.PRUNE:
         end("--ratio needs --method prune", FAILED)
     needed, extra = _NEEDED[method]
-    if importlib.util.find_spec(needed) is None:
+    if not installed(needed):
         end(f"--method {method} needs {needed}: {install_command(extra)}", FAILED)
     # Not above: the imports take seconds.
     from rich.console import Console  # noqa: PLC0415
@@ -95,4 +94,4 @@ def optimize(
             f"but --min-agreement is {min_agreement:.1%}",
             DISAGREES,
         )
-    typer.echo(f"gradless: written to {output}: gradless serve {output}", err=True)
+    note(f"written to {output}: gradless serve {output}")

@@ -21,9 +21,9 @@ from app.commands.conventions import (
     settings_for,
     write_report,
 )
-from models.interface.extras import install_command
+from models.interface.extras import install_command, installed
 from models.offline import files
-from models.search.index import Manifest, Neighbour, SearchIndex, installed
+from models.search.index import Manifest, Neighbour, SearchIndex
 
 search = typer.Typer(help="Find the images most similar to an image, by their feature vectors.", no_args_is_help=True)
 
@@ -93,7 +93,7 @@ def query(
 
 
 def _need_the_extra() -> None:
-    if not installed():
+    if not installed("pyarrow", "usearch"):
         end(f"search needs usearch and pyarrow: {install_command('search')}", FAILED)
 
 
@@ -124,7 +124,7 @@ def _report(found: dict[str, list[Neighbour] | str], json: Path | None) -> None:
     # JSON on stdout moves the report to stderr.
     for path, neighbours in found.items():
         if isinstance(neighbours, str):
-            typer.echo(f"gradless: {files.name(path)}: {neighbours}", err=True)
+            note(f"{files.name(path)}: {neighbours}")
             continue
         typer.echo(files.name(path), err=json == STDOUT)
         for neighbour in neighbours:

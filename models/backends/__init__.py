@@ -7,7 +7,6 @@ GRADLESS_BACKEND (app/settings.py) lists the name; a test compares the two.
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from models.backends.backend import DEFAULT_CACHE_FOLDER, Backend, BackendOptions, BatchHints
 from models.hardware.placement import Placement, Precision, at_precision, device_of
 from models.interface.errors import DeviceUnavailableError
-from models.interface.extras import install_command
+from models.interface.extras import install_command, installed
 from models.loading.load import LoadedModel
 
 __all__ = [
@@ -51,7 +50,7 @@ class Package:
 
     @property
     def installed(self) -> bool:
-        return importlib.util.find_spec(self.name) is not None
+        return installed(self.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

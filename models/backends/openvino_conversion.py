@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.interface.errors import ModelFolderError
-from models.interface.home import expand_home
+from models.interface.model_sources import expand_home
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, fingerprint
 from models.networks.network import FeaturesAndLogits

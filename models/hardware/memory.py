@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import nn
 
-from gradless.memory import memory_limits
+from gradless.memory import memory_limits, release_cached
 from models.interface.telemetry import MemoryKind
 
 # Parameters of mallopt(3), from glibc's malloc.h.
@@ -96,11 +96,8 @@ def _call_glibc(function: str, *arguments: int) -> None:
 
 def trim(device: torch.device) -> None:
     """Return freed memory, which allocators keep for the next forward, to the system (malloc_trim, empty_cache)."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-    else:
+    release_cached(device)
+    if device.type == "cpu":
         _call_glibc("malloc_trim", 0)
 
 

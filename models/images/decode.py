@@ -98,25 +98,23 @@ def ignore_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode_pixels(
-    encoded: bytes, limits: ImageLimits, *, enough: int | None = None, jpeg_reader: JpegReader = "either"
-) -> Pixels:
+def decode_pixels(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> Pixels:
     """Return the picture in `encoded` as (H, W, 3) uint8 sRGB.
 
     A JPEG much larger than needed may be decoded at a reduced size, its shorter side never under `enough` pixels:
     libjpeg-turbo then computes fewer coefficients of each block, at a fraction of the cost. Without it, full size.
 
-    Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError, UndecodableImageError, and
-    DamagedJpegError from the fast reader. What a decode may cost is not checked here: call predict_cost before.
+    Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError, UndecodableImageError. What a
+    decode may cost is not checked here: call predict_cost before.
     """
-    return decode_strips(encoded, limits, enough=enough, jpeg_reader=jpeg_reader).assembled()
+    return decode_strips(encoded, limits, enough=enough).assembled()
 
 
 def decode_strips(
     encoded: bytes, limits: ImageLimits, *, enough: int | None = None, jpeg_reader: JpegReader = "either"
 ) -> Strips:
     """Return what `decode_pixels` does, in strips, so that a large picture is never in memory as a whole. Errors are
-    raised here or with the first strip."""
+    raised here or with the first strip; the fast reader raises DamagedJpegError, too."""
     image_format = format_of(encoded)
     if image_format == "JPEG":
         layout = read_jpeg(encoded)

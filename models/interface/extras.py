@@ -1,7 +1,8 @@
-"""The command that installs an optional dependency."""
+"""Optional dependencies: whether they are installed, and the command that installs them."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import sys
@@ -9,6 +10,15 @@ from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
+
+
+def installed(*modules: str) -> bool:
+    """Return whether all `modules` can be imported, without importing them."""
+    try:
+        return all(importlib.util.find_spec(module) is not None for module in modules)
+    except ModuleNotFoundError:
+        # A parent package is missing.
+        return False
 
 
 def install_command(extra: str) -> str:

@@ -1,8 +1,9 @@
-"""How an operator states a model: SOURCE, or NAME=SOURCE to serve it under another name."""
+"""What an operator states: SOURCE or NAME=SOURCE for a model, and paths that begin with ~."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from models.interface.errors import StartError
 
@@ -26,3 +27,14 @@ def check_name(name: str) -> str:
     if name.endswith(OPERATIONS):
         raise StartError(f"no model can be named {name}: paths that end so are operations on a model; use another name")
     return name
+
+
+def expand_home(path: Path) -> Path:
+    """Return `path` with ~ replaced by the home folder. Raises StartError if the home folder is unknown: HOME is unset
+    and the user has no entry in /etc/passwd."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise StartError(
+            f"{path} cannot be expanded, because the home folder is unknown; set HOME, or use a path without ~"
+        ) from None

@@ -64,10 +64,6 @@ class NeverCancelled(CancelToken):
 
     __slots__ = ()
 
-    @property
-    def cancelled(self) -> bool:
-        return False
-
     def cancel(self) -> None:
         pass
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.hardware.placement import Precision
 from models.images.preprocessing import Transform, preprocess
 from models.interface.errors import ImageError, StartError
-from models.interface.home import expand_home
+from models.interface.model_sources import expand_home
 from models.interface.request import ImageLimits
 
 _log = logging.getLogger(__name__)

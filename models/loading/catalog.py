@@ -26,8 +26,7 @@ from models.interface.errors import (
     UnknownSourceError,
     WeightsUnavailableError,
 )
-from models.interface.home import expand_home
-from models.interface.model_sources import MODEL_NAME, check_name, split_name
+from models.interface.model_sources import MODEL_NAME, check_name, expand_home, split_name
 from models.model_folder import building, checkpoint
 from models.model_folder.description import FILE_NAME, is_name
 from models.networks import architectures

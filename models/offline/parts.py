@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -169,14 +170,11 @@ def _disjoint(folder: Path) -> list[tuple[int, int]]:
     """Return (start, stop) of the parts in order, without those inside another, which a kill while parts were split
     has left."""
     parts: list[tuple[int, int]] = []
-    for start, stop in sorted(map(_range_of, folder.glob("*-*.npz")), key=lambda part: (part[0], -part[1])):
+    found = (chunk_range(path.name) for path in folder.glob("*-*.npz"))
+    for start, stop in sorted(found, key=lambda part: (part[0], -part[1])):
         if not parts or start >= parts[-1][1]:
             parts.append((start, stop))
     return parts
-
-
-def _range_of(path: Path) -> tuple[int, int]:
-    return chunk_range(path.name)
 
 
 def record_finished(output: Path, job: JobIdentity, states: NDArray[np.int64], faults: int) -> None:
@@ -200,16 +198,13 @@ def finished_faults(output: Path, job: JobIdentity, states: NDArray[np.int64]) -
 
 def _record(output: Path, job: JobIdentity, states: NDArray[np.int64]) -> dict[str, Any]:
     digest = hashlib.sha256(states.tobytes()).hexdigest()[:16]
-    return {**asdict(job), "states_digest": digest, **_file_state(output)}
+    status = output.stat()
+    state = {"output_bytes": status.st_size, "output_modified_ns": status.st_mtime_ns}
+    return {**asdict(job), "states_digest": digest, **state}
 
 
 def _record_of(output: Path) -> Path:
     return output.with_name(f".{output.name}.{JOB}")
-
-
-def _file_state(output: Path) -> dict[str, int]:
-    status = output.stat()
-    return {"output_bytes": status.st_size, "output_modified_ns": status.st_mtime_ns}
 
 
 @contextmanager
@@ -225,3 +220,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def unfinished_folder(final: Path) -> Iterator[Path]:
+    """Create a temporary folder next to `final`, and remove it at the end unless it was renamed."""
+    # Not named by the process id, which is 1 in every container.
+    folder = final.with_name(f".{final.name}.{secrets.token_hex(4)}")
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

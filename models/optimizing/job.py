@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +20,7 @@ from models.loading import catalog
 from models.model_folder.description import is_name
 from models.networks.specs import ModelSpec
 from models.offline import files, reading
+from models.offline.parts import unfinished_folder
 from models.offline.reading import Reading
 from models.offline.running import Runner
 from models.optimizing import methods
@@ -89,7 +88,7 @@ class Optimization:
         """
         output = self._request.output.resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
-        with _unfinished(output) as folder:
+        with unfinished_folder(output) as folder:
             report = self._made(folder)
             if report.agreement.top1 < self._request.min_agreement:
                 return report, False
@@ -207,15 +206,3 @@ def _versions() -> Mapping[str, str]:
         with suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-@contextmanager
-def _unfinished(output: Path) -> Iterator[Path]:
-    """Create a temporary folder next to `output`; remove it at the end unless it was renamed."""
-    # Not named by the process id, which is 1 in every container.
-    folder = output.with_name(f".{output.name}.{secrets.token_hex(4)}")
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

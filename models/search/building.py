@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from models.hardware.cores import available_cores, use_one_core_in_this_thread
 from models.interface.errors import JobError
+from models.offline.parts import unfinished_folder
 from models.search.index import ROWS, VECTORS, Manifest, digests_of, is_index, unit
 
 if TYPE_CHECKING:
@@ -136,20 +136,13 @@ def _replacing(folder: Path) -> Iterator[Path]:
     """Create a temporary folder next to `folder`; rename it to `folder` if the block succeeds, else remove it."""
     if folder.exists() and not is_index(folder):
         raise JobError(f"{folder} exists and is no search index: choose another folder")
-    # Not named by the process id, which is 1 in every container.
-    unique = secrets.token_hex(4)
-    new = folder.with_name(f".{folder.name}.{unique}.new")
-    old = folder.with_name(f".{folder.name}.{unique}.old")
-    new.mkdir()
-    try:
+    with unfinished_folder(folder) as new:
+        old = new.with_name(f"{new.name}.old")
         yield new
         if folder.exists():
             # A process that has the old index open keeps its files until it closes them.
             folder.rename(old)
         new.rename(folder)
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -7,7 +7,6 @@ PyTorch's.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import threading
 from collections.abc import Mapping
@@ -112,11 +111,6 @@ class Neighbour:
     path: str
     similarity: float
     thumbnail: bool
-
-
-def installed() -> bool:
-    """Return whether the extra `search` is installed."""
-    return all(importlib.util.find_spec(module) is not None for module in ("pyarrow", "usearch"))
 
 
 class SearchIndex:

@@ -77,12 +77,18 @@ class _Clients:
 
 
 def test_connections_are_spread_over_the_workers(worker_server: Any) -> None:
-    connections = [worker_server.connect() for _ in range(4 * _WORKERS)]
-    try:
-        _until(lambda: [_connections(worker) for worker in _workers(worker_server)] == [4] * _WORKERS)
-    finally:
-        for connection in connections:
-            connection.close()
+    def spread() -> list[int]:
+        """Return how many of 20 connections for each worker went to each, after those before are closed."""
+        workers = _workers(worker_server)
+        _until(lambda: not any(_connections(worker) for worker in workers))
+        with contextlib.ExitStack() as opened:
+            for _ in range(20 * _WORKERS):
+                opened.enter_context(worker_server.connect())
+            _until(lambda: sum(_connections(worker) for worker in workers) == 20 * _WORKERS)
+            return [_connections(worker) for worker in workers]
+
+    # A busy machine may suspend a worker for so long that others get its connections meanwhile.
+    assert [20] * _WORKERS in (spread() for _ in range(3))
 
 
 def test_every_worker_serves_the_metrics_of_the_whole_service(

@@ -130,7 +130,7 @@ def test_an_error_is_one_line(gradless: Run, arguments: tuple[str, ...], words: 
 def test_without_its_extra_the_error_names_the_command_that_installs_it(
     gradless: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.commands.search.installed", lambda: False)
+    monkeypatch.setattr("app.commands.search.installed", lambda *_modules: False)
 
     done = gradless("search", "query", "index", "a.png")
 

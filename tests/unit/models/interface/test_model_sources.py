@@ -1,11 +1,13 @@
-"""GRADLESS_MODELS may state a name for a source, but not every name."""
+"""GRADLESS_MODELS may state a name for a source, but not every name. A path may begin with ~."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from models.interface.errors import StartError
-from models.interface.model_sources import check_name, split_name
+from models.interface.model_sources import check_name, expand_home, split_name
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,21 @@ def test_no_model_is_named_like_an_operation_on_a_model(name: str) -> None:
 @pytest.mark.parametrize("name", ["predict", "a:predict:b", "a:predictor", "a_predict"])
 def test_only_the_end_of_a_name_counts(name: str) -> None:
     assert check_name(name) == name
+
+
+def test_the_home_folder_is_that_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    assert expand_home(Path("~/cache")) == tmp_path / "cache"
+    assert expand_home(Path("/var/cache")) == Path("/var/cache")
+
+
+def test_the_error_for_a_user_without_a_home_folder_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+    with pytest.raises(StartError, match=r"^~/cache cannot be expanded.*set HOME, or use a path without ~$"):
+        expand_home(Path("~/cache"))
