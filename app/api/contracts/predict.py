@@ -168,6 +168,9 @@ def _instances(body: dict[str, Any]) -> tuple[list[object], _Form]:
     found = _image_in(body[stated[0]] if stated else body)
     if not stated and not isinstance(found, list):
         return [found], "one"
+    if stated == ["inputs"] and isinstance(found, str):
+        # As Hugging Face's containers on SageMaker take one.
+        found = [found]
     if len(stated) > 1 or not isinstance(found, list):
         raise InvalidInputError(f"The body must have one list of images; its key is one of {', '.join(_LISTS)}.")
     if _FRAME in stated:
