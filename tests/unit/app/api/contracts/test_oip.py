@@ -175,7 +175,13 @@ async def test_models_are_loaded_by_their_name_and_unloaded(serve: Serve) -> Non
         assert _status(await client.post(f"{repository}/no%20name/load")) == 400
         assert _status(await client.post(f"{repository}/fake/unload", json={})) == 409
 
-    assert changes == [("fake", None), ("timm/resnet18", "timm/resnet18"), ("flowers", "resnet18"), ("nowhere", "nowhere"), "fake"]
+    assert changes == [
+        ("fake", None),
+        ("timm/resnet18", "timm/resnet18"),
+        ("flowers", "resnet18"),
+        ("nowhere", "nowhere"),
+        "fake",
+    ]
 
 
 async def test_statistics_are_those_of_the_metrics(serve: Serve, prediction: Callable[..., Prediction]) -> None:
