@@ -40,7 +40,7 @@ def write(
     name: str,
     architecture: str,
     pruned: SizesByLayer | None = None,
-    served_as: ServedAs,
+    served_as: ServedAs = ServedAs(),
 ) -> None:
     """Write `classifier` as a model folder: its weights in their own types, its labels, and a model.toml with its whole
     transform. Files of `served_as` are in the folder already.

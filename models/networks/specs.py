@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -63,5 +63,5 @@ class ModelSpec:
     architecture: str
     build: Callable[[], Classifier]
     backend: str | None = None
-    served_as: ServedAs = field(default_factory=ServedAs)
+    served_as: ServedAs = ServedAs()
     folder: Path | None = None
