@@ -15,7 +15,6 @@ from PIL import Image
 
 from models.images.decode_pool import DecodePool
 from models.images.decoder_process import DecoderProcess
-from models.images.formats import FREE
 from models.images.preprocessing import preprocess
 from models.images.samples import draw, encode
 from models.interface.errors import DecodersBusyError, DrainingError, UndecodableImageError
@@ -135,8 +134,6 @@ def test_more_expensive_images_than_can_be_decoded_in_time_are_refused(held: _He
 class _CancellableJob:
     """A job whose client disconnects while it waits for a process."""
 
-    cost = FREE
-
     def __init__(self) -> None:
         self.cancel_token = CancelToken()
 
@@ -195,7 +192,6 @@ def test_an_image_refused_for_lack_of_a_thread_is_not_decoded_afterwards(
 
     class Job:
         cancel_token = NEVER_CANCELLED
-        cost = FREE
 
         def take_image(self) -> bytes:
             began.set()

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from models.images.decode_pool import DecodePool
-from models.images.formats import FREE
 from models.images.preprocessing import Transform, prepared
 from models.interface.errors import UnfitPixelsError
 from models.interface.request import NEVER_CANCELLED, ImageLimits, ReadyPixels
@@ -107,7 +106,6 @@ def test_another_shape_is_refused_and_told(shape: tuple[int, ...]) -> None:
 def test_the_decode_pool_copies_them_in_a_thread() -> None:
     class Job:
         cancel_token = NEVER_CANCELLED
-        cost = FREE
 
         def take_image(self) -> ReadyPixels:
             return ReadyPixels(_PIXELS)
