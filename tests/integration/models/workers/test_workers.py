@@ -70,7 +70,7 @@ class _Counts(Telemetry):
         self.devices[model] = devices
 
     def model_gone(self, model: str) -> None:
-        del self.devices[model]
+        self.devices.pop(model, None)
 
 
 @dataclass
