@@ -27,14 +27,18 @@ async def test_an_image_goes_to_the_device_that_has_the_fewest(
     serving = LocalRuntime(options, Telemetry())
     gate.clear()
     try:
-        requests = [
-            asyncio.create_task(serving.predict(None, InferenceRequest("classify", [clock_png], top_k=1)))
-            for _ in range(4)
-        ]
-        async with asyncio.timeout(_PATIENCE_S):
-            # One in the forward and one behind it.
-            while [state.depth for state in serving.instances().values()] != [1, 1]:  # noqa: ASYNC110
-                await asyncio.sleep(0.001)
+        requests = []
+        # One in each forward, then one behind each.
+        for depth in (0, 1):
+            requests += [
+                asyncio.create_task(serving.predict(None, InferenceRequest("classify", [clock_png], top_k=1)))
+                for _ in range(2)
+            ]
+            async with asyncio.timeout(_PATIENCE_S):
+                while not all(  # noqa: ASYNC110 - threads make it so
+                    state.running_seconds and state.depth == depth for state in serving.instances().values()
+                ):
+                    await asyncio.sleep(0.001)
         gate.set()
         answers = await asyncio.gather(*requests)
     finally:
