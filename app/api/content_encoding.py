@@ -10,7 +10,7 @@ from fastapi import Request
 
 from app.api.off_loop import off_loop
 from app.http.problems import BodyTooLargeError, ContentEncodingError, InvalidInputError
-from app.observability.request_record import record_of
+from app.observability.request_record import RequestRecord, record_of
 
 CODINGS = frozenset({"identity", "gzip", "deflate"})
 
@@ -38,9 +38,13 @@ async def expand(request: Request, body: bytes, limit_bytes: int) -> bytes | byt
         return body
     if len(codings) > 1:
         raise ContentEncodingError(", ".join(codings), CODINGS)
-    record = record_of(request.scope)
+    return await expand_coding(record_of(request.scope), body, codings[0], limit_bytes)
+
+
+async def expand_coding(record: RequestRecord, body: bytes, coding: str, limit_bytes: int) -> bytearray:
+    """Return what `body` expands to; `coding` is gzip or deflate. Raises as `expand` does."""
     expanded = bytearray()
-    pieces = expanded_pieces(body, codings[0])
+    pieces = expanded_pieces(body, coding)
     try:
         while piece := await off_loop(len(body) + len(expanded), partial(next, pieces, b"")):
             if len(expanded) + len(piece) > limit_bytes:
@@ -48,7 +52,7 @@ async def expand(request: Request, body: bytes, limit_bytes: int) -> bytes | byt
             record.reserve_held_bytes(len(piece))
             expanded += piece
     except ValueError as error:
-        raise InvalidInputError(f"The {codings[0]} body cannot be expanded: {error}.") from None
+        raise InvalidInputError(f"The {coding} body cannot be expanded: {error}.") from None
     return expanded
 
 
@@ -82,6 +86,14 @@ def _window(body: bytes, coding: str) -> int:
     if coding == "deflate" and header and (header[0] & _METHOD != zlib.DEFLATED or int.from_bytes(header) % 31):
         return _RAW_DEFLATE
     return _WINDOWS[coding]
+
+
+def coding_of(message: bytes) -> str | None:
+    """Return the coding that the first bytes of a gRPC message show: gzip, deflate, or None. They are no fields of a
+    message: gzip's have a wire type that does not exist, zlib's the number 15, or another length."""
+    if message.startswith(b"\x1f\x8b"):
+        return "gzip"
+    return "deflate" if message[:1] == b"\x78" and int.from_bytes(message[:2]) % 31 == 0 else None
 
 
 async def compress(body: bytes, coding: str) -> bytes:

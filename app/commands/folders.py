@@ -187,5 +187,6 @@ def _run_job(job: FolderJob | ClusterJob, task: str, output: str) -> int:
             raise
         faults = job.finish()
         errors = f"; {faults} files without an answer are in {job.errors}" if faults else ""
-        progress.say(f"gradless: {files - faults} images in {output}, {progress.per_second:.1f}/s{errors}")
+        done = f"{files - faults} images in {output} by {job.model}"
+        progress.say(f"gradless: {done}, {progress.per_second:.1f}/s{errors}")
     return faults

@@ -79,6 +79,11 @@ def init(
         f"It assumes interpolation {transform.interpolation}, resize {transform.resize}, crop {transform.crop}. Check "
         "that its [transform] is that of your validation: it is not stored in the weights."
     )
+    if started.labels is None:
+        typer.echo(
+            "A labels.txt, one class a line with class 0 first, may be added later: then remove the # before `labels` "
+            f"in {started.file.name}."
+        )
     typer.echo(f"Then: gradless models check {folder}")
 
 

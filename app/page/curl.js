@@ -1,4 +1,4 @@
-/* Shell commands for the same requests, which work for any file name. */
+/* Shell commands for the same requests, which work for any file name, and buttons that copy. */
 
 import { address, hasKey } from "./api.js";
 import { html } from "./drawing.js";
@@ -40,20 +40,30 @@ function formOf(name) {
   return `images=@"${name.replaceAll(/["\\]/g, String.raw`\$&`)}"`;
 }
 
-/** A command on the page, with a button that copies it. */
-export function commandBox(label, command) {
-  const text = html("pre", { tabindex: "0", role: "group", "aria-label": `${label} command` }, html("code", {}, command));
+/** A button that copies `text()`. Where the browser does not allow that, as outside of a secure context, it calls
+ * `instead()`, whose result says in the button what was done. */
+export function copyButton(label, text, instead) {
   const button = html("button", { type: "button", class: "quiet", "aria-label": `Copy ${label}`, onclick: copy }, "Copy");
   async function copy() {
     try {
-      await navigator.clipboard.writeText(command);
+      await navigator.clipboard.writeText(text());
       button.textContent = "Copied";
     } catch {
-      // Not a secure context, or not allowed: select it for copying by hand.
-      getSelection().selectAllChildren(text);
-      button.textContent = "Selected";
+      button.textContent = await instead();
     }
     setTimeout(() => (button.textContent = "Copy"), 2000);
   }
+  return button;
+}
+
+/** A command on the page, with a button that copies it. */
+export function commandBox(label, command) {
+  const text = html("pre", { tabindex: "0", role: "group", "aria-label": `${label} command` }, html("code", {}, command));
+  // To be copied by hand.
+  const select = () => {
+    getSelection().selectAllChildren(text);
+    return "Selected";
+  };
+  const button = copyButton(label, () => command, select);
   return html("figure", { class: "command" }, html("figcaption", {}, label, button), text);
 }

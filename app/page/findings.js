@@ -1,7 +1,7 @@
 /* Views of an answer: classes, waterfall, strips, matrix, commands. */
 
 import { bar, stretch, strip } from "./charts.js";
-import { commandBox, curlOf } from "./curl.js";
+import { commandBox, copyButton, curlOf } from "./curl.js";
 import { html } from "./drawing.js";
 import { number, percent, seconds, whole } from "./format.js";
 import { pythonOf } from "./python.js";
@@ -65,8 +65,8 @@ export function waterfall(timing, roundTrip, pictureCount, requests) {
   );
 }
 
-/** Each picture's vector as a strip. `found` are pictures with their vectors. */
-export function features(found, { classes, feature_layer: layer, feature_dimensions: dimensions }) {
+/** Each picture's vector as a strip, which can be copied. `found` are pictures with their vectors. */
+export function features(found, { classes, feature_layer: layer, feature_dimensions: dimensions }, { fingerprint }) {
   const rows = found.map(({ picture, vector }) =>
     html(
       "li",
@@ -78,6 +78,7 @@ export function features(found, { classes, feature_layer: layer, feature_dimensi
         html("strong", {}, picture.name),
         ` norm ${number(norm(vector))}, ${percent(zeros(vector))} zeros`,
       ),
+      copyVector(picture, vector),
       strip(vector),
     ),
   );
@@ -86,7 +87,22 @@ export function features(found, { classes, feature_layer: layer, feature_dimensi
   const origin = classes > 0 ? "the network's last layer sees" : `${layer ?? "the network"} gives`;
   const note = `${whole(dimensions)} dimensions, what ${origin}: from left to right, the stronger the further from zero.`;
   const strips = html("ul", { class: "strips" }, rows);
-  return panel(title, scrollable(strips, title, `Scroll to see all ${rows.length}.`), html("p", { class: "note" }, note));
+  return panel(
+    title,
+    scrollable(strips, title, `Scroll to see all ${rows.length}.`),
+    html("p", { class: "note" }, note),
+    html("p", { class: "note" }, "Comparable with vectors of the same fingerprint, ", html("code", {}, fingerprint), "."),
+  );
+}
+
+// The vector as JSON. Outside of a secure context it is saved as a file.
+function copyVector({ name }, vector) {
+  const text = () => JSON.stringify([...vector]);
+  return copyButton(`the vector of ${name}`, text, async () => {
+    const { save } = await import("./downloads.js");
+    save(`${name}.json`, text(), "application/json");
+    return "Saved";
+  });
 }
 
 /** The similarity of several pictures as a table of cosines; nothing for one. `answered` is the number of pictures of
@@ -120,18 +136,23 @@ function chip({ url, name }) {
   return html("img", { loading: "lazy", decoding: "async", src: url, alt: name, title: name, class: "chip" });
 }
 
-/** The requests as commands: for classes if the model has some, for neighbours if there is an index. `parts` are the
- * pictures of each request. */
+/** The requests as commands: for classes, and for both outputs, if the model has classes; for neighbours if there is an
+ * index. `parts` are the pictures of each request. */
 export function commands(parts, { name: model, classes, search }, topK) {
   const query = `?model=${encodeURIComponent(model)}`;
   const shell = (path) => parts.map((part) => curlOf(path, part)).join("\n");
+  const box = (label, path) => commandBox(label, shell(path));
   const [path, parameters] = classes > 0 ? ["v1/classify", { model, top_k: topK }] : ["v1/features", { model }];
   return [
     panel(
       "The same from a shell",
-      classes > 0 && commandBox("Classes", shell(`v1/classify${query}&top_k=${topK}`)),
-      commandBox("Features", shell(`v1/features${query}`)),
-      search && commandBox("Neighbours", shell(`v1/search${query}`)),
+      classes > 0
+        ? [
+            box("Classes", `v1/classify${query}&top_k=${topK}`),
+            box("Classes and features", `v1/predict${query}&outputs=classes,features&top_k=${topK}`),
+          ]
+        : box("Features", `v1/features${query}`),
+      search && box("Neighbours", `v1/search${query}`),
     ),
     panel("The same from Python", commandBox("Python", pythonOf(path, parameters, parts))),
   ];

@@ -26,10 +26,17 @@ function open(name) {
   if (name in LATER) enter(name);
 }
 
+function addStyles(name) {
+  return new Promise((resolve, reject) => {
+    const events = { onload: resolve, onerror: reject };
+    document.head.append(html("link", { rel: "stylesheet", href: `page/${name}.css`, ...events }));
+  });
+}
+
 async function enter(name) {
   try {
     if (!(name in views)) {
-      const view = await LATER[name]();
+      const [view] = await Promise.all([LATER[name](), addStyles(name)]);
       if (!(name in views)) view.build(() => byId("model").value);
       views[name] = view;
     }

@@ -9,7 +9,7 @@ import { pictures, remove, watchBench } from "./pictures.js";
 import { partsOf, send } from "./sending.js";
 import { decoded } from "./vectors.js";
 
-const TASKS = ["classify", "features", "search"];
+const TASKS = ["predict", "search"];
 
 // Of each picture: one row under a single picture, two rows under one of several.
 const MOST_NEIGHBOURS = 6;
@@ -24,9 +24,10 @@ let model = null;
 let limits = null;
 let running = new AbortController();
 
-// By picture: its card, the results of the tasks, and the refusal of its last request.
+// By picture: its card, the results of the tasks, its vector, and the refusal of its last request.
 const records = new Map();
-let fingerprint = null;
+// Of the last answer: model, fingerprint, dimensions, shape.
+let head = {};
 let timed = null;
 
 /** Start with the model `described`, on a server with these limits. */
@@ -34,7 +35,7 @@ export function start(described, limited) {
   model = described;
   limits = limited;
   byId("top-k").addEventListener("change", () => {
-    forget(["classify"]);
+    forget(["predict"]);
     look();
   });
   const report = (error) => tell(byId("try-notice"), error);
@@ -47,6 +48,7 @@ export function start(described, limited) {
 /** Send the same and further pictures to another model. */
 export function choose(described) {
   model = described;
+  head = {};
   forget(TASKS);
   look();
 }
@@ -59,20 +61,28 @@ function forget(tasks, of = records.values()) {
   }
 }
 
-// The task that every picture is sent for.
-function mainTask() {
-  return model.classes > 0 ? "classify" : "features";
-}
-
 function topK() {
   const field = byId("top-k");
   field.value = Math.min(Math.max(Math.round(field.valueAsNumber) || 5, 1), Number(field.max));
   return field.valueAsNumber;
 }
 
-function queryOf(task) {
+// Without classes every picture gets a vector, otherwise those that are compared.
+function getsVector(picture) {
+  return model.classes === 0 || pictures.indexOf(picture) < MOST_COMPARED;
+}
+
+// All pictures of `part` get a vector, or none.
+function queryOf(task, part) {
   const query = `v1/${task}?model=${encodeURIComponent(model.name)}`;
-  return query + { classify: `&top_k=${topK()}`, features: "&encoding=base64", search: `&k=${MOST_NEIGHBOURS}` }[task];
+  if (task === "search") return `${query}&k=${MOST_NEIGHBOURS}`;
+  const outputs = [model.classes > 0 && "classes", getsVector(part[0]) && "features"].filter(Boolean);
+  return `${query}&outputs=${outputs}&top_k=${topK()}&encoding=base64`;
+}
+
+function isUnsent(picture, task) {
+  const result = records.get(picture)[task];
+  return !result || (task === "predict" && getsVector(picture) && !result.error && !result.features);
 }
 
 async function look(again) {
@@ -88,12 +98,10 @@ async function look(again) {
   }
   busy(true);
   try {
-    const main = mainTask();
     const sentAt = performance.now();
-    const sent = await pass(main, shown, signal);
+    const sent = await pass("predict", shown, signal);
     const took = (performance.now() - sentAt) / 1e3;
     summarize(shown, sent, took);
-    if (main !== "features") await pass("features", answered(shown).slice(0, MOST_COMPARED), signal);
     showMore(shown);
     if (model.search) await findAlike(shown, signal);
     summarize(shown, sent, took);
@@ -101,7 +109,7 @@ async function look(again) {
   } catch (error) {
     if (error.name === "AbortError") return;
     // Answers of another model or number of classes must not stay.
-    for (const picture of shown) if (!records.get(picture)[mainTask()]) fill(picture);
+    for (const picture of shown) if (!records.get(picture).predict) fill(picture);
     summarize(shown, 0);
     showMore(shown);
     tell(byId("try-notice"), error, () => look());
@@ -122,7 +130,7 @@ async function findAlike(shown, signal) {
 
 // Raises why pictures have no answer, if some have none.
 function check(shown) {
-  const missing = shown.map((picture) => records.get(picture)).filter((record) => !record[mainTask()]);
+  const missing = shown.map((picture) => records.get(picture)).filter((record) => !record.predict);
   if (missing.length === 0) return;
   const changed = { title: "The model changed", detail: "It was replaced while the pictures were sent." };
   throw missing.find(({ refused }) => refused)?.refused ?? new Problem(changed);
@@ -155,26 +163,32 @@ function arrange(shown) {
   byId("try-status").textContent = "";
 }
 
-// Send the pictures of `wanted` that have no result of the task, in parts. Returns their number. A refused part is
-// noted with its pictures; what concerns all parts is raised.
+// Send the pictures of `wanted` that have no complete result of the task, in parts. Returns their number. A refused
+// part is noted with its pictures; what concerns all parts is raised.
 async function pass(task, wanted, signal) {
-  const unsent = wanted.filter((picture) => !records.get(picture)[task]);
-  const isMain = task === mainTask();
-  const parts = partsOf(unsent, limits);
+  const unsent = wanted.filter((picture) => isUnsent(picture, task));
+  const isMain = task === "predict";
+  const parts = [true, false].flatMap((vectors) =>
+    partsOf(
+      unsent.filter((picture) => getsVector(picture) === vectors),
+      limits,
+    ),
+  );
   let done = 0;
   const onWait = (wait) => say(`The service is at capacity; sending again in ${seconds(wait)}.`);
   for (const part of parts) {
     if (isMain && parts.length > 1) say(`${done} of ${counted(unsent.length, "picture")} sent.`);
     try {
       const sentAt = performance.now();
-      const { answer, json } = await send(queryOf(task), part, { signal, onWait });
+      const { answer, json } = await send(queryOf(task, part), part, { signal, onWait });
       // Aborted after its answer had come: the pictures may be gone.
       signal.throwIfAborted();
       const roundTrip = (performance.now() - sentAt) / 1e3;
       if (isMain) timed = waterfall(serverTiming(answer), roundTrip, part.length, parts.length);
-      if (json.fingerprint !== fingerprint) forget(TASKS);
-      fingerprint = json.fingerprint;
-      part.forEach((picture, place) => accept(picture, task, json.results[place]));
+      const { results: found, ...rest } = json;
+      if (rest.fingerprint !== head.fingerprint) forget(TASKS);
+      if (isMain) head = rest;
+      part.forEach((picture, place) => accept(picture, task, found[place]));
     } catch (error) {
       if (part.length === 1 && OF_THE_PICTURE.includes(error.status)) accept(part[0], task, { error });
       else if (error.status === 413) {
@@ -202,27 +216,29 @@ function accept(picture, task, result) {
   const record = records.get(picture);
   record[task] = result;
   delete record.refused;
-  if (task === "features" && result.features) record.vector = decoded(result.features);
-  if (task === mainTask()) fill(picture, result);
+  if (task !== "predict") return;
+  record.vector = result.features && decoded(result.features);
+  fill(picture, result);
 }
 
 function refuse(part, error) {
   for (const picture of part) {
-    records.get(picture).refused = error;
-    fill(picture);
+    const record = records.get(picture);
+    record.refused = error;
+    fill(picture, record.predict);
   }
 }
 
 function answered(shown) {
   return shown.filter((picture) => {
-    const result = records.get(picture)[mainTask()];
-    return result && !result.error;
+    const { predict } = records.get(picture);
+    return predict && !predict.error;
   });
 }
 
 // How many pictures were answered, failed, or have no answer; `sent` of them took so many seconds now.
 function summarize(shown, sent, took) {
-  const missing = shown.filter((picture) => !records.get(picture)[mainTask()]).length;
+  const missing = shown.filter((picture) => !records.get(picture).predict).length;
   const good = answered(shown).length;
   const failed = shown.length - missing - good;
   const parts = [`${good} answered`, failed && `${failed} failed`, missing && `${missing} not answered`].filter(Boolean);
@@ -237,14 +253,14 @@ function summarize(shown, sent, took) {
 function showMore(shown) {
   const good = answered(shown);
   const found = good
-    .filter((picture) => records.get(picture).features?.features)
+    .filter((picture) => records.get(picture).predict.features)
     .slice(0, MOST_COMPARED)
     .map((picture) => ({ picture, vector: records.get(picture).vector }));
   byId("try-more").hidden = good.length === 0;
   if (good.length === 0) return;
   byId("try-more").replaceChildren(
     column(timed, similarity(found, good.length)),
-    column(features(found, model), commands(partsOf(shown, limits), model, topK())),
+    column(features(found, model, head), commands(partsOf(shown, limits), model, topK())),
   );
 }
 
@@ -255,7 +271,7 @@ function column(...panels) {
 function results() {
   return pictures.map((picture) => {
     const record = records.get(picture);
-    return record[mainTask()] ?? { error: record.refused ?? { title: "Not answered", detail: "It has not been sent." } };
+    return record.predict ?? { error: record.refused ?? { title: "Not answered", detail: "It has not been sent." } };
   });
 }
 
@@ -267,17 +283,18 @@ async function saveCsv() {
 async function saveJson() {
   const { jsonOf, save } = await LATER.downloads();
   const classes = model.classes > 0;
-  const found = classes
-    ? results()
-    : results().map(({ error, features: encoded }) => (error ? { error } : { features: [...decoded(encoded)] }));
-  const head = { model: model.name, fingerprint, ...(classes ? { top_k: topK() } : {}) };
-  save(classes ? "classes.json" : "features.json", jsonOf(pictures, found, head), "application/json");
+  const found = results().map(({ error, predictions, features: encoded }) => {
+    if (error) return { error };
+    return classes ? { predictions } : { features: [...decoded(encoded)] };
+  });
+  const first = { model: model.name, fingerprint: head.fingerprint, ...(classes ? { top_k: topK() } : {}) };
+  save(classes ? "classes.json" : "features.json", jsonOf(pictures, found, first), "application/json");
 }
 
 // The API's JSON, made when it is looked at.
 function showRaw() {
   byId("raw-json").textContent = byId("raw").open
-    ? JSON.stringify({ model: model.name, fingerprint, results: results() }, null, 2)
+    ? JSON.stringify({ ...head, results: results() }, null, 2)
     : "";
 }
 

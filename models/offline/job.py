@@ -67,6 +67,11 @@ class FolderJob:
         return len(self._request.files)
 
     @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self._columns.model
+
+    @property
     def errors(self) -> Path:
         """The list of files without an answer."""
         return tables.sibling(self._request.output, "errors")

@@ -79,6 +79,12 @@ class ClusterJob:
         return len(self._request.files)
 
     @property
+    def model(self) -> str:
+        """Name of the model."""
+        model: str = self._columns.model
+        return model
+
+    @property
     def errors(self) -> str:
         """Path of the folder that lists the files that failed."""
         return self._results.errors

@@ -65,7 +65,7 @@ def test_more_pictures_than_a_request_may_have_are_sent_in_several(
 
     expect(page.locator("#try-status")).to_contain_text("20\u00a0pictures: 19 answered, 1 failed, in ")
     settled(page)
-    assert (sent.count("classify"), sent.count("features")) == (3, 3)
+    assert sent.count("predict") == 3
     expect(page.get_by_role("article").get_by_role("listitem")).to_have_count(19 * 5)
     expect(page.get_by_role("article", name="001.png").get_by_role("alert")).to_be_visible()
     expect(page.get_by_text("The last of 3 requests")).to_be_visible()
@@ -79,7 +79,7 @@ def test_more_pictures_than_a_request_may_have_are_sent_in_several(
     settled(page)
     page.get_by_role("button", name="Remove 001.png").click()
     expect(page.locator("#try-status")).to_have_text("20\u00a0pictures answered.")
-    assert (sent.count("classify"), sent.count("features")) == (1, 1)
+    assert sent.count("predict") == 1
 
 
 @pytest.mark.parametrize("refusals", [2, 100])
@@ -98,7 +98,7 @@ def test_a_refused_part_is_sent_again_and_at_last_shown_as_refused(
         headers = {"Retry-After": "0.01", "Content-Type": "application/problem+json"}
         route.fulfill(status=429, headers=headers, body=json.dumps(REFUSAL))
 
-    page.route("**/v1/classify*", at_capacity)
+    page.route("**/v1/predict*", at_capacity)
     choose(page, pngs(MOST_IMAGES + 1))
 
     settled(page)
@@ -112,7 +112,7 @@ def test_a_refused_part_is_sent_again_and_at_last_shown_as_refused(
     expect(status).to_have_text("9\u00a0pictures: 7 answered, 1 failed, 1 not answered.")
     expect(last).to_contain_text("Refused: The service is at capacity.")
     expect(page.locator("#try-notice").get_by_role("alert")).to_contain_text("256 images are in flight.")
-    page.unroute("**/v1/classify*")
+    page.unroute("**/v1/predict*")
     page.get_by_role("button", name="Try again").click()
     expect(status).to_contain_text("9\u00a0pictures: 8 answered, 1 failed, the last 1 in ")
     expect(page.locator("#try-notice").get_by_role("alert")).to_have_count(0)
@@ -158,7 +158,7 @@ def test_the_number_of_classes_can_be_chosen_and_the_json_looked_at(
     settled(page)
 
     page.get_by_text("Raw JSON").click()
-    answer = httpx2.post(f"{small_requests}/v1/classify?top_k=7", content=image).json()
+    answer = httpx2.post(f"{small_requests}/v1/predict?top_k=7&encoding=base64", content=image).json()
     shown = page.get_by_role("group", name="Raw JSON", exact=True)
     expect(shown).to_contain_text("fingerprint")
     assert json.loads(shown.inner_text()) == answer
@@ -234,7 +234,7 @@ def test_two_hundred_pictures_do_not_hold_up_the_page(
     settled(page)
 
     expect(page.locator("#try-status")).to_contain_text("200\u00a0pictures: 199 answered, 1 failed")
-    expect(page.get_by_text("Of 199 pictures, the first 64 are compared.")).to_be_visible()
+    expect(page.get_by_text("Of 199 pictures, the first 63 are compared.")).to_be_visible()
     # Far from the view they are not decoded.
     loaded = page.evaluate("[...document.querySelectorAll('.card img')].filter(({ complete }) => complete).length")
     assert loaded < 150

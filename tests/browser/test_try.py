@@ -82,7 +82,7 @@ def test_a_picture_can_be_pasted(open_page: Callable[..., Page], clock_png: byte
 
 
 def test_the_waterfall_is_the_server_timing_of_the_answer(try_page: Page) -> None:
-    with try_page.expect_response("**/v1/classify*") as answered:
+    with try_page.expect_response("**/v1/predict*") as answered:
         take(try_page, "clock")
     header = answered.value.headers["server-timing"]
     timed = {name: float(ms) for name, ms in (part.split(";dur=") for part in header.split(", "))}
@@ -114,6 +114,56 @@ def test_a_feature_vector_is_shown_with_its_norm_and_dimensions(
     expect(panel).to_contain_text(f"{answer['dimensions']:,} dimensions")
     drawn = "".join(path.get_attribute("d") or "" for path in panel.locator("path").all())
     assert drawn.count("M") == np.count_nonzero(vector)
+
+
+def test_a_feature_vector_can_be_copied_and_the_page_names_its_fingerprint(
+    open_page: Callable[..., Page], address: str, choose: Choose, clock_png: bytes
+) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"], accept_downloads=True)
+    choose(page, {"mine.png": clock_png})
+    button = page.get_by_role("button", name="Copy the vector of mine.png")
+    button.click()
+    expect(button).to_have_text("Copied")
+    copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
+
+    answer = answer_of(address, "features", clock_png)
+    assert copied == pytest.approx(answer["results"][0]["features"], abs=1e-4)
+    panel = page.locator(".panel", has=page.get_by_role("heading", name="Feature vector"))
+    expect(panel.locator("code")).to_have_text(answer["fingerprint"])
+
+    # As on a page that was not served from localhost or by HTTPS.
+    page.evaluate("Object.defineProperty(navigator, 'clipboard', { value: undefined })")
+    with page.expect_download() as download:
+        button.click()
+    assert download.value.suggested_filename == "mine.png.json"
+    assert json.loads(download.value.path().read_text()) == copied
+    expect(button).to_have_text("Saved")
+
+
+def test_classes_and_vector_come_from_one_request(try_page: Page) -> None:
+    sent: list[str] = []
+    try_page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    take(try_page, "clock")
+
+    expect(try_page.get_by_role("heading", name="Feature vector")).to_be_visible()
+    [url] = sent
+    assert "/v1/predict?" in url
+    assert "outputs=classes,features" in url
+
+
+def test_a_model_without_classes_shows_only_the_vector(try_page: Page, address: str) -> None:
+    described = httpx2.get(f"{address}/v1/models").json()
+    without = {**described, "models": [{**model, "classes": 0} for model in described["models"]]}
+    try_page.route("**/v1/models", lambda route: route.fulfill(json=without))
+    try_page.reload()
+    with try_page.expect_request("**/v1/predict*") as request:
+        take(try_page, "clock")
+
+    assert "outputs=features&" in request.value.url
+    expect(try_page.get_by_role("button", name="Copy the vector of clock.jpg")).to_be_visible()
+    expect(try_page.get_by_role("article").get_by_role("listitem")).to_have_count(0)
+    expect(try_page.get_by_label("Classes per picture")).to_be_hidden()
+    expect(try_page.locator("pre").first).to_contain_text("/v1/features")
 
 
 def test_several_pictures_are_compared_each_with_each(try_page: Page, address: str) -> None:
@@ -179,7 +229,7 @@ def test_the_same_pictures_are_sent_to_another_model(try_page: Page, light_model
     label = try_page.get_by_role("article").get_by_role("listitem").first
     expect(label).to_contain_text("analog clock")
 
-    with try_page.expect_response("**/v1/features*"):
+    with try_page.expect_response("**/v1/predict*"):
         try_page.get_by_label("Model", exact=True).select_option(light_model)
 
     expect(label).not_to_contain_text("analog clock")
@@ -194,15 +244,18 @@ def test_the_copied_commands_give_the_same_results_in_a_shell(
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     choose(page, dict.fromkeys(names, clock_png))
     answers = {}
-    for kind in ("Classes", "Features"):
-        page.get_by_role("button", name=f"Copy {kind}").click()
-        expect(page.get_by_role("button", name=f"Copy {kind}")).to_have_text("Copied")
+    for kind in ("Classes", "Classes and features"):
+        button = page.get_by_role("button", name=f"Copy {kind}", exact=True)
+        button.click()
+        expect(button).to_have_text("Copied")
         command = page.evaluate("navigator.clipboard.readText()")
         done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, timeout=60, check=True)
         answers[kind] = json.loads(done.stdout)["results"]
 
-    assert [found["predictions"][0]["label"] for found in answers["Classes"]] == ["analog clock"] * len(names)
-    assert [len(found["features"]) for found in answers["Features"]] == [1280] * len(names)
+    for found, both in zip(answers["Classes"], answers["Classes and features"], strict=True):
+        assert found["predictions"][0]["label"] == both["predictions"][0]["label"] == "analog clock"
+        assert len(both["features"]) == 1280
+    assert len(answers["Classes"]) == len(names)
     assert not (tmp_path / "taken").exists()
 
 

@@ -37,6 +37,9 @@ def main(venv: str, borrowed: str, cache: str, models: str, *command: str) -> No
     bind(borrowed, "/opt/borrowed")
     bind(cache, "/var/cache/gradless")
     bind(models, "/opt/models")
+    # Where SageMaker puts a model.
+    os.makedirs("/opt/ml")  # noqa: PTH103 - of a tmpfs made a moment ago
+    os.symlink("/opt/models/my-model", "/opt/ml/model")  # noqa: PTH211 - as above
     # After what lies there has been bound elsewhere.
     mount("-t", "tmpfs", "tmpfs", "/tmp")  # noqa: S108 - a private mount
     mount("-t", "proc", "proc", "/proc")

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from typing import Any
 
+from app.process.lifetime import FORCED_AFTER_DRAIN_S
+
 CLASSIFY = """
 import sys, urllib.request
 image = sys.stdin.buffer.read()
@@ -31,6 +33,32 @@ with socket.create_connection(("127.0.0.1", 8000)) as connection:
     sys.stdin.readline()
     connection.sendall(b".")
     print(connection.recv(12).decode())
+"""
+
+# Starts the command in its arguments, asks it about the image on stdin as SageMaker does, and ends it by SIGTERM with
+# half a request on its way.
+SAGEMAKER = """
+import json, socket, subprocess, sys, time, urllib.error, urllib.request
+
+def ask(path, body=None):
+    with urllib.request.urlopen(f"http://127.0.0.1:8080{path}", body, timeout=2) as answer:
+        return answer.status, json.load(answer)
+
+service = subprocess.Popen(sys.argv[1:], stderr=subprocess.DEVNULL)
+ping = None
+while ping is None and service.poll() is None:
+    try:
+        ping = ask("/ping")
+    except (urllib.error.URLError, ConnectionError):
+        time.sleep(0.05)
+invocation = ask("/invocations", sys.stdin.buffer.read())
+with socket.create_connection(("127.0.0.1", 8080)) as connection:
+    connection.sendall(b"POST /invocations HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 2\\r\\n\\r\\n.")
+    time.sleep(0.2)
+    began = time.monotonic()
+    service.terminate()
+    status = service.wait()
+print(json.dumps([ping, invocation, status, time.monotonic() - began]))
 """
 
 
@@ -91,6 +119,25 @@ def test_a_model_of_your_own_is_served_from_a_folder_that_is_mounted_read_only(
     done = container.run("python", "-c", CLASSIFY.replace("top_k=1", "top_k=1&model=my-model"), stdin=clock_png)
     [result] = json.loads(done.stdout)["results"]
     assert result["predictions"][0]["label"] in {"cat", "dog", "fox"}
+
+
+def test_sagemaker_gets_its_ping_its_invocations_and_an_end_within_the_drain_timeout(
+    container: Any, dockerfile: Any, clock_png: bytes
+) -> None:
+    drain_s = 0.5
+    settings = ["GRADLESS_PORT=8080", "GRADLESS_MODELS=/opt/ml/model", f"GRADLESS_DRAIN_TIMEOUT_S={drain_s}"]
+    entrypoint = json.loads(dockerfile.values("cpu", "ENTRYPOINT")[-1])
+    command = ["env", *settings, "python", "-c", SAGEMAKER, *entrypoint, "serve"]
+    done = container.run(*command, stdin=clock_png)
+
+    assert done.returncode == 0, done.stderr
+    (ping, invocation, status, ended_after_s) = json.loads(done.stdout)
+    assert ping[0] == 200
+    [scores] = invocation[1]["predictions"]
+    assert scores.keys() == {"cat", "dog", "fox"}
+    assert status == 0
+    # Not by force.
+    assert ended_after_s < drain_s + FORCED_AFTER_DRAIN_S / 2
 
 
 # Last of the tests that share the container, because it stops it.

@@ -118,7 +118,7 @@ def test_unreadable_files_are_reported_and_fail_with_strict(gradless: Run, folde
     assert done.returncode == 1
     first, last = lines(done)
     assert first.startswith(f"gradless: {folder}/broken.jpg: The JPEG image cannot be decoded")
-    assert last.startswith(f"gradless: 9 images in {output}, ")
+    assert last.startswith(f"gradless: 9 images in {output} by {SMALL[1]}, ")
     assert last.endswith(f"/s; 1 files without an answer are in {tmp_path}/out.csv.errors.jsonl")
     [fault] = map(json.loads, (tmp_path / "out.csv.errors.jsonl").read_text().splitlines())
     assert fault["path"] == f"{folder}/broken.jpg"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -221,6 +223,73 @@ def test_a_deadline_drops_the_image_from_its_queue(start_server: Callable[..., A
         for expected in ('cancelled_total{model="null",stage="queue"} 1.0', '{code="499",contract="oip"'):
             while expected not in http.get("/metrics").text:
                 time.sleep(0.02)
+
+
+class Endless:
+    """Messages of a call, the first of which does not come before the context is left."""
+
+    def __init__(self) -> None:
+        self._left = threading.Event()
+
+    def __enter__(self) -> Iterator[Any]:
+        return iter(self._next, None)
+
+    def __exit__(self, *_: object) -> None:
+        self._left.set()
+
+    def _next(self) -> None:
+        self._left.wait(PATIENCE_S)
+
+
+def _infer_without_message(client: Client, metadata: Any = ()) -> Any:
+    infer = METHODS["ModelInfer"]
+    stub = client.channel.stream_unary(infer.path, infer.request.SerializeToString, infer.response.FromString)
+    with Endless() as messages:
+        return stub(messages, metadata=metadata)
+
+
+def test_rights_are_checked_before_a_message_comes(client: Client) -> None:
+    assert _code(_infer_without_message, client) == "UNAUTHENTICATED"
+
+
+def test_the_server_outlives_late_messages_and_wrong_paths(start_server: Callable[..., Any]) -> None:
+    server = start_server(GRADLESS_MODELS="null", GRADLESS_GRPC_PORT="0", GRADLESS_READ_TIMEOUT_S="0.5")
+    client = Client(server)
+    with client.channel:
+        assert _code(_infer_without_message, client) == "DEADLINE_EXCEEDED"
+        _call_a_path_that_is_not_utf_8(client.address)
+        server.wait_for_line("gRPC server failed")
+        stub = client.channel.unary_unary(METHODS["ServerLive"].path)
+        assert stub(b"", timeout=PATIENCE_S, wait_for_ready=True)
+
+
+def _call_a_path_that_is_not_utf_8(address: str) -> None:
+    host, _, port = address.partition(":")
+    fields = {b":method": b"POST", b":scheme": b"http", b":path": b"/\xff", b":authority": b"x", b"te": b"trailers"}
+    fields[b"content-type"] = b"application/grpc"
+    # Literal fields (RFC 7541, section 6.2.2), in one frame of type HEADERS that ends both (RFC 9113, section 6.2).
+    block = b"".join(
+        b"\x00" + bytes([len(each)]) + each if part == 0 else bytes([len(each)]) + each
+        for field in fields.items()
+        for part, each in enumerate(field)
+    )
+    frame = len(block).to_bytes(3) + b"\x01\x05" + (1).to_bytes(4) + block
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5) + frame)
+        connection.recv(1)
+
+
+def test_compressed_messages_are_read(client: Client, clock_png: bytes) -> None:
+    tensor = [{"name": "x", "datatype": "BYTES", "shape": [1]}]
+    method = METHODS["ModelInfer"]
+    stub = client.channel.unary_unary(method.path, method.request.SerializeToString, method.response.FromString)
+    sent = method.request(
+        model_name="null", inputs=tensor, raw_input_contents=[join_elements([clock_png + bytes(9999)])]
+    )
+
+    for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
+        answer = stub(sent, timeout=PATIENCE_S, metadata=METADATA, compression=compression)
+        assert len(_rows(answer)[0]) == 1
 
 
 def test_a_drain_answers_what_was_accepted(start_server: Callable[..., Any], clock_png: bytes) -> None:

@@ -51,6 +51,7 @@ def test_init_writes_a_folder_that_check_accepts(folder: Path, gradless: Run) ->
     assert (begun.returncode, begun.stderr) == (0, b"")
     assert b"shufflenet_v2_x0_5, 3 classes, weights in model.pt, labels in labels.txt" in begun.stdout
     assert b"It assumes interpolation bilinear, resize 72, crop 64." in begun.stdout
+    assert b"may be added later" not in begun.stdout
     add_reference(folder, "dog", 0.84)
     tried = gradless("models", "check", str(folder), "--image", str(folder / "clock.png"), **EAGER)
     assert (tried.returncode, tried.stderr) == (0, b"")
@@ -66,6 +67,13 @@ def test_init_writes_a_folder_that_check_accepts(folder: Path, gradless: Run) ->
     # The classes of --image, most probable first.
     assert list(message)[-3:] == ["dog", "fox", "cat"]
     assert (message["dog"], message["fox"], message["cat"]) == ("0.844", "0.114", "0.042")
+
+
+def test_init_without_a_file_of_labels_says_how_to_add_one(folder: Path, gradless: Run) -> None:
+    (folder / "labels.txt").unlink()
+    begun = gradless("models", "init", str(folder), "--architecture", "shufflenet_v2_x0_5")
+    assert b"A labels.txt, one class a line with class 0 first, may be added later" in begun.stdout
+    assert '# labels = "labels.txt"' in (folder / "model.toml").read_text().splitlines()
 
 
 def test_a_misclassified_reference_image_exits_with_1(folder: Path, gradless: Run) -> None:

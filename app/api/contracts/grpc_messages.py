@@ -23,12 +23,16 @@ HEALTH = "grpc.health.v1.Health"
 
 _COMPILED = Path(__file__).with_name("open_inference.binpb")
 
-# Numbers in typed contents: a number takes a byte or more of the message, 8 bytes once it is parsed, and the parser
-# holds the interpreter lock, for 50 ms at this limit.
-_MAX_TYPED_BYTES = 8 * 2**20
+# Typed contents, and the numbers in them: a number takes a byte or more of the message, 8 bytes once it is parsed. The
+# parser holds the interpreter lock, for 10 to 60 ms at these limits.
+_MAX_TYPED_BYTES = 16 * 2**20
+_MAX_NUMBERS_BYTES = 8 * 2**20
 _NUMBER_BYTES = 8
-# Fields of a request: each takes time, also an empty one. A request has some for each image.
-_MAX_FIELDS = 10_000
+# Fields of a request, of its inputs and of their contents: each takes time on the event loop, also an empty one. A
+# request has some for each image.
+_MAX_FIELDS = 2048
+# What a message has besides images: names, shapes and parameters.
+MAX_HEAD_BYTES = 64 * 1024
 
 # Kinds of fields, and keys of fields: their number and their kind (https://protobuf.dev/programming-guides/encoding).
 _VARINT, _64_BITS, _BYTES, _32_BITS = 0, 1, 2, 5
@@ -73,7 +77,7 @@ def methods_of(service: str) -> Sequence[Method]:
     ]
 
 
-def parse(kind: Any, message: bytes) -> Any:
+def parse(kind: Any, message: bytes | bytearray) -> Any:
     """Return `message` as a message of the class `kind`. Raises InvalidInputError."""
     try:
         return kind.FromString(message)
@@ -91,61 +95,61 @@ class SplitRequest:
     parsed_bytes: int
 
 
-def split_request(message: bytes) -> SplitRequest:
+def split_request(message: bytes | bytearray) -> SplitRequest:
     """Take the raw inputs out of a ModelInferRequest: protobuf would copy them twice.
 
-    Raises InvalidInputError, and BodyTooLargeError for too many numbers in typed contents.
+    Raises InvalidInputError, also for more than MAX_HEAD_BYTES besides images, and BodyTooLargeError for typed contents
+    that are too large.
     """
     raw: list[memoryview] = []
     rest: list[memoryview] = []
-    numbers = inner_fields = 0
-    for key, whole, content in _fields(memoryview(message)):
+    numbers = files = 0
+    fields = _Fields()
+    for key, whole, content in fields.of(memoryview(message)):
         if key == _RAW_INPUTS:
             raw.append(content)
             continue
         rest.append(whole)
-        for size in _sizes_of_numbers(content) if key == _INPUTS else ():
-            numbers += size
-            inner_fields += 1
-            if inner_fields > _MAX_FIELDS:
-                raise InvalidInputError(f"The inputs have more than {_MAX_FIELDS} fields.")
-    if numbers > _MAX_TYPED_BYTES:
-        raise BodyTooLargeError(_MAX_TYPED_BYTES, "Send tensors in raw_input_contents.")
+        for inner, inner_whole, inner_content in fields.of(content) if key == _INPUTS else ():
+            if inner == _CONTENTS:
+                of_files = sum(len(each) for kind, each, _ in fields.of(inner_content) if kind == _FILES)
+                files += of_files
+                numbers += len(inner_whole) - of_files
+    for size, limit in ((numbers, _MAX_NUMBERS_BYTES), (numbers + files, _MAX_TYPED_BYTES)):
+        if size > limit:
+            raise BodyTooLargeError(limit, "Send tensors in raw_input_contents.")
+    if sum(map(len, rest)) - numbers - files > MAX_HEAD_BYTES:
+        raise InvalidInputError(f"The message has more than {MAX_HEAD_BYTES} bytes besides images.")
     joined = b"".join(rest)
     return SplitRequest(joined, raw, 2 * len(joined) + _NUMBER_BYTES * numbers)
 
 
-def _sizes_of_numbers(tensor: memoryview) -> Iterator[int]:
-    """Yield the bytes of numbers in each field of an input, and in each of its typed contents."""
-    for key, _, content in _fields(tensor):
-        yield 0
-        if key == _CONTENTS:
-            for inner, whole, _ in _fields(content):
-                yield 0 if inner == _FILES else len(whole)
+class _Fields:
+    """Finds the fields of messages, of one request: together at most _MAX_FIELDS."""
 
+    def __init__(self) -> None:
+        self._found = 0
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
-    """Yield key, bytes and content of each field of a message. Raises InvalidInputError."""
-    end = 0
-    for _ in range(_MAX_FIELDS + 1):
-        start = end
-        if start == len(message):
-            return
-        key, at = _varint(message, start)
-        kind = key & 7
-        if kind == _BYTES:
-            size, at = _varint(message, at)
-            end = at + size
-        elif kind == _VARINT:
-            _, end = _varint(message, at)
-        elif kind in _FIXED:
-            end = at + _FIXED[kind]
-        else:
-            end = len(message) + 1
-        if end > len(message):
-            break
-        yield key, message[start:end], message[at:end]
-    raise InvalidInputError(f"The message cannot be read, or has more than {_MAX_FIELDS} fields.")
+    def of(self, message: memoryview) -> Iterator[tuple[int, memoryview, memoryview]]:
+        """Yield key, bytes and content of each field of a message. Raises InvalidInputError."""
+        end = 0
+        while end < len(message):
+            start = end
+            self._found += 1
+            key, at = _varint(message, start)
+            kind = key & 7
+            if kind == _BYTES:
+                size, at = _varint(message, at)
+                end = at + size
+            elif kind == _VARINT:
+                _, end = _varint(message, at)
+            elif kind in _FIXED:
+                end = at + _FIXED[kind]
+            else:
+                end = len(message) + 1
+            if end > len(message) or self._found > _MAX_FIELDS:
+                raise InvalidInputError(f"The message cannot be read, or has more than {_MAX_FIELDS} fields.")
+            yield key, message[start:end], message[at:end]
 
 
 def _varint(message: memoryview, start: int) -> tuple[int, int]:

@@ -1,25 +1,34 @@
 """Serve the Open Inference Protocol over gRPC, and gRPC's health checks, on the event loop of the HTTP server.
 
-The only module that imports grpc, which is an optional dependency. Servers of several HTTP workers share one port; the
-kernel spreads connections over them.
+The modules grpc_server, grpc_health and grpc_calls alone import grpc, which is an optional dependency. Servers of
+several HTTP workers share one port; the kernel spreads connections over them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
-from urllib.parse import unquote
 
 import grpc
 import grpc.aio
 from fastapi import FastAPI, Request
 from starlette.types import Scope
 
-from app.api.contracts.grpc_messages import HEALTH, INFERENCE, Method, methods_of, parse, split_request
+from app.api.content_encoding import coding_of, expand_coding
+from app.api.contracts.grpc_calls import client_of, received
+from app.api.contracts.grpc_health import HealthChecks
+from app.api.contracts.grpc_messages import (
+    INFERENCE,
+    MAX_HEAD_BYTES,
+    Method,
+    methods_of,
+    parse,
+    split_request,
+)
 from app.api.contracts.oip_grpc import PROCEDURES, Call
 from app.api.contracts.oip_models import OIP
 from app.api.dependencies import Parts
@@ -27,12 +36,21 @@ from app.api.error_responses import record_problem
 from app.api.off_loop import off_loop
 from app.http.contract import contract_status
 from app.http.disconnect import ClientDisconnect
-from app.http.problems import INTERNAL_ERROR, BodyTooLargeError, FaultyImageError, RequestError, Row
+from app.http.problems import (
+    INTERNAL_ERROR,
+    BodyTooLargeError,
+    FaultyImageError,
+    RequestError,
+    Row,
+)
 from app.observability.request_observer import RequestObserver
 from app.observability.request_record import RequestRecord
-from models.interface.errors import AtCapacityError, GradlessError, StartError
+from models.interface.admission import Budget
+from models.interface.errors import AtCapacityError, BodyMemoryFullError, GradlessError, StartError
 
 _log = logging.getLogger(__name__)
+# It logs metadata that is not UTF-8, keys among them, with a traceback.
+logging.getLogger("grpc._cython.cygrpc").setLevel(logging.CRITICAL)
 
 _OK = 200
 
@@ -58,13 +76,16 @@ _MAX_MESSAGE_CHARACTERS = 2000
 # Only clients of HTTP act on it.
 _NOT_SENT = "x-content-type-options"
 
-# What a message has besides images.
-_HEAD_BYTES = 64 * 1024
 _MAX_STREAMS = 128
-# Calls besides those whose images are admitted: health checks, and calls that are being refused.
-_MORE_CALLS = 64
+# Calls at once: an unread body or answer takes some 64 KiB.
+_MAX_CALLS = 4096
+# Calls whose messages are being received, besides those whose images are admitted: a message is in memory before its
+# size is known.
+_MORE_READS = 64
+# An idle client connects again by itself.
+_IDLE_MS = 300_000
 
-_HEALTH_PERIOD_S = 0.5
+_RETRY_S = 1.0
 
 _INFER = "ModelInfer"
 
@@ -95,37 +116,40 @@ class GrpcServer:
         self._observer = observer
         settings = self._parts.settings
         self._shares_port = bool(settings.http_workers)
-        self._server = grpc.aio.server(
+        self._health = HealthChecks(self._parts)
+        max_reads = settings.queue_capacity + _MORE_READS
+        self._reads = Budget(max_reads, lambda _used: BodyMemoryFullError(settings.max_held_bytes))
+        self._port = settings.grpc_port or 0
+        self._serving: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._server, self._address = self._bound()
+
+    def _bound(self) -> tuple[Any, str]:
+        """Return a server whose port is bound, and its address. Raises StartError."""
+        settings = self._parts.settings
+        server = grpc.aio.server(
             options=[
                 # Without it another server could take the same port, and both would get connections.
                 ("grpc.so_reuseport", int(self._shares_port)),
-                ("grpc.max_receive_message_length", settings.max_request_bytes + _HEAD_BYTES),
+                ("grpc.max_receive_message_length", settings.max_request_bytes + MAX_HEAD_BYTES),
+                # It would expand a message without a limit on all messages together.
+                ("grpc.per_message_decompression", 0),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", _MAX_STREAMS),
+                ("grpc.max_connection_idle_ms", _IDLE_MS),
+                ("grpc.server_handshake_timeout_ms", int(settings.read_timeout_s * 1000)),
             ],
-            # Their messages are in memory before they can be refused.
-            maximum_concurrent_rpcs=settings.queue_capacity + _MORE_CALLS,
+            maximum_concurrent_rpcs=_MAX_CALLS,
         )
-        unary = grpc.unary_unary_rpc_method_handler
+        unary = grpc.stream_unary_rpc_method_handler
         calls = {method.name: unary(self._handler(method)) for method in methods_of(INFERENCE)}
-        [check, watch] = methods_of(HEALTH)
-        self._health_response = check.response
-        probes = {
-            check.name: unary(self._check, check.request.FromString, check.response.SerializeToString),
-            watch.name: grpc.unary_stream_rpc_method_handler(
-                self._watch, watch.request.FromString, watch.response.SerializeToString
-            ),
-        }
-        self._server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(INFERENCE, calls),
-                grpc.method_handlers_generic_handler(HEALTH, probes),
-            )
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(INFERENCE, calls), self._health.handlers())
         )
 
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         try:
-            port = self._server.add_insecure_port(f"{host}:{settings.grpc_port}")
+            port = server.add_insecure_port(f"{host}:{self._port}")
         except RuntimeError:
             port = 0
         if not port:
@@ -133,7 +157,8 @@ class GrpcServer:
             raise StartError(
                 f"gRPC cannot listen on {where}: the port is in use, or the address is not of this machine"
             )
-        self._address = f"{host}:{port}"
+        self._port = port
+        return server, f"{host}:{port}"
 
     async def start(self) -> None:
         """Answer calls."""
@@ -141,19 +166,42 @@ class GrpcServer:
         # The engine process tells of the port that workers share.
         level = logging.DEBUG if self._shares_port else logging.INFO
         _log.log(level, "listening for gRPC", extra={"address": self._address})
+        self._serving = asyncio.create_task(self._serve_again())
+
+    async def _serve_again(self) -> None:
+        """Start another server whenever one has failed: a call whose path is not UTF-8 ends that of grpcio 1.85."""
+        while not self._stopping:
+            try:
+                await self._server.wait_for_termination()
+            except Exception as error:  # noqa: BLE001 - whatever ended it, clients need another
+                _log.error("the gRPC server failed, another is started: %r", error)
+                await self._server.stop(None)
+                await self._start_again()
+
+    async def _start_again(self) -> None:
+        while not self._stopping:
+            try:
+                self._server, _ = self._bound()
+            except StartError as error:
+                _log.error("the gRPC server cannot be started again: %s", error)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                await self._server.start()
+                return
 
     async def stop(self, grace_s: float) -> None:
         """Close the port, and answer the accepted calls for at most `grace_s`."""
+        self._stopping = True
         await self._server.stop(grace_s)
 
     def _handler(self, method: Method) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
-        async def call(message: bytes, context: Any) -> bytes:
+        async def call(_: Any, context: Any) -> bytes:
             disconnect = ClientDisconnect()
             scope = self._scope(method, context, disconnect)
             record = self._observer.begin(scope)
             record.contract = OIP
             try:
-                answer = await self._answer(method, Request(scope), record, message)
+                answer = await self._answer(method, Request(scope), record, context)
                 trailers = self._trailers(scope, record)
                 if isinstance(answer, bytes):
                     context.set_trailing_metadata(trailers)
@@ -171,12 +219,10 @@ class GrpcServer:
 
         return call
 
-    async def _answer(
-        self, method: Method, request: Request, record: RequestRecord, message: bytes
-    ) -> bytes | _Refusal:
+    async def _answer(self, method: Method, request: Request, record: RequestRecord, context: Any) -> bytes | _Refusal:
         """Return the response's message, or why there is none, which is recorded."""
         try:
-            answer = await self._respond(method, request, record, message)
+            answer = await self._respond(method, request, record, context)
         except (FaultyImageError, GradlessError, RequestError) as error:
             row = record_problem(request, self._parts.metrics, error)
             retry_after_s = error.retry_after_s if isinstance(error, AtCapacityError) else None
@@ -188,26 +234,42 @@ class GrpcServer:
         record.status = _OK
         return answer
 
-    async def _respond(self, method: Method, request: Request, record: RequestRecord, message: bytes) -> bytes:
+    async def _respond(self, method: Method, request: Request, record: RequestRecord, context: Any) -> bytes:
         procedure = PROCEDURES[method.name]
         if procedure.allowed is not None:
             await procedure.allowed(request)
         started_at = perf_counter()
-        record.reserve_body_bytes(len(message))
+        # Calls that need no key have an empty message.
+        message = b"" if procedure.allowed is None else await self._read(record, context)
         raw_inputs: Sequence[memoryview] = ()
         rest = message
         if method.name == _INFER:
             split = split_request(message)
             record.reserve_held_bytes(split.parsed_bytes)
             raw_inputs, rest = split.raw_inputs, split.rest
-        elif len(message) > _HEAD_BYTES:
-            raise BodyTooLargeError(_HEAD_BYTES)
+        elif len(message) > MAX_HEAD_BYTES:
+            raise BodyTooLargeError(MAX_HEAD_BYTES)
         parsed = await off_loop(len(rest), lambda: parse(method.request, rest))
         record.body_read = True
         record.read_seconds = perf_counter() - started_at
         fields = await procedure.answer(Call(request, parsed, raw_inputs))
         response: bytes = method.response(**fields).SerializeToString()
         return response
+
+    async def _read(self, record: RequestRecord, context: Any) -> bytes | bytearray:
+        """Return the message of a call, expanded. Raises SlowBodyError, InvalidInputError, BodyMemoryFullError,
+        BodyTooLargeError."""
+        settings = self._parts.settings
+        self._reads.acquire(1)
+        try:
+            message = await received(context, settings.read_timeout_s)
+        finally:
+            self._reads.release(1)
+        record.reserve_body_bytes(len(message))
+        coding = coding_of(message)
+        if coding is None:
+            return message
+        return await expand_coding(record, message, coding, settings.max_request_bytes + MAX_HEAD_BYTES)
 
     def _scope(self, method: Method, context: Any, disconnect: ClientDisconnect) -> Scope:
         """Return the call as an HTTP request, which it is on the wire."""
@@ -234,43 +296,9 @@ class GrpcServer:
         headers = self._observer.headers(scope, record)
         return tuple((name, value) for name, value in headers.items() if name != _NOT_SENT)
 
-    async def _check(self, message: Any, context: Any) -> Any:
-        status = self._health(message.service)
-        if status == "SERVICE_UNKNOWN":
-            await context.abort(grpc.StatusCode.NOT_FOUND, "There is no such service.")
-        return self._health_response(status=status)
-
-    async def _watch(self, message: Any, _context: Any) -> AsyncIterator[Any]:
-        """Yield the health whenever it changes. It ends with the service."""
-        sent = None
-        while True:
-            status = self._health(message.service)
-            if status != sent:
-                yield self._health_response(status=status)
-                sent = status
-            runtime = self._parts.runtime
-            if runtime is None or runtime.draining:
-                return
-            await asyncio.sleep(_HEALTH_PERIOD_S)
-
-    def _health(self, service: str) -> str:
-        if service not in {"", INFERENCE}:
-            return "SERVICE_UNKNOWN"
-        runtime = self._parts.runtime
-        return "SERVING" if runtime is not None and runtime.ready else "NOT_SERVING"
-
 
 def _refusal(record: RequestRecord, row: Row, message: str, retry_after_s: int | None = None) -> _Refusal:
     record.status = contract_status(row)
     # As over HTTP, an internal error tells no detail.
     public = row.title if row.status == INTERNAL_ERROR.status else message
     return _Refusal(_CODES.get(record.status, grpc.StatusCode.UNKNOWN), public, retry_after_s)
-
-
-def client_of(peer: str) -> tuple[str, int] | None:
-    """Return address and port of gRPC's name of a client, such as `ipv6:[::1]:4711`; None if it has none."""
-    family, _, place = unquote(peer).partition(":")
-    host, _, port = place.rpartition(":")
-    if family not in {"ipv4", "ipv6"} or not port.isdecimal():
-        return None
-    return host.strip("[]"), int(port)

@@ -9,6 +9,7 @@ from fastapi import Request
 from app.api.contracts.tensors import Tensor, images_of_tensor, is_text
 from app.api.contracts.views import View
 from app.api.json_images import images_of
+from app.api.off_loop import off_loop
 from app.observability.request_record import record_of
 from app.settings import Settings
 from models.interface.errors import ImageTooLargeError
@@ -29,17 +30,21 @@ async def files_of(
     request: Request, settings: Settings, elements: Sequence[memoryview]
 ) -> list[bytes | ImageTooLargeError]:
     """Return the file in each element. One that is base64 or a data URI is decoded. Raises what images_of raises."""
-    record_of(request.scope).reserve_held_bytes(sum(map(len, elements)))
+    size_bytes = sum(map(len, elements))
+    record_of(request.scope).reserve_held_bytes(size_bytes)
     # Bytes that are not ASCII remain faults of their base64.
-    texts = [str(element, "latin-1") for element in elements if is_text(element)]
+    texts = await off_loop(size_bytes, lambda: [str(each, "latin-1") for each in elements if is_text(each)])
     decoded: Iterator[bytes | ImageTooLargeError] = iter(())
     if texts:
         decoded = iter(await images_of(request, settings, texts))
-    return [
-        next(decoded)
-        if is_text(element)
-        else ImageTooLargeError(settings.max_image_bytes)
-        if len(element) > settings.max_image_bytes
-        else bytes(element)
-        for element in elements
-    ]
+    return await off_loop(
+        size_bytes,
+        lambda: [
+            next(decoded)
+            if is_text(element)
+            else ImageTooLargeError(settings.max_image_bytes)
+            if len(element) > settings.max_image_bytes
+            else bytes(element)
+            for element in elements
+        ],
+    )

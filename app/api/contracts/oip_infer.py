@@ -153,7 +153,8 @@ def is_of_sagemaker(headers: Headers) -> bool:
 def _stated_head(headers: Headers) -> str | None:
     """Return where binary tensors begin, as the client states it, or None for JSON alone."""
     if not is_of_sagemaker(headers):
-        return headers.get(TENSORS_AT)
+        # Several are no number.
+        return ",".join(headers.getlist(TENSORS_AT)) if TENSORS_AT in headers else None
     _, parameters = parse_options_header(headers["content-type"])
     stated = parameters.get(_SAGEMAKER_AT.encode())
     return None if stated is None else stated.decode("latin-1")

@@ -212,10 +212,10 @@ def _description(request: Request, name: str, version: str) -> dict[str, Any]:
         "maxBatchDelay": round(settings.max_batch_delay_ms),
         "workers": [{"id": "1", "status": "UNLOADING" if card.name in runtime.down else "READY"}],
     }
-    # HTTP workers know neither batchers nor how many images wait.
+    # HTTP workers know neither batchers nor how many images wait, only the setting.
     instances = [state for instance, state in runtime.instances().items() if instance.model == card.name]
-    if instances:
-        described["batchSize"] = max(state.max_batch_size for state in instances)
+    if sizes := [state.max_batch_size for state in instances] or [size for size in [settings.max_batch_size] if size]:
+        described["batchSize"] = max(sizes)
     if (admitted := runtime.admissions().get(card.name)) is not None:
         free = max(0, admitted.capacity - admitted.in_flight)
         waiting = sum(state.depth for state in instances)

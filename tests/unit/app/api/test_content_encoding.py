@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api.content_encoding import compress, expanded_pieces
+from app.api.content_encoding import coding_of, compress, expanded_pieces
 
 _MIB = 2**20
 
@@ -28,6 +28,15 @@ def test_gzip_deflate_and_raw_deflate_are_expanded(body: bytes) -> None:
         (_raw_deflate(body), "deflate"),
     ):
         assert b"".join(expanded_pieces(compressed, coding)) == body
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 9))
+def test_a_grpc_message_shows_its_coding(body: bytes, level: int) -> None:
+    assert coding_of(gzip.compress(body, level)) == "gzip"
+    assert coding_of(zlib.compress(body, level)) == "deflate"
+    # The first field of a message has a number below 15.
+    assert coding_of(b"\x0a\x04" + body) is None
 
 
 def test_a_bomb_expands_in_pieces() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.api import json_images
 from app.api.json_images import decode_base64, parse_object
 from app.http.problems import InvalidInputError
-from app.observability.request_record import RequestRecord, keep_record
+from app.observability.request_record import RequestRecord, keep_record, record_of
 from models.interface.admission import Budget
 from models.interface.errors import BodyMemoryFullError
 
@@ -69,3 +69,24 @@ async def test_large_json_is_parsed_and_counted(request_: Request) -> None:
     assert await parse_object(request_, b'{"a": "%s"}' % text.encode()) == {"a": text}
     with pytest.raises(BodyMemoryFullError):
         await parse_object(request_, bytes(_HELD_BYTES))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("character", ["\N{SNOWMAN}", "\\u2603"])
+async def test_json_whose_strings_are_wide_counts_as_memory(request_: Request, character: str) -> None:
+    body = f'{{"images": ["{"A" * 100_000}"], "user": "{character}"}}'.encode()
+
+    await parse_object(request_, body)
+
+    assert record_of(request_.scope).held_bytes == 4 * len(body)
+
+
+@pytest.mark.anyio
+async def test_long_json_is_ascii_or_refused(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_images, "_MAX_WIDE_BYTES", 40)
+    # Characters that some libraries escape take one byte.
+    plain = b'{"images": ["AA\\u002B\\u002FAAAAAAAAAAAAAAAAAAAAAAAA"]}'
+
+    assert await parse_object(request_, plain)
+    with pytest.raises(InvalidInputError, match="must be ASCII"):
+        await parse_object(request_, plain.replace(b"002B", b"262B"))

@@ -37,6 +37,11 @@ class _Worker:
 
     def take(self, number: int) -> list[socket.socket]:
         taken = self.connections(number)
+        before = self.known.open_connections
+        self.status.open_connections += number
+        self.status.received += number
+        # Each counts once, also before its reply is read.
+        assert self.known.open_connections == before
         self.end.send(TAKEN * number)
         assert self.known.read_replies() == []
         return taken
@@ -232,6 +237,7 @@ async def test_a_connection_that_a_worker_has_no_file_descriptor_for_goes_to_ano
     acceptor.open()
     client = call()
     await _until(lambda: full.known.open_connections == 1)
+    full.status.received += 1
     full.end.send(NO_FILES)
     refused = full.known.read_replies()
     assert refused

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 pytest.importorskip("google.protobuf")
 pytest.importorskip("grpc")
 
+from app.api.contracts.grpc_calls import client_of
 from app.api.contracts.grpc_messages import (
     HEALTH,
     INFERENCE,
@@ -18,7 +19,6 @@ from app.api.contracts.grpc_messages import (
     parse,
     split_request,
 )
-from app.api.contracts.grpc_server import client_of
 from app.api.contracts.oip_grpc import PROCEDURES
 from app.http.problems import BodyTooLargeError, InvalidInputError
 
@@ -72,23 +72,38 @@ def test_a_damaged_message_is_a_message_or_refused(at: int, byte: int) -> None:
         return
 
 
-def test_typed_numbers_have_a_limit_and_count_as_memory_and_files_have_none() -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"inputs": [{"shape": [1] * 70_000}]},
+        {"outputs": [{"parameters": {str(number): {} for number in range(9000)}}]},
+        {"id": "7" * 70_000},
+        {"inputs": [{"parameters": {"a": {"string_param": "b" * 70_000}}, "contents": {"bytes_contents": [b"c"]}}]},
+    ],
+)
+def test_names_shapes_and_parameters_are_short(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match="65536 bytes besides images"):
+        split_request(_sent(**fields))
+
+
+def test_typed_contents_have_limits_and_numbers_count_as_memory() -> None:
     numbers = _typed(uint_contents=[1] * 1000)
     files = _typed(bytes_contents=[bytes(9 * 2**20)])
 
     assert split_request(numbers).parsed_bytes >= 2 * len(numbers) + 8 * 1000
     assert split_request(files).parsed_bytes < 3 * len(files)
-    with pytest.raises(BodyTooLargeError, match="raw_input_contents"):
-        split_request(_typed(uint_contents=[1] * (8 * 2**20 + 1)))
+    for contents in ({"uint_contents": [1] * (8 * 2**20 + 1)}, {"bytes_contents": [bytes(8 * 2**20)] * 2}):
+        with pytest.raises(BodyTooLargeError, match="raw_input_contents"):
+            split_request(_typed(**contents))
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        _sent(raw_input_contents=[b""] * 10_001),
-        _sent(inputs=[{"shape": [1]}] * 10_001),
-        _sent(inputs=[{"contents": {"bytes_contents": [b""] * 6000}}] * 2),
-        b"\x28" * 20_002,
+        _sent(raw_input_contents=[b""] * 2049),
+        _sent(inputs=[{"shape": [1]}] * 1025),
+        _sent(inputs=[{"contents": {"bytes_contents": [b""] * 1023}}] * 2),
+        b"\x28" * 4100,
         b"\xff" * 11,
         b"\x3a\x05abc",
         b"\x3f",

@@ -330,6 +330,16 @@ async def test_torchserve_lists_and_describes_the_models(serve: Serve) -> None:
     assert [worker["status"] for worker in described[1]["workers"]] == ["UNLOADING"]
 
 
+@pytest.mark.parametrize(("settings", "size"), [({"max_batch_size": 4}, 4), ({}, None)])
+async def test_torchserve_gets_the_set_batch_size_where_http_workers_know_no_batcher(
+    serve: Serve, settings: dict[str, int], size: int | None
+) -> None:
+    async with serve({"device_names": ()}, **settings) as client:
+        described = (await client.get("/models/fake")).json()[0]
+
+    assert described.get("batchSize") == size
+
+
 async def test_kserve_reads_from_a_models_description_whether_it_is_ready(serve: Serve) -> None:
     async with serve({"names": ("fake", "other"), "down": frozenset({"other"})}) as client:
         ready = [(await client.get(f"/v1/models/{name}")).json()["ready"] for name in ("fake", "other")]
