@@ -46,7 +46,8 @@ class GrpcConnection:
     async def answer_to(self, request: Request) -> Answer:
         """Return the answer to a request. Raises ConnectionError if it does not come from the application."""
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        call = self._channel.unary_unary(request.route).future(request.wire, timeout=ANSWER_TIMEOUT_S)
+        method = self._channel.unary_unary(request.route)
+        call = method.future(request.wire, timeout=ANSWER_TIMEOUT_S, metadata=request.metadata)
         call.add_done_callback(lambda _: loop.call_soon_threadsafe(ended.set))
         await ended.wait()
         trailers = dict(call.trailing_metadata() or ())

@@ -61,6 +61,11 @@ class Served:
         """Return the resident memory of each process by its id, in MB."""
         return {process.pid: process.memory_info().rss / _MEGABYTE for process in self.processes()}
 
+    def peak_mb(self) -> float:
+        """Return the sum of what each process has had in resident memory at most, in MB. Linux only."""
+        files = [Path(f"/proc/{process.pid}/status").read_text() for process in self.processes()]
+        return sum(int(text.partition("VmHWM:")[2].split()[0]) for text in files) * 1024 / _MEGABYTE
+
     def cpu_seconds(self) -> float:
         """Return the CPU time of all threads of the main process so far."""
         times = self._psutil_process.cpu_times()

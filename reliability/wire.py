@@ -26,11 +26,12 @@ class Address(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Bytes to send, their route, and the number of images in them."""
+    """Bytes to send, their route, the number of images in them, and the metadata of a gRPC call."""
 
     wire: bytes
     route: str
     images: int = 0
+    metadata: Sequence[tuple[str, str]] = ()
 
 
 class Answer(NamedTuple):

@@ -56,7 +56,7 @@ def measure(scale: Scale) -> Iterator[Finding]:
 
 def measure_protocols(scale: Scale) -> Iterator[Finding]:
     """Send all protocols, every other time to HTTP workers."""
-    times = max(2, scale.sigterms // 2)
+    times = max(2, scale.sigterms // 5)
     requests = [kind.request([known_image(0)]) for kind in KINDS]
     load = f"SIGTERM under all protocols from {_CLIENTS} HTTP and {_CLIENTS} gRPC clients, {times} times"
     settings = {"GRADLESS_GRPC_PORT": "0"}
