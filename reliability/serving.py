@@ -23,6 +23,8 @@ NULL_MODEL = "null"
 # GRADLESS_QUEUE_CAPACITY and GRADLESS_DRAIN_TIMEOUT_S as they are by default.
 QUEUE_CAPACITY = 256
 DRAIN_TIMEOUT_S = 30
+# GRADLESS_HTTP_WORKERS of scenarios that run without and with them.
+WORKERS = ("0", "2")
 
 _MEGABYTE = 1e6
 _POLL_S = 0.05
@@ -61,10 +63,10 @@ class Served:
         """Return the resident memory of each process by its id, in MB."""
         return {process.pid: process.memory_info().rss / _MEGABYTE for process in self.processes()}
 
-    def peak_mb(self) -> float:
-        """Return the sum of what each process has had in resident memory at most, in MB. Linux only."""
-        files = [Path(f"/proc/{process.pid}/status").read_text() for process in self.processes()]
-        return sum(int(text.partition("VmHWM:")[2].split()[0]) for text in files) * 1024 / _MEGABYTE
+    def peak_mb(self) -> dict[int, float]:
+        """Return the most resident memory that each process has had, by its id, in MB. Linux only."""
+        files = {process.pid: Path(f"/proc/{process.pid}/status").read_text() for process in self.processes()}
+        return {pid: int(text.partition("VmHWM:")[2].split()[0]) * 1024 / _MEGABYTE for pid, text in files.items()}
 
     def cpu_seconds(self) -> float:
         """Return the CPU time of all threads of the main process so far."""

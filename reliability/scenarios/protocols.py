@@ -16,7 +16,7 @@ from reliability.grpc_wire import PUSHBACK, GrpcConnection
 from reliability.known import format_counts, known_image, well_afterwards
 from reliability.protocols import KINDS, TOLERANCE, Kind, NativeAnswers, native_answers
 from reliability.scale import Scale
-from reliability.serving import NULL_MODEL, Served, serving
+from reliability.serving import NULL_MODEL, WORKERS, Served, serving
 from reliability.wire import Answer, Connection, field
 
 _REQUESTS = 20_000
@@ -30,7 +30,6 @@ _STEP = 1009
 _MOST_IMAGES = 3
 _DAMAGED_SHARE = 0.05
 _DAMAGED_BYTES = 50
-_WORKERS = ("0", "2")
 # Fewer images than are sent at once, and answered slowly enough that most find no room.
 _CAPACITY = 24
 _OVERLOADED = {
@@ -117,8 +116,8 @@ class _Load:
 
 def measure(scale: Scale) -> Iterator[Finding]:
     """Run in one process and with HTTP workers."""
-    for workers in _WORKERS:
-        requests = scale.count(_REQUESTS, least=300)
+    for workers in WORKERS:
+        requests = scale.count(_REQUESTS, least=200)
         load, closest, server, _ = _run(requests, overload=False, GRADLESS_HTTP_WORKERS=workers)
         connections = f"{_HTTP_CONNECTIONS + _GRPC_CONNECTIONS} connections, {_GRPC_CONNECTIONS} of them gRPC"
         scenario = Scenario(
@@ -135,7 +134,7 @@ def measure(scale: Scale) -> Iterator[Finding]:
 
 def measure_overload(scale: Scale) -> Iterator[Finding]:
     """Give the model less room than one client takes."""
-    requests = scale.count(_REQUESTS_OF_OVERLOAD, least=600)
+    requests = scale.count(_REQUESTS_OF_OVERLOAD, least=400)
     load, _, server, (well, afterwards) = _run(requests, overload=True, **_OVERLOADED)
     scenario = Scenario(
         "protocols-overload", f"{requests:,} requests in {len(KINDS)} forms, room for {_CAPACITY} images"

