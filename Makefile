@@ -8,6 +8,7 @@ TOOLS  := $(VENV)/.tools
 BENCH  ?= .venv-bench
 PEERS  := $(BENCH)/.ready
 TRITON := .venv-bench-triton
+MLSERVER := .venv-bench-mlserver
 CLIENTS := .venv-clients
 CLIENTS_READY := $(patsubst tests/clients/%.txt,$(CLIENTS)/%/.ready,$(wildcard tests/clients/*.txt))
 DIST   ?= dist
@@ -17,7 +18,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet install --con
 EXTRAS := $(if $(filter x86_64 amd64,$(shell uname -m)),[openvino])
 
 .DEFAULT_GOAL := help
-.PHONY: help run dist test pytest clients lint style types format audit observe soak reliability bench clean
+.PHONY: help run dist test pytest clients lint style types format audit observe soak reliability bench protocols wrk clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,12 +76,17 @@ soak: $(DEV) ## callers of every kind for MINUTES=30, and every request accounte
 reliability: $(DEV) ## overload, slow and leaving clients, rubbish, SIGTERM, SIGKILL; writes docs/reliability.md
 	@$(BIN)/python -m reliability
 
-bench: $(PEERS) $(TRITON)/.ready ## gradless beside other servers; BENCH_ARGS="--quick" tries it
+bench: $(PEERS) $(TRITON)/.ready wrk ## gradless beside other servers; BENCH_ARGS="--quick" tries it
+	@$(BENCH)/bin/python -m benchmarks --python $(BIN)/python $(BENCH_ARGS)
+
+protocols: $(MLSERVER)/.ready $(DEV) wrk ## the cost of each protocol, beside MLServer; BENCH_ARGS="--rounds 1" tries it
+	@$(BIN)/python -m benchmarks.protocols $(BENCH_ARGS)
+
+wrk:
 	@command -v wrk >/dev/null || { \
 		echo "wrk is missing: installing Debian's package"; \
 		test "$$(id -u)" = 0 || { echo "run as root: apt-get install wrk"; exit 1; }; \
 		apt-get update -qq && apt-get install -qq -y wrk; }
-	@$(BENCH)/bin/python -m benchmarks --python $(BIN)/python $(BENCH_ARGS)
 
 format: $(DEV) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .
@@ -92,7 +98,7 @@ audit: $(DEV) ## ask PyPI whether what constraints.txt locks has known vulnerabi
 	@$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt
 
 clean: ## remove what the other targets made
-	rm -rf $(VENV) $(BENCH) $(TRITON) $(CLIENTS) $(DIST) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
+	rm -rf $(VENV) $(BENCH) $(TRITON) $(MLSERVER) $(CLIENTS) $(DIST) build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -165,5 +171,20 @@ $(TRITON)/.ready: benchmarks/requirements-triton.txt $(READY)
 			--requirement benchmarks/requirements-triton.txt; \
 	else \
 		echo "Triton is left out: /usr/bin/python3 is not of the version of $(BIN)/python"; mkdir -p $(TRITON); \
+	fi
+	@touch $@
+
+# The project's packages are seen only after the installation, in which they would stand for packages of other versions.
+# There is no MLServer for Python 3.13 or newer.
+$(MLSERVER)/.ready: benchmarks/requirements-mlserver.txt $(READY)
+	@if $(BIN)/python -c 'import sys; sys.exit(sys.version_info >= (3, 13))'; then \
+		echo "installing MLServer to compare with into $(MLSERVER)"; \
+		$(BIN)/python -m venv --clear $(MLSERVER) && \
+		$(MLSERVER)/bin/python -m pip --disable-pip-version-check --quiet install \
+			--requirement benchmarks/requirements-mlserver.txt && \
+		$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+			> "$$($(MLSERVER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"; \
+	else \
+		echo "MLServer is left out: it needs Python 3.12 or older"; mkdir -p $(MLSERVER); \
 	fi
 	@touch $@

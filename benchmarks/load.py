@@ -1,4 +1,5 @@
-"""Load on a server from separate processes: closed loop by wrk, open loop by benchmarks.open_loop.
+"""Load on a server from separate processes: closed loop by wrk or, over gRPC, by benchmarks.grpc_loop; open loop by
+benchmarks.open_loop.
 
 The result includes the CPU time of the load, from the operating system.
 """
@@ -25,6 +26,9 @@ _SCRIPT = Path(__file__).with_name("rotate.lua")
 # Longer than any measured latency; a slower request counts as failed.
 TIMEOUT_S = 60
 
+# Share of a closed loop in which the first batches form, and which does not count for the rate.
+_WARM = 0.25
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -48,7 +52,7 @@ def closed_loop(
     *,
     connections: int,
     seconds: float,
-    warm_part: float = 0.25,
+    warm_part: float = _WARM,
     threads: int = 1,
 ) -> Loaded:
     """Run `connections` clients in `threads` of wrk, each sending its next request when the last is answered.
@@ -88,6 +92,15 @@ def open_loop(
     command += [f"--header={header}" for header in server.headers]
     command += map(str, bodies)
     return _run(command, server)
+
+
+def grpc_closed_loop(
+    server: RunningServer, address: str, method: str, messages: Sequence[Path], *, connections: int, seconds: float
+) -> Loaded:
+    """Run `connections` clients over gRPC to `server` at `address` (HOST:PORT), as closed_loop does over HTTP."""
+    command = [sys.executable, "-m", "benchmarks.grpc_loop", "--address", address, "--method", method]
+    command += ["--connections", str(connections), "--seconds", str(seconds), "--warm-seconds", str(seconds * _WARM)]
+    return _run([*command, *map(str, messages)], server)
 
 
 def _run(command: list[str], server: RunningServer, **variables: str) -> Loaded:

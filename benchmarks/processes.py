@@ -8,8 +8,10 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urljoin
 from urllib.request import Request, urlopen
 
 import psutil
@@ -49,6 +51,12 @@ class RunningServer:
         self.headers = headers
         self.start_seconds = start_seconds
         self._root = psutil.Process(process.pid)
+
+    def at(self, path: str, headers: Sequence[str] = ()) -> RunningServer:
+        """Return the same server with another path and other headers for its requests."""
+        other = copy(self)
+        other.url, other.headers = urljoin(self.url, path), headers
+        return other
 
     def cpu_seconds(self) -> float:
         """Return the CPU time, user and system, of all running processes."""

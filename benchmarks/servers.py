@@ -117,6 +117,15 @@ _TRITON = replace(
 # decode; LitServe decodes where it runs forwards, and is faster with two processes of one core each.
 _ONE_ENGINE = {"PEER_WORKERS": "1", "PEER_THREADS": "2", "PEER_DECODERS": "2"}
 
+# By backend. Not among SERVERS: it takes no raw files. The path is that of a model with the name of the backend's.
+MLSERVER_PYTHON = ROOT / ".venv-bench-mlserver/bin/python"
+_MLSERVER = replace(
+    _peer("MLServer", "-m", f"{_MODULE}mlserver_peer"),
+    headers=("Content-Type: application/json",),
+    python=MLSERVER_PYTHON,
+)
+MLSERVERS = {backend: _sharing(_MLSERVER, backend, **_ONE_ENGINE) for backend in ("openvino", NULL)}
+
 SERVERS = {
     spec.name: spec
     for spec in (
