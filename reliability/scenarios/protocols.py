@@ -31,7 +31,7 @@ _MOST_IMAGES = 3
 _DAMAGED_SHARE = 0.05
 _DAMAGED_BYTES = 50
 # Fewer images than are sent at once, and answered slowly enough that most find no room.
-_CAPACITY = 24
+_CAPACITY = 36
 _OVERLOADED = {
     "GRADLESS_QUEUE_CAPACITY": str(_CAPACITY),
     "GRADLESS_MAX_IMAGES_PER_REQUEST": str(_MOST_IMAGES),
@@ -134,7 +134,7 @@ def measure(scale: Scale) -> Iterator[Finding]:
 
 def measure_overload(scale: Scale) -> Iterator[Finding]:
     """Give the model less room than one client takes."""
-    requests = scale.count(_REQUESTS_OF_OVERLOAD, least=400)
+    requests = scale.count(_REQUESTS_OF_OVERLOAD, least=600)
     load, _, server, (well, afterwards) = _run(requests, overload=True, **_OVERLOADED)
     scenario = Scenario(
         "protocols-overload", f"{requests:,} requests in {len(KINDS)} forms, room for {_CAPACITY} images"

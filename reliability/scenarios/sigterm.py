@@ -56,10 +56,11 @@ def measure(scale: Scale) -> Iterator[Finding]:
 
 def measure_protocols(scale: Scale) -> Iterator[Finding]:
     """Send all protocols, every other time to HTTP workers."""
-    times = max(2, scale.sigterms // 5)
+    times = max(2, scale.sigterms // 6)
     requests = [kind.request([known_image(0)]) for kind in KINDS]
-    load = f"SIGTERM under all protocols from {_CLIENTS} HTTP and {_CLIENTS} gRPC clients, {times} times"
-    settings = {"GRADLESS_GRPC_PORT": "0"}
+    load = f"SIGTERM, all protocols from {_CLIENTS} HTTP and {_CLIENTS} gRPC clients, batches of 100 ms, {times} times"
+    # Most requests are then in work when the signal comes.
+    settings = {"GRADLESS_GRPC_PORT": "0", "GRADLESS_MAX_BATCH_DELAY_MS": "100"}
     yield from _findings(
         Scenario("sigterm-protocols", load), times, requests, settings, {**settings, "GRADLESS_HTTP_WORKERS": "2"}
     )
