@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from time import perf_counter
 from typing import Any
 
+from app.http.contract import TENSORS_AT
 from reliability.counted import documented_statuses
+from reliability.enormous import enormous
 from reliability.finding import Finding, Scenario
 from reliability.grpc_wire import GrpcConnection
 from reliability.known import exchange, format_counts, known_image, well_afterwards
@@ -20,7 +22,7 @@ from reliability.mutations import SEED, mutated, mutated_images
 from reliability.protocols import INFER, KINDS, Kind
 from reliability.scale import Scale
 from reliability.serving import NULL_MODEL, WORKERS, Served, serving
-from reliability.wire import Address, Answer, Connection, Request, post
+from reliability.wire import Address, Answer, Connection, Request
 
 _REQUESTS = 20_000
 _CLIENTS = 8
@@ -30,19 +32,7 @@ _WARMING_SHARE = 0.25
 _AT_ONCE_S = 1.0
 # The body, its strings, the files in them, and the heap around them.
 _HELD_BAR_MB = 250.0
-_MUCH = 60_000_000
-# Below the limit of the Open Inference Protocol's JSON.
-_LESS = 16_000_000
 _FAULT_OF_CLIENT = 4
-_INFER_PATH, _JSON_AT = "/v2/models/null/infer", "/v1/embeddings"
-_JSON_ROUTES = {
-    _JSON_AT: "input",
-    "/v1/models/null:predict": "instances",
-    "/hf/null": "inputs",
-    "/v1/classify": "images",
-    _INFER_PATH: "inputs",
-}
-_JSON_VALUES = (b'["A",', b'"A', b"[", b"[0,", b'"\\n')
 # Statuses of a fault of the client that other protocols than the native one have, docs/clients.md.
 _DOCUMENTED = frozenset({200, 400, 404, 408, 412, 413, 415, 501})
 # Not of a fault of the client, although the OpenAPI document has them.
@@ -51,9 +41,8 @@ _BUSY, _OF_SERVER = 429, 500
 _IMAGES_SHARE, _COMPRESSED_SHARE, _FIELD_SHARE, _BEYOND_SHARE = 0.2, 0.05, 0.7, 0.3
 
 _END_OF_HEAD = b"\r\n\r\n"
-_TENSORS_AT = "Inference-Header-Content-Length"
 _HEADERS: Sequence[tuple[str, Sequence[str]]] = (
-    (_TENSORS_AT, ("0", "1", "-1", "65", "100", "70000", str(2**64), "9" * 5000, "0x10", "", "1e3", "²")),
+    (TENSORS_AT, ("0", "1", "-1", "65", "100", "70000", str(2**64), "9" * 5000, "0x10", "", "1e3", "²")),
     ("Content-Type", ("", "application/json", "multipart/form-data", "multipart/form-data; boundary=", "image/png;;=")),
     ("Content-Type", ("application/vnd.sagemaker-triton.binary+json;json-header-size=9", "text/plain; charset=utf-16")),
     ("Content-Encoding", ("gzip", "deflate", "br", "gzip, gzip", "identity", "", "x" * 500)),
@@ -138,8 +127,7 @@ def _changed_http(request: Request, source: random.Random, bodies: Sequence[byte
         _change_one(value, source)
         changed = json.dumps(value, default=str).encode()
         lines = [
-            f"{_TENSORS_AT}: {len(changed)}".encode() if line.startswith(_TENSORS_AT.encode()) else line
-            for line in lines
+            f"{TENSORS_AT}: {len(changed)}".encode() if line.startswith(TENSORS_AT.encode()) else line for line in lines
         ]
         body = changed + body[end:]
     if "bytes" in changes:
@@ -200,54 +188,11 @@ def _change_one(value: Any, source: random.Random) -> None:
             container[key] = source.choice(_VALUES)
 
 
-def _enormous() -> Iterator[tuple[str, Request]]:
-    """Yield requests that state, hold or expand to far more than is accepted."""
-    for shape in ([2**31], [2**32], [2**31, 2**31], [0, 2**32]):
-        for datatype in ("BYTES", "UINT8", "FP32"):
-            tensor = {"name": "x", "datatype": datatype, "shape": shape}
-            name = f"{datatype} {shape}"
-            head = json.dumps({"inputs": [tensor]}).encode()
-            yield name, post(_INFER_PATH, head + bytes(8), more=f"{_TENSORS_AT}: {len(head)}\r\n")
-            for data in (["/9j/"], [0]):
-                yield name, post(_INFER_PATH, json.dumps({"inputs": [tensor | {"data": data}]}).encode())
-            yield name, _call(inputs=[tensor], raw_input_contents=[bytes(8)])
-    numbers = {"uint_contents": [0] * (_MUCH // 4)}
-    yield "typed contents", _call(inputs=[{"datatype": "UINT8", "shape": [1, 3, 224, 224], "contents": numbers}])
-    empty_input = _call(inputs=[{}]).wire[-2:]
-    yield "fields", Request(empty_input * (_MUCH // 4), INFER.path)
-    bomb = _bomb(4 * _MUCH)
-    yield "bomb", Request(bomb, INFER.path)
-    for more in ("", f"{_TENSORS_AT}: 9\r\n"):
-        yield "bomb", post(_INFER_PATH, bomb, more=f"Content-Encoding: gzip\r\n{more}")
-    for path, value in zip(_JSON_ROUTES, _JSON_VALUES, strict=True):
-        yield f"bomb to {path}", post(path, bomb, more="Content-Encoding: gzip\r\n")
-        if path != _JSON_AT:
-            yield f"JSON to {path}", _json(path, _JSON_VALUES[0], _MUCH)
-        yield f"{value.decode()}... to {_JSON_AT}", _json(_JSON_AT, value, _MUCH)
-        yield f"{value.decode()}... to {_INFER_PATH}", _json(_INFER_PATH, value, _LESS)
-
-
-def _call(**fields: Any) -> Request:
-    return Request(INFER.request(model_name="null", **fields).SerializeToString(), INFER.path)
-
-
-def _json(path: str, value: bytes, size: int) -> Request:
-    """Return a request with a list that has a value over and over, or one value without an end."""
-    begin, repeated = value[:1], value[1:] or value
-    body = b'{"%s":[' % _JSON_ROUTES[path].encode() + begin + repeated * (size // len(repeated))
-    return post(path, body + b"]}", content_type="application/json")
-
-
-def _bomb(size: int) -> bytes:
-    stream, piece = zlib.compressobj(1, wbits=31), bytes(2**20)
-    return b"".join([stream.compress(b"["), *(stream.compress(piece) for _ in range(size >> 20)), stream.flush()])
-
-
 async def _refused_at_once(address: Address, grpc_address: Address) -> tuple[int, tuple[float, str], list[str]]:
     """Send the enormous requests one by one. Return their number, the slowest, and those not refused in time."""
     took, missed = [], []
     async with GrpcConnection(grpc_address) as connection:
-        for name, request in _enormous():
+        for name, request in enormous():
             sent_at = perf_counter()
             over_grpc = request.route == INFER.path
             answer = await (connection.answer_to(request) if over_grpc else _read_while_sending(address, request))
