@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 from pydantic_core import from_json
@@ -22,8 +23,8 @@ from reliability.wire import Answer, Connection, field
 _REQUESTS = 20_000
 _REQUESTS_OF_OVERLOAD = 10_000
 _HTTP_CONNECTIONS, _GRPC_CONNECTIONS = 28, 4
-# At once on each connection.
-_CALLS = 4
+# At once on each connection: together more images than an overloaded server takes, and fewer than one usually takes.
+_CALLS = 12
 _IMAGES = 64
 # Numbers of images whose colours have different directions: protocols scale vectors to length 1.
 _STEP = 1009
@@ -31,11 +32,12 @@ _MOST_IMAGES = 3
 _DAMAGED_SHARE = 0.05
 _DAMAGED_BYTES = 50
 # Fewer images than are sent at once, and answered slowly enough that most find no room.
-_CAPACITY = 36
+_CAPACITY = 32
 _OVERLOADED = {
     "GRADLESS_QUEUE_CAPACITY": str(_CAPACITY),
     "GRADLESS_MAX_IMAGES_PER_REQUEST": str(_MOST_IMAGES),
-    "GRADLESS_MAX_BATCH_DELAY_MS": "2",
+    "GRADLESS_MAX_BATCH_DELAY_MS": "60",
+    "GRADLESS_MAX_BATCH_SIZE": "64",
 }
 
 _OK, _BAD, _BAD_FILE, _TOO_MANY = 200, 400, 422, 429
@@ -59,7 +61,7 @@ class _Load:
 
     def __init__(self, native: NativeAnswers, requests: int, *, overload: bool) -> None:
         self._native = native
-        self._left = requests
+        self._requests = requests
         self._overload = overload
         self._source = random.Random(0)  # noqa: S311 - a load, no secret
         self.ends: Counter[tuple[str, str, str, int]] = Counter()
@@ -71,17 +73,24 @@ class _Load:
         grpc_kinds = [kind for kind in KINDS if kind.over_grpc]
         http_kinds = [kind for kind in KINDS if not kind.over_grpc]
         grpc_address = await asyncio.to_thread(served.grpc_address)
+        calls = self._requests * _GRPC_CONNECTIONS // (_HTTP_CONNECTIONS + _GRPC_CONNECTIONS)
+        over_http, over_grpc = self._shuffled(http_kinds, self._requests - calls), self._shuffled(grpc_kinds, calls)
         async with asyncio.TaskGroup() as group:
             for _ in range(_HTTP_CONNECTIONS):
-                group.create_task(self._client(Connection(served.address), http_kinds, 1))
+                group.create_task(self._client(Connection(served.address), over_http, 1))
             for _ in range(_GRPC_CONNECTIONS):
-                group.create_task(self._client(GrpcConnection(grpc_address), grpc_kinds, _CALLS))
+                group.create_task(self._client(GrpcConnection(grpc_address), over_grpc, _CALLS))
 
-    async def _client(self, connection: Connection | GrpcConnection, kinds: Sequence[Kind], calls: int) -> None:
+    def _shuffled(self, kinds: Sequence[Kind], requests: int) -> list[Kind]:
+        """Return that many kinds, each as often as the others."""
+        planned = list(islice(cycle(kinds), requests))
+        self._source.shuffle(planned)
+        return planned
+
+    async def _client(self, connection: Connection | GrpcConnection, planned: list[Kind], calls: int) -> None:
         async def one_after_another() -> None:
-            while self._left:
-                self._left -= 1
-                await self._exchange(connection, self._source.choice(kinds))
+            while planned:
+                await self._exchange(connection, planned.pop())
 
         async with connection, asyncio.TaskGroup() as group:
             for _ in range(calls):
@@ -134,7 +143,7 @@ def measure(scale: Scale) -> Iterator[Finding]:
 
 def measure_overload(scale: Scale) -> Iterator[Finding]:
     """Give the model less room than one client takes."""
-    requests = scale.count(_REQUESTS_OF_OVERLOAD, least=600)
+    requests = scale.count(_REQUESTS_OF_OVERLOAD, least=800)
     load, _, server, (well, afterwards) = _run(requests, overload=True, **_OVERLOADED)
     scenario = Scenario(
         "protocols-overload", f"{requests:,} requests in {len(KINDS)} forms, room for {_CAPACITY} images"
