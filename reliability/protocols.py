@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -98,9 +99,14 @@ class NativeAnswers:
 
 
 async def native_answers(address: Address, images: Sequence[bytes]) -> NativeAnswers:
-    """Ask for the native answer to each image, one by one."""
-    async with Connection(address) as connection:
-        answers = [await connection.answer_to(post(f"{PREDICT}?top_k=1000", image)) for image in images]
+    """Ask for the native answer to each image, few at once."""
+
+    async def answer_to(image: bytes) -> Answer:
+        async with few, Connection(address) as connection:
+            return await connection.answer_to(post(f"{PREDICT}?top_k=1000", image))
+
+    few = asyncio.Semaphore(16)
+    answers = await asyncio.gather(*map(answer_to, images))
     return NativeAnswers([from_json(answer.body)["results"][0] for answer in answers])
 
 

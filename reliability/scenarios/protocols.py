@@ -143,7 +143,7 @@ def measure(scale: Scale) -> Iterator[Finding]:
 
 def measure_overload(scale: Scale) -> Iterator[Finding]:
     """Give the model less room than one client takes."""
-    requests = scale.count(_REQUESTS_OF_OVERLOAD, least=800)
+    requests = scale.count(_REQUESTS_OF_OVERLOAD, least=600)
     load, _, server, (well, afterwards) = _run(requests, overload=True, **_OVERLOADED)
     scenario = Scenario(
         "protocols-overload", f"{requests:,} requests in {len(KINDS)} forms, room for {_CAPACITY} images"
