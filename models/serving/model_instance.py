@@ -171,17 +171,17 @@ def start_instance(
     model = load(spec, placement, context.calibration, exact_jpeg=context.options.exact_jpeg)
     if check_memory:
         _check_memory(model)
-    return with_fresh_conversion(model, lambda fresh: _start_loaded(model, context, fresh=fresh))
+    return with_fresh_conversion(model, lambda fresh: _start_loaded(model, spec, context, fresh=fresh))
 
 
-def _start_loaded(model: LoadedModel, context: ServingContext, *, fresh: bool) -> ModelInstance:
+def _start_loaded(model: LoadedModel, spec: ModelSpec, context: ServingContext, *, fresh: bool) -> ModelInstance:
     options, device = context.options, model.placement.device
     instance = InstanceId(model.name, str(device))
     with ExitStack() as unfinished:
         backend = backends.make(
             model,
             BackendOptions(
-                max_batch_size=options.max_batch_size,
+                max_batch_size=spec.served_as.max_batch_size or options.max_batch_size,
                 fixed_shape=options.fixed_batch,
                 cache_folder=options.cache_folder,
                 fresh=fresh,
