@@ -20,9 +20,10 @@ _POLL_S = 0.05
 
 
 class Counted(NamedTuple):
-    """Requests by route and status, images by outcome, and images in flight."""
+    """Requests by route and status, and by method and protocol too; images by outcome, and images in flight."""
 
     requests: Statuses
+    by_protocol: Counter[tuple[str, str, str, int]]
     images: Counter[str]
     in_flight: float
 
@@ -37,17 +38,20 @@ async def metric_families(address: Address) -> Iterable[Metric]:
 async def counted(address: Address) -> Counted:
     """Return the counts since the server's start, without this scrape. Raises OSError, EOFError."""
     requests: Statuses = Counter()
+    by_protocol: Counter[tuple[str, str, str, int]] = Counter()
     images: Counter[str] = Counter()
     in_flight = 0.0
     for family in await metric_families(address):
         for sample in family.samples:
             if sample.name == "gradless_requests_total":
-                requests[sample.labels["route"], int(sample.labels["code"])] += int(sample.value)
+                labels, status = sample.labels, int(sample.labels["code"])
+                requests[labels["route"], status] += int(sample.value)
+                by_protocol[labels["contract"], labels["method"], labels["route"], status] += int(sample.value)
             elif sample.name == "gradless_images_total":
                 images[sample.labels["outcome"]] += int(sample.value)
             elif sample.name == "gradless_in_flight_images":
                 in_flight += sample.value
-    return Counted(+requests, +images, in_flight)
+    return Counted(+requests, +by_protocol, +images, in_flight)
 
 
 async def counted_at_rest(address: Address, routes: frozenset[str], requests: int, timeout_s: float = 60.0) -> Counted:

@@ -9,7 +9,7 @@ from collections import Counter
 from PIL import Image
 
 from models.images.samples import encode
-from reliability.wire import FEATURES, Address, Answer, Connection, Request, get, multipart, post
+from reliability.wire import FEATURES, Address, Answer, Connection, Request, Sender, get, multipart, post
 
 _SIZE = (160, 120)
 # Odd, so that no two numbers have one colour; large, so that numbers in a row have very different ones.
@@ -45,7 +45,7 @@ class KnownAnswers:
         return f"{format_counts(self.ends)}; answers to another request: {self.wrong}"
 
 
-async def exchange(connection: Connection, request: Request) -> tuple[str, Answer | None]:
+async def exchange(connection: Sender, request: Request) -> tuple[str, Answer | None]:
     """Return the status or the name of the connection error, and the answer if there was one."""
     try:
         answer = await connection.answer_to(request)

@@ -20,10 +20,15 @@ def mutated_images(seed: int, count: int) -> Iterator[bytes]:
     source = random.Random(seed)  # noqa: S311 - a load, no secret
     originals = _originals()
     for _ in range(count):
-        image = bytearray(source.choice(originals))
-        for mutate in source.sample((_flip, _flip_header, _truncate, _splice), source.choice((1, 1, 2))):
-            image = mutate(image, source, originals)
-        yield bytes(image)
+        yield mutated(source.choice(originals), source, originals)
+
+
+def mutated(data: bytes, source: random.Random, originals: Sequence[bytes]) -> bytes:
+    """Return `data` with flipped bits, cut short, or spliced with one of `originals`."""
+    changed = bytearray(data)
+    for mutate in source.sample((_flip, _flip_header, _truncate, _splice), source.choice((1, 1, 2))):
+        changed = mutate(changed, source, originals)
+    return bytes(changed)
 
 
 def _originals() -> Sequence[bytes]:

@@ -15,7 +15,7 @@ from benchmarks.machine import processor
 from benchmarks.markdown import table
 from reliability.finding import Finding
 
-_PACKAGES = ("gradless", "torch", "openvino", "fastapi", "uvicorn", "uvloop", "pillow", "simplejpeg")
+_PACKAGES = ("gradless", "torch", "openvino", "fastapi", "uvicorn", "uvloop", "grpcio", "pillow", "simplejpeg")
 
 _INTRODUCTION = """# Reliability
 

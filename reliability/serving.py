@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,9 +23,12 @@ NULL_MODEL = "null"
 # GRADLESS_QUEUE_CAPACITY and GRADLESS_DRAIN_TIMEOUT_S as they are by default.
 QUEUE_CAPACITY = 256
 DRAIN_TIMEOUT_S = 30
+# GRADLESS_HTTP_WORKERS of scenarios that run without and with them.
+WORKERS = ("0", "2")
 
 _MEGABYTE = 1e6
 _POLL_S = 0.05
+_GRPC = "listening for gRPC"
 _WARNINGS = {"warning", "error", "critical"}
 
 
@@ -55,6 +59,15 @@ class Served:
                 self._psutil_process.num_threads(),
             )
 
+    def rss_mb(self) -> dict[int, float]:
+        """Return the resident memory of each process by its id, in MB."""
+        return {process.pid: process.memory_info().rss / _MEGABYTE for process in self.processes()}
+
+    def peak_mb(self) -> dict[int, float]:
+        """Return the most resident memory that each process has had, by its id, in MB. Linux only."""
+        files = {process.pid: Path(f"/proc/{process.pid}/status").read_text() for process in self.processes()}
+        return {pid: int(text.partition("VmHWM:")[2].split()[0]) * 1024 / _MEGABYTE for pid, text in files.items()}
+
     def cpu_seconds(self) -> float:
         """Return the CPU time of all threads of the main process so far."""
         times = self._psutil_process.cpu_times()
@@ -72,10 +85,22 @@ class Served:
         """Return the main process and all its descendants."""
         return [self._psutil_process, *self._psutil_process.children(recursive=True)]
 
+    def grpc_address(self) -> Address:
+        """Wait for the address of its gRPC server, which needs GRADLESS_GRPC_PORT, and return it. Raises StopIteration
+        if it has ended without one."""
+        while not (told := [line["address"] for line in self._logged() if line["event"] == _GRPC]) and self.alive():
+            time.sleep(_POLL_S)
+        host, _, port = next(iter(told)).rpartition(":")
+        return Address(host, int(port))
+
     def warnings(self) -> list[str]:
         """Return the events logged so far at level warning or above."""
-        lines = [json.loads(line) for line in self._log.read_text("utf-8").splitlines() if line.startswith("{")]
-        return [line["event"] for line in lines if line["level"] in _WARNINGS]
+        return [line["event"] for line in self._logged() if line["level"] in _WARNINGS]
+
+    def _logged(self) -> list[dict[str, str]]:
+        # The last line may be half written.
+        lines = self._log.read_text("utf-8").split("\n")[:-1]
+        return [json.loads(line) for line in lines if line.startswith("{")]
 
     def alive(self) -> bool:
         """Return whether the main process still runs."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 CLASSIFY = "/v1/classify"
 FEATURES = "/v1/features"
@@ -26,11 +26,12 @@ class Address(NamedTuple):
 
 
 class Request(NamedTuple):
-    """Bytes to send, their route, and the number of images in them."""
+    """Bytes to send, their route, the number of images in them, and the metadata of a gRPC call."""
 
     wire: bytes
     route: str
     images: int = 0
+    metadata: Sequence[tuple[str, str]] = ()
 
 
 class Answer(NamedTuple):
@@ -46,9 +47,11 @@ def get(route: str) -> Request:
     return Request(f"GET {route} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), route)
 
 
-def post(path: str, body: bytes = b"", *, images: int = 1, content_type: str = "application/octet-stream") -> Request:
-    """Return a request whose body is one image, or `images` of them."""
-    about = f"Content-Type: {content_type}\r\nContent-Length: {len(body)}"
+def post(
+    path: str, body: bytes = b"", *, images: int = 1, content_type: str = "application/octet-stream", more: str = ""
+) -> Request:
+    """Return a request whose body is one image, or `images` of them. `more` are further lines of the head."""
+    about = f"Content-Type: {content_type}\r\n{more}Content-Length: {len(body)}"
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\n{about}\r\n\r\n"
     return Request(head.encode() + body, path.partition("?")[0], images)
 
@@ -58,6 +61,14 @@ def multipart(path: str, images: Sequence[bytes]) -> Request:
     head = b'--cut\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
     body = b"".join(head + image + b"\r\n" for image in images) + b"--cut--\r\n"
     return post(path, body, images=len(images), content_type="multipart/form-data; boundary=cut")
+
+
+class Sender(Protocol):
+    """A connection of any protocol."""
+
+    async def answer_to(self, request: Request) -> Answer: ...
+
+    async def close(self) -> None: ...
 
 
 class Connection:

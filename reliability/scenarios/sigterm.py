@@ -1,4 +1,4 @@
-"""SIGTERM under full load, repeatedly: each request sent before it is answered."""
+"""SIGTERM under full load, repeatedly: each request sent before it is answered, native or of any protocol."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import asyncio
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import count
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
 from reliability.finding import Finding, Scenario
+from reliability.grpc_wire import GrpcConnection
+from reliability.known import known_image
 from reliability.pictures import draw_pictures
+from reliability.protocols import INFER, KINDS
 from reliability.scale import Scale
 from reliability.serving import DRAIN_TIMEOUT_S, NULL_MODEL, Served, serving
 from reliability.wire import CLASSIFY, Connection, Request, post
@@ -45,13 +49,32 @@ def measure(scale: Scale) -> Iterator[Finding]:
     """Start a server of the null model for each signal."""
     times = scale.sigterms
     scenario = Scenario("sigterm", f"SIGTERM under the load of {_CLIENTS} clients, {times} times")
-    source = random.Random(0)  # noqa: S311 - a load, no secret
     # The cheapest image, for many requests.
-    request = post(CLASSIFY, draw_pictures().small)
+    requests = [post(CLASSIFY, draw_pictures().small)]
+    yield from _findings(scenario, times, requests)
+
+
+def measure_protocols(scale: Scale) -> Iterator[Finding]:
+    """Send all protocols, every other time to HTTP workers."""
+    times = max(2, scale.sigterms // 6)
+    requests = [kind.request([known_image(0)]) for kind in KINDS]
+    load = f"SIGTERM, all protocols from {_CLIENTS} HTTP and {_CLIENTS} gRPC clients, batches of 100 ms, {times} times"
+    # Most requests are then in work when the signal comes.
+    settings = {"GRADLESS_GRPC_PORT": "0", "GRADLESS_MAX_BATCH_DELAY_MS": "100"}
+    yield from _findings(
+        Scenario("sigterm-protocols", load), times, requests, settings, {**settings, "GRADLESS_HTTP_WORKERS": "2"}
+    )
+
+
+def _findings(
+    scenario: Scenario, times: int, requests: Sequence[Request], *settings: dict[str, str]
+) -> Iterator[Finding]:
+    """Use each of `settings` in turn."""
+    source = random.Random(0)  # noqa: S311 - a load, no secret
     ended = []
-    for _ in range(times):
-        with serving(NULL_MODEL) as served:
-            ended.append(asyncio.run(_end(served, request, source.uniform(*_LOAD_S))))
+    for number in range(times):
+        with serving(NULL_MODEL, **(settings[number % len(settings)] if settings else {})) as served:
+            ended.append(asyncio.run(_end(served, requests, source.uniform(*_LOAD_S))))
     before: Counter[int] = sum((one.before for one in ended), Counter())
     after: Counter[int] = sum((one.after for one in ended), Counter())
     lost = sum(one.lost for one in ended)
@@ -70,16 +93,23 @@ def measure(scale: Scale) -> Iterator[Finding]:
     )
 
 
-async def _end(served: Served, request: Request, load_s: float) -> _Ended:
+async def _end(served: Served, requests: Sequence[Request], load_s: float) -> _Ended:
     signalled = _Signalled()
+    over_grpc = [request for request in requests if request.route == INFER.path]
+    over_http = [request for request in requests if request.route != INFER.path]
+    connections: list[tuple[Connection | GrpcConnection, Sequence[Request]]] = [
+        (Connection(served.address), over_http) for _ in range(_CLIENTS)
+    ]
+    if over_grpc:
+        address = await asyncio.to_thread(served.grpc_address)
+        connections += [(GrpcConnection(address), over_grpc) for _ in range(_CLIENTS)]
 
-    async def call() -> None:
-        async with Connection(served.address) as connection:
-            while True:
-                sent_at = float("inf")
+    async def call(connection: Connection | GrpcConnection, requests: Sequence[Request], first: int) -> None:
+        async with connection:
+            for number in count(first):
+                sent_at = perf_counter()
                 try:
-                    sent_at = perf_counter()
-                    answer = await connection.answer_to(request)
+                    answer = await connection.answer_to(requests[number % len(requests)])
                 except (OSError, EOFError):
                     # A request sent after the signal may be refused by closing the connection.
                     signalled.lost += sent_at < signalled.at
@@ -87,8 +117,8 @@ async def _end(served: Served, request: Request, load_s: float) -> _Ended:
                 (signalled.before if sent_at < signalled.at else signalled.after)[answer.status] += 1
 
     async with asyncio.TaskGroup() as clients:
-        for _ in range(_CLIENTS):
-            clients.create_task(call())
+        for number, (connection, repeated) in enumerate(connections):
+            clients.create_task(call(connection, repeated, number))
         await asyncio.sleep(load_s)
         # No client runs between these two lines, so earlier requests are in the server's socket buffers.
         signalled.at = perf_counter()
