@@ -173,6 +173,13 @@ def test_arguments_without_a_tensor_are_refused() -> None:
         compared(linear(), ROWS.numpy())
 
 
+def test_a_backward_pass_from_a_sparse_output_works() -> None:
+    comparison = compared(Custom(lambda self, rows: self.layer(rows).exp().to_sparse(), layer=linear()))
+    assert {arm: report.backward.works for arm, report in by_arm(comparison).items()} == {
+        arm: arm == "grad" for arm in by_arm(comparison)
+    }
+
+
 @pytest.mark.parametrize("arms", [("grad", "no_grd"), "grad", ("served",)])
 def test_an_unknown_arm_is_refused_with_the_known_ones(arms: Any) -> None:
     with pytest.raises(ValueError, match=r"no arm .*; there is grad, no_grad, .*train$"):
