@@ -253,6 +253,7 @@ def test_nothing_is_not_said_of_a_graph_that_another_thread_recorded() -> None:
     no_grad = by_arm(comparison)["no_grad"]
     assert no_grad.retained_bytes is None
     assert "another thread" in (no_grad.retained_note or "")
+    assert (no_grad.peak_bytes, comparison.largest_batch) == (None, None)
 
 
 def test_runs_that_differ_in_eval_mode_too_say_nothing_about_dropout() -> None:
