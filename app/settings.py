@@ -96,7 +96,10 @@ class Settings(BaseSettings):
         None, description="folder whose subfolders are models that can be loaded by name at runtime"
     )
     max_models: int = Field(16, ge=1, le=1024, description="maximum number of models served at once")
-    device: str = Field("auto", description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps")
+    device: str = Field(
+        "auto",
+        description="auto (CUDA, else MPS, else CPU), cpu, cuda, cuda:N or mps; for serving also a list: cuda:0,cuda:1",
+    )
     precision: Literal["fp32", "bf16", "fp16", "int8"] = Field(
         "fp32", description="numeric precision of the forward; int8 needs openvino and a calibration folder"
     )

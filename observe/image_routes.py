@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_ROOT = Path(__file__).parents[1]
+
 # Values of the label `route`. The page also has `/`, by another method.
 IMAGE_ROUTES = (
     "/v1/classify",
@@ -20,3 +26,13 @@ IMAGE_ROUTES = (
 
 # A selector of these in PromQL, whose regular expressions match whole values.
 SELECTOR = 'route=~"{}"'.format("|".join(IMAGE_ROUTES).replace("{name}", ".+"))
+
+
+def files() -> Iterator[tuple[Path, str]]:
+    """Yield each file that repeats these routes, and its content with the routes of the table."""
+    for name in ("recording.yml", "alerts.yml"):
+        path = _ROOT / "docker" / "prometheus" / "rules" / name
+        yield path, re.sub(r'route=~"[^"]*"', lambda _: SELECTOR, path.read_text())
+    page = _ROOT / "app" / "page" / "live.js"
+    listed = "".join(f'  "{route}",\n' for route in IMAGE_ROUTES)
+    yield page, re.sub(r"(?<=IMAGE_ROUTES = new Set\(\[\n)[^\]]*", listed, page.read_text())

@@ -14,6 +14,7 @@ from app.api.schemas import Faulty
 from app.api.uploads import UPLOAD_ERRORS, read_json_or_images
 from app.http.disconnect import cancel_token_of, run_until_disconnect
 from app.http.problems import (
+    TABLE,
     FingerprintMismatchError,
     ForbiddenError,
     InvalidInputError,
@@ -38,8 +39,7 @@ PREDICTION_ERRORS: tuple[type[Exception], ...] = (
     InvalidInputError,
     errors.UnknownModelError,
     errors.NotFiniteError,
-    errors.OverloadedError,
-    errors.DecodersBusyError,
+    *(each for each in TABLE if issubclass(each, errors.AtCapacityError) and each not in UPLOAD_ERRORS),
     errors.DrainingError,
     errors.ModelDownError,
     errors.OutOfMemoryError,

@@ -20,11 +20,8 @@ from app.api.error_responses import body_is_short
 from app.api.inference import IMAGE_ENDPOINTS
 from app.http.api_keys import authorize
 from app.http.hosts import AllowedHosts
-from app.http.problems import TABLE, RequestError, problem_bytes, problem_headers
+from app.http.problems import RequestError, problem_bytes, problem_headers, row_of
 from app.observability.request_observer import RequestObserver
-from models.interface.errors import OverloadedError
-
-_ROW = TABLE[OverloadedError]
 
 # Bodies of these types have an unknown number of images.
 _OF_SEVERAL_IMAGES = (b"multipart/", b"application/json")
@@ -77,11 +74,13 @@ class LoadShedding:
         scope["route"] = route
         record = self._observer.begin(scope)
         record.start_inference(model, task, 1)
-        record.problem, record.status = _ROW.slug, _ROW.status
-        self._parts.metrics.rejected("queue_full")
+        row = row_of(overload)
+        record.problem, record.status = row.slug, row.status
+        if row.reason is not None:
+            self._parts.metrics.rejected(row.reason)
         last = not keep_alive or not body_is_short(head.get(b"content-length"), chunked=b"transfer-encoding" in head)
         headers = {**usual_headers, **problem_headers(overload), **self._observer.headers(scope, record)}
-        answer = problem_bytes(_ROW, str(overload), record.request_id, headers, last=last)
+        answer = problem_bytes(row, str(overload), record.request_id, headers, last=last)
         self._observer.end(scope, record, shed=True)
         return Shed(answer, last)
 

@@ -30,6 +30,7 @@ __all__ = [
     "make",
     "names",
     "place",
+    "place_all",
 ]
 
 # OpenVINO and NNCF send usage statistics to their makers at each import, unless this package cannot be imported.
@@ -113,6 +114,15 @@ def place(device: str, precision: Precision, backend: str) -> Placement:
     if precision == "int8" and package is not None and not package.installed:
         raise DeviceUnavailableError(str(found), f"int8 needs {package.title}: {install_command(package.extra)}")
     return placement
+
+
+def place_all(devices: str, precision: Precision, backend: str) -> tuple[Placement, ...]:
+    """As `place`, for one device or a comma-separated list of different ones of one type: others' answers differ."""
+    placements = tuple(place(name.strip(), precision, backend) for name in devices.split(","))
+    found = {each.device for each in placements}
+    if len(found) < len(placements) or len({device.type for device in found}) > 1:
+        raise DeviceUnavailableError(devices, "list different devices of one type, such as cuda:0,cuda:1")
+    return placements
 
 
 def check(placement: Placement) -> None:

@@ -1,4 +1,4 @@
-"""Convert a network for OpenVINO: export it with its normalization, quantize it for int8, and keep it on disk.
+"""Convert an exported network for OpenVINO: quantize it for int8, and keep it on disk.
 
 An entry of the cache is a folder that is moved into place by one rename, so that concurrent processes do not mix their
 files, and that is verified by digests when it is read:
@@ -26,23 +26,18 @@ from time import time
 import numpy as np
 import openvino
 import rich
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
+from models.backends.export import exported
 from models.interface.errors import ModelFolderError
 from models.interface.model_sources import expand_home
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, fingerprint
-from models.networks.network import FeaturesAndLogits
 
 _log = logging.getLogger(__name__)
 
 # Key of OpenVINO's metadata that says what a quantized network was made from.
 _SOURCE = ("gradless", "source")
-
-# Above any batch that is served; torch.export needs a bound for its shape constraints.
-_MAX_BATCH = 1024
 
 _NETWORK = "network.xml"
 _WEIGHTS = "network.bin"
@@ -157,20 +152,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-class _FromPixels(nn.Module):
-    """The module that is exported: maps (N, side, side, 3) uint8 to (features, logits), or to features alone if there
-    are no classes."""
-
-    def __init__(self, model: LoadedModel) -> None:
-        super().__init__()
-        self.normalize = model.normalize
-        self.network = model.network
-
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        answer: FeaturesAndLogits = self.network(self.normalize(pixels.permute(0, 3, 1, 2)))
-        return answer if self.network.classes else (answer.features,)
-
-
 def _of_folder(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.Model:
     """Return the quantized network of the model folder."""
     try:
@@ -200,12 +181,7 @@ def _key(model: LoadedModel) -> str:
 
 
 def _convert(model: LoadedModel) -> openvino.Model:
-    side = model.transform.crop
-    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
-    batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
-    with torch.no_grad():
-        exported = torch.export.export(_FromPixels(model).eval(), (example,), dynamic_shapes=({0: batch},))
-    return openvino.convert_model(exported)
+    return openvino.convert_model(exported(model))
 
 
 def _quantized(network: openvino.Model, batches: list[NDArray[np.uint8]]) -> openvino.Model:

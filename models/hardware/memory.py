@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import weakref
+from collections.abc import Iterable
 from contextlib import suppress
 
 import psutil
@@ -101,7 +102,7 @@ def trim(device: torch.device) -> None:
         _call_glibc("malloc_trim", 0)
 
 
-def release(device: torch.device, left: weakref.WeakSet[nn.Module]) -> None:
+def release(devices: Iterable[torch.device], left: weakref.WeakSet[nn.Module]) -> None:
     """Collect modules that are unreachable, reference cycles included, and return their memory to the system.
 
     Objects frozen by gc.freeze are collected and frozen again only if a module of `left` still exists after the first
@@ -112,4 +113,5 @@ def release(device: torch.device, left: weakref.WeakSet[nn.Module]) -> None:
         gc.unfreeze()
         gc.collect()
         gc.freeze()
-    trim(device)
+    for device in devices:
+        trim(device)

@@ -21,7 +21,7 @@ from models.hardware import cores
 from models.images.decode import DamagedJpegError, JpegReader, decode_strips, ignore_pillow_warnings
 from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
-from models.images.formats import DecodeCost, predict_cost
+from models.images.formats import FREE, DecodeCost, predict_cost
 from models.images.preprocessing import Transform, pixels_needed, prepared
 from models.interface.admission import Budget
 from models.interface.errors import DecodersBusyError, DrainingError
@@ -39,6 +39,9 @@ _PROCESS_BYTES = 43_000_000
 
 class DecodeJob(Protocol):
     """An image to be decoded. Its methods are called from any thread."""
+
+    cost: DecodeCost
+    """FREE until the pool has predicted it."""
 
     @property
     def cancel_token(self) -> CancelToken: ...
@@ -59,7 +62,6 @@ class _Handover(NamedTuple):
 
     job: DecodeJob
     encoded: bytes
-    predicted: DecodeCost
     jpeg_reader: JpegReader
 
 
@@ -182,14 +184,14 @@ class DecodePool:
         encoded, enough = job.take_image(), pixels_needed(transform)
         if isinstance(encoded, ReadyPixels):
             return prepared(encoded, transform)
-        predicted = predict_cost(encoded, self._limits, enough=enough)
+        job.cost = predict_cost(encoded, self._limits, enough=enough)
         reader: JpegReader = "either"
-        if self._may_have_a_thread(predicted):
+        if self._may_have_a_thread(job.cost):
             try:
                 return transform.shape_strips(decode_strips(encoded, self._limits, enough=enough, jpeg_reader="fast"))
             except DamagedJpegError:
                 reader = "tolerant"
-        self._hand_over(_Handover(job, encoded, predicted, reader), transform, done)
+        self._hand_over(_Handover(job, encoded, reader), transform, done)
         return None
 
     def _may_have_a_thread(self, predicted: DecodeCost) -> bool:
@@ -202,11 +204,11 @@ class DecodePool:
     def _hand_over(self, image: _Handover, transform: Transform, done: Done) -> None:
         """Queue the image for a process. Raises DecodersBusyError, DrainingError."""
         with self._lock:
-            self._expensive_s.acquire(image.predicted.seconds)
+            self._expensive_s.acquire(image.job.cost.seconds)
         try:
             self._execute(self._process_threads, partial(self._run_in_process, image, transform, done))
         except BaseException:
-            self._no_longer_waits(image.predicted)
+            self._no_longer_waits(image.job.cost)
             raise
 
     def _run_in_process(self, image: _Handover, transform: Transform, done: Done) -> None:
@@ -215,7 +217,7 @@ class DecodePool:
             outcome = self._decode_in_process(image, transform)
         except Exception as error:  # noqa: BLE001 - as above
             outcome = error
-        self._no_longer_waits(image.predicted)
+        self._no_longer_waits(image.job.cost)
         done(outcome)
         del outcome  # as above
 
@@ -223,12 +225,12 @@ class DecodePool:
         """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited for memory."""
         decoder, enough = self._decoders[threading.get_ident()], pixels_needed(transform)
         # The process has a copy of the file, and so has Pillow's reader.
-        needed = _PROCESS_BYTES + 2 * len(image.encoded) + image.predicted.memory_bytes
+        needed = _PROCESS_BYTES + 2 * len(image.encoded) + image.job.cost.memory_bytes
         with self._memory.reserved(needed, image.job.cancel_token) as has_memory:
             if not has_memory:
                 return None
             return decoder.decode(
-                image.encoded, image.predicted, transform.shape_strips, enough=enough, jpeg_reader=image.jpeg_reader
+                image.encoded, image.job.cost, transform.shape_strips, enough=enough, jpeg_reader=image.jpeg_reader
             )
 
     def _no_longer_waits(self, predicted: DecodeCost) -> None:
@@ -246,6 +248,7 @@ class _Awaited:
     cancel_token = NEVER_CANCELLED
 
     def __init__(self, encoded: bytes) -> None:
+        self.cost = FREE
         self._encoded = encoded
 
     def take_image(self) -> bytes:

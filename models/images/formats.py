@@ -131,6 +131,10 @@ class DecodeCost(NamedTuple):
     ordinary: bool
 
 
+# The cost of ready pixels.
+FREE = DecodeCost(0.0, 0, 0, ordinary=True)
+
+
 def predict_cost(encoded: bytes, limits: ImageLimits, *, enough: int | None = None, whole: bool = False) -> DecodeCost:
     """Return an upper bound for the cost of decode.decode_strips(encoded, limits, enough=enough) and
     Transform.shape_strips; if `whole` or without `enough`, of decode.decode_pixels. Takes microseconds, and about 1 ms

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.images.formats import FREE
 from models.interface.request import AllCancelledError, CancelToken, Image, InferenceRequest
 from models.interface.telemetry import Stage
 from models.scheduling.batcher import Completed
@@ -61,7 +62,7 @@ class ImageJob:
     """The event loop waits for `done` and may cancel the job, the decode pool queues it, the batcher answers it.
 
     `request` is the job's request without the images. `outcome` is the result or the error. Errors are stored,
-    not raised: a traceback would keep the request's images alive.
+    not raised: a traceback would keep the request's images alive. `cost` is that of the decode, as predicted.
     """
 
     def __init__(self, image: Image, request: InferenceRequest, mailbox: LoopMailbox) -> None:
@@ -69,6 +70,7 @@ class ImageJob:
         self.request = request
         self.started_at = perf_counter()
         self.decode_seconds = 0.0
+        self.cost = FREE
         self.done: asyncio.Future[None] = mailbox.loop.create_future()
         self.outcome: Completed[ItemOutput] | BaseException | None = None
         self._mailbox = mailbox

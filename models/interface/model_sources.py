@@ -1,9 +1,11 @@
-"""What an operator states: SOURCE or NAME=SOURCE for a model, and paths that begin with ~."""
+"""What an operator states: SOURCE or NAME=SOURCE for a model, how it is served, and paths that begin with ~."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from models.interface.errors import StartError
 
@@ -13,7 +15,22 @@ MODEL_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.:-]*(/[A-Za-z0-9_][A-Za-z0-9_.:-]*)*"
 # KServe's protocol writes an operation behind the name: POST /v1/models/NAME:predict.
 OPERATIONS = (":predict", ":explain")
 
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+
 _NAMED = re.compile(rf"(?P<name>{MODEL_NAME})=(?P<source>.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedAs:
+    """The [serve] table of a model.toml. Each key overrides a setting of the server; None leaves it as it is.
+
+    `quantized`: set for int8 and only then, the .xml of an OpenVINO network; its weights are in the .bin file of the
+    same name.
+    """
+
+    precision: Precision | None = None
+    quantized: Path | None = None
+    max_batch_size: int | None = None
 
 
 def split_name(stated: str) -> tuple[str | None, str]:

@@ -55,7 +55,7 @@ class ModelCard:
     RGB channel on the scale 0..1. `classes` is 0 for a model that has features alone.
     `feature_layer` is the inner layer that gives the features; None is the input of the head. `feature_shape` is the
     shape of one image's features, which are returned as a row of `feature_dimensions` numbers. `version` counts the
-    loads of this name in this process, from 1.
+    loads of this name in this process, from 1. `device` has the names of all its devices, joined by commas.
     """
 
     name: str
@@ -76,6 +76,10 @@ class ModelCard:
     version: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @property
+    def devices(self) -> list[str]:
+        return self.device.split(",")
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,9 +66,9 @@ def load(
     started_at = perf_counter()
     if spec.backend is not None:
         placement = replace(placement, backend=spec.backend)
-    if spec.served_as is not None:
+    if spec.served_as.precision is not None:
         placement, calibration = at_precision(placement, spec.served_as.precision), None
-    quantized = None if spec.served_as is None else spec.served_as.quantized
+    quantized = spec.served_as.quantized
     classifier = spec.build()
     network = _cut(spec, classifier)
     labels = classifier.labels if network.classes else ()

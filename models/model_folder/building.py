@@ -17,7 +17,7 @@ from models.interface.errors import ModelFolderError
 from models.model_folder import checkpoint, description, fitting, own_code, sizes
 from models.model_folder.description import MIB, MOST_CLASSES, NEEDED_OF_TRANSFORM, Description, read_bounded
 from models.networks import architectures
-from models.networks.specs import Architecture, Classifier, FeatureLayer, ModelSpec, ServedAs
+from models.networks.specs import Architecture, Classifier, FeatureLayer, ModelSpec
 
 # Makes the network, given the number of classes; None is the architecture's own number.
 Build = Callable[[int | None], nn.Module]
@@ -41,9 +41,7 @@ def find(folder: Path) -> ModelSpec:
         raise described.refusal("architecture", reason)
     if described.pruned is not None:
         architecture = f"{architecture}@{sizes.digest(described.pruned)}"
-    serve = described.serve
-    served_as = None if serve is None else ServedAs(serve.precision, serve.quantized)
-    return ModelSpec(described.name, architecture, lambda: build(described), served_as=served_as, folder=folder)
+    return ModelSpec(described.name, architecture, lambda: build(described), served_as=described.serve, folder=folder)
 
 
 def unknown(architecture: str) -> str | None:

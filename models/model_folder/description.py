@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from models.interface.errors import ModelFolderError
+from models.interface.model_sources import Precision, ServedAs
 from models.model_folder.keys import Keys
 
 FILE_NAME = "model.toml"
@@ -20,12 +21,11 @@ MIB = 2**20
 
 Preset = Literal["torchvision", "timm"]
 FeatureForm = Literal["pooled", "map"]
-ServedPrecision = Literal["fp32", "bf16", "fp16", "int8"]
 # Values of `weights` that name no file.
 WithoutFile = Literal["published", "random"]
 PRESETS: tuple[Preset, ...] = get_args(Preset)
 FEATURE_FORMS: tuple[FeatureForm, ...] = get_args(FeatureForm)
-SERVED_PRECISIONS: tuple[ServedPrecision, ...] = get_args(ServedPrecision)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 WITHOUT_FILE: tuple[WithoutFile, ...] = get_args(WithoutFile)
 
 # The same as in models.images.preprocessing, which imports torch.
@@ -43,6 +43,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MOST_BYTES = MIB
 
 _LARGEST_SIDE = 4096
+# As of GRADLESS_MAX_BATCH_SIZE.
+_LARGEST_BATCH = 1024
 MOST_CLASSES = 1_000_000
 _TOLERANCE = 0.05
 
@@ -54,15 +56,6 @@ class TransformKeys:
 
     preset: Preset | None
     explicit: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class ServeKeys:
-    """The [serve] table. `precision` overrides GRADLESS_PRECISION. `quantized`: set for int8 and only then, the .xml of
-    an OpenVINO network; its weights are in the .bin file of the same name."""
-
-    precision: ServedPrecision
-    quantized: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +84,7 @@ class Description:
     features: str | None
     feature_form: FeatureForm
     transform: TransformKeys
-    serve: ServeKeys | None
+    serve: ServedAs
     reference: Reference | None
 
     @property
@@ -104,7 +97,7 @@ class Description:
 
 # Keys of the file, and of its tables besides [transform]: the fields above.
 KEYS = tuple(field.name for field in fields(Description) if field.name != "folder")
-SERVE_KEYS = tuple(field.name for field in fields(ServeKeys))
+SERVE_KEYS = tuple(field.name for field in fields(ServedAs))
 REFERENCE_KEYS = tuple(field.name for field in fields(Reference))
 
 
@@ -137,7 +130,7 @@ def read(folder: Path) -> Description:
         features=keys.text("features"),
         feature_form=form or "pooled",
         transform=TransformKeys(None, {}) if transform is None else _transform(transform),
-        serve=None if serve is None else _serve(serve),
+        serve=ServedAs() if serve is None else _serve(serve),
         reference=None if reference is None else _reference(reference),
     )
 
@@ -194,17 +187,15 @@ def _transform(keys: Keys) -> TransformKeys:
     return TransformKeys(preset, {key: value for key, value in explicit.items() if value is not None})
 
 
-def _serve(keys: Keys) -> ServeKeys:
-    precision = keys.one_of("precision", SERVED_PRECISIONS)
-    if precision is None:
-        raise keys.refusal("precision", f"is missing: one of {', '.join(SERVED_PRECISIONS)}")
+def _serve(keys: Keys) -> ServedAs:
+    precision = keys.one_of("precision", PRECISIONS)
     text = keys.text("quantized")
     if (precision == "int8") != (text is not None):
         raise keys.refusal("quantized", "goes with precision int8, and int8 with it; `gradless optimize` writes both")
     quantized = keys.file("quantized")
     if text is not None:
         keys.file_inside("quantized", str(Path(text).with_suffix(".bin")))
-    return ServeKeys(precision, quantized)
+    return ServedAs(precision, quantized, keys.whole_number("max_batch_size", 1, _LARGEST_BATCH))
 
 
 def _reference(keys: Keys) -> Reference:

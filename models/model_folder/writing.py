@@ -12,12 +12,13 @@ from safetensors.torch import save
 
 from models.images.preprocessing import Transform
 from models.interface.errors import ModelFolderError
+from models.interface.model_sources import ServedAs
 from models.model_folder import building, checkpoint, own_code
 from models.model_folder.description import FILE_NAME
 from models.model_folder.fitting import Tensors, classes_of, guess
 from models.model_folder.sizes import SizesByLayer
 from models.networks import architectures
-from models.networks.specs import Classifier, ServedAs
+from models.networks.specs import Classifier
 
 _WEIGHTS, _LABELS, _PRUNED = "weights.safetensors", "labels.json", "pruned.json"
 
@@ -39,7 +40,7 @@ def write(
     name: str,
     architecture: str,
     pruned: SizesByLayer | None = None,
-    served_as: ServedAs | None = None,
+    served_as: ServedAs = ServedAs(),
 ) -> None:
     """Write `classifier` as a model folder: its weights in their own types, its labels, and a model.toml with its whole
     transform. Files of `served_as` are in the folder already.
@@ -66,11 +67,11 @@ def write(
             text = json.dumps(classifier.labels, ensure_ascii=False, indent=0)
             (folder / _LABELS).write_text(f"{text}\n", encoding="utf-8")
         described |= _output_keys(classifier)
-        if served_as is not None:
-            quantized = served_as.quantized
-            described["serve"] = {"precision": served_as.precision} | (
-                {} if quantized is None else {"quantized": str(quantized.relative_to(folder))}
-            )
+        serve = {key: value for key, value in asdict(served_as).items() if value is not None}
+        if served_as.quantized is not None:
+            serve["quantized"] = str(served_as.quantized.relative_to(folder))
+        if serve:
+            described["serve"] = serve
         (folder / FILE_NAME).write_text(tomlkit.dumps(described), encoding="utf-8")
     except OSError as error:
         raise ModelFolderError(folder, f"cannot be written: {error}") from error

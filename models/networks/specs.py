@@ -9,8 +9,8 @@ from typing import Literal
 
 from torch import nn
 
-from models.hardware.placement import Precision
 from models.images.preprocessing import Transform
+from models.interface.model_sources import ServedAs
 
 FeatureForm = Literal["pooled", "map"]
 
@@ -55,15 +55,6 @@ class Classifier:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedAs:
-    """How a model folder is served: its precision, which overrides the setting of the server, and for int8 the .xml of
-    the quantized network."""
-
-    precision: Precision
-    quantized: Path | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """A model that can be served. `build` returns the classifier on the CPU, in float32; it may download weights, and
     raises StartError. `backend` and `served_as` override the settings. `folder`: the model folder, if it is one."""
@@ -72,5 +63,5 @@ class ModelSpec:
     architecture: str
     build: Callable[[], Classifier]
     backend: str | None = None
-    served_as: ServedAs | None = None
+    served_as: ServedAs = ServedAs()
     folder: Path | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,13 +13,14 @@ from torch import nn
 
 from models.images.preprocessing import Normalize
 from models.interface.errors import JobError, UnsupportedArchitectureError
+from models.interface.model_sources import ServedAs
 from models.loading import catalog
 from models.loading.calibration import MOST_IMAGES, Calibration
 from models.loading.load import WEIGHTS_SUFFIX, LoadedModel
 from models.model_folder import building, description, own_code, sizes
 from models.model_folder.writing import write
 from models.networks import architectures
-from models.networks.specs import Classifier, ModelSpec, ServedAs
+from models.networks.specs import Classifier, ModelSpec
 from models.offline import files
 from models.offline.reading import Reading
 
@@ -59,7 +60,7 @@ def find_source(name: str) -> Source:
     Raises StartError, also for a model that cannot be optimized.
     """
     spec = catalog.find(name)
-    if spec.served_as is not None and spec.served_as.quantized is not None:
+    if spec.served_as.quantized is not None:
         raise JobError(f"{spec.name} is already in int8; optimize the model that it was made from")
     if spec.folder is not None:
         described = description.read(spec.folder)
@@ -100,7 +101,7 @@ def bf16(source: Source, folder: Path, name: str) -> None:
     # Not the buffers: BatchNorm statistics are small, and are folded into the weights before rounding.
     for parameter in classifier.module.parameters():
         parameter.data = parameter.data.to(torch.bfloat16)
-    _write(source, classifier, folder, name, ServedAs("bf16"))
+    _write(source, classifier, folder, name, replace(source.spec.served_as, precision="bf16"))
 
 
 def int8(source: Source, loaded: LoadedModel, folder: Path, name: str, *, images: Sequence[str]) -> int:
@@ -112,7 +113,8 @@ def int8(source: Source, loaded: LoadedModel, folder: Path, name: str, *, images
 
     calibration = Calibration.of_files([Path(file) for file in files.spread(images, MOST_IMAGES)])
     quantize(loaded, calibration, folder / _QUANTIZED)
-    _write(source, source.classifier(), folder, name, ServedAs("int8", folder / _QUANTIZED))
+    served_as = replace(source.spec.served_as, precision="int8", quantized=folder / _QUANTIZED)
+    _write(source, source.classifier(), folder, name, served_as)
     return len(calibration.files)
 
 
@@ -124,7 +126,7 @@ def weight_bytes(spec: ModelSpec, model: LoadedModel) -> int:
     return weights.stat().st_size if isinstance(weights, Path) else model.weight_bytes
 
 
-def _write(source: Source, classifier: Classifier, folder: Path, name: str, served_as: ServedAs | None) -> None:
+def _write(source: Source, classifier: Classifier, folder: Path, name: str, served_as: ServedAs) -> None:
     module = classifier.module
     try:
         pruned = sizes.differing(module, source.build(len(classifier.labels)))

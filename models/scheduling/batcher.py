@@ -133,6 +133,12 @@ class Batcher(Generic[Item, Result]):
         """Items in the queue."""
         return len(self._queue)
 
+    @property
+    def unanswered(self) -> int:
+        """Items in the queue and in running batches."""
+        with self._changed:
+            return len(self._queue) + sum(len(batch.entries) for batch in self._in_flight)
+
     def oldest_age_seconds(self) -> float:
         """How long the oldest item has been in the queue; 0 if the queue is empty."""
         with self._changed:

@@ -5,6 +5,7 @@ The batcher starts and ends batches under its own lock; admission and metrics re
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -40,8 +41,8 @@ class InFlight(Generic[BatchT]):
         self._average_seconds = 0.0
         self._average_items = 1.0
 
-    def __contains__(self, batch: BatchT) -> bool:
-        return batch in self._running
+    def __iter__(self) -> Iterator[BatchT]:
+        return iter(self._running)
 
     @property
     def may_start(self) -> bool:

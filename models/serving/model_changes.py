@@ -130,7 +130,7 @@ class ModelChanges:
         # `drain` closes the registered models: it may have missed this one.
         if self._draining():
             new.admission.close()
-        self._context.telemetry.model_served(card.name, new.devices)
+        self._context.telemetry.model_served(card.name, card.devices)
         return card
 
     def _origin(self, name: str, source: str | None) -> ModelSource:
@@ -239,7 +239,9 @@ class ModelChanges:
     async def _retire(self, old: ServedModel) -> None:
         """Wait until a model that is out of the registry has answered its requests, and end its threads."""
         name = old.card.name
-        self._replaced_modules = weakref.WeakSet(old.model.network.modules())
+        self._replaced_modules = weakref.WeakSet(
+            module for each in old.instances for module in each.engine.model.network.modules()
+        )
         comparison_ended = self._lens.leave(old.engine, ModelGoneError(name))
         await old.admission.wait_until_empty()
 

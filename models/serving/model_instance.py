@@ -42,6 +42,7 @@ class ServingOptions:
     models_folder: folder of the models that can be loaded by name while others are served.
     max_models: how many models may be served at once.
     calibration_folder: images for int8; required for int8, otherwise unused.
+    device: as backends.place_all.
     max_batch_size: None lets the backend choose it by device and model.
     fixed_batch: run every forward with one batch shape.
     exact_jpeg: decode JPEGs in full, also for models whose transform does not say so.
@@ -105,10 +106,10 @@ class RemoteAdmission(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingContext:
-    """What all model instances of a process share."""
+    """What all model instances of a process share. Each model has one instance for each of `placements`."""
 
     options: ServingOptions
-    placement: Placement
+    placements: tuple[Placement, ...]
     calibration: Calibration | None
     decode_pool: DecodePool
     telemetry: Telemetry
@@ -116,12 +117,12 @@ class ServingContext:
 
     def device_states(self) -> dict[str, DeviceState]:
         """As Runtime.devices."""
-        device = self.placement.device
-        return {str(device): DeviceState(memory.figures(device), utilization(device))}
+        devices = (each.device for each in self.placements)
+        return {str(device): DeviceState(memory.figures(device), utilization(device)) for device in devices}
 
     def release_memory(self, left: WeakSet[nn.Module]) -> None:
         """As memory.release, on every device."""
-        memory.release(self.placement.device, left)
+        memory.release((each.device for each in self.placements), left)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,23 +163,25 @@ class ModelInstance:
         return closed
 
 
-def start_instance(spec: ModelSpec, context: ServingContext, *, check_memory: bool) -> ModelInstance:
-    """Load a model on the device, and warm it up. Blocks. `check_memory`: refuse a model that may not fit alongside the
+def start_instance(
+    spec: ModelSpec, placement: Placement, context: ServingContext, *, check_memory: bool
+) -> ModelInstance:
+    """Load a model on a device, and warm it up. Blocks. `check_memory`: refuse a model that may not fit alongside the
     served ones. Raises StartError, NoRoomError."""
-    model = load(spec, context.placement, context.calibration, exact_jpeg=context.options.exact_jpeg)
+    model = load(spec, placement, context.calibration, exact_jpeg=context.options.exact_jpeg)
     if check_memory:
         _check_memory(model)
-    return with_fresh_conversion(model, lambda fresh: _start_loaded(model, context, fresh=fresh))
+    return with_fresh_conversion(model, lambda fresh: _start_loaded(model, spec, context, fresh=fresh))
 
 
-def _start_loaded(model: LoadedModel, context: ServingContext, *, fresh: bool) -> ModelInstance:
+def _start_loaded(model: LoadedModel, spec: ModelSpec, context: ServingContext, *, fresh: bool) -> ModelInstance:
     options, device = context.options, model.placement.device
     instance = InstanceId(model.name, str(device))
     with ExitStack() as unfinished:
         backend = backends.make(
             model,
             BackendOptions(
-                max_batch_size=options.max_batch_size,
+                max_batch_size=spec.served_as.max_batch_size or options.max_batch_size,
                 fixed_shape=options.fixed_batch,
                 cache_folder=options.cache_folder,
                 fresh=fresh,

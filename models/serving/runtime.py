@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from gradless.memory import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
-from models.backends import place
+from models.backends import place_all
 from models.hardware import cores, memory
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
@@ -47,7 +47,7 @@ class LocalRuntime(Runtime):
     ) -> None:
         if options.cores is not None:
             cores.limit_cores(options.cores)
-        placement = place(options.device, options.precision, options.backend)
+        placements = place_all(options.device, options.precision, options.backend)
         specs = catalog.find_all(options.models)
         calibration = Calibration.for_precision(options.precision, options.calibration_folder)
         memory.retain_freed_pages()
@@ -59,7 +59,7 @@ class LocalRuntime(Runtime):
         )
         self._context = ServingContext(
             options=options,
-            placement=placement,
+            placements=placements,
             calibration=calibration,
             decode_pool=self._decode_pool,
             telemetry=telemetry,

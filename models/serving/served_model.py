@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from models.inference.engine import Engine
+from models.inference.image_job import BatchItem, ItemOutput, LocalQueue
 from models.inference.pipeline import Pipeline
 from models.interface.admission import Admission
 from models.interface.results import ModelCard
@@ -14,35 +16,28 @@ from models.interface.telemetry import AdmissionState
 from models.loading.catalog import ModelSource
 from models.loading.load import LoadedModel
 from models.networks.specs import ModelSpec
+from models.scheduling.batcher import Batcher, Completed
 from models.serving.model_instance import CLOSE_TIMEOUT_S, ModelInstance, ServingContext, start_instance
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
     """The unit that is loaded, replaced, restarted and unloaded: admission and pipeline of the requests to one name,
-    and the model instance that runs their batches. Only this module knows that there is one instance.
+    and the model instances that run their batches, one on each device.
 
     `origin` finds the model's spec again, for a reload or a restart.
     """
 
     origin: ModelSource
     card: ModelCard
-    instance: ModelInstance
+    instances: tuple[ModelInstance, ...]
     admission: Admission
     pipeline: Pipeline
 
     @property
-    def instances(self) -> tuple[ModelInstance, ...]:
-        return (self.instance,)
-
-    @property
-    def devices(self) -> list[str]:
-        return [each.id.device for each in self.instances]
-
-    @property
     def engine(self) -> Engine:
         """The engine that the lens compares on."""
-        return self.instance.engine
+        return self.instances[0].engine
 
     @property
     def model(self) -> LoadedModel:
@@ -68,16 +63,36 @@ class ServedModel:
         return all(ended)
 
 
+class _LeastLoaded(LocalQueue):
+    """The queue of a model on several devices: an image goes to the one with the fewest unanswered images."""
+
+    def __init__(self, batchers: Sequence[Batcher[BatchItem, ItemOutput]]) -> None:
+        self._batchers = batchers
+
+    def submit(
+        self, item: BatchItem, *, future: Future[Completed[ItemOutput]] | None = None
+    ) -> Future[Completed[ItemOutput]]:
+        return min(self._batchers, key=lambda batcher: batcher.unanswered).submit(item, future=future)
+
+    def expected_seconds(self, items: int) -> float:
+        """How long the devices together need for `items`, at the pace of the slowest."""
+        return max(batcher.expected_seconds(items) for batcher in self._batchers) / len(self._batchers)
+
+
 def serve_model(
     spec: ModelSpec, origin: ModelSource, context: ServingContext, *, check_memory: bool = False
 ) -> ServedModel:
     """Load the model that `origin` found, and warm it up. Blocks. `check_memory`: refuse a model that may not fit
     alongside the served ones. Raises StartError, NoRoomError."""
     options = context.options
-    instance = start_instance(spec, context, check_memory=check_memory)
-    model, queue = instance.engine.model, instance.batcher
+    instances: list[ModelInstance] = []
     with ExitStack() as unfinished:
-        unfinished.callback(instance.close, CLOSE_TIMEOUT_S)
+        for placement in context.placements:
+            instances.append(start_instance(spec, placement, context, check_memory=check_memory))
+            unfinished.callback(instances[-1].close, CLOSE_TIMEOUT_S)
+        model = instances[0].engine.model
+        batchers = [each.batcher for each in instances]
+        queue: LocalQueue = batchers[0] if len(batchers) == 1 else _LeastLoaded(batchers)
         if context.remote is None:
             admission = Admission(options.queue_capacity, queue.expected_seconds)
         else:
@@ -91,12 +106,12 @@ def serve_model(
             deadline_s=options.deadline_s,
             telemetry=context.telemetry,
         )
-        served = ServedModel(origin, _card(model), instance, admission, pipeline)
+        served = ServedModel(origin, _card(model, instances), tuple(instances), admission, pipeline)
         unfinished.pop_all()
     return served
 
 
-def _card(model: LoadedModel) -> ModelCard:
+def _card(model: LoadedModel, instances: Sequence[ModelInstance]) -> ModelCard:
     return ModelCard(
         name=model.name,
         architecture=model.architecture,
@@ -107,7 +122,7 @@ def _card(model: LoadedModel) -> ModelCard:
         feature_dimensions=model.network.dimensions,
         feature_shape=model.network.feature_shape,
         feature_layer=None if model.features is None else model.features.node,
-        device=str(model.placement.device),
+        device=",".join(each.id.device for each in instances),
         dtype=model.placement.dtype_name,
         backend=model.placement.backend,
         fingerprint=model.fingerprint,

@@ -228,7 +228,7 @@ class WorkerRuntime(Runtime):
             deadline_s=self._options.deadline_s,
             telemetry=self._telemetry,
         )
-        self._telemetry.model_shown(served.name, [served.card.device])
+        self._telemetry.model_shown(served.name, served.card.devices)
         model = self._versions[served.version] = _Model(served, pipeline, admission, batcher)
         return model
 

@@ -7,7 +7,7 @@ import sys
 
 from app.process.logs import configure_logging
 from app.settings import load_settings
-from app.workers import engine_process, fork_server
+from app.workers import engine_process, fork_server, worker_pool
 
 _END = "import app.workers.http_worker as worker; worker.run_worker = lambda *_: sys.exit(3); "
 
@@ -16,7 +16,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "failing":
         fork_server.PROGRAM = fork_server.PROGRAM.replace("from app", f"{_END}from app")
     else:
-        engine_process._UNRESPONSIVE_S = 3.0  # noqa: SLF001 - 20 s is long for a test
+        worker_pool._UNRESPONSIVE_S = 3.0  # noqa: SLF001 - 20 s is long for a test
     settings = load_settings()
     configure_logging(settings.log_level, settings.log_format)
     engine_process.serve_with_workers(settings, 2)

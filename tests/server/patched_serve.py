@@ -1,6 +1,6 @@
 """A service in which a function fails or waits after SIGUSR1: `patched_serve.py WORKERS PATCH`. PATCH is Python that
-may use `engine_process`, `triggered`, `fail(owner, name)`, which has a function raise once triggered, and
-`hold(owner, name)`, which has it print `holds` and wait for SIGUSR2."""
+may use `engine_process`, `worker_pool`, `triggered`, `fail(owner, name)`, which has a function raise once triggered,
+and `hold(owner, name)`, which has it print `holds` and wait for SIGUSR2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from app.process.logs import configure_logging
 from app.server.server import serve
 from app.settings import load_settings
-from app.workers import engine_process
+from app.workers import engine_process, worker_pool  # noqa: F401 - for PATCH
 
 triggered, released = threading.Event(), threading.Event()
 

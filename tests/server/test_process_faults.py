@@ -85,7 +85,7 @@ async def watch(self):
     while not triggered.is_set():
         await asyncio.sleep(0.1)
     raise RuntimeError("forced")
-engine_process._Engine._watch = watch
+worker_pool.WorkerPool.watch = watch
 """
 
 
@@ -94,7 +94,7 @@ engine_process._Engine._watch = watch
     [
         ("a task", "from models.workers.engine_server import EngineServer; fail(EngineServer, '_remove_versions')"),
         ("the watch over workers", _FAILING_WATCH),
-        ("a callback", "fail(engine_process._Engine, '_read_replies')"),
+        ("a callback", "fail(worker_pool.WorkerPool, '_read_replies')"),
         ("a message", "from models.workers.channel import Channel; fail(Channel, '_receive')"),
         (
             "a batch's report",
@@ -122,7 +122,7 @@ def test_an_uncaught_exception_in_the_engine_process_ends_the_service(
 
 
 def test_an_exception_while_the_engine_process_ends_leaves_no_process(start_patched: Callable[..., Any]) -> None:
-    service = start_patched(_WORKERS, "fail(engine_process.Acceptor, 'close')")
+    service = start_patched(_WORKERS, "fail(worker_pool.Acceptor, 'close')")
     processes = _descendants(service)
     service.process.send_signal(signal.SIGUSR1)
     service.process.terminate()
@@ -208,7 +208,7 @@ def test_a_fork_server_that_is_killed_while_workers_start_is_replaced(
 def test_a_service_that_was_stopped_and_continued_keeps_its_workers(
     start_patched: Callable[..., Any], clock_jpeg: bytes
 ) -> None:
-    service = start_patched(_WORKERS, "engine_process._UNRESPONSIVE_S = 2.5; engine_process._LATE_S = 0.5")
+    service = start_patched(_WORKERS, "worker_pool._UNRESPONSIVE_S = 2.5; worker_pool._LATE_S = 0.5")
     engine = psutil.Process(service.process.pid)
     workers = _workers(service)
     stopped = [engine, *workers]

@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx2
@@ -253,7 +253,7 @@ class FakeRuntime:
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
-        return {name: card_of(name) for name in self.names}
+        return {name: replace(card_of(name), device=",".join(self.device_names)) for name in self.names}
 
     @property
     def half_full(self) -> bool:

@@ -144,7 +144,7 @@ async def _load(request: Request, name: str) -> Response:
     await check_admin(request)
     stated = await read_json(request, _LoadRequest, timeout_s=parts_of(request).settings.read_timeout_s)
     check_load_parameters(() if stated is None else stated.parameters)
-    await load_by_name(runtime_of(request), name)
+    await load_by_name(runtime_of(request), parts_of(request).settings.models, name)
     return Response()
 
 

@@ -112,7 +112,8 @@ async def _repository_index(call: Call) -> Mapping[str, Any]:
 
 async def _load(call: Call) -> Mapping[str, Any]:
     check_load_parameters(call.message.parameters)
-    await load_by_name(runtime_of(call.request), call.message.model_name)
+    configured = parts_of(call.request).settings.models
+    await load_by_name(runtime_of(call.request), configured, call.message.model_name)
     return {}
 
 

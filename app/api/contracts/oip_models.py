@@ -15,7 +15,7 @@ from app.api.dependencies import card_named
 from app.http.contract import Contract, json_errors
 from app.http.problems import TABLE, InvalidInputError, NotReadyError, Row
 from app.observability.metrics import ModelSample
-from models.interface.model_sources import MODEL_NAME
+from models.interface.model_sources import MODEL_NAME, split_name
 from models.interface.results import ModelCard
 from models.interface.runtime import Runtime
 
@@ -144,13 +144,15 @@ def check_load_parameters(names: Iterable[str]) -> None:
         raise InvalidInputError("A model is loaded as it is stored: neither config nor files are accepted.")
 
 
-async def load_by_name(runtime: Runtime, name: str) -> None:
-    """Load a model again, or one that is not served from the source of that name. `name` may be that of a view.
+async def load_by_name(runtime: Runtime, configured: Iterable[str], name: str) -> None:
+    """Load a model again; one that is not served, from its source among `configured` (NAME=SOURCE) or else from the
+    source of that name. `name` may be that of a view.
 
     Raises InvalidInputError, and what Runtime.load raises.
     """
     model = _changed_model(name)
-    await runtime.load(model, None if model in runtime.cards else model)
+    sources = dict(map(split_name, configured))
+    await runtime.load(model, None if model in runtime.cards else sources.get(model, model))
 
 
 async def unload_by_name(runtime: Runtime, name: str) -> None:

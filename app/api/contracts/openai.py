@@ -20,7 +20,7 @@ from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_body
 from app.api.vectors import base64_of, unit_vector
 from app.http.contract import Contract, json_errors
-from app.http.problems import TABLE, InvalidInputError, Row, SlowBodyError, UnauthorizedError
+from app.http.problems import TABLE, InvalidInputError, NoImagesError, Row, SlowBodyError, UnauthorizedError
 from models.interface.errors import DrainingError, OverloadedError, UnknownModelError
 from models.interface.request import InferenceRequest
 
@@ -104,6 +104,8 @@ def _option(asked: Mapping[str, Any], keys: Sequence[str], allowed: Sequence[obj
 def _texts_of_images(asked: Mapping[str, Any]) -> list[object]:
     """Return the text of each image, from `input` or else from `messages`. Raises InvalidInputError."""
     items = asked.get("input")
+    if items == []:
+        raise NoImagesError("input: it has no image.")
     if items is not None:
         return [_text_of(item) for item in (items if isinstance(items, list) else [items])]
     messages = asked.get("messages")

@@ -6,6 +6,7 @@ An image's prediction is {label: probability}, likeliest first, or a list of num
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -109,7 +110,7 @@ async def torchserve_model(request: Request, name: str) -> Response:
     await inference_allowed(request)
     model, version = split_path(runtime_of(request).cards, name)
     try:
-        described = _description(request, model, version)
+        described = await _description(request, model, version)
     except UnknownModelError:
         return _not_found(request, model)
     return _json([described])
@@ -168,6 +169,9 @@ def _instances(body: dict[str, Any]) -> tuple[list[object], _Form]:
     found = _image_in(body[stated[0]] if stated else body)
     if not stated and not isinstance(found, list):
         return [found], "one"
+    if stated == ["inputs"] and isinstance(found, str):
+        # As Hugging Face's containers on SageMaker take one.
+        found = [found]
     if len(stated) > 1 or not isinstance(found, list):
         raise InvalidInputError(f"The body must have one list of images; its key is one of {', '.join(_LISTS)}.")
     if _FRAME in stated:
@@ -194,14 +198,20 @@ def _scores(prediction: Prediction) -> dict[str, float]:
     return scores
 
 
-def _description(request: Request, name: str, version: str) -> dict[str, Any]:
+async def _description(request: Request, name: str, version: str) -> dict[str, Any]:
     """Return TorchServe's description of a view. Raises UnknownModelError, UnknownVersionError."""
-    runtime, settings = runtime_of(request), parts_of(request).settings
+    runtime, parts = runtime_of(request), parts_of(request)
     card = card_named(runtime, model_of(name))
     view = view_of(card, name)
     if version:
         check_version(card, version)
-    described = {
+    # Of each device. HTTP workers know of them what the metrics have.
+    numbers: defaultdict[str, list[float]] = defaultdict(list)
+    for sample in await parts.scraped.samples_of_models():
+        if sample.model == card.name:
+            numbers[sample.name].append(sample.value)
+    free = sum(numbers["gradless_queue_capacity_images"]) - sum(numbers["gradless_in_flight_images"])
+    return {
         "modelName": view.name,
         "modelVersion": f"{card.version}.0",
         "modelUrl": card.name,
@@ -209,18 +219,14 @@ def _description(request: Request, name: str, version: str) -> dict[str, Any]:
         "runtime": "python",
         "minWorkers": 1,
         "maxWorkers": 1,
-        "maxBatchDelay": round(settings.max_batch_delay_ms),
+        "batchSize": round(max(numbers["gradless_batch_size_limit"], default=1)),
+        "maxBatchDelay": round(parts.settings.max_batch_delay_ms),
         "workers": [{"id": "1", "status": "UNLOADING" if card.name in runtime.down else "READY"}],
+        "jobQueueStatus": {
+            "remainingCapacity": round(max(0, free)),
+            "pendingRequests": round(sum(numbers["gradless_queue_depth"])),
+        },
     }
-    # HTTP workers know neither batchers nor how many images wait, only the setting.
-    instances = [state for instance, state in runtime.instances().items() if instance.model == card.name]
-    if sizes := [state.max_batch_size for state in instances] or [size for size in [settings.max_batch_size] if size]:
-        described["batchSize"] = max(sizes)
-    if (admitted := runtime.admissions().get(card.name)) is not None:
-        free = max(0, admitted.capacity - admitted.in_flight)
-        waiting = sum(state.depth for state in instances)
-        described["jobQueueStatus"] = {"remainingCapacity": free, "pendingRequests": waiting}
-    return described
 
 
 def _not_found(request: Request, name: str) -> Response:

@@ -11,6 +11,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from app.api.api_route import ApiRoute
+from app.api.contracts.views import model_of, view_of
 from app.api.dependencies import (
     Parts,
     TheRuntime,
@@ -104,8 +105,9 @@ async def list_models(request: Request, runtime: TheRuntime) -> ModelList:
     "/{name:path}", responses=responses(*_READ_ERRORS, UnknownModelError), dependencies=[Depends(inference_allowed)]
 )
 async def describe_model(request: Request, runtime: TheRuntime, name: str) -> ModelDescription:
-    """Describe one served model."""
-    return _description(card_named(runtime, name), parts_of(request))
+    """Describe one served model. The name may be that of a view, which is the answer's `id`."""
+    view = view_of(card_named(runtime, model_of(name)), name)
+    return _description(view.model, parts_of(request), view.name)
 
 
 @models.post(
@@ -131,7 +133,12 @@ async def load_model(request: Request, response: Response, runtime: TheRuntime, 
 
 
 @models.delete(
-    "/{name:path}", status_code=204, responses=responses(*_UNLOAD_ERRORS), dependencies=[Depends(admin_allowed)]
+    "/{name:path}",
+    status_code=204,
+    # Without a body it has no Content-Type; openai would parse the body.
+    response_class=Response,
+    responses=responses(*_UNLOAD_ERRORS),
+    dependencies=[Depends(admin_allowed)],
 )
 async def unload_model(runtime: TheRuntime, name: ModelName) -> None:
     """Unload a model. It answers its accepted requests; its memory is released before this request returns. If it was
@@ -139,7 +146,7 @@ async def unload_model(runtime: TheRuntime, name: ModelName) -> None:
     await runtime.unload(name)
 
 
-def _description(card: ModelCard, parts: Parts) -> ModelDescription:
+def _description(card: ModelCard, parts: Parts, name: str | None = None) -> ModelDescription:
     described = asdict(card)
     # Published as a metric: it describes this process, not the model.
     del described["load_seconds"]
@@ -147,7 +154,7 @@ def _description(card: ModelCard, parts: Parts) -> ModelDescription:
     if index is not None and index.manifest.fingerprint == card.fingerprint:
         search = IndexDescription.model_validate(index.manifest)
     ready = parts.runtime is not None and card.name not in parts.runtime.down
-    return ModelDescription(id=card.name, created=parts.created_at, **described, ready=ready, search=search)
+    return ModelDescription(id=name or card.name, created=parts.created_at, **described, ready=ready, search=search)
 
 
 probes = APIRouter(tags=["operation"], route_class=ApiRoute)

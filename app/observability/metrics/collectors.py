@@ -78,10 +78,11 @@ class RuntimeCollector(Collector):
         info = _gauge("gradless_model_info", "Architecture, fingerprint and version; always 1.", *info_labels)
         is_ready = float(self._runtime.ready)
         for card in cards.values():
-            values = [card.name, card.device, card.dtype, card.backend]
-            ready.add_metric(values, is_ready)
-            load.add_metric(values, card.load_seconds)
-            weights.add_metric(values, card.weight_bytes)
+            for device in card.devices:
+                values = [card.name, device, card.dtype, card.backend]
+                ready.add_metric(values, is_ready)
+                load.add_metric(values, card.load_seconds)
+                weights.add_metric(values, card.weight_bytes)
             info.add_metric([card.name, card.architecture, card.fingerprint, str(card.version)], 1)
         yield from (ready, load, weights, info)
 

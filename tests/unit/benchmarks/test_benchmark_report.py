@@ -183,7 +183,11 @@ def test_a_rate_is_measured_from_batch_to_batch() -> None:
     assert steady_rate([3.0], 0, 1) == 0
 
 
-def test_a_second_model_is_measured_in_brief_and_the_null_model_by_servers_without_an_engine() -> None:
+def test_a_second_model_is_measured_in_brief_and_the_null_model_by_servers_without_an_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Whether Triton is installed here or not.
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
     plan = Plan(servers=tuple(chosen(["default"])), models=MODELS, rounds=3, seconds=2.0)
     first, second = MODELS
     alone, worker_server, *peers = plan.servers_of("null")

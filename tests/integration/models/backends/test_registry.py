@@ -106,6 +106,13 @@ def test_a_backend_that_cannot_run_on_a_device_is_refused_with_the_alternatives(
         backends.place(device, "fp32", backend)
 
 
+@pytest.mark.parametrize("devices", ["cpu,cpu", "cpu, cuda:0"])
+def test_devices_that_cannot_share_a_model_are_refused(monkeypatch: pytest.MonkeyPatch, devices: str) -> None:
+    monkeypatch.setattr(backends, "device_of", torch.device)
+    with pytest.raises(DeviceUnavailableError, match="list different devices of one type, such as cuda:0,cuda:1"):
+        backends.place_all(devices, "fp32", "eager")
+
+
 def test_a_backend_whose_package_is_not_installed_is_refused_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -13,9 +13,13 @@ from torch import nn
 
 from models import backends
 from models.interface.errors import DeviceUnavailableError, ModelFolderError
+from models.interface.telemetry import Telemetry
 from models.loading import catalog
 from models.loading.load import load
 from models.model_folder import sizes
+from models.networks.specs import ModelSpec
+from models.serving.model_instance import ServingOptions
+from models.serving.runtime import LocalRuntime
 
 CODE = """
 from torch import nn
@@ -113,7 +117,8 @@ def test_invalid_sizes_are_refused_with_the_name_of_the_layer(write: Write, laye
         ('precision = "bf16"\nquantized = "net.py"', r"serve\.quantized: goes with precision int8"),
         ('precision = "int8"\nquantized = "int8.xml"', r"serve\.quantized: there is no file 'int8\.xml'"),
         ('precision = "int8"\nquantized = "net.py"', r"serve\.quantized: there is no file 'net\.bin'"),
-        ('quantized = "net.py"', r"serve\.precision: is missing"),
+        ('quantized = "net.py"', r"serve\.quantized: goes with precision int8"),
+        ("max_batch_size = 0", r"serve\.max_batch_size: must be a whole number from 1 to 1024, not 0"),
         ("threads = 3", r"serve\.threads: there is no such key"),
     ],
 )
@@ -132,6 +137,18 @@ def test_sizes_without_a_file_of_weights_are_refused(write: Write) -> None:
 def test_the_precision_of_a_folder_takes_precedence_over_the_setting(write: Write) -> None:
     spec = catalog.find(str(write(serve='[serve]\nprecision = "bf16"')))
     assert load(spec, backends.place("cpu", "fp32", "eager")).placement.precision == "bf16"
+    spec = catalog.find(str(write(serve="[serve]\nmax_batch_size = 3")))
+    assert load(spec, backends.place("cpu", "bf16", "eager")).placement.precision == "bf16"
     spec = catalog.find(str(write(serve='[serve]\nprecision = "fp16"')))
     with pytest.raises(DeviceUnavailableError, match="fp16 is for GPUs"):
         load(spec, backends.place("cpu", "fp32", "eager"))
+
+
+def test_the_maximum_batch_size_of_a_folder_takes_precedence_over_the_setting(write: Write, tiny: ModelSpec) -> None:
+    spec = catalog.find(str(write(serve="[serve]\nmax_batch_size = 3")))
+    runtime = LocalRuntime(
+        ServingOptions(models=[spec, tiny], device="cpu", backend="eager", max_batch_size=2), Telemetry()
+    )
+    found = {instance.model: state.max_batch_size for instance, state in runtime.instances().items()}
+    runtime.close(timeout_s=10)
+    assert found == {spec.name: 3, tiny.name: 2}

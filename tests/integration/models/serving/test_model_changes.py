@@ -256,14 +256,15 @@ async def test_a_failed_load_leaves_the_old_version_unchanged(
 async def test_a_version_that_fails_its_warm_up_leaves_no_thread(
     serve: Callable[..., LocalRuntime], versions: _Versions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    serving = serve()
+    serving = serve(device="cpu:0,cpu")
     assert versions.gates
     before = _model_threads()
     warm_up = Engine.warm_up
 
     def fails(engine: Engine) -> None:
         warm_up(engine)
-        raise StartError("its outputs are strange")
+        if engine.model.placement.device == torch.device("cpu"):
+            raise StartError("its outputs are strange")
 
     monkeypatch.setattr(Engine, "warm_up", fails)
     with pytest.raises(ModelNotLoadedError, match="its outputs are strange"):
@@ -452,20 +453,28 @@ async def test_a_draining_runtime_refuses_loads_and_discards_the_running_one(
     assert serving.cards["tiny"].version == 1
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen at the start"])
+@pytest.mark.usefixtures("unfrozen")
+@pytest.mark.parametrize(
+    ("frozen", "device"),
+    [(False, "cpu"), (True, "cpu"), (True, "cpu:0,cpu")],
+    ids=["", "frozen at the start", "frozen, on two devices"],
+)
 async def test_a_replaced_version_is_freed_when_the_load_returns(
-    serve: Callable[..., LocalRuntime], versions: _Versions, clock_png: bytes, unfrozen: None, *, frozen: bool
+    serve: Callable[..., LocalRuntime],
+    versions: _Versions,
+    clock_png: bytes,
+    frozen: bool,  # noqa: FBT001 - a parameter of the test
+    device: str,
 ) -> None:
-    del unfrozen
-    serving = serve()
+    serving = serve(device=device)
     await _predict(serving, clock_png)
     if frozen:
         gc.freeze()
     gates, threads = versions.gates, len(_model_threads())
-    left = weakref.ref(gates[0])
+    left = weakref.WeakSet(gates)
     gates.clear()
     await serving.load("tiny")
-    assert left() is None
+    assert not left
     for _ in range(3):
         await _predict(serving, clock_png)
         await serving.load("tiny")

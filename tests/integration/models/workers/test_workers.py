@@ -55,7 +55,7 @@ class _Counts(Telemetry):
         self.outcomes: Counter[str] = Counter()
         self.batches: list[int] = []
         self.cancelled: list[Stage] = []
-        self.models: set[str] = set()
+        self.devices: dict[str, Sequence[str]] = {}
 
     def images_done(self, model: str, task: Task, outcome: Outcome, count: int = 1) -> None:  # noqa: ARG002
         self.outcomes[outcome] += count
@@ -66,11 +66,11 @@ class _Counts(Telemetry):
     def image_cancelled(self, model: str, stage: Stage, saved_seconds: float) -> None:  # noqa: ARG002
         self.cancelled.append(stage)
 
-    def model_shown(self, model: str, devices: Sequence[str]) -> None:  # noqa: ARG002
-        self.models.add(model)
+    def model_shown(self, model: str, devices: Sequence[str]) -> None:
+        self.devices[model] = devices
 
     def model_gone(self, model: str) -> None:
-        self.models.discard(model)
+        self.devices.pop(model, None)
 
 
 @dataclass
@@ -355,11 +355,19 @@ async def test_all_workers_serve_a_model_when_the_load_of_one_returns(tiny: Mode
         await other.unload("null")
         for worker, counts in zip(service.workers, service.counts, strict=True):
             assert list(worker.cards) == ["tiny"]
-            assert counts.models == {"tiny"}
+            assert counts.devices == {"tiny": ["cpu"]}
             with pytest.raises(UnknownModelError):
                 await worker.predict("null", InferenceRequest("classify", [clock_png], top_k=1))
         with pytest.raises(ModelNotLoadedError):
             await one.load("other", "no/such/folder")
+
+
+async def test_a_worker_knows_every_device_of_a_model(tiny: ModelSpec, clock_png: bytes) -> None:
+    async with _started(tiny, workers=1, device="cpu:0,cpu") as service:
+        answer = await _predict(service.workers[0], clock_png)
+
+    assert isinstance(answer.results[0], Prediction)
+    assert service.counts[0].devices == {"tiny": ["cpu:0", "cpu"]}
 
 
 async def test_no_request_fails_while_a_model_is_replaced(tiny: ModelSpec, clock_png: bytes) -> None:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from uvicorn.server import ServerState
 
 from app.server.connection import BoundedConnection
-from models.interface.errors import OverloadedError
+from models.interface.errors import DecodersBusyError, OverloadedError
 
 pytestmark = pytest.mark.anyio
 
@@ -110,6 +110,12 @@ async def test_a_refusal_does_not_wait_for_the_body(listen: Listen) -> None:
     assert head[b"server-timing"].startswith(b"total;dur=")
     assert len(head[b"x-request-id"]) == 16
     assert head[b"x-request-id"] in body
+
+
+async def test_a_refusal_is_the_problem_of_its_error(listen: Listen) -> None:
+    async with listen({"overload": DecodersBusyError(7.0)}) as listening:
+        answer = await listening.client.post("/v1/classify", content=b"image")
+    assert answer.json()["type"] == "urn:gradless:problem:decoders-busy"
 
 
 async def test_a_refusal_has_the_request_id_of_the_client(listen: Listen) -> None:

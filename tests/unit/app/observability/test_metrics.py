@@ -170,6 +170,8 @@ def test_instances_of_one_model_on_two_devices_are_counted_apart(new_runtime: Ca
         assert _value(metrics, "gradless_batch_size_sum", model="a", device=device) == images
         assert _value(metrics, "gradless_queue_depth", model="a", device=device) == 2
         assert _value(metrics, "gradless_device_memory_bytes", device=device, kind="free") == 200
+        card = {"model": "a", "device": device, "dtype": "float32", "backend": "eager"}
+        assert _value(metrics, "gradless_model_weights_bytes", **card) == 28
     assert _value(metrics, "gradless_model_loads_total", model="a", outcome="ok") == 1
     metrics.model_gone("a")
     assert not any(dict(labels).get("model") == "a" for name, labels in _samples(metrics) if "batch_size_sum" in name)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from models.interface.errors import ModelFolderError
+from models.interface.model_sources import ServedAs
 from models.model_folder import description
 from models.model_folder.description import Reference
 
@@ -38,6 +39,7 @@ def test_missing_keys_default_to_the_folders_name_and_the_architectures_values(w
     assert (read.name, read.architecture, read.weights) == ("flowers", "resnet18", folder / "model.pt")
     assert (read.labels, read.classes, read.features, read.feature_form) == (None, None, None, "pooled")
     assert (read.transform.preset, read.transform.explicit, read.reference) == (None, {}, None)
+    assert read.serve == ServedAs()
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,8 @@ def test_every_key_is_read(written: Written) -> None:
         label = "rose"
         probability = 0.9
         tolerance = 0
+        [serve]
+        max_batch_size = 8
         """)
     read = description.read(folder)
     assert (read.name, read.labels, read.classes) == ("roses-2", ("rose", "tulip"), 2)
@@ -88,6 +92,7 @@ def test_every_key_is_read(written: Written) -> None:
         "exact_jpeg": True,
     }
     assert read.reference == Reference(folder / "rose.jpg", "rose", probability=0.9, tolerance=0.0)
+    assert read.serve == ServedAs(max_batch_size=8)
 
 
 def test_an_inner_layer_has_a_form(written: Written) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from pathlib import Path
 
-import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from app.api.contracts.contract_route import IMAGES
 from app.api.inference import IMAGE_ENDPOINTS
+from observe import image_routes
 from observe.image_routes import IMAGE_ROUTES, SELECTOR
-
-_ROOT = Path(__file__).parents[5]
 
 
 def test_the_table_has_the_routes_of_all_protocols(application: Callable[..., FastAPI]) -> None:
@@ -33,16 +30,7 @@ def test_the_selector_matches_these_routes_alone() -> None:
         assert not pattern.fullmatch(other)
 
 
-@pytest.mark.parametrize("file", ["recording.yml", "alerts.yml"])
-def test_rules_use_the_selector(file: str) -> None:
-    rules = (_ROOT / "docker/prometheus/rules" / file).read_text()
-
-    assert set(re.findall(r'route=~"[^"]*"', rules)) == {SELECTOR}
-
-
-def test_the_page_counts_the_same_routes() -> None:
-    script = (_ROOT / "app/page/live.js").read_text()
-    listed = re.search(r"IMAGE_ROUTES = new Set\(\[(.*?)\]\)", script, re.DOTALL)
-
-    assert listed
-    assert tuple(re.findall(r'"(.*?)"', listed[1])) == IMAGE_ROUTES
+def test_rules_and_page_have_the_routes_of_the_table() -> None:
+    for path, text in image_routes.files():
+        assert path.read_text() == text, "run python -m observe.dashboards"
+        assert SELECTOR in text or all(f'"{route}"' in text for route in IMAGE_ROUTES)

@@ -165,8 +165,8 @@ async def test_models_are_loaded_by_their_name_and_unloaded(serve: Serve) -> Non
         raise LastModelError(name)
 
     repository = "/v2/repository/models"
-    async with serve({"load": load, "unload": unload}) as client:
-        for name in ("fake", "timm/resnet18"):
+    async with serve({"load": load, "unload": unload}, models=("fake", "flowers=resnet18")) as client:
+        for name in ("fake", "timm/resnet18", "flowers"):
             loaded = await client.post(f"{repository}/{name}/load", json={})
             assert (loaded.status_code, loaded.content) == (200, b"")
         assert _status(await client.post(f"{repository}/nowhere/load")) == 400
@@ -175,7 +175,13 @@ async def test_models_are_loaded_by_their_name_and_unloaded(serve: Serve) -> Non
         assert _status(await client.post(f"{repository}/no%20name/load")) == 400
         assert _status(await client.post(f"{repository}/fake/unload", json={})) == 409
 
-    assert changes == [("fake", None), ("timm/resnet18", "timm/resnet18"), ("nowhere", "nowhere"), "fake"]
+    assert changes == [
+        ("fake", None),
+        ("timm/resnet18", "timm/resnet18"),
+        ("flowers", "resnet18"),
+        ("nowhere", "nowhere"),
+        "fake",
+    ]
 
 
 async def test_statistics_are_those_of_the_metrics(serve: Serve, prediction: Callable[..., Prediction]) -> None:

@@ -189,7 +189,7 @@ async def test_other_parameters_of_clients_are_accepted(
         ({"embedding_type": ["float"]}, 400, "invalid-input", "embedding_type"),
         ({"normalized": "no"}, 400, "invalid-input", "normalized"),
         ({"input": None}, 400, "invalid-input", "input"),
-        ({"input": []}, 400, "no-images", None),
+        ({"input": []}, 400, "no-images", "input"),
         ({"input": "https://example.org/cat.jpg"}, 400, "invalid-input", "input"),
         ({"input": {"image": "http://example.org/cat.jpg"}}, 400, "invalid-input", "input"),
         ({"input": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}, 400, "invalid-input", "input"),

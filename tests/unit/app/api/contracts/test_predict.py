@@ -119,6 +119,13 @@ async def test_lists_of_instances_are_answered_under_predictions(
             assert response.json() == {"predictions": [_scores(5), _scores(5)]}, path
 
 
+async def test_one_image_under_inputs_is_a_list_of_one(serve: Serve, recorder: _Recorder) -> None:
+    async with serve({"predict": recorder.predict}) as client:
+        response = await client.post(_SAGEMAKER, json={"inputs": _ONE})
+
+    assert response.json() == {"predictions": [_scores(5)]}
+
+
 @pytest.mark.parametrize("path", [_KSERVE, _SAGEMAKER, "/invocations?model=fake"])
 @pytest.mark.parametrize("content_type", ["image/jpeg", "application/x-www-form-urlencoded", "application/json"])
 async def test_a_file_is_taken_whatever_its_content_type(
@@ -330,21 +337,16 @@ async def test_torchserve_lists_and_describes_the_models(serve: Serve) -> None:
     assert [worker["status"] for worker in described[1]["workers"]] == ["UNLOADING"]
 
 
-@pytest.mark.parametrize(("settings", "size"), [({"max_batch_size": 4}, 4), ({}, None)])
-async def test_torchserve_gets_the_set_batch_size_where_http_workers_know_no_batcher(
-    serve: Serve, settings: dict[str, int], size: int | None
-) -> None:
-    async with serve({"device_names": ()}, **settings) as client:
-        described = (await client.get("/models/fake")).json()[0]
-
-    assert described.get("batchSize") == size
-
-
 async def test_kserve_reads_from_a_models_description_whether_it_is_ready(serve: Serve) -> None:
     async with serve({"names": ("fake", "other"), "down": frozenset({"other"})}) as client:
         ready = [(await client.get(f"/v1/models/{name}")).json()["ready"] for name in ("fake", "other")]
 
+        view = (await client.get("/v1/models/other@features")).json()
+        unknown = await client.get("/v1/models/fake@nothing")
+
     assert ready == [True, False]
+    assert (view["id"], view["name"], view["ready"]) == ("other@features", "other", False)
+    assert unknown.status_code == 404
 
 
 @pytest.mark.parametrize(
