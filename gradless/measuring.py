@@ -34,6 +34,7 @@ from gradless.sentences import time_verdict
 
 _NO_HOOKS = "the hooks that observe it fail in its forward"
 _OUT_OF_REACH = "it saved tensors where the hooks that observe it do not reach, as in another thread"
+_MEMORY_OUT_OF_REACH = "it allocated memory where the profiler does not reach, as in another thread"
 
 
 @contextmanager
@@ -132,11 +133,15 @@ class Measuring:
             self.progress.expect(1)
             return self.examine(arm, inputs, stage, observed=False)
         ((answer, facts, saves),) = seen
+        peak = recording.peak
         if not observed:
             note = _NO_HOOKS
         elif saves and not saved and note is None:
             saved, note = None, _OUT_OF_REACH
-        return Examination(saved, note, recording.peak, [on_the_cpu(tensor) for tensor in answer], facts)
+            if subject.device.type == "cpu":
+                # The profiler does not reach there either.
+                peak = Peak(None, _MEMORY_OUT_OF_REACH)
+        return Examination(saved, note, peak, [on_the_cpu(tensor) for tensor in answer], facts)
 
     def retained(self, arm: Arm, inputs: Inputs, saved: Saved | None, stage: ComparisonStage) -> Retained | None:
         """Return what the arm makes autograd keep, given what its first forward `saved`.

@@ -94,13 +94,14 @@ def try_backward(arm: Arm, subject: Subject, inputs: Inputs) -> Backward:
 
 
 def _run_backward(answer: list[torch.Tensor]) -> None:
-    ones = [torch.ones_like(tensor) for tensor in answer]
+    # Ones, except that PyTorch cannot fill sparse tensors.
+    gradients = [torch.ones_like(each) if each.layout is torch.strided else each.detach() for each in answer]
     leaves = [node.variable for node in graph_of(answer) if hasattr(node, "variable")]
     leaves += [tensor for tensor in answer if tensor.requires_grad and tensor.is_leaf]
     try:
         if leaves:
             # Unlike backward(), this leaves no gradient in leaves that are the caller's.
-            torch.autograd.grad(answer, leaves, ones, allow_unused=True)
+            torch.autograd.grad(answer, leaves, gradients, allow_unused=True)
             return
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
@@ -110,7 +111,7 @@ def _run_backward(answer: list[torch.Tensor]) -> None:
     try:
         for leaf in leaves:
             leaf.grad = None
-        torch.autograd.backward(answer, ones)
+        torch.autograd.backward(answer, gradients)
     finally:
         for leaf, gradient in before:
             leaf.grad = gradient

@@ -22,6 +22,7 @@ from models.interface.request import InferenceRequest
 from models.interface.results import ModelCard, Prediction, ScoredClass
 from models.interface.runtime import Runtime
 from models.interface.telemetry import Task, Telemetry
+from models.loading.catalog import refuse_file
 from models.model_folder import description
 from models.model_folder.building import transform_of
 from models.model_folder.description import Description, Reference
@@ -54,6 +55,7 @@ class Findings:
 
 def checked(folder: Path, settings: Settings, image: Path | None) -> Findings:
     """Load and run the model. `settings` have the folder as their only model. Raises GradlessError."""
+    refuse_file(folder)
     described = description.read(folder)
     encoded = None if image is None else _read(image, settings)
     with waiting(Console(stderr=True), f"loading {described.name}"):

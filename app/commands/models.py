@@ -67,9 +67,11 @@ def init(
     Exit status: 0 written; 2 failed.
     """
     # Not above: importing torch takes seconds.
+    from models.loading.catalog import refuse_file  # noqa: PLC0415
     from models.model_folder.writing import start  # noqa: PLC0415
 
     with failures_reported(str(folder)):
+        refuse_file(folder)
         started = start(folder, architecture=architecture, weights=weights, resize=resize, crop=crop)
     classes = "" if started.classes is None else f", {started.classes} classes"
     labels = "no file of labels" if started.labels is None else f"labels in {started.labels}"

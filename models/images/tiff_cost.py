@@ -23,6 +23,8 @@ _NS_TIFF_BYTE: Mapping[int, float] = {
     50000: 6.0,  # Zstandard
 }
 _NS_TIFF_OTHER_BYTE = 200.0
+# Those above, JPEG as TIFF 6.0 had it, and LZMA.
+_COMPRESSIONS = frozenset({*_NS_TIFF_BYTE, 6, 34925})
 _NS_TIFF_PIECE = 5_000.0
 # LittleCMS converts LAB to RGB.
 _NS_TIFF_LAB_PIXEL = 25.0
@@ -34,6 +36,7 @@ _PROFILE = 34675
 _TIFF_TAGS = frozenset((*range(_WIDTH, _TILE_LENGTH + 1), _SAMPLE_FORMAT, _PROFILE))
 _NOT_PACKED = 1
 _SEPARATE_PLANES = 2
+_MOST_PLANES = 4
 # Photometric interpretations whose separate planes Pillow combines as if they were red, green and blue.
 _NOT_IN_PLANES = frozenset({0, 1, 3, _LAB})
 # Compressions whose predictor libtiff undoes: LZW, Deflate, LZMA and Zstandard. It ignores that of others.
@@ -84,8 +87,11 @@ def _check_samples(tags: Mapping[int, int]) -> None:
         raise UndecodableImageError(
             "TIFF", f"its pixels have {tags[_BITS]} bits, and at most {_MOST_TIFF_BITS} are read"
         )
-    if tags.get(_PREDICTOR, 1) != 1 and tags.get(_COMPRESSION, _NOT_PACKED) not in _PREDICTED:
+    compression = tags.get(_COMPRESSION, _NOT_PACKED)
+    if compression not in _COMPRESSIONS:
+        raise UndecodableImageError("TIFF", f"its compression is not one that is read: {compression}")
+    if tags.get(_PREDICTOR, 1) != 1 and compression not in _PREDICTED:
         raise UndecodableImageError("TIFF", "its pixels are differences, and its compression is not one that has these")
-    in_planes = tags.get(_PLANES) == _SEPARATE_PLANES and tags.get(_SAMPLES, 1) > 1
-    if in_planes and tags.get(_PHOTOMETRIC, 0) in _NOT_IN_PLANES:
-        raise UndecodableImageError("TIFF", "its planes are stored one after another, and are not of RGB or CMYK")
+    planes = tags.get(_SAMPLES, 1) if tags.get(_PLANES) == _SEPARATE_PLANES else 1
+    if planes > _MOST_PLANES or (planes > 1 and tags.get(_PHOTOMETRIC, 0) in _NOT_IN_PLANES):
+        raise UndecodableImageError("TIFF", f"its {planes} planes are stored one after another, and not of RGB or CMYK")

@@ -71,9 +71,14 @@ def _found_at(name: str) -> ModelSpec:
 
 
 def _at(path: Path) -> ModelSpec:
+    refuse_file(path)
+    return building.find(path)
+
+
+def refuse_file(path: Path) -> None:
+    """Raise ModelFolderError for a file in place of a model folder."""
     if path.is_file():
         raise ModelFolderError(path, _way_to_a_folder(path))
-    return building.find(path)
 
 
 def _way_to_a_folder(file: Path) -> str:

@@ -104,6 +104,8 @@ def test_serving_a_file_of_weights_ends_with_3_and_the_commands_that_make_a_mode
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (folder / "model.pt").rename("best.pt")
+    for command in ("init", "check"):
+        assert "Make one of it" in one_line(gradless("models", command, "best.pt"), 2)
     done = gradless("serve", "best.pt")
     assert done.returncode == 3
     [said] = [json.loads(line)["event"] for line in done.stderr.splitlines() if b"Make one of it" in line]

@@ -173,6 +173,13 @@ def test_arguments_without_a_tensor_are_refused() -> None:
         compared(linear(), ROWS.numpy())
 
 
+def test_a_backward_pass_from_a_sparse_output_works() -> None:
+    comparison = compared(Custom(lambda self, rows: self.layer(rows).exp().to_sparse(), layer=linear()))
+    assert {arm: report.backward.works for arm, report in by_arm(comparison).items()} == {
+        arm: arm == "grad" for arm in by_arm(comparison)
+    }
+
+
 @pytest.mark.parametrize("arms", [("grad", "no_grd"), "grad", ("served",)])
 def test_an_unknown_arm_is_refused_with_the_known_ones(arms: Any) -> None:
     with pytest.raises(ValueError, match=r"no arm .*; there is grad, no_grad, .*train$"):
@@ -246,6 +253,7 @@ def test_nothing_is_not_said_of_a_graph_that_another_thread_recorded() -> None:
     no_grad = by_arm(comparison)["no_grad"]
     assert no_grad.retained_bytes is None
     assert "another thread" in (no_grad.retained_note or "")
+    assert (no_grad.peak_bytes, comparison.largest_batch) == (None, None)
 
 
 def test_runs_that_differ_in_eval_mode_too_say_nothing_about_dropout() -> None:

@@ -195,8 +195,14 @@ REASONS: dict[str, tuple[Callable[[], bytes], str]] = {
     "TIFF of signed numbers": (lambda: _tags(tag339=(3, 1, 2)), "signed numbers of unknown range"),
     "TIFF of planes of grey and alpha": (
         lambda: _tags(tag277=(3, 1, 2), tag284=(3, 1, 2), tag338=(3, 1, 2)),
-        "are not of RGB or CMYK",
+        "its 2 planes .* not of RGB or CMYK",
     ),
+    "TIFF of five planes": (
+        lambda: _tags(tag262=(3, 1, 2), tag277=(3, 1, 5), tag284=(3, 1, 2), tag338=(3, 1, 2)),
+        "its 5 planes",
+    ),
+    "TIFF of JPEG 2000": (lambda: _tags(tag259=(3, 1, 34712)), "its compression is not one that is read: 34712"),
+    "TIFF of WebP": (lambda: _tags(tag259=(3, 1, 50001)), "its compression is not one that is read: 50001"),
     "TIFF of differences that are not packed": (lambda: _tags(tag317=(3, 1, 2)), "its pixels are differences"),
     "WebP of an unknown kind": (lambda: _file("WEBP")[:12] + b"VP9 " + _file("WEBP")[16:], "its header is damaged"),
     "AVIF without boxes": (lambda: _file("AVIF")[:40], "no primary picture"),
