@@ -27,7 +27,8 @@ class _FromPixels(nn.Module):
 
 def exported(model: LoadedModel) -> torch.export.ExportedProgram:
     """Return the network of a model on a CPU with its normalization. It maps (N, side, side, 3) uint8, 1 <= N <= 1024,
-    to features (N, D) and, if there are classes, logits (N, C), both float32. `torch.onnx.export` takes it too."""
+    to features (N, D) and, if there are classes, logits (N, C), both float32. `torch.onnx.export`, for which
+    onnxscript must be installed, takes it too."""
     side = model.transform.crop
     example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
     batch = torch.export.Dim("batch", min=1, max=_MAX_BATCH)
