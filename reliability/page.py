@@ -28,8 +28,8 @@ _LIMITS = """## Known limits
 
 - Load and server share the same cores. Under overload refusals take 0.2 cores and the load 0.1, which forwards lack.
 - With a full queue the mean wait is already its capacity over the goodput, so the bar for p99 leaves no margin.
-- The heap keeps freed memory for the next forward and grows in ever smaller steps. Of the growth of `fuzz` damaged AVIFs
-  cause 20 MB: with 80,000 images it is 0.7 MB after the first 20,000, and no decode leaves memory in use.
+- The heap keeps freed memory for the next forward and grows in ever smaller steps. `fuzz` grows by 3 MB without AVIFs;
+  with them and 80,000 images, by 0.7 MB after the first 20,000. No decode of an AVIF leaves memory in use.
 - After 200 disconnects the next request waits for the event loop, which takes some 0.2 ms for each.
 - The bar of `slowloris` is missed in some runs (73 to 75 ms against 65 to 67 alone); its clients share the cores too.
 - Latencies are those of the loopback interface, without network, proxy or TLS.
