@@ -86,6 +86,10 @@ _MORE_READS = 64
 _IDLE_MS = 300_000
 
 _RETRY_S = 1.0
+# grpcio drops calls that have arrived, but that it has not passed on yet, when it stops. So it stops once no call has
+# come for so long, and at the latest, if clients go on calling, after so long.
+_QUIET_S = 0.1
+_TAKE_S = 1.0
 
 _INFER = "ModelInfer"
 
@@ -122,6 +126,7 @@ class GrpcServer:
         self._port = settings.grpc_port or 0
         self._serving: asyncio.Task[None] | None = None
         self._stopping = False
+        self._calls_begun = 0
         self._server, self._address = self._bound()
 
     def _bound(self) -> tuple[Any, str]:
@@ -190,12 +195,21 @@ class GrpcServer:
                 return
 
     async def stop(self, grace_s: float) -> None:
-        """Close the port, and answer the accepted calls for at most `grace_s`."""
+        """Close the port once the calls that have arrived are taken, and answer these, for at most `grace_s` in all."""
         self._stopping = True
-        await self._server.stop(grace_s)
+        until = perf_counter() + grace_s
+        await self._take_arrived(min(_TAKE_S, grace_s / 2))
+        await self._server.stop(until - perf_counter())
+
+    async def _take_arrived(self, limit_s: float) -> None:
+        until, begun = perf_counter() + limit_s, None
+        while begun != self._calls_begun and perf_counter() < until:
+            begun = self._calls_begun
+            await asyncio.sleep(min(_QUIET_S, limit_s))
 
     def _handler(self, method: Method) -> Callable[[bytes, Any], Coroutine[Any, Any, bytes]]:
         async def call(_: Any, context: Any) -> bytes:
+            self._calls_begun += 1
             disconnect = ClientDisconnect()
             scope = self._scope(method, context, disconnect)
             record = self._observer.begin(scope)
