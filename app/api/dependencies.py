@@ -6,13 +6,13 @@ import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from time import perf_counter, time
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Query, Request
 
 from app.http.api_keys import Keys, Right, authorize
 from app.http.hosts import AllowedHosts
-from app.http.problems import DebugDisabledError, FingerprintMismatchError, NotReadyError
+from app.http.problems import DebugDisabledError, FingerprintMismatchError, ForbiddenError, NotReadyError
 from app.observability.metrics import Metrics, SharedExposition
 from app.settings import Settings
 from models.interface.errors import DrainingError, StartError, UnknownModelError
@@ -31,6 +31,7 @@ class Parts:
     `runtime` is None until the application has started. `failure` is the reason why the process exits with an error.
     `drained_at` (`perf_counter`) is the deadline of accepted requests once draining has begun. `scraped` is the
     exposition of /metrics, which covers all processes. `created_at` (UNIX seconds) is when this object was made.
+    `fixed_models` is the reason why models cannot be loaded or unloaded, if they cannot.
     """
 
     settings: Settings
@@ -43,6 +44,7 @@ class Parts:
     start_error: StartError | None = None
     failure: str | None = None
     drained_at: float | None = None
+    fixed_models: str | None = None
     created_at: int = field(default_factory=lambda: int(time()))
 
     def left_to_close_s(self) -> float:
@@ -55,7 +57,8 @@ class Parts:
 
 
 def parts_of(request: Request) -> Parts:
-    return cast(Parts, request.app.state.parts)
+    parts: Parts = request.app.state.parts
+    return parts
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -162,8 +165,16 @@ def _requires(right: Right) -> Callable[[Request], Coroutine[Any, Any, None]]:
 
 inference_allowed = _requires("inference")
 metrics_allowed = _requires("metrics")
-admin_allowed = _requires("admin")
 _debug_right = _requires("debug")
+_admin_right = _requires("admin")
+
+
+async def admin_allowed(request: Request) -> None:
+    """Raise UnauthorizedError or ForbiddenError unless the client may load and unload models."""
+    fixed = parts_of(request).fixed_models
+    if fixed is not None:
+        raise ForbiddenError(fixed)
+    await _admin_right(request)
 
 
 async def debug_allowed(request: Request) -> None:

@@ -4,14 +4,13 @@ application, and what the routers share."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
 from app.http.problems import (
     INTERNAL_ERROR,
@@ -40,8 +39,8 @@ _SHORT_BODY_DIGITS = 5
 _log = logging.getLogger(__name__)
 
 
-def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) -> None:
-    """Register exception handlers that answer with problems and count refusals. `routes` are all routes of `app`."""
+def handle_errors(app: FastAPI, metrics: Metrics) -> None:
+    """Register exception handlers that answer with problems and count refusals."""
 
     @app.exception_handler(FaultyImageError)
     @app.exception_handler(GradlessError)
@@ -63,11 +62,10 @@ def handle_errors(app: FastAPI, metrics: Metrics, routes: Sequence[APIRoute]) ->
             # Starlette lists the methods of the first route with this path only. HeadAsGet adds HEAD.
             allowed = {
                 method
-                for route in routes
-                if route.matches(request.scope)[0] != Match.NONE
+                for route in app.routes
+                if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE
                 for method in route.methods or ()
             }
-            allowed |= set(filter(None, headers.get("Allow", "").split(", ")))
             headers["Allow"] = ", ".join(sorted(allowed | ({"HEAD"} if "GET" in allowed else set())))
         elif row is NOT_FOUND and path.endswith("/") and path.strip("/"):
             detail += ": paths have no trailing slash"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from fastapi import Request
-from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
 from starlette.types import Scope
 
 from app.api.api_route import ApiRoute
@@ -38,7 +38,7 @@ class LoadShedding:
     """Decides which requests are refused at their headers, and records them."""
 
     def __init__(
-        self, parts: Parts, observer: RequestObserver, hosts: AllowedHosts, routes: Sequence[APIRoute]
+        self, parts: Parts, observer: RequestObserver, hosts: AllowedHosts, routes: Sequence[BaseRoute]
     ) -> None:
         self._parts = parts
         self._observer = observer

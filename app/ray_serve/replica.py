@@ -11,9 +11,8 @@ from ipaddress import ip_address
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.dependencies import Parts, admin_allowed
+from app.api.dependencies import Parts
 from app.api.middleware import PlainStartFailures
-from app.http.problems import ForbiddenError
 from app.main import create_app, start_serving
 from app.observability.metrics import merge_expositions
 from app.process.logs import configure_logging
@@ -27,6 +26,8 @@ _log = logging.getLogger(__name__)
 _SCRAPE_TIMEOUT_S = 8.0
 
 _REQUEST_ID = "x-request-id"
+
+_FIXED_MODELS = "A request reaches one replica only. To change the models of all replicas, deploy again."
 
 
 class Replica:
@@ -44,8 +45,8 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = create_app(self._settings, self._start)
-        app.dependency_overrides[admin_allowed] = _refuse_changes
         self._parts = app.state.parts
+        self._parts.fixed_models = _FIXED_MODELS
         self._parts.scraped.build = self._metrics_of_all_replicas
         return ProxyHeaders(PlainStartFailures(app, self._parts))
 
@@ -97,10 +98,6 @@ class Replica:
         own_id, own = self.metrics(accept)
         expositions = {replica: zlib.decompress(body).decode() for replica, body in {own_id: own, **others}.items()}
         return merge_expositions(expositions, accept, label="replica")
-
-
-async def _refuse_changes() -> None:
-    raise ForbiddenError("A request reaches one replica only. To change the models of all replicas, deploy again.")
 
 
 class ProxyHeaders:

@@ -9,11 +9,10 @@ from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from app.api.api_route import direct_app
-from app.api.dependencies import admin_allowed
 from app.http.contract import Contract
 from app.http.problems import NOT_FOUND
 from app.observability.request_record import record_of
@@ -50,17 +49,23 @@ class ContractRoute(APIRoute):
         await super().handle(scope, receive, send)
 
 
-class UnknownPath(ContractRoute):
-    """Answers 404 where no other route has the path. It matches as a route with another method does, which all routes
-    with that path precede: their 405 remains."""
+class UnknownPath(BaseRoute):
+    """Answers the other paths below `prefix` with the 404 of `contract`. It matches as a route with another method
+    does, so that the 405 of a route before it remains."""
+
+    def __init__(self, contract: Contract, prefix: str) -> None:
+        self._contract = contract
+        self._prefix = prefix
+        # The label in the metrics.
+        self.path_format = f"{prefix}{{path}}"
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child_scope = super().matches(scope)
-        return Match.PARTIAL if match is Match.FULL else match, child_scope
+        below = scope["type"] == "http" and scope["path"].startswith(self._prefix)
+        return (Match.PARTIAL, {"route": self}) if below else (Match.NONE, {})
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         del receive, send
-        record_of(scope).contract = self.contract
+        record_of(scope).contract = self._contract
         raise HTTPException(NOT_FOUND.status)
 
 
@@ -68,23 +73,3 @@ def contract_router(contract: Contract) -> APIRouter:
     """Return a router whose routes speak `contract`."""
     route_class = type("Route", (ContractRoute,), {"contract": contract})
     return APIRouter(route_class=route_class, include_in_schema=False)
-
-
-def answer_unknown_paths(router: APIRouter, contract: Contract, prefix: str) -> None:
-    """Answer the other paths below `prefix` with the protocol's 404. Call it after all routes are added."""
-    route_class = type("UnknownPath", (UnknownPath,), {"contract": contract})
-    router.add_api_route(prefix + "/{path:path}", _unused, route_class_override=route_class)
-
-
-async def _unused(request: Request) -> None:
-    """FastAPI needs an endpoint."""
-
-
-async def check_admin(request: Request) -> None:
-    """Raise UnauthorizedError or ForbiddenError unless the client may change the models. Ray Serve forbids all changes,
-    by an override."""
-    overrides = request.app.dependency_overrides
-    # Ray's takes no request.
-    if admin_allowed in overrides:
-        await overrides[admin_allowed]()
-    await admin_allowed(request)

@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.api.contracts.contract_route import IMAGES, ContractRoute, answer_unknown_paths, check_admin, contract_router
+from app.api.contracts.contract_route import IMAGES, ContractRoute, UnknownPath, contract_router
 from app.api.contracts.oip_infer import infer_response, is_of_sagemaker, read_infer_request
 from app.api.contracts.oip_models import (
     EXTENSIONS,
@@ -35,7 +35,7 @@ from app.api.contracts.oip_models import (
 from app.api.contracts.output_tensors import inference_request, output_tensors
 from app.api.contracts.prediction import predict, upload_for
 from app.api.contracts.views import View, split_path
-from app.api.dependencies import Upload, check_ready, inference_allowed, parts_of, runtime_of
+from app.api.dependencies import Upload, admin_allowed, check_ready, inference_allowed, parts_of, runtime_of
 from app.api.error_responses import request_problem
 from app.api.uploads import read_json
 from app.http.problems import METHOD_NOT_ALLOWED, NOT_FOUND, NotOfferedError
@@ -141,7 +141,7 @@ class _LoadRequest(BaseModel):
 
 
 async def _load(request: Request, name: str) -> Response:
-    await check_admin(request)
+    await admin_allowed(request)
     stated = await read_json(request, _LoadRequest, timeout_s=parts_of(request).settings.read_timeout_s)
     check_load_parameters(() if stated is None else stated.parameters)
     await load_by_name(runtime_of(request), parts_of(request).settings.models, name)
@@ -149,7 +149,7 @@ async def _load(request: Request, name: str) -> Response:
 
 
 async def _unload(request: Request, name: str) -> Response:
-    await check_admin(request)
+    await admin_allowed(request)
     await unload_by_name(runtime_of(request), name)
     return Response()
 
@@ -192,4 +192,4 @@ router.add_api_route("/v2/models/{path:path}", _describe)
 router.add_api_route("/v2/repository/index", _index, methods=["POST"])
 router.add_api_route("/v2/repository/models/{name:path}/load", _load, methods=["POST"])
 router.add_api_route("/v2/repository/models/{name:path}/unload", _unload, methods=["POST"])
-answer_unknown_paths(router, OIP, "/v2")
+router.routes.append(UnknownPath(OIP, "/v2/"))

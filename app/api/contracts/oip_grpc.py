@@ -14,7 +14,6 @@ from typing import Any
 from fastapi import Request
 from numpy.typing import NDArray
 
-from app.api.contracts.contract_route import check_admin
 from app.api.contracts.input_images import images_of_input
 from app.api.contracts.oip_models import (
     EXTENSIONS,
@@ -31,7 +30,7 @@ from app.api.contracts.output_tensors import WantedOutput, chosen_outputs, infer
 from app.api.contracts.prediction import predict, upload_for
 from app.api.contracts.tensors import BYTES, Tensor, array_of_numbers, count_images
 from app.api.contracts.views import View
-from app.api.dependencies import inference_allowed, parts_of, runtime_of
+from app.api.dependencies import admin_allowed, inference_allowed, parts_of, runtime_of
 from app.api.off_loop import off_loop
 from app.http.problems import InvalidInputError, NotOfferedError, UnknownVersionError
 from models.interface.errors import UnknownModelError
@@ -199,6 +198,6 @@ PROCEDURES = {
     "ModelConfig": Procedure(_model_config),
     "ModelInfer": Procedure(_infer),
     "RepositoryIndex": Procedure(_repository_index),
-    "RepositoryModelLoad": Procedure(_load, check_admin),
-    "RepositoryModelUnload": Procedure(_unload, check_admin),
+    "RepositoryModelLoad": Procedure(_load, admin_allowed),
+    "RepositoryModelUnload": Procedure(_unload, admin_allowed),
 }

@@ -12,9 +12,9 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
-from app.api.contracts.contract_route import answer_unknown_paths, check_admin, contract_router
+from app.api.contracts.contract_route import UnknownPath, contract_router
 from app.api.contracts.prediction import predict, upload_for
-from app.api.dependencies import parts_of
+from app.api.dependencies import admin_allowed, parts_of
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
 from app.http.contract import Contract, json_errors
@@ -42,7 +42,7 @@ async def _infer(request: Request, name: str) -> Response:
 
 
 async def _load(request: Request) -> Response:
-    await check_admin(request)
+    await admin_allowed(request)
     return Response()
 
 
@@ -57,7 +57,7 @@ async def _client(app: FastAPI, address: str = "127.0.0.1") -> AsyncIterator[htt
     router.add_api_route("/sample/{name:path}/infer", _infer, methods=["POST"])
     router.add_api_route("/sample/load", _load, methods=["POST"])
     router.add_api_route("/sample/fail", _fail)
-    answer_unknown_paths(router, _SAMPLE, "/sample")
+    router.routes.append(UnknownPath(_SAMPLE, "/sample/"))
     app.router.routes.extend(router.routes)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False, client=(address, 123))
     async with (
@@ -227,15 +227,12 @@ async def test_rights_are_checked_before_the_body_is_read(application: Callable[
     assert _why(without_right) == (403, "forbidden")
 
 
-async def test_an_override_forbids_changes_of_models(application: Callable[..., FastAPI]) -> None:
+async def test_models_that_are_fixed_cannot_be_changed(application: Callable[..., FastAPI]) -> None:
     app = application()
-    from app.api.dependencies import admin_allowed  # noqa: PLC0415
-    from app.http.problems import ForbiddenError  # noqa: PLC0415
-
-    async def refuse() -> None:
-        raise ForbiddenError("deploy again")
-
     async with _client(app) as client:
         assert (await client.post("/sample/load")).status_code == 200
-        app.dependency_overrides[admin_allowed] = refuse
-        assert _why(await client.post("/sample/load")) == (403, "forbidden")
+        app.state.parts.fixed_models = "deploy again"
+        refused = await client.post("/sample/load")
+
+    assert _why(refused) == (403, "forbidden")
+    assert refused.json()["is"] == "deploy again"
