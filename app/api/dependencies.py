@@ -57,8 +57,12 @@ class Parts:
 
 
 def parts_of(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
+    parts: Parts = request.scope["app"].state.parts
     return parts
+
+
+def settings_of(request: Request) -> Settings:
+    return parts_of(request).settings
 
 
 def runtime_of(request: Request) -> Runtime:
@@ -182,6 +186,6 @@ async def debug_allowed(request: Request) -> None:
 
     Raises DebugDisabledError, UnauthorizedError, ForbiddenError.
     """
-    if not parts_of(request).settings.debug_endpoints:
+    if not settings_of(request).debug_endpoints:
         raise DebugDisabledError
     await _debug_right(request)

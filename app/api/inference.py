@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from app.api.dependencies import Upload, parts_of
+from app.api.dependencies import Upload
 from app.api.error_responses import image_problem
 from app.api.json_images import images_of_body
 from app.api.openapi import image_content
@@ -109,11 +109,8 @@ async def infer(upload: Upload, request: InferenceRequest) -> Answer:
 
 
 async def _read_images(upload: Upload) -> Sequence[bytes | ImageTooLargeError]:
-    settings = parts_of(upload.request).settings
-    received = await read_json_or_images(upload.request, settings, every_part=False)
-    if received.json is None:
-        return received.files
-    return await images_of_body(upload.request, settings, received.json)
+    received = await read_json_or_images(upload.request, every_part=False)
+    return received.files if received.json is None else await images_of_body(upload.request, received.json)
 
 
 def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction], T]) -> list[T | Faulty]:

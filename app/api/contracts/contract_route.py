@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
 from fastapi.routing import APIRoute
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Match
@@ -22,7 +23,7 @@ IMAGES = "inference"
 
 
 class ContractRoute(APIRoute):
-    """A route whose endpoint is `async (request: Request, **path parameters) -> Response`.
+    """A route whose endpoint is `async (request: Request, **path parameters)`; it returns a Response, or what JSON has.
 
     FastAPI's dependency solver and its check of bodies are left out: clients of these protocols send parameters and
     keys that must be ignored. The OpenAPI document does not have these routes.
@@ -38,8 +39,10 @@ class ContractRoute(APIRoute):
         endpoint = self.endpoint
 
         async def handle(request: Request) -> Response:
-            response: Response = await endpoint(request, **request.path_params)
-            return response
+            answer = await endpoint(request, **request.path_params)
+            if isinstance(answer, Response):
+                return answer
+            return Response(to_json(answer), media_type="application/json")
 
         return handle
 

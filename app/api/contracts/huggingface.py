@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from pydantic_core import to_json
-from starlette.responses import Response
 
 from app.api.contracts.contract_route import IMAGES, contract_router
 from app.api.contracts.prediction import parameters_of, predict, top_k_of, upload_for
-from app.api.dependencies import check_ready, parts_of
+from app.api.dependencies import check_ready
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
 from app.api.vectors import unit_vector
@@ -43,23 +41,23 @@ class _Sent:
 
 
 @router.get("/health")
-async def health(request: Request) -> Response:
+async def health(request: Request) -> object:
     """The health check of Inference Endpoints."""
     check_ready(request)
-    return _json({"status": "ready"})
+    return {"status": "ready"}
 
 
 @router.post("/", tags=[IMAGES])
-async def infer_by_default(request: Request) -> Response:
+async def infer_by_default(request: Request) -> object:
     return await _answer(request)
 
 
 @router.post("/hf/{name:path}", tags=[IMAGES])
-async def infer(request: Request, name: str) -> Response:
+async def infer(request: Request, name: str) -> object:
     return await _answer(request, name)
 
 
-async def _answer(request: Request, name: str | None = None) -> Response:
+async def _answer(request: Request, name: str | None = None) -> object:
     """Return the classes or the features of the images in the body.
 
     Raises what upload_for, read_json_or_images, images_of and predict raise.
@@ -76,24 +74,23 @@ async def _answer(request: Request, name: str | None = None) -> Response:
         _, found = await predict(upload, sent.images, InferenceRequest("features"))
         vectors = [unit_vector(each.features) if normalize else each.features for each in found]
         # A list of vectors even for one image.
-        return _json([vector.tolist() for vector in vectors])
+        return [vector.tolist() for vector in vectors]
     parameters = parameters_of(sent.body)
     if parameters.get("function_to_apply") not in (None, "softmax"):
         raise InvalidInputError("function_to_apply must be softmax.")
     _, found = await predict(upload, sent.images, InferenceRequest("classify", top_k=top_k_of(parameters)))
     classes = [_classes(each) for each in found]
-    return _json(classes if sent.several else classes[0])
+    return classes if sent.several else classes[0]
 
 
 async def _read(request: Request) -> _Sent:
-    settings = parts_of(request).settings
-    received = await read_json_or_images(request, settings)
+    received = await read_json_or_images(request)
     if received.json is None:
         return _Sent(received.files, len(received.files) > 1)
     body = await parse_object(request, received.json)
     inputs = body.get("inputs")
     texts = inputs if isinstance(inputs, list) else [inputs]
-    return _Sent(await images_of(request, settings, texts), texts is inputs, body)
+    return _Sent(await images_of(request, texts), texts is inputs, body)
 
 
 def _normalize(body: Mapping[str, Any]) -> bool:
@@ -106,7 +103,3 @@ def _normalize(body: Mapping[str, Any]) -> bool:
 
 def _classes(prediction: Prediction) -> list[dict[str, object]]:
     return [{"label": scored.label, "score": scored.probability} for scored in prediction.classes]
-
-
-def _json(body: object) -> Response:
-    return Response(to_json(body), media_type="application/json")

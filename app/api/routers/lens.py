@@ -88,16 +88,15 @@ async def _read(
 ) -> tuple[str, ComparisonOptions, bytes | None]:
     """Return model, options and image of the request. Raises UnknownModelError, the errors of reading a body, and
     RequestValidationError for invalid JSON."""
-    settings = parts_of(request).settings
     # Checked before the body, so that a client with a wrong model name need not send it.
     card = card_named(runtime, query.model)
     content_type, _ = parse_options_header(request.headers.get("content-type"))
     if content_type == b"application/json":
-        stated = await read_json(request, GradModesRequest, timeout_s=settings.read_timeout_s)
+        stated = await read_json(request, GradModesRequest)
         if stated is not None:
             query = query.model_copy(update={name: getattr(stated, name) for name in stated.model_fields_set})
         return card_named(runtime, query.model).name, query.options(), None
-    images = await read_images(request, settings)
+    images = await read_images(request)
     if len(images) > 1:
         raise TooManyImagesError(1)
     image = images[0]

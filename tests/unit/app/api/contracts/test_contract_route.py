@@ -10,11 +10,11 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from app.api.contracts.contract_route import UnknownPath, contract_router
 from app.api.contracts.prediction import predict, upload_for
-from app.api.dependencies import admin_allowed, parts_of
+from app.api.dependencies import admin_allowed
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
 from app.http.contract import Contract, json_errors
@@ -29,16 +29,15 @@ _KEYS = {"api_keys": "inference:key-of-an-inferrer"}
 _BAD = b"no image"
 
 
-async def _infer(request: Request, name: str) -> Response:
+async def _infer(request: Request, name: str) -> object:
     upload, view = await upload_for(request, name, request.query_params.get("version"))
-    settings = parts_of(request).settings
-    sent = await read_json_or_images(request, settings)
+    sent = await read_json_or_images(request)
     images = sent.files
     if sent.json is not None:
-        images = await images_of(request, settings, (await parse_object(request, sent.json))["images"])
+        images = await images_of(request, (await parse_object(request, sent.json))["images"])
     answer, predictions = await predict(upload, images, InferenceRequest("classify", top_k=1, all_probabilities=True))
     everything = [found.all_probabilities.tolist() for found in predictions if found.all_probabilities is not None]
-    return JSONResponse({"model": answer.model, "view": view.name, "probabilities": everything})
+    return {"model": answer.model, "view": view.name, "probabilities": everything}
 
 
 async def _load(request: Request) -> Response:
