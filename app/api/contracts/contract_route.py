@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar
 
 from fastapi import APIRouter, Request
@@ -31,12 +31,8 @@ class ContractRoute(APIRoute):
 
     contract: ClassVar[Contract]
 
-    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+    def __init__(self, path: str, endpoint: Callable[..., Awaitable[object]], **options: Any) -> None:
         super().__init__(path, endpoint, **options)
-        self.app = direct_app(self.get_route_handler())
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint = self.endpoint
 
         async def handle(request: Request) -> Response:
             answer = await endpoint(request, **request.path_params)
@@ -44,7 +40,7 @@ class ContractRoute(APIRoute):
                 return answer
             return Response(to_json(answer), media_type="application/json")
 
-        return handle
+        self.app = direct_app(handle)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Before the method is checked: a 405 has the form of the protocol too.

@@ -17,7 +17,6 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from app.api.content_encoding import CODINGS, compress, expand
-from app.api.contracts.input_images import files_of, images_of_input
 from app.api.contracts.json_numbers import JsonNumbers, take_numbers
 from app.api.contracts.output_tensors import OutputTensor, WantedOutput, chosen_outputs
 from app.api.contracts.tensors import (
@@ -27,7 +26,9 @@ from app.api.contracts.tensors import (
     Tensor,
     array_of_numbers,
     count_images,
+    files_of,
     flat_values,
+    images_of_input,
 )
 from app.api.contracts.views import View
 from app.api.dependencies import settings_of
