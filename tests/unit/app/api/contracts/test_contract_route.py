@@ -112,17 +112,62 @@ async def test_a_file_a_form_and_json_are_answered(application: Callable[..., Fa
     assert "forward" in response.headers["server-timing"]
 
 
-async def test_requests_are_counted_under_their_protocol(application: Callable[..., FastAPI]) -> None:
+async def test_unknown_paths_are_counted_under_their_protocol(application: Callable[..., FastAPI]) -> None:
     async with _client(application()) as client:
-        await client.post("/sample/fake/infer", content=b"image")
         await client.get("/sample/elsewhere")
         exposition = (await client.get("/metrics")).text.splitlines()
 
-    route = 'contract="sample",method="POST",route="/sample/{name}/infer"'
-    assert f'gradless_requests_total{{code="200",{route}}} 1.0' in exposition
-    assert f'gradless_request_duration_seconds_count{{code="2xx",{route}}} 1.0' in exposition
     unknown = 'contract="sample",method="GET",route="/sample/{path}"'
     assert f'gradless_requests_total{{code="404",{unknown}}} 1.0' in exposition
+
+
+# The address of a model in each protocol, and the route of its requests in the metrics.
+_ADDRESSES = {
+    "torchserve": ("/predictions/fake", "/predictions/{name}"),
+    "kserve_v1": ("/v1/models/fake:predict", "/v1/models/{name}:predict"),
+    "sagemaker": ("/invocations?model=fake", "/invocations"),
+    "huggingface": ("/hf/fake", "/hf/{name}"),
+    "oip": ("/v2/models/fake/infer", "/v2/models/{name}/infer"),
+    "openai": ("/v1/embeddings", "/v1/embeddings"),
+}
+# The Open Inference Protocol takes a file of this length; the others ignore the header.
+_ONE_FILE = {"content": b"\xff", "headers": {"Inference-Header-Content-Length": "0"}}
+
+
+@pytest.mark.parametrize("protocol", _ADDRESSES)
+async def test_requests_are_counted_under_their_protocol(application: Callable[..., FastAPI], protocol: str) -> None:
+    address, route = _ADDRESSES[protocol]
+    sent: dict[str, Any] = {"json": {"input": _text(b"image")}} if protocol == "openai" else _ONE_FILE
+    async with _client(application()) as client:
+        answer = await client.post(address, **sent)
+        exposition = (await client.get("/metrics")).text.splitlines()
+
+    labels = f'contract="{protocol}",method="POST",route="{route}"'
+    assert answer.status_code == 200
+    assert f'gradless_requests_total{{code="200",{labels}}} 1.0' in exposition
+    assert f'gradless_request_duration_seconds_count{{code="2xx",{labels}}} 1.0' in exposition
+
+
+@pytest.mark.parametrize("protocol", ["kserve_v1", "sagemaker", "huggingface", "oip"])
+async def test_errors_of_most_protocols_are_a_text(application: Callable[..., FastAPI], protocol: str) -> None:
+    address, _ = _ADDRESSES[protocol]
+
+    def told(answer: httpx2.Response) -> int:
+        assert answer.headers["content-type"] == "application/json"
+        assert answer.json().keys() == {"error"}
+        return answer.status_code
+
+    async with _client(application({"predict": _overloaded})) as client:
+        full = await client.post(address, **_ONE_FILE)
+        wrong = await client.get(address)
+        assert told(await client.post(address.replace("fake", "nobody"), **_ONE_FILE)) == 404
+    async with _client(application({"ready": False})) as client:
+        assert told(await client.post(address, **_ONE_FILE)) == 503
+    async with _client(application(**_KEYS)) as client:
+        assert told(await client.post(address, **_ONE_FILE)) == 401
+
+    assert (told(full), full.headers["retry-after"]) == (429, "3")
+    assert (told(wrong), wrong.headers["allow"]) == (405, "POST")
 
 
 async def test_one_image_at_fault_fails_the_request_and_is_named(
