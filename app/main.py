@@ -142,7 +142,7 @@ def create_app(
     app.add_middleware(RequestObserverMiddleware, observer=observer)
     # Runs before all middleware: app/server/server.py calls it at the headers of a request.
     app.state.shedding = LoadShedding(parts, observer, hosts, app.routes)
-    handle_errors(app, metrics)
+    handle_errors(app)
     for path, method, status in chain(documented_statuses(app.routes), undocumented_statuses()):
         metrics.expect(path, method, status)
     extend_openapi(app, keys=bool(parts.keys))

@@ -107,7 +107,6 @@ class Upload:
 
     request: Request
     runtime: Runtime
-    metrics: Metrics
     requested_model: str | None
     model: ModelCard
     pinned: str | None
@@ -140,7 +139,7 @@ async def upload_of(request: Request, model: ModelName = None, if_match: Pinned 
     card = card_named(runtime, model)
     if runtime.draining:
         raise DrainingError
-    upload = Upload(request, runtime, parts.metrics, model, card, if_match)
+    upload = Upload(request, runtime, model, card, if_match)
     upload.check_answer_of(card.fingerprint)
     return upload
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from app.api.dependencies import Upload
+from app.api.dependencies import Upload, parts_of
 from app.api.error_responses import image_problem
 from app.api.json_images import images_of_body
 from app.api.openapi import image_content
@@ -116,7 +116,7 @@ async def _read_images(upload: Upload) -> Sequence[bytes | ImageTooLargeError]:
 def result_bodies(upload: Upload, answer: Answer, body_of: Callable[[Prediction], T]) -> list[T | Faulty]:
     """Return a body for each result. That of an image that failed is its problem."""
     return [
-        Faulty(error=image_problem(upload.metrics, result)) if isinstance(result, ImageError) else body_of(result)
+        Faulty(error=image_problem(upload.request, result)) if isinstance(result, ImageError) else body_of(result)
         for result in answer.results
     ]
 
@@ -140,7 +140,7 @@ async def _predict(upload: Upload, sent: Sequence[Image | ImageTooLargeError], r
     images = [image for image in sent if not isinstance(image, ImageTooLargeError)]
     too_large = len(sent) - len(images)
     if too_large:
-        upload.metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
+        parts_of(upload.request).metrics.images_done(upload.model.name, request.task, "bad_image", too_large)
     if images:
         request = replace(request, images=images, cancel_token=cancel_token_of(upload.request))
         # Without a `requested_model` the current default answers, which may be a new one.

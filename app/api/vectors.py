@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def unit_vector(vector: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return `vector` scaled to length 1; a zero vector as it is."""
+def scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
+    """Return `vector`, with `normalize` scaled to length 1; a zero vector as it is."""
+    if not normalize:
+        return vector
     # In float64, because squares of float32 values can overflow and underflow.
     length = np.linalg.norm(vector.astype(np.float64))
     return (vector / length).astype(np.float32) if length else vector

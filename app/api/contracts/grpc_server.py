@@ -238,7 +238,7 @@ class GrpcServer:
         try:
             answer = await self._respond(method, request, record, context)
         except (FaultyImageError, GradlessError, RequestError) as error:
-            row = record_problem(request, self._parts.metrics, error)
+            row = record_problem(request, error)
             retry_after_s = error.retry_after_s if isinstance(error, AtCapacityError) else None
             return _refusal(record, row, str(error), retry_after_s)
         except Exception:  # noqa: BLE001 - the client gets no detail, and the log all

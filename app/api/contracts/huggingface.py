@@ -17,8 +17,8 @@ from app.api.contracts.prediction import parameters_of, predict, top_k_of, uploa
 from app.api.dependencies import check_ready
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
-from app.api.vectors import unit_vector
-from app.http.contract import Contract, json_errors
+from app.api.vectors import scaled
+from app.http.contract import Contract, json_errors, text_error
 from app.http.problems import InvalidInputError
 from models.interface.errors import ImageTooLargeError
 from models.interface.request import InferenceRequest
@@ -28,7 +28,7 @@ _CLASSIFICATION = "image-classification"
 _EXTRACTION = "feature-extraction"
 _TASKS = (_CLASSIFICATION, _EXTRACTION)
 
-router = contract_router(Contract("huggingface", json_errors(lambda _status, _row, message: {"error": message})))
+router = contract_router(Contract("huggingface", json_errors(text_error)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,8 @@ async def _answer(request: Request, name: str | None = None) -> object:
     if task == _EXTRACTION or "normalize" in sent.body:
         normalize = _normalize(sent.body)
         _, found = await predict(upload, sent.images, InferenceRequest("features"))
-        vectors = [unit_vector(each.features) if normalize else each.features for each in found]
         # A list of vectors even for one image.
-        return [vector.tolist() for vector in vectors]
+        return [scaled(each.features, normalize=normalize).tolist() for each in found]
     parameters = parameters_of(sent.body)
     if parameters.get("function_to_apply") not in (None, "softmax"):
         raise InvalidInputError("function_to_apply must be softmax.")

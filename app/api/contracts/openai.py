@@ -17,7 +17,7 @@ from app.api.contracts.prediction import predict, upload_for
 from app.api.dependencies import inference_allowed, runtime_of
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_body
-from app.api.vectors import base64_of, unit_vector
+from app.api.vectors import base64_of, scaled
 from app.http.contract import Contract, json_errors
 from app.http.problems import TABLE, InvalidInputError, NoImagesError, Row, SlowBodyError, UnauthorizedError
 from models.interface.errors import DrainingError, OverloadedError, UnknownModelError
@@ -70,7 +70,7 @@ async def embeddings(request: Request) -> object:
     _option(asked, ("modality",), ("image", ["image"]))
     images = await images_of(request, _texts_of_images(asked))
     answer, predictions = await predict(upload, images, InferenceRequest("features"))
-    vectors = [unit_vector(each.features) if normalize else each.features for each in predictions]
+    vectors = [scaled(each.features, normalize=bool(normalize)) for each in predictions]
     embedded = [base64_of(vector) if encoding == "base64" else vector.tolist() for vector in vectors]
     return {
         "object": "list",

@@ -21,7 +21,7 @@ from app.api.dependencies import check_ready, inference_allowed, parts_of, runti
 from app.api.error_responses import request_problem
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
-from app.http.contract import Contract, json_errors
+from app.http.contract import Contract, json_errors, text_error
 from app.http.problems import TABLE, InvalidInputError, NotReadyError, Row, UnknownVersionError
 from models.interface.errors import ImageTooLargeError, UnknownModelError
 from models.interface.request import InferenceRequest
@@ -71,11 +71,9 @@ def _torchserve_error(status: int, row: Row, message: str) -> object:
     return {"code": status, "type": kind, "message": message}
 
 
-_text_errors = json_errors(lambda _status, _row, message: {"error": message})
-
 _torchserve = contract_router(Contract("torchserve", json_errors(_torchserve_error)))
-_kserve = contract_router(Contract("kserve_v1", _text_errors))
-_sagemaker = contract_router(Contract("sagemaker", _text_errors))
+_kserve = contract_router(Contract("kserve_v1", json_errors(text_error)))
+_sagemaker = contract_router(Contract("sagemaker", json_errors(text_error)))
 routers = (_torchserve, _kserve, _sagemaker)
 
 

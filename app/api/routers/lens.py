@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.api.api_route import ApiRoute
-from app.api.dependencies import TheRuntime, accepts, card_named, debug_allowed, parts_of
+from app.api.dependencies import TheRuntime, accepts, card_named, debug_allowed
 from app.api.error_responses import event_problem
 from app.api.openapi import image_content, responses
 from app.api.schemas import GradModes, GradModesQuery, GradModesRequest, Progress
@@ -161,7 +161,7 @@ class ComparisonStream(StreamingResponse):
         try:
             report = GradModes.model_validate(_result(self._work))
         except Exception as error:  # noqa: BLE001 - the status has been sent: an event reports any error
-            yield _event("problem", event_problem(self._request, parts_of(self._request).metrics, error))
+            yield _event("problem", event_problem(self._request, error))
         else:
             yield _event("report", report.model_dump_json())
 
