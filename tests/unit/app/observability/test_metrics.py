@@ -210,16 +210,6 @@ def test_two_applications_in_one_process_count_separately() -> None:
     assert _value(second, "gradless_rejected_total", reason="deadline") == 0
 
 
-def test_unknown_methods_and_routes_share_one_series() -> None:
-    metrics = _metrics_of("a")
-
-    metrics.request_done(None, "BREW", 405, 0.1, "first")
-    metrics.request_done(None, "WHEN", 405, 0.1, "second")
-
-    labels = {"route": "other", "method": "other", "code": "405", "contract": "native"}
-    assert _value(metrics, "gradless_requests_total", **labels) == 2
-
-
 def test_gauges_are_read_from_the_runtime_at_each_scrape(new_runtime: Callable[..., FakeRuntime]) -> None:
     metrics, runtime = _metrics_of("fake"), new_runtime()
     metrics.watch(runtime)
