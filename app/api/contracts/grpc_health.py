@@ -8,8 +8,7 @@ from typing import Any
 
 import grpc
 
-from app.api.contracts.grpc_calls import received
-from app.api.contracts.grpc_messages import HEALTH, INFERENCE, MAX_HEAD_BYTES, methods_of, parse
+from app.api.contracts.grpc_messages import HEALTH, INFERENCE, MAX_HEAD_BYTES, methods_of, parse, received
 from app.api.dependencies import Parts
 from app.http.problems import InvalidInputError, SlowBodyError
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from fastapi import Request
 
-from app.api.contracts.contract_route import IMAGES, contract_router
-from app.api.contracts.prediction import parameters_of, predict, top_k_of, upload_for
+from app.api.contracts.adapter import IMAGES, contract_router, parameters_of, predict, top_k_of, upload_for
 from app.api.dependencies import check_ready
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images

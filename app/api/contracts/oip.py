@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
 
-from app.api.contracts.contract_route import IMAGES, ContractRoute, UnknownPath, contract_router
+from app.api.contracts.adapter import IMAGES, ContractRoute, UnknownPath, contract_router, predict, upload_for
 from app.api.contracts.oip_infer import infer_response, is_of_sagemaker, read_infer_request
 from app.api.contracts.oip_models import (
     EXTENSIONS,
@@ -31,7 +31,6 @@ from app.api.contracts.oip_models import (
     unload_by_name,
 )
 from app.api.contracts.output_tensors import inference_request, output_tensors
-from app.api.contracts.prediction import predict, upload_for
 from app.api.contracts.views import View, split_path, view_named
 from app.api.dependencies import (
     Upload,

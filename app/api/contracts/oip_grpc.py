@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import Request
 from numpy.typing import NDArray
 
+from app.api.contracts.adapter import predict, upload_for
 from app.api.contracts.oip_models import (
     EXTENSIONS,
     STATISTICS,
@@ -25,7 +26,6 @@ from app.api.contracts.oip_models import (
     unload_by_name,
 )
 from app.api.contracts.output_tensors import WantedOutput, chosen_outputs, inference_request, output_tensors
-from app.api.contracts.prediction import predict, upload_for
 from app.api.contracts.tensors import BYTES, Tensor, array_of_numbers, count_images, images_of_input
 from app.api.contracts.views import View, view_named
 from app.api.dependencies import admin_allowed, inference_allowed, parts_of, runtime_of, settings_of

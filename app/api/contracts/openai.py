@@ -12,8 +12,7 @@ from typing import Any
 from fastapi import Request
 from pydantic_core import to_json
 
-from app.api.contracts.contract_route import IMAGES, contract_router
-from app.api.contracts.prediction import predict, upload_for
+from app.api.contracts.adapter import IMAGES, contract_router, predict, upload_for
 from app.api.dependencies import inference_allowed, runtime_of
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_body

@@ -14,8 +14,15 @@ from typing import Any, Literal
 from fastapi import Request
 from starlette.responses import Response
 
-from app.api.contracts.contract_route import IMAGES, contract_router
-from app.api.contracts.prediction import DEFAULT_TOP_K, parameters_of, predict, top_k_of, upload_for
+from app.api.contracts.adapter import (
+    DEFAULT_TOP_K,
+    IMAGES,
+    contract_router,
+    parameters_of,
+    predict,
+    top_k_of,
+    upload_for,
+)
 from app.api.contracts.views import split_path, view_named
 from app.api.dependencies import check_ready, inference_allowed, parts_of, runtime_of
 from app.api.error_responses import request_problem

@@ -105,7 +105,7 @@ async def test_an_unchanged_file_is_not_sent_again(serve: Serve) -> None:
         *("/docs/redoc.standalone.js", "/docs/..%2Fcore.py", "/static-offline-docs/favicon.png", "/samples/cat.jpg"),
     ],
 )
-async def test_an_unknown_file_is_a_problem(serve: Serve, path: str) -> None:
+async def test_an_unknown_file_of_the_page_is_a_problem(serve: Serve, path: str) -> None:
     async with serve() as client:
         answer = await client.get(path)
 

@@ -12,8 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from app.api.contracts.contract_route import UnknownPath, contract_router
-from app.api.contracts.prediction import predict, upload_for
+from app.api.contracts.adapter import UnknownPath, contract_router, predict, upload_for
 from app.api.dependencies import admin_allowed
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
