@@ -95,7 +95,8 @@ def create_app(
         metrics.watch(runtime)
         freeze_loaded_objects()
         try:
-            await _serve_grpc(grpc_server)
+            if grpc_server is not None:
+                await grpc_server.start()
             yield
         finally:
             await _close(parts, runtime, grpc_server)
@@ -157,11 +158,6 @@ def _allow_origins(app: FastAPI, origins: Sequence[str]) -> None:
         allow_headers=["Authorization", "Content-Type", "If-Match", "X-API-Key", "X-Request-ID", TENSORS_AT],
         expose_headers=["X-Request-ID", "Server-Timing", TENSORS_AT],
     )
-
-
-async def _serve_grpc(grpc_server: GrpcServer | None) -> None:
-    if grpc_server is not None:
-        await grpc_server.start()
 
 
 async def _close(parts: Parts, runtime: Runtime, grpc_server: GrpcServer | None) -> None:

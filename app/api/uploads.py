@@ -176,7 +176,7 @@ async def _whole(request: Request, limit_bytes: int, codings: frozenset[str] = I
 
 async def _counted(request: Request, limit_bytes: int, accepted: frozenset[str] = IDENTITY) -> AsyncIterator[bytes]:
     codings = ",".join(request.headers.getlist("content-encoding"))
-    if not all(coding.strip().lower() in {"", *accepted} for coding in codings.split(",")):
+    if codings and not all(coding.strip().lower() in {"", *accepted} for coding in codings.split(",")):
         raise ContentEncodingError(codings, accepted)
     declared = request.headers.get("content-length", "")
     # int() raises ValueError for more than 4300 digits.

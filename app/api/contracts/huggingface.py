@@ -47,17 +47,9 @@ async def health(request: Request) -> object:
 
 
 @router.post("/", tags=[IMAGES])
-async def infer_by_default(request: Request) -> object:
-    return await _answer(request)
-
-
 @router.post("/hf/{name:path}", tags=[IMAGES])
-async def infer(request: Request, name: str) -> object:
-    return await _answer(request, name)
-
-
-async def _answer(request: Request, name: str | None = None) -> object:
-    """Return the classes or the features of the images in the body.
+async def infer(request: Request, name: str | None = None) -> object:
+    """Return the classes or the features of the images in the body. Without a name the default model answers.
 
     Raises what upload_for, read_json_or_images, images_of and predict raise.
     """
