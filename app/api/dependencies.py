@@ -47,6 +47,11 @@ class Parts:
     fixed_models: str | None = None
     created_at: int = field(default_factory=lambda: int(time()))
 
+    @property
+    def ready(self) -> bool:
+        """True if all models are warmed up and work, and the service is not draining."""
+        return self.runtime is not None and self.runtime.ready
+
     def left_to_close_s(self) -> float:
         """Return the time for models to shut down after the last response."""
         drain_timeout_s = self.settings.drain_timeout_s
@@ -74,9 +79,8 @@ def runtime_of(request: Request) -> Runtime:
 
 
 def check_ready(request: Request) -> None:
-    """Raise NotReadyError unless all models are warmed up and work, and the service is not draining."""
-    runtime = parts_of(request).runtime
-    if runtime is None or not runtime.ready:
+    """Raise NotReadyError unless the service is ready."""
+    if not parts_of(request).ready:
         raise NotReadyError
 
 

@@ -55,8 +55,7 @@ class Replica:
 
         Ray replaces a replica after several failures in a row; a model that is restarted may be ready before.
         """
-        runtime = None if self._parts is None else self._parts.runtime
-        if runtime is None or not runtime.ready:
+        if self._parts is None or not self._parts.ready:
             raise RuntimeError("the models of this replica are not ready")
 
     def metrics(self, accept: str) -> tuple[str, bytes]:

@@ -79,5 +79,4 @@ class HealthChecks:
     def _health(self, service: str) -> str:
         if service not in {_SERVER, INFERENCE}:
             return "SERVICE_UNKNOWN"
-        runtime = self._parts.runtime
-        return "SERVING" if runtime is not None and runtime.ready else "NOT_SERVING"
+        return "SERVING" if self._parts.ready else "NOT_SERVING"

@@ -72,8 +72,7 @@ async def _server_live(_: Call) -> Mapping[str, Any]:
 
 
 async def _server_ready(call: Call) -> Mapping[str, Any]:
-    runtime = parts_of(call.request).runtime
-    return {"ready": runtime is not None and runtime.ready}
+    return {"ready": parts_of(call.request).ready}
 
 
 async def _server_metadata(call: Call) -> Mapping[str, Any]:
