@@ -14,9 +14,9 @@ from fastapi import Request
 
 from app.api.contracts.adapter import IMAGES, contract_router, parameters_of, predict, top_k_of, upload_for
 from app.api.dependencies import check_ready
+from app.api.inference import scaled
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_json_or_images
-from app.api.vectors import scaled
 from app.http.contract import Contract, json_errors, text_error
 from app.http.problems import InvalidInputError
 from models.interface.errors import ImageTooLargeError

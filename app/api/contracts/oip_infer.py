@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from numpy.typing import NDArray
@@ -104,14 +104,6 @@ class _InferRequest(_Part):
     outputs: Annotated[list[_Output], Field(max_length=16)] | None = None
 
 
-class _Parsed(NamedTuple):
-    """A request, the numbers that were taken out of its JSON, and the bytes behind that JSON, if there are any."""
-
-    request: _InferRequest
-    numbers: JsonNumbers | None
-    tensors: memoryview | None
-
-
 @dataclass(frozen=True, slots=True)
 class SentRequest:
     """An inference request: its id, the outputs that it asks for, whether each is binary, and its images in order."""
@@ -172,8 +164,7 @@ def _head_bytes(stated: str, body_bytes: int) -> int:
 
 async def _sent(request: Request, view: View, text: bytes | bytearray, tensors: memoryview | None) -> SentRequest:
     """Return the request whose JSON is `text`, followed by `tensors` if it has any."""
-    sent = await _parsed(request, text, tensors)
-    stated = sent.request
+    stated, numbers = await _parsed(request, text)
     parameters = [output.parameters or _OutputParameters() for output in stated.outputs or ()]
     if any(each.shared_memory_region is not None for each in parameters):
         raise NotOfferedError("shared memory")
@@ -184,23 +175,26 @@ async def _sent(request: Request, view: View, text: bytes | bytearray, tensors: 
     outputs = chosen_outputs(wanted, view)
     all_binary = bool(stated.parameters and stated.parameters.binary_data_output)
     binary = [all_binary if each.binary_data is None else each.binary_data for each in parameters] or [all_binary]
-    return SentRequest(stated.id, outputs, binary, await _images(request, view, sent))
+    images = await _images(request, view, stated.inputs[0], numbers, tensors)
+    return SentRequest(stated.id, outputs, binary, images)
 
 
-async def _parsed(request: Request, text: bytes | bytearray, tensors: memoryview | None) -> _Parsed:
+async def _parsed(request: Request, text: bytes | bytearray) -> tuple[_InferRequest, JsonNumbers | None]:
+    """Return the request in `text`, and the numbers that were taken out of it, if there are any."""
     rest, numbers = await off_loop(len(text), partial(take_numbers, text))
     value = await parse_object(request, rest)
     try:
-        return _Parsed(_InferRequest.model_validate(value), numbers, tensors)
+        return _InferRequest.model_validate(value), numbers
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False, include_input=False)[:_MAX_NAMED]
         found = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in faults)
         raise InvalidInputError(f"The request is not as the protocol has it: {found}.") from None
 
 
-async def _images(request: Request, view: View, sent: _Parsed) -> Sequence[Image | ImageTooLargeError]:
+async def _images(
+    request: Request, view: View, stated: _Input, numbers: JsonNumbers | None, tensors: memoryview | None
+) -> Sequence[Image | ImageTooLargeError]:
     """Return the images of the only input, which has them in its `data` or behind the JSON."""
-    [stated] = sent.request.inputs
     parameters = stated.parameters or _InputParameters()
     if parameters.shared_memory_region is not None:
         raise NotOfferedError("shared memory")
@@ -208,16 +202,16 @@ async def _images(request: Request, view: View, sent: _Parsed) -> Sequence[Image
     count = count_images(stated.datatype, stated.shape, view.model.input_size, limit)
     contents: memoryview | NDArray[Any]
     if stated.data is None:
-        contents = _binary(sent.tensors, parameters.binary_data_size)
-    elif parameters.binary_data_size is not None or sent.tensors:
+        contents = _binary(tensors, parameters.binary_data_size)
+    elif parameters.binary_data_size is not None or tensors:
         raise InvalidInputError("The input has data and binary data; send one of them.")
     elif stated.datatype == BYTES and isinstance(stated.data, list):
         return await images_of(request, flat_values(stated.data, count))
-    elif stated.datatype == BYTES or stated.data is not True or sent.numbers is None:
+    elif stated.datatype == BYTES or stated.data is not True or numbers is None:
         expected = "strings" if stated.datatype == BYTES else "numbers"
         raise InvalidInputError(f"The data of {stated.datatype} must be a list of {expected}.")
     else:
-        contents = await _array(request, stated, sent.numbers)
+        contents = await _array(request, stated, numbers)
     return await images_of_input(request, view, Tensor(stated.datatype, stated.shape, contents))
 
 

@@ -14,9 +14,9 @@ from pydantic_core import to_json
 
 from app.api.contracts.adapter import IMAGES, contract_router, predict, upload_for
 from app.api.dependencies import inference_allowed, runtime_of
+from app.api.inference import base64_of, scaled
 from app.api.json_images import images_of, parse_object
 from app.api.uploads import read_body
-from app.api.vectors import base64_of, scaled
 from app.http.contract import Contract, json_errors
 from app.http.problems import TABLE, InvalidInputError, NoImagesError, Row, SlowBodyError, UnauthorizedError
 from models.interface.errors import DrainingError, OverloadedError, UnknownModelError

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from app.api.api_route import ImageRoute
 from app.api.dependencies import ImageUpload, Upload, accepts
 from app.api.error_responses import error_response
-from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, PREDICT, infer, result_bodies
+from app.api.inference import CLASSIFY, FEATURES, IMAGE_BODY, PREDICT, base64_of, infer, result_bodies, scaled
 from app.api.openapi import responses
 from app.api.schemas import (
     Classification,
@@ -26,7 +26,6 @@ from app.api.schemas import (
     ModelOutputs,
     Prediction,
 )
-from app.api.vectors import base64_of, scaled
 from models.interface.errors import ImageError, NoClassesError
 from models.interface.request import InferenceRequest
 from models.interface.results import Answer, ModelCard
