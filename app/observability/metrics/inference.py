@@ -104,26 +104,13 @@ class InferenceMetrics(Telemetry):
             "Forward time saved by images cancelled before their forward began.",
             MODEL,
         )
-        self._arm_seconds = declare(
-            Gauge,
-            "gradless_forward_seconds",
-            "Median forward time in the last comparison, by arm.",
-            INSTANCE,
-            mode=ARMS,
-        )
-        self._arm_peak = declare(
-            Gauge,
-            "gradless_forward_peak_bytes",
-            "Peak bytes allocated by a forward in the last comparison, by arm.",
-            INSTANCE,
-            mode=ARMS,
-        )
-        self._arm_retained = declare(
-            Gauge,
-            "gradless_forward_retained_bytes",
-            "Bytes that a forward kept for a backward pass in the last comparison, by arm.",
-            INSTANCE,
-            mode=ARMS,
+        self._arm_seconds, self._arm_peak, self._arm_retained = (
+            declare(Gauge, name, f"{what} in the last comparison, by arm.", INSTANCE, mode=ARMS)
+            for name, what in (
+                ("gradless_forward_seconds", "Median forward time"),
+                ("gradless_forward_peak_bytes", "Peak bytes allocated by a forward"),
+                ("gradless_forward_retained_bytes", "Bytes that a forward kept for a backward pass"),
+            )
         )
         self._loads.create(_NOT_SERVED, "failed")
 
