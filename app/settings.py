@@ -158,7 +158,7 @@ class Settings(BaseSettings):
         1,
         gt=0,
         le=3600,
-        description="maximum predicted CPU seconds to decode one image; above a fifth of it, a separate process decodes",
+        description="maximum predicted CPU seconds of a decode; above a fifth of it, a separate process decodes",
     )
     max_decode_bytes: int = Field(
         224 * _MIB,
