@@ -34,8 +34,8 @@ _LIMITS = """## Known limits
 - `slowloris` misses its bar in some runs (73 to 75 ms against 65 to 67).
 - Not among the scenarios: networks, proxies, TLS, faults of GPUs.
 - Only the limit on file descriptors bounds the number of connections: put a proxy in front where strangers can connect.
-- On Linux a stop resets no established connection. Those that need more than 0.3 s to be established, or send their
-  first byte more than 0.5 s after the stop began, may be reset.
+- On Linux a stop resets no established connection, but may reset one that needs more than 0.3 s to be established, or
+  more than 0.5 s to send its first byte.
 - On a similar machine, one bad image in a burst of 16 failed 3 to 15 others in LitServe and MLServer. After 200
   disconnects, the next answer took 6 to 10 s in LitServe, BentoML, MLServer and plain FastAPI.
 """
@@ -65,21 +65,22 @@ def results(findings: Sequence[Finding], command: str, load_before: float) -> st
 
 
 def summary(findings: Sequence[Finding], about: Mapping[str, str]) -> str:
-    """Return the page for readers. `about` has a line on each scenario; those with the same line share a row."""
-    found: dict[str, list[Finding]] = defaultdict(list)
+    """Return the page for readers. `about` has a line on each scenario; those with the same line share an item."""
+    names: dict[str, dict[str, None]] = defaultdict(dict)
     for finding in findings:
-        found[about[finding.scenario]].append(finding)
-    rows = [(", ".join(dict.fromkeys(one.scenario for one in each)), line, _met(each)) for line, each in found.items()]
-    missed = [(finding.scenario, finding.bar, finding.measured) for finding in findings if not finding.met]
-    lines = [_INTRODUCTION, *table(("scenario", "what happens", "bars met"), rows), ""]
-    if missed:
-        lines += ["Missed:", "", *table(("scenario", "bar", "measured"), missed), ""]
-    total = f"In all {_met(findings)} bars were met, {_when_and_where()}."
-    return "\n".join([*lines, total, "", _LIMITS])
-
-
-def _met(findings: Sequence[Finding]) -> str:
-    return f"{sum(finding.met for finding in findings)} of {len(findings)}"
+        names[about[finding.scenario]][f"`{finding.scenario}`"] = None
+    missed = [f"- `{one.scenario}`: {one.bar}; measured: {one.measured}" for one in findings if not one.met]
+    lines = [
+        _INTRODUCTION,
+        *(f"- {', '.join(each)}: {line}" for line, each in names.items()),
+        "",
+        f"{len(findings) - len(missed)} of {len(findings)} bars were met, {_when_and_where()}. Missed:",
+        "",
+        *(missed or ["- none"]),
+        "",
+        _LIMITS,
+    ]
+    return "\n".join(lines)
 
 
 def _when_and_where() -> str:
