@@ -21,8 +21,9 @@ _PACKAGES = ("gradless", "torch", "openvino", "fastapi", "uvicorn", "uvloop", "g
 _INTRODUCTION = """# Reliability
 
 `python -m reliability` runs these scenarios against a real `gradless serve` on 127.0.0.1, `--only SCENARIO` one.
-[results.md](../reliability/results.md) has their loads, bars (thresholds) and measured values. A soak of 30 minutes (`make soak`, 2026-11-24) accounted for all
-of 202,019 requests, of which 12,509 disconnected; memory did not grow.
+[results.md](../reliability/results.md) has their loads, bars (thresholds) and measured values.
+A soak of 30 minutes (`make soak`, 2026-11-24) accounted for all of 202,019 requests, of which 12,509 disconnected;
+memory did not grow.
 """
 
 _LIMITS = """## Known limits
