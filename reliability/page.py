@@ -28,8 +28,8 @@ memory did not grow.
 
 _LIMITS = """## Known limits
 
-- Load and server share the cores: under overload refusals take 0.2 cores and the load 0.1, which forwards lack. With a
-  full queue the mean wait alone reaches the bar for p99.
+- Load and server share the cores: under overload refusals take 0.2 cores, the load 0.1. With a full queue the mean wait
+  alone reaches the bar for p99.
 - Freed memory is kept for the next forward, so memory grows in ever smaller steps: in a `fuzz` of 80,000 images by
   0.7 MB after the first 20,000.
 - Each disconnect takes some 0.2 ms of the event loop, which the next request waits for.
