@@ -120,6 +120,5 @@ def record_problem(request: Request, error: Exception) -> Row:
 def _counted(request: Request, error: Exception) -> Row:
     """Return the row of `error`, which is counted if it is a refusal."""
     row = row_of(error)
-    if row.reason is not None:
-        parts_of(request).metrics.rejected(row.reason)
+    parts_of(request).metrics.rejected(row.reason)
     return row

@@ -76,8 +76,7 @@ class LoadShedding:
         record.start_inference(model, task, 1)
         row = row_of(overload)
         record.problem, record.status = row.slug, row.status
-        if row.reason is not None:
-            self._parts.metrics.rejected(row.reason)
+        self._parts.metrics.rejected(row.reason)
         last = not keep_alive or not body_is_short(head.get(b"content-length"), chunked=b"transfer-encoding" in head)
         headers = {**usual_headers, **problem_headers(overload), **self._observer.headers(scope, record)}
         answer = problem_bytes(row, str(overload), record.request_id, headers, last=last)

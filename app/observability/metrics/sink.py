@@ -150,8 +150,7 @@ class Metrics(InferenceMetrics):
     def refused_by_connection(self, row: Row, seconds: float | None) -> None:
         """Count bytes that never became a request, refused `seconds` after the first. They count as a request without
         route and method. `seconds` None: they had become a request, which is counted when it ends."""
-        if row.reason is not None:
-            self.rejected(row.reason)
+        self.rejected(row.reason)
         if seconds is not None:
             self.request_done(None, _OTHER, row.status, seconds, None)
 
@@ -164,8 +163,10 @@ class Metrics(InferenceMetrics):
         self._model_requests[model, outcome].inc()
         self._model_request_seconds[model, outcome].inc(seconds)
 
-    def rejected(self, reason: Reason) -> None:
-        self._rejected[reason,].inc()
+    def rejected(self, reason: Reason | None) -> None:
+        """Count a refusal. None: the error is none."""
+        if reason is not None:
+            self._rejected[reason,].inc()
 
     def worker_replaced(self, why: WorkerEnd) -> None:
         """Count an HTTP worker that is restarted."""
