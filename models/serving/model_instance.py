@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,9 +28,6 @@ from models.loading.load import LoadedModel, load
 from models.networks.specs import ModelSpec
 from models.scheduling.batcher import Batcher
 from models.scheduling.oom_splitting import SplittingRun
-
-# Seconds to wait for the threads of a model that cannot be served; a warm-up that takes longer is left behind.
-CLOSE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +139,7 @@ class ModelInstance:
             oldest_age_seconds=batcher.oldest_age_seconds(),
             alive=batcher.alive,
             running_seconds=batcher.running_seconds(),
-            max_batch_size=self.run.safe_size or batcher.max_batch_size,
+            max_batch_size=self.run.safe_size or self.engine.hints.max_batch_size,
         )
 
     def health_problem(self) -> str | None:
@@ -177,36 +173,34 @@ def start_instance(
 def _start_loaded(model: LoadedModel, spec: ModelSpec, context: ServingContext, *, fresh: bool) -> ModelInstance:
     options, device = context.options, model.placement.device
     instance = InstanceId(model.name, str(device))
-    with ExitStack() as unfinished:
-        backend = backends.make(
-            model,
-            BackendOptions(
-                max_batch_size=spec.served_as.max_batch_size or options.max_batch_size,
-                fixed_shape=options.fixed_batch,
-                cache_folder=options.cache_folder,
-                fresh=fresh,
-            ),
-        )
-        engine = Engine(model, backend)
-        unfinished.callback(engine.close)
+    backend = backends.make(
+        model,
+        BackendOptions(
+            max_batch_size=spec.served_as.max_batch_size or options.max_batch_size,
+            fixed_shape=options.fixed_batch,
+            cache_folder=options.cache_folder,
+            fresh=fresh,
+        ),
+    )
+    engine = Engine(model, backend)
+    run = SplittingRun(
+        engine.run,
+        instance=instance,
+        out_of_memory=memory.ran_out,
+        release_memory=partial(memory.trim, device),
+        telemetry=context.telemetry,
+    )
 
-        def prepare() -> None:
-            engine.prepare_thread()
-            engine.warm_up()
+    def prepare() -> None:
+        engine.prepare_thread()
+        engine.warm_up()
 
-        def on_batch(report: BatchReport) -> None:
-            if context.remote is not None:
-                context.remote.batch_over(report)
-            context.telemetry.batch_ran(report)
+    def on_batch(report: BatchReport) -> None:
+        if context.remote is not None:
+            context.remote.batch_over(report)
+        context.telemetry.batch_ran(report)
 
-        run = SplittingRun(
-            engine.run,
-            model=instance.model,
-            device=instance.device,
-            out_of_memory=memory.ran_out,
-            release_memory=partial(memory.trim, device),
-            telemetry=context.telemetry,
-        )
+    try:
         batcher: Batcher[BatchItem, ItemOutput] = Batcher(
             run,
             name=instance.model,
@@ -220,9 +214,9 @@ def _start_loaded(model: LoadedModel, spec: ModelSpec, context: ServingContext, 
             prepare=prepare,
             on_batch=on_batch,
         )
-        unfinished.callback(batcher.close, CLOSE_TIMEOUT_S)
-        batcher.wait_until_ready()
-        unfinished.pop_all()
+    except BaseException:
+        engine.close()
+        raise
     return ModelInstance(instance, engine, run, batcher, options.forward_timeout_s)
 
 

@@ -17,7 +17,10 @@ from models.loading.catalog import ModelSource
 from models.loading.load import LoadedModel
 from models.networks.specs import ModelSpec
 from models.scheduling.batcher import Batcher, Completed
-from models.serving.model_instance import CLOSE_TIMEOUT_S, ModelInstance, ServingContext, start_instance
+from models.serving.model_instance import ModelInstance, ServingContext, start_instance
+
+# Seconds to wait for the threads of one instance if another one cannot be started.
+_CLOSE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ def serve_model(
     with ExitStack() as unfinished:
         for placement in context.placements:
             instances.append(start_instance(spec, placement, context, check_memory=check_memory))
-            unfinished.callback(instances[-1].close, CLOSE_TIMEOUT_S)
+            unfinished.callback(instances[-1].close, _CLOSE_TIMEOUT_S)
         model = instances[0].engine.model
         batchers = [each.batcher for each in instances]
         queue: LocalQueue = batchers[0] if len(batchers) == 1 else _LeastLoaded(batchers)
