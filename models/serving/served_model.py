@@ -67,7 +67,8 @@ class ServedModel:
 
 
 class _LeastLoaded(LocalQueue):
-    """The queue of a model on several devices: an image goes to the one with the fewest unanswered images."""
+    """The queue of a model on several devices: an image goes to the one with the fewest unanswered images. One whose
+    batcher is not alive gets none: it would seem idle until the supervisor restarts the model."""
 
     def __init__(self, batchers: Sequence[Batcher[BatchItem, ItemOutput]]) -> None:
         self._batchers = batchers
@@ -75,7 +76,9 @@ class _LeastLoaded(LocalQueue):
     def submit(
         self, item: BatchItem, *, future: Future[Completed[ItemOutput]] | None = None
     ) -> Future[Completed[ItemOutput]]:
-        return min(self._batchers, key=lambda batcher: batcher.unanswered).submit(item, future=future)
+        # If none is alive, any of them raises the reason.
+        answering = [batcher for batcher in self._batchers if batcher.alive] or self._batchers
+        return min(answering, key=lambda batcher: batcher.unanswered).submit(item, future=future)
 
     def expected_seconds(self, items: int) -> float:
         """How long the devices together need for `items`, at the pace of the slowest."""
