@@ -27,7 +27,7 @@ import openvino
 import rich
 from numpy.typing import NDArray
 
-from models.backends.export import exported
+from models.backends.backend import exported
 from models.interface.errors import ModelFolderError
 from models.interface.model_sources import expand_home
 from models.loading.calibration import Calibration
