@@ -7,21 +7,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
-from weakref import WeakSet
-
-from torch import nn
 
 from models import backends
 from models.backends import DEFAULT_CACHE_FOLDER, BackendOptions
 from models.hardware import memory
-from models.hardware.placement import Placement, Precision, utilization
+from models.hardware.placement import Placement, Precision
 from models.images.decode_pool import DecodePool
 from models.inference.engine import Engine, with_fresh_conversion
 from models.inference.image_job import BatchItem, ItemOutput, LocalQueue
 from models.interface.admission import Admission
 from models.interface.errors import NoRoomError
 from models.interface.request import ImageLimits
-from models.interface.telemetry import BatchReport, DeviceState, InstanceId, InstanceState, Telemetry
+from models.interface.telemetry import BatchReport, InstanceId, InstanceState, Telemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
@@ -110,15 +107,6 @@ class ServingContext:
     decode_pool: DecodePool
     telemetry: Telemetry
     remote: RemoteAdmission | None = None
-
-    def device_states(self) -> dict[str, DeviceState]:
-        """As Runtime.devices."""
-        devices = (each.device for each in self.placements)
-        return {str(device): DeviceState(memory.figures(device), utilization(device)) for device in devices}
-
-    def release_memory(self, left: WeakSet[nn.Module]) -> None:
-        """As memory.release, on every device."""
-        memory.release((each.device for each in self.placements), left)
 
 
 @dataclass(frozen=True, slots=True)

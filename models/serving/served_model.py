@@ -12,7 +12,6 @@ from models.inference.image_job import BatchItem, ItemOutput, LocalQueue
 from models.inference.pipeline import Pipeline
 from models.interface.admission import Admission
 from models.interface.results import ModelCard
-from models.interface.telemetry import AdmissionState
 from models.loading.catalog import ModelSource
 from models.loading.load import LoadedModel
 from models.networks.specs import ModelSpec
@@ -46,9 +45,6 @@ class ServedModel:
     def model(self) -> LoadedModel:
         """The model as it was loaded, with its transform and labels."""
         return self.engine.model
-
-    def admission_state(self) -> AdmissionState:
-        return AdmissionState(self.admission.in_flight, self.admission.capacity)
 
     def health_problem(self) -> str | None:
         """Return why an instance cannot answer, as a clause without subject; None while all are healthy."""
