@@ -77,11 +77,6 @@ def test_a_vision_transformer_is_built_for_the_images_that_its_transform_makes(a
         assert found.build(None).image_size == found.transform.crop
 
 
-def test_every_listed_name_is_found() -> None:
-    for name in catalog.names():
-        assert catalog.find(name).name == name
-
-
 def test_a_source_is_served_under_the_name_before_it() -> None:
     found = catalog.find("mine/1=resnet18:random")
 

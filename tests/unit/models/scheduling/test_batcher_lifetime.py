@@ -125,16 +125,6 @@ def batcher(device: GatedDevice) -> Iterator[Batcher[int, int]]:
     assert made.close(_PATIENCE_S)
 
 
-def test_running_and_queued_items_each_have_their_own_error(batcher: Batcher[int, int], device: GatedDevice) -> None:
-    running = batcher.submit(1)
-    device.wait_until_busy()
-    waiting = [batcher.submit(item) for item in (2, 3, 4)]
-    batcher.abandon(_down)
-    errors = [future.exception(_PATIENCE_S) for future in (running, *waiting)]
-    assert all(isinstance(error, ModelDownError) for error in errors)
-    assert len(set(map(id, errors))) == 4
-
-
 def test_the_results_of_an_abandoned_forward_are_dropped_and_its_thread_ends(
     batcher: Batcher[int, int], device: GatedDevice
 ) -> None:

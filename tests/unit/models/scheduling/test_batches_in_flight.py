@@ -119,19 +119,6 @@ def test_no_more_batches_run_than_max_in_flight(new_batcher: NewBatcher, device:
     assert sorted(future.result(_PATIENCE_S).result for future in futures) == [0, 10, 20]
 
 
-def test_an_item_of_a_batch_that_has_not_started_can_be_cancelled(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
-    batcher.submit(1)
-    device.wait_until_busy()
-    assert batcher.submit(2).cancel()
-    stays = batcher.submit(3)
-    device.finish_one()
-    device.wait_until_busy()
-    device.finish_one()
-    stays.result(_PATIENCE_S)
-    assert device.batches == [[1], [3]]
-
-
 def test_the_forward_time_of_a_queued_batch_starts_when_the_previous_batch_ends() -> None:
     begun, finish = threading.Semaphore(0), {item: threading.Event() for item in (1, 2)}
 
@@ -217,14 +204,6 @@ def test_items_of_both_batches_each_have_their_own_error_when_the_batcher_is_aba
     errors = [future.exception(_PATIENCE_S) for future in futures]
     assert all(isinstance(error, ModelDownError) for error in errors)
     assert len(set(map(id, errors))) == 4
-
-
-def test_accepted_items_are_answered_when_the_batcher_closes(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
-    futures = [batcher.submit(item) for item in range(5)]
-    device.open()
-    assert batcher.close(_PATIENCE_S)
-    assert [future.result().result for future in futures] == [0, 10, 20, 30, 40]
 
 
 def test_one_thread_forms_a_delayed_batch() -> None:
