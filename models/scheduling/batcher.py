@@ -69,7 +69,7 @@ class Batcher(Generic[Item, Result]):
     queue_capacity: items in the queue, at most.
     max_in_flight: batches that run concurrently, each in its own thread.
     overlap_min_size: smallest batch, if not a full one, alongside which a batch of any size may start; None: none.
-    fairness_key: returns the key of an item; without it every item has its own.
+    fairness_key: returns the key of an item; by default every item has its own.
     prepare: runs first in each thread, one after another. The constructor raises what it raises.
     on_batch: receives the report of each batch in its thread, after its items are answered.
     """
@@ -85,7 +85,7 @@ class Batcher(Generic[Item, Result]):
         queue_capacity: int = 256,
         max_in_flight: int = 1,
         overlap_min_size: int | None = None,
-        fairness_key: Callable[[Item], Hashable] | None = None,
+        fairness_key: Callable[[Item], Hashable] = lambda _item: object(),
         prepare: Callable[[], None] = lambda: None,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
     ) -> None:
@@ -156,7 +156,7 @@ class Batcher(Generic[Item, Result]):
         """
         if future is None:
             future = Future()
-        key = future if self._fairness_key is None else self._fairness_key(item)
+        key = self._fairness_key(item)
         with self._changed:
             if self._closed:
                 raise self._refusal()

@@ -111,15 +111,11 @@ def _truncate(file: Path) -> None:
 
 _DAMAGES: dict[str, Callable[[Path], None]] = {
     "flipped weights": lambda entry: _flip(entry / "network.bin"),
-    "flipped network": lambda entry: _flip(entry / "network.xml"),
-    "truncated weights": lambda entry: _truncate(entry / "network.bin"),
     "truncated network": lambda entry: _truncate(entry / "network.xml"),
-    "empty weights": lambda entry: (entry / "network.bin").write_bytes(b""),
     "empty digests": lambda entry: (entry / "digests.json").write_bytes(b""),
     "digests of something else": lambda entry: (entry / "digests.json").write_text("[1, 2]"),
     "deep digests": lambda entry: (entry / "digests.json").write_text("[" * 100_000),
     "no weights": lambda entry: (entry / "network.bin").unlink(),
-    "no digests": lambda entry: (entry / "digests.json").unlink(),
     "empty folder": lambda entry: shutil.rmtree(entry) or entry.mkdir(),  # type: ignore[func-returns-value]
     "a file in its place": lambda entry: shutil.rmtree(entry) or (entry.write_text("no folder") and None),  # type: ignore[func-returns-value]
     "weights that are a folder": lambda entry: (entry / "network.bin").unlink() or (entry / "network.bin").mkdir(),  # type: ignore[func-returns-value]

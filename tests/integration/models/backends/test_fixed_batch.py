@@ -32,10 +32,7 @@ def test_with_a_fixed_shape_an_image_gives_the_same_bits_in_any_batch_at_any_pos
     with torch.inference_mode():
         alone = [backend.run(pixels[number : number + 1]) for number in range(len(pixels))]
 
-        @settings(
-            max_examples=12,
-            suppress_health_check=[HealthCheck.function_scoped_fixture],
-        )
+        @settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
         @given(st.lists(st.integers(0, len(pixels) - 1), min_size=1, max_size=9))
         def holds(batch: list[int]) -> None:
             together = backend.run(pixels[batch])
