@@ -72,9 +72,10 @@ class _LeastLoaded(LocalQueue):
     def submit(
         self, item: BatchItem, *, future: Future[Completed[ItemOutput]] | None = None
     ) -> Future[Completed[ItemOutput]]:
+        by_load = sorted(self._batchers, key=lambda batcher: batcher.unanswered)
         # If none is alive, any of them raises the reason.
-        answering = [batcher for batcher in self._batchers if batcher.alive] or self._batchers
-        return min(answering, key=lambda batcher: batcher.unanswered).submit(item, future=future)
+        chosen = next((batcher for batcher in by_load if batcher.alive), by_load[0])
+        return chosen.submit(item, future=future)
 
     def expected_seconds(self, items: int) -> float:
         """How long the devices together need for `items`, at the pace of the slowest."""
