@@ -93,8 +93,6 @@ class Rows:
                 continue
             if dimensions:
                 found.features[row] = answer.features
-            elif answer.indices is None or answer.probabilities is None:
-                raise ValueError("the output has no classes")
             else:
                 found.indices[row], found.probabilities[row] = answer.indices, answer.probabilities
         return found
