@@ -120,9 +120,3 @@ def preprocessing(kept: Kept, size: str) -> list[float]:
 def start_seconds(kept: Kept, name: str) -> list[float]:
     """Return the seconds of the first start, a later one, or an import, by the name of the figure."""
     return [m.figures[name] for m in kept if m.kind == "start"]
-
-
-def rss_growth_mb(kept: Kept, least_requests: int) -> list[float]:
-    """Return the growth of resident memory after the first tenth of the requests, if there were enough."""
-    soaked = [m.figures for m in kept if m.kind == "soak" and m.figures["requests"] >= least_requests]
-    return [(figures["rss_bytes"] - figures["early_rss_bytes"]) / 1e6 for figures in soaked]

@@ -79,10 +79,6 @@ class RunningServer:
         """Return all running processes."""
         return tree(self._root)
 
-    def rss_bytes(self) -> int:
-        """Return the resident memory of the first process."""
-        return int(self._root.memory_info().rss)
-
 
 def resident_bytes(servers: Sequence[RunningServer]) -> int:
     """Return the memory of all processes, with shared pages counted once. PSS would depend on other users of PyTorch's
