@@ -23,6 +23,12 @@ BUSY = 32
 MANY = 128
 
 
+def servers_of(kept: Kept) -> list[str]:
+    """Return the servers that were measured, in the order of SERVERS."""
+    there = {measurement.server for measurement in kept}
+    return [name for name in SERVERS if name in there]
+
+
 def rate(measurement: Measurement) -> float:
     """Return images a second."""
     return measurement.images_per_second

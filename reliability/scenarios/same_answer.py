@@ -17,7 +17,7 @@ import uvloop
 
 from models.images.samples import Sample, draw, encode
 from reliability.finding import Finding, Scenario
-from reliability.flooding import flood
+from reliability.flood import flood
 from reliability.ledger import Ledger
 from reliability.pictures import draw_pictures
 from reliability.scale import Scale
