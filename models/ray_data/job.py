@@ -15,7 +15,7 @@ import ray.data
 
 from models.hardware.cores import available_cores
 from models.interface.errors import JobError
-from models.offline.identity import JobIdentity, states_of
+from models.offline.identity import identity_of, states_of
 from models.offline.parts import remaining_chunks
 from models.offline.running import Step
 from models.ray_data.stages import Forward, RemoteJob, RemoteReading, chunk_files, describe, pixels_of
@@ -50,7 +50,7 @@ class ClusterJob:
             describe_remotely = ray.remote(describe).options(num_cpus=0, num_gpus=min(1, self._gpus))
             reading, self._columns = result_of(partial(ray.get, describe_remotely.remote(job)))
             self._reading = RemoteReading(reading, here)
-            asked = JobIdentity.of(self._columns, reading, job.batch_size, files)
+            asked = identity_of(self._columns, reading, job.batch_size, files)
             self.changed = self._results.begin(asked, states_of(files))
             self._done_before = self._results.chunks()
         except BaseException:

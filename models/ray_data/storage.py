@@ -29,7 +29,7 @@ from pyarrow import fs
 from models.images.formats import SUFFIXES
 from models.interface.errors import JobError
 from models.offline import files, parquet
-from models.offline.identity import JOB, JobIdentity, changed_rows
+from models.offline.identity import JOB, Identity, changed_rows, check_same, written
 from models.offline.parts import chunk_name, chunk_range
 from models.offline.rows import Columns, Rows
 
@@ -129,7 +129,7 @@ class Results:
         if names and _NOTE not in names:
             raise JobError(f"{self.location} has files that are not a job's: name an empty or new folder")
 
-    def begin(self, asked: JobIdentity, states: NDArray[np.int64]) -> int:
+    def begin(self, asked: Identity, states: NDArray[np.int64]) -> int:
         """Create the folder, or delete the chunks with files that changed since their results were written.
 
         `states` are those of the job's files now. Return the number of changed files. Raises JobError if the folder
@@ -139,7 +139,7 @@ class Results:
         changed = np.empty(0, dtype=np.intp)
         resumed = _NOTE in _names(filesystem, folder)
         if resumed:
-            asked.check(_read(filesystem, f"{folder}/{_NOTE}").decode(), self.location)
+            check_same(asked, _read(filesystem, f"{folder}/{_NOTE}").decode(), self.location)
             before = np.load(BytesIO(_read(filesystem, f"{folder}/{_STATES}")), allow_pickle=False)
             changed = changed_rows(before, states)
             for start, stop in self.chunks():
@@ -153,7 +153,7 @@ class Results:
             # After the chunks are deleted: a kill before this leaves the states that show the change.
             _write(filesystem, f"{folder}/{_STATES}", file.getvalue())
         if not resumed:
-            _write(filesystem, f"{folder}/{_NOTE}", asked.written().encode())
+            _write(filesystem, f"{folder}/{_NOTE}", written(asked).encode())
         return len(changed)
 
     def chunks(self) -> list[tuple[int, int]]:
