@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from models.interface.errors import JobError
 from models.offline.identity import JOB, Identity, changed_rows, check_same, written
-from models.offline.rows import Rows, faults_in, rows_in, states_in
+from models.offline.rows import Rows, rows_in, states_in
 
 
 def chunk_name(start: int, stop: int) -> str:
@@ -104,11 +104,6 @@ class Parts:
         """Yield each part's rows, with one part in memory."""
         for part in self._parts:
             yield rows_in(self._path(*part))
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        """Yield path and reason of each file without an answer."""
-        for part in self._parts:
-            yield from faults_in(self._path(*part))
 
     def remove(self) -> None:
         """Delete the parts, once the output is written."""
