@@ -144,7 +144,9 @@ class Results:
             changed = changed_rows(before, states)
             for start, stop in self.chunks():
                 if ((start <= changed) & (changed < stop)).any():
-                    self._delete(chunk_name(start, stop))
+                    name = chunk_name(start, stop)
+                    self._delete_errors(name)
+                    filesystem.delete_file(f"{folder}/{name}{_SUFFIX}")
         else:
             filesystem.create_dir(folder)
         if not resumed or len(changed):
@@ -166,25 +168,23 @@ class Results:
         filesystem, folder = located(self.location)
         name = chunk_name(start, start + len(rows))
         lines = [json.dumps({"path": path, "error": reason}).encode() + b"\n" for path, reason in rows.faults]
-        _, errors = located(self.errors)
         if lines:
+            _, errors = located(self.errors)
             filesystem.create_dir(errors)
             _write(filesystem, f"{errors}/{name}.jsonl", b"".join(lines))
-        elif f"{name}.jsonl" in _names(filesystem, errors):
+        else:
             # Left by an actor that failed to read a file and was killed before it wrote the results.
-            filesystem.delete_file(f"{errors}/{name}.jsonl")
+            self._delete_errors(name)
         file = BytesIO()
         with parquet.writer(file, columns) as writer:
             writer.write_table(parquet.table_of(columns, rows))
         # Written last: a chunk counts as done when its Parquet file exists.
         _write(filesystem, f"{folder}/{name}{_SUFFIX}", file.getvalue())
 
-    def _delete(self, chunk: str) -> None:
-        filesystem, folder = located(self.location)
-        _, errors = located(self.errors)
+    def _delete_errors(self, chunk: str) -> None:
+        filesystem, errors = located(self.errors)
         if f"{chunk}.jsonl" in _names(filesystem, errors):
             filesystem.delete_file(f"{errors}/{chunk}.jsonl")
-        filesystem.delete_file(f"{folder}/{chunk}{_SUFFIX}")
 
     def faults(self) -> int:
         """Return how many files failed."""
