@@ -44,10 +44,10 @@ class Replica:
         app.dependency_overrides[admin_allowed] = _refuse_changes
         self._parts: Parts = app.state.parts
         self._parts.scraped.build = self._metrics_of_all_replicas
-        self._app = ProxyHeaders(PlainStartFailures(app, self._parts))
+        self._application = ProxyHeaders(PlainStartFailures(app, self._parts))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return self._app
+        return self._application
 
     def check_health(self) -> None:
         """Raise RuntimeError while /readyz would answer 503.
