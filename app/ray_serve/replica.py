@@ -41,21 +41,21 @@ class Replica:
         configure_logging(settings.log_level, settings.log_format)
         self._settings = settings
         self._cores = cores
-        self._parts: Parts | None = None
-
-    def __serve_build_asgi_app__(self) -> ASGIApp:
-        app = create_app(self._settings, self._start)
-        self._parts = app.state.parts
+        app = create_app(settings, self._start)
+        self._parts: Parts = app.state.parts
         self._parts.fixed_models = _FIXED_MODELS
         self._parts.scraped.build = self._metrics_of_all_replicas
-        return ProxyHeaders(PlainStartFailures(app, self._parts))
+        self._application = ProxyHeaders(PlainStartFailures(app, self._parts))
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return self._application
 
     def check_health(self) -> None:
         """Raise RuntimeError while /readyz would answer 503.
 
         Ray replaces a replica after several failures in a row; a model that is restarted may be ready before.
         """
-        if self._parts is None or not self._parts.ready:
+        if not self._parts.ready:
             raise RuntimeError("the models of this replica are not ready")
 
     def metrics(self, accept: str) -> tuple[str, bytes]:
@@ -64,8 +64,6 @@ class Replica:
         Ray passes answers from 100 KiB on through its object store, and there the replica that asks has crashed (Ray
         2.60, "ObjectUnknownOwner"). One model's metrics have that size, and 7 kB when compressed.
         """
-        if self._parts is None:  # pragma: no cover - Ray builds the application first
-            raise RuntimeError("this replica has not started")
         # Imported late, here and below: importing Ray reconfigures logging of the whole process.
         from ray import serve  # noqa: PLC0415
 
