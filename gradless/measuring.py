@@ -33,8 +33,10 @@ from gradless.retained import Saved, saved_by, saves_tensors
 from gradless.sentences import time_verdict
 
 _NO_HOOKS = "the hooks that observe it fail in its forward"
-_OUT_OF_REACH = "it saved tensors where the hooks that observe it do not reach, as in another thread"
-_MEMORY_OUT_OF_REACH = "it allocated memory where the profiler does not reach, as in another thread"
+_OUT_OF_REACH = (
+    "it saved tensors where the hooks that observe it do not reach, as in another thread or within hooks of its own"
+)
+_MEMORY_OUT_OF_REACH = "it may have allocated memory in another thread, which the profiler does not reach"
 
 
 @contextmanager
