@@ -15,15 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from gradless.arms import Inputs, Subject, arm_of, subject_with
+from gradless.arms import Subject, arm_of, subject_with
 from gradless.budget import Prediction, Trial, run_trial
 from gradless.errors import ComparisonCancelledError
-from gradless.measuring import (
-    ComparisonProgress,
-    Measured,
-    Measuring,
-    isolate_failure,
-)
+from gradless.measuring import ComparisonProgress, Measured, Measuring, isolate_failure
 from gradless.memory import prepare_profiler
 from gradless.outputs import train_facts, try_backward
 from gradless.records import (
@@ -134,7 +129,6 @@ class _Run:
         self._subject = subject
         self._options = options
         self._progress = progress
-        self._measuring = Measuring(subject, progress)
         self._started_at = perf_counter()
         self._left_out: list[LeftOut] = []
         self._trials: dict[ArmName, Trial] = {}
@@ -149,13 +143,15 @@ class _Run:
         arms = list(self._trials)
         swept = len(set(options.sweep) - {options.batch_size})
         self._progress.expect(len(arms) * (2 + options.iterations + swept * (self._sweep_rounds + 1)))
-        inputs = subject.batch(options.batch_size)
-        measured = self._examine(arms, inputs)
-        reference = self._reference(measured, inputs)
-        rounds = self._time(measured, inputs)
-        self._examine_again(measured, inputs)
+        measuring = Measuring(subject, subject.batch(options.batch_size), self._progress)
+        measured = self._examine(arms, measuring)
+        reference = self._reference(measured, measuring)
+        rounds = self._time(measured, measuring)
+        # A second forward tells new storages from older ones.
+        for each in measured:
+            each.kept = measuring.retained(each.arm, each.examination.saved, "memory")
         grad = next((each for each in measured if each.arm.name == "grad"), None)
-        modules = self._modules(grad, inputs) if grad is not None and options.modules else ()
+        modules = self._modules(grad, measuring) if grad is not None and options.modules else ()
         known = tuple(each.swept() for each in measured)
         sweep = self._sweep([each.arm.name for each in measured], known)
         peaks = {
@@ -193,15 +189,14 @@ class _Run:
                 self._trials[name] = run_trial(arm_of(name, self._subject), self._subject, self._progress.check)
         return Prediction(self._trials, self._subject.batch(1).nbytes, self._subject.weight_bytes)
 
-    def _examine(self, arms: list[ArmName], inputs: Inputs) -> list[Measured]:
+    def _examine(self, arms: list[ArmName], measuring: Measuring) -> list[Measured]:
         """Examine a forward of each arm, which also warms it up for the timed rounds."""
         measured: list[Measured] = []
         for name in arms:
             with self._left_out_on_failure(name):
                 backward, train = self._check_small(name)
                 arm = arm_of(name, self._subject)
-                examination = self._measuring.examine(arm, inputs, "memory")
-                measured.append(Measured(arm, backward, examination, train=train))
+                measured.append(Measured(arm, backward, measuring.examine(arm, "memory"), train=train))
         return measured
 
     def _check_small(self, name: ArmName) -> tuple[Backward, TrainFacts | None]:
@@ -222,7 +217,7 @@ class _Run:
         """Leave the arm out if the block raises: a network may fail in train mode, or when it is copied."""
         return isolate_failure(lambda reason: self._left_out.append(LeftOut(name, reason)))
 
-    def _reference(self, measured: list[Measured], inputs: Inputs) -> list[torch.Tensor]:
+    def _reference(self, measured: list[Measured], measuring: Measuring) -> list[torch.Tensor]:
         """Return the answer under inference_mode, also if that arm is not one of the options.
 
         If it cannot run, return that of the first arm that can; if none can, raise the error.
@@ -232,7 +227,7 @@ class _Run:
                 return each.examination.answer
         self._progress.expect(1)
         try:
-            return self._measuring.examine(arm_of("inference_mode", self._subject), inputs, "memory").answer
+            return measuring.examine(arm_of("inference_mode", self._subject), "memory").answer
         except ComparisonCancelledError:
             raise
         except Exception:
@@ -240,12 +235,12 @@ class _Run:
                 raise
             return measured[0].examination.answer
 
-    def _time(self, measured: list[Measured], inputs: Inputs) -> int:
+    def _time(self, measured: list[Measured], measuring: Measuring) -> int:
         """Time rounds over all arms until the options' number or time is reached. Return the number of rounds."""
         arms = [each.arm for each in measured]
         for number in range(self._options.iterations):
             began_at = perf_counter()
-            seconds = self._measuring.round(arms, inputs, "timing", number)
+            seconds = measuring.round(arms, "timing", number)
             for each in measured:
                 each.seconds.append(seconds[each.arm.name])
             # Another round, and the forwards after it, must also fit.
@@ -255,17 +250,12 @@ class _Run:
                 return number + 1
         return self._options.iterations
 
-    def _examine_again(self, measured: list[Measured], inputs: Inputs) -> None:
-        """Run what needs a second forward: telling new storages from older ones."""
-        for each in measured:
-            each.kept = self._measuring.retained(each.arm, inputs, each.examination.saved, "memory")
-
-    def _modules(self, grad: Measured, inputs: Inputs) -> tuple[ModuleRetained, ...]:
+    def _modules(self, grad: Measured, measuring: Measuring) -> tuple[ModuleRetained, ...]:
         """Return the table by module, empty if the network does not allow hooks on its modules."""
         modules: list[ModuleRetained] = []
         if grad.examination.saved is not None and grad.kept is not None and grad.kept.bytes:
             with isolate_failure(lambda _: None):
-                modules += self._measuring.modules(grad.arm, inputs, grad.examination.saved)
+                modules += measuring.modules(grad.arm, grad.examination.saved)
         return tuple(modules)
 
     def _sweep(self, arms: list[ArmName], known: tuple[SweptArm, ...]) -> list[SweepPoint]:
@@ -283,20 +273,18 @@ class _Run:
             if seconds_per_image and began_at - started_at + size * seconds_per_image > self._options.seconds:
                 break
             with isolate_failure(partial(self._failed_sizes.__setitem__, size)):
-                points.append(SweepPoint(size, self._swept(arms, self._subject.batch(size))))
+                points.append(SweepPoint(size, self._swept(arms, size)))
                 seconds_per_image = (perf_counter() - began_at) / size
         return points
 
-    def _swept(self, names: list[ArmName], inputs: Inputs) -> tuple[SweptArm, ...]:
-        measuring = self._measuring
+    def _swept(self, names: list[ArmName], size: int) -> tuple[SweptArm, ...]:
+        measuring = Measuring(self._subject, self._subject.batch(size), self._progress)
         arms = [arm_of(name, self._subject) for name in names]
-        examined = {arm.name: measuring.examine(arm, inputs, "sweep") for arm in arms}
-        timed = [measuring.round(arms, inputs, "sweep", number) for number in range(self._sweep_rounds)]
+        examined = [measuring.examine(arm, "sweep") for arm in arms]
+        timed = [measuring.round(arms, "sweep", number) for number in range(self._sweep_rounds)]
         points: list[SweptArm] = []
-        for arm in arms:
-            kept = measuring.retained(arm, inputs, examined[arm.name].saved, "sweep")
+        for arm, examination in zip(arms, examined, strict=True):
+            kept = measuring.retained(arm, examination.saved, "sweep")
             seconds = median(each[arm.name] for each in timed)
-            points.append(
-                SweptArm(arm.name, seconds, None if kept is None else kept.bytes, examined[arm.name].peak.bytes)
-            )
+            points.append(SweptArm(arm.name, seconds, None if kept is None else kept.bytes, examination.peak.bytes))
         return tuple(points)

@@ -476,9 +476,10 @@ def test_each_arm_runs_directly_after_every_other_one() -> None:
 
     subject, size = subject_with(linear(), (ROWS,), {})
     names = ("grad", "no_grad", "inference_mode", "frozen")
-    measuring, arms = Measuring(subject, ComparisonProgress()), [arm(name) for name in names]
+    measuring = Measuring(subject, subject.batch(size), ComparisonProgress())
+    arms = [arm(name) for name in names]
     for number in range(200):
-        measuring.round(arms, subject.batch(size), "timing", number)
+        measuring.round(arms, "timing", number)
     rounds = [order[start : start + 4] for start in range(0, len(order), 4)]
     assert all(second == first[::-1] for first, second in zip(rounds[::2], rounds[1::2], strict=True))
     assert {pair for each in rounds for pair in pairwise(each)} == set(permutations(names, 2))
