@@ -49,8 +49,7 @@ class Inputs:
             times = -(-size // self.size)
             return (tensor.repeat(times, *[1] * (tensor.dim() - 1)) if times > 1 else tensor)[:size]
 
-        args, kwargs, pixels = tree_map_only(torch.Tensor, resize, (self.args, dict(self.kwargs), self.pixels))
-        return Inputs(size, args, kwargs, pixels)
+        return self._with(resize, size)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -63,8 +62,11 @@ class Inputs:
 
     def copied(self) -> Inputs:
         """Return the same with tensors of its own."""
-        args, kwargs, pixels = tree_map_only(torch.Tensor, torch.clone, (self.args, dict(self.kwargs), self.pixels))
-        return Inputs(self.size, args, kwargs, pixels)
+        return self._with(torch.clone, self.size)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor], size: int) -> Inputs:
+        args, kwargs, pixels = tree_map_only(torch.Tensor, change, (self.args, dict(self.kwargs), self.pixels))
+        return Inputs(size, args, kwargs, pixels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

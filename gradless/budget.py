@@ -5,7 +5,7 @@ The same figures give the largest batch that fits into free memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
@@ -15,7 +15,7 @@ import torch
 from gradless.arms import Arm, Subject, tensors_in
 from gradless.errors import ComparisonTooLargeError
 from gradless.memory import recorded_peak, synchronize
-from gradless.records import ArmName, ComparisonOptions, LargestBatch
+from gradless.records import ArmName, ComparisonOptions, LargestBatch, SweepPoint
 
 # Share of free memory that a comparison may use; serving continues meanwhile.
 ALLOWED_SHARE = 3 / 4
@@ -131,22 +131,20 @@ class Prediction:
         if (seconds := self.least_seconds(options.batch_size)) > MAX_SECONDS:
             raise ComparisonTooLargeError(options.batch_size, "seconds", seconds, MAX_SECONDS)
 
-    def largest_batch(
-        self, peaks: Mapping[int, Mapping[ArmName, int | None]], free_bytes: int | None
-    ) -> LargestBatch | None:
-        """Return the largest batches that fit into `free_bytes`, given the peaks of the arms at each batch size.
+    def largest_batch(self, points: Iterable[SweepPoint], free_bytes: int | None) -> LargestBatch | None:
+        """Return the largest batches that fit into `free_bytes`, given the peaks of the arms at some batch sizes.
 
         The largest size at which both arms were measured counts, and a smaller one of each: every image adds the same.
         None if the free memory is unknown, or no forward with gradients or none without was measured.
         """
         if free_bytes is None:
             return None
-        for size in sorted(peaks, reverse=True):
-            known = {arm: peak for arm, peak in peaks[size].items() if peak is not None}
+        for point in sorted(points, key=lambda point: point.batch_size, reverse=True):
+            known = {arm.arm: arm.peak_bytes for arm in point.arms if arm.peak_bytes is not None}
             without = next((arm for arm in _WITHOUT_GRADIENTS if arm in known), None)
             if "grad" in known and without is not None:
-                grad_fits = self._fitting("grad", known["grad"], size, free_bytes)
-                without_fits = self._fitting(without, known[without], size, free_bytes)
+                grad_fits = self._fitting("grad", known["grad"], point.batch_size, free_bytes)
+                without_fits = self._fitting(without, known[without], point.batch_size, free_bytes)
                 if grad_fits is not None and without_fits is not None:
                     return LargestBatch(free_bytes, _two_digits(grad_fits), _two_digits(without_fits))
         return None

@@ -154,10 +154,6 @@ class _Run:
         modules = self._modules(grad, measuring) if grad is not None and options.modules else ()
         known = tuple(each.swept() for each in measured)
         sweep = self._sweep([each.arm.name for each in measured], known)
-        peaks = {
-            point.batch_size: {arm.arm: arm.peak_bytes for arm in point.arms}
-            for point in (*sweep, SweepPoint(options.batch_size, known))
-        }
         comparison = Comparison(
             model=subject.model,
             fingerprint=subject.fingerprint,
@@ -173,7 +169,7 @@ class _Run:
             left_out=tuple(self._left_out),
             modules=modules,
             sweep=tuple(sweep),
-            largest_batch=prediction.largest_batch(peaks, free_bytes),
+            largest_batch=prediction.largest_batch([*sweep, SweepPoint(options.batch_size, known)], free_bytes),
             sentences=(),
         )
         return replace(comparison, sentences=tuple(sentences(comparison, options, self._failed_sizes)))
