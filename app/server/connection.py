@@ -39,6 +39,9 @@ _MAX_HEAD_BYTES = 32 * 1024
 _FREE_CHUNKS = 4096
 _MIN_MEAN_CHUNK_BYTES = 32
 
+# Requests of a connection that wait for the one before them. In memory each takes up to a hundred times its bytes.
+_MAX_PIPELINED = 100
+
 # Seconds from the start of a shutdown until idle connections are closed. Requests that clients had sent by then have
 # arrived, and are answered.
 _LAST_REQUESTS_S = 0.5
@@ -77,7 +80,7 @@ class BoundedConnection(HttpToolsProtocol):
     _receive_timer: asyncio.TimerHandle | None = None
     _disconnect: ClientDisconnect
     _shutting_down = False
-    # Malformed data follows the requests received so far: they are answered, and nothing more is read.
+    # The requests received so far are answered, and nothing more is read: malformed data follows, or too many requests.
     _reading_ended = False
 
     @classmethod
@@ -152,6 +155,10 @@ class BoundedConnection(HttpToolsProtocol):
             return
         if self.transport.is_closing():
             # Pipelined behind a request with `Connection: close`.
+            raise _StopParsingError
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            # The client sends the rest again (RFC 9112, section 9.3.2).
+            self._end_reading()
             raise _StopParsingError
         if self._head_bytes() > _MAX_HEAD_BYTES:
             # The head arrived in one read, or its first part behind another request.
@@ -264,10 +271,10 @@ class BoundedConnection(HttpToolsProtocol):
     def _shed(self, shedding: LoadShedding) -> bool:
         """Answer the request at its head, without the application, if `shedding` refuses it; then return True."""
         # Responses are sent in the order of their requests.
-        if (self.parser.get_method(), self.parser.get_http_version()) != (
-            b"POST",
-            "1.1",
-        ) or not self._between_requests():
+        if not self._between_requests() or self.transport.get_write_buffer_size():
+            # The application waits until the client has read earlier responses.
+            return False
+        if (self.parser.get_method(), self.parser.get_http_version()) != (b"POST", "1.1"):
             return False
         path, _, query = self.url.partition(b"?")
         # Paths are compared as sent: the image routes need no decoding, and all others go to the application.
@@ -349,11 +356,16 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             if in_body:
                 self.pipeline[0] = self.cycle, cast(Any, problem_response(row, detail, headers={"Connection": "close"}))
-            self._reading_ended = True
-            self.cycle.keep_alive = False
-            self.transport.client_may_send = True
-            self.flow.pause_reading()
+            self._end_reading()
         log_refused_connection(self.client[0] if self.client else None, row)
+
+    def _end_reading(self) -> None:
+        """Read nothing more, and close the connection once all requests so far are answered."""
+        self._in_head = False
+        self._reading_ended = True
+        self.cycle.keep_alive = False
+        self.transport.client_may_send = True
+        self.flow.pause_reading()
 
     def _default_headers(self) -> dict[str, str]:
         """Return the headers that uvicorn adds to every response: the date."""
