@@ -53,8 +53,13 @@ class BoundedTransport:
         if self.lingering:
             return
         if self.client_may_send and not self._transport.is_closing():
+            try:
+                self._transport.write_eof()
+            except OSError:
+                # The client has reset the connection. While reading is paused, nothing else reports that.
+                self._transport.abort()
+                return
             self.lingering = True
-            self._transport.write_eof()
             # Reading may be paused, for a body that no handler has asked for yet.
             self._transport.resume_reading()
             self._linger_timer = self._loop.call_later(self._linger_s, self._transport.close)

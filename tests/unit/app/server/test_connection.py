@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import struct
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -169,6 +171,26 @@ async def pipelining(state: ServerState) -> Any:
         await asyncio.sleep(0)
     [connection] = state.connections
     return connection
+
+
+async def test_a_connection_that_is_reset_while_requests_wait_in_its_pipeline_is_closed(listen: Listen) -> None:
+    released = asyncio.Event()
+
+    async def wait(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        await released.wait()
+
+    async with listen(wait) as (state, address), asyncio.timeout(60):
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(REQUEST * 2)
+        connection = await pipelining(state)
+        # The server reads nothing meanwhile, so it asks the kernel.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        token = connection.scope["extensions"]["gradless.disconnect"]
+        while not token.cancelled or state.connections:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0)
+        released.set()
+        await asyncio.gather(*state.tasks)
 
 
 async def test_of_very_many_pipelined_requests_the_first_are_answered_and_the_last_of_these_says_close(
