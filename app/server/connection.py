@@ -216,7 +216,7 @@ class BoundedConnection(HttpToolsProtocol):
         uvicorn closes an idle connection at once, which loses a request that the client sent a moment before.
         """
         if not self._shutting_down and self._between_requests():
-            self.loop.call_later(_LAST_REQUESTS_S, self._close_if_idle)
+            self.loop.call_later(_LAST_REQUESTS_S, super().shutdown)
         else:
             super().shutdown()
         self.transport.shorten_linger()
@@ -305,10 +305,6 @@ class BoundedConnection(HttpToolsProtocol):
     def _between_requests(self) -> bool:
         """Return whether every request so far has its complete response."""
         return self.cycle.response_complete
-
-    def _close_if_idle(self) -> None:
-        if self._between_requests() and not self.transport.is_closing():
-            self.transport.close()
 
     def _start_receive_timer(self) -> None:
         """Limit the time to receive a head, or the rest of a body whose request has been answered."""
