@@ -141,9 +141,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._in_head and not self._unparsed_bytes and self._between_requests() and not self.timeout_keep_alive_task:
             # The end of a body that was answered before. uvicorn stops its keep-alive timer at the first byte after a
             # response, and restarts it only after the next response.
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Drop trailers: uvicorn would add them, without limit, to the headers of the request.

@@ -70,7 +70,6 @@ ATTRIBUTES: Mapping[type, frozenset[str]] = {
             "scope",
             "server_state",
             "timeout_keep_alive",
-            "timeout_keep_alive_handler",
             "timeout_keep_alive_task",
             "transport",
             "url",
