@@ -154,8 +154,9 @@ def _fork_for_requests(requests: socket.socket, run_worker: Callable[[Settings, 
     lives: dict[BaseProcess, int] = {}
 
     def serve(request: bytes, descriptors: Sequence[int]) -> None:
+        requests.close()
         # Its own life pipe stays open until this process ends.
-        for other in (requests.fileno(), *lives.values()):
+        for other in lives.values():
             os.close(other)
         settings, number = pickle.loads(request)  # noqa: S301 - sent by the engine process
         run_worker(settings, number, descriptors)
