@@ -22,7 +22,7 @@ import simplejpeg
 
 from models.images import colour
 from models.images.colour import Conversion, Pixels
-from models.images.formats import check_size, format_of
+from models.images.formats import check_size, format_of, known_format
 from models.images.headers import END_OF_IMAGE, Layout, read_jpeg, read_tiff_numbers
 from models.images.pillow_reading import Opened, open_image, undecodable
 from models.images.to_rgb import strips
@@ -152,7 +152,7 @@ def read_header(encoded: bytes) -> Header:
     width, height = image.size
     if _orientation_of(opened) in ON_ITS_SIDE:
         width, height = height, width
-    return Header("JPEG" if image.format in _JPEGS else str(image.format), width, height)
+    return Header(known_format(encoded).name, width, height)
 
 
 def _decode_jpeg(encoded: bytes, layout: Layout, limits: ImageLimits, enough: int) -> Strips:

@@ -160,7 +160,7 @@ def webp(encoded: bytes, _enough: int) -> Picture:
     elif kind == b"VP8 ":
         width, height = (side & _WEBP_SIZE_BITS for side in struct.unpack_from("<HH", encoded, 26))
     else:
-        raise UndecodableImageError("WEBP", "its header is damaged")
+        raise UndecodableImageError("WebP", "its header is damaged")
     pixels = width * height
     return Picture(
         width,
@@ -244,7 +244,7 @@ def avif(encoded: bytes, _enough: int) -> Picture:
 
 def heic(encoded: bytes, _enough: int) -> Picture:
     """Of the primary picture of a HEIC."""
-    return _heif(encoded, "HEIF", _NS_HEIC_PIXEL, _NS_HEIC_BYTE, _HEIC_BYTES)
+    return _heif(encoded, "HEIC", _NS_HEIC_PIXEL, _NS_HEIC_BYTE, _HEIC_BYTES)
 
 
 def _heif(encoded: bytes, image_format: str, pixel_ns: float, byte_ns: float, pixel_bytes: int) -> Picture:

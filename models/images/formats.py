@@ -28,7 +28,7 @@ from models.interface.request import ImageLimits
 
 
 class ImageFormat(NamedTuple):
-    """`name`: Pillow's name. `title`: the name that users read. `suffixes`: endings of file names, in lower case.
+    """`name`: the name that users read. `pillow_name`: Pillow's. `suffixes`: endings of file names, in lower case.
 
     `signature`: regular expression for the first bytes, as Pillow accepts them. `strict_signature`: one that plain text
     does not match by accident, where `signature` is too short for that. `cost`: function of a file and `enough`, the
@@ -37,7 +37,7 @@ class ImageFormat(NamedTuple):
     """
 
     name: str
-    title: str
+    pillow_name: str
     suffixes: tuple[str, ...]
     signature: bytes
     cost: Callable[[bytes, int], Picture]
@@ -52,8 +52,8 @@ SIGNATURE_BYTES = 32
 _AVIF = rb".{4}ftyp(?:avi[fs]|m[is]f1.{4}(?:.{4}){0,3}avi[fs])"
 # Read where the extra `heic` is installed.
 _HEIC = ImageFormat(
-    "HEIF",
     "HEIC",
+    "HEIF",
     (".heic", ".heics", ".heif", ".heifs", ".hif"),
     rb".{4}ftyp(?:he[iv][cxms]|m[is]f1)",
     format_costs.heic,
@@ -65,7 +65,7 @@ TABLE: tuple[ImageFormat, ...] = (
     ),
     # Without the bytes that follow, so that a damaged signature is called that.
     ImageFormat("PNG", "PNG", (".png", ".apng"), rb"\x89PNG", format_costs.png, in_threads=True),
-    ImageFormat("WEBP", "WebP", (".webp",), rb"RIFF.{4}WEBP", format_costs.webp, in_threads=True),
+    ImageFormat("WebP", "WEBP", (".webp",), rb"RIFF.{4}WEBP", format_costs.webp, in_threads=True),
     ImageFormat("GIF", "GIF", (".gif",), rb"GIF8", format_costs.gif, strict_signature=rb"GIF8[79]a"),
     # Its two reserved words are zeros, which Pillow does not check.
     ImageFormat("BMP", "BMP", (".bmp",), rb"BM", format_costs.bmp, strict_signature=rb"BM.{4}\0{4}"),
@@ -88,7 +88,7 @@ _RGB_BYTES = 3
 _COLOUR_NS = 80.0
 
 FORMATS = tuple(each.name for each in TABLE)
-TITLES = tuple(each.title for each in TABLE)
+PILLOW_NAMES = {each.name: each.pillow_name for each in TABLE}
 SUFFIXES = frozenset(suffix for each in TABLE for suffix in each.suffixes)
 
 _BY_NAME = {each.name: each for each in TABLE}

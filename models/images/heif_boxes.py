@@ -70,7 +70,7 @@ def read_heif(encoded: bytes, image_format: str) -> Heif:
     if b"ispe" not in own:
         raise UndecodableImageError(image_format, "its header gives no size")
     width, height = struct.unpack_from(">II", encoded, own[b"ispe"].start + _FULL_BYTES)
-    if image_format == "HEIF" and b"clap" in own:
+    if image_format == "HEIC" and b"clap" in own:
         # libheif cuts off what encoders add to reach a whole number of blocks; Pillow's AVIF reader does not.
         across, across_unit, down, down_unit = struct.unpack_from(">4I", encoded, own[b"clap"].start)
         width, height = min(width, across // max(1, across_unit)), min(height, down // max(1, down_unit))

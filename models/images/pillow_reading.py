@@ -20,7 +20,7 @@ from models.images import colour
 from models.images.bmp_runs import RunsDecoder
 from models.images.colour import Conversion
 from models.images.format_costs import BMP_OS2_HEADER
-from models.images.formats import known_format
+from models.images.formats import PILLOW_NAMES, known_format
 from models.images.gif_blocks import read_gif
 from models.images.headers import read_tiff_numbers
 from models.images.heif_boxes import read_heif
@@ -135,7 +135,7 @@ def undecodable(image_format: str | None) -> Iterator[None]:
 
 def _read(image_format: str, file: BytesIO) -> ImageFile.ImageFile:
     # Not Image.open, which applies Pillow's process-wide size limit; ImageLimits decides here.
-    reader, _ = Image.OPEN[image_format]
+    reader, _ = Image.OPEN[PILLOW_NAMES[image_format]]
     image = reader(file, "")
     if isinstance(file, _MeteredFile):
         file.grant_pixels()
@@ -205,7 +205,7 @@ def _conversion(image: Image.Image, encoded: bytes, image_format: str) -> Conver
     profile = image.info.get("icc_profile")
     if profile:
         return colour.from_profile(bytes(profile))
-    if image_format in {"AVIF", "HEIF"}:
+    if image_format in {"AVIF", "HEIC"}:
         return colour.from_primaries(read_heif(encoded, image_format).primaries)
     return None
 

@@ -91,7 +91,7 @@ def test_the_order_of_the_files_does_not_matter(folder: Path, order: list[int]) 
 def test_sizes_are_as_displayed_and_formats_as_detected(folder: Path) -> None:
     found = _surveyed(_files(folder), _SERVED)
 
-    assert found.formats == {"JPEG": 2, "PNG": 2, "WEBP": 1, "TIFF": 1}
+    assert found.formats == {"JPEG": 2, "PNG": 2, "WebP": 1, "TIFF": 1}
     assert found.sizes == {(200, 300): 1, (400, 400): 3, (90, 40): 1, (256, 256): 1}
 
 

@@ -14,7 +14,7 @@ from models.images import colour
 from models.images.colour import Conversion
 from models.images.decode import Strips, decode_pixels
 from models.images.decoder_process import DecoderProcess
-from models.images.formats import FORMATS, predict_cost
+from models.images.formats import PILLOW_NAMES, predict_cost
 from models.interface.request import ImageLimits
 
 _LIMITS = ImageLimits()
@@ -164,7 +164,7 @@ def _file(picture: Image.Image, image_format: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("image_format", [each for each in FORMATS if each not in {"GIF", "BMP"}])
+@pytest.mark.parametrize("image_format", [each for each in PILLOW_NAMES.values() if each not in {"GIF", "BMP"}])
 def test_a_picture_in_display_p3_is_converted_whatever_its_format(image_format: str) -> None:
     picture = _colours().resize((96, 90), Image.Resampling.NEAREST)
     encoded = profile(_P3, _SRGB_CURVE)

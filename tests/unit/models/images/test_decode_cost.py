@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import models.images.pillow_reading  # noqa: F401 - registers the writer of HEIC
-from models.images.formats import FORMATS, predict_cost
+from models.images.formats import PILLOW_NAMES, predict_cost
 from models.interface.errors import EmptyImageError, TooCostlyError, TooManyPixelsError, UndecodableImageError
 from models.interface.errors import UnsupportedFormatError as Unsupported
 from models.interface.request import ImageLimits
@@ -320,5 +320,5 @@ def test_colours_that_may_have_to_be_converted_cost_more() -> None:
 
 
 def test_every_format_that_is_read_has_a_prediction() -> None:
-    for image_format in FORMATS:
+    for image_format in PILLOW_NAMES.values():
         assert predict_cost(_file((40, 30), image_format), _LIMITS).seconds > 0
