@@ -186,13 +186,14 @@ def _decode_jpeg(encoded: bytes, layout: Layout, limits: ImageLimits, enough: in
 
 
 def _completed(encoded: bytes, layout: Layout) -> bytes:
-    """Return a JPEG of four components with the marker at its end, if it lacks no more than that. Pillow refuses a file
-    without the marker, and with it fills missing pixels with grey."""
-    if layout.complete or len(layout.components) != _CMYK_COMPONENTS or layout.lossless:
+    """Return a JPEG that only Pillow reads with the marker at its end, if it lacks no more than that. Pillow refuses a
+    file without the marker, and with it fills missing pixels with grey."""
+    if layout.complete or layout.plain or layout.lossless:
         return encoded
+    colours = "CMYK" if len(layout.components) == _CMYK_COMPONENTS else "RGB"
     with suppress(ValueError):
         # At the smallest size, which decodes every byte of the file all the same.
-        simplejpeg.decode_jpeg(encoded + END_OF_IMAGE, "CMYK", min_height=1, min_width=1, min_factor=8)
+        simplejpeg.decode_jpeg(encoded + END_OF_IMAGE, colours, min_height=1, min_width=1, min_factor=8)
         return encoded + END_OF_IMAGE
     return encoded
 

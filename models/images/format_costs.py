@@ -11,6 +11,7 @@ import struct
 from typing import NamedTuple
 
 from models.images import png_chunks
+from models.images.colour import DIRECTORY_BYTES, has_tables
 from models.images.gif_blocks import read_gif
 from models.images.headers import COEFFICIENTS, Layout, read_jpeg
 from models.images.heif_boxes import read_heif
@@ -23,7 +24,8 @@ class Picture(NamedTuple):
 
     `decoder_ns`: nanoseconds of the decoder on one core. `decoder_bytes`: bytes that it allocates, and
     `thread_decoder_bytes` in a thread, if that differs. `output_pixels`: pixels to convert and resize; None is all of
-    them. `ordinary`: decoders handle such files every day. `profile`: its colours may have to be converted.
+    them. `ordinary`: decoders handle such files every day. `profile`: its colours may have to be converted after the
+    resize; `tables`: or before it, by a profile made of tables.
     """
 
     width: int
@@ -34,6 +36,7 @@ class Picture(NamedTuple):
     output_pixels: int | None = None
     thread_decoder_bytes: float | None = None
     profile: bool = False
+    tables: bool = False
 
 
 # Nanoseconds of libjpeg-turbo: for each byte of entropy-coded data; for each block of a scan; for each coefficient that
@@ -82,6 +85,7 @@ def jpeg(encoded: bytes, enough: int) -> Picture:
         output_pixels=output,
         thread_decoder_bytes=coefficient_bytes + 3 * output,
         profile=bool(layout.profile),
+        tables=layout.has_tables,
     )
 
 
@@ -131,6 +135,7 @@ def png(encoded: bytes, _enough: int) -> Picture:
         # Only a decoder process enforces the prediction.
         ordinary=not deep and read.complete,
         profile=bool(read.packed_profile),
+        tables=read.has_tables,
     )
 
 
@@ -169,6 +174,8 @@ def webp(encoded: bytes, _enough: int) -> Picture:
         pixels * (_WEBP_LOSSY_BYTES if encoded[12:16] == b"VP8 " else _WEBP_BYTES),
         ordinary=kind == b"VP8 ",
         profile=encoded[12:16] == b"VP8X" and bool(encoded[20] & _WEBP_HAS_PROFILE),
+        # The first chunk.
+        tables=encoded[30:34] == b"ICCP" and has_tables(encoded[38 : 38 + DIRECTORY_BYTES]),
     )
 
 
@@ -257,5 +264,6 @@ def _heif(encoded: bytes, image_format: str, pixel_ns: float, byte_ns: float, pi
         max(pixels, read.coded_pixels) * pixel_ns + len(encoded) * byte_ns,
         max(pixels, read.coded_pixels) * each_bytes,
         ordinary=False,
-        profile=read.profile or read.primaries > 1,
+        profile=bool(read.profile) or read.primaries > 1,
+        tables=has_tables(read.profile),
     )

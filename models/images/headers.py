@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import NamedTuple
 
+from models.images.colour import DIRECTORY_BYTES, has_tables
 from models.interface.errors import UndecodableImageError
 
 # JPEG: markers and segments of ITU-T T.81, annex B. A JPEG of 20 MB that is metadata all over has 320 segments.
@@ -106,8 +107,13 @@ class Layout:
     @property
     def plain(self) -> bool:
         """Whether libjpeg-turbo's own interface reads it, at a reduced size too: eight bits, one or three components,
-        not lossless. A lossless JPEG at a reduced size crashes it."""
-        return self.precision == _BITS and len(self.components) in {1, 3} and not self.lossless
+        not lossless, and no profile for LittleCMS. A lossless JPEG at a reduced size crashes it."""
+        return self.precision == _BITS and len(self.components) in {1, 3} and not self.lossless and not self.has_tables
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether its colours are converted by a profile made of tables."""
+        return len(self.components) > 1 and has_tables(self.profile[:DIRECTORY_BYTES])
 
     def reduction(self, enough: int) -> int:
         """Return by how much each side may be reduced so that the shorter one keeps `enough` pixels; 0 is all."""
@@ -258,6 +264,21 @@ def read_tiff_numbers(data: bytes, tags: Container[int]) -> dict[int, int]:
     number. Of several entries for one tag the last counts. Pillow would read all entries, in Python. Raises
     struct.error if the directory is not inside `data`."""
     order = "<" if data.startswith(b"II") else ">"
+    numbers: dict[int, int] = {}
+    for tag, letter, content in _tiff_entries(data, tags):
+        if len(content) >= struct.calcsize(letter):
+            (numbers[tag],) = struct.unpack_from(order + letter, content)
+    return numbers
+
+
+def read_tiff_bytes(data: bytes, tag: int, most: int) -> bytes:
+    """Return up to `most` bytes of the content of a tag in the same directory; empty if there is none."""
+    return b"".join(content[:most] for _, _, content in _tiff_entries(data, {tag}))[:most]
+
+
+def _tiff_entries(data: bytes, tags: Container[int]) -> Iterator[tuple[int, str, memoryview]]:
+    """Yield tag, letter of the struct module, and content of each entry for one of the `tags`."""
+    order = "<" if data.startswith(b"II") else ">"
     big = is_big_tiff(data)
     offset, number, value = ("Q", "Q", "8s") if big else ("I", "H", "4s")
     (start,) = struct.unpack_from(order + offset, data, 8 if big else 4)
@@ -269,13 +290,10 @@ def read_tiff_numbers(data: bytes, tags: Container[int]) -> dict[int, int]:
     entry = struct.Struct(order + "HH" + offset + value)
     # As other readers do, use the entries that exist.
     end = start + min(entries, (len(data) - start) // entry.size) * entry.size
-    numbers: dict[int, int] = {}
     for tag, kind, values, inline in entry.iter_unpack(data[start:end]):
         letter = _NUMBERS.get(kind)
         if tag not in tags or letter is None or not values:
             continue
-        size = struct.calcsize(letter)
-        at, source = (0, inline) if values * size <= len(inline) else (*struct.unpack(order + offset, inline), data)
-        if at + size <= len(source):
-            (numbers[tag],) = struct.unpack_from(order + letter, source, at)
-    return numbers
+        size = values * struct.calcsize(letter)
+        at, source = (0, inline) if size <= len(inline) else (*struct.unpack(order + offset, inline), data)
+        yield tag, letter, memoryview(source)[at : at + size]

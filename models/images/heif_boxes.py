@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from models.images.colour import DIRECTORY_BYTES
 from models.interface.errors import UndecodableImageError
 
 # Boxes, items, properties and references, in all. A picture of 48 megapixels by a phone has about 1,200.
@@ -37,14 +38,14 @@ class Box(NamedTuple):
 @dataclass(slots=True)
 class Heif:
     """The primary picture. `coded_pixels`: pixels of all pictures that are decoded for it. `bits`: the most of one
-    sample. `profile`: whether it has an ICC profile. `primaries`: code of its primaries; 0 is unknown."""
+    sample. `profile`: the beginning of its ICC profile. `primaries`: code of its primaries; 0 is unknown."""
 
     width: int
     height: int
     coded_pixels: int
     bits: int
     alpha: bool
-    profile: bool
+    profile: bytes
     primaries: int
 
 
@@ -92,7 +93,7 @@ def read_heif(encoded: bytes, image_format: str) -> Heif:
         sum(reader.pixels_of(each) for each in coded),
         max(reader.bits_of(each) for each in (own, *coded)),
         bool(alphas),
-        any(profile for profile, _, _ in colours),
+        next((profile for profile, _, _ in colours if profile), b""),
         next((primaries for _, primaries, _ in colours if primaries), 0),
     )
 
@@ -146,15 +147,16 @@ class _Reader:
         box = properties.get(b"pixi")
         return 8 if box is None else max(self._encoded[box.start + _FULL_BYTES + 1 : box.end], default=8)
 
-    def colours_of(self, properties: Mapping[bytes, Box]) -> tuple[bool, int, int]:
-        """Return whether there is a profile, and the codes of primaries and transfer function, 0 where none is."""
-        profile, primaries, transfer = False, 0, 0
+    def colours_of(self, properties: Mapping[bytes, Box]) -> tuple[bytes, int, int]:
+        """Return the beginning of the profile, and the codes of primaries and transfer function, 0 where none is."""
+        profile, primaries, transfer = b"", 0, 0
         for name in (b"colr", b"colr2"):
             box = properties.get(name)
             if box is None:
                 continue
             kind = self._encoded[box.start : box.start + 4]
-            profile |= kind in {b"prof", b"rICC"}
+            if kind in {b"prof", b"rICC"}:
+                profile = profile or self._encoded[box.start + 4 : min(box.end, box.start + 4 + DIRECTORY_BYTES)]
             if kind == b"nclx":
                 primaries, transfer = struct.unpack_from(">HH", self._encoded, box.start + 4)
         return profile, primaries, transfer

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from PIL import AvifImagePlugin, Image, ImageFile, ImagePalette, TiffImagePlugin
+from PIL import AvifImagePlugin, Image, ImageCms, ImageFile, ImagePalette, TiffImagePlugin
 
 from models.images import colour
 from models.images.bmp_runs import RunsDecoder
@@ -41,8 +41,14 @@ _MOST_HEADER_READS = 4_000
 _BYTES_OF_A_READ = 64
 _MOST_BYTES_READ = 2**31
 
-# Modes whose colours an ICC profile of RGB describes.
-_COLOURED = frozenset({"RGB", "RGBA", "P", "PA"})
+# Modes whose colours an ICC profile describes, and its own mode.
+_COLOURED: Mapping[str, Literal["RGB", "CMYK"]] = {
+    "RGB": "RGB",
+    "RGBA": "RGB",
+    "P": "RGB",
+    "PA": "RGB",
+    "CMYK": "CMYK",
+}
 
 # Exceptions of Pillow's readers for damaged files.
 _DECODE_ERRORS = (
@@ -79,17 +85,23 @@ if find_spec("pillow_heif"):
 
 
 class Opened(NamedTuple):
-    """An image that Pillow has opened, and what its header says: Exif data and XMP, the conversion to sRGB, and the
-    part that the file has pixels for: left, top, right, bottom. `png`: the chunks of a PNG, with `again` to open it a
-    second time."""
+    """An image that Pillow has opened, and what its header says: Exif data, XMP and ICC profile, the conversion to sRGB
+    unless the profile is made of tables, and the part that the file has pixels for: left, top, right, bottom. `png`:
+    the chunks of a PNG, with `again` to open it a second time."""
 
     image: Image.Image
     exif: bytes
     xmp: bytes
-    conversion: Conversion | None
+    profile: bytes = b""
+    conversion: Conversion | None = None
     box: tuple[int, int, int, int] | None = None
     png: Png | None = None
     again: Callable[[], ImageFile.ImageFile] | None = None
+
+    def by_tables(self) -> ImageCms.ImageCmsTransform | None:
+        """Return LittleCMS's conversion to sRGB, if the profile is made of tables and describes the image."""
+        mode = _COLOURED.get(self.image.mode)
+        return None if mode is None else colour.from_tables(self.profile, mode)
 
 
 def open_image(encoded: bytes) -> Opened:
@@ -101,7 +113,7 @@ def open_image(encoded: bytes) -> Opened:
                 return _open_png(encoded)
             case "GIF":
                 gif = read_gif(encoded)
-                return Opened(_read("GIF", BytesIO(gif.reduced(encoded))), b"", b"", None, gif.box)
+                return Opened(_read("GIF", BytesIO(gif.reduced(encoded))), b"", b"", box=gif.box)
             case "JPEG":
                 # headers.py counts the segments of a JPEG.
                 image: Image.Image = _read("JPEG", BytesIO(encoded))
@@ -114,11 +126,12 @@ def open_image(encoded: bytes) -> Opened:
                 image = _read(image_format, _MeteredFile(encoded))
         info = image.info
         xmp = info.get("xmp") or b""
+        profile = bytes(info.get("icc_profile") or b"")
+        conversion = _conversion(image, profile)
+        if not profile and image_format in {"AVIF", "HEIC"}:
+            conversion = colour.from_primaries(read_heif(encoded, image_format).primaries)
         return Opened(
-            image,
-            info.get("exif") or b"",
-            xmp if isinstance(xmp, bytes) else xmp.encode(),
-            _conversion(image, encoded, image_format),
+            image, info.get("exif") or b"", xmp if isinstance(xmp, bytes) else xmp.encode(), profile, conversion
         )
 
 
@@ -146,14 +159,14 @@ def _open_png(encoded: bytes) -> Opened:
     png = read_png(encoded)
     if not png.complete:
         raise UndecodableImageError("PNG", "it consists of too many pieces")
-    reduced = png.reduced(encoded)
+    reduced, profile = png.reduced(encoded), png.profile
     image = _read("PNG", BytesIO(reduced))
-    conversion = colour.from_profile(png.profile) if image.mode in _COLOURED else None
     return Opened(
         image,
         png.exif or png.exif_as_text,
         png.xmp,
-        conversion,
+        profile,
+        _conversion(image, profile),
         png=png,
         again=lambda: _read("PNG", BytesIO(reduced)),
     )
@@ -199,15 +212,8 @@ def _unify_bmp_palette(image: Image.Image, encoded: bytes) -> None:
         image.tile = [tile._replace(args=({1: "P;1", 4: "P;4", 8: "P"}[bits], *tile.args[1:]))]
 
 
-def _conversion(image: Image.Image, encoded: bytes, image_format: str) -> Conversion | None:
-    if image.mode not in _COLOURED:
-        return None
-    profile = image.info.get("icc_profile")
-    if profile:
-        return colour.from_profile(bytes(profile))
-    if image_format in {"AVIF", "HEIC"}:
-        return colour.from_primaries(read_heif(encoded, image_format).primaries)
-    return None
+def _conversion(image: Image.Image, profile: bytes) -> Conversion | None:
+    return colour.from_profile(profile) if _COLOURED.get(image.mode) == "RGB" else None
 
 
 class _MeteredFile(BytesIO):

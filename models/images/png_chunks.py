@@ -11,6 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass, field
 
+from models.images.colour import DIRECTORY_BYTES, has_tables
 from models.interface.errors import UndecodableImageError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -75,8 +76,18 @@ class Png:
     @property
     def profile(self) -> bytes:
         """The ICC profile; empty if there is none, if it is damaged or if it has more than MOST_UNPACKED_BYTES."""
+        return _unpacked(self._profile_stream)
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether its colours are converted by a profile made of tables, of which only the beginning is unpacked."""
+        coloured = self.colours in {RGB, PALETTE, RGBA}
+        return coloured and has_tables(_unpacked(self._profile_stream, DIRECTORY_BYTES, whole=False))
+
+    @property
+    def _profile_stream(self) -> bytes:
         _, _, packed = self.packed_profile.partition(b"\0")
-        return _unpacked(packed[1:]) if packed[:1] == b"\0" else b""
+        return packed[1:] if packed[:1] == b"\0" else b""
 
     @property
     def xmp(self) -> bytes:
@@ -187,13 +198,14 @@ def _international_text(body: bytes) -> bytes:
     return _unpacked(text) if body.partition(b"\0")[2][:1] == b"\1" else text
 
 
-def _unpacked(packed: bytes) -> bytes:
+def _unpacked(packed: bytes, most_bytes: int = MOST_UNPACKED_BYTES, *, whole: bool = True) -> bytes:
+    """Return what `packed` unpacks to, or its beginning; empty if it is damaged, or is to be `whole` and has more."""
     unpacker = zlib.decompressobj()
     try:
-        unpacked = unpacker.decompress(packed, MOST_UNPACKED_BYTES)
+        unpacked = unpacker.decompress(packed, most_bytes)
     except zlib.error:
         return b""
-    return b"" if unpacker.unconsumed_tail else unpacked
+    return b"" if whole and unpacker.unconsumed_tail else unpacked
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:

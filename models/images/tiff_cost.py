@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from models.images.colour import DIRECTORY_BYTES, has_tables
 from models.images.format_costs import Picture
-from models.images.headers import is_big_tiff, read_tiff_numbers
+from models.images.headers import is_big_tiff, read_tiff_bytes, read_tiff_numbers
 from models.interface.errors import UndecodableImageError
 
 # Nanoseconds of libtiff for each byte that a strip or tile unpacks to, by the value of the tag Compression; others
@@ -76,6 +77,7 @@ def tiff(encoded: bytes, _enough: int) -> Picture:
         # One piece, and Pillow's image, twice if it has to be rotated.
         piece_copies * piece_bytes + pixels * copies * (4 if samples > 1 else -(-bits // 8)),
         profile=_PROFILE in tags,
+        tables=has_tables(read_tiff_bytes(encoded, _PROFILE, DIRECTORY_BYTES)),
     )
 
 
