@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
@@ -50,19 +50,10 @@ class DecodeJob(Protocol):
         """The file, or ready pixels. Called once at most."""
 
 
-class Done(Protocol):
-    """Callback at the end of a job, in the thread that ran it. The outcome is (3, crop, crop) uint8, an error, or None
-    if the job was cancelled. Must not raise."""
-
-    def __call__(self, outcome: torch.Tensor | Exception | None, /) -> None: ...
-
-
-class _Handover(NamedTuple):
-    """An image that a thread hands over to a process."""
-
-    job: DecodeJob
-    encoded: bytes
-    jpeg_reader: JpegReader
+# How a job ended: (3, crop, crop) uint8, an error, or None if it was cancelled.
+Outcome = torch.Tensor | Exception | None
+# Called at the end of a job, in the thread that ran it. Must not raise.
+Done = Callable[[Outcome], None]
 
 
 class DecodePool:
@@ -108,7 +99,7 @@ class DecodePool:
         uses it; requests use `preprocess`."""
         future: Future[torch.Tensor] = Future()
 
-        def done(outcome: torch.Tensor | Exception | None) -> None:
+        def done(outcome: Outcome) -> None:
             if isinstance(outcome, torch.Tensor):
                 future.set_result(outcome)
             else:
@@ -165,7 +156,7 @@ class DecodePool:
     def _preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
         thread = threading.get_ident()
         self._since[thread] = perf_counter()
-        outcome: torch.Tensor | Exception | None = None
+        outcome: Outcome = None
         try:
             if not job.cancel_token.cancelled:
                 outcome = self._decode_here(job, transform, done)
@@ -191,7 +182,7 @@ class DecodePool:
                 return transform.shape_strips(decode_strips(encoded, self._limits, enough=enough, jpeg_reader="fast"))
             except DamagedJpegError:
                 reader = "tolerant"
-        self._hand_over(_Handover(job, encoded, reader), transform, done)
+        self._hand_over(job.cost, partial(self._decode_in_process, job, encoded, reader, transform), done)
         return None
 
     def _may_have_a_thread(self, predicted: DecodeCost) -> bool:
@@ -201,37 +192,37 @@ class DecodePool:
             and predicted.thread_bytes <= self._thread_bytes
         )
 
-    def _hand_over(self, image: _Handover, transform: Transform, done: Done) -> None:
-        """Queue the image for a process. Raises DecodersBusyError, DrainingError."""
+    def _hand_over(self, cost: DecodeCost, decode: Callable[[], torch.Tensor | None], done: Done) -> None:
+        """Queue an image for a process. Raises DecodersBusyError, DrainingError."""
         with self._lock:
-            self._expensive_s.acquire(image.job.cost.seconds)
+            self._expensive_s.acquire(cost.seconds)
         try:
-            self._execute(self._process_threads, partial(self._run_in_process, image, transform, done))
+            self._execute(self._process_threads, partial(self._run_in_process, cost, decode, done))
         except BaseException:
-            self._no_longer_waits(image.job.cost)
+            self._no_longer_waits(cost)
             raise
 
-    def _run_in_process(self, image: _Handover, transform: Transform, done: Done) -> None:
-        outcome: torch.Tensor | Exception | None
+    def _run_in_process(self, cost: DecodeCost, decode: Callable[[], torch.Tensor | None], done: Done) -> None:
+        outcome: Outcome
         try:
-            outcome = self._decode_in_process(image, transform)
+            outcome = decode()
         except Exception as error:  # noqa: BLE001 - as above
             outcome = error
-        self._no_longer_waits(image.job.cost)
+        self._no_longer_waits(cost)
         done(outcome)
         del outcome  # as above
 
-    def _decode_in_process(self, image: _Handover, transform: Transform) -> torch.Tensor | None:
+    def _decode_in_process(
+        self, job: DecodeJob, encoded: bytes, reader: JpegReader, transform: Transform
+    ) -> torch.Tensor | None:
         """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited for memory."""
         decoder, enough = self._decoders[threading.get_ident()], pixels_needed(transform)
         # The process has a copy of the file, and so has Pillow's reader.
-        needed = _PROCESS_BYTES + 2 * len(image.encoded) + image.job.cost.memory_bytes
-        with self._memory.reserved(needed, image.job.cancel_token) as has_memory:
+        needed = _PROCESS_BYTES + 2 * len(encoded) + job.cost.memory_bytes
+        with self._memory.reserved(needed, job.cancel_token) as has_memory:
             if not has_memory:
                 return None
-            return decoder.decode(
-                image.encoded, image.job.cost, transform.shape_strips, enough=enough, jpeg_reader=image.jpeg_reader
-            )
+            return decoder.decode(encoded, job.cost, transform.shape_strips, enough=enough, jpeg_reader=reader)
 
     def _no_longer_waits(self, predicted: DecodeCost) -> None:
         with self._lock:

@@ -10,7 +10,7 @@ import re
 import struct
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from typing import NamedTuple
 
 from models.images.colour import DIRECTORY_BYTES, has_tables
@@ -25,8 +25,6 @@ _MOST_PHOTOSHOP_RESOURCES = 10_000
 # Four quantization tables of 16 bits take 518, a frame of 255 components 773.
 _MOST_TABLE_BYTES = 1024
 _MOST_SEGMENTS_BETWEEN_SCANS = 10_000
-# From this many scans on, the segments between them are read one by one. Encoders write about ten scans.
-_MANY_SCANS = 64
 
 _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -54,7 +52,6 @@ _COMPONENT = struct.Struct("BBB")
 
 # One byte 0xFF and the marker. A pattern that includes the padding before it would backtrack at each byte.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-_SCAN = re.compile(rb"\xff\xda")
 _MARKER_AMONG_PIXELS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 
 # TIFF: layout of TIFF 6.0, section 2, and of BigTIFF.
@@ -210,11 +207,8 @@ def _scans(encoded: bytes, first: int, layout: Layout) -> list[Scan]:
     if not layout.progressive and len(scan.components) == len(layout.components):
         # It has all components: such a JPEG can have no further scan.
         return [scan]
-    # An upper bound: this also counts pictures inside metadata and films after the picture.
-    starts = [found.end() for found in islice(_SCAN.finditer(encoded, first), _MANY_SCANS)]
-    if len(starts) == _MANY_SCANS:
-        starts = list(_walk(encoded, _end(encoded, first)))
-    return [scan, *filter(None, (_scan_at(encoded, start, layout) for start in starts))]
+    further = (_scan_at(encoded, start, layout) for start in _walk(encoded, _end(encoded, first)))
+    return [scan, *filter(None, further)]
 
 
 def _scan_at(encoded: bytes, start: int, layout: Layout) -> Scan | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from models.images.colour import DIRECTORY_BYTES
@@ -35,8 +34,7 @@ class Box(NamedTuple):
     end: int
 
 
-@dataclass(slots=True)
-class Heif:
+class Heif(NamedTuple):
     """The primary picture. `coded_pixels`: pixels of all pictures that are decoded for it. `bits`: the most of one
     sample. `profile`: the beginning of its ICC profile. `primaries`: code of its primaries; 0 is unknown."""
 
@@ -49,25 +47,15 @@ class Heif:
     primaries: int
 
 
-@dataclass(slots=True)
-class _Items:
-    """What the boxes say of all items."""
-
-    primary: int | None = None
-    properties: list[Box] = field(default_factory=list)
-    of_item: dict[int, list[int]] = field(default_factory=dict)
-    references: list[tuple[bytes, int, tuple[int, ...]]] = field(default_factory=list)
-
-
 def read_heif(encoded: bytes, image_format: str) -> Heif:
     """Read the boxes of an AVIF or a HEIC. `image_format` is named in errors. Raises UndecodableImageError, and
     struct.error where a box is cut off."""
     reader = _Reader(encoded, image_format)
     reader.walk(0, len(encoded))
-    items = reader.items
-    if items.primary is None:
+    primary = reader.primary
+    if primary is None:
         raise UndecodableImageError(image_format, "it has no primary picture")
-    own = reader.properties_of(items.primary)
+    own = reader.properties_of(primary)
     if b"ispe" not in own:
         raise UndecodableImageError(image_format, "its header gives no size")
     width, height = struct.unpack_from(">II", encoded, own[b"ispe"].start + _FULL_BYTES)
@@ -76,12 +64,10 @@ def read_heif(encoded: bytes, image_format: str) -> Heif:
         across, across_unit, down, down_unit = struct.unpack_from(">4I", encoded, own[b"clap"].start)
         width, height = min(width, across // max(1, across_unit)), min(height, down // max(1, down_unit))
     alphas = [
-        each
-        for kind, each, to in items.references
-        if kind == _AUXILIARY and items.primary in to and reader.is_alpha(each)
+        each for kind, each, to in reader.references if kind == _AUXILIARY and primary in to and reader.is_alpha(each)
     ]
-    pictures = [items.primary, *alphas]
-    grids = {whole: parts for kind, whole, parts in items.references if kind == _TILES and whole in pictures}
+    pictures = [primary, *alphas]
+    grids = {whole: parts for kind, whole, parts in reader.references if kind == _TILES and whole in pictures}
     # A grid has a size, but only its tiles have pixels.
     coded = [reader.properties_of(each) for picture in pictures for each in grids.get(picture, (picture,))]
     colours = [reader.colours_of(each) for each in (own, *coded)]
@@ -99,10 +85,16 @@ def read_heif(encoded: bytes, image_format: str) -> Heif:
 
 
 class _Reader:
+    """What the boxes say of all items: the number of the primary one, properties, their indices for each item, and
+    references: kind, from one item, to others."""
+
     def __init__(self, encoded: bytes, image_format: str) -> None:
         self._encoded, self._format = encoded, image_format
         self._pieces_left = _MOST_PIECES
-        self.items = _Items()
+        self.primary: int | None = None
+        self.references: list[tuple[bytes, int, tuple[int, ...]]] = []
+        self._properties: list[Box] = []
+        self._of_item: dict[int, list[int]] = {}
 
     def walk(self, start: int, end: int, depth: int = 0) -> None:
         """Read the boxes from `start` to `end`, and those inside them."""
@@ -113,11 +105,10 @@ class _Reader:
                 case b"iprp" if depth == 1:
                     self.walk(box.start, box.end, depth + 1)
                 case b"ipco":
-                    self.items.properties = list(self._boxes(box.start, box.end))
+                    self._properties = list(self._boxes(box.start, box.end))
                 case b"pitm":
-                    (self.items.primary,) = struct.unpack_from(
-                        self._item_format(box), self._encoded, box.start + _FULL_BYTES
-                    )
+                    item_format = self._item_format(box)
+                    (self.primary,) = struct.unpack_from(item_format, self._encoded, box.start + _FULL_BYTES)
                 case b"ipma":
                     self._read_associations(box)
                 case b"iref":
@@ -126,9 +117,9 @@ class _Reader:
     def properties_of(self, item: int) -> Mapping[bytes, Box]:
         """Return an item's properties by type. Colours may be given twice, so their second box is `colr2`."""
         found: dict[bytes, Box] = {}
-        for index in self.items.of_item.get(item, ()):
-            if 0 < index <= len(self.items.properties):
-                box = self.items.properties[index - 1]
+        for index in self._of_item.get(item, ()):
+            if 0 < index <= len(self._properties):
+                box = self._properties[index - 1]
                 found[b"colr2" if box.kind == b"colr" and b"colr" in found else box.kind] = box
         return found
 
@@ -186,7 +177,7 @@ class _Reader:
             at += count * (2 if wide else 1)
             self._count(1 + count)
             # The highest bit says that a reader must know the property.
-            self.items.of_item.setdefault(item, []).extend(each & (0x7FFF if wide else 0x7F) for each in indices)
+            self._of_item.setdefault(item, []).extend(each & (0x7FFF if wide else 0x7F) for each in indices)
 
     def _read_references(self, box: Box) -> None:
         item_format = self._item_format(box)
@@ -195,7 +186,7 @@ class _Reader:
             item, number = struct.unpack_from(item_format + "H", self._encoded, reference.start)
             self._count(number)
             others = struct.unpack_from(f">{number}{item_format[1]}", self._encoded, reference.start + size + 2)
-            self.items.references.append((reference.kind, item, others))
+            self.references.append((reference.kind, item, others))
 
     def _item_format(self, box: Box) -> str:
         """Return the format of an item's number, which depends on the version of the box."""

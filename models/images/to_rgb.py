@@ -27,14 +27,13 @@ def strips(opened: Opened, image_format: str | None) -> Iterator[Pixels]:
             # Programs that write a mask for alpha and leave the bytes empty mean an opaque picture, as browsers know.
             image = image.convert("RGB")
         tables = opened.by_tables()
+        convert: Callable[[Image.Image, int], Pixels] = _over_white
         if tables is not None and image.mode == "CMYK":
             convert, tables = partial(_by_tables, tables), None
         elif image.mode.startswith("I"):
             convert = _from_16_bit(opened)
         elif opened.png is not None and opened.png.transparent_colour is not None:
             convert = _over_white_but(opened)
-        else:
-            convert = _over_white
         rows = max(1, _STRIP_PIXELS // image.width)
         for top in range(0, image.height, rows):
             bottom = min(top + rows, image.height)
