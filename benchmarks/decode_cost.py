@@ -4,9 +4,8 @@ Without FILE, the files are those of reliability.costly and ordinary ones. A for
 each file twice, unless the prediction exceeds 8 s. Prints the CPU seconds (the less of the two), the growth of resident
 memory, the predictions and the ratios.
 
-Ends with status 1 if a decode cost more than predicted, because the constants of models/images/format_costs.py and
-formats.py must be upper bounds. Files whose header does not tell their cost are exempt: the limits of the decoder
-process stop those.
+Ends with status 1 if a decode cost more than predicted, because the constants in models/images/ must be upper bounds.
+Files whose header does not tell their cost are exempt: the limits of the decoder process stop those.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from models.images.costs import DecodeCost
 from models.images.decode import decode_strips, ignore_pillow_warnings
-from models.images.formats import DecodeCost, predict_cost
+from models.images.formats import predict_cost
 from models.images.preprocessing import pixels_needed
 from models.interface.errors import ImageError
 from models.interface.request import ImageLimits

@@ -22,9 +22,11 @@ import simplejpeg
 
 from models.images import colour
 from models.images.colour import Conversion, Pixels
-from models.images.formats import check_size, format_of, known_format
-from models.images.headers import END_OF_IMAGE, Layout, read_jpeg, read_tiff_numbers
+from models.images.costs import check_size
+from models.images.formats import format_of, known_format
+from models.images.jpeg import END_OF_IMAGE, Layout, read_jpeg
 from models.images.pillow_reading import Opened, open_image, undecodable
+from models.images.tiff import read_numbers
 from models.images.to_rgb import strips
 from models.interface.request import ImageLimits
 
@@ -210,7 +212,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     if exif:
         # Damaged metadata does not invalidate the image. Some programs write the prefix twice.
         with suppress(struct.error):
-            numbers = read_tiff_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
+            numbers = read_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
             if _ORIENTATION in numbers:
                 return numbers[_ORIENTATION]
     match = _ORIENTATION_IN_XMP.search(xmp)

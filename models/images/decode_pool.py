@@ -18,10 +18,11 @@ from typing import Protocol
 import torch
 
 from models.hardware import cores
+from models.images.costs import FREE, DecodeCost
 from models.images.decode import DamagedJpegError, JpegReader, decode_strips, ignore_pillow_warnings
 from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
-from models.images.formats import FREE, DecodeCost, predict_cost
+from models.images.formats import predict_cost
 from models.images.preprocessing import Transform, pixels_needed, prepared
 from models.interface.admission import Budget
 from models.interface.errors import DecodersBusyError, DrainingError

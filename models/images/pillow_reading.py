@@ -16,15 +16,13 @@ from typing import Literal, NamedTuple
 
 from PIL import AvifImagePlugin, Image, ImageCms, ImageFile, ImagePalette, TiffImagePlugin
 
-from models.images import colour
-from models.images.bmp_runs import RunsDecoder
+from models.images import bmp, colour
 from models.images.colour import Conversion
-from models.images.format_costs import BMP_OS2_HEADER
 from models.images.formats import PILLOW_NAMES, known_format
-from models.images.gif_blocks import read_gif
-from models.images.headers import read_tiff_numbers
-from models.images.heif_boxes import read_heif
-from models.images.png_chunks import Png, read_png
+from models.images.gif import read_gif
+from models.images.heif import read_heif
+from models.images.png import Png, read_png
+from models.images.tiff import read_numbers
 from models.interface.errors import UndecodableImageError
 
 LARGEST_8_BIT = 255
@@ -71,7 +69,7 @@ _DECODE_ERRORS = (
 
 # Import Pillow's readers now, and not during the first request.
 Image.init()
-Image.register_decoder("bmp_rle", RunsDecoder)
+Image.register_decoder("bmp_rle", bmp.RunsDecoder)
 # libtiff reads planes of 16 bits rightly, and Pillow's own reader of uncompressed TIFFs does not.
 TiffImagePlugin.READ_LIBTIFF = True
 # Kinds that it reads, and that the plugin lacks: grey of 16 bits from white, and of 12, in the other byte order.
@@ -115,13 +113,13 @@ def open_image(encoded: bytes) -> Opened:
                 gif = read_gif(encoded)
                 return Opened(_read("GIF", BytesIO(gif.reduced(encoded))), b"", b"", box=gif.box)
             case "JPEG":
-                # headers.py counts the segments of a JPEG.
+                # jpeg.py counts the segments of a JPEG.
                 image: Image.Image = _read("JPEG", BytesIO(encoded))
             case "TIFF":
                 image = _open_tiff(encoded)
             case "BMP":
                 image = _read("BMP", BytesIO(encoded))
-                _unify_bmp_palette(image, encoded)
+                bmp.unify_palette(image, encoded)
             case _:
                 image = _read(image_format, _MeteredFile(encoded))
         info = image.info
@@ -179,7 +177,7 @@ def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
         if str(error) != "unknown pixel mode":
             raise
         known = PHOTOMETRIC_INTERPRETATION, _SAMPLES_PER_PIXEL, BITS_PER_SAMPLE
-        tags = read_tiff_numbers(encoded, known)
+        tags = read_numbers(encoded, known)
         photometric, samples, bits = (tags.get(tag, default) for tag, default in zip(known, (0, 1, 1), strict=True))
         raise UndecodableImageError(
             "TIFF",
@@ -191,25 +189,6 @@ def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
         # Some programs write colours of 8 bits where the format has 16.
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     return image
-
-
-def _unify_bmp_palette(image: Image.Image, encoded: bytes) -> None:
-    """Read the pixels of a BMP as palette indices where Pillow would not: it takes a palette of black and white for one
-    bit a pixel, and one of grey levels for eight, whatever the file has."""
-    (header_bytes,) = struct.unpack_from("<I", encoded, 14)
-    bits = encoded[24 if header_bytes == BMP_OS2_HEADER else 28]
-    if (
-        image.mode not in {"1", "L"}
-        or bits == {"1": 1, "L": 8}[image.mode]
-        or not isinstance(image, ImageFile.ImageFile)
-    ):
-        return
-    [tile] = image.tile
-    if tile.codec_name == "raw" and isinstance(tile.args, tuple):
-        greys = (0, 255) if image.mode == "1" else range(256)
-        image._mode = "P"  # noqa: SLF001 - as Pillow's readers do
-        image.palette = ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
-        image.tile = [tile._replace(args=({1: "P;1", 4: "P;4", 8: "P"}[bits], *tile.args[1:]))]
 
 
 def _conversion(image: Image.Image, profile: bytes) -> Conversion | None:

@@ -21,9 +21,10 @@ import pytest
 from PIL import Image
 
 from models.images import decoder_process
+from models.images.costs import DecodeCost
 from models.images.decode import Strips, decode_pixels
 from models.images.decoder_process import DecoderProcess
-from models.images.formats import PILLOW_NAMES, DecodeCost, predict_cost
+from models.images.formats import PILLOW_NAMES, predict_cost
 from models.images.samples import draw, encode
 from models.interface.errors import TooCostlyError, UndecodableImageError
 from models.interface.request import ImageLimits
