@@ -100,23 +100,18 @@ def ignore_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode_pixels(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> Pixels:
-    """Return the picture in `encoded` as (H, W, 3) uint8 sRGB.
+def decode_strips(
+    encoded: bytes, limits: ImageLimits, *, enough: int | None = None, jpeg_reader: JpegReader = "either"
+) -> Strips:
+    """Return the picture in `encoded`, in strips, so that a large one is never in memory as a whole.
 
     A JPEG much larger than needed may be decoded at a reduced size, its shorter side never under `enough` pixels:
     libjpeg-turbo then computes fewer coefficients of each block, at a fraction of the cost. Without it, full size.
 
-    Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError, UndecodableImageError. What a
-    decode may cost is not checked here: call predict_cost before.
+    Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError and UndecodableImageError,
+    here or with the first strip; the fast reader raises DamagedJpegError, too. What a decode may cost is not checked
+    here: call predict_cost before.
     """
-    return decode_strips(encoded, limits, enough=enough).assembled()
-
-
-def decode_strips(
-    encoded: bytes, limits: ImageLimits, *, enough: int | None = None, jpeg_reader: JpegReader = "either"
-) -> Strips:
-    """Return what `decode_pixels` does, in strips, so that a large picture is never in memory as a whole. Errors are
-    raised here or with the first strip; the fast reader raises DamagedJpegError, too."""
     image_format = format_of(encoded)
     if image_format == "JPEG":
         layout = read_jpeg(encoded)
@@ -141,7 +136,7 @@ def decode_strips(
             image.width,
             _orientation_of(opened),
             strips(opened, image_format),
-            opened.conversion,
+            opened.conversion(),
             Reduction(round(height / image.height), height, width) if image.height < height else None,
         )
 

@@ -83,18 +83,24 @@ if find_spec("pillow_heif"):
 
 
 class Opened(NamedTuple):
-    """An image that Pillow has opened, and what its header says: Exif data, XMP and ICC profile, the conversion to sRGB
-    unless the profile is made of tables, and the part that the file has pixels for: left, top, right, bottom. `png`:
-    the chunks of a PNG, with `again` to open it a second time."""
+    """An image that Pillow has opened, and what its header says: Exif data, XMP, ICC profile, and the code of its
+    primaries. `box`: the part that the file has pixels for, left, top, right, bottom. `png`: the chunks of a PNG, with
+    `again` to open it a second time."""
 
     image: Image.Image
     exif: bytes
     xmp: bytes
     profile: bytes = b""
-    conversion: Conversion | None = None
+    primaries: int = 0
     box: tuple[int, int, int, int] | None = None
     png: Png | None = None
     again: Callable[[], ImageFile.ImageFile] | None = None
+
+    def conversion(self) -> Conversion | None:
+        """Return the conversion to sRGB after the resize; None if there is none."""
+        if _COLOURED.get(self.image.mode) != "RGB":
+            return None
+        return colour.from_profile(self.profile) if self.profile else colour.from_primaries(self.primaries)
 
     def by_tables(self) -> ImageCms.ImageCmsTransform | None:
         """Return LittleCMS's conversion to sRGB, if the profile is made of tables and describes the image."""
@@ -122,15 +128,9 @@ def open_image(encoded: bytes) -> Opened:
                 bmp.unify_palette(image, encoded)
             case _:
                 image = _read(image_format, _MeteredFile(encoded))
-        info = image.info
-        xmp = info.get("xmp") or b""
-        profile = bytes(info.get("icc_profile") or b"")
-        conversion = _conversion(image, profile)
-        if not profile and image_format in {"AVIF", "HEIC"}:
-            conversion = colour.from_primaries(read_heif(encoded, image_format).primaries)
-        return Opened(
-            image, info.get("exif") or b"", xmp if isinstance(xmp, bytes) else xmp.encode(), profile, conversion
-        )
+        exif, xmp, profile = (image.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
+        primaries = read_heif(encoded, image_format).primaries if image_format in {"AVIF", "HEIC"} else 0
+        return Opened(image, exif, xmp if isinstance(xmp, bytes) else xmp.encode(), bytes(profile), primaries)
 
 
 @contextmanager
@@ -157,17 +157,12 @@ def _open_png(encoded: bytes) -> Opened:
     png = read_png(encoded)
     if not png.complete:
         raise UndecodableImageError("PNG", "it consists of too many pieces")
-    reduced, profile = png.reduced(encoded), png.profile
-    image = _read("PNG", BytesIO(reduced))
-    return Opened(
-        image,
-        png.exif or png.exif_as_text,
-        png.xmp,
-        profile,
-        _conversion(image, profile),
-        png=png,
-        again=lambda: _read("PNG", BytesIO(reduced)),
-    )
+    reduced = png.reduced(encoded)
+
+    def read() -> ImageFile.ImageFile:
+        return _read("PNG", BytesIO(reduced))
+
+    return Opened(read(), png.exif or png.exif_as_text, png.xmp, png.profile, png=png, again=read)
 
 
 def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
@@ -189,10 +184,6 @@ def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
         # Some programs write colours of 8 bits where the format has 16.
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     return image
-
-
-def _conversion(image: Image.Image, profile: bytes) -> Conversion | None:
-    return colour.from_profile(profile) if _COLOURED.get(image.mode) == "RGB" else None
 
 
 class _MeteredFile(BytesIO):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from models.images.colour import Conversion, Pixels
-from models.images.decode import ON_ITS_SIDE, Reduction, Strips, decode_pixels, decode_strips, oriented
+from models.images.decode import ON_ITS_SIDE, Reduction, Strips, decode_strips, oriented
 from models.images.formats import predict_cost
 from models.interface.errors import UnfitPixelsError
 from models.interface.request import ImageLimits, ReadyPixels
@@ -22,10 +22,10 @@ from models.interface.request import ImageLimits, ReadyPixels
 def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> torch.Tensor:
     """Return the picture in `encoded` as a (3, H, W) uint8 sRGB tensor on the CPU, channels last in memory.
 
-    `enough` as in models.images.decode.decode_pixels. Raises ImageError, TooCostlyError before any decode.
+    `enough` as in models.images.decode.decode_strips. Raises ImageError, TooCostlyError before any decode.
     """
     predict_cost(encoded, limits, enough=enough, whole=True)
-    return to_tensor(decode_pixels(encoded, limits, enough=enough))
+    return to_tensor(decode_strips(encoded, limits, enough=enough).assembled())
 
 
 def preprocess(encoded: bytes, transform: Transform, limits: ImageLimits) -> torch.Tensor:
@@ -75,7 +75,8 @@ class Transform:
     def shape(self, image: torch.Tensor) -> torch.Tensor:
         """Resize and crop (3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory."""
         pixels: Pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
-        return self.shape_strips(Strips(*pixels.shape[:2], 1, iter([pixels])))
+        height, width, _ = pixels.shape
+        return self.shape_strips(Strips(height, width, 1, iter([pixels])))
 
     def shape_strips(self, picture: Strips) -> torch.Tensor:
         """Return what `shape` does with the assembled picture, but hold only a strip of it in memory at a time.

@@ -192,6 +192,7 @@ REASONS: dict[str, tuple[Callable[[], bytes], str]] = {
         "5 samples of 8 bits, photometric interpretation 5",
     ),
     "TIFF of 32 bits": (lambda: _tags(tag258=(3, 1, 32)), "its pixels have 32 bits"),
+    "TIFF of floating-point numbers": (lambda: _tags(tag339=(3, 1, 3)), "floating-point numbers of unknown range"),
     "TIFF of signed numbers": (lambda: _tags(tag339=(3, 1, 2)), "signed numbers of unknown range"),
     "TIFF of planes of grey and alpha": (
         lambda: _tags(tag277=(3, 1, 2), tag284=(3, 1, 2), tag338=(3, 1, 2)),

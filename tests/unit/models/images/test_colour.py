@@ -13,7 +13,7 @@ from PIL import Image, ImageCms
 
 from models.images import colour
 from models.images.colour import Conversion
-from models.images.decode import Strips, decode_pixels
+from models.images.decode import Strips, decode_strips
 from models.images.decoder_process import DecoderProcess
 from models.images.formats import PILLOW_NAMES, predict_cost
 from models.interface.request import ImageLimits
@@ -160,6 +160,10 @@ def test_a_conversion_passes_through_json_numbers_and_other_numbers_are_refused(
             Conversion.of(wrong)
 
 
+def _decoded(encoded: bytes) -> np.ndarray:
+    return decode_strips(encoded, _LIMITS).assembled()
+
+
 def _file(picture: Image.Image, image_format: str, **options: object) -> bytes:
     file = io.BytesIO()
     picture.save(file, image_format, **options)
@@ -170,8 +174,8 @@ def _file(picture: Image.Image, image_format: str, **options: object) -> bytes:
 def test_a_picture_in_display_p3_is_converted_whatever_its_format(image_format: str) -> None:
     picture = _colours().resize((96, 90), Image.Resampling.NEAREST)
     encoded = profile(_P3, _SRGB_CURVE)
-    plain = decode_pixels(_file(picture, image_format), _LIMITS)
-    found = decode_pixels(_file(picture, image_format, icc_profile=encoded), _LIMITS).astype(int)
+    plain = _decoded(_file(picture, image_format))
+    found = _decoded(_file(picture, image_format, icc_profile=encoded)).astype(int)
     expected = _by_littlecms(Image.fromarray(plain), encoded)
     assert np.abs(expected - plain).max() > 40
     assert np.abs(found - expected).max() <= 3
@@ -182,7 +186,7 @@ def test_a_profile_of_rgb_is_not_applied_to_grey_and_to_cmyk(image_format: str, 
     picture = _colours().convert(mode)
     for encoded in (profile(_ADOBE, _CURVES["gamma"]), of_tables(_grid(3))):
         with_profile = _file(picture, image_format, icc_profile=encoded)
-        assert (decode_pixels(with_profile, _LIMITS) == decode_pixels(_file(picture, image_format), _LIMITS)).all()
+        assert (_decoded(with_profile) == _decoded(_file(picture, image_format))).all()
 
 
 def test_a_profile_in_several_segments_of_a_jpeg_is_put_together_in_their_order() -> None:
@@ -190,7 +194,7 @@ def test_a_profile_in_several_segments_of_a_jpeg_is_put_together_in_their_order(
     parts = [b"ICC_PROFILE\0" + bytes([number, 2]) + part for number, part in ((2, encoded[300:]), (1, encoded[:300]))]
     segments = b"".join(b"\xff\xe2" + struct.pack(">H", 2 + len(part)) + part for part in parts)
     whole = _file(_colours(), "JPEG", icc_profile=encoded)
-    assert (decode_pixels(jpeg[:2] + segments + jpeg[2:], _LIMITS) == decode_pixels(whole, _LIMITS)).all()
+    assert (_decoded(jpeg[:2] + segments + jpeg[2:]) == _decoded(whole)).all()
 
 
 def test_a_decoder_process_hands_the_conversion_over_with_the_pixels() -> None:
@@ -200,7 +204,7 @@ def test_a_decoder_process_hands_the_conversion_over_with_the_pixels() -> None:
         found = decoder.decode(encoded, predict_cost(encoded, _LIMITS), Strips.assembled, enough=None)
     finally:
         decoder.close()
-    assert (found == decode_pixels(encoded, _LIMITS)).all()
+    assert (found == _decoded(encoded)).all()
 
 
 def _grid(inks: int) -> np.ndarray:
@@ -255,7 +259,7 @@ def test_a_profile_made_of_tables_is_applied_by_its_definition(
     picture, (grid, encoded) = _squares(mode), (_grid(len(mode)), of_tables(_grid(len(mode))))
     file = _file(picture, image_format, icc_profile=encoded, **options)
     expected = _by_arithmetic(np.asarray(picture).reshape(-1, len(mode)), grid).reshape(96, 128, 3)
-    difference = np.abs(decode_pixels(file, _LIMITS) - expected)
+    difference = np.abs(_decoded(file) - expected)
     assert difference.max() < 2
     assert difference.mean() < 0.5
     plain = _file(picture, image_format, **options)
@@ -281,7 +285,7 @@ def test_tables_that_are_damaged_huge_or_of_another_kind_are_ignored(
     image_format: str, mode: str, encoded: bytes
 ) -> None:
     plain, with_profile = (_file(_squares(mode), image_format, **each) for each in ({}, {"icc_profile": encoded}))
-    assert (decode_pixels(with_profile, _LIMITS) == decode_pixels(plain, _LIMITS)).all()
+    assert (_decoded(with_profile) == _decoded(plain)).all()
 
 
 def test_littlecms_gets_no_other_tag_of_a_profile_than_the_table() -> None:
@@ -292,9 +296,9 @@ def test_littlecms_gets_no_other_tag_of_a_profile_than_the_table() -> None:
         _file(_squares("CMYK"), "TIFF", icc_profile=each)
         for each in (_OF_CMYK, _OF_CMYK[:128] + directory + _OF_CMYK[144:])
     ]
-    assert (decode_pixels(files[0], _LIMITS) == decode_pixels(files[1], _LIMITS)).all()
+    assert (_decoded(files[0]) == _decoded(files[1])).all()
 
 
 def test_a_jpeg_with_tables_that_lacks_only_its_end_is_read() -> None:
     file = _file(_squares("RGB"), "JPEG", icc_profile=_OF_RGB)
-    assert (decode_pixels(file[:-2], _LIMITS) == decode_pixels(file, _LIMITS)).all()
+    assert (_decoded(file[:-2]) == _decoded(file)).all()

@@ -22,7 +22,7 @@ from PIL import Image
 
 from models.images import decoder_process
 from models.images.costs import DecodeCost
-from models.images.decode import Strips, decode_pixels
+from models.images.decode import Strips, decode_strips
 from models.images.decoder_process import DecoderProcess
 from models.images.formats import PILLOW_NAMES, predict_cost
 from models.images.samples import draw, encode
@@ -97,7 +97,7 @@ def while_it_decodes(decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("image_format", PILLOW_NAMES.values())
 def test_every_format_is_decoded_to_the_pixels_of_this_process(decoder: DecoderProcess, image_format: str) -> None:
     encoded = encode(draw("clock"), image_format)
-    assert np.array_equal(_decode(decoder, encoded), decode_pixels(encoded, _LIMITS, enough=0))
+    assert np.array_equal(_decode(decoder, encoded), decode_strips(encoded, _LIMITS, enough=0).assembled())
 
 
 def test_a_large_picture_comes_back_in_strips_and_whole(decoder: DecoderProcess) -> None:

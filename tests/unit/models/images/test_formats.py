@@ -10,7 +10,6 @@ import pytest
 from app.api.inference import IMAGE_BODY
 from models.images import formats
 from models.images.formats import FORMATS, PILLOW_NAMES, SIGNATURE_BYTES, format_of, is_image
-from models.images.pillow_reading import open_image
 from models.images.samples import draw, encode
 from models.interface.errors import UnsupportedFormatError
 
@@ -25,11 +24,6 @@ def test_a_file_of_each_format_is_recognized_by_its_first_bytes(name: str) -> No
 def test_text_that_begins_like_a_bmp_is_not_taken_for_an_image() -> None:
     assert format_of(b"BMW is a car") == "BMP"
     assert not is_image(b"BMW is a car")
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_each_format_has_a_reader_in_pillow(name: str) -> None:
-    assert open_image(encode(draw("clock"), PILLOW_NAMES[name])).image.format == PILLOW_NAMES[name]
 
 
 def test_a_format_that_is_not_in_the_table_is_not_recognized() -> None:
