@@ -71,7 +71,7 @@ def _ordinary() -> dict[str, Callable[[], bytes]]:
     picture = Image.effect_noise((4000, 3000), 60).convert("RGB")
     # Written in seconds, not in minutes.
     fast: dict[str, dict[str, object]] = {"AVIF": {"speed": 10}, "HEIF": {"enc_params": {"preset": "ultrafast"}}}
-    files = {
+    files: dict[str, Callable[[], bytes]] = {
         f"noise-12-MP.{name.lower()}": partial(_encoded, picture, name, fast.get(name, {}))
         for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
     }

@@ -84,6 +84,8 @@ class DecodePool:
             self.processes, thread_name_prefix="decoder-process", initializer=self._start_process_thread
         )
         self._decoders: dict[int, DecoderProcess] = {}
+        _start_all(self._executor, threads)
+        _start_all(self._process_threads, self.processes)
         self._lock = threading.Lock()
         self._closed = False
         self._ending = threading.Thread(target=self._shut_down, name="decode-ending", daemon=True)
@@ -93,7 +95,7 @@ class DecodePool:
     def preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
         """Queue a decode and resize, and call `done` at its end. Called from any thread. Raises DrainingError once
         closed."""
-        self._execute(self._executor, partial(self._preprocess, job, transform, done))
+        _execute(self._executor, partial(self._preprocess, job, transform, done))
 
     def submit(self, encoded: bytes, transform: Transform) -> Future[torch.Tensor]:
         """Queue a decode and resize, and return its future, which raises ImageError and DecodersBusyError. The lens
@@ -134,25 +136,6 @@ class DecodePool:
         for decoder in self._decoders.values():
             decoder.close()
         self._memory.close()
-
-    def _execute(self, executor: ThreadPoolExecutor, work: Callable[[], None]) -> None:
-        begun = threading.Lock()
-
-        def work_once() -> None:
-            if begun.acquire(blocking=False):
-                work()
-
-        try:
-            executor.submit(work_once)
-        except RuntimeError:
-            # The executor is shut down, or could start no thread, and then has queued the work nevertheless.
-            if not begun.acquire(blocking=False):
-                return
-            with self._lock:
-                closed = self._closed
-            if closed:
-                raise DrainingError from None
-            raise
 
     def _preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
         thread = threading.get_ident()
@@ -198,7 +181,7 @@ class DecodePool:
         with self._lock:
             self._expensive_s.acquire(cost.seconds)
         try:
-            self._execute(self._process_threads, partial(self._run_in_process, cost, decode, done))
+            _execute(self._process_threads, partial(self._run_in_process, cost, decode, done))
         except BaseException:
             self._no_longer_waits(cost)
             raise
@@ -232,6 +215,24 @@ class DecodePool:
     def _start_process_thread(self) -> None:
         cores.use_one_core_in_this_thread()
         self._decoders[threading.get_ident()] = DecoderProcess(self._limits)
+
+
+def _start_all(executor: ThreadPoolExecutor, threads: int) -> None:
+    """Start all threads of an executor, because one that cannot be started later would fail an image."""
+    all_busy = threading.Event()
+    try:
+        for _ in range(threads):
+            executor.submit(all_busy.wait)
+    finally:
+        all_busy.set()
+
+
+def _execute(executor: ThreadPoolExecutor, work: Callable[[], None]) -> None:
+    """Raises DrainingError once the executor is shut down."""
+    try:
+        executor.submit(work)
+    except RuntimeError:
+        raise DrainingError from None
 
 
 class _Awaited:

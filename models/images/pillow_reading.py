@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from PIL import AvifImagePlugin, Image, ImageCms, ImageFile, ImagePalette, TiffImagePlugin
 
-from models.images import bmp, colour
+from models.images import bmp, colour, webp
 from models.images.colour import Conversion
 from models.images.formats import PILLOW_NAMES, known_format
 from models.images.gif import read_gif
@@ -129,6 +129,9 @@ def open_image(encoded: bytes) -> Opened:
             case _:
                 image = _read(image_format, _MeteredFile(encoded))
         exif, xmp, profile = (image.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
+        if image_format == "WebP":
+            # The one that the cost was predicted of: tables must not come to LittleCMS in a thread.
+            profile = webp.profile_of(encoded)
         primaries = read_heif(encoded, image_format).primaries if image_format in {"AVIF", "HEIC"} else 0
         return Opened(image, exif, xmp if isinstance(xmp, bytes) else xmp.encode(), bytes(profile), primaries)
 

@@ -17,7 +17,6 @@ _PIXEL_BYTES = 16
 _LOSSY_PIXEL_BYTES = 14
 _SIZE_BITS = 0x3FFF
 _EXTENDED_HEADER = 30
-_HAS_PROFILE = 0x20
 _MOST_CHUNKS = 16
 
 
@@ -35,17 +34,24 @@ def cost(encoded: bytes, _enough: int) -> Picture:
         width, height = (side & _SIZE_BITS for side in struct.unpack_from("<HH", encoded, 26))
     else:
         raise UndecodableImageError("WebP", "its header is damaged")
-    pixels = width * height
+    pixels, icc = width * height, profile_of(encoded)
     return Picture(
         width,
         height,
         pixels * _PIXEL_NS + len(encoded) * _BYTE_NS,
         pixels * (_LOSSY_PIXEL_BYTES if encoded[12:16] == b"VP8 " else _PIXEL_BYTES),
         ordinary=kind == b"VP8 ",
-        profile=encoded[12:16] == b"VP8X" and bool(encoded[20] & _HAS_PROFILE),
-        # The first chunk.
-        tables=encoded[30:34] == b"ICCP" and has_tables(encoded[38 : 38 + DIRECTORY_BYTES]),
+        profile=bool(icc),
+        tables=has_tables(icc[:DIRECTORY_BYTES]),
     )
+
+
+def profile_of(encoded: bytes) -> bytes:
+    """Return the ICC profile, which is the first chunk of a file that has one; empty if there is none."""
+    if encoded[12:16] != b"VP8X" or encoded[_EXTENDED_HEADER : _EXTENDED_HEADER + 4] != b"ICCP":
+        return b""
+    (size,) = struct.unpack_from("<I", encoded, _EXTENDED_HEADER + 4)
+    return encoded[_EXTENDED_HEADER + 8 : _EXTENDED_HEADER + 8 + size]
 
 
 def _image_kind(encoded: bytes) -> bytes:

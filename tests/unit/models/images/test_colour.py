@@ -302,3 +302,11 @@ def test_littlecms_gets_no_other_tag_of_a_profile_than_the_table() -> None:
 def test_a_jpeg_with_tables_that_lacks_only_its_end_is_read() -> None:
     file = _file(_squares("RGB"), "JPEG", icc_profile=_OF_RGB)
     assert (_decoded(file[:-2]) == _decoded(file)).all()
+
+
+def test_tables_of_a_webp_that_no_prediction_saw_do_not_come_to_littlecms() -> None:
+    plain, file = (_file(_squares("RGB"), "WEBP", **each) for each in ({}, {"icc_profile": _OF_RGB}))
+    end = 38 + len(_OF_RGB) + len(_OF_RGB) % 2
+    behind = file[:30] + file[end:] + file[30:end]
+    assert predict_cost(behind, _LIMITS).ordinary
+    assert (_decoded(behind) == _decoded(plain)).all()
