@@ -135,20 +135,20 @@ def _worthwhile(curves: NDArray[np.float64], matrix: NDArray[np.float64]) -> Con
 
 def has_tables(beginning: bytes) -> bool:
     """Return whether the profile of RGB or CMYK that begins so, with up to DIRECTORY_BYTES, is made of tables alone."""
-    try:
-        size, _kind, space, _connection, signature = _HEADER.unpack_from(beginning)
-        tags = _tags(beginning)
-    except struct.error:
+    if len(beginning) < _TAGS_AT + 4:
         return False
-    known = signature == b"acsp" and space in {b"RGB ", b"CMYK"} and size <= _MOST_TABLES_BYTES
-    return known and _TABLES in tags and _COLORANTS[0] not in tags
+    size, _kind, space, _connection, signature = _HEADER.unpack_from(beginning)
+    if signature != b"acsp" or space not in {b"RGB ", b"CMYK"} or size > _MOST_TABLES_BYTES:
+        return False
+    tags = _tags(beginning)
+    return _TABLES in tags and _COLORANTS[0] not in tags
 
 
 def from_tables(profile: bytes, mode: Literal["RGB", "CMYK"]) -> ImageCms.ImageCmsTransform | None:
     """Return LittleCMS's conversion of images of that mode by a profile made of tables, as browsers do it: by the
     table for the perceptual intent, without compensation of the black point. None if the profile is damaged, of another
     mode or not made of tables. For decoder processes."""
-    if not has_tables(profile[:DIRECTORY_BYTES]):
+    if len(profile) > _MOST_TABLES_BYTES or not has_tables(profile[:DIRECTORY_BYTES]):
         return None
     # LittleCMS gets this table alone. Its time is known: of other tags it would read some whose steps have no limit.
     table = profile[_tags(profile)[_TABLES]]

@@ -27,7 +27,7 @@ _RGB_BYTES = 3
 _COLOUR_NS = 80.0
 _TABLES_PIXEL_NS = 45.0
 _TABLES_NS = 8e7
-_TABLES_BYTES = 16 * 2**20
+_TABLES_BYTES = 32 * 2**20
 
 
 class Picture(NamedTuple):

@@ -278,6 +278,7 @@ def test_a_profile_made_of_tables_is_applied_by_its_definition(
         ("CMYK", _OF_CMYK.replace(b"acsp", b"what")),
         ("CMYK", _OF_CMYK.replace(b"A2B0", b"A2B1")),
         ("CMYK", struct.pack(">I", 2**30) + _OF_CMYK[4:]),
+        ("CMYK", _OF_CMYK + bytes(2**22)),
     ],
 )
 @pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
