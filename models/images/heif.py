@@ -86,13 +86,14 @@ def read_heif(encoded: bytes, image_format: str) -> Heif:
     colours = [reader.colours_of(each) for each in (own, *coded)]
     if any(transfer in _HIGH_DYNAMIC_RANGE for _, _, transfer in colours):
         raise UndecodableImageError(image_format, "its brightness is of high dynamic range (PQ or HLG)")
+    profile = next((profile for profile, _, _ in colours if profile), slice(0))
     return Heif(
         width,
         height,
         sum(reader.pixels_of(each) for each in coded),
         max(reader.bits_of(each) for each in (own, *coded)),
         bool(alphas),
-        next((profile for profile, _, _ in colours if profile), b""),
+        encoded[profile],
         next((primaries for _, primaries, _ in colours if primaries), 0),
     )
 
@@ -176,16 +177,16 @@ class _Reader:
         box = properties.get(b"pixi")
         return 8 if box is None else max(self._encoded[box.start + _FULL_BYTES + 1 : box.end], default=8)
 
-    def colours_of(self, properties: Mapping[bytes, Box]) -> tuple[bytes, int, int]:
-        """Return the beginning of the profile, and the codes of primaries and transfer function, 0 where none is."""
-        profile, primaries, transfer = b"", 0, 0
+    def colours_of(self, properties: Mapping[bytes, Box]) -> tuple[slice | None, int, int]:
+        """Return where the profile begins, and the codes of primaries and transfer function, 0 where none is."""
+        profile, primaries, transfer = None, 0, 0
         for name in (b"colr", b"colr2"):
             box = properties.get(name)
             if box is None:
                 continue
             kind = self._encoded[box.start : box.start + 4]
             if kind in {b"prof", b"rICC"}:
-                profile = profile or self._encoded[box.start + 4 : min(box.end, box.start + 4 + DIRECTORY_BYTES)]
+                profile = profile or slice(box.start + 4, min(box.end, box.start + 4 + DIRECTORY_BYTES))
             if kind == b"nclx":
                 primaries, transfer = struct.unpack_from(">HH", self._encoded, box.start + 4)
         return profile, primaries, transfer
