@@ -35,7 +35,7 @@ _THREADS_BYTES = 1 / 4
 _LEAST_THREAD_BYTES = 32 * 2**20
 _MOST_THREAD_BYTES = 48 * 2**20
 # Resident memory of an idle decoder process, in bytes.
-_PROCESS_BYTES = 43_000_000
+_PROCESS_BYTES = 44_000_000
 
 
 class DecodeJob(Protocol):
