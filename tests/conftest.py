@@ -113,18 +113,20 @@ class Forked:
 
 
 class WarmCommand:
-    """Starts the installed command without the time of its imports: see warm_command.py."""
+    """Starts the installed command without the time of its imports: see warm_command.py. All processes of a run share
+    that process, which ends with the last of them."""
 
     def __init__(self) -> None:
-        self._control, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with child:
-            self._process = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("warm_command.py"), str(child.fileno())],
-                pass_fds=[child.fileno()],
-                # On a busy machine threads of OpenMP wait for one another longer than they work. Both are read once,
-                # when PyTorch is imported.
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-            )
+        # Without pytest-xdist a run has one process. The name is in the kernel, not in the file system.
+        name = f"\0gradless-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # While nobody listens, this process starts it, unless another one is about to.
+        while self._control.connect_ex(name):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, contextlib.suppress(OSError):
+                listener.bind(name)
+                listener.listen()
+                self._process = _warm_process(listener)
 
     def start(
         self,
@@ -171,7 +173,18 @@ class WarmCommand:
 
     def close(self) -> None:
         self._control.close()
-        self._process.wait()
+        if self._process:
+            self._process.wait()
+
+
+def _warm_process(listener: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("warm_command.py"), str(listener.fileno())],
+        pass_fds=[listener.fileno()],
+        # On a busy machine threads of OpenMP wait for one another longer than they work. Both are read once, when
+        # PyTorch is imported.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
 
 
 @pytest.fixture(scope="session")

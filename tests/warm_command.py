@@ -3,9 +3,10 @@
 Importing takes five seconds of a core, and taking everything down at exit another one and a half. The tests run
 commands and servers by the hundred.
 
-The argument is the descriptor of a socket. Each message on it requests one command: JSON with argv, environ, folder,
-new_session and ignored (signals), and the descriptors of stdout, of stderr and of a socket. That socket receives the
-process id of the command at once, and its exit status, as subprocess has it, at the end."""
+The argument is the descriptor of a listening socket; the process ends with its last connection. Each message requests
+one command: JSON with argv, environ, folder, new_session and ignored (signals), and the descriptors of stdout, of
+stderr and of a socket. That socket receives the process id of the command at once, and its exit status, as subprocess
+has it, at the end."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ import gc
 import json
 import os
 import runpy
+import selectors
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, cast
 
 # More than arguments and environment of any command.
 _MOST_REQUEST_BYTES = 1 << 20
@@ -39,22 +41,39 @@ def _skip_the_teardown_of_modules() -> None:
             os._exit(_status[0])
 
 
-def _serve(control: socket.socket) -> None:
+def _serve(listener: socket.socket) -> None:
     """Returns in a fork, which is to be the command."""
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, _MOST_REQUEST_BYTES, 3)
-        if not message:
-            os._exit(0)
-        if os.fork() == 0:
-            control.close()
-            with socket.socket(fileno=descriptors[2]) as status:
-                if _fork_and_mind(status):
-                    os._exit(0)
-            _become(json.loads(message), descriptors[:2])
-            return
-        for descriptor in descriptors:
-            os.close(descriptor)
-        _let_go_of_those_that_have_ended()
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(listener.accept()[0], selectors.EVENT_READ)
+        while len(selector.get_map()) > 1:
+            for key, _ in selector.select():
+                if key.fileobj is listener:
+                    selector.register(listener.accept()[0], selectors.EVENT_READ)
+                elif _forked(cast("socket.socket", key.fileobj), selector):
+                    return
+    os._exit(0)
+
+
+def _forked(control: socket.socket, selector: selectors.BaseSelector) -> bool:
+    """Answer one message. Return True in a fork, which is to be the command, with none of the sockets."""
+    message, descriptors, _, _ = socket.recv_fds(control, _MOST_REQUEST_BYTES, 3)
+    if not message:
+        selector.unregister(control)
+        control.close()
+        return False
+    if os.fork() == 0:
+        for key in selector.get_map().values():
+            cast("socket.socket", key.fileobj).close()
+        with socket.socket(fileno=descriptors[2]) as status:
+            if _fork_and_mind(status):
+                os._exit(0)
+        _become(json.loads(message), descriptors[:2])
+        return True
+    for descriptor in descriptors:
+        os.close(descriptor)
+    _let_go_of_those_that_have_ended()
+    return False
 
 
 def _fork_and_mind(status: socket.socket) -> bool:
@@ -101,8 +120,8 @@ def main() -> None:
     # A collection in a fork would copy every page that holds an object.
     gc.collect()
     gc.freeze()
-    with socket.socket(fileno=int(sys.argv[1])) as control:
-        _serve(control)
+    with socket.socket(fileno=int(sys.argv[1])) as listener:
+        _serve(listener)
     if os.environ.get("GRADLESS_HTTP_WORKERS", "0") != "0":
         warm_fork_server.prepare()
     try:
