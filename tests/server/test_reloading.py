@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import runpy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ import httpx2
 import psutil
 import pytest
 import torch
-import torchvision
 from safetensors.torch import save_file
 
 pytestmark = pytest.mark.anyio
@@ -25,9 +25,9 @@ _PAUSE_S = 0.05
 RELOADS = 3
 # What the first loads of a process bring for good, and how its heap is cut up then, is there after these.
 LOADS_BEFORE = 4
-ARCHITECTURE = "shufflenet_v2_x0_5"
 
-# What allocators keep of a network of 1.4 MB and its conversions, found by trying; a version that stays is more.
+# The weights of one version are 50 MB: one that stays is more.
+HIDDEN = 48_000
 ALLOWED_GROWTH_BYTES = 40e6
 
 
@@ -45,19 +45,17 @@ def _vitals(process: psutil.Process) -> Vitals:
 def _write_weights(folder: Path, seed: int) -> None:
     """Seeded weights of ten classes, put in the place of those before in one step."""
     torch.manual_seed(seed)
-    network = torchvision.models.get_model(ARCHITECTURE, weights=None, num_classes=10)
+    network = runpy.run_path(str(folder / "net.py"))["build"]()
     save_file(network.state_dict(), folder / "new.safetensors")
     (folder / "new.safetensors").replace(folder / "weights.safetensors")
 
 
 @pytest.fixture
-def models_folder(tmp_path: Path) -> Path:
+def models_folder(make_model: Callable[..., Path], tmp_path: Path) -> Path:
     """A folder with the model `flowers`, which works, and `broken`, which has no weights."""
     for name in ("flowers", "broken"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.toml").write_text(
-            f'architecture = "{ARCHITECTURE}"\nweights = "weights.safetensors"\nclasses = 10\n'
-        )
+        description = make_model(tmp_path / name, hidden=HIDDEN) / "model.toml"
+        description.write_text(description.read_text().replace('"random"', '"weights.safetensors"'))
     _write_weights(tmp_path / "flowers", seed=0)
     return tmp_path
 
