@@ -384,11 +384,11 @@ async def test_no_request_fails_while_a_model_is_replaced(tiny: ModelSpec, clock
             return sent
 
         requests = [asyncio.create_task(keep_sending(worker)) for worker in service.workers for _ in range(4)]
-        for _ in range(10):
+        for _ in range(4):
             await service.workers[1].load("null")
         over.set()
         assert min(await asyncio.gather(*requests)) > 0
-        assert service.workers[0].cards["null"].version == 11
+        assert service.workers[0].cards["null"].version == 5
 
 
 async def test_the_memory_of_a_version_is_freed_with_it(tiny: ModelSpec, clock_png: bytes) -> None:
@@ -399,7 +399,7 @@ async def test_the_memory_of_a_version_is_freed_with_it(tiny: ModelSpec, clock_p
         # Free what earlier tests mapped.
         gc.collect()
         before = mapped()
-        for _ in range(5):
+        for _ in range(3):
             await service.workers[0].load("null", "null")
             await asyncio.gather(
                 *(worker.predict("null", InferenceRequest("features", [clock_png])) for worker in service.workers)
