@@ -55,9 +55,9 @@ lint: style types ## ruff, mypy --strict and the import rules
 style: $(DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports
 
 types: $(DEV)
+	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
 # The package's own Prometheus, where it starts as a service, is left alone: this one listens elsewhere.
