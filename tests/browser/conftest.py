@@ -31,6 +31,9 @@ _CHROMIUM_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    # Without a GPU, Chromium would draw as one does, at several times the cost.
+    "--disable-gpu",
+    "--disable-software-rasterizer",
     # Chromium does not start its sandbox as root.
     *(["--no-sandbox"] if os.geteuid() == 0 else []),
 ]
