@@ -73,7 +73,7 @@ MINUTES ?= 30
 soak: $(DEV) ## callers of every kind for MINUTES=30, and every request accounted for
 	@$(BIN)/python -m reliability.soak --minutes $(MINUTES)
 
-reliability: $(DEV) ## overload, slow and leaving clients, rubbish, SIGTERM, SIGKILL; writes docs/reliability.md
+reliability: $(DEV) ## overload, slow and leaving clients, rubbish, SIGTERM, SIGKILL; writes reliability/results.md and docs/reliability.md
 	@$(BIN)/python -m reliability
 
 bench: $(PEERS) $(TRITON)/.ready wrk ## gradless beside other servers; BENCH_ARGS="--quick" tries it

@@ -85,16 +85,13 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=65535,
-        description="port for the Open Inference Protocol over gRPC, which needs the extra grpc; 0: any free port; "
-        "unset: none",
+        description="port for the Open Inference Protocol over gRPC; needs the extra grpc; 0: any free port",
     )
     models: Annotated[_Names, AfterValidator(_non_empty_and_distinct)] = Field(
         ("efficientnet_lite0",),
         description="models to serve, comma-separated; the first is the default; NAME=SOURCE sets the name",
     )
-    models_folder: Path | None = Field(
-        None, description="folder whose subfolders are models that can be loaded by name at runtime"
-    )
+    models_folder: Path | None = Field(None, description="folder of models that can be loaded by name at runtime")
     max_models: int = Field(16, ge=1, le=1024, description="maximum number of models served at once")
     device: str = Field(
         "auto",
@@ -110,7 +107,7 @@ class Settings(BaseSettings):
         Path("~/.cache/gradless"), description="folder for converted models; later starts load them from there"
     )
     calibration_folder: Path | None = Field(
-        None, description="folder with some hundred images like those to be served; int8 is calibrated on them"
+        None, description="folder with some hundred images like those to be served, for int8"
     )
     max_batch_size: int | None = Field(
         None,
@@ -135,8 +132,8 @@ class Settings(BaseSettings):
         None,
         ge=0,
         le=64,
-        description="HTTP worker processes, which read requests and decode images for the engine process; Linux only; "
-        "0: one process does all; unset: on CUDA three quarters of the cores, at most 16, else 0",
+        description="processes that read requests and decode images; Linux only; 0: one process does all; unset: on "
+        "CUDA three quarters of the cores, at most 16, else 0",
     )
     max_image_bytes: int = Field(20 * _MIB, ge=1, le=2**30, description="maximum bytes of one image file")
     max_request_bytes: int = Field(64 * _MIB, ge=1, le=2**32, description="maximum bytes of one request body")
@@ -152,7 +149,7 @@ class Settings(BaseSettings):
         50_000_000,
         ge=1,
         le=2**31,
-        description="maximum pixels of one image, and of one TIFF tile, as its header declares",
+        description="maximum pixels of one image, or TIFF tile, by its header",
     )
     max_aspect_ratio: int = Field(
         50, ge=1, le=1000, description="maximum ratio of the longer side of an image to the shorter"
@@ -161,15 +158,13 @@ class Settings(BaseSettings):
         1,
         gt=0,
         le=3600,
-        description="maximum CPU seconds to decode one image, predicted from its header. Images above a fifth of it "
-        "are decoded in separate processes",
+        description="maximum predicted CPU seconds of a decode; above a fifth of it, a separate process decodes",
     )
     max_decode_bytes: int = Field(
         224 * _MIB,
         ge=32 * _MIB,
         le=2**40,
-        description="maximum bytes of memory to decode one image, predicted from its header, and to decode all images "
-        "in separate processes at once",
+        description="maximum predicted bytes of memory to decode one image, and all images in separate processes",
     )
     read_timeout_s: float = Field(
         30, gt=0, le=3600, description="maximum s for a client to send its body, or to read 64 KiB of a response"
@@ -186,15 +181,11 @@ class Settings(BaseSettings):
         "A decode that exceeds both this and the deadline ends the process",
     )
     search_index: Path | None = Field(
-        None, description="index folder made by `gradless search build`, for POST /v1/search; needs the extra search"
+        None, description="folder of `gradless search build`, for POST /v1/search; needs the extra search"
     )
     drain_timeout_s: float = Field(30, ge=0, le=3600, description="s to answer accepted requests after SIGTERM")
-    fixed_batch: bool = Field(
-        False, description="run every forward with one batch shape, so that results are bit-identical"
-    )
-    exact_jpeg: bool = Field(
-        False, description="decode large JPEGs in full; otherwise at a reduced size, which changes results slightly"
-    )
+    fixed_batch: bool = Field(False, description="run all forwards with one batch shape, for bit-identical results")
+    exact_jpeg: bool = Field(False, description="decode large JPEGs in full, not at a reduced size")
     api_keys: SecretStr | None = Field(
         None, description="API keys that clients need, comma-separated: KEY or RIGHTS:KEY"
     )
@@ -214,11 +205,9 @@ class Settings(BaseSettings):
         1000, gt=0, le=3_600_000, description="ms above which an inference request is logged as a warning"
     )
     metrics_max_age_s: float = Field(
-        1, ge=0, le=60, description="s for which scrapes of /metrics get the same exposition; 0: each gets a new one"
+        1, ge=0, le=60, description="s for which scrapes of /metrics get the same exposition"
     )
-    traces: bool = Field(
-        False, description="send OpenTelemetry traces, as configured by the OTEL_* variables; needs the extra otel"
-    )
+    traces: bool = Field(False, description="send OpenTelemetry traces, by the OTEL_* variables; needs the extra otel")
 
     @property
     def image_limits(self) -> ImageLimits:

@@ -31,8 +31,6 @@ from benchmarks.servers import DEFAULT, MLSERVER_PYTHON, MLSERVERS, MODELS, NULL
 _log = logging.getLogger("benchmarks.protocols")
 
 _PAGE = ROOT / "benchmarks/results/protocols.md"
-SUMMARY_PAGE = ROOT / "docs/performance.md"
-BEGIN, END = "<!-- python -m benchmarks.protocols -->", "<!-- end -->"
 
 _CONNECTIONS = 32
 _WARM_UP_S = 1.0
@@ -210,7 +208,8 @@ def _ratios(found: Measured, request: Request, of: Callable[[Loaded], float]) ->
     return over_rounds(of(one) / of(other) for one, other in pairs)
 
 
-def _rows(found: Measured) -> list[list[str]]:
+def rows(found: Measured) -> list[list[str]]:
+    """Return the cells of each request of one model."""
     return [
         [
             request.name,
@@ -244,7 +243,7 @@ def _page(found: Mapping[str, Measured], described: Mapping[str, Any], other: st
         "  gradless is one process. Both get the same bytes. MLServer's REST API has no binary tensors.",
     ]
     for model, of_model in found.items():
-        lines += ["", f"## {model}", "", *table(head, _rows(of_model))]
+        lines += ["", f"## {model}", "", *table(head, rows(of_model))]
     lines += [
         "",
         f"{described['processor']}, {described['cores']} cores, {described['memory_gib']} GiB; {described['system']}.",
@@ -254,39 +253,13 @@ def _page(found: Mapping[str, Measured], described: Mapping[str, Any], other: st
     return "\n".join(lines) + "\n"
 
 
-def summary(found: Mapping[str, Measured]) -> list[str]:
-    """Return a table of the ratios of images/s and of the server's CPU time, for each model."""
-    head = [
-        "request",
-        "against",
-        *(f"{what}, {model}" for model in found for what in ("images/s", "CPU an image")),
-    ]
-    rows = [
-        [
-            request.name,
-            request.against,
-            *(_ratios(of_model, request, of) for of_model in found.values() for of in (_rate, _server_ms)),
-        ]
-        for request in REQUESTS
-        if request.against and all(request.name in of_model for of_model in found.values())
-    ]
-    return table(head, rows)
-
-
-def write_summary(page: Path, lines: Sequence[str]) -> None:
-    """Replace what is between the two comments in `page`."""
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    after = rest.partition(END)[2]
-    page.write_text("\n".join([f"{before}{BEGIN}", "", *lines, "", f"{END}{after}"]), encoding="utf-8")
-
-
 def main() -> None:
     """The command line."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(prog="python -m benchmarks.protocols", description=__doc__)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=int, default=3, help="of each load")
-    parser.add_argument("--out", type=Path, default=_PAGE, help=f"page; {SUMMARY_PAGE.name} only gets the default's")
+    parser.add_argument("--out", type=Path, default=_PAGE, help="page to write")
     options = parser.parse_args()
     try:
         require_wrk()
@@ -306,8 +279,6 @@ def main() -> None:
                 found[model] = _measured(site, options.rounds, options.seconds)
     command = f"python -m benchmarks.protocols --rounds {options.rounds} --seconds {options.seconds}"
     options.out.write_text(_page(found, described, other, command), encoding="utf-8")
-    if options.out == _PAGE:
-        write_summary(SUMMARY_PAGE, summary(found))
     _log.info("written: %s", options.out)
 
 

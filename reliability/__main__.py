@@ -1,11 +1,12 @@
-"""Run every scenario, print a table of the findings and write docs/reliability.md: `python -m reliability`.
+"""Run every scenario, print and write the findings: `python -m reliability`.
 
-Ends with status 1 when a bar is missed.
+The pages are reliability/results.md and docs/reliability.md. Ends with status 1 when a bar is missed.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import shlex
 import sys
 import traceback
@@ -16,7 +17,7 @@ import psutil
 
 from observe import ROOT
 from reliability.finding import Finding, show
-from reliability.page import page
+from reliability.page import results, summary
 from reliability.scale import FULL_SECONDS, FULL_SIGTERMS, Scale
 from reliability.scenarios import (
     costly,
@@ -61,12 +62,14 @@ _SCENARIOS: dict[str, Callable[[Scale], Iterator[Finding]]] = {
     "protocols-overload": protocols.measure_overload,
     "same-answer": same_answer.measure,
 }
+_RESULTS = ROOT / "reliability" / "results.md"
+_SUMMARY = ROOT / "docs" / "reliability.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m reliability", description=__doc__)
-    parser.add_argument("--only", choices=_SCENARIOS, help="one scenario; the page is not written")
+    parser.add_argument("--only", choices=_SCENARIOS, help="one scenario; nothing is written")
     parser.add_argument(
         "--seconds",
         type=float,
@@ -74,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help=f"duration of the longest load, {FULL_SECONDS:g}; a smaller value shortens all",
     )
     parser.add_argument("--sigterms", type=int, help=f"number of SIGTERMs, {FULL_SIGTERMS} or its share")
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "reliability.md", help="file to write")
+    parser.add_argument("--out", type=Path, default=_RESULTS, help=f"results; {_SUMMARY.name} only gets the default's")
     options = parser.parse_args(arguments)
     whole = Scale(options.seconds)
     scale = Scale(options.seconds, options.sigterms or whole.count(FULL_SIGTERMS, least=3))
@@ -82,10 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load_before = psutil.getloadavg()[0]
     findings = list(_found([options.only] if options.only else list(_SCENARIOS), scale))
     if not options.only:
-        options.page.write_text(
-            page(findings, shlex.join(["python", "-m", "reliability", *given]), load_before), "utf-8"
-        )
+        command = shlex.join(["python", "-m", "reliability", *given])
+        options.out.write_text(results(findings, command, load_before), encoding="utf-8")
+        if options.out == _RESULTS:
+            _SUMMARY.write_text(summary(findings, about_scenarios()), encoding="utf-8")
     sys.exit(1 if any(not finding.met for finding in findings) else 0)
+
+
+def about_scenarios() -> dict[str, str]:
+    """Return the first line of each scenario's module, by the scenario's name."""
+    return {
+        name: (inspect.getdoc(sys.modules[measure.__module__]) or "").partition("\n")[0].removesuffix(".")
+        for name, measure in _SCENARIOS.items()
+    }
 
 
 def _found(names: Sequence[str], scale: Scale) -> Iterator[Finding]:

@@ -27,9 +27,10 @@ def test_an_unchanged_client_gets_the_native_answers(run: Callable[..., str], cl
     ("client", "example"), EXAMPLES, ids=[f"{client}-{n}" for n, (client, _) in enumerate(EXAMPLES)]
 )
 def test_an_example_of_the_page_prints_what_its_comments_say(
-    run: Callable[..., str], address: str, grpc_address: str, client: str, example: str
+    run: Callable[..., str], address: str, client: str, example: str
 ) -> None:
-    served = example.replace("localhost:8000", urlsplit(address).netloc).replace("localhost:8001", grpc_address)
+    served = example.replace("localhost:8000", urlsplit(address).netloc)
+
     printed = run(client, "-c", served)
 
     for expected in re.findall(r"^ *print\(.*\)  # (.*)$", example, re.MULTILINE):

@@ -21,7 +21,6 @@ TOLERANCE = 1e-4
 # How the first lines of each part of the page are run, and a word of their output.
 DOCUMENTED = [
     ("TorchServe", "sh", "jobQueueStatus"),
-    ("TorchServe", "python", "analog clock"),
     ("KServe v1, TensorFlow Serving, Vertex AI", "sh", "analog clock"),
     ("SageMaker, MLflow", "sh", "analog clock"),
     ("Hugging Face", "python", "analog clock"),

@@ -48,7 +48,7 @@ def test_a_page_installs_existing_extras_from_the_checkout_or_from_the_wheel(pag
 
 def test_the_quickstart_lists_every_extra() -> None:
     section = (ROOT / "docs/quickstart.md").read_text().split("## Extras\n")[1]
-    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == EXTRAS
+    assert set(re.findall(r"^- `(\w+)`:", section, re.MULTILINE)) == EXTRAS
 
 
 def test_each_package_of_the_wheel_ships_its_annotations() -> None:

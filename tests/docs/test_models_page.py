@@ -17,10 +17,9 @@ TABLES = {
 
 
 def rows() -> dict[str, str]:
-    """Return each row of the table of keys, by its key."""
+    """Return each item of the list of keys, by its key."""
     section = PAGE.split("## model.toml\n")[1].split("\n#")[0]
-    found = re.findall(r"^\| `\[?(\w+)\]?` \|(.*)\|$", section, re.MULTILINE)
-    return dict(found)
+    return dict(re.findall(r"^- `\[?(\w+)\]?`(.*?)(?=^- |\Z)", section, re.MULTILINE | re.DOTALL))
 
 
 def test_every_key_has_a_row_and_every_row_a_key() -> None:

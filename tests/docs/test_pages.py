@@ -168,7 +168,7 @@ def test_the_api_page_names_every_problem_type_at_its_status() -> None:
     rows |= {row for error, row in TABLE.items() if error is not ClientDisconnectedError}
     named = {
         (int(status), slug)
-        for status, slugs in re.findall(r"^\| (\d{3}) \| (.*) \|$", PAGES["docs/http-api.md"], re.MULTILINE)
+        for status, slugs in re.findall(r"^- (\d{3}): (.*(?:\n  .*)*)$", PAGES["docs/http-api.md"], re.MULTILINE)
         for slug in re.findall(r"`([a-z-]+)`", slugs)
     }
     assert named == {(row.status, row.slug) for row in rows}

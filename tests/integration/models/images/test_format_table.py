@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,7 @@ _PAGE = (Path(__file__).parents[4] / "docs" / "images.md").read_text()
 _HEIGHT, _WIDTH = 21, 29
 _STRIP_ROWS, _TILE = 8, (16, 32)
 _ORDERS = {"little": "<", "big": ">"}
+_ORDERS_OF = {"PNG": ["big"], "GIF": ["little"], "BMP": ["little"], "TIFF": ["little", "big"]}
 _LIMITS = ImageLimits()
 _GENERATOR = np.random.default_rng(20)
 # Levels of 255 by which a decoder may round differently: of premultiplied alpha in 16 bits, and of colour spaces.
@@ -55,11 +57,10 @@ class Kind(NamedTuple):
 def _kinds() -> Iterator[Kind]:
     [table] = re.findall(r"<!-- formats -->\n(.*?)<!-- /formats -->", _PAGE, re.DOTALL)
     for line in table.splitlines()[2:]:
-        image_format, colours, bits, layouts, orders = (cell.strip() for cell in line.strip("| ").split("|"))
-        for depth in bits.split(", "):
-            for layout in layouts.split(", "):
-                for order in orders.split(", "):
-                    yield Kind(image_format, colours, int(depth), layout, order)
+        image_format, *cells = (cell.strip() for cell in line.strip("| ").split("|"))
+        parts = (cell.split(", ") for cell in cells)
+        for (colours, bits, layout), order in product(product(*parts), _ORDERS_OF[image_format]):
+            yield Kind(image_format, colours, int(bits), layout, order)
 
 
 def _decoded(encoded: bytes) -> NDArray[np.int64]:
