@@ -16,8 +16,7 @@ from app.commands.folders import classify, features
 from app.commands.models import models
 from app.commands.optimize import optimize
 from app.commands.search import search
-from app.commands.serve import serve
-from app.commands.settings import settings
+from app.commands.serve import serve, settings
 from app.commands.stats import stats
 from app.process.logs import open_standard_streams
 from models.images.samples import Sample, draw, encode

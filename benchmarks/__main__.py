@@ -49,7 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one measurement, at least")
-    parser.add_argument("--soak", type=int, default=0, help="requests to the null model, for the memory they leave")
     parser.add_argument("--quick", action="store_true", help="one short round at 32 connections, as a trial")
     parser.add_argument("--out", type=Path, help=f"folder for results (default {_RESULTS}; quick: {_QUICK_RESULTS})")
     parser.add_argument(
@@ -68,7 +67,6 @@ def _plan(options: argparse.Namespace) -> Plan:
         connections=(32,) if options.quick else CONNECTIONS,
         loads_percent=(80,) if options.quick else LOADS_PERCENT,
         turns=1 if options.quick else TURNS,
-        soak_requests=options.soak,
         all_engines=not options.quick,
     )
 

@@ -13,7 +13,6 @@ from benchmarks.markdown import over_rounds, table
 from benchmarks.servers import DEFAULT, MODELS
 
 _MODEL = MODELS[0]
-_SOAK_REQUESTS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,6 @@ def _under_overload(kept: Kept) -> list[Bar]:
 
 def _around(kept: Kept) -> list[Bar]:
     first, later = (comparisons.start_seconds(kept, f"{start}_s") for start in ("first", "later"))
-    growth = comparisons.rss_growth_mb(kept, _SOAK_REQUESTS)
     return [
         Bar(
             "CPU time to decode and resize a JPEG of 12 MP, over Pillow's",
@@ -104,7 +102,6 @@ def _around(kept: Kept) -> list[Bar]:
             "1/6",
             comparisons.preprocessing(kept, "12 MP"),
         ),
-        Bar(f"growth of memory from 10,000 requests to {_SOAK_REQUESTS:,}", "≤", 20.0, "20 MB", growth),
         Bar("first start to ready, with an empty cache", "≤", 15.0, "15 s", first),
         Bar("later starts to ready", "≤", 6.0, "6 s", later),
     ]

@@ -39,6 +39,9 @@ _IN_FLIGHT = 64
 # Warm-up of decoding.
 _WARM_UP_S = 0.5
 
+# The last batches take a second or two.
+_CLOSE_TIMEOUT_S = 60.0
+
 _LEAST_ANSWERS = 4 * _MAX_BATCH_SIZE
 
 # gradless's cache: OpenVINO's conversion takes seconds, and the servers have made it already.
@@ -107,7 +110,6 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
         overlap_min_size=engine.hints.overlap_min_size,
         prepare=prepare,
     )
-    batcher.wait_until_ready()
 
     def decode_and_queue(body: bytes) -> None:
         batcher.submit(
@@ -122,7 +124,7 @@ def together(bodies: Sequence[bytes], engine: Engine, seconds: float) -> float:
             ended_at = perf_counter()
             if ended_at - started_at > seconds and len(done_at) >= _LEAST_ANSWERS:
                 break
-    batcher.close()
+    batcher.close(_CLOSE_TIMEOUT_S)
     # From the end of the first (small) batch to the end of another, because parts of batches would blur slow rates.
     # Batches after the last submission have the cores to themselves and do not count.
     counted = [moment for moment in done_at if moment <= ended_at]

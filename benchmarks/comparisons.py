@@ -23,6 +23,12 @@ BUSY = 32
 MANY = 128
 
 
+def servers_of(kept: Kept) -> list[str]:
+    """Return the servers that were measured, in the order of SERVERS."""
+    there = {measurement.server for measurement in kept}
+    return [name for name in SERVERS if name in there]
+
+
 def rate(measurement: Measurement) -> float:
     """Return images a second."""
     return measurement.images_per_second
@@ -120,9 +126,3 @@ def preprocessing(kept: Kept, size: str) -> list[float]:
 def start_seconds(kept: Kept, name: str) -> list[float]:
     """Return the seconds of the first start, a later one, or an import, by the name of the figure."""
     return [m.figures[name] for m in kept if m.kind == "start"]
-
-
-def rss_growth_mb(kept: Kept, least_requests: int) -> list[float]:
-    """Return the growth of resident memory after the first tenth of the requests, if there were enough."""
-    soaked = [m.figures for m in kept if m.kind == "soak" and m.figures["requests"] >= least_requests]
-    return [(figures["rss_bytes"] - figures["early_rss_bytes"]) / 1e6 for figures in soaked]

@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,17 @@ def describe(arguments: Sequence[str], settings: dict[str, Any]) -> dict[str, An
         "load_average_before": psutil.getloadavg()[0],
         "settings": settings,
     }
+
+
+def lines(described: Mapping[str, Any], packages: Sequence[str], command: str) -> list[str]:
+    """Return what `describe` found as the last lines of a page, with the versions of `packages`."""
+    versions = [f"Python {described['python']}", *(f"{name} {described['versions'][name]}" for name in packages)]
+    return [
+        f"{described['processor']}, {described['cores']} cores, {described['memory_gib']} GiB; {described['system']}.",
+        f"{', '.join(versions)}.",
+        f"{described['date']}, load average before {described['load_average_before']:.1f}:",
+        f"`{command}`",
+    ]
 
 
 def save(path: Path, description: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-Kind = Literal["closed", "open", "size", "overload", "ceiling", "preprocessing", "start", "agreement", "soak"]
+Kind = Literal["closed", "open", "size", "overload", "ceiling", "preprocessing", "start", "agreement"]
 
 # All cores decode; all cores decode and run forwards; one image after another on an idle machine.
 Ceiling = Literal["decoding", "together", "alone"]

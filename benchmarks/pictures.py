@@ -18,6 +18,9 @@ SIZES: dict[str, tuple[int, int, int]] = {
     "12 MP": (4000, 3000, 2),
 }
 
+# Different pictures of a large folder; the others are links to them, which cost as much to read and decode.
+DRAWN = 200
+
 
 def megapixels(size: str) -> float:
     """Return the megapixels of a name in SIZES."""
@@ -44,6 +47,19 @@ def draw_all(folder: Path) -> dict[str, list[Path]]:
             draw(width, height, seed=number).save(path, "JPEG", quality=QUALITY)
         drawn[size] = paths
     return drawn
+
+
+def draw_linked(folder: Path, many: int, few: int) -> tuple[Path, Path, Path]:
+    """Create folders of DRAWN pictures of 500 x 375 pixels, of `many` and of `few` links to them. Return all three."""
+    drawn, *linked = (folder / name for name in ("drawn", "many", "few"))
+    drawn.mkdir()
+    for number in range(DRAWN):
+        draw(500, 375, seed=number).save(drawn / f"{number:03}.jpg", "JPEG", quality=QUALITY)
+    for links, count in zip(linked, (many, few), strict=True):
+        links.mkdir()
+        for number in range(count):
+            (links / f"{number:06}.jpg").hardlink_to(drawn / f"{number % DRAWN:03}.jpg")
+    return drawn, linked[0], linked[1]
 
 
 def draw(width: int, height: int, *, seed: int) -> Image.Image:

@@ -64,9 +64,8 @@ _OPENVINO_PACE = 2.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """`seconds` is for one measurement; a closed loop with too few answers takes longer. `soak_requests` are sent to
-    the null model at the end to measure memory; 0: none. `all_engines`: agreement of every backend and precision, not
-    only of the served ones."""
+    """`seconds` is for one measurement; a closed loop with too few answers takes longer. `all_engines`:
+    agreement of every backend and precision, not only of the served ones."""
 
     servers: tuple[ServerSpec, ...]
     models: tuple[str, ...]
@@ -75,7 +74,6 @@ class Plan:
     connections: tuple[int, ...] = CONNECTIONS
     loads_percent: tuple[int, ...] = LOADS_PERCENT
     turns: int = TURNS
-    soak_requests: int = 0
     all_engines: bool = True
 
     @property
@@ -140,8 +138,7 @@ class Plan:
         a_round = sum(self._visit_s(spec, model) for model in self.visited_models for spec in self.servers_of(model))
         if not self.gradless_engines:
             return self.rounds * a_round / 60
-        once = _AGREEMENT_S + self.soak_requests / _PACE[NULL]
-        return (self.rounds * (a_round + _PREPROCESSING_S + _STARTS_S) + once) / 60
+        return (self.rounds * (a_round + _PREPROCESSING_S + _STARTS_S) + _AGREEMENT_S) / 60
 
     def _is_second(self, model: str) -> bool:
         return model in self.models[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,12 +16,11 @@ from matplotlib import pyplot as plt  # noqa: E402 - after the choice of how to 
 from matplotlib.axes import Axes  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
+from benchmarks.comparisons import Value, rate, servers_of  # noqa: E402
 from benchmarks.measurement import Kind, Measurement  # noqa: E402
 from benchmarks.pictures import SIZES, megapixels  # noqa: E402
 from benchmarks.servers import SERVERS  # noqa: E402
 from benchmarks.statistic import Spread, spread  # noqa: E402
-
-Value = Callable[[Measurement], float]
 
 # Each server has the same colour in every figure, from twenty distinct ones.
 _COLOURS = dict(zip(SERVERS, mpl.colormaps["tab20"].colors, strict=False))
@@ -32,7 +31,7 @@ def draw_all(measurements: Sequence[Measurement], model: str, folder: Path) -> l
     """Draw every figure for which `model` has measurements."""
     of_model = [measurement for measurement in measurements if measurement.model == model]
     drawn = {
-        "throughput": _lines(of_model, "closed", _rate, "images/s", "connections", log_x=True),
+        "throughput": _lines(of_model, "closed", rate, "images/s", "connections", log_x=True),
         "p99-closed": _lines(of_model, "closed", _p99, "p99 latency, ms", "connections", log_x=True, log_y=True),
         "p99-open": _lines(of_model, "open", _p99, "p99 latency, ms", "offered load, % of own capacity", log_y=True),
         "p99-rate": _p99_against_rate(of_model),
@@ -47,10 +46,6 @@ def draw_all(measurements: Sequence[Measurement], model: str, folder: Path) -> l
             figure.savefig(paths[-1], metadata={"Date": None})
             plt.close(figure)
     return paths
-
-
-def _rate(measurement: Measurement) -> float:
-    return measurement.images_per_second
 
 
 def _p99(measurement: Measurement) -> float:
@@ -75,7 +70,7 @@ def _lines(
     if not chosen:
         return None
     figure, axes = _empty(x_label, y_label)
-    for server in _servers(chosen):
+    for server in servers_of(chosen):
         points = _points([m for m in chosen if m.server == server], value)
         _line(axes, server, points)
     loads = sorted({measurement.load for measurement in chosen})
@@ -92,7 +87,7 @@ def _p99_against_rate(measurements: Sequence[Measurement]) -> Figure | None:
     if not chosen:
         return None
     figure, axes = _empty("offered, images/s", "p99 latency, ms")
-    for server in _servers(chosen):
+    for server in servers_of(chosen):
         own = [measurement for measurement in chosen if measurement.server == server]
         offered = [x.median for _, x in _medians(own, lambda m: m.offered_per_second or 0.0)]
         latency = [y.median for _, y in _medians(own, _p99)]
@@ -106,7 +101,7 @@ def _by_size(measurements: Sequence[Measurement]) -> Figure | None:
     if not chosen:
         return None
     figure, axes = _empty("image size, megapixels", "CPU ms per image")
-    for server in _servers(chosen):
+    for server in servers_of(chosen):
         points = []
         for size in SIZES:
             costs = [_cost(m) for m in chosen if m.server == server and m.size == size]
@@ -137,11 +132,6 @@ def _stages(measurements: Sequence[Measurement]) -> Figure | None:
         left = [before + width for before, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     return _finished(figure, axes, from_zero=True)
-
-
-def _servers(measurements: Sequence[Measurement]) -> list[str]:
-    there = {measurement.server for measurement in measurements}
-    return [name for name in SERVERS if name in there]
 
 
 def _medians(measurements: Sequence[Measurement], value: Value) -> list[tuple[float, Spread]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ import psutil
 
 from benchmarks.bench import ROOT, Bench
 from benchmarks.servers import ServerSpec
+from observe.processes import free_port
 
 # compiled: one graph for each batch size, each some 20 s the first time
 _START_TIMEOUT_S = 600.0
@@ -78,10 +78,6 @@ class RunningServer:
     def processes(self) -> list[psutil.Process]:
         """Return all running processes."""
         return tree(self._root)
-
-    def rss_bytes(self) -> int:
-        """Return the resident memory of the first process."""
-        return int(self._root.memory_info().rss)
 
 
 def resident_bytes(servers: Sequence[RunningServer]) -> int:
@@ -147,14 +143,6 @@ def _started(spec: ServerSpec, model: str, bench: Bench) -> Iterator[tuple[subpr
             yield process, f"http://127.0.0.1:{port}", log
         finally:
             _end(process)
-
-
-def free_port() -> int:
-    """Return a free TCP port of 127.0.0.1."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def tree(root: psutil.Process) -> list[psutil.Process]:

@@ -19,14 +19,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from app.api.contracts.grpc_messages import INFERENCE, methods_of
 from app.api.contracts.tensors import join_elements
 from benchmarks import machine, pictures
 from benchmarks.bench import ROOT, Bench
 from benchmarks.load import Loaded, closed_loop, grpc_closed_loop, require_wrk
 from benchmarks.markdown import over_rounds, table
-from benchmarks.processes import RunningServer, free_port, get, post, running
+from benchmarks.processes import RunningServer, get, post, running
 from benchmarks.servers import DEFAULT, MLSERVER_PYTHON, MLSERVERS, MODELS, NULL, NULL_SERVER, SERVERS, ServerSpec
+from observe.processes import free_port
+from reliability.protocols import INFER
 
 _log = logging.getLogger("benchmarks.protocols")
 
@@ -38,7 +39,6 @@ _WARM_UP_S = 1.0
 _OWN, _OTHER = "gradless", "MLServer"
 _SPECS = {MODELS[0]: (SERVERS[DEFAULT], MLSERVERS["openvino"]), NULL: (SERVERS[NULL_SERVER], MLSERVERS[NULL])}
 
-INFER = next(method for method in methods_of(INFERENCE) if method.name == "ModelInfer")
 # JSON before binary tensors is padded to this length, so that one header fits all requests.
 HEAD_BYTES = 256
 _CLASSES = 5
@@ -246,9 +246,8 @@ def _page(found: Mapping[str, Measured], described: Mapping[str, Any], other: st
         lines += ["", f"## {model}", "", *table(head, rows(of_model))]
     lines += [
         "",
-        f"{described['processor']}, {described['cores']} cores, {described['memory_gib']} GiB; {described['system']}.",
-        f"Python {described['python']}, grpcio {version('grpcio')}, {other}, wrk {described['wrk']}.",
-        f"{described['date']}, load average before {described['load_average_before']:.1f}: `{command}`",
+        f"grpcio {version('grpcio')}, {other}, wrk {described['wrk']};",
+        *machine.lines(described, (), command),
     ]
     return "\n".join(lines) + "\n"
 

@@ -17,17 +17,15 @@ from typing import Any
 
 import psutil
 
-from benchmarks import machine, pictures
+from benchmarks import machine
 from benchmarks.bench import ROOT
 from benchmarks.markdown import over_rounds, table
+from benchmarks.pictures import DRAWN, draw_linked
 from benchmarks.processes import tree
 
 _log = logging.getLogger("benchmarks.ray_job")
 
 _PAGE = ROOT / "benchmarks/results/ray_job.md"
-
-# Different pictures; the others are links to them.
-_DRAWN = 200
 
 # Files of the short run: a task's files for each core, so that every reading process starts in the short run too.
 _FEW = 512 * (os.cpu_count() or 1)
@@ -72,14 +70,7 @@ def main() -> None:
 
 
 def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str, list[Cost]]:
-    drawn, many, few = (folder / name for name in ("drawn", "many", "few"))
-    for made in (drawn, many, few):
-        made.mkdir()
-    for number in range(_DRAWN):
-        pictures.draw(500, 375, seed=number).save(drawn / f"{number:03}.jpg", "JPEG", quality=pictures.QUALITY)
-    for number in range(images):
-        for of in (many, few) if number < _FEW else (many,):
-            os.link(drawn / f"{number % _DRAWN:03}.jpg", of / f"{number:06}.jpg")
+    _, many, few = draw_linked(folder, images, _FEW)
     # OpenVINO's conversion is made once and cached.
     _cost_of_run(_command(python, few, folder / "first", []))
     found: dict[str, list[Cost]] = {way: [] for way in _WAYS}
@@ -153,11 +144,10 @@ def _page(found: Mapping[str, Sequence[Cost]], described: Mapping[str, Any], ima
         "time": over_rounds(ours.image_ms / theirs.image_ms for ours, theirs in pairs),
         "CPU time": over_rounds(ours.image_cpu_ms / theirs.image_cpu_ms for ours, theirs in pairs),
     }
-    versions = ", ".join(f"{name} {described['versions'][name]}" for name in _PACKAGES)
     lines = [
         "# A job on Ray",
         "",
-        f"Feature vectors of EfficientNet-Lite0 for {images} JPEGs of 500 x 375, {min(images, _DRAWN)} pictures under",
+        f"Feature vectors of EfficientNet-Lite0 for {images} JPEGs of 500 x 375, {min(images, DRAWN)} pictures under",
         "as many names, on one machine: by the command, and by the same command on a local Ray. The cost of an image",
         f"is the difference to a run of {_FEW} images; start-up is the rest of that run. Medians, with least and",
         "largest.",
@@ -172,10 +162,7 @@ def _page(found: Mapping[str, Sequence[Cost]], described: Mapping[str, Any], ima
             ],
         ),
         "",
-        f"{described['processor']}, {described['cores']} cores, {described['memory_gib']} GiB; {described['system']}.",
-        f"Python {described['python']}, {versions}.",
-        f"{described['date']}, load average before {described['load_average_before']:.1f}:",
-        f"`python -m benchmarks.ray_job --images {images} --rounds {rounds}`",
+        *machine.lines(described, _PACKAGES, f"python -m benchmarks.ray_job --images {images} --rounds {rounds}"),
     ]
     return "\n".join(lines) + "\n"
 

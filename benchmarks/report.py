@@ -47,7 +47,6 @@ def write(folder: Path, measurements: Sequence[Measurement], figures: Mapping[st
     lines += sections.preprocessing(measurements)
     lines += sections.starts(measurements)
     lines += sections.agreement(measurements, described["settings"]["pictures"])
-    lines += sections.memory(measurements)
     page = folder / PAGE
     page.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return page

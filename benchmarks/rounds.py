@@ -6,7 +6,7 @@ import logging
 import subprocess
 from collections.abc import Callable, Iterator
 
-from benchmarks import in_process, soak, starts
+from benchmarks import in_process, starts
 from benchmarks.bench import Bench
 from benchmarks.measurement import Measurement
 from benchmarks.plan import Plan
@@ -29,8 +29,6 @@ def measure(plan: Plan, bench: Bench, keep: Keep) -> None:
             _keep_all(starts.measure(number, bench), "starts", keep)
     if plan.gradless_engines:
         _keep_all(in_process.agreement(plan, bench), "agreement", keep)
-    if plan.soak_requests:
-        _keep_all(soak.measure(plan.soak_requests, bench), "soak", keep)
 
 
 def _keep_all(measurements: Iterator[Measurement], what: str, keep: Keep) -> None:

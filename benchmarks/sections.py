@@ -1,14 +1,12 @@
-"""Sections of the page other than servers under load: the null model, preprocessing, starts, agreement, memory. A
-section without measurements is empty."""
+"""Sections of the page other than servers under load: the null model, preprocessing, starts, agreement. A section
+without measurements is empty."""
 
 from __future__ import annotations
 
 from benchmarks import comparisons
 from benchmarks.comparisons import BUSY, Kept
 from benchmarks.markdown import over_rounds, percent, table
-from benchmarks.measurement import Measurement
 from benchmarks.servers import NULL
-from benchmarks.statistic import figure
 from benchmarks.tables import ceilings
 
 
@@ -108,26 +106,3 @@ def agreement(kept: Kept, pictures: str) -> list[str]:
         ]
     head = ["engine", "same top-1 class", "", "largest difference of a probability"]
     return [*lines, "", *table(head, rows)] if rows else []
-
-
-def memory(kept: Kept) -> list[str]:
-    """Return the section on resident memory over many requests."""
-    return [line for m in kept if m.kind == "soak" for line in _soaked(m)]
-
-
-def _soaked(measurement: Measurement) -> list[str]:
-    figures = measurement.figures
-    rows = [
-        [f"{figures[f'{early}requests']:,.0f}", figure(figures[f"{early}rss_bytes"] / 1e6)] for early in ("early_", "")
-    ]
-    grown_kb = (figures["rss_bytes"] - figures["early_rss_bytes"]) / 1e3
-    return [
-        "",
-        "## Memory over many requests",
-        "",
-        f"Resident size of gradless with the null model, at {measurement.load:g} connections and",
-        f"{measurement.images_per_second:,.0f} images/s; {measurement.refused} requests did not get 200. It grew by",
-        f"{grown_kb:,.0f} kB.",
-        "",
-        *table(["after requests", "resident MB"], rows),
-    ]

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from benchmarks import comparisons
+from benchmarks.comparisons import servers_of
 from benchmarks.markdown import over_rounds, percent, table
 from benchmarks.measurement import Kind, Measurement
 from benchmarks.servers import DEFAULT, NULL_SERVER, SERVERS, SHARED_ENGINES
@@ -44,7 +45,7 @@ def _closed(measurements: Sequence[Measurement]) -> list[str]:
     ]
     head += ["client CPU", "memory MiB", "start s", "not 200"]
     rows = []
-    for server in _servers(chosen):
+    for server in servers_of(chosen):
         own = [m for m in chosen if m.server == server]
         row = [server, SERVERS[server].engine]
         row += [over_rounds(m.images_per_second for m in own if m.load == load) for load in loads]
@@ -65,25 +66,18 @@ def _same_engine(measurements: Sequence[Measurement]) -> list[str]:
     lines: list[str] = []
     for title, gradless, engines in _SAME_ENGINES:
         chosen = [m for m in measurements if m.kind == "closed" and SERVERS[m.server].engine in engines]
-        best = {server: _best(chosen, server) for server in _servers(chosen)}
+        best = {server: _best(chosen, server) for server in servers_of(chosen)}
         own = best.get(gradless)
         if own is None or len(best) == 1:
             continue
+        tails = {server: over_rounds(comparisons.tail(chosen, server, chosen[0].model)) for server in best}
         rows = [
-            [server, figure(rate), f"{own / rate:.2f}" if rate else "no answers", _tail(chosen, server)]
+            [server, figure(rate), f"{own / rate:.2f}" if rate else "no answers", tails[server]]
             for server, rate in best.items()
         ]
         head = ["server", "best images/s", f"{gradless} is … times as fast", "p99 / p50 at 32"]
         lines += ["", f"### Same engine: {title} behind every server", "", *table(head, rows)]
     return lines
-
-
-def _tail(measurements: Sequence[Measurement], server: str) -> str:
-    return over_rounds(
-        m.latency_ms["p99"] / m.latency_ms["p50"]
-        for m in measurements
-        if m.server == server and m.load == comparisons.BUSY
-    )
 
 
 def _best(measurements: Sequence[Measurement], server: str) -> float:
@@ -111,7 +105,7 @@ def _open(measurements: Sequence[Measurement]) -> list[str]:
 def _sizes(measurements: Sequence[Measurement]) -> list[str]:
     chosen = [m for m in measurements if m.kind == "size"]
     rows = []
-    for server in _servers(chosen):
+    for server in servers_of(chosen):
         for size in dict.fromkeys(m.size for m in chosen):
             own = [m for m in chosen if m.server == server and m.size == size]
             cost = over_rounds(m.server_cpu_ms_per_image for m in own)
@@ -135,7 +129,7 @@ def ceilings(measurements: Sequence[Measurement]) -> list[str]:
 
 def _against_ceilings(measurements: Sequence[Measurement]) -> list[str]:
     rows = []
-    for server in _servers([m for m in measurements if m.kind == "closed" and SERVERS[m.server].backend]):
+    for server in servers_of([m for m in measurements if m.kind == "closed" and SERVERS[m.server].backend]):
         model = measurements[0].model
         found = [
             comparisons.of_ceiling(measurements, server, model),
@@ -151,11 +145,6 @@ def _against_ceilings(measurements: Sequence[Measurement]) -> list[str]:
     head += ["images/s at 128 / at 32", "goodput at 120 % / capacity", "refusals, p50 ms", "refusals, p99 ms"]
     title = "### Against the ceilings: ratios of figures of the same turn or round"
     return ["", title, "", *table(head, rows)] if rows else []
-
-
-def _servers(measurements: Sequence[Measurement]) -> list[str]:
-    there = {measurement.server for measurement in measurements}
-    return [name for name in SERVERS if name in there]
 
 
 def _server_loads(measurements: Sequence[Measurement]) -> list[tuple[str, Kind, float]]:

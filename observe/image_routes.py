@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-_ROOT = Path(__file__).parents[1]
+from observe import PROMETHEUS, ROOT
 
 # Values of the label `route`. The page also has `/`, by another method.
 IMAGE_ROUTES = (
@@ -31,8 +31,8 @@ SELECTOR = 'route=~"{}"'.format("|".join(IMAGE_ROUTES).replace("{name}", ".+"))
 def files() -> Iterator[tuple[Path, str]]:
     """Yield each file that repeats these routes, and its content with the routes of the table."""
     for name in ("recording.yml", "alerts.yml"):
-        path = _ROOT / "docker" / "prometheus" / "rules" / name
+        path = PROMETHEUS / "rules" / name
         yield path, re.sub(r'route=~"[^"]*"', lambda _: SELECTOR, path.read_text())
-    page = _ROOT / "app" / "page" / "live.js"
+    page = ROOT / "app" / "page" / "live.js"
     listed = "".join(f'  "{route}",\n' for route in IMAGE_ROUTES)
     yield page, re.sub(r"(?<=IMAGE_ROUTES = new Set\(\[\n)[^\]]*", listed, page.read_text())

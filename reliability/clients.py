@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
 
-from reliability.wire import Address, Connection, Request
+from reliability.wire import Address, Answer, Connection, Request
 
 _OK = 200
 # A server that has ended refuses connections as fast as they come.
@@ -66,11 +66,17 @@ async def running_clients(address: Address, requests: Sequence[Request]) -> Asyn
             ending.set()
 
 
+async def answered(connection: Connection, request: Request) -> Answer:
+    """Return the answer to a request. Raises RuntimeError if its status is not 200."""
+    answer = await connection.answer_to(request)
+    if answer.status != _OK:
+        raise RuntimeError(f"answered with {answer.status}: {answer.body[:200]!r}")
+    return answer
+
+
 async def first_answer_ms(address: Address, request: Request) -> float:
     """Return the latency of a request on a new connection. Raises RuntimeError if its status is not 200."""
     sent_at = perf_counter()
     async with Connection(address) as connection:
-        answer = await connection.answer_to(request)
-    if answer.status != _OK:
-        raise RuntimeError(f"answered with {answer.status}: {answer.body[:200]!r}")
+        await answered(connection, request)
     return (perf_counter() - sent_at) * 1e3

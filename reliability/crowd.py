@@ -39,14 +39,14 @@ class Crowd:
         for requests in (self._fast, self._good, self._several, self._bad, self._large, self._lens, self._scrape):
             async with Connection(self._address) as connection:
                 for request in requests:
-                    await self._exchange(connection, request)
+                    await self._ledger.call(connection, request)
         await self._disconnect_within_body()
         await self._disconnect_after_body()
 
     async def compare(self) -> None:
         """Run one comparison of the lens, which releases free memory."""
         async with Connection(self._address) as connection:
-            await self._exchange(connection, self._lens[0])
+            await self._ledger.call(connection, self._lens[0])
 
     async def send_until(self, moment: float) -> None:
         """Run all clients until the loop's time is `moment` and every request has ended."""
@@ -71,21 +71,11 @@ class Crowd:
 
         async def next_one() -> None:
             nonlocal sent
-            await self._exchange(connection, requests[sent % len(requests)])
+            await self._ledger.call(connection, requests[sent % len(requests)])
             sent += 1
 
         async with Connection(self._address) as connection:
             await _repeat(next_one, pause_s, moment)
-
-    async def _exchange(self, connection: Connection, request: Request) -> None:
-        self._ledger.sent[request.route] += 1
-        try:
-            answer = await connection.answer_to(request)
-        except (OSError, EOFError) as error:
-            self._ledger.broken[type(error).__name__] += 1
-            await connection.close()
-        else:
-            self._ledger.record(request, answer)
 
     async def _disconnect_within_body(self) -> None:
         async with Connection(self._address) as connection:

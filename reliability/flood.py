@@ -10,8 +10,9 @@ import argparse
 import asyncio
 import gc
 import json
-import random
+import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,11 @@ from typing import Any
 import uvloop
 
 from benchmarks.exchanges import Connections, Exchange
+from benchmarks.open_loop import schedule
 from benchmarks.statistic import latency_summary, steady_rate
+from observe import ROOT
+from reliability.pictures import draw_pictures
+from reliability.serving import Served
 from reliability.wire import CLASSIFY, Address, post
 
 _OK = 200
@@ -36,6 +41,33 @@ _BACK_OFF_S = 0.1
 _TIMEOUT_S = 60.0
 # First batches form, caches fill.
 _WARM_S = 3.0
+# For the start of the process and the last answers.
+_SPARE_S = 120.0
+
+
+def flood(
+    served: Served,
+    *,
+    clients: int,
+    closed_s: float,
+    factor: float = 0.0,
+    open_s: float = 0.0,
+    after_s: float = 0.0,
+) -> dict[str, Any]:
+    """Run this module in a process of its own and return its report.
+
+    Raises subprocess.CalledProcessError, subprocess.TimeoutExpired.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".jpg") as image:
+        Path(image.name).write_bytes(draw_pictures().clock)
+        command = [sys.executable, "-m", "reliability.flood", served.address.host, str(served.address.port), image.name]
+        command += ["--clients", str(clients), "--closed-seconds", str(closed_s), "--factor", str(factor)]
+        command += ["--seconds", str(open_s), "--after-seconds", str(after_s)]
+        done = subprocess.run(  # noqa: S603 - composed above
+            command, cwd=ROOT, check=True, stdout=subprocess.PIPE, timeout=closed_s + open_s + after_s + _SPARE_S
+        )
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
 class Flood:
@@ -77,47 +109,45 @@ class Flood:
 
     async def open_loop(self, rate: float, seconds: float) -> None:
         """Send requests at random moments without waiting for answers."""
-        source = random.Random(0)  # noqa: S311 - a load, no secret
+        moments = schedule(rate, seconds, seed=0)
         began = perf_counter()
-        moment = source.expovariate(rate)
-        while moment < seconds:
+        for moment in moments:
             await asyncio.sleep(max(0.0, began + moment - perf_counter()))
             self.send(began + moment)
-            moment += source.expovariate(rate)
 
     async def all_ended(self) -> None:
         """Wait for every answer. Raises TimeoutError."""
         await self._connections.all_ended(_TIMEOUT_S)
 
 
-async def run(flood: Flood, options: argparse.Namespace) -> dict[str, Any]:
+async def run(load: Flood, options: argparse.Namespace) -> dict[str, Any]:
     """Run all phases and return a summary of each."""
-    await flood.closed_loop(options.clients, _WARM_S)
+    await load.closed_loop(options.clients, _WARM_S)
     began = perf_counter()
-    before = len(flood.exchanges)
-    await flood.closed_loop(options.clients, options.closed_seconds)
+    before = len(load.exchanges)
+    await load.closed_loop(options.clients, options.closed_seconds)
     ended = perf_counter()
-    capacity = steady_rate(flood.succeeded_at, began, ended)
-    closed = {**_phase(flood.exchanges[before:]), "per_second": capacity}
-    await flood.all_ended()
+    capacity = steady_rate(load.succeeded_at, began, ended)
+    closed = {**_phase(load.exchanges[before:]), "per_second": capacity}
+    await load.all_ended()
     if not options.factor:
         return {"closed": closed}
-    before, cpu_before, began = len(flood.exchanges), process_time(), perf_counter()
-    await flood.open_loop(options.factor * capacity, options.seconds)
+    before, cpu_before, began = len(load.exchanges), process_time(), perf_counter()
+    await load.open_loop(options.factor * capacity, options.seconds)
     ended, cpu_seconds = perf_counter(), process_time() - cpu_before
-    await flood.closed_loop(options.clients, options.after_seconds)
-    await flood.all_ended()
-    flooded = [exchange for exchange in flood.exchanges[before:] if began <= exchange.scheduled_at < ended]
+    await load.closed_loop(options.clients, options.after_seconds)
+    await load.all_ended()
+    flooded = [exchange for exchange in load.exchanges[before:] if began <= exchange.scheduled_at < ended]
     return {
         "closed": closed,
         "open": {
             **_phase(flooded),
             "offered_per_second": len(flooded) / (ended - began),
-            "per_second": steady_rate(flood.succeeded_at, began + min(_WARM_S, options.seconds / 4), ended),
+            "per_second": steady_rate(load.succeeded_at, began + min(_WARM_S, options.seconds / 4), ended),
             "generator_cores": cpu_seconds / (ended - began),
         },
         # Answers to the last requests of the flood count too.
-        "after": {"per_second": steady_rate(flood.succeeded_at, ended + 1, ended + options.after_seconds)},
+        "after": {"per_second": steady_rate(load.succeeded_at, ended + 1, ended + options.after_seconds)},
     }
 
 
@@ -134,7 +164,7 @@ def _phase(exchanges: list[Exchange]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """The command line, as reliability.flooding composes it."""
+    """The command line, as `flood` composes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("host")
     parser.add_argument("port", type=int)

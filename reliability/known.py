@@ -9,7 +9,7 @@ from collections import Counter
 from PIL import Image
 
 from models.images.samples import encode
-from reliability.wire import FEATURES, Address, Answer, Connection, Request, Sender, get, multipart, post
+from reliability.wire import FEATURES, Address, Answer, Connection, Request, Sender, get, of_files
 
 _SIZE = (160, 120)
 # Odd, so that no two numbers have one colour; large, so that numbers in a row have very different ones.
@@ -72,8 +72,7 @@ async def well_afterwards(address: Address) -> tuple[bool, str]:
 
 def request_for(numbers: range) -> Request:
     """Return one request for the features of these images."""
-    images = [known_image(number) for number in numbers]
-    return post(FEATURES, images[0]) if len(images) == 1 else multipart(FEATURES, images)
+    return of_files(FEATURES, [known_image(number) for number in numbers])
 
 
 def known_image(number: int) -> bytes:
@@ -84,6 +83,11 @@ def known_image(number: int) -> bytes:
 def format_counts(ends: Counter[str]) -> str:
     """Return the counts as text, the most frequent first."""
     return ", ".join(f"{end}: {count:,}" for end, count in ends.most_common()) or "none"
+
+
+def format_statuses(statuses: Counter[int]) -> str:
+    """Return the counts as text, in order of the statuses."""
+    return ", ".join(f"{status}: {count:,}" for status, count in sorted(statuses.items())) or "none"
 
 
 def _is_of(answer: Answer, numbers: range) -> bool:

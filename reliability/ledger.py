@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 
 from reliability.counted import Counted, Statuses
 from reliability.finding import Finding, Scenario
-from reliability.wire import CLASSIFY, FEATURES, LENS, METRICS, Answer, Request
+from reliability.known import format_statuses
+from reliability.wire import CLASSIFY, FEATURES, LENS, METRICS, Answer, Connection, Request
 
 # Compared routes; a scrape would change its own count.
 ROUTES = frozenset({CLASSIFY, FEATURES, LENS})
@@ -37,6 +38,25 @@ class Ledger:
         """Record a complete answer."""
         self.answered[request.route, answer.status] += 1
         self.images.update(_outcomes(request, answer))
+
+    async def call(self, connection: Connection, request: Request) -> Answer | None:
+        """Send a request and record its end. Return the answer, or None if the server closed the connection."""
+        self.sent[request.route] += 1
+        try:
+            answer = await connection.answer_to(request)
+        except (OSError, EOFError) as error:
+            self.broken[type(error).__name__] += 1
+            await connection.close()
+            return None
+        self.record(request, answer)
+        return answer
+
+    def statuses(self) -> str:
+        """Return the number of answers of each status as text."""
+        by_status: Counter[int] = Counter()
+        for (_, status), count in self.answered.items():
+            by_status[status] += count
+        return format_statuses(by_status)
 
     def disconnected_within_body(self, request: Request) -> None:
         """Record a request whose images the server never read, so it counts none."""
@@ -68,12 +88,8 @@ class Ledger:
             for (route, status), count in self.answered.items()
             if status not in documented.get(route, known) and (route, status) != _SCRAPED
         }
-        by_status: Counter[int] = Counter()
-        for (_, status), count in self.answered.items():
-            by_status[status] += count
-        statuses = ", ".join(f"{status}: {count:,}" for status, count in sorted(by_status.items()))
         yield scenario.finding(
-            "only documented statuses", f"{statuses}; others: {undocumented or 'none'}", met=not undocumented
+            "only documented statuses", f"{self.statuses()}; others: {undocumented or 'none'}", met=not undocumented
         )
         yield self._requests_agree(scenario, server)
         yield self._images_agree(scenario, server)

@@ -17,7 +17,7 @@ from pydantic_core import from_json, to_json
 from app.api.contracts.grpc_messages import INFERENCE, methods_of
 from app.api.contracts.tensors import join_elements
 from app.http.contract import TENSORS_AT
-from reliability.wire import CLASSIFY, FEATURES, Address, Answer, Connection, Request, field, multipart, post
+from reliability.wire import CLASSIFY, FEATURES, Address, Answer, Connection, Request, field, of_files, post
 
 PREDICT = "/v1/predict"
 # 1e-4 is promised. Texts of probabilities have six decimals.
@@ -108,10 +108,6 @@ async def native_answers(address: Address, images: Sequence[bytes]) -> NativeAns
     few = asyncio.Semaphore(16)
     answers = await asyncio.gather(*map(answer_to, images))
     return NativeAnswers([from_json(answer.body)["results"][0] for answer in answers])
-
-
-def _files(path: str, images: Sequence[bytes]) -> Request:
-    return post(path, images[0]) if len(images) == 1 else multipart(path, images)
 
 
 def _json(path: str, form: Callable[[list[str]], object], images: Sequence[bytes]) -> Request:
@@ -231,9 +227,9 @@ _EMBEDDINGS, _VECTORS, _OTHER = "/v1/embeddings", "/predictions/null@features/1.
 _OIP, _TORCHSERVE, _HF = "/v2/models/{name}/infer", "/predictions/{name}", "/hf/{name}"
 
 KINDS = (
-    Kind("native", CLASSIFY, "best", partial(_files, CLASSIFY), _native_classes),
-    Kind("native", FEATURES, "features", partial(_files, FEATURES), _native_features),
-    Kind("native", PREDICT, "unit", partial(_files, f"{PREDICT}?outputs=features&normalize=true"), _native_features),
+    Kind("native", CLASSIFY, "best", partial(of_files, CLASSIFY), _native_classes),
+    Kind("native", FEATURES, "features", partial(of_files, FEATURES), _native_features),
+    Kind("native", PREDICT, "unit", partial(of_files, f"{PREDICT}?outputs=features&normalize=true"), _native_features),
     Kind("native", PREDICT, "best", partial(_json, PREDICT, _IMAGES), _native_classes),
     Kind("oip", _OIP, "both", _oip_binary, _oip_rows),
     Kind("oip", _OIP, "features", _oip_pixels, _oip_rows, of_files=False),
@@ -242,11 +238,11 @@ KINDS = (
     Kind("oip", INFER.path, "probabilities", _grpc, _grpc_rows),
     Kind("openai", _EMBEDDINGS, "unit", partial(_json, _EMBEDDINGS, _BASE64), _embeddings),
     Kind("openai", _EMBEDDINGS, "unit", partial(_json, _EMBEDDINGS, _FLOAT), _embeddings),
-    Kind("torchserve", _TORCHSERVE, "best", partial(_files, "/predictions/null"), _listed, "PUT"),
-    Kind("torchserve", _TORCHSERVE, "features", partial(_files, _VECTORS), _listed),
+    Kind("torchserve", _TORCHSERVE, "best", partial(of_files, "/predictions/null"), _listed, "PUT"),
+    Kind("torchserve", _TORCHSERVE, "features", partial(of_files, _VECTORS), _listed),
     Kind("kserve_v1", "/v1/models/{name}:predict", "best", partial(_json, _V1, _instances), _listed),
-    Kind("sagemaker", "/invocations", "best", partial(_files, "/invocations"), _listed),
+    Kind("sagemaker", "/invocations", "best", partial(of_files, "/invocations"), _listed),
     Kind("sagemaker", "/invocations", "best", partial(_json, _OTHER, _instances), _listed),
-    Kind("huggingface", "/", "best", partial(_files, "/"), _huggingface),
+    Kind("huggingface", "/", "best", partial(of_files, "/"), _huggingface),
     Kind("huggingface", _HF, "best", partial(_json, "/hf/null", _INPUTS), _huggingface),
 )

@@ -63,6 +63,11 @@ def multipart(path: str, images: Sequence[bytes]) -> Request:
     return post(path, body, images=len(images), content_type="multipart/form-data; boundary=cut")
 
 
+def of_files(path: str, images: Sequence[bytes]) -> Request:
+    """Return a request of one image as its body, or of several."""
+    return post(path, images[0]) if len(images) == 1 else multipart(path, images)
+
+
 class Sender(Protocol):
     """A connection of any protocol."""
 

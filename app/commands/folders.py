@@ -71,8 +71,8 @@ def classify(
     Exit status: 0 done; 1 some files could not be read, with --strict; 2 failed; 130 interrupted, continue with
     --resume.
     """
-    options = {"top_k": top_k, "batch_size": batch_size, "resume": resume}
-    _run("classify", paths, output, model, workers, ray, options, strict=strict)
+    options = {"task": "classify", "top_k": top_k, "batch_size": batch_size}
+    _run(paths, output, model, workers, ray, options, resume=resume, strict=strict)
 
 
 def features(
@@ -95,12 +95,11 @@ def features(
     Exit status: 0 done; 1 some files could not be read, with --strict; 2 failed; 130 interrupted, continue with
     --resume.
     """
-    options = {"top_k": 0, "batch_size": batch_size, "resume": resume}
-    _run("features", paths, output, model, workers, ray, options, strict=strict)
+    options = {"task": "features", "top_k": 0, "batch_size": batch_size}
+    _run(paths, output, model, workers, ray, options, resume=resume, strict=strict)
 
 
 def _run(
-    task: Task,
     paths: list[str],
     output: str,
     model: str | None,
@@ -108,20 +107,22 @@ def _run(
     ray: str | None,
     options: dict[str, Any],
     *,
+    resume: bool,
     strict: bool,
 ) -> None:
+    task: Task = options["task"]
     if output.endswith(".parquet") and not installed("pyarrow"):
         others = " or ".join(_TABLES[task])
         end(f"-o {output}: Parquet needs pyarrow, and {others} does not: {install_command('folders')}", FAILED)
     if ray is not None:
         _check_for_ray(output, workers)
     settings = settings_for(model)
-    options = {**options, "task": task, "max_bytes": settings.max_image_bytes}
+    options = {**options, "max_bytes": settings.max_image_bytes}
     with failures_reported(output):
         opened = (
-            _on_this_machine(paths, output, workers, settings, options)
+            _on_this_machine(paths, output, workers, settings, options, resume=resume)
             if ray is None
-            else _on_cluster(ray, paths, output, settings, options)
+            else _on_cluster(ray, paths, output, settings, options, resume=resume)
         )
         with closing(opened) as job:
             faults = _run_job(job, task, output)
@@ -139,7 +140,7 @@ def _check_for_ray(output: str, workers: int | None) -> None:
 
 
 def _on_this_machine(
-    paths: list[str], output: str, workers: int | None, settings: Settings, options: dict[str, Any]
+    paths: list[str], output: str, workers: int | None, settings: Settings, options: dict[str, Any], *, resume: bool
 ) -> FolderJob:
     # Not above: importing torch takes seconds.
     from app.main import serving_options  # noqa: PLC0415
@@ -148,21 +149,21 @@ def _on_this_machine(
 
     found = files.find([Path(path) for path in paths], note)
     workers = workers_for(len(found)) if workers is None else workers
-    return FolderJob(
-        JobRequest(files=found, output=Path(output), workers=workers, **options), serving_options(settings)
-    )
+    request = JobRequest(files=found, output=Path(output), workers=workers, resume=resume, **options)
+    return FolderJob(request, serving_options(settings))
 
 
-def _on_cluster(cluster: str, paths: list[str], output: str, settings: Settings, options: dict[str, Any]) -> ClusterJob:
+def _on_cluster(
+    address: str, paths: list[str], output: str, settings: Settings, options: dict[str, Any], *, resume: bool
+) -> ClusterJob:
     from app.main import serving_options  # noqa: PLC0415 - as above
     from app.ray_serve.serve import with_absolute_paths  # noqa: PLC0415
-    from models.ray_data.job import ClusterJob, ClusterJobRequest  # noqa: PLC0415
+    from models.ray_data.job import ClusterJob  # noqa: PLC0415
+    from models.ray_data.stages import RemoteJob  # noqa: PLC0415
     from models.ray_data.storage import find  # noqa: PLC0415
 
-    return ClusterJob(
-        ClusterJobRequest(files=find(paths, note), output=output, address=cluster, **options),
-        serving_options(with_absolute_paths(settings, Path.cwd())),
-    )
+    job = RemoteJob(options=serving_options(with_absolute_paths(settings, Path.cwd())), **options)
+    return ClusterJob(job, find(paths, note), output, address=address, resume=resume)
 
 
 def _run_job(job: FolderJob | ClusterJob, task: str, output: str) -> int:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,15 +21,9 @@ _RATIO = 0.1
 _NEEDED = {"prune": ("torch_pruning", "optimize"), "int8": ("nncf", "int8"), "bf16": ("torch", "optimize")}
 
 
-class _Method(StrEnum):
-    PRUNE = "prune"
-    INT8 = "int8"
-    BF16 = "bf16"
-
-
 def optimize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="a model folder, or a name of `gradless models`")],
-    method: Annotated[_Method, typer.Option(help="how to optimize it")],
+    method: Annotated[Literal["prune", "int8", "bf16"], typer.Option(help="how to optimize it")],
     images: Annotated[Path, typer.Option(metavar="FOLDER", help="some hundred images like those of production")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="NEWDIR", help="model folder to write")],
     *,
@@ -57,7 +50,7 @@ def optimize(
 
     Exit status: 0 written; 1 not written, it agrees less than --min-agreement; 2 failed; 130 interrupted.
     """
-    if ratio is not None and method != _Method.PRUNE:
+    if ratio is not None and method != "prune":
         end("--ratio needs --method prune", FAILED)
     needed, extra = _NEEDED[method]
     if not installed(needed):
@@ -73,7 +66,7 @@ def optimize(
     settings = settings_for(model)
     request = OptimizationRequest(
         model=model,
-        method=method.value,
+        method=method,
         images=images,
         output=output,
         ratio=_RATIO if ratio is None else ratio,

@@ -1,26 +1,47 @@
-"""`gradless serve`: settings from options and variables, then one server process or several."""
+"""`gradless serve`: settings from options and variables, then one server process or several. `gradless settings` lists
+them."""
 
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
 
 from app.commands.conventions import FAILED, end
-from app.commands.settings import choices_of, default_of
 from app.process.logs import configure_logging
-from app.settings import Settings, SettingsError, ignored_variables, load_settings
+from app.settings import PREFIX, Settings, SettingsError, ignored_variables, load_settings
 
 _log = logging.getLogger(__name__)
+
+_BOUNDS = {"gt": "over", "ge": "from", "le": "to"}
+
+
+def _default_of(field: FieldInfo) -> str:
+    """Return the default as its variable would have it; empty if there is none."""
+    match field.default:
+        case None | ():
+            return ""
+        case bool(value):
+            return str(value).lower()
+        case tuple(names):
+            return ",".join(names)
+        case value:
+            return str(value)
+
+
+def _choices_of(field: FieldInfo) -> tuple[str, ...]:
+    """Return the values of a setting that has a closed list of them."""
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
 
 
 def _option(setting: str, metavar: str = "") -> Any:
     """Return the option that replaces the variable of a setting. Its text is checked with the other settings."""
     field = Settings.model_fields[setting]
-    default = default_of(field)
+    default = _default_of(field)
     return typer.Option(
-        metavar=metavar or "|".join(choices_of(field)),
+        metavar=metavar or "|".join(_choices_of(field)),
         help=f"{field.description}; default: {default}" if default else field.description,
     )
 
@@ -31,7 +52,7 @@ def serve(
         typer.Argument(
             metavar="MODEL",
             help="names of `gradless models` or paths of model folders; the first is the default model. Without any: "
-            f"{default_of(Settings.model_fields['models'])}",
+            f"{_default_of(Settings.model_fields['models'])}",
         ),
     ] = None,
     *,
@@ -96,3 +117,34 @@ def _workers(settings: Settings) -> int:
     from models.hardware import cores  # noqa: PLC0415 - torch takes seconds to import
 
     return cores.http_workers(settings.device)
+
+
+def settings() -> None:
+    """List the GRADLESS_* variables as a Markdown table: default, bounds, meaning."""
+    typer.echo(settings_table())
+
+
+def settings_table() -> str:
+    rows = ["| variable | default | values | meaning |", "|---|---|---|---|"]
+    rows += [
+        f"| `{PREFIX}{name.upper()}` | {_code(_default_of(field))} | {_values(field)} | {field.description} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(rows)
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
+
+
+def _values(field: FieldInfo) -> str:
+    if choices := _choices_of(field):
+        return ", ".join(map(_code, choices))
+    if field.annotation is bool:
+        return "`true`, `false`"
+    return " ".join(
+        f"{word} {getattr(bound, name)}"
+        for bound in field.metadata
+        for name, word in _BOUNDS.items()
+        if hasattr(bound, name)
+    )

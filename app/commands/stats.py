@@ -129,11 +129,11 @@ def _as_toml(found: Survey, served_as: str | None) -> list[str]:
         f"# {found.images} images: {formats}",
         f"# width {_span(found, 0)}, height {_span(found, 1)} px (min / median / max)",
         f"# most common: {common}" + (f"; and {rest} other sizes" if rest else ""),
-        f"# of {found.moments.count} pixels"
+        f"# of {found.pixels} pixels"
         + (" in full size" if served_as is None else f", resized and cropped as for {served_as}"),
         "[transform]",
-        f"mean = [{', '.join(f'{value:.6f}' for value in found.moments.mean.tolist())}]",
-        f"std = [{', '.join(f'{value:.6f}' for value in found.moments.std.tolist())}]",
+        f"mean = [{', '.join(f'{value:.6f}' for value in found.mean)}]",
+        f"std = [{', '.join(f'{value:.6f}' for value in found.std)}]",
     ]
 
 
@@ -156,10 +156,10 @@ def _as_dict(found: Survey, served_as: str | None, *, complete: bool) -> dict[st
     return {
         "complete": complete,
         "images": found.images,
-        "pixels": found.moments.count,
+        "pixels": found.pixels,
         "as_served": served_as,
-        "mean": found.moments.mean.tolist(),
-        "std": found.moments.std.tolist(),
+        "mean": found.mean,
+        "std": found.std,
         "formats": dict(found.formats.most_common()),
         "width": dict(zip(figures, _least_median_most(found, 0), strict=True)),
         "height": dict(zip(figures, _least_median_most(found, 1), strict=True)),

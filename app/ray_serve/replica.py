@@ -40,21 +40,21 @@ class Replica:
         configure_logging(settings.log_level, settings.log_format)
         self._settings = settings
         self._cores = cores
-        self._parts: Parts | None = None
+        app = create_app(settings, self._start)
+        app.dependency_overrides[admin_allowed] = _refuse_changes
+        self._parts: Parts = app.state.parts
+        self._parts.scraped.build = self._metrics_of_all_replicas
+        self._application = ProxyHeaders(PlainStartFailures(app, self._parts))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        app = create_app(self._settings, self._start)
-        app.dependency_overrides[admin_allowed] = _refuse_changes
-        self._parts = app.state.parts
-        self._parts.scraped.build = self._metrics_of_all_replicas
-        return ProxyHeaders(PlainStartFailures(app, self._parts))
+        return self._application
 
     def check_health(self) -> None:
         """Raise RuntimeError while /readyz would answer 503.
 
         Ray replaces a replica after several failures in a row; a model that is restarted may be ready before.
         """
-        runtime = None if self._parts is None else self._parts.runtime
+        runtime = self._parts.runtime
         if runtime is None or not runtime.ready:
             raise RuntimeError("the models of this replica are not ready")
 
@@ -64,8 +64,6 @@ class Replica:
         Ray passes answers from 100 KiB on through its object store, and there the replica that asks has crashed (Ray
         2.60, "ObjectUnknownOwner"). One model's metrics have that size, and 7 kB when compressed.
         """
-        if self._parts is None:  # pragma: no cover - Ray builds the application first
-            raise RuntimeError("this replica has not started")
         # Imported late, here and below: importing Ray reconfigures logging of the whole process.
         from ray import serve  # noqa: PLC0415
 

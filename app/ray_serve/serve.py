@@ -51,14 +51,10 @@ class Replicas(BaseModel):
     num_gpus: float = Field(0, ge=0, description="GPUs per replica; below 1, replicas share a GPU")
 
     @model_validator(mode="after")
-    def _autoscaling_arguments_need_a_maximum(self) -> Self:
+    def _autoscaling_arguments_go_together(self) -> Self:
         for name in ("min_replicas", "target_ongoing_requests"):
             if name in self.model_fields_set and self.max_replicas is None:
                 raise ValueError(f"{name} is for autoscaling: it needs max_replicas")
-        return self
-
-    @model_validator(mode="after")
-    def _maximum_is_not_below_minimum(self) -> Self:
         if self.max_replicas is not None and self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas ({self.max_replicas}) must be at least min_replicas ({self.min_replicas})")
         return self

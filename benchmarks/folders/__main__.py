@@ -57,15 +57,7 @@ def main() -> None:
 
 
 def _measured(folder: Path, images: int, rounds: int, python: Path) -> dict[str, list[Measured]]:
-    drawn, many, few = (folder / name for name in ("drawn", "many", "few"))
-    for made in (drawn, many, few):
-        made.mkdir()
-    for number in range(page.DRAWN):
-        pictures.draw(500, 375, seed=number).save(drawn / f"{number:03}.jpg", "JPEG", quality=pictures.QUALITY)
-    for number in range(images):
-        os.link(drawn / f"{number % page.DRAWN:03}.jpg", many / f"{number:06}.jpg")
-        if number < page.FEW:
-            os.link(drawn / f"{number % page.DRAWN:03}.jpg", few / f"{number:06}.jpg")
+    drawn, many, few = pictures.draw_linked(folder, images, page.FEW)
     command = [str(python), "-c", "from app.cli import main; main()", "features"]
     out = str(folder / "out.npy")
     by_hand = [str(python), "-m", "benchmarks.folders.hand_written"]

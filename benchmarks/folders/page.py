@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks import machine
 from benchmarks.markdown import over_rounds, table
-
-# Different pictures; the others are links to them, which cost as much to read and decode.
-DRAWN = 200
+from benchmarks.pictures import DRAWN
 
 # Files of the short run, whose time is mostly start and end; more than are read without worker processes.
 FEW = 256
@@ -45,7 +44,6 @@ def of(found: Mapping[str, Sequence[Measured]], described: Mapping[str, Any], im
         ]
         for way, of_way in found.items()
     ]
-    versions = ", ".join(f"{name} {described['versions'][name]}" for name in _PACKAGES)
     lines = [
         "# A folder of files",
         "",
@@ -58,10 +56,7 @@ def of(found: Mapping[str, Sequence[Measured]], described: Mapping[str, Any], im
         "",
         *table(["bar", "required", "measured"], _bars(found)),
         "",
-        f"{described['processor']}, {described['cores']} cores, {described['memory_gib']} GiB; {described['system']}.",
-        f"Python {described['python']}, {versions}.",
-        f"{described['date']}, load average before {described['load_average_before']:.1f}:",
-        f"`python -m benchmarks.folders --images {images} --rounds {rounds}`",
+        *machine.lines(described, _PACKAGES, f"python -m benchmarks.folders --images {images} --rounds {rounds}"),
     ]
     return "\n".join(lines) + "\n"
 

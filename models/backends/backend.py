@@ -22,6 +22,9 @@ MAX_BATCH_SIZE = 32
 # Activations of more images do not fit into the caches of a core.
 IMAGES_PER_CORE = 4
 
+# Above any batch that is served; torch.export needs a bound for its shape constraints.
+_MAX_EXPORTED_BATCH = 1024
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendOptions:
@@ -123,3 +126,27 @@ def buckets(max_batch_size: int) -> tuple[int, ...]:
     """Return 1, 2, 4 … and `max_batch_size` itself: the sizes that a backend compiles or records."""
     powers = [2**power for power in range(max_batch_size.bit_length()) if 2**power < max_batch_size]
     return (*powers, max_batch_size)
+
+
+class _FromPixels(nn.Module):
+    """The network with its normalization, as it is exported."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__()
+        self.normalize = model.normalize
+        self.network = model.network
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        answer: FeaturesAndLogits = self.network(self.normalize(pixels.permute(0, 3, 1, 2)))
+        return answer if self.network.classes else (answer.features,)
+
+
+def exported(model: LoadedModel) -> torch.export.ExportedProgram:
+    """Return the network of a model on a CPU, for a backend that converts it for another engine. It maps
+    (N, side, side, 3) uint8, 1 <= N <= 1024, to features (N, D) and, if there are classes, logits (N, C), both float32.
+    `torch.onnx.export`, for which onnxscript must be installed, takes it too."""
+    side = model.transform.crop
+    example = torch.zeros(2, side, side, 3, dtype=torch.uint8)
+    batch = torch.export.Dim("batch", min=1, max=_MAX_EXPORTED_BATCH)
+    with torch.no_grad():
+        return torch.export.export(_FromPixels(model).eval(), (example,), dynamic_shapes=({0: batch},))

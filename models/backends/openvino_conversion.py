@@ -14,7 +14,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ import openvino
 import rich
 from numpy.typing import NDArray
 
-from models.backends.export import exported
+from models.backends.backend import exported
 from models.interface.errors import ModelFolderError
 from models.interface.model_sources import expand_home
 from models.loading.calibration import Calibration
@@ -129,8 +128,6 @@ class ConversionCache:
             # Read it back: on a full disk OpenVINO may write part of a file without an error.
             self._core.read_model(unfinished / _NETWORK)
             (unfinished / _DIGESTS).write_text(json.dumps(_digests(unfinished)), encoding="utf-8")
-            for path in (*unfinished.iterdir(), unfinished):
-                _sync(path)
             # A folder cannot be renamed over another. The existing one is damaged, or another process has written it.
             with suppress(FileNotFoundError):
                 entry.rename(Path(temporary) / "replaced")
@@ -140,16 +137,6 @@ class ConversionCache:
                 # Another process was faster, and its network is the same.
                 if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
                     raise
-            _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or a folder to disk: a rename may be there before the content."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _of_folder(core: openvino.Core, model: LoadedModel, file: Path) -> openvino.Model:

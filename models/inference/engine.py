@@ -62,23 +62,21 @@ class Engine:
     def run(self, items: Sequence[BatchItem]) -> list[ItemOutput]:
         """Run one forward and return one output per item, in order. Raises AllCancelledError if all items were
         cancelled and the backend runs the batch in pieces."""
-        top_k = max(item.request.top_k for item in items)
-        all_classes = any(item.request.all_probabilities for item in items)
+        requests = [item.request for item in items]
+        top_k = max(request.top_k for request in requests)
+        all_classes = any(request.all_probabilities for request in requests)
         with self.lock.shared(), torch.inference_mode():
             pixels = _stacked([item.image for item in items], self.model.placement.device)
-            features, logits = self.forward(pixels, AllCancelled([item.request.cancel_token for item in items]))
-            everything = likeliest = None
+            features, logits = self.forward(pixels, AllCancelled([request.cancel_token for request in requests]))
+            everything = logits.new_empty((len(items), 0), dtype=torch.float32)
             if top_k or all_classes:
                 # Once for the whole batch; in float32, whatever dtype the network computes in.
                 everything = logits.float().softmax(dim=1).clamp_(max=1)
-                likeliest = everything.topk(top_k, dim=1) if top_k else None
+            probabilities, indices = everything.topk(top_k, dim=1)
             # The first copy waits for the device, so all device work is submitted before it.
-            host_features = features.float().cpu().numpy()
-            classes = None
-            if likeliest is not None:
-                classes = likeliest.indices.cpu().numpy(), likeliest.values.cpu().numpy()
-            host_everything = everything.cpu().numpy() if everything is not None and all_classes else None
-        return _outputs([item.request for item in items], host_features, classes, host_everything)
+            on_host = features.float().cpu().numpy(), indices.cpu().numpy(), probabilities.cpu().numpy()
+            everything_on_host = everything.cpu().numpy() if all_classes else None
+        return _outputs(requests, *on_host, everything_on_host)
 
     def prepare_thread(self) -> None:
         """Prepare the current thread for calls of `run`. Call once in each such thread."""
@@ -137,21 +135,20 @@ class Engine:
 def _outputs(
     requests: Sequence[InferenceRequest],
     features: NDArray[np.float32],
-    classes: tuple[NDArray[np.int64], NDArray[np.float32]] | None,
+    indices: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
     everything: NDArray[np.float32] | None,
 ) -> list[ItemOutput]:
     """Return what each request asked for: features (N, D), indices and probabilities (N, K) of the likeliest classes,
     and all probabilities (N, C)."""
-    finite = np.asarray(np.isfinite(features).all(axis=1))
-    indices, probabilities = classes or (None, None)
-    for numbers in (probabilities, everything):
-        if numbers is not None:
-            finite &= np.isfinite(numbers).all(axis=1)
+    finite = np.asarray(np.isfinite(features).all(axis=1) & np.isfinite(probabilities).all(axis=1))
+    if everything is not None:
+        finite &= np.isfinite(everything).all(axis=1)
     return [
         ItemOutput(
             features[row],
-            None if indices is None else indices[row, : request.top_k],
-            None if probabilities is None else probabilities[row, : request.top_k],
+            indices[row, : request.top_k],
+            probabilities[row, : request.top_k],
             finite=bool(finite[row]),
             all_probabilities=everything[row] if everything is not None and request.all_probabilities else None,
         )

@@ -29,15 +29,15 @@ class BatchItem(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ItemOutput:
     """One image's result: features (D,) float32; the indices (top_k,) int64 and probabilities (top_k,) float32 of
-    the likeliest classes, most probable first. Both are None if `top_k` was 0. The arrays are views into the batch's.
+    the likeliest classes, most probable first. The arrays are views into the batch's.
 
     `finite`: whether all the numbers are finite. A network can overflow, and JSON cannot represent inf or NaN.
     `all_probabilities`: (C,) float32, those of all classes by index, if the request asked for them.
     """
 
     features: NDArray[np.float32]
-    indices: NDArray[np.int64] | None
-    probabilities: NDArray[np.float32] | None
+    indices: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
     finite: bool
     all_probabilities: NDArray[np.float32] | None = None
 

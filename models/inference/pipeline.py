@@ -197,13 +197,9 @@ class Pipeline:
         if not output.finite:
             return NotFiniteError(self._model.name)
         labels = self._model.labels
-        classes = (
-            ()
-            if output.indices is None or output.probabilities is None
-            else tuple(
-                ScoredClass(index, labels[index], probability)
-                for index, probability in zip(output.indices.tolist(), output.probabilities.tolist(), strict=True)
-            )
+        classes = tuple(
+            ScoredClass(index, labels[index], probability)
+            for index, probability in zip(output.indices.tolist(), output.probabilities.tolist(), strict=True)
         )
         seconds = StageSeconds(job.decode_seconds, completed.queue_seconds, completed.batch.forward_seconds)
         self._telemetry.image_took(completed.batch.instance, seconds)

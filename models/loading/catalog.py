@@ -56,21 +56,14 @@ def find(stated: str) -> ModelSpec:
     Raises UnknownCatalogNameError with similar names, ModelFolderError, which says how to make a model folder of a file
     with weights, and StartError for a name that no model can have."""
     served_as, source = split_name(stated)
-    return _found_at(source) if served_as is None else replace(_found_at(source), name=check_name(served_as))
+    spec = _found_at(source)
+    return spec if served_as is None else replace(spec, name=check_name(served_as))
 
 
-def _found_at(name: str) -> ModelSpec:
-    if name.startswith(_PATH_BEGINS):
-        return _at(expand_home(Path(name)))
-    try:
-        return named(name)
-    except UnknownCatalogNameError:
-        if Path(name).exists():
-            return _at(Path(name))
-        raise
-
-
-def _at(path: Path) -> ModelSpec:
+def _found_at(source: str) -> ModelSpec:
+    if is_named(source) or not (source.startswith(_PATH_BEGINS) or Path(source).exists()):
+        return named(source)
+    path = expand_home(Path(source))
     refuse_file(path)
     return building.find(path)
 

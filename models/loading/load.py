@@ -101,19 +101,14 @@ def load(
 
 
 def _fingerprinted_precision(placement: Placement, calibration: Calibration | None, quantized: Path | None) -> str:
-    """The precision, and for int8 a digest of what else the results depend on."""
-    if quantized is not None:
-        return f"{placement.precision} {quantized_digest(quantized)}"
-    return placement.precision if calibration is None else f"{placement.precision} {calibration.digest}"
-
-
-def quantized_digest(file: Path) -> str:
-    """Return 16 hex digits over the quantized network in `file`, a .xml, and its weights."""
-    found = hashlib.sha256()
-    for part in (file, file.with_suffix(WEIGHTS_SUFFIX)):
+    """Return the precision, and for int8 a digest of what else the results depend on."""
+    if quantized is None:
+        return placement.precision if calibration is None else f"{placement.precision} {calibration.digest}"
+    digest = hashlib.sha256()
+    for part in (quantized, quantized.with_suffix(WEIGHTS_SUFFIX)):
         with part.open("rb") as stream:
-            found.update(hashlib.file_digest(stream, "sha256").digest())
-    return found.hexdigest()[:16]
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return f"{placement.precision} {digest.hexdigest()[:16]}"
 
 
 def _cut(spec: ModelSpec, classifier: Classifier) -> Network:

@@ -227,14 +227,11 @@ def _network(name: str, body: nn.Module, form: FeatureForm, input_size: int, *, 
         what = f"{tuple(given.shape)} for two images" if isinstance(given, torch.Tensor) else type(given).__name__
         raise UnsupportedArchitectureError(name, f"{of} gives {what}, and not a row for each image")
     shape = tuple(given.shape[1:])
-    if form == "map":
-        return Network(body, None, feature_shape=shape, classes=0, pool=nn.Flatten(), body_prefix=body_prefix).eval()
-    pool = _pool(shape)
+    pool = nn.Flatten() if form == "map" else _pool(shape)
     if pool is None:
         raise UnsupportedArchitectureError(name, f"{of} gives {shape} an image, which is no map: ask for it as a map")
-    with torch.no_grad():
-        dimensions = pool(given).shape[1]
-    return Network(body, None, feature_shape=(dimensions,), classes=0, pool=pool, body_prefix=body_prefix).eval()
+    feature_shape = shape if form == "map" else tuple(pool(given).shape[1:])
+    return Network(body, None, feature_shape=feature_shape, classes=0, pool=pool, body_prefix=body_prefix).eval()
 
 
 def _pool(shape: tuple[int, ...]) -> nn.Module | None:

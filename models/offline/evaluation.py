@@ -209,7 +209,7 @@ class EvaluationJob:
         for batch in reading.batches(list(classes), self._reading, batch_size=self._batch_size, workers=self._workers):
             faults: list[tuple[str, str]] = []
             for path, answer in batch.with_answers(self._runner.answer(batch.pixels, top_k=TOP)):
-                if isinstance(answer, ItemOutput) and answer.indices is not None and answer.probabilities is not None:
+                if isinstance(answer, ItemOutput):
                     self._tally.add(path, classes[path], answer.indices, answer.probabilities)
                 else:
                     faults.append((files.name(path), str(answer)))

@@ -7,8 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,71 +21,59 @@ if TYPE_CHECKING:
 JOB = "job.json"
 
 
-@dataclass(frozen=True, slots=True)
-class JobIdentity:
-    """What two runs must have in common to share parts.
+# What two runs of a job must have in common to share results, for JSON.
+Identity = dict[str, Any]
 
-    This includes `batch_size`, on which the last bits of an answer depend, and the limits, which decide which images
-    get an answer.
+
+def identity_of(columns: Columns, reading: Reading, batch_size: int, files: Sequence[str]) -> Identity:
+    """Return the identity of a job with these columns, options and files.
+
+    It includes `batch_size`, on which the last bits of an answer depend, and the limits, which decide which images get
+    an answer.
     """
+    limits = reading.limits
+    return {
+        "task": columns.task,
+        "model": columns.model,
+        "fingerprint": columns.fingerprint,
+        "top_k": columns.top_k,
+        "batch_size": batch_size,
+        "max_image_bytes": reading.max_bytes,
+        "max_image_pixels": limits.max_pixels,
+        "max_aspect_ratio": limits.max_aspect_ratio,
+        "max_decode_seconds": limits.max_decode_seconds,
+        "max_decode_bytes": limits.max_decode_bytes,
+        "files": len(files),
+        "files_digest": digest_of(files),
+    }
 
-    task: str
-    model: str
-    fingerprint: str
-    top_k: int
-    batch_size: int
-    max_image_bytes: int
-    max_image_pixels: int
-    max_aspect_ratio: int
-    max_decode_seconds: float
-    max_decode_bytes: int
-    files: int
-    files_digest: str
 
-    @classmethod
-    def of(cls, columns: Columns, reading: Reading, batch_size: int, files: Sequence[str]) -> Self:
-        """Return the identity of a job with these columns, options and files."""
-        limits = reading.limits
-        return cls(
-            columns.task,
-            columns.model,
-            columns.fingerprint,
-            columns.top_k,
-            batch_size,
-            reading.max_bytes,
-            limits.max_pixels,
-            limits.max_aspect_ratio,
-            limits.max_decode_seconds,
-            limits.max_decode_bytes,
-            len(files),
-            cls.digest(files),
-        )
+def digest_of(files: Sequence[str]) -> str:
+    """Return 16 hex digits of a SHA-256 over the names in order."""
+    found = hashlib.sha256()
+    for file in files:
+        found.update(os.fsencode(file) + b"\0")
+    return found.hexdigest()[:16]
 
-    @staticmethod
-    def digest(files: Sequence[str]) -> str:
-        """Return 16 hex digits of a SHA-256 over the names in order."""
-        found = hashlib.sha256()
-        for file in files:
-            found.update(os.fsencode(file) + b"\0")
-        return found.hexdigest()[:16]
 
-    def written(self) -> str:
-        """Return the identity as JSON."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+def written(identity: Identity) -> str:
+    """Return the content of a job's file JOB."""
+    return json.dumps(identity, indent=2) + "\n"
 
-    def check(self, written: str, place: str) -> None:
-        """Raise JobError unless `written`, found at `place`, is the identity of the same job."""
-        try:
-            before: dict[str, Any] = json.loads(written)
-        except ValueError:
-            raise JobError(f"{place}: its {JOB} cannot be read: delete the folder and start again") from None
-        for name, now in asdict(self).items():
-            if before.get(name) != now:
-                what = name.replace("_", " ")
-                raise JobError(
-                    f"{place} was started with {what} {before.get(name)}, but this run has {now}: "
-                    "use the same options, or delete the folder"
-                )
+
+def check_same(identity: Identity, found: str, place: str) -> None:
+    """Raise JobError unless `found`, the content of JOB at `place`, is of the same job."""
+    try:
+        before: Identity = json.loads(found)
+    except ValueError:
+        raise JobError(f"{place}: its {JOB} cannot be read: delete the folder and start again") from None
+    for name, now in identity.items():
+        if before.get(name) != now:
+            what = name.replace("_", " ")
+            raise JobError(
+                f"{place} was started with {what} {before.get(name)}, but this run has {now}: "
+                "use the same options, or delete the folder"
+            )
 
 
 def states_of(files: Sequence[str]) -> NDArray[np.int64]:

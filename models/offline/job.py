@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 
 from models.offline import reading, tables
-from models.offline.identity import JobIdentity, states_of
+from models.offline.identity import identity_of, states_of
 from models.offline.parts import Parts, finished_faults, record_finished
 from models.offline.reading import Reading
 from models.offline.rows import Columns, Rows, Task, check_answers
@@ -49,7 +49,7 @@ class FolderJob:
         model = self._runner.model
         self._columns = Columns.of(request.task, model, request.top_k)
         self._reading = Reading(model.transform, options.limits, request.max_bytes)
-        self._identity = JobIdentity.of(self._columns, self._reading, request.batch_size, request.files)
+        self._identity = identity_of(self._columns, self._reading, request.batch_size, request.files)
         # Before any file is read: a file that changes during the run is done again by a later one.
         self._states = states_of(request.files)
         try:

@@ -16,7 +16,6 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.interface.errors import JobError
-from models.offline.identity import JOB, JobIdentity, changed_rows
-from models.offline.rows import Rows, faults_in, rows_in, states_in
+from models.offline.identity import JOB, Identity, changed_rows, check_same, written
+from models.offline.rows import Rows, rows_in, states_in
 
 
 def chunk_name(start: int, stop: int) -> str:
@@ -60,7 +59,7 @@ class Parts:
     files are removed from the parts, to be done again.
     """
 
-    def __init__(self, output: Path, identity: JobIdentity, states: NDArray[np.int64], *, resume: bool) -> None:
+    def __init__(self, output: Path, identity: Identity, states: NDArray[np.int64], *, resume: bool) -> None:
         """Open or create the parts. With `resume`, existing parts are kept. `states` are those of the job's files.
 
         Raises JobError if parts exist without `resume`, belong to another job, or are locked by another process; and
@@ -78,7 +77,7 @@ class Parts:
             self._parts = _disjoint(self.folder)
             self._begin(identity, resume=resume)
             for part in list(self._parts):
-                self._remove_changed(part, identity.batch_size)
+                self._remove_changed(part, identity["batch_size"])
         except BaseException:
             self.close()
             raise
@@ -106,11 +105,6 @@ class Parts:
         for part in self._parts:
             yield rows_in(self._path(*part))
 
-    def faults(self) -> Iterator[tuple[str, str]]:
-        """Yield path and reason of each file without an answer."""
-        for part in self._parts:
-            yield from faults_in(self._path(*part))
-
     def remove(self) -> None:
         """Delete the parts, once the output is written."""
         # Rename first: a kill must not leave some of the parts, which a later run would resume from.
@@ -135,15 +129,15 @@ class Parts:
         except BlockingIOError:
             raise JobError(f"another process is using {self.folder}") from None
 
-    def _begin(self, identity: JobIdentity, *, resume: bool) -> None:
+    def _begin(self, identity: Identity, *, resume: bool) -> None:
         if self._parts and not resume:
             raise JobError(f"{self.folder} has parts of an earlier run: resume with --resume, or delete the folder")
         if self._parts:
             self._job.seek(0)
-            identity.check(self._job.read(), str(self.folder))
+            check_same(identity, self._job.read(), str(self.folder))
         else:
             self._job.truncate(0)
-            self._job.write(identity.written())
+            self._job.write(written(identity))
             self._job.flush()
             os.fsync(self._job.fileno())
 
@@ -177,14 +171,14 @@ def _disjoint(folder: Path) -> list[tuple[int, int]]:
     return parts
 
 
-def record_finished(output: Path, job: JobIdentity, states: NDArray[np.int64], faults: int) -> None:
+def record_finished(output: Path, job: Identity, states: NDArray[np.int64], faults: int) -> None:
     """Record that `output` is complete, with `faults` files without an answer. Raises OSError."""
     record = {**_record(output, job, states), "faults": faults}
     with replacing(_record_of(output)) as file:
         file.write(json.dumps(record, indent=2).encode())
 
 
-def finished_faults(output: Path, job: JobIdentity, states: NDArray[np.int64]) -> int | None:
+def finished_faults(output: Path, job: Identity, states: NDArray[np.int64]) -> int | None:
     """Return the number of files without an answer in the `output` of an identical job.
 
     None if there is no output, or it belongs to another job or was changed, or a file of the job was."""
@@ -196,11 +190,11 @@ def finished_faults(output: Path, job: JobIdentity, states: NDArray[np.int64]) -
     return int(found["faults"]) if same else None
 
 
-def _record(output: Path, job: JobIdentity, states: NDArray[np.int64]) -> dict[str, Any]:
+def _record(output: Path, job: Identity, states: NDArray[np.int64]) -> dict[str, Any]:
     digest = hashlib.sha256(states.tobytes()).hexdigest()[:16]
     status = output.stat()
     state = {"output_bytes": status.st_size, "output_modified_ns": status.st_mtime_ns}
-    return {**asdict(job), "states_digest": digest, **state}
+    return {**job, "states_digest": digest, **state}
 
 
 def _record_of(output: Path) -> Path:

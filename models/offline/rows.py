@@ -93,8 +93,6 @@ class Rows:
                 continue
             if dimensions:
                 found.features[row] = answer.features
-            elif answer.indices is None or answer.probabilities is None:
-                raise ValueError("the output has no classes")
             else:
                 found.indices[row], found.probabilities[row] = answer.indices, answer.probabilities
         return found
@@ -172,10 +170,3 @@ def states_in(path: Path) -> NDArray[np.int64]:
     with np.load(path, allow_pickle=False) as kept:
         states: NDArray[np.int64] = kept["states"]
         return states
-
-
-def faults_in(path: Path) -> tuple[tuple[str, str], ...]:
-    """Return `Rows.faults` of a file that `Rows.save` wrote, without reading the numbers. Raises OSError."""
-    with np.load(path, allow_pickle=False) as kept:
-        paths, errors = json.loads(kept["texts"].tobytes())
-    return tuple((path, error) for path, error in zip(paths, errors, strict=True) if error is not None)

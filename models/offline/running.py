@@ -15,7 +15,7 @@ from models.inference.engine import Engine, with_fresh_conversion
 from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.errors import GradlessError, NotFiniteError
 from models.interface.request import AllCancelledError, InferenceRequest
-from models.interface.telemetry import Telemetry
+from models.interface.telemetry import InstanceId, Telemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
@@ -52,7 +52,7 @@ class Runner:
         self._engine = with_fresh_conversion(self.model, lambda fresh: self._warmed_up(options, batch_size, fresh))
         self._run = SplittingRun[BatchItem, ItemOutput](
             self._engine.run,
-            model=self.model.name,
+            instance=InstanceId(self.model.name, str(placement.device)),
             out_of_memory=memory.ran_out,
             release_memory=partial(memory.trim, placement.device),
             telemetry=Telemetry(),

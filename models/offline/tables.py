@@ -45,13 +45,20 @@ def write(parts: Parts, columns: Columns, output: Path) -> int:
     Return the number of files without an answer. Raises OSError.
     """
     errors = sibling(output, "errors")
-    faults = sum(1 for _ in parts.faults())
-    if faults:
-        with replacing(errors) as file:
-            file.writelines(_line({"path": path, "error": reason}) for path, reason in parts.faults())
-    else:
-        errors.unlink(missing_ok=True)
-    _WRITERS[columns.task][output.suffix](_answered(parts, _group(columns)), columns, output)
+    faults = 0
+
+    def answered() -> Iterator[Rows]:
+        nonlocal faults
+        for rows in parts.rows():
+            found = rows.faults
+            faults += len(found)
+            file.writelines(_line({"path": path, "error": reason}) for path, reason in found)
+            yield rows.answered()
+
+    with replacing(errors) as file:
+        _WRITERS[columns.task][output.suffix](_regrouped(answered(), _group(columns)), columns, output)
+    if not faults:
+        errors.unlink()
     return faults
 
 
@@ -60,11 +67,10 @@ def _group(columns: Columns) -> int:
     return max(1, min(_GROUP, _GROUP_BYTES // columns.row_bytes))
 
 
-def _answered(parts: Parts, group: int) -> Iterator[Rows]:
-    """Yield the rows with an answer, `group` at a time."""
+def _regrouped(parts: Iterator[Rows], group: int) -> Iterator[Rows]:
+    """Yield the rows of all parts, `group` at a time."""
     held: Rows | None = None
-    for part in parts.rows():
-        rows = part.answered()
+    for rows in parts:
         held = rows if held is None else Rows.joined([held, rows])
         while len(held) >= group:
             yield held.between(0, group)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,18 +92,15 @@ def of(named: Mapping[str, str], labels: Sequence[str]) -> Truth:
 
 
 def _known(labels: Sequence[str]) -> dict[str, int]:
-    """Map every spelling of a class to its index. Exact labels come first, then normalized labels, then indices."""
-    known: dict[str, int] = {}
-    for ways in (labels, [_plain(label) for label in labels]):
-        of_way: dict[str, list[int]] = defaultdict(list)
-        for index, way in enumerate(ways):
-            of_way[way].append(index)
-        for way, indices in of_way.items():
-            if len(indices) == 1:
-                known.setdefault(way, indices[0])
-    for index in range(len(labels)):
-        known.setdefault(str(index), index)
-    return known
+    """Map every spelling of a class to its index. Exact labels win over normalized ones, and those over indices."""
+    indices = {str(index): index for index in range(len(labels))}
+    return indices | _unique([_plain(label) for label in labels]) | _unique(labels)
+
+
+def _unique(spellings: Sequence[str]) -> dict[str, int]:
+    """Map each spelling to its place, without those that several have."""
+    times = Counter(spellings)
+    return {spelling: place for place, spelling in enumerate(spellings) if times[spelling] == 1}
 
 
 def _plain(label: str) -> str:

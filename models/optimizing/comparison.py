@@ -157,8 +157,6 @@ class Tally:
 
 def _ranked(answer: ItemOutput) -> tuple[list[int], NDArray[np.float64]]:
     """Return the top classes, and the probabilities in the order of the classes."""
-    if answer.indices is None or answer.probabilities is None:
-        raise ValueError("an answer without classes")
     probabilities = np.zeros(len(answer.indices))
     probabilities[answer.indices] = answer.probabilities
     return answer.indices[:_TOP].tolist(), probabilities

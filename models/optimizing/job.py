@@ -159,10 +159,10 @@ class Optimization:
         request = self._request
         for batch in reading.batches(self._files, images, batch_size=request.batch_size, workers=request.workers):
             left_out += len(batch.faults)
-            paths = [path for place, path in enumerate(batch.paths) if place not in batch.faults]
-            answers = (runner.answer(batch.pixels, top_k=classes) for runner in (before, after))
-            for path, old, new in zip(paths, *answers, strict=True):
-                tally.add(path, _answered(old), _answered(new))
+            old, new = (runner.answer(batch.pixels, top_k=classes) for runner in (before, after))
+            for path, answers in batch.with_answers(list(zip(old, new, strict=True))):
+                if not isinstance(answers, str):
+                    tally.add(path, *map(_answered, answers))
             if len(batch.pixels) > len(largest):
                 largest = batch.pixels
             done += len(batch.paths)

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,33 +15,16 @@ import ray.data
 
 from models.hardware.cores import available_cores
 from models.interface.errors import JobError
-from models.offline.identity import JobIdentity, states_of
+from models.offline.identity import identity_of, states_of
 from models.offline.parts import remaining_chunks
-from models.offline.rows import Task
 from models.offline.running import Step
 from models.ray_data.stages import Forward, RemoteJob, RemoteReading, chunk_files, describe, pixels_of
 from models.ray_data.storage import Results, absolute
-from models.serving.model_instance import ServingOptions
 
 # CPU reservation of an actor. Decoding tasks reserve a core each; forwards use the time that those leave.
 _ACTOR_CPUS = 0.5
 
 _CONNECT_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClusterJobRequest:
-    """What a job does. `files`: from models.ray_data.storage.find; `output`: a folder or its URI; `address`: of the
-    cluster, as for ray.init; `max_bytes`: larger files are refused."""
-
-    task: Task
-    files: Sequence[str]
-    output: str
-    address: str
-    top_k: int
-    batch_size: int
-    max_bytes: int
-    resume: bool = False
 
 
 class ClusterJob:
@@ -51,22 +33,25 @@ class ClusterJob:
     `changed`: as of models.offline.job.FolderJob.
     """
 
-    def __init__(self, request: ClusterJobRequest, options: ServingOptions) -> None:
-        """Raises StartError, JobError included, and OSError if the output cannot be written."""
-        self._request = request
-        self._remote_job = RemoteJob(request.task, request.top_k, request.batch_size, request.max_bytes, options)
+    def __init__(self, job: RemoteJob, files: Sequence[str], output: str, *, address: str, resume: bool) -> None:
+        """`files` come from models.ray_data.storage.find; `output` is a folder or its URI.
+
+        Raises StartError, JobError included, and OSError if the output cannot be written.
+        """
+        self._job = job
+        self._files = files
         here = os.getcwd()  # noqa: PTH109 - a string, like the names
-        self._results = Results(absolute(request.output, here))
+        self._results = Results(absolute(output, here))
         # Checked before a cluster is started.
-        self._results.check(resume=request.resume)
-        connect(request.address)
+        self._results.check(resume=resume)
+        connect(address)
         try:
-            self._gpus = gpus_for(options.device)
+            self._gpus = gpus_for(job.options.device)
             describe_remotely = ray.remote(describe).options(num_cpus=0, num_gpus=min(1, self._gpus))
-            reading, self._columns = result_of(partial(ray.get, describe_remotely.remote(self._remote_job)))
+            reading, self._columns = result_of(partial(ray.get, describe_remotely.remote(job)))
             self._reading = RemoteReading(reading, here)
-            asked = JobIdentity.of(self._columns, reading, request.batch_size, request.files)
-            self.changed = self._results.begin(asked, states_of(request.files))
+            asked = identity_of(self._columns, reading, job.batch_size, files)
+            self.changed = self._results.begin(asked, states_of(files))
             self._done_before = self._results.chunks()
         except BaseException:
             self.close()
@@ -76,7 +61,7 @@ class ClusterJob:
     @property
     def files(self) -> int:
         """Number of files of the job."""
-        return len(self._request.files)
+        return len(self._files)
 
     @property
     def model(self) -> str:
@@ -109,12 +94,12 @@ class ClusterJob:
         ray.shutdown()
 
     def _remaining(self) -> Iterator[tuple[int, int]]:
-        max_files = chunk_files(self._request.batch_size, self._reading.reading.transform.crop, self._columns.row_bytes)
-        return remaining_chunks(len(self._request.files), self._done_before, max_files=max_files)
+        max_files = chunk_files(self._job.batch_size, self._reading.reading.transform.crop, self._columns.row_bytes)
+        return remaining_chunks(self.files, self._done_before, max_files=max_files)
 
     def _chunk(self, start: int, stop: int) -> pa.Table:
         # Bytes: names of files need not be valid text.
-        paths = [os.fsencode(path) for path in self._request.files[start:stop]]
+        paths = [os.fsencode(path) for path in self._files[start:stop]]
         return pa.table({"index": pa.array(range(start, stop)), "path": pa.array(paths, pa.binary())})
 
     def _results_of(self, files: ray.data.Dataset) -> ray.data.Dataset:
@@ -123,7 +108,7 @@ class ClusterJob:
             pixels_of, fn_args=(self._reading,), batch_size=None, batch_format="numpy", num_cpus=1
         ).map_batches(
             Forward,
-            fn_constructor_args=(self._remote_job, self._columns, self._results),
+            fn_constructor_args=(self._job, self._columns, self._results),
             compute=ray.data.ActorPoolStrategy(size=actors),
             batch_size=None,
             batch_format="numpy",

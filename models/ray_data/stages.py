@@ -41,7 +41,7 @@ Block = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class RemoteJob:
-    """The parameters of a job that every machine needs. `top_k` 0 computes features."""
+    """The parameters of a job that every machine needs. A file above `max_bytes` gets no answer."""
 
     task: Task
     top_k: int

@@ -29,7 +29,7 @@ from pyarrow import fs
 from models.images.formats import SUFFIXES
 from models.interface.errors import JobError
 from models.offline import files, parquet
-from models.offline.identity import JOB, JobIdentity, changed_rows
+from models.offline.identity import JOB, Identity, changed_rows, check_same, written
 from models.offline.parts import chunk_name, chunk_range
 from models.offline.rows import Columns, Rows
 
@@ -129,7 +129,7 @@ class Results:
         if names and _NOTE not in names:
             raise JobError(f"{self.location} has files that are not a job's: name an empty or new folder")
 
-    def begin(self, asked: JobIdentity, states: NDArray[np.int64]) -> int:
+    def begin(self, asked: Identity, states: NDArray[np.int64]) -> int:
         """Create the folder, or delete the chunks with files that changed since their results were written.
 
         `states` are those of the job's files now. Return the number of changed files. Raises JobError if the folder
@@ -139,12 +139,14 @@ class Results:
         changed = np.empty(0, dtype=np.intp)
         resumed = _NOTE in _names(filesystem, folder)
         if resumed:
-            asked.check(_read(filesystem, f"{folder}/{_NOTE}").decode(), self.location)
+            check_same(asked, _read(filesystem, f"{folder}/{_NOTE}").decode(), self.location)
             before = np.load(BytesIO(_read(filesystem, f"{folder}/{_STATES}")), allow_pickle=False)
             changed = changed_rows(before, states)
             for start, stop in self.chunks():
                 if ((start <= changed) & (changed < stop)).any():
-                    self._delete(chunk_name(start, stop))
+                    name = chunk_name(start, stop)
+                    self._delete_errors(name)
+                    filesystem.delete_file(f"{folder}/{name}{_SUFFIX}")
         else:
             filesystem.create_dir(folder)
         if not resumed or len(changed):
@@ -153,7 +155,7 @@ class Results:
             # After the chunks are deleted: a kill before this leaves the states that show the change.
             _write(filesystem, f"{folder}/{_STATES}", file.getvalue())
         if not resumed:
-            _write(filesystem, f"{folder}/{_NOTE}", asked.written().encode())
+            _write(filesystem, f"{folder}/{_NOTE}", written(asked).encode())
         return len(changed)
 
     def chunks(self) -> list[tuple[int, int]]:
@@ -166,25 +168,23 @@ class Results:
         filesystem, folder = located(self.location)
         name = chunk_name(start, start + len(rows))
         lines = [json.dumps({"path": path, "error": reason}).encode() + b"\n" for path, reason in rows.faults]
-        _, errors = located(self.errors)
         if lines:
+            _, errors = located(self.errors)
             filesystem.create_dir(errors)
             _write(filesystem, f"{errors}/{name}.jsonl", b"".join(lines))
-        elif f"{name}.jsonl" in _names(filesystem, errors):
+        else:
             # Left by an actor that failed to read a file and was killed before it wrote the results.
-            filesystem.delete_file(f"{errors}/{name}.jsonl")
+            self._delete_errors(name)
         file = BytesIO()
         with parquet.writer(file, columns) as writer:
             writer.write_table(parquet.table_of(columns, rows))
         # Written last: a chunk counts as done when its Parquet file exists.
         _write(filesystem, f"{folder}/{name}{_SUFFIX}", file.getvalue())
 
-    def _delete(self, chunk: str) -> None:
-        filesystem, folder = located(self.location)
-        _, errors = located(self.errors)
+    def _delete_errors(self, chunk: str) -> None:
+        filesystem, errors = located(self.errors)
         if f"{chunk}.jsonl" in _names(filesystem, errors):
             filesystem.delete_file(f"{errors}/{chunk}.jsonl")
-        filesystem.delete_file(f"{folder}/{chunk}{_SUFFIX}")
 
     def faults(self) -> int:
         """Return how many files failed."""

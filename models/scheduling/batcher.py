@@ -24,9 +24,11 @@ from models.interface.request import AllCancelledError
 from models.interface.telemetry import BatchReport, InstanceId, Trigger
 from models.scheduling.fairness import FairQueue
 from models.scheduling.in_flight import InFlight, RunningBatch
-from models.scheduling.threads import BatchThreads
 
 _log = logging.getLogger(__name__)
+
+# Seconds to wait for the threads if one cannot be prepared; one that still prepares by then is left behind.
+_CLOSE_TIMEOUT_S = 1.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -56,7 +58,7 @@ class _Batch(RunningBatch, Generic[Item, Result]):
 
 
 class Batcher(Generic[Item, Result]):
-    """Forms batches of single items for `run_batch`.
+    """Forms batches of single items for `run_batch`. The constructor starts and prepares the threads, which blocks.
 
     `run_batch` receives 1 to `max_batch_size` items and returns one result per item, in order; an exception for an item
     that failed alone. It raises AllCancelledError if it stopped because every item was cancelled. Items are in order of
@@ -67,8 +69,8 @@ class Batcher(Generic[Item, Result]):
     queue_capacity: items in the queue, at most.
     max_in_flight: batches that run concurrently, each in its own thread.
     overlap_min_size: smallest batch, if not a full one, alongside which a batch of any size may start; None: none.
-    fairness_key: returns the key of an item; without it every item has its own.
-    prepare: runs first in each thread, one after another; `wait_until_ready` raises what it raised.
+    fairness_key: returns the key of an item; by default every item has its own.
+    prepare: runs first in each thread, one after another. The constructor raises what it raises.
     on_batch: receives the report of each batch in its thread, after its items are answered.
     """
 
@@ -83,12 +85,11 @@ class Batcher(Generic[Item, Result]):
         queue_capacity: int = 256,
         max_in_flight: int = 1,
         overlap_min_size: int | None = None,
-        fairness_key: Callable[[Item], Hashable] | None = None,
+        fairness_key: Callable[[Item], Hashable] = lambda _item: object(),
         prepare: Callable[[], None] = lambda: None,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
     ) -> None:
         self._run_batch = run_batch
-        self._name = name
         self._instance = InstanceId(name, device)
         self._max_batch_size = max_batch_size
         self._max_wait_s = max_wait_s
@@ -106,27 +107,18 @@ class Batcher(Generic[Item, Result]):
         self._in_flight: InFlight[_Batch[Item, Result]] = InFlight(
             full_size=max_batch_size, overlap_min_size=overlap_min_size
         )
-        self._threads = BatchThreads(
-            max_in_flight,
-            name=f"batcher-{name}",
-            prepare=prepare,
-            work=self._work,
-            on_failure=lambda: self.abandon(DrainingError),
-        )
-        self._threads.start()
-
-    def wait_until_ready(self) -> None:
-        """Return once every thread is prepared. Raises what `prepare` raised; the batcher is closed then."""
-        self._threads.wait_until_prepared()
+        self._threads: list[threading.Thread] = []
+        try:
+            for _ in range(max_in_flight):
+                self._start_thread(prepare)
+        except BaseException:
+            self.close(_CLOSE_TIMEOUT_S)
+            raise
 
     @property
     def alive(self) -> bool:
         """Whether every batch thread is running and the batcher accepts items."""
-        return self._threads.alive and not self._closed
-
-    @property
-    def max_batch_size(self) -> int:
-        return self._max_batch_size
+        return not self._closed and all(thread.is_alive() for thread in self._threads)
 
     @property
     def depth(self) -> int:
@@ -164,7 +156,7 @@ class Batcher(Generic[Item, Result]):
         """
         if future is None:
             future = Future()
-        key = future if self._fairness_key is None else self._fairness_key(item)
+        key = self._fairness_key(item)
         with self._changed:
             if self._closed:
                 raise self._refusal()
@@ -176,12 +168,15 @@ class Batcher(Generic[Item, Result]):
         future.add_done_callback(self._remove_cancelled)
         return future
 
-    def close(self, timeout_s: float | None = None) -> bool:
+    def close(self, timeout_s: float) -> bool:
         """Accept nothing new, answer accepted items, end the threads. Returns False if that exceeds `timeout_s`."""
+        until = perf_counter() + timeout_s
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        return self._threads.join(timeout_s)
+        for thread in self._threads:
+            thread.join(max(0.0, until - perf_counter()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def abandon(self, error: Callable[[], Exception]) -> None:
         """Accept nothing new, and fail every queued and running item with its own error. The results of running
@@ -201,7 +196,23 @@ class Batcher(Generic[Item, Result]):
             else:
                 entry.future.cancel()
 
-    def _work(self) -> None:
+    def _start_thread(self, prepare: Callable[[], None]) -> None:
+        """Start a batch thread, and return once it is prepared. Raises what `prepare` raises."""
+        prepared: Future[None] = Future()
+        thread = threading.Thread(
+            target=self._work, args=(prepare, prepared), name=f"batcher-{self._instance.model}", daemon=True
+        )
+        thread.start()
+        self._threads.append(thread)
+        prepared.result()
+
+    def _work(self, prepare: Callable[[], None], prepared: Future[None]) -> None:
+        try:
+            prepare()
+        except BaseException as error:  # noqa: BLE001 - raised by `_start_thread`
+            prepared.set_exception(error)
+            return
+        prepared.set_result(None)
         # No local variable refers to a batch while this thread waits: an idle service keeps no image alive.
         while self._run_next():
             pass
@@ -317,12 +328,12 @@ class Batcher(Generic[Item, Result]):
         return report
 
     def _failures(self, batch: _Batch[Item, Result], error: BaseException) -> list[ForwardError]:
-        _log.error("a batch of %d failed in %s", len(batch.entries), self._name, exc_info=error)
+        _log.error("a batch of %d failed in %s", len(batch.entries), self._instance.model, exc_info=error)
         # One exception for each item: a shared one would collect a traceback from each request.
-        return [ForwardError(self._name, f"{type(error).__name__}: {error}") for _ in batch.entries]
+        return [ForwardError(self._instance.model, f"{type(error).__name__}: {error}") for _ in batch.entries]
 
     def _report(self, report: BatchReport) -> None:
         try:
             self._on_batch(report)
         except Exception:  # noqa: BLE001 - an error of the callback must not end the thread
-            _log.exception("the callback for batches of %s failed", self._name)
+            _log.exception("the callback for batches of %s failed", self._instance.model)

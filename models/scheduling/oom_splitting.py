@@ -27,14 +27,13 @@ class SplittingRun(Generic[Item, Result]):
         self,
         run: Callable[[Sequence[Item]], Sequence[Result]],
         *,
-        model: str,
-        device: str = "",
+        instance: InstanceId,
         out_of_memory: Callable[[BaseException], bool],
         release_memory: Callable[[], None],
         telemetry: Telemetry,
     ) -> None:
         self._run = run
-        self._instance = InstanceId(model, device)
+        self._instance = instance
         self._out_of_memory = out_of_memory
         self._release_memory = release_memory
         self._telemetry = telemetry

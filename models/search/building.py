@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,14 +28,6 @@ _PIECE_ROWS = 1024
 _PIECE_BYTES = 16 * 2**20
 
 _COLUMNS = ("path", "fingerprint", "features")
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Consecutive rows: paths, and vectors (N, D) float32."""
-
-    paths: list[str]
-    vectors: NDArray[np.float32]
 
 
 class FeaturesFile:
@@ -72,8 +63,8 @@ class FeaturesFile:
         count: int = self._file.metadata.num_rows
         return count
 
-    def __iter__(self) -> Iterator[Piece]:
-        """Yield all rows in order, up to 1,024 or 16 MiB of vectors at a time, at least one row."""
+    def __iter__(self) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
+        """Yield paths and vectors (N, D) of all rows in order, up to 1,024 or 16 MiB of vectors at a time."""
         rows = max(1, min(_PIECE_ROWS, _PIECE_BYTES // (4 * self.dimensions)))
         try:
             for batch in self._file.iter_batches(rows, columns=list(_COLUMNS)):
@@ -81,7 +72,7 @@ class FeaturesFile:
         except self._unreadable as error:
             raise JobError(f"{self._path} could not be read completely: {error}") from error
 
-    def _piece(self, batch: pa.RecordBatch) -> Piece:
+    def _piece(self, batch: pa.RecordBatch) -> tuple[list[str], NDArray[np.float32]]:
         if any(batch.column(column).null_count for column in _COLUMNS):
             raise JobError(f"{self._path} has rows without a path, a fingerprint or features")
         if others := set(batch.column("fingerprint").unique().to_pylist()) - {self.fingerprint}:
@@ -91,7 +82,7 @@ class FeaturesFile:
         vectors = batch.column("features").flatten().to_numpy().reshape(-1, self.dimensions)
         if not np.isfinite(vectors).all():
             raise JobError(f"{self._path} has features that are not finite")
-        return Piece(batch.column("path").to_pylist(), vectors)
+        return batch.column("path").to_pylist(), vectors
 
 
 # Up to this many vectors a query compares all: 6 ms for 10,000 of 1280 dimensions on one core.
@@ -174,15 +165,15 @@ def _build(
         pa.ipc.new_file(file, schema) as writer,
         ThreadPoolExecutor(available_cores(), initializer=use_one_core_in_this_thread) as threads,
     ):
-        for piece in features:
+        for paths, vectors in features:
             first = len(index)
-            keys = np.arange(first, first + len(piece.paths), dtype=np.uint64)
-            index.add(keys, unit(piece.vectors), threads=available_cores())
-            pictures = list(threads.map(thumbnail, piece.paths))
+            keys = np.arange(first, first + len(paths), dtype=np.uint64)
+            index.add(keys, unit(vectors), threads=available_cores())
+            pictures = list(threads.map(thumbnail, paths))
             with_thumbnail += sum(picture is not None for picture in pictures)
-            columns = [pa.array(piece.paths, pa.string()), pa.array(pictures, pa.binary())]
+            columns = [pa.array(paths, pa.string()), pa.array(pictures, pa.binary())]
             writer.write_batch(pa.record_batch(columns, schema=schema))
-            on_rows(len(piece.paths))
+            on_rows(len(paths))
     expansion, recall = (_FEWEST_CANDIDATES, 1.0) if exact else _enough_candidates(index)
     index.save(str(folder / VECTORS))
     manifest = Manifest(

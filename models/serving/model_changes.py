@@ -169,7 +169,8 @@ class ModelChanges:
     async def _free_memory(self, name: str) -> None:
         # By now a replaced or unfinished model is referred to by its own reference cycles alone.
         modules, self._replaced_modules = self._replaced_modules, weakref.WeakSet()
-        await BackgroundWork(lambda: self._context.release_memory(modules), f"unloader-{name}").result()
+        devices = [placement.device for placement in self._context.placements]
+        await BackgroundWork(lambda: memory.release(devices, modules), f"unloader-{name}").result()
 
     async def _load(self, name: str, origin: ModelSource) -> Loaded:
         replaced = self._registry.models.get(name)

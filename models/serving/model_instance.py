@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
-from weakref import WeakSet
-
-from torch import nn
 
 from models import backends
 from models.backends import DEFAULT_CACHE_FOLDER, BackendOptions
 from models.hardware import memory
-from models.hardware.placement import Placement, Precision, utilization
+from models.hardware.placement import Placement, Precision
 from models.images.decode_pool import DecodePool
 from models.inference.engine import Engine, with_fresh_conversion
 from models.inference.image_job import BatchItem, ItemOutput, LocalQueue
 from models.interface.admission import Admission
 from models.interface.errors import NoRoomError
 from models.interface.request import ImageLimits
-from models.interface.telemetry import BatchReport, DeviceState, InstanceId, InstanceState, Telemetry
+from models.interface.telemetry import BatchReport, InstanceId, InstanceState, Telemetry
 from models.loading import catalog
 from models.loading.calibration import Calibration
 from models.loading.load import LoadedModel, load
 from models.networks.specs import ModelSpec
 from models.scheduling.batcher import Batcher
 from models.scheduling.oom_splitting import SplittingRun
-
-# Seconds to wait for the threads of a model that cannot be served; a warm-up that takes longer is left behind.
-CLOSE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,15 +108,6 @@ class ServingContext:
     telemetry: Telemetry
     remote: RemoteAdmission | None = None
 
-    def device_states(self) -> dict[str, DeviceState]:
-        """As Runtime.devices."""
-        devices = (each.device for each in self.placements)
-        return {str(device): DeviceState(memory.figures(device), utilization(device)) for device in devices}
-
-    def release_memory(self, left: WeakSet[nn.Module]) -> None:
-        """As memory.release, on every device."""
-        memory.release((each.device for each in self.placements), left)
-
 
 @dataclass(frozen=True, slots=True)
 class ModelInstance:
@@ -143,7 +127,7 @@ class ModelInstance:
             oldest_age_seconds=batcher.oldest_age_seconds(),
             alive=batcher.alive,
             running_seconds=batcher.running_seconds(),
-            max_batch_size=self.run.safe_size or batcher.max_batch_size,
+            max_batch_size=self.run.safe_size or self.engine.hints.max_batch_size,
         )
 
     def health_problem(self) -> str | None:
@@ -177,36 +161,34 @@ def start_instance(
 def _start_loaded(model: LoadedModel, spec: ModelSpec, context: ServingContext, *, fresh: bool) -> ModelInstance:
     options, device = context.options, model.placement.device
     instance = InstanceId(model.name, str(device))
-    with ExitStack() as unfinished:
-        backend = backends.make(
-            model,
-            BackendOptions(
-                max_batch_size=spec.served_as.max_batch_size or options.max_batch_size,
-                fixed_shape=options.fixed_batch,
-                cache_folder=options.cache_folder,
-                fresh=fresh,
-            ),
-        )
-        engine = Engine(model, backend)
-        unfinished.callback(engine.close)
+    backend = backends.make(
+        model,
+        BackendOptions(
+            max_batch_size=spec.served_as.max_batch_size or options.max_batch_size,
+            fixed_shape=options.fixed_batch,
+            cache_folder=options.cache_folder,
+            fresh=fresh,
+        ),
+    )
+    engine = Engine(model, backend)
+    run = SplittingRun(
+        engine.run,
+        instance=instance,
+        out_of_memory=memory.ran_out,
+        release_memory=partial(memory.trim, device),
+        telemetry=context.telemetry,
+    )
 
-        def prepare() -> None:
-            engine.prepare_thread()
-            engine.warm_up()
+    def prepare() -> None:
+        engine.prepare_thread()
+        engine.warm_up()
 
-        def on_batch(report: BatchReport) -> None:
-            if context.remote is not None:
-                context.remote.batch_over(report)
-            context.telemetry.batch_ran(report)
+    def on_batch(report: BatchReport) -> None:
+        if context.remote is not None:
+            context.remote.batch_over(report)
+        context.telemetry.batch_ran(report)
 
-        run = SplittingRun(
-            engine.run,
-            model=instance.model,
-            device=instance.device,
-            out_of_memory=memory.ran_out,
-            release_memory=partial(memory.trim, device),
-            telemetry=context.telemetry,
-        )
+    try:
         batcher: Batcher[BatchItem, ItemOutput] = Batcher(
             run,
             name=instance.model,
@@ -220,9 +202,9 @@ def _start_loaded(model: LoadedModel, spec: ModelSpec, context: ServingContext, 
             prepare=prepare,
             on_batch=on_batch,
         )
-        unfinished.callback(batcher.close, CLOSE_TIMEOUT_S)
-        batcher.wait_until_ready()
-        unfinished.pop_all()
+    except BaseException:
+        engine.close()
+        raise
     return ModelInstance(instance, engine, run, batcher, options.forward_timeout_s)
 
 

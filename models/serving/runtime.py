@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from types import MappingProxyType
 
 from gradless.memory import prepare_profiler
 from gradless.records import Comparison, ComparisonOptions, Progress
 from models.backends import place_all
 from models.hardware import cores, memory
+from models.hardware.placement import utilization
 from models.images.decode_pool import DecodePool
 from models.inference.pipeline import answer
 from models.interface.errors import AtCapacityError, ModelGoneError
@@ -83,7 +83,7 @@ class LocalRuntime(Runtime):
 
     @property
     def cards(self) -> Mapping[str, ModelCard]:
-        return MappingProxyType({name: served.card for name, served in self.models.items()})
+        return {name: served.card for name, served in self.models.items()}
 
     @property
     def models(self) -> Mapping[str, ServedModel]:
@@ -141,13 +141,15 @@ class LocalRuntime(Runtime):
         await self._changes.unload(name)
 
     def admissions(self) -> dict[str, AdmissionState]:
-        return {name: served.admission_state() for name, served in self.models.items()}
+        admissions = {name: served.admission for name, served in self.models.items()}
+        return {name: AdmissionState(each.in_flight, each.capacity) for name, each in admissions.items()}
 
     def instances(self) -> dict[InstanceId, InstanceState]:
         return {each.id: each.state() for served in self.models.values() for each in served.instances}
 
     def devices(self) -> dict[str, DeviceState]:
-        return self._context.device_states()
+        devices = (placement.device for placement in self._context.placements)
+        return {str(device): DeviceState(memory.figures(device), utilization(device)) for device in devices}
 
     def drain(self) -> None:
         self._draining = True

@@ -12,12 +12,14 @@ from models.inference.image_job import BatchItem, ItemOutput, LocalQueue
 from models.inference.pipeline import Pipeline
 from models.interface.admission import Admission
 from models.interface.results import ModelCard
-from models.interface.telemetry import AdmissionState
 from models.loading.catalog import ModelSource
 from models.loading.load import LoadedModel
 from models.networks.specs import ModelSpec
 from models.scheduling.batcher import Batcher, Completed
-from models.serving.model_instance import CLOSE_TIMEOUT_S, ModelInstance, ServingContext, start_instance
+from models.serving.model_instance import ModelInstance, ServingContext, start_instance
+
+# Seconds to wait for the threads of one instance if another one cannot be started.
+_CLOSE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,6 @@ class ServedModel:
         """The model as it was loaded, with its transform and labels."""
         return self.engine.model
 
-    def admission_state(self) -> AdmissionState:
-        return AdmissionState(self.admission.in_flight, self.admission.capacity)
-
     def health_problem(self) -> str | None:
         """Return why an instance cannot answer, as a clause without subject; None while all are healthy."""
         return next(filter(None, (each.health_problem() for each in self.instances)), None)
@@ -64,7 +63,8 @@ class ServedModel:
 
 
 class _LeastLoaded(LocalQueue):
-    """The queue of a model on several devices: an image goes to the one with the fewest unanswered images."""
+    """The queue of a model on several devices: an image goes to the one with the fewest unanswered images. One whose
+    batcher is not alive gets none: it would seem idle until the supervisor restarts the model."""
 
     def __init__(self, batchers: Sequence[Batcher[BatchItem, ItemOutput]]) -> None:
         self._batchers = batchers
@@ -72,7 +72,10 @@ class _LeastLoaded(LocalQueue):
     def submit(
         self, item: BatchItem, *, future: Future[Completed[ItemOutput]] | None = None
     ) -> Future[Completed[ItemOutput]]:
-        return min(self._batchers, key=lambda batcher: batcher.unanswered).submit(item, future=future)
+        by_load = sorted(self._batchers, key=lambda batcher: batcher.unanswered)
+        # If none is alive, any of them raises the reason.
+        chosen = next((batcher for batcher in by_load if batcher.alive), by_load[0])
+        return chosen.submit(item, future=future)
 
     def expected_seconds(self, items: int) -> float:
         """How long the devices together need for `items`, at the pace of the slowest."""
@@ -89,7 +92,7 @@ def serve_model(
     with ExitStack() as unfinished:
         for placement in context.placements:
             instances.append(start_instance(spec, placement, context, check_memory=check_memory))
-            unfinished.callback(instances[-1].close, CLOSE_TIMEOUT_S)
+            unfinished.callback(instances[-1].close, _CLOSE_TIMEOUT_S)
         model = instances[0].engine.model
         batchers = [each.batcher for each in instances]
         queue: LocalQueue = batchers[0] if len(batchers) == 1 else _LeastLoaded(batchers)

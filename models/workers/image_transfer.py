@@ -239,8 +239,7 @@ class ImageReceiver:
         output = completed.result
         version.slots.write(slot, output)
         version.slots.seconds_per_image = version.queue.expected_seconds(1)
-        classes = 0 if output.indices is None else len(output.indices)
-        answered = classes, completed.queue_seconds, output.finite
+        answered = len(output.indices), completed.queue_seconds, output.finite
         self._finished.results[worker, version.number].append((slot, generation, answered))
 
     def _fail(self, worker: int, version: int, slot: int, generation: int, error: Exception | None) -> None:

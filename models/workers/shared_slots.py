@@ -124,8 +124,7 @@ class SharedSlots:
     def write(self, slot: int, output: ItemOutput) -> None:
         """Write an answer over the pixels."""
         at = self._put(self._body_at(slot), output.features)
-        if output.indices is not None and output.probabilities is not None:
-            at = self._put(self._put(at, output.indices), output.probabilities)
+        at = self._put(self._put(at, output.indices), output.probabilities)
         if output.all_probabilities is not None:
             self._put(at, output.all_probabilities)
 
@@ -134,10 +133,9 @@ class SharedSlots:
         dimensions, at = self.shape.dimensions, self._body_at(slot)
         features = np.frombuffer(self._memory, np.float32, dimensions, at).copy()
         at += 4 * dimensions
-        indices = probabilities = everything = None
-        if classes:
-            indices = np.frombuffer(self._memory, np.int64, classes, at).copy()
-            probabilities = np.frombuffer(self._memory, np.float32, classes, at + 8 * classes).copy()
+        indices = np.frombuffer(self._memory, np.int64, classes, at).copy()
+        probabilities = np.frombuffer(self._memory, np.float32, classes, at + 8 * classes).copy()
+        everything = None
         if all_probabilities:
             at += (8 + 4) * classes
             everything = np.frombuffer(self._memory, np.float32, self.shape.classes, at).copy()

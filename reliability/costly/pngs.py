@@ -74,11 +74,6 @@ def gif(width: int, height: int, *, canvas: tuple[int, int] | None = None, trans
     return b"GIF89a" + screen + control + frame + b";"
 
 
-def rle_bmp(width: int, height: int) -> bytes:
-    """Return a run-length encoded BMP whose rows are one pixel, and the rest left out."""
-    return _bmp(width, height, bits=8, compression=1, pixels=b"\x01\x01\x00\x00" * height)
-
-
 def single_run_bmp(width: int, height: int) -> bytes:
     """Return a run-length encoded BMP of runs of one pixel."""
     return _bmp(width, height, bits=8, compression=1, pixels=(b"\x01\x01" * width + b"\0\0") * height + b"\0\1")

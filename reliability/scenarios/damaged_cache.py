@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 from models.images.samples import Sample, draw, encode
+from reliability.clients import answered
 from reliability.finding import Finding, Scenario
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, serving
@@ -22,7 +23,6 @@ from reliability.wire import CLASSIFY, Address, Connection, post
 _OTHER_MODEL = "mobilenet_v3_small:random"
 _WEIGHTS = "network.bin"
 _SAMPLES: tuple[Sample, ...] = ("clock", "traffic-light", "crossword")
-_OK = 200
 
 
 class _Start(NamedTuple):
@@ -131,9 +131,7 @@ async def _answers(address: Address) -> list[dict[str, float]]:
     answers = []
     async with Connection(address) as connection:
         for sample in _SAMPLES:
-            answer = await connection.answer_to(post(f"{CLASSIFY}?top_k=5", encode(draw(sample), "PNG")))
-            if answer.status != _OK:
-                raise RuntimeError(f"answered with {answer.status}: {answer.body[:200]!r}")
+            answer = await answered(connection, post(f"{CLASSIFY}?top_k=5", encode(draw(sample), "PNG")))
             (result,) = json.loads(answer.body)["results"]
             answers.append(_probabilities(result))
     return answers

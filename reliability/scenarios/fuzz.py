@@ -11,6 +11,7 @@ import uvloop
 from reliability.clients import Clients
 from reliability.counted import documented_statuses
 from reliability.finding import Finding, Scenario
+from reliability.known import format_statuses
 from reliability.mutations import FORMATS, SEED, mutated_images
 from reliability.scale import Scale
 from reliability.serving import NULL_MODEL, Served, Vitals, growth_mb, serving
@@ -41,10 +42,9 @@ def measure(scale: Scale) -> Iterator[Finding]:
     clients = result.clients
     allowed = {status for status in result.documented if status < 500}  # noqa: PLR2004 - of HTTP
     undocumented = {status: count for status, count in clients.statuses.items() if status not in allowed}
-    statuses = ", ".join(f"{status}: {count:,}" for status, count in sorted(clients.statuses.items()))
     yield scenario.finding(
         "each is answered with 2xx or a documented 4xx",
-        f"{statuses}; broken off: {clients.broken}; undocumented: {undocumented or 'none'}",
+        f"{format_statuses(clients.statuses)}; broken off: {clients.broken}; undocumented: {undocumented or 'none'}",
         met=not undocumented and not clients.broken,
     )
     yield scenario.finding("the process survives", "it did" if alive else "it died", met=alive)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 
 from reliability.finding import Finding, Scenario
-from reliability.flooding import flood
+from reliability.flood import flood
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, QUEUE_CAPACITY, growth_mb, serving
 

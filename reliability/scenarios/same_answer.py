@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import random
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -16,13 +15,14 @@ from typing import Any, NamedTuple
 import uvloop
 
 from models.images.samples import Sample, draw, encode
+from reliability.clients import answered
 from reliability.finding import Finding, Scenario
-from reliability.flooding import flood
+from reliability.flood import flood
 from reliability.ledger import Ledger
 from reliability.pictures import draw_pictures
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, Served, serving
-from reliability.wire import CLASSIFY, FEATURES, Address, Answer, Connection, Request, multipart, post
+from reliability.wire import CLASSIFY, FEATURES, Address, Connection, Request, of_files, post
 
 # `eager` is slower and gets fewer, to take no longer.
 _REQUESTS = {"openvino": 10_000, "eager": 2_500}
@@ -55,7 +55,7 @@ class _Mixed(NamedTuple):
     images: Sequence[bytes]
 
     def request(self) -> Request:
-        return post(self.path, self.images[0]) if len(self.images) == 1 else multipart(self.path, self.images)
+        return of_files(self.path, self.images)
 
 
 class _Compared(NamedTuple):
@@ -87,14 +87,10 @@ def _bits(backend: str, requests: int) -> Iterator[Finding]:
     with serving(DEFAULT_MODEL, GRADLESS_BACKEND=backend) as served:
         free = uvloop.run(_compared(served.address, images, round(requests * _COMPARED_SHARE)))
     ledger = fixed.ledger
-    statuses: Counter[int] = Counter()
-    for (_, status), count in ledger.answered.items():
-        statuses[status] += count
     yield scenario.finding(
         "each good image is answered, each bad one refused alone",
         f"{ledger.images['ok']:,} of {fixed.good:,} answered, {ledger.images['bad_image']:,} of {fixed.bad:,} refused; "
-        f"{', '.join(f'{status}: {count:,}' for status, count in sorted(statuses.items()))}, "
-        f"broken off: {ledger.broken.total()}",
+        f"{ledger.statuses()}, broken off: {ledger.broken.total()}",
         met=ledger.images == {"ok": fixed.good, "bad_image": fixed.bad},
     )
     yield scenario.finding(
@@ -151,7 +147,7 @@ async def _compared(address: Address, images: _Images, requests: int) -> _Compar
             for sent in itertools.islice(mixed, most):
                 bad_ones = sum(image in images.bad for image in sent.images)
                 bad, good = bad + bad_ones, good + len(sent.images) - bad_ones
-                answer = await _answer(connection, sent.request(), ledger)
+                answer = await ledger.call(connection, sent.request())
                 if answer is not None and answer.status == 200:  # noqa: PLR2004 - of HTTP
                     results = zip(sent.images, json.loads(answer.body)["results"], strict=True)
                     different += sum(
@@ -169,9 +165,7 @@ async def _alone(address: Address, images: Sequence[bytes]) -> dict[tuple[str, b
     async with Connection(address) as connection:
         for path in _PATHS:
             for image in images:
-                answer = await connection.answer_to(post(path, image))
-                if answer.status != 200:  # noqa: PLR2004 - of HTTP
-                    raise RuntimeError(f"answered with {answer.status}: {answer.body[:200]!r}")
+                answer = await answered(connection, post(path, image))
                 (results[path, image],) = json.loads(answer.body)["results"]
     return results
 
@@ -183,16 +177,3 @@ def _requests(images: _Images, count: int) -> Iterator[_Mixed]:
         each = range(source.randint(1, _MAX_IMAGES))
         kinds = [images.bad if source.random() < _BAD_SHARE else images.good for _ in each]
         yield _Mixed(source.choice(_PATHS), [source.choice(kind) for kind in kinds])
-
-
-async def _answer(connection: Connection, request: Request, ledger: Ledger) -> Answer | None:
-    """Return the answer, or None if the server closed the connection."""
-    ledger.sent[request.route] += 1
-    try:
-        answer = await connection.answer_to(request)
-    except (OSError, EOFError) as error:
-        ledger.broken[type(error).__name__] += 1
-        await connection.close()
-        return None
-    ledger.record(request, answer)
-    return answer

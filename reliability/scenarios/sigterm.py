@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from reliability.finding import Finding, Scenario
 from reliability.grpc_wire import GrpcConnection
-from reliability.known import known_image
+from reliability.known import format_statuses, known_image
 from reliability.pictures import draw_pictures
 from reliability.protocols import INFER, KINDS
 from reliability.scale import Scale
@@ -80,11 +80,12 @@ def _findings(
     lost = sum(one.lost for one in ended)
     yield scenario.finding(
         "no request sent before the signal is lost",
-        f"{before.total():,} answered ({_format_counts(before)}), {lost} lost; sent after it: {_format_counts(after)}",
+        f"{before.total():,} answered ({format_statuses(before)}), {lost} lost; "
+        f"sent after it: {format_statuses(after)}",
         met=not lost and before.keys() <= {200, 503},
     )
     statuses = Counter(one.status for one in ended)
-    yield scenario.finding("the process exits with status 0", _format_counts(statuses), met=statuses.keys() == {0})
+    yield scenario.finding("the process exits with status 0", format_statuses(statuses), met=statuses.keys() == {0})
     seconds = [one.seconds for one in ended]
     yield scenario.finding(
         f"within the drain time of {DRAIN_TIMEOUT_S} s",
@@ -126,7 +127,3 @@ async def _end(served: Served, requests: Sequence[Request], load_s: float) -> _E
         status = await asyncio.to_thread(served.process.wait, DRAIN_TIMEOUT_S + _SPARE_S)
         seconds = perf_counter() - signalled.at
     return _Ended(status, seconds, signalled.before, signalled.lost, signalled.after)
-
-
-def _format_counts(counts: Counter[int]) -> str:
-    return ", ".join(f"{status}: {count:,}" for status, count in sorted(counts.items())) or "none"

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from statistics import median
 
 from reliability.finding import Finding, Scenario
-from reliability.flooding import flood
+from reliability.flood import flood
 from reliability.scale import Scale
 from reliability.serving import DEFAULT_MODEL, Served, serving
 from reliability.wire import Address, Connection

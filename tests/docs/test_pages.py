@@ -13,7 +13,7 @@ import pytest
 from typer.main import get_command
 
 from app.cli import app
-from app.commands.settings import settings_table
+from app.commands.serve import settings_table
 from app.http import problems
 from app.http.problems import TABLE, ClientDisconnectedError, Row
 from app.main import create_app

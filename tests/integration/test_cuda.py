@@ -28,7 +28,7 @@ from models.images.samples import draw, encode
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem, ItemOutput
 from models.interface.request import ImageLimits, InferenceRequest
-from models.interface.telemetry import Telemetry
+from models.interface.telemetry import InstanceId, Telemetry
 from models.loading import catalog
 from models.loading.load import LoadedModel, load
 from models.networks.network import FeaturesAndLogits
@@ -278,7 +278,7 @@ def test_a_batch_that_exceeds_the_device_memory_is_split(engine_of: Callable[...
         engine = engine_of(ModelSpec("wide", "wide", build))
         run = SplittingRun[BatchItem, ItemOutput](
             engine.run,
-            model="wide",
+            instance=InstanceId("wide", "cuda"),
             out_of_memory=memory.ran_out,
             release_memory=lambda: memory.trim(torch.device("cuda")),
             telemetry=Telemetry(),

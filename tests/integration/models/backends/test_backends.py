@@ -321,17 +321,6 @@ def test_buckets_are_the_powers_of_two_and_the_largest_batch(largest: int, sizes
     assert buckets(largest) == sizes
 
 
-def test_auto_is_openvino_on_a_cpu_that_has_it() -> None:
-    assert place("cpu", "fp32", "auto").backend == "openvino"
-
-
-def test_auto_is_eager_where_openvino_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    assert place("cpu", "fp32", "auto").backend == "eager"
-    with pytest.raises(DeviceUnavailableError, match=r"pip install .*\[openvino\]"):
-        place("cpu", "fp32", "openvino")
-
-
 def test_a_precision_that_a_cpu_lacks_is_refused() -> None:
     with pytest.raises(DeviceUnavailableError, match="fp16 is for GPUs"):
         place("cpu", "fp16", "eager")

@@ -1,4 +1,4 @@
-"""int8 is calibrated on the user's own images, kept apart by them, and refused where it cannot be had."""
+"""int8 is calibrated on the user's own images, and kept apart by them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from models.backends import BackendOptions, place
 from models.backends.openvino import OpenVinoBackend
 from models.images.preprocessing import decode_image
 from models.images.samples import draw, encode
-from models.interface.errors import DeviceUnavailableError, StartError
+from models.interface.errors import StartError
 from models.interface.request import ImageLimits
 from models.interface.telemetry import Telemetry
 from models.loading.calibration import Calibration
@@ -109,9 +109,3 @@ def test_a_folder_that_cannot_calibrate_ends_the_start_with_its_name(tiny: Model
     (images / "notes.txt").write_text("taken in May")
     with pytest.raises(StartError, match=r"none of the 1 files in .*images is an image"):
         start(calibration_folder=images)
-
-
-@pytest.mark.parametrize("backend", ["eager", "compiled"])
-def test_int8_is_refused_for_other_backends_with_the_alternatives(backend: str) -> None:
-    with pytest.raises(DeviceUnavailableError, match="use bf16 or fp32"):
-        place("cpu", "int8", backend)

@@ -14,7 +14,6 @@ from app.settings import Settings
 from models import backends
 from models.backends import BACKENDS, BackendOptions, BatchHints, Package, Registration
 from models.backends.backend import Backend
-from models.hardware.placement import Placement
 from models.interface.errors import DeviceUnavailableError
 from models.interface.extras import install_command
 from models.interface.request import NEVER_CANCELLED, CancelToken
@@ -121,6 +120,7 @@ def test_a_backend_whose_package_is_not_installed_is_refused_with_the_command_th
         backends.place("cpu", "fp32", "openvino")
 
 
-def test_int8_is_refused_for_a_backend_that_does_not_compute_in_it() -> None:
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_int8_is_refused_for_a_backend_that_does_not_compute_in_it(backend: str) -> None:
     with pytest.raises(DeviceUnavailableError, match="int8 is for the openvino backend; use bf16 or fp32"):
-        backends.check(Placement(CPU, "int8", "eager"))
+        backends.place("cpu", "int8", backend)

@@ -41,7 +41,6 @@ def test_the_default_model_names_the_drawn_samples(
     [output] = default_engine.run(
         [BatchItem(default_engine.model.transform.shape(image), InferenceRequest("classify", top_k=1))]
     )
-    assert output.indices is not None
     assert default_engine.model.labels[output.indices[0]] == label
 
 
@@ -75,11 +74,6 @@ def test_a_vision_transformer_is_built_for_the_images_that_its_transform_makes(a
     with torch.device("meta"):
         found = architectures.find(architecture)
         assert found.build(None).image_size == found.transform.crop
-
-
-def test_every_listed_name_is_found() -> None:
-    for name in catalog.names():
-        assert catalog.find(name).name == name
 
 
 def test_a_source_is_served_under_the_name_before_it() -> None:

@@ -13,8 +13,8 @@ from models import backends
 from models.hardware.placement import Precision
 from models.images import preprocessing
 from models.images.preprocessing import Transform
-from models.interface.errors import StartError, UnsupportedArchitectureError
-from models.loading.load import LoadedModel, load
+from models.interface.errors import StartError
+from models.loading.load import load
 from models.networks.specs import Classifier, ModelSpec
 
 CPU = backends.place("cpu", "fp32", "eager")
@@ -39,12 +39,6 @@ def test_one_forward_gives_the_logits_of_the_uncut_module_and_the_input_of_its_h
     assert logits.shape == (5, network.classes) == (5, 10)
     assert network.head(features).equal(logits)
     assert whole(images).equal(logits)
-
-
-def test_the_default_models_logits_are_its_head_over_its_features(default_model: LoadedModel) -> None:
-    with torch.no_grad():
-        features, logits = default_model.network(torch.rand(2, 3, 224, 224))
-        assert default_model.network.head(features).equal(logits)
 
 
 def test_the_same_model_has_the_same_fingerprint(tiny: ModelSpec) -> None:
@@ -127,12 +121,6 @@ def test_labels_must_be_as_many_as_classes(tiny: ModelSpec) -> None:
 
     with pytest.raises(StartError, match="10 classes and 9 labels"):
         load(ModelSpec("tiny", "tiny-convnet", build), CPU)
-
-
-def test_a_network_that_goes_on_after_its_last_linear_layer_is_refused(tiny: ModelSpec) -> None:
-    module = nn.Sequential(tiny.build().module, nn.Tanh())
-    with pytest.raises(UnsupportedArchitectureError, match="last linear layer"):
-        load(changed(tiny, module=module), CPU)
 
 
 def test_sizes_count_parameters_and_buffers(tiny: ModelSpec) -> None:

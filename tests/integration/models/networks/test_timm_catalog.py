@@ -1,23 +1,13 @@
-"""timm's models by name: built with their own transforms and labels, weights out of files that hold tensors alone."""
+"""timm's models by name: built with their own transforms and labels."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from urllib.error import URLError
-
-import huggingface_hub
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
 
 from models import backends
-from models.interface.errors import (
-    StartError,
-    UnknownCatalogNameError,
-    UnsupportedArchitectureError,
-    WeightsUnavailableError,
-)
+from models.interface.errors import UnknownCatalogNameError, UnsupportedArchitectureError
 from models.loading import catalog
 from models.loading.load import load
 from models.networks import architectures
@@ -26,21 +16,6 @@ CPU = backends.place("cpu", "fp32", "eager")
 
 # One of timm's own for tests: under half a million parameters.
 NAME = "timm/test_resnet.r160_in1k"
-
-
-@pytest.fixture
-def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of downloaded weights, empty, on a machine without a network."""
-
-    def unreachable(*_args: object, **_options: object) -> None:
-        raise URLError("no route to host")
-
-    folder = tmp_path / "hub" / "checkpoints"
-    folder.mkdir(parents=True)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreachable)
-    return folder
 
 
 def test_the_transform_is_the_evaluation_transform_of_timm() -> None:
@@ -87,66 +62,6 @@ def test_random_weights_are_the_same_every_time_and_leave_the_random_state_alone
     torch.random.set_rng_state(before)
     catalog.find(f"{NAME}:random").build()
     assert torch.random.get_rng_state().equal(before)
-
-
-def test_without_internet_access_the_error_names_the_file_and_its_path(checkpoints: Path) -> None:
-    with pytest.raises(WeightsUnavailableError) as refused:
-        catalog.find(NAME).build()
-    message = str(refused.value)
-    assert "no route to host" in message
-    assert "put https://huggingface.co/timm/test_resnet.r160_in1k/resolve/main/model.safetensors at " in message
-    assert str(checkpoints / "timm--test_resnet.r160_in1k.safetensors") in message
-    assert f"serve {NAME}:random" in message
-    assert "\n" not in message
-
-
-def test_weights_at_that_path_are_served(checkpoints: Path) -> None:
-    state = catalog.find(f"{NAME}:random").build().module.state_dict()
-    published = {name: torch.full_like(tensor, 3) for name, tensor in state.items()}
-    save_file(published, checkpoints / "timm--test_resnet.r160_in1k.safetensors")
-    loaded = catalog.find(NAME).build().module.state_dict()
-    assert loaded.keys() == published.keys()
-    assert all(loaded[name].equal(tensor) for name, tensor in published.items())
-
-
-def test_weights_of_the_hub_are_served_unchanged(
-    checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = catalog.find(f"{NAME}:random").build().module.state_dict()
-    save_file({name: torch.full_like(tensor, 2) for name, tensor in state.items()}, tmp_path / "model.safetensors")
-    calls: list[object] = []
-
-    def download(*args: object, **options: object) -> str:
-        calls.append((*args, options))
-        return str(tmp_path / "model.safetensors")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    loaded = catalog.find(NAME).build().module.state_dict()
-    assert calls == [("timm/test_resnet.r160_in1k", "model.safetensors", {"revision": None})]
-    assert all(bool((tensor == 2).all()) for tensor in loaded.values())
-    assert not list(checkpoints.iterdir())
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"<html>This site is blocked.</html>", b"\x08\0\0\0\0\0\0\0{}"],
-    ids=["empty", "a proxy's page", "of another network"],
-)
-def test_a_file_at_that_path_that_does_not_fit_is_a_start_error(checkpoints: Path, content: bytes) -> None:
-    (checkpoints / "timm--test_resnet.r160_in1k.safetensors").write_bytes(content)
-    with pytest.raises(StartError, match=r"timm--test_resnet\.r160_in1k\.safetensors"):
-        catalog.find(NAME).build()
-
-
-def test_weights_that_have_only_an_address_are_not_unpickled(checkpoints: Path) -> None:
-    class Malicious:
-        def __reduce__(self) -> tuple[object, ...]:
-            return (Path.touch, (checkpoints / "run",))
-
-    torch.save({"state_dict": Malicious()}, checkpoints / "timm--gcvit_tiny.pth")
-    with pytest.raises(WeightsUnavailableError, match=r"gcvit_tiny_224_nvidia-ac783954\.pth at "):
-        catalog.find("timm/gcvit_tiny").build()
-    assert not (checkpoints / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.offline.identity import JobIdentity
 from models.offline.rows import Columns, Rows
 from models.ray_data.stages import chunk_files
 from models.ray_data.storage import Results
@@ -15,20 +14,7 @@ from models.ray_data.storage import Results
 # Ray splits blocks above 1.5 times this size.
 RAY_BLOCK_BYTES = 128 * 2**20
 
-ASKED = JobIdentity(
-    "features",
-    "tiny",
-    "0" * 16,
-    top_k=0,
-    batch_size=2,
-    max_image_bytes=100,
-    max_image_pixels=100,
-    max_aspect_ratio=50,
-    max_decode_seconds=1,
-    max_decode_bytes=100,
-    files=4,
-    files_digest="f" * 16,
-)
+ASKED = {"task": "features", "fingerprint": "0" * 16, "files": 4}
 COLUMNS = Columns("features", "tiny", "0" * 16, (), dimensions=2, top_k=0)
 STATES = np.zeros((4, 2), dtype=np.int64)
 

@@ -27,8 +27,8 @@ def test_rows_are_read_in_order_for_any_row_groups(tmp_path: Path) -> None:
     pieces = list(file)
 
     assert (file.rows, file.dimensions, file.model, file.fingerprint) == (4, 2, "m", "f")
-    assert [path for piece in pieces for path in piece.paths] == list("abcd")
-    assert np.concatenate([piece.vectors for piece in pieces]).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert [path for paths, _ in pieces for path in paths] == list("abcd")
+    assert np.concatenate([vectors for _, vectors in pieces]).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 @pytest.mark.parametrize(
@@ -74,5 +74,5 @@ def test_pieces_of_large_vectors_have_few_rows(tmp_path: Path, dimensions: int, 
 
     pieces = list(FeaturesFile(tmp_path / "f.parquet"))
 
-    assert [path for piece in pieces for path in piece.paths] == table["path"].to_pylist()
-    assert all(piece.vectors.nbytes <= 16 * 2**20 or len(piece.paths) == 1 for piece in pieces)
+    assert [path for paths, _ in pieces for path in paths] == table["path"].to_pylist()
+    assert all(found.nbytes <= 16 * 2**20 or len(paths) == 1 for paths, found in pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import queue
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -90,7 +91,7 @@ async def _until_readyz_is(status: int, client: httpx2.AsyncClient) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_forward_that_hangs_fails_its_requests_and_the_restarted_model_answers_the_next(
+async def test_while_a_forward_hangs_requests_fail_and_the_restarted_model_answers_the_next(
     over_http: StartOverHttp,
     hanging: ModelSpec,
     released: threading.Event,
@@ -100,7 +101,9 @@ async def test_a_forward_that_hangs_fails_its_requests_and_the_restarted_model_a
         before = await client.post("/v1/classify", content=clock_jpeg)
         released.clear()
         # One in the forward, others behind it.
-        failed = await asyncio.gather(*(client.post("/v1/classify", content=clock_jpeg) for _ in range(3)))
+        requests = [asyncio.create_task(client.post("/v1/classify", content=clock_jpeg)) for _ in range(3)]
+        await _until_readyz_is(503, client)
+        failed = await asyncio.gather(*requests)
         await _until_readyz_is(200, client)
         after = await client.post("/v1/classify", content=clock_jpeg)
         exposition = (await client.get("/metrics")).text
@@ -112,17 +115,6 @@ async def test_a_forward_that_hangs_fails_its_requests_and_the_restarted_model_a
     # Its fingerprint is another: the first instance has one module more.
     assert after.json()["results"] == before.json()["results"]
     assert re.search(r'^gradless_model_replacements_total\{model="tiny"\} 1\.0$', exposition, re.MULTILINE)
-
-
-async def test_while_a_model_hangs_the_service_is_not_ready(
-    over_http: StartOverHttp, hanging: ModelSpec, released: threading.Event, clock_jpeg: bytes
-) -> None:
-    async with over_http(hanging, forward_timeout_s=_IMPATIENT_S) as client:
-        released.clear()
-        pending = asyncio.create_task(client.post("/v1/classify", content=clock_jpeg))
-        await _until_readyz_is(503, client)
-        assert (await pending).status_code == 503
-        await _until_readyz_is(200, client)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -161,64 +153,43 @@ async def test_a_model_that_has_lost_one_batch_thread_is_restarted(
         assert len(_batcher_threads()) == len(before)
 
 
+@pytest.mark.parametrize(
+    ("fault", "load_timeout_s", "reason"),
+    [("gone", 600.0, "its file is gone"), ("hangs", 0.3, "tiny had not loaded after 0.3 s")],
+)
 async def test_the_service_shuts_down_with_the_reason_if_a_model_cannot_be_restarted(
-    hanging: ModelSpec, released: threading.Event, built: list[str], clock_jpeg: bytes
-) -> None:
-    def build() -> Classifier:
-        if built:
-            raise StartError("its file is gone")
-        return hanging.build()
-
-    reasons: list[str] = []
-    called = threading.Event()
-
-    def shut_down(reason: str) -> None:
-        reasons.append(reason)
-        called.set()
-
-    spec = ModelSpec("tiny", "tiny-convnet", build)
-    options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S)
-    serving = LocalRuntime(options, Telemetry(), shut_down)
-    released.clear()
-    try:
-        with pytest.raises(ModelDownError):
-            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
-        assert await asyncio.to_thread(called.wait, _PATIENCE_S)
-        assert "cannot be restarted: StartError: its file is gone" in reasons[0]
-        assert not serving.ready
-        with pytest.raises(ModelDownError):
-            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
-    finally:
-        released.set()
-        serving.close(timeout_s=10)
-
-
-async def test_a_restart_that_hangs_fails_after_the_load_timeout(
-    hanging: ModelSpec, released: threading.Event, built: list[str], clock_jpeg: bytes
+    hanging: ModelSpec,
+    released: threading.Event,
+    built: list[str],
+    clock_jpeg: bytes,
+    fault: str,
+    load_timeout_s: float,
+    reason: str,
 ) -> None:
     disk = threading.Event()
 
     def build() -> Classifier:
+        if built and fault == "gone":
+            raise StartError("its file is gone")
         if built:
             assert disk.wait(_PATIENCE_S)
         return hanging.build()
 
-    reasons: list[str] = []
-    called = threading.Event()
-
-    def shut_down(reason: str) -> None:
-        reasons.append(reason)
-        called.set()
-
+    reasons: queue.Queue[str] = queue.Queue()
     spec = ModelSpec("tiny", "tiny-convnet", build)
-    options = ServingOptions(models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, load_timeout_s=0.3)
-    serving = LocalRuntime(options, Telemetry(), shut_down)
+    options = ServingOptions(
+        models=[spec], backend="eager", forward_timeout_s=_IMPATIENT_S, load_timeout_s=load_timeout_s
+    )
+    serving = LocalRuntime(options, Telemetry(), reasons.put)
     released.clear()
     try:
         with pytest.raises(ModelDownError):
             await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
-        assert await asyncio.to_thread(called.wait, _PATIENCE_S)
-        assert "cannot be restarted: StartError: tiny had not loaded after 0.3 s" in reasons[0]
+        found = await asyncio.to_thread(reasons.get, timeout=_PATIENCE_S)
+        assert f"cannot be restarted: StartError: {reason}" in found
+        assert not serving.ready
+        with pytest.raises(ModelDownError):
+            await serving.predict(None, InferenceRequest("classify", [clock_jpeg], top_k=1))
     finally:
         disk.set()
         released.set()

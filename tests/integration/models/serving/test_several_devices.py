@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from models.interface.errors import ModelDownError
 from models.interface.request import InferenceRequest
 from models.interface.results import Prediction
-from models.interface.telemetry import Telemetry
+from models.interface.telemetry import BatchReport, Telemetry
 from models.networks.specs import ModelSpec
+from models.scheduling.batcher import Batcher
 from models.serving.runtime import LocalRuntime, ServingOptions
+from models.serving.served_model import _LeastLoaded
 
 pytestmark = pytest.mark.anyio
 
@@ -50,3 +55,24 @@ async def test_an_image_goes_to_the_device_that_has_the_fewest(
     assert len({result.classes[0].index for result in results}) == 1
     assert serving.cards["tiny"].device == "cpu:0,cpu"
     assert list(serving.devices()) == ["cpu:0", "cpu"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_image_goes_to_no_device_whose_batcher_has_lost_a_thread() -> None:
+    def end_the_thread(_: BatchReport) -> None:
+        raise SystemExit
+
+    def run(items: Sequence[Any]) -> Sequence[Any]:
+        return items
+
+    dead: Batcher[Any, Any] = Batcher(run, name="m", on_batch=end_the_thread)
+    alive: Batcher[Any, Any] = Batcher(run, name="m")
+    dead.submit("first").result(_PATIENCE_S)
+    dead._threads[0].join(_PATIENCE_S)  # noqa: SLF001 - the batcher does not report its end
+    queue = _LeastLoaded([dead, alive])
+
+    assert queue.submit("second").result(_PATIENCE_S).result == "second"  # type: ignore[arg-type]
+    for batcher in (dead, alive):
+        batcher.abandon(lambda: ModelDownError("m"))
+    with pytest.raises(ModelDownError):
+        queue.submit("third")  # type: ignore[arg-type]

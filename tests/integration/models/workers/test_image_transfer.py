@@ -7,7 +7,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from models.workers.messages import Answers
 from models.workers.shared_slots import SharedSlots, SlotCancelToken, SlotShape
 
 _TIMEOUT_S = 30
+_NO_CLASSES: Any = np.empty(0)
 _SHAPE = SlotShape(workers=2, each=4, side=2, dimensions=1, classes=0)
 
 
@@ -48,7 +49,7 @@ class _Engine:
         self.sizes.append(len(items))
         self.entered.set()
         assert self.gate.wait(_TIMEOUT_S)
-        return [ItemOutput(np.array([first], np.float32), None, None, finite=True) for first in firsts]
+        return [ItemOutput(np.array([first], np.float32), _NO_CLASSES, _NO_CLASSES, finite=True) for first in firsts]
 
 
 class _Worker:

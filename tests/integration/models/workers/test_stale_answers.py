@@ -38,6 +38,7 @@ from models.workers.worker_runtime import WorkerRuntime
 pytestmark = pytest.mark.anyio
 
 _TIMEOUT_S = 30
+_NO_CLASSES: Any = np.empty(0)
 _REPORT = BatchReport(InstanceId("tiny", "cpu"), 1, "idle", 0.0, 0.1, 0.1, 0)
 
 
@@ -109,7 +110,7 @@ class _Engine:
 
     def answer(self, submitted: _Submission, feature: float) -> Answers:
         """Write the answer into the slot. Return the message for the worker."""
-        output = ItemOutput(np.array([feature], np.float32), None, None, finite=True)
+        output = ItemOutput(np.array([feature], np.float32), _NO_CLASSES, _NO_CLASSES, finite=True)
         self.slots[submitted.version].write(submitted.slot, output)
         return Answers(submitted.version, _REPORT, [(submitted.slot, submitted.generation, (0, 0.0, True))])
 

@@ -95,20 +95,6 @@ def test_a_cancelled_item_no_longer_counts_as_the_oldest(
     assert batcher.oldest_age_seconds() == 0
 
 
-def test_a_cancelled_item_does_not_affect_its_batch(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher()
-    batcher.submit(1)
-    device.wait_until_busy()
-    before, leaving, after = (batcher.submit(item) for item in (2, 3, 4))
-
-    leaving.cancel()
-    device.open()
-
-    assert before.result(_PATIENCE_S).result == 20
-    assert after.result(_PATIENCE_S).result == 40
-    assert leaving.cancelled()
-
-
 def test_the_next_item_takes_the_place_of_a_cancelled_one_in_the_batch(
     new_batcher: NewBatcher, device: GatedDevice
 ) -> None:

@@ -46,20 +46,6 @@ def test_items_that_arrive_while_the_device_is_busy_form_the_next_batch(
     assert batcher.depth == 0
 
 
-def test_a_batch_is_never_larger_than_its_limit_and_keeps_the_order(
-    new_batcher: NewBatcher, device: GatedDevice
-) -> None:
-    batcher = new_batcher(max_batch_size=3)
-    batcher.submit(0)
-    device.wait_until_busy()
-
-    futures = [batcher.submit(item) for item in range(1, 8)]
-    device.open()
-
-    assert [future.result(_PATIENCE_S).result for future in futures] == [10, 20, 30, 40, 50, 60, 70]
-    assert device.batches == [[0], [1, 2, 3], [4, 5, 6], [7]]
-
-
 def test_a_result_has_its_queue_seconds_and_its_batch(
     new_batcher: NewBatcher, device: GatedDevice, clock: list[float]
 ) -> None:

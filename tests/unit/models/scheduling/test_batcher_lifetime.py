@@ -1,4 +1,4 @@
-"""The batcher from prepare to close or abandon: it starts or raises the reason, and answers every accepted item."""
+"""The batcher until its close or abandon: it answers every accepted item."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from models.interface.errors import DrainingError, GradlessError, ModelDownError, WarmUpError
+from models.interface.errors import DrainingError, ModelDownError
 from models.scheduling.batcher import Batcher
 
 if TYPE_CHECKING:
@@ -18,57 +18,6 @@ if TYPE_CHECKING:
 _PATIENCE_S = 30
 
 NewBatcher = Callable[..., Batcher[Any, Any]]
-
-
-def test_wait_until_ready_raises_the_error_of_prepare(new_batcher: NewBatcher) -> None:
-    def prepare() -> None:
-        raise WarmUpError("m", "not finite")
-
-    batcher = new_batcher(prepare=prepare)
-
-    with pytest.raises(WarmUpError, match="not finite"):
-        batcher.wait_until_ready()
-    assert not batcher.alive
-    with pytest.raises(DrainingError):
-        batcher.submit(1)
-
-
-def test_a_batcher_is_ready_once_prepare_has_returned(new_batcher: NewBatcher) -> None:
-    preparing, go_on, ready = threading.Event(), threading.Event(), threading.Event()
-
-    def prepare() -> None:
-        preparing.set()
-        go_on.wait(_PATIENCE_S)
-
-    def await_ready() -> None:
-        batcher.wait_until_ready()
-        ready.set()
-
-    batcher = new_batcher(prepare=prepare)
-    with ThreadPoolExecutor(1) as threads:
-        threads.submit(await_ready)
-        assert preparing.wait(_PATIENCE_S)
-        assert not ready.is_set()
-        go_on.set()
-        assert ready.wait(_PATIENCE_S)
-
-    assert batcher.alive
-
-
-def test_an_item_accepted_before_prepare_failed_is_answered_with_an_error(new_batcher: NewBatcher) -> None:
-    go_on = threading.Event()
-
-    def prepare() -> None:
-        go_on.wait(_PATIENCE_S)
-        raise WarmUpError("m", "not finite")
-
-    batcher = new_batcher(prepare=prepare)
-    accepted = batcher.submit(1)
-    go_on.set()
-    assert batcher.close(_PATIENCE_S)
-
-    assert accepted.done()
-    assert isinstance(accepted.exception(), GradlessError)
 
 
 def test_a_closing_batcher_answers_accepted_items_and_refuses_new_ones(
@@ -164,10 +113,6 @@ def test_items_of_one_submitter_keep_their_order_among_those_of_others(new_batch
         assert [item for origin, item in ran if origin == submitter] == list(range(each))
 
 
-if TYPE_CHECKING:
-    from tests.unit.conftest import GatedDevice
-
-
 def _down() -> ModelDownError:
     return ModelDownError("m")
 
@@ -178,16 +123,6 @@ def batcher(device: GatedDevice) -> Iterator[Batcher[int, int]]:
     yield made
     device.open()
     assert made.close(_PATIENCE_S)
-
-
-def test_running_and_queued_items_each_have_their_own_error(batcher: Batcher[int, int], device: GatedDevice) -> None:
-    running = batcher.submit(1)
-    device.wait_until_busy()
-    waiting = [batcher.submit(item) for item in (2, 3, 4)]
-    batcher.abandon(_down)
-    errors = [future.exception(_PATIENCE_S) for future in (running, *waiting)]
-    assert all(isinstance(error, ModelDownError) for error in errors)
-    assert len(set(map(id, errors))) == 4
 
 
 def test_the_results_of_an_abandoned_forward_are_dropped_and_its_thread_ends(

@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from time import perf_counter
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from models.interface.errors import DrainingError, ModelDownError
+from models.interface.errors import ModelDownError
 from models.scheduling.batcher import Batcher
 
 if TYPE_CHECKING:
@@ -118,19 +119,6 @@ def test_no_more_batches_run_than_max_in_flight(new_batcher: NewBatcher, device:
     assert sorted(future.result(_PATIENCE_S).result for future in futures) == [0, 10, 20]
 
 
-def test_an_item_of_a_batch_that_has_not_started_can_be_cancelled(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
-    batcher.submit(1)
-    device.wait_until_busy()
-    assert batcher.submit(2).cancel()
-    stays = batcher.submit(3)
-    device.finish_one()
-    device.wait_until_busy()
-    device.finish_one()
-    stays.result(_PATIENCE_S)
-    assert device.batches == [[1], [3]]
-
-
 def test_the_forward_time_of_a_queued_batch_starts_when_the_previous_batch_ends() -> None:
     begun, finish = threading.Semaphore(0), {item: threading.Event() for item in (1, 2)}
 
@@ -218,14 +206,6 @@ def test_items_of_both_batches_each_have_their_own_error_when_the_batcher_is_aba
     assert len(set(map(id, errors))) == 4
 
 
-def test_accepted_items_are_answered_when_the_batcher_closes(new_batcher: NewBatcher, device: GatedDevice) -> None:
-    batcher = new_batcher(max_in_flight=2, max_batch_size=2)
-    futures = [batcher.submit(item) for item in range(5)]
-    device.open()
-    assert batcher.close(_PATIENCE_S)
-    assert [future.result().result for future in futures] == [0, 10, 20, 30, 40]
-
-
 def test_one_thread_forms_a_delayed_batch() -> None:
     batches: list[list[int]] = []
 
@@ -241,14 +221,13 @@ def test_one_thread_forms_a_delayed_batch() -> None:
 
 
 def test_another_thread_runs_the_full_batch_that_is_left_after_a_delayed_one(
-    new_batcher: NewBatcher, device: GatedDevice
+    new_batcher: NewBatcher, device: GatedDevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepared = threading.Event()
-    batcher = new_batcher(max_in_flight=2, max_batch_size=2, max_wait_s=_PATIENCE_S, prepare=prepared.wait)
     changed = _OtherThreadChecksFirst()
-    batcher._changed = changed  # noqa: SLF001 - otherwise the kernel decides which thread gets the lock first
-    prepared.set()
-    batcher.wait_until_ready()
+    # Otherwise the kernel decides which thread gets the lock first.
+    patched = SimpleNamespace(Condition=lambda: changed, Thread=threading.Thread)
+    monkeypatch.setattr("models.scheduling.batcher.threading", patched)
+    batcher = new_batcher(max_in_flight=2, max_batch_size=2, max_wait_s=_PATIENCE_S)
     batcher.submit(0)
     assert changed.forming.wait(_PATIENCE_S)
     with changed:
@@ -292,7 +271,6 @@ def test_the_batch_threads_are_prepared_one_after_another() -> None:
         inside.release()
 
     batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", max_in_flight=2, prepare=prepare)
-    batcher.wait_until_ready()
     assert len(set(threads)) == len(threads) == 2
     assert batcher.close(_PATIENCE_S)
 
@@ -315,18 +293,15 @@ def test_the_started_threads_end_if_another_cannot_start(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
-def test_the_batcher_closes_if_one_thread_cannot_be_prepared(fails_at: int) -> None:
-    calls: list[int] = []
+def test_the_error_of_a_thread_that_cannot_be_prepared_is_raised_and_the_others_end(fails_at: int) -> None:
+    prepared: list[threading.Thread] = []
 
     def prepare() -> None:
-        calls.append(1)
-        if len(calls) == fails_at:
+        prepared.append(threading.current_thread())
+        if len(prepared) == fails_at:
             raise LookupError("no such device")
 
-    batcher: Batcher[int, int] = Batcher(lambda items: items, name="m", max_in_flight=2, prepare=prepare)
-    with pytest.raises(LookupError):
-        batcher.wait_until_ready()
-    with pytest.raises(DrainingError):
-        batcher.submit(1)
-    assert batcher.close(_PATIENCE_S)
-    assert len(calls) == fails_at
+    with pytest.raises(LookupError, match="no such device"):
+        Batcher(lambda items: items, name="m", max_in_flight=2, prepare=prepare)
+    assert len(prepared) == fails_at
+    assert not any(thread.is_alive() for thread in prepared)

@@ -50,8 +50,7 @@ class _Device:
 def _splitting(device: _Device, counts: _Counts) -> SplittingRun[int, int]:
     return SplittingRun(
         device.run,
-        model="m",
-        device="cpu",
+        instance=_INSTANCE,
         out_of_memory=lambda error: isinstance(error, MemoryError),
         release_memory=device.release,
         telemetry=counts,
@@ -104,7 +103,7 @@ def test_other_errors_are_raised() -> None:
         raise ValueError("something else")
 
     make: Callable[[], SplittingRun[int, int]] = lambda: SplittingRun(  # noqa: E731
-        fail, model="m", device="cpu", out_of_memory=lambda _: False, release_memory=lambda: None, telemetry=_Counts()
+        fail, instance=_INSTANCE, out_of_memory=lambda _: False, release_memory=lambda: None, telemetry=_Counts()
     )
     with pytest.raises(ValueError, match="something else"):
         make()([1])
