@@ -16,9 +16,35 @@ from models.images.samples import draw, encode
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
 
 
+CODE = """
+from torch import nn
+
+
+def build(num_classes=10):
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 64, 3, stride=2),
+        nn.BatchNorm2d(64), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, num_classes),
+    )
+"""
+TOML = """
+architecture = "net:build"
+weights = "random"
+[transform]
+resize = 36
+crop = 32
+interpolation = "bilinear"
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+"""
+
+
 @pytest.fixture
-def source(make_model: Callable[..., Path], tmp_path: Path) -> Path:
-    return make_model(tmp_path / "source")
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "net.py").write_text(CODE)
+    (folder / "model.toml").write_text(TOML)
+    return folder
 
 
 @pytest.fixture
