@@ -4,9 +4,8 @@ Without FILE, the files are those of reliability.costly and ordinary ones. A for
 each file twice, unless the prediction exceeds 8 s. Prints the CPU seconds (the less of the two), the growth of resident
 memory, the predictions and the ratios.
 
-Ends with status 1 if a decode cost more than predicted, because the constants of models/images/format_costs.py and
-formats.py must be upper bounds. Files whose header does not tell their cost are exempt: the limits of the decoder
-process stop those.
+Ends with status 1 if a decode cost more than predicted, because the constants in models/images/ must be upper bounds.
+Files whose header does not tell their cost are exempt: the limits of the decoder process stop those.
 """
 
 from __future__ import annotations
@@ -22,16 +21,19 @@ from pathlib import Path
 from time import process_time
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 
+from models.images.costs import DecodeCost
 from models.images.decode import decode_strips, ignore_pillow_warnings
-from models.images.formats import DecodeCost, predict_cost
+from models.images.formats import predict_cost
 from models.images.preprocessing import pixels_needed
 from models.interface.errors import ImageError
 from models.interface.request import ImageLimits
 from models.loading import catalog
 from reliability.costly import CORPUS
+from reliability.profiles import of_tables
 
 _NO_LIMITS = ImageLimits(max_decode_seconds=1e9, max_decode_bytes=2**60)
 _LONGEST_S = 8.0
@@ -69,10 +71,18 @@ def _ordinary() -> dict[str, Callable[[], bytes]]:
     picture = Image.effect_noise((4000, 3000), 60).convert("RGB")
     # Written in seconds, not in minutes.
     fast: dict[str, dict[str, object]] = {"AVIF": {"speed": 10}, "HEIF": {"enc_params": {"preset": "ultrafast"}}}
-    return {
+    files: dict[str, Callable[[], bytes]] = {
         f"noise-12-MP.{name.lower()}": partial(_encoded, picture, name, fast.get(name, {}))
         for name in ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "AVIF", "HEIF")
     }
+    for mode in ("RGB", "CMYK"):
+        tables = of_tables(np.random.default_rng(0).uniform(0, 100, (24,) * len(mode) + (3,)))
+        options = {"icc_profile": tables}
+        files |= {
+            f"noise-12-MP-{mode}-tables.{name.lower()}": partial(_encoded, picture.convert(mode), name, options)
+            for name in ("JPEG", "TIFF")
+        }
+    return files
 
 
 def _encoded(picture: Image.Image, image_format: str, options: Mapping[str, object]) -> bytes:

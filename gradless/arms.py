@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from gradless import memory
 from gradless.records import ArmName
+from gradless.retained import bytes_of
 
 _MODES: dict[ArmName, Callable[[], AbstractContextManager[object]]] = {
     "grad": torch.enable_grad,
@@ -48,8 +49,7 @@ class Inputs:
             times = -(-size // self.size)
             return (tensor.repeat(times, *[1] * (tensor.dim() - 1)) if times > 1 else tensor)[:size]
 
-        args, kwargs, pixels = tree_map_only(torch.Tensor, resize, (self.args, dict(self.kwargs), self.pixels))
-        return Inputs(size, args, kwargs, pixels)
+        return self._with(resize, size)
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -58,12 +58,15 @@ class Inputs:
 
     @property
     def nbytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tensors)
+        return sum(map(bytes_of, self.tensors))
 
     def copied(self) -> Inputs:
         """Return the same with tensors of its own."""
-        args, kwargs, pixels = tree_map_only(torch.Tensor, torch.clone, (self.args, dict(self.kwargs), self.pixels))
-        return Inputs(self.size, args, kwargs, pixels)
+        return self._with(torch.clone, self.size)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor], size: int) -> Inputs:
+        args, kwargs, pixels = tree_map_only(torch.Tensor, change, (self.args, dict(self.kwargs), self.pixels))
+        return Inputs(size, args, kwargs, pixels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +135,7 @@ class Subject:
 
     @property
     def weight_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in (*self.network.parameters(), *self.network.buffers()))
+        return sum(map(bytes_of, (*self.network.parameters(), *self.network.buffers())))
 
 
 def subject_with(network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Subject, int]:
@@ -170,7 +173,9 @@ def arm_of(name: ArmName, subject: Subject) -> Arm:
                 raise ValueError("the network is not served")
             return subject.served
         case "frozen":
-            network = copy_of(subject.network)
+            # Under no_grad, since the parameters of a copied scripted module would be no leaves.
+            with torch.no_grad():
+                network = copy_of(subject.network)
             # Scripted modules have no requires_grad_().
             for parameter in network.parameters():
                 parameter.requires_grad_(False)
@@ -199,6 +204,9 @@ def copy_of(network: nn.Module, *, weights: bool = False) -> nn.Module:
     if not weights:
         for parameter in network.parameters():
             memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    # Copied outside inference_mode they would become ordinary tensors, which work where these fail.
+    with torch.inference_mode():
+        memo |= {id(buffer): buffer.clone() for buffer in network.buffers() if buffer.is_inference()}
     try:
         return copy.deepcopy(network, dict(memo))
     except Exception:  # noqa: BLE001 - an attribute's copying may raise anything

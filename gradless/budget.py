@@ -5,15 +5,17 @@ The same figures give the largest batch that fits into free memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 
-from gradless.arms import Arm, Subject
+import torch
+
+from gradless.arms import Arm, Subject, tensors_in
 from gradless.errors import ComparisonTooLargeError
 from gradless.memory import recorded_peak, synchronize
-from gradless.records import ArmName, ComparisonOptions, LargestBatch
+from gradless.records import ArmName, ComparisonOptions, LargestBatch, SweepPoint
 
 # Share of free memory that a comparison may use; serving continues meanwhile.
 ALLOWED_SHARE = 3 / 4
@@ -37,11 +39,14 @@ _WITHOUT_GRADIENTS: tuple[ArmName, ...] = ("inference_mode", "no_grad", "set_gra
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A forward of a small batch. `peak_bytes` is None if PyTorch cannot measure it; `seconds` is a median."""
+    """A forward of a small batch. `peak_bytes` is None if PyTorch cannot measure it; `seconds` is a median.
+
+    `answer_bytes` are those of its answer where answers are compared, in at least 4 bytes an element."""
 
     batch_size: int
     peak_bytes: int | None
     seconds: float
+    answer_bytes: int = 0
 
 
 def run_trial(arm: Arm, subject: Subject, check: Callable[[], object]) -> Trial:
@@ -66,7 +71,9 @@ def _run_trial(arm: Arm, subject: Subject, size: int, check: Callable[[], object
         arm.forward(inputs)
     check()
     with subject.lock, recorded_peak(subject.device, arm.memory_note, subject.reset_peak) as recording:
-        arm.forward(inputs)
+        answer = tensors_in(subject.answer(arm.forward(inputs)))
+    answer_bytes = _answer_bytes(answer) if subject.device.type == "cpu" else 0
+    del answer
     seconds: list[float] = []
     while len(seconds) < _TRIAL_FORWARDS and sum(seconds) < _TRIAL_SECONDS:
         check()
@@ -75,7 +82,12 @@ def _run_trial(arm: Arm, subject: Subject, size: int, check: Callable[[], object
             arm.forward(inputs)
             synchronize(subject.device)
             seconds.append(perf_counter() - started_at)
-    return Trial(size, recording.peak.bytes, median(seconds))
+    return Trial(size, recording.peak.bytes, median(seconds), answer_bytes)
+
+
+def _answer_bytes(answer: list[torch.Tensor]) -> int:
+    dense = [tensor for tensor in answer if tensor.layout is torch.strided]
+    return sum(tensor.numel() * max(4, tensor.element_size()) for tensor in dense)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +99,15 @@ class Prediction:
     weight_bytes: int
 
     def needed_bytes(self, batch_size: int) -> float:
-        """Predict the peak. Activations and inputs grow with the batch.
+        """Predict the peak. Activations, inputs and answers grow with the batch.
 
-        The copy in train mode adds the weights once, and the gradients of the backward pass add them again.
+        The answers of all arms are held, and comparing two takes up to three more. The copies in train mode, of the
+        batch and of the sweep, add the weights twice, and the gradients of the backward pass add them again.
         """
-        per_image = max(((trial.peak_bytes or 0) / trial.batch_size for trial in self.trials.values()), default=0.0)
-        return batch_size * (per_image + self.input_bytes) + 2 * self.weight_bytes
+        trials = self.trials.values()
+        peak = max(((trial.peak_bytes or 0) / trial.batch_size for trial in trials), default=0.0)
+        answer = max((trial.answer_bytes / trial.batch_size for trial in trials), default=0.0)
+        return batch_size * (peak + self.input_bytes + (len(trials) + 3) * answer) + 3 * self.weight_bytes
 
     def forward_seconds(self, batch_size: int) -> float:
         """Predict the time of the slowest arm's forward."""
@@ -116,22 +131,20 @@ class Prediction:
         if (seconds := self.least_seconds(options.batch_size)) > MAX_SECONDS:
             raise ComparisonTooLargeError(options.batch_size, "seconds", seconds, MAX_SECONDS)
 
-    def largest_batch(
-        self, peaks: Mapping[int, Mapping[ArmName, int | None]], free_bytes: int | None
-    ) -> LargestBatch | None:
-        """Return the largest batches that fit into `free_bytes`, given the peaks of the arms at each batch size.
+    def largest_batch(self, points: Iterable[SweepPoint], free_bytes: int | None) -> LargestBatch | None:
+        """Return the largest batches that fit into `free_bytes`, given the peaks of the arms at some batch sizes.
 
         The largest size at which both arms were measured counts, and a smaller one of each: every image adds the same.
         None if the free memory is unknown, or no forward with gradients or none without was measured.
         """
         if free_bytes is None:
             return None
-        for size in sorted(peaks, reverse=True):
-            known = {arm: peak for arm, peak in peaks[size].items() if peak is not None}
+        for point in sorted(points, key=lambda point: point.batch_size, reverse=True):
+            known = {arm.arm: arm.peak_bytes for arm in point.arms if arm.peak_bytes is not None}
             without = next((arm for arm in _WITHOUT_GRADIENTS if arm in known), None)
             if "grad" in known and without is not None:
-                grad_fits = self._fitting("grad", known["grad"], size, free_bytes)
-                without_fits = self._fitting(without, known[without], size, free_bytes)
+                grad_fits = self._fitting("grad", known["grad"], point.batch_size, free_bytes)
+                without_fits = self._fitting(without, known[without], point.batch_size, free_bytes)
                 if grad_fits is not None and without_fits is not None:
                     return LargestBatch(free_bytes, _two_digits(grad_fits), _two_digits(without_fits))
         return None

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from gradless.arms import Arm, Inputs, Subject, arm_of, subject_with
+from gradless.arms import Subject, arm_of, subject_with
 from gradless.budget import Prediction, Trial, run_trial
 from gradless.errors import ComparisonCancelledError
-from gradless.measuring import (
-    ComparisonProgress,
-    Measured,
-    Measuring,
-    isolate_failure,
-)
+from gradless.measuring import ComparisonProgress, Measured, Measuring, isolate_failure
 from gradless.memory import prepare_profiler
 from gradless.outputs import train_facts, try_backward
 from gradless.records import (
     ARMS,
     ArmName,
+    Backward,
     Comparison,
     ComparisonOptions,
     LeftOut,
     ModuleRetained,
     SweepPoint,
     SweptArm,
+    TrainFacts,
 )
 from gradless.sentences import sentences
 
@@ -42,13 +39,15 @@ _UNSERVED: tuple[ArmName, ...] = tuple(name for name in ARMS if name != "served"
 
 _SWEEP_ROUNDS = 3
 
+Item = TypeVar("Item")
+
 
 def compare(
     network: nn.Module,
     *args: Any,
-    arms: tuple[ArmName, ...] = _UNSERVED,
+    arms: ArmName | Iterable[ArmName] = _UNSERVED,
     iterations: int = 12,
-    sweep: tuple[int, ...] = (),
+    sweep: Iterable[int] = (),
     modules: bool = True,
     seconds: float = 60.0,
     force: bool = False,
@@ -57,23 +56,40 @@ def compare(
     """Compare the arms on any network in eval mode, called as `network(*args, **kwargs)`, on its device.
 
     Arguments may be tensors, and tuples, lists and dicts of them. The first dimension of the first one is the batch;
-    other batch sizes cut or repeat every tensor that has it. The options are those of ComparisonOptions.
+    other batch sizes cut or repeat every tensor that has it. The options are those of ComparisonOptions, and never
+    arguments of the network.
 
     Network and arguments are not changed. A compiled network is not supported: the hooks would compile it again.
     Raises ValueError for a network in train mode and for an unknown arm, TypeError without a tensor, RuntimeError while
     a profiler runs, ComparisonTooLargeError, and what a forward raises if no arm can run.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"network: a torch.nn.Module is needed, not a {type(network).__name__}")
     if any(module.training for module in network.modules()):
         raise ValueError("the network is in train mode, where comparing it would change it; call eval() first")
+    arms = (arms,) if isinstance(arms, str) else _items("arms", arms, "('grad', 'no_grad')")
     if wrong := [name for name in arms if name not in _UNSERVED]:
         raise ValueError(f"there is no arm {wrong[0]!r} here; there is {', '.join(_UNSERVED)}")
     subject, size = subject_with(network, args, kwargs)
     options = ComparisonOptions(
-        arms=arms, batch_size=size, iterations=iterations, sweep=sweep, modules=modules, seconds=seconds, force=force
+        arms=arms,
+        batch_size=size,
+        iterations=iterations,
+        sweep=_items("sweep", sweep, "(1, 2, 4)"),
+        modules=modules,
+        seconds=seconds,
+        force=force,
     )
     # Not in `run_comparison`: other threads of a server draw from the random states of the process.
     with _random_states_restored():
         return run_comparison(subject, options, ComparisonProgress())
+
+
+def _items(option: str, given: Iterable[Item], example: str) -> tuple[Item, ...]:
+    try:
+        return tuple(given)
+    except TypeError:
+        raise TypeError(f"{option}: a sequence is needed, such as {example}, not {given!r}") from None
 
 
 def run_comparison(subject: Subject, options: ComparisonOptions, progress: ComparisonProgress) -> Comparison:
@@ -113,7 +129,6 @@ class _Run:
         self._subject = subject
         self._options = options
         self._progress = progress
-        self._measuring = Measuring(subject, progress)
         self._started_at = perf_counter()
         self._left_out: list[LeftOut] = []
         self._trials: dict[ArmName, Trial] = {}
@@ -123,23 +138,22 @@ class _Run:
     def run(self) -> Comparison:
         subject, options = self._subject, self._options
         free_bytes = subject.free_bytes(subject.device)
-        arms, prediction = self._try_arms()
+        prediction = self._try_arms()
         prediction.check(options, free_bytes)
+        arms = list(self._trials)
         swept = len(set(options.sweep) - {options.batch_size})
         self._progress.expect(len(arms) * (2 + options.iterations + swept * (self._sweep_rounds + 1)))
-        inputs = subject.batch(options.batch_size)
-        measured = self._examine(arms, inputs)
-        reference = self._reference(measured, inputs)
-        rounds = self._time(measured, inputs)
-        self._examine_again(measured, inputs)
+        measuring = Measuring(subject, subject.batch(options.batch_size), self._progress)
+        measured = self._examine(arms, measuring)
+        reference = self._reference(measured, measuring)
+        rounds = self._time(measured, measuring)
+        # A second forward tells new storages from older ones.
+        for each in measured:
+            each.kept = measuring.retained(each.arm, each.examination.saved, "memory")
         grad = next((each for each in measured if each.arm.name == "grad"), None)
-        modules = self._modules(grad, inputs) if grad is not None and options.modules else ()
+        modules = self._modules(grad, measuring) if grad is not None and options.modules else ()
         known = tuple(each.swept() for each in measured)
-        sweep = self._sweep([each.arm for each in measured], known)
-        peaks = {
-            point.batch_size: {arm.arm: arm.peak_bytes for arm in point.arms}
-            for point in (*sweep, SweepPoint(options.batch_size, known))
-        }
+        sweep = self._sweep([each.arm.name for each in measured], known)
         comparison = Comparison(
             model=subject.model,
             fingerprint=subject.fingerprint,
@@ -155,43 +169,51 @@ class _Run:
             left_out=tuple(self._left_out),
             modules=modules,
             sweep=tuple(sweep),
-            largest_batch=prediction.largest_batch(peaks, free_bytes),
+            largest_batch=prediction.largest_batch([*sweep, SweepPoint(options.batch_size, known)], free_bytes),
             sentences=(),
         )
         return replace(comparison, sentences=tuple(sentences(comparison, options, self._failed_sizes)))
 
-    def _try_arms(self) -> tuple[list[Arm], Prediction]:
-        """Return the arms that can run, and a prediction from a small batch of each."""
-        arms: list[Arm] = []
+    def _try_arms(self) -> Prediction:
+        """Run a small batch of each arm that can run, and return the prediction from them.
+
+        Each batch size gets copies of its own, because a network may keep state that has the size of its batches.
+        """
         for name in self._options.arms:
             self._progress.check()
             with self._left_out_on_failure(name):
-                arm = arm_of(name, self._subject)
-                self._trials[name] = run_trial(arm, self._subject, self._progress.check)
-                arms.append(arm)
-        return arms, Prediction(self._trials, self._subject.batch(1).nbytes, self._subject.weight_bytes)
+                self._trials[name] = run_trial(arm_of(name, self._subject), self._subject, self._progress.check)
+        return Prediction(self._trials, self._subject.batch(1).nbytes, self._subject.weight_bytes)
 
-    def _examine(self, arms: list[Arm], inputs: Inputs) -> list[Measured]:
+    def _examine(self, arms: list[ArmName], measuring: Measuring) -> list[Measured]:
         """Examine a forward of each arm, which also warms it up for the timed rounds."""
         measured: list[Measured] = []
-        for arm in arms:
-            with self._left_out_on_failure(arm.name):
-                self._progress.begin("warming up")
-                few = self._few(arm)
-                with self._subject.lock:
-                    backward = try_backward(arm, self._subject, few)
-                measured.append(Measured(arm, backward, self._measuring.examine(arm, inputs, "memory")))
+        for name in arms:
+            with self._left_out_on_failure(name):
+                backward, train = self._check_small(name)
+                arm = arm_of(name, self._subject)
+                measured.append(Measured(arm, backward, measuring.examine(arm, "memory"), train=train))
         return measured
 
-    def _few(self, arm: Arm) -> Inputs:
-        """Return the smallest batch that the arm can run, for checks that need no larger one."""
-        return self._subject.batch(self._trials[arm.name].batch_size)
+    def _check_small(self, name: ArmName) -> tuple[Backward, TrainFacts | None]:
+        """Check what needs no more than the smallest batch that the arm can run."""
+        subject = self._subject
+        arm, inputs = arm_of(name, subject), subject.batch(self._trials[name].batch_size)
+        self._progress.begin("warming up")
+        with subject.lock:
+            backward = try_backward(arm, subject, inputs)
+        if name != "train":
+            return backward, None
+        self._progress.expect(1)
+        self._progress.begin("warming up")
+        with subject.lock:
+            return backward, train_facts(arm, subject, inputs)
 
     def _left_out_on_failure(self, name: ArmName) -> AbstractContextManager[None]:
         """Leave the arm out if the block raises: a network may fail in train mode, or when it is copied."""
         return isolate_failure(lambda reason: self._left_out.append(LeftOut(name, reason)))
 
-    def _reference(self, measured: list[Measured], inputs: Inputs) -> list[torch.Tensor]:
+    def _reference(self, measured: list[Measured], measuring: Measuring) -> list[torch.Tensor]:
         """Return the answer under inference_mode, also if that arm is not one of the options.
 
         If it cannot run, return that of the first arm that can; if none can, raise the error.
@@ -201,7 +223,7 @@ class _Run:
                 return each.examination.answer
         self._progress.expect(1)
         try:
-            return self._measuring.examine(arm_of("inference_mode", self._subject), inputs, "memory").answer
+            return measuring.examine(arm_of("inference_mode", self._subject), "memory").answer
         except ComparisonCancelledError:
             raise
         except Exception:
@@ -209,12 +231,12 @@ class _Run:
                 raise
             return measured[0].examination.answer
 
-    def _time(self, measured: list[Measured], inputs: Inputs) -> int:
+    def _time(self, measured: list[Measured], measuring: Measuring) -> int:
         """Time rounds over all arms until the options' number or time is reached. Return the number of rounds."""
         arms = [each.arm for each in measured]
         for number in range(self._options.iterations):
             began_at = perf_counter()
-            seconds = self._measuring.round(arms, inputs, "timing", number)
+            seconds = measuring.round(arms, "timing", number)
             for each in measured:
                 each.seconds.append(seconds[each.arm.name])
             # Another round, and the forwards after it, must also fit.
@@ -224,27 +246,15 @@ class _Run:
                 return number + 1
         return self._options.iterations
 
-    def _examine_again(self, measured: list[Measured], inputs: Inputs) -> None:
-        """Run what needs a second forward: telling new storages from older ones, and the effects of train mode."""
-        for each in measured:
-            arm = each.arm
-            each.kept = self._measuring.retained(arm, inputs, each.examination.saved, "memory")
-            if arm.name == "train":
-                self._progress.expect(1)
-                self._progress.begin("memory")
-                few = self._few(arm)
-                with self._subject.lock:
-                    each.train = train_facts(arm, self._subject, few)
-
-    def _modules(self, grad: Measured, inputs: Inputs) -> tuple[ModuleRetained, ...]:
+    def _modules(self, grad: Measured, measuring: Measuring) -> tuple[ModuleRetained, ...]:
         """Return the table by module, empty if the network does not allow hooks on its modules."""
         modules: list[ModuleRetained] = []
         if grad.examination.saved is not None and grad.kept is not None and grad.kept.bytes:
             with isolate_failure(lambda _: None):
-                modules += self._measuring.modules(grad.arm, inputs, grad.examination.saved)
+                modules += measuring.modules(grad.arm, grad.examination.saved)
         return tuple(modules)
 
-    def _sweep(self, arms: list[Arm], known: tuple[SweptArm, ...]) -> list[SweepPoint]:
+    def _sweep(self, arms: list[ArmName], known: tuple[SweptArm, ...]) -> list[SweepPoint]:
         """Measure each batch size of the sweep, smallest first, while its time lasts.
 
         `known`, at the batch size of the comparison, is not measured again.
@@ -259,19 +269,18 @@ class _Run:
             if seconds_per_image and began_at - started_at + size * seconds_per_image > self._options.seconds:
                 break
             with isolate_failure(partial(self._failed_sizes.__setitem__, size)):
-                points.append(SweepPoint(size, self._swept(arms, self._subject.batch(size))))
+                points.append(SweepPoint(size, self._swept(arms, size)))
                 seconds_per_image = (perf_counter() - began_at) / size
         return points
 
-    def _swept(self, arms: list[Arm], inputs: Inputs) -> tuple[SweptArm, ...]:
-        measuring = self._measuring
-        examined = {arm.name: measuring.examine(arm, inputs, "sweep") for arm in arms}
-        timed = [measuring.round(arms, inputs, "sweep", number) for number in range(self._sweep_rounds)]
+    def _swept(self, names: list[ArmName], size: int) -> tuple[SweptArm, ...]:
+        measuring = Measuring(self._subject, self._subject.batch(size), self._progress)
+        arms = [arm_of(name, self._subject) for name in names]
+        examined = [measuring.examine(arm, "sweep") for arm in arms]
+        timed = [measuring.round(arms, "sweep", number) for number in range(self._sweep_rounds)]
         points: list[SweptArm] = []
-        for arm in arms:
-            kept = measuring.retained(arm, inputs, examined[arm.name].saved, "sweep")
+        for arm, examination in zip(arms, examined, strict=True):
+            kept = measuring.retained(arm, examination.saved, "sweep")
             seconds = median(each[arm.name] for each in timed)
-            points.append(
-                SweptArm(arm.name, seconds, None if kept is None else kept.bytes, examined[arm.name].peak.bytes)
-            )
+            points.append(SweptArm(arm.name, seconds, None if kept is None else kept.bytes, examination.peak.bytes))
         return tuple(points)

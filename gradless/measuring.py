@@ -33,8 +33,10 @@ from gradless.retained import Saved, saved_by, saves_tensors
 from gradless.sentences import time_verdict
 
 _NO_HOOKS = "the hooks that observe it fail in its forward"
-_OUT_OF_REACH = "it saved tensors where the hooks that observe it do not reach, as in another thread"
-_MEMORY_OUT_OF_REACH = "it allocated memory where the profiler does not reach, as in another thread"
+_OUT_OF_REACH = (
+    "it saved tensors where the hooks that observe it do not reach, as in another thread or within hooks of its own"
+)
+_MEMORY_OUT_OF_REACH = "it may have allocated memory in another thread, which the profiler does not reach"
 
 
 @contextmanager
@@ -94,30 +96,30 @@ class Examination:
 
 
 class Measuring:
-    """Runs forwards of one subject. Each method raises ComparisonCancelledError, and what a forward raises."""
+    """Runs forwards of one batch. Each method raises ComparisonCancelledError, and what a forward raises."""
 
-    def __init__(self, subject: Subject, progress: ComparisonProgress) -> None:
+    def __init__(self, subject: Subject, inputs: Inputs, progress: ComparisonProgress) -> None:
         self.subject = subject
         self.progress = progress
+        self._inputs = inputs
+        self._originals = [tensor.clone() for tensor in inputs.tensors]
         # Not the global one, which other threads of a server draw from.
         self._random = random.Random()  # noqa: S311 - an order of forwards
         self._order: list[Arm] = []
-        # The tensors of each batch before any forward, by the batch's identity.
-        self._originals: dict[int, tuple[Inputs, list[torch.Tensor]]] = {}
 
-    def examine(self, arm: Arm, inputs: Inputs, stage: ComparisonStage, *, observed: bool = True) -> Examination:
+    def examine(self, arm: Arm, stage: ComparisonStage, *, observed: bool = True) -> Examination:
         """Run one forward and record its peak memory, its answer and, if `observed`, what it saved."""
         seen: list[tuple[list[torch.Tensor], OutputFacts, bool]] = []
         saved, note = None, arm.retained_note
 
         def forward() -> object:
-            output = arm.forward(inputs)
+            output = arm.forward(self._inputs)
             answer = tensors_in(self.subject.answer(output))
             seen.append(([tensor.detach() for tensor in answer], facts_of(answer), saves_tensors(answer)))
             return output
 
         self.progress.begin(stage)
-        self._restore(inputs)
+        self._restore()
         subject = self.subject
         try:
             with subject.lock, recorded_peak(subject.device, arm.memory_note, subject.reset_peak) as recording:
@@ -131,7 +133,7 @@ class Measuring:
                 raise
             # Such as transforms of torch.func. Whatever else failed fails again.
             self.progress.expect(1)
-            return self.examine(arm, inputs, stage, observed=False)
+            return self.examine(arm, stage, observed=False)
         ((answer, facts, saves),) = seen
         peak = recording.peak
         if not observed:
@@ -143,7 +145,7 @@ class Measuring:
                 peak = Peak(None, _MEMORY_OUT_OF_REACH)
         return Examination(saved, note, peak, [on_the_cpu(tensor) for tensor in answer], facts)
 
-    def retained(self, arm: Arm, inputs: Inputs, saved: Saved | None, stage: ComparisonStage) -> Retained | None:
+    def retained(self, arm: Arm, saved: Saved | None, stage: ComparisonStage) -> Retained | None:
         """Return what the arm makes autograd keep, given what its first forward `saved`.
 
         If anything, a second forward tells new storages from those that existed before.
@@ -153,18 +155,18 @@ class Measuring:
         if not saved.held:
             return Retained(0, 0)
         self.progress.expect(1)
-        again = self.examine(arm, inputs, stage).saved
+        again = self.examine(arm, stage).saved
         return None if again is None else again.without(saved).retained
 
-    def modules(self, arm: Arm, inputs: Inputs, saved: Saved) -> tuple[ModuleRetained, ...]:
+    def modules(self, arm: Arm, saved: Saved) -> tuple[ModuleRetained, ...]:
         """Return what each module of the arm makes autograd keep, given what a forward without their hooks `saved`."""
         self.progress.expect(1)
         self.progress.begin("modules")
         with self.subject.lock:
-            watched = saved_by(lambda: arm.forward(inputs), arm.network, modules=True)
+            watched = saved_by(lambda: arm.forward(self._inputs), arm.network, modules=True)
         return watched.without(saved).by_module(self.subject.network, self.subject.original_name)
 
-    def round(self, arms: list[Arm], inputs: Inputs, stage: ComparisonStage, number: int) -> dict[ArmName, float]:
+    def round(self, arms: list[Arm], stage: ComparisonStage, number: int) -> dict[ArmName, float]:
         """Time one forward of each arm, in seconds.
 
         Pairs of rounds have a random order, which the second reverses: of two arms, each is first equally often, and
@@ -174,26 +176,22 @@ class Measuring:
             self._order.reverse()
         else:
             self._order = self._random.sample(arms, len(arms))
-        return {arm.name: self._seconds(arm, inputs, stage) for arm in self._order}
+        return {arm.name: self._seconds(arm, stage) for arm in self._order}
 
-    def _restore(self, inputs: Inputs) -> None:
+    def _restore(self) -> None:
         """Undo what forwards have written to their inputs, so that every forward has the same ones."""
-        tensors = inputs.tensors
-        if id(inputs) not in self._originals:
-            self._originals[id(inputs)] = inputs, [tensor.clone() for tensor in tensors]
-        _, originals = self._originals[id(inputs)]
         with torch.no_grad():
-            for tensor, original in zip(tensors, originals, strict=True):
+            for tensor, original in zip(self._inputs.tensors, self._originals, strict=True):
                 tensor.copy_(original)
 
-    def _seconds(self, arm: Arm, inputs: Inputs, stage: ComparisonStage) -> float:
+    def _seconds(self, arm: Arm, stage: ComparisonStage) -> float:
         """Time one forward from idle device to finished output. Waiting for the lock and freeing are excluded."""
         self.progress.begin(stage)
-        self._restore(inputs)
+        self._restore()
         with self.subject.lock:
             synchronize(self.subject.device)
             started_at = perf_counter()
-            output = arm.forward(inputs)
+            output = arm.forward(self._inputs)
             synchronize(self.subject.device)
             seconds = perf_counter() - started_at
             # Free the graph, hundreds of megabytes, before another thread takes the lock and times its own forward.

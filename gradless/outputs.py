@@ -118,7 +118,7 @@ def _run_backward(answer: list[torch.Tensor]) -> None:
 
 
 def train_facts(arm: Arm, subject: Subject, inputs: Inputs) -> TrainFacts:
-    """Compare the arm `train`, which has run at least once, with the network that it was copied from."""
+    """Compare the arm `train`, which has run once, with the network that it was copied from."""
     if arm.network is None:  # pragma: no cover - this arm has a network
         raise ValueError("the arm has no network")
     before, after = _batchnorm_buffers(subject.network), _batchnorm_buffers(arm.network)

@@ -20,8 +20,8 @@ class ComparisonOptions:
     that each module retains.
 
     `seconds` limits the timed rounds, and again the sweep; at least one round is run. `iterations` is the most rounds.
-    `force` runs a comparison that is predicted to take too long. Raises ValueError for an arm that does not exist, and
-    for a batch size or number of rounds below 1.
+    `force` runs a comparison that is predicted to take too long. Raises ValueError or TypeError for an option that
+    cannot be used.
     """
 
     arms: tuple[ArmName, ...] = ARMS
@@ -35,8 +35,16 @@ class ComparisonOptions:
     def __post_init__(self) -> None:
         if wrong := [name for name in self.arms if name not in ARMS]:
             raise ValueError(f"there is no arm {wrong[0]!r}; there is {', '.join(ARMS)}")
-        if min(self.batch_size, self.iterations, *self.sweep) < 1:
-            raise ValueError("batch sizes and iterations are at least 1")
+        if not self.arms:
+            raise ValueError(f"arms: at least one is needed; there is {', '.join(ARMS)}")
+        counts = (("batch_size", self.batch_size), ("iterations", self.iterations))
+        for option, number in (*counts, *(("sweep", size) for size in self.sweep)):
+            if not hasattr(number, "__index__"):
+                raise TypeError(f"{option}: a whole number is needed, not {number!r}")
+            if number < 1:
+                raise ValueError(f"{option}: at least 1 is needed, not {number}")
+        if not (hasattr(self.seconds, "__float__") and self.seconds >= 0):
+            raise TypeError(f"seconds: a number from 0 is needed, not {self.seconds!r}")
 
 
 @dataclass(frozen=True, slots=True)

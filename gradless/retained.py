@@ -12,7 +12,7 @@ import gc
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -30,9 +30,14 @@ def retained_bytes(forward: Callable[[], object]) -> int:
     """Return the bytes that autograd keeps while the result of `forward` is held, in the current autograd mode.
 
     `forward` is called once, and again if it saved anything. Tensors that a model itself keeps are not counted, nor
-    those that its own hooks pack (`torch.autograd.graph.save_on_cpu`). Raises what `forward` raises, and
-    NotImplementedError for a saved tensor of a layout without storage (mkldnn).
+    those that its own hooks pack (`torch.autograd.graph.save_on_cpu`). Raises what `forward` raises, TypeError if it
+    only returns a coroutine or generator, and NotImplementedError for a saved tensor of a layout without storage
+    (mkldnn).
     """
+    if not callable(forward):
+        raise TypeError(
+            f"retained_bytes() takes a function, as in retained_bytes(lambda: model(images)), not {_kind(forward)}"
+        )
     first = saved_by(forward)
     return saved_by(forward).without(first).retained.bytes if first.held else 0
 
@@ -117,6 +122,9 @@ def saved_by(forward: Callable[[], object], network: nn.Module | None = None, *,
             if network is not None:
                 _watch(network, running, saving, hooks, modules=modules)
             result = forward()
+        if isinstance(result, Coroutine | Generator):
+            result.close()
+            raise TypeError(f"the forward has not run: it returned {_kind(result)}")
         # A graph that the forward dropped may be part of a reference cycle, which is still in the youngest generation.
         gc.collect(0)
     storages: dict[StorageWeakRef, _SavedStorage] = {}
@@ -125,6 +133,10 @@ def saved_by(forward: Callable[[], object], network: nn.Module | None = None, *,
             storages[reference] = _SavedStorage(nbytes, packed() is not None, module)
     del result
     return Saved(storages)
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
 
 
 class _Running(threading.local):
@@ -177,6 +189,11 @@ def graph_of(outputs: list[torch.Tensor]) -> Iterator[Any]:
         new = {following for following, _ in node.next_functions if following is not None} - seen
         seen |= new
         pending += new
+
+
+def bytes_of(tensor: torch.Tensor) -> int:
+    """Return the bytes of the tensor's storages, which unlike `nbytes` every layout with storages has."""
+    return sum(storage.nbytes() for storage in _storages_of(tensor))
 
 
 def _storages_of(tensor: torch.Tensor) -> Iterator[torch.UntypedStorage]:

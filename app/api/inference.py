@@ -22,7 +22,7 @@ from app.http.problems import (
     UnauthorizedError,
 )
 from app.observability.request_record import record_of
-from models.images.formats import TITLES
+from models.images.formats import FORMATS
 from models.interface import errors
 from models.interface.errors import ImageError, ImageTooLargeError, NoClassesError
 from models.interface.request import Image, InferenceRequest
@@ -63,7 +63,7 @@ _JSON_BODY: dict[str, Any] = {
 IMAGE_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": f"One image file ({', '.join(TITLES)}), or several as multipart files or in JSON.",
+        "description": f"One image file ({', '.join(FORMATS)}), or several as multipart files or in JSON.",
         "content": {**image_content(), "application/json": {"schema": _JSON_BODY}},
     }
 }

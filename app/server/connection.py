@@ -39,6 +39,9 @@ _MAX_HEAD_BYTES = 32 * 1024
 _FREE_CHUNKS = 4096
 _MIN_MEAN_CHUNK_BYTES = 32
 
+# Requests of a connection that wait for the one before them. In memory each takes up to a hundred times its bytes.
+_MAX_PIPELINED = 100
+
 # Seconds from the start of a shutdown until idle connections are closed. Requests that clients had sent by then have
 # arrived, and are answered.
 _LAST_REQUESTS_S = 0.5
@@ -77,7 +80,7 @@ class BoundedConnection(HttpToolsProtocol):
     _receive_timer: asyncio.TimerHandle | None = None
     _disconnect: ClientDisconnect
     _shutting_down = False
-    # Malformed data follows the requests received so far: they are answered, and nothing more is read.
+    # The requests received so far are answered, and nothing more is read: malformed data follows, or too many requests.
     _reading_ended = False
 
     @classmethod
@@ -138,9 +141,7 @@ class BoundedConnection(HttpToolsProtocol):
         if self._in_head and not self._unparsed_bytes and self._between_requests() and not self.timeout_keep_alive_task:
             # The end of a body that was answered before. uvicorn stops its keep-alive timer at the first byte after a
             # response, and restarts it only after the next response.
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Drop trailers: uvicorn would add them, without limit, to the headers of the request.
@@ -152,6 +153,10 @@ class BoundedConnection(HttpToolsProtocol):
             return
         if self.transport.is_closing():
             # Pipelined behind a request with `Connection: close`.
+            raise _StopParsingError
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            # The client sends the rest again (RFC 9112, section 9.3.2).
+            self._end_reading()
             raise _StopParsingError
         if self._head_bytes() > _MAX_HEAD_BYTES:
             # The head arrived in one read, or its first part behind another request.
@@ -209,7 +214,7 @@ class BoundedConnection(HttpToolsProtocol):
         uvicorn closes an idle connection at once, which loses a request that the client sent a moment before.
         """
         if not self._shutting_down and self._between_requests():
-            self.loop.call_later(_LAST_REQUESTS_S, self._close_if_idle)
+            self.loop.call_later(_LAST_REQUESTS_S, super().shutdown)
         else:
             super().shutdown()
         self.transport.shorten_linger()
@@ -264,10 +269,10 @@ class BoundedConnection(HttpToolsProtocol):
     def _shed(self, shedding: LoadShedding) -> bool:
         """Answer the request at its head, without the application, if `shedding` refuses it; then return True."""
         # Responses are sent in the order of their requests.
-        if (self.parser.get_method(), self.parser.get_http_version()) != (
-            b"POST",
-            "1.1",
-        ) or not self._between_requests():
+        if not self._between_requests() or self.transport.get_write_buffer_size():
+            # The application waits until the client has read earlier responses.
+            return False
+        if (self.parser.get_method(), self.parser.get_http_version()) != (b"POST", "1.1"):
             return False
         path, _, query = self.url.partition(b"?")
         # Paths are compared as sent: the image routes need no decoding, and all others go to the application.
@@ -298,10 +303,6 @@ class BoundedConnection(HttpToolsProtocol):
     def _between_requests(self) -> bool:
         """Return whether every request so far has its complete response."""
         return self.cycle.response_complete
-
-    def _close_if_idle(self) -> None:
-        if self._between_requests() and not self.transport.is_closing():
-            self.transport.close()
 
     def _start_receive_timer(self) -> None:
         """Limit the time to receive a head, or the rest of a body whose request has been answered."""
@@ -349,11 +350,16 @@ class BoundedConnection(HttpToolsProtocol):
         else:
             if in_body:
                 self.pipeline[0] = self.cycle, cast(Any, problem_response(row, detail, headers={"Connection": "close"}))
-            self._reading_ended = True
-            self.cycle.keep_alive = False
-            self.transport.client_may_send = True
-            self.flow.pause_reading()
+            self._end_reading()
         log_refused_connection(self.client[0] if self.client else None, row)
+
+    def _end_reading(self) -> None:
+        """Read nothing more, and close the connection once all requests so far are answered."""
+        self._in_head = False
+        self._reading_ended = True
+        self.cycle.keep_alive = False
+        self.transport.client_may_send = True
+        self.flow.pause_reading()
 
     def _default_headers(self) -> dict[str, str]:
         """Return the headers that uvicorn adds to every response: the date."""

@@ -100,12 +100,13 @@ class Acceptor:
 
     def requeue(self, connections: Sequence[socket.socket]) -> None:
         """Pass connections to `handle` again, before all others. After `close`, close them."""
-        if self._open:
-            self._waiting.extendleft(reversed(connections))
-            self._accept()
-        else:
+        if self._listener.fileno() < 0:
             for connection in connections:
                 connection.close()
+            return
+        self._waiting.extendleft(reversed(connections))
+        if self._open:
+            self._accept()
 
     def _resume(self) -> None:
         if self._open:

@@ -9,14 +9,12 @@ import termios
 from contextlib import suppress
 from typing import Any
 
-# A client that sends nothing for this long has stopped sending, or will never stop.
-_QUIET_S = 5.0
-
 # Maximum number of bytes discarded: four times the default body limit. Clients that write a whole body before they
 # read the response receive it up to this size.
 _MAX_DISCARDED_BYTES = 256 * 1024 * 1024
 
-# Maximum duration of a lingering close while the server shuts down.
+# Maximum duration of a lingering close, as in nginx, and while the server shuts down.
+_LINGER_S = 30.0
 _SHUTDOWN_S = 2.0
 
 # Bytes that a client must read per period, or all that remains if that is less: asyncio's default high-water mark.
@@ -29,7 +27,7 @@ class BoundedTransport:
 
     If both directions are closed at once, the kernel answers data that still arrives with a reset, and a client drops
     an unread response when it is reset. A lingering close therefore closes the sending side first and discards what
-    arrives, until the client closes, is quiet for 5 s, or has sent 256 MiB, or until `timeout_s` is over.
+    arrives, until the client closes or has sent 256 MiB, or until `timeout_s`, at most 30 s, is over.
 
     The reader timer aborts the connection if the client reads less than 64 KiB of a response in `timeout_s`.
     """
@@ -37,10 +35,9 @@ class BoundedTransport:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, timeout_s: float) -> None:
         self._transport = transport
         self._loop = loop
-        self._timeout_s = self._linger_s = timeout_s
-        self._linger_deadline = 0.0
+        self._timeout_s = timeout_s
+        self._linger_s = min(timeout_s, _LINGER_S)
         self._discarded_bytes = 0
-        self._discarded_before = 0
         self._linger_timer: asyncio.TimerHandle | None = None
         self._reader_timer: asyncio.TimerHandle | None = None
         self.client_may_send = False
@@ -56,12 +53,16 @@ class BoundedTransport:
         if self.lingering:
             return
         if self.client_may_send and not self._transport.is_closing():
+            try:
+                self._transport.write_eof()
+            except OSError:
+                # The client has reset the connection. While reading is paused, nothing else reports that.
+                self._transport.abort()
+                return
             self.lingering = True
-            self._linger_deadline = self._loop.time() + self._linger_s
-            self._transport.write_eof()
             # Reading may be paused, for a body that no handler has asked for yet.
             self._transport.resume_reading()
-            self._start_linger_timer()
+            self._linger_timer = self._loop.call_later(self._linger_s, self._transport.close)
         else:
             self._transport.close()
         if self._transport.get_write_buffer_size():
@@ -86,10 +87,9 @@ class BoundedTransport:
     def shorten_linger(self) -> None:
         """Limit the lingering close to 2 s, from now or from its start, because the server shuts down."""
         self._linger_s = min(self._linger_s, _SHUTDOWN_S)
-        self._linger_deadline = min(self._linger_deadline, self._loop.time() + self._linger_s)
-        if self._linger_timer is not None:
+        if self._linger_timer is not None and self._linger_timer.when() > self._loop.time() + self._linger_s:
             self._linger_timer.cancel()
-            self._start_linger_timer()
+            self._linger_timer = self._loop.call_later(self._linger_s, self._transport.close)
 
     def start_reader_timer(self) -> None:
         """Start the reader timer, unless it runs: unread data remains."""
@@ -111,18 +111,6 @@ class BoundedTransport:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
-
-    def _start_linger_timer(self) -> None:
-        remaining_s = self._linger_deadline - self._loop.time()
-        self._linger_timer = self._loop.call_later(min(remaining_s, _QUIET_S), self._check_linger)
-
-    def _check_linger(self) -> None:
-        quiet = self._discarded_bytes == self._discarded_before
-        self._discarded_before = self._discarded_bytes
-        if quiet or self._loop.time() >= self._linger_deadline:
-            self._transport.close()
-        else:
-            self._start_linger_timer()
 
     def _check_reader(self, unread_before: int) -> None:
         self._reader_timer = None

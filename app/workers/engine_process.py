@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 import threading
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
@@ -57,15 +56,7 @@ def serve_with_workers(settings: Settings, workers: int) -> None:
     # There is nothing to drain before there are workers.
     for number in endings:
         signal.signal(number, lambda *_: exit_at_once(0))
-    try:
-        listener = bind(settings)
-        grpc_port = reserve_grpc_port(settings)
-    except StartError as error:
-        refuse_to_start(error)
-    allow_many_connections()
-    # It imports while the models are loaded here.
-    fork_server = ForkServer()
-    engine = _Engine(settings, workers, listener, grpc_port, fork_server)
+    engine = _Engine(settings, workers)
     threading.excepthook = engine.thread_failed
     with ended_by_signals():
         engine.load()
@@ -79,24 +70,24 @@ def serve_with_workers(settings: Settings, workers: int) -> None:
 
 
 class _Engine:
-    def __init__(
-        self,
-        settings: Settings,
-        workers: int,
-        listener: socket.socket,
-        grpc_port: socket.socket | None,
-        fork_server: ForkServer,
-    ) -> None:
+    """Ends the process on construction if an address cannot be used."""
+
+    def __init__(self, settings: Settings, workers: int) -> None:
         self.failure: str | None = None
         self._settings = settings
         self._worker_count = workers
-        self._listener = listener
-        # Open as long as workers may be started, so that no other process takes the port meanwhile.
-        self._grpc_port = grpc_port
-        self._fork_server = fork_server
+        try:
+            self._listener = bind(settings)
+            # Open as long as workers may be started, so that no other process takes the port meanwhile.
+            self._grpc_port = reserve_grpc_port(settings)
+        except StartError as error:
+            refuse_to_start(error)
+        allow_many_connections()
+        # It imports while the models are loaded here.
+        self._fork_server = ForkServer()
         self._metrics = Metrics()
         self._stopping = asyncio.Event()
-        self._workers = WorkerPool(listener, fork_server, self._metrics, self._stopping, self._give_up)
+        self._workers = WorkerPool(self._listener, self._fork_server, self._metrics, self._stopping, self._give_up)
         self._loop: asyncio.AbstractEventLoop | None = None
         # This process itself has failed, not one of its models: its state cannot be relied on any more.
         self._faulty = False

@@ -17,8 +17,10 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from multiprocessing import get_context
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 
 from app.settings import Settings
 
@@ -141,61 +143,45 @@ def run(descriptor: int) -> None:
     import models.workers.worker_runtime  # noqa: F401, PLC0415
     from app.workers.http_worker import run_worker  # noqa: PLC0415
 
-    with socket.socket(fileno=descriptor) as requests:
-        request = _fork_for_requests(requests)
-    if request is not None:
-        arguments, descriptors = request
-        settings, number = pickle.loads(arguments)  # noqa: S301 - sent by the engine process
+    _fork_for_requests(socket.socket(fileno=descriptor), run_worker)
+    # The interpreter would wait for the workers.
+    os._exit(0)
+
+
+def _fork_for_requests(requests: socket.socket, run_worker: Callable[[Settings, int, Sequence[int]], None]) -> None:
+    """Fork a worker for each request, until the engine process has ended."""
+    # Write ends of life pipes.
+    lives: dict[BaseProcess, int] = {}
+
+    def serve(request: bytes, descriptors: Sequence[int]) -> None:
+        requests.close()
+        # Its own life pipe stays open until this process ends.
+        for other in lives.values():
+            os.close(other)
+        settings, number = pickle.loads(request)  # noqa: S301 - sent by the engine process
         run_worker(settings, number, descriptors)
 
-
-def _fork_for_requests(requests: socket.socket) -> tuple[bytes, Sequence[int]] | None:
-    """Fork for each request. Return it in the fork, and None in the server once the engine process has ended."""
-    # Write ends of life pipes, by process id.
-    lives: dict[int, int] = {}
-    # A signal may arrive just before `wait` blocks: Python writes its number to this socket.
-    signals, signal_writes = socket.socketpair()
-    for end in (signals, signal_writes):
-        end.setblocking(False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(signal_writes.fileno(), warn_on_full_buffer=False)
-    with signals, signal_writes:
-        while True:
-            ready = wait([signals, requests])
-            if signals in ready:
-                signals.recv(4096)
-                _reap(lives)
-            if requests not in ready:
-                continue
+    while True:
+        ready = wait([requests, *(worker.sentinel for worker in lives)])
+        for worker in [worker for worker in lives if worker.sentinel in ready]:
+            worker.join()
+            life = lives.pop(worker)
+            _write(life, worker.exitcode)
+            os.close(life)
+        if requests in ready:
             request, descriptors, _, _ = socket.recv_fds(requests, _MAX_REQUEST_BYTES, _MAX_DESCRIPTORS)
             if not request:
-                return None
+                return
             life, *own = descriptors
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                # Its own life pipe stays open until this process ends.
-                for other in lives.values():
-                    os.close(other)
-                return request, own
-            lives[pid] = life
-            _write(life, pid)
+            worker = get_context("fork").Process(target=serve, args=(request, own))
+            worker.start()
+            lives[worker] = life
+            _write(life, worker.pid)
             for each in own:
                 os.close(each)
 
 
-def _reap(lives: dict[int, int]) -> None:
-    while lives:
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid == 0:
-            return
-        life = lives.pop(pid)
-        _write(life, os.waitstatus_to_exitcode(status))
-        os.close(life)
-
-
-def _write(life: int, number: int) -> None:
+def _write(life: int, number: int | None) -> None:
     # The engine process may have ended.
     with contextlib.suppress(BrokenPipeError):
         os.write(life, _NUMBER.pack(number))

@@ -43,9 +43,6 @@ TAKEN, NO_FILES = b".", b"!"
 # least ten times a second.
 _SLOW_S = 1.0
 
-# Values of a ctypes.c_uint.
-_COUNTS = 2**32
-
 # More replies than connections that a worker can have been sent without having replied.
 _MAX_REPLIES = 4096
 
@@ -61,9 +58,9 @@ _GIVEN_UP_END_S = 1.0
 
 class WorkerStatus(ctypes.Structure):
     """What a worker reports in memory that the engine process reads. `ticks` counts the reports; it is 0 until the
-    worker serves. `received` counts, modulo 2**32, the connections sent to it that `open_connections` knows of."""
+    worker serves. `received` counts the connections sent to it that `open_connections` knows of."""
 
-    _fields_ = (("open_connections", ctypes.c_uint), ("received", ctypes.c_uint), ("ticks", ctypes.c_uint))
+    _fields_ = (("open_connections", ctypes.c_uint64), ("received", ctypes.c_uint64), ("ticks", ctypes.c_uint64))
 
     open_connections: int
     received: int
@@ -94,7 +91,7 @@ class HttpWorker:
     unacknowledged: deque[socket.socket] = field(default_factory=deque)
     # It is killed because it is unresponsive.
     unresponsive: bool = False
-    # Connections sent to it, modulo 2**32.
+    # Connections sent to it.
     sent: int = 0
     # The last `status.ticks` seen, and when that changed.
     ticks: int = 0
@@ -106,7 +103,7 @@ class HttpWorker:
     def open_connections(self) -> int:
         """Connections that it has, and those on their way to it."""
         # Not those without a reply: the worker counts some of them already.
-        return self.status.open_connections + (self.sent - self.status.received) % _COUNTS
+        return self.status.open_connections + self.sent - self.status.received
 
     def silent_seconds(self) -> float:
         """Return how long its event loop has not run, as far as calls of this method show."""
@@ -128,7 +125,7 @@ class HttpWorker:
         except OSError:
             return False
         self.unacknowledged.append(connection)
-        self.sent = (self.sent + 1) % _COUNTS
+        self.sent += 1
         return True
 
     def read_replies(self) -> list[socket.socket] | None:
@@ -230,7 +227,6 @@ class _WorkerServer(Server):
         super().__init__(config, parts)
         self._connections = connections
         self._status = status
-        self._received = 0
         # Replies to connections, in their order, that are not sent yet.
         self._unsent = b""
 
@@ -265,7 +261,7 @@ class _WorkerServer(Server):
                 received, descriptors = b"", []
             for descriptor in descriptors:
                 self.serve_connection(socket.socket(fileno=descriptor))
-            self._received += len(received)
+            self._status.received += len(received)
             # The kernel drops descriptors that would exceed the limit of open files.
             self._unsent += TAKEN * len(descriptors) + NO_FILES * (len(received) - len(descriptors))
         if not received:
@@ -276,7 +272,6 @@ class _WorkerServer(Server):
 
     def _report(self) -> None:
         self._status.open_connections = len(self.server_state.connections) + len(self.starting_connections)
-        self._status.received = self._received % _COUNTS
         # The socket may be full, then the rest is sent at the next tick, or closed.
         with contextlib.suppress(OSError):
             self._unsent = self._unsent[self._connections.send(self._unsent) :]

@@ -1,9 +1,9 @@
 """Convert the colours of a picture to sRGB, which networks are trained on.
 
 Phones record in Display P3: the same numbers stand for stronger colours. An ICC profile of a camera or a screen gives
-three curves and a matrix (ICC.1:2022, F.3), and so does a code for the primaries (ITU-T H.273). Only these are
-converted; profiles made of tables, and those of grey and CMYK pictures, are ignored. The arithmetic is a few lines of
-NumPy and not LittleCMS, so that threads of the service can do it with untrusted profiles.
+three curves and a matrix (ICC.1:2022, F.3), and so does a code for the primaries (ITU-T H.273). Their arithmetic is a
+few lines of NumPy and not LittleCMS, so that threads of the service can do it with untrusted profiles. Profiles of
+printers and scanners are made of tables; LittleCMS applies those in decoder processes. Profiles of grey are ignored.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple, Self
+from io import BytesIO
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageCms
 
 Pixels = NDArray[np.uint8]
 
-# Profiles of this kind have 0.5 to 30 kB. Larger ones are ignored.
+# Profiles of curves have 0.5 to 30 kB, those of tables up to 3 MB. Larger ones are ignored.
 _MOST_PROFILE_BYTES = 2**16
+_MOST_TABLES_BYTES = 2**22
 _KEPT_CONVERSIONS = 32
 # Levels of 255 that a profile must change somewhere: profiles of sRGB itself differ by their roundings.
 _LEAST_CHANGE = 3
@@ -32,6 +35,10 @@ _HEADER = struct.Struct(">I8x4s4s4s12x4s")
 _TAGS_AT = 128
 _MOST_TAGS = 100
 _TAG = struct.Struct(">4sII")
+# Bytes of a profile that `has_tables` needs.
+DIRECTORY_BYTES = _TAGS_AT + 4 + _MOST_TAGS * _TAG.size
+# The tag of the table from colours of the device to those of people, for the perceptual intent.
+_TABLES = b"A2B0"
 _XYZ = struct.Struct(">4s4xiii")
 _CURVE = struct.Struct(">4s4xI")
 _FIXED = 65_536
@@ -108,8 +115,8 @@ def _from_profile(profile: bytes) -> Conversion | None:
         if (space, connection, signature) != (b"RGB ", b"XYZ ", b"acsp") or size > len(profile):
             return None
         tags = _tags(profile)
-        colorants = np.array([_xyz(profile, tags[name]) for name in _COLORANTS]).T / _FIXED
-        curves = np.stack([_curve(profile, tags[name]) for name in _CURVES])
+        colorants = np.array([_xyz(profile[tags[name]]) for name in _COLORANTS]).T / _FIXED
+        curves = np.stack([_curve(profile[tags[name]]) for name in _CURVES])
     except (struct.error, KeyError, ValueError, ArithmeticError):
         return None
     if np.abs(colorants.sum(axis=1) - _D50).max() > _WHITE_TOLERANCE or not np.isfinite(curves).all():
@@ -126,27 +133,60 @@ def _worthwhile(curves: NDArray[np.float64], matrix: NDArray[np.float64]) -> Con
     return conversion if change >= _LEAST_CHANGE else None
 
 
-def _tags(profile: bytes) -> Mapping[bytes, int]:
-    """Return where the content of each tag begins."""
+def has_tables(beginning: bytes) -> bool:
+    """Return whether the profile of RGB or CMYK that begins so, with up to DIRECTORY_BYTES, is made of tables alone."""
+    if len(beginning) < _TAGS_AT + 4:
+        return False
+    size, _kind, space, _connection, signature = _HEADER.unpack_from(beginning)
+    if signature != b"acsp" or space not in {b"RGB ", b"CMYK"} or size > _MOST_TABLES_BYTES:
+        return False
+    tags = _tags(beginning)
+    return _TABLES in tags and _COLORANTS[0] not in tags
+
+
+def from_tables(profile: bytes, mode: Literal["RGB", "CMYK"]) -> ImageCms.ImageCmsTransform | None:
+    """Return LittleCMS's conversion of images of that mode by a profile made of tables, as browsers do it: by the
+    table for the perceptual intent, without compensation of the black point. None if the profile is damaged, of another
+    mode or not made of tables. For decoder processes."""
+    if len(profile) > _MOST_TABLES_BYTES or not has_tables(profile[:DIRECTORY_BYTES]):
+        return None
+    # LittleCMS gets this table alone. Its time is known: of other tags it would read some whose steps have no limit.
+    table = profile[_tags(profile)[_TABLES]]
+    start = _TAGS_AT + 4 + _TAG.size
+    directory = struct.pack(">I", 1) + _TAG.pack(_TABLES, start, len(table))
+    reduced = struct.pack(">I", start + len(table)) + profile[4:_TAGS_AT] + directory + table
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(reduced))
+        # The perceptual intent would compensate it.
+        intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB", intent)
+    except (ImageCms.PyCMSError, OSError):
+        return None
+
+
+def _tags(profile: bytes) -> Mapping[bytes, slice]:
+    """Return where the content of each tag is."""
     (number,) = struct.unpack_from(">I", profile, _TAGS_AT)
     entries = profile[_TAGS_AT + 4 :][: min(number, _MOST_TAGS) * _TAG.size]
-    return {name: at for name, at, _ in _TAG.iter_unpack(entries[: len(entries) // _TAG.size * _TAG.size])}
+    return {
+        name: slice(at, at + size)
+        for name, at, size in _TAG.iter_unpack(entries[: len(entries) // _TAG.size * _TAG.size])
+    }
 
 
-def _xyz(profile: bytes, at: int) -> tuple[int, int, int]:
-    kind, x, y, z = _XYZ.unpack_from(profile, at)
+def _xyz(tag: bytes) -> tuple[int, int, int]:
+    kind, x, y, z = _XYZ.unpack_from(tag)
     if kind != b"XYZ ":
         raise ValueError("the tag of a colorant is of another type")
     return x, y, z
 
 
-def _curve(profile: bytes, at: int) -> NDArray[np.float64]:
+def _curve(tag: bytes) -> NDArray[np.float64]:
     """Return the linear light of the values 0 to 255 (ICC.1:2022, 10.6 and 10.18)."""
     values = np.arange(256) / 255
-    kind, number = _CURVE.unpack_from(profile, at)
-    at += _CURVE.size
+    kind, number = _CURVE.unpack_from(tag)
     if kind == b"curv":
-        points = np.array(struct.unpack_from(f">{number}H", profile, at), np.float64)
+        points = np.array(struct.unpack_from(f">{number}H", tag, _CURVE.size), np.float64)
         if number == 0:
             return values
         if number == 1:
@@ -159,7 +199,7 @@ def _curve(profile: bytes, at: int) -> NDArray[np.float64]:
     form = number >> 16
     if form >= len(_PARAMETERS):
         raise ValueError("the curve is of an unknown form")
-    given = struct.unpack_from(f">{_PARAMETERS[form]}i", profile, at)
+    given = struct.unpack_from(f">{_PARAMETERS[form]}i", tag, _CURVE.size)
     gamma, a, b, c, d, e, f = [each / _FIXED for each in given] + [0.0] * (_PARAMETERS[-1] - len(given))
     if form == 0:
         a, d = 1.0, 0.0

@@ -22,9 +22,11 @@ import simplejpeg
 
 from models.images import colour
 from models.images.colour import Conversion, Pixels
-from models.images.formats import check_size, format_of
-from models.images.headers import END_OF_IMAGE, Layout, read_jpeg, read_tiff_numbers
+from models.images.costs import check_size
+from models.images.formats import format_of, known_format
+from models.images.jpeg import END_OF_IMAGE, Layout, read_jpeg
 from models.images.pillow_reading import Opened, open_image, undecodable
+from models.images.tiff import read_numbers
 from models.images.to_rgb import strips
 from models.interface.request import ImageLimits
 
@@ -98,23 +100,18 @@ def ignore_pillow_warnings() -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-def decode_pixels(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> Pixels:
-    """Return the picture in `encoded` as (H, W, 3) uint8 sRGB.
+def decode_strips(
+    encoded: bytes, limits: ImageLimits, *, enough: int | None = None, jpeg_reader: JpegReader = "either"
+) -> Strips:
+    """Return the picture in `encoded`, in strips, so that a large one is never in memory as a whole.
 
     A JPEG much larger than needed may be decoded at a reduced size, its shorter side never under `enough` pixels:
     libjpeg-turbo then computes fewer coefficients of each block, at a fraction of the cost. Without it, full size.
 
-    Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError, UndecodableImageError. What a
-    decode may cost is not checked here: call predict_cost before.
+    Raises EmptyImageError, UnsupportedFormatError, TooManyPixelsError, TooElongatedError and UndecodableImageError,
+    here or with the first strip; the fast reader raises DamagedJpegError, too. What a decode may cost is not checked
+    here: call predict_cost before.
     """
-    return decode_strips(encoded, limits, enough=enough).assembled()
-
-
-def decode_strips(
-    encoded: bytes, limits: ImageLimits, *, enough: int | None = None, jpeg_reader: JpegReader = "either"
-) -> Strips:
-    """Return what `decode_pixels` does, in strips, so that a large picture is never in memory as a whole. Errors are
-    raised here or with the first strip; the fast reader raises DamagedJpegError, too."""
     image_format = format_of(encoded)
     if image_format == "JPEG":
         layout = read_jpeg(encoded)
@@ -139,7 +136,7 @@ def decode_strips(
             image.width,
             _orientation_of(opened),
             strips(opened, image_format),
-            opened.conversion,
+            opened.conversion(),
             Reduction(round(height / image.height), height, width) if image.height < height else None,
         )
 
@@ -152,7 +149,7 @@ def read_header(encoded: bytes) -> Header:
     width, height = image.size
     if _orientation_of(opened) in ON_ITS_SIDE:
         width, height = height, width
-    return Header("JPEG" if image.format in _JPEGS else str(image.format), width, height)
+    return Header(known_format(encoded).name, width, height)
 
 
 def _decode_jpeg(encoded: bytes, layout: Layout, limits: ImageLimits, enough: int) -> Strips:
@@ -186,13 +183,14 @@ def _decode_jpeg(encoded: bytes, layout: Layout, limits: ImageLimits, enough: in
 
 
 def _completed(encoded: bytes, layout: Layout) -> bytes:
-    """Return a JPEG of four components with the marker at its end, if it lacks no more than that. Pillow refuses a file
-    without the marker, and with it fills missing pixels with grey."""
-    if layout.complete or len(layout.components) != _CMYK_COMPONENTS or layout.lossless:
+    """Return a JPEG that only Pillow reads with the marker at its end, if it lacks no more than that. Pillow refuses a
+    file without the marker, and with it fills missing pixels with grey."""
+    if layout.complete or layout.plain or layout.lossless:
         return encoded
+    colours = "CMYK" if len(layout.components) == _CMYK_COMPONENTS else "RGB"
     with suppress(ValueError):
         # At the smallest size, which decodes every byte of the file all the same.
-        simplejpeg.decode_jpeg(encoded + END_OF_IMAGE, "CMYK", min_height=1, min_width=1, min_factor=8)
+        simplejpeg.decode_jpeg(encoded + END_OF_IMAGE, colours, min_height=1, min_width=1, min_factor=8)
         return encoded + END_OF_IMAGE
     return encoded
 
@@ -209,7 +207,7 @@ def _orientation(exif: bytes, xmp: bytes) -> int:
     if exif:
         # Damaged metadata does not invalidate the image. Some programs write the prefix twice.
         with suppress(struct.error):
-            numbers = read_tiff_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
+            numbers = read_numbers(exif.removeprefix(_EXIF_PREFIX), {_ORIENTATION})
             if _ORIENTATION in numbers:
                 return numbers[_ORIENTATION]
     match = _ORIENTATION_IN_XMP.search(xmp)

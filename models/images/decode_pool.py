@@ -13,15 +13,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 
 from models.hardware import cores
+from models.images.costs import FREE, DecodeCost
 from models.images.decode import DamagedJpegError, JpegReader, decode_strips, ignore_pillow_warnings
 from models.images.decode_memory import DecodeMemory
 from models.images.decoder_process import DecoderProcess
-from models.images.formats import FREE, DecodeCost, predict_cost
+from models.images.formats import predict_cost
 from models.images.preprocessing import Transform, pixels_needed, prepared
 from models.interface.admission import Budget
 from models.interface.errors import DecodersBusyError, DrainingError
@@ -34,7 +35,7 @@ _THREADS_BYTES = 1 / 4
 _LEAST_THREAD_BYTES = 32 * 2**20
 _MOST_THREAD_BYTES = 48 * 2**20
 # Resident memory of an idle decoder process, in bytes.
-_PROCESS_BYTES = 43_000_000
+_PROCESS_BYTES = 44_000_000
 
 
 class DecodeJob(Protocol):
@@ -50,19 +51,10 @@ class DecodeJob(Protocol):
         """The file, or ready pixels. Called once at most."""
 
 
-class Done(Protocol):
-    """Callback at the end of a job, in the thread that ran it. The outcome is (3, crop, crop) uint8, an error, or None
-    if the job was cancelled. Must not raise."""
-
-    def __call__(self, outcome: torch.Tensor | Exception | None, /) -> None: ...
-
-
-class _Handover(NamedTuple):
-    """An image that a thread hands over to a process."""
-
-    job: DecodeJob
-    encoded: bytes
-    jpeg_reader: JpegReader
+# How a job ended: (3, crop, crop) uint8, an error, or None if it was cancelled.
+Outcome = torch.Tensor | Exception | None
+# Called at the end of a job, in the thread that ran it. Must not raise.
+Done = Callable[[Outcome], None]
 
 
 class DecodePool:
@@ -92,6 +84,8 @@ class DecodePool:
             self.processes, thread_name_prefix="decoder-process", initializer=self._start_process_thread
         )
         self._decoders: dict[int, DecoderProcess] = {}
+        _start_all(self._executor, threads)
+        _start_all(self._process_threads, self.processes)
         self._lock = threading.Lock()
         self._closed = False
         self._ending = threading.Thread(target=self._shut_down, name="decode-ending", daemon=True)
@@ -101,14 +95,14 @@ class DecodePool:
     def preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
         """Queue a decode and resize, and call `done` at its end. Called from any thread. Raises DrainingError once
         closed."""
-        self._execute(self._executor, partial(self._preprocess, job, transform, done))
+        _execute(self._executor, partial(self._preprocess, job, transform, done))
 
     def submit(self, encoded: bytes, transform: Transform) -> Future[torch.Tensor]:
         """Queue a decode and resize, and return its future, which raises ImageError and DecodersBusyError. The lens
         uses it; requests use `preprocess`."""
         future: Future[torch.Tensor] = Future()
 
-        def done(outcome: torch.Tensor | Exception | None) -> None:
+        def done(outcome: Outcome) -> None:
             if isinstance(outcome, torch.Tensor):
                 future.set_result(outcome)
             else:
@@ -143,29 +137,10 @@ class DecodePool:
             decoder.close()
         self._memory.close()
 
-    def _execute(self, executor: ThreadPoolExecutor, work: Callable[[], None]) -> None:
-        begun = threading.Lock()
-
-        def work_once() -> None:
-            if begun.acquire(blocking=False):
-                work()
-
-        try:
-            executor.submit(work_once)
-        except RuntimeError:
-            # The executor is shut down, or could start no thread, and then has queued the work nevertheless.
-            if not begun.acquire(blocking=False):
-                return
-            with self._lock:
-                closed = self._closed
-            if closed:
-                raise DrainingError from None
-            raise
-
     def _preprocess(self, job: DecodeJob, transform: Transform, done: Done) -> None:
         thread = threading.get_ident()
         self._since[thread] = perf_counter()
-        outcome: torch.Tensor | Exception | None = None
+        outcome: Outcome = None
         try:
             if not job.cancel_token.cancelled:
                 outcome = self._decode_here(job, transform, done)
@@ -191,7 +166,7 @@ class DecodePool:
                 return transform.shape_strips(decode_strips(encoded, self._limits, enough=enough, jpeg_reader="fast"))
             except DamagedJpegError:
                 reader = "tolerant"
-        self._hand_over(_Handover(job, encoded, reader), transform, done)
+        self._hand_over(job.cost, partial(self._decode_in_process, job, encoded, reader, transform), done)
         return None
 
     def _may_have_a_thread(self, predicted: DecodeCost) -> bool:
@@ -201,37 +176,37 @@ class DecodePool:
             and predicted.thread_bytes <= self._thread_bytes
         )
 
-    def _hand_over(self, image: _Handover, transform: Transform, done: Done) -> None:
-        """Queue the image for a process. Raises DecodersBusyError, DrainingError."""
+    def _hand_over(self, cost: DecodeCost, decode: Callable[[], torch.Tensor | None], done: Done) -> None:
+        """Queue an image for a process. Raises DecodersBusyError, DrainingError."""
         with self._lock:
-            self._expensive_s.acquire(image.job.cost.seconds)
+            self._expensive_s.acquire(cost.seconds)
         try:
-            self._execute(self._process_threads, partial(self._run_in_process, image, transform, done))
+            _execute(self._process_threads, partial(self._run_in_process, cost, decode, done))
         except BaseException:
-            self._no_longer_waits(image.job.cost)
+            self._no_longer_waits(cost)
             raise
 
-    def _run_in_process(self, image: _Handover, transform: Transform, done: Done) -> None:
-        outcome: torch.Tensor | Exception | None
+    def _run_in_process(self, cost: DecodeCost, decode: Callable[[], torch.Tensor | None], done: Done) -> None:
+        outcome: Outcome
         try:
-            outcome = self._decode_in_process(image, transform)
+            outcome = decode()
         except Exception as error:  # noqa: BLE001 - as above
             outcome = error
-        self._no_longer_waits(image.job.cost)
+        self._no_longer_waits(cost)
         done(outcome)
         del outcome  # as above
 
-    def _decode_in_process(self, image: _Handover, transform: Transform) -> torch.Tensor | None:
+    def _decode_in_process(
+        self, job: DecodeJob, encoded: bytes, reader: JpegReader, transform: Transform
+    ) -> torch.Tensor | None:
         """Return the image, (3, crop, crop) uint8, or None if it was cancelled while it waited for memory."""
         decoder, enough = self._decoders[threading.get_ident()], pixels_needed(transform)
         # The process has a copy of the file, and so has Pillow's reader.
-        needed = _PROCESS_BYTES + 2 * len(image.encoded) + image.job.cost.memory_bytes
-        with self._memory.reserved(needed, image.job.cancel_token) as has_memory:
+        needed = _PROCESS_BYTES + 2 * len(encoded) + job.cost.memory_bytes
+        with self._memory.reserved(needed, job.cancel_token) as has_memory:
             if not has_memory:
                 return None
-            return decoder.decode(
-                image.encoded, image.job.cost, transform.shape_strips, enough=enough, jpeg_reader=image.jpeg_reader
-            )
+            return decoder.decode(encoded, job.cost, transform.shape_strips, enough=enough, jpeg_reader=reader)
 
     def _no_longer_waits(self, predicted: DecodeCost) -> None:
         with self._lock:
@@ -240,6 +215,24 @@ class DecodePool:
     def _start_process_thread(self) -> None:
         cores.use_one_core_in_this_thread()
         self._decoders[threading.get_ident()] = DecoderProcess(self._limits)
+
+
+def _start_all(executor: ThreadPoolExecutor, threads: int) -> None:
+    """Start all threads of an executor, because one that cannot be started later would fail an image."""
+    all_busy = threading.Event()
+    try:
+        for _ in range(threads):
+            executor.submit(all_busy.wait)
+    finally:
+        all_busy.set()
+
+
+def _execute(executor: ThreadPoolExecutor, work: Callable[[], None]) -> None:
+    """Raises DrainingError once the executor is shut down."""
+    try:
+        executor.submit(work)
+    except RuntimeError:
+        raise DrainingError from None
 
 
 class _Awaited:

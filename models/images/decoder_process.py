@@ -28,8 +28,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from models.images.colour import Conversion, Pixels
+from models.images.costs import DecodeCost
 from models.images.decode import JpegReader, Reduction, Strips, decode_strips, ignore_pillow_warnings
-from models.images.formats import DecodeCost, format_of
+from models.images.formats import format_of
 from models.interface.errors import ImageError, TooCostlyError, UndecodableImageError
 from models.interface.request import ImageLimits
 

@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from PIL import AvifImagePlugin, Image, ImageFile, ImagePalette, TiffImagePlugin
+from PIL import AvifImagePlugin, Image, ImageCms, ImageFile, ImagePalette, TiffImagePlugin
 
-from models.images import colour
-from models.images.bmp_runs import RunsDecoder
+from models.images import bmp, colour, webp
 from models.images.colour import Conversion
-from models.images.format_costs import BMP_OS2_HEADER
-from models.images.formats import known_format
-from models.images.gif_blocks import read_gif
-from models.images.headers import read_tiff_numbers
-from models.images.heif_boxes import read_heif
-from models.images.png_chunks import Png, read_png
+from models.images.formats import PILLOW_NAMES, known_format
+from models.images.gif import read_gif
+from models.images.heif import read_heif
+from models.images.png import Png, read_png
+from models.images.tiff import read_numbers
 from models.interface.errors import UndecodableImageError
 
 LARGEST_8_BIT = 255
@@ -41,8 +39,14 @@ _MOST_HEADER_READS = 4_000
 _BYTES_OF_A_READ = 64
 _MOST_BYTES_READ = 2**31
 
-# Modes whose colours an ICC profile of RGB describes.
-_COLOURED = frozenset({"RGB", "RGBA", "P", "PA"})
+# Modes whose colours an ICC profile describes, and its own mode.
+_COLOURED: Mapping[str, Literal["RGB", "CMYK"]] = {
+    "RGB": "RGB",
+    "RGBA": "RGB",
+    "P": "RGB",
+    "PA": "RGB",
+    "CMYK": "CMYK",
+}
 
 # Exceptions of Pillow's readers for damaged files.
 _DECODE_ERRORS = (
@@ -65,7 +69,7 @@ _DECODE_ERRORS = (
 
 # Import Pillow's readers now, and not during the first request.
 Image.init()
-Image.register_decoder("bmp_rle", RunsDecoder)
+Image.register_decoder("bmp_rle", bmp.RunsDecoder)
 # libtiff reads planes of 16 bits rightly, and Pillow's own reader of uncompressed TIFFs does not.
 TiffImagePlugin.READ_LIBTIFF = True
 # Kinds that it reads, and that the plugin lacks: grey of 16 bits from white, and of 12, in the other byte order.
@@ -79,17 +83,29 @@ if find_spec("pillow_heif"):
 
 
 class Opened(NamedTuple):
-    """An image that Pillow has opened, and what its header says: Exif data and XMP, the conversion to sRGB, and the
-    part that the file has pixels for: left, top, right, bottom. `png`: the chunks of a PNG, with `again` to open it a
-    second time."""
+    """An image that Pillow has opened, and what its header says: Exif data, XMP, ICC profile, and the code of its
+    primaries. `box`: the part that the file has pixels for, left, top, right, bottom. `png`: the chunks of a PNG, with
+    `again` to open it a second time."""
 
     image: Image.Image
     exif: bytes
     xmp: bytes
-    conversion: Conversion | None
+    profile: bytes = b""
+    primaries: int = 0
     box: tuple[int, int, int, int] | None = None
     png: Png | None = None
     again: Callable[[], ImageFile.ImageFile] | None = None
+
+    def conversion(self) -> Conversion | None:
+        """Return the conversion to sRGB after the resize; None if there is none."""
+        if _COLOURED.get(self.image.mode) != "RGB":
+            return None
+        return colour.from_profile(self.profile) if self.profile else colour.from_primaries(self.primaries)
+
+    def by_tables(self) -> ImageCms.ImageCmsTransform | None:
+        """Return LittleCMS's conversion to sRGB, if the profile is made of tables and describes the image."""
+        mode = _COLOURED.get(self.image.mode)
+        return None if mode is None else colour.from_tables(self.profile, mode)
 
 
 def open_image(encoded: bytes) -> Opened:
@@ -101,25 +117,23 @@ def open_image(encoded: bytes) -> Opened:
                 return _open_png(encoded)
             case "GIF":
                 gif = read_gif(encoded)
-                return Opened(_read("GIF", BytesIO(gif.reduced(encoded))), b"", b"", None, gif.box)
+                return Opened(_read("GIF", BytesIO(gif.reduced(encoded))), b"", b"", box=gif.box)
             case "JPEG":
-                # headers.py counts the segments of a JPEG.
+                # jpeg.py counts the segments of a JPEG.
                 image: Image.Image = _read("JPEG", BytesIO(encoded))
             case "TIFF":
                 image = _open_tiff(encoded)
             case "BMP":
                 image = _read("BMP", BytesIO(encoded))
-                _unify_bmp_palette(image, encoded)
+                bmp.unify_palette(image, encoded)
             case _:
                 image = _read(image_format, _MeteredFile(encoded))
-        info = image.info
-        xmp = info.get("xmp") or b""
-        return Opened(
-            image,
-            info.get("exif") or b"",
-            xmp if isinstance(xmp, bytes) else xmp.encode(),
-            _conversion(image, encoded, image_format),
-        )
+        exif, xmp, profile = (image.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
+        if image_format == "WebP":
+            # The one that the cost was predicted of: tables must not come to LittleCMS in a thread.
+            profile = webp.profile_of(encoded)
+        primaries = read_heif(encoded, image_format).primaries if image_format in {"AVIF", "HEIC"} else 0
+        return Opened(image, exif, xmp if isinstance(xmp, bytes) else xmp.encode(), bytes(profile), primaries)
 
 
 @contextmanager
@@ -135,7 +149,7 @@ def undecodable(image_format: str | None) -> Iterator[None]:
 
 def _read(image_format: str, file: BytesIO) -> ImageFile.ImageFile:
     # Not Image.open, which applies Pillow's process-wide size limit; ImageLimits decides here.
-    reader, _ = Image.OPEN[image_format]
+    reader, _ = Image.OPEN[PILLOW_NAMES[image_format]]
     image = reader(file, "")
     if isinstance(file, _MeteredFile):
         file.grant_pixels()
@@ -147,16 +161,11 @@ def _open_png(encoded: bytes) -> Opened:
     if not png.complete:
         raise UndecodableImageError("PNG", "it consists of too many pieces")
     reduced = png.reduced(encoded)
-    image = _read("PNG", BytesIO(reduced))
-    conversion = colour.from_profile(png.profile) if image.mode in _COLOURED else None
-    return Opened(
-        image,
-        png.exif or png.exif_as_text,
-        png.xmp,
-        conversion,
-        png=png,
-        again=lambda: _read("PNG", BytesIO(reduced)),
-    )
+
+    def read() -> ImageFile.ImageFile:
+        return _read("PNG", BytesIO(reduced))
+
+    return Opened(read(), png.exif or png.exif_as_text, png.xmp, png.profile, png=png, again=read)
 
 
 def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
@@ -166,7 +175,7 @@ def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
         if str(error) != "unknown pixel mode":
             raise
         known = PHOTOMETRIC_INTERPRETATION, _SAMPLES_PER_PIXEL, BITS_PER_SAMPLE
-        tags = read_tiff_numbers(encoded, known)
+        tags = read_numbers(encoded, known)
         photometric, samples, bits = (tags.get(tag, default) for tag, default in zip(known, (0, 1, 1), strict=True))
         raise UndecodableImageError(
             "TIFF",
@@ -178,36 +187,6 @@ def _open_tiff(encoded: bytes) -> ImageFile.ImageFile:
         # Some programs write colours of 8 bits where the format has 16.
         image.palette = ImagePalette.raw("RGB;L", bytes(colours))
     return image
-
-
-def _unify_bmp_palette(image: Image.Image, encoded: bytes) -> None:
-    """Read the pixels of a BMP as palette indices where Pillow would not: it takes a palette of black and white for one
-    bit a pixel, and one of grey levels for eight, whatever the file has."""
-    (header_bytes,) = struct.unpack_from("<I", encoded, 14)
-    bits = encoded[24 if header_bytes == BMP_OS2_HEADER else 28]
-    if (
-        image.mode not in {"1", "L"}
-        or bits == {"1": 1, "L": 8}[image.mode]
-        or not isinstance(image, ImageFile.ImageFile)
-    ):
-        return
-    [tile] = image.tile
-    if tile.codec_name == "raw" and isinstance(tile.args, tuple):
-        greys = (0, 255) if image.mode == "1" else range(256)
-        image._mode = "P"  # noqa: SLF001 - as Pillow's readers do
-        image.palette = ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
-        image.tile = [tile._replace(args=({1: "P;1", 4: "P;4", 8: "P"}[bits], *tile.args[1:]))]
-
-
-def _conversion(image: Image.Image, encoded: bytes, image_format: str) -> Conversion | None:
-    if image.mode not in _COLOURED:
-        return None
-    profile = image.info.get("icc_profile")
-    if profile:
-        return colour.from_profile(bytes(profile))
-    if image_format in {"AVIF", "HEIF"}:
-        return colour.from_primaries(read_heif(encoded, image_format).primaries)
-    return None
 
 
 class _MeteredFile(BytesIO):

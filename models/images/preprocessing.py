@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Literal
 
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 from models.images.colour import Conversion, Pixels
-from models.images.decode import ON_ITS_SIDE, Reduction, Strips, decode_pixels, decode_strips, oriented
+from models.images.decode import ON_ITS_SIDE, Reduction, Strips, decode_strips, oriented
 from models.images.formats import predict_cost
 from models.interface.errors import UnfitPixelsError
 from models.interface.request import ImageLimits, ReadyPixels
@@ -21,10 +22,10 @@ from models.interface.request import ImageLimits, ReadyPixels
 def decode_image(encoded: bytes, limits: ImageLimits, *, enough: int | None = None) -> torch.Tensor:
     """Return the picture in `encoded` as a (3, H, W) uint8 sRGB tensor on the CPU, channels last in memory.
 
-    `enough` as in models.images.decode.decode_pixels. Raises ImageError, TooCostlyError before any decode.
+    `enough` as in models.images.decode.decode_strips. Raises ImageError, TooCostlyError before any decode.
     """
     predict_cost(encoded, limits, enough=enough, whole=True)
-    return to_tensor(decode_pixels(encoded, limits, enough=enough))
+    return to_tensor(decode_strips(encoded, limits, enough=enough).assembled())
 
 
 def preprocess(encoded: bytes, transform: Transform, limits: ImageLimits) -> torch.Tensor:
@@ -71,71 +72,58 @@ class Transform:
     # Decode JPEGs in full, however large they are. Fingerprints hash `pixels_needed`.
     exact_jpeg: bool = field(default=False, repr=False)
 
-    def shape(
-        self, image: torch.Tensor, conversion: Conversion | None = None, reduction: Reduction | None = None
-    ) -> torch.Tensor:
-        """Resize and crop (3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory, and convert the colours.
-        `reduction`: of the image, with the sides of the whole one as they lie here.
-
-        Does what torchvision's `resize` and `center_crop` do, with one call into PyTorch. Each call, even for a view,
-        releases the GIL, and the decode thread then waits for the event loop and other threads to get it back.
-        """
+    def shape(self, image: torch.Tensor) -> torch.Tensor:
+        """Resize and crop (3, H, W) uint8 to (3, crop, crop) uint8, channels last in memory."""
         pixels: Pixels = np.ascontiguousarray(image.numpy().transpose(1, 2, 0))
-        if reduction is not None:
-            size = self._resized(reduction.height, reduction.width)
-            pixels = self._interpolated(pixels, size, reduction)
-            return self._cropped(pixels, size, conversion)
-        return self._cropped(pixels, self._resized(*pixels.shape[:2]), conversion)
+        height, width, _ = pixels.shape
+        return self.shape_strips(Strips(height, width, 1, iter([pixels])))
 
     def shape_strips(self, picture: Strips) -> torch.Tensor:
         """Return what `shape` does with the assembled picture, but hold only a strip of it in memory at a time.
 
         The result is the same to the bit, because resizing resizes each row first, on its own. If the picture lies on
         its side and has several strips, its columns come first: values differ by 1, and more where bicubic overshoots.
+
+        Does what torchvision's `resize` and `center_crop` do, with one call into PyTorch for each strip. Each call,
+        even for a view, releases the GIL, and the decode thread then waits for other threads to get it back.
         """
         first = next(picture.strips)
         on_its_side = picture.orientation in ON_ITS_SIDE
-        reduction = picture.reduction
-        height, width = (picture.height, picture.width) if reduction is None else reduction[1:]
+        whole = picture.reduction or Reduction(1, picture.height, picture.width)
         if on_its_side:
-            height, width = width, height
-            reduction = None if reduction is None else reduction._replace(height=height, width=width)
-        if first.shape[0] == picture.height:
-            return self.shape(to_tensor(oriented(first, picture.orientation)), picture.conversion, reduction)
-        size = self._resized(height, width)
+            whole = whole._replace(height=whole.width, width=whole.height)
+        size = self._resized(whole.height, whole.width)
+        if len(first) == picture.height:
+            pixels = self._interpolated(oriented(first, picture.orientation), size, whole)
+            return self._cropped(pixels, picture.conversion)
         columns = size[0] if on_its_side else size[1]
-        pixels = np.empty((picture.height, columns, 3), np.uint8)
-        top = 0
+        pixels, top = np.empty((picture.height, columns, 3), np.uint8), 0
         for strip in chain((first,), picture.strips):
-            rows = strip.shape[0]
-            pixels[top : top + rows] = self._interpolated(strip, (rows, columns))
-            top += rows
-        return self._cropped(oriented(pixels, picture.orientation), size, picture.conversion)
+            pixels[top : top + len(strip)] = self._interpolated(strip, (len(strip), columns))
+            top += len(strip)
+        return self._cropped(self._interpolated(oriented(pixels, picture.orientation), size), picture.conversion)
 
-    def _interpolated(self, pixels: Pixels, size: tuple[int, int], reduction: Reduction | None = None) -> Pixels:
+    def _interpolated(self, pixels: Pixels, size: tuple[int, int], whole: Reduction | None = None) -> Pixels:
+        """Resize (H, W, 3) to `size`; the pixels are those of `whole`, if that was reduced."""
         if pixels.shape[:2] == size:
             return pixels
         # `reshape` gives strides that PyTorch recognizes as channels last; a new axis would have stride 0.
         batch = torch.from_numpy(pixels.reshape(1, *pixels.shape).transpose(0, 3, 1, 2))
-        if reduction is None:
-            resized: Pixels = interpolate(batch, size, mode=self.interpolation, antialias=True).numpy()[0]
+        resize = partial(interpolate, batch, mode=self.interpolation, antialias=True)
+        if whole is None or whole.factor == 1:
+            resized: Pixels = resize(size).numpy()[0]
         else:
             # Sides of a reduced picture are rounded up: the last pixel is a part of one. PyTorch rounds down what a
             # factor makes of a side, which must not fall short of a whole number.
-            factors = [
-                (each * reduction.factor / side) * (1 + _EPSILON)
-                for each, side in zip(size, (reduction.height, reduction.width), strict=True)
-            ]
-            resized = interpolate(
-                batch, scale_factor=factors, mode=self.interpolation, antialias=True, recompute_scale_factor=False
-            ).numpy()[0]
+            sides = zip(size, (whole.height, whole.width), strict=True)
+            factors = [(each * whole.factor / side) * (1 + _EPSILON) for each, side in sides]
+            resized = resize(scale_factor=factors, recompute_scale_factor=False).numpy()[0]
         return resized.transpose(1, 2, 0)
 
-    def _cropped(self, pixels: Pixels, size: tuple[int, int], conversion: Conversion | None = None) -> torch.Tensor:
-        """Resize (H, W, 3) to `size` and cut out (3, crop, crop), in the colours of `conversion`."""
-        pixels = self._interpolated(pixels, size)
+    def _cropped(self, pixels: Pixels, conversion: Conversion | None) -> torch.Tensor:
+        """Cut (3, crop, crop) out of resized (H, W, 3), in the colours of `conversion`."""
         # Nothing is cut off a picture that is put on a canvas, whose colour is not converted.
-        on_canvas = min(size) < self.crop
+        on_canvas = min(pixels.shape[:2]) < self.crop
         if on_canvas:
             pixels = self._on_canvas(pixels if conversion is None else conversion.apply(pixels))
         top, left = (round((side - self.crop) / 2) for side in pixels.shape[:2])

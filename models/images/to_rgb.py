@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
 from models.images.colour import Pixels
 from models.images.pillow_reading import BITS_PER_SAMPLE, LARGEST_8_BIT, PHOTOMETRIC_INTERPRETATION, Opened, undecodable
@@ -25,20 +26,28 @@ def strips(opened: Opened, image_format: str | None) -> Iterator[Pixels]:
         if image_format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
             # Programs that write a mask for alpha and leave the bytes empty mean an opaque picture, as browsers know.
             image = image.convert("RGB")
-        if image.mode.startswith("I"):
+        tables = opened.by_tables()
+        convert: Callable[[Image.Image, int], Pixels] = _over_white
+        if tables is not None and image.mode == "CMYK":
+            convert, tables = partial(_by_tables, tables), None
+        elif image.mode.startswith("I"):
             convert = _from_16_bit(opened)
         elif opened.png is not None and opened.png.transparent_colour is not None:
             convert = _over_white_but(opened)
-        else:
-            convert = _over_white
         rows = max(1, _STRIP_PIXELS // image.width)
         for top in range(0, image.height, rows):
             bottom = min(top + rows, image.height)
             whole = rows >= image.height
             pixels = convert(image if whole else image.crop((0, top, image.width, bottom)), top)
+            if tables is not None:
+                pixels = _by_tables(tables, Image.fromarray(pixels))
             if opened.box is not None:
                 _whiten_outside(pixels, top, opened.box)
             yield pixels
+
+
+def _by_tables(tables: ImageCms.ImageCmsTransform, image: Image.Image, _top: int = 0) -> Pixels:
+    return np.array(ImageCms.applyTransform(image, tables))
 
 
 def _over_white(image: Image.Image, _top: int = 0) -> Pixels:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.images.formats import FREE
+from models.images.costs import FREE
 from models.interface.request import AllCancelledError, CancelToken, Image, InferenceRequest
 from models.interface.telemetry import Stage
 from models.scheduling.batcher import Completed

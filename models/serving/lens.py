@@ -1,6 +1,4 @@
-"""Compare the arms on served models, one comparison at a time, while the server continues to serve. The package
-`gradless` measures.
-"""
+"""Compare the arms on served models, one comparison at a time, while the server continues to serve."""
 
 from __future__ import annotations
 
@@ -40,11 +38,6 @@ class _Running:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, error: Exception) -> None:
-        """Fail the request with `error` now, and end the thread before its next forward. Thread-safe."""
-        self.cancel_token.cancel()
-        self.loop.call_soon_threadsafe(self._set_error, error)
-
-    def _set_error(self, error: Exception) -> None:
         if not self.result.done():
             self.result.set_exception(error)
 
@@ -106,7 +99,8 @@ class Lens:
         this = self._running
         if this is None or this.engine is not engine:
             return None
-        this.fail(error)
+        this.cancel_token.cancel()
+        this.loop.call_soon_threadsafe(this.fail, error)
         return this.ended
 
     def leave_hanging(self, engine: Engine, error: Exception) -> None:

@@ -25,6 +25,7 @@ from models import backends
 from models.backends import BackendOptions
 from models.backends.pytorch import EagerBackend
 from models.hardware import cores
+from models.images.decode import Strips
 from models.images.preprocessing import Transform
 from models.inference.engine import Engine
 from models.inference.image_job import BatchItem, ImageJob
@@ -206,10 +207,10 @@ def slow_to_decode(tiny: ModelSpec, gate: threading.Event, entered: threading.Ev
         opened: ClassVar[threading.Event] = gate
         arrived: ClassVar[threading.Event] = reached
 
-        def shape(self, image: torch.Tensor, *details: Any) -> torch.Tensor:
+        def shape_strips(self, picture: Strips) -> torch.Tensor:
             self.arrived.set()
             assert self.opened.wait(_PATIENCE_S)
-            return Transform.shape(self, image, *details)
+            return Transform.shape_strips(self, picture)
 
     def build() -> Classifier:
         classifier = tiny.build()

@@ -166,11 +166,11 @@ def test_absolute_targets_and_host_addresses_are_accepted(server: Any, read_answ
         assert read_answer(file).status == 200
 
 
-def test_a_thousand_pipelined_http_2_upgrade_requests_are_answered(server: Any, read_answer: ReadAnswer) -> None:
+def test_a_hundred_pipelined_http_2_upgrade_requests_are_answered(server: Any, read_answer: ReadAnswer) -> None:
     head = "\r\n".join(["GET /healthz HTTP/1.1", "Host: localhost", *H2C, "", ""])
     with server.connect() as connection, connection.makefile("rb") as file:
-        connection.sendall(head.encode() * 1000)
-        assert {read_answer(file).status for _ in range(1000)} == {200}
+        connection.sendall(head.encode() * 100)
+        assert {read_answer(file).status for _ in range(100)} == {200}
 
 
 @pytest.mark.parametrize("good", [1, 3])

@@ -28,7 +28,7 @@ def wait_until_admitted(server: Any, images: int, metric_sum: Callable[..., floa
         sleep(0.02)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT])
 def test_a_draining_server_answers_accepted_requests_and_exits_with_status_0(
     start_holding: Callable[..., Any],
     metric_sum: Callable[..., float],

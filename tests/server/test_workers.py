@@ -25,12 +25,6 @@ _TIMEOUT_S = 60
 _FAULTY = [sys.executable, str(Path(__file__).parent / "faulty_workers.py")]
 
 
-@pytest.fixture
-def ending(start_server: Callable[..., Any]) -> Any:
-    """Like `worker_server`, for a test that kills the engine process."""
-    return start_server(GRADLESS_HTTP_WORKERS=str(_WORKERS), GRADLESS_MODELS="null")
-
-
 def _until(holds: Callable[[], bool]) -> None:
     deadline = monotonic() + _TIMEOUT_S
     while not holds():
@@ -169,17 +163,6 @@ def test_connections_that_a_killed_worker_had_not_taken_are_answered_by_another(
         with connection:
             assert connection.recv(12) == b"HTTP/1.1 200"
     _until(lambda: len(_workers(worker_server)) == _WORKERS)
-
-
-def test_no_process_is_left_when_the_engine_process_is_killed(ending: Any, clock_jpeg: bytes) -> None:
-    clients = _Clients(ending.address, clock_jpeg, 4)
-    _until(lambda: clients.answered > 10)
-    workers = _workers(ending)
-    ending.process.kill()
-    ending.process.wait(_TIMEOUT_S)
-
-    _until(lambda: not any(worker.is_running() for worker in workers))
-    clients.end()
 
 
 def test_a_worker_that_cannot_apply_a_load_is_replaced_and_loads_succeed(

@@ -155,16 +155,17 @@ class ComparisonStream(StreamingResponse):
 
     async def _events(self, update: records.Progress | None) -> AsyncIterator[bytes]:
         while update is not None:
-            yield _event("progress", Progress.model_validate(update).model_dump_json())
+            yield format_sse_event(event="progress", data_str=Progress.model_validate(update).model_dump_json())
             while not (received := await self._next_update()):
                 yield KEEPALIVE_COMMENT
             (update,) = received
         try:
             report = GradModes.model_validate(_result(self._work))
         except Exception as error:  # noqa: BLE001 - the status has been sent: an event reports any error
-            yield _event("problem", event_problem(self._request, parts_of(self._request).metrics, error))
+            problem = event_problem(self._request, parts_of(self._request).metrics, error)
+            yield format_sse_event(event="problem", data_str=problem)
         else:
-            yield _event("report", report.model_dump_json())
+            yield format_sse_event(event="report", data_str=report.model_dump_json())
 
     async def _next_update(self) -> tuple[records.Progress | None] | None:
         """Return the next update in a tuple, or None after `_KEEP_ALIVE_S` without one."""
@@ -180,7 +181,3 @@ def _result(work: asyncio.Future[Comparison]) -> Comparison:
         # Cancelled by the runtime, which was closed.
         raise DrainingError
     return work.result()
-
-
-def _event(name: str, data: str) -> bytes:
-    return format_sse_event(event=name, data_str=data)

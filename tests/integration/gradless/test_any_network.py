@@ -19,6 +19,7 @@ from torch import nn
 from gradless import compare, memory
 from gradless.arms import Arm, subject_with
 from gradless.comparison import run_comparison
+from gradless.errors import ComparisonTooLargeError
 from gradless.measuring import ComparisonProgress, Measuring
 from gradless.records import ArmName, ArmReport, Comparison, ComparisonOptions
 from gradless.retained import saved_by
@@ -116,7 +117,7 @@ def test_a_scripted_network_is_compared() -> None:
         network = torch.jit.script(nn.Sequential(linear(), nn.Sigmoid()).eval())
     comparison = compared(network)
     # TorchScript optimizes a forward for the modes that it has seen, and may then refuse others.
-    assert {left_out.arm for left_out in comparison.left_out} <= {"inference_mode", "frozen"}
+    assert {left_out.arm for left_out in comparison.left_out} <= {"inference_mode"}
     assert by_arm(comparison)["grad"].backward.works
     assert by_arm(comparison)["grad"].retained_bytes == 4 * 8 * 4
 
@@ -180,10 +181,88 @@ def test_a_backward_pass_from_a_sparse_output_works() -> None:
     }
 
 
-@pytest.mark.parametrize("arms", [("grad", "no_grd"), "grad", ("served",)])
+@pytest.mark.parametrize("arms", [("grad", "no_grd"), "grad,no_grad", ("served",)])
 def test_an_unknown_arm_is_refused_with_the_known_ones(arms: Any) -> None:
     with pytest.raises(ValueError, match=r"no arm .*; there is grad, no_grad, .*train$"):
         compared(linear(), arms=arms)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"arms": 3}, "arms: a sequence is needed, such as .* not 3"),
+        ({"arms": ()}, "arms: at least one is needed; there is grad"),
+        ({"iterations": "12"}, "iterations: a whole number is needed, not '12'"),
+        ({"sweep": 4}, r"sweep: a sequence is needed, such as \(1, 2, 4\), not 4"),
+        ({"sweep": "1,2"}, "sweep: a whole number is needed, not '1'"),
+        ({"sweep": (1.5,)}, "sweep: a whole number is needed, not 1.5"),
+        ({"seconds": "60"}, "seconds: a number from 0 is needed, not '60'"),
+        ({"seconds": float("nan")}, "seconds: a number from 0 is needed, not nan"),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=words):
+        compare(linear().eval(), ROWS, **options)
+
+
+def test_one_arm_may_be_named_alone_and_arms_may_be_any_sequence() -> None:
+    assert list(by_arm(compared(linear(), arms="grad"))) == ["grad"]
+    assert list(by_arm(compared(linear(), arms=iter(["grad", "no_grad", "grad"])))) == ["grad", "no_grad"]
+
+
+def test_a_function_is_no_network() -> None:
+    with pytest.raises(TypeError, match=r"network: a torch.nn.Module is needed, not a method"):
+        compare(linear().forward, ROWS)  # type: ignore[arg-type]
+
+
+class Remembering(nn.Module):
+    """An LSTM that begins with the state in which its last batch ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(16, 8)
+        self.state: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        output, self.state = self.lstm(rows[None], self.state)
+        return output[0]
+
+
+def test_a_network_may_keep_state_that_has_the_size_of_its_batches() -> None:
+    comparison = compared(Remembering(), sweep=(2, 8))
+    assert (len(comparison.arms), comparison.left_out) == (6, ())
+    assert [point.batch_size for point in comparison.sweep] == [2, 8]
+    assert by_arm(comparison)["grad"].backward.works
+
+
+def test_a_network_with_a_sparse_buffer_is_compared() -> None:
+    network = Custom(lambda self, rows: torch.sparse.mm(self.sparse, self.layer(rows).exp()), layer=linear())
+    network.register_buffer("sparse", torch.eye(4).to_sparse())
+    # The exponential keeps its output.
+    assert by_arm(compared(network))["grad"].retained_bytes == 4 * 8 * 4
+
+
+def test_an_inference_tensor_as_buffer_fails_in_a_copy_as_in_the_network() -> None:
+    network = Custom(lambda self, rows: self.layer(rows) * self.scale, layer=linear())
+    with torch.inference_mode():
+        network.register_buffer("scale", torch.rand(8))
+    (left_out,) = compared(network).left_out
+    assert left_out.arm == "grad"
+    assert "Inference tensors cannot be saved for backward" in left_out.reason
+
+
+def test_a_parameter_as_output_is_the_reason_why_it_requires_grad() -> None:
+    comparison = compared(Custom(lambda self, _rows: self.layer.weight, layer=linear()))
+    assert said(comparison, "it is a parameter, or another leaf that does")
+    assert said(comparison, "With gradients on, this batch kept nothing")
+    assert not said(comparison, "eval() alone")
+
+
+def test_answers_count_as_memory_that_a_comparison_needs() -> None:
+    """An expanded tensor takes no memory, and its difference from another takes all."""
+    network = Custom(lambda self, rows: self.layer(rows).expand(2**40, -1, -1), layer=linear())
+    with pytest.raises(ComparisonTooLargeError):
+        compared(network)
 
 
 def test_a_library_network_has_no_classes() -> None:
@@ -397,9 +476,10 @@ def test_each_arm_runs_directly_after_every_other_one() -> None:
 
     subject, size = subject_with(linear(), (ROWS,), {})
     names = ("grad", "no_grad", "inference_mode", "frozen")
-    measuring, arms = Measuring(subject, ComparisonProgress()), [arm(name) for name in names]
+    measuring = Measuring(subject, subject.batch(size), ComparisonProgress())
+    arms = [arm(name) for name in names]
     for number in range(200):
-        measuring.round(arms, subject.batch(size), "timing", number)
+        measuring.round(arms, "timing", number)
     rounds = [order[start : start + 4] for start in range(0, len(order), 4)]
     assert all(second == first[::-1] for first, second in zip(rounds[::2], rounds[1::2], strict=True))
     assert {pair for each in rounds for pair in pairwise(each)} == set(permutations(names, 2))

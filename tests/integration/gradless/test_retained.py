@@ -246,3 +246,13 @@ def test_a_forward_that_fails_leaves_no_hook_behind() -> None:
     leaf = torch.rand(10, requires_grad=True)
     assert leaf.exp().grad_fn is not None
     assert retained_bytes(lambda: leaf.exp()) == 40  # noqa: PLW0108 - a lambda, as in the README
+
+
+def test_what_has_not_run_is_refused() -> None:
+    async def forward() -> torch.Tensor:
+        return torch.rand(10, requires_grad=True).exp()
+
+    with pytest.raises(TypeError, match="the forward has not run: it returned a coroutine"):
+        retained_bytes(forward)
+    with pytest.raises(TypeError, match=r"takes a function, as in retained_bytes\(lambda: .* not a Tensor"):
+        retained_bytes(torch.rand(10))  # type: ignore[arg-type]

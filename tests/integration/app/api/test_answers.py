@@ -138,7 +138,7 @@ async def test_every_thread_of_the_runtime_ends_with_it(tiny: ModelSpec, clock_p
     await serving.compare(None, ComparisonOptions(batch_size=1, iterations=1))
     started = set(threading.enumerate()) - before
     names = {thread.name.rsplit("_", 1)[0] for thread in started}
-    assert names == {"batcher-tiny", "decode", "forward", "lens", "supervisor"}
+    assert names == {"batcher-tiny", "decode", "decoder-process", "forward", "lens", "supervisor"}
     assert serving.close(timeout_s=30)
     for thread in started:
         thread.join(30)

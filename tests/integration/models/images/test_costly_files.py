@@ -9,7 +9,7 @@ from pathlib import PurePath
 import pytest
 from PIL import Image
 
-from models.images.decode import decode_pixels
+from models.images.decode import decode_strips
 from models.interface.request import ImageLimits
 from reliability.costly import CORPUS, jpegs, pngs, tiffs, webps
 from reliability.costly.jpegs import CMYK, GREY, YCC_420, YCC_444
@@ -61,7 +61,7 @@ def test_a_decoder_reads_each_kind_to_its_end(name: str) -> None:
 
 def test_a_lossless_jpeg_is_never_reduced() -> None:
     """libjpeg-turbo cannot reduce one: it writes beyond its memory."""
-    pixels = decode_pixels(jpegs.lossless(2000, 2000, YCC_444), ImageLimits(), enough=256)
+    pixels = decode_strips(jpegs.lossless(2000, 2000, YCC_444), ImageLimits(), enough=256).assembled()
     assert pixels.shape == (2000, 2000, 3)
 
 

@@ -18,7 +18,7 @@ from models.images.decoder_process import DecoderProcess
 from models.images.preprocessing import preprocess
 from models.images.samples import draw, encode
 from models.interface.errors import DecodersBusyError, DrainingError, UndecodableImageError
-from models.interface.request import NEVER_CANCELLED, CancelToken, ImageLimits
+from models.interface.request import CancelToken, ImageLimits
 from models.loading import catalog
 
 _LIMITS = ImageLimits()
@@ -170,44 +170,3 @@ def test_a_closed_pool_finishes_its_decodes_refuses_new_ones_and_leaves_no_proce
     (decoder,) = held.pids
     assert decoder is not None
     assert not psutil.pid_exists(decoder)
-
-
-def test_a_pool_that_cannot_start_a_thread_does_not_raise_draining(
-    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_thread(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threading.Thread, "start", no_thread)
-    with pytest.raises(RuntimeError, match="can't start new thread"):
-        pool.submit(JPEG, _TRANSFORM)
-    monkeypatch.undo()
-
-
-def test_an_image_refused_for_lack_of_a_thread_is_not_decoded_afterwards(
-    pool: DecodePool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began, go_on = threading.Event(), threading.Event()
-    outcomes: queue.Queue[object] = queue.Queue()
-
-    class Job:
-        cancel_token = NEVER_CANCELLED
-
-        def take_image(self) -> bytes:
-            began.set()
-            assert go_on.wait(_PATIENCE_S)
-            return JPEG
-
-    def no_thread(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    pool.preprocess(Job(), _TRANSFORM, lambda _outcome: outcomes.put("first"))
-    assert began.wait(_PATIENCE_S)
-    with monkeypatch.context() as patched:
-        patched.setattr(threading.Thread, "start", no_thread)
-        with pytest.raises(RuntimeError, match="can't start new thread"):
-            pool.preprocess(Job(), _TRANSFORM, lambda _outcome: outcomes.put("refused"))
-    go_on.set()
-    assert pool.close(_PATIENCE_S)
-    assert outcomes.get(timeout=_PATIENCE_S) == "first"
-    assert outcomes.empty()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from PIL import Image
 from models.images.preprocessing import decode_image
 from models.interface.errors import ImageError
 from models.interface.request import ImageLimits
+from reliability.profiles import of_tables
 
 LIMITS = ImageLimits(max_pixels=1_000_000)
 
@@ -35,8 +37,9 @@ def _valid_files() -> list[bytes]:
     modes = [_file(picture.convert(mode), "PNG") for mode in ("1", "LA", "P", "RGBA")]
     tiffs = [_file(picture, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")]
     animated = [_file(picture, name, save_all=True, append_images=[picture.rotate(90)]) for name in ("GIF", "WEBP")]
-    cmyk = _file(picture.convert("CMYK"), "JPEG")
-    return [*plain, *turned, *modes, *tiffs, *animated, cmyk, _file(picture, "JPEG", progressive=True)]
+    tables = of_tables(np.linspace(0, 90, 2**4 * 3).reshape(2, 2, 2, 2, 3))
+    inks = [_file(picture.convert("CMYK"), name, icc_profile=tables) for name in ("JPEG", "TIFF")]
+    return [*plain, *turned, *modes, *tiffs, *animated, *inks, _file(picture, "JPEG", progressive=True)]
 
 
 FILES = _valid_files()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -45,7 +48,7 @@ def stored(orientation: int) -> Image.Image:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_every_orientation_comes_out_upright(
+def test_every_orientation_comes_out_upright_and_the_header_gives_the_size_after_it(
     image_file: Callable[..., bytes], image_format: str, orientation: int
 ) -> None:
     exif = Image.Exif()
@@ -55,6 +58,7 @@ def test_every_orientation_comes_out_upright(
     expected = np.asarray(upright(), dtype=float)
     assert found.shape == expected.shape
     assert np.abs(found - expected).mean() < 8
+    assert read_header(encoded)[1:] == (64, 40)
 
 
 @pytest.mark.parametrize("orientation", [5, 6, 7, 8])
@@ -96,11 +100,28 @@ def test_broken_exif_does_not_lose_a_photograph(
     assert np.abs(found - np.asarray(upright(), dtype=float)).mean() < 8
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_the_header_gives_the_size_after_orientation(
-    image_file: Callable[..., bytes], image_format: str, orientation: int
-) -> None:
+_XMP = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+
+
+def _blank(image_format: str, exif: Image.Exif) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, image_format, exif=exif)
+    return file.getvalue()
+
+
+def test_xmp_gives_the_orientation_if_exif_has_none() -> None:
     exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    assert read_header(image_file(stored(orientation), image_format, exif=exif)) == (image_format, 64, 40)
+    exif[0x010F] = "camera"
+    jpeg = _blank("JPEG", exif)
+    segment = b"\xff\xe1" + struct.pack(">H", 2 + len(_XMP)) + _XMP
+    assert decode_image(jpeg[:2] + segment + jpeg[2:], ImageLimits()).shape == (3, 40, 30)
+
+
+def test_exif_data_with_their_prefix_in_a_png_are_read() -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    body = b"eXIfExif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    png = _blank("PNG", Image.Exif())
+    at = png.index(b"IDAT") - 4
+    assert decode_image(png[:at] + chunk + png[at:], ImageLimits()).shape == (3, 40, 30)

@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from models.images.decode import read_header
-from models.images.formats import FORMATS
+from models.images.formats import FORMATS, PILLOW_NAMES
 from models.images.preprocessing import decode_image
 from models.interface.errors import (
-    EmptyImageError,
     ImageError,
     TooElongatedError,
     TooManyPixelsError,
@@ -44,11 +43,6 @@ def gif(screen: tuple[int, int], frame: tuple[int, int]) -> bytes:
         + struct.pack("<HHHHB", 0, 0, *frame, 0)
         + b"\x02\x02\x4c\x01\x00;"
     )
-
-
-def test_no_bytes_are_an_empty_image() -> None:
-    with pytest.raises(EmptyImageError):
-        decode_image(b"", LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +85,7 @@ def test_an_image_of_another_format_is_not_read(image_file: ImageFile, image_for
         decode_image(image_file(None, image_format), LIMITS)
 
 
-@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("image_format", PILLOW_NAMES.values())
 def test_half_a_file_is_an_image_error(image_file: ImageFile, image_format: str) -> None:
     picture = Image.effect_noise((80, 60), 90).convert("RGB")
     encoded = image_file(picture, image_format)
@@ -132,11 +126,6 @@ def test_a_jpeg_followed_by_garbage_is_decoded(image_file: ImageFile) -> None:
     assert decode_image(whole + b"rubbish" * 100, LIMITS).equal(decode_image(whole, LIMITS))
 
 
-def test_a_tiff_of_floating_point_numbers_is_refused(image_file: ImageFile) -> None:
-    with pytest.raises(UndecodableImageError, match="unknown range"):
-        decode_image(image_file(Image.new("F", (8, 8), 0.5), "TIFF"), LIMITS)
-
-
 def test_too_many_declared_pixels_are_refused_before_they_cost_memory() -> None:
     encoded = png_header(50_000, 50_000)
     tracemalloc.start()
@@ -171,7 +160,7 @@ def test_an_image_over_pillows_own_limit_is_an_image_error(encoded: bytes) -> No
         read_header(encoded)
 
 
-@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("image_format", PILLOW_NAMES.values())
 def test_the_pixel_limit_is_met_exactly(image_file: ImageFile, image_format: str) -> None:
     encoded = image_file(None, image_format)
     assert decode_image(encoded, ImageLimits(max_pixels=1200)).shape == (3, 30, 40)

@@ -32,11 +32,6 @@ def test_the_shorter_side_stays_enough(
     assert (width, height) == reduced
 
 
-def test_a_picture_is_decoded_at_full_size_by_default(image_file: Callable[..., bytes]) -> None:
-    encoded = image_file(draw("clock").resize((4000, 3000)), "JPEG")
-    assert decode_image(encoded, ImageLimits()).shape == (3, 3000, 4000)
-
-
 def test_a_reduced_picture_resembles_the_resized_full_one(image_file: Callable[..., bytes]) -> None:
     picture = draw("traffic-light").resize((2048, 2048), Image.Resampling.BICUBIC)
     encoded = image_file(picture, "JPEG", quality=95)

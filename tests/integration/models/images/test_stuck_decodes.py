@@ -7,11 +7,11 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from typing import Any
 
 import pytest
 import torch
 
+from models.images.decode import Strips
 from models.images.preprocessing import Transform
 from models.interface.errors import DeadlineExceededError
 from models.interface.request import InferenceRequest
@@ -38,9 +38,9 @@ def serve(tiny: ModelSpec, released: threading.Event) -> Stuck:
     """The tiny model with a transform that does not end before `released` is set."""
 
     class Stuck(Transform):
-        def shape(self, image: torch.Tensor, *details: Any) -> torch.Tensor:
+        def shape_strips(self, picture: Strips) -> torch.Tensor:
             assert released.wait(_PATIENCE_S)
-            return super().shape(image, *details)
+            return super().shape_strips(picture)
 
     def build() -> Classifier:
         made = tiny.build()

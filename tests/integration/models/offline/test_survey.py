@@ -78,7 +78,7 @@ def test_worker_processes_give_the_same_statistics(folder: Path) -> None:
 def test_sizes_are_as_displayed_and_formats_as_detected(folder: Path) -> None:
     found = _surveyed(_files(folder), _SERVED)
 
-    assert found.formats == {"JPEG": 2, "PNG": 2, "WEBP": 1, "TIFF": 1}
+    assert found.formats == {"JPEG": 2, "PNG": 2, "WebP": 1, "TIFF": 1}
     assert found.sizes == {(200, 300): 1, (400, 400): 3, (90, 40): 1, (256, 256): 1}
 
 

@@ -30,12 +30,13 @@ def listen() -> Listen:
         head_timeout_s: float = 10,
         on_refusal: Callable[[Row, float | None], None] = _ignore,
         connection: type[BoundedConnection] = BoundedConnection,
+        shedding: Any = None,
         **options: Any,
     ) -> AsyncIterator[tuple[ServerState, Any]]:
         config = uvicorn.Config(app, log_config=None, lifespan="off", **options)
         config.load()
         state = ServerState()
-        protocol = connection.with_bounds(head_timeout_s, on_refusal)
+        protocol = connection.with_bounds(head_timeout_s, on_refusal, shedding)
         loop = asyncio.get_running_loop()
         server = await loop.create_server(lambda: protocol(config, state, {}), "127.0.0.1", 0)
         async with server:

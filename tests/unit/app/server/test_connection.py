@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import struct
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -19,6 +21,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from app.api.load_shedding import Shed
 from app.http.problems import Row
 from app.observability.metrics import Metrics
 
@@ -160,6 +163,84 @@ async def test_an_idle_connection_is_closed_by_a_shutdown(listen: Listen) -> Non
             connection.shutdown()
         assert await reader.read() == b""
         assert not state.connections
+
+
+async def pipelining(state: ServerState) -> Any:
+    """Return the only connection once requests wait in its pipeline."""
+    while not any(connection.pipeline for connection in state.connections):  # noqa: ASYNC110 - there is no event
+        await asyncio.sleep(0)
+    [connection] = state.connections
+    return connection
+
+
+async def test_a_connection_that_is_reset_while_requests_wait_in_its_pipeline_is_closed(listen: Listen) -> None:
+    released = asyncio.Event()
+
+    async def wait(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        await released.wait()
+
+    async with listen(wait) as (state, address), asyncio.timeout(60):
+        _, writer = await asyncio.open_connection(*address)
+        writer.write(REQUEST * 2)
+        connection = await pipelining(state)
+        # The server reads nothing meanwhile, so it asks the kernel.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+        token = connection.scope["extensions"]["gradless.disconnect"]
+        while not token.cancelled or state.connections:  # noqa: ASYNC110 - there is no event
+            await asyncio.sleep(0)
+        released.set()
+        await asyncio.gather(*state.tasks)
+
+
+async def test_of_very_many_pipelined_requests_the_first_are_answered_and_the_last_of_these_says_close(
+    listen: Listen,
+) -> None:
+    released = asyncio.Event()
+
+    async def answer_later(scope: Scope, receive: Receive, send: Send) -> None:
+        await released.wait()
+        await read_and_answer(scope, receive, send)
+
+    async with listen(answer_later) as (state, address), asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(REQUEST * 10_000)
+        connection = await pipelining(state)
+        assert len(connection.pipeline) == 100
+        released.set()
+        heads = [await answer(reader) for _ in range(101)]
+        assert [b"connection: close" in head for head in heads] == [False] * 100 + [True]
+        assert await reader.read() == b""
+        writer.close()
+
+
+class _Full:
+    """Load shedding while every model is full. Its refusals are larger than real ones."""
+
+    on = True
+    refused = 0
+
+    def shed(self, *_: object, **__: object) -> Shed:
+        self.refused += 1
+        return Shed(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 1000000\r\n\r\n" + bytes(10**6), last=False)
+
+
+async def test_refusals_at_the_head_wait_for_a_client_that_does_not_read_them(listen: Listen) -> None:
+    shedding = _Full()
+    async with listen(read_and_answer, shedding=shedding) as (state, address), asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection(*address, limit=2**12)
+        writer.write(b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 0\r\n\r\n" * 50)
+        connection = await pipelining(state)
+        assert connection.transport.get_write_buffer_size() <= 10**6
+        refused = 0
+        for _ in range(50):
+            if (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 429"):
+                refused += 1
+                await reader.readexactly(10**6)
+            else:
+                await reader.readexactly(4)
+        assert 1 <= refused == shedding.refused < 50
+        writer.close()
 
 
 @pytest.mark.parametrize("headers", [b"", b"connection: upgrade\r\nupgrade: h2c\r\n"], ids=["plain", "upgrade to h2c"])

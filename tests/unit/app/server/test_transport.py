@@ -74,10 +74,7 @@ async def served(listen: Listen, head_timeout_s: float) -> AsyncIterator[Served]
             writer.close()
 
 
-async def test_the_server_waits_while_the_client_sends_and_closes_when_the_client_closes(
-    listen: Listen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.server.transport._QUIET_S", NEVER_S)
+async def test_the_server_waits_while_the_client_sends_and_closes_when_the_client_closes(listen: Listen) -> None:
     async with served(listen, NEVER_S) as connection:
         await connection.send_refused_request()
         for _ in range(64):
@@ -88,17 +85,7 @@ async def test_the_server_waits_while_the_client_sends_and_closes_when_the_clien
         await connection.lost.wait()
 
 
-async def test_the_server_closes_when_the_client_is_quiet(listen: Listen, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.server.transport._QUIET_S", 0.2)
-    async with served(listen, NEVER_S) as connection:
-        await connection.send_refused_request()
-        await connection.lost.wait()
-
-
-async def test_the_head_timeout_limits_a_client_that_sends_single_bytes(
-    listen: Listen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("app.server.transport._QUIET_S", 0.2)
+async def test_the_head_timeout_limits_a_client_that_sends_single_bytes(listen: Listen) -> None:
     async with served(listen, 0.5) as connection:
         await connection.send_refused_request()
         while not connection.lost.is_set():
@@ -125,7 +112,6 @@ async def test_a_client_that_never_stops_sending_is_disconnected_after_a_number_
 async def test_a_shutdown_shortens_a_lingering_close_that_has_begun(
     listen: Listen, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.server.transport._QUIET_S", NEVER_S)
     monkeypatch.setattr("app.server.transport._SHUTDOWN_S", 0.2)
     async with served(listen, NEVER_S) as connection:
         await connection.send_refused_request()

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -69,7 +70,6 @@ ATTRIBUTES: Mapping[type, frozenset[str]] = {
             "scope",
             "server_state",
             "timeout_keep_alive",
-            "timeout_keep_alive_handler",
             "timeout_keep_alive_task",
             "transport",
             "url",
@@ -138,7 +138,8 @@ async def test_every_used_attribute_is_listed(instances: dict[type, object]) -> 
         HttpToolsProtocol: _used("server/connection.py", "self", protocol),
         RequestResponseCycle: _used("server/*.py", "self.cycle", instances[RequestResponseCycle]),
         FlowControl: _used("server/*.py", "self.flow", instances[FlowControl]),
-        ServerState: _used("*/*.py", "self.server_state", instances[ServerState]),
+        ServerState: _used("server/*.py", "self.server_state", instances[ServerState])
+        | _used("workers/*.py", "self.server_state", instances[ServerState]),
         uvicorn.Server: _used("server/server.py", "self", server),
     }
     unlisted = {
@@ -156,7 +157,12 @@ def _used(modules: str, expression: str, instance: object) -> set[str]:
 
 def _has(instance: object, name: str) -> bool:
     # Some attributes of a server are first set when it starts.
-    return hasattr(instance, name) or f"self.{name} = " in inspect.getsource(type(instance))
+    return hasattr(instance, name) or f"self.{name} = " in _source(type(instance))
+
+
+@cache
+def _source(kind: type) -> str:
+    return inspect.getsource(kind)
 
 
 def _attributes(path: Path, expression: str) -> Iterator[str]:

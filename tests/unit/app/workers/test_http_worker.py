@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Iterator
+from time import perf_counter
 from typing import Any, cast
 
 import pytest
@@ -211,6 +212,24 @@ async def test_many_connections_that_come_back_all_go_to_another(
     acceptor.requeue(ending.known.unacknowledged)
     await _until(lambda: other.known.open_connections == 100)
     await acceptor.close(0)
+
+
+async def test_a_connection_that_comes_back_while_the_acceptor_closes_goes_to_another(
+    listener: socket.socket, worker: Callable[[], _Worker], call: Callable[[], socket.socket]
+) -> None:
+    ending, other = worker(), worker()
+    workers = [ending.known]
+    acceptor = _accepting(listener, lambda: workers)
+    acceptor.open()
+    call()
+    await _until(lambda: ending.known.open_connections == 1)
+    closing = asyncio.create_task(acceptor.close(perf_counter() + _TIMEOUT_S))
+    await asyncio.sleep(0)
+    workers[:] = [other.known]
+    acceptor.requeue(ending.known.unacknowledged)
+    await closing
+
+    assert other.known.open_connections == 1
 
 
 async def test_a_connection_that_comes_back_after_the_acceptor_closed_is_closed(

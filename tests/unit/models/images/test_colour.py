@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from PIL import Image, ImageCms
 
 from models.images import colour
 from models.images.colour import Conversion
-from models.images.decode import Strips, decode_pixels
+from models.images.decode import Strips, decode_strips
 from models.images.decoder_process import DecoderProcess
-from models.images.formats import FORMATS, predict_cost
+from models.images.formats import PILLOW_NAMES, predict_cost
 from models.interface.request import ImageLimits
+from reliability.profiles import of_tables
 
 _LIMITS = ImageLimits()
 
@@ -158,18 +160,22 @@ def test_a_conversion_passes_through_json_numbers_and_other_numbers_are_refused(
             Conversion.of(wrong)
 
 
+def _decoded(encoded: bytes) -> np.ndarray:
+    return decode_strips(encoded, _LIMITS).assembled()
+
+
 def _file(picture: Image.Image, image_format: str, **options: object) -> bytes:
     file = io.BytesIO()
     picture.save(file, image_format, **options)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("image_format", [each for each in FORMATS if each not in {"GIF", "BMP"}])
+@pytest.mark.parametrize("image_format", [each for each in PILLOW_NAMES.values() if each not in {"GIF", "BMP"}])
 def test_a_picture_in_display_p3_is_converted_whatever_its_format(image_format: str) -> None:
     picture = _colours().resize((96, 90), Image.Resampling.NEAREST)
     encoded = profile(_P3, _SRGB_CURVE)
-    plain = decode_pixels(_file(picture, image_format), _LIMITS)
-    found = decode_pixels(_file(picture, image_format, icc_profile=encoded), _LIMITS).astype(int)
+    plain = _decoded(_file(picture, image_format))
+    found = _decoded(_file(picture, image_format, icc_profile=encoded)).astype(int)
     expected = _by_littlecms(Image.fromarray(plain), encoded)
     assert np.abs(expected - plain).max() > 40
     assert np.abs(found - expected).max() <= 3
@@ -178,8 +184,9 @@ def test_a_picture_in_display_p3_is_converted_whatever_its_format(image_format: 
 @pytest.mark.parametrize(("image_format", "mode"), [("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "L"), ("TIFF", "CMYK")])
 def test_a_profile_of_rgb_is_not_applied_to_grey_and_to_cmyk(image_format: str, mode: str) -> None:
     picture = _colours().convert(mode)
-    with_profile = _file(picture, image_format, icc_profile=profile(_ADOBE, _CURVES["gamma"]))
-    assert (decode_pixels(with_profile, _LIMITS) == decode_pixels(_file(picture, image_format), _LIMITS)).all()
+    for encoded in (profile(_ADOBE, _CURVES["gamma"]), of_tables(_grid(3))):
+        with_profile = _file(picture, image_format, icc_profile=encoded)
+        assert (_decoded(with_profile) == _decoded(_file(picture, image_format))).all()
 
 
 def test_a_profile_in_several_segments_of_a_jpeg_is_put_together_in_their_order() -> None:
@@ -187,7 +194,7 @@ def test_a_profile_in_several_segments_of_a_jpeg_is_put_together_in_their_order(
     parts = [b"ICC_PROFILE\0" + bytes([number, 2]) + part for number, part in ((2, encoded[300:]), (1, encoded[:300]))]
     segments = b"".join(b"\xff\xe2" + struct.pack(">H", 2 + len(part)) + part for part in parts)
     whole = _file(_colours(), "JPEG", icc_profile=encoded)
-    assert (decode_pixels(jpeg[:2] + segments + jpeg[2:], _LIMITS) == decode_pixels(whole, _LIMITS)).all()
+    assert (_decoded(jpeg[:2] + segments + jpeg[2:]) == _decoded(whole)).all()
 
 
 def test_a_decoder_process_hands_the_conversion_over_with_the_pixels() -> None:
@@ -197,4 +204,110 @@ def test_a_decoder_process_hands_the_conversion_over_with_the_pixels() -> None:
         found = decoder.decode(encoded, predict_cost(encoded, _LIMITS), Strips.assembled, enough=None)
     finally:
         decoder.close()
-    assert (found == decode_pixels(encoded, _LIMITS)).all()
+    assert (found == _decoded(encoded)).all()
+
+
+def _grid(inks: int) -> np.ndarray:
+    """Return CIELAB of 9 steps of red, green and blue, or of each ink."""
+    values = np.stack(np.meshgrid(*[np.arange(9) / 8] * inks, indexing="ij"), axis=-1)
+    rgb = values if inks == 3 else (1 - values[..., :3]) * (1 - 0.8 * values[..., 3:])
+    light = rgb @ [0.25, 0.6, 0.15]
+    red, yellow = rgb[..., 0] - rgb[..., 1], rgb[..., 1] - rgb[..., 2]
+    return np.stack([10 + 90 * light, 40 * red, 40 * yellow], axis=-1)
+
+
+def _by_arithmetic(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    """Interpolate (N, inks) uint8 in CIELAB, and return (N, 3) levels of sRGB."""
+    position = values / 255 * 8
+    low = np.minimum(position.astype(int), 7)
+    lab = np.zeros((len(values), 3))
+    for corner in product((0, 1), repeat=values.shape[1]):
+        shares = np.where(corner, position - low, 1 - position + low).prod(axis=1, keepdims=True)
+        lab += shares * grid[tuple((low + corner).T)]
+    y = (lab[:, 0] + 16) / 116
+    roots = np.stack([y + lab[:, 1] / 500, y, y - lab[:, 2] / 200], axis=1)
+    xyz = np.where(roots > 6 / 29, roots**3, 3 * (6 / 29) ** 2 * (roots - 4 / 29)) * [0.9642, 1.0, 0.8249]
+    light = np.clip(xyz @ np.linalg.inv(np.array(_SRGB)), 0, 1)
+    return 255 * np.where(light <= 0.0031308, light * 12.92, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+_OF_RGB, _OF_CMYK = of_tables(_grid(3)), of_tables(_grid(4))
+
+
+def _squares(mode: str) -> Image.Image:
+    """Squares of 16 x 16, which a JPEG keeps, of random colours."""
+    colours = np.random.default_rng(7).integers(0, 256, (6, 8, len(mode)), np.uint8)
+    return Image.fromarray(colours.repeat(16, axis=0).repeat(16, axis=1), mode)
+
+
+@pytest.mark.parametrize(
+    ("image_format", "mode", "options"),
+    [
+        ("TIFF", "CMYK", {}),
+        ("JPEG", "CMYK", {"quality": 100, "subsampling": 0}),
+        ("TIFF", "RGB", {}),
+        ("PNG", "RGB", {}),
+        ("JPEG", "RGB", {"quality": 100, "subsampling": 0}),
+        ("WEBP", "RGB", {"lossless": True}),
+        ("AVIF", "RGB", {"quality": 100, "subsampling": "4:4:4"}),
+        ("HEIF", "RGB", {"quality": -1, "chroma": 444}),
+    ],
+)
+def test_a_profile_made_of_tables_is_applied_by_its_definition(
+    image_format: str, mode: str, options: dict[str, object]
+) -> None:
+    picture, (grid, encoded) = _squares(mode), (_grid(len(mode)), of_tables(_grid(len(mode))))
+    file = _file(picture, image_format, icc_profile=encoded, **options)
+    expected = _by_arithmetic(np.asarray(picture).reshape(-1, len(mode)), grid).reshape(96, 128, 3)
+    difference = np.abs(_decoded(file) - expected)
+    assert difference.max() < 2
+    assert difference.mean() < 0.5
+    plain = _file(picture, image_format, **options)
+    assert predict_cost(file, _LIMITS).seconds > predict_cost(plain, _LIMITS).seconds + 0.05
+    assert not predict_cost(file, _LIMITS).ordinary
+
+
+@pytest.mark.parametrize(
+    ("mode", "encoded"),
+    [
+        ("CMYK", _OF_RGB),
+        ("RGB", _OF_CMYK),
+        ("RGB", _OF_RGB.replace(b"A2B0", b"rXYZ")),
+        ("CMYK", _OF_CMYK[:1000]),
+        ("CMYK", _OF_CMYK.replace(b"mft2", b"what")),
+        ("CMYK", _OF_CMYK.replace(b"acsp", b"what")),
+        ("CMYK", _OF_CMYK.replace(b"A2B0", b"A2B1")),
+        ("CMYK", struct.pack(">I", 2**30) + _OF_CMYK[4:]),
+        ("CMYK", _OF_CMYK + bytes(2**22)),
+    ],
+)
+@pytest.mark.parametrize("image_format", ["JPEG", "TIFF"])
+def test_tables_that_are_damaged_huge_or_of_another_kind_are_ignored(
+    image_format: str, mode: str, encoded: bytes
+) -> None:
+    plain, with_profile = (_file(_squares(mode), image_format, **each) for each in ({}, {"icc_profile": encoded}))
+    assert (_decoded(with_profile) == _decoded(plain)).all()
+
+
+def test_littlecms_gets_no_other_tag_of_a_profile_than_the_table() -> None:
+    """It would prefer those of floating-point steps, of which there may be any number."""
+    tag = struct.pack(">4sII", b"D2B0", 144, 100)
+    directory = struct.pack(">I4sII", 2, b"A2B0", 156, len(_OF_CMYK) - 144) + tag
+    files = [
+        _file(_squares("CMYK"), "TIFF", icc_profile=each)
+        for each in (_OF_CMYK, _OF_CMYK[:128] + directory + _OF_CMYK[144:])
+    ]
+    assert (_decoded(files[0]) == _decoded(files[1])).all()
+
+
+def test_a_jpeg_with_tables_that_lacks_only_its_end_is_read() -> None:
+    file = _file(_squares("RGB"), "JPEG", icc_profile=_OF_RGB)
+    assert (_decoded(file[:-2]) == _decoded(file)).all()
+
+
+def test_tables_of_a_webp_that_no_prediction_saw_do_not_come_to_littlecms() -> None:
+    plain, file = (_file(_squares("RGB"), "WEBP", **each) for each in ({}, {"icc_profile": _OF_RGB}))
+    end = 38 + len(_OF_RGB) + len(_OF_RGB) % 2
+    behind = file[:30] + file[end:] + file[30:end]
+    assert predict_cost(behind, _LIMITS).ordinary
+    assert (_decoded(behind) == _decoded(plain)).all()

@@ -21,9 +21,10 @@ import pytest
 from PIL import Image
 
 from models.images import decoder_process
-from models.images.decode import Strips, decode_pixels
+from models.images.costs import DecodeCost
+from models.images.decode import Strips, decode_strips
 from models.images.decoder_process import DecoderProcess
-from models.images.formats import FORMATS, DecodeCost, predict_cost
+from models.images.formats import PILLOW_NAMES, predict_cost
 from models.images.samples import draw, encode
 from models.interface.errors import TooCostlyError, UndecodableImageError
 from models.interface.request import ImageLimits
@@ -93,10 +94,10 @@ def while_it_decodes(decoder: DecoderProcess, monkeypatch: pytest.MonkeyPatch) -
     return run
 
 
-@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("image_format", PILLOW_NAMES.values())
 def test_every_format_is_decoded_to_the_pixels_of_this_process(decoder: DecoderProcess, image_format: str) -> None:
     encoded = encode(draw("clock"), image_format)
-    assert np.array_equal(_decode(decoder, encoded), decode_pixels(encoded, _LIMITS, enough=0))
+    assert np.array_equal(_decode(decoder, encoded), decode_strips(encoded, _LIMITS, enough=0).assembled())
 
 
 def test_a_large_picture_comes_back_in_strips_and_whole(decoder: DecoderProcess) -> None:

@@ -9,15 +9,14 @@ import pytest
 
 from app.api.inference import IMAGE_BODY
 from models.images import formats
-from models.images.formats import FORMATS, SIGNATURE_BYTES, TITLES, format_of, is_image
-from models.images.pillow_reading import open_image
+from models.images.formats import FORMATS, PILLOW_NAMES, SIGNATURE_BYTES, format_of, is_image
 from models.images.samples import draw, encode
 from models.interface.errors import UnsupportedFormatError
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_of_each_format_is_recognized_by_its_first_bytes(name: str) -> None:
-    beginning = encode(draw("clock"), name)[:SIGNATURE_BYTES]
+    beginning = encode(draw("clock"), PILLOW_NAMES[name])[:SIGNATURE_BYTES]
     assert format_of(beginning) == name
     assert is_image(beginning)
 
@@ -25,11 +24,6 @@ def test_a_file_of_each_format_is_recognized_by_its_first_bytes(name: str) -> No
 def test_text_that_begins_like_a_bmp_is_not_taken_for_an_image() -> None:
     assert format_of(b"BMW is a car") == "BMP"
     assert not is_image(b"BMW is a car")
-
-
-@pytest.mark.parametrize("name", FORMATS)
-def test_each_format_has_a_reader_in_pillow(name: str) -> None:
-    assert open_image(encode(draw("clock"), name)).image.format == name
 
 
 def test_a_format_that_is_not_in_the_table_is_not_recognized() -> None:
@@ -48,10 +42,10 @@ def test_a_film_is_no_picture_though_it_begins_with_the_same_kind_of_box(beginni
         (b"avif\0\0\0\0avifmif1", "AVIF"),
         (b"avis\0\0\0\0avisavif", "AVIF"),
         (b"mif1\0\0\0\0mif1avifmiaf", "AVIF"),
-        (b"mif1\0\0\0\0mif1heicmiaf", "HEIF"),
-        (b"heic\0\0\0\0mif1heic", "HEIF"),
-        (b"heix\0\0\0\0mif1heix", "HEIF"),
-        (b"hevc\0\0\0\0msf1hevc", "HEIF"),
+        (b"mif1\0\0\0\0mif1heicmiaf", "HEIC"),
+        (b"heic\0\0\0\0mif1heic", "HEIC"),
+        (b"heix\0\0\0\0mif1heix", "HEIC"),
+        (b"hevc\0\0\0\0msf1hevc", "HEIC"),
     ],
 )
 def test_avif_and_heic_are_told_apart_by_the_brands_of_the_file(brands: bytes, name: str) -> None:
@@ -71,8 +65,8 @@ def test_without_its_extra_a_heic_is_unsupported_and_the_message_names_the_extra
 def test_the_page_and_the_openapi_document_list_the_formats_of_the_table() -> None:
     page = files("app").joinpath("page", "index.html").read_text(encoding="utf-8")
     [listed] = re.findall(r'<p class="hint">([\w, ]+)\. Nothing that you send is kept', page)
-    assert tuple(re.split(", | or ", listed)) == TITLES
-    assert f"({', '.join(TITLES)})" in IMAGE_BODY["requestBody"]["description"]
+    assert tuple(re.split(", | or ", listed)) == FORMATS
+    assert f"({', '.join(FORMATS)})" in IMAGE_BODY["requestBody"]["description"]
 
 
 def test_a_suffix_belongs_to_one_format() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from models.images.formats import FORMATS, SUFFIXES
+from models.images.formats import PILLOW_NAMES, SUFFIXES
 from models.interface.errors import JobError
 from models.offline import files
 
@@ -99,6 +99,6 @@ def test_a_name_that_is_not_utf_8_is_escaped() -> None:
 
 def test_suffixes_are_pillows_for_the_supported_formats() -> None:
     Image.init()
-    read = {"MPO", *FORMATS}
+    read = {"MPO", *PILLOW_NAMES.values()}
 
     assert {suffix for suffix, kind in Image.registered_extensions().items() if kind in read} == SUFFIXES

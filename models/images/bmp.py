@@ -1,13 +1,64 @@
-"""Decode the runs of a BMP (Windows bitmap, BI_RLE8 and BI_RLE4) for Pillow.
+"""Predict the cost of decoding a BMP (Windows bitmap), decode its runs (BI_RLE8 and BI_RLE4), and mend its palette.
 
-Pillow's own decoder loses empty lines, and reads each run with two calls of `read`.
+Pillow's own decoder of runs loses empty lines, and reads each run with two calls of `read`.
 """
 
 from __future__ import annotations
 
-from PIL import Image, ImageFile
+import struct
+
+from PIL import Image, ImageFile, ImagePalette
+
+from models.images.costs import Picture
 
 _END_OF_LINE, _END_OF_BITMAP, _DELTA = 0, 1, 2
+_PIXEL_NS = 8.0
+# Runs are unpacked in Python.
+_RUN_PIXEL_NS = 10.0
+_RUN_BYTE_NS = 420.0
+_OS2_HEADER = 12
+_RUNS = frozenset({1, 2})
+_PALETTE_BITS = 8
+
+
+def cost(encoded: bytes, _enough: int) -> Picture:
+    """Of a BMP."""
+    (header_bytes,) = struct.unpack_from("<I", encoded, 14)
+    if header_bytes == _OS2_HEADER:
+        width, height, _, bits = struct.unpack_from("<HHHH", encoded, 18)
+        compression = 0
+    else:
+        width, height, _, bits, compression = struct.unpack_from("<iiHHI", encoded, 18)
+    width, height = abs(width), abs(height)
+    pixels = width * height
+    in_runs = compression in _RUNS
+    stored = 1 if bits <= _PALETTE_BITS else 4
+    return Picture(
+        width,
+        height,
+        pixels * _RUN_PIXEL_NS + len(encoded) * _RUN_BYTE_NS if in_runs else pixels * _PIXEL_NS,
+        # Runs are unpacked into a bytearray of one byte a pixel, and copied, as is the file.
+        pixels * (stored + 2 * in_runs) + len(encoded) * in_runs,
+    )
+
+
+def unify_palette(image: Image.Image, encoded: bytes) -> None:
+    """Read the pixels of a BMP as palette indices where Pillow would not: it takes a palette of black and white for one
+    bit a pixel, and one of grey levels for eight, whatever the file has."""
+    (header_bytes,) = struct.unpack_from("<I", encoded, 14)
+    bits = encoded[24 if header_bytes == _OS2_HEADER else 28]
+    if (
+        image.mode not in {"1", "L"}
+        or bits == {"1": 1, "L": 8}[image.mode]
+        or not isinstance(image, ImageFile.ImageFile)
+    ):
+        return
+    [tile] = image.tile
+    if tile.codec_name == "raw" and isinstance(tile.args, tuple):
+        greys = (0, 255) if image.mode == "1" else range(256)
+        image._mode = "P"  # noqa: SLF001 - as Pillow's readers do
+        image.palette = ImagePalette.raw("RGB", bytes(grey for grey in greys for _ in range(3)))
+        image.tile = [tile._replace(args=({1: "P;1", 4: "P;4", 8: "P"}[bits], *tile.args[1:]))]
 
 
 class RunsDecoder(ImageFile.PyDecoder):

@@ -1,21 +1,23 @@
-"""Read the headers of JPEG and TIFF files before any decode, as a defence against decompression bombs.
+"""Read the markers of a JPEG before any decode (ITU-T T.81, annex B), and predict the cost of the decode from them.
 
-Pillow reads headers marker by marker and tag by tag in Python. This module refuses files with too many of them;
-the limits are far above what cameras and programs write. format_costs.py predicts the cost of a decode from the rest.
+Pillow reads headers marker by marker in Python. Files with too many of them are refused; the limits are far above what
+cameras and programs write.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count
 from typing import NamedTuple
 
+from models.images.colour import DIRECTORY_BYTES, has_tables
+from models.images.costs import Picture
 from models.interface.errors import UndecodableImageError
 
-# JPEG: markers and segments of ITU-T T.81, annex B. A JPEG of 20 MB that is metadata all over has 320 segments.
+# A JPEG of 20 MB that is metadata all over has 320 segments.
 _MOST_SEGMENTS = 1000
 _MOST_JUNK_BYTES = 65_536
 # Pillow concatenates them one by one, and copies the result each time.
@@ -24,8 +26,6 @@ _MOST_PHOTOSHOP_RESOURCES = 10_000
 # Four quantization tables of 16 bits take 518, a frame of 255 components 773.
 _MOST_TABLE_BYTES = 1024
 _MOST_SEGMENTS_BETWEEN_SCANS = 10_000
-# From this many scans on, the segments between them are read one by one. Encoders write about ten scans.
-_MANY_SCANS = 64
 
 _SOF = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
@@ -43,7 +43,7 @@ _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _ICC = b"ICC_PROFILE\0"
 _BLOCK = 8
 _BITS = 8
-COEFFICIENTS = 64
+_COEFFICIENTS = 64
 # Reductions that Pillow and simplejpeg have, largest first. simplejpeg also has 8/3, which costs as much as 2 and
 # changes edges by 45 levels, and 8/5, 8/6 and 8/7, which cost more than full size: 37, 43 and 59 ms at 12 MP, not 35.
 _REDUCTIONS = (8, 4, 2)
@@ -53,13 +53,21 @@ _COMPONENT = struct.Struct("BBB")
 
 # One byte 0xFF and the marker. A pattern that includes the padding before it would backtrack at each byte.
 _MARKER = re.compile(rb"\xff[^\x00\xff]")
-_SCAN = re.compile(rb"\xff\xda")
 _MARKER_AMONG_PIXELS = re.compile(rb"\xff[\xc0-\xcf\xd8-\xfe]")
 
-# TIFF: layout of TIFF 6.0, section 2, and of BigTIFF.
-_BIG_TIFF = 43
-# Letters of the struct module for the types of whole numbers: BYTE, SHORT, LONG, UNDEFINED, IFD, LONG8, IFD8.
-_NUMBERS = {1: "B", 7: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+# Nanoseconds of libjpeg-turbo: for each byte of entropy-coded data; for each block of a scan; for each coefficient that
+# a scan of a progressive image may change; for each that may be arithmetically coded, which needs no bytes of the file;
+# to compute the pixels of a block, or to smooth one of an unfinished progressive image. And for each byte of Exif data,
+# which Pillow reads in Python.
+_BYTE_NS = 12.0
+_BLOCK_NS = 30.0
+_COEFFICIENT_NS = 1.75
+_ARITHMETIC_COEFFICIENT_NS = 120.0
+_BLOCK_OUT_NS = 200.0
+_SMOOTHED_BLOCK_NS = 180.0
+_EXIF_BYTE_NS = 100.0
+_COEFFICIENT_BYTES = 2 * 64
+_READ_COMPONENTS = frozenset({1, 3, 4})
 
 
 class Component(NamedTuple):
@@ -95,6 +103,10 @@ class Layout:
     profile: bytes = b""
     complete: bool = True
     hierarchical: bool = False
+    # Numbers and contents, of which `profile` is made at the end.
+    profile_parts: list[tuple[bytes, bytes]] = field(default_factory=list)
+    _exif_segments: int = 0
+    _photoshop_resources: int = 0
 
     def blocks(self, component: int) -> int:
         """8 x 8 blocks of one component (T.81, A.1.1)."""
@@ -106,8 +118,13 @@ class Layout:
     @property
     def plain(self) -> bool:
         """Whether libjpeg-turbo's own interface reads it, at a reduced size too: eight bits, one or three components,
-        not lossless. A lossless JPEG at a reduced size crashes it."""
-        return self.precision == _BITS and len(self.components) in {1, 3} and not self.lossless
+        not lossless, and no profile for LittleCMS. A lossless JPEG at a reduced size crashes it."""
+        return self.precision == _BITS and len(self.components) in {1, 3} and not self.lossless and not self.has_tables
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether its colours are converted by a profile made of tables."""
+        return len(self.components) > 1 and has_tables(self.profile[:DIRECTORY_BYTES])
 
     def reduction(self, enough: int) -> int:
         """Return by how much each side may be reduced so that the shorter one keeps `enough` pixels; 0 is all."""
@@ -120,13 +137,44 @@ class Layout:
         """Whether libjpeg keeps all coefficients in memory until the last scan, two bytes each."""
         return self.progressive or len(self.scans) > 1 or len(self.scans[0].components) < len(self.components)
 
+    def take(self, marker: int, segment: bytes) -> None:
+        """Read one segment before the first scan, without its length. Raises UndecodableImageError."""
+        if marker in _SOF or marker == _DQT:
+            _refuse(len(segment) > _MOST_TABLE_BYTES, "a table in its header is too long")
+        if marker in _SOF:
+            self._take_frame(marker, segment)
+        elif marker == _APP1 and segment.startswith(_EXIF):
+            self._exif_segments += 1
+            _refuse(self._exif_segments > _MOST_EXIF_SEGMENTS, "its Exif data is in too many segments")
+            self.exif += segment.removeprefix(_EXIF)
+        elif marker == _APP1 and segment.startswith(_XMP):
+            self.xmp = segment.removeprefix(_XMP)
+        elif marker == _APP2 and segment.startswith(_ICC):
+            part = segment.removeprefix(_ICC)
+            self.profile_parts.append((part[:1], part[2:]))
+        elif marker == _APP13:
+            self._photoshop_resources += segment.count(b"8BIM")
+            _refuse(self._photoshop_resources > _MOST_PHOTOSHOP_RESOURCES, "it has too many resources of Photoshop")
+
+    def _take_frame(self, marker: int, frame: bytes) -> None:
+        _refuse(bool(self.components), "it has two frames")
+        _refuse(len(frame) < _FRAME.size, "its frame header is too short")
+        self.precision, self.height, self.width, components = _FRAME.unpack_from(frame)
+        _refuse(len(frame) < _FRAME.size + 3 * components, "its frame header is too short")
+        self.progressive, self.lossless = marker in _PROGRESSIVE, marker in _LOSSLESS
+        self.arithmetic, self.hierarchical = marker >= _FIRST_ARITHMETIC, marker in _HIERARCHICAL
+        self.components = [
+            Component(number, sampling >> 4, sampling & 15)
+            for number, sampling, _ in _COMPONENT.iter_unpack(frame[_FRAME.size : _FRAME.size + 3 * components])
+        ]
+
 
 def read_jpeg(encoded: bytes) -> Layout:
     """Read the markers of a JPEG. Takes microseconds for a single scan; a file with several scans is searched to its
     end, about 1 ms per MB.
 
     Raises UndecodableImageError if there is no scan, or more of anything than pictures have."""
-    header = _JpegHeader(encoded)
+    layout = Layout()
     at, junk_left = 0, _MOST_JUNK_BYTES
     for segments in count(1):
         found = _MARKER.search(encoded, at, at + junk_left + 2)
@@ -141,59 +189,13 @@ def read_jpeg(encoded: bytes) -> Layout:
             continue
         start, at = at, _end(encoded, at)
         if marker == _SOS:
-            layout = header.layout
-            layout.profile = b"".join(part for _, part in sorted(header.profile_parts))
+            layout.profile = b"".join(part for _, part in sorted(layout.profile_parts))
             layout.complete = encoded.endswith(END_OF_IMAGE) or encoded.rfind(END_OF_IMAGE, at) >= 0
             layout.scans = _scans(encoded, start, layout)
             _refuse(not layout.scans, "its first scan is damaged")
             return layout
-        header.take(marker, start, at)
+        layout.take(marker, encoded[start + 2 : at])
     raise UndecodableImageError("JPEG", "it ends before its pixels")
-
-
-@dataclass(slots=True)
-class _JpegHeader:
-    """The header of a JPEG, read so far."""
-
-    encoded: bytes
-    layout: Layout = field(default_factory=Layout)
-    exif_segments: int = 0
-    resources: int = 0
-    # Numbers and contents of the parts of the ICC profile.
-    profile_parts: list[tuple[bytes, bytes]] = field(default_factory=list)
-
-    def take(self, marker: int, start: int, end: int) -> None:
-        """Read one segment, from its length to its end. Raises UndecodableImageError."""
-        if marker in _SOF or marker == _DQT:
-            _refuse(end - start > _MOST_TABLE_BYTES, "a table in its header is too long")
-        if marker in _SOF:
-            self._take_frame(marker, self.encoded[start + 2 : end])
-        elif marker == _APP1 and self.encoded.startswith(_EXIF, start + 2):
-            self.exif_segments += 1
-            _refuse(self.exif_segments > _MOST_EXIF_SEGMENTS, "its Exif data is in too many segments")
-            self.layout.exif += self.encoded[start + 2 + len(_EXIF) : end]
-        elif marker == _APP1 and self.encoded.startswith(_XMP, start + 2):
-            self.layout.xmp = self.encoded[start + 2 + len(_XMP) : end]
-        elif marker == _APP2 and self.encoded.startswith(_ICC, start + 2):
-            number = start + 2 + len(_ICC)
-            self.profile_parts.append((self.encoded[number : number + 1], self.encoded[number + 2 : end]))
-        elif marker == _APP13:
-            self.resources += self.encoded.count(b"8BIM", start, end)
-            _refuse(self.resources > _MOST_PHOTOSHOP_RESOURCES, "it has too many resources of Photoshop")
-
-    def _take_frame(self, marker: int, frame: bytes) -> None:
-        layout = self.layout
-        _refuse(bool(layout.components), "it has two frames")
-        _refuse(len(frame) < _FRAME.size, "its frame header is too short")
-        layout.precision, layout.height, layout.width, components = _FRAME.unpack_from(frame)
-        _refuse(len(frame) < _FRAME.size + 3 * components, "its frame header is too short")
-        layout.progressive, layout.lossless = marker in _PROGRESSIVE, marker in _LOSSLESS
-        layout.arithmetic = marker >= _FIRST_ARITHMETIC
-        layout.hierarchical = marker in _HIERARCHICAL
-        layout.components = [
-            Component(number, sampling >> 4, sampling & 15)
-            for number, sampling, _ in _COMPONENT.iter_unpack(frame[_FRAME.size : _FRAME.size + 3 * components])
-        ]
 
 
 def _scans(encoded: bytes, first: int, layout: Layout) -> list[Scan]:
@@ -204,11 +206,8 @@ def _scans(encoded: bytes, first: int, layout: Layout) -> list[Scan]:
     if not layout.progressive and len(scan.components) == len(layout.components):
         # It has all components: such a JPEG can have no further scan.
         return [scan]
-    # An upper bound: this also counts pictures inside metadata and films after the picture.
-    starts = [found.end() for found in islice(_SCAN.finditer(encoded, first), _MANY_SCANS)]
-    if len(starts) == _MANY_SCANS:
-        starts = list(_walk(encoded, _end(encoded, first)))
-    return [scan, *filter(None, (_scan_at(encoded, start, layout) for start in starts))]
+    further = (_scan_at(encoded, start, layout) for start in _walk(encoded, _end(encoded, first)))
+    return [scan, *filter(None, further)]
 
 
 def _scan_at(encoded: bytes, start: int, layout: Layout) -> Scan | None:
@@ -220,7 +219,7 @@ def _scan_at(encoded: bytes, start: int, layout: Layout) -> Scan | None:
     known = {component.number: position for position, component in enumerate(layout.components)}
     positions = [known.get(encoded[at]) for at in range(start + 3, end - 3, 2)]
     first, last = encoded[end - 3], encoded[end - 2]
-    coefficients = max(1, min(last, 63) - first + 1) if layout.progressive else COEFFICIENTS
+    coefficients = max(1, min(last, 63) - first + 1) if layout.progressive else _COEFFICIENTS
     return Scan(tuple(each for each in positions if each is not None), coefficients)
 
 
@@ -248,34 +247,45 @@ def _refuse(too_much: bool, reason: str) -> None:  # noqa: FBT001 - a condition,
         raise UndecodableImageError("JPEG", reason)
 
 
-def is_big_tiff(data: bytes) -> bool:
-    """Return whether a TIFF has offsets of 64 bits."""
-    return data[2:4] == struct.pack("<H" if data.startswith(b"II") else ">H", _BIG_TIFF)
+def cost(encoded: bytes, enough: int) -> Picture:
+    """Of a JPEG, decoded so that its shorter side keeps `enough` pixels; 0 is full size."""
+    layout = read_jpeg(encoded)
+    _check_frame(layout)
+    blocks = [layout.blocks(each) for each in range(len(layout.components))]
+    if layout.arithmetic:
+        coefficient_ns = _ARITHMETIC_COEFFICIENT_NS
+    else:
+        coefficient_ns = _COEFFICIENT_NS if layout.progressive else _BLOCK_NS / _COEFFICIENTS
+    ns = len(encoded) * _BYTE_NS + len(layout.exif) * _EXIF_BYTE_NS
+    ns += sum(
+        blocks[component] * (_BLOCK_NS + scan.coefficients * coefficient_ns)
+        for scan in layout.scans
+        for component in scan.components
+    )
+    reduction = layout.reduction(enough)
+    output = -(-layout.width // reduction) * -(-layout.height // reduction)
+    ns += sum(blocks) * max(_BLOCK_OUT_NS / reduction, _SMOOTHED_BLOCK_NS * layout.buffered)
+    coefficient_bytes = sum(blocks) * _COEFFICIENT_BYTES * layout.buffered
+    return Picture(
+        layout.width,
+        layout.height,
+        ns,
+        # Four bytes a pixel in Pillow. libjpeg-turbo writes an array of three, which a decoder process copies to its
+        # parent as a whole. Without `enough` there is no such process.
+        coefficient_bytes + (6 if enough else 4) * output,
+        ordinary=layout.plain and not layout.arithmetic,
+        output_pixels=output,
+        thread_decoder_bytes=coefficient_bytes + 3 * output,
+        profile=bool(layout.profile),
+        tables=layout.has_tables,
+    )
 
 
-def read_tiff_numbers(data: bytes, tags: Container[int]) -> dict[int, int]:
-    """Return the first value of each of the `tags` in the first directory of a TIFF, or of EXIF data, that is a whole
-    number. Of several entries for one tag the last counts. Pillow would read all entries, in Python. Raises
-    struct.error if the directory is not inside `data`."""
-    order = "<" if data.startswith(b"II") else ">"
-    big = is_big_tiff(data)
-    offset, number, value = ("Q", "Q", "8s") if big else ("I", "H", "4s")
-    (start,) = struct.unpack_from(order + offset, data, 8 if big else 4)
-    if start > len(data):
-        # struct raises OverflowError for offsets over 63 bits.
-        raise struct.error("the directory starts after the end of the data")
-    (entries,) = struct.unpack_from(order + number, data, start)
-    start += struct.calcsize(order + number)
-    entry = struct.Struct(order + "HH" + offset + value)
-    # As other readers do, use the entries that exist.
-    end = start + min(entries, (len(data) - start) // entry.size) * entry.size
-    numbers: dict[int, int] = {}
-    for tag, kind, values, inline in entry.iter_unpack(data[start:end]):
-        letter = _NUMBERS.get(kind)
-        if tag not in tags or letter is None or not values:
-            continue
-        size = struct.calcsize(letter)
-        at, source = (0, inline) if values * size <= len(inline) else (*struct.unpack(order + offset, inline), data)
-        if at + size <= len(source):
-            (numbers[tag],) = struct.unpack_from(order + letter, source, at)
-    return numbers
+def _check_frame(layout: Layout) -> None:
+    """Raises UndecodableImageError for a frame that no decoder here reads."""
+    components = len(layout.components)
+    _refuse(not components, "it has no frame header")
+    _refuse(layout.precision != _BITS, f"its samples have {layout.precision} bits, and only those of 8 are read")
+    _refuse(layout.hierarchical, "it is hierarchical")
+    _refuse(components not in _READ_COMPONENTS, f"it has {components} components, and 1, 3 or 4 are read")
+    _refuse(not layout.width or not layout.height, "its header gives no height; it may follow the pixels (DNL)")

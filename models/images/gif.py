@@ -1,4 +1,5 @@
-"""Read the blocks of a GIF before its first picture (GIF89a, sections 17 to 26), so that Pillow gets only the picture.
+"""Read the blocks of a GIF before its first picture (GIF89a, sections 17 to 26): Pillow gets only the picture, and the
+cost of a decode is predicted.
 
 Pillow reads comments and XMP packets block by block in Python: the latter have a block for each 80 bytes of text.
 """
@@ -9,6 +10,7 @@ import re
 import struct
 from typing import NamedTuple
 
+from models.images.costs import Picture
 from models.interface.errors import UndecodableImageError
 
 _SCREEN_BYTES = 13
@@ -20,6 +22,7 @@ _FRAME = struct.Struct("<HHHH")
 _MOST_BLOCKS = 50_000
 # Bytes that some programs leave between blocks.
 _MOST_JUNK_BYTES = 1024
+_PIXEL_NS = 20.0
 
 
 class Gif(NamedTuple):
@@ -68,3 +71,11 @@ def read_gif(encoded: bytes) -> Gif:
         raise UndecodableImageError("GIF", "its first picture has no pixels")
     box = left, top, left + across, top + down
     return Gif(max(width, box[2]), max(height, box[3]), box, screen_bytes, control, at)
+
+
+def cost(encoded: bytes, _enough: int) -> Picture:
+    """Of the first frame of a GIF."""
+    read = read_gif(encoded)
+    pixels = read.width * read.height
+    # Pillow gets a copy of the file.
+    return Picture(read.width, read.height, pixels * _PIXEL_NS, pixels * 5 + len(encoded))
