@@ -31,9 +31,9 @@ dist: $(BIN)/python ## build the wheel and the sdist into dist/
 	@$(PIP) build hatchling
 	@$(BIN)/python -m build --no-isolation --outdir $(DIST) .
 
-# Four workers, for two cores: much of a test's time is one process that waits for another. A file stays with one of
-# them, and they take files in the order of tests/conftest.py. Should one die, the run fails at once: pytest-xdist 3.8
-# starts another, and then waits for ever for what nobody was given.
+# Four workers, for two cores: much of a test's time is one process that waits for another. tests/conftest.py says which
+# files stay with one of them, and in which order they take them. Should one die, the run fails at once: pytest-xdist
+# 3.8 starts another, and then waits for ever for what nobody was given.
 PYTEST_ARGS ?= --numprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 # Processes by the dozen read the same modules, and are to find them compiled.
@@ -55,9 +55,9 @@ lint: style types ## ruff, mypy --strict and the import rules
 style: $(DEV)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/lint-imports
 
 types: $(DEV)
+	@$(BIN)/lint-imports
 	@$(BIN)/mypy
 
 # The package's own Prometheus, where it starts as a service, is left alone: this one listens elsewhere.

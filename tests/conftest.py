@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,10 +29,10 @@ from models.images.samples import draw, encode
 # dozen processes, which start at once: of the two files that start one, the other is far off.
 _TURNS = (
     "ray/test_replicas.py",
+    "browser",
     "server",
     "observability",
     "containers",
-    "browser",
     "ray",
     "contract",
     "clients",
@@ -39,6 +40,27 @@ _TURNS = (
     "docs",
     "unit",
 )
+
+# Files that share a server or an installation: one worker runs them one after another.
+_TOGETHER = (
+    "tests/browser/",
+    "tests/contract/",
+    "tests/containers/test_(image|running)",
+    "tests/server/test_(folder_commands|heads|limits|load|protocol|vanishing_clients|welcome)",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Divide tests among workers by file, as pytest-xdist's own loadfile does, or by group of files."""
+    from xdist.scheduler import LoadFileScheduling  # noqa: PLC0415 - needed in its main process alone
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            found = (pattern for pattern in _TOGETHER if re.match(pattern, nodeid))
+            return next(found, super()._split_scope(nodeid))
+
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -113,18 +135,20 @@ class Forked:
 
 
 class WarmCommand:
-    """Starts the installed command without the time of its imports: see warm_command.py."""
+    """Starts the installed command without the time of its imports: see warm_command.py. All processes of a run share
+    that process, which ends with the last of them."""
 
     def __init__(self) -> None:
-        self._control, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with child:
-            self._process = subprocess.Popen(
-                [sys.executable, Path(__file__).with_name("warm_command.py"), str(child.fileno())],
-                pass_fds=[child.fileno()],
-                # On a busy machine threads of OpenMP wait for one another longer than they work. Both are read once,
-                # when PyTorch is imported.
-                env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-            )
+        # Without pytest-xdist a run has one process. The name is in the kernel, not in the file system.
+        name = f"\0gradless-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # While nobody listens, this process starts it, unless another one is about to.
+        while self._control.connect_ex(name):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, contextlib.suppress(OSError):
+                listener.bind(name)
+                listener.listen()
+                self._process = _warm_process(listener)
 
     def start(
         self,
@@ -171,13 +195,65 @@ class WarmCommand:
 
     def close(self) -> None:
         self._control.close()
-        self._process.wait()
+        if self._process:
+            self._process.wait()
+
+
+def _warm_process(listener: socket.socket) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("warm_command.py"), str(listener.fileno())],
+        pass_fds=[listener.fileno()],
+        # On a busy machine threads of OpenMP wait for one another longer than they work. Both are read once, when
+        # PyTorch is imported.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
 
 
 @pytest.fixture(scope="session")
 def warm_command() -> Iterator[WarmCommand]:
     with contextlib.closing(WarmCommand()) as command:
         yield command
+
+
+_NETWORK = """
+from torch import nn
+
+def build(num_classes=10):
+    layers = [nn.Conv2d(3, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU()]
+    for _ in range(4):
+        layers += [nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU()]
+    head = [nn.Linear(256, {hidden}), nn.ReLU(), nn.Linear({hidden}, num_classes)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), *head)
+"""
+_DESCRIPTION = """
+architecture = "net:build"
+weights = "random"
+[transform]
+resize = 36
+crop = 32
+interpolation = "bilinear"
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+"""
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Path]:
+    """Make a model folder, whose last part is its name, with a network of few layers: it loads in a moment."""
+
+    def make(folder: Path, hidden: int = 64) -> Path:
+        folder.mkdir()
+        (folder / "net.py").write_text(_NETWORK.format(hidden=hidden))
+        (folder / "model.toml").write_text(_DESCRIPTION)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_model(make_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model `small`, shared."""
+    return make_model(tmp_path_factory.mktemp("models") / "small")
 
 
 @pytest.fixture(scope="session")

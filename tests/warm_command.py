@@ -3,9 +3,10 @@
 Importing takes five seconds of a core, and taking everything down at exit another one and a half. The tests run
 commands and servers by the hundred.
 
-The argument is the descriptor of a socket. Each message on it requests one command: JSON with argv, environ, folder,
-new_session and ignored (signals), and the descriptors of stdout, of stderr and of a socket. That socket receives the
-process id of the command at once, and its exit status, as subprocess has it, at the end."""
+The argument is the descriptor of a listening socket; the process ends with its last connection. Each message requests
+one command: JSON with argv, environ, folder, new_session and ignored (signals), and the descriptors of stdout, of
+stderr and of a socket. That socket receives the process id of the command at once, and its exit status, as subprocess
+has it, at the end."""
 
 from __future__ import annotations
 
@@ -15,10 +16,11 @@ import gc
 import json
 import os
 import runpy
+import selectors
 import signal
 import socket
 import sys
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 # More than arguments and environment of any command.
 _MOST_REQUEST_BYTES = 1 << 20
@@ -39,40 +41,70 @@ def _skip_the_teardown_of_modules() -> None:
             os._exit(_status[0])
 
 
-def _serve(control: socket.socket) -> None:
+class _Command(NamedTuple):
+    """A fork, and the socket that receives its process id and exit status."""
+
+    pid: int
+    status: socket.socket
+
+    def tell(self, number: int) -> None:
+        # Broken if the process that started it has ended.
+        with contextlib.suppress(BrokenPipeError):
+            self.status.send(str(number).encode())
+
+    def end(self) -> None:
+        """Report the exit status, once there is one."""
+        self.tell(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]))
+        self.status.close()
+
+
+def _serve(listener: socket.socket) -> None:
     """Returns in a fork, which is to be the command."""
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, _MOST_REQUEST_BYTES, 3)
-        if not message:
-            os._exit(0)
-        if os.fork() == 0:
-            control.close()
-            with socket.socket(fileno=descriptors[2]) as status:
-                if _fork_and_mind(status):
-                    os._exit(0)
-            _become(json.loads(message), descriptors[:2])
-            return
-        for descriptor in descriptors:
-            os.close(descriptor)
-        _let_go_of_those_that_have_ended()
+    controls = {listener.accept()[0]}
+    with selectors.DefaultSelector() as selector:
+        for each in (listener, *controls):
+            selector.register(each, selectors.EVENT_READ)
+        while controls:
+            for key, _ in selector.select():
+                if isinstance(key.data, _Command):
+                    selector.unregister(key.fileobj)
+                    os.close(key.fd)
+                    key.data.end()
+                elif key.fileobj is listener:
+                    control, _ = listener.accept()
+                    controls.add(control)
+                    selector.register(control, selectors.EVENT_READ)
+                elif _became_a_command(cast("socket.socket", key.fileobj), controls, selector):
+                    return
+    os._exit(0)
 
 
-def _fork_and_mind(status: socket.socket) -> bool:
-    """Return False in the fork, and True in the process that has reported its end."""
-    child = os.fork()
-    if child == 0:
+def _became_a_command(control: socket.socket, controls: set[socket.socket], selector: selectors.BaseSelector) -> bool:
+    """Read a message. Return True in a fork, which has none of the sockets of this process."""
+    message, descriptors, _, _ = socket.recv_fds(control, _MOST_REQUEST_BYTES, 3)
+    if not message:
+        selector.unregister(control)
+        controls.remove(control)
+        control.close()
         return False
-    status.send(str(child).encode())
-    _, ended = os.waitpid(child, 0)
-    # Broken if the parent has ended.
-    with contextlib.suppress(BrokenPipeError):
-        status.send(str(os.waitstatus_to_exitcode(ended)).encode())
-    return True
-
-
-def _let_go_of_those_that_have_ended() -> None:
-    while os.waitpid(-1, os.WNOHANG)[0]:
-        pass
+    status = socket.socket(fileno=descriptors.pop())
+    pid = os.fork()
+    if pid == 0:
+        status.close()
+        for key in selector.get_map().values():
+            if isinstance(key.data, _Command):
+                os.close(key.fd)
+                key.data.status.close()
+            else:
+                cast("socket.socket", key.fileobj).close()
+        _become(json.loads(message), descriptors)
+        return True
+    for output in descriptors:
+        os.close(output)
+    command = _Command(pid, status)
+    command.tell(pid)
+    selector.register(os.pidfd_open(pid), selectors.EVENT_READ, command)
+    return False
 
 
 def _become(request: dict[str, Any], descriptors: list[int]) -> None:
@@ -93,7 +125,11 @@ def main() -> None:
     # Here, not above: processes that commands start import this file as they would the command's.
     import warm_fork_server  # noqa: PLC0415
 
+    import app.reports.pages  # noqa: PLC0415
+    import app.reports.terminal  # noqa: PLC0415
     import app.server.server  # noqa: F401, PLC0415
+    import models.backends.openvino  # noqa: PLC0415
+    import models.offline.job  # noqa: PLC0415
     import models.serving.runtime  # noqa: PLC0415
     import models.workers.worker_runtime  # noqa: F401, PLC0415
     from app.cli import main as gradless  # noqa: PLC0415
@@ -101,8 +137,8 @@ def main() -> None:
     # A collection in a fork would copy every page that holds an object.
     gc.collect()
     gc.freeze()
-    with socket.socket(fileno=int(sys.argv[1])) as control:
-        _serve(control)
+    with socket.socket(fileno=int(sys.argv[1])) as listener:
+        _serve(listener)
     if os.environ.get("GRADLESS_HTTP_WORKERS", "0") != "0":
         warm_fork_server.prepare()
     try:

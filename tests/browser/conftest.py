@@ -18,7 +18,7 @@ from observe.processes import gradless
 
 PATIENCE_MS = 60_000
 
-# The default model where labels matter, and a light one where they do not.
+# The default model where labels matter, and a light one where they do not. The lens's tests have `small`.
 DEFAULT = "efficientnet_lite0"
 LIGHT = "shufflenet_v2_x0_5:random"
 
@@ -31,6 +31,9 @@ _CHROMIUM_ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",
+    # Without a GPU, Chromium would draw as one does, at several times the cost.
+    "--disable-gpu",
+    "--disable-software-rasterizer",
     # Chromium does not start its sandbox as root.
     *(["--no-sandbox"] if os.geteuid() == 0 else []),
 ]
@@ -46,9 +49,9 @@ _SETTINGS = {"GRADLESS_BACKEND": "eager"}
 
 
 @pytest.fixture(scope="session")
-def address(tmp_path_factory: pytest.TempPathFactory, warm_command: Any) -> Iterator[str]:
-    """Return the address of a server of two models, for tests that do not change it."""
-    settings = _SETTINGS | {"GRADLESS_MODELS": f"{DEFAULT},{LIGHT}"}
+def address(tmp_path_factory: pytest.TempPathFactory, warm_command: Any, small_model: Path) -> Iterator[str]:
+    """Return the address of a server of three models, for tests that do not change it."""
+    settings = _SETTINGS | {"GRADLESS_MODELS": f"{DEFAULT},{LIGHT},{small_model}"}
     with gradless(tmp_path_factory.mktemp("server"), settings, start=warm_command.start) as served:
         yield served
 
@@ -66,15 +69,25 @@ def start_server(tmp_path: Path, warm_command: Any) -> Iterator[Callable[..., Se
         yield start
 
 
-# One a file and not one a session: while Playwright's event loop is there, tests in other folders cannot have theirs.
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+_playwright = contextlib.ExitStack()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Browser:
     path = shutil.which("chromium")
     assert path, "these tests need Debian's chromium, which `make test` installs"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_CHROMIUM_ARGUMENTS)
-        yield browser
-        browser.close()
+    playwright = _playwright.enter_context(sync_playwright())
+    browser = playwright.chromium.launch(executable_path=path, args=_CHROMIUM_ARGUMENTS)
+    _playwright.callback(browser.close)
+    return browser
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """End the browser after the last test of this folder: while Playwright's event loop is there, tests in other
+    folders cannot have theirs."""
+    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
+        _playwright.close()
 
 
 class Watch:

@@ -21,7 +21,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
-EXAMPLES = 30
+EXAMPLES = 15
+# Of requests that differ little.
+FEW_EXAMPLES = 5
 PROBLEM = "application/problem+json"
 
 CHANGING = [("POST", "/v1/models/{name}"), ("DELETE", "/v1/models/{name}")]
@@ -86,7 +88,7 @@ def test_any_request_gets_a_documented_response(schema: Any, method: str, path: 
 
 @pytest.mark.parametrize(("method", "path"), ALWAYS_VALID)
 def test_operations_without_input_respond_as_documented(schema: Any, method: str, path: str) -> None:
-    assert_answers_are_documented(schema[path][method].as_strategy(), EXAMPLES)
+    assert_answers_are_documented(schema[path][method].as_strategy(), FEW_EXAMPLES)
 
 
 @pytest.mark.parametrize(

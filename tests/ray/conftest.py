@@ -19,6 +19,8 @@ import yaml
 
 # Ray starts a dozen processes and each replica loads a model, which takes minutes on a busy machine.
 START_TIMEOUT_S = 240
+# Each look at the processes and each scrape of all replicas takes a tenth of a second of a core.
+POLL_S = 1.0
 
 _CONFIG = Path(__file__).parents[2] / "docker" / "ray" / "serve.yaml"
 _BIN = Path(sys.executable).parent
@@ -99,10 +101,10 @@ class Service:
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._ready():
+        while not self.ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"the service is not ready; Ray's log:\n{self._log.read_text()}")
-            time.sleep(0.2)
+            time.sleep(POLL_S)
 
     def replicas(self) -> list[psutil.Process]:
         """The processes that hold the models."""
@@ -121,7 +123,7 @@ class Service:
         for process in alive:
             process.kill()
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
         """Return True if the metrics show each replica. A single one answers scrapes while the others load."""
         try:
             scraped = httpx2.get(f"{self.address}/metrics", headers=self.key, timeout=5)

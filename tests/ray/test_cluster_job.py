@@ -18,7 +18,6 @@ import pytest
 from models.images.samples import Sample, draw, encode
 from models.interface.errors import JobError
 from models.offline.parts import remaining_chunks
-from models.ray_data.job import connect
 
 # Each run of the command starts Ray and imports PyTorch in half a dozen processes.
 pytestmark = pytest.mark.timeout(600)
@@ -151,6 +150,9 @@ def test_contradictory_options_are_refused_in_one_line(
     ],
 )
 def test_a_cluster_that_cannot_be_reached_is_reported_at_once(address: str, message: str) -> None:
+    # Takes two seconds of each process that collects tests.
+    from models.ray_data.job import connect  # noqa: PLC0415
+
     with pytest.raises(JobError, match=message):
         connect(address)
 

@@ -19,7 +19,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 STEPS, BATCH = 40, 30
-HELD_OUT = 12  # pictures of each shape
+HELD_OUT = 6  # pictures of each shape
 
 VALIDATION = v2.Compose(
     [

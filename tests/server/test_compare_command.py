@@ -16,8 +16,7 @@ from gradless.records import ARMS
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
-SMALL = "shufflenet_v2_x0_5:random"
-QUICK = (SMALL, "--batch-size", "2", "--iterations", "1")
+QUICK = ("--batch-size", "2", "--iterations", "1")
 EAGER = {"GRADLESS_BACKEND": "eager"}
 
 # The command, with a backend that records a graph and keeps it, behind an output that does not show it.
@@ -49,9 +48,15 @@ def one_line(done: subprocess.CompletedProcess[bytes]) -> str:
     return line
 
 
-def test_compare_prints_times_and_arms_and_writes_both_reports(gradless: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def compare(gradless: Run, small_model: Path) -> Run:
+    """Run one round of `gradless compare` over two images."""
+    return lambda *options, **settings: gradless("compare", str(small_model), *QUICK, *options, **EAGER | settings)
+
+
+def test_compare_prints_times_and_arms_and_writes_both_reports(compare: Run, tmp_path: Path) -> None:
     json_file, html_file = tmp_path / "report.json", tmp_path / "report.html"
-    done = gradless("compare", *QUICK, "--sweep", "1", "--json", str(json_file), "--html", str(html_file), **EAGER)
+    done = compare("--sweep", "1", "--json", str(json_file), "--html", str(html_file))
     assert (done.returncode, done.stderr) == (0, b"")
     lines = done.stdout.decode().splitlines()
     assert lines[0].startswith("With gradient calculation: ")
@@ -59,7 +64,7 @@ def test_compare_prints_times_and_arms_and_writes_both_reports(gradless: Run, tm
     assert lines[2] == "Difference: 1 round does not show a difference"
     assert all(any(line.split()[:1] == [arm] for line in lines) for arm in ARMS)
     report = GradModes.model_validate_json(json_file.read_text())
-    assert (report.model, report.batch_size, report.iterations) == (SMALL, 2, 1)
+    assert (report.model, report.batch_size, report.iterations) == ("small", 2, 1)
     assert [arm.arm for arm in report.arms] == list(ARMS)
     assert [point.batch_size for point in report.sweep] == [1]
     html = html_file.read_text()
@@ -67,29 +72,29 @@ def test_compare_prints_times_and_arms_and_writes_both_reports(gradless: Run, tm
     assert all(sentence.split(":")[0] in html for sentence in report.sentences[:2])
 
 
-def test_dash_is_stdout_for_json_alone(gradless: Run) -> None:
-    done = gradless("compare", *QUICK, "--arms", "grad,served", "--json", "-", **EAGER)
+def test_dash_is_stdout_for_json_alone(compare: Run) -> None:
+    done = compare("--arms", "grad,served", "--json", "-")
     assert done.returncode == 0
     assert [arm["arm"] for arm in json.loads(done.stdout)["arms"]] == ["grad", "served"]
     assert b"kept nothing" in done.stderr
 
 
-def test_compare_runs_on_a_given_image(gradless: Run, tmp_path: Path, clock_png: bytes) -> None:
+def test_compare_runs_on_a_given_image(compare: Run, tmp_path: Path, clock_png: bytes) -> None:
     picture = tmp_path / "clock.png"
     picture.write_bytes(clock_png)
-    done = gradless("compare", *QUICK, "--arms", "grad", "--image", str(picture), "--json", "-", **EAGER)
+    done = compare("--arms", "grad", "--image", str(picture), "--json", "-")
     assert json.loads(done.stdout)["input"] == "the uploaded image"
 
 
-def test_fail_on_retained_passes_if_the_served_model_keeps_nothing(gradless: Run) -> None:
-    done = gradless("compare", *QUICK, "--arms", "served", "--fail-on-retained", **EAGER)
+def test_fail_on_retained_passes_if_the_served_model_keeps_nothing(compare: Run) -> None:
+    done = compare("--arms", "served", "--fail-on-retained")
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(gradless: Run, tmp_path: Path) -> None:
+def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(compare: Run, tmp_path: Path) -> None:
     script = tmp_path / "leaky.py"
     script.write_text(_LEAKY)
-    done = gradless("compare", *QUICK, "--arms", "served", "--fail-on-retained", script=script, **EAGER)
+    done = compare("--arms", "served", "--fail-on-retained", script=script)
     assert done.returncode == 1
     # Before it PyTorch's profiler may warn of memory that was allocated earlier: the last graph kept.
     *_, line = done.stderr.decode().splitlines()
@@ -97,15 +102,15 @@ def test_fail_on_retained_fails_if_the_served_model_keeps_a_byte(gradless: Run, 
     assert "0 bytes" not in line
 
 
-def test_fail_on_retained_says_that_openvino_could_not_be_observed(gradless: Run) -> None:
-    done = gradless("compare", *QUICK, "--arms", "served", "--fail-on-retained", GRADLESS_BACKEND="openvino")
+def test_fail_on_retained_says_that_openvino_could_not_be_observed(compare: Run) -> None:
+    done = compare("--arms", "served", "--fail-on-retained", GRADLESS_BACKEND="openvino")
     assert done.returncode == 0
     (line,) = done.stderr.decode().splitlines()
     assert line == "gradless: what the served model keeps could not be observed: its forward runs outside PyTorch"
     assert b"kept nothing" not in done.stdout
 
 
-def test_a_failure_that_nothing_expects_exits_with_2(gradless: Run, tmp_path: Path) -> None:
+def test_a_failure_that_nothing_expects_exits_with_2(compare: Run, tmp_path: Path) -> None:
     script = tmp_path / "failing.py"
     script.write_text("""
 import gradless.comparison
@@ -117,15 +122,19 @@ def fail(*_):
 gradless.comparison.sentences = fail
 main()
 """)
-    done = gradless("compare", *QUICK, "--arms", "grad", script=script, **EAGER)
+    done = compare("--arms", "grad", script=script)
     assert (done.returncode, done.stderr) == (2, b"gradless: ZeroDivisionError: odd\n")
 
 
-def test_a_folder_is_timed_end_to_end_and_forward_only(gradless: Run, tmp_path: Path, clock_png: bytes) -> None:
+def test_a_folder_is_timed_end_to_end_and_forward_only(
+    gradless: Run, small_model: Path, tmp_path: Path, clock_png: bytes
+) -> None:
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).write_bytes(clock_png)
     (tmp_path / "d.png").write_bytes(b"no image")
-    done = gradless("compare", *QUICK, "--folder", str(tmp_path), "--json", str(tmp_path / "times.json"))
+    done = gradless(
+        "compare", str(small_model), *QUICK, "--folder", str(tmp_path), "--json", str(tmp_path / "times.json")
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     lines = done.stdout.decode().splitlines()
     assert [line.split(":")[0] for line in lines[:4]] == [
@@ -163,10 +172,10 @@ def test_a_wrong_setting_is_reported_as_by_serve(gradless: Run) -> None:
     assert "GRADLESS_BACKEND=fast" in one_line(gradless("compare", GRADLESS_BACKEND="fast"))
 
 
-def test_a_file_that_is_not_an_image_is_reported(gradless: Run, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_reported(compare: Run, tmp_path: Path) -> None:
     file = tmp_path / "notes.txt"
     file.write_text("no picture")
-    assert "not an image of a format read here" in one_line(gradless("compare", *QUICK, "--image", str(file), **EAGER))
+    assert "not an image of a format read here" in one_line(compare("--image", str(file)))
 
 
 def test_a_comparison_beyond_memory_or_time_is_refused(gradless: Run) -> None:
@@ -176,8 +185,8 @@ def test_a_comparison_beyond_memory_or_time_is_refused(gradless: Run) -> None:
     assert "are allowed" in line
 
 
-def test_the_terminal_report_is_shown_if_a_file_cannot_be_written(gradless: Run, tmp_path: Path) -> None:
-    done = gradless("compare", *QUICK, "--arms", "grad", "--html", str(tmp_path / "no" / "folder.html"), **EAGER)
+def test_the_terminal_report_is_shown_if_a_file_cannot_be_written(compare: Run, tmp_path: Path) -> None:
+    done = compare("--arms", "grad", "--html", str(tmp_path / "no" / "folder.html"))
     assert done.returncode == 2
     assert b"cannot be written: No such file or directory" in done.stderr
     assert b"kept" in done.stdout
@@ -185,10 +194,16 @@ def test_the_terminal_report_is_shown_if_a_file_cannot_be_written(gradless: Run,
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_a_closed_stdout_changes_neither_reports_nor_exit_status(
-    server_environment: Callable[..., dict[str, str]], gradless_path: Path, warm_command: Any, tmp_path: Path, form: str
+    server_environment: Callable[..., dict[str, str]],
+    gradless_path: Path,
+    warm_command: Any,
+    small_model: Path,
+    tmp_path: Path,
+    form: str,
 ) -> None:
     report, message = tmp_path / "report.html", tmp_path / "message"
-    command = [gradless_path, "compare", *QUICK, "--arms", "grad,served", "--fail-on-retained", "--html", report]
+    command = [gradless_path, "compare", small_model, *QUICK, "--arms", "grad,served", "--fail-on-retained"]
+    command += ["--html", report]
     command += ["--json", "-"] if form == "json" else []
     read, write = os.pipe()
     os.close(read)

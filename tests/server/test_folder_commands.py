@@ -19,7 +19,6 @@ from models.images.samples import Sample, draw
 
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
-SMALL = ("--model", "shufflenet_v2_x0_5:random", "--batch-size", "2")
 # One thread: on a busy machine those of OpenMP wait for one another longer than they work.
 EAGER = {"GRADLESS_BACKEND": "eager", "OMP_NUM_THREADS": "1"}
 
@@ -51,6 +50,12 @@ _INTERRUPTED = "os.killpg(os.getpgrp(), signal.SIGINT)"
 
 
 @pytest.fixture
+def small(small_model: Path) -> list[str]:
+    """Options of a quick job."""
+    return ["--model", str(small_model), "--batch-size", "2"]
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Ten pictures of three kinds, one of them broken."""
     found = tmp_path / "pictures"
@@ -67,6 +72,7 @@ def ended_in_its_third_part(
     warm_command: Any,
     server_environment: Callable[..., dict[str, str]],
     folder: Path,
+    small: list[str],
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., subprocess.CompletedProcess[str]]:
@@ -75,7 +81,7 @@ def ended_in_its_third_part(
     def end(how: str, *options: str) -> subprocess.CompletedProcess[str]:
         script = tmp_path_factory.mktemp("script") / "ends.py"
         script.write_text(_ENDS_IN_ITS_THIRD_PART.format(how=how))
-        command = [script, "features", folder, "-o", tmp_path / "ended.parquet", *SMALL, *options]
+        command = [script, "features", folder, "-o", tmp_path / "ended.parquet", *small, *options]
         reading, writing = os.pipe()
         with script.with_name("stderr").open("w+") as stderr, os.fdopen(reading) as output:
             with os.fdopen(writing, "w") as stdout:
@@ -112,13 +118,15 @@ def test_commands_give_the_same_answers_as_the_server(gradless: Run, server: Any
             np.testing.assert_allclose(vector["features"], features, rtol=1e-3, atol=1e-4)
 
 
-def test_unreadable_files_are_reported_and_fail_with_strict(gradless: Run, folder: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_reported_and_fail_with_strict(
+    gradless: Run, small: list[str], folder: Path, tmp_path: Path
+) -> None:
     output = tmp_path / "out.csv"
-    done = gradless("classify", str(folder), "-o", str(output), *SMALL, "--strict", **EAGER)
+    done = gradless("classify", str(folder), "-o", str(output), *small, "--strict", **EAGER)
     assert done.returncode == 1
     first, last = lines(done)
     assert first.startswith(f"gradless: {folder}/broken.jpg: The JPEG image cannot be decoded")
-    assert last.startswith(f"gradless: 9 images in {output} by {SMALL[1]}, ")
+    assert last.startswith(f"gradless: 9 images in {output} by small, ")
     assert last.endswith(f"/s; 1 files without an answer are in {tmp_path}/out.csv.errors.jsonl")
     [fault] = map(json.loads, (tmp_path / "out.csv.errors.jsonl").read_text().splitlines())
     assert fault["path"] == f"{folder}/broken.jpg"
@@ -135,6 +143,7 @@ def test_unreadable_files_are_reported_and_fail_with_strict(gradless: Run, folde
 )
 def test_a_resumed_command_writes_the_same_output(
     gradless: Run,
+    small: list[str],
     folder: Path,
     tmp_path: Path,
     ended_in_its_third_part: Callable[..., subprocess.CompletedProcess[str]],
@@ -148,13 +157,13 @@ def test_a_resumed_command_writes_the_same_output(
     assert (stopped.returncode, stopped.stdout) == (status, "")
     assert not message or stopped.stderr == message
     assert not ended.exists()
-    refused = gradless("features", str(folder), "-o", str(ended), *SMALL, **EAGER)
+    refused = gradless("features", str(folder), "-o", str(ended), *small, **EAGER)
     assert refused.returncode == 2
     assert "ended.parquet.parts has parts of an earlier run: resume with --resume" in lines(refused)[-1]
 
-    resumed = gradless("features", str(folder), "-o", str(ended), *SMALL, "--resume", **EAGER)
+    resumed = gradless("features", str(folder), "-o", str(ended), *small, "--resume", **EAGER)
     assert resumed.returncode == 0
-    assert gradless("features", str(folder), "-o", str(whole), *SMALL, **EAGER).returncode == 0
+    assert gradless("features", str(folder), "-o", str(whole), *small, **EAGER).returncode == 0
     assert ended.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
         ".ended.parquet.job.json",
@@ -186,7 +195,10 @@ def test_a_full_disk_is_one_line_and_finished_parts_are_kept(
             "there is no image in .; in a folder only files with the suffix of an image",
         ),
         (("features", __file__, "-o", "out.txt"), "-o out.txt: its suffix must be one of .parquet or .npy"),
-        (("classify", __file__, "-o", "no/such/out.csv", *SMALL), "no/such/out.csv.parts cannot be written: No such"),
+        (
+            ("classify", __file__, "-o", "no/such/out.csv", "--model", "null"),
+            "no/such/out.csv.parts cannot be written: No such",
+        ),
         (("classify", __file__, "-o", "out.csv", "--model", "resnet5"), "no model is named 'resnet5'"),
     ],
 )

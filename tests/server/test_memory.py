@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -21,10 +22,10 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_five_hundred_requests_cost_no_lasting_memory(
-    start_server: Callable[..., Any], clock_jpeg: bytes
+    start_server: Callable[..., Any], clock_jpeg: bytes, small_model: Path
 ) -> None:
-    # The smallest network of the catalog: what could leak is on the way to it and back.
-    server = start_server(GRADLESS_MODELS="shufflenet_v2_x0_5:random")
+    # What could leak is on the way to the network and back.
+    server = start_server(GRADLESS_MODELS=str(small_model))
     process = psutil.Process(server.process.pid)
 
     async def call(http: httpx2.AsyncClient, requests: int) -> None:

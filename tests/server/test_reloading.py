@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 pytestmark = pytest.mark.anyio
 
 CLIENTS = 16
-_PAUSE_S = 0.05
+_PAUSE_S = 0.1
 RELOADS = 3
 # What the first loads of a process bring for good, and how its heap is cut up then, is there after these.
 LOADS_BEFORE = 4
@@ -87,10 +87,10 @@ class _Crowd:
 
 
 async def _left(process: psutil.Process) -> Vitals:
-    """Wait until all clients have disconnected."""
+    """Wait until the connections of all clients are closed on this side too."""
     # Another process's connections have no event to wait for.
     while any(  # noqa: ASYNC110
-        to.status == psutil.CONN_ESTABLISHED for to in process.net_connections("tcp")
+        to.status != psutil.CONN_LISTEN for to in process.net_connections("tcp")
     ):
         await asyncio.sleep(0.05)
     return _vitals(process)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,12 +49,10 @@ def test_the_second_printed_command_answers_a_feature_vector(commands: list[str]
 
 
 def test_the_third_printed_command_shows_that_only_the_grad_mode_retains_memory(
-    start_server: Callable[..., Any],
+    start_server: Callable[..., Any], small_model: Path
 ) -> None:
-    # A small network: it compares seven ways to run batches of eight, twelve times each.
-    server = start_server(
-        GRADLESS_MODELS="shufflenet_v2_x0_5:random", GRADLESS_BACKEND="eager", GRADLESS_LOG_FORMAT="console"
-    )
+    # It compares seven ways to run batches of eight, twelve times each.
+    server = start_server(GRADLESS_MODELS=str(small_model), GRADLESS_BACKEND="eager", GRADLESS_LOG_FORMAT="console")
     answer = run_in_shell(commands_of(server)[2])
     retained = {arm["arm"]: arm["retained_bytes"] for arm in answer["arms"]}
     assert retained.pop("grad") > 0

@@ -17,24 +17,32 @@ _USER = 12345
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-def _enter_user_namespace() -> None:
-    user, group = os.geteuid(), os.getegid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    _check(libc.unshare(_CLONE_NEWUSER))
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def enter_namespaces(user: int, namespaces: int = 0) -> None:
+    """Enter a user namespace, as this user, and others, by their flags of unshare(2)."""
+    own_user, own_group = os.geteuid(), os.getegid()
+    check(libc.unshare(_CLONE_NEWUSER | namespaces))
     process = Path("/proc/self")
     (process / "setgroups").write_text("deny")
-    (process / "uid_map").write_text(f"{_USER} {user} 1")
-    (process / "gid_map").write_text(f"{_USER} {group} 1")
+    (process / "uid_map").write_text(f"{user} {own_user} 1")
+    (process / "gid_map").write_text(f"{user} {own_group} 1")
+
+
+def _drop_capabilities() -> None:
     header, no_capabilities = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0), (ctypes.c_uint32 * 6)()
-    _check(libc.capset(header, no_capabilities))
+    check(libc.capset(header, no_capabilities))
 
 
-def _check(status: int) -> None:
+def check(status: int) -> None:
+    """Raise OSError if a call of libc has failed."""
     if status:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 if __name__ == "__main__":
-    _enter_user_namespace()
+    enter_namespaces(_USER)
+    _drop_capabilities()
     main()

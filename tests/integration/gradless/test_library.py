@@ -84,11 +84,6 @@ def test_no_submodule_replaces_an_exported_function() -> None:
     assert modules.isdisjoint(gradless.__all__)
 
 
-def test_the_records_are_imported_without_torch() -> None:
-    done = run(ROOT, "-c", "import sys, gradless.records; assert 'torch' not in sys.modules")
-    assert (done.stderr, done.returncode) == ("", 0)
-
-
 def test_the_former_package_exports_the_same_functions() -> None:
     assert gradmodes.compare is gradless.compare
     assert gradmodes.retained_bytes is gradless.retained_bytes

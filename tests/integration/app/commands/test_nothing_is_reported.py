@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 # Each look-up and each connection of the process, whichever thread or library makes it.
 _WATCHED = """
 import sys
@@ -31,37 +29,7 @@ finally:
 """
 
 
-_NETWORK = """
-from torch import nn
-
-
-def build(num_classes=10):
-    return nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
-"""
-
-_DESCRIPTION = """
-architecture = "net:build"
-weights = "random"
-[transform]
-resize = 36
-crop = 32
-interpolation = "bilinear"
-mean = [0.5, 0.5, 0.5]
-std = [0.5, 0.5, 0.5]
-"""
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A model folder with a network that is converted in a moment."""
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "net.py").write_text(_NETWORK)
-    (folder / "model.toml").write_text(_DESCRIPTION)
-    return folder
-
-
-def test_serving_opens_no_connection_and_writes_nothing_to_the_home_folder(model: Path, tmp_path: Path) -> None:
+def test_serving_opens_no_connection_and_writes_nothing_to_the_home_folder(small_model: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
     # Without the variables by which OpenVINO detects CI, where it reports nothing.
@@ -73,7 +41,7 @@ def test_serving_opens_no_connection_and_writes_nothing_to_the_home_folder(model
     }
     # The arm `grad` is PyTorch's own forward.
     arms = ["--arms", "grad,served", "--batch-size", "1", "--iterations", "1"]
-    arguments = ["compare", str(model), *arms]
+    arguments = ["compare", str(small_model), *arms]
     done = subprocess.run(
         [sys.executable, "-c", _WATCHED, *arguments],
         env=environment,
